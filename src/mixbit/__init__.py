@@ -1,0 +1,82 @@
+"""mixbit: how many bits every weight and every activation of a trained network deserves.
+
+Names load on first use, so that `import mixbit` and the command line start without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mixbit.budget import Budget
+    from mixbit.errors import InfeasibleBudget, InvalidInput, MixbitError, TargetMismatch, UnsupportedModel
+    from mixbit.graph import Graph, capture
+    from mixbit.layers import find_layers
+    from mixbit.measurement import measure
+    from mixbit.pipeline import auto_quantize
+    from mixbit.plan import Plan
+    from mixbit.scheme import Scheme
+    from mixbit.search import search
+    from mixbit.sensitivity import Sensitivity
+    from mixbit.simulate import quantize
+    from mixbit.targets import export
+    from mixbit.task import Task
+    from mixbit.verification import verify
+
+__all__ = [
+    "Budget",
+    "Graph",
+    "InfeasibleBudget",
+    "InvalidInput",
+    "MixbitError",
+    "Plan",
+    "Scheme",
+    "Sensitivity",
+    "TargetMismatch",
+    "Task",
+    "UnsupportedModel",
+    "auto_quantize",
+    "capture",
+    "export",
+    "find_layers",
+    "measure",
+    "quantize",
+    "search",
+    "verify",
+]
+
+# No module has the name of a public function, since importing it would put it in the function's place; but
+# `mixbit.search` is both the folder and the function: see the end of its `__init__.py`.
+_HOMES = {
+    "Budget": "budget",
+    "Graph": "graph",
+    "InfeasibleBudget": "errors",
+    "InvalidInput": "errors",
+    "MixbitError": "errors",
+    "Plan": "plan",
+    "Scheme": "scheme",
+    "Sensitivity": "sensitivity",
+    "TargetMismatch": "errors",
+    "Task": "task",
+    "UnsupportedModel": "errors",
+    "auto_quantize": "pipeline",
+    "capture": "graph",
+    "export": "targets",
+    "find_layers": "layers",
+    "measure": "measurement",
+    "quantize": "simulate",
+    "search": "search",
+    "verify": "verification",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'mixbit' has no attribute {name!r}")
+    module = import_module(f"mixbit.{_HOMES[name]}")
+    value = module if name == _HOMES[name] else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

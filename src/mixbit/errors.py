@@ -1,0 +1,43 @@
+"""The errors mixbit raises on purpose; each says what, where, the value, and the way out."""
+
+
+class MixbitError(Exception):
+    """Base of every error that mixbit raises on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 2
+
+
+class InvalidInput(MixbitError):
+    """An argument, a file, a batch or a model cannot be used as given."""
+
+
+class UnsupportedModel(MixbitError):
+    """The model cannot be captured: the message names the line of the user's code and what to do."""
+
+
+class InfeasibleBudget(MixbitError):
+    """No plan keeps within every limit.
+
+    Attributes:
+        reachable: For each limited resource, the smallest and largest use over all plans, in its own unit.
+        binding: Indices of the layers that hold most of the resource even at their cheapest choice.
+    """
+
+    exit_code = 3
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reachable: tuple[tuple[float, float], ...] = (),
+        binding: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.reachable = reachable
+        self.binding = binding
+
+
+class TargetMismatch(MixbitError):
+    """The artefact does not do, weigh or hold what was promised."""
+
+    exit_code = 4

@@ -1,0 +1,94 @@
+"""Files that appear whole or not at all."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mixbit.errors import InvalidInput
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON value; raise InvalidInput with the place where the file stops being JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InvalidInput(f"{path}: not valid JSON ({error})") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write the text beside `path` and rename it there, so that readers never see half a file."""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON value, indented; NaN and infinity are refused by the format and become null before."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def check_new_file(path: Path, *, force: bool) -> None:
+    """Raise InvalidInput unless a new file can be put at `path` (or replace the one there, with force)."""
+    if path.is_dir():
+        raise InvalidInput(f"{path}: a folder; give the name of a file")
+    if path.exists() and not force:
+        raise InvalidInput(f"{path}: exists already; choose another name or pass --force to replace it")
+    if not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise InvalidInput(f"{path}: no folder that can be written to; make it, or choose another place")
+
+
+def check_writable_folder(path: Path, *, force: bool) -> None:
+    """Raise InvalidInput unless a new folder can be put at `path` (or replace what is there, with force)."""
+    nearest = path.absolute()
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise InvalidInput(f"{nearest}: a file is in the way; choose another folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InvalidInput(f"{path}: no permission to write there; choose another folder")
+    if not force and nearest == path.absolute() and any(path.iterdir()):
+        raise InvalidInput(f"{path}: the folder is not empty; choose another or pass --force to replace it")
+
+
+@contextmanager
+def whole_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path` when the block ends well and vanishes otherwise.
+
+    With `force` the files replace those of the same names at `path`, one by one; other files there stay.
+    """
+    check_writable_folder(path, force=force)
+    # A rename does not leave a file system, and a folder that is there already may be one of its own (a mount point).
+    place = path if path.exists() else path.absolute().parent
+    place.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=place, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o777 & ~_umask())
+        if place == path:
+            for file in sorted(temporary.iterdir()):
+                os.replace(file, path / file.name)
+        else:
+            os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
