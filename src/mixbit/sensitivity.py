@@ -1,0 +1,182 @@
+"""The table of predicted loss increase: layers x choices, with standard errors and usage (numpy only)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mixbit.errors import InvalidInput
+from mixbit.files import read_json, write_text
+from mixbit.scheme import Scheme
+
+FloatArray = NDArray[np.float64]
+
+USAGE = {"weight_bytes", "weight_bits", "bit_ops"}  # what every table holds
+
+
+@dataclass(frozen=True, eq=False)
+class Sensitivity:
+    """Predicted loss increase of every choice of every layer; L layers, C choices.
+
+    Attributes:
+        layers: Names of the layers, in execution order.
+        choices: Schemes, as text.
+        loss: [L, C] expected increase of the loss (nats where the metric allows); inf where not offered.
+        standard_error: [L, C] of the same unit; inf from a single sample.
+        usage: Resource -> [L, C]: `weight_bytes`, `weight_bits`, `bit_ops`, and any other.
+        numel: [L] number of weights.
+        macs: [L] multiply-accumulates of one sample.
+        ties: Groups of layers that take the same choice.
+        input_ties: Groups of layers that read the same tensor and so take the same input format.
+        metric: Name of the metric that made the table.
+        target: Name of the target whose choices these are.
+        fingerprint: Which model: see `Plan.fingerprint`.
+        num_samples: Calibration samples behind each entry.
+        seed: Seed of the draws.
+    """
+
+    layers: tuple[str, ...]
+    choices: tuple[str, ...]
+    loss: FloatArray
+    standard_error: FloatArray
+    usage: dict[str, FloatArray]
+    numel: FloatArray
+    macs: FloatArray
+    ties: tuple[tuple[int, ...], ...]
+    input_ties: tuple[tuple[int, ...], ...]
+    metric: str
+    target: str
+    fingerprint: str
+    num_samples: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        self._check_names()
+        missing = USAGE - self.usage.keys()
+        if missing:
+            raise InvalidInput(f"sensitivity: the usage lacks {', '.join(sorted(missing))}; measure again")
+        rows, table = (len(self.layers),), (len(self.layers), len(self.choices))
+        self._check_numbers("loss", self.loss, table, finite=False)
+        offered = np.isfinite(self.loss)
+        self._check_numbers("standard_error", self.standard_error, table, finite=offered & (self.num_samples > 1))
+        for name, values in self.usage.items():
+            self._check_numbers(name, values, table, finite=offered)
+        self._check_numbers("numel", self.numel, rows, finite=True)
+        self._check_numbers("macs", self.macs, rows, finite=True)
+        for layer, row in zip(self.layers, offered, strict=True):
+            if not row.any():
+                raise InvalidInput(f"sensitivity: no choice of {layer} can run; offer more choices")
+
+    def _check_names(self) -> None:
+        for word, names in (("layer", self.layers), ("choice", self.choices)):
+            if len(set(names)) < len(names):
+                raise InvalidInput(f"sensitivity: {word} {max(names, key=names.count)} stands twice; measure again")
+        for choice in self.choices:
+            Scheme.parse(choice)
+        for index in (index for tie in (*self.ties, *self.input_ties) for index in tie):
+            if not 0 <= index < len(self.layers):
+                raise InvalidInput(f"sensitivity: a tie names layer {index}, but there are {len(self.layers)} layers")
+
+    def _check_numbers(
+        self, name: str, values: FloatArray, shape: tuple[int, ...], *, finite: NDArray[np.bool_] | bool
+    ) -> None:
+        """Raise InvalidInput unless the values have that shape, and none is NaN or -inf, nor +inf where `finite`."""
+        if values.shape != shape:
+            raise InvalidInput(f"sensitivity: {name} has shape {values.shape}, expected {shape}")
+        wrong = np.isnan(values) | np.isneginf(values) | (np.isposinf(values) & finite)
+        if wrong.any():
+            place = tuple(np.argwhere(wrong)[0])
+            raise InvalidInput(f"sensitivity: {name} of {self.layers[place[0]]} is {values[place]}; measure again")
+
+    def save(self, path: str | Path) -> None:
+        """Write the table as JSON; entries that are not offered are null."""
+        stored = _Stored(
+            version=1,
+            layers=list(self.layers),
+            choices=list(self.choices),
+            loss=_nullable(self.loss),
+            standard_error=_nullable(self.standard_error),
+            usage={name: _nullable(values) for name, values in self.usage.items()},
+            numel=self.numel.tolist(),
+            macs=self.macs.tolist(),
+            ties=[list(group) for group in self.ties],
+            input_ties=[list(group) for group in self.input_ties],
+            metric=self.metric,
+            target=self.target,
+            fingerprint=self.fingerprint,
+            num_samples=self.num_samples,
+            seed=self.seed,
+        )
+        write_text(Path(path), stored.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Sensitivity":
+        """Read a table that `save` wrote; raise InvalidInput for anything else."""
+        try:
+            stored = _Stored.model_validate(read_json(Path(path)))
+        except ValidationError as error:
+            raise InvalidInput(f"{path}: not a sensitivity table: {first_problem(error)}") from error
+        try:
+            return cls(
+                layers=tuple(stored.layers),
+                choices=tuple(stored.choices),
+                loss=_array(stored.loss),
+                standard_error=_array(stored.standard_error),
+                usage={name: _array(values) for name, values in stored.usage.items()},
+                numel=np.array(stored.numel),
+                macs=np.array(stored.macs),
+                ties=tuple(tuple(group) for group in stored.ties),
+                input_ties=tuple(tuple(group) for group in stored.input_ties),
+                metric=stored.metric,
+                target=stored.target,
+                fingerprint=stored.fingerprint,
+                num_samples=stored.num_samples,
+                seed=stored.seed,
+            )
+        except InvalidInput as error:
+            raise InvalidInput(f"{path}: {error}") from error
+        except ValueError as error:
+            raise InvalidInput(f"{path}: rows of different lengths ({error})") from error
+
+
+Entry = Annotated[float, Field(allow_inf_nan=False)] | None
+
+
+class _Stored(BaseModel):
+    """The file: unknown keys refused, null for entries that are not offered."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Annotated[int, Field(ge=1, le=1)]
+    layers: Annotated[list[str], Field(min_length=1)]
+    choices: Annotated[list[str], Field(min_length=1)]
+    loss: list[list[Entry]]
+    standard_error: list[list[Entry]]
+    usage: dict[str, list[list[Entry]]]
+    numel: list[float]
+    macs: list[float]
+    ties: list[list[int]]
+    input_ties: list[list[int]]
+    metric: str
+    target: str
+    fingerprint: str
+    num_samples: int
+    seed: int
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem that pydantic found, as `place: what (value)`."""
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"]) or "the file"
+    return f"{place}: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r:.80})"
+
+
+def _nullable(values: FloatArray) -> list[list[Entry]]:
+    return [[float(value) if np.isfinite(value) else None for value in row] for row in values]
+
+
+def _array(rows: list[list[Entry]]) -> FloatArray:
+    return np.array([[np.inf if value is None else value for value in row] for row in rows], dtype=float)

@@ -1,0 +1,183 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Categorical, MultivariateNormal, kl_divergence
+
+from mixbit.errors import InvalidInput
+from mixbit.task import TASKS, Inputs, Task, split_batch
+
+CLASSIFICATION, REGRESSION = Task.classification(), Task.regression()
+
+
+def all_draws(task, outputs, monkeypatch):
+    """[2^C, C]: the vector that each way to choose C signs makes of one sample's outputs [C]."""
+    count = len(outputs)
+    bits = torch.tensor(list(itertools.product((0, 1), repeat=count)))
+    monkeypatch.setattr(torch, "randint", lambda low, high, shape, generator: bits)
+    rows = outputs.expand(2**count, count).clone().requires_grad_()
+    task.draw(rows, torch.Generator()).backward()
+    return rows.grad
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5])
+@pytest.mark.parametrize("confidence", [0.0, 1.0, 6.0])
+def test_draws_of_classes_have_mean_zero_and_the_fisher_information(classes, confidence, monkeypatch):
+    torch.manual_seed(classes)
+    logits = confidence * torch.randn(classes, dtype=torch.float64)
+    v = all_draws(CLASSIFICATION, logits, monkeypatch)
+    p = logits.softmax(0)
+    torch.testing.assert_close(v.mean(0), torch.zeros_like(p), rtol=0, atol=1e-15)
+    torch.testing.assert_close(v.T @ v / len(v), p.diag() - p.outer(p), rtol=1e-12, atol=1e-15)
+
+
+def test_draws_of_numbers_have_mean_zero_and_covariance_one(monkeypatch):
+    v = all_draws(REGRESSION, torch.randn(4, dtype=torch.float64), monkeypatch)
+    torch.testing.assert_close(v.mean(0), torch.zeros(4, dtype=torch.float64))
+    torch.testing.assert_close(v.T @ v / len(v), torch.eye(4, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("task", [CLASSIFICATION, REGRESSION], ids=["classification", "regression"])
+def test_draws_follow_the_generator_and_differ_between_samples(task):
+    def draw(seed):
+        outputs = torch.zeros(50, 4, requires_grad=True)
+        task.draw(outputs, torch.Generator().manual_seed(seed)).backward()
+        return outputs.grad
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+    assert len(draw(1).unique(dim=0)) > 5
+
+
+def test_divergence_of_classes_is_torchs():
+    torch.manual_seed(0)
+    first, second = (3 * torch.randn(2, 20, 5, dtype=torch.float64)).unbind()
+    expected = kl_divergence(Categorical(logits=first), Categorical(logits=second))
+    torch.testing.assert_close(CLASSIFICATION.divergence(first, second), expected)
+    assert CLASSIFICATION.divergence(first, first + 7).abs().max() < 1e-12  # logits have no zero
+
+
+def test_divergence_of_numbers_is_torchs():
+    torch.manual_seed(0)
+    first, second = torch.randn(2, 20, 3, dtype=torch.float64).unbind()
+    one = torch.eye(3, dtype=torch.float64)
+    expected = kl_divergence(MultivariateNormal(first, one), MultivariateNormal(second, one))
+    torch.testing.assert_close(REGRESSION.divergence(first, second), expected)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_half_the_fisher_information_is_the_divergence_to_second_order(name, monkeypatch):
+    """What the metric `fisher` rests on, for both tasks."""
+    torch.manual_seed(0)
+    task = Task.named(name)
+    outputs, step = torch.randn(2, 4, dtype=torch.float64).unbind()
+    v = all_draws(task, outputs, monkeypatch)
+    predicted = 0.5 * (v @ (1e-4 * step)).square().mean()
+    torch.testing.assert_close(
+        task.divergence(outputs[None], (outputs + 1e-4 * step)[None])[0], predicted, rtol=1e-3, atol=0
+    )
+
+
+def test_tasks_go_by_name():
+    assert Task.named("classification").has_accuracy
+    assert not Task.named("regression").has_accuracy
+    with pytest.raises(InvalidInput, match="task 'detection' is unknown; known: classification, regression"):
+        Task.named("detection")
+
+
+LOGITS = torch.randn(3, 4)
+
+
+@pytest.mark.parametrize(
+    "returned",
+    [LOGITS, (LOGITS, torch.randn(3, 9)), {"aux": torch.randn(3, 9), "logits": LOGITS}, [[LOGITS]], {"out": LOGITS}],
+    ids=["tensor", "tuple", "logits", "nested", "first"],
+)
+def test_outputs_are_found_in_what_the_model_returns(returned):
+    assert CLASSIFICATION.outputs(returned) is LOGITS
+
+
+def test_outputs_of_regression_are_flat():
+    assert REGRESSION.outputs(torch.randn(3, 4, 5)).shape == (3, 20)
+    assert REGRESSION.outputs(torch.randn(3)).shape == (3, 1)
+
+
+@pytest.mark.parametrize("returned", [None, {}, torch.tensor(1.0), torch.zeros(3, 4, dtype=torch.long), "logits"])
+@pytest.mark.parametrize("task", [CLASSIFICATION, REGRESSION], ids=["classification", "regression"])
+def test_returns_without_outputs_are_refused(returned, task):
+    with pytest.raises(InvalidInput, match="no floating-point tensor with a batch dimension"):
+        task.outputs(returned)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (3, 1), (3,)])
+def test_classes_need_a_row_of_logits(shape):
+    with pytest.raises(InvalidInput, match=r"the model returns \[3.*use task regression"):
+        CLASSIFICATION.outputs(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([0.0, 1.0]), r"torch\.float32 \[2\]; give whole class numbers"),
+        (torch.tensor([[0], [1]]), r"torch\.int64 \[2, 1\]"),
+        (torch.tensor([0, 4]), r"0\.\.4 found, but the model has classes 0\.\.3"),
+        (torch.tensor([-100, 2]), r"-100\.\.2 found"),
+        ([0, 1], "a list; give a tensor"),
+    ],
+)
+def test_labels_that_are_no_class_numbers_are_refused(labels, message):
+    with pytest.raises(InvalidInput, match=message):
+        CLASSIFICATION.check_labels(labels, 4)
+    REGRESSION.check_labels(labels, 4)  # which does not use them
+
+
+@pytest.mark.parametrize("labels", [[0, 3], []])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
+def test_class_numbers_are_accepted(labels, dtype):
+    CLASSIFICATION.check_labels(torch.tensor(labels, dtype=dtype), 4)
+
+
+X, M, Y = torch.randn(3, 2), torch.randn(3, 5), torch.tensor([0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("batch", "num_inputs", "args", "kwargs", "has_labels"),
+    [
+        (X, None, [X], {}, False),
+        ((X,), None, [X], {}, False),
+        ((X, Y), None, [X], {}, True),
+        ([X, Y], None, [X], {}, True),
+        ((X, M, Y), None, [X, M], {}, True),
+        ((X, Y), 1, [X], {}, True),
+        ((X, M), 2, [X, M], {}, False),
+        ((X, M, Y), 2, [X, M], {}, True),
+        ((X,), 1, [X], {}, False),
+        ({"x": X, "labels": Y}, 0, [], {"x": X}, True),
+        ({"x": X, "mask": M}, 0, [], {"x": X, "mask": M}, False),
+    ],
+)
+def test_a_batch_splits_into_inputs_and_labels(batch, num_inputs, args, kwargs, has_labels):
+    inputs, labels = split_batch(batch, num_inputs)
+    assert all(one is other for one, other in zip(inputs.args, args, strict=True))
+    assert inputs.kwargs == kwargs
+    assert labels is (Y if has_labels else None)
+    assert inputs.batch_size == 3
+
+
+def test_inputs_describe_themselves():
+    assert Inputs.of({"x": X, "n": 2}).describe() == "{'x': (3, 2), 'n': 2}"
+    assert Inputs.of((X, M)).describe() == "((3, 2), (3, 5))"
+    with pytest.raises(InvalidInput, match="a ndarray; give a tensor, a tuple or a dict"):
+        Inputs.of(np.zeros(3))
+    with pytest.raises(InvalidInput, match="must be one batch size, found"):
+        print(Inputs.of((X, torch.zeros(2))).batch_size)
+    with pytest.raises(InvalidInput, match="must be one batch size"):
+        print(Inputs.of(torch.tensor(1.0)).batch_size)
+
+
+def test_inputs_map_tensors_only():
+    mapped = Inputs.of({"x": X, "n": 2, "more": [M]}).map(lambda leaf: leaf[:1])
+    assert mapped.kwargs["n"] == 2
+    assert mapped.kwargs["more"][0].shape == (1, 5)
+    assert mapped.to(torch.device("cpu")).tensors[0].shape == (1, 2)
