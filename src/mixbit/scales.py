@@ -1,0 +1,95 @@
+"""Scales of weights: chosen per output channel by the error of the operator's output."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from mixbit.affine import dequantize, min_max_scale, quantize
+from mixbit.calibrate import Calibration
+from mixbit.graph import Graph
+from mixbit.layers import Layer
+from mixbit.nodes import argument, get_tensor
+from mixbit.operators import FEW_ELEMENTS, Operation, can_take_bias, run_stacked, stack_weights
+from mixbit.quantizer import Quantizer
+from mixbit.scheme import Format
+
+NUM_RATIOS = 12
+#: Least share of the min-max scale that is tried. Clipping shrinks large weights together, an error that adds up over
+#: layers and that one layer's output does not show, so it is kept small; with two bits rounding costs more than that.
+LEAST_RATIO = {2: 0.45}
+LEAST_RATIO_OTHERWISE = 0.6
+
+
+def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calibration) -> Quantizer:
+    """The quantizer of one layer's weight, a symmetric scale per output channel.
+
+    Of NUM_RATIOS shares r of the channel's min-max scale, the one with the least mean square of op(x, Q_r(W) - W) over
+    the calibration's sample inputs, its mean taken off where bias correction does so. The error of the weight alone
+    is no guide: it prefers clipping that costs accuracy. A weight that no operator reads through a tensor of floats
+    (an embedding) keeps min-max scales.
+    """
+    known = calibration.scales.get((layer.name, fmt))
+    if known is None:
+        known = calibration.scales[layer.name, fmt] = _least_output_error(graph, layer, fmt, calibration)
+    return Quantizer(layer.name, fmt, layer.axis, known, torch.zeros_like(known))
+
+
+@torch.no_grad()
+def _least_output_error(graph: Graph, layer: Layer, fmt: Format, calibration: Calibration) -> Tensor:
+    weight = get_tensor(graph.module, layer.name).detach()
+    widest = min_max_scale(weight, layer.axis, fmt)
+    operations = [operation for operation in layer.operations if operation.input is not None]
+    if not operations:
+        return widest
+    ratios = torch.linspace(1.0, LEAST_RATIO.get(fmt.bits, LEAST_RATIO_OTHERWISE), NUM_RATIOS).to(widest)
+    scales = ratios.unsqueeze(1) * widest
+    totals = []
+    for some in scales.split(max(1, FEW_ELEMENTS // weight.numel())):
+        errors = _rounding_errors(weight, some, layer.axis, fmt)
+        each = [_output_errors(graph, layer, operation, calibration, errors) for operation in operations]
+        totals.append(torch.stack(each).sum(0))
+    return scales.gather(0, torch.cat(totals).argmin(0, keepdim=True)).squeeze(0)
+
+
+def _rounding_errors(weight: Tensor, scales: Tensor, axis: int, fmt: Format) -> Tensor:
+    """[R, *weight]: Q(W) - W for scales [R, channels], all in one go."""
+    channels_first = weight.movedim(axis, 0)
+    tiled = channels_first.expand(len(scales), *channels_first.shape).flatten(0, 1)
+    scale = scales.flatten()
+    zero = torch.zeros_like(scale)
+    errors = dequantize(quantize(tiled, scale, zero, 0, *fmt.integer_range), scale, zero, 0) - tiled
+    return errors.unflatten(0, scales.shape).movedim(1, axis + 1)
+
+
+def _output_errors(
+    graph: Graph, layer: Layer, operation: Operation, calibration: Calibration, errors: Tensor
+) -> Tensor:
+    """[R, channels of the weight's axis] mean square of the operator's output for each error.
+
+    Its mean is taken off where a bias does so.
+    """
+    node, x = graph.node(operation.node), calibration.samples[operation.node]
+    centred = can_take_bias(node, operation)
+    if operation.channels_last:
+        return _matrix_errors(x.flatten(0, -2), errors.movedim(layer.axis + 1, 1), centred=centred)
+    example, output = graph.shapes[argument(node, operation.data).name], graph.shapes[operation.node]
+    elements = max(1, x.numel() * math.prod(output) // math.prod(example))
+    rows = []
+    for some in errors.split(max(1, FEW_ELEMENTS // elements)):
+        outputs = run_stacked(node, operation, x, stack_weights(node, operation, list(some)), len(some))
+        positions = [1, *range(3, outputs.ndim)]
+        if centred:
+            outputs = outputs - outputs.mean(positions, keepdim=True)
+        rows.append(outputs.square().mean(positions))
+    # Where a transposed convolution has groups, each index of the weight's axis is one channel of every group.
+    return torch.cat(rows).unflatten(1, (-1, layer.shape[layer.axis])).sum(1)
+
+
+def _matrix_errors(x: Tensor, errors: Tensor, *, centred: bool) -> Tensor:
+    """[R, channels] mean square over the rows of x of x @ error', by the rows' second moments where that is less."""
+    if centred:
+        x = x - x.mean(0)
+    if len(x) > x.shape[1]:
+        return ((errors @ (x.T @ x / len(x))) * errors).sum(2)
+    return (errors @ x.T).square().mean(2)

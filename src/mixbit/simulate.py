@@ -1,0 +1,181 @@
+"""quantize(): insert quantizers into a graph and correct the biases; the result evaluates and trains."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from mixbit.calibrate import Calibration, calibrate, mean_output
+from mixbit.errors import InvalidInput
+from mixbit.exporting import copy_module
+from mixbit.fold import set_bias
+from mixbit.graph import Graph
+from mixbit.layers import Layer, convolved, find_layers, inputs_between, model_fingerprint
+from mixbit.nodes import argument, get_tensor, tensor_of
+from mixbit.operators import can_take_bias
+from mixbit.plan import Plan
+from mixbit.quantizer import Quantizer
+from mixbit.scales import weight_quantizer
+from mixbit.scheme import Format
+from mixbit.target import Target, find_target
+from mixbit.task import split_batch
+
+BETWEEN = Format(8, "tensor", symmetric=False)
+
+
+def quantize(
+    graph: Graph,
+    plan: Plan,
+    batches: Iterable[Any] | Calibration,
+    *,
+    bias_correction: bool = True,
+) -> Graph:
+    """The graph with the plan's quantizers, simulated in float: a module that evaluates and trains.
+
+    Weights: symmetric, a scale per output channel, nearest rounding. Activations: one quantizer per tensor, shared by
+    everyone who reads it, with a static range. Bias correction subtracts from each operator's bias the mean error
+    of its output that the rounding of its weight makes on the calibration data. Where weight and input are integers,
+    a bias is a whole multiple of the product of their scales, as runtimes hold it.
+
+    Args:
+        graph: A captured graph in float; it is left as it is.
+        plan: A scheme for every layer, for the target it names.
+        batches: Calibration data, labels ignored; or a calibration of this graph.
+        bias_correction: Whether to correct biases.
+
+    Raises:
+        InvalidInput: the plan is of another model, offers what the target does not run, or the data does not fit.
+    """
+    layers = check_plan(graph, plan)
+    if not isinstance(batches, Calibration):
+        batches = calibrate(graph, layers, [split_batch(batch, len(graph.example.args))[0] for batch in batches])
+    batches.check_layers(layers)
+    formats = activation_formats(graph, layers, plan, find_target(plan.target))
+    activations = {
+        name: batches.quantizer(name, fmt, graph.device)
+        for name, fmt in formats.items()
+        if batches.histograms[name].finite  # a mask of -inf, which no integer holds, stays in float
+    }
+    weights, biases = [], {}
+    for layer in layers:
+        fmt = plan.scheme(layer.name).weight
+        if fmt is not None:
+            weights.append(weight_quantizer(graph, layer, fmt, batches))
+            biases |= _biases(graph, layer, weights[-1], batches if bias_correction else None, activations)
+    return assemble(graph, plan, [*weights, *activations.values()], biases)
+
+
+def check_plan(graph: Graph, plan: Plan) -> tuple[Layer, ...]:
+    """The graph's layers; raise InvalidInput unless the plan fits them and its target runs every scheme."""
+    if graph.plan is not None:
+        raise InvalidInput("graph: quantized already; quantize the captured graph")
+    layers = find_layers(graph)
+    plan.check_model([layer.name for layer in layers], model_fingerprint(layers))
+    find_target(plan.target).schemes(sorted(set(plan.layers.values())))
+    return layers
+
+
+def activation_formats(graph: Graph, layers: tuple[Layer, ...], plan: Plan, target: Target) -> dict[str, Format]:
+    """Node name -> format, for every activation that the plan and the target quantize.
+
+    The inputs of layers take their layer's input format; those of operators between layers take 8 bits where the
+    target runs the operator in integers and some layer has a quantized input.
+
+    Raises:
+        InvalidInput: two layers that read the same tensor take different input formats.
+    """
+    wanted: dict[str, tuple[Format | None, str]] = {}
+    for layer in layers:
+        fmt = plan.scheme(layer.name).input
+        for name in layer.inputs:
+            other, owner = wanted.setdefault(name, (fmt, layer.name))
+            if other != fmt:
+                raise InvalidInput(
+                    f"plan: {owner} ({plan.layers[owner]}) and {layer.name} ({plan.layers[layer.name]}) read the same "
+                    "tensor; give both the same input format"
+                )
+    formats = {name: fmt for name, (fmt, _) in wanted.items() if fmt is not None}
+    if formats:
+        for name in inputs_between(graph, layers, target.integer_operators, inside=target.adds_into_layers):
+            if name not in wanted:
+                formats[name] = BETWEEN
+    if target.quantized_outputs:
+        for layer in layers:
+            if plan.scheme(layer.name).input is not None:
+                formats |= {name: BETWEEN for name in convolved(graph, layer) if name not in wanted | formats}
+    return formats
+
+
+def assemble(graph: Graph, plan: Plan, quantizers: list[Quantizer], biases: dict[str, Tensor]) -> Graph:
+    """A copy of the graph with these quantizers on their tensors and these biases (operator's node -> bias)."""
+    simulated = dataclasses.replace(graph, module=copy_module(graph.module), plan=plan)
+    module = simulated.module
+    operations = {operation.node: (layer, operation) for layer in find_layers(graph) for operation in layer.operations}
+    for name, bias in biases.items():
+        layer, operation = operations[name]
+        if operation.kind.bias is not None:
+            set_bias(module, simulated.node(name), bias, layer.name, operation.kind.bias)
+    for quantizer in quantizers:
+        if quantizer.axis is None:
+            places = [simulated.node(quantizer.tensor)]
+        else:
+            places = [node for node in module.graph.find_nodes(op="get_attr") if node.target == quantizer.tensor]
+        _insert(module, places, quantizer)
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+    return simulated
+
+
+def quantizers_of(graph: Graph) -> dict[str, Quantizer]:
+    """Name of the quantized tensor -> its quantizer."""
+    return {module.tensor: module for module in graph.module.modules() if isinstance(module, Quantizer)}
+
+
+def quantizer_path(tensor: str) -> str:
+    """Full name of the quantizer's module in the graph."""
+    return "quantizers." + tensor.replace(".", "_")
+
+
+@torch.no_grad()
+def _biases(
+    graph: Graph,
+    layer: Layer,
+    quantizer: Quantizer,
+    calibration: Calibration | None,
+    activations: Mapping[str, Quantizer],
+) -> dict[str, Tensor]:
+    """Operator's node -> bias, for every operator that has or gets one; corrected where a calibration is given."""
+    weight = get_tensor(graph.module, layer.name)
+    error = quantizer(weight) - weight
+    biases = {}
+    for operation in layer.operations:
+        node = graph.node(operation.node)
+        previous = argument(node, operation.kind.bias)
+        if not can_take_bias(node, operation) or (previous is None and calibration is None):
+            continue
+        bias = torch.zeros((), device=weight.device) if previous is None else tensor_of(graph.module, previous)
+        if calibration is not None:
+            bias = bias - mean_output(graph, operation, calibration, error)
+        read = None if operation.input is None else activations.get(operation.input)
+        if read is not None:
+            scales = read.scale * quantizer.scale
+            step = scales.repeat(bias.shape[-1] // len(scales))  # groups of a transposed convolution share theirs
+            bias = torch.round(bias / step) * step
+        biases[operation.node] = bias
+    return biases
+
+
+def _insert(module: fx.GraphModule, nodes: list[fx.Node], quantizer: Quantizer) -> None:
+    path = quantizer_path(quantizer.tensor)
+    if path in dict(module.named_modules()):
+        raise InvalidInput(f"{quantizer.tensor}: another tensor is called {path} too; rename one of the two")
+    module.add_submodule(path, quantizer)
+    last_placeholder = module.graph.find_nodes(op="placeholder")[-1]
+    for node in nodes:
+        with module.graph.inserting_after(max(node, last_placeholder)):
+            quantized = module.graph.call_module(path, (node,))
+        quantized.meta = dict(node.meta)
+        node.replace_all_uses_with(quantized, delete_user_cb=lambda user, own=quantized: user is not own)
