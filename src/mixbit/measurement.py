@@ -1,0 +1,88 @@
+"""measure(): the table of sensitivity and usage, layers x choices."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from mixbit.calibrate import Calibration, calibrate
+from mixbit.errors import InvalidInput
+from mixbit.estimate import Estimate, Question
+from mixbit.graph import Graph
+from mixbit.layers import Layer, find_layers, model_fingerprint, shared_inputs
+from mixbit.metrics import METRICS
+from mixbit.scheme import Scheme
+from mixbit.sensitivity import FloatArray, Sensitivity
+from mixbit.target import Target, find_target
+from mixbit.task import Task, split_batch
+
+
+def measure(
+    graph: Graph,
+    batches: Iterable[Any],
+    *,
+    target: str | Target,
+    task: Task | None = None,
+    metric: str | Callable[[Question], Estimate] = "fisher",
+    choices: Sequence[str] | None = None,
+    calibration: Calibration | None = None,
+    seed: int = 0,
+) -> Sensitivity:
+    """Predict what each choice of each layer costs in loss, and what it uses.
+
+    Args:
+        graph: A captured graph; it is left as it is.
+        batches: Calibration batches, labels ignored; kept in memory, since they are gone through twice.
+        target: Whose choices are offered, and whose file the bytes are counted in; its runtime is not needed.
+        task: What the outputs mean; classification where None.
+        metric: Name of a metric, or a function of the same kind.
+        choices: Schemes to offer; the target's default ones where None.
+        calibration: Of the same graph and batches, where it is at hand.
+        seed: Of every draw.
+
+    Raises:
+        InvalidInput: an unknown name, a choice that the target does not run, a graph that is quantized already, or
+            data or a calibration that does not fit.
+    """
+    target = find_target(target)
+    schemes = target.schemes(choices)
+    if isinstance(metric, str) and metric not in METRICS:
+        raise InvalidInput(f"metric {metric!r} is unknown; known: {', '.join(METRICS)}")
+    method = METRICS[metric] if isinstance(metric, str) else metric
+    if graph.plan is not None:
+        raise InvalidInput("graph: quantized already; measure the captured graph")
+    layers = find_layers(graph)
+    inputs = [split_batch(batch, len(graph.example.args))[0] for batch in batches]
+    calibration = calibration or calibrate(graph, layers, inputs)
+    calibration.check_layers(layers)
+    task = task or Task.classification()
+    estimate = method(Question(graph, layers, schemes, calibration, inputs, task, seed))
+    return Sensitivity(
+        layers=tuple(layer.name for layer in layers),
+        choices=tuple(str(scheme) for scheme in schemes),
+        loss=estimate.loss,
+        standard_error=estimate.standard_error,
+        usage=usage(layers, schemes, target),
+        numel=np.array([float(layer.numel) for layer in layers]),
+        macs=np.array([float(layer.macs) for layer in layers]),
+        ties=(),
+        input_ties=shared_inputs(layers),
+        metric=metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__),
+        target=target.name,
+        fingerprint=model_fingerprint(layers),
+        num_samples=estimate.num_samples,
+        seed=seed,
+    )
+
+
+def usage(layers: tuple[Layer, ...], schemes: tuple[Scheme, ...], target: Target) -> dict[str, FloatArray]:
+    """Resource -> [L, C]: bytes in the target's file, bits of all weights, and MACs x weight bits x input bits."""
+    rows = {
+        "weight_bytes": lambda layer, scheme: target.weight_bytes(layer.shape, layer.axis, scheme.weight),
+        "weight_bits": lambda layer, scheme: layer.numel * scheme.weight_bits,
+        "bit_ops": lambda layer, scheme: layer.macs * scheme.weight_bits * scheme.input_bits,
+    }
+    return {
+        name: np.array([[float(count(layer, scheme)) for scheme in schemes] for layer in layers])
+        for name, count in rows.items()
+    }

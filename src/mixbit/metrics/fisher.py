@@ -1,0 +1,206 @@
+"""The metric `fisher`: predicted KL divergence from per-sample gradients and the real quantization error."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional
+
+from mixbit.calibrate import mean_output
+from mixbit.estimate import Estimate, Question, RunningMean
+from mixbit.layers import Layer
+from mixbit.nodes import argument, get_tensor
+from mixbit.operators import FEW_ELEMENTS, Operation, can_take_bias, run_stacked, stack_weights
+from mixbit.progress import track
+from mixbit.samples import SampleAxis, sample_axis
+from mixbit.scales import weight_quantizer
+from mixbit.task import Inputs
+
+
+def fisher(question: Question) -> Estimate:
+    """Expected KL divergence in nats that each choice makes, to second order, for weights and inputs alike.
+
+    For sample i with loss l_i, labels drawn from the model, and a perturbation d, KL ~ 1/2 E_i[(g_i . d)^2] with
+    g_i = dl_i/dd. An operator is linear in its weight, so g_i . dW = <dl_i/dout, op(x_i, dW)>; for an activation
+    g_i . dx = <dl_i/dx, dx_i>. One forward, one backward to the activations, and one more run of each operator per
+    weight format give every entry. dW is the real rounding error; the mean of op(., dW) over the calibration data
+    is taken off, as bias correction does in the deployed network. The error of a tensor that k layers read counts
+    1/k in each, since they take the same input format. A tensor without samples of its own, as the position embedding
+    that all samples share, has one gradient for the batch: draws are independent, so that its square estimates the
+    sum over samples.
+
+    Source: A. Zandonati et al., "FIT: A Metric for Model Sensitivity", ICLR 2023 (KL ~ 1/2 d'Id), here per sample, with
+    real errors and bias correction.
+
+    Returns:
+        loss and standard error [L, C].
+    """
+    scorer = _Scorer(question)
+    generator = torch.Generator().manual_seed(question.seed)
+    entries = RunningMean((len(question.layers), len(question.schemes)))
+    for inputs in track(question.batches, "measure"):
+        with torch.enable_grad():
+            outputs = scorer.forward(inputs)
+            question.task.draw(question.task.outputs(outputs), generator).backward()
+        entries.update(scorer.take_entries(inputs.batch_size))
+    return Estimate(*entries.result())
+
+
+class _Scorer(fx.Interpreter):
+    """Runs the float graph and collects, in backward, g_i . d of every weight format and input format per sample."""
+
+    def __init__(self, question: Question) -> None:
+        super().__init__(question.graph.module)
+        self.question = question
+        self.operations = {
+            operation.node: (layer, operation) for layer in question.layers for operation in layer.operations
+        }
+        self.weight_formats = tuple(dict.fromkeys(scheme.weight for scheme in question.schemes if scheme.weight))
+        self.input_formats = tuple(dict.fromkeys(scheme.input for scheme in question.schemes if scheme.input))
+        names = [name for layer in question.layers for name in layer.inputs]
+        self.readers = {name: names.count(name) for name in names if self.input_formats}
+        device = question.graph.device
+        self.input_quantizers = {
+            name: [question.calibration.quantizer(name, fmt, device) for fmt in self.input_formats]
+            for name in self.readers
+        }
+        with torch.no_grad():
+            self.shifts = {node: self._mean_errors(*pair) for node, pair in self.operations.items()}
+        #: Layer or tensor -> [N, formats] or, where samples cannot be told apart, [1, formats], once per operation.
+        self.weight_scores: dict[str, list[Tensor]] = {}
+        self.input_scores: dict[str, list[Tensor]] = {}
+
+    def forward(self, inputs: Inputs) -> Any:
+        """What the model returns, with hooks that fill the scores in backward."""
+        leaves = [
+            leaf.detach().requires_grad_(leaf.is_floating_point()) if isinstance(leaf, Tensor) else leaf
+            for leaf in self.question.graph.leaves(inputs)
+        ]
+        return self.run(*leaves, enable_io_processing=False)
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        return super().get_attr(target, args, kwargs).detach()
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name not in self.operations and n.name not in self.input_quantizers:
+            return value
+        if not value.requires_grad:
+            value.requires_grad_(True)
+        if n.name in self.operations and self.weight_formats:
+            layer, operation = self.operations[n.name]
+            x = self.env[argument(n, operation.data)].detach()
+            value.register_hook(self._weight_hook(n, layer, operation, x))
+        if n.name in self.input_quantizers:
+            value.register_hook(self._input_hook(n, value.detach()))
+        return value
+
+    def _weight_hook(self, node: fx.Node, layer: Layer, operation: Operation, x: Tensor) -> Callable[[Tensor], None]:
+        @torch.no_grad()
+        def hook(gradient: Tensor) -> None:
+            scores = self._dot_with_errors(node, layer, operation, x, gradient)
+            self.weight_scores.setdefault(layer.name, []).append(scores)
+
+        return hook
+
+    def _input_hook(self, node: fx.Node, x: Tensor) -> Callable[[Tensor], None]:
+        axis = sample_axis(node)
+
+        @torch.no_grad()
+        def hook(gradient: Tensor) -> None:
+            products = [quantizer(x).sub_(x).mul_(gradient) for quantizer in self.input_quantizers[node.name]]
+            dots = [(part := _grouped(axis, product)).reshape(len(part), -1).sum(1) for product in products]
+            self.input_scores.setdefault(node.name, []).append(torch.stack(dots, 1))
+
+        return hook
+
+    def _errors(self, layer: Layer) -> list[Tensor]:
+        graph, calibration = self.question.graph, self.question.calibration
+        weight = get_tensor(graph.module, layer.name).detach()
+        return [weight_quantizer(graph, layer, fmt, calibration)(weight) - weight for fmt in self.weight_formats]
+
+    def _mean_errors(self, layer: Layer, operation: Operation) -> Tensor | None:
+        """[formats, channels] mean output of each error, None where no bias can take it off."""
+        graph = self.question.graph
+        if not self.weight_formats or not can_take_bias(graph.node(operation.node), operation):
+            return None
+        errors = self._errors(layer)
+        return torch.stack([mean_output(graph, operation, self.question.calibration, error) for error in errors])
+
+    def _dot_with_errors(
+        self, node: fx.Node, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor
+    ) -> Tensor:
+        """[N, formats] of <gradient_i, op(x_i, dW) - its mean>; [1, formats] where samples cannot be told apart."""
+        axis, errors, shifts = sample_axis(node), self._errors(layer), self.shifts[node.name]
+        x, gradient = _grouped(axis, x), _grouped(axis, gradient)
+        if operation.channels_last and operation.kind.input is not None:
+            x, gradient = x.flatten(1, -2), gradient.flatten(1, -2)
+            scores = _dot_with_matrices(x, gradient, torch.stack([error.movedim(layer.axis, 0) for error in errors]))
+        else:
+            rows = _dot_with_outputs(node, operation, x.flatten(0, 1), gradient.flatten(0, 1), errors)
+            scores = rows.unflatten(0, gradient.shape[:2]).sum(1)
+        if shifts is None:
+            return scores
+        sums = gradient.sum(1) if operation.channels_last else gradient.flatten(3).sum((1, 3))
+        return scores - sums @ shifts.T
+
+    def take_entries(self, batch_size: int) -> Tensor:
+        """[N, L, C] of 1/2 (g_i . d)^2, weights plus inputs, of the batch just run backward; forgets it."""
+        weights = {name: _squares(scores, batch_size) for name, scores in self.weight_scores.items()}
+        inputs = {name: _squares(scores, batch_size) for name, scores in self.input_scores.items()}
+        self.weight_scores.clear()
+        self.input_scores.clear()
+        table = torch.zeros(batch_size, len(self.question.layers), len(self.question.schemes), dtype=torch.float64)
+        for row, layer in enumerate(self.question.layers):
+            for column, scheme in enumerate(self.question.schemes):
+                if scheme.weight is not None and layer.name in weights:
+                    table[:, row, column] += weights[layer.name][:, self.weight_formats.index(scheme.weight)]
+                for name in layer.inputs:
+                    if scheme.input is not None and name in inputs:
+                        squares = inputs[name][:, self.input_formats.index(scheme.input)]
+                        table[:, row, column] += squares / self.readers[name]
+        return table
+
+
+def _grouped(axis: SampleAxis | None, x: Tensor) -> Tensor:
+    """[N, rows, ...] the rows of each sample; all rows as those of one sample where samples cannot be told apart."""
+    return x.unsqueeze(0) if axis is None else axis.group(x)
+
+
+def _dot_with_matrices(x: Tensor, gradient: Tensor, errors: Tensor) -> Tensor:
+    """[N, F] of <gradient_i, x_i @ error'> for x [N, T, K], gradient [N, T, C] and errors [F, C, K].
+
+    Equal to <gradient_i' @ x_i, error>, which is one product of matrices in place of F where T is large.
+    """
+    (_, positions, _), (count, channels, _) = x.shape, errors.shape
+    through_gradients = positions > count
+    each = errors[0].numel() if through_gradients else positions * count * channels
+    parts = []
+    for some, slopes in zip(*(part.split(max(1, FEW_ELEMENTS // each)) for part in (x, gradient)), strict=True):
+        if through_gradients:
+            parts.append((slopes.transpose(1, 2) @ some).flatten(1) @ errors.flatten(1).T)
+        else:
+            outputs = (some @ errors.flatten(0, 1).T).unflatten(2, (count, channels))
+            parts.append((outputs * slopes.unsqueeze(2)).sum((1, 3)))
+    return torch.cat(parts)
+
+
+def _dot_with_outputs(node: fx.Node, operation: Operation, x: Tensor, gradient: Tensor, errors: list[Tensor]) -> Tensor:
+    """[rows, F] of <gradient_i, op(x_i, error)>, a few rows at a time."""
+    stacked, count = stack_weights(node, operation, errors), len(errors)
+    size = max(1, FEW_ELEMENTS * len(gradient) // max(1, count * gradient.numel()))
+    parts = []
+    for some, slopes in zip(x.split(size), gradient.split(size), strict=True):
+        outputs = run_stacked(node, operation, some, stacked, count)
+        parts.append((outputs * slopes).flatten(2).sum(2).T)
+    return torch.cat(parts)
+
+
+def _squares(scores: list[Tensor], batch_size: int) -> Tensor:
+    """[N, formats] of 1/2 (sum of scores)^2; a sum over the batch stands in the first row, zeros in the others."""
+    scores = [part.cpu().double() for part in scores]
+    if any(len(part) != batch_size for part in scores):
+        total = torch.stack([part.sum(0) for part in scores]).sum(0)
+        return functional.pad(total.square().unsqueeze(0) / 2, (0, 0, 0, batch_size - 1))
+    return torch.stack(scores).sum(0).square() / 2
