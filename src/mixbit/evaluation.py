@@ -1,0 +1,83 @@
+"""Running a network over labelled batches: outputs, accuracy, divergence from the float network."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from mixbit.errors import InvalidInput
+from mixbit.graph import Graph
+from mixbit.progress import track
+from mixbit.target import Runner
+from mixbit.task import Inputs, Task
+
+Batch = tuple[Inputs, Tensor | None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a network does on a set of batches.
+
+    Attributes:
+        outputs: [N, C] on the CPU.
+        accuracy: Share of right top answers, None without labels or where the task has no top answer.
+    """
+
+    outputs: Tensor
+    accuracy: float | None
+
+    def divergence(self, reference: "Evaluation", task: Task) -> float:
+        """Mean Kullback-Leibler divergence from the reference's outputs, in nats."""
+        return float(task.divergence(reference.outputs.double(), self.outputs.double()).mean())
+
+
+def evaluate(
+    run: Callable[[Inputs], Tensor], batches: Sequence[Batch] | Iterable[Batch], task: Task, label: str
+) -> Evaluation:
+    """Run over the batches; `run` returns the task's output [n, C] of one batch.
+
+    Raises:
+        InvalidInput: no batch, or labels that are not class numbers.
+    """
+    outputs, right, labelled = [], 0, 0
+    with torch.no_grad():
+        for inputs, labels in track(batches, label):
+            output = run(inputs).detach().float().cpu()
+            outputs.append(output)
+            if labels is not None and task.has_accuracy:
+                task.check_labels(labels, output.shape[1])
+                if len(labels) != len(output):
+                    raise InvalidInput(f"labels: {len(labels)} for a batch of {len(output)} samples")
+                right += int((output.argmax(1) == labels.cpu()).sum())
+                labelled += len(labels)
+    if not outputs:
+        raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
+    return Evaluation(torch.cat(outputs), right / labelled if labelled else None)
+
+
+def graph_runner(graph: Graph, task: Task) -> Callable[[Inputs], Tensor]:
+    """The graph as `evaluate` wants it; each batch is checked against the example."""
+
+    def run(inputs: Inputs) -> Tensor:
+        graph.leaves(inputs)
+        on_device = inputs.to(graph.device)
+        return task.outputs(graph(*on_device.args, **on_device.kwargs))
+
+    return run
+
+
+def artefact_runner(runner: Runner, graph: Graph, task: Task) -> Callable[[Inputs], Tensor]:
+    """An artefact of the graph as `evaluate` wants it."""
+    with torch.no_grad():
+        example = graph.example.to(graph.device)
+        structure = pytree.tree_structure(graph(*example.args, **example.kwargs))
+
+    def run(inputs: Inputs) -> Tensor:
+        arrays = [leaf.cpu().numpy() for leaf in graph.leaves(inputs) if isinstance(leaf, Tensor)]
+        outputs = [torch.from_numpy(np.array(output)) for output in runner.run(arrays)]
+        return task.outputs(pytree.tree_unflatten(outputs, structure))
+
+    return run

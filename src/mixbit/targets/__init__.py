@@ -1,0 +1,37 @@
+"""Targets: one runtime a file, each with TARGET, write(), load() and stored()."""
+
+from pathlib import Path
+
+from mixbit.errors import InvalidInput
+from mixbit.files import whole_folder
+from mixbit.graph import Graph
+from mixbit.target import target_module
+
+
+def export(graph: Graph, *, target: str, path: str | Path, force: bool = False) -> Path:
+    """Write the quantized graph as the target's files, with plan.json beside them.
+
+    Args:
+        graph: What `quantize` returned.
+        target: Name of the target, the one that the plan was made for.
+        path: Folder; made where it does not exist.
+        force: Whether files of the same names may be replaced in a folder that is not empty.
+
+    Returns:
+        Path of the artefact.
+
+    Raises:
+        InvalidInput: the graph is not quantized or for another target, the folder cannot be used, or the target's
+            runtime is not installed.
+        UnsupportedModel: the runtime cannot express the model.
+    """
+    module = target_module(target)
+    if graph.plan is None:
+        raise InvalidInput("graph: not quantized; call quantize() before export()")
+    if graph.plan.target != target:
+        raise InvalidInput(f"target {target!r}: the plan is for {graph.plan.target}; plan again for {target}")
+    folder = Path(path)
+    with whole_folder(folder, force=force) as temporary:
+        module.write(graph, temporary)
+        graph.plan.save(temporary / "plan.json")
+    return folder / module.TARGET.artefact

@@ -1,0 +1,189 @@
+"""Editing the ONNX graph that torch exported: weights in integers, quantizers in standard operators, layers' names."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from mixbit.affine import PLANES, pack
+from mixbit.integers import IntegerWeight
+from mixbit.targets._names import FURTHER, SEPARATOR
+
+#: Operators that onnxruntime runs in integers when both inputs are; others read weights as float32.
+INTEGER_OPERATORS = ("Conv", "Gemm", "MatMul")
+_MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+#: Dimensions of a weight that Gemm and MatMul read.
+MATRIX = 2
+
+
+def store_weight(graph: Any, dequantize: Any, weight: IntegerWeight, *, quantized_input: bool) -> None:
+    """Put the weight's stored integers and the operators that unpack them in place of its DequantizeLinear.
+
+    An operator that runs in integers reads them through a DequantizeLinear of its own. Anything else reads their
+    product with the scales: onnxruntime computes that when it loads the file, but a DequantizeLinear in every run.
+    """
+    unpacked = _Unpacking(graph, weight, dequantize)
+    forms: dict[tuple[bool, bool], Any] = {}
+    for number, (node, index, transposed) in enumerate(list(readers(dequantize.outputs[0]))):
+        form = transposed, quantized_input and node.op_type in INTEGER_OPERATORS
+        if form not in forms:
+            forms[form] = unpacked.integers(transposed) if form[1] else unpacked.floats(transposed)
+        node.replace_input_with(index, forms[form])
+        name_reader(node, weight.name, number)
+
+
+def name_reader(node: Any, layer: str, number: int) -> None:
+    """Give an operator the name of the layer whose weight it reads; onnxruntime keeps names of operators."""
+    node.name = layer if number == 0 else f"{layer}{FURTHER}{number}"
+
+
+def readers(value: Any, *, transposed: bool = False) -> Iterator[tuple[Any, int, bool]]:
+    """Operator, number of its input, and whether a matrix comes transposed, for all that read the value."""
+    for node, index in list(value.uses()):
+        if node.op_type == "Transpose":
+            order = node.attributes.get_ints("perm", ())
+            swaps = list(order) != sorted(order) or not order
+            yield from readers(node.outputs[0], transposed=transposed ^ swaps)
+        else:
+            yield node, index, transposed
+
+
+def finish_activation(graph: Any, quantize: Any) -> None:
+    """Replace the cast zero point of a QuantizeLinear and its DequantizeLinear by a constant."""
+    (dequantize,) = quantize.outputs[0].consumers()
+    cast = quantize.inputs[2].producer()
+    kind = np.int8 if cast.attributes["to"].value == ir.DataType.INT8 else np.uint8
+    zero_point = cast.inputs[0].const_value.numpy().astype(kind)
+    for node in (quantize, dequantize):
+        node.replace_input_with(2, initializer(graph, f"{quantize.inputs[1].name}.zero_point", zero_point))
+
+
+def quantize_bias(graph: Any, gemm: Any) -> None:
+    """Store a Gemm's bias in int32 at the scale of its products: onnxruntime runs it in integers only then."""
+    sources = [_before_moves(value.producer()) for value in gemm.inputs[:2]]
+    bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
+    if any(node is None or node.op_type != "DequantizeLinear" for node in sources):
+        return
+    if bias is None or not bias.is_initializer() or len(bias.uses()) > 1:
+        return
+    x_scale, w_scale = (node.inputs[1].const_value.numpy().astype(np.float64) for node in sources)
+    scale = (x_scale * w_scale).astype(np.float32)
+    integers = np.rint(bias.const_value.numpy() / scale).clip(-(2**31), 2**31 - 1).astype(np.int32)
+    stored = initializer(graph, f"{bias.name}.int32", integers), initializer(graph, f"{bias.name}.scale", scale)
+    node = ir.node("DequantizeLinear", list(stored), {"axis": 0})
+    graph.insert_before(gemm, node)
+    gemm.replace_input_with(2, node.outputs[0])
+
+
+def fold_numbers(graph: Any) -> None:
+    """Make initializers of numbers behind a CastLike, which onnxruntime folds too late to fuse the clipping by them."""
+    for node in [node for node in graph if node.op_type == "CastLike"]:
+        number, kind = ir.convenience.get_const_tensor(node.inputs[0]), node.inputs[1].dtype
+        if number is not None and number.size == 1 and kind is not None:
+            value = number.numpy().astype(kind.numpy())
+            folded = initializer(graph, f"{kind.name.lower()}_{value}", value)
+            ir.convenience.replace_all_uses_with(node.outputs[0], folded)
+
+
+def drop_unused(graph: Any) -> None:
+    """Drop what nobody reads, and the exporter's notes on where each node came from, larger than small weights."""
+    for node in reversed(list(graph)):
+        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
+            graph.remove(node, safe=True)
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+    graph.metadata_props.clear()
+    for node in graph:
+        node.metadata_props.clear()
+    values = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for value in [value for value in values if not value.is_graph_output()]:
+        value.metadata_props.clear()
+        value.shape = value.type = None
+
+
+def initializer(graph: Any, name: str, array: Any) -> Any:
+    """The initializer of that name, made where there is none."""
+    if name not in graph.initializers:
+        tensor: Any = ir.tensor(np.array(array, order="C")) if isinstance(array, np.ndarray | np.generic) else array
+        tensor.name = name
+        graph.initializers[name] = ir.Value(
+            name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
+    return graph.initializers[name]
+
+
+class _Unpacking:
+    """The stored parts of one weight and the operators that make tensors of them, inserted before a node."""
+
+    def __init__(self, graph: Any, weight: IntegerWeight, before: Any) -> None:
+        self.graph, self.weight, self.before = graph, weight, before
+        self.scale = self.part("scale", weight.scale)
+        self.int8 = self._unpack()
+
+    def integers(self, transposed: bool) -> Any:
+        """Through a DequantizeLinear, for operators that run in integers."""
+        axis, value = self.weight.axis, self.int8
+        if transposed:
+            axis, value = 1 - axis, self.add("Transpose", value, perm=[1, 0])
+        inputs = [value, self.scale]
+        if self.weight.integers.ndim == MATRIX:  # QLinearConv does without a zero point, QGemm does not
+            zero = ir.tensor(np.zeros(1, dtype=np.int8))
+            inputs.append(self.add("ConstantOfShape", self.shape(self.weight.scale.shape), value=zero))
+        return self.add("DequantizeLinear", *inputs, axis=axis)
+
+    def floats(self, transposed: bool) -> Any:
+        """As float32."""
+        column = self.add("Reshape", self.scale, self.shape(self.weight.column.shape))
+        product = self.add("Mul", self.add("Cast", self.int8, to=ir.DataType.FLOAT), column)
+        return self.add("Transpose", product, perm=[1, 0]) if transposed else product
+
+    def _unpack(self) -> Any:
+        """The stored integers as int8, in the weight's shape."""
+        bits, integers = self.weight.bits, self.weight.integers
+        if bits == 8:
+            return self.part("integers", integers)
+        if bits == 4:
+            four = ir.tensor(np.array(integers, order="C").astype(ml_dtypes.int4))
+            return self.add("Cast", self.part("integers", four), to=ir.DataType.INT8)
+        whole, shift = None, 0
+        for index, (plane, words) in enumerate(zip(PLANES[bits], pack(self.weight.unsigned, bits), strict=True)):
+            values = self._unpack_plane(self.part(f"plane{index}", words), plane)
+            if whole is not None:
+                values = self.add("BitShift", values, self.number(shift, np.uint8), direction="LEFT")
+                values = self.add("BitwiseOr", whole, values)
+            whole, shift = values, shift + plane
+        wide = self.add("Cast", self.add("Reshape", whole, self.shape(integers.shape)), to=ir.DataType.INT32)
+        return self.add("Cast", self.add("Sub", wide, self.number(self.weight.offset, np.int32)), to=ir.DataType.INT8)
+
+    def _unpack_plane(self, words: Any, plane: int) -> Any:
+        """The values of one plane, in order: those in the lowest bits of every word, then in the next, and so on."""
+        shifts = np.arange(0, 8, plane, dtype=np.uint8)[:, None]
+        rows = self.add("BitShift", words, initializer(self.graph, f"shifts_{plane}", shifts), direction="RIGHT")
+        rows = self.add("BitwiseAnd", rows, self.number(2**plane - 1, np.uint8))
+        values, count = self.add("Reshape", rows, self.shape((-1,))), self.weight.integers.size
+        if words.shape.numpy()[0] * (8 // plane) == count:
+            return values
+        return self.add("Slice", values, self.shape((0,)), self.shape((count,)))
+
+    def add(self, kind: str, *inputs: Any, **attributes: Any) -> Any:
+        node = ir.node(kind, list(inputs), attributes)
+        self.graph.insert_before(self.before, node)
+        return node.outputs[0]
+
+    def part(self, name: str, array: Any) -> Any:
+        return initializer(self.graph, f"{self.weight.name}{SEPARATOR}{name}", array)
+
+    def number(self, value: int, kind: type) -> Any:
+        return initializer(self.graph, f"{kind.__name__}_{value}", np.array(value, dtype=kind))
+
+    def shape(self, sizes: tuple[int, ...]) -> Any:
+        return initializer(self.graph, "shape_" + "_".join(map(str, sizes)), np.array(sizes, dtype=np.int64))
+
+
+def _before_moves(node: Any) -> Any:
+    while node is not None and node.op_type in _MOVES:
+        node = node.inputs[0].producer()
+    return node

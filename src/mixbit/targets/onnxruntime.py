@@ -1,0 +1,231 @@
+"""Target onnxruntime: ONNX in QDQ form whose weights are stored at the plan's width and run in int8.
+
+Weights of 8 bits are int8 initializers. Weights of 4 bits are INT4 initializers behind a Cast to int8; the other widths
+are bit planes in uint8 words, unpacked by shift, and, or, concat, reshape, cast and subtract. onnxruntime folds all of
+it when it loads the file, so that every width runs as int8.
+"""
+
+import logging
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+
+from mixbit.affine import packed_bytes
+from mixbit.errors import InvalidInput, TargetMismatch, UnsupportedModel
+from mixbit.exporting import without_torchs_warnings
+from mixbit.graph import Graph
+from mixbit.integers import integer_weights
+from mixbit.layers import find_layers
+from mixbit.scheme import Format
+from mixbit.target import DEFAULT_CHOICES, Runner, StoredWeight, Target
+from mixbit.targets._names import FURTHER, SEPARATOR
+
+ARTEFACT = "model.onnx"
+OPSET = 21  # the first with INT4 and per-channel DequantizeLinear of it
+#: Operators of onnxruntime that compute in integers, by the beginning of their names.
+INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "MatMulNBits")
+#: Activation functions that it fuses into convolutions.
+FUSED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")
+
+#: Whether load() needs the captured graph of the model.
+NEEDS_GRAPH = False
+
+
+def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
+    """Integers packed per plane, and a float32 scale per channel."""
+    return 4 * math.prod(shape) if fmt is None else packed_bytes(math.prod(shape), fmt.bits) + 4 * shape[axis]
+
+
+TARGET = Target(
+    name="onnxruntime",
+    artefact=ARTEFACT,
+    files=(ARTEFACT,),
+    weight_bits=(2, 3, 4, 5, 6, 7, 8),
+    input_bits=(8,),
+    default_choices=DEFAULT_CHOICES,
+    integer_operators=frozenset({"add", "cat", "average_pool", "matmul"}),
+    adds_into_layers=False,
+    weight_bytes=weight_bytes,
+    note="weights stored at their width, unpacked to int8 when loaded, int8 arithmetic under a8",
+    quantized_outputs=True,
+)
+
+
+def require() -> None:
+    """Raise InvalidInput where the runtime is not installed."""
+    _import_extra()
+
+
+def write(graph: Graph, folder: Path) -> None:
+    """Write model.onnx."""
+    _import_extra()
+    import onnx_ir as ir
+
+    from mixbit.targets import _onnx
+
+    exported, weights = _export(graph), integer_weights(graph)
+    edited = exported.graph
+    for name in [layer.name for layer in find_layers(graph) if layer.name not in weights]:
+        value = edited.initializers[name]
+        value.name = f"{name}{SEPARATOR}weight"
+        for number, (node, _, _) in enumerate(_onnx.readers(value)):
+            _onnx.name_reader(node, name, number)
+    for quantize in [node for node in edited if node.op_type == "QuantizeLinear"]:
+        weight = weights.get(quantize.inputs[0].name)
+        if weight is None:
+            _onnx.finish_activation(edited, quantize)
+        else:
+            (dequantize,) = quantize.outputs[0].consumers()
+            quantized_input = graph.plan is not None and graph.plan.scheme(weight.name).input is not None
+            _onnx.store_weight(edited, dequantize, weight, quantized_input=quantized_input)
+    for gemm in [node for node in edited if node.op_type == "Gemm"]:
+        _onnx.quantize_bias(edited, gemm)
+    _onnx.fold_numbers(edited)
+    _onnx.drop_unused(edited)
+    ir.save(exported, folder / ARTEFACT)
+
+
+def load(folder: Path, graph: Graph | None = None, *, batch_size: int | None = None) -> Runner:  # noqa: ARG001
+    """Open a session on the CPU; the batch size is taken from each call."""
+    ort = _import_extra()
+    path = folder / ARTEFACT
+    proto = _read(path)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    with TemporaryDirectory() as scratch:
+        optimized = Path(scratch) / ARTEFACT
+        options.optimized_model_filepath = str(optimized)
+        try:
+            session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise TargetMismatch(f"{path}: onnxruntime cannot load it: {str(error).splitlines()[0]}") from error
+        executed = _executed(proto, _read(optimized), list(stored(folder)))
+    names = [port.name for port in session.get_inputs()]
+
+    def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        if len(inputs) != len(names):
+            raise TargetMismatch(f"{path}: takes {len(names)} inputs, the model {len(inputs)}; export again")
+        try:
+            return session.run(None, dict(zip(names, inputs, strict=True)))
+        except Exception as error:
+            raise TargetMismatch(f"{path}: onnxruntime cannot run it: {str(error).splitlines()[0]}") from error
+
+    return Runner(run, lambda: executed, {"runtime": f"onnxruntime {ort.__version__}"})
+
+
+def stored(folder: Path) -> dict[str, StoredWeight]:
+    """Layer -> bytes and types of its weight and scales, read from the file."""
+    import onnx
+
+    rows: dict[str, list[tuple[int, str]]] = {}
+    for tensor in _read(folder / ARTEFACT).graph.initializer:
+        name, separator, part = tensor.name.rpartition(SEPARATOR)
+        if separator:
+            kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
+            rows.setdefault(name, []).append((len(tensor.raw_data), f"{kind} {part.rstrip('0123456789')}"))
+    return {name: StoredWeight(sum(size for size, _ in parts), _types(parts)) for name, parts in rows.items()}
+
+
+def _types(parts: list[tuple[int, str]]) -> str:
+    """What the parts are, each kind once, the integers before their scales."""
+    return ", ".join(sorted({text for _, text in parts}, key=lambda text: text.endswith("scale")))
+
+
+def _import_extra() -> Any:
+    try:
+        import ml_dtypes  # noqa: F401
+        import onnx  # noqa: F401
+        import onnx_ir  # noqa: F401
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise InvalidInput("target onnxruntime needs its runtime: pip install 'mixbit[onnxruntime]'") from error
+    return onnxruntime
+
+
+def _export(graph: Graph) -> Any:
+    """The graph as an onnx_ir model, with every quantizer as QuantizeLinear and DequantizeLinear."""
+    translations = {torch.ops.mixbit.quantize_dequantize.default: _quantize_dequantize}
+    try:
+        with without_torchs_warnings(), _quiet():
+            exported: Any = torch.onnx.export(
+                graph.export(), (), dynamo=True, verbose=False, optimize=False, opset_version=OPSET,
+                custom_translation_table=translations,
+            )  # fmt: skip
+    except torch.onnx.errors.OnnxExporterError as error:
+        raise UnsupportedModel(f"torch.onnx cannot export the model: {str(error).splitlines()[0]}") from error
+    return exported.model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter from warning that torchvision is not installed."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _read(path: Path) -> Any:
+    import onnx
+
+    try:
+        return onnx.load(path)
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be read ({error.strerror}); export again") from error
+    except Exception as error:
+        raise TargetMismatch(f"{path}: not an ONNX file ({error})") from error
+
+
+def _quantize_dequantize(  # noqa: PLR0917 the arguments of mixbit.quantizer's operator
+    x: Any, scale: Any, zero_point: Any, axis: int, low: int, high: int, tensor: str  # noqa: ARG001
+) -> Any:  # fmt: skip
+    """A quantizer as standard operators; `targets._onnx` gives it its constants after the export."""
+    import onnxscript
+
+    op: Any = onnxscript.opset21
+    zero = op.Cast(zero_point, to=3 if low < 0 else 2)
+    where = {"axis": axis} if axis >= 0 else {}
+    return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero, **where), scale, zero, **where)
+
+
+def _executed(written: Any, optimized: Any, layers: list[str]) -> dict[str, str]:
+    """Layer -> operators that onnxruntime made of those named after it, and the type they compute in."""
+    owners = _owners(written, frozenset(layers))
+    rows: dict[str, dict[str, None]] = {}
+    for node in optimized.graph.node:
+        layer = owners.get(node.name) or owners.get(re.sub(r"(_token_\d+|/\w+/?)$", "", node.name))
+        if layer is not None:
+            kind = "int8" if node.op_type.startswith(INTEGER) else "float32"
+            rows.setdefault(layer, {})[f"{node.op_type} {kind}"] = None
+    return {layer: ", ".join(texts) for layer, texts in rows.items()}
+
+
+def _owners(written: Any, layers: frozenset[str]) -> dict[str, str]:
+    """Name that an operator may have after optimization -> its layer.
+
+    Fused operators keep their name with something behind it; a blocked convolution is named after its output, its own
+    or that of the activation function fused into it.
+    """
+    readers: dict[str, list[Any]] = {}
+    for node in written.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    owners = {}
+    for node in written.graph.node:
+        layer = node.name.partition(FURTHER)[0]
+        if layer in layers:
+            after = readers.get(node.output[0], [])
+            fused = after if len(after) == 1 and after[0].op_type in FUSED else []
+            owners |= {f"{one.output[0]}_nchwc": layer for one in (node, *fused)} | {node.name: layer}
+    return owners

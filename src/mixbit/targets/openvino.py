@@ -1,0 +1,281 @@
+"""Target OpenVINO: an IR whose weights are stored at the plan's width and run in int8.
+
+A weight is a constant of 2, 3, 4, 6 or 8 bits, converted to int8, less its offset, converted to float32 and multiplied
+by its scales. The CPU plugin folds everything up to int8 when it compiles the model and then runs the operator in int8,
+whatever the width on disk.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mixbit.errors import InvalidInput, TargetMismatch, UnsupportedModel
+from mixbit.exporting import without_torchs_warnings
+from mixbit.graph import Graph
+from mixbit.integers import IntegerWeight, integer_weights
+from mixbit.layers import find_layers
+from mixbit.nodes import get_tensor
+from mixbit.scheme import Format
+from mixbit.target import DEFAULT_CHOICES, Runner, StoredWeight, Target
+from mixbit.targets._names import FURTHER
+
+ARTEFACT = "model.xml"
+#: Element type on disk by width; u types hold the integers plus their offset.
+TYPES = {2: "u2", 3: "u3", 4: "i4", 6: "u6", 8: "i8"}
+#: Kinds of operators of the compiled graph that compute no layer: constants, moves, and what was not fused into one.
+OTHER_KINDS = ("Const", "Input", "Output", "Reorder", "Reshape", "Transpose", "Convert", "Eltwise", "Subgraph")
+#: Makes the plugin compute as the simulation does: no bfloat16, no quantization on the fly.
+SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+
+#: Whether load() needs the captured graph of the model.
+NEEDS_GRAPH = False
+
+
+def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
+    """Integers packed without gaps, one float32 scale per channel, one offset byte where the type is unsigned."""
+    if fmt is None:
+        return 4 * math.prod(shape)
+    offset = 1 if TYPES[fmt.bits].startswith("u") else 0
+    return packed_size(math.prod(shape), fmt.bits) + 4 * shape[axis] + offset
+
+
+def packed_size(count: int, bits: int) -> int:
+    """Bytes of a constant: u3 and u6 hold 8 and 4 integers in each 3 bytes, the others fill bytes."""
+    per_group = {3: 8, 6: 4}.get(bits)
+    return -(-count // per_group) * 3 if per_group else -(-count * bits // 8)
+
+
+TARGET = Target(
+    name="openvino",
+    artefact=ARTEFACT,
+    files=(ARTEFACT, "model.bin"),
+    weight_bits=tuple(TYPES),
+    input_bits=(8,),
+    default_choices=DEFAULT_CHOICES,
+    integer_operators=frozenset({"add", "cat", "average_pool", "matmul"}),
+    adds_into_layers=True,
+    weight_bytes=weight_bytes,
+    note="weights stored at their width, unpacked to int8 when compiled, int8 arithmetic under a8",
+)
+
+
+def require() -> None:
+    """Raise InvalidInput where the runtime is not installed."""
+    _openvino()
+
+
+def write(graph: Graph, folder: Path) -> None:
+    """Write model.xml and model.bin.
+
+    The weights enter the conversion as inputs, so that nothing folds them, and are replaced by constants after it.
+    """
+    ov = _openvino()
+    nodes = _weight_nodes(graph)
+    values = {node: get_tensor(graph.module, name).detach() for node, name in nodes.items()}
+    try:
+        with without_torchs_warnings():
+            model = ov.convert_model(graph.export(values), extension=_quantizers_to_fake_quantize())
+    except ov.frontend.OpConversionFailure as error:
+        raise UnsupportedModel(f"OpenVINO cannot convert the model: {str(error).splitlines()[0]}") from error
+    example = graph.example.tensors
+    shapes = [[-1, *leaf.shape[1:]] for leaf in example] + [list(value.shape) for value in values.values()]
+    model.reshape({port: ov.PartialShape(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
+    weights, constants = integer_weights(graph), {}
+    for parameter, name, value in zip(
+        model.get_parameters()[len(example) :], nodes.values(), values.values(), strict=True
+    ):
+        if name not in constants:
+            constants[name] = _unpacked(ov, weights[name]) if name in weights else _in_float(name, value)
+        parameter.output(0).replace(constants[name].output(0))
+        model.remove_parameter(parameter)
+    for name, constant in constants.items():
+        for number, reader in enumerate(_readers(constant)):
+            _name(reader, name if number == 0 else f"{name}{FURTHER}{number}")
+    for quantizer in [one for one in model.get_ops() if one.get_type_name() == "FakeQuantize"]:
+        for port in (3, 4):  # what comes out spans the range that goes in
+            quantizer.input(port).replace_source_output(quantizer.input_value(port - 2))
+    ov.serialize(model, folder / ARTEFACT, folder / "model.bin")
+    _shorten(folder / ARTEFACT)
+
+
+def load(folder: Path, graph: Graph | None = None, *, batch_size: int | None = None) -> Runner:  # noqa: ARG001
+    """Compile the IR on the CPU with SETTINGS; a batch size fixes the first dimension of every input."""
+    ov, path = _openvino(), folder / ARTEFACT
+    model, layers = _read(folder), list(stored(folder))
+    try:
+        if batch_size is not None:
+            model.reshape({port: [batch_size, *list(port.partial_shape)[1:]] for port in model.inputs})
+        compiled = ov.Core().compile_model(model, "CPU", SETTINGS)
+        request = compiled.create_infer_request()
+    except RuntimeError as error:
+        raise TargetMismatch(f"{path}: OpenVINO cannot compile it: {_last_line(error)}") from error
+    ports = compiled.outputs
+
+    def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        if len(inputs) != len(compiled.inputs):
+            raise TargetMismatch(f"{path}: takes {len(compiled.inputs)} inputs, the model {len(inputs)}; export again")
+        try:
+            results = request.infer(inputs)
+        except RuntimeError as error:
+            raise TargetMismatch(f"{path}: OpenVINO cannot run it: {_last_line(error)}") from error
+        return [results[port] for port in ports]
+
+    return Runner(run, lambda: _executed(compiled, layers), {"runtime": f"openvino {ov.__version__}", **SETTINGS})
+
+
+def stored(folder: Path) -> dict[str, StoredWeight]:
+    """Layer -> bytes and types of its weight, offset and scales, read from the file."""
+    rows: dict[str, list[tuple[int, str]]] = {}
+    for operator in _read(folder).get_ordered_ops():
+        name, _, part = operator.get_friendly_name().rpartition("/")
+        if operator.get_type_name() == "Constant" and part in ("integers", "offset", "scale", "weight"):
+            kind = operator.get_element_type().get_type_name()
+            rows.setdefault(name, []).append((operator.get_byte_size(), f"{kind} {part}"))
+    return {
+        name: StoredWeight(sum(size for size, _ in parts), ", ".join(text for _, text in parts))
+        for name, parts in rows.items()
+    }
+
+
+def _openvino() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise InvalidInput("target openvino needs its runtime: pip install 'mixbit[openvino]'") from error
+    return openvino
+
+
+def _read(folder: Path) -> Any:
+    path = folder / ARTEFACT
+    if not path.is_file() or not path.with_suffix(".bin").is_file():
+        raise InvalidInput(f"{path}: the file or its .bin is missing; export again")
+    try:
+        return _openvino().Core().read_model(path)
+    except RuntimeError as error:
+        raise TargetMismatch(f"{path}: OpenVINO cannot read it: {_last_line(error)}") from error
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def _weight_nodes(graph: Graph) -> dict[str, str]:
+    """Node through which operators read a layer's weight, a quantizer or the parameter itself -> the layer's name."""
+    names = {layer.name for layer in find_layers(graph)}
+    nodes = {}
+    for node in graph.module.graph.find_nodes(op="get_attr"):
+        if node.target in names:
+            quantizers = [user for user in node.users if user.op == "call_module"]
+            nodes[(quantizers or [node])[0].name] = str(node.target)
+    return nodes
+
+
+def _quantizers_to_fake_quantize() -> Any:
+    from openvino import opset15 as ops
+    from openvino.frontend.pytorch import ConversionExtension
+
+    def convert(context: Any) -> list[Any]:
+        scale, zero_point = (context.get_input(index).get_node().data.astype(np.float32) for index in (1, 2))
+        low, high = (context.get_values_from_const_input(index) for index in (4, 5))
+        first, last = (low - zero_point) * scale, (high - zero_point) * scale
+        return ops.fake_quantize(context.get_input(0), first, last, first, last, high - low + 1).outputs()
+
+    return ConversionExtension("mixbit.quantize_dequantize.default", convert)
+
+
+def _unpacked(ov: Any, weight: IntegerWeight) -> Any:
+    """Constant at the plan's width -> int8 -> less the offset -> float32 -> times the scales."""
+    from openvino import opset15 as ops
+
+    kind = TYPES[weight.bits]
+    unsigned = kind.startswith("u")
+    constant = ops.constant(weight.unsigned if unsigned else weight.integers, dtype=getattr(ov.Type, kind))
+    constant.set_friendly_name(f"{weight.name}/integers")
+    node = constant if kind == "i8" else ops.convert(constant, "i8")
+    if unsigned:
+        offset = ops.constant(np.array(weight.offset, dtype=np.int8))
+        offset.set_friendly_name(f"{weight.name}/offset")
+        node = ops.subtract(node, offset)
+    scale = ops.constant(weight.column)
+    scale.set_friendly_name(f"{weight.name}/scale")
+    return ops.multiply(ops.convert(node, "f32"), scale)
+
+
+def _in_float(name: str, value: Tensor) -> Any:
+    from openvino import opset15 as ops
+
+    constant = ops.constant(value.cpu().numpy())
+    constant.set_friendly_name(f"{name}/weight")
+    return constant
+
+
+def _name(reader: Any, name: str) -> None:
+    """Name an operator after its layer, and the addition of its bias too: a fused pair keeps one name of the two."""
+    reader.set_friendly_name(name)
+    for port in reader.output(0).get_target_inputs():
+        after = port.get_node()
+        if after.get_type_name() == "Add" and any(_is_constant(value.get_node()) for value in after.input_values()):
+            after.set_friendly_name(f"{name}/bias")
+
+
+def _is_constant(node: Any) -> bool:
+    while node.get_type_name() in ("Reshape", "Convert"):
+        node = node.input_value(0).get_node()
+    return node.get_type_name() == "Constant"
+
+
+def _readers(node: Any) -> Iterator[Any]:
+    """The operators that read the weight, through reshapes and transposes."""
+    nodes = [port.get_node() for port in node.output(0).get_target_inputs()]
+    for reader in sorted(nodes, key=lambda one: one.get_friendly_name()):
+        if reader.get_type_name() in ("Reshape", "Transpose", "Convert"):
+            yield from _readers(reader)
+        elif reader.get_type_name() != "ShapeOf":
+            yield reader
+
+
+def _shorten(path: Path) -> None:
+    """Drop indentation and the history of fused names, more than half of the file, from the description."""
+    tree = ET.parse(path)
+    for element in tree.iter():
+        element.tail = None
+        if element.text is not None and not element.text.strip():
+            element.text = None
+        for info in element.findall("rt_info"):
+            for attribute in [one for one in info if one.get("name") == "fused_names"]:
+                info.remove(attribute)
+            if len(info) == 0:
+                element.remove(info)
+    tree.write(path, xml_declaration=True)
+
+
+def _executed(compiled: Any, layers: list[str]) -> dict[str, str]:
+    """Layer -> operators, the type that they compute in, and kernel, from the plugin's own description of its graph."""
+    rows: dict[str, dict[str, None]] = {}
+    of_constants: dict[str, str] = {}
+    for operator in compiled.get_runtime_model().get_ordered_ops():
+        info = {key: str(value.value) for key, value in operator.get_rt_info().items()}
+        kind, kernel = info.get("layerType", ""), info.get("primitiveType", "")
+        if kind in OTHER_KINDS:
+            continue
+        computes = {"I8": "int8"}.get((last := kernel.rpartition("_")[2]), last)
+        text = f"{kind} {computes} ({kernel})"
+        for name in info.get("originalLayersNames", "").split(","):
+            rows.setdefault(_owner(name, layers), {})[text] = None
+        for value in operator.input_values():  # a product with compressed weights may have no other mark of its layer
+            of_constants.setdefault(_owner(value.get_node().get_friendly_name(), layers), text)
+    found = of_constants | {layer: ", ".join(texts) for layer, texts in rows.items()}
+    return {layer: found[layer] for layer in layers if layer in found}
+
+
+def _owner(name: str, layers: list[str]) -> str:
+    """The layer after which an operator or constant is named, else nothing; more may stand behind a slash."""
+    while name and name not in layers:
+        name = name[: max(name.rfind("/"), name.rfind(FURTHER), 0)]
+    return name

@@ -1,0 +1,190 @@
+"""Target packed: safetensors with weights bit-packed at any width, loadable back into a running module.
+
+The file holds the state of the quantized graph under its own names, a weight as bit planes `NAME::0`, `NAME::1`, ...
+of `mixbit.affine.pack`, and the plan as JSON in its metadata. It has no code: the graph comes from the user's model.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from mixbit import affine
+from mixbit.errors import InvalidInput, TargetMismatch
+from mixbit.graph import Graph
+from mixbit.integers import integer_weights
+from mixbit.layers import Layer, find_layers
+from mixbit.plan import Plan
+from mixbit.quantizer import Quantizer
+from mixbit.scheme import INPUT_BITS, WEIGHT_BITS, Format
+from mixbit.simulate import activation_formats, assemble, check_plan, quantizer_path
+from mixbit.target import DEFAULT_CHOICES, Runner, StoredWeight, Target, find_target
+from mixbit.targets._names import SEPARATOR
+
+ARTEFACT = "model.safetensors"
+FORMAT = "mixbit packed 1"
+
+#: Whether load() needs the captured graph of the model.
+NEEDS_GRAPH = True
+
+
+def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
+    """Integers packed per plane and one float32 scale per channel."""
+    if fmt is None:
+        return 4 * math.prod(shape)
+    return affine.packed_bytes(math.prod(shape), fmt.bits) + 4 * shape[axis]
+
+
+TARGET = Target(
+    name="packed",
+    artefact=ARTEFACT,
+    files=(ARTEFACT,),
+    weight_bits=WEIGHT_BITS,
+    input_bits=INPUT_BITS,
+    default_choices=DEFAULT_CHOICES,
+    integer_operators=frozenset(),
+    adds_into_layers=False,
+    weight_bytes=weight_bytes,
+    note="weights stored at their width; a PyTorch module computes in float32 on the rounded values",
+)
+
+
+def require() -> None:
+    """Needs nothing beyond mixbit itself."""
+
+
+def write(graph: Graph, folder: Path) -> None:
+    """Write model.safetensors."""
+    weights = integer_weights(graph)
+    tensors = {name: value for name, value in graph.module.state_dict().items() if name not in weights}
+    for name, weight in weights.items():
+        for index, plane in enumerate(affine.pack(weight.unsigned, weight.bits)):
+            tensors[f"{name}{SEPARATOR}{index}"] = torch.from_numpy(plane)
+    metadata = {
+        "format": FORMAT,
+        "plan": _plan_of(graph).model_dump_json(),
+        "biases": json.dumps(_biases(graph, list(weights))),
+    }
+    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    save_file(contiguous, folder / ARTEFACT, metadata)
+
+
+def restore(folder: Path, graph: Graph) -> Graph:
+    """The quantized graph in the file, put onto the captured graph of the same model; evaluates and trains.
+
+    Raises:
+        TargetMismatch: the file is damaged, or not of this model.
+    """
+    path = folder / ARTEFACT
+    tensors, metadata = _read(path)
+    plan = Plan.from_json(metadata["plan"], str(path))
+    layers = check_plan(graph, plan)
+    device = graph.device
+    try:
+        biases = {node: tensors[name].to(device) for node, name in json.loads(metadata["biases"]).items()}
+        quantizers = [
+            Quantizer(layer.name, fmt, layer.axis, *_factors(tensors, layer.name, device))
+            for layer in layers
+            if (fmt := plan.scheme(layer.name).weight) is not None
+        ]
+        formats = activation_formats(graph, layers, plan, find_target(plan.target))
+        quantizers += [Quantizer(name, fmt, None, *_factors(tensors, name, device)) for name, fmt in formats.items()]
+        restored = assemble(graph, plan, quantizers, biases)
+        state = {name: value for name, value in tensors.items() if SEPARATOR not in name}
+        for layer, quantizer in zip((one for one in layers if plan.scheme(one.name).weight), quantizers, strict=False):
+            state[layer.name] = _unpacked(tensors, layer, quantizer)
+        restored.module.load_state_dict(state)
+    except (AttributeError, KeyError, RuntimeError, StopIteration, TypeError, ValueError) as error:
+        raise TargetMismatch(f"{path}: does not hold this model's tensors: {error}") from error
+    return restored
+
+
+def load(folder: Path, graph: Graph | None = None, *, batch_size: int | None = None) -> Runner:  # noqa: ARG001
+    """The module in the file, as a runner; needs the captured graph of the user's model."""
+    if graph is None:
+        raise InvalidInput("target packed: the file holds no code; give the captured graph of the model it was made of")
+    restored = restore(folder, graph)
+
+    def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        with torch.no_grad():
+            tensors = iter([torch.from_numpy(array).to(graph.device) for array in inputs])
+            call = graph.example.map(lambda _: next(tensors))
+            outputs = pytree.tree_leaves(restored(*call.args, **call.kwargs))
+        return [output.cpu().numpy() for output in outputs]
+
+    executed = {layer.name: "float32 on rounded values" for layer in find_layers(graph)}
+    return Runner(run, lambda: executed, {"runtime": f"torch {torch.__version__}"})
+
+
+def stored(folder: Path) -> dict[str, StoredWeight]:
+    """Layer -> bytes and types of its weight and scales, read from the file."""
+    tensors, metadata = _read(folder / ARTEFACT)
+    plan = Plan.from_json(metadata["plan"], str(folder / ARTEFACT))
+    rows = {}
+    for name in plan.layers:
+        scale = f"{quantizer_path(name)}.scale"
+        planes = [key for key in tensors if key.partition(SEPARATOR)[0] == name and key != name]
+        parts = [*planes, scale] if planes else [name]
+        missing = [part for part in parts if part not in tensors]
+        if missing:
+            raise TargetMismatch(f"{folder / ARTEFACT}: {missing[0]} is missing; export again")
+        size = sum(tensors[part].numel() * tensors[part].element_size() for part in parts)
+        kinds = f"{plan.scheme(name).weight_bits}-bit planes, float32 scale" if planes else "float32"
+        rows[name] = StoredWeight(size, kinds)
+    return rows
+
+
+def _plan_of(graph: Graph) -> Plan:
+    if graph.plan is None:
+        raise InvalidInput("graph: not quantized; call quantize() before export")
+    return graph.plan
+
+
+def _biases(graph: Graph, rounded: list[str]) -> dict[str, str]:
+    """Operator's node -> name of its bias, for the operators of rounded layers."""
+    names = {}
+    for layer in find_layers(graph):
+        for operation in layer.operations if layer.name in rounded else ():
+            node, position = graph.node(operation.node), operation.kind.bias
+            bias = node.args[position] if position is not None and len(node.args) > position else None
+            if isinstance(bias, fx.Node) and bias.op == "get_attr":
+                names[operation.node] = str(bias.target)
+    return names
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be read ({error}); export again") from error
+    except SafetensorError as error:
+        raise TargetMismatch(f"{path}: not a safetensors file ({error}); export again") from error
+    if metadata.get("format") != FORMAT or not {"plan", "biases"} <= metadata.keys():
+        raise TargetMismatch(f"{path}: not written by target packed; export again")
+    return tensors, metadata
+
+
+def _factors(tensors: dict[str, Tensor], name: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    path = quantizer_path(name)
+    scale = tensors[f"{path}.scale"].to(device)
+    return scale, tensors.get(f"{path}.zero_point", torch.zeros_like(scale)).to(device)
+
+
+def _unpacked(tensors: dict[str, Tensor], layer: Layer, quantizer: Quantizer) -> Tensor:
+    bits = quantizer.format.bits
+    planes = [tensors[f"{layer.name}{SEPARATOR}{index}"].numpy() for index in range(len(affine.PLANES[bits]))]
+    low, _ = quantizer.format.integer_range
+    integers = affine.unpack(planes, bits, layer.numel).astype(np.float32).reshape(layer.shape) + low
+    return affine.dequantize(
+        torch.from_numpy(integers), quantizer.scale.cpu(), torch.zeros_like(quantizer.scale.cpu()), layer.axis
+    )

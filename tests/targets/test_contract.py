@@ -1,0 +1,353 @@
+"""What every target promises: each scheme that it offers is written, loaded, run, and does what the simulation does.
+
+Layers are named for how a runtime executes them, so that a failure names the operator. Known limits stand in FLOAT.
+"""
+
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from mixbit.errors import InvalidInput, TargetMismatch
+from mixbit.graph import Graph, capture
+from mixbit.layers import find_layers
+from mixbit.plan import Plan
+from mixbit.simulate import quantize
+from mixbit.target import TARGETS, Runner, StoredWeight, target_module
+from mixbit.targets import export
+from mixbit.task import Inputs, Task
+from mixbit.verification import predicted_bytes, verify
+from tests.networks import assert_state_is, plan_of, state_of
+
+#: Layers, by the beginning of their names, that a runtime computes in float although their input is quantized.
+FLOAT = {
+    "onnxruntime": ("up",),  # it has no integer kernel for ConvTranspose
+    "openvino": (),
+    "packed": ("",),  # PyTorch computes in float on rounded values
+}
+#: Largest root mean square difference from the simulation, relative to the spread of its outputs. In float only the
+#: order of sums differs; under a8 that moves a few values across a rounding boundary, one step of 255 each.
+ROUNDING, SUMS = 0.03, 1e-5
+BATCH_SIZES = (1, 2, 7)
+
+
+class Widths(nn.Module):
+    """One layer of each kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 9, 3)
+        self.depthwise = nn.Conv2d(9, 9, 3, groups=9)
+        self.up = nn.ConvTranspose2d(9, 8, 2, stride=2)
+        self.table = nn.Embedding(11, 8)
+        self.tokens = nn.Linear(8, 7)
+        self.head = nn.Linear(15, 5)
+
+    def forward(self, image: Tensor, ids: Tensor) -> Tensor:
+        x = F.relu(self.up(F.relu(self.depthwise(F.relu(self.conv(image)))))).mean((2, 3))
+        return self.head(torch.cat([x, F.gelu(self.tokens(self.table(ids))).mean(1)], 1))
+
+
+class Everything(nn.Module):
+    """Residual additions, functions that clip and that do not, groups, concatenation, poolings, text beside images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)
+        self.same = nn.Conv2d(16, 16, 3, padding=1)
+        self.wide = nn.Conv2d(16, 32, 1)
+        self.depthwise = nn.Conv2d(32, 32, 3, stride=2, padding=1, groups=32)
+        self.narrow = nn.Conv2d(32, 24, 1)
+        self.short = nn.Conv2d(16, 24, 1, stride=2)
+        self.grouped = nn.Conv2d(24, 24, 3, padding=1, groups=4)
+        self.up = nn.ConvTranspose2d(24, 16, 2, stride=2)
+        self.smooth = nn.Conv2d(32, 16, 3)
+        self.table = nn.Embedding(11, 12)
+        self.line = nn.Conv1d(12, 16, 3, padding=1)
+        self.tokens, self.back = nn.Linear(16, 20), nn.Linear(20, 16)
+        self.head = nn.Linear(32, 5)
+
+    def forward(self, image: Tensor, ids: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.first(image)))
+        x = F.relu(self.same(x) + x)
+        y = self.narrow(F.relu6(self.depthwise(F.relu6(self.wide(x)))))
+        y = F.relu(self.grouped(F.relu(y + self.short(x))))
+        y = F.avg_pool2d(torch.cat([F.relu(self.up(y)), x], 1), 2)
+        y = F.adaptive_avg_pool2d(F.silu(self.smooth(y)), 1).flatten(1)
+        z = F.relu(self.line(self.table(ids).transpose(1, 2))).transpose(1, 2)
+        z = z + self.back(F.gelu(self.tokens(z)))
+        return self.head(torch.cat([y, z.mean(1)], 1))
+
+
+class Shared(nn.Module):
+    """A table that is the head too, a layer that runs twice, and two outputs; inputs by keyword, one of them unused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 12)
+        self.twice = nn.Linear(12, 12)
+        self.head = nn.Linear(12, 9, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor, scale: Tensor, unused: Tensor) -> dict[str, Tensor]:
+        x = self.table(ids) * scale[:, None, None]
+        x = F.relu(self.twice(x))
+        x = F.relu(self.twice(x))
+        return {"logits": self.head(x.mean(1)), "states": x}
+
+
+def images_and_ids(count: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(count, 3, 8, 8, generator=generator), torch.randint(0, 11, (count, 6), generator=generator)
+
+
+def keywords(count: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(0, 9, (count, 4), generator=generator)
+    return {"scale": torch.rand(count, generator=generator) + 0.5, "unused": torch.zeros(count, 2), "ids": ids}
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any]]] = {
+    "widths": (Widths, images_and_ids),
+    "everything": (Everything, images_and_ids),
+    "shared": (Shared, keywords),
+}
+#: Network and scheme; `mixed` gives the layers the target's widths in turn, all with a8.
+CASES = [
+    (name, network, scheme)
+    for name in TARGETS
+    for network, scheme in (
+        *[("widths", f"w{bits}a8") for bits in target_module(name).TARGET.weight_bits],
+        *[("everything", scheme) for scheme in ("mixed", "w4", "float")],
+        *[("shared", scheme) for scheme in ("w4a8", "w3", "float")],
+        *[("widths", f"w4a{bits}") for bits in target_module(name).TARGET.input_bits if bits != 8],
+    )
+]
+
+
+@dataclass(frozen=True)
+class Written:
+    """One artefact, loaded, and what it was made of."""
+
+    target: str
+    folder: Path
+    graph: Graph
+    simulated: Graph
+    runner: Runner
+    inputs: Any
+
+    @property
+    def plan(self) -> Plan:
+        assert self.simulated.plan is not None
+        return self.simulated.plan
+
+    @property
+    def stored(self) -> dict[str, StoredWeight]:
+        return target_module(self.target).stored(self.folder)
+
+
+@pytest.fixture(scope="module")
+def graphs() -> dict[str, Graph]:
+    torch.manual_seed(0)
+    return {name: capture(network().eval(), inputs(4)) for name, (network, inputs) in NETWORKS.items()}
+
+
+def requires(target: str) -> Any:
+    module = target_module(target)
+    try:
+        module.require()
+    except InvalidInput as error:
+        pytest.skip(str(error))
+    return module
+
+
+def batches(network: str) -> list[Any]:
+    """Calibration data: two batches of eight, with labels where inputs are positional."""
+    inputs = NETWORKS[network][1](16)
+    if isinstance(inputs, dict):
+        return [{name: value[part] for name, value in inputs.items()} for part in (slice(8), slice(8, 16))]
+    return [(*(value[part] for value in inputs), torch.zeros(8)) for part in (slice(8), slice(8, 16))]
+
+
+def simulate(graph: Graph, target: str, network: str, scheme: str) -> Graph:
+    layers = find_layers(graph)
+    widths = target_module(target).TARGET.weight_bits
+    mixed = {layer.name: f"w{widths[index % len(widths)]}a8" for index, layer in enumerate(layers)}
+    return quantize(graph, plan_of(layers, mixed if scheme == "mixed" else scheme, target), batches(network))
+
+
+@pytest.fixture(scope="module", params=CASES, ids="-".join)
+def written(request, graphs, tmp_path_factory) -> Written:
+    target, network, scheme = request.param
+    module, folder = requires(target), tmp_path_factory.mktemp("written") / "out"
+    simulated = simulate(graphs[network], target, network, scheme)
+    export(simulated, target=target, path=folder)
+    runner = module.load(folder, graphs[network])
+    return Written(target, folder, graphs[network], simulated, runner, NETWORKS[network][1](max(BATCH_SIZES)))
+
+
+def assert_runs_as_simulated(written: Written, runner: Runner, count: int) -> None:
+    inputs = pytree.tree_map(lambda leaf: leaf[:count], written.inputs)
+    with torch.no_grad():
+        wanted = written.simulated(**inputs) if isinstance(inputs, dict) else written.simulated(*inputs)
+    got = runner.run([leaf.numpy() for leaf in written.graph.leaves(Inputs.of(inputs))])
+    leaves = pytree.tree_leaves(wanted)
+    assert [output.shape for output in got] == [tuple(leaf.shape) for leaf in leaves]
+    under_a8 = any(written.plan.scheme(name).input for name in written.plan.layers)
+    for output, leaf in zip(got, leaves, strict=True):
+        difference = float(np.sqrt(np.mean((output - leaf.numpy()) ** 2)) / leaf.numpy().std())
+        assert difference <= (0 if written.target == "packed" else ROUNDING if under_a8 else SUMS)
+
+
+@pytest.mark.parametrize("count", BATCH_SIZES)
+def test_runs_as_simulated(written, count):
+    assert_runs_as_simulated(written, written.runner, count)
+
+
+def test_runs_as_simulated_at_a_fixed_batch_size(written):
+    runner = target_module(written.target).load(written.folder, written.graph, batch_size=2)
+    assert_runs_as_simulated(written, runner, 2)
+
+
+def test_holds_exactly_the_bytes_that_were_predicted(written):
+    held = {name: weight.weight_bytes for name, weight in written.stored.items()}
+    assert held == predicted_bytes(find_layers(written.graph), written.plan)
+
+
+def test_files_hold_little_else(written):
+    """Operators, biases and quantizers: at most two kilobytes for each node of the graph, most of it OpenVINO's XML."""
+    files = [written.folder / name for name in target_module(written.target).TARGET.files]
+    assert {path.name for path in written.folder.iterdir()} == {"plan.json", *(path.name for path in files)}
+    held = sum(weight.weight_bytes for weight in written.stored.values())
+    size = sum(path.stat().st_size for path in files)
+    assert held < size < held + 2000 * len(written.simulated.module.graph.nodes)
+
+
+def test_layers_run_in_integers_where_their_input_is_quantized(written):
+    executed = written.runner.executed()
+    assert sorted(executed) == sorted(written.plan.layers)
+    for layer in find_layers(written.graph):
+        scheme = written.plan.scheme(layer.name)
+        integer = layer.inputs and scheme.input is not None and not layer.name.startswith(FLOAT[written.target])
+        assert ("int8" in executed[layer.name]) == bool(integer), f"{layer.name}: {executed[layer.name]}"
+
+
+def test_verification_finds_nothing(written):
+    first = written.inputs if isinstance(written.inputs, dict) else (*written.inputs, torch.zeros(max(BATCH_SIZES)))
+    comparison = verify(written.folder, written.graph, written.simulated, [first], task=Task.regression())
+    assert comparison.problems == ()
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_writing_leaves_the_graph_as_it_is(target, graphs, tmp_path):
+    module, simulated = requires(target), simulate(graphs["widths"], target, "widths", "w3a8")
+    before, code = state_of(simulated.module), simulated.module.code
+    module.write(simulated, tmp_path)
+    assert_state_is(simulated.module, before)
+    assert simulated.module.code == code
+
+
+@pytest.mark.parametrize(("target", "package"), [("openvino", "openvino"), ("onnxruntime", "onnxruntime")])
+def test_a_missing_runtime_is_named(target, package, graphs, tmp_path, monkeypatch):
+    module, simulated = requires(target), simulate(graphs["widths"], target, "widths", "w8a8")
+    monkeypatch.setitem(sys.modules, package, None)
+    for use in (module.require, lambda: export(simulated, target=target, path=tmp_path), lambda: module.load(tmp_path)):
+        with pytest.raises(InvalidInput, match=rf"pip install 'mixbit\[{target}\]'"):
+            use()
+
+
+def test_export_refuses_another_target_and_a_graph_in_float(graphs, tmp_path):
+    with pytest.raises(InvalidInput, match="not quantized"):
+        export(graphs["widths"], target="packed", path=tmp_path)
+    with pytest.raises(InvalidInput, match="the plan is for packed"):
+        export(simulate(graphs["widths"], "packed", "widths", "w4"), target="openvino", path=tmp_path)
+
+
+@pytest.fixture(scope="module", params=TARGETS)
+def intact(request, graphs, tmp_path_factory) -> tuple[Written, Path]:
+    """An artefact, and the folder of another network's."""
+    target = request.param
+    module = requires(target)
+    folders = [tmp_path_factory.mktemp("intact") / name for name in ("this", "other")]
+    for folder, network in zip(folders, ("widths", "shared"), strict=True):
+        simulated = simulate(graphs[network], target, network, "w3a8")
+        export(simulated, target=target, path=folder)
+    simulated = simulate(graphs["widths"], target, "widths", "w3a8")
+    runner = module.load(folders[0], graphs["widths"])
+    return Written(target, folders[0], graphs["widths"], simulated, runner, images_and_ids(7)), folders[1]
+
+
+def middle(data: bytes) -> bytes:
+    """Random bytes over the middle half."""
+    quarter = len(data) // 4
+    noise = np.random.default_rng(0).bytes(len(data) - 2 * quarter)
+    return data[:quarter] + noise + data[-quarter:]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda data: b"",
+    "one byte": lambda data: data[:1],
+    "first half": lambda data: data[: len(data) // 2],
+    "without its end": lambda data: data[:-40],
+    "random": lambda data: np.random.default_rng(0).bytes(len(data)),
+    "random in the middle": middle,
+    "zeros": lambda data: bytes(len(data)),
+    "text": lambda data: b"<net/>{}" * 20,
+}
+
+
+def assert_refused(written: Written, folder: Path) -> None:
+    with pytest.raises((TargetMismatch, InvalidInput)) as caught:
+        verify(
+            folder, written.graph, written.simulated, [(*written.inputs, torch.zeros(7))], task=Task.regression()
+        ).check()
+    assert str(caught.value).strip()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_files_are_refused(intact, damage, tmp_path):
+    written, _ = intact
+    for name in target_module(written.target).TARGET.files:
+        folder = tmp_path / name
+        shutil.copytree(written.folder, folder)
+        (folder / name).write_bytes(DAMAGES[damage]((folder / name).read_bytes()))
+        assert_refused(written, folder)
+
+
+def test_missing_files_are_refused(intact, tmp_path):
+    written, _ = intact
+    assert_refused(written, tmp_path)
+    for name in target_module(written.target).TARGET.files:
+        folder = tmp_path / name
+        shutil.copytree(written.folder, folder)
+        (folder / name).unlink()
+        assert_refused(written, folder)
+        (folder / name).mkdir()
+        assert_refused(written, folder)
+
+
+def test_files_of_another_network_are_refused(intact, tmp_path):
+    written, other = intact
+    assert_refused(written, other)
+    files = target_module(written.target).TARGET.files
+    for name in files if len(files) > 1 else ():
+        folder = tmp_path / name
+        shutil.copytree(written.folder, folder)
+        shutil.copy(other / name, folder / name)
+        assert_refused(written, folder)
+
+
+def test_the_intact_one_is_not_refused(intact):
+    written, _ = intact
+    verify(
+        written.folder, written.graph, written.simulated, [(*written.inputs, torch.zeros(7))], task=Task.regression()
+    ).check()
