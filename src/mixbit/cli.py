@@ -1,0 +1,343 @@
+"""The command line: parse, call, print. Figures and tables go to standard output, progress and messages to error."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mixbit.errors import InvalidInput, MixbitError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+INTERRUPTED = 130
+#: Columns of a table that goes to a file or another program.
+WIDE = 200
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function or package.module:function")]
+Data = Annotated[str, typer.Option("--data", help="DATA: calibration batches; the same form as MODEL")]
+TargetName = Annotated[str, typer.Option("--target", help="onnxruntime, openvino or packed")]
+Budgets = Annotated[
+    list[str], typer.Option("--budget", help="name=value, as in mean_bits=4; several may stand together")
+]
+Choices = Annotated[str | None, typer.Option("--choices", help="schemes, as in w4a8,w8a8")]
+TaskName = Annotated[str, typer.Option("--task", help="classification or regression")]
+Device = Annotated[str, typer.Option("--device", help="where the model runs, as in cpu or cuda")]
+Seed = Annotated[int, typer.Option("--seed", help="of every draw")]
+Force = Annotated[bool, typer.Option("--force", help="replace files of the same names in --out")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+Metric = Annotated[str, typer.Option("--metric", help="see: mixbit list metrics")]
+
+
+@app.command()
+def quantize(
+    model: Model,
+    data: Data,
+    target: TargetName,
+    budget: Budgets,
+    out: Annotated[Path, typer.Option("--out", help="folder for the results")],
+    evaluate: Annotated[str | None, typer.Option("--eval", help="DATA to report accuracy on")] = None,
+    choices: Choices = None,
+    metric: Metric = "fisher",
+    search: Annotated[str, typer.Option("--search", help="see: mixbit list searches")] = "ilp",
+    rounding: Annotated[str, typer.Option("--rounding", help="see: mixbit list roundings")] = "nearest",
+    flavour: Annotated[str, typer.Option("--flavour", help="static")] = "static",
+    task: TaskName = "classification",
+    device: Device = "cpu",
+    seed: Seed = 0,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure, search, quantize, export, run the artefact and compare."""
+    from mixbit.budget import Budget
+    from mixbit.pipeline import FLAVOURS, ROUNDINGS, Settings, auto_quantize
+    from mixbit.specs import load_data, load_model
+    from mixbit.task import Task
+
+    _known("rounding", rounding, ROUNDINGS)
+    _known("flavour", flavour, FLAVOURS)
+    limits = Budget.parse(budget)
+    settings = Settings(Task.named(task), _split(choices), metric, search, seed, model)
+    deployed = auto_quantize(
+        load_model(model).to(_device(device)),
+        load_data(data),
+        target=target,
+        budget=limits,
+        out=out,
+        eval_batches=None if evaluate is None else load_data(evaluate),
+        settings=settings,
+        force=force,
+    )
+    if as_json:
+        print(deployed.result.to_json(), end="")
+    else:
+        _print_result(deployed.result)
+        _say(f"{deployed.comparison}\nwritten to {out}")
+    deployed.comparison.check()
+
+
+@app.command()
+def measure(
+    model: Model,
+    data: Data,
+    target: TargetName,
+    out: Annotated[Path, typer.Option("--out", help="sensitivity.json")],
+    metric: Metric = "fisher",
+    choices: Choices = None,
+    task: TaskName = "classification",
+    device: Device = "cpu",
+    seed: Seed = 0,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the table of predicted loss increase, layers x choices."""
+    from mixbit.files import check_new_file
+    from mixbit.graph import capture
+    from mixbit.measurement import measure as measure_
+    from mixbit.pipeline import split_batches
+    from mixbit.specs import load_data, load_model
+    from mixbit.task import Task
+
+    check_new_file(out, force=force)
+    module = load_model(model).to(_device(device))
+    inputs = [pair[0] for pair in split_batches(module, load_data(data))]
+    batches = [one.args or dict(one.kwargs) for one in inputs]
+    table = measure_(
+        capture(module, batches[0]),
+        batches,
+        target=target,
+        task=Task.named(task),
+        metric=metric,
+        choices=_split(choices),
+        seed=seed,
+    )
+    table.save(out)
+    if as_json:
+        print(out.read_text(encoding="utf-8"), end="")
+    else:
+        _print_table(table)
+        _say(f"written to {out}")
+
+
+@app.command()
+def search(
+    sensitivity: Annotated[Path, typer.Argument(help="sensitivity.json, as measure wrote it")],
+    budget: Budgets,
+    out: Annotated[Path, typer.Option("--out", help="plan.json")],
+    method: Annotated[str, typer.Option("--method", help="see: mixbit list searches")] = "ilp",
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find the plan with the smallest predicted loss within the budget."""
+    from mixbit.budget import Budget
+    from mixbit.files import check_new_file
+    from mixbit.search import search as search_
+    from mixbit.sensitivity import Sensitivity
+
+    check_new_file(out, force=force)
+    plan = search_(Sensitivity.load(sensitivity), Budget.parse(budget), method)
+    plan.save(out)
+    if as_json:
+        print(out.read_text(encoding="utf-8"), end="")
+    else:
+        _print_rows("plan", ("layer", "scheme"), list(plan.layers.items()))
+        _print_rows("predicted", ("what", "value"), [(name, f"{value:g}") for name, value in plan.predicted.items()])
+        _say(f"written to {out}")
+
+
+@app.command()
+def verify(folder: Annotated[Path, typer.Argument(metavar="DIR")], as_json: AsJson = False) -> None:
+    """Run the artefact in DIR on its check set and compare it with the simulation and the prediction."""
+    from mixbit.recheck import recheck
+
+    comparison = recheck(folder)
+    if as_json:
+        _print_json(vars(comparison))
+    else:
+        print(comparison)
+    comparison.check()
+
+
+@app.command()
+def bench(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    batch: Annotated[list[int] | None, typer.Option("--batch", help="batch sizes; 1 and 32 by default")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Time the artefact in DIR, and say for every layer how it is stored and how the runtime executed it."""
+    from mixbit.recheck import bench as bench_
+
+    report = bench_(folder, tuple(batch or (1, 32)))
+    if as_json:
+        _print_json(report)
+        return
+    rows = [
+        (name, row["scheme"], f"{row['weight_bytes']:,}", row["stored"], row["executed"])
+        for name, row in report["layers"].items()
+    ]
+    _print_rows("layers", ("layer", "scheme", "bytes", "stored", "executed"), rows)
+    _print_rows("latency", ("batch", "ms"), [(size, f"{value:.3f}") for size, value in report["latency_ms"].items()])
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option("--out", help="keep the folders here")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """The whole loop on the shipped network and data, for OpenVINO and onnxruntime."""
+    from mixbit.demo import COLUMNS, run_demo
+
+    rows = run_demo(out)
+    if as_json:
+        _print_json({"rows": [vars(row) for row in rows]})
+    else:
+        _print_rows("handwritten digits", COLUMNS, [row.cells() for row in rows])
+        _say("every file ran in its runtime and matches its simulation and the predicted bytes")
+        if out is not None:
+            _say(f"written to {out}; try: mixbit bench {out}/openvino-mixed")
+
+
+LISTS = ("targets", "metrics", "searches", "roundings")
+
+
+@app.command(name="list")
+def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json: AsJson = False) -> None:
+    """Name the targets, metrics, searches or roundings."""
+    _known("list", what, LISTS)
+    rows = _LISTS[what]()
+    if as_json:
+        _print_json(dict(rows))
+    else:
+        _print_rows(what, ("name", "what it does"), rows)
+
+
+def _targets() -> list[tuple[str, str]]:
+    from mixbit.target import TARGETS, find_target
+
+    found = [find_target(name) for name in TARGETS]
+    return [
+        (one.name, f"weights {_widths(one.weight_bits)} bits, inputs {_widths(one.input_bits)} or float: {one.note}")
+        for one in found
+    ]
+
+
+def _widths(bits: tuple[int, ...]) -> str:
+    return ", ".join(str(one) for one in bits)
+
+
+def _methods(methods: dict[str, Callable[..., Any]]) -> list[tuple[str, str]]:
+    return [(name, (method.__doc__ or "").strip().splitlines()[0]) for name, method in methods.items()]
+
+
+def _metrics() -> list[tuple[str, str]]:
+    from mixbit.metrics import METRICS
+
+    return _methods(METRICS)
+
+
+def _searches() -> list[tuple[str, str]]:
+    from mixbit.search import SEARCHES
+
+    return _methods(SEARCHES)
+
+
+def _roundings() -> list[tuple[str, str]]:
+    return [("nearest", "Every weight to the nearest integer, ties to even.")]
+
+
+_LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {
+    "targets": _targets,
+    "metrics": _metrics,
+    "searches": _searches,
+    "roundings": _roundings,
+}
+
+
+def _known(what: str, name: str, known: tuple[str, ...]) -> None:
+    if name not in known:
+        raise InvalidInput(f"{what} {name!r} is unknown; known: {', '.join(known)}")
+
+
+def _split(choices: str | None) -> list[str] | None:
+    return None if choices is None else [one.strip() for one in choices.split(",")]
+
+
+def _device(name: str) -> Any:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InvalidInput(f"device {name!r}: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def _print_result(result: Any) -> None:
+    rows = [("float", *_cells(result.float_)), ("simulated", *_cells(result.simulated))]
+    rows += [(f"uniform {row['scheme']}, simulated", *_cells(row)) for row in result.uniform]
+    rows.append(("deployed", *_cells(result.deployed)))
+    _print_rows(result.target, ("network", "accuracy", "weight bytes", "file bytes", "ms", "agreement"), rows)
+    _print_rows(
+        "plan", ("layer", "scheme", "executed"), [(n, row.scheme, row.executed) for n, row in result.layers.items()]
+    )
+    _say(result.chosen)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    def cell(name: str, form: str) -> str:
+        return format(row[name], form) if name in row else ""
+
+    size = cell("weight_bytes", ",.0f") or cell("predicted_bytes", ",.0f")
+    return (
+        cell("accuracy", ".2%"),
+        size,
+        cell("file_bytes", ",.0f"),
+        cell("latency_ms", ".3f"),
+        cell("agreement", ".2%"),
+    )
+
+
+def _print_table(table: Any) -> None:
+    rows = []
+    for layer, losses, errors in zip(table.layers, table.loss, table.standard_error, strict=True):
+        rows.append((layer, *[f"{loss:.2e} ±{error:.0e}" for loss, error in zip(losses, errors, strict=True)]))
+    _print_rows(f"predicted loss increase by {table.metric}", ("layer", *table.choices), rows)
+
+
+def _print_rows(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def main() -> None:
+    """Run the command line; exit 0 done, 2 bad input, 3 infeasible budget, 4 not as promised, 130 interrupted."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except typer.TyperException as error:  # wrong usage: an unknown option, a missing argument
+        _say(f"mixbit: {error.format_message().rstrip('.')}; see mixbit --help")
+        sys.exit(InvalidInput.exit_code)
+    except MixbitError as error:
+        _say(f"mixbit: {error}")
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        _say("mixbit: interrupted; nothing was written")
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Verifying and timing a folder that `auto_quantize` wrote, with nothing but its files (and, for packed, the model)."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mixbit.check import CheckSet
+from mixbit.errors import InvalidInput
+from mixbit.evaluation import Evaluation
+from mixbit.graph import Graph, capture
+from mixbit.latency import paired_latency_ms
+from mixbit.plan import Plan
+from mixbit.result import Result, layer_rows
+from mixbit.specs import load_model
+from mixbit.target import Runner, target_module
+from mixbit.task import Task
+from mixbit.verification import Comparison, compare
+
+
+def recheck(folder: Path) -> Comparison:
+    """Run the artefact on the folder's check set; compare with the simulation stored there and the predicted bytes.
+
+    Raises:
+        InvalidInput: a file of the folder is missing or not what mixbit writes.
+        TargetMismatch: the runtime cannot load the artefact. Differences are in the result's `problems`.
+    """
+    result, _, check, runner = _open(folder)
+    task = Task.named(result.task)
+    arrays = [tensor.numpy() for tensor in check.inputs]
+    outputs = _task_output(runner.run(arrays), check.outputs)
+    accuracy = None
+    if check.labels is not None and task.has_accuracy:
+        task.check_labels(check.labels, outputs.shape[1])
+        accuracy = float((outputs.argmax(1) == check.labels).double().mean())
+    predicted = {name: row.predicted_bytes for name, row in result.layers.items()}
+    reference, deployed = Evaluation(check.outputs, None), Evaluation(outputs, accuracy)
+    return compare(folder, result.target, predicted, reference, deployed, task)
+
+
+def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
+    """Median latency at each batch size, and how every layer is stored and was executed.
+
+    Raises:
+        InvalidInput: a file of the folder is missing or not what mixbit writes, or a batch size below 1.
+        TargetMismatch: the runtime cannot load the artefact.
+    """
+    if any(size < 1 for size in batch_sizes):
+        raise InvalidInput(f"batch sizes {batch_sizes}: give whole numbers from 1")
+    result, plan, check, runner = _open(folder)
+    module = target_module(result.target)
+    predicted = {name: row.predicted_bytes for name, row in result.layers.items()}
+    latency = {}
+    for size in batch_sizes:
+        rows = np.arange(size) % len(check.outputs)
+        inputs = [tensor.numpy()[rows] for tensor in check.inputs]
+        fixed = module.load(folder, _graph(result, check), batch_size=size)
+        latency[str(size)] = paired_latency_ms({"artefact": fixed.run}, inputs, f"time batch {size}")["artefact"]
+    rows = layer_rows(plan.layers, predicted, module.stored(folder), runner.executed())
+    return {
+        "target": result.target,
+        "latency_ms": latency,
+        "layers": {name: row.model_dump() for name, row in rows.items()},
+        "environment": runner.environment,
+    }
+
+
+def _open(folder: Path) -> tuple[Result, Plan, CheckSet, Runner]:
+    if not folder.is_dir():
+        raise InvalidInput(f"{folder}: no such folder; give the --out of mixbit quantize")
+    result, plan, check = Result.load(folder), Plan.load(folder / "plan.json"), CheckSet.load(folder)
+    if plan.target != result.target or plan.layers != {name: row.scheme for name, row in result.layers.items()}:
+        raise InvalidInput(f"{folder}: plan.json is not the plan of result.json; quantize again")
+    module = target_module(result.target)
+    module.require()
+    return result, plan, check, module.load(folder, _graph(result, check))
+
+
+def _graph(result: Result, check: CheckSet) -> Graph | None:
+    """The captured graph of the user's model, for the target whose file holds no code."""
+    if not target_module(result.target).NEEDS_GRAPH:
+        return None
+    if result.model is None:
+        raise InvalidInput(f"target {result.target}: the folder does not say where the model is; use mixbit.verify()")
+    return capture(load_model(result.model), tuple(check.inputs))
+
+
+def _task_output(outputs: list[Any], wanted: torch.Tensor) -> torch.Tensor:
+    """The output that has the shape of the stored one, flattened as the task does."""
+    tensors = [torch.from_numpy(np.array(output)).float() for output in outputs]
+    for tensor in tensors:
+        if tensor.numel() == wanted.numel() and len(tensor) == len(wanted):
+            return tensor.reshape(wanted.shape)
+    raise InvalidInput(f"the artefact returns {[tuple(one.shape) for one in tensors]}, not {tuple(wanted.shape)}")

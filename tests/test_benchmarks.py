@@ -1,0 +1,112 @@
+"""The networks and the data of the benchmarks."""
+
+from pathlib import Path
+from zipfile import ZipFile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks import cifar, paths, resnet20, resnet50
+from mixbit.errors import InvalidInput
+
+
+def found(variable: str) -> Path:
+    path = paths.find(variable)
+    if path is None:
+        pytest.skip(f"{variable} is not set and {paths.DEFAULTS[variable]} does not exist")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten grey JPEG images, one a class, the shade 20 x the class."""
+    for label, name in enumerate(cifar.CLASSES):
+        place = tmp_path / "images" / "test" / name
+        place.mkdir(parents=True)
+        Image.fromarray(np.full((32, 32, 3), 20 * label, dtype=np.uint8)).save(place / "0000.jpg")
+    return tmp_path / "images"
+
+
+def test_load_images_reads_a_folder_and_a_zip_alike(folder: Path) -> None:
+    with ZipFile(folder.parent / "images.zip", "w") as archive:
+        for path in sorted(folder.rglob("*.jpg"), reverse=True):
+            archive.write(path, path.relative_to(folder))
+    images, labels = cifar.load_images(folder, "test")
+    assert (images.shape, images.dtype, labels.dtype) == ((10, 3, 32, 32), torch.uint8, torch.int64)
+    assert labels.tolist() == list(range(10)), "classes in alphabetical order"
+    assert (images.float().mean((1, 2, 3)) - 20 * labels).abs().max() < 2
+    again, same = cifar.load_images(folder.parent / "images.zip", "test")
+    assert torch.equal(images, again)
+    assert torch.equal(labels, same)
+
+
+def test_limit_draws_by_the_seed(folder: Path) -> None:
+    draws = [cifar.load_images(folder, "test", limit, seed)[1].tolist() for limit, seed in ((8, 0), (8, 0), (5, 0))]
+    assert draws[0] == draws[1]
+    assert draws[0][:5] == draws[2]
+    assert len(set(draws[0])) == 8
+    assert draws[0] != cifar.load_images(folder, "test", 8, 1)[1].tolist()
+
+
+def test_load_images_refuses_what_is_not_there(folder: Path) -> None:
+    with pytest.raises(InvalidInput, match="train/<class>"):
+        cifar.load_images(folder, "train")
+    with pytest.raises(InvalidInput, match=r"limit 11: .* 1\.\.10"):
+        cifar.load_images(folder, "test", 11)
+
+
+def test_batches_are_normalised_by_channel() -> None:
+    images = torch.randint(256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    parts = cifar.batches(images, torch.arange(5), 2)
+    assert [labels.tolist() for _, labels in parts] == [[0, 1], [2, 3], [4]]
+    for channel in range(3):
+        expected = (images[4, channel].double() / 255 - cifar.MEAN[channel]) / cifar.STD[channel]
+        torch.testing.assert_close(parts[2][0][0, channel].double(), expected, atol=1e-5, rtol=0)
+
+
+def test_paths_prefer_the_environment(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MIXBIT_CIFAR10", str(tmp_path))
+    assert paths.find("MIXBIT_CIFAR10") == tmp_path
+    monkeypatch.setenv("MIXBIT_CIFAR10", str(tmp_path / "none"))
+    with pytest.raises(InvalidInput, match="MIXBIT_CIFAR10"):
+        paths.find("MIXBIT_CIFAR10")
+
+
+def test_paths_without_environment_or_default(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("MIXBIT_RESNET20", raising=False)
+    monkeypatch.setitem(paths.DEFAULTS, "MIXBIT_RESNET20", tmp_path / "none")
+    assert paths.find("MIXBIT_RESNET20") is None
+    with pytest.raises(InvalidInput, match="set MIXBIT_RESNET20"):
+        paths.require("MIXBIT_RESNET20")
+
+
+def test_resnet20_loads_its_weights() -> None:
+    network = resnet20.load(found("MIXBIT_RESNET20"))
+    assert not network.training
+    assert sum(parameter.numel() for parameter in network.parameters()) == 269_722
+    assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+
+
+@torch.no_grad()
+def test_resnet20_is_accurate() -> None:
+    network = resnet20.load(found("MIXBIT_RESNET20"))
+    images, labels = cifar.load_images(found("MIXBIT_CIFAR10"), "test", 500, 0)
+    correct = [network(part).argmax(1) == classes for part, classes in cifar.batches(images, labels, 100)]
+    assert torch.cat(correct).double().mean() > 0.85
+
+
+@torch.no_grad()
+def test_random_resnet50_is_sane_and_seeded() -> None:
+    state = torch.random.get_rng_state()
+    network = resnet50.random_resnet50(0)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not network.training
+    assert sum(parameter.numel() for parameter in network.parameters()) == 25_557_032
+    images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    logits = network(images)
+    assert logits.shape == (2, 1000)
+    assert 0.1 < logits.std() < 10
+    assert torch.equal(logits, resnet50.random_resnet50(0)(images))
+    assert not torch.equal(logits, resnet50.random_resnet50(1)(images))

@@ -1,0 +1,308 @@
+"""The command line: exit codes, files, messages, JSON; run in this process on a small network of the test's own."""
+
+import json
+import re
+import shutil
+import sys
+
+import pytest
+import safetensors.torch
+import torch
+
+from mixbit import cli
+
+USER_CODE = """
+import torch
+from torch import nn
+
+def model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+
+def data():
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(4):
+        yield torch.randn(8, 1, 6, 6, generator=generator), torch.randint(0, 3, (8,), generator=generator)
+
+def empty():
+    return []
+
+def number():
+    return 3
+
+def broken():
+    raise ValueError("the user's own error")
+
+def wrong_labels():
+    return [(images, labels + 7) for images, labels in data()]
+
+def no_layers():
+    return nn.ReLU()
+
+def branching():
+    return Branching()
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(6, 3)
+
+    def forward(self, x):
+        if x.sum() > 0:
+            return self.linear(x).mean((1, 2))
+        return self.linear(-x).mean((1, 2))
+"""
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory):
+    path = tmp_path_factory.mktemp("user") / "net.py"
+    path.write_text(USER_CODE)
+    return path
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run `mixbit WORDS`; return exit code, standard output and standard error."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["mixbit", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        printed = capsys.readouterr()
+        return stopped.value.code or 0, printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def done(code, tmp_path_factory):
+    """A folder that `mixbit quantize` wrote."""
+    out = tmp_path_factory.mktemp("cli") / "out"
+    words = quantize_words(code, out)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["mixbit", *map(str, words)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    assert not stopped.value.code
+    return out
+
+
+def quantize_words(code, out, *, model="model", data="data", target="packed", budget="mean_bits=4"):
+    return (
+        "quantize",
+        f"{code}:{model}",
+        "--data",
+        f"{code}:{data}",
+        "--target",
+        target,
+        "--budget",
+        budget,
+        "--out",
+        out,
+    )
+
+
+def copy_of(done, tmp_path):
+    return shutil.copytree(done, tmp_path / "copy")
+
+
+def test_quantize_then_verify_and_bench(done, run):
+    assert run("verify", done)[0] == 0
+    status, out, _ = run("bench", done, "--batch", "2", "--json")
+    report = json.loads(out)
+    assert status == 0
+    assert report["latency_ms"]["2"] > 0
+    assert set(report["layers"]) == {"0.weight", "3.weight"}
+
+
+def test_quantize_json_is_the_result_file(code, run, tmp_path):
+    status, out, err = run(*quantize_words(code, tmp_path / "out"), "--json", "--eval", f"{code}:data")
+    assert status == 0, err
+    assert json.loads(out) == json.loads((tmp_path / "out" / "result.json").read_text())
+
+
+def test_measure_then_search(code, run, tmp_path):
+    table, plan = tmp_path / "s.json", tmp_path / "plan.json"
+    status, out, _ = run(
+        "measure", f"{code}:model", "--data", f"{code}:data", "--target", "packed", "--out", table, "--json",
+        "--choices", "w4a8,w8a8",
+    )  # fmt: skip
+    assert status == 0
+    assert json.loads(out)["choices"] == ["w4a8", "w8a8"]
+    status, out, _ = run(
+        "search", table, "--budget", "weight_ratio=0.2", "--budget", "mean_bits=6", "--out", plan, "--json"
+    )
+    assert status == 0
+    assert json.loads(out)["layers"] == json.loads(plan.read_text())["layers"]
+    assert run("search", table, "--budget", "mean_bits=6", "--out", plan)[0] == 2, "not overwritten without --force"
+    assert run("search", table, "--budget", "mean_bits=6", "--out", plan, "--force")[0] == 0
+    status, _, err = run("search", table, "--budget", "mean_bits=3", "--out", tmp_path / "p2.json")
+    assert status == 3
+    assert "mean_bits" in err
+    assert not (tmp_path / "p2.json").exists()
+
+
+@pytest.mark.parametrize("what", ["targets", "metrics", "searches", "roundings"])
+def test_list(run, what):
+    status, out, _ = run("list", what, "--json")
+    assert status == 0
+    assert json.loads(out)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"model": "nothing"}, "no function 'nothing'.*model"),
+        ({"model": "broken"}, "the user's own error"),
+        ({"model": "number"}, "int, not an nn.Module"),
+        ({"model": "no_layers"}, "no layer"),
+        ({"model": "branching"}, r"net\.py:\d+: if x\.sum\(\) > 0"),
+        ({"data": "empty"}, "no batch"),
+        ({"data": "number"}, "not an iterable"),
+        ({"data": "wrong_labels"}, "classes 0..2"),
+        ({"target": "tflite"}, "known: onnxruntime, openvino, packed"),
+        ({"budget": "bits=4"}, "unknown; known: weight_bytes"),
+        ({"budget": "mean_bits"}, "name=value"),
+        ({"budget": "mean_bits=nan"}, "positive finite"),
+        ({"budget": "mean_bits=-1"}, "positive finite"),
+        ({"budget": "weight_ratio=15%"}, "percentage"),
+        ({"budget": "latency_ms=3"}, "latency_ms"),
+    ],
+)
+def test_wrong_input_is_exit_2_and_leaves_nothing(code, run, tmp_path, changed, message):
+    status, out, err = run(*quantize_words(code, tmp_path / "out", **changed))
+    assert status == 2
+    assert out == ""
+    assert re.search(message, err), err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_infeasible_is_exit_3(code, run, tmp_path):
+    status, _, err = run(*quantize_words(code, tmp_path / "out", budget="mean_bits=1"))
+    assert status == 3
+    assert "mean_bits" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("spec", ["net", "missing.py:model", "no.such.package:model", ":model", "net.py:"])
+def test_specs_that_do_not_import(run, tmp_path, spec):
+    status, _, err = run("measure", spec, "--data", spec, "--target", "packed", "--out", tmp_path / "s.json")
+    assert status == 2
+    assert "MODEL" in err
+    assert "Traceback" not in err
+
+
+def test_import_error_shows_the_users_own_line(run, tmp_path):
+    broken = tmp_path / "bad.py"
+    broken.write_text("import torch\nimport no_such_module\n")
+    status, _, err = run("measure", f"{broken}:model", "--data", "x:y", "--target", "packed", "--out", tmp_path / "s")
+    assert status == 2
+    assert "No module named 'no_such_module'" in err
+    assert "bad.py:2" in err
+
+
+def test_usage_errors_are_exit_2(run):
+    assert run("quantize")[0] == 2
+    assert run("quantize", "--no-such-option")[0] == 2
+    assert run("list", "nonsense")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--rounding", "adaround"),
+        ("--flavour", "dynamic"),
+        ("--metric", "x"),
+        ("--search", "x"),
+        ("--choices", "w9a8"),
+        ("--choices", "w4a8,w4a8"),
+        ("--task", "x"),
+        ("--device", "nonsense"),
+    ],
+)
+def test_unknown_names_list_the_known(code, run, tmp_path, option):
+    status, _, err = run(*quantize_words(code, tmp_path / "out"), *option)
+    assert status == 2
+    assert "mixbit:" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_out_is_not_overwritten_without_force(code, run, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("keep")
+    status, _, err = run(*quantize_words(code, out))
+    assert status == 2
+    assert "--force" in err
+    assert [path.name for path in out.iterdir()] == ["mine.txt"]
+    assert run(*quantize_words(code, out), "--force")[0] == 0
+    assert (out / "mine.txt").read_text() == "keep"
+    assert (out / "plan.json").exists()
+
+
+def test_interrupt_is_exit_130_and_leaves_nothing(code, run, tmp_path, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mixbit.pipeline.measure", interrupt)
+    status, _, _ = run(*quantize_words(code, tmp_path / "out"))
+    assert status == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+def edit(path, change):
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("plan.json", lambda plan: plan["layers"].update({"no.such.weight": "w4a8"}), "plan.json is not the plan"),
+        ("plan.json", lambda plan: plan["layers"].update({"0.weight": "w9a8"}), "2 to 8 bits"),
+        ("plan.json", lambda plan: plan.update({"colour": "red"}), "colour"),
+        ("result.json", lambda result: result.pop("layers"), "layers"),
+        ("result.json", lambda result: result.update({"target": "nonsense"}), "plan.json is not|unknown"),
+    ],
+)
+def test_edited_folders_are_refused(done, run, tmp_path, name, change, message):
+    folder = copy_of(done, tmp_path)
+    edit(folder / name, change)
+    status, _, err = run("verify", folder)
+    assert status == 2
+    assert re.search(message, err), err
+
+
+@pytest.mark.parametrize("name", ["plan.json", "result.json", "check.safetensors", "model.safetensors"])
+def test_missing_and_truncated_files_are_refused(done, run, tmp_path, name):
+    folder = copy_of(done, tmp_path)
+    whole = (folder / name).read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"\xff" * 100):
+        (folder / name).write_bytes(content)
+        status, _, err = run("verify", folder)
+        assert status in {2, 4}
+        assert "Traceback" not in err, err
+    (folder / name).unlink()
+    assert run("verify", folder)[0] == 2
+    assert run("bench", folder)[0] == 2
+
+
+def test_an_artefact_that_computes_something_else_is_exit_4(done, run, tmp_path):
+    folder = copy_of(done, tmp_path)
+    path = folder / "model.safetensors"
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = safetensors.torch.load_file(path)
+    tensors["3.bias"] = tensors["3.bias"] + torch.tensor([5.0, -5.0, 0.0])
+    safetensors.torch.save_file(tensors, path, metadata)
+    status, _, err = run("verify", folder)
+    assert status == 4
+    assert "does not match" in err
+
+
+def test_a_folder_that_is_none(run, tmp_path):
+    assert run("verify", tmp_path / "nothing")[0] == 2
+    assert run("verify", tmp_path)[0] == 2
