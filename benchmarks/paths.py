@@ -1,0 +1,42 @@
+"""Where the benchmarks find data and weights that the repository does not hold: two environment variables.
+
+`MIXBIT_CIFAR10` is a zip file or a folder of JPEG images, `MIXBIT_RESNET20` a file of weights. Without them the folder
+`shared` beside the repository is looked at.
+"""
+
+import os
+from pathlib import Path
+
+from mixbit.errors import InvalidInput
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+DEFAULTS = {
+    "MIXBIT_CIFAR10": SHARED / "data" / "cifar10-jpeg.zip",
+    "MIXBIT_RESNET20": SHARED / "models" / "resnet20-cifar10.safetensors",
+}
+
+
+def find(variable: str) -> Path | None:
+    """The path in the environment variable, else its default if that exists, else None.
+
+    Raises:
+        InvalidInput: when the variable is set to a path that does not exist.
+    """
+    path = Path(os.environ.get(variable) or DEFAULTS[variable])
+    if path.exists():
+        return path
+    if os.environ.get(variable):
+        raise InvalidInput(f"{variable}={path}: there is no such file or folder; correct or unset the variable")
+    return None
+
+
+def require(variable: str) -> Path:
+    """The path that `find` finds.
+
+    Raises:
+        InvalidInput: when there is none.
+    """
+    path = find(variable)
+    if path is None:
+        raise InvalidInput(f"{DEFAULTS[variable]}: there is no such file; set {variable} to where it is")
+    return path

@@ -1,0 +1,124 @@
+"""ResNet-20 on CIFAR-10 through the whole loop: accuracy simulated and deployed, bytes, latency.
+
+Calibrated on 512 training images, evaluated on the 10,000 test images:
+
+    python -m benchmarks.resnet20_table
+
+Latencies are medians over runs that alternate between the plans, one batch of 32 images.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+from rich.table import Table
+
+import mixbit as mb
+from benchmarks import cifar, paths, resnet20
+from mixbit.calibrate import Calibration, calibrate
+from mixbit.evaluation import Batch, Evaluation, artefact_runner, evaluate, graph_runner
+from mixbit.latency import paired_latency_ms
+from mixbit.layers import model_fingerprint
+from mixbit.target import Runner, target_module
+from mixbit.task import Task, split_batch
+from mixbit.verification import Comparison, compare, predicted_bytes
+
+NUM_CALIBRATION = 512
+BUDGETS = (("uniform w8a8", None), ("mean 4 bits", 4), ("mean 3 bits", 3))
+TASK = Task.classification()
+
+
+@dataclass(frozen=True)
+class Data:
+    """The network and its data."""
+
+    graph: mb.Graph
+    calibration_batches: list[Batch]
+    test: list[Batch]
+    calibration: Calibration
+
+    @classmethod
+    def load(cls) -> "Data":
+        """From the paths of `benchmarks.paths`."""
+        source = paths.require("MIXBIT_CIFAR10")
+        images, labels = cifar.load_images(source, "train", limit=NUM_CALIBRATION, seed=0)
+        pairs = [split_batch(batch) for batch in cifar.batches(images, labels, 64)]
+        test = [split_batch(batch) for batch in cifar.batches(*cifar.load_images(source, "test"), 500)]
+        graph = mb.capture(resnet20.load(paths.require("MIXBIT_RESNET20")), pairs[0][0].args)
+        calibration = calibrate(graph, mb.find_layers(graph), [inputs for inputs, _ in pairs])
+        return cls(graph, pairs, test, calibration)
+
+
+def plan_for(data: Data, target: str, mean_bits: float | None) -> mb.Plan:
+    """The plan that `fisher` and `ilp` make for that mean weight width; uniform w8a8 for None."""
+    layers = mb.find_layers(data.graph)
+    if mean_bits is None:
+        names = {layer.name: "w8a8" for layer in layers}
+        return mb.Plan(target=target, fingerprint=model_fingerprint(layers), layers=names)
+    batches = [inputs.args for inputs, _ in data.calibration_batches]
+    table = mb.measure(data.graph, batches, target=target, calibration=data.calibration)
+    return mb.search(table, mb.Budget(mean_bits=mean_bits))
+
+
+def deploy(data: Data, plan: mb.Plan, folder: Path) -> tuple[Evaluation, Comparison, Runner]:
+    """Simulate, export into the folder, run the artefact on the test images and compare."""
+    simulated = mb.quantize(data.graph, plan, data.calibration)
+    reference = evaluate(graph_runner(simulated, TASK), data.test, TASK, f"simulate for {plan.target}")
+    mb.export(simulated, target=plan.target, path=folder)
+    module = target_module(plan.target)
+    run = artefact_runner(module.load(folder, data.graph), data.graph, TASK)
+    deployed = evaluate(run, data.test, TASK, f"run in {plan.target}")
+    predicted = predicted_bytes(mb.find_layers(data.graph), plan)
+    comparison = compare(folder, plan.target, predicted, reference, deployed, TASK)
+    return reference, comparison, module.load(folder, data.graph, batch_size=32)
+
+
+def rows_for(data: Data, target: str) -> list[tuple[str, ...]]:
+    """One row of the table per plan."""
+    float_bytes = 4 * sum(layer.numel for layer in mb.find_layers(data.graph))
+    found = []
+    with TemporaryDirectory() as scratch:
+        for name, mean_bits in BUDGETS:
+            plan = plan_for(data, target, mean_bits)
+            found.append((name, *deploy(data, plan, Path(scratch) / name)))
+        inputs = [data.test[0][0].tensors[0][:32].numpy()]
+        latency = paired_latency_ms({name: runner.run for name, *_, runner in found}, inputs, f"time {target}")
+    slowest = latency[BUDGETS[0][0]]
+    return [
+        (
+            target,
+            name,
+            f"{reference.accuracy:.2%}",
+            f"{comparison.accuracy:.2%}",
+            f"{comparison.agreement:.2%}",
+            f"{comparison.weight_bytes:,}",
+            f"{comparison.weight_bytes / float_bytes:.4f}",
+            f"{comparison.predicted_bytes / comparison.weight_bytes:.4f}",
+            f"{comparison.file_bytes:,}",
+            f"{latency[name]:.3f}",
+            f"{latency[name] / slowest:.3f}",
+        )
+        for name, reference, comparison, _ in found
+    ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="+", default=["openvino", "onnxruntime", "packed"])
+    data = Data.load()
+    reference = evaluate(graph_runner(data.graph, TASK), data.test, TASK, "evaluate float")
+    columns = ("target", "plan", "simulated", "deployed", "agreement", "weight bytes", "of float", "predicted/actual",
+               "file bytes", "ms", "of w8a8")  # fmt: skip
+    table = Table(*columns, title=f"ResNet-20, float32 {reference.accuracy:.2%}")
+    for target in parser.parse_args(arguments).targets:
+        for row in rows_for(data, target):
+            table.add_row(*row)
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    main()
