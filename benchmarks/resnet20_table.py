@@ -18,12 +18,13 @@ from rich.table import Table
 
 import mixbit as mb
 from benchmarks import cifar, paths, resnet20
+from mixbit.batches import Batch, split_batch
 from mixbit.calibrate import Calibration, calibrate
-from mixbit.evaluation import Batch, Evaluation, artefact_runner, evaluate, graph_runner
+from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
 from mixbit.latency import paired_latency_ms
 from mixbit.layers import model_fingerprint
 from mixbit.target import Runner, target_module
-from mixbit.task import Task, split_batch
+from mixbit.task import Task
 from mixbit.verification import Comparison, compare, predicted_bytes
 
 NUM_CALIBRATION = 512

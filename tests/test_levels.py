@@ -12,7 +12,7 @@ import mixbit
 PACKAGE = Path(mixbit.__file__).parent
 LEVELS = (
     {"errors", "progress", "files"},
-    {"scheme", "sensitivity", "budget", "plan", "task", "target"},
+    {"scheme", "sensitivity", "budget", "plan", "task", "batches", "target"},
     {"affine", "ranges", "quantizer", "search"},  # numbers only
     {"exporting", "nodes", "operators", "samples", "fold", "graph", "layers"},
     {"calibrate", "scales", "estimate", "simulate", "integers", "metrics"},

@@ -6,7 +6,7 @@ import torch
 from torch.distributions import Categorical, MultivariateNormal, kl_divergence
 
 from mixbit.errors import InvalidInput
-from mixbit.task import TASKS, Inputs, Task, split_batch
+from mixbit.task import TASKS, Inputs, Task
 
 CLASSIFICATION, REGRESSION = Task.classification(), Task.regression()
 
@@ -138,31 +138,7 @@ def test_class_numbers_are_accepted(labels, dtype):
     CLASSIFICATION.check_labels(torch.tensor(labels, dtype=dtype), 4)
 
 
-X, M, Y = torch.randn(3, 2), torch.randn(3, 5), torch.tensor([0, 1, 2])
-
-
-@pytest.mark.parametrize(
-    ("batch", "num_inputs", "args", "kwargs", "has_labels"),
-    [
-        (X, None, [X], {}, False),
-        ((X,), None, [X], {}, False),
-        ((X, Y), None, [X], {}, True),
-        ([X, Y], None, [X], {}, True),
-        ((X, M, Y), None, [X, M], {}, True),
-        ((X, Y), 1, [X], {}, True),
-        ((X, M), 2, [X, M], {}, False),
-        ((X, M, Y), 2, [X, M], {}, True),
-        ((X,), 1, [X], {}, False),
-        ({"x": X, "labels": Y}, 0, [], {"x": X}, True),
-        ({"x": X, "mask": M}, 0, [], {"x": X, "mask": M}, False),
-    ],
-)
-def test_a_batch_splits_into_inputs_and_labels(batch, num_inputs, args, kwargs, has_labels):
-    inputs, labels = split_batch(batch, num_inputs)
-    assert all(one is other for one, other in zip(inputs.args, args, strict=True))
-    assert inputs.kwargs == kwargs
-    assert labels is (Y if has_labels else None)
-    assert inputs.batch_size == 3
+X, M = torch.randn(3, 2), torch.randn(3, 5)
 
 
 def test_inputs_describe_themselves():

@@ -8,8 +8,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mixbit.batches import Batch
 from mixbit.errors import InvalidInput
-from mixbit.evaluation import Batch
 
 FILE_NAME = "check.safetensors"
 MOST_SAMPLES = 512

@@ -95,10 +95,10 @@ def measure(
     as_json: AsJson = False,
 ) -> None:
     """Write the table of predicted loss increase, layers x choices."""
+    from mixbit.batches import split_batches
     from mixbit.files import check_new_file
     from mixbit.graph import capture
     from mixbit.measurement import measure as measure_
-    from mixbit.pipeline import split_batches
     from mixbit.specs import load_data, load_model
     from mixbit.task import Task
 

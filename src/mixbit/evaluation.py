@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from mixbit.batches import Batch
 from mixbit.errors import InvalidInput
 from mixbit.graph import Graph
 from mixbit.progress import track
 from mixbit.target import Runner
 from mixbit.task import Inputs, Task
-
-Batch = tuple[Inputs, Tensor | None]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from mixbit.batches import split_batch
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.errors import InvalidInput
 from mixbit.estimate import Estimate, Question
@@ -14,7 +15,7 @@ from mixbit.metrics import METRICS
 from mixbit.scheme import Scheme
 from mixbit.sensitivity import FloatArray, Sensitivity
 from mixbit.target import Target, find_target
-from mixbit.task import Task, split_batch
+from mixbit.task import Task
 
 
 def measure(

@@ -1,6 +1,5 @@
 """auto_quantize(): from a trained network to a verified artefact; the only file that knows the order of the steps."""
 
-import inspect
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -9,31 +8,29 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from mixbit.batches import Batch, hold_out, split_batches
 from mixbit.budget import Budget
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.check import check_set
-from mixbit.errors import InvalidInput
-from mixbit.evaluation import Batch, Evaluation, artefact_runner, evaluate, graph_runner
+from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
 from mixbit.files import check_writable_folder, whole_folder, write_text
 from mixbit.graph import Graph, capture
 from mixbit.latency import paired_latency_ms
-from mixbit.layers import Layer, find_layers, find_uncovered, model_fingerprint
+from mixbit.layers import find_layers, find_uncovered, model_fingerprint
 from mixbit.measurement import measure
 from mixbit.plan import Plan
 from mixbit.result import FILE_NAME, Result, deployed_figures, environment, figures, layer_rows
 from mixbit.search import search, uniform_plans
 from mixbit.sensitivity import Sensitivity
 from mixbit.simulate import assemble, quantize
-from mixbit.target import Target, find_target, target_module
-from mixbit.task import Inputs, Task, split_batch
+from mixbit.target import Runner, Target, find_target, target_module
+from mixbit.task import Task
 from mixbit.verification import Comparison, compare, predicted_bytes
 
 FLAVOURS = ("static",)
 ROUNDINGS = ("nearest",)
-#: One batch (or sample, of a single batch) in so many is held out of calibration, to compare plans on.
-HELD_OUT = 4
 
 
 @dataclass(frozen=True)
@@ -87,6 +84,32 @@ class Trial:
     divergence: float
 
 
+@dataclass(frozen=True)
+class Decision:
+    """Which plan to deploy, and on what grounds.
+
+    Attributes:
+        graph: The float graph.
+        table: The sensitivities.
+        trials: The searched plan first, then the uniform ones within the budget.
+        chosen: One of them.
+        batches: The data to report on.
+        outputs: On that data, of `float`, of `chosen`, and of each uniform plan under its scheme.
+    """
+
+    graph: Graph
+    table: Sensitivity
+    trials: list[Trial]
+    chosen: Trial
+    batches: list[Batch]
+    outputs: dict[str, Evaluation]
+
+    @property
+    def predicted_bytes(self) -> dict[str, int]:
+        """Layer -> bytes of its weight and scales in the file."""
+        return predicted_bytes(find_layers(self.graph), self.chosen.plan)
+
+
 def auto_quantize(
     model: nn.Module,
     batches: Iterable[Any],
@@ -121,7 +144,8 @@ def auto_quantize(
         UnsupportedModel: the model cannot be captured or expressed by the target.
         InfeasibleBudget: no plan keeps within the budget.
     """
-    return _Run(target, Path(out), settings or Settings(), force).deploy(model, batches, eval_batches, budget)
+    run = _Run(target, Path(out), settings or Settings(), force)
+    return run.deploy(run.decide(model, batches, eval_batches, budget))
 
 
 class _Run:
@@ -137,16 +161,16 @@ class _Run:
         self.task = settings.task
         self.seconds: dict[str, float] = {}
 
-    def deploy(
+    def decide(
         self, model: nn.Module, batches: Iterable[Any], eval_batches: Iterable[Any] | None, budget: Budget
-    ) -> Deployed:
+    ) -> Decision:
+        """Measure, search and simulate; nothing is written."""
         pairs = split_batches(model, batches)
         held_out, kept = hold_out(pairs)
         with self._clock("capture"):
             graph = capture(model, pairs[0][0].args or pairs[0][0].kwargs)
-        layers = find_layers(graph)
         with self._clock("calibrate"):
-            calibration = calibrate(graph, layers, [inputs for inputs, _ in kept])
+            calibration = calibrate(graph, find_layers(graph), [inputs for inputs, _ in kept])
         with self._clock("measure"):
             table = self._measure(graph, kept, calibration)
         with self._clock("search"):
@@ -159,7 +183,42 @@ class _Run:
         evaluated = held_out if eval_batches is None else split_batches(model, eval_batches)
         with self._clock("evaluate"):
             outputs = self._evaluate_all(graph, trials, chosen, evaluated)
-        return self._write(graph, table, trials, chosen, evaluated, outputs)
+        return Decision(graph, table, trials, chosen, evaluated, outputs)
+
+    def deploy(self, decision: Decision) -> Deployed:
+        """Write the chosen plan's files, run the artefact and compare."""
+        graph, chosen = decision.graph, decision.chosen
+        with whole_folder(self.out, force=self.force) as folder:
+            with self._clock("export"):
+                self.module.write(chosen.simulated, folder)
+                runner = self.module.load(folder, graph)
+            with self._clock("verify"):
+                comparison = self._compare(decision, folder, runner)
+            with self._clock("time"):
+                float_figures, latency_ms = self._against_float(decision, folder)
+            result = Result(
+                target=self.target.name,
+                task=self.task.name,
+                model=self.settings.model,
+                chosen=_said(decision.trials, chosen),
+                float_=float_figures,
+                simulated=figures(
+                    accuracy=decision.outputs["chosen"].accuracy, divergence=self._divergence(decision, "chosen")
+                ),
+                deployed=deployed_figures(comparison, latency_ms),
+                uniform=self._uniform_rows(decision),
+                layers=layer_rows(
+                    chosen.plan.layers, decision.predicted_bytes, self.module.stored(folder), runner.executed()
+                ),
+                uncovered=[asdict(row) for row in find_uncovered(graph)],
+                seconds={step: round(seconds, 3) for step, seconds in self.seconds.items()},
+                environment=environment() | runner.environment,
+            )
+            chosen.plan.save(folder / "plan.json")
+            decision.table.save(folder / "sensitivity.json")
+            check_set(decision.batches, decision.outputs["chosen"].outputs).save(folder)
+            write_text(folder / FILE_NAME, result.to_json())
+        return Deployed(self.out, chosen.plan, decision.table, chosen.simulated, comparison, result)
 
     @contextmanager
     def _clock(self, step: str) -> Iterator[None]:
@@ -197,60 +256,16 @@ class _Run:
             for name, one in runs.items()
         }
 
-    def _write(
-        self,
-        graph: Graph,
-        table: Sensitivity,
-        trials: list[Trial],
-        chosen: Trial,
-        batches: list[Batch],
-        outputs: dict[str, Evaluation],
-    ) -> Deployed:
-        layers = find_layers(graph)
-        predicted = predicted_bytes(layers, chosen.plan)
-        with whole_folder(self.out, force=self.force) as folder:
-            with self._clock("export"):
-                self.module.write(chosen.simulated, folder)
-                runner = self.module.load(folder, graph)
-            with self._clock("verify"):
-                run = artefact_runner(runner, graph, self.task)
-                deployed = evaluate(run, batches, self.task, "run the artefact")
-                comparison = compare(folder, self.target.name, predicted, outputs["chosen"], deployed, self.task)
-            with self._clock("time"):
-                latency, float_bytes = self._time_against_float(graph, layers, folder, batches)
-            result = Result(
-                target=self.target.name,
-                task=self.task.name,
-                model=self.settings.model,
-                chosen=_said(trials, chosen),
-                float_=figures(
-                    accuracy=outputs["float"].accuracy,
-                    weight_bytes=4 * sum(layer.numel for layer in layers),
-                    file_bytes=float_bytes,
-                    latency_ms=latency["float"],
-                ),
-                simulated=figures(
-                    accuracy=outputs["chosen"].accuracy,
-                    divergence=outputs["chosen"].divergence(outputs["float"], self.task),
-                ),
-                deployed=deployed_figures(comparison, latency["deployed"]),
-                uniform=self._uniform_rows(layers, trials, outputs),
-                layers=layer_rows(chosen.plan.layers, predicted, self.module.stored(folder), runner.executed()),
-                uncovered=[asdict(row) for row in find_uncovered(graph)],
-                seconds={step: round(seconds, 3) for step, seconds in self.seconds.items()},
-                environment=environment() | runner.environment,
-            )
-            chosen.plan.save(folder / "plan.json")
-            table.save(folder / "sensitivity.json")
-            check_set(batches, outputs["chosen"].outputs).save(folder)
-            write_text(folder / FILE_NAME, result.to_json())
-        return Deployed(self.out, chosen.plan, table, chosen.simulated, comparison, result)
+    def _compare(self, decision: Decision, folder: Path, runner: Runner) -> Comparison:
+        run = artefact_runner(runner, decision.graph, self.task)
+        deployed = evaluate(run, decision.batches, self.task, "run the artefact")
+        reference, predicted = decision.outputs["chosen"], decision.predicted_bytes
+        return compare(folder, self.target.name, predicted, reference, deployed, self.task)
 
-    def _time_against_float(
-        self, graph: Graph, layers: tuple[Layer, ...], folder: Path, batches: list[Batch]
-    ) -> tuple[dict[str, float], int]:
-        """Paired latencies of one sample for the artefact and the float network, and the float network's bytes."""
-        sample = [leaf[:1].cpu().numpy() for leaf in batches[0][0].tensors]
+    def _against_float(self, decision: Decision, folder: Path) -> tuple[dict[str, float], float]:
+        """Figures of the float network in the same runtime, and the artefact's latency, paired: one sample each."""
+        graph, layers = decision.graph, find_layers(decision.graph)
+        sample = [leaf[:1].cpu().numpy() for leaf in decision.batches[0][0].tensors]
         plan = Plan(
             target=self.target.name,
             fingerprint=model_fingerprint(layers),
@@ -259,86 +274,40 @@ class _Run:
         )
         with TemporaryDirectory() as scratch:
             self.module.write(assemble(graph, plan, [], {}), Path(scratch))
-            runners = {
-                "float": self.module.load(Path(scratch), graph, batch_size=1),
-                "deployed": self.module.load(folder, graph, batch_size=1),
-            }
+            folders = {"float": Path(scratch), "deployed": folder}
+            runs = {name: self.module.load(one, graph, batch_size=1).run for name, one in folders.items()}
+            latency = paired_latency_ms(runs, sample, "time the artefact")
             size = sum((Path(scratch) / name).stat().st_size for name in self.target.files)
-            runs = {name: runner.run for name, runner in runners.items()}
-            return paired_latency_ms(runs, sample, "time the artefact"), size
+        float_figures = figures(
+            accuracy=decision.outputs["float"].accuracy,
+            weight_bytes=sum(predicted_bytes(layers, plan).values()),
+            file_bytes=size,
+            latency_ms=latency["float"],
+        )
+        return float_figures, latency["deployed"]
 
-    def _uniform_rows(
-        self, layers: tuple[Layer, ...], trials: list[Trial], outputs: dict[str, Evaluation]
-    ) -> list[dict[str, float | str]]:
+    def _uniform_rows(self, decision: Decision) -> list[dict[str, float | str]]:
         rows = []
-        for trial in trials:
+        for trial in decision.trials:
             scheme = uniform_scheme(trial.plan)
             if scheme:
-                predicted = float(sum(predicted_bytes(layers, trial.plan).values()))
-                divergence = outputs[scheme].divergence(outputs["float"], self.task)
                 found = figures(
-                    accuracy=outputs[scheme].accuracy, divergence=divergence, predicted_bytes=predicted,
+                    accuracy=decision.outputs[scheme].accuracy,
+                    divergence=self._divergence(decision, scheme),
                     held_out_divergence=trial.divergence,
-                )  # fmt: skip
+                    predicted_bytes=sum(predicted_bytes(find_layers(decision.graph), trial.plan).values()),
+                )
                 rows.append({"scheme": scheme, **found})
         return rows
+
+    def _divergence(self, decision: Decision, name: str) -> float:
+        return decision.outputs[name].divergence(decision.outputs["float"], self.task)
 
 
 def uniform_scheme(plan: Plan) -> str | None:
     """The scheme that every layer takes, None where they differ."""
     schemes = set(plan.layers.values())
     return schemes.pop() if len(schemes) == 1 else None
-
-
-def split_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
-    """Inputs and labels of every batch, as the model's forward takes them.
-
-    A tuple ends with labels where it holds more than forward takes, or where forward can do without its last entry
-    and that is a vector of whole numbers.
-    """
-    pairs = []
-    num_inputs: int | None = None
-    for batch in batches:
-        if isinstance(batch, tuple | list) and num_inputs is None:
-            num_inputs = _num_inputs(model, batch)
-        pairs.append(split_batch(batch, num_inputs))
-    if not pairs:
-        raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
-    return pairs
-
-
-def _num_inputs(model: nn.Module, batch: Sequence[Any]) -> int:
-    parameters = list(inspect.signature(model.forward).parameters.values())
-    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    required = sum(one.default is one.empty for one in positional)
-    takes_any = any(one.kind is one.VAR_POSITIONAL for one in parameters)
-    last, others = batch[-1], len(batch) - 1
-    looks_like_labels = isinstance(last, Tensor) and last.ndim == 1 and not last.is_floating_point()
-    if (not takes_any and len(batch) > len(positional)) or (others >= max(1, required) and looks_like_labels):
-        return others
-    return len(batch)
-
-
-def hold_out(pairs: list[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Held-out and kept data: every HELD_OUT-th batch, or of a single batch every HELD_OUT-th sample.
-
-    One sample alone serves as both.
-    """
-    if len(pairs) > 1:
-        held_out = pairs[HELD_OUT - 1 :: HELD_OUT] or pairs[-1:]
-        return held_out, [pair for pair in pairs if not any(pair is one for one in held_out)]
-    inputs, labels = pairs[0]
-    count = inputs.batch_size
-    if count == 1:
-        return pairs, pairs
-    every = min(HELD_OUT, count)
-    out = [index for index in range(count) if index % every == every - 1]
-    kept = [index for index in range(count) if index % every != every - 1]
-    return [_rows(inputs, labels, out)], [_rows(inputs, labels, kept)]
-
-
-def _rows(inputs: Inputs, labels: Tensor | None, rows: list[int]) -> Batch:
-    return inputs.map(lambda leaf: leaf[rows] if leaf.ndim else leaf), None if labels is None else labels[rows]
 
 
 def _said(trials: list[Trial], chosen: Trial) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mixbit.batches import split_batch
 from mixbit.calibrate import Calibration, calibrate, mean_output
 from mixbit.errors import InvalidInput
 from mixbit.exporting import copy_module
@@ -20,7 +21,6 @@ from mixbit.quantizer import Quantizer
 from mixbit.scales import weight_quantizer
 from mixbit.scheme import Format
 from mixbit.target import Target, find_target
-from mixbit.task import split_batch
 
 BETWEEN = Format(8, "tensor", symmetric=False)
 

@@ -126,24 +126,6 @@ class Task:
 TASKS: dict[str, Callable[[], Task]] = {"classification": Task.classification, "regression": Task.regression}
 
 
-def split_batch(batch: Any, num_inputs: int | None = None) -> tuple[Inputs, Tensor | None]:
-    """Inputs and labels of one batch: labels are the entry `labels` of a dict, or last in a tuple.
-
-    Args:
-        batch: A tensor, a tuple or list, or a dict.
-        num_inputs: How many positional inputs the model takes; a tuple of one more ends with labels. Where None, a
-            tuple of two or more ends with labels.
-    """
-    if isinstance(batch, Mapping):
-        rest = {name: value for name, value in batch.items() if name != "labels"}
-        return Inputs.of(rest), batch.get("labels")
-    if isinstance(batch, tuple | list):
-        wanted = num_inputs if num_inputs is not None else max(1, len(batch) - 1)
-        if len(batch) == wanted + 1:
-            return Inputs.of(tuple(batch[:-1])), batch[-1]
-    return Inputs.of(batch), None
-
-
 def _draw_categorical(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Sum of <v, logits>, v = sqrt(p) e - p <sqrt(p), e> with random signs e, so that E[v v'] = diag(p) - p p'.
 

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixbit.batches import split_batch
 from mixbit.errors import InvalidInput, TargetMismatch
 from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
 from mixbit.graph import Graph
 from mixbit.layers import Layer, find_layers
 from mixbit.plan import Plan
 from mixbit.target import StoredWeight, find_target, target_module
-from mixbit.task import Task, split_batch
+from mixbit.task import Task
 
 #: Largest share by which the bytes of the weights may differ from the prediction.
 BYTES_TOLERANCE = 0.01
