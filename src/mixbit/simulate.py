@@ -17,6 +17,7 @@ from mixbit.layers import Layer, convolved, find_layers, inputs_between, model_f
 from mixbit.nodes import argument, get_tensor, tensor_of
 from mixbit.operators import can_take_bias
 from mixbit.plan import Plan
+from mixbit.progress import track
 from mixbit.quantizer import Quantizer
 from mixbit.scales import weight_quantizer
 from mixbit.scheme import Format
@@ -59,7 +60,7 @@ def quantize(
         if batches.histograms[name].finite  # a mask of -inf, which no integer holds, stays in float
     }
     weights, biases = [], {}
-    for layer in layers:
+    for layer in track(layers, "round weights"):
         fmt = plan.scheme(layer.name).weight
         if fmt is not None:
             weights.append(weight_quantizer(graph, layer, fmt, batches))
