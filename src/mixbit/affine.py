@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mixbit.scheme import Format
 
-#: Where every value of a tensor or channel is zero, any scale serves; this one keeps the arithmetic finite.
+#: Where every value of a tensor is zero, any scale serves; this one keeps the arithmetic finite.
 SCALE_OF_ZEROS = 1.0
 
 
@@ -41,11 +41,15 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -
 
 
 def min_max_scale(weight: Tensor, axis: int, fmt: Format) -> Tensor:
-    """The smallest symmetric scale per channel that clips nothing: max(max w / high, min w / low), [channels]."""
+    """The smallest symmetric scale per channel that clips nothing: max(max w / high, min w / low), [channels].
+
+    A channel of zeros, which any scale serves, takes the smallest of the others': biases are multiples of scales.
+    """
     low, high = fmt.integer_range
     channels = weight.detach().movedim(axis, 0).flatten(1)
     scale = torch.maximum(channels.amax(1) / high, channels.amin(1) / low)
-    return torch.where(scale > 0, scale, torch.full_like(scale, SCALE_OF_ZEROS))
+    positive = scale[scale > 0]
+    return torch.where(scale > 0, scale, positive.min() if len(positive) else torch.full_like(scale, SCALE_OF_ZEROS))
 
 
 def range_to_affine(low: float, high: float, fmt: Format) -> tuple[float, int]:

@@ -22,15 +22,25 @@ def split_batch(batch: Any, num_inputs: int | None = None) -> Batch:
         batch: A tensor, a tuple or list, or a dict.
         num_inputs: How many positional inputs the model takes; a tuple of one more ends with labels. Where None, a
             tuple of two or more ends with labels.
+
+    Raises:
+        InvalidInput: it is none of these, its tensors differ in their number of samples, or the labels are no tensor
+            with one entry a sample.
     """
+    labels = None
     if isinstance(batch, Mapping):
-        rest = {name: value for name, value in batch.items() if name != "labels"}
-        return Inputs.of(rest), batch.get("labels")
-    if isinstance(batch, tuple | list):
-        wanted = num_inputs if num_inputs is not None else max(1, len(batch) - 1)
-        if len(batch) == wanted + 1:
-            return Inputs.of(tuple(batch[:-1])), batch[-1]
-    return Inputs.of(batch), None
+        inputs = Inputs.of({name: value for name, value in batch.items() if name != "labels"})
+        labels = batch.get("labels")
+    elif isinstance(batch, tuple | list) and len(batch) == 1 + (num_inputs or max(1, len(batch) - 1)):
+        inputs, labels = Inputs.of(tuple(batch[:-1])), batch[-1]
+    else:
+        inputs = Inputs.of(batch)
+    count = inputs.batch_size
+    if labels is not None and not isinstance(labels, Tensor):
+        raise InvalidInput(f"labels: a {type(labels).__name__}; give a tensor with one entry a sample")
+    if labels is not None and (labels.ndim == 0 or len(labels) != count):
+        raise InvalidInput(f"labels: {list(labels.shape)} for a batch of {count} samples")
+    return inputs, labels
 
 
 def split_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
@@ -38,13 +48,19 @@ def split_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
 
     A tuple ends with labels where it holds more than forward takes, or where forward can do without its last entry
     and that is a vector of whole numbers.
+
+    Raises:
+        InvalidInput: there is no batch, or one is not understood; the message says which, counted from 0.
     """
     pairs = []
     num_inputs: int | None = None
     for batch in batches:
         if isinstance(batch, tuple | list) and num_inputs is None:
             num_inputs = _num_inputs(model, batch)
-        pairs.append(split_batch(batch, num_inputs))
+        try:
+            pairs.append(split_batch(batch, num_inputs))
+        except InvalidInput as error:
+            raise InvalidInput(f"batch {len(pairs)}: {error}") from None
     if not pairs:
         raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
     return pairs
@@ -68,8 +84,8 @@ def hold_out(pairs: list[Batch]) -> tuple[list[Batch], list[Batch]]:
     One sample alone serves as both.
     """
     if len(pairs) > 1:
-        held_out = pairs[HELD_OUT - 1 :: HELD_OUT] or pairs[-1:]
-        return held_out, [pair for pair in pairs if not any(pair is one for one in held_out)]
+        chosen = set(range(HELD_OUT - 1, len(pairs), HELD_OUT) or [len(pairs) - 1])
+        return [pairs[i] for i in sorted(chosen)], [pair for i, pair in enumerate(pairs) if i not in chosen]
     inputs, labels = pairs[0]
     count = inputs.batch_size
     if count == 1:
@@ -77,8 +93,5 @@ def hold_out(pairs: list[Batch]) -> tuple[list[Batch], list[Batch]]:
     every = min(HELD_OUT, count)
     out = [index for index in range(count) if index % every == every - 1]
     kept = [index for index in range(count) if index % every != every - 1]
-    return [_rows(inputs, labels, out)], [_rows(inputs, labels, kept)]
-
-
-def _rows(inputs: Inputs, labels: Tensor | None, rows: list[int]) -> Batch:
-    return inputs.map(lambda leaf: leaf[rows] if leaf.ndim else leaf), None if labels is None else labels[rows]
+    held_out, rest = ((inputs.rows(rows), None if labels is None else labels[rows]) for rows in (out, kept))
+    return [held_out], [rest]

@@ -37,6 +37,7 @@ class Calibration:
         samples: Node name of an operator -> the tensor it reads, for a few samples drawn evenly from the data.
         num_samples: Samples seen.
         scales: (layer, format) -> scales of its weight; filled as they are asked for.
+        ranges: (node, format) -> scale and zero point of its tensor; filled as they are asked for.
     """
 
     histograms: dict[str, Histogram]
@@ -44,10 +45,14 @@ class Calibration:
     samples: dict[str, Tensor]
     num_samples: int
     scales: dict[tuple[str, Format], Tensor] = field(default_factory=dict)
+    ranges: dict[tuple[str, Format], tuple[float, int]] = field(default_factory=dict)
 
     def quantizer(self, node: str, fmt: Format, device: torch.device) -> Quantizer:
         """The quantizer of one activation, on the range with the least mean square error."""
-        scale, zero_point = mean_square_range(self.histograms[node], fmt)
+        if (node, fmt) not in self.ranges:
+            self.ranges[node, fmt] = mean_square_range(self.histograms[node], fmt)
+        scale, zero_point = self.ranges[node, fmt]
+        scale = max(scale, torch.finfo(torch.float32).tiny)  # in float32 it may be 0
         factors = torch.tensor(scale, device=device), torch.tensor(float(zero_point), device=device)
         return Quantizer(node, fmt, None, *factors)
 
@@ -69,8 +74,8 @@ def calibrate(graph: Graph, layers: tuple[Layer, ...], batches: Iterable[Inputs]
     """
     recorder = _Recorder(graph, layers)
     with torch.no_grad():
-        for inputs in track(batches, "calibrate"):
-            leaves = graph.leaves(inputs)
+        for number, inputs in enumerate(track(batches, "calibrate")):
+            leaves = graph.leaves(inputs, f"batch {number}")
             recorder.choose_samples(inputs.batch_size)
             recorder.run(*leaves, enable_io_processing=False)
     if recorder.num_samples == 0:

@@ -104,8 +104,7 @@ def measure(
 
     check_new_file(out, force=force)
     module = load_model(model).to(_device(device))
-    inputs = [pair[0] for pair in split_batches(module, load_data(data))]
-    batches = [one.args or dict(one.kwargs) for one in inputs]
+    batches = [inputs for inputs, _ in split_batches(module, load_data(data))]
     table = measure_(
         capture(module, batches[0]),
         batches,
@@ -271,8 +270,8 @@ def _device(name: str) -> Any:
 
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InvalidInput(f"device {name!r}: {str(error).splitlines()[0]}") from error
     return device
 
@@ -329,7 +328,7 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False))
     except typer.TyperException as error:  # wrong usage: an unknown option, a missing argument
-        _say(f"mixbit: {error.format_message().rstrip('.')}; see mixbit --help")
+        _say(f"mixbit: {error.format_message().rstrip('.') or 'give a command'}; see mixbit --help")
         sys.exit(InvalidInput.exit_code)
     except MixbitError as error:
         _say(f"mixbit: {error}")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mixbit.batches import Batch
-from mixbit.errors import InvalidInput
+from mixbit.errors import InvalidInput, TargetMismatch
 from mixbit.graph import Graph
 from mixbit.progress import track
 from mixbit.target import Runner
@@ -61,7 +61,7 @@ def graph_runner(graph: Graph, task: Task) -> Callable[[Inputs], Tensor]:
     """The graph as `evaluate` wants it; each batch is checked against the example."""
 
     def run(inputs: Inputs) -> Tensor:
-        graph.leaves(inputs)
+        graph.check(inputs, "batch")
         on_device = inputs.to(graph.device)
         return task.outputs(graph(*on_device.args, **on_device.kwargs))
 
@@ -75,8 +75,10 @@ def artefact_runner(runner: Runner, graph: Graph, task: Task) -> Callable[[Input
         structure = pytree.tree_structure(graph(*example.args, **example.kwargs))
 
     def run(inputs: Inputs) -> Tensor:
-        arrays = [leaf.cpu().numpy() for leaf in graph.leaves(inputs) if isinstance(leaf, Tensor)]
+        arrays = [leaf.numpy() for leaf in graph.tensors(inputs)]
         outputs = [torch.from_numpy(np.array(output)) for output in runner.run(arrays)]
+        if any(output.isnan().any() for output in outputs):
+            raise TargetMismatch("the artefact returns NaN where the simulation does not")
         return task.outputs(pytree.tree_unflatten(outputs, structure))
 
     return run

@@ -4,26 +4,37 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import safetensors.numpy
+from numpy.typing import NDArray
 
 from mixbit.errors import InvalidInput
 
 
 def read_json(path: Path) -> Any:
-    """Read one JSON value; raise InvalidInput with the place where the file stops being JSON."""
+    """Read one JSON value.
+
+    Raises:
+        InvalidInput: the file cannot be read; or is not JSON, with the place where it stops being so.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidInput(f"{path}: cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, endless digits, endless brackets
         raise InvalidInput(f"{path}: not valid JSON ({error})") from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write the text beside `path` and rename it there, so that readers never see half a file."""
+    """Write the text beside `path` and rename it there, so that readers never see half a file.
+
+    Raises:
+        InvalidInput: it cannot be written there.
+    """
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -37,9 +48,9 @@ def write_text(path: Path, text: str) -> None:
         raise InvalidInput(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write one JSON value, indented; NaN and infinity are refused by the format and become null before."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
+    """Write safetensors with the permissions of any other new file; the library's own are the owner's alone."""
+    path.write_bytes(safetensors.numpy.save(dict(arrays), dict(metadata)))
 
 
 def check_new_file(path: Path, *, force: bool) -> None:
@@ -72,20 +83,35 @@ def whole_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     With `force` the files replace those of the same names at `path`, one by one; other files there stay.
     """
     check_writable_folder(path, force=force)
+    missing = [one for one in path.absolute().parents if not one.exists()]
     # A rename does not leave a file system, and a folder that is there already may be one of its own (a mount point).
     place = path if path.exists() else path.absolute().parent
-    place.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=place, prefix=f".{path.name}."))
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=place, prefix=f".{path.name[:50]}."))
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be made ({error.strerror}); choose another folder") from error
     try:
         yield temporary
-        os.chmod(temporary, 0o777 & ~_umask())
-        if place == path:
-            for file in sorted(temporary.iterdir()):
-                os.replace(file, path / file.name)
-        else:
-            os.replace(temporary, path)
+        _move(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        for parent in missing:  # the nearest first; they stay where they hold the results
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def _move(temporary: Path, path: Path) -> None:
+    """Put the folder at the path, or its files into the folder that is there."""
+    try:
+        os.chmod(temporary, 0o777 & ~_umask())
+        if not path.exists():
+            os.replace(temporary, path)
+            return
+        for file in sorted(temporary.iterdir()):
+            os.replace(file, path / file.name)
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
 
 
 def _umask() -> int:

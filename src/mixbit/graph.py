@@ -65,28 +65,34 @@ class Graph:
     def __getstate__(self) -> dict[str, Any]:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # a copy has its own nodes
 
-    def leaves(self, inputs: Inputs) -> list[Any]:
-        """The inputs in the order of the graph's placeholders.
+    def check(self, inputs: Inputs, place: str) -> None:
+        """Raise InvalidInput, which begins with the place, where the inputs do not fit the example.
 
-        Raises:
-            InvalidInput: where names, number, shapes, types or values do not fit the example.
+        Their names, number, shapes, types and values are looked at.
         """
         kwargs = self.example.kwargs
         if inputs.kwargs.keys() != kwargs.keys() or len(inputs.args) != len(self.example.args):
-            raise InvalidInput(f"batch: inputs {inputs.describe()} do not fit the example's {self.example.describe()}")
-        ordered = Inputs(inputs.args, {name: inputs.kwargs[name] for name in kwargs})
+            wanted = self.example.describe()
+            raise InvalidInput(f"{place}: inputs {inputs.describe()} do not fit the example's {wanted}")
         if inputs.batch_size == 0:
-            raise InvalidInput("batch: holds no sample; leave it out")
-        given, wanted = pytree.tree_leaves((ordered.args, ordered.kwargs)), self._example_leaves
+            raise InvalidInput(f"{place}: holds no sample; leave it out")
+        given, wanted = self._ordered(inputs), self._ordered(self.example)
         if len(given) != len(wanted):
-            raise InvalidInput(f"batch: {len(given)} tensors, the example has {len(wanted)}")
+            raise InvalidInput(f"{place}: {len(given)} tensors, the example has {len(wanted)}")
         for number, (leaf, model) in enumerate(zip(given, wanted, strict=True)):
-            _check_leaf(number, leaf, model)
-        return [leaf.to(self.device) if isinstance(leaf, Tensor) else leaf for leaf in given]
+            _check_leaf(f"{place}: input {number}", leaf, model)
 
-    @property
-    def _example_leaves(self) -> list[Any]:
-        return pytree.tree_leaves((self.example.args, self.example.kwargs))
+    def leaves(self, inputs: Inputs, place: str = "batch") -> list[Any]:
+        """The inputs in the order of the graph's placeholders, on its device; raises as `check` does."""
+        self.check(inputs, place)
+        return [leaf.to(self.device) if isinstance(leaf, Tensor) else leaf for leaf in self._ordered(inputs)]
+
+    def tensors(self, inputs: Inputs) -> list[Tensor]:
+        """The tensors among the leaves, on the CPU: what an artefact takes."""
+        return [leaf.cpu() for leaf in self.leaves(inputs) if isinstance(leaf, Tensor)]
+
+    def _ordered(self, inputs: Inputs) -> list[Any]:
+        return pytree.tree_leaves((inputs.args, {name: inputs.kwargs[name] for name in self.example.kwargs}))
 
     def export(self, lifted: Mapping[str, Tensor] | None = None) -> ExportedProgram:
         """The graph, quantizers included, as an exported program of flat inputs with a dynamic batch.
@@ -103,7 +109,7 @@ class Graph:
             module.graph.erase_node(replaced)
         module.graph.eliminate_dead_code()
         module.recompile()
-        leaves = tuple(self._example_leaves)
+        leaves = tuple(self._ordered(self.example))
         shapes = (*(_dynamic_batch(leaf) for leaf in leaves), *[None] * len(lifted or ()))
         return export_program(module, (*leaves, *(lifted or {}).values()), {}, shapes)
 
@@ -123,6 +129,8 @@ def capture(model: nn.Module, example: Any) -> Graph:
         raise InvalidInput(f"model: a {type(model).__name__}, not an nn.Module; return the module itself")
     _check_tensors(model)
     inputs = _at_least_two(Inputs.of(example)).to(_device_of(model))
+    for number, leaf in enumerate(inputs.tensors):
+        _check_finite(f"example: input {number}", leaf)
     with _evaluating(model):
         expected = _run_eagerly(model, inputs.map(torch.clone))
         program = export_program(model, inputs.args, dict(inputs.kwargs), _dynamic_shapes(inputs))
@@ -264,17 +272,21 @@ def _difference(a: Tensor, b: Tensor) -> float:
     return float(torch.where(a == b, 0, (a - b).abs()).max().detach()) if a.numel() else 0.0
 
 
-def _check_leaf(number: int, leaf: Any, model: Any) -> None:
+def _check_leaf(place: str, leaf: Any, model: Any) -> None:
     if not isinstance(model, Tensor):
         return
     if not isinstance(leaf, Tensor):
-        raise InvalidInput(f"batch: input {number} is a {type(leaf).__name__}, not a tensor")
+        raise InvalidInput(f"{place} is a {type(leaf).__name__}, not a tensor")
     if leaf.dtype != model.dtype:
-        raise InvalidInput(f"batch: input {number} is {leaf.dtype}, the example {model.dtype}; convert it")
+        raise InvalidInput(f"{place} is {leaf.dtype}, the example {model.dtype}; convert it")
     if leaf.shape[1:] != model.shape[1:] or leaf.ndim != model.ndim:
         raise InvalidInput(
-            f"batch: input {number} has shape {tuple(leaf.shape)}, the example {tuple(model.shape)}; "
+            f"{place} has shape {tuple(leaf.shape)}, the example {tuple(model.shape)}; "
             "only the first dimension may differ"
         )
+    _check_finite(place, leaf)
+
+
+def _check_finite(place: str, leaf: Tensor) -> None:
     if leaf.is_floating_point() and not torch.isfinite(leaf).all():
-        raise InvalidInput(f"batch: input {number} holds NaN or inf; clean the data")
+        raise InvalidInput(f"{place} holds NaN or inf; clean the data")

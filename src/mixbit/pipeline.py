@@ -26,6 +26,7 @@ from mixbit.search import search, uniform_plans
 from mixbit.sensitivity import Sensitivity
 from mixbit.simulate import assemble, quantize
 from mixbit.target import Runner, Target, find_target, target_module
+from mixbit.targets import check_exportable
 from mixbit.task import Task
 from mixbit.verification import Comparison, compare, predicted_bytes
 
@@ -168,7 +169,10 @@ class _Run:
         pairs = split_batches(model, batches)
         held_out, kept = hold_out(pairs)
         with self._clock("capture"):
-            graph = capture(model, pairs[0][0].args or pairs[0][0].kwargs)
+            graph = capture(model, pairs[0][0])
+            check_exportable(graph)
+        for number, (inputs, _) in enumerate(pairs):
+            graph.check(inputs, f"batch {number}")
         with self._clock("calibrate"):
             calibration = calibrate(graph, find_layers(graph), [inputs for inputs, _ in kept])
         with self._clock("measure"):
@@ -181,6 +185,8 @@ class _Run:
             trials = [self._try(graph, one, calibration, held_out, reference) for one in plans]
         chosen = min(trials, key=lambda trial: trial.divergence)
         evaluated = held_out if eval_batches is None else split_batches(model, eval_batches)
+        for number, (inputs, _) in enumerate(evaluated):
+            graph.check(inputs, f"batch {number} to evaluate on")
         with self._clock("evaluate"):
             outputs = self._evaluate_all(graph, trials, chosen, evaluated)
         return Decision(graph, table, trials, chosen, evaluated, outputs)
@@ -216,7 +222,7 @@ class _Run:
             )
             chosen.plan.save(folder / "plan.json")
             decision.table.save(folder / "sensitivity.json")
-            check_set(decision.batches, decision.outputs["chosen"].outputs).save(folder)
+            check_set(graph, decision.batches, decision.outputs["chosen"].outputs).save(folder)
             write_text(folder / FILE_NAME, result.to_json())
         return Deployed(self.out, chosen.plan, decision.table, chosen.simulated, comparison, result)
 
@@ -229,7 +235,7 @@ class _Run:
     def _measure(self, graph: Graph, kept: list[Batch], calibration: Calibration) -> Sensitivity:
         return measure(
             graph,
-            [inputs.args or dict(inputs.kwargs) for inputs, _ in kept],
+            [inputs for inputs, _ in kept],
             target=self.target,
             task=self.task,
             metric=self.settings.metric,
@@ -265,7 +271,7 @@ class _Run:
     def _against_float(self, decision: Decision, folder: Path) -> tuple[dict[str, float], float]:
         """Figures of the float network in the same runtime, and the artefact's latency, paired: one sample each."""
         graph, layers = decision.graph, find_layers(decision.graph)
-        sample = [leaf[:1].cpu().numpy() for leaf in decision.batches[0][0].tensors]
+        sample = [leaf.numpy() for leaf in graph.tensors(decision.batches[0][0].rows([0]))]
         plan = Plan(
             target=self.target.name,
             fingerprint=model_fingerprint(layers),

@@ -8,7 +8,8 @@ from torch import Tensor
 from mixbit.affine import dequantize, quantize, range_to_affine
 from mixbit.scheme import Format
 
-NUM_BINS = 2048
+#: Enough for several bins a step of 8 bits where reach is twice the extreme and half of the bins are empty.
+NUM_BINS = 8192
 #: Values looked at per update; the extremes are exact, the shape between them is sampled.
 SAMPLES_PER_UPDATE = 65_536
 NUM_CLIPS = 40
@@ -41,8 +42,8 @@ class Histogram:
         self.low, self.high = min(self.low, low), max(self.high, high)
         self._reach_for(max(abs(low), abs(high)))
         if self.reach > 0:
-            sample = flat[:: _step(flat.numel())].double().cpu()
-            self.counts += torch.histc(sample, NUM_BINS, -self.reach, self.reach)
+            step = _step(flat.numel())
+            self.counts += step * torch.histc(flat[::step].double().cpu(), NUM_BINS, -self.reach, self.reach)
 
     def _reach_for(self, bound: float) -> None:
         if self.reach == 0.0:

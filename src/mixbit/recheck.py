@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from mixbit.check import CheckSet
-from mixbit.errors import InvalidInput
+from mixbit.errors import InvalidInput, TargetMismatch
 from mixbit.evaluation import Evaluation
 from mixbit.graph import Graph, capture
 from mixbit.latency import paired_latency_ms
@@ -29,7 +30,7 @@ def recheck(folder: Path) -> Comparison:
     result, _, check, runner = _open(folder)
     task = Task.named(result.task)
     arrays = [tensor.numpy() for tensor in check.inputs]
-    outputs = _task_output(runner.run(arrays), check.outputs)
+    outputs = _task_output(runner.run(arrays), check)
     accuracy = None
     if check.labels is not None and task.has_accuracy:
         task.check_labels(check.labels, outputs.shape[1])
@@ -53,8 +54,7 @@ def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
     predicted = {name: row.predicted_bytes for name, row in result.layers.items()}
     latency = {}
     for size in batch_sizes:
-        rows = np.arange(size) % len(check.outputs)
-        inputs = [tensor.numpy()[rows] for tensor in check.inputs]
+        inputs = [tensor.numpy() for tensor in check.rows(size)]
         fixed = module.load(folder, _graph(result, check), batch_size=size)
         latency[str(size)] = paired_latency_ms({"artefact": fixed.run}, inputs, f"time batch {size}")["artefact"]
     rows = layer_rows(plan.layers, predicted, module.stored(folder), runner.executed())
@@ -83,13 +83,12 @@ def _graph(result: Result, check: CheckSet) -> Graph | None:
         return None
     if result.model is None:
         raise InvalidInput(f"target {result.target}: the folder does not say where the model is; use mixbit.verify()")
-    return capture(load_model(result.model), tuple(check.inputs))
+    return capture(load_model(result.model), check.example)
 
 
-def _task_output(outputs: list[Any], wanted: torch.Tensor) -> torch.Tensor:
-    """The output that has the shape of the stored one, flattened as the task does."""
-    tensors = [torch.from_numpy(np.array(output)).float() for output in outputs]
-    for tensor in tensors:
-        if tensor.numel() == wanted.numel() and len(tensor) == len(wanted):
-            return tensor.reshape(wanted.shape)
-    raise InvalidInput(f"the artefact returns {[tuple(one.shape) for one in tensors]}, not {tuple(wanted.shape)}")
+def _task_output(returned: list[NDArray[Any]], check: CheckSet) -> Tensor:
+    """[N, C] of the output that the check set is about, flattened as the task does."""
+    shapes = [output.shape for output in returned]
+    if check.output < len(returned) and returned[check.output].size == check.outputs.numel():
+        return torch.from_numpy(returned[check.output].copy()).float().reshape(check.outputs.shape)
+    raise TargetMismatch(f"the artefact returns {shapes}; output {check.output} should be {list(check.outputs.shape)}")

@@ -9,7 +9,7 @@ from mixbit.affine import dequantize, min_max_scale, quantize
 from mixbit.calibrate import Calibration
 from mixbit.graph import Graph
 from mixbit.layers import Layer
-from mixbit.nodes import argument, get_tensor
+from mixbit.nodes import argument, get_tensor, tensor_of
 from mixbit.operators import FEW_ELEMENTS, Operation, can_take_bias, run_stacked, stack_weights
 from mixbit.quantizer import Quantizer
 from mixbit.scheme import Format
@@ -19,6 +19,10 @@ NUM_RATIOS = 12
 #: layers and that one layer's output does not show, so it is kept small; with two bits rounding costs more than that.
 LEAST_RATIO = {2: 0.45}
 LEAST_RATIO_OTHERWISE = 0.6
+#: Largest bias in steps of input scale x weight scale: half of what 32 bits hold, so that sums have room.
+LARGEST_BIAS = 2**30
+#: The finest input format, whose scale is the smallest.
+FINEST_INPUT = Format(8, "tensor", symmetric=False)
 
 
 def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calibration) -> Quantizer:
@@ -27,12 +31,26 @@ def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calib
     Of NUM_RATIOS shares r of the channel's min-max scale, the one with the least mean square of op(x, Q_r(W) - W) over
     the calibration's sample inputs, its mean taken off where bias correction does so. The error of the weight alone
     is no guide: it prefers clipping that costs accuracy. A weight that no operator reads through a tensor of floats
-    (an embedding) keeps min-max scales.
+    (an embedding) keeps min-max scales. No scale is so small that the bias would not fit into 32 bits.
     """
     known = calibration.scales.get((layer.name, fmt))
     if known is None:
-        known = calibration.scales[layer.name, fmt] = _least_output_error(graph, layer, fmt, calibration)
+        known = _least_output_error(graph, layer, fmt, calibration)
+        for operation in layer.operations:
+            known = torch.maximum(known, _least_for_bias(graph, layer, operation, calibration).to(known))
+        calibration.scales[layer.name, fmt] = known
     return Quantizer(layer.name, fmt, layer.axis, known, torch.zeros_like(known))
+
+
+@torch.no_grad()
+def _least_for_bias(graph: Graph, layer: Layer, operation: Operation, calibration: Calibration) -> Tensor:
+    """[channels] the scale at which the operator's bias is LARGEST_BIAS steps; 0 where it has none."""
+    node = graph.node(operation.node)
+    bias = argument(node, operation.kind.bias)
+    if bias is None or operation.input is None or not can_take_bias(node, operation):
+        return torch.zeros(())
+    step = calibration.quantizer(operation.input, FINEST_INPUT, graph.device).scale * LARGEST_BIAS
+    return (tensor_of(graph.module, bias).abs() / step).reshape(-1, layer.shape[layer.axis]).amax(0)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from mixbit.errors import InvalidInput
 
 
 def load_model(spec: str) -> nn.Module:
-    """What the function returns, which must be a module."""
+    """What the function returns, which must be a module; raises InvalidInput otherwise."""
     model = _call(spec, "MODEL")
     if not isinstance(model, nn.Module):
         raise InvalidInput(f"MODEL {spec}: returns a {type(model).__name__}, not an nn.Module")
@@ -22,13 +22,13 @@ def load_model(spec: str) -> nn.Module:
 
 
 def load_data(spec: str) -> list[Any]:
-    """The batches that the function returns, as a list."""
+    """The batches that the function returns, as a list; raises InvalidInput where there are none."""
     data = _call(spec, "DATA")
     if isinstance(data, str | bytes) or not isinstance(data, Iterable):
         raise InvalidInput(f"DATA {spec}: returns a {type(data).__name__}, not an iterable of batches")
     try:
         batches = list(data)
-    except Exception as error:  # the user's own code fails while it yields
+    except (Exception, SystemExit) as error:  # the user's own code fails while it yields
         raise InvalidInput(f"DATA {spec}: fails while iterated: {_last_line(error)}") from error
     if not batches:
         raise InvalidInput(f"DATA {spec}: holds no batch; return an iterable of at least one batch")
@@ -46,7 +46,7 @@ def _call(spec: str, what: str) -> Any:
         raise InvalidInput(f"{what} {spec}: no function {name!r} there; it has {known or 'none'}")
     try:
         return function()
-    except Exception as error:  # whatever the user's code raises is shown as it is
+    except (Exception, SystemExit) as error:  # whatever the user's code raises is shown as it is
         raise InvalidInput(f"{what} {spec}: fails when called: {_last_line(error)}") from error
 
 
@@ -55,7 +55,7 @@ def _module(place: str, spec: str, what: str) -> Any:
         sys.path.insert(0, str(Path.cwd()))
         try:
             return importlib.import_module(place)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InvalidInput(f"{what} {spec}: does not import: {_last_line(error)}") from error
         finally:
             sys.path.remove(str(Path.cwd()))
@@ -71,7 +71,7 @@ def _module(place: str, spec: str, what: str) -> Any:
     sys.path.insert(0, str(path.parent.absolute()))
     try:
         loader.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise InvalidInput(f"{what} {spec}: does not import: {_last_line(error)}") from error
     finally:
@@ -79,7 +79,7 @@ def _module(place: str, spec: str, what: str) -> Any:
     return module
 
 
-def _last_line(error: Exception) -> str:
+def _last_line(error: BaseException) -> str:
     """The last line of the user's traceback, and the place it came from."""
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]

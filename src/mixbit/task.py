@@ -20,7 +20,13 @@ class Inputs:
 
     @classmethod
     def of(cls, inputs: Any) -> "Inputs":
-        """From a tensor, a tuple or list, or a dict of keyword arguments."""
+        """From a tensor, a tuple or list, or a dict of keyword arguments; inputs themselves stay as they are.
+
+        Raises:
+            InvalidInput: for anything else.
+        """
+        if isinstance(inputs, Inputs):
+            return inputs
         if isinstance(inputs, Mapping):
             return cls((), dict(inputs))
         if isinstance(inputs, tuple | list):
@@ -44,9 +50,13 @@ class Inputs:
         leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
+    def rows(self, index: Any) -> "Inputs":
+        """The same inputs with these samples of every tensor that has samples."""
+        return self.map(lambda leaf: leaf[index] if leaf.ndim > 0 else leaf)
+
     @property
     def batch_size(self) -> int:
-        """Size of the first dimension, which all tensors share."""
+        """Size of the first dimension, which all tensors share; raises InvalidInput where they do not."""
         sizes = {leaf.shape[0] for leaf in self.tensors if leaf.ndim > 0}
         if len(sizes) != 1:
             raise InvalidInput(f"inputs {self.describe()}: the first dimensions must be one batch size, found {sizes}")
@@ -87,26 +97,30 @@ class Task:
 
     @classmethod
     def named(cls, name: str) -> "Task":
-        """The task of that name."""
+        """The task of that name; raises InvalidInput for an unknown one."""
         if name not in TASKS:
             raise InvalidInput(f"task {name!r} is unknown; known: {', '.join(TASKS)}")
         return TASKS[name]()
 
     def outputs(self, returned: Any) -> Tensor:
-        """The output [N, C] in what the model returned: a tensor, the entry `logits`, or the first tensor."""
-        if isinstance(returned, Mapping) and "logits" in returned:
-            returned = returned["logits"]
-        leaves = [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, Tensor)]
-        if not leaves or not leaves[0].is_floating_point() or leaves[0].ndim == 0:
+        """The output [N, C] in what the model returned: a tensor, the entry `logits`, or the first tensor.
+
+        Raises:
+            InvalidInput: there is none, it does not have that shape, or it holds NaN or inf.
+        """
+        output = output_of(returned)
+        if output is None or not output.is_floating_point() or output.ndim == 0:
             raise InvalidInput("the model returns no floating-point tensor with a batch dimension")
+        if not torch.isfinite(output).all():
+            raise InvalidInput("the model returns NaN or inf; leave out the samples that it cannot handle")
         if self.name == "regression":
-            return leaves[0].flatten(1) if leaves[0].ndim > 1 else leaves[0].unsqueeze(1)
-        if leaves[0].ndim != 2 or leaves[0].shape[1] < 2:
+            return output.flatten(1) if output.ndim > 1 else output.unsqueeze(1)
+        if output.ndim != 2 or output.shape[1] < 2:
             raise InvalidInput(
                 f"classification needs outputs [N, C] with two classes or more, the model returns "
-                f"{list(leaves[0].shape)}; use task regression for anything else"
+                f"{list(output.shape)}; use task regression for anything else"
             )
-        return leaves[0]
+        return output
 
     def check_labels(self, labels: Tensor, num_outputs: int) -> None:
         """Raise InvalidInput unless the labels are class numbers from 0 to num_outputs - 1."""
@@ -121,6 +135,13 @@ class Task:
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= num_outputs:
             raise InvalidInput(f"labels: {low}..{high} found, but the model has classes 0..{num_outputs - 1}")
+
+
+def output_of(returned: Any) -> Tensor | None:
+    """Of what the model returned, the tensor that a task is about: the entry `logits`, else the first one."""
+    if isinstance(returned, Mapping) and "logits" in returned:
+        returned = returned["logits"]
+    return next((leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, Tensor)), None)
 
 
 TASKS: dict[str, Callable[[], Task]] = {"classification": Task.classification, "regression": Task.regression}

@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
-from mixbit.errors import InvalidInput
+import torch
+
+from mixbit.errors import InvalidInput, UnsupportedModel
 from mixbit.files import whole_folder
 from mixbit.graph import Graph
 from mixbit.target import target_module
@@ -23,9 +25,10 @@ def export(graph: Graph, *, target: str, path: str | Path, force: bool = False) 
     Raises:
         InvalidInput: the graph is not quantized or for another target, the folder cannot be used, or the target's
             runtime is not installed.
-        UnsupportedModel: the runtime cannot express the model.
+        UnsupportedModel: the model is not in float32, or the runtime cannot express it.
     """
     module = target_module(target)
+    check_exportable(graph)
     if graph.plan is None:
         raise InvalidInput("graph: not quantized; call quantize() before export()")
     if graph.plan.target != target:
@@ -35,3 +38,10 @@ def export(graph: Graph, *, target: str, path: str | Path, force: bool = False) 
         module.write(graph, temporary)
         graph.plan.save(temporary / "plan.json")
     return folder / module.TARGET.artefact
+
+
+def check_exportable(graph: Graph) -> None:
+    """Raise UnsupportedModel unless every floating-point parameter is float32."""
+    for name, parameter in graph.module.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise UnsupportedModel(f"{name}: {parameter.dtype}; targets compute in float32: use model.float()")

@@ -70,7 +70,7 @@ def quantize_bias(graph: Any, gemm: Any) -> None:
         return
     x_scale, w_scale = (node.inputs[1].const_value.numpy().astype(np.float64) for node in sources)
     scale = (x_scale * w_scale).astype(np.float32)
-    integers = np.rint(bias.const_value.numpy() / scale).clip(-(2**31), 2**31 - 1).astype(np.int32)
+    integers = np.rint(bias.const_value.numpy().astype(np.float64) / scale).clip(-(2**31), 2**31 - 1).astype(np.int32)
     stored = initializer(graph, f"{bias.name}.int32", integers), initializer(graph, f"{bias.name}.scale", scale)
     node = ir.node("DequantizeLinear", list(stored), {"axis": 0})
     graph.insert_before(gemm, node)

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from mixbit import affine
 from mixbit.errors import InvalidInput, TargetMismatch
+from mixbit.files import save_arrays
 from mixbit.graph import Graph
 from mixbit.integers import integer_weights
 from mixbit.layers import Layer, find_layers
@@ -64,17 +64,17 @@ def require() -> None:
 def write(graph: Graph, folder: Path) -> None:
     """Write model.safetensors."""
     weights = integer_weights(graph)
-    tensors = {name: value for name, value in graph.module.state_dict().items() if name not in weights}
+    state = graph.module.state_dict()
+    arrays = {name: value.cpu().numpy() for name, value in state.items() if name not in weights}
     for name, weight in weights.items():
         for index, plane in enumerate(affine.pack(weight.unsigned, weight.bits)):
-            tensors[f"{name}{SEPARATOR}{index}"] = torch.from_numpy(plane)
+            arrays[f"{name}{SEPARATOR}{index}"] = plane
     metadata = {
         "format": FORMAT,
         "plan": _plan_of(graph).model_dump_json(),
         "biases": json.dumps(_biases(graph, list(weights))),
     }
-    contiguous = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(contiguous, folder / ARTEFACT, metadata)
+    save_arrays(folder / ARTEFACT, arrays, metadata)
 
 
 def restore(folder: Path, graph: Graph) -> Graph:
