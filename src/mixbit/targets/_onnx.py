@@ -13,7 +13,11 @@ from mixbit.targets._names import FURTHER, SEPARATOR
 
 #: Operators that onnxruntime runs in integers when both inputs are; others read weights as float32.
 INTEGER_OPERATORS = ("Conv", "Gemm", "MatMul")
-_MOVES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+#: Operators that move values or pick among them; they do not change the scale that the values were quantized with.
+_MOVES = (
+    "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Gather", "Slice", "Split", "Expand",
+    "MaxPool",
+)  # fmt: skip
 #: Dimensions of a weight that Gemm and MatMul read.
 MATRIX = 2
 
@@ -60,9 +64,34 @@ def finish_activation(graph: Any, quantize: Any) -> None:
         node.replace_input_with(2, initializer(graph, f"{quantize.inputs[1].name}.zero_point", zero_point))
 
 
+def requantize(graph: Any) -> None:
+    """Repeat the quantizer of an activation right before each operator that reads it through others.
+
+    The second rounding changes nothing, and onnxruntime runs an operator in integers only where it stands.
+    """
+    for node in [node for node in graph if node.op_type in INTEGER_OPERATORS]:
+        for index, value in enumerate(node.inputs[:2]):
+            before = value.producer()
+            dequantize = _before_moves(before)
+            if dequantize is before or not _dequantizes_activation(dequantize):
+                continue
+            factors = list(dequantize.inputs[1:])
+            rounded = ir.node("QuantizeLinear", [value, *factors])
+            restored = ir.node("DequantizeLinear", [rounded.outputs[0], *factors])
+            graph.insert_before(node, (rounded, restored))
+            node.replace_input_with(index, restored.outputs[0])
+
+
+def _dequantizes_activation(node: Any) -> bool:
+    if node is None or node.op_type != "DequantizeLinear":
+        return False
+    before = node.inputs[0].producer()
+    return before is not None and before.op_type == "QuantizeLinear"
+
+
 def quantize_bias(graph: Any, gemm: Any) -> None:
     """Store a Gemm's bias in int32 at the scale of its products: onnxruntime runs it in integers only then."""
-    sources = [_before_moves(value.producer()) for value in gemm.inputs[:2]]
+    sources = [value.producer() for value in gemm.inputs[:2]]
     bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
     if any(node is None or node.op_type != "DequantizeLinear" for node in sources):
         return

@@ -85,6 +85,7 @@ def write(graph: Graph, folder: Path) -> None:
             (dequantize,) = quantize.outputs[0].consumers()
             quantized_input = graph.plan is not None and graph.plan.scheme(weight.name).input is not None
             _onnx.store_weight(edited, dequantize, weight, quantized_input=quantized_input)
+    _onnx.requantize(edited)
     for gemm in [node for node in edited if node.op_type == "Gemm"]:
         _onnx.quantize_bias(edited, gemm)
     _onnx.fold_numbers(edited)

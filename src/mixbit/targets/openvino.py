@@ -74,21 +74,18 @@ def write(graph: Graph, folder: Path) -> None:
     """Write model.xml and model.bin.
 
     The weights enter the conversion as inputs, so that nothing folds them, and are replaced by constants after it.
+
+    Raises:
+        UnsupportedModel: OpenVINO cannot convert the model.
     """
     ov = _openvino()
     nodes = _weight_nodes(graph)
     values = {node: get_tensor(graph.module, name).detach() for node, name in nodes.items()}
-    try:
-        with without_torchs_warnings():
-            model = ov.convert_model(graph.export(values), extension=_quantizers_to_fake_quantize())
-    except ov.frontend.OpConversionFailure as error:
-        raise UnsupportedModel(f"OpenVINO cannot convert the model: {str(error).splitlines()[0]}") from error
-    example = graph.example.tensors
-    shapes = [[-1, *leaf.shape[1:]] for leaf in example] + [list(value.shape) for value in values.values()]
-    model.reshape({port: ov.PartialShape(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
+    num_inputs = len(graph.example.tensors)
+    model = _converted(ov, graph, values)
     weights, constants = integer_weights(graph), {}
     for parameter, name, value in zip(
-        model.get_parameters()[len(example) :], nodes.values(), values.values(), strict=True
+        model.get_parameters()[num_inputs:], nodes.values(), values.values(), strict=True
     ):
         if name not in constants:
             constants[name] = _unpacked(ov, weights[name]) if name in weights else _in_float(name, value)
@@ -97,9 +94,7 @@ def write(graph: Graph, folder: Path) -> None:
     for name, constant in constants.items():
         for number, reader in enumerate(_readers(constant)):
             _name(reader, name if number == 0 else f"{name}{FURTHER}{number}")
-    for quantizer in [one for one in model.get_ops() if one.get_type_name() == "FakeQuantize"]:
-        for port in (3, 4):  # what comes out spans the range that goes in
-            quantizer.input(port).replace_source_output(quantizer.input_value(port - 2))
+    _part_extremes(model)
     ov.serialize(model, folder / ARTEFACT, folder / "model.bin")
     _shorten(folder / ARTEFACT)
 
@@ -176,6 +171,19 @@ def _weight_nodes(graph: Graph) -> dict[str, str]:
     return nodes
 
 
+def _converted(ov: Any, graph: Graph, values: dict[str, Tensor]) -> Any:
+    """The graph with a batch of any size and these nodes as further inputs."""
+    shapes = [[-1, *leaf.shape[1:]] if leaf.ndim > 0 else [] for leaf in graph.example.tensors]
+    shapes += [list(value.shape) for value in values.values()]
+    try:
+        with without_torchs_warnings():
+            model = ov.convert_model(graph.export(values), extension=_quantizers_to_fake_quantize())
+        model.reshape({port: ov.PartialShape(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
+    except (RuntimeError, ov.frontend.OpConversionFailure) as error:
+        raise UnsupportedModel(f"OpenVINO cannot convert the model: {_last_line(error)}") from error
+    return model
+
+
 def _quantizers_to_fake_quantize() -> Any:
     from openvino import opset15 as ops
     from openvino.frontend.pytorch import ConversionExtension
@@ -205,6 +213,20 @@ def _unpacked(ov: Any, weight: IntegerWeight) -> Any:
     scale = ops.constant(weight.column)
     scale.set_friendly_name(f"{weight.name}/scale")
     return ops.multiply(ops.convert(node, "f32"), scale)
+
+
+def _part_extremes(model: Any) -> None:
+    """Put the change of rank of every maximum and minimum into an operator of its own.
+
+    The CPU plugin fuses a quantizer right behind them and then returns other values (OpenVINO 2026.4).
+    """
+    from openvino import opset15 as ops
+
+    for node in [one for one in model.get_ops() if one.get_type_name() in {"ReduceMax", "ReduceMin"}]:
+        reduce = ops.reduce_max if node.get_type_name() == "ReduceMax" else ops.reduce_min
+        change = ops.unsqueeze if node.get_keep_dims() else ops.squeeze
+        x, axes = node.input_values()
+        node.output(0).replace(change(reduce(x, axes, keep_dims=not node.get_keep_dims()), axes).output(0))
 
 
 def _in_float(name: str, value: Tensor) -> Any:
