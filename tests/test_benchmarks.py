@@ -8,8 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import cifar, paths, resnet20, resnet50
+import mixbit as mb
+from benchmarks import cifar, paths, resnet20, resnet20_table, resnet50
+from mixbit.batches import split_batch
+from mixbit.calibrate import calibrate
 from mixbit.errors import InvalidInput
+from mixbit.evaluation import Evaluation, evaluate, graph_runner
 
 
 def found(variable: str) -> Path:
@@ -95,6 +99,29 @@ def test_resnet20_is_accurate() -> None:
     images, labels = cifar.load_images(found("MIXBIT_CIFAR10"), "test", 500, 0)
     correct = [network(part).argmax(1) == classes for part, classes in cifar.batches(images, labels, 100)]
     assert torch.cat(correct).double().mean() > 0.85
+
+
+def test_resnet20_keeps_its_accuracy_and_the_search_beats_uniform_widths() -> None:
+    network, source = resnet20.load(found("MIXBIT_RESNET20")), found("MIXBIT_CIFAR10")
+    pairs = [split_batch(batch) for batch in cifar.batches(*cifar.load_images(source, "train", 128, 0), 64)]
+    test = [split_batch(batch) for batch in cifar.batches(*cifar.load_images(source, "test", 1000, 0), 250)]
+    graph = mb.capture(network, pairs[0][0].args)
+    calibration = calibrate(graph, mb.find_layers(graph), [inputs for inputs, _ in pairs])
+    data, task = resnet20_table.Data(graph, pairs, test, calibration), resnet20_table.TASK
+
+    def run(graph: mb.Graph) -> Evaluation:
+        return evaluate(graph_runner(graph, task), test, task, "evaluate")
+
+    int8, searched = (resnet20_table.plan_for(data, "packed", mean_bits) for mean_bits in (None, 3))
+    assert set(int8.layers.values()) == {"w8a8"}
+    assert searched.predicted["mean_bits"] <= 3
+    uniform = int8.model_copy(update={"layers": dict.fromkeys(int8.layers, "w3a8")})
+    reference = run(graph)
+    with_8, with_3, with_3_each = (run(mb.quantize(graph, plan, calibration)) for plan in (int8, searched, uniform))
+    assert with_8.accuracy >= reference.accuracy - 0.01
+    assert with_3.accuracy >= reference.accuracy - 0.05
+    assert with_3.accuracy > with_3_each.accuracy
+    assert with_3.divergence(reference, task) < 0.75 * with_3_each.divergence(reference, task)
 
 
 @torch.no_grad()

@@ -10,6 +10,10 @@ import safetensors.torch
 import torch
 
 from mixbit import cli
+from mixbit.metrics import METRICS
+from mixbit.pipeline import ROUNDINGS
+from mixbit.search import SEARCHES
+from mixbit.target import TARGETS
 
 USER_CODE = """
 import torch
@@ -143,11 +147,31 @@ def test_measure_then_search(code, run, tmp_path):
     assert not (tmp_path / "p2.json").exists()
 
 
-@pytest.mark.parametrize("what", ["targets", "metrics", "searches", "roundings"])
-def test_list(run, what):
+@pytest.mark.parametrize(
+    ("what", "names", "accepted"),
+    [
+        ("targets", {"openvino", "onnxruntime", "packed"}, TARGETS),
+        ("metrics", {"fisher"}, METRICS),
+        ("searches", {"ilp"}, SEARCHES),
+        ("roundings", {"nearest"}, ROUNDINGS),
+    ],
+)
+def test_list(run, what, names, accepted):
     status, out, _ = run("list", what, "--json")
+    found = json.loads(out)
     assert status == 0
-    assert json.loads(out)
+    assert names <= found.keys()
+    assert found.keys() == set(accepted)
+    assert all(found.values()), "each says what it does"
+    status, out, _ = run("list", what)
+    assert status == 0
+    assert all(re.search(rf"\b{name}\b", out) for name in names), out
+
+
+def test_list_of_something_else_names_the_lists(run):
+    status, out, err = run("list", "nonsense")
+    assert (status, out) == (2, "")
+    assert "list 'nonsense' is unknown; known: targets, metrics, searches, roundings" in err
 
 
 @pytest.mark.parametrize(
@@ -206,26 +230,56 @@ def test_import_error_shows_the_users_own_line(run, tmp_path):
 def test_usage_errors_are_exit_2(run):
     assert run("quantize")[0] == 2
     assert run("quantize", "--no-such-option")[0] == 2
-    assert run("list", "nonsense")[0] == 2
 
 
 @pytest.mark.parametrize(
-    "option",
+    ("option", "value", "known"),
     [
-        ("--rounding", "adaround"),
-        ("--flavour", "dynamic"),
-        ("--metric", "x"),
-        ("--search", "x"),
-        ("--choices", "w9a8"),
-        ("--choices", "w4a8,w4a8"),
-        ("--task", "x"),
-        ("--device", "nonsense"),
+        ("target", "x", ["onnxruntime", "openvino", "packed"]),
+        ("rounding", "x", ["nearest"]),
+        ("flavour", "x", ["static"]),
+        ("metric", "x", ["fisher"]),
+        ("search", "x", ["ilp"]),
+        ("task", "x", ["classification", "regression"]),
+        ("budget", "x=1", ["weight_bytes", "weight_ratio", "mean_bits", "bit_ops", "bit_ops_ratio", "latency_ms"]),
     ],
 )
-def test_unknown_names_list_the_known(code, run, tmp_path, option):
-    status, _, err = run(*quantize_words(code, tmp_path / "out"), *option)
+def test_unknown_names_list_the_known(code, run, tmp_path, option, value, known):
+    status, _, err = run(*quantize_words(code, tmp_path / "out"), f"--{option}", value)
     assert status == 2
-    assert "mixbit:" in err
+    said, _, listed = err.partition("; known: ")
+    assert said == f"mixbit: {option} {value.partition('=')[0]!r} is unknown"
+    assert set(known) <= set(re.findall(r"\w+", listed)), err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("choices", "w9a8", "scheme 'w9a8': weights have 2 to 8 bits, not 9"),
+        ("choices", "w4a8,x", "scheme 'x' is not understood; write float, w4 or w4a8"),
+        ("choices", "w4a8,w4a8", r"choices \['w4a8', 'w4a8'\]: give one scheme or more, each once"),
+        ("device", "nonsense", "device 'nonsense': .*cpu.*cuda"),
+    ],
+)
+def test_values_that_cannot_be_used_say_what_can(code, run, tmp_path, option, value, message):
+    status, _, err = run(*quantize_words(code, tmp_path / "out"), f"--{option}", value)
+    assert status == 2
+    assert re.match(f"mixbit: {message}", err), err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch has CUDA here")
+@pytest.mark.parametrize("command", ["quantize", "measure"])
+def test_a_device_that_is_not_there_is_exit_2(code, run, tmp_path, command):
+    _, model, *rest = quantize_words(code, tmp_path / "out")
+    if command == "measure":
+        rest = [word for word in rest if word not in {"--budget", "mean_bits=4"}]
+    status, out, err = run(command, model, *rest, "--device", "cuda")
+    assert (status, out) == (2, "")
+    assert re.match(r"mixbit: device 'cuda': .*(CUDA|NVIDIA)", err), err
+    assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""The shipped data and network, and the script that trains it."""
+"""The shipped data and network, the script that trains it, and the loop over both runtimes."""
 
 from importlib.resources import files
 
@@ -7,8 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mixbit.demo import data, train
+from mixbit.demo import data, run_demo, train
 from mixbit.demo.network import DigitsNet, trained
+from mixbit.errors import InvalidInput
+from mixbit.result import Result
 
 
 def assert_equal_weights(a: DigitsNet, b: DigitsNet) -> None:
@@ -113,3 +115,23 @@ def test_shift_moves_by_at_most_one_pixel_and_fills_with_background() -> None:
         assert matches
         seen.update(matches)
     assert len(seen) == 9
+
+
+def test_every_network_runs_in_both_runtimes_and_fewer_bits_weigh_less(tmp_path) -> None:
+    rows = run_demo(tmp_path / "out")
+    assert [row.target for row in rows] == ["openvino"] * 3 + ["onnxruntime"] * 3
+    assert [row.network.partition(",")[0] for row in rows] == ["float", "int8", "mixed"] * 2
+    for row in rows:
+        assert row.accuracy >= 0.98, row
+        assert row.agreement >= 0.98, row
+        assert row.latency_ms > 0, row
+    for full, int8, mixed in (rows[:3], rows[3:]):
+        assert full.file_bytes > int8.file_bytes > mixed.file_bytes > 0
+        assert full.weight_bytes > int8.weight_bytes > mixed.weight_bytes > 0
+    names = [f"{row.target}-{row.network.partition(',')[0]}" for row in rows]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
+    for name, row in zip(names, rows, strict=True):
+        deployed = Result.load(tmp_path / "out" / name).deployed
+        assert (deployed["accuracy"], deployed["file_bytes"]) == (row.accuracy, row.file_bytes)
+    with pytest.raises(InvalidInput, match="the folder is not empty"):
+        run_demo(tmp_path / "out")

@@ -1,7 +1,9 @@
 """The whole loop on a small network with target packed, which needs no runtime; other targets have contract tests."""
 
+import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -105,6 +107,19 @@ def test_same_seed_same_plan_and_table(net, batches, deployed, tmp_path):
     again = mb.auto_quantize(net, batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
     assert again.plan == deployed.plan
     assert (again.table.loss == deployed.table.loss).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no CUDA here")
+def test_the_loop_runs_on_cuda(net, batches, deployed, tmp_path):
+    model = copy.deepcopy(net).cuda()
+    found = mb.auto_quantize(model, batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+    for module in (model, found.simulated.module):
+        assert {tensor.device.type for tensor in module.state_dict().values()} == {"cuda"}
+    assert found.plan.predicted["mean_bits"] <= 4
+    assert found.comparison.problems == ()
+    np.testing.assert_allclose(found.table.loss, deployed.table.loss, rtol=0.1, atol=1e-6)
+    on_cpu = mb.capture(net, batches[0][0])
+    assert mb.verify(found.folder, on_cpu, found.simulated, batches).problems == (), "what CUDA wrote, the CPU runs"
 
 
 def test_verify_compares_with_the_simulation(net, batches, deployed):
