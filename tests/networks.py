@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from mixbit.graph import Graph, capture
 from mixbit.layers import Layer, model_fingerprint
 from mixbit.plan import Plan
+from mixbit.quantizer import Quantizer
+from mixbit.simulate import quantizers_of
 from mixbit.target import Target
 from mixbit.task import Inputs
 
@@ -40,6 +42,11 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.run(self, x)
+
+
+def by_tensor(graph: Graph) -> dict[str, Quantizer]:
+    """Name of the quantized tensor -> its quantizer, in networks whose parameters and nodes share no name."""
+    return {one.tensor: one for one in quantizers_of(graph)}
 
 
 def matrix(*shape: int) -> nn.Parameter:

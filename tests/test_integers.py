@@ -5,8 +5,8 @@ import torch
 from mixbit.graph import capture
 from mixbit.integers import integer_weights
 from mixbit.layers import find_layers
-from mixbit.simulate import quantize, quantizers_of
-from tests.networks import Residual, captured_operator, operator_network, plan_of
+from mixbit.simulate import quantize
+from tests.networks import Residual, by_tensor, captured_operator, operator_network, plan_of
 
 pytestmark = pytest.mark.usefixtures("anything")
 
@@ -28,7 +28,7 @@ def test_integers_times_scales_are_the_simulated_weight(kind, bits):
     assert weight.offset == 2 ** (bits - 1)
     assert weight.unsigned.dtype == np.uint8
     np.testing.assert_array_equal(weight.unsigned.astype(int) - weight.offset, weight.integers)
-    expected = quantizers_of(simulated)[name](graph.module.get_parameter(name).detach())
+    expected = by_tensor(simulated)[name](graph.module.get_parameter(name).detach())
     np.testing.assert_allclose(weight.integers * weight.column, expected.numpy(), rtol=1e-6, atol=1e-9)
 
 

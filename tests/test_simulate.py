@@ -15,7 +15,7 @@ from mixbit.plan import Plan
 from mixbit.quantizer import Quantizer
 from mixbit.scales import weight_quantizer
 from mixbit.scheme import Format
-from mixbit.simulate import activation_formats, assemble, quantize, quantizers_of
+from mixbit.simulate import activation_formats, assemble, quantize
 from mixbit.task import Inputs
 from tests.networks import (
     ANYTHING,
@@ -24,6 +24,7 @@ from tests.networks import (
     Net,
     Residual,
     assert_state_is,
+    by_tensor,
     captured_operator,
     matrix,
     operator_network,
@@ -91,7 +92,7 @@ def test_a_simulated_operator_reads_rounded_tensors(kind):
         for bias in expected.keys() - {name}:
             expected[bias] = rounded_bias(expected[bias], weight.scale, read.scale)
     torch.testing.assert_close(simulated(x), torch.func.functional_call(model, expected, x))
-    assert set(quantizers_of(simulated)) == {name, *layers[0].inputs}
+    assert set(by_tensor(simulated)) == {name, *layers[0].inputs}
 
 
 def test_the_graph_is_left_as_it_is():
@@ -109,7 +110,7 @@ def test_one_quantizer_per_tensor():
     plan = plan_of(layers, "w4a8")
     simulated = quantize(graph, plan, [x])
     assert simulated.plan is plan
-    quantizers = quantizers_of(simulated)
+    quantizers = by_tensor(simulated)
     assert [name for name, one in quantizers.items() if one.axis is not None] == [layer.name for layer in layers]
     activations = {name: one.format for name, one in quantizers.items() if one.axis is None}
     assert set(activations.values()) == {Format(8, "tensor", symmetric=False)}
@@ -163,10 +164,10 @@ def test_float_layers_stay_as_they_are():
     _, graph, x = residual()
     layers = find_layers(graph)
     same = quantize(graph, plan_of(layers, "float"), [x])
-    assert not quantizers_of(same)
+    assert not by_tensor(same)
     assert torch.equal(same(x), graph(x))
     mixed = dict.fromkeys((layer.name for layer in layers), "float") | {"second.weight": "w4a8"}
-    quantizers = quantizers_of(quantize(graph, plan_of(layers, mixed), [x]))
+    quantizers = by_tensor(quantize(graph, plan_of(layers, mixed), [x]))
     assert {name for name, one in quantizers.items() if one.axis is not None} == {"second.weight"}
     assert "x" not in quantizers  # first.weight reads it in float
 
@@ -195,7 +196,7 @@ def test_a_target_that_runs_more_in_integers_quantizes_more(target, between):
 
 def test_weights_alone_leave_activations_in_float():
     _, graph, x = residual()
-    quantizers = quantizers_of(quantize(graph, plan_of(find_layers(graph), "w4"), [x]))
+    quantizers = by_tensor(quantize(graph, plan_of(find_layers(graph), "w4"), [x]))
     assert len(quantizers) == 3
     assert all(one.axis is not None for one in quantizers.values())
 
@@ -260,21 +261,19 @@ def test_a_simulation_works_at_any_batch_size_and_exports():
     program = simulated.export()
     torch.testing.assert_close(program.module()(x)[0], whole)
     names = [node.args[6] for node in program.graph.nodes if "quantize_dequantize" in str(node.target)]
-    assert sorted(names) == sorted(quantizers_of(simulated))
+    assert sorted(names) == sorted(by_tensor(simulated))
 
 
-def test_names_that_meet_are_refused():
-    """The quantizers of two tensors would stand in one place, and both would take the second's scale."""
-    inner = nn.Module()
-    inner.b_c = nn.Linear(3, 3)
-    other = nn.Module()
-    other.c = nn.Linear(3, 3)
+def test_names_that_look_alike_are_told_apart():
+    """A weight may be called like another with a dot for an underscore, or like a node of the graph."""
+    inner, other = nn.Module(), nn.Module()
+    inner.b_c, other.c = nn.Linear(3, 3), nn.Linear(3, 3)
     graph = capture(Net(lambda net, x: net.a.b_c(net.a_b.c(x)), a=inner, a_b=other), torch.randn(2, 3))
-    with pytest.raises(InvalidInput, match=r"another tensor is called quantizers\.a_b_c_weight too; rename"):
-        quantize(graph, plan_of(find_layers(graph), "w4"), [torch.randn(4, 3)])
+    simulated = quantize(graph, plan_of(find_layers(graph), "w4"), [torch.randn(4, 3)])
+    assert set(by_tensor(simulated)) == {"a.b_c.weight", "a_b.c.weight"}
     graph = capture(Net(lambda net, x: net.a(x) @ net.x, a=nn.Linear(3, 3), x=matrix(3, 2)), torch.randn(4, 3))
-    with pytest.raises(InvalidInput, match=r"another tensor is called quantizers\.x too; rename"):
-        quantize(graph, plan_of(find_layers(graph), "w4a8"), [torch.randn(4, 3)])
+    simulated = quantize(graph, plan_of(find_layers(graph), "w4a8"), [torch.randn(4, 3)])
+    assert sum(isinstance(one, Quantizer) for one in simulated.module.modules()) == 4
 
 
 def test_a_mask_of_infinities_stays_in_float(monkeypatch):
@@ -289,7 +288,7 @@ def test_a_mask_of_infinities_stays_in_float(monkeypatch):
     graph = capture(net, x)
     monkeypatch.setattr("tests.networks.TARGET", dataclasses.replace(ANYTHING, integer_operators=BETWEEN_KINDS))
     simulated = quantize(graph, plan_of(find_layers(graph), "w8a8"), [x])
-    assert "conv1d" in quantizers_of(simulated)
+    assert "conv1d" in by_tensor(simulated)
     torch.testing.assert_close(simulated(x), graph(x), rtol=0, atol=0.05)
 
 
@@ -356,4 +355,4 @@ def test_assembling_takes_quantizers_as_they_are():
     x = torch.randn(5, 5, dtype=torch.float64)
     weight = graph.module.get_parameter("a.weight")
     torch.testing.assert_close(assembled(x), F.linear(x, quantizer(weight), bias))
-    assert quantizers_of(assembled) == {"a.weight": quantizer}
+    assert by_tensor(assembled) == {"a.weight": quantizer}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from mixbit.graph import Graph, capture
     from mixbit.layers import find_layers
     from mixbit.measurement import measure
-    from mixbit.pipeline import auto_quantize
+    from mixbit.pipeline import Settings, auto_quantize
     from mixbit.plan import Plan
     from mixbit.scheme import Scheme
     from mixbit.search import search
@@ -31,6 +31,7 @@ __all__ = [
     "Plan",
     "Scheme",
     "Sensitivity",
+    "Settings",
     "TargetMismatch",
     "Task",
     "UnsupportedModel",
@@ -55,6 +56,7 @@ _HOMES = {
     "Plan": "plan",
     "Scheme": "scheme",
     "Sensitivity": "sensitivity",
+    "Settings": "pipeline",
     "TargetMismatch": "errors",
     "Task": "task",
     "UnsupportedModel": "errors",

@@ -17,7 +17,7 @@ RESOURCES = {
     "mean_bits": "mean bits of a weight, scales not counted",
     "bit_ops": "sum of multiply-accumulates x weight bits x input bits, one sample",
     "bit_ops_ratio": "bit_ops of uniform w8a8 / bit_ops of the plan: at least this",
-    "latency_ms": "milliseconds in the runtime; needs a table with measured latencies",
+    "latency_ms": "milliseconds in the runtime; needs a table that holds latencies",
 }
 
 
@@ -56,7 +56,7 @@ class Budget:
 
     @classmethod
     def parse(cls, texts: list[str]) -> "Budget":
-        """Read `name=value` texts as the command line gives them; each name may stand once."""
+        """Read `name=value` texts as the command line gives them; raises InvalidInput for anything else."""
         limits: dict[str, float] = {}
         for text in texts:
             name, separator, value = text.partition("=")
@@ -98,6 +98,10 @@ def _limit(name: str, value: float, table: Sensitivity) -> Limit:
         case "bit_ops_ratio":
             int8 = 64.0 * float(table.macs.sum())
             return Limit("bit_ops", table.usage["bit_ops"], int8 / value)
+    if name == "latency_ms" and name not in table.usage:
+        raise InvalidInput(
+            "budget latency_ms: needs a table with measured latencies, which `measure` does not make yet"
+        )
     if name not in table.usage:
         raise InvalidInput(f"budget {name}: the table does not hold it; it holds {', '.join(table.usage)}")
     return Limit(name, table.usage[name], value)

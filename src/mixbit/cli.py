@@ -58,8 +58,8 @@ def quantize(
     from mixbit.specs import load_data, load_model
     from mixbit.task import Task
 
-    _known("rounding", rounding, ROUNDINGS)
-    _known("flavour", flavour, FLAVOURS)
+    _known("rounding", rounding, tuple(ROUNDINGS))
+    _known("flavour", flavour, tuple(FLAVOURS))
     limits = Budget.parse(budget)
     settings = Settings(Task.named(task), _split(choices), metric, search, seed, model)
     deployed = auto_quantize(
@@ -138,7 +138,7 @@ def search(
     from mixbit.sensitivity import Sensitivity
 
     check_new_file(out, force=force)
-    plan = search_(Sensitivity.load(sensitivity), Budget.parse(budget), method)
+    plan = search_(Sensitivity.load(sensitivity), Budget.parse(budget), method=method)
     plan.save(out)
     if as_json:
         print(out.read_text(encoding="utf-8"), end="")
@@ -245,7 +245,9 @@ def _searches() -> list[tuple[str, str]]:
 
 
 def _roundings() -> list[tuple[str, str]]:
-    return [("nearest", "Every weight to the nearest integer, ties to even.")]
+    from mixbit.pipeline import ROUNDINGS
+
+    return list(ROUNDINGS.items())
 
 
 _LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {

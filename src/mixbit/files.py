@@ -58,7 +58,7 @@ def check_new_file(path: Path, *, force: bool) -> None:
     if path.is_dir():
         raise InvalidInput(f"{path}: a folder; give the name of a file")
     if path.exists() and not force:
-        raise InvalidInput(f"{path}: exists already; choose another name or pass --force to replace it")
+        raise InvalidInput(f"{path}: exists already; choose another name or pass --force (force=True) to replace it")
     if not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK | os.X_OK):
         raise InvalidInput(f"{path}: no folder that can be written to; make it, or choose another place")
 
@@ -73,7 +73,9 @@ def check_writable_folder(path: Path, *, force: bool) -> None:
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InvalidInput(f"{path}: no permission to write there; choose another folder")
     if not force and nearest == path.absolute() and any(path.iterdir()):
-        raise InvalidInput(f"{path}: the folder is not empty; choose another or pass --force to replace it")
+        raise InvalidInput(
+            f"{path}: the folder is not empty; choose another or pass --force (force=True) to replace it"
+        )
 
 
 @contextmanager

@@ -49,8 +49,9 @@ class IntegerWeight:
 def integer_weights(graph: Graph) -> dict[str, IntegerWeight]:
     """Name of the parameter -> its integers, for every quantized weight of the graph."""
     weights = {}
-    for name, quantizer in quantizers_of(graph).items():
+    for quantizer in quantizers_of(graph):
         if quantizer.axis is not None:
+            name = quantizer.tensor
             integers = quantizer.integers(get_tensor(graph.module, name).detach())
             scale = quantizer.scale.detach().float().cpu().numpy()
             weights[name] = IntegerWeight(

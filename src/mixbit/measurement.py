@@ -1,6 +1,6 @@
 """measure(): the table of sensitivity and usage, layers x choices."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,10 +8,12 @@ import numpy as np
 from mixbit.batches import split_batch
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.errors import InvalidInput
-from mixbit.estimate import Estimate, Question
+from mixbit.estimate import Question
 from mixbit.graph import Graph
 from mixbit.layers import Layer, find_layers, model_fingerprint, shared_inputs
-from mixbit.metrics import METRICS
+from mixbit.metrics import Metric, find_metric
+from mixbit.progress import track
+from mixbit.scales import weight_quantizer
 from mixbit.scheme import Scheme
 from mixbit.sensitivity import FloatArray, Sensitivity
 from mixbit.target import Target, find_target
@@ -24,7 +26,7 @@ def measure(
     *,
     target: str | Target,
     task: Task | None = None,
-    metric: str | Callable[[Question], Estimate] = "fisher",
+    metric: str | Metric = "fisher",
     choices: Sequence[str] | None = None,
     calibration: Calibration | None = None,
     seed: int = 0,
@@ -47,15 +49,16 @@ def measure(
     """
     target = find_target(target)
     schemes = target.schemes(choices)
-    if isinstance(metric, str) and metric not in METRICS:
-        raise InvalidInput(f"metric {metric!r} is unknown; known: {', '.join(METRICS)}")
-    method = METRICS[metric] if isinstance(metric, str) else metric
+    method = find_metric(metric)
     if graph.plan is not None:
         raise InvalidInput("graph: quantized already; measure the captured graph")
     layers = find_layers(graph)
     inputs = [split_batch(batch, len(graph.example.args))[0] for batch in batches]
     calibration = calibration or calibrate(graph, layers, inputs)
     calibration.check_layers(layers)
+    for layer in track(layers, "choose scales"):  # kept in the calibration, for the metric and for quantize()
+        for fmt in {scheme.weight for scheme in schemes if scheme.weight is not None}:
+            weight_quantizer(graph, layer, fmt, calibration)
     task = task or Task.classification()
     estimate = method(Question(graph, layers, schemes, calibration, inputs, task, seed))
     return Sensitivity(

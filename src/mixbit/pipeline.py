@@ -20,9 +20,10 @@ from mixbit.graph import Graph, capture
 from mixbit.latency import paired_latency_ms
 from mixbit.layers import find_layers, find_uncovered, model_fingerprint
 from mixbit.measurement import measure
+from mixbit.metrics import Metric, find_metric
 from mixbit.plan import Plan
 from mixbit.result import FILE_NAME, Result, deployed_figures, environment, figures, layer_rows
-from mixbit.search import search, uniform_plans
+from mixbit.search import Method, find_search, search, uniform_plans
 from mixbit.sensitivity import Sensitivity
 from mixbit.simulate import assemble, quantize
 from mixbit.target import Runner, Target, find_target, target_module
@@ -30,8 +31,9 @@ from mixbit.targets import check_exportable
 from mixbit.task import Task
 from mixbit.verification import Comparison, compare, predicted_bytes
 
-FLAVOURS = ("static",)
-ROUNDINGS = ("nearest",)
+#: Names, and what each does.
+FLAVOURS = {"static": "Ranges of activations are fixed by calibration data; no training."}
+ROUNDINGS = {"nearest": "Every weight to the nearest integer, ties to even."}
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,16 @@ class Settings:
     Attributes:
         task: What the model's outputs mean.
         choices: Schemes to choose from; the target's default ones where None.
-        metric: Name of the metric.
-        search: Name of the search.
+        metric: Name of the metric, or a function of the same kind.
+        search: Name of the search, or a function of the same kind.
         seed: Of every draw.
         model: Where the model came from, to be noted in result.json.
     """
 
     task: Task = field(default_factory=Task.classification)
     choices: Sequence[str] | None = None
-    metric: str = "fisher"
-    search: str = "ilp"
+    metric: str | Metric = "fisher"
+    search: str | Method = "ilp"
     seed: int = 0
     model: str | None = None
 
@@ -157,6 +159,8 @@ class _Run:
         self.module = target_module(target)
         self.module.require()
         self.target.schemes(settings.choices)
+        find_metric(settings.metric)
+        find_search(settings.search)
         check_writable_folder(out, force=force)
         self.out, self.settings, self.force = out, settings, force
         self.task = settings.task
@@ -178,7 +182,7 @@ class _Run:
         with self._clock("measure"):
             table = self._measure(graph, kept, calibration)
         with self._clock("search"):
-            plan = search(table, budget, self.settings.search)
+            plan = search(table, budget, method=self.settings.search)
         with self._clock("compare with uniform plans"):
             reference = evaluate(graph_runner(graph, self.task), held_out, self.task, "float on held-out data")
             plans = [plan, *(one for one in uniform_plans(table, budget) if one.layers != plan.layers)]
@@ -320,6 +324,8 @@ def _said(trials: list[Trial], chosen: Trial) -> str:
     uniform = [trial for trial in trials if uniform_scheme(trial.plan)]
     if not uniform:
         return "no uniform plan keeps within the budget; the searched plan is deployed"
+    if chosen is trials[0] and uniform_scheme(chosen.plan):
+        return f"the searched plan is uniform {uniform_scheme(chosen.plan)}, and is deployed"
     best = min(uniform, key=lambda trial: trial.divergence)
     name, searched = uniform_scheme(best.plan), trials[0]
     figures_ = f"{searched.divergence:.4g} against {best.divergence:.4g} nats from the float network on held-out data"

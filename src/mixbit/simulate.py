@@ -50,6 +50,7 @@ def quantize(
         InvalidInput: the plan is of another model, offers what the target does not run, or the data does not fit.
     """
     layers = check_plan(graph, plan)
+    plan = _without_stale_claims(plan, layers)
     if not isinstance(batches, Calibration):
         batches = calibrate(graph, layers, [split_batch(batch, len(graph.example.args))[0] for batch in batches])
     batches.check_layers(layers)
@@ -76,6 +77,15 @@ def check_plan(graph: Graph, plan: Plan) -> tuple[Layer, ...]:
     plan.check_model([layer.name for layer in layers], model_fingerprint(layers))
     find_target(plan.target).schemes(sorted(set(plan.layers.values())))
     return layers
+
+
+def _without_stale_claims(plan: Plan, layers: tuple[Layer, ...]) -> Plan:
+    """The plan without what was predicted of it, where its schemes were edited since: its bytes are others now."""
+    weight_bytes = find_target(plan.target).weight_bytes
+    held = sum(weight_bytes(layer.shape, layer.axis, plan.scheme(layer.name).weight) for layer in layers)
+    if plan.predicted.get("weight_bytes", held) == held:
+        return plan
+    return plan.model_copy(update={"predicted": {}, "made_by": f"{plan.made_by}, edited"})
 
 
 def activation_formats(graph: Graph, layers: tuple[Layer, ...], plan: Plan, target: Target) -> dict[str, Format]:
@@ -130,14 +140,15 @@ def assemble(graph: Graph, plan: Plan, quantizers: list[Quantizer], biases: dict
     return simulated
 
 
-def quantizers_of(graph: Graph) -> dict[str, Quantizer]:
-    """Name of the quantized tensor -> its quantizer."""
-    return {module.tensor: module for module in graph.module.modules() if isinstance(module, Quantizer)}
+def quantizers_of(graph: Graph) -> list[Quantizer]:
+    """The graph's quantizers, those of weights first."""
+    found = [module for module in graph.module.modules() if isinstance(module, Quantizer)]
+    return sorted(found, key=lambda one: one.axis is None)
 
 
-def quantizer_path(tensor: str) -> str:
-    """Full name of the quantizer's module in the graph."""
-    return "quantizers." + tensor.replace(".", "_")
+def quantizer_path(tensor: str, *, of_weight: bool) -> str:
+    """Full name of the quantizer's module in the graph; parameters and nodes may have the same names."""
+    return f"quantizers.{'weights' if of_weight else 'activations'}.{tensor}"
 
 
 @torch.no_grad()
@@ -170,9 +181,7 @@ def _biases(
 
 
 def _insert(module: fx.GraphModule, nodes: list[fx.Node], quantizer: Quantizer) -> None:
-    path = quantizer_path(quantizer.tensor)
-    if path in dict(module.named_modules()):
-        raise InvalidInput(f"{quantizer.tensor}: another tensor is called {path} too; rename one of the two")
+    path = quantizer_path(quantizer.tensor, of_weight=quantizer.axis is not None)
     module.add_submodule(path, quantizer)
     last_placeholder = module.graph.find_nodes(op="placeholder")[-1]
     for node in nodes:

@@ -22,7 +22,7 @@ BYTES_TOLERANCE = 0.01
 #: Largest share of top answers that may differ from the simulation; one answer may always.
 ANSWERS_TOLERANCE = 0.02
 #: Largest root mean square difference from the simulation, relative to the spread of its outputs.
-OUTPUT_TOLERANCE = 0.1
+OUTPUT_TOLERANCE = 0.03
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Comparison:
         accuracy = "" if self.accuracy is None else f", accuracy {self.accuracy:.2%}"
         verdict = "matches" if not self.problems else "DOES NOT MATCH: " + "; ".join(self.problems)
         return (
-            f"{self.num_samples} samples: largest difference {self.max_abs_diff:.3g}{agreement}{accuracy}; weights "
+            f"{self.num_samples} samples: outputs differ by {self.relative_rms:.2%} of their spread (at most "
+            f"{self.max_abs_diff:.3g}){agreement}{accuracy}; weights "
             f"{self.weight_bytes:,} bytes ({self.predicted_bytes:,} predicted), files {self.file_bytes:,} bytes; "
             f"{verdict}"
         )

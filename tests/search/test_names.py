@@ -37,4 +37,4 @@ def test_the_folder_answers_like_the_function():
     assert mb.search is mixbit.search
     assert mb.search(small_table(), budget) == mixbit.search.search(small_table(), budget)
     with pytest.raises(mb.InvalidInput, match="search 'magic' is unknown"):
-        mb.search(small_table(), budget, "magic")
+        mb.search(small_table(), budget, method="magic")

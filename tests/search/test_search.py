@@ -56,14 +56,14 @@ def test_any_function_is_a_method():
     def cheapest(loss, usage, limits, ties, *, input_ties, input_classes):
         return usage[0].argmin(axis=1)
 
-    plan = search(small_table(), Budget(mean_bits=6), cheapest)
+    plan = search(small_table(), Budget(mean_bits=6), method=cheapest)
     assert set(plan.layers.values()) == {"w4a8"}
     assert plan.made_by == "fisher + cheapest"
 
 
 def test_an_unknown_method_lists_the_known_ones():
     with pytest.raises(InvalidInput, match="search 'magic' is unknown; known: ilp"):
-        search(small_table(), Budget(mean_bits=6), "magic")
+        search(small_table(), Budget(mean_bits=6), method="magic")
     assert "ilp" in SEARCHES
 
 
@@ -81,14 +81,14 @@ def test_an_unknown_method_lists_the_known_ones():
 )
 def test_a_method_that_breaks_its_promise_is_an_error(choice, changes, message):
     with pytest.raises(MixbitError, match=message):
-        search(small_table(**changes), Budget(mean_bits=6), lambda *args, **options: np.array(choice))
+        search(small_table(**changes), Budget(mean_bits=6), method=lambda *args, **options: np.array(choice))
 
 
 def test_infeasible_names_limits_and_layers():
     with pytest.raises(InfeasibleBudget) as caught:
         search(small_table(), Budget(mean_bits=3, bit_ops_ratio=1))
     assert str(caught.value) == (
-        "no plan keeps mean_bits=3 (reachable: 4 to 8) and bit_ops_ratio=1 (reachable: 1 to 3); "
+        "no plan keeps mean_bits=3 (reachable: 4 to 8); bit_ops_ratio=1 (reachable: 1 to 3) could be kept; "
         "last.weight, second.weight, first.weight use most even at their cheapest choice; "
         "loosen the limit or offer narrower schemes"
     )

@@ -66,8 +66,7 @@ class _Scorer(fx.Interpreter):
             for name in self.readers
         }
         with torch.no_grad():
-            operations = track(self.operations.items(), "choose scales")
-            self.shifts = {node: self._mean_errors(*pair) for node, pair in operations}
+            self.shifts = {node: self._mean_errors(*pair) for node, pair in self.operations.items()}
         #: Layer or tensor -> [N, formats] or, where samples cannot be told apart, [1, formats], once per operation.
         self.weight_scores: dict[str, list[Tensor]] = {}
         self.input_scores: dict[str, list[Tensor]] = {}

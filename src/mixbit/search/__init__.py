@@ -16,7 +16,7 @@ from mixbit.search._plans import predicted_plan, uniform_plans
 from mixbit.search._problem import Integers, keeps, taken
 from mixbit.sensitivity import Sensitivity
 
-__all__ = ["SEARCHES", "Method", "search", "uniform_plans"]
+__all__ = ["SEARCHES", "Method", "find_search", "search", "uniform_plans"]
 
 Method = Callable[..., Integers]
 """`method(loss, usage, limits, ties, *, input_ties, input_classes) -> choice`: see `mixbit.search.ilp.solve`."""
@@ -24,7 +24,7 @@ Method = Callable[..., Integers]
 SEARCHES: dict[str, Method] = {"ilp": ilp.solve}
 
 
-def search(table: Sensitivity, budget: Budget, method: str | Method = "ilp") -> Plan:
+def search(table: Sensitivity, budget: Budget, *, method: str | Method = "ilp") -> Plan:
     """The plan with the smallest predicted loss that keeps within the budget and obeys the table's ties.
 
     Args:
@@ -40,7 +40,7 @@ def search(table: Sensitivity, budget: Budget, method: str | Method = "ilp") -> 
         InfeasibleBudget: if no plan keeps within the budget; it says what is reachable and which layers bind.
         MixbitError: if the method returns something that is not a plan within the budget.
     """
-    name, solve = _method(method)
+    name, solve = find_search(method)
     limits = budget.over(table)
     usage, bounds = np.stack([limit.usage for limit in limits]), np.array([limit.bound for limit in limits])
     input_bits = [Scheme.parse(choice).input_bits for choice in table.choices]
@@ -57,7 +57,8 @@ def search(table: Sensitivity, budget: Budget, method: str | Method = "ilp") -> 
     return predicted_plan(table, choice, budget, f"{table.metric} + {name}")
 
 
-def _method(method: str | Method) -> tuple[str, Method]:
+def find_search(method: str | Method) -> tuple[str, Method]:
+    """Name and function of a search; raises InvalidInput for an unknown name."""
     if callable(method):
         return getattr(method, "__name__", type(method).__name__), method
     if method not in SEARCHES:
@@ -93,17 +94,18 @@ def _named(error: InfeasibleBudget, table: Sensitivity, budget: Budget, limits: 
             "offer one that does",
             binding=error.binding,
         )
-    reached = []
+    unreachable, kept = [], []
     for (name, asked), limit, (low, high) in zip(budget.limits.items(), limits, error.reachable, strict=True):
         ends = (low, high)
         if name == "bit_ops_ratio":  # a lower limit, kept as an upper one on bit_ops
             ends = tuple(asked * limit.bound / used if used else math.inf for used in (high, low))
-        reached.append(f"{name}={_number(asked)} (reachable: {' to '.join(map(_number, ends))})")
-    alone = all(low <= limit.bound for limit, (low, _) in zip(limits, error.reachable, strict=True))
-    together = "; each can be kept alone, but not all together" if alone else ""
+        text = f"{name}={_number(asked)} (reachable: {' to '.join(map(_number, ends))})"
+        (kept if low <= limit.bound else unreachable).append(text)
+    alone = f"; {' and '.join(kept)} could be kept" if kept else ""
+    together = "; each can be kept alone, but not all together"
     return InfeasibleBudget(
-        f"no plan keeps {' and '.join(reached)}{together}; {names} use most even at their cheapest choice; "
-        "loosen the limit or offer narrower schemes",
+        f"no plan keeps {' and '.join(unreachable or kept)}{alone if unreachable else together}; "
+        f"{names} use most even at their cheapest choice; loosen the limit or offer narrower schemes",
         reachable=error.reachable,
         binding=error.binding,
     )
@@ -123,8 +125,8 @@ class _CallableModule(ModuleType):
     Importing anything of the folder puts this module in the function's place, so the module is called like it.
     """
 
-    def __call__(self, table: Sensitivity, budget: Budget, method: str | Method = "ilp") -> Plan:
-        return search(table, budget, method)
+    def __call__(self, table: Sensitivity, budget: Budget, *, method: str | Method = "ilp") -> Plan:
+        return search(table, budget, method=method)
 
 
 sys.modules[__name__].__class__ = _CallableModule

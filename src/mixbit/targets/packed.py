@@ -90,20 +90,23 @@ def restore(folder: Path, graph: Graph) -> Graph:
     device = graph.device
     try:
         biases = {node: tensors[name].to(device) for node, name in json.loads(metadata["biases"]).items()}
-        quantizers = [
-            Quantizer(layer.name, fmt, layer.axis, *_factors(tensors, layer.name, device))
+        weights = {
+            layer: Quantizer(layer.name, fmt, layer.axis, *_factors(tensors, layer.name, device, of_weight=True))
             for layer in layers
             if (fmt := plan.scheme(layer.name).weight) is not None
+        }
+        activations = [
+            Quantizer(name, fmt, None, *_factors(tensors, name, device, of_weight=False))
+            for name, fmt in activation_formats(graph, layers, plan, find_target(plan.target)).items()
         ]
-        formats = activation_formats(graph, layers, plan, find_target(plan.target))
-        quantizers += [Quantizer(name, fmt, None, *_factors(tensors, name, device)) for name, fmt in formats.items()]
-        restored = assemble(graph, plan, quantizers, biases)
+        restored = assemble(graph, plan, [*weights.values(), *activations], biases)
         state = {name: value for name, value in tensors.items() if SEPARATOR not in name}
-        for layer, quantizer in zip((one for one in layers if plan.scheme(one.name).weight), quantizers, strict=False):
-            state[layer.name] = _unpacked(tensors, layer, quantizer)
+        state |= {layer.name: _unpacked(tensors, layer, quantizer) for layer, quantizer in weights.items()}
         restored.module.load_state_dict(state)
     except (AttributeError, KeyError, RuntimeError, StopIteration, TypeError, ValueError) as error:
-        raise TargetMismatch(f"{path}: does not hold this model's tensors: {error}") from error
+        raise TargetMismatch(
+            f"{path}: does not hold this model's tensors, written with torch {metadata['torch']}: {error}"
+        ) from error
     return restored
 
 
@@ -130,7 +133,7 @@ def stored(folder: Path) -> dict[str, StoredWeight]:
     plan = Plan.from_json(metadata["plan"], str(folder / ARTEFACT))
     rows = {}
     for name in plan.layers:
-        scale = f"{quantizer_path(name)}.scale"
+        scale = f"{quantizer_path(name, of_weight=True)}.scale"
         planes = [key for key in tensors if key.partition(SEPARATOR)[0] == name and key != name]
         parts = [*planes, scale] if planes else [name]
         missing = [part for part in parts if part not in tensors]
@@ -174,8 +177,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def _factors(tensors: dict[str, Tensor], name: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    path = quantizer_path(name)
+def _factors(tensors: dict[str, Tensor], name: str, device: torch.device, *, of_weight: bool) -> tuple[Tensor, Tensor]:
+    path = quantizer_path(name, of_weight=of_weight)
     scale = tensors[f"{path}.scale"].to(device)
     return scale, tensors.get(f"{path}.zero_point", torch.zeros_like(scale)).to(device)
 
