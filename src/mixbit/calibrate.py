@@ -21,7 +21,7 @@ from mixbit.scheme import Format
 from mixbit.task import Inputs
 
 #: Samples of an operator's input kept to choose scales on: enough for POSITIONS outputs a channel, within these bounds.
-POSITIONS = 1024
+POSITIONS = 512
 FEWEST_SAMPLES = 4
 MOST_SAMPLES = 64
 
