@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from mixbit.batches import HELD_OUT, hold_out, split_batch, split_batches
+from mixbit.errors import InvalidInput
 from mixbit.task import Inputs
 
 X, M, Y = torch.randn(3, 2), torch.randn(3, 5), torch.tensor([0, 1, 2])
@@ -54,3 +55,26 @@ def test_labels_are_told_from_inputs_by_the_forward():
     assert split_batches(Two(), [(x, x)])[0] == (Inputs((x, x), {}), None)
     assert split_batches(Two(), [(x, x, labels)])[0][1] is labels
     assert split_batches(Two(), [{"a": x, "labels": labels}])[0][1] is labels
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ((X, [0, 1, 2]), "labels: a list; give a tensor"),
+        ((X, Y[:2]), r"labels: \[2\] for a batch of 3 samples"),
+        ((X, torch.tensor(1)), r"labels: \[\] for a batch of 3 samples"),
+        ((X, M[:2], Y), "must be one batch size"),
+        ((), "must be one batch size"),
+        ("text", "a str; give a tensor"),
+    ],
+)
+def test_batches_that_are_not_understood_are_named(batch, message):
+    model = nn.Linear(2, 3)
+    with pytest.raises(InvalidInput, match=f"batch 1: .*{message}"):
+        split_batches(model, [(X, Y), batch])
+
+
+@pytest.mark.parametrize("data", [None, 5, X, {"x": X}, "text"])
+def test_data_that_is_no_iterable_of_batches(data):
+    with pytest.raises(InvalidInput, match="not an iterable of batches"):
+        split_batches(nn.Linear(2, 3), data)

@@ -91,5 +91,5 @@ def test_bit_ops_ratio_limits_bit_ops_from_above():
 
 
 def test_a_limit_on_what_the_table_does_not_hold():
-    with pytest.raises(InvalidInput, match="budget latency_ms: needs a table with measured latencies"):
-        Budget(latency_ms=3).over(small_table())
+    with pytest.raises(InvalidInput, match="budget 'latency_ms' is unknown; known: weight_bytes"):
+        Budget(latency_ms=3)

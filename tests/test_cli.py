@@ -16,6 +16,7 @@ from mixbit.search import SEARCHES
 from mixbit.target import TARGETS
 
 USER_CODE = """
+import sys
 import torch
 from torch import nn
 
@@ -39,6 +40,12 @@ def broken():
 
 def wrong_labels():
     return [(images, labels + 7) for images, labels in data()]
+
+def exits():
+    sys.exit(0)
+
+def dictionary():
+    return {"x": torch.zeros(2)}
 
 def no_layers():
     return nn.ReLU()
@@ -180,6 +187,9 @@ def test_list_of_something_else_names_the_lists(run):
         ({"model": "nothing"}, "no function 'nothing'.*model"),
         ({"model": "broken"}, "the user's own error"),
         ({"model": "number"}, "int, not an nn.Module"),
+        ({"model": "exits"}, "SystemExit: 0"),
+        ({"data": "exits"}, "SystemExit: 0"),
+        ({"data": "dictionary"}, "a dict, not an iterable of batches"),
         ({"model": "no_layers"}, "no layer"),
         ({"model": "branching"}, r"net\.py:\d+: if x\.sum\(\) > 0"),
         ({"data": "empty"}, "no batch"),
@@ -241,7 +251,7 @@ def test_usage_errors_are_exit_2(run):
         ("metric", "x", ["fisher"]),
         ("search", "x", ["ilp"]),
         ("task", "x", ["classification", "regression"]),
-        ("budget", "x=1", ["weight_bytes", "weight_ratio", "mean_bits", "bit_ops", "bit_ops_ratio", "latency_ms"]),
+        ("budget", "x=1", ["weight_bytes", "weight_ratio", "mean_bits", "bit_ops", "bit_ops_ratio"]),
     ],
 )
 def test_unknown_names_list_the_known(code, run, tmp_path, option, value, known):

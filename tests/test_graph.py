@@ -379,7 +379,7 @@ def ids(dtype=torch.long):
         ((torch.randn(2, 3), -torch.full((2, 4), float("inf"))), "input 1 holds NaN or inf"),
         ((torch.randn(2, 3),), "do not fit the example's"),
         ({"x": torch.randn(2, 3), "mask": torch.randn(2, 4)}, "do not fit the example's"),
-        ((torch.randn(2, 3), [torch.randn(2, 4), torch.randn(2, 4)]), "3 tensors, the example has 2"),
+        ((torch.randn(2, 3), [torch.randn(2, 4), torch.randn(2, 4)]), "3 values, the example has 2"),
         ((torch.randn(2, 3), None), "input 1 is a NoneType, not a tensor"),
         ((torch.randn(2, 3), torch.randn(1, 4)), "must be one batch size"),
         ((torch.randn(0, 3), torch.randn(0, 4)), "holds no sample"),
@@ -395,3 +395,37 @@ def test_a_missing_keyword_is_refused():
     graph = capture(Several(), MODELS["several"][1])
     with pytest.raises(InvalidInput, match="do not fit the example's"):
         graph.leaves(Inputs.of({"x": torch.randn(2, 3), "mask": torch.randn(2, 4)}))
+
+
+def test_inputs_that_are_no_tensors_may_not_change():
+    net = nn.Linear(3, 2)
+    graph = capture(Net(lambda net, x: net.a(x[0]) * x[1], a=net), ([torch.randn(2, 3), 2],))
+    x = torch.randn(4, 3)
+    torch.testing.assert_close(graph.leaves(Inputs.of(([x, 2],)))[0], x)
+    for other in (5, 2.0, True, None, torch.tensor(2)):
+        with pytest.raises(InvalidInput, match=r"no tensor may not change|the example has"):
+            graph.leaves(Inputs.of(([x, other],)))
+
+
+def test_parameters_and_random_numbers_stay_as_they_were():
+    net = Net(lambda net, x: net.b(net.a(x).flatten(1)), a=nn.Embedding(10, 4, max_norm=0.1), b=nn.Linear(8, 2))
+    before, state = net.a.weight.detach().clone(), torch.get_rng_state()
+    capture(net, torch.randint(0, 10, (3, 2), generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(net.a.weight, before)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: torch.jit.trace(nn.Linear(3, 2), torch.randn(1, 3)), "TopLevelTracedModule; give the module"),
+        (lambda: nn.DataParallel(nn.Linear(3, 2)), "DataParallel; give the module"),
+        (lambda: nn.Linear(3, 2, device="meta"), "weight: not initialised"),
+        (lambda: nn.Sequential(nn.Linear(3, 0), nn.Linear(0, 2)), r"0\.weight: shape \[0, 3\] holds no number"),
+        (lambda: None, "a NoneType, not an nn.Module"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")  # torch's own, of zero-sized layers and traces
+def test_modules_that_cannot_be_captured(make, message):
+    with pytest.raises(InvalidInput, match=message):
+        capture(make(), torch.randn(2, 3))

@@ -9,18 +9,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from mixbit.errors import InvalidInput
 from mixbit.graph import capture
 from mixbit.layers import (
-    BETWEEN_KINDS,
-    activations,
-    convolved,
     find_layers,
-    find_uncovered,
-    inputs_between,
     model_fingerprint,
-    observable,
     shared_inputs,
 )
 from mixbit.operators import run_operation
-from tests.networks import OPERATORS, Attention, Net, Residual, captured_operator, matrix
+from tests.networks import OPERATORS, Attention, Net, Residual, captured_operator
 
 
 def layer_of(graph):
@@ -34,11 +28,6 @@ def read_by(graph, name):
     if node.op == "placeholder":
         return node.name
     return getattr(node.target, "overloadpacket", node.target).__name__
-
-
-def names_between(graph, *, inside=False, kinds=BETWEEN_KINDS):
-    names = inputs_between(graph, find_layers(graph), frozenset(kinds), inside=inside)
-    return [read_by(graph, name) for name in names]
 
 
 @pytest.mark.parametrize("kind", OPERATORS)
@@ -179,146 +168,6 @@ def test_a_layer_after_a_recurrent_one_reads_its_output():
     graph = capture(net, torch.randn(2, 5, 3))
     (name,) = layer_of(graph).inputs
     assert graph.shapes[name] == (2, 5, 4)
-
-
-def test_the_tensors_between_layers_stand_in_execution_order():
-    graph = capture(Residual().eval(), torch.randn(2, 2, 6, 6))
-    assert names_between(graph) == ["conv2d", "x", "relu"]
-    assert names_between(graph, kinds={"add"}) == ["conv2d", "x"]
-    assert names_between(graph, kinds={"average_pool"}) == ["relu"]
-    assert names_between(graph, kinds=()) == []
-
-
-def added(run, *, inside):
-    parts = {name: nn.Conv1d(3, 3, 1) for name in "ab"}
-    graph = capture(Net(run, **parts, c=nn.Linear(4, 4)), torch.randn(2, 3, 4))
-    return names_between(graph, inside=inside, kinds={"add"})
-
-
-@pytest.mark.parametrize(
-    ("run", "apart", "inside"),
-    [
-        (lambda net, x: net.a(x) + net.b(x), ["conv1d", "conv1d"], ["conv1d"]),
-        (lambda net, x: (y := net.a(x)) + net.b(x) * y, ["conv1d", "mul"], ["conv1d", "mul"]),
-        (lambda net, x: net.a(x) + x, ["conv1d", "x"], ["x"]),
-        (lambda net, x: net.a(x).relu() + x, ["relu", "x"], ["relu", "x"]),
-        (lambda net, x: (y := net.a(x)) + y, ["conv1d"], ["conv1d"]),
-        (lambda net, x: net.c(x) + x, [], []),
-        (lambda net, x: net.a(x) + 1, [], []),
-    ],
-    ids=["two", "read by others", "one", "through a function", "to itself", "no convolution", "to a number"],
-)
-def test_additions_that_a_convolution_feeds_take_part(run, apart, inside):
-    assert added(run, inside=False) == apart
-    assert added(run, inside=True) == inside
-
-
-def test_constants_take_no_part():
-    """Parameters that are added or joined are no activations, whatever shape the batch gives them."""
-
-    def run(net, x):
-        x = x + 1 + net.position[:, :4].relu()
-        x = torch.cat([net.first.expand(x.size(0), -1, -1), x], 1)
-        return net.a(torch.cat([x, x.relu()], 1) @ net.matrix[:3].t().t()) + x.new_ones(3) + torch.zeros_like(x).mean()
-
-    net = Net(run, position=matrix(1, 5, 3), first=matrix(1, 1, 3), matrix=matrix(4, 3), a=nn.Linear(3, 3))
-    graph = capture(net, torch.randn(2, 4, 3))
-    assert names_between(graph) == ["cat", "relu"]
-    data = activations(graph)
-    assert not any(node.op == "get_attr" for node in data)
-    assert not {"slice", "expand", "new_ones", "zeros_like", "t"} & {read_by(graph, node.name) for node in data}
-
-
-def test_products_of_activations_take_part():
-    net = Net(lambda net, x: (y := net.a(x)) @ y.transpose(1, 2), a=nn.Linear(3, 3))
-    graph = capture(net, torch.randn(2, 4, 3))
-    assert names_between(graph, kinds={"matmul"}) == ["linear"]
-
-
-def test_a_convolution_returns_its_output_clipped_where_nobody_reads_more():
-    def run(net, x):
-        return (
-            net.clipped(x).relu() * 2,
-            net.unclipped(x).tanh(),
-            (y := net.read_twice(x)).relu() + y,
-            net.returned(x),
-            net.transposed(x).relu(),
-            net.linear(x).relu(),
-        )
-
-    parts = {name: nn.Conv1d(3, 3, 1) for name in ("clipped", "unclipped", "read_twice", "returned")}
-    net = Net(run, **parts, transposed=nn.ConvTranspose1d(3, 3, 1), linear=nn.Linear(4, 4))
-    graph = capture(net, torch.randn(2, 3, 4))
-    got = {
-        layer.name.split(".")[0]: [read_by(graph, one) for one in convolved(graph, layer)]
-        for layer in find_layers(graph)
-    }
-    assert got == {**{name: ["conv1d"] for name in parts}, "clipped": ["relu"], "transposed": [], "linear": []}
-
-
-def test_every_tensor_that_some_plan_quantizes_is_observable():
-    graph = capture(Residual().eval(), torch.randn(2, 2, 6, 6))
-    names = observable(graph, find_layers(graph))
-    assert sorted(read_by(graph, name) for name in names) == ["conv2d", "mean", "relu", "relu", "x"]
-
-
-def rows_of(net, x):
-    return {row.name if row.kind == "parameter" else row.kind: row for row in find_uncovered(capture(net.eval(), x))}
-
-
-def test_a_recurrent_cell_is_not_covered():
-    cell = nn.LSTM(3, 4, batch_first=True)
-    rows = rows_of(Net(lambda net, x: net.b(net.a(x)[0]), a=cell, b=nn.Linear(4, 2)), torch.randn(2, 5, 3))
-    assert {"lstm", "b.bias"} <= rows.keys()
-    assert rows["lstm"].macs is None
-    stored = sum(row.weight_bytes for name, row in rows.items() if name.startswith("a."))
-    assert stored == 4 * sum(parameter.numel() for parameter in cell.parameters())
-
-
-def test_attention_is_not_covered_but_its_projections_are():
-    attention = nn.MultiheadAttention(4, 2, batch_first=True)
-    net = Net(lambda net, x: net.a(x, x, x, need_weights=False)[0], a=attention).eval()
-    graph = capture(net, torch.randn(3, 5, 4))
-    assert [layer.name for layer in find_layers(graph)] == ["a.in_proj_weight", "a.out_proj.weight"]
-    rows = {row.kind: row for row in find_uncovered(graph)}
-    assert rows["scaled_dot_product_attention"].macs == 2 * (5 * 5 * 4)  # queries x keys x width, twice
-
-
-def test_a_product_of_activations_is_not_covered():
-    rows = rows_of(Net(lambda net, x: net.a(x) @ x.transpose(1, 2), a=nn.Linear(3, 3)), torch.randn(2, 4, 3))
-    assert rows["matmul"].macs == 4 * 4 * 3
-
-
-def test_weights_that_are_computed_are_not_covered():
-    parts = {"a": nn.Conv1d(3, 4, 1), "w": matrix(2, 4, 3), "scale": matrix(1)}
-    net = Net(lambda net, x: F.conv1d(net.a(x), net.w * net.scale), **parts)
-    rows = rows_of(net, torch.randn(2, 3, 8))
-    assert rows["conv1d"].macs == 2 * 4 * 3 * 6
-    assert rows["w"].weight_bytes == 4 * 24
-    assert rows["scale"].weight_bytes == 4
-
-
-def test_parameters_that_nobody_reads_are_not_listed():
-    net = Net(lambda net, x: net.a(x), a=nn.Linear(3, 2), unused=matrix(5))
-    assert rows_of(net, torch.randn(2, 3)).keys() == {"a.bias"}
-
-
-def test_other_uses_of_parameters_are_no_layers():
-    def run(net, x):
-        return (
-            net.left @ x.transpose(1, 2),
-            F.linear(x, net.transposed.t()),
-            torch.addmm(net.factor, x[:, 0], net.scaled, alpha=2),
-            x * net.factor,
-            x.sum(2) @ net.vector,
-            net.covered(x),
-        )
-
-    names = ("left", "transposed", "scaled")
-    parts = {name: matrix(3, 3) for name in names} | {"factor": matrix(3), "vector": matrix(4)}
-    graph = capture(Net(run, **parts, covered=nn.Linear(3, 3)), torch.randn(2, 4, 3))
-    assert layer_of(graph).name == "covered.weight"
-    assert {row.name for row in find_uncovered(graph) if row.kind == "parameter"} == {*parts, "covered.bias"}
 
 
 def test_a_model_without_layers_is_refused():

@@ -11,10 +11,10 @@ import mixbit
 
 PACKAGE = Path(mixbit.__file__).parent
 LEVELS = (
-    {"errors", "progress", "files"},
+    {"errors", "progress", "interrupts", "files"},
     {"scheme", "sensitivity", "budget", "plan", "task", "batches", "target"},
     {"affine", "ranges", "quantizer", "search"},  # numbers only
-    {"exporting", "nodes", "operators", "samples", "fold", "graph", "layers"},
+    {"exporting", "nodes", "operators", "samples", "fold", "graph", "layers", "between", "uncovered"},
     {"calibrate", "scales", "estimate", "simulate", "integers", "metrics"},
     {"targets", "measurement", "evaluation", "latency", "verification", "check", "result"},
     {"specs", "recheck", "pipeline", "demo", "cli", "__init__", "__main__"},

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 import mixbit as mb
 from mixbit.pipeline import Settings, uniform_scheme
+from mixbit.recheck import recheck
 from mixbit.result import Result
 from mixbit.task import Task
 
@@ -195,3 +197,105 @@ def test_a_constant_channel_is_fine(batches, tmp_path):
 
 def test_result_round_trip(deployed):
     assert Result.load(deployed.folder) == deployed.result
+
+
+class Keywords(nn.Module):
+    """Two inputs by keyword and two outputs of one shape, the second of which is the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(6, 3)
+
+    def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+        return {"aside": self.b(right), "logits": self.a(left) - self.b(right)}
+
+
+class Many(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(1, 3) for _ in range(12))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def many_inputs() -> nn.Module:
+    """Twelve inputs, of which each counts for itself."""
+    names = [f"x{index}" for index in range(12)]
+    source = f"def forward(self, {', '.join(names)}):\n    return " + " + ".join(
+        f"{index + 1} * self.parts[{index}]({name})" for index, name in enumerate(names)
+    )
+    namespace = {}
+    exec(source, namespace)
+    return type("Twelve", (Many,), {"forward": namespace["forward"]})()
+
+
+def test_inputs_by_keyword_may_come_in_any_order(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = Keywords().eval()
+    rows = [
+        {"right": torch.randn(8, 6), "labels": torch.zeros(8, dtype=torch.int64), "left": torch.randn(8, 4)}
+        for _ in range(4)
+    ]
+    turned = [{"left": row["left"], "right": row["right"], "labels": row["labels"]} for row in rows]
+    found = mb.auto_quantize(
+        model, rows, target="packed", budget=mb.Budget(mean_bits=8), out=tmp_path / "out", eval_batches=turned,
+        settings=Settings(model="somewhere:model"),
+    )  # fmt: skip
+    assert found.comparison.problems == ()
+    assert found.comparison.max_abs_diff < 1e-5
+    monkeypatch.setattr("mixbit.recheck.load_model", lambda spec: model)
+    again = recheck(tmp_path / "out")
+    assert again.problems == ()
+    assert again.max_abs_diff < 1e-5
+    assert again.num_samples == 32
+
+
+def test_twelve_inputs_keep_their_order(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = many_inputs().eval()
+    rows = [tuple(torch.randn(8, 1) for _ in range(12)) for _ in range(4)]
+    mb.auto_quantize(
+        model, rows, target="packed", budget=mb.Budget(mean_bits=8), out=tmp_path / "out",
+        settings=Settings(model="somewhere:model"),
+    )  # fmt: skip
+    monkeypatch.setattr("mixbit.recheck.load_model", lambda spec: model)
+    assert recheck(tmp_path / "out").max_abs_diff < 1e-5
+
+
+def test_outputs_that_are_no_numbers_are_refused(tmp_path):
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) + (1 - x[:, :1]).sqrt()
+
+    batches = [torch.rand(8, 2) for _ in range(4)]
+    batches[3] = batches[3] + 1  # the one that is held out
+    with pytest.raises(mb.InvalidInput, match="returns NaN or inf"):
+        mb.auto_quantize(Root(), batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_in_float64_are_refused(net, batches, tmp_path):
+    doubled = [(images.double(), labels) for images, labels in batches]
+    model = Net().double().eval()
+    with pytest.raises(mb.UnsupportedModel, match=r"float64.*model\.float\(\)"):
+        mb.auto_quantize(model, doubled, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+
+
+def test_files_that_were_changed_are_noticed(deployed, tmp_path):
+    for name in deployed.result.files:
+        folder = shutil.copytree(deployed.folder, tmp_path / name)
+        with (folder / name).open("ab") as file:
+            file.write(b" ")
+        with pytest.raises(mb.TargetMismatch, match=f"{name} is not the file"):
+            recheck(folder)
+    assert {"plan.json", "sensitivity.json", "check.safetensors", "model.safetensors"} == deployed.result.files.keys()
+
+
+def test_files_have_the_permissions_of_any_new_file(deployed, tmp_path):
+    (tmp_path / "new").touch()
+    assert {path.stat().st_mode for path in deployed.folder.iterdir()} == {(tmp_path / "new").stat().st_mode}

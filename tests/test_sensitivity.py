@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from mixbit.errors import InvalidInput
-from mixbit.sensitivity import Sensitivity
+from mixbit.sensitivity import LARGEST, Sensitivity
 from tests.search.fixtures import small_table
 
 
@@ -35,7 +35,7 @@ def test_round_trip(tmp_path):
     assert_same_table(Sensitivity.load(tmp_path / "sensitivity.json"), table)
 
 
-@given(arrays.arrays(float, (3, 3), elements=st.floats(allow_nan=False, allow_infinity=False)))
+@given(arrays.arrays(float, (3, 3), elements=st.floats(-LARGEST, LARGEST)))
 def test_round_trip_to_the_last_bit(loss):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "sensitivity.json"
@@ -114,3 +114,19 @@ def test_tables_are_compared_by_identity():
     assert table == table  # noqa: PLR0124 comparing arrays would raise
     assert table != small_table()
     assert len({table, table}) == 1
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": np.full((3, 3), 1e300)},
+        {"standard_error": np.full((3, 3), -1.0)},
+        {"numel": np.zeros(3)},
+        {"numel": np.array([-1.0, 2.0, 3.0])},
+        {"macs": np.array([-1.0, 2.0, 3.0])},
+        {"num_samples": 0},
+    ],
+)
+def test_what_no_measurement_gives_is_refused(changes):
+    with pytest.raises(InvalidInput, match="measure again"):
+        small_table(**changes)

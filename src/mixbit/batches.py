@@ -35,6 +35,7 @@ def split_batch(batch: Any, num_inputs: int | None = None) -> Batch:
         inputs, labels = Inputs.of(tuple(batch[:-1])), batch[-1]
     else:
         inputs = Inputs.of(batch)
+    inputs = inputs.map(lambda leaf: leaf.detach() if leaf.requires_grad else leaf)
     count = inputs.batch_size
     if labels is not None and not isinstance(labels, Tensor):
         raise InvalidInput(f"labels: a {type(labels).__name__}; give a tensor with one entry a sample")
@@ -54,8 +55,10 @@ def split_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
     """
     pairs = []
     num_inputs: int | None = None
+    if isinstance(batches, Mapping | Tensor | str) or not isinstance(batches, Iterable):
+        raise InvalidInput(f"data: a {type(batches).__name__}, not an iterable of batches; put a single one in a list")
     for batch in batches:
-        if isinstance(batch, tuple | list) and num_inputs is None:
+        if isinstance(batch, tuple | list) and len(batch) > 0 and num_inputs is None:
             num_inputs = _num_inputs(model, batch)
         try:
             pairs.append(split_batch(batch, num_inputs))

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mixbit.between import observable
 from mixbit.errors import InvalidInput
 from mixbit.graph import Graph
-from mixbit.layers import Layer, observable
+from mixbit.layers import Layer
 from mixbit.nodes import argument
 from mixbit.operators import Operation, can_take_bias, run_operation
 from mixbit.progress import track
@@ -77,7 +78,10 @@ def calibrate(graph: Graph, layers: tuple[Layer, ...], batches: Iterable[Inputs]
         for number, inputs in enumerate(track(batches, "calibrate")):
             leaves = graph.leaves(inputs, f"batch {number}")
             recorder.choose_samples(inputs.batch_size)
-            recorder.run(*leaves, enable_io_processing=False)
+            try:
+                recorder.run(*leaves, enable_io_processing=False)
+            except (IndexError, RuntimeError) as error:
+                raise InvalidInput(f"batch {number}: the model fails on it: {str(error).splitlines()[0]}") from error
     if recorder.num_samples == 0:
         raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
     samples = {name: torch.cat(kept) for name, kept in recorder.samples.items()}

@@ -70,9 +70,11 @@ class CheckSet:
             outputs = tensors["outputs"]
         except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
             raise InvalidInput(f"{path}: cannot be read ({error}); quantize again") from error
-        if not inputs or outputs.ndim != 2 or any(one.ndim > 0 and len(one) != len(outputs) for one in inputs):
+        labels = tensors.get("labels")
+        counted = [one for one in (*inputs, labels) if one is not None and one.ndim > 0]
+        if not inputs or outputs.ndim != 2 or len(outputs) == 0 or any(len(one) != len(outputs) for one in counted):
             raise InvalidInput(f"{path}: not a set of inputs and outputs; quantize again")
-        return cls(inputs, names, outputs, output, tensors.get("labels"))
+        return cls(inputs, names, outputs, output, labels)
 
 
 def check_set(graph: Graph, batches: list[Batch], outputs: Tensor) -> CheckSet:

@@ -27,7 +27,7 @@ Budgets = Annotated[
 Choices = Annotated[str | None, typer.Option("--choices", help="schemes, as in w4a8,w8a8")]
 TaskName = Annotated[str, typer.Option("--task", help="classification or regression")]
 Device = Annotated[str, typer.Option("--device", help="where the model runs, as in cpu or cuda")]
-Seed = Annotated[int, typer.Option("--seed", help="of every draw")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="of every draw")]
 Force = Annotated[bool, typer.Option("--force", help="replace files of the same names in --out")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Metric = Annotated[str, typer.Option("--metric", help="see: mixbit list metrics")]
@@ -164,7 +164,9 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="DIR")], as_json: AsJs
 @app.command()
 def bench(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
-    batch: Annotated[list[int] | None, typer.Option("--batch", help="batch sizes; 1 and 32 by default")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option("--batch", min=1, max=2**20, help="batch sizes; 1 and 32 by default")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Time the artefact in DIR, and say for every layer how it is stored and how the runtime executed it."""
@@ -273,7 +275,7 @@ def _device(name: str) -> Any:
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, ImportError) as error:
         raise InvalidInput(f"device {name!r}: {str(error).splitlines()[0]}") from error
     return device
 
@@ -287,6 +289,16 @@ def _print_result(result: Any) -> None:
         "plan", ("layer", "scheme", "executed"), [(n, row.scheme, row.executed) for n, row in result.layers.items()]
     )
     _say(result.chosen)
+    _say_what_runs_in_float(result.layers)
+
+
+def _say_what_runs_in_float(layers: dict[str, Any]) -> None:
+    from mixbit.result import in_float
+
+    names = in_float(layers)
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    if names:
+        _say(f"{len(names)} of {len(layers)} layers did not run in int8: {', '.join(names[:5])}{more}")
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
@@ -328,7 +340,10 @@ def _say(text: str) -> None:
 def main() -> None:
     """Run the command line; exit 0 done, 2 bad input, 3 infeasible budget, 4 not as promised, 130 interrupted."""
     try:
-        sys.exit(app(standalone_mode=False))
+        status = app(standalone_mode=False)
+        if status == INTERRUPTED:
+            _say("mixbit: interrupted")
+        sys.exit(status)
     except typer.TyperException as error:  # wrong usage: an unknown option, a missing argument
         _say(f"mixbit: {error.format_message().rstrip('.') or 'give a command'}; see mixbit --help")
         sys.exit(InvalidInput.exit_code)
@@ -336,7 +351,7 @@ def main() -> None:
         _say(f"mixbit: {error}")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _say("mixbit: interrupted; nothing was written")
+        _say("mixbit: interrupted")
         sys.exit(INTERRUPTED)
 
 

@@ -63,7 +63,11 @@ def graph_runner(graph: Graph, task: Task) -> Callable[[Inputs], Tensor]:
     def run(inputs: Inputs) -> Tensor:
         graph.check(inputs, "batch")
         on_device = inputs.to(graph.device)
-        return task.outputs(graph(*on_device.args, **on_device.kwargs))
+        try:
+            returned = graph(*on_device.args, **on_device.kwargs)
+        except (IndexError, RuntimeError) as error:
+            raise InvalidInput(f"the model fails on inputs {inputs.describe()}: {error}") from error
+        return task.outputs(returned)
 
     return run
 
@@ -72,13 +76,15 @@ def artefact_runner(runner: Runner, graph: Graph, task: Task) -> Callable[[Input
     """An artefact of the graph as `evaluate` wants it."""
     with torch.no_grad():
         example = graph.example.to(graph.device)
-        structure = pytree.tree_structure(graph(*example.args, **example.kwargs))
+        leaves, structure = pytree.tree_flatten(graph(*example.args, **example.kwargs))
 
     def run(inputs: Inputs) -> Tensor:
         arrays = [leaf.numpy() for leaf in graph.tensors(inputs)]
         outputs = [torch.from_numpy(np.array(output)) for output in runner.run(arrays)]
         if any(output.isnan().any() for output in outputs):
             raise TargetMismatch("the artefact returns NaN where the simulation does not")
-        return task.outputs(pytree.tree_unflatten(outputs, structure))
+        left = iter(outputs)
+        returned = [next(left, leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        return task.outputs(pytree.tree_unflatten(returned, structure))
 
     return run

@@ -1,6 +1,7 @@
 """torch.export and copies of what it made, with errors that name the line of the user's code."""
 
 import copy
+import logging
 import os
 import re
 import traceback
@@ -25,7 +26,7 @@ def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
         UnsupportedModel: `torch.export` cannot follow the code.
     """
     try:
-        with without_torchs_warnings():
+        with without_torchs_warnings(), without_logs():
             return torch.export.export(model, args, kwargs, dynamic_shapes=shapes).run_decompositions({})
     except Exception as error:  # torch.export raises errors of a dozen unrelated types, all of which end here
         raise UnsupportedModel(_explain(error, model, Inputs(args, kwargs))) from error
@@ -44,6 +45,17 @@ def without_torchs_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*_flat_weights.*", category=UserWarning)
         yield
+
+
+@contextmanager
+def without_logs() -> Iterator[None]:
+    """Silence logs: what torch's exporters say there, errors say better."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
 
 
 def _explain(error: Exception, model: nn.Module, inputs: Inputs) -> str:

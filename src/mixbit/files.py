@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -36,7 +37,7 @@ def write_text(path: Path, text: str) -> None:
         InvalidInput: it cannot be written there.
     """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
                 file.write(text)
@@ -51,6 +52,15 @@ def write_text(path: Path, text: str) -> None:
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
     """Write safetensors with the permissions of any other new file; the library's own are the owner's alone."""
     path.write_bytes(safetensors.numpy.save(dict(arrays), dict(metadata)))
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal digits; raises InvalidInput where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be read ({error.strerror}); quantize again") from error
 
 
 def check_new_file(path: Path, *, force: bool) -> None:
@@ -70,8 +80,11 @@ def check_writable_folder(path: Path, *, force: bool) -> None:
         nearest = nearest.parent
     if not nearest.is_dir():
         raise InvalidInput(f"{nearest}: a file is in the way; choose another folder")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise InvalidInput(f"{path}: no permission to write there; choose another folder")
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=nearest))
+        path.absolute().is_dir()
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
     if not force and nearest == path.absolute() and any(path.iterdir()):
         raise InvalidInput(
             f"{path}: the folder is not empty; choose another or pass --force (force=True) to replace it"
@@ -94,7 +107,12 @@ def whole_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     except OSError as error:
         raise InvalidInput(f"{path}: cannot be made ({error.strerror}); choose another folder") from error
     try:
-        yield temporary
+        try:
+            yield temporary
+        except OSError as error:  # a full disk
+            raise InvalidInput(
+                f"{path}: cannot be written ({error.strerror or error}); choose another folder"
+            ) from error
         _move(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -110,7 +128,11 @@ def _move(temporary: Path, path: Path) -> None:
         if not path.exists():
             os.replace(temporary, path)
             return
-        for file in sorted(temporary.iterdir()):
+        files = sorted(temporary.iterdir())
+        for file in files:
+            if (path / file.name).is_dir():
+                raise InvalidInput(f"{path / file.name}: a folder is in the way; choose another place")
+        for file in files:
             os.replace(file, path / file.name)
     except OSError as error:
         raise InvalidInput(f"{path}: cannot be written ({error.strerror}); choose another folder") from error

@@ -78,7 +78,7 @@ class Graph:
             raise InvalidInput(f"{place}: holds no sample; leave it out")
         given, wanted = self._ordered(inputs), self._ordered(self.example)
         if len(given) != len(wanted):
-            raise InvalidInput(f"{place}: {len(given)} tensors, the example has {len(wanted)}")
+            raise InvalidInput(f"{place}: {len(given)} values, the example has {len(wanted)}")
         for number, (leaf, model) in enumerate(zip(given, wanted, strict=True)):
             _check_leaf(f"{place}: input {number}", leaf, model)
 
@@ -125,8 +125,7 @@ def capture(model: nn.Module, example: Any) -> Graph:
         InvalidInput: the model is no module, holds NaN or inf, or fails on the example.
         UnsupportedModel: `torch.export` cannot follow the code; the message names the line and the way out.
     """
-    if not isinstance(model, nn.Module):
-        raise InvalidInput(f"model: a {type(model).__name__}, not an nn.Module; return the module itself")
+    check_module(model)
     _check_tensors(model)
     inputs = _at_least_two(Inputs.of(example)).to(_device_of(model))
     for number, leaf in enumerate(inputs.tensors):
@@ -144,20 +143,32 @@ def capture(model: nn.Module, example: Any) -> Graph:
     return graph
 
 
+def check_module(model: Any) -> None:
+    """Raise InvalidInput unless it is a module that can be captured."""
+    if not isinstance(model, nn.Module):
+        raise InvalidInput(f"model: a {type(model).__name__}, not an nn.Module; give the module itself")
+    if isinstance(model, nn.DataParallel | torch.jit.ScriptModule):
+        raise InvalidInput(f"model: a {type(model).__name__}; give the module that it was made of")
+    if torch.is_inference_mode_enabled():
+        raise InvalidInput("model: in inference mode there are no gradients; call from outside torch.inference_mode()")
+
+
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode and without fused attention; training flags and buffers come back as they were."""
+    """The model in eval mode and without fused attention; flags, tensors and random numbers come back as they were."""
     flags = {module: module.training for module in model.modules()}
     buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in flags
         for name, buffer in module.named_buffers(recurse=False)
     ]
+    parameters = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     model.eval()
     try:
-        yield
+        with torch.random.fork_rng(), torch.backends.cudnn.flags(allow_tf32=False):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for module, training in flags.items():
@@ -166,6 +177,9 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             setattr(module, name, buffer)
             if not torch.equal(buffer, value):
                 buffer.detach().copy_(value)
+        for parameter, value in parameters:  # some layers renormalise their own
+            if not torch.equal(parameter, value):
+                parameter.detach().copy_(value)
 
 
 def _dynamic_batch(leaf: Any) -> dict[int, Any] | None:
@@ -180,11 +194,15 @@ def _dynamic_shapes(inputs: Inputs) -> Any:
 def _check_tensors(model: nn.Module) -> None:
     """Raise InvalidInput for tensors that no graph can start from; a buffer may hold inf, as masks do."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if nn.parameter.is_lazy(tensor):
-            raise InvalidInput(f"{name}: not initialised; run the model once before handing it over")
+        if nn.parameter.is_lazy(tensor) or tensor.is_meta:
+            raise InvalidInput(f"{name}: not initialised; load or run the model before handing it over")
+        if tensor.is_inference():
+            raise InvalidInput(f"{name}: made in inference mode; make the model outside of torch.inference_mode()")
         if tensor.is_floating_point() and tensor.isnan().any():
             raise InvalidInput(f"{name}: holds NaN; train or load the model again")
     for name, parameter in model.named_parameters():
+        if parameter.numel() == 0:
+            raise InvalidInput(f"{name}: shape {list(parameter.shape)} holds no number; leave the layer out")
         if parameter.is_floating_point() and parameter.isinf().any():
             raise InvalidInput(f"{name}: holds inf; train or load the model again")
         if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):
@@ -273,7 +291,9 @@ def _difference(a: Tensor, b: Tensor) -> float:
 
 
 def _check_leaf(place: str, leaf: Any, model: Any) -> None:
-    if not isinstance(model, Tensor):
+    if not isinstance(model, Tensor):  # it was captured as a constant
+        if isinstance(leaf, Tensor) or type(leaf) is not type(model) or leaf != model:
+            raise InvalidInput(f"{place} is {leaf!r:.50}, the example {model!r:.50}; what is no tensor may not change")
         return
     if not isinstance(leaf, Tensor):
         raise InvalidInput(f"{place} is a {type(leaf).__name__}, not a tensor")

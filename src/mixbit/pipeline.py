@@ -15,10 +15,10 @@ from mixbit.budget import Budget
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.check import check_set
 from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
-from mixbit.files import check_writable_folder, whole_folder, write_text
-from mixbit.graph import Graph, capture
+from mixbit.files import check_writable_folder, sha256, whole_folder, write_text
+from mixbit.graph import Graph, capture, check_module
 from mixbit.latency import paired_latency_ms
-from mixbit.layers import find_layers, find_uncovered, model_fingerprint
+from mixbit.layers import find_layers, model_fingerprint
 from mixbit.measurement import measure
 from mixbit.metrics import Metric, find_metric
 from mixbit.plan import Plan
@@ -29,6 +29,7 @@ from mixbit.simulate import assemble, quantize
 from mixbit.target import Runner, Target, find_target, target_module
 from mixbit.targets import check_exportable
 from mixbit.task import Task
+from mixbit.uncovered import find_uncovered
 from mixbit.verification import Comparison, compare, predicted_bytes
 
 #: Names, and what each does.
@@ -170,6 +171,7 @@ class _Run:
         self, model: nn.Module, batches: Iterable[Any], eval_batches: Iterable[Any] | None, budget: Budget
     ) -> Decision:
         """Measure, search and simulate; nothing is written."""
+        check_module(model)
         pairs = split_batches(model, batches)
         held_out, kept = hold_out(pairs)
         with self._clock("capture"):
@@ -206,6 +208,9 @@ class _Run:
                 comparison = self._compare(decision, folder, runner)
             with self._clock("time"):
                 float_figures, latency_ms = self._against_float(decision, folder)
+            chosen.plan.save(folder / "plan.json")
+            decision.table.save(folder / "sensitivity.json")
+            check_set(graph, decision.batches, decision.outputs["chosen"].outputs).save(folder)
             result = Result(
                 target=self.target.name,
                 task=self.task.name,
@@ -221,12 +226,10 @@ class _Run:
                     chosen.plan.layers, decision.predicted_bytes, self.module.stored(folder), runner.executed()
                 ),
                 uncovered=[asdict(row) for row in find_uncovered(graph)],
+                files={path.name: sha256(path) for path in sorted(folder.iterdir())},
                 seconds={step: round(seconds, 3) for step, seconds in self.seconds.items()},
                 environment=environment() | runner.environment,
             )
-            chosen.plan.save(folder / "plan.json")
-            decision.table.save(folder / "sensitivity.json")
-            check_set(graph, decision.batches, decision.outputs["chosen"].outputs).save(folder)
             write_text(folder / FILE_NAME, result.to_json())
         return Deployed(self.out, chosen.plan, decision.table, chosen.simulated, comparison, result)
 

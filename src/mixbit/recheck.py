@@ -10,6 +10,7 @@ from torch import Tensor
 from mixbit.check import CheckSet
 from mixbit.errors import InvalidInput, TargetMismatch
 from mixbit.evaluation import Evaluation
+from mixbit.files import sha256
 from mixbit.graph import Graph, capture
 from mixbit.latency import paired_latency_ms
 from mixbit.plan import Plan
@@ -69,10 +70,15 @@ def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
 def _open(folder: Path) -> tuple[Result, Plan, CheckSet, Runner]:
     if not folder.is_dir():
         raise InvalidInput(f"{folder}: no such folder; give the --out of mixbit quantize")
-    result, plan, check = Result.load(folder), Plan.load(folder / "plan.json"), CheckSet.load(folder)
+    result, plan = Result.load(folder), Plan.load(folder / "plan.json")
     if plan.target != result.target or plan.layers != {name: row.scheme for name, row in result.layers.items()}:
         raise InvalidInput(f"{folder}: plan.json is not the plan of result.json; quantize again")
-    module = target_module(result.target)
+    for name, digest in result.files.items():
+        if sha256(folder / name) != digest:
+            raise TargetMismatch(
+                f"the artefact does not match: {name} is not the file that was verified; quantize again"
+            )
+    module, check = target_module(result.target), CheckSet.load(folder)
     module.require()
     return result, plan, check, module.load(folder, _graph(result, check))
 

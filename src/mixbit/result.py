@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mixbit.errors import InvalidInput
 from mixbit.files import read_json
+from mixbit.scheme import Scheme
 from mixbit.sensitivity import first_problem
 from mixbit.target import StoredWeight
 from mixbit.verification import Comparison
@@ -47,7 +48,8 @@ class Result(BaseModel):
             `file_bytes`, `latency_ms` of the artefact.
         uniform: The uniform plans within the budget: `scheme`, `accuracy`, `divergence`, `predicted_bytes`.
         layers: Layer -> LayerRow.
-        uncovered: What no layer covers, with its share of work and storage.
+        uncovered: What no layer covers, with their shares of work and storage.
+        files: Name of each file beside this one -> its SHA-256.
         seconds: Step -> seconds.
         environment: Versions, machine and settings.
     """
@@ -65,6 +67,7 @@ class Result(BaseModel):
     uniform: list[dict[str, float | str]]
     layers: dict[str, LayerRow]
     uncovered: list[dict[str, Any]]
+    files: dict[str, str]
     seconds: dict[str, float]
     environment: dict[str, str]
 
@@ -109,6 +112,15 @@ def layer_rows(
         )
         for name, scheme in schemes.items()
     }
+
+
+def in_float(layers: dict[str, LayerRow]) -> list[str]:
+    """Layers with a quantized input whose operators the runtime executed in float; lookups compute nothing."""
+    return [
+        name
+        for name, row in layers.items()
+        if Scheme.parse(row.scheme).input is not None and "int8" not in row.executed and "Gather" not in row.executed
+    ]
 
 
 def environment() -> dict[str, str]:

@@ -17,6 +17,10 @@ FloatArray = NDArray[np.float64]
 USAGE = {"weight_bytes", "weight_bits", "bit_ops"}  # what every table holds
 
 
+#: Larger numbers are no measurements, and sums of them no numbers.
+LARGEST = 1e100
+
+
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
     """Predicted loss increase of every choice of every layer; L layers, C choices.
@@ -66,6 +70,10 @@ class Sensitivity:
             self._check_numbers(name, values, table, finite=offered)
         self._check_numbers("numel", self.numel, rows, finite=True)
         self._check_numbers("macs", self.macs, rows, finite=True)
+        if self.numel.sum() == 0 or self.num_samples < 1:
+            raise InvalidInput(
+                f"sensitivity: {self.numel.sum():.0f} weights, {self.num_samples} samples; measure again"
+            )
         for layer, row in zip(self.layers, offered, strict=True):
             if not row.any():
                 raise InvalidInput(f"sensitivity: no choice of {layer} can run; offer more choices")
@@ -83,10 +91,16 @@ class Sensitivity:
     def _check_numbers(
         self, name: str, values: FloatArray, shape: tuple[int, ...], *, finite: NDArray[np.bool_] | bool
     ) -> None:
-        """Raise InvalidInput unless the values have that shape, and none is NaN or -inf, nor +inf where `finite`."""
+        """Raise InvalidInput unless the values have that shape, and none is NaN or -inf, nor +inf where `finite`.
+
+        None but a loss may be negative, and a finite one is no larger than LARGEST.
+        """
         if values.shape != shape:
             raise InvalidInput(f"sensitivity: {name} has shape {values.shape}, expected {shape}")
         wrong = np.isnan(values) | np.isneginf(values) | (np.isposinf(values) & finite)
+        wrong |= (np.abs(values) > LARGEST) & np.isfinite(values)
+        if name != "loss":
+            wrong |= values < 0
         if wrong.any():
             place = tuple(np.argwhere(wrong)[0])
             raise InvalidInput(f"sensitivity: {name} of {self.layers[place[0]]} is {values[place]}; measure again")

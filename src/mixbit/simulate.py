@@ -8,12 +8,13 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.batches import split_batch
+from mixbit.between import convolved, inputs_between
 from mixbit.calibrate import Calibration, calibrate, mean_output
 from mixbit.errors import InvalidInput
 from mixbit.exporting import copy_module
 from mixbit.fold import set_bias
 from mixbit.graph import Graph
-from mixbit.layers import Layer, convolved, find_layers, inputs_between, model_fingerprint
+from mixbit.layers import Layer, find_layers, model_fingerprint
 from mixbit.nodes import argument, get_tensor, tensor_of
 from mixbit.operators import can_take_bias
 from mixbit.plan import Plan
@@ -148,7 +149,7 @@ def quantizers_of(graph: Graph) -> list[Quantizer]:
 
 def quantizer_path(tensor: str, *, of_weight: bool) -> str:
     """Full name of the quantizer's module in the graph; parameters and nodes may have the same names."""
-    return f"quantizers.{'weights' if of_weight else 'activations'}.{tensor}"
+    return f"mixbit_quantizers.{'weights' if of_weight else 'activations'}.{tensor}"
 
 
 @torch.no_grad()

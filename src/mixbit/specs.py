@@ -4,11 +4,12 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mixbit.errors import InvalidInput
 
@@ -24,10 +25,11 @@ def load_model(spec: str) -> nn.Module:
 def load_data(spec: str) -> list[Any]:
     """The batches that the function returns, as a list; raises InvalidInput where there are none."""
     data = _call(spec, "DATA")
-    if isinstance(data, str | bytes) or not isinstance(data, Iterable):
+    if isinstance(data, str | bytes | Mapping | Tensor) or not isinstance(data, Iterable):
         raise InvalidInput(f"DATA {spec}: returns a {type(data).__name__}, not an iterable of batches")
     try:
-        batches = list(data)
+        with redirect_stdout(sys.stderr):  # standard output is for results
+            batches = list(data)
     except (Exception, SystemExit) as error:  # the user's own code fails while it yields
         raise InvalidInput(f"DATA {spec}: fails while iterated: {_last_line(error)}") from error
     if not batches:
@@ -45,7 +47,8 @@ def _call(spec: str, what: str) -> Any:
         known = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
         raise InvalidInput(f"{what} {spec}: no function {name!r} there; it has {known or 'none'}")
     try:
-        return function()
+        with redirect_stdout(sys.stderr):
+            return function()
     except (Exception, SystemExit) as error:  # whatever the user's code raises is shown as it is
         raise InvalidInput(f"{what} {spec}: fails when called: {_last_line(error)}") from error
 
@@ -54,7 +57,8 @@ def _module(place: str, spec: str, what: str) -> Any:
     if not place.endswith(".py"):
         sys.path.insert(0, str(Path.cwd()))
         try:
-            return importlib.import_module(place)
+            with redirect_stdout(sys.stderr):
+                return importlib.import_module(place)
         except (Exception, SystemExit) as error:
             raise InvalidInput(f"{what} {spec}: does not import: {_last_line(error)}") from error
         finally:
@@ -70,7 +74,8 @@ def _module(place: str, spec: str, what: str) -> Any:
     sys.modules[name] = module
     sys.path.insert(0, str(path.parent.absolute()))
     try:
-        loader.loader.exec_module(module)
+        with redirect_stdout(sys.stderr):
+            loader.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise InvalidInput(f"{what} {spec}: does not import: {_last_line(error)}") from error
@@ -84,4 +89,6 @@ def _last_line(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
     place = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
-    return traceback.format_exception_only(error)[-1].strip() + place
+    if isinstance(error, SyntaxError):
+        place = f" ({error.filename}:{error.lineno})"
+    return (traceback.format_exception_only(error)[-1].strip().splitlines() or [type(error).__name__])[-1] + place

@@ -112,7 +112,9 @@ class Task:
         if output is None or not output.is_floating_point() or output.ndim == 0:
             raise InvalidInput("the model returns no floating-point tensor with a batch dimension")
         if not torch.isfinite(output).all():
-            raise InvalidInput("the model returns NaN or inf; leave out the samples that it cannot handle")
+            raise InvalidInput(
+                "the model returns NaN or inf; leave out samples that it cannot handle, mask with finite numbers"
+            )
         if self.name == "regression":
             return output.flatten(1) if output.ndim > 1 else output.unsqueeze(1)
         if output.ndim != 2 or output.shape[1] < 2:
@@ -128,7 +130,7 @@ class Task:
             return
         if not isinstance(labels, Tensor):
             raise InvalidInput(f"labels: a {type(labels).__name__}; give a tensor of whole class numbers [N]")
-        if labels.is_floating_point() or labels.ndim != 1:
+        if labels.is_floating_point() or labels.is_complex() or labels.ndim != 1:
             raise InvalidInput(f"labels: {labels.dtype} {list(labels.shape)}; give whole class numbers [N]")
         if labels.numel() == 0:
             return

@@ -8,6 +8,7 @@ from mixbit.errors import InvalidInput, UnsupportedModel
 from mixbit.files import whole_folder
 from mixbit.graph import Graph
 from mixbit.target import target_module
+from mixbit.targets._names import FURTHER, SEPARATOR
 
 
 def export(graph: Graph, *, target: str, path: str | Path, force: bool = False) -> Path:
@@ -41,7 +42,9 @@ def export(graph: Graph, *, target: str, path: str | Path, force: bool = False) 
 
 
 def check_exportable(graph: Graph) -> None:
-    """Raise UnsupportedModel unless every floating-point parameter is float32."""
+    """Raise UnsupportedModel unless every parameter is float32 and has a name that no file gives a meaning to."""
     for name, parameter in graph.module.named_parameters():
+        if any(mark in name for mark in (SEPARATOR, FURTHER, "/", "__metadata__")):
+            raise UnsupportedModel(f"{name!r}: files give {SEPARATOR} {FURTHER} / a meaning; rename the parameter")
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             raise UnsupportedModel(f"{name}: {parameter.dtype}; targets compute in float32: use model.float()")

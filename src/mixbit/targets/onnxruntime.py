@@ -5,11 +5,8 @@ are bit planes in uint8 words, unpacked by shift, and, or, concat, reshape, cast
 it when it loads the file, so that every width runs as int8.
 """
 
-import logging
 import math
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,9 +16,10 @@ from numpy.typing import NDArray
 
 from mixbit.affine import packed_bytes
 from mixbit.errors import InvalidInput, TargetMismatch, UnsupportedModel
-from mixbit.exporting import without_torchs_warnings
+from mixbit.exporting import without_logs, without_torchs_warnings
 from mixbit.graph import Graph
 from mixbit.integers import integer_weights
+from mixbit.interrupts import interrupts_later
 from mixbit.layers import find_layers
 from mixbit.scheme import Format
 from mixbit.target import DEFAULT_CHOICES, Runner, StoredWeight, Target
@@ -155,26 +153,16 @@ def _export(graph: Graph) -> Any:
     """The graph as an onnx_ir model, with every quantizer as QuantizeLinear and DequantizeLinear."""
     translations = {torch.ops.mixbit.quantize_dequantize.default: _quantize_dequantize}
     try:
-        with without_torchs_warnings(), _quiet():
+        with without_torchs_warnings(), without_logs(), interrupts_later():
             exported: Any = torch.onnx.export(
                 graph.export(), (), dynamo=True, verbose=False, optimize=False, opset_version=OPSET,
                 custom_translation_table=translations,
             )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:
-        raise UnsupportedModel(f"torch.onnx cannot export the model: {str(error).splitlines()[0]}") from error
+        cause = error.__cause__ or error  # the error itself is advice for authors of exporters
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        raise UnsupportedModel(f"torch.onnx cannot export the model: {reason}") from error
     return exported.model
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporter from warning that torchvision is not installed."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _read(path: Path) -> Any:

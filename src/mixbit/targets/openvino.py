@@ -19,6 +19,7 @@ from mixbit.errors import InvalidInput, TargetMismatch, UnsupportedModel
 from mixbit.exporting import without_torchs_warnings
 from mixbit.graph import Graph
 from mixbit.integers import IntegerWeight, integer_weights
+from mixbit.interrupts import interrupts_later
 from mixbit.layers import find_layers
 from mixbit.nodes import get_tensor
 from mixbit.scheme import Format
@@ -95,7 +96,10 @@ def write(graph: Graph, folder: Path) -> None:
         for number, reader in enumerate(_readers(constant)):
             _name(reader, name if number == 0 else f"{name}{FURTHER}{number}")
     _part_extremes(model)
-    ov.serialize(model, folder / ARTEFACT, folder / "model.bin")
+    try:
+        ov.serialize(model, folder / ARTEFACT, folder / "model.bin")
+    except RuntimeError as error:
+        raise InvalidInput(f"{folder}: OpenVINO cannot write there: {_last_line(error)}") from error
     _shorten(folder / ARTEFACT)
 
 
@@ -176,7 +180,7 @@ def _converted(ov: Any, graph: Graph, values: dict[str, Tensor]) -> Any:
     shapes = [[-1, *leaf.shape[1:]] if leaf.ndim > 0 else [] for leaf in graph.example.tensors]
     shapes += [list(value.shape) for value in values.values()]
     try:
-        with without_torchs_warnings():
+        with without_torchs_warnings(), interrupts_later():
             model = ov.convert_model(graph.export(values), extension=_quantizers_to_fake_quantize())
         model.reshape({port: ov.PartialShape(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
     except (RuntimeError, ov.frontend.OpConversionFailure) as error:

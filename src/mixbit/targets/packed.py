@@ -121,7 +121,7 @@ def load(folder: Path, graph: Graph | None = None, *, batch_size: int | None = N
             tensors = iter([torch.from_numpy(array).to(graph.device) for array in inputs])
             call = graph.example.map(lambda _: next(tensors))
             outputs = pytree.tree_leaves(restored(*call.args, **call.kwargs))
-        return [output.cpu().numpy() for output in outputs]
+        return [output.detach().cpu().numpy() for output in outputs if isinstance(output, torch.Tensor)]
 
     executed = {layer.name: "float32 on rounded values" for layer in find_layers(graph)}
     return Runner(run, lambda: executed, {"runtime": f"torch {torch.__version__}"})

@@ -1,0 +1,107 @@
+"""Operators before a quantized layer that runtimes fuse with its quantizer: outputs as simulated, layers in int8."""
+
+import functools
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mixbit.graph import capture
+from mixbit.layers import find_layers, model_fingerprint
+from mixbit.plan import Plan
+from mixbit.simulate import quantize
+from mixbit.target import target_module
+from mixbit.targets import export
+from tests.networks import Net
+
+#: Between a convolution `a` and the layer `b` behind it, or between `a` and the linear layers `m` and `l`.
+RUNS = {
+    "times a number": lambda net, x: net.b(net.a(x).relu() * 10),
+    "times a vector": lambda net, x: net.b(net.a(x).relu() * net.v),
+    "plus a vector": lambda net, x: net.b(net.a(x).relu() + net.v),
+    "scaled input": lambda net, x: net.b(net.a(x / 255 * 7).relu()),
+    "layer norm of rows": lambda net, x: net.l(net.n(net.m(x.mean((2, 3))))),
+    "layer norm of tokens": lambda net, x: net.l(net.n(net.m(x.mean(2).transpose(1, 2)))).mean(1),
+    "maximum": lambda net, x: net.l(net.a(x).relu().amax((2, 3))),
+    "maximum, dimensions kept": lambda net, x: net.b(net.a(x).relu().amax((2, 3), keepdim=True).expand(-1, -1, 4, 4)),
+    "minimum": lambda net, x: net.l(net.a(x).amin((2, 3))),
+    "adaptive maximum": lambda net, x: net.l(F.adaptive_max_pool2d(net.a(x).relu(), 1).flatten(1)),
+    "maximum of windows": lambda net, x: net.l(F.max_pool2d(net.a(x).relu(), 8).flatten(1)),
+    "mean": lambda net, x: net.l(net.a(x).relu().mean((2, 3))),
+    "dropout": lambda net, x: net.l(F.dropout(net.m(x.mean((2, 3))).relu(), 0.5, training=False)),
+    "first token": lambda net, x: net.l(net.m(x.mean(2).transpose(1, 2)).relu()[:, 0]),
+    "gate": lambda net, x: net.b((y := net.a(x)) * y.mean((2, 3), keepdim=True).sigmoid()),
+    "scaled, then joined": lambda net, x: net.d(torch.cat([net.a(x).relu() * 10, x], 1)),
+    "added to itself": lambda net, x: net.b((y := net.a(x)) + y),
+    "added to its input": lambda net, x: net.b(net.a(y := net.c(x).relu()) + y),
+    "two added": lambda net, x: net.b(net.a(x) + net.c(x)),
+}
+PARTS = {
+    "a": lambda: nn.Conv2d(16, 16, 3, padding=1),
+    "b": lambda: nn.Conv2d(16, 16, 3, padding=1),
+    "c": lambda: nn.Conv2d(16, 16, 3, padding=1),
+    "d": lambda: nn.Conv2d(32, 16, 1),
+    "m": lambda: nn.Linear(16, 16),
+    "n": lambda: nn.LayerNorm(16),
+    "l": lambda: nn.Linear(16, 10),
+    "v": lambda: nn.Parameter(torch.rand(16, 1, 1) * 4 + 0.1),
+}
+
+
+def images() -> Tensor:
+    return torch.randn(32, 16, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+@functools.cache
+def network(name):
+    torch.manual_seed(0)
+    net = Net(RUNS[name], **{part: make() for part, make in PARTS.items()}).eval()
+    with torch.no_grad():  # as trained: an untrained norm multiplies by one
+        net.n.weight.uniform_(0.2, 4)
+        net.n.bias.normal_()
+    return net, capture(net, images()[:2])
+
+
+def deploy(graph, scheme, target, folder):
+    """Simulated and deployed outputs on the images, and what the runtime executed."""
+    layers = find_layers(graph)
+    plan = Plan(target=target, fingerprint=model_fingerprint(layers), layers={layer.name: scheme for layer in layers})
+    simulated = quantize(graph, plan, [images()])
+    export(simulated, target=target, path=folder)
+    runner = target_module(target).load(folder)
+    with torch.no_grad():
+        return simulated(images()), torch.from_numpy(runner.run([images().numpy()])[0]), runner.executed()
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("name", RUNS)
+def test_outputs_are_as_simulated_and_layers_run_in_int8(name, target, tmp_path):
+    wanted, found, executed = deploy(network(name)[1], "w4a8", target, tmp_path)
+    assert (found - wanted).square().mean().sqrt() <= 0.005 * wanted.std()
+    assert all("int8" in text for text in executed.values()), executed
+    assert executed.keys() == {layer.name for layer in find_layers(network(name)[1])}
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime", "packed"])
+def test_dead_channels_keep_their_bias(target, tmp_path):
+    """Channels whose weights are nearly or wholly zero, as norms with a vanishing factor leave them."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(16, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5)).eval()
+    with torch.no_grad():
+        net[1].weight[:3] = torch.tensor([1e-8, 0.0, 1e-12])
+        net[1].bias[:3] = torch.tensor([0.5, 0.7, 900.0])
+        net[4].weight[1] = 1e-9
+        net[4].weight[2] = 0
+        net[4].bias[:3] = torch.tensor([3.0, 5.0, 7.0])
+    graph = capture(net, images()[:2])
+    layers = find_layers(graph)
+    plan = Plan(target=target, fingerprint=model_fingerprint(layers), layers={layer.name: "w8a8" for layer in layers})
+    simulated = quantize(graph, plan, [images()])
+    with torch.no_grad():
+        wanted, expected = simulated(images()), net(images())
+    assert (wanted - expected)[:, 1:3].abs().max() < 0.01
+    export(simulated, target=target, path=tmp_path)
+    runner = target_module(target).load(tmp_path, graph)
+    found = torch.from_numpy(runner.run([images().numpy()])[0])
+    assert (found - wanted).square().mean().sqrt() <= 0.005 * wanted.std()
