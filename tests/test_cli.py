@@ -124,7 +124,16 @@ def test_quantize_then_verify_and_bench(done, run):
     report = json.loads(out)
     assert status == 0
     assert report["latency_ms"]["2"] > 0
+    assert report["default_latency_ms"] == report["latency_ms"], "packed has no settings of its own"
+    assert report["in_float"] == ["0.weight", "3.weight"]
     assert set(report["layers"]) == {"0.weight", "3.weight"}
+
+
+def test_the_folder_remembers_the_models_file_from_anywhere(code, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(code.parent)
+    assert run(*quantize_words(code.name, tmp_path / "out"))[0] == 0
+    monkeypatch.chdir(tmp_path)
+    assert run("verify", "out")[0] == 0
 
 
 def test_quantize_json_is_the_result_file(code, run, tmp_path):

@@ -55,13 +55,13 @@ def quantize(
     """Measure, search, quantize, export, run the artefact and compare."""
     from mixbit.budget import Budget
     from mixbit.pipeline import FLAVOURS, ROUNDINGS, Settings, auto_quantize
-    from mixbit.specs import load_data, load_model
+    from mixbit.specs import absolute, load_data, load_model
     from mixbit.task import Task
 
     _known("rounding", rounding, tuple(ROUNDINGS))
     _known("flavour", flavour, tuple(FLAVOURS))
     limits = Budget.parse(budget)
-    settings = Settings(Task.named(task), _split(choices), metric, search, seed, model)
+    settings = Settings(Task.named(task), _split(choices), metric, search, seed, absolute(model))
     deployed = auto_quantize(
         load_model(model).to(_device(device)),
         load_data(data),
@@ -181,7 +181,10 @@ def bench(
         for name, row in report["layers"].items()
     ]
     _print_rows("layers", ("layer", "scheme", "bytes", "stored", "executed"), rows)
-    _print_rows("latency", ("batch", "ms"), [(size, f"{value:.3f}") for size, value in report["latency_ms"].items()])
+    latency, default = report["latency_ms"], report["default_latency_ms"]
+    timed = [(size, f"{latency[size]:.3f}", f"{default[size]:.3f}") for size in latency]
+    _print_rows("latency", ("batch", "ms", "ms with the runtime's default settings"), timed)
+    _say_what_runs_in_float(report["in_float"], len(rows))
 
 
 @app.command()
@@ -281,6 +284,8 @@ def _device(name: str) -> Any:
 
 
 def _print_result(result: Any) -> None:
+    from mixbit.result import in_float
+
     rows = [("float", *_cells(result.float_)), ("simulated", *_cells(result.simulated))]
     rows += [(f"uniform {row['scheme']}, simulated", *_cells(row)) for row in result.uniform]
     rows.append(("deployed", *_cells(result.deployed)))
@@ -289,16 +294,13 @@ def _print_result(result: Any) -> None:
         "plan", ("layer", "scheme", "executed"), [(n, row.scheme, row.executed) for n, row in result.layers.items()]
     )
     _say(result.chosen)
-    _say_what_runs_in_float(result.layers)
+    _say_what_runs_in_float(in_float(result.layers), len(result.layers))
 
 
-def _say_what_runs_in_float(layers: dict[str, Any]) -> None:
-    from mixbit.result import in_float
-
-    names = in_float(layers)
+def _say_what_runs_in_float(names: list[str], count: int) -> None:
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     if names:
-        _say(f"{len(names)} of {len(layers)} layers did not run in int8: {', '.join(names[:5])}{more}")
+        _say(f"{len(names)} of {count} layers did not run in int8: {', '.join(names[:5])}{more}")
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from mixbit.files import sha256
 from mixbit.graph import Graph, capture
 from mixbit.latency import paired_latency_ms
 from mixbit.plan import Plan
-from mixbit.result import Result, layer_rows
+from mixbit.result import Result, in_float, layer_rows
 from mixbit.specs import load_model
 from mixbit.target import Runner, target_module
 from mixbit.task import Task
@@ -44,6 +44,9 @@ def recheck(folder: Path) -> Comparison:
 def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
     """Median latency at each batch size, and how every layer is stored and was executed.
 
+    `latency_ms` is that of the settings under which the runtime computes as the simulation does, `default_latency_ms`,
+    paired with it, that of the runtime's own.
+
     Raises:
         InvalidInput: a file of the folder is missing or not what mixbit writes, or a batch size below 1.
         TargetMismatch: the runtime cannot load the artefact.
@@ -53,16 +56,21 @@ def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
     result, plan, check, runner = _open(folder)
     module = target_module(result.target)
     predicted = {name: row.predicted_bytes for name, row in result.layers.items()}
-    latency = {}
+    graph, latency, default_latency = _graph(result, check), {}, {}
     for size in batch_sizes:
         inputs = [tensor.numpy() for tensor in check.rows(size)]
-        fixed = module.load(folder, _graph(result, check), batch_size=size)
-        latency[str(size)] = paired_latency_ms({"artefact": fixed.run}, inputs, f"time batch {size}")["artefact"]
+        exact = module.load(folder, graph, batch_size=size)
+        default = module.load(folder, graph, batch_size=size, default_settings=True)
+        runs = {"artefact": exact.run} | ({"default": default.run} if default.environment != exact.environment else {})
+        found = paired_latency_ms(runs, inputs, f"time batch {size}")
+        latency[str(size)], default_latency[str(size)] = found["artefact"], found.get("default", found["artefact"])
     rows = layer_rows(plan.layers, predicted, module.stored(folder), runner.executed())
     return {
         "target": result.target,
         "latency_ms": latency,
+        "default_latency_ms": default_latency,
         "layers": {name: row.model_dump() for name, row in rows.items()},
+        "in_float": in_float(rows),
         "environment": runner.environment,
     }
 

@@ -40,7 +40,7 @@ class Result(BaseModel):
     Attributes:
         target: Name of the target.
         task: Name of the task.
-        model: MODEL as given on the command line; None where a module was handed over.
+        model: MODEL of the command line, its file as an absolute path; None where a module was handed over.
         chosen: How the plan was chosen against the uniform ones, in a sentence.
         float_: `accuracy`, `weight_bytes`, `file_bytes`, `latency_ms` of the float network in the same runtime.
         simulated: `accuracy`, `divergence` (nats) of the simulation.

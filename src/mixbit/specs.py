@@ -22,6 +22,12 @@ def load_model(spec: str) -> nn.Module:
     return model
 
 
+def absolute(spec: str) -> str:
+    """The spec, with the path of its file made absolute: it then holds from any folder."""
+    place, _, name = spec.rpartition(":")
+    return f"{Path(place).absolute()}:{name}" if place.endswith(".py") else spec
+
+
 def load_data(spec: str) -> list[Any]:
     """The batches that the function returns, as a list; raises InvalidInput where there are none."""
     data = _call(spec, "DATA")

@@ -91,8 +91,19 @@ def write(graph: Graph, folder: Path) -> None:
     ir.save(exported, folder / ARTEFACT)
 
 
-def load(folder: Path, graph: Graph | None = None, *, batch_size: int | None = None) -> Runner:  # noqa: ARG001
-    """Open a session on the CPU; the batch size is taken from each call."""
+def load(
+    folder: Path,
+    graph: Graph | None = None,  # noqa: ARG001
+    *,
+    batch_size: int | None = None,  # noqa: ARG001
+    default_settings: bool = False,  # noqa: ARG001
+) -> Runner:
+    """Open a session on the CPU with the runtime's own settings; the batch size is taken from each call.
+
+    Raises:
+        InvalidInput: onnxruntime is not installed, or the file is missing.
+        TargetMismatch: it is not a model that onnxruntime loads; from run(), it does not take those inputs.
+    """
     ort = _import_extra()
     path = folder / ARTEFACT
     proto = _read(path)

@@ -103,14 +103,26 @@ def write(graph: Graph, folder: Path) -> None:
     _shorten(folder / ARTEFACT)
 
 
-def load(folder: Path, graph: Graph | None = None, *, batch_size: int | None = None) -> Runner:  # noqa: ARG001
-    """Compile the IR on the CPU with SETTINGS; a batch size fixes the first dimension of every input."""
+def load(
+    folder: Path,
+    graph: Graph | None = None,  # noqa: ARG001
+    *,
+    batch_size: int | None = None,
+    default_settings: bool = False,
+) -> Runner:
+    """Compile the IR on the CPU, with SETTINGS or the plugin's own; a batch size fixes every input's first dimension.
+
+    Raises:
+        InvalidInput: OpenVINO is not installed, or the file is missing.
+        TargetMismatch: it is not an IR that OpenVINO compiles; from run(), it does not take those inputs.
+    """
+    settings = {} if default_settings else SETTINGS
     ov, path = _openvino(), folder / ARTEFACT
     model, layers = _read(folder), list(stored(folder))
     try:
         if batch_size is not None:
             model.reshape({port: [batch_size, *list(port.partial_shape)[1:]] for port in model.inputs})
-        compiled = ov.Core().compile_model(model, "CPU", SETTINGS)
+        compiled = ov.Core().compile_model(model, "CPU", settings)
         request = compiled.create_infer_request()
     except RuntimeError as error:
         raise TargetMismatch(f"{path}: OpenVINO cannot compile it: {_last_line(error)}") from error
@@ -125,7 +137,7 @@ def load(folder: Path, graph: Graph | None = None, *, batch_size: int | None = N
             raise TargetMismatch(f"{path}: OpenVINO cannot run it: {_last_line(error)}") from error
         return [results[port] for port in ports]
 
-    return Runner(run, lambda: _executed(compiled, layers), {"runtime": f"openvino {ov.__version__}", **SETTINGS})
+    return Runner(run, lambda: _executed(compiled, layers), {"runtime": f"openvino {ov.__version__}", **settings})
 
 
 def stored(folder: Path) -> dict[str, StoredWeight]:

@@ -110,8 +110,19 @@ def restore(folder: Path, graph: Graph) -> Graph:
     return restored
 
 
-def load(folder: Path, graph: Graph | None = None, *, batch_size: int | None = None) -> Runner:  # noqa: ARG001
-    """The module in the file, as a runner; needs the captured graph of the user's model."""
+def load(
+    folder: Path,
+    graph: Graph | None = None,
+    *,
+    batch_size: int | None = None,  # noqa: ARG001
+    default_settings: bool = False,  # noqa: ARG001
+) -> Runner:
+    """The module in the file, as a runner.
+
+    Raises:
+        InvalidInput: no captured graph of the user's model is given, or it is not the one of the file's plan.
+        TargetMismatch: the file is not what mixbit wrote.
+    """
     if graph is None:
         raise InvalidInput("target packed: the file holds no code; give the captured graph of the model it was made of")
     restored = restore(folder, graph)
