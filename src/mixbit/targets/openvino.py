@@ -7,6 +7,7 @@ whatever the width on disk.
 
 import math
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -122,7 +123,7 @@ def load(
     try:
         if batch_size is not None:
             model.reshape({port: [batch_size, *list(port.partial_shape)[1:]] for port in model.inputs})
-        compiled = ov.Core().compile_model(model, "CPU", settings)
+        compiled = _core().compile_model(model, "CPU", settings)
         request = compiled.create_infer_request()
     except RuntimeError as error:
         raise TargetMismatch(f"{path}: OpenVINO cannot compile it: {_last_line(error)}") from error
@@ -162,12 +163,23 @@ def _openvino() -> Any:
     return openvino
 
 
+@cache
+def _core() -> Any:
+    """The process's one Core, kept to its end.
+
+    The CPU plugin gives the thread a signal stack of its own while a Core has it loaded, and puts the former one back
+    afterwards: two Cores that do not end in the order of a stack leave freed memory in place, and the next interrupt
+    crashes the process.
+    """
+    return _openvino().Core()
+
+
 def _read(folder: Path) -> Any:
     path = folder / ARTEFACT
     if not path.is_file() or not path.with_suffix(".bin").is_file():
         raise InvalidInput(f"{path}: the file or its .bin is missing; export again")
     try:
-        return _openvino().Core().read_model(path)
+        return _core().read_model(path)
     except RuntimeError as error:
         raise TargetMismatch(f"{path}: OpenVINO cannot read it: {_last_line(error)}") from error
 
