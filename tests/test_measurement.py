@@ -50,7 +50,7 @@ def test_the_table_holds_what_was_asked(graph, batches):
     assert table.macs.tolist() == [4 * 2 * 9 * 36, 4 * 4 * 9 * 36, 3 * 4]
     question = bits_of_the_weight.question
     assert (question.seed, question.task.name) == (5, "classification")
-    assert [inputs.batch_size for inputs in question.batches] == [5, 5, 2]
+    assert [inputs.batch_size for inputs, _ in question.batches] == [5, 5, 2]
     assert question.calibration.num_samples == 12
 
 

@@ -82,7 +82,9 @@ def test_half_the_fisher_information_is_the_divergence_to_second_order(name, mon
 def test_tasks_go_by_name():
     assert Task.named("classification").has_accuracy
     assert not Task.named("regression").has_accuracy
-    with pytest.raises(InvalidInput, match="task 'detection' is unknown; known: classification, regression"):
+    with pytest.raises(
+        InvalidInput, match="task 'detection' is unknown; known: classification, segmentation, language, regression"
+    ):
         Task.named("detection")
 
 
@@ -112,7 +114,7 @@ def test_returns_without_outputs_are_refused(returned, task):
 
 @pytest.mark.parametrize("shape", [(3, 4, 5), (3, 1), (3,)])
 def test_classes_need_a_row_of_logits(shape):
-    with pytest.raises(InvalidInput, match=r"the model returns \[3.*use task regression"):
+    with pytest.raises(InvalidInput, match=r"the model returns \[3.*other tasks are .*regression"):
         CLASSIFICATION.outputs(torch.zeros(shape))
 
 
@@ -122,20 +124,21 @@ def test_classes_need_a_row_of_logits(shape):
         (torch.tensor([0.0, 1.0]), r"torch\.float32 \[2\]; give whole class numbers"),
         (torch.tensor([[0], [1]]), r"torch\.int64 \[2, 1\]"),
         (torch.tensor([0, 4]), r"0\.\.4 found, but the model has classes 0\.\.3"),
-        (torch.tensor([-100, 2]), r"-100\.\.2 found"),
+        (torch.tensor([-1, 2]), r"-1\.\.2 found"),
+        (torch.tensor([0, 1, 2]), r"\[3\]; give whole class numbers \[2\]"),
         ([0, 1], "a list; give a tensor"),
     ],
 )
 def test_labels_that_are_no_class_numbers_are_refused(labels, message):
     with pytest.raises(InvalidInput, match=message):
-        CLASSIFICATION.check_labels(labels, 4)
-    REGRESSION.check_labels(labels, 4)  # which does not use them
+        CLASSIFICATION.check_labels(labels, torch.zeros(2, 4))
+    REGRESSION.check_labels(labels, torch.zeros(2, 4))  # which does not use them
 
 
 @pytest.mark.parametrize("labels", [[0, 3], []])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
 def test_class_numbers_are_accepted(labels, dtype):
-    CLASSIFICATION.check_labels(torch.tensor(labels, dtype=dtype), 4)
+    CLASSIFICATION.check_labels(torch.tensor(labels, dtype=dtype), torch.zeros(len(labels), 4))
 
 
 X, M = torch.randn(3, 2), torch.randn(3, 5)
@@ -157,3 +160,52 @@ def test_inputs_map_tensors_only():
     assert mapped.kwargs["n"] == 2
     assert mapped.kwargs["more"][0].shape == (1, 5)
     assert mapped.to(torch.device("cpu")).tensors[0].shape == (1, 2)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("segmentation", (5, 3, 4, 2)), ("language", (5, 8, 3))])
+def test_positions_count_as_their_mean(name, shape):
+    task = Task.named(name)
+    torch.manual_seed(3)
+    first, second = (2 * torch.randn(2, *shape, dtype=torch.float64)).unbind()
+    rows = [task.outputs(one).reshape(5, 8, 3) for one in (first, second)]
+    expected = kl_divergence(*(Categorical(logits=row) for row in rows)).mean(1)
+    torch.testing.assert_close(task.divergence(*(task.outputs(one) for one in (first, second))), expected)
+    labels = torch.randint(0, 3, (5, 8))
+    labels[0, 0] = -100
+    found = task.loss(first, labels.reshape(task.outputs(first).shape[:-1]))
+    chosen = -rows[0].log_softmax(2).gather(2, labels.clamp(min=0)[..., None])[..., 0]
+    torch.testing.assert_close(found, chosen[labels >= 0].mean())
+    right, counted = task.right_answers(task.outputs(first), labels.reshape(task.outputs(first).shape[:-1]))
+    assert (right, counted) == (int((rows[0].argmax(2) == labels).sum()), 39)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("segmentation", (1, 3, 4)), ("language", (1, 4, 3))])
+def test_draws_of_positions_have_the_mean_of_their_fisher_information(name, shape):
+    task, logits = Task.named(name), torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    many = logits.expand(200_000, *shape[1:]).clone().requires_grad_()
+    task.information(many, None, torch.Generator().manual_seed(1)).backward()
+    v = task.outputs(many.grad).reshape(200_000, 12)
+    p = task.outputs(logits)[0].softmax(-1)
+    expected = torch.block_diag(*(row.diag() - row.outer(row) for row in p)) / 4
+    assert (v.T @ v / len(v) - expected).abs().max() < 0.003
+
+
+def test_the_users_own_loss_is_used_and_checked():
+    task = CLASSIFICATION.with_loss(lambda output, labels: (output - labels).square().mean())
+    output, labels = torch.randn(4, 3, requires_grad=True), torch.randn(4, 3)
+    torch.testing.assert_close(task.loss(output, labels), (output - labels).square().mean())
+    task.information(output, labels, torch.Generator()).backward()
+    torch.testing.assert_close(output.grad, 4 * 2 * (output - labels).detach() / 12)
+    with pytest.raises(InvalidInput, match="needs labels"):
+        task.loss(output, None)
+    with pytest.raises(InvalidInput, match=r"one finite number, the mean of the batch; it is \[4\]"):
+        task.with_loss(lambda output, labels: output.sum(1)).loss(output, labels)
+    with pytest.raises(InvalidInput, match="it is tensor\\(nan"):
+        task.with_loss(lambda output, labels: output.sum() * float("nan")).loss(output, labels)
+
+
+def test_regression_loss_is_half_the_squared_distance():
+    output, labels = torch.randn(4, 3), torch.randn(4, 3)
+    torch.testing.assert_close(REGRESSION.loss(output, labels), 0.5 * (output - labels).square().sum(1).mean())
+    with pytest.raises(InvalidInput, match=r"labels: \[4, 2\]"):
+        REGRESSION.loss(output, labels[:, :2])

@@ -19,7 +19,7 @@ def split_batch(batch: Any, num_inputs: int | None = None) -> Batch:
     """Inputs and labels of one batch: labels are the entry `labels` of a dict, or last in a tuple.
 
     Args:
-        batch: A tensor, a tuple or list, or a dict.
+        batch: A tensor, a tuple or list, or a dict; what this function returned is taken as it is.
         num_inputs: How many positional inputs the model takes; a tuple of one more ends with labels. Where None, a
             tuple of two or more ends with labels.
 
@@ -28,7 +28,9 @@ def split_batch(batch: Any, num_inputs: int | None = None) -> Batch:
             with one entry a sample.
     """
     labels = None
-    if isinstance(batch, Mapping):
+    if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[0], Inputs):
+        inputs, labels = batch
+    elif isinstance(batch, Mapping):
         inputs = Inputs.of({name: value for name, value in batch.items() if name != "labels"})
         labels = batch.get("labels")
     elif isinstance(batch, tuple | list) and len(batch) == 1 + (num_inputs or max(1, len(batch) - 1)):

@@ -25,7 +25,7 @@ Budgets = Annotated[
     list[str], typer.Option("--budget", help="name=value, as in mean_bits=4; several may stand together")
 ]
 Choices = Annotated[str | None, typer.Option("--choices", help="schemes, as in w4a8,w8a8")]
-TaskName = Annotated[str, typer.Option("--task", help="classification or regression")]
+TaskName = Annotated[str, typer.Option("--task", help="classification, segmentation, language or regression")]
 Device = Annotated[str, typer.Option("--device", help="where the model runs, as in cpu or cuda")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="of every draw")]
 Force = Annotated[bool, typer.Option("--force", help="replace files of the same names in --out")]
@@ -104,9 +104,9 @@ def measure(
 
     check_new_file(out, force=force)
     module = load_model(model).to(_device(device))
-    batches = [inputs for inputs, _ in split_batches(module, load_data(data))]
+    batches = split_batches(module, load_data(data))
     table = measure_(
-        capture(module, batches[0]),
+        capture(module, batches[0][0]),
         batches,
         target=target,
         task=Task.named(task),

@@ -1,18 +1,19 @@
 """What a metric is asked, and what it answers."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mixbit.batches import Batch
 from mixbit.calibrate import Calibration
 from mixbit.graph import Graph
 from mixbit.layers import Layer
 from mixbit.scheme import Scheme
 from mixbit.sensitivity import FloatArray
-from mixbit.task import Inputs, Task
+from mixbit.task import Task
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Question:
         layers: L rows.
         schemes: C columns.
         calibration: Ranges and mean inputs on the same data.
-        batches: Inputs, to be gone through once.
+        batches: Inputs, and labels where there are any.
         task: What the outputs mean.
         seed: Of every draw.
     """
@@ -33,7 +34,7 @@ class Question:
     layers: tuple[Layer, ...]
     schemes: tuple[Scheme, ...]
     calibration: Calibration
-    batches: Iterable[Inputs]
+    batches: Sequence[Batch]
     task: Task
     seed: int
 

@@ -21,7 +21,7 @@ class Evaluation:
     """What a network does on a set of batches.
 
     Attributes:
-        outputs: [N, C] on the CPU.
+        outputs: [N, ..., C] on the CPU.
         accuracy: Share of right top answers, None without labels or where the task has no top answer.
     """
 
@@ -36,7 +36,7 @@ class Evaluation:
 def evaluate(
     run: Callable[[Inputs], Tensor], batches: Sequence[Batch] | Iterable[Batch], task: Task, label: str
 ) -> Evaluation:
-    """Run over the batches; `run` returns the task's output [n, C] of one batch.
+    """Run over the batches; `run` returns the task's output [n, ..., C] of one batch.
 
     Raises:
         InvalidInput: no batch, or labels that are not class numbers.
@@ -47,11 +47,8 @@ def evaluate(
             output = run(inputs).detach().float().cpu()
             outputs.append(output)
             if labels is not None and task.has_accuracy:
-                task.check_labels(labels, output.shape[1])
-                if len(labels) != len(output):
-                    raise InvalidInput(f"labels: {len(labels)} for a batch of {len(output)} samples")
-                right += int((output.argmax(1) == labels.cpu()).sum())
-                labelled += len(labels)
+                found = task.right_answers(output, labels)
+                right, labelled = right + found[0], labelled + found[1]
     if not outputs:
         raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
     return Evaluation(torch.cat(outputs), right / labelled if labelled else None)

@@ -35,7 +35,7 @@ def measure(
 
     Args:
         graph: A captured graph; it is left as it is.
-        batches: Calibration batches, labels ignored; kept in memory, since they are gone through twice.
+        batches: Calibration batches, with labels where the metric needs them; gone through twice, so kept in memory.
         target: Whose choices are offered, and whose file the bytes are counted in; its runtime is not needed.
         task: What the outputs mean; classification where None.
         metric: Name of a metric, or a function of the same kind.
@@ -53,14 +53,14 @@ def measure(
     if graph.plan is not None:
         raise InvalidInput("graph: quantized already; measure the captured graph")
     layers = find_layers(graph)
-    inputs = [split_batch(batch, len(graph.example.args))[0] for batch in batches]
-    calibration = calibration or calibrate(graph, layers, inputs)
+    pairs = [split_batch(batch, len(graph.example.args)) for batch in batches]
+    calibration = calibration or calibrate(graph, layers, [inputs for inputs, _ in pairs])
     calibration.check_layers(layers)
     for layer in track(layers, "choose scales"):  # kept in the calibration, for the metric and for quantize()
         for fmt in {scheme.weight for scheme in schemes if scheme.weight is not None}:
             weight_quantizer(graph, layer, fmt, calibration)
     task = task or Task.classification()
-    estimate = method(Question(graph, layers, schemes, calibration, inputs, task, seed))
+    estimate = method(Question(graph, layers, schemes, calibration, pairs, task, seed))
     return Sensitivity(
         layers=tuple(layer.name for layer in layers),
         choices=tuple(str(scheme) for scheme in schemes),

@@ -242,7 +242,7 @@ class _Run:
     def _measure(self, graph: Graph, kept: list[Batch], calibration: Calibration) -> Sensitivity:
         return measure(
             graph,
-            [inputs for inputs, _ in kept],
+            kept,
             target=self.target,
             task=self.task,
             metric=self.settings.metric,

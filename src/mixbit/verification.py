@@ -136,7 +136,7 @@ def compare(
 
 
 def _agreement(reference: Tensor, deployed: Tensor) -> float:
-    return float((reference.argmax(1) == deployed.argmax(1)).to(torch.float64).mean())
+    return float((reference.argmax(-1) == deployed.argmax(-1)).to(torch.float64).mean())
 
 
 def _byte_problems(stored: dict[str, StoredWeight], predicted: dict[str, int]) -> list[str]:

@@ -40,7 +40,8 @@ def setting(request):
 
 def question_of(setting, *, schemes=SCHEMES, seed=0, task=None):
     _, _, graph, layers, batches, calibration = setting
-    return Question(graph, layers, schemes, calibration, batches, task or Task.classification(), seed)
+    pairs = [(inputs, None) for inputs in batches]
+    return Question(graph, layers, schemes, calibration, pairs, task or Task.classification(), seed)
 
 
 def test_the_table_is_finite_and_nowhere_negative(metric, setting):

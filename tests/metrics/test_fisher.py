@@ -90,7 +90,7 @@ class Case(NamedTuple):
 
     def question(self, seed=0, task=None, schemes=SCHEMES):
         task = task or Task.classification()
-        return Question(self.graph, self.layers, schemes, self.calibration, self.batches, task, seed)
+        return Question(self.graph, self.layers, schemes, self.calibration, unlabelled(self.batches), task, seed)
 
 
 @functools.cache
@@ -98,6 +98,10 @@ def case(name, count=7):
     torch.manual_seed(2)
     make, shape = NETWORKS[name]
     return case_of(make(), torch.randn(count, *shape))
+
+
+def unlabelled(batches):
+    return [(inputs, None) for inputs in batches]
 
 
 def case_of(model, x):
@@ -309,7 +313,7 @@ def test_every_operator_has_an_entry(kind, monkeypatch):
     batches = batches_of(x, 3)
     calibration = calibrate(graph, layers, batches)
     scheme, task = Scheme.parse("w2"), Task.regression()
-    question = Question(graph, layers, (scheme, Scheme.parse("w3")), calibration, batches, task, 7)
+    question = Question(graph, layers, (scheme, Scheme.parse("w3")), calibration, unlabelled(batches), task, 7)
     answer = fisher(question)
     monkeypatch.setattr(importlib.import_module("mixbit.metrics.fisher"), "FEW_ELEMENTS", 1)
     np.testing.assert_allclose(fisher(question).loss, answer.loss, rtol=1e-12)  # however few rows run together
@@ -352,7 +356,7 @@ def test_predictions_agree_with_the_divergence_of_small_changes():
     layers, task = find_layers(graph), Task.classification()
     calibration = calibrate(graph, layers, batches_of(x, 100))
     scheme = Scheme.parse("w6")
-    question = Question(graph, layers, (scheme,), calibration, batches_of(x, 100), task, 0)
+    question = Question(graph, layers, (scheme,), calibration, unlabelled(batches_of(x, 100)), task, 0)
     answer = fisher(question)
     for row, layer in enumerate(layers):
         schemes = dict.fromkeys((one.name for one in layers), "float") | {layer.name: "w6"}

@@ -39,10 +39,9 @@ def fisher(question: Question) -> Estimate:
     scorer = _Scorer(question)
     generator = torch.Generator().manual_seed(question.seed)
     entries = RunningMean((len(question.layers), len(question.schemes)))
-    for inputs in track(question.batches, "measure"):
+    for inputs, labels in track(question.batches, "measure"):
         with torch.enable_grad():
-            outputs = scorer.forward(inputs)
-            question.task.draw(question.task.outputs(outputs), generator).backward()
+            question.task.information(scorer.forward(inputs), labels, generator).backward()
         entries.update(scorer.take_entries(inputs.batch_size))
     return Estimate(*entries.result())
 
