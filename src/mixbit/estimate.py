@@ -1,6 +1,7 @@
 """What a metric is asked, and what it answers."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,10 @@ from mixbit.batches import Batch
 from mixbit.calibrate import Calibration
 from mixbit.graph import Graph
 from mixbit.layers import Layer
-from mixbit.scheme import Scheme
+from mixbit.nodes import get_tensor
+from mixbit.quantizer import Quantizer
+from mixbit.scales import weight_quantizer
+from mixbit.scheme import Format, Scheme
 from mixbit.sensitivity import FloatArray
 from mixbit.task import Task
 
@@ -37,6 +41,55 @@ class Question:
     batches: Sequence[Batch]
     task: Task
     seed: int
+
+    @property
+    def weight_formats(self) -> tuple[Format, ...]:
+        """Formats of weights among the schemes, each once."""
+        return tuple(dict.fromkeys(scheme.weight for scheme in self.schemes if scheme.weight))
+
+    @property
+    def input_formats(self) -> tuple[Format, ...]:
+        """Formats of inputs among the schemes, each once."""
+        return tuple(dict.fromkeys(scheme.input for scheme in self.schemes if scheme.input))
+
+    @property
+    def readers(self) -> dict[str, int]:
+        """Tensor that layers read -> how many of them do."""
+        return dict(Counter(name for layer in self.layers for name in layer.inputs))
+
+    def input_quantizers(self) -> dict[str, list[Quantizer]]:
+        """Tensor that layers read -> its quantizer in each of the input formats."""
+        device = self.graph.device
+        return {
+            name: [self.calibration.quantizer(name, fmt, device) for fmt in self.input_formats] for name in self.readers
+        }
+
+    def weight_errors(self, layer: Layer) -> list[Tensor]:
+        """What rounding adds to the layer's weight, in each of the weight formats."""
+        weight = get_tensor(self.graph.module, layer.name).detach()
+        with torch.no_grad():
+            quantizers = [weight_quantizer(self.graph, layer, fmt, self.calibration) for fmt in self.weight_formats]
+            return [quantizer(weight) - weight for quantizer in quantizers]
+
+    def entries(self, weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
+        """[..., L, C] float64 from the costs of parts, [..., formats] each; parts that are missing cost nothing.
+
+        Args:
+            weights: Layer -> what its weight costs in each weight format.
+            inputs: Tensor -> what it costs in each input format; the layers that read it share that equally.
+        """
+        readers = self.readers
+        shape = next(iter({**weights, **inputs}.values())).shape[:-1]
+        table = torch.zeros(*shape, len(self.layers), len(self.schemes), dtype=torch.float64)
+        for row, layer in enumerate(self.layers):
+            for column, scheme in enumerate(self.schemes):
+                if scheme.weight is not None and layer.name in weights:
+                    table[..., row, column] += weights[layer.name][..., self.weight_formats.index(scheme.weight)]
+                for name in layer.inputs:
+                    if scheme.input is not None and name in inputs:
+                        part = inputs[name][..., self.input_formats.index(scheme.input)]
+                        table[..., row, column] += part / readers[name]
+        return table
 
 
 @dataclass(frozen=True)

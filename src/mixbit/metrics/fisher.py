@@ -1,6 +1,5 @@
 """The metric `fisher`: predicted KL divergence from per-sample gradients and the real quantization error."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,12 +9,10 @@ from torch.nn import functional
 from mixbit.calibrate import mean_output
 from mixbit.estimate import Estimate, Question, RunningMean
 from mixbit.layers import Layer
-from mixbit.nodes import argument, get_tensor
+from mixbit.metrics._backward import Backward
 from mixbit.operators import FEW_ELEMENTS, Operation, can_take_bias, run_stacked, stack_weights
 from mixbit.progress import track
 from mixbit.samples import SampleAxis, sample_axis
-from mixbit.scales import weight_quantizer
-from mixbit.task import Inputs
 
 
 def fisher(question: Question) -> Estimate:
@@ -38,100 +35,60 @@ def fisher(question: Question) -> Estimate:
     """
     scorer = _Scorer(question)
     generator = torch.Generator().manual_seed(question.seed)
+
+    def information(returned: Any, labels: Tensor | None) -> Tensor:
+        return question.task.information(returned, labels, generator)
+
     entries = RunningMean((len(question.layers), len(question.schemes)))
     for inputs, labels in track(question.batches, "measure"):
-        with torch.enable_grad():
-            question.task.information(scorer.forward(inputs), labels, generator).backward()
+        scorer.backward.run_batch(inputs, labels, information)
         entries.update(scorer.take_entries(inputs.batch_size))
     return Estimate(*entries.result())
 
 
-class _Scorer(fx.Interpreter):
-    """Runs the float graph and collects, in backward, g_i . d of every weight format and input format per sample."""
+class _Scorer:
+    """Collects, in backward, g_i . d of every weight format and input format per sample."""
 
     def __init__(self, question: Question) -> None:
-        super().__init__(question.graph.module)
         self.question = question
-        self.operations = {
-            operation.node: (layer, operation) for layer in question.layers for operation in layer.operations
-        }
-        self.weight_formats = tuple(dict.fromkeys(scheme.weight for scheme in question.schemes if scheme.weight))
-        self.input_formats = tuple(dict.fromkeys(scheme.input for scheme in question.schemes if scheme.input))
-        names = [name for layer in question.layers for name in layer.inputs]
-        self.readers = {name: names.count(name) for name in names if self.input_formats}
-        device = question.graph.device
-        self.input_quantizers = {
-            name: [question.calibration.quantizer(name, fmt, device) for fmt in self.input_formats]
-            for name in self.readers
-        }
+        self.weight_formats, self.input_formats = question.weight_formats, question.input_formats
+        operations = [(layer, operation) for layer in question.layers for operation in layer.operations]
         with torch.no_grad():
-            self.shifts = {node: self._mean_errors(*pair) for node, pair in self.operations.items()}
+            self.shifts = {operation.node: self._mean_errors(layer, operation) for layer, operation in operations}
+        self.input_quantizers = question.input_quantizers()
+        self.backward = Backward(
+            question,
+            self._weight_scores if self.weight_formats else None,
+            self._input_scores if self.input_formats else None,
+        )
         #: Layer or tensor -> [N, formats] or, where samples cannot be told apart, [1, formats], once per operation.
         self.weight_scores: dict[str, list[Tensor]] = {}
         self.input_scores: dict[str, list[Tensor]] = {}
 
-    def forward(self, inputs: Inputs) -> Any:
-        """What the model returns, with hooks that fill the scores in backward."""
-        leaves = [
-            leaf.detach().requires_grad_(leaf.is_floating_point()) if isinstance(leaf, Tensor) else leaf
-            for leaf in self.question.graph.leaves(inputs)
-        ]
-        return self.run(*leaves, enable_io_processing=False)
+    def _weight_scores(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
+        node = self.question.graph.node(operation.node)
+        scores = self._dot_with_errors(node, layer, operation, x, gradient)
+        self.weight_scores.setdefault(layer.name, []).append(scores)
 
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        return super().get_attr(target, args, kwargs).detach()
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.name not in self.operations and n.name not in self.input_quantizers:
-            return value
-        if not value.requires_grad:
-            value.requires_grad_(True)
-        if n.name in self.operations and self.weight_formats:
-            layer, operation = self.operations[n.name]
-            x = self.env[argument(n, operation.data)].detach()
-            value.register_hook(self._weight_hook(n, layer, operation, x))
-        if n.name in self.input_quantizers:
-            value.register_hook(self._input_hook(n, value.detach()))
-        return value
-
-    def _weight_hook(self, node: fx.Node, layer: Layer, operation: Operation, x: Tensor) -> Callable[[Tensor], None]:
-        @torch.no_grad()
-        def hook(gradient: Tensor) -> None:
-            scores = self._dot_with_errors(node, layer, operation, x, gradient)
-            self.weight_scores.setdefault(layer.name, []).append(scores)
-
-        return hook
-
-    def _input_hook(self, node: fx.Node, x: Tensor) -> Callable[[Tensor], None]:
-        axis = sample_axis(node)
-
-        @torch.no_grad()
-        def hook(gradient: Tensor) -> None:
-            products = [quantizer(x).sub_(x).mul_(gradient) for quantizer in self.input_quantizers[node.name]]
-            dots = [(part := _grouped(axis, product)).reshape(len(part), -1).sum(1) for product in products]
-            self.input_scores.setdefault(node.name, []).append(torch.stack(dots, 1))
-
-        return hook
-
-    def _errors(self, layer: Layer) -> list[Tensor]:
-        graph, calibration = self.question.graph, self.question.calibration
-        weight = get_tensor(graph.module, layer.name).detach()
-        return [weight_quantizer(graph, layer, fmt, calibration)(weight) - weight for fmt in self.weight_formats]
+    def _input_scores(self, name: str, x: Tensor, gradient: Tensor) -> None:
+        axis = sample_axis(self.question.graph.node(name))
+        products = [quantizer(x).sub_(x).mul_(gradient) for quantizer in self.input_quantizers[name]]
+        dots = [(part := _grouped(axis, product)).reshape(len(part), -1).sum(1) for product in products]
+        self.input_scores.setdefault(name, []).append(torch.stack(dots, 1))
 
     def _mean_errors(self, layer: Layer, operation: Operation) -> Tensor | None:
         """[formats, channels] mean output of each error, None where no bias can take it off."""
         graph = self.question.graph
         if not self.weight_formats or not can_take_bias(graph.node(operation.node), operation):
             return None
-        errors = self._errors(layer)
+        errors = self.question.weight_errors(layer)
         return torch.stack([mean_output(graph, operation, self.question.calibration, error) for error in errors])
 
     def _dot_with_errors(
         self, node: fx.Node, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor
     ) -> Tensor:
         """[N, formats] of <gradient_i, op(x_i, dW) - its mean>; [1, formats] where samples cannot be told apart."""
-        axis, errors, shifts = sample_axis(node), self._errors(layer), self.shifts[node.name]
+        axis, errors, shifts = sample_axis(node), self.question.weight_errors(layer), self.shifts[node.name]
         x, gradient = _grouped(axis, x), _grouped(axis, gradient)
         if operation.channels_last and operation.kind.input is not None:
             x, gradient = x.flatten(1, -2), gradient.flatten(1, -2)
@@ -150,16 +107,9 @@ class _Scorer(fx.Interpreter):
         inputs = {name: _squares(scores, batch_size) for name, scores in self.input_scores.items()}
         self.weight_scores.clear()
         self.input_scores.clear()
-        table = torch.zeros(batch_size, len(self.question.layers), len(self.question.schemes), dtype=torch.float64)
-        for row, layer in enumerate(self.question.layers):
-            for column, scheme in enumerate(self.question.schemes):
-                if scheme.weight is not None and layer.name in weights:
-                    table[:, row, column] += weights[layer.name][:, self.weight_formats.index(scheme.weight)]
-                for name in layer.inputs:
-                    if scheme.input is not None and name in inputs:
-                        squares = inputs[name][:, self.input_formats.index(scheme.input)]
-                        table[:, row, column] += squares / self.readers[name]
-        return table
+        if not weights and not inputs:
+            return torch.zeros(batch_size, len(self.question.layers), len(self.question.schemes), dtype=torch.float64)
+        return self.question.entries(weights, inputs)
 
 
 def _grouped(axis: SampleAxis | None, x: Tensor) -> Tensor:
