@@ -13,6 +13,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 DEFAULTS = {
     "MIXBIT_CIFAR10": SHARED / "data" / "cifar10-jpeg.zip",
     "MIXBIT_RESNET20": SHARED / "models" / "resnet20-cifar10.safetensors",
+    "MIXBIT_TEXT": SHARED / "data" / "tinyshakespeare.txt",
 }
 
 

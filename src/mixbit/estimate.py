@@ -64,12 +64,23 @@ class Question:
             name: [self.calibration.quantizer(name, fmt, device) for fmt in self.input_formats] for name in self.readers
         }
 
-    def weight_errors(self, layer: Layer) -> list[Tensor]:
-        """What rounding adds to the layer's weight, in each of the weight formats."""
-        weight = get_tensor(self.graph.module, layer.name).detach()
-        with torch.no_grad():
-            quantizers = [weight_quantizer(self.graph, layer, fmt, self.calibration) for fmt in self.weight_formats]
-            return [quantizer(weight) - weight for quantizer in quantizers]
+    def weight_errors(self, layer: Layer, rows: Tensor | None = None) -> list[Tensor]:
+        """What rounding adds to the layer's weight, in each of the weight formats.
+
+        Args:
+            layer: One of `layers`.
+            rows: Numbers of the rows that are wanted, where the weight is a table of embeddings; all where None.
+        """
+        weight, errors = get_tensor(self.graph.module, layer.name).detach(), []
+        weight = weight if rows is None else weight[rows]
+        for fmt in self.weight_formats:
+            quantizer = weight_quantizer(self.graph, layer, fmt, self.calibration)
+            if rows is not None:
+                factors = quantizer.scale[rows], quantizer.zero_point[rows]
+                quantizer = Quantizer(layer.name, fmt, layer.axis, *factors)
+            with torch.no_grad():
+                errors.append(quantizer(weight) - weight)
+        return errors
 
     def entries(self, weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
         """[..., L, C] float64 from the costs of parts, [..., formats] each; parts that are missing cost nothing.

@@ -88,9 +88,14 @@ class _Scorer:
         self, node: fx.Node, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor
     ) -> Tensor:
         """[N, formats] of <gradient_i, op(x_i, dW) - its mean>; [1, formats] where samples cannot be told apart."""
-        axis, errors, shifts = sample_axis(node), self.question.weight_errors(layer), self.shifts[node.name]
+        axis, shifts = sample_axis(node), self.shifts[node.name]
         x, gradient = _grouped(axis, x), _grouped(axis, gradient)
-        if operation.channels_last and operation.kind.input is not None:
+        if operation.kind.input is None:
+            rows, places = x.unique(return_inverse=True)  # a table is long, and a batch reads little of it
+            errors = self.question.weight_errors(layer, rows)
+            return torch.stack([(gradient * error[places]).flatten(1).sum(1) for error in errors], 1)
+        errors = self.question.weight_errors(layer)
+        if operation.channels_last:
             x, gradient = x.flatten(1, -2), gradient.flatten(1, -2)
             scores = _dot_with_matrices(x, gradient, torch.stack([error.movedim(layer.axis, 0) for error in errors]))
         else:
