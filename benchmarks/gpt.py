@@ -32,9 +32,8 @@ class Block(nn.Module):
         self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (
-            part.unflatten(2, (HEADS, -1)).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, dim=2)
-        )
+        """Map states [N, T, WIDTH] to states."""
+        q, k, v = (part.unflatten(2, (HEADS, -1)).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, dim=2))
         attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).flatten(2))
         return x + self.down(functional.gelu(self.up(self.norm2(x))))
@@ -51,6 +50,7 @@ class Network(nn.Module):
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, num_characters)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map characters [N, CONTEXT] to logits [N, CONTEXT, C]."""
         return self.head(self.norm(self.blocks(self.characters(x) + self.positions)))
 
 
@@ -77,7 +77,9 @@ def train(source: Path) -> Network:
     network = Network(num_characters)
     for name, parameter in network.named_parameters():
         if parameter.ndim == 2:
-            nn.init.normal_(parameter, std=0.02 if "out" not in name and "down" not in name else 0.02 / (2 * BLOCKS) ** 0.5)
+            nn.init.normal_(
+                parameter, std=0.02 if "out" not in name and "down" not in name else 0.02 / (2 * BLOCKS) ** 0.5
+            )
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS, pct_start=0.05)
     generator = torch.Generator().manual_seed(SEED)

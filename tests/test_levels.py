@@ -13,7 +13,7 @@ PACKAGE = Path(mixbit.__file__).parent
 LEVELS = (
     {"errors", "progress", "interrupts", "files"},
     {"scheme", "sensitivity", "budget", "plan", "task", "batches", "target"},
-    {"affine", "ranges", "quantizer", "search"},  # numbers only
+    {"affine", "ranges", "quantizer", "search", "ranking"},  # numbers only
     {"exporting", "nodes", "operators", "samples", "fold", "graph", "layers", "between", "uncovered"},
     {"calibrate", "scales", "estimate", "simulate", "integers", "metrics"},
     {"targets", "measurement", "evaluation", "latency", "verification", "check", "result"},

@@ -119,7 +119,7 @@ def measure(
         print(out.read_text(encoding="utf-8"), end="")
     else:
         _print_table(table)
-        _say(f"written to {out}")
+        _say(f"{table.verdict}\nwritten to {out}")
 
 
 @app.command()

@@ -112,6 +112,14 @@ class Estimate:
     num_samples: int
 
 
+def joined(first: Estimate, second: Estimate) -> Estimate:
+    """The estimate of both sets of samples."""
+    count = first.num_samples + second.num_samples
+    a, b = first.num_samples / count, second.num_samples / count
+    error = np.hypot(a * first.standard_error, b * second.standard_error)
+    return Estimate(a * first.loss + b * second.loss, error, count)
+
+
 class RunningMean:
     """Mean and standard error over samples of an array of that shape, in float64 and memory of that shape."""
 

@@ -1,6 +1,7 @@
 """measure(): the table of sensitivity and usage, layers x choices."""
 
-from collections.abc import Iterable, Sequence
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,16 +9,20 @@ import numpy as np
 from mixbit.batches import split_batch
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.errors import InvalidInput
-from mixbit.estimate import Question
+from mixbit.estimate import Estimate, Question, joined
 from mixbit.graph import Graph
 from mixbit.layers import Layer, find_layers, model_fingerprint, shared_inputs
 from mixbit.metrics import Metric, find_metric
 from mixbit.progress import track
+from mixbit.ranking import ranking_problem
 from mixbit.scales import weight_quantizer
 from mixbit.scheme import Scheme
 from mixbit.sensitivity import FloatArray, Sensitivity
 from mixbit.target import Target, find_target
 from mixbit.task import Task
+
+#: Fewer batches are measured at once: a part of them says little.
+FEWEST_BATCHES = 4
 
 
 def measure(
@@ -32,6 +37,8 @@ def measure(
     seed: int = 0,
 ) -> Sensitivity:
     """Predict what each choice of each layer costs in loss, and what it uses.
+
+    Measures batch after batch until plans are stable under resampling or the data is spent; `verdict` says which.
 
     Args:
         graph: A captured graph; it is left as it is.
@@ -60,23 +67,54 @@ def measure(
         for fmt in {scheme.weight for scheme in schemes if scheme.weight is not None}:
             weight_quantizer(graph, layer, fmt, calibration)
     task = task or Task.classification()
-    estimate = method(Question(graph, layers, schemes, calibration, pairs, task, seed))
-    return Sensitivity(
-        layers=tuple(layer.name for layer in layers),
-        choices=tuple(str(scheme) for scheme in schemes),
-        loss=estimate.loss,
-        standard_error=estimate.standard_error,
-        usage=usage(layers, schemes, target),
-        numel=np.array([float(layer.numel) for layer in layers]),
-        macs=np.array([float(layer.macs) for layer in layers]),
-        ties=(),
-        input_ties=shared_inputs(layers),
-        metric=metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__),
-        target=target.name,
-        fingerprint=model_fingerprint(layers),
-        num_samples=estimate.num_samples,
-        seed=seed,
+    table = None
+    for estimate in _rounds(method, Question(graph, layers, schemes, calibration, pairs, task, seed)):
+        table = Sensitivity(
+            layers=tuple(layer.name for layer in layers),
+            choices=tuple(str(scheme) for scheme in schemes),
+            loss=estimate.loss,
+            standard_error=estimate.standard_error,
+            usage=usage(layers, schemes, target),
+            numel=np.array([float(layer.numel) for layer in layers]),
+            macs=np.array([float(layer.macs) for layer in layers]),
+            ties=(),
+            input_ties=shared_inputs(layers),
+            metric=metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__),
+            target=target.name,
+            fingerprint=model_fingerprint(layers),
+            num_samples=estimate.num_samples,
+            seed=seed,
+        )
+        problem = ranking_problem(table)
+        if problem is None:
+            break
+    if table is None:
+        raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
+    seen = f"{table.num_samples} of {sum(inputs.batch_size for inputs, _ in pairs)} samples"
+    verdict = (
+        f"plans are stable, after {seen}" if problem is None else f"cannot rank plans for sure: {problem}, after {seen}"
     )
+    return dataclasses.replace(table, verdict=verdict)
+
+
+def _rounds(method: Metric, question: Question) -> Iterator[Estimate]:
+    """Estimates from a quarter of the batches, from half of them, and from all; one where the metric is exact.
+
+    A round takes batches from all over the data, which may be in order.
+    """
+    batches = question.batches
+    parts = (
+        [batches[0::4], batches[2::4], [*batches[1::4], *batches[3::4]]]
+        if len(batches) >= FEWEST_BATCHES
+        else [batches]
+    )
+    total = None
+    for number, part in enumerate(parts):
+        found = method(dataclasses.replace(question, batches=part, seed=question.seed + number))
+        total = found if total is None else joined(total, found)
+        yield total
+        if not total.standard_error.any():
+            return
 
 
 def usage(layers: tuple[Layer, ...], schemes: tuple[Scheme, ...], target: Target) -> dict[str, FloatArray]:

@@ -40,6 +40,7 @@ class Sensitivity:
         fingerprint: Which model: see `Plan.fingerprint`.
         num_samples: Calibration samples behind each entry.
         seed: Seed of the draws.
+        verdict: Whether the table can rank plans, or why not, in a sentence.
     """
 
     layers: tuple[str, ...]
@@ -56,6 +57,7 @@ class Sensitivity:
     fingerprint: str
     num_samples: int
     seed: int
+    verdict: str = ""
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -123,6 +125,7 @@ class Sensitivity:
             fingerprint=self.fingerprint,
             num_samples=self.num_samples,
             seed=self.seed,
+            verdict=self.verdict,
         )
         write_text(Path(path), stored.model_dump_json(indent=2) + "\n")
 
@@ -149,6 +152,7 @@ class Sensitivity:
                 fingerprint=stored.fingerprint,
                 num_samples=stored.num_samples,
                 seed=stored.seed,
+                verdict=stored.verdict,
             )
         except InvalidInput as error:
             raise InvalidInput(f"{path}: {error}") from error
@@ -179,6 +183,7 @@ class _Stored(BaseModel):
     fingerprint: str
     num_samples: int
     seed: int
+    verdict: str
 
 
 def first_problem(error: ValidationError) -> str:
