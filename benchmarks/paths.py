@@ -1,7 +1,8 @@
-"""Where the benchmarks find data and weights that the repository does not hold: two environment variables.
+"""Where the benchmarks find data and weights that the repository does not hold: environment variables.
 
-`MIXBIT_CIFAR10` is a zip file or a folder of JPEG images, `MIXBIT_RESNET20` a file of weights. Without them the folder
-`shared` beside the repository is looked at.
+`MIXBIT_CIFAR10` is a zip file or a folder of JPEG images, `MIXBIT_RESNET20` a file of weights, `MIXBIT_TEXT` a text,
+`MIXBIT_GPT` the weights that `python -m benchmarks.gpt` writes. Without them the folder `shared` beside the repository
+is looked at.
 """
 
 import os
@@ -13,6 +14,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 DEFAULTS = {
     "MIXBIT_CIFAR10": SHARED / "data" / "cifar10-jpeg.zip",
     "MIXBIT_RESNET20": SHARED / "models" / "resnet20-cifar10.safetensors",
+    "MIXBIT_GPT": SHARED / "models" / "gpt-shakespeare.safetensors",
     "MIXBIT_TEXT": SHARED / "data" / "tinyshakespeare.txt",
 }
 
