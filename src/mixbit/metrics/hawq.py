@@ -15,8 +15,8 @@ from mixbit.progress import track
 from mixbit.task import Inputs
 
 Rule = Literal["standard_error", "nncf"]
-#: Tolerance of each rule where none is given.
-TOLERANCES: dict[Rule, float] = {"standard_error": 0.05, "nncf": 1e-4}
+#: Tolerance of each rule where none is given: about what 50 vectors reach on ResNet-20, and NNCF's own.
+TOLERANCES: dict[Rule, float] = {"standard_error": 0.1, "nncf": 1e-4}
 #: Vectors before a standard error is believed: of fewer it is itself too uncertain.
 FEWEST_VECTORS = 5
 
