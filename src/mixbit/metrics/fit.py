@@ -18,6 +18,8 @@ from mixbit.samples import group_samples, sample_axis
 from mixbit.scheme import Format
 from mixbit.task import Inputs
 
+#: Layer -> [F, elements] squares of the weight's error in each weight format, or [F, 1] where they are one number.
+WeightPowers = Callable[[Layer], Tensor]
 #: (name, value of the tensor) -> for each input format the square of the error, of the tensor's shape or one number.
 InputPowers = Callable[[str, Tensor], list[Tensor]]
 
@@ -84,7 +86,7 @@ def fit_a(question: Question, *, tolerance: float | None = None) -> Estimate:
     Raises:
         InvalidInput: as for `fit`.
     """
-    return _estimate(question, "fit_a", {}, _noise_of_inputs(question), tolerance)
+    return _estimate(question, "fit_a", None, _noise_of_inputs(question), tolerance)
 
 
 def fit_error(question: Question, *, tolerance: float | None = None) -> Estimate:
@@ -115,20 +117,19 @@ def _noise_power(low: float, high: float, formats: Sequence[Format]) -> Tensor:
     return ((high - low) / steps).square() / 12
 
 
-def _noise_of_weights(question: Question) -> dict[str, Tensor]:
-    """Layer -> [F, 1] power of the noise, the same for every element."""
-    powers = {}
-    for layer in question.layers:
+def _noise_of_weights(question: Question) -> WeightPowers:
+    def powers(layer: Layer) -> Tensor:
         low, high = torch.aminmax(get_tensor(question.graph.module, layer.name).detach())
-        powers[layer.name] = _noise_power(float(low), float(high), question.weight_formats).unsqueeze(1)
+        return _noise_power(float(low), float(high), question.weight_formats).unsqueeze(1)
+
     return powers
 
 
-def _errors_of_weights(question: Question) -> dict[str, Tensor]:
-    """Layer -> [F, elements] squares of the rounding errors."""
-    if not question.weight_formats:
-        return {}
-    return {layer.name: torch.stack(question.weight_errors(layer)).square().flatten(1) for layer in question.layers}
+def _errors_of_weights(question: Question) -> WeightPowers:
+    def powers(layer: Layer) -> Tensor:  # anew for every batch: all layers' at once would be as many models as formats
+        return torch.stack(question.weight_errors(layer)).square_().flatten(1)
+
+    return powers
 
 
 def _noise_of_inputs(question: Question) -> InputPowers:
@@ -152,7 +153,7 @@ def _errors_of_inputs(question: Question) -> InputPowers:
 def _estimate(
     question: Question,
     metric: str,
-    weight_powers: dict[str, Tensor],
+    weight_powers: WeightPowers | None,
     input_powers: InputPowers | None,
     tolerance: float | None,
 ) -> Estimate:
@@ -186,9 +187,11 @@ def _relative_error(parts: RunningMean) -> float:
 class _Scorer:
     """Collects, in backward, half the sum of g_i^2 times power for every weight format and input format, per sample."""
 
-    def __init__(self, question: Question, weight_powers: dict[str, Tensor], input_powers: InputPowers | None) -> None:
+    def __init__(
+        self, question: Question, weight_powers: WeightPowers | None, input_powers: InputPowers | None
+    ) -> None:
         self.question = question
-        self.weight_powers = weight_powers if question.weight_formats else {}
+        self.weight_powers = weight_powers if question.weight_formats else None
         self.input_powers = input_powers if question.input_formats else None
         self.backward = Backward(
             question,
@@ -204,8 +207,9 @@ class _Scorer:
     def run_batch(self, inputs: Inputs, labels: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """[N, formats] of each weight and of each input; zeros where the loss does not depend on it."""
         question, count = self.question, inputs.batch_size
+        layers = [layer.name for layer in question.layers] if self.weight_powers else ()
         reads = question.readers if self.input_powers else ()
-        self.weight_scores = {name: torch.zeros(1, len(question.weight_formats)) for name in self.weight_powers}
+        self.weight_scores = {name: torch.zeros(1, len(question.weight_formats)) for name in layers}
         self.input_scores = {name: torch.zeros(1, len(question.input_formats)) for name in reads}
         self.backward.run_batch(inputs, labels, lambda returned, labels: question.task.loss(returned, labels) * count)
         for layer in question.layers:
@@ -216,9 +220,11 @@ class _Scorer:
 
     @torch.no_grad()
     def _score_weight(self, layer: Layer) -> None:
-        graph, uses = self.question.graph, self.uses.pop(layer.name)
+        if self.weight_powers is None:
+            return
+        graph, uses, powers = self.question.graph, self.uses.pop(layer.name), self.weight_powers(layer)
         nodes = [graph.node(operation.node) for operation, _, _ in uses]
-        weight, powers = get_tensor(graph.module, layer.name).detach(), self.weight_powers[layer.name]
+        weight = get_tensor(graph.module, layer.name).detach()
         axes = [sample_axis(node) for node in nodes]
         if None in axes:
             axes = [None] * len(axes)
