@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mixbit.batches import Batch
 from mixbit.calibrate import Calibration
+from mixbit.errors import InvalidInput
 from mixbit.graph import Graph
 from mixbit.layers import Layer
 from mixbit.nodes import get_tensor
@@ -56,6 +57,15 @@ class Question:
     def readers(self) -> dict[str, int]:
         """Tensor that layers read -> how many of them do."""
         return dict(Counter(name for layer in self.layers for name in layer.inputs))
+
+    def check_labels(self, metric: str) -> None:
+        """Raise InvalidInput, which names the metric, unless every batch has labels."""
+        for number, (_, labels) in enumerate(self.batches):
+            if labels is None:
+                raise InvalidInput(
+                    f"metric {metric}: batch {number} has no labels; give batches that end with them, or a metric that "
+                    "needs none, as fisher"
+                )
 
     def input_quantizers(self) -> dict[str, list[Quantizer]]:
         """Tensor that layers read -> its quantizer in each of the input formats."""

@@ -26,6 +26,11 @@ class SampleAxis:
         return rows.reshape(self.outer, -1, self.inner, *rows.shape[1:]).movedim(1, 0).flatten(1, 2)
 
 
+def group_samples(axis: SampleAxis | None, x: Tensor) -> Tensor:
+    """[N, rows, ...] the rows of each sample; all rows as those of one sample where samples cannot be told apart."""
+    return x.unsqueeze(0) if axis is None else axis.group(x)
+
+
 def sample_axis(node: fx.Node) -> SampleAxis | None:
     """Where the node's tensor keeps its samples, read from the symbolic shapes; None where that does not show."""
     while True:

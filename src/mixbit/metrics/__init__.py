@@ -5,9 +5,18 @@ from collections.abc import Callable
 from mixbit.errors import InvalidInput
 from mixbit.estimate import Estimate, Question
 from mixbit.metrics.fisher import fisher
+from mixbit.metrics.fit import fit, fit_a, fit_error, fit_w
+from mixbit.metrics.hawq import hawq
 
 Metric = Callable[[Question], Estimate]
-METRICS: dict[str, Metric] = {"fisher": fisher}
+METRICS: dict[str, Metric] = {
+    "fisher": fisher,
+    "fit": fit,
+    "fit_w": fit_w,
+    "fit_a": fit_a,
+    "fit_error": fit_error,
+    "hawq": hawq,
+}
 
 
 def find_metric(metric: str | Metric) -> Metric:

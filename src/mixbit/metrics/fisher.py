@@ -12,7 +12,7 @@ from mixbit.layers import Layer
 from mixbit.metrics._backward import Backward
 from mixbit.operators import FEW_ELEMENTS, Operation, can_take_bias, run_stacked, stack_weights
 from mixbit.progress import track
-from mixbit.samples import SampleAxis, sample_axis
+from mixbit.samples import group_samples, sample_axis
 
 
 def fisher(question: Question) -> Estimate:
@@ -73,7 +73,7 @@ class _Scorer:
     def _input_scores(self, name: str, x: Tensor, gradient: Tensor) -> None:
         axis = sample_axis(self.question.graph.node(name))
         products = [quantizer(x).sub_(x).mul_(gradient) for quantizer in self.input_quantizers[name]]
-        dots = [(part := _grouped(axis, product)).reshape(len(part), -1).sum(1) for product in products]
+        dots = [(part := group_samples(axis, product)).reshape(len(part), -1).sum(1) for product in products]
         self.input_scores.setdefault(name, []).append(torch.stack(dots, 1))
 
     def _mean_errors(self, layer: Layer, operation: Operation) -> Tensor | None:
@@ -89,7 +89,7 @@ class _Scorer:
     ) -> Tensor:
         """[N, formats] of <gradient_i, op(x_i, dW) - its mean>; [1, formats] where samples cannot be told apart."""
         axis, shifts = sample_axis(node), self.shifts[node.name]
-        x, gradient = _grouped(axis, x), _grouped(axis, gradient)
+        x, gradient = group_samples(axis, x), group_samples(axis, gradient)
         if operation.kind.input is None:
             rows, places = x.unique(return_inverse=True)  # a table is long, and a batch reads little of it
             errors = self.question.weight_errors(layer, rows)
@@ -115,11 +115,6 @@ class _Scorer:
         if not weights and not inputs:
             return torch.zeros(batch_size, len(self.question.layers), len(self.question.schemes), dtype=torch.float64)
         return self.question.entries(weights, inputs)
-
-
-def _grouped(axis: SampleAxis | None, x: Tensor) -> Tensor:
-    """[N, rows, ...] the rows of each sample; all rows as those of one sample where samples cannot be told apart."""
-    return x.unsqueeze(0) if axis is None else axis.group(x)
 
 
 def _dot_with_matrices(x: Tensor, gradient: Tensor, errors: Tensor) -> Tensor:
