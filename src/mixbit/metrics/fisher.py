@@ -10,9 +10,10 @@ from mixbit.calibrate import mean_output
 from mixbit.estimate import Estimate, Question, RunningMean
 from mixbit.layers import Layer
 from mixbit.metrics._backward import Backward
+from mixbit.metrics._outputs import grouped
 from mixbit.operators import FEW_ELEMENTS, Operation, can_take_bias, run_stacked, stack_weights
 from mixbit.progress import track
-from mixbit.samples import SampleAxis, sample_axis
+from mixbit.samples import sample_axis
 
 
 def fisher(question: Question) -> Estimate:
@@ -73,7 +74,7 @@ class _Scorer:
     def _input_scores(self, name: str, x: Tensor, gradient: Tensor) -> None:
         axis = sample_axis(self.question.graph.node(name))
         products = [quantizer(x).sub_(x).mul_(gradient) for quantizer in self.input_quantizers[name]]
-        dots = [(part := _grouped(axis, product)).reshape(len(part), -1).sum(1) for product in products]
+        dots = [(part := grouped(axis, product)).reshape(len(part), -1).sum(1) for product in products]
         self.input_scores.setdefault(name, []).append(torch.stack(dots, 1))
 
     def _mean_errors(self, layer: Layer, operation: Operation) -> Tensor | None:
@@ -89,7 +90,7 @@ class _Scorer:
     ) -> Tensor:
         """[N, formats] of <gradient_i, op(x_i, dW) - its mean>; [1, formats] where samples cannot be told apart."""
         axis, errors, shifts = sample_axis(node), self.question.weight_errors(layer), self.shifts[node.name]
-        x, gradient = _grouped(axis, x), _grouped(axis, gradient)
+        x, gradient = grouped(axis, x), grouped(axis, gradient)
         if operation.channels_last and operation.kind.input is not None:
             x, gradient = x.flatten(1, -2), gradient.flatten(1, -2)
             scores = _dot_with_matrices(x, gradient, torch.stack([error.movedim(layer.axis, 0) for error in errors]))
@@ -110,11 +111,6 @@ class _Scorer:
         if not weights and not inputs:
             return torch.zeros(batch_size, len(self.question.layers), len(self.question.schemes), dtype=torch.float64)
         return self.question.entries(weights, inputs)
-
-
-def _grouped(axis: SampleAxis | None, x: Tensor) -> Tensor:
-    """[N, rows, ...] the rows of each sample; all rows as those of one sample where samples cannot be told apart."""
-    return x.unsqueeze(0) if axis is None else axis.group(x)
 
 
 def _dot_with_matrices(x: Tensor, gradient: Tensor, errors: Tensor) -> Tensor:
