@@ -1,0 +1,58 @@
+"""The metric `modelopt` against gradients of the plain model, a sample at a time."""
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mixbit.errors import InvalidInput
+from mixbit.metrics.modelopt import modelopt
+from mixbit.task import Task
+from tests.metrics.setting import NETWORKS, SCHEMES, assert_agrees, calls_of, setting_of
+
+
+def scores_of(one, layer, samples):
+    """[C] sums of (gradient x error)^2, of the sum of these samples' losses."""
+    returned, calls = calls_of(one, layer, one.x[samples])
+    loss = F.cross_entropy(Task.classification().outputs(returned), one.labels[samples], reduction="sum")
+    slopes = torch.autograd.grad(loss, [call.output for call in calls], allow_unused=True, materialize_grads=True)
+    scores = np.zeros(len(SCHEMES))
+    for call, slope, operation in zip(calls, slopes, layer.operations, strict=True):
+        for column, scheme in enumerate(SCHEMES[:-1]):
+            with torch.no_grad():
+                changes = [call.run(call.x, one.weight_error(layer, scheme))]
+                if scheme.input is not None and operation.input is not None:
+                    rounded = one.input_quantizer(operation.input, scheme)(call.x)
+                    changes.append(call.run(rounded - call.x, one.parameter(layer)))
+                scores[column] += sum(float((slope * change).square().sum()) for change in changes)
+    return scores
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_entries_are_squares_of_gradients_times_errors(name):
+    one = setting_of(name)
+    answer = modelopt(one.question())
+    names = [layer.name for layer in one.layers if layer.name != "positions.weight"]
+    rows = [row for row, layer in enumerate(one.layers) if layer.name in names]
+    each = np.array(
+        [[scores_of(one, one.layers[row], slice(sample, sample + 1)) for row in rows] for sample in range(10)]
+    )
+    assert answer.num_samples == 10
+    assert_agrees(answer.loss[rows], each.mean(0))
+    assert_agrees(answer.standard_error[rows], each.std(0, ddof=1) / np.sqrt(10))
+    assert (answer.loss[0, :-1] > 0).all()
+    if name == "two heads":  # the second does not reach the logits
+        assert (answer.loss[1] == 0).all()
+
+
+def test_an_output_that_all_samples_share_counts_by_the_whole_batch():
+    one = setting_of("attention")
+    names = [layer.name for layer in one.layers]
+    row = names.index("positions.weight")
+    batches = [scores_of(one, one.layers[row], slice(start, start + 4)) for start in (0, 4, 8)]
+    assert_agrees(modelopt(one.question()).loss[row], sum(batches) / 10)
+
+
+def test_labels_are_needed():
+    with pytest.raises(InvalidInput, match="'modelopt' needs labels, batch 0 has none"):
+        modelopt(setting_of("shared").question(labelled=False))
