@@ -19,6 +19,9 @@ MODELS = {
     "convolutions": (Residual, lambda: torch.randn(20, 2, 6, 6)),
     "attention": (Attention, lambda: torch.randint(0, 6, (20, 5))),
 }
+#: Metrics that draw random numbers, and those that look at weights alone.
+DRAWING = {METRICS["fisher"]}
+OF_WEIGHTS = {METRICS[name] for name in ("weight_error", "weight_error_absolute", "weight_error_relative")}
 
 
 @pytest.fixture(params=METRICS, scope="module")
@@ -40,8 +43,21 @@ def setting(request):
 
 def question_of(setting, *, schemes=SCHEMES, seed=0, task=None):
     _, _, graph, layers, batches, calibration = setting
-    pairs = [(inputs, None) for inputs in batches]
-    return Question(graph, layers, schemes, calibration, pairs, task or Task.classification(), seed)
+    task = task or Task.classification()
+    return Question(graph, layers, schemes, calibration, labelled(graph, task, batches), task, seed)
+
+
+def labelled(graph, task, batches):
+    """With labels that the network fits: drawn from its own answers; in a regression, its answers or nearly so.
+
+    Few labels may reward rounding by chance; these do not.
+    """
+    generator, pairs = torch.Generator().manual_seed(9), []
+    for inputs in batches:
+        outputs = task.outputs(graph(*inputs.args)).detach()
+        drawn = outputs.softmax(-1).multinomial(1, generator=generator).squeeze(-1)
+        pairs.append((inputs, drawn if task.has_accuracy else outputs + 1e-3 * outputs.flip(0)))
+    return pairs
 
 
 def test_the_table_is_finite_and_nowhere_negative(metric, setting):
@@ -63,7 +79,7 @@ def test_float_costs_nothing_and_bits_pay(metric, setting):
     assert (answer.standard_error[:, 0] == 0).all()
     assert cost["w2"] > cost["w4"] > cost["w8"] > 0
     assert cost["w2a8"] > cost["w4a8"] > cost["w8a8"] >= cost["w8"]
-    assert cost["w8a3"] > cost["w8a8"]
+    assert cost["w8a3"] == cost["w8a8"] if metric in OF_WEIGHTS else cost["w8a3"] > cost["w8a8"]
 
 
 def test_an_entry_does_not_depend_on_the_other_choices(metric, setting):
@@ -77,7 +93,7 @@ def test_a_seed_gives_the_same_table_and_another_seed_another(metric, setting):
     first, again, other = (metric(question_of(setting, seed=seed)) for seed in (1, 1, 2))
     assert np.array_equal(first.loss, again.loss)
     assert np.array_equal(first.standard_error, again.standard_error)
-    assert not np.array_equal(first.loss, other.loss)
+    assert np.array_equal(first.loss, other.loss) == (metric not in DRAWING)
 
 
 def test_nothing_of_the_users_changes(metric, setting):
