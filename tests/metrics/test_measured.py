@@ -18,7 +18,7 @@ from mixbit.scheme import Scheme
 from mixbit.simulate import assemble, quantize
 from mixbit.task import Task
 from tests.metrics.setting import NETWORKS, SCHEMES, assert_agrees, rounded_output, setting_of
-from tests.networks import Net, batches_of, plan_of
+from tests.networks import OPERATORS, Net, batches_of, captured_operator, plan_of
 
 TASK = Task.classification()
 
@@ -135,3 +135,17 @@ def test_divergences_far_below_the_precision_of_float32_are_kept():
 def test_labels_are_needed_for_the_loss():
     with pytest.raises(InvalidInput, match="'measured_loss' needs labels, batch 0 has none"):
         measured_loss(setting_of("shared").question(labelled=False))
+
+
+@pytest.mark.usefixtures("anything")
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_every_operator_is_measured_as_quantize_deploys_it(kind):
+    _, x, graph = captured_operator(kind)
+    layers, task, batches = find_layers(graph), Task.regression(), batches_of(x, 2)
+    calibration = calibrate(graph, layers, batches)
+    pairs = [(inputs, None) for inputs in batches]
+    answer = measured(Question(graph, layers, (Scheme.parse("w3"),), calibration, pairs, task, 0))
+    changed = quantize(graph, plan_of(layers, "w3"), calibration)
+    with torch.no_grad():
+        wanted = task.divergence(task.outputs(graph(x)), task.outputs(changed(x))).mean()
+    assert_agrees(answer.loss, float(wanted))

@@ -5,10 +5,17 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from mixbit.calibrate import calibrate
 from mixbit.errors import InvalidInput
+from mixbit.estimate import Question
+from mixbit.layers import find_layers
 from mixbit.metrics.modelopt import modelopt
+from mixbit.operators import run_operation
+from mixbit.scales import weight_quantizer
+from mixbit.scheme import Scheme
 from mixbit.task import Task
 from tests.metrics.setting import NETWORKS, SCHEMES, assert_agrees, calls_of, setting_of
+from tests.networks import OPERATORS, batches_of, captured_operator
 
 
 def scores_of(one, layer, samples):
@@ -56,3 +63,25 @@ def test_an_output_that_all_samples_share_counts_by_the_whole_batch():
 def test_labels_are_needed():
     with pytest.raises(InvalidInput, match="'modelopt' needs labels, batch 0 has none"):
         modelopt(setting_of("shared").question(labelled=False))
+
+
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_every_operator_has_scores(kind):
+    """Labels below all outputs by 1 make all gradients of a regression 1: what is left is the error itself."""
+    _, x, graph = captured_operator(kind)
+    layers, scheme = find_layers(graph), Scheme.parse("w3")
+    (layer,), (operation,) = layers, layers[0].operations
+    calibration = calibrate(graph, layers, batches_of(x, 2))
+    outputs = Task.regression().outputs(graph(x)).detach()
+    answer, alone = (
+        modelopt(Question(graph, layers, (scheme,), calibration, pairs, Task.regression(), 0))
+        for pairs in (list(zip(batches_of(x, size), (outputs - 1).split(size), strict=True)) for size in (2, 1))
+    )
+    run = torch.fx.Interpreter(graph.module, garbage_collect_values=False)
+    run.run(x)
+    node = graph.node(operation.node)
+    weight = graph.module.get_parameter(layer.name).detach()
+    error = weight_quantizer(graph, layer, scheme.weight, calibration)(weight) - weight
+    change = run_operation(node, operation, run.env[node.args[operation.data]].detach(), error)
+    assert_agrees(answer.loss, float(change.square().sum()) / len(x))
+    assert_agrees(answer.standard_error, alone.standard_error)  # samples are told apart wherever they are kept

@@ -4,8 +4,14 @@ import numpy as np
 import pytest
 import torch
 
+from mixbit.calibrate import calibrate
+from mixbit.estimate import Question
+from mixbit.layers import find_layers
 from mixbit.metrics.output_error import noise_to_signal, output_error
+from mixbit.scheme import Scheme
+from mixbit.task import Task
 from tests.metrics.setting import NETWORKS, SCHEMES, assert_agrees, calls_of, mean_errors, setting_of
+from tests.networks import OPERATORS, batches_of, captured_operator
 
 
 @torch.no_grad()
@@ -60,3 +66,19 @@ def test_a_single_sample_has_no_error_known():
         assert answer.num_samples == 1
         assert np.isfinite(answer.loss).all()
         assert np.isinf(answer.standard_error).all()
+
+
+@pytest.mark.parametrize("metric", [output_error, noise_to_signal])
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_samples_are_told_apart_wherever_an_operator_keeps_them(kind, metric):
+    _, x, graph = captured_operator(kind)
+    layers = find_layers(graph)
+    calibration = calibrate(graph, layers, batches_of(x, 2))
+    schemes, task = (Scheme.parse("w3a4"),), Task.regression()
+    together, alone = (
+        metric(Question(graph, layers, schemes, calibration, [(part, None) for part in batches_of(x, size)], task, 0))
+        for size in (3, 1)
+    )
+    assert (together.standard_error > 0).all()
+    assert_agrees(together.loss, alone.loss)
+    np.testing.assert_allclose(together.standard_error, alone.standard_error, rtol=1e-6)
