@@ -152,12 +152,12 @@ def _input_changes(graph: Graph, name: str, quantizers: list[Quantizer]) -> list
 
 
 def _dependents(graph: Graph, sources: frozenset[fx.Node]) -> frozenset[fx.Node]:
-    """All that depends on the nodes, apart from themselves."""
+    """All that depends on the nodes, which do not depend on one another."""
     found: set[fx.Node] = set()
     for node in graph.module.graph.nodes:
         if any(before in found or before in sources for before in node.all_input_nodes):
             found.add(node)
-    return frozenset(found - sources)
+    return frozenset(found)
 
 
 class _Rerun(fx.Interpreter):
