@@ -22,7 +22,7 @@ from mixbit.target import Target, find_target
 from mixbit.task import Task
 
 #: Fewer batches are measured at once: a part of them says little.
-FEWEST_BATCHES = 4
+FEWEST_BATCHES = 8
 
 
 def measure(
@@ -68,7 +68,7 @@ def measure(
             weight_quantizer(graph, layer, fmt, calibration)
     task = task or Task.classification()
     table = None
-    for estimate in _rounds(method, Question(graph, layers, schemes, calibration, pairs, task, seed)):
+    for estimate, seen in _rounds(method, Question(graph, layers, schemes, calibration, pairs, task, seed)):
         table = Sensitivity(
             layers=tuple(layer.name for layer in layers),
             choices=tuple(str(scheme) for scheme in schemes),
@@ -90,15 +90,16 @@ def measure(
             break
     if table is None:
         raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
-    seen = f"{table.num_samples} of {sum(inputs.batch_size for inputs, _ in pairs)} samples"
     verdict = (
         f"plans are stable, after {seen}" if problem is None else f"cannot rank plans for sure: {problem}, after {seen}"
     )
     return dataclasses.replace(table, verdict=verdict)
 
 
-def _rounds(method: Metric, question: Question) -> Iterator[Estimate]:
-    """Estimates from a quarter of the batches, from half of them, and from all; one where the metric is exact.
+def _rounds(method: Metric, question: Question) -> Iterator[tuple[Estimate, str]]:
+    """Estimates from a quarter of the batches, from half of them, and from all, and what data is behind each.
+
+    One estimate, where the metric is exact.
 
     A round takes batches from all over the data, which may be in order.
     """
@@ -108,11 +109,13 @@ def _rounds(method: Metric, question: Question) -> Iterator[Estimate]:
         if len(batches) >= FEWEST_BATCHES
         else [batches]
     )
+    count, of = 0, sum(inputs.batch_size for inputs, _ in batches)
     total = None
     for number, part in enumerate(parts):
         found = method(dataclasses.replace(question, batches=part, seed=question.seed + number))
         total = found if total is None else joined(total, found)
-        yield total
+        count += sum(inputs.batch_size for inputs, _ in part)
+        yield total, f"{count} of {of} samples"
         if not total.standard_error.any():
             return
 

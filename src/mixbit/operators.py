@@ -70,6 +70,11 @@ class Operation:
         """Position of what it reads beside the weight: the input, or indices."""
         return 1 if self.kind.input is None else self.kind.input
 
+    def along_channels(self, values: Tensor, num_dimensions: int) -> Tensor:
+        """Values [channels], shaped to be added to the operator's output of that many dimensions."""
+        behind = 0 if self.channels_last else num_dimensions - 2
+        return values.reshape(-1, *[1] * behind)
+
     def groups(self, node: fx.Node) -> int:
         """Groups of a convolution; 1 for everything else."""
         return 1 if self.channels_last else argument(node, GROUPS, 1)

@@ -291,7 +291,7 @@ def test_labels_and_tolerances_are_checked(name):
     one = case("convolutions")
     metric = METRICS[name]
     unlabelled = [one.batches[0], (one.batches[1][0], None)]
-    with pytest.raises(InvalidInput, match=rf"metric {name}: batch 1 has no labels"):
+    with pytest.raises(InvalidInput, match=rf"metric '{name}' needs labels, batch 1 has none"):
         metric(one.question(unlabelled))
     for tolerance in (0.0, -1.0, float("nan")):
         with pytest.raises(InvalidInput, match=rf"metric {name}: tolerance"):

@@ -224,7 +224,7 @@ def test_the_graph_stays_as_it_was():
 
 def test_what_it_cannot_use_is_refused():
     one = case("convolutions")
-    with pytest.raises(InvalidInput, match="metric hawq: batch 0 has no labels"):
+    with pytest.raises(InvalidInput, match="metric 'hawq' needs labels, batch 0 has none"):
         hawq(asked(one, batches=[(one.batches[0][0], None)]))
     for options in ({"vectors": 1}, {"tolerance": 0.0}, {"tolerance": float("nan")}):
         with pytest.raises(InvalidInput, match=r"metric hawq: .* vectors, tolerance"):

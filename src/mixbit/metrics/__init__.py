@@ -4,9 +4,14 @@ from collections.abc import Callable
 
 from mixbit.errors import InvalidInput
 from mixbit.estimate import Estimate, Question
+from mixbit.metrics.autoround import autoround
 from mixbit.metrics.fisher import fisher
 from mixbit.metrics.fit import fit, fit_a, fit_error, fit_w
 from mixbit.metrics.hawq import hawq
+from mixbit.metrics.measured import measured, measured_loss
+from mixbit.metrics.modelopt import modelopt
+from mixbit.metrics.output_error import noise_to_signal, output_error
+from mixbit.metrics.weight_error import weight_error, weight_error_absolute, weight_error_relative
 
 Metric = Callable[[Question], Estimate]
 METRICS: dict[str, Metric] = {
@@ -16,6 +21,15 @@ METRICS: dict[str, Metric] = {
     "fit_a": fit_a,
     "fit_error": fit_error,
     "hawq": hawq,
+    "weight_error": weight_error,
+    "weight_error_absolute": weight_error_absolute,
+    "weight_error_relative": weight_error_relative,
+    "output_error": output_error,
+    "noise_to_signal": noise_to_signal,
+    "modelopt": modelopt,
+    "autoround": autoround,
+    "measured": measured,
+    "measured_loss": measured_loss,
 }
 
 

@@ -1,0 +1,73 @@
+"""The metric `autoround`: sizes of gradient times error, to first order, as Intel AutoRound's AutoScheme scores."""
+
+import torch
+from torch import Tensor
+
+from mixbit.estimate import Estimate, Question, batch_means
+from mixbit.layers import Layer
+from mixbit.metrics._backward import Backward
+from mixbit.metrics._outputs import layer_entries, no_costs
+from mixbit.nodes import get_tensor
+from mixbit.operators import Operation, run_operation
+from mixbit.progress import track
+
+
+def autoround(question: Question) -> Estimate:
+    """Sum |g_W (Q(W) - W)| + sum |g_x (Q(x) - x)| over the elements of a layer's weight and of what it reads.
+
+    Gradients of the mean loss of a batch with labels: g_W over all that reads the weight, g_x through the layer itself
+    alone, also where others read the same tensor. Sizes are taken after summing g_W over the batch, so that the
+    entries of a weight shrink with larger batches; those of inputs do not. No bias correction, as published.
+
+    Source: W. Cheng et al., "SignRoundV2", 2025 (DeltaLoss), and Intel AutoRound's AutoScheme.
+
+    Returns:
+        loss and standard error [L, C] in the unit of the loss; its samples are the batches, weighted by size.
+
+    Raises:
+        InvalidInput: batches without labels, or labels that do not fit the task.
+    """
+    question.check_labels("autoround")
+    scorer = _Scorer(question)
+    rows = []
+    for inputs, labels in track(question.batches, "measure"):
+        scorer.start()
+        scorer.backward.run_batch(inputs, labels, question.task.loss)
+        rows.append(layer_entries(question, scorer.weight_scores(), scorer.inputs))
+    sizes = torch.tensor([inputs.batch_size for inputs, _ in question.batches])
+    loss, standard_error = batch_means(torch.stack(rows), sizes)
+    return Estimate(loss.numpy(), standard_error.numpy(), len(rows))
+
+
+class _Scorer:
+    """Adds up, in backward, every weight's gradient and the scores of every layer's inputs, [formats]."""
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        self.quantizers = question.input_quantizers()
+        self.backward = Backward(question, self._add, None)
+
+    def start(self) -> None:
+        """Forget the batch before."""
+        self.gradients: dict[str, Tensor] = {}
+        self.inputs = no_costs(self.question, self.question.input_formats)
+
+    def weight_scores(self) -> dict[str, Tensor]:
+        """Layer -> [formats] sum |g_W (Q(W) - W)| of the batch; 0 where the loss does not depend on the layer."""
+        scores = no_costs(self.question, self.question.weight_formats)
+        for layer in self.question.layers:
+            if layer.name in self.gradients:
+                for column, error in enumerate(self.question.weight_errors(layer)):
+                    scores[layer.name][column] = (self.gradients[layer.name] * error).abs().sum().cpu()
+        return scores
+
+    def _add(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
+        node, quantizers = self.question.graph.node(operation.node), self.quantizers.get(operation.input or "", [])
+        weight = get_tensor(self.question.graph.module, layer.name).detach().requires_grad_()
+        read = x.detach().requires_grad_(bool(quantizers))
+        with torch.enable_grad():
+            output = run_operation(node, operation, read, weight)
+        by_weight, *by_input = torch.autograd.grad(output, [weight, read] if quantizers else [weight], gradient)
+        self.gradients[layer.name] = self.gradients.get(layer.name, 0) + by_weight
+        for column, quantizer in enumerate(quantizers):
+            self.inputs[layer.name][column] += ((quantizer(x) - x) * by_input[0]).abs().sum().cpu()

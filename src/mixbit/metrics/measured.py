@@ -1,0 +1,187 @@
+"""The metrics `measured` and `measured_loss`: the network run with one tensor rounded at a time, the slow truth."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from mixbit.calibrate import mean_output
+from mixbit.estimate import Estimate, Question, RunningMean, batch_means
+from mixbit.graph import Graph
+from mixbit.layers import Layer
+from mixbit.operators import can_take_bias
+from mixbit.progress import track
+from mixbit.quantizer import Quantizer
+from mixbit.scales import weight_quantizer
+from mixbit.task import Inputs
+
+#: (what the float network returns, what the changed one returns, labels) -> costs, [N] or [1].
+Score = Callable[[Any, Any, Tensor | None], Tensor]
+
+
+def measured(question: Question) -> Estimate:
+    """KL divergence in nats of the network with one tensor rounded from the float network.
+
+    One weight at a time in each format, for all that reads it, with the bias that is deployed: less the mean that the
+    rounding error adds on the calibration data. One input tensor at a time in each format, for all that read it. What a
+    layer's choice costs is the sum of its weight and its inputs, an input shared among the layers that read it; what
+    rounding several tensors does together is not seen. A float run per batch, and of each variant what comes after the
+    change; the values of one batch's float run are kept in memory.
+
+    Source: Y. Cai et al., "ZeroQ: A Novel Zero Shot Quantization Framework", CVPR 2020 (sensitivity by KL divergence),
+    with bias correction and inputs.
+
+    Returns:
+        loss and standard error [L, C] in nats.
+    """
+    task = question.task
+
+    def divergence(reference: Any, returned: Any, _: Tensor | None) -> Tensor:
+        # In float32, the terms of a small divergence do not cancel.
+        return task.divergence(task.outputs(reference).double(), task.outputs(returned).double()).clamp(min=0)
+
+    entries = RunningMean((len(question.layers), len(question.schemes)))
+    for weights, inputs in _costs(question, divergence):
+        entries.update(question.entries(weights, inputs))
+    return Estimate(*entries.result())
+
+
+def measured_loss(question: Question) -> Estimate:
+    """Increase of the task's loss on labels; tensors are rounded and their costs added as in `measured`.
+
+    A mean increase below 0, of a weight or of an input, counts as 0: it is chance, or fits the labels at hand alone,
+    and a search would go after it. So entries lean upwards where they are smaller than their standard errors, which
+    are those of the increases as they are.
+
+    Returns:
+        loss and standard error [L, C] in the unit of the loss; its samples are the batches, weighted by size, since
+        a loss is the mean of a batch.
+
+    Raises:
+        InvalidInput: batches without labels, or labels that do not fit the task.
+    """
+    question.check_labels("measured_loss")
+    loss = question.task.loss
+
+    def increase(reference: Any, returned: Any, labels: Tensor | None) -> Tensor:
+        return (loss(returned, labels) - loss(reference, labels)).reshape(1)
+
+    batches = list(_costs(question, increase))
+    sizes = torch.tensor([inputs.batch_size for inputs, _ in question.batches])
+    weights, inputs = (
+        {name: torch.cat([batch[part][name] for batch in batches]) for name in batches[0][part]} for part in (0, 1)
+    )
+    _, standard_error = batch_means(question.entries(weights, inputs), sizes)
+    gains_nothing = [
+        {name: batch_means(costs, sizes)[0].clamp(min=0) for name, costs in part.items()} for part in (weights, inputs)
+    ]
+    return Estimate(question.entries(*gains_nothing).numpy(), standard_error.numpy(), len(batches))
+
+
+@dataclass(frozen=True)
+class _Change:
+    """One tensor in one format.
+
+    Attributes:
+        nodes: Nodes whose values are rounded.
+        quantizer: Rounds them.
+        after: Nodes that depend on them.
+        shifts: Operator's node -> what its corrected bias takes off its output.
+    """
+
+    nodes: frozenset[fx.Node]
+    quantizer: Quantizer
+    after: frozenset[fx.Node]
+    shifts: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def _costs(question: Question, score: Score) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """Of every batch, layer -> costs of its weight [N, formats] and tensor -> costs of rounding it [N, formats]."""
+    weights = {layer.name: _weight_changes(question, layer) for layer in question.layers}
+    inputs = {name: _input_changes(question.graph, name, each) for name, each in question.input_quantizers().items()}
+    changes = [change for part in (weights, inputs) for each in part.values() for change in each]
+    runs = 1 + len(changes)
+    scores = track(_scores(question, changes, score), "measure", runs * len(question.batches))
+    for batch in zip(*[scores] * runs, strict=True):  # as many at a time as a batch has
+        unchanged, *rest = (costs.cpu().double() for costs in batch)
+        remaining = iter(rest)
+        yield _by_name(weights, unchanged, remaining), _by_name(inputs, unchanged, remaining)
+
+
+def _by_name(changes: Mapping[str, list[_Change]], unchanged: Tensor, scores: Iterator[Tensor]) -> dict[str, Tensor]:
+    """Name -> scores of its changes side by side, [N, formats], taken in order; [N, 0] where there is no format."""
+    return {name: torch.stack([unchanged, *islice(scores, len(each))], -1)[:, 1:] for name, each in changes.items()}
+
+
+@torch.no_grad()
+def _scores(question: Question, changes: list[_Change], score: Score) -> Iterator[Tensor]:
+    """Of every batch, the score of the float network itself and then of every change."""
+    rerun = _Rerun(question.graph)
+    for inputs, labels in question.batches:
+        reference = rerun.run_float(inputs)
+        yield score(reference, reference, labels)
+        for change in changes:
+            yield score(reference, rerun.run_changed(change), labels)
+
+
+@torch.no_grad()
+def _weight_changes(question: Question, layer: Layer) -> list[_Change]:
+    graph, calibration = question.graph, question.calibration
+    reads = graph.module.graph.find_nodes(op="get_attr")
+    nodes = frozenset(node for node in reads if node.target == layer.name)
+    after = _dependents(graph, nodes)
+    changes = []
+    for fmt, error in zip(question.weight_formats, question.weight_errors(layer), strict=True):
+        shifts = {
+            one.node: one.along_channels(mean_output(graph, one, calibration, error), len(graph.shapes[one.node]))
+            for one in layer.operations
+            if can_take_bias(graph.node(one.node), one)
+        }
+        changes.append(_Change(nodes, weight_quantizer(graph, layer, fmt, calibration), after, shifts))
+    return changes
+
+
+def _input_changes(graph: Graph, name: str, quantizers: list[Quantizer]) -> list[_Change]:
+    nodes = frozenset([graph.node(name)])
+    after = _dependents(graph, nodes)
+    return [_Change(nodes, quantizer, after) for quantizer in quantizers]
+
+
+def _dependents(graph: Graph, sources: frozenset[fx.Node]) -> frozenset[fx.Node]:
+    """All that depends on the nodes, which do not depend on one another."""
+    found: set[fx.Node] = set()
+    for node in graph.module.graph.nodes:
+        if any(before in found or before in sources for before in node.all_input_nodes):
+            found.add(node)
+    return frozenset(found)
+
+
+class _Rerun(fx.Interpreter):
+    """Runs the graph in float, and then again and again from a change on."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__(graph.module, garbage_collect_values=False)
+        self.graph_ = graph
+        self.values: dict[fx.Node, Any] = {}
+        self.shifts: Mapping[str, Tensor] = {}
+
+    def run_float(self, inputs: Inputs) -> Any:
+        """What the float graph returns."""
+        self.shifts = {}
+        returned = self.run(*self.graph_.leaves(inputs), enable_io_processing=False)
+        self.values = self.env
+        return returned
+
+    def run_changed(self, change: _Change) -> Any:
+        """What it returns on the same inputs with the change."""
+        self.shifts = change.shifts
+        known = {node: value for node, value in self.values.items() if node not in change.after}
+        known |= {node: change.quantizer(self.values[node]) for node in change.nodes}
+        return self.run(initial_env=known, enable_io_processing=False)  # runs what is not known
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        return value - self.shifts[n.name] if n.name in self.shifts else value

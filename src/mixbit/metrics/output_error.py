@@ -1,0 +1,117 @@
+"""The metrics `output_error` and `noise_to_signal`: mean square error of every operator's output."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from mixbit.calibrate import mean_output
+from mixbit.estimate import Estimate, Question, RunningMean
+from mixbit.layers import Layer
+from mixbit.metrics._outputs import from_inputs, from_weights, layer_entries, no_costs
+from mixbit.nodes import argument
+from mixbit.operators import Operation, can_take_bias
+from mixbit.progress import track
+from mixbit.samples import group_samples, sample_axis
+
+
+def output_error(question: Question) -> Estimate:
+    """Mean square error of the operator's output, from rounding its weight plus from rounding its input.
+
+    For sample i, mean (op(x_i, Q(W) - W) - m)^2 + mean (op(Q(x_i) - x_i, W))^2 over the elements of the output, x from
+    the float network. m is what the first term has as mean over the calibration data in each channel, which bias
+    correction takes off; 0 where no bias can. A weight that several operators read: the sum over them. A tensor that
+    all samples share counts alike in each. One forward pass, and one more run of each operator per format.
+
+    Source: the layer-wise error that reconstruction minimises, as in M. Nagel et al., "Up or Down? Adaptive Rounding
+    for Post-Training Quantization", ICML 2020, with bias correction.
+
+    Returns:
+        loss and standard error [L, C], in squares of the output's unit.
+    """
+    errors = RunningMean((len(question.layers), len(question.schemes)))
+    for each, _ in _squares(question):
+        errors.update(each)
+    return Estimate(*errors.result())
+
+
+def noise_to_signal(question: Question) -> Estimate:
+    """`output_error` over the mean square of the output, bias included: 1 / SQNR.
+
+    A ratio e / s of means over samples; its standard error is, to first order, that of the mean of
+    (e_i - (e / s) s_i) / s.
+
+    Returns:
+        loss and standard error [L, C], without a unit.
+    """
+    parts = RunningMean((3, len(question.layers), len(question.schemes)))
+    for errors, outputs in _squares(question):
+        signals = outputs.unsqueeze(-1).expand_as(errors)
+        parts.update(torch.stack([errors, signals, errors + signals], 1))
+    mean, deviation, count = parts.result()
+    error, signal = mean[0], mean[1].clip(min=torch.finfo(torch.float32).tiny)
+    ratio = error / signal
+    if count < 2:
+        return Estimate(ratio, deviation[0], count)
+    variance, signal_variance, of_sum = deviation**2
+    covariance = (of_sum - variance - signal_variance) / 2
+    squares = variance - 2 * ratio * covariance + ratio**2 * signal_variance
+    return Estimate(ratio, squares.clip(min=0) ** 0.5 / signal, count)
+
+
+@torch.no_grad()
+def _squares(question: Question) -> Iterator[tuple[Tensor, Tensor]]:
+    """Of every batch, mean squares of the error [N, L, C] and of the output [N, L], summed over a layer's operators."""
+    run = _Run(question)
+    for inputs, _ in track(question.batches, "measure"):
+        run.start(inputs.batch_size)
+        run.run(*question.graph.leaves(inputs), enable_io_processing=False)
+        signals = torch.stack([run.signals[layer.name] for layer in question.layers], 1)
+        yield layer_entries(question, run.weights, run.inputs), signals
+
+
+class _Run(fx.Interpreter):
+    """Runs the float graph and adds up every layer's mean squares: [N, formats] of errors, [N] of outputs."""
+
+    def __init__(self, question: Question) -> None:
+        super().__init__(question.graph.module)
+        self.question = question
+        pairs = [(layer, operation) for layer in question.layers for operation in layer.operations]
+        self.operations = {operation.node: (layer, operation) for layer, operation in pairs}
+        self.shifts = {operation.node: self._mean_errors(layer, operation) for layer, operation in pairs}
+        self.quantizers = question.input_quantizers()
+
+    def start(self, batch_size: int) -> None:
+        """Forget the batch before."""
+        self.weights = no_costs(self.question, self.question.weight_formats, batch_size)
+        self.inputs = no_costs(self.question, self.question.input_formats, batch_size)
+        self.signals = {name: torch.zeros(batch_size, dtype=torch.float64) for name in self.weights}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.operations:
+            layer, operation = self.operations[n.name]
+            x = self.env[argument(n, operation.data)]
+            shifts = self.shifts[n.name]
+            for column, error in enumerate(from_weights(self.question, layer, operation, x)):
+                centred = error if shifts is None else error - shifts[column]
+                self.weights[layer.name][:, column] += _mean_square(n, centred)
+            for column, error in enumerate(from_inputs(self.question, layer, operation, x, self.quantizers)):
+                self.inputs[layer.name][:, column] += _mean_square(n, error)
+            self.signals[layer.name] += _mean_square(n, value)
+        return value
+
+    def _mean_errors(self, layer: Layer, operation: Operation) -> list[Tensor] | None:
+        """Mean output of each error, shaped to be taken off the output; None where no bias can do that."""
+        graph = self.question.graph
+        if not can_take_bias(graph.node(operation.node), operation):
+            return None
+        errors = self.question.weight_errors(layer)
+        means = [mean_output(graph, operation, self.question.calibration, error) for error in errors]
+        return [operation.along_channels(mean, len(graph.shapes[operation.node])) for mean in means]
+
+
+def _mean_square(node: fx.Node, output: Tensor) -> Tensor:
+    """[N] mean square of each sample, float64; [1] where samples cannot be told apart."""
+    return group_samples(sample_axis(node), output).flatten(1).square().mean(1).cpu().double()

@@ -1,0 +1,57 @@
+"""The metrics `weight_error`, `weight_error_absolute`, `weight_error_relative`: round-off of the weights alone."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mixbit.estimate import Estimate, Question
+from mixbit.nodes import get_tensor
+from mixbit.progress import track
+
+
+def weight_error(question: Question) -> Estimate:
+    """Mean square of the rounding error, mean (Q(W) - W)^2: exact, without a run of the network.
+
+    No batch is read; data has a part only in the scales, which are chosen on it. Input formats contribute nothing.
+
+    Source: E. Kloberdanz, W. Le, "MixQuant: Mixed Precision Quantization with a Bit-width Optimization Search",
+    2023 (its norm is not given there: this and the next two are the usual ones).
+
+    Returns:
+        loss [L, C] in squares of the weight's unit, and standard errors of 0.
+    """
+    return _estimate(question, lambda error, _: error.square().mean())
+
+
+def weight_error_absolute(question: Question) -> Estimate:
+    """Mean size of the rounding error, mean |Q(W) - W|; otherwise as `weight_error`.
+
+    Returns:
+        loss [L, C] in the weight's unit, and standard errors of 0.
+    """
+    return _estimate(question, lambda error, _: error.abs().mean())
+
+
+def weight_error_relative(question: Question) -> Estimate:
+    """Rounding error relative to the weight, ||Q(W) - W||^2 / ||W||^2; otherwise as `weight_error`.
+
+    Returns:
+        loss [L, C] without a unit, and standard errors of 0.
+    """
+    return _estimate(question, _relative)
+
+
+def _relative(error: Tensor, weight: Tensor) -> Tensor:
+    return error.square().sum() / weight.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def _estimate(question: Question, size: Callable[[Tensor, Tensor], Tensor]) -> Estimate:
+    """The table of size(error, weight), both in float64."""
+    costs = {}
+    for layer in track(question.layers, "measure"):
+        weight = get_tensor(question.graph.module, layer.name).detach().double()
+        sizes = [float(size(error.double(), weight)) for error in question.weight_errors(layer)]
+        costs[layer.name] = torch.tensor(sizes, dtype=torch.float64)
+    loss = question.entries(costs, {})
+    return Estimate(loss.numpy(), torch.zeros_like(loss).numpy(), question.calibration.num_samples)
