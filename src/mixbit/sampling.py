@@ -17,6 +17,8 @@ Integers = NDArray[np.int64]
 NEAR = 0.05
 #: How often to start anew where no move comes closer.
 MOST_STARTS = 100
+#: A move that comes closer by a smaller share does so by rounding alone, and could be taken back and forth for ever.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def near_choice(
             if abs(total - limit.bound) <= NEAR * limit.bound:
                 return choice
             allowed = ~tied[:, None] | (bits == bits[choice][:, None])
-            moves = np.argwhere(allowed & (abs(total + usage - now - limit.bound) < abs(total - limit.bound)))
+            distance = abs(total + (usage - now) - limit.bound)
+            moves = np.argwhere(allowed & (distance < abs(total - limit.bound) * (1 - ROUNDING)))
             if not len(moves):
                 break
             layer, column = rng.choice(moves)
