@@ -104,22 +104,15 @@ def study(
     every = _with_searched(run.random_plans(drawn), searched)
     truths = run.truths(folder, every)
     sets = {name: PlanSet(some, [truths[f"{name}-{i}"] for i in range(len(some))]) for name, some in drawn.items()}
+    regret = _regrets(searched, every, truths, [run.mean_bits(plan) for plan in every.values()])
     found = Study(
         truth="kl" if truths["uniform-0"].accuracy is None else "accuracy",
-        metrics={name: _figures(one, sets, plans.seed) for name, one in predicted.items()},
+        metrics={name: _figures(one, sets, plans.seed) | regret.get(name, {}) for name, one in predicted.items()},
         reliability=reliability_figures(sets),
         plans=[_plan_row(name, plan, truths[name]) for name, plan in every.items()],
         settings=settings,
         environment=environment(),
     )
-    by_name = {short_name(plan): truths[name] for name, plan in every.items()}
-    chosen = {
-        name: {bits: None if plan is None else by_name[short_name(plan)] for bits, plan in by_bits.items()}
-        for name, by_bits in searched.items()
-    }
-    mean_bits = np.array([run.mean_bits(plan) for plan in every.values()])
-    for name, regret in regrets(chosen, mean_bits, [truths[name] for name in every]).items():
-        found.metrics[name]["regret"] = regret
     write_text(folder.path / "study.json", found.to_json())
     _draw(folder.path / "study.png", tables, sets, found)
     return found
@@ -130,6 +123,22 @@ def _with_searched(plans: dict[str, Plan], searched: Mapping[str, Mapping[float,
     known = {short_name(plan) for plan in plans.values()}
     chosen = {short_name(plan): plan for found in searched.values() for plan in found.values() if plan is not None}
     return plans | {f"chosen-{name}": plan for name, plan in chosen.items() if name not in known}
+
+
+def _regrets(
+    searched: Mapping[str, Mapping[float, Plan | None]],
+    plans: Mapping[str, Plan],
+    truths: Mapping[str, Truth],
+    mean_bits: Sequence[float],
+) -> dict[str, dict[str, Any]]:
+    """Metric -> its figure `regret`."""
+    known = {short_name(plan): truths[name] for name, plan in plans.items()}
+    chosen = {
+        metric: {bits: None if plan is None else known[short_name(plan)] for bits, plan in found.items()}
+        for metric, found in searched.items()
+    }
+    found = regrets(chosen, np.array(mean_bits), [truths[name] for name in plans])
+    return {metric: {"regret": regret} for metric, regret in found.items()}
 
 
 def _plan_row(name: str, plan: Plan, truth: Truth) -> dict[str, Any]:
