@@ -23,9 +23,10 @@ CHOICES = [f"w{weight}a{input_}" for weight in (3, 4, 6, 8) for input_ in (6, 8)
 def encoder() -> Subject:
     """all-MiniLM-L6-v2 on 128 sentences to calibrate and 256 others; embeddings have length 1.
 
-    The divergence of the Gaussian task, half the squared distance of two embeddings, is 1 less their cosine. There are no labels: metrics that need them say so.
+    The divergence of the Gaussian task, half the squared distance of two embeddings, is 1 less their cosine. There are
+    no labels: metrics that need them say so.
     """
-    from benchmarks import minilm
+    from benchmarks import minilm  # noqa: PLC0415 the extra `text` is for the encoder alone
 
     texts = minilm.draw(minilm.sentences(paths.require("MIXBIT_TEXT")), 384, seed=0)
     network, batches = minilm.load(), minilm.batches(texts, 32)

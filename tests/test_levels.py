@@ -11,12 +11,13 @@ import mixbit
 
 PACKAGE = Path(mixbit.__file__).parent
 LEVELS = (
-    {"errors", "progress", "interrupts", "files"},
+    {"errors", "progress", "interrupts", "files", "workers"},
     {"scheme", "sensitivity", "budget", "plan", "task", "batches", "target"},
     {"affine", "ranges", "quantizer", "search", "ranking"},  # numbers only
     {"exporting", "nodes", "operators", "samples", "fold", "graph", "layers", "between", "uncovered"},
     {"calibrate", "scales", "estimate", "simulate", "integers", "metrics"},
     {"targets", "measurement", "evaluation", "latency", "verification", "check", "result"},
+    {"studies"},
     {"specs", "recheck", "pipeline", "demo", "cli", "__init__", "__main__"},
 )
 METHOD_FOLDERS = {"metrics", "search", "targets"}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mixbit.search import search
     from mixbit.sensitivity import Sensitivity
     from mixbit.simulate import quantize
+    from mixbit.studies import RandomPlans, Subject, study
     from mixbit.targets import export
     from mixbit.task import Task
     from mixbit.verification import verify
@@ -29,9 +30,11 @@ __all__ = [
     "InvalidInput",
     "MixbitError",
     "Plan",
+    "RandomPlans",
     "Scheme",
     "Sensitivity",
     "Settings",
+    "Subject",
     "TargetMismatch",
     "Task",
     "UnsupportedModel",
@@ -42,6 +45,7 @@ __all__ = [
     "measure",
     "quantize",
     "search",
+    "study",
     "verify",
 ]
 
@@ -54,9 +58,11 @@ _HOMES = {
     "InvalidInput": "errors",
     "MixbitError": "errors",
     "Plan": "plan",
+    "RandomPlans": "studies",
     "Scheme": "scheme",
     "Sensitivity": "sensitivity",
     "Settings": "pipeline",
+    "Subject": "studies",
     "TargetMismatch": "errors",
     "Task": "task",
     "UnsupportedModel": "errors",
@@ -67,6 +73,7 @@ _HOMES = {
     "measure": "measurement",
     "quantize": "simulate",
     "search": "search",
+    "study": "studies",
     "verify": "verification",
 }
 

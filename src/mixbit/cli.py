@@ -188,6 +188,51 @@ def bench(
 
 
 @app.command()
+def study(
+    model: Model,
+    data: Data,
+    evaluate: Annotated[str, typer.Option("--eval", help="DATA to take the truth on, with labels where there are any")],
+    target: TargetName,
+    out: Annotated[Path, typer.Option("--out", help="folder for the results; started again, a study goes on there")],
+    plans: Annotated[int, typer.Option("--plans", min=3, help="how many random plans of each set")] = 150,
+    metrics: Annotated[str | None, typer.Option("--metrics", help="as in fisher,other; all where left out")] = None,
+    near_budget: Annotated[
+        str | None, typer.Option("--near-budget", help="name=value; a second set of plans within 5 % of it")
+    ] = None,
+    processes: Annotated[int, typer.Option("--processes", min=1, help="that evaluate plans, sharing the cores")] = 2,
+    choices: Choices = None,
+    task: TaskName = "classification",
+    seed: Seed = 0,
+    force: Annotated[bool, typer.Option("--force", help="clear a study that is in --out, and start over")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Tell which metric ranks plans best on this model, by what random plans truly cost."""
+    from functools import partial
+
+    from mixbit.budget import Budget
+    from mixbit.specs import load_subject
+    from mixbit.studies.procedure import study as study_
+    from mixbit.studies.sampling import RandomPlans
+
+    near = None if near_budget is None else Budget.parse([near_budget])
+    found = study_(
+        partial(load_subject, model, data, evaluate, task),
+        target=target,
+        out=out,
+        choices=_split(choices),
+        metrics=_split(metrics),
+        plans=RandomPlans(plans, near, seed),
+        processes=processes,
+        force=force,
+    )
+    if as_json:
+        print(found.to_json(), end="")
+    else:
+        _print_study(found)
+        _say(f"written to {out}")
+
+
+@app.command()
 def demo(
     out: Annotated[Path | None, typer.Option("--out", help="keep the folders here")] = None,
     as_json: AsJson = False,
@@ -322,6 +367,36 @@ def _print_table(table: Any) -> None:
     for layer, losses, errors in zip(table.layers, table.loss, table.standard_error, strict=True):
         rows.append((layer, *[f"{loss:.2e} ±{error:.0e}" for loss, error in zip(losses, errors, strict=True)]))
     _print_rows(f"predicted loss increase by {table.metric}", ("layer", *table.choices), rows)
+
+
+def _print_study(found: Any) -> None:
+    def with_interval(row: dict[str, Any], name: str) -> str:
+        if row.get(name) is None:
+            return "-"
+        low, high = row[f"{name}_interval"]
+        return f"{row[name]:.3f} ({low:.2f} to {high:.2f})"
+
+    sets = [prefix for prefix in ("", "near_") if f"{prefix}ceiling" in found.reliability]
+    names = [f"{prefix}{name}" for prefix in sets for name in ("spearman", "kendall", "kl_spearman")]
+    budgets = sorted({budget for row in found.metrics.values() for budget in row.get("regret", {})})
+    rows = []
+    for metric, row in sorted(found.metrics.items(), key=lambda one: -(one[1].get("spearman") or -1)):
+        regret = [_or_dash(row.get("regret", {}).get(budget), ".4f") for budget in budgets]
+        spent = _or_dash(row.get("seconds"), ".1f"), _or_dash(row.get("peak_mb"), ".0f")
+        rows.append((metric, *[with_interval(row, name) for name in names], *regret, *spent))
+    columns = ("metric", *names, *[f"regret at {budget}" for budget in budgets], "seconds", "peak MB")
+    _print_rows(f"rank correlation with {found.truth}, and 95 % intervals", columns, rows)
+    for prefix in sets:
+        reliability, ceiling = (found.reliability[f"{prefix}{name}"] for name in ("reliability", "ceiling"))
+        which = "plans near the budget" if prefix else "uniform plans"
+        _say(f"{which}: {found.truth} has reliability {reliability:.3f}; no metric can be expected above {ceiling:.3f}")
+    for metric, row in found.metrics.items():
+        if "reason" in row:
+            _say(f"{metric}: {row['reason']}")
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def _print_rows(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

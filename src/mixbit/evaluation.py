@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,17 +57,17 @@ def evaluate(
 
 def graph_runner(graph: Graph, task: Task) -> Callable[[Inputs], Tensor]:
     """The graph as `evaluate` wants it; each batch is checked against the example."""
+    return lambda inputs: task.outputs(returned_by(graph, inputs))
 
-    def run(inputs: Inputs) -> Tensor:
-        graph.check(inputs, "batch")
-        on_device = inputs.to(graph.device)
-        try:
-            returned = graph(*on_device.args, **on_device.kwargs)
-        except (IndexError, RuntimeError) as error:
-            raise InvalidInput(f"the model fails on inputs {inputs.describe()}: {error}") from error
-        return task.outputs(returned)
 
-    return run
+def returned_by(graph: Graph, inputs: Inputs) -> Any:
+    """What the graph returns for a batch; raises InvalidInput where the batch does not fit it."""
+    graph.check(inputs, "batch")
+    on_device = inputs.to(graph.device)
+    try:
+        return graph(*on_device.args, **on_device.kwargs)
+    except (IndexError, RuntimeError) as error:
+        raise InvalidInput(f"the model fails on inputs {inputs.describe()}: {error}") from error
 
 
 def artefact_runner(runner: Runner, graph: Graph, task: Task) -> Callable[[Inputs], Tensor]:

@@ -31,7 +31,12 @@ def read_json(path: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write the text beside `path` and rename it there, so that readers never see half a file.
+    """Write the text as UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write the content beside `path` and rename it there, so that readers never see half a file.
 
     Raises:
         InvalidInput: it cannot be written there.
@@ -39,8 +44,8 @@ def write_text(path: Path, text: str) -> None:
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
             os.chmod(name, 0o666 & ~_umask())
             os.replace(name, path)
         finally:

@@ -20,3 +20,13 @@ def interrupts_later() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
         if seen:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def children_uninterrupted() -> Iterator[None]:
+    """Processes started within the block never see Ctrl-C, from their start; whoever started them ends them."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which they inherit
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mixbit.batches import split_batch
+from mixbit.batches import Batch, split_batch
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.errors import InvalidInput
 from mixbit.estimate import Estimate, Question, joined
@@ -66,58 +66,59 @@ def measure(
     for layer in track(layers, "choose scales"):  # kept in the calibration, for the metric and for quantize()
         for fmt in {scheme.weight for scheme in schemes if scheme.weight is not None}:
             weight_quantizer(graph, layer, fmt, calibration)
-    task = task or Task.classification()
-    table = None
-    for estimate, seen in _rounds(method, Question(graph, layers, schemes, calibration, pairs, task, seed)):
-        table = Sensitivity(
-            layers=tuple(layer.name for layer in layers),
-            choices=tuple(str(scheme) for scheme in schemes),
-            loss=estimate.loss,
-            standard_error=estimate.standard_error,
-            usage=usage(layers, schemes, target),
-            numel=np.array([float(layer.numel) for layer in layers]),
-            macs=np.array([float(layer.macs) for layer in layers]),
-            ties=(),
-            input_ties=shared_inputs(layers),
-            metric=metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__),
-            target=target.name,
-            fingerprint=model_fingerprint(layers),
-            num_samples=estimate.num_samples,
-            seed=seed,
-        )
-        problem = ranking_problem(table)
-        if problem is None:
-            break
-    if table is None:
-        raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
-    verdict = (
-        f"plans are stable, after {seen}" if problem is None else f"cannot rank plans for sure: {problem}, after {seen}"
-    )
-    return dataclasses.replace(table, verdict=verdict)
-
-
-def _rounds(method: Metric, question: Question) -> Iterator[tuple[Estimate, str]]:
-    """Estimates from a quarter of the batches, from half of them, and from all, and what data is behind each.
-
-    One estimate, where the metric is exact.
-
-    A round takes batches from all over the data, which may be in order.
-    """
-    batches = question.batches
-    parts = (
-        [batches[0::4], batches[2::4], [*batches[1::4], *batches[3::4]]]
-        if len(batches) >= FEWEST_BATCHES
-        else [batches]
-    )
-    count, of = 0, sum(inputs.batch_size for inputs, _ in batches)
+    question = Question(graph, layers, schemes, calibration, pairs, task or Task.classification(), seed)
+    name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+    rounds = [*_rounds(pairs)]
     total = None
-    for number, part in enumerate(parts):
-        found = method(dataclasses.replace(question, batches=part, seed=question.seed + number))
+    for number, part in enumerate(rounds):
+        found = method(dataclasses.replace(question, batches=part, seed=seed + number))
         total = found if total is None else joined(total, found)
-        count += sum(inputs.batch_size for inputs, _ in part)
-        yield total, f"{count} of {of} samples"
-        if not total.standard_error.any():
-            return
+        table = _table(question, total, target, name)
+        problem = ranking_problem(table)
+        if number == len(rounds) - 1 or problem is None or not total.standard_error.any():
+            return dataclasses.replace(table, verdict=_verdict(problem, rounds[: number + 1], pairs))
+    raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
+
+
+def _rounds(batches: list[Batch]) -> Iterator[list[Batch]]:
+    """A quarter of the batches, the next quarter, the rest; all at once where they are few.
+
+    Each part is from all over the data, which may be in order.
+    """
+    if not batches:
+        return
+    if len(batches) < FEWEST_BATCHES:
+        yield batches
+        return
+    yield batches[0::4]
+    yield batches[2::4]
+    yield [*batches[1::4], *batches[3::4]]
+
+
+def _verdict(problem: str | None, rounds: list[list[Batch]], batches: list[Batch]) -> str:
+    seen = sum(inputs.batch_size for part in rounds for inputs, _ in part)
+    after = f"after {seen} of {sum(inputs.batch_size for inputs, _ in batches)} samples"
+    return f"plans are stable, {after}" if problem is None else f"cannot rank plans for sure: {problem}, {after}"
+
+
+def _table(question: Question, estimate: Estimate, target: Target, metric: str) -> Sensitivity:
+    layers = question.layers
+    return Sensitivity(
+        layers=tuple(layer.name for layer in layers),
+        choices=tuple(str(scheme) for scheme in question.schemes),
+        loss=estimate.loss,
+        standard_error=estimate.standard_error,
+        usage=usage(layers, question.schemes, target),
+        numel=np.array([float(layer.numel) for layer in layers]),
+        macs=np.array([float(layer.macs) for layer in layers]),
+        ties=(),
+        input_ties=shared_inputs(layers),
+        metric=metric,
+        target=target.name,
+        fingerprint=model_fingerprint(layers),
+        num_samples=estimate.num_samples,
+        seed=question.seed,
+    )
 
 
 def usage(layers: tuple[Layer, ...], schemes: tuple[Scheme, ...], target: Target) -> dict[str, FloatArray]:

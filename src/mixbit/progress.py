@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 T = TypeVar("T")
+_DRAWS = ContextVar("draws", default=True)
 
 
 def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
@@ -19,5 +21,11 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
         total = len(items)  # type: ignore[arg-type]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
+    hidden = not (_DRAWS.get() and sys.stderr.isatty())
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         yield from progress.track(items, total=total, description=label)
+
+
+def draw_nothing() -> None:
+    """From now on, since another process draws the progress of this one."""
+    _DRAWS.set(False)

@@ -11,7 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mixbit.batches import split_batches
 from mixbit.errors import InvalidInput
+from mixbit.graph import capture
+from mixbit.studies.truth import Subject
+from mixbit.task import Task
 
 
 def load_model(spec: str) -> nn.Module:
@@ -41,6 +45,13 @@ def load_data(spec: str) -> list[Any]:
     if not batches:
         raise InvalidInput(f"DATA {spec}: holds no batch; return an iterable of at least one batch")
     return batches
+
+
+def load_subject(model: str, data: str, evaluation: str, task: str) -> Subject:
+    """What a study is about: the captured MODEL, DATA to calibrate and DATA to evaluate on, and the task's name."""
+    module = load_model(model)
+    calibration, evaluated = (split_batches(module, load_data(spec)) for spec in (data, evaluation))
+    return Subject(capture(module, calibration[0][0]), calibration, evaluated, Task.named(task))
 
 
 def _call(spec: str, what: str) -> Any:

@@ -1,0 +1,91 @@
+"""How well a prediction ranks plans: rank correlations with intervals, and the reliability of the truth (numbers only).
+
+Spearman's correlation is Pearson's of the ranks, those of equal values averaged. Kendall's is tau-b: pairs in the same
+order less pairs in the opposite one, over the root of the product of the pairs that each side tells apart.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+Floats = NDArray[np.float64]
+Interval = tuple[float, float]
+
+NUM_RESAMPLES = 1000
+COVERAGE = 95
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Rank correlations of a prediction with the truth, 1 for a perfect prediction; None where a side is constant.
+
+    Attributes:
+        spearman: Spearman's correlation.
+        spearman_interval: Its bootstrap percentile interval, COVERAGE %.
+        kendall: Kendall's tau-b.
+        kendall_interval: Its interval, likewise.
+    """
+
+    spearman: float | None
+    spearman_interval: Interval | None
+    kendall: float | None
+    kendall_interval: Interval | None
+
+
+def agreement(predicted: Floats, truth: Floats, rng: np.random.Generator) -> Agreement:
+    """Agreement of the predicted cost [N] of N plans with the true one [N], both the higher the worse; inf may stand.
+
+    The bootstrap draws N plans with replacement, NUM_RESAMPLES times; draws in which a side is constant do not count.
+    """
+    ranks = np.stack([rankdata(predicted), rankdata(truth)])
+    count = len(predicted)
+    drawn = rng.integers(count, size=(NUM_RESAMPLES, count))
+    copies = np.stack([np.bincount(row, minlength=count) for row in drawn]).astype(float)
+    return Agreement(
+        _number(_spearman(ranks[:, None])[0]),
+        _interval(_spearman(ranks[:, drawn])),
+        _number(_kendall(ranks, np.ones((1, count)))[0]),
+        _interval(_kendall(ranks, copies)),
+    )
+
+
+def reliability(first: Floats, second: Floats) -> float:
+    """How reliable a figure [N] of N plans is, from those of two halves of its samples (Spearman-Brown).
+
+    2 r / (1 + r) with r, Spearman's correlation between the halves; 0 where r is not positive, or a half is constant.
+    No prediction can be expected to correlate with the figure by more than the root of it.
+    """
+    r = float(_spearman(np.stack([first, second])[:, None])[0])
+    return 2 * r / (1 + r) if r > 0 else 0.0
+
+
+def _spearman(pairs: Floats) -> Floats:
+    """[R] correlations of R pairs of rows [2, R, N]; NaN where one is constant."""
+    x, y = (rankdata(rows, axis=1) - (pairs.shape[-1] + 1) / 2 for rows in pairs)
+    return _ratio((x * y).sum(1), (x * x).sum(1) * (y * y).sum(1))
+
+
+def _kendall(ranks: Floats, copies: Floats) -> Floats:
+    """[R] tau-b of the ranks [2, N] where plan n stands copies[r, n] times; copies of one plan are tied."""
+    x, y = (np.sign(one[:, None] - one[None, :]) for one in ranks)
+    agreeing, apart_x, apart_y = (((copies @ signs) * copies).sum(1) for signs in (x * y, abs(x), abs(y)))
+    return _ratio(agreeing, apart_x * apart_y)
+
+
+def _ratio(above: Floats, square_below: Floats) -> Floats:
+    return np.where(square_below > 0, above / np.sqrt(np.where(square_below > 0, square_below, 1)), np.nan)
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _interval(values: Floats) -> Interval | None:
+    values = values[~np.isnan(values)]
+    if not values.size:
+        return None
+    low, high = np.percentile(values, [(100 - COVERAGE) / 2, (100 + COVERAGE) / 2])
+    return float(low), float(high)

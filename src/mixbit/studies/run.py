@@ -1,0 +1,155 @@
+"""The steps of a study, each taken up from its folder where it is finished there."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from mixbit.budget import Budget
+from mixbit.errors import InfeasibleBudget
+from mixbit.estimate import Estimate, Question
+from mixbit.measurement import measure
+from mixbit.metrics import Metric
+from mixbit.plan import Plan
+from mixbit.progress import track
+from mixbit.scheme import Scheme
+from mixbit.search import search
+from mixbit.sensitivity import Sensitivity
+from mixbit.studies.figures import Integers
+from mixbit.studies.folder import StudyFolder
+from mixbit.studies.sampling import RandomPlans
+from mixbit.studies.truth import Predicted, Prepared, Subject, Truth, digests, predict, same_subject
+from mixbit.workers import in_processes
+
+#: Where the budgets lie, by whose plans regret is told, between the least and the largest mean bits of the choices.
+BUDGETS_AT = (0.25, 0.5, 0.75)
+
+
+class StudyRun:
+    """The network, ready, and what every step needs to know."""
+
+    def __init__(
+        self, setup: Callable[[], Subject], target: str, choices: Sequence[str] | None, seed: int, processes: int
+    ) -> None:
+        self.setup, self.target, self.seed, self.processes = setup, target, seed, processes
+        subject = setup()
+        self.prepared, self.digests = Prepared.of(subject), digests(subject)
+        self.blank = measure(  # which also chooses the scales, once for all
+            self.prepared.graph,
+            self.prepared.batches,
+            target=target,
+            task=self.prepared.task,
+            metric=_no_loss,
+            choices=choices,
+            calibration=self.prepared.calibration,
+        )
+        self.calibration = pickle.dumps(self.prepared.calibration)
+
+    def settings(self, plans: RandomPlans) -> dict[str, Any]:
+        """What must be the same for a study to go on."""
+        return {
+            "model": self.blank.fingerprint,
+            **self.digests,
+            "num_calibration": sum(inputs.batch_size for inputs, _ in self.prepared.batches),
+            "num_evaluation": sum(inputs.batch_size for inputs, _ in self.prepared.evaluation),
+            "task": self.prepared.task.name,
+            "target": self.target,
+            "choices": list(self.blank.choices),
+            "seed": self.seed,
+            "near_budget": None if plans.near is None else str(plans.near),
+        }
+
+    def predict_all(self, folder: StudyFolder, named: Mapping[str, str | Metric]) -> dict[str, Predicted]:
+        """What every metric predicts, from the folder where it is there."""
+        found = {}
+        for name, metric in track(list(named.items()), "run metrics"):
+            known = folder.predicted(name, self.blank)
+            if known is None:
+                known = self._predict(metric)
+                folder.save_predicted(name, known)
+            found[name] = known
+        return found
+
+    def _predict(self, metric: str | Metric) -> Predicted:
+        ask = partial(predict, target=self.target, choices=self.blank.choices, seed=self.seed)
+        if self.processes == 1:
+            return dataclasses.replace(ask(self.prepared, metric), peak_mb=None)
+        start = partial(_ready, self.setup, self.calibration, self.digests, os.cpu_count() or 1, ask)
+        ((_, answer),) = in_processes(start, [metric], 1)
+        return answer
+
+    def random_plans(self, drawn: Mapping[str, Sequence[Integers]]) -> dict[str, Plan]:
+        """Name in the folder -> plan, of the choices [L] of every set."""
+        return {f"{name}-{i}": self._plan(choice) for name, some in drawn.items() for i, choice in enumerate(some)}
+
+    def searched_plans(self, table: Sensitivity) -> dict[float, Plan | None]:
+        """Mean bits -> the plan that this table leads to; None where it offers too little for one."""
+        widths = [Scheme.parse(choice).weight_bits for choice in self.blank.choices]
+        budgets = sorted({min(widths) + share * (max(widths) - min(widths)) for share in BUDGETS_AT})
+        return {bits: _searched(table, bits) for bits in budgets}
+
+    def truths(self, folder: StudyFolder, plans: Mapping[str, Plan]) -> dict[str, Truth]:
+        """What the plans truly cost, by their names in the folder; from there where they are finished."""
+        found = {name: known for name, plan in plans.items() if (known := folder.truth(name, plan)) is not None}
+        missing = [(name, plan) for name, plan in plans.items() if name not in found]
+        if self.processes == 1:
+            answers = ((job, _truth(self.prepared, job)) for job in missing)
+        else:
+            threads = max(1, (os.cpu_count() or 1) // self.processes)
+            start = partial(_ready, self.setup, self.calibration, self.digests, threads, _truth)
+            answers = in_processes(start, missing, self.processes)
+        with closing(answers):
+            for (name, plan), truth in track(answers, "evaluate plans", total=len(missing)):
+                folder.save_truth(name, plan, truth)
+                found[name] = truth
+        return found
+
+    def mean_bits(self, plan: Plan) -> float:
+        """Mean bits of a weight."""
+        bits = [plan.scheme(name).weight_bits for name in self.blank.layers]
+        return float(np.dot(bits, self.blank.numel) / self.blank.numel.sum())
+
+    def _plan(self, choice: Integers) -> Plan:
+        layers = {name: self.blank.choices[column] for name, column in zip(self.blank.layers, choice, strict=True)}
+        return Plan(target=self.target, fingerprint=self.blank.fingerprint, layers=layers, made_by="drawn")
+
+
+def short_name(plan: Plan) -> str:
+    """Of the plan's schemes: the first 12 hex digits of their SHA-256."""
+    return hashlib.sha256(json.dumps(plan.layers).encode()).hexdigest()[:12]
+
+
+def _ready(
+    setup: Callable[[], Subject],
+    calibration: bytes,
+    expected: dict[str, str],
+    threads: int,
+    answer: Callable[[Prepared, Any], Any],
+) -> Callable[[Any], Any]:
+    """In a process of its own: make the subject again, and return what answers its jobs."""
+    torch.set_num_threads(threads)
+    return partial(answer, Prepared.of(same_subject(setup, expected), pickle.loads(calibration)))
+
+
+def _truth(prepared: Prepared, job: tuple[str, Plan]) -> Truth:
+    return prepared.truth(job[1])
+
+
+def _no_loss(question: Question) -> Estimate:
+    nothing = np.zeros((len(question.layers), len(question.schemes)))
+    return Estimate(nothing, nothing, 1)
+
+
+def _searched(table: Sensitivity, bits: float) -> Plan | None:
+    try:
+        return search(table, Budget(mean_bits=bits))
+    except InfeasibleBudget:  # of a metric that does not offer every choice
+        return None

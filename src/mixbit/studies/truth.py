@@ -1,0 +1,225 @@
+"""What plans truly cost on labelled data, and what metrics predict, with their time and memory."""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixbit.batches import Batch, split_batch
+from mixbit.calibrate import Calibration, calibrate
+from mixbit.errors import InvalidInput, MixbitError
+from mixbit.evaluation import returned_by
+from mixbit.graph import Graph
+from mixbit.layers import find_layers
+from mixbit.measurement import measure
+from mixbit.metrics import Metric
+from mixbit.plan import Plan
+from mixbit.progress import track
+from mixbit.sensitivity import Sensitivity
+from mixbit.simulate import quantize
+from mixbit.task import Task
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The network that a study is about, and its data.
+
+    Attributes:
+        graph: A captured graph in float.
+        calibration: Batches to calibrate and to run the metrics on, with labels where a metric needs them.
+        evaluation: Batches to take the truth on, with labels where there are any.
+        task: What the outputs mean.
+    """
+
+    graph: Graph
+    calibration: Sequence[Any]
+    evaluation: Sequence[Any]
+    task: Task = field(default_factory=Task.classification)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What one plan costs on the evaluation data; halves are the samples of even and of odd number.
+
+    Attributes:
+        accuracy: Share of right top answers; None without labels, or where the task has no top answer.
+        kl: Mean Kullback-Leibler divergence from the float network, in nats.
+        loss: Mean labelled loss, in nats (or the unit of the user's own); None without labels.
+        accuracy_halves: Of each half.
+        kl_halves: Of each half.
+    """
+
+    accuracy: float | None
+    kl: float
+    loss: float | None
+    accuracy_halves: tuple[float, float] | None
+    kl_halves: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A subject, ready for plans and metrics.
+
+    Attributes:
+        graph: The float graph.
+        calibration: Of the graph, on the calibration batches.
+        batches: The calibration batches.
+        evaluation: The evaluation batches; all have labels, or none.
+        outputs: Of the float graph, for each evaluation batch.
+        task: What the outputs mean.
+    """
+
+    graph: Graph
+    calibration: Calibration
+    batches: Sequence[Batch]
+    evaluation: Sequence[Batch]
+    outputs: Sequence[Tensor]
+    task: Task
+
+    @classmethod
+    def of(cls, subject: Subject, calibration: Calibration | None = None) -> "Prepared":
+        """Calibrate, unless that was done, and run the float graph.
+
+        Raises:
+            InvalidInput: data that does not fit the graph, some batches with labels and some without, or fewer than
+                two samples to evaluate on.
+        """
+        graph, task = subject.graph, subject.task
+        batches, evaluation = (
+            [split_batch(batch, len(graph.example.args)) for batch in part]
+            for part in (subject.calibration, subject.evaluation)
+        )
+        if len({labels is None for _, labels in evaluation}) > 1:
+            raise InvalidInput("evaluation data: some batches have labels and some have none; give all or none")
+        if sum(inputs.batch_size for inputs, _ in evaluation) < 2:
+            raise InvalidInput("evaluation data: a study needs two samples or more, better a thousand")
+        if calibration is None:
+            calibration = calibrate(graph, find_layers(graph), [inputs for inputs, _ in batches])
+        with torch.no_grad():
+            outputs = [
+                task.outputs(returned_by(graph, inputs)).double().cpu()
+                for inputs, _ in track(evaluation, "evaluate float")
+            ]
+        return cls(graph, calibration, batches, evaluation, outputs, task)
+
+    @torch.no_grad()
+    def truth(self, plan: Plan) -> Truth:
+        """Simulate the plan on the evaluation data; the labelled loss is the batches' mean, weighted by samples."""
+        simulated = quantize(self.graph, plan, self.calibration)
+        divergence, losses = [], []
+        answers = np.zeros((2, 2))  # half x (right, labelled)
+        seen = 0
+        for (inputs, labels), reference in zip(self.evaluation, self.outputs, strict=True):
+            returned = returned_by(simulated, inputs)
+            output = self.task.outputs(returned).double().cpu()
+            divergence.append(self.task.divergence(reference, output))
+            if labels is not None:
+                losses.append(float(self.task.loss(returned, labels)) * len(output))
+                if self.task.has_accuracy:
+                    for half in range(2):
+                        rows = slice((half + seen) % 2, None, 2)
+                        answers[half] += self.task.right_answers(output[rows], labels[rows])
+            seen += len(output)
+        kl = torch.cat(divergence)
+        halves = None
+        if (answers[:, 1] > 0).all():
+            halves = (float(answers[0, 0] / answers[0, 1]), float(answers[1, 0] / answers[1, 1]))
+        loss = sum(losses) / seen if losses else math.nan
+        return Truth(
+            accuracy=None if halves is None else float(answers[:, 0].sum() / answers[:, 1].sum()),
+            kl=float(kl.mean()),
+            loss=loss if math.isfinite(loss) else None,  # a batch without a single label has none
+            accuracy_halves=halves,
+            kl_halves=(float(kl[0::2].mean()), float(kl[1::2].mean())),
+        )
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What a metric predicts: its table, or the reason why there is none.
+
+    Attributes:
+        table: Predicted loss increase of every choice of every layer.
+        reason: What it cannot do without.
+        seconds: Wall time, scales and calibration apart.
+        peak_mb: Growth of the process's peak resident memory, in 2^20 bytes; None where the system does not tell.
+    """
+
+    table: Sensitivity | None
+    reason: str | None
+    seconds: float
+    peak_mb: float | None
+
+
+def predict(
+    prepared: Prepared, metric: str | Metric, *, target: str, choices: Sequence[str] | None, seed: int
+) -> Predicted:
+    """Run the metric once."""
+    before, began = _peak_mb(forget=True), time.perf_counter()
+    try:
+        table = measure(
+            prepared.graph,
+            prepared.batches,
+            target=target,
+            task=prepared.task,
+            metric=metric,
+            choices=choices,
+            calibration=prepared.calibration,
+            seed=seed,
+        )
+    except MixbitError as error:
+        return Predicted(None, str(error), time.perf_counter() - began, None)
+    seconds, after = time.perf_counter() - began, _peak_mb()
+    return Predicted(table, None, seconds, None if before is None or after is None else after - before)
+
+
+def _peak_mb(*, forget: bool = False) -> float | None:
+    """Peak resident memory of this process, in 2^20 bytes; after forgetting the past one, what is resident now.
+
+    Linux alone tells. `getrusage` would not: a process that another one started begins with the peak of that one.
+    """
+    if forget:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+
+def digests(subject: Subject) -> dict[str, str]:
+    """What tells this subject from another: hashes of the graph's tensors, and of the data."""
+    weights = subject.graph.module.state_dict()
+    num_inputs = len(subject.graph.example.args)
+    found = {"weights": _digest(weights[name] for name in sorted(weights))}
+    for name in ("calibration", "evaluation"):
+        pairs = [split_batch(batch, num_inputs) for batch in getattr(subject, name)]
+        tensors = [leaf for inputs, labels in pairs for leaf in (*inputs.tensors, labels) if leaf is not None]
+        found[name] = _digest(tensors)
+    return found
+
+
+def _digest(tensors: Iterable[Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def same_subject(setup: Callable[[], Subject], expected: dict[str, str]) -> Subject:
+    """What the setup returns; raises InvalidInput where that is not what it returned before."""
+    subject = setup()
+    for name, found in digests(subject).items():
+        if found != expected[name]:
+            raise InvalidInput(f"setup: returns other {name} each time it is called; seed what it draws")
+    return subject

@@ -1,0 +1,60 @@
+"""Rank statistics against scipy and against numbers worked out by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+
+from mixbit.studies.agreement import Agreement, agreement, reliability
+
+FEW_VALUES = st.integers(0, 5).map(float)  # so that there are ties
+
+
+def rng():
+    return np.random.default_rng(0)
+
+
+@given(arrays(float, (2, 12), elements=FEW_VALUES))
+def test_correlations_are_scipys(values):
+    x, y = values
+    found = agreement(x, y, rng())
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        assert found == Agreement(None, None, None, None)
+        return
+    assert found.spearman == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
+    assert found.kendall == pytest.approx(stats.kendalltau(x, y).statistic, abs=1e-12)
+
+
+def test_intervals_are_those_of_the_slow_bootstrap():
+    x = np.array([3.0, 1, 4, 1, 5, 9, 2, 6, 5, 3])
+    y = np.array([2.0, 7, 1, 8, 2, 8, 1, 8, 2, 8])
+    found = agreement(x, y, rng())
+    drawn = rng().integers(10, size=(1000, 10))
+    spearman = [stats.spearmanr(x[row], y[row]).statistic for row in drawn if len(set(y[row])) > 1]
+    kendall = [stats.kendalltau(x[row], y[row]).statistic for row in drawn if len(set(y[row])) > 1]
+    assert found.spearman_interval == pytest.approx(np.percentile(spearman, [2.5, 97.5]))
+    assert found.kendall_interval == pytest.approx(np.percentile(kendall, [2.5, 97.5]))
+
+
+def test_a_perfect_prediction_is_1_and_its_reverse_minus_1():
+    truth = np.array([0.1, 0.5, 0.2, 0.9])
+    found = agreement(np.exp(truth), truth, rng())
+    assert (found.spearman, found.kendall) == (pytest.approx(1), pytest.approx(1))
+    found = agreement(-truth, truth, rng())
+    assert (found.spearman, found.kendall) == (pytest.approx(-1), pytest.approx(-1))
+
+
+def test_an_infinite_prediction_is_the_worst():
+    truth = np.array([1.0, 2, 3, 4])
+    assert agreement(np.array([0.0, 1, np.inf, np.inf]), truth, rng()).spearman == pytest.approx(0.948683298)
+
+
+def test_reliability_by_hand():
+    first = np.array([1.0, 2, 3, 4])
+    second = np.array([1.0, 3, 2, 4])  # ranks differ by 0, 1, 1, 0: r = 1 - 6 * 2 / (4 * 15) = 0.8
+    assert reliability(first, second) == pytest.approx(2 * 0.8 / 1.8)
+    assert reliability(first, first) == pytest.approx(1)
+    assert reliability(first, -first) == 0
+    assert reliability(first, np.ones(4)) == 0

@@ -1,0 +1,340 @@
+"""A whole study on a small network: figures, going on after an interrupt, other processes, and what goes wrong."""
+
+import functools
+import importlib.util
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from mixbit import cli
+from mixbit.budget import Budget
+from mixbit.errors import InvalidInput
+from mixbit.layers import find_layers
+from mixbit.plan import Plan
+from mixbit.simulate import quantize
+from mixbit.studies import truth
+from mixbit.studies.procedure import study
+from mixbit.studies.sampling import RandomPlans
+from mixbit.studies.truth import Prepared, Subject, digests, same_subject
+from tests.networks import plan_of
+from tests.subjects import (
+    constant,
+    few_bits,
+    needs_labels,
+    small_subject,
+)
+
+CHOICES = ("w2a8", "w3a8", "w8a8")
+METRICS = ("fisher", few_bits, constant, needs_labels)
+PLANS = RandomPlans(12, Budget(mean_bits=4), seed=3)
+
+
+def run(out, setup=small_subject, **options):
+    options = {"target": "packed", "choices": CHOICES, "metrics": METRICS, "plans": PLANS, "processes": 1} | options
+    return study(setup, out=out, **options)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished study of this process, its folder, and its JSON."""
+    out = tmp_path_factory.mktemp("study") / "out"
+    found = run(out)
+    return found, out, json.loads((out / "study.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_the_file_holds_all_figures(done):
+    found, out, stored = done
+    assert json.loads(found.to_json()) == stored
+    assert stored["truth"] == "accuracy"
+    assert set(stored["metrics"]) == {"fisher", "few_bits", "constant", "needs_labels"}
+    row = stored["metrics"]["few_bits"]
+    for prefix in ("", "kl_", "near_", "near_kl_"):
+        for name in ("spearman", "kendall"):
+            low, high = row[f"{prefix}{name}_interval"]
+            assert -1 <= low <= row[f"{prefix}{name}"] <= high <= 1
+    assert row["spearman"] > 0.5, "narrow weights cost more"
+    assert row["seconds"] > 0
+    assert row["peak_mb"] is None, "is not told apart in one process"
+    assert row["regret"].keys() == {"mean_bits=3.5", "mean_bits=5", "mean_bits=6.5"}
+    assert stored["ceiling"] == pytest.approx(stored["reliability"] ** 0.5)
+    assert 0 <= stored["near_ceiling"] <= 1
+    assert {"python", "torch", "cores"} <= stored["environment"].keys()
+    assert (out / "study.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plans_are_of_their_sets(done):
+    plans = done[2]["plans"]
+    sets = [plan["set"] for plan in plans]
+    assert (sets.count("uniform"), sets.count("near")) == (12, 12)
+    numel = {layer.name: layer.numel for layer in find_layers(small_subject().graph)}
+    for plan in plans:
+        assert set(plan["layers"].values()) <= set(CHOICES)
+        assert 0 <= plan["accuracy"] <= 1
+        assert plan["kl"] > 0
+        bits = sum(int(scheme[1]) * numel[name] for name, scheme in plan["layers"].items()) / sum(numel.values())
+        assert plan["set"] != "near" or bits == pytest.approx(4, rel=0.05)
+
+
+def test_regret_is_what_the_best_known_plan_gains(done):
+    stored = done[2]
+    regrets = [value for row in stored["metrics"].values() for value in row.get("regret", {}).values()]
+    assert len(regrets) == 9
+    assert all(0 <= value <= 1 for value in regrets)
+    numel = {layer.name: layer.numel for layer in find_layers(small_subject().graph)}
+    accuracies = []
+    for plan in stored["plans"]:
+        bits = sum(int(scheme[1]) * numel[name] for name, scheme in plan["layers"].items()) / sum(numel.values())
+        if bits <= 3.5 + 1e-9:
+            accuracies.append(plan["accuracy"])
+    chosen = max(accuracies) - np.array(
+        [row["regret"]["mean_bits=3.5"] for row in stored["metrics"].values() if "regret" in row]
+    )
+    assert set(np.round(chosen, 12)) <= set(np.round(accuracies, 12))
+
+
+def test_a_metric_that_cannot_rank_or_answer_says_so(done):
+    metrics = done[2]["metrics"]
+    assert metrics["constant"]["spearman"] is None
+    assert metrics["constant"]["kl_kendall_interval"] is None
+    assert "cannot rank" in metrics["constant"]["reason"]
+    assert metrics["needs_labels"] == {"reason": "this metric needs labels: give batches that end with them"}
+    assert "reason" not in metrics["few_bits"]
+
+
+def test_truth_is_that_of_the_simulated_network():
+    subject = small_subject()
+    plan = plan_of(find_layers(subject.graph), "w3a8", "packed")
+    prepared = Prepared.of(subject)
+    found = prepared.truth(plan)
+    x, labels = (torch.cat(parts) for parts in zip(*subject.evaluation, strict=True))
+    with torch.no_grad():
+        reference, outputs = subject.graph(x).double(), quantize(subject.graph, plan, prepared.calibration)(x).double()
+    right = (outputs.argmax(1) == labels).double()
+    kl = functional.kl_div(outputs.log_softmax(1), reference.log_softmax(1), log_target=True, reduction="none").sum(1)
+    assert found.accuracy == pytest.approx(right.mean().item())
+    assert found.accuracy_halves == pytest.approx((right[::2].mean().item(), right[1::2].mean().item()))
+    assert found.kl == pytest.approx(kl.mean().item())
+    assert found.kl_halves == pytest.approx((kl[::2].mean().item(), kl[1::2].mean().item()))
+    assert found.loss == pytest.approx(functional.cross_entropy(outputs, labels).item(), rel=1e-6)
+
+
+def test_without_labels_kl_is_the_truth(tmp_path):
+    found = run(tmp_path, functools.partial(small_subject, labelled=False), metrics=[few_bits], plans=RandomPlans(5))
+    assert found.truth == "kl"
+    assert {plan["accuracy"] for plan in found.plans} == {plan["loss"] for plan in found.plans} == {None}
+    row = found.metrics["few_bits"]
+    assert row["spearman"] == row["kl_spearman"]
+    assert all(value >= 0 for value in row["regret"].values())
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The plans and metrics that were evaluated, in this process."""
+    found = []
+    evaluate, measure = Prepared.truth, truth.measure
+    monkeypatch.setattr(Prepared, "truth", lambda self, plan: found.append(plan) or evaluate(self, plan))
+    monkeypatch.setattr(truth, "measure", lambda *args, **more: found.append(more["metric"]) or measure(*args, **more))
+    return found
+
+
+def test_an_interrupted_study_goes_on_and_repeats_nothing(done, tmp_path, counted, monkeypatch):
+    evaluate = Prepared.truth
+
+    def interrupt(self, plan):
+        if len(counted) == 10:
+            raise KeyboardInterrupt
+        return evaluate(self, plan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Prepared, "truth", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, metrics=["fisher", few_bits])
+    assert len(list((tmp_path / "plans").iterdir())) == 8
+    assert len(list((tmp_path / "metrics").iterdir())) == 2
+    first = len(counted)
+    found = run(tmp_path, metrics=["fisher", few_bits])
+    evaluated = [one for one in counted if isinstance(one, Plan)]
+    assert not [one for one in counted[first:] if not isinstance(one, Plan)]
+    assert len(evaluated) == len(found.plans)
+    assert found.metrics["few_bits"]["spearman"] == done[0].metrics["few_bits"]["spearman"]
+    before = len(counted)
+    again = run(tmp_path, metrics=["fisher", few_bits])
+    assert len(counted) == before
+    assert again.to_json() == found.to_json()
+
+
+def test_more_plans_and_metrics_add_to_what_is_there(done, tmp_path, counted):
+    out = shutil.copytree(done[1], tmp_path / "out")
+    found = run(out, metrics=[few_bits], plans=RandomPlans(13, PLANS.near, 3))
+    assert len([one for one in counted if isinstance(one, Plan)]) == 2
+    assert [one for one in counted if not isinstance(one, Plan)] == []
+    assert len([plan for plan in found.plans if plan["set"] == "uniform"]) == 13
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"plans": RandomPlans(12, PLANS.near, 4)}, r"another seed \(3, here 4\)"),
+        ({"plans": RandomPlans(12, None, 3)}, r"another near_budget \(mean_bits=4, here None\)"),
+        ({"choices": ("w2a8", "w4a8")}, "another choices"),
+        ({"target": "onnxruntime"}, r"another target \(packed, here onnxruntime\)"),
+        ({"setup": functools.partial(small_subject, seed=1)}, "another weights"),
+        ({"setup": functools.partial(small_subject, labelled=False)}, "another evaluation"),
+    ],
+)
+def test_other_settings_are_refused(done, options, message):
+    before = sorted(path.name for path in done[1].rglob("*"))
+    with pytest.raises(InvalidInput, match=message) as error:
+        run(done[1], **options)
+    assert "--force" in str(error.value)
+    assert sorted(path.name for path in done[1].rglob("*")) == before
+
+
+def test_force_clears_a_study_and_nothing_else(done, tmp_path):
+    out = shutil.copytree(done[1], tmp_path / "out")
+    (out / "mine.txt").write_text("keep")
+    found = run(out, metrics=[few_bits], plans=RandomPlans(3), force=True)
+    assert (out / "mine.txt").read_text() == "keep"
+    assert len(list((out / "plans").iterdir())) == len(found.plans)
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(InvalidInput, match="not empty"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", '{"layers": {}}', "{"])
+def test_edited_parts_are_refused(done, tmp_path, content):
+    out = shutil.copytree(done[1], tmp_path / "out")
+    (out / "plans" / "uniform-2.json").write_text(content)
+    with pytest.raises(InvalidInput, match=r"uniform-2\.json"):
+        run(out)
+    shutil.copy(done[1] / "plans" / "uniform-2.json", out / "plans")
+    (out / "metrics" / "few_bits.json").write_text(content)
+    with pytest.raises(InvalidInput, match=r"few_bits\.json"):
+        run(out)
+
+
+def test_two_processes_find_what_one_does(done, tmp_path):
+    found = run(tmp_path, metrics=[few_bits], processes=2)
+    expected = {str(plan["layers"]): plan for plan in done[0].plans}
+    for plan in found.plans:
+        assert plan["accuracy"] == expected[str(plan["layers"])]["accuracy"]
+        assert plan["kl"] == pytest.approx(expected[str(plan["layers"])]["kl"], rel=1e-4)
+    assert found.metrics["few_bits"]["spearman"] == pytest.approx(done[0].metrics["few_bits"]["spearman"])
+    assert found.metrics["few_bits"]["peak_mb"] >= 0
+
+
+def test_a_setup_that_draws_anew_is_refused():
+    expected = digests(small_subject())
+    assert same_subject(small_subject, expected).graph is not None
+    with pytest.raises(InvalidInput, match="setup: returns other weights each time"):
+        same_subject(functools.partial(small_subject, seed=1), expected)
+
+
+def test_wrong_arguments(tmp_path, monkeypatch):
+    with pytest.raises(InvalidInput, match="or processes=1"):
+        run(tmp_path, lambda: None, processes=2)
+    with pytest.raises(InvalidInput, match="processes=0"):
+        run(tmp_path, processes=0)
+    with pytest.raises(InvalidInput, match="metric 'x' is unknown"):
+        run(tmp_path, metrics=["x"])
+    with pytest.raises(InvalidInput, match="two are called few_bits"):
+        run(tmp_path, metrics=[few_bits, few_bits])
+    with pytest.raises(InvalidInput, match="none given"):
+        run(tmp_path, metrics=[])
+    with pytest.raises(InvalidInput, match="reach 2 to 8"):
+        run(tmp_path, plans=RandomPlans(3, Budget(mean_bits=20)))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("mixbit.studies.picture.find_spec", lambda name: None)
+    with pytest.raises(InvalidInput, match=r"matplotlib.*mixbit\[plot\]"):
+        run(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluation_data_that_cannot_be_used():
+    subject = small_subject()
+    (x, labels), *_ = subject.evaluation
+    with pytest.raises(InvalidInput, match="all or none"):
+        Prepared.of(Subject(subject.graph, subject.calibration, [(x, labels), x]))
+    with pytest.raises(InvalidInput, match="two samples"):
+        Prepared.of(Subject(subject.graph, subject.calibration, [(x[:1], labels[:1])]))
+
+
+CODE = """
+from tests.subjects import small_subject
+
+def model():
+    return small_subject().graph.module
+
+def data():
+    return small_subject().calibration
+
+def test():
+    return small_subject().evaluation
+"""
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run `mixbit study` on the small subject; return exit code, standard output and standard error."""
+    code = tmp_path / "user.py"
+    code.write_text(CODE)
+
+    def call(*words):
+        spec = ["study", f"{code}:model", "--data", f"{code}:data", "--eval", f"{code}:test", "--target", "packed"]
+        monkeypatch.setattr("sys.argv", ["mixbit", *spec, "--out", str(tmp_path / "out"), *words])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        printed = capsys.readouterr()
+        return stopped.value.code or 0, printed.out, printed.err
+
+    return call
+
+
+def test_command(command, tmp_path):
+    words = ("--plans", "4", "--processes", "1", "--metrics", "fisher", "--near-budget", "mean_bits=4")
+    status, out, err = command(*words, "--json")
+    assert status == 0, err
+    assert out == (tmp_path / "out" / "study.json").read_text()
+    status, out, err = command(*words)
+    assert status == 0
+    assert "fisher" in out
+    assert "near_spearman" in out
+    assert "reliability" in err
+    assert command(*words, "--seed", "1")[0] == 2
+    assert command(*words, "--seed", "1", "--force")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--metrics", "x"), "metric 'x' is unknown"),
+        (("--near-budget", "mean_bits"), "name=value"),
+        (("--near-budget", "bits=4"), "unknown"),
+        (("--plans", "2"), "plans"),
+        (("--processes", "0"), "processes"),
+        (("--target", "x"), "target 'x' is unknown"),
+        (("--choices", "w9a8"), "w9a8"),
+        (("--task", "x"), "task 'x' is unknown"),
+    ],
+)
+def test_command_with_wrong_input_leaves_nothing(command, tmp_path, words, message):
+    status, out, err = command(*words)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_interrupted_is_exit_130(command, monkeypatch):
+    def interrupt(self, plan):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Prepared, "truth", interrupt)
+    assert command("--plans", "3", "--processes", "1", "--metrics", "fisher")[0] == 130
