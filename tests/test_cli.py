@@ -22,7 +22,7 @@ from torch import nn
 
 def model():
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
 
 def data():
     generator = torch.Generator().manual_seed(1)
@@ -140,6 +140,47 @@ def test_quantize_json_is_the_result_file(code, run, tmp_path):
     status, out, err = run(*quantize_words(code, tmp_path / "out"), "--json", "--eval", f"{code}:data")
     assert status == 0, err
     assert json.loads(out) == json.loads((tmp_path / "out" / "result.json").read_text())
+
+
+def test_a_loss_of_ones_own_is_what_metrics_measure(code, run, tmp_path):
+    loss = tmp_path / "loss.py"
+    loss.write_text(
+        "from torch.nn import functional\n"
+        "def twice(output, labels):\n    return 2 * functional.cross_entropy(output, labels)\n"
+        "def rows(output, labels):\n    return output.sum(1)\n"
+    )
+    tables = {}
+    for name in ("", "twice"):
+        words = [
+            "measure",
+            f"{code}:model",
+            "--data",
+            f"{code}:data",
+            "--target",
+            "packed",
+            "--metric",
+            "fit",
+            "--json",
+        ]
+        words += ["--loss", f"{loss}:{name}"] if name else []
+        status, out, err = run(*words, "--out", tmp_path / f"{name}.json")
+        assert status == 0, err
+        tables[name] = json.loads(out)["loss"]
+    assert tables["twice"][0][0] == pytest.approx(4 * tables[""][0][0])
+    status, _, err = run(*words[:-1], f"{loss}:rows", "--out", tmp_path / "rows.json")
+    assert status == 2
+    assert "one finite number" in err
+
+
+def test_training_mode_is_said_once(code, run, tmp_path):
+    net = tmp_path / "trained.py"
+    net.write_text(
+        f"import sys; sys.path.insert(0, {str(code.parent)!r})\nimport net\ndef model(): return net.model().train()\n"
+    )
+    words = ["measure", f"{net}:model", "--data", f"{code}:data", "--target", "packed", "--out", tmp_path / "s.json"]
+    status, _, err = run(*words)
+    assert status == 0, err
+    assert err.count("training mode") == 1
 
 
 def test_measure_then_search(code, run, tmp_path):

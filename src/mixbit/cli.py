@@ -26,6 +26,10 @@ Budgets = Annotated[
 ]
 Choices = Annotated[str | None, typer.Option("--choices", help="schemes, as in w4a8,w8a8")]
 TaskName = Annotated[str, typer.Option("--task", help="classification, segmentation, language or regression")]
+LossSpec = Annotated[
+    str | None,
+    typer.Option("--loss", help="file.py:function of (output, labels), for metrics; the task's own otherwise"),
+]
 Device = Annotated[str, typer.Option("--device", help="where the model runs, as in cpu or cuda")]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="of every draw")]
 Force = Annotated[bool, typer.Option("--force", help="replace files of the same names in --out")]
@@ -47,6 +51,7 @@ def quantize(
     rounding: Annotated[str, typer.Option("--rounding", help="see: mixbit list roundings")] = "nearest",
     flavour: Annotated[str, typer.Option("--flavour", help="static")] = "static",
     task: TaskName = "classification",
+    loss: LossSpec = None,
     device: Device = "cpu",
     seed: Seed = 0,
     force: Force = False,
@@ -55,15 +60,14 @@ def quantize(
     """Measure, search, quantize, export, run the artefact and compare."""
     from mixbit.budget import Budget
     from mixbit.pipeline import FLAVOURS, ROUNDINGS, Settings, auto_quantize
-    from mixbit.specs import absolute, load_data, load_model
-    from mixbit.task import Task
+    from mixbit.specs import absolute, load_data, load_task
 
     _known("rounding", rounding, tuple(ROUNDINGS))
     _known("flavour", flavour, tuple(FLAVOURS))
     limits = Budget.parse(budget)
-    settings = Settings(Task.named(task), _split(choices), metric, search, seed, absolute(model))
+    settings = Settings(load_task(task, loss), _split(choices), metric, search, seed, absolute(model))
     deployed = auto_quantize(
-        load_model(model).to(_device(device)),
+        _model(model, device),
         load_data(data),
         target=target,
         budget=limits,
@@ -89,6 +93,7 @@ def measure(
     metric: Metric = "fisher",
     choices: Choices = None,
     task: TaskName = "classification",
+    loss: LossSpec = None,
     device: Device = "cpu",
     seed: Seed = 0,
     force: Force = False,
@@ -99,17 +104,16 @@ def measure(
     from mixbit.files import check_new_file
     from mixbit.graph import capture
     from mixbit.measurement import measure as measure_
-    from mixbit.specs import load_data, load_model
-    from mixbit.task import Task
+    from mixbit.specs import load_data, load_task
 
     check_new_file(out, force=force)
-    module = load_model(model).to(_device(device))
+    module = _model(model, device)
     batches = split_batches(module, load_data(data))
     table = measure_(
         capture(module, batches[0][0]),
         batches,
         target=target,
-        task=Task.named(task),
+        task=load_task(task, loss),
         metric=metric,
         choices=_split(choices),
         seed=seed,
@@ -202,6 +206,7 @@ def study(
     processes: Annotated[int, typer.Option("--processes", min=1, help="that evaluate plans, sharing the cores")] = 2,
     choices: Choices = None,
     task: TaskName = "classification",
+    loss: LossSpec = None,
     seed: Seed = 0,
     force: Annotated[bool, typer.Option("--force", help="clear a study that is in --out, and start over")] = False,
     as_json: AsJson = False,
@@ -216,7 +221,7 @@ def study(
 
     near = None if near_budget is None else Budget.parse([near_budget])
     found = study_(
-        partial(load_subject, model, data, evaluate, task),
+        partial(load_subject, model, data, evaluate, task, loss),
         target=target,
         out=out,
         choices=_split(choices),
@@ -315,6 +320,15 @@ def _known(what: str, name: str, known: tuple[str, ...]) -> None:
 
 def _split(choices: str | None) -> list[str] | None:
     return None if choices is None else [one.strip() for one in choices.split(",")]
+
+
+def _model(spec: str, device: str) -> Any:
+    from mixbit.specs import load_model
+
+    model = load_model(spec).to(_device(device))
+    if model.training:
+        _say(f"MODEL {spec}: in training mode; it is run in eval mode: no dropout, batch norms as trained")
+    return model
 
 
 def _device(name: str) -> Any:

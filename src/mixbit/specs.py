@@ -47,14 +47,20 @@ def load_data(spec: str) -> list[Any]:
     return batches
 
 
-def load_subject(model: str, data: str, evaluation: str, task: str) -> Subject:
-    """What a study is about: the captured MODEL, DATA to calibrate and DATA to evaluate on, and the task's name."""
+def load_task(name: str, loss: str | None) -> Task:
+    """The task of that name, under the loss that the spec names: a function (output, labels) -> mean of the batch."""
+    task = Task.named(name)
+    return task if loss is None else task.with_loss(_function(loss, "LOSS"))
+
+
+def load_subject(model: str, data: str, evaluation: str, task: str, loss: str | None) -> Subject:
+    """What a study is about: the captured MODEL, DATA to calibrate and DATA to evaluate on, task and loss."""
     module = load_model(model)
     calibration, evaluated = (split_batches(module, load_data(spec)) for spec in (data, evaluation))
-    return Subject(capture(module, calibration[0][0]), calibration, evaluated, Task.named(task))
+    return Subject(capture(module, calibration[0][0]), calibration, evaluated, load_task(task, loss))
 
 
-def _call(spec: str, what: str) -> Any:
+def _function(spec: str, what: str) -> Any:
     place, separator, name = spec.rpartition(":")
     if not separator or not place or not name:
         raise InvalidInput(f"{what} {spec!r} is not understood; write file.py:function or package.module:function")
@@ -63,6 +69,11 @@ def _call(spec: str, what: str) -> Any:
     if not callable(function):
         known = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
         raise InvalidInput(f"{what} {spec}: no function {name!r} there; it has {known or 'none'}")
+    return function
+
+
+def _call(spec: str, what: str) -> Any:
+    function = _function(spec, what)
     try:
         with redirect_stdout(sys.stderr):
             return function()
