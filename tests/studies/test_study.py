@@ -8,11 +8,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 
 from mixbit import cli
 from mixbit.budget import Budget
 from mixbit.errors import InvalidInput
+from mixbit.graph import capture
 from mixbit.layers import find_layers
 from mixbit.plan import Plan
 from mixbit.simulate import quantize
@@ -20,6 +22,7 @@ from mixbit.studies import truth
 from mixbit.studies.procedure import study
 from mixbit.studies.sampling import RandomPlans
 from mixbit.studies.truth import Prepared, Subject, digests, same_subject
+from mixbit.task import Task
 from tests.networks import plan_of
 from tests.subjects import (
     constant,
@@ -116,10 +119,25 @@ def test_truth_is_that_of_the_simulated_network():
     right = (outputs.argmax(1) == labels).double()
     kl = functional.kl_div(outputs.log_softmax(1), reference.log_softmax(1), log_target=True, reduction="none").sum(1)
     assert found.accuracy == pytest.approx(right.mean().item())
-    assert found.accuracy_halves == pytest.approx((right[::2].mean().item(), right[1::2].mean().item()))
+    assert found.halves == pytest.approx((right[::2].mean().item(), right[1::2].mean().item()))
     assert found.kl == pytest.approx(kl.mean().item())
-    assert found.kl_halves == pytest.approx((kl[::2].mean().item(), kl[1::2].mean().item()))
     assert found.loss == pytest.approx(functional.cross_entropy(outputs, labels).item(), rel=1e-6)
+    assert (found.judged_by, found.cost) == ("accuracy", -found.accuracy)
+    unlabelled = Prepared.of(small_subject(labelled=False)).truth(plan)
+    assert (unlabelled.judged_by, unlabelled.cost) == ("kl", unlabelled.kl)
+    assert unlabelled.halves == pytest.approx((kl[::2].mean().item(), kl[1::2].mean().item()))
+
+
+def test_a_language_model_is_judged_by_its_loss():
+    torch.manual_seed(0)
+    graph = capture(nn.Sequential(nn.Embedding(9, 12), nn.Linear(12, 9)).eval(), torch.zeros(2, 4, dtype=torch.int64))
+    batches = [(torch.randint(0, 9, (6, 4)), torch.randint(0, 9, (6, 4))) for _ in range(4)]
+    prepared = Prepared.of(Subject(graph, batches, batches, Task.language()))
+    plan = plan_of(find_layers(graph), "w3a8", "packed")
+    found, simulated = prepared.truth(plan), quantize(graph, plan, prepared.calibration)
+    losses = [functional.cross_entropy(simulated(x).flatten(0, 1), labels.flatten()).item() for x, labels in batches]
+    assert (found.judged_by, found.cost) == ("loss", pytest.approx(np.mean(losses), rel=1e-6))
+    assert found.halves == pytest.approx((np.mean(losses[::2]), np.mean(losses[1::2])), rel=1e-6)
 
 
 def test_without_labels_kl_is_the_truth(tmp_path):

@@ -34,8 +34,8 @@ def predicted_losses(table: Sensitivity, choices: Iterable[Integers]) -> Floats:
 
 
 def true_costs(truths: Iterable[Truth]) -> Floats:
-    """[N] what the metrics are to predict, the higher the worse: -accuracy, or the KL divergence without labels."""
-    return np.array([one.kl if one.accuracy is None else -one.accuracy for one in truths])
+    """[N] what the metrics are to predict, the higher the worse: see `Truth.cost`."""
+    return np.array([one.cost for one in truths])
 
 
 def agreement_figures(table: Sensitivity, sets: Mapping[str, PlanSet], seed: int) -> dict[str, Any]:
@@ -62,8 +62,7 @@ def reliability_figures(sets: Mapping[str, PlanSet]) -> dict[str, float]:
     """Split-half reliability of each set's truth, and its root, the ceiling of what a metric can reach."""
     figures = {}
     for name, plans in sets.items():
-        halves = [one.accuracy_halves or one.kl_halves for one in plans.truths]
-        found = reliability(np.array([half[0] for half in halves]), np.array([half[1] for half in halves]))
+        found = reliability(*np.array([one.halves for one in plans.truths]).T)
         figures |= {f"{_prefix(name)}reliability": found, f"{_prefix(name)}ceiling": math.sqrt(found)}
     return figures
 

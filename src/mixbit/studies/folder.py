@@ -58,10 +58,9 @@ class StudyFolder:
         if not isinstance(stored, dict) or stored.pop("layers", None) != plan.layers:
             raise InvalidInput(f"{path}: not the plan that this study draws; remove the file, or pass --force")
         try:
-            halves = {key: value and tuple(value) for key, value in stored.items() if key.endswith("halves")}
-            values: dict[str, Any] = stored | halves
-            return Truth(**values)
-        except TypeError as error:
+            stored["halves"] = tuple(stored["halves"])
+            return Truth(**stored)
+        except (KeyError, TypeError) as error:
             raise InvalidInput(f"{path}: not what a study wrote ({error}); remove the file") from error
 
     def save_truth(self, name: str, plan: Plan, truth: Truth) -> None:

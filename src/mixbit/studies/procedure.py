@@ -30,13 +30,15 @@ from mixbit.studies.sampling import RandomPlans, draw_choices
 from mixbit.studies.truth import Predicted, Subject, Truth
 from mixbit.target import find_target
 
+_LABELS = {"accuracy": "accuracy", "loss": "loss, nats", "kl": "KL divergence, nats"}
+
 
 @dataclass(frozen=True)
 class Study:
     """What study() found; the text of study.json.
 
     Attributes:
-        truth: `accuracy`, or `kl` where there are no labels: what the metrics were judged by.
+        truth: `accuracy`, `loss` or `kl`: what the metrics were judged by, see `Truth`.
         metrics: Metric -> its figures. `spearman` and `kendall` are rank correlations of the predicted loss with the
             truth, 1 for a perfect metric, with `_interval`s; under `kl_` with the KL divergence, under `near_` on the
             plans near the budget. `regret`, per budget: how much better the best known plan is than the metric's, in
@@ -113,7 +115,7 @@ def study(
     sets = {name: PlanSet(some, [truths[f"{name}-{i}"] for i in range(len(some))]) for name, some in drawn.items()}
     regret = _regrets(searched, every, truths, [run.mean_bits(plan) for plan in every.values()])
     found = Study(
-        truth="kl" if truths["uniform-0"].accuracy is None else "accuracy",
+        truth=truths["uniform-0"].judged_by,
         metrics={name: _figures(one, sets, plans.seed) | regret.get(name, {}) for name, one in predicted.items()},
         reliability=reliability_figures(sets),
         plans=[_plan_row(name, plan, truths[name]) for name, plan in every.items()],
@@ -165,7 +167,7 @@ def _draw(path: Path, tables: Mapping[str, Sensitivity], sets: Mapping[str, Plan
         truth = true_costs(plans.truths) * (-1 if found.truth == "accuracy" else 1)
         rows[name] = [Panel(metric, predicted_losses(table, plans.choices), truth) for metric, table in tables.items()]
     if tables:
-        draw_panels(path, rows, "accuracy" if found.truth == "accuracy" else "KL divergence, nats")
+        draw_panels(path, rows, _LABELS[found.truth])
 
 
 def _named(metrics: Sequence[str | Metric] | None) -> dict[str, str | Metric]:

@@ -47,21 +47,28 @@ class Subject:
 
 @dataclass(frozen=True)
 class Truth:
-    """What one plan costs on the evaluation data; halves are the samples of even and of odd number.
+    """What one plan costs on the evaluation data.
 
     Attributes:
         accuracy: Share of right top answers; None without labels, or where the task has no top answer.
         kl: Mean Kullback-Leibler divergence from the float network, in nats.
         loss: Mean labelled loss, in nats (or the unit of the user's own); None without labels.
-        accuracy_halves: Of each half.
-        kl_halves: Of each half.
+        judged_by: Which of the three the plan is judged by: with labels accuracy, for a language model its loss, as is
+            usual there; else kl.
+        halves: That figure on two halves of the data: samples of even and odd number, for a loss batches.
     """
 
     accuracy: float | None
     kl: float
     loss: float | None
-    accuracy_halves: tuple[float, float] | None
-    kl_halves: tuple[float, float]
+    judged_by: str
+    halves: tuple[float, float]
+
+    @property
+    def cost(self) -> float:
+        """What the plan is judged by, the higher the worse: -accuracy, loss or kl."""
+        value = getattr(self, self.judged_by)
+        return -value if self.judged_by == "accuracy" else value
 
 
 @dataclass(frozen=True)
@@ -122,24 +129,32 @@ class Prepared:
             output = self.task.outputs(returned).double().cpu()
             divergence.append(self.task.divergence(reference, output))
             if labels is not None:
-                losses.append(float(self.task.loss(returned, labels)) * len(output))
+                losses.append((float(self.task.loss(returned, labels)), len(output)))
                 if self.task.has_accuracy:
                     for half in range(2):
                         rows = slice((half + seen) % 2, None, 2)
                         answers[half] += self.task.right_answers(output[rows], labels[rows])
             seen += len(output)
         kl = torch.cat(divergence)
-        halves = None
-        if (answers[:, 1] > 0).all():
-            halves = (float(answers[0, 0] / answers[0, 1]), float(answers[1, 0] / answers[1, 1]))
-        loss = sum(losses) / seen if losses else math.nan
+        loss = _weighted_mean(losses)
+        judged_by, halves = "kl", (float(kl[0::2].mean()), float(kl[1::2].mean()))
+        if self.task.name == "language" and math.isfinite(loss) and len(losses) > 1:
+            judged_by, halves = "loss", (_weighted_mean(losses[0::2]), _weighted_mean(losses[1::2]))
+        elif (answers[:, 1] > 0).all():
+            judged_by, halves = "accuracy", tuple((answers[:, 0] / answers[:, 1]).tolist())
         return Truth(
-            accuracy=None if halves is None else float(answers[:, 0].sum() / answers[:, 1].sum()),
+            accuracy=float(answers[:, 0].sum() / answers[:, 1].sum()) if (answers[:, 1] > 0).all() else None,
             kl=float(kl.mean()),
             loss=loss if math.isfinite(loss) else None,  # a batch without a single label has none
-            accuracy_halves=halves,
-            kl_halves=(float(kl[0::2].mean()), float(kl[1::2].mean())),
+            judged_by=judged_by,
+            halves=halves,
         )
+
+
+def _weighted_mean(values: Sequence[tuple[float, int]]) -> float:
+    """Of (value, weight); NaN of none."""
+    weights = sum(weight for _, weight in values)
+    return sum(value * weight for value, weight in values) / weights if weights else math.nan
 
 
 @dataclass(frozen=True)
