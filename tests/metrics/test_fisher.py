@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixbit import operators
-from mixbit.calibrate import Calibration, calibrate
+from mixbit.calibrate import Calibration, calibrate, mean_output
 from mixbit.estimate import Question
 from mixbit.graph import Graph, capture
 from mixbit.layers import Layer, find_layers
@@ -346,14 +346,31 @@ def test_a_layer_without_a_bias_counts_as_one_with_zeros():
     np.testing.assert_allclose(fisher(case_of(plain, x).question()).loss, fisher(case_of(zeros, x).question()).loss)
 
 
+def tokens():
+    return nn.Sequential(nn.Embedding(7, 8), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 7))
+
+
+def maps():
+    return nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 1))
+
+
+PREDICTED = {
+    "classification": (Residual, lambda: torch.randn(400, 2, 6, 6, dtype=torch.float64)),
+    "segmentation": (maps, lambda: torch.randn(400, 2, 6, 6, dtype=torch.float64)),
+    "language": (tokens, lambda: torch.randint(0, 7, (400, 6))),
+    "regression": (Residual, lambda: torch.randn(400, 2, 6, 6, dtype=torch.float64)),
+}
+
+
 @pytest.mark.usefixtures("anything")
-def test_predictions_agree_with_the_divergence_of_small_changes():
+@pytest.mark.parametrize("name", PREDICTED)
+def test_predictions_agree_with_the_divergence_of_small_changes(name):
     """What the entries are for: at many bits, the expected divergence of the network with one layer rounded."""
     torch.manual_seed(0)
-    model = Residual().eval().double()
-    x = torch.randn(400, 2, 6, 6, dtype=torch.float64)
+    make, data = PREDICTED[name]
+    model, x = make().eval().double(), data()
     graph = capture(model, x[:2])
-    layers, task = find_layers(graph), Task.classification()
+    layers, task = find_layers(graph), Task.named(name)
     calibration = calibrate(graph, layers, batches_of(x, 100))
     scheme = Scheme.parse("w6")
     question = Question(graph, layers, (scheme,), calibration, unlabelled(batches_of(x, 100)), task, 0)
@@ -361,5 +378,33 @@ def test_predictions_agree_with_the_divergence_of_small_changes():
     for row, layer in enumerate(layers):
         schemes = dict.fromkeys((one.name for one in layers), "float") | {layer.name: "w6"}
         changed = quantize(graph, plan_of(layers, schemes), calibration)
-        measured = float(task.divergence(graph(x), changed(x)).mean().detach())
+        outputs = [task.outputs(one(x)) for one in (graph, changed)]
+        measured = float(task.divergence(*outputs).mean().detach())
         assert abs(answer.loss[row, 0] - measured) < 4 * answer.standard_error[row, 0] + 0.05 * measured
+
+
+def test_with_the_users_own_loss_gradients_are_those_of_its_labels():
+    """Half the mean square of <gradient of the sample's loss, error>, exactly: nothing is drawn."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).eval().double()
+    x, labels = torch.randn(9, 5, dtype=torch.float64), torch.randn(9, 3, dtype=torch.float64)
+    one = case_of(model, x)
+    task = Task.classification().with_loss(lambda output, labels: (output - labels).abs().pow(3).mean())
+    batches = [
+        (inputs, part) for inputs, part in zip(one.batches, labels.split(len(one.batches[0].args[0])), strict=True)
+    ]
+    question = Question(one.graph, one.layers, (Scheme.parse("w3"),), one.calibration, batches, task, 0)
+    answer = fisher(question)
+    for row, layer in enumerate(one.layers):
+        (error,) = question.weight_errors(layer)
+        weight = one.model.get_parameter(layer.name)
+        operation = layer.operations[0]
+        shift = mean_output(one.graph, operation, one.calibration, error)
+        squares = []
+        for sample, label in zip(x, labels, strict=True):
+            loss = (one.model(sample[None]) - label).abs().pow(3).mean()
+            slope, by_bias = torch.autograd.grad(
+                loss, [weight, one.model.get_parameter(layer.name.replace("weight", "bias"))]
+            )
+            squares.append(((slope * error).sum() - (by_bias * shift).sum()).square() / 2)
+        np.testing.assert_allclose(answer.loss[row, 0], torch.stack(squares).mean().item(), rtol=1e-6)
