@@ -11,12 +11,12 @@ from mixbit.task import TASKS, Inputs, Task
 CLASSIFICATION, REGRESSION = Task.classification(), Task.regression()
 
 
-def all_draws(task, outputs, monkeypatch):
-    """[2^C, C]: the vector that each way to choose C signs makes of one sample's outputs [C]."""
-    count = len(outputs)
-    bits = torch.tensor(list(itertools.product((0, 1), repeat=count)))
-    monkeypatch.setattr(torch, "randint", lambda low, high, shape, generator: bits)
-    rows = outputs.expand(2**count, count).clone().requires_grad_()
+def all_draws(task, outputs, signs, monkeypatch):
+    """[2^signs, C]: the vector that each way to choose so many signs makes of one sample's outputs [C]."""
+    count = 2**signs
+    bits = torch.tensor(list(itertools.product((0, 1), repeat=signs)))
+    monkeypatch.setattr(torch, "randint", lambda low, high, shape, generator: bits.T.reshape(*shape[:-2], -1, count).mT)
+    rows = outputs.expand(count, len(outputs)).clone().requires_grad_()
     task.draw(rows, torch.Generator()).backward()
     return rows.grad
 
@@ -26,14 +26,14 @@ def all_draws(task, outputs, monkeypatch):
 def test_draws_of_classes_have_mean_zero_and_the_fisher_information(classes, confidence, monkeypatch):
     torch.manual_seed(classes)
     logits = confidence * torch.randn(classes, dtype=torch.float64)
-    v = all_draws(CLASSIFICATION, logits, monkeypatch)
+    v = all_draws(CLASSIFICATION, logits, 2 * classes, monkeypatch)
     p = logits.softmax(0)
     torch.testing.assert_close(v.mean(0), torch.zeros_like(p), rtol=0, atol=1e-15)
     torch.testing.assert_close(v.T @ v / len(v), p.diag() - p.outer(p), rtol=1e-12, atol=1e-15)
 
 
 def test_draws_of_numbers_have_mean_zero_and_covariance_one(monkeypatch):
-    v = all_draws(REGRESSION, torch.randn(4, dtype=torch.float64), monkeypatch)
+    v = all_draws(REGRESSION, torch.randn(4, dtype=torch.float64), 4, monkeypatch)
     torch.testing.assert_close(v.mean(0), torch.zeros(4, dtype=torch.float64))
     torch.testing.assert_close(v.T @ v / len(v), torch.eye(4, dtype=torch.float64))
 
@@ -72,7 +72,7 @@ def test_half_the_fisher_information_is_the_divergence_to_second_order(name, mon
     torch.manual_seed(0)
     task = Task.named(name)
     outputs, step = torch.randn(2, 4, dtype=torch.float64).unbind()
-    v = all_draws(task, outputs, monkeypatch)
+    v = all_draws(task, outputs, 8 if task.has_accuracy else 4, monkeypatch)
     predicted = 0.5 * (v @ (1e-4 * step)).square().mean()
     torch.testing.assert_close(
         task.divergence(outputs[None], (outputs + 1e-4 * step)[None])[0], predicted, rtol=1e-3, atol=0

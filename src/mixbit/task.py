@@ -236,16 +236,24 @@ IGNORED = -100
 
 
 def _draw_categorical(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Sum of <v, logits>, v = sqrt(p) e - p <sqrt(p), e> with random signs e, so that E[v v'] = diag(p) - p p'.
+    """Sum of <v, logits> with random v, E[v] = 0 and E[v v'] = diag(p) - p p', the Fisher information of the logits.
 
-    That is the covariance of the gradient of -log p(y) when y is drawn from the model. Signs reach every class with
-    every draw, where a drawn label of a confident network is nearly always the top class and carries no gradient.
+    That is the covariance of the gradient of -log p(y) when y is drawn from the model. With t the top class, r the
+    other probabilities, s their sum, and random signs e, f,
+    v = sum_k e_k sqrt(p_t p_k) (1_t - 1_k) + sqrt(s) sqrt(r) f - r <sqrt(r), f> / sqrt(s): first the pairs of the top
+    class with each other one, then all pairs of the others. Signs reach every class with every draw, where a drawn
+    label of a confident network is nearly always the top class and carries no gradient; and since one pair outweighs
+    the others, the square of <v, x> varies little with the signs, for any x.
     Over P positions, whose draws are independent, v / sqrt(P): the mean of the positions' information.
     """
     p = logits.detach().softmax(-1)
-    root = p.sqrt()
-    signs = torch.randint(0, 2, p.shape, generator=generator).to(p) * 2 - 1
-    v = root * signs - p * (root * signs).sum(-1, keepdim=True)
+    e, f = (torch.randint(0, 2, (2, *p.shape), generator=generator).to(p) * 2 - 1).unbind()
+    top = p.argmax(-1, keepdim=True)
+    rest = p.scatter(-1, top, 0)
+    total = rest.sum(-1, keepdim=True).clamp(min=torch.finfo(p.dtype).tiny)
+    with_top = e * (p.gather(-1, top) * rest).sqrt()
+    v = -with_top + total.sqrt() * rest.sqrt() * f - rest * (rest.sqrt() * f).sum(-1, keepdim=True) / total.sqrt()
+    v = v.scatter_add(-1, top, with_top.sum(-1, keepdim=True))
     return (v * logits).sum() / math.prod(logits.shape[1:-1]) ** 0.5
 
 

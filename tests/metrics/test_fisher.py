@@ -288,7 +288,7 @@ def test_the_estimate_for_shared_tensors_is_unbiased_and_its_error_honest():
 @pytest.mark.parametrize("name", ["linear", "convolutions"])
 def test_sampled_entries_agree_with_the_expectation_over_labels(name):
     """In 90 of 100 seeds, nearly every entry's 95 % interval holds the expectation over all labels."""
-    one = case(name, 64)
+    one = case(name, 192)
     exact = exact_entries(one, mean_errors_of(one), label_vectors)
     answers = [fisher(one.question(seed)) for seed in range(100)]
     losses, errors = (
