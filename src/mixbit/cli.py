@@ -80,7 +80,7 @@ def quantize(
         print(deployed.result.to_json(), end="")
     else:
         _print_result(deployed.result)
-        _say(f"{deployed.comparison}\nwritten to {out}")
+        _say(f"{deployed.table.verdict}\n{deployed.comparison}\nwritten to {out}")
     deployed.comparison.check()
 
 
