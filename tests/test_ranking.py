@@ -42,7 +42,7 @@ def test_exact_costs_that_differ_can_rank():
 
 
 def test_costs_about_zero_cannot():
-    assert "about zero (at most 2e-12)" in ranking_problem(table(costs() * 1e-12))
+    assert "about zero (at most 2e-12)" in ranking_problem(table(costs() * 1e-12, 1e-13))
 
 
 def test_ties_in_most_rows_cannot():
@@ -83,3 +83,16 @@ def test_layers_that_are_tied_are_searched_within_what_they_reach():
     offered = costs()
     offered[0, 0], offered[1, 2] = np.inf, np.inf
     assert ranking_problem(table(offered, ties=((0, 1),))) is None
+
+
+def test_a_best_plan_that_loses_nothing_does_not_hide_standard_errors():
+    clipped = costs()
+    clipped[:, 1:] = 0
+    made = table(clipped, 0.4)
+    assert "more than the best one" in ranking_problem(made)
+
+
+def test_exact_costs_may_be_small():
+    assert ranking_problem(table(costs() * 1e-11)) is None
+    assert "about zero" in ranking_problem(table(costs() * 1e-11, 1e-12))
+    assert "about zero" in ranking_problem(table(costs() * 0))

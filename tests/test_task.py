@@ -209,3 +209,8 @@ def test_regression_loss_is_half_the_squared_distance():
     torch.testing.assert_close(REGRESSION.loss(output, labels), 0.5 * (output - labels).square().sum(1).mean())
     with pytest.raises(InvalidInput, match=r"labels: \[4, 2\]"):
         REGRESSION.loss(output, labels[:, :2])
+
+
+def test_a_batch_without_any_label_has_no_loss():
+    with pytest.raises(InvalidInput, match="none but -100"):
+        CLASSIFICATION.loss(torch.zeros(2, 3), torch.tensor([-100, -100]))

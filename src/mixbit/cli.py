@@ -207,6 +207,7 @@ def study(
     choices: Choices = None,
     task: TaskName = "classification",
     loss: LossSpec = None,
+    device: Device = "cpu",
     seed: Seed = 0,
     force: Annotated[bool, typer.Option("--force", help="clear a study that is in --out, and start over")] = False,
     as_json: AsJson = False,
@@ -221,7 +222,7 @@ def study(
 
     near = None if near_budget is None else Budget.parse([near_budget])
     found = study_(
-        partial(load_subject, model, data, evaluate, task, loss),
+        partial(load_subject, model, (data, evaluate), task, loss, str(_device(device))),
         target=target,
         out=out,
         choices=_split(choices),
@@ -394,7 +395,7 @@ def _print_study(found: Any) -> None:
     names = [f"{prefix}{name}" for prefix in sets for name in ("spearman", "kendall", "kl_spearman")]
     budgets = sorted({budget for row in found.metrics.values() for budget in row.get("regret", {})})
     rows = []
-    for metric, row in sorted(found.metrics.items(), key=lambda one: -(one[1].get("spearman") or -1)):
+    for metric, row in sorted(found.metrics.items(), key=lambda one: -_or_last(one[1].get("spearman"))):
         regret = [_or_dash(row.get("regret", {}).get(budget), ".4f") for budget in budgets]
         spent = _or_dash(row.get("seconds"), ".1f"), _or_dash(row.get("peak_mb"), ".0f")
         rows.append((metric, *[with_interval(row, name) for name in names], *regret, *spent))
@@ -403,10 +404,18 @@ def _print_study(found: Any) -> None:
     for prefix in sets:
         reliability, ceiling = (found.reliability[f"{prefix}{name}"] for name in ("reliability", "ceiling"))
         which = "plans near the budget" if prefix else "uniform plans"
-        _say(f"{which}: {found.truth} has reliability {reliability:.3f}; no metric can be expected above {ceiling:.3f}")
+        if reliability > 0:
+            what = f"has reliability {reliability:.3f}; no metric can be expected above {ceiling:.3f}"
+        else:
+            what = "does not agree between halves of the data; evaluate on more data, or more plans"
+        _say(f"{which}: {found.truth} {what}")
     for metric, row in found.metrics.items():
         if "reason" in row:
             _say(f"{metric}: {row['reason']}")
+
+
+def _or_last(correlation: float | None) -> float:
+    return -2 if correlation is None else correlation
 
 
 def _or_dash(value: float | None, form: str) -> str:

@@ -12,7 +12,7 @@ from mixbit.errors import InvalidInput
 from mixbit.estimate import Estimate, Question, joined
 from mixbit.graph import Graph
 from mixbit.layers import Layer, find_layers, model_fingerprint, shared_inputs
-from mixbit.metrics import Metric, find_metric
+from mixbit.metrics import OF_ALL_DATA, Metric, find_metric
 from mixbit.progress import track
 from mixbit.ranking import ranking_problem
 from mixbit.scales import weight_quantizer
@@ -68,7 +68,7 @@ def measure(
             weight_quantizer(graph, layer, fmt, calibration)
     question = Question(graph, layers, schemes, calibration, pairs, task or Task.classification(), seed)
     name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
-    rounds = [*_rounds(pairs)]
+    rounds = [pairs] if method in OF_ALL_DATA and pairs else [*_rounds(pairs)]
     total = None
     for number, part in enumerate(rounds):
         found = method(dataclasses.replace(question, batches=part, seed=seed + number))

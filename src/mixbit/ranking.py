@@ -17,8 +17,10 @@ SHARES = (0.25, 0.5, 0.75)
 DRAWS = 8
 #: A plan is stable where those of the drawn tables lose no more than this share on average by the table itself.
 TOLERANCE = 0.05
-#: In nats, what no plan turns on: every cost below it is about zero.
-NOTHING = 1e-9
+#: In nats, what no plan turns on: every cost below it is about zero. Exact costs may be of any size but none.
+NOTHING, TINIEST = 1e-9, 1e-300
+#: Share of the dearest plan's loss below which the best plan's own is too small to compare with.
+LEAST_BEST = 1e-3
 
 
 def ranking_problem(table: Sensitivity) -> str | None:
@@ -29,7 +31,8 @@ def ranking_problem(table: Sensitivity) -> str | None:
     with their standard errors, and the plans searched on such tables lose more than TOLERANCE over the best one.
     """
     offered = np.isfinite(table.loss)
-    if np.abs(table.loss[offered]).max() < NOTHING:
+    sampled = bool(table.standard_error[offered].any())
+    if np.abs(table.loss[offered]).max() < (NOTHING if sampled else TINIEST):
         return (
             f"all costs are about zero (at most {table.loss[offered].max():.1g}): the data does not challenge the model"
         )
@@ -46,10 +49,14 @@ def ranking_problem(table: Sensitivity) -> str | None:
 
 
 def resampled_excess(table: Sensitivity) -> float:
-    """By how much plans searched on resampled tables lose more than the table's own, relative; mean of all budgets."""
+    """By how much plans searched on resampled tables lose more than the table's own, relative; mean of all budgets.
+
+    A best plan that loses next to nothing counts as LEAST_BEST of what the dearest choices lose.
+    """
     if not table.standard_error[np.isfinite(table.loss)].any():
         return 0.0
     generator = np.random.default_rng(table.seed)
+    floor = max(LEAST_BEST * float(np.where(np.isfinite(table.loss), table.loss, 0).max(1).sum()), TINIEST)
     found = []
     for budget in _budgets(table):
         best = _loss_of(table, search(table, budget))
@@ -58,7 +65,7 @@ def resampled_excess(table: Sensitivity) -> float:
                 table.loss.shape
             )
             drawn = dataclasses.replace(table, loss=table.loss + noise)
-            found.append(_loss_of(table, search(drawn, budget)) / best - 1 if best > 0 else 0.0)
+            found.append((_loss_of(table, search(drawn, budget)) - best) / max(best, floor))
     return float(np.mean(found)) if found else 0.0
 
 

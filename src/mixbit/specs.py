@@ -53,10 +53,10 @@ def load_task(name: str, loss: str | None) -> Task:
     return task if loss is None else task.with_loss(_function(loss, "LOSS"))
 
 
-def load_subject(model: str, data: str, evaluation: str, task: str, loss: str | None) -> Subject:
-    """What a study is about: the captured MODEL, DATA to calibrate and DATA to evaluate on, task and loss."""
-    module = load_model(model)
-    calibration, evaluated = (split_batches(module, load_data(spec)) for spec in (data, evaluation))
+def load_subject(model: str, data: tuple[str, str], task: str, loss: str | None, device: str) -> Subject:
+    """What a study is about: the captured MODEL, DATA to calibrate and to evaluate on, task and loss."""
+    module = load_model(model).to(device)
+    calibration, evaluated = (split_batches(module, load_data(spec)) for spec in data)
     return Subject(capture(module, calibration[0][0]), calibration, evaluated, load_task(task, loss))
 
 

@@ -164,6 +164,8 @@ class Task:
                 raise InvalidInput(f"labels: {list(labels.shape)} for outputs {list(outputs.shape)}")
             return 0.5 * (outputs - labels.reshape(outputs.shape)).square().sum(1).mean()
         self.check_labels(labels, outputs)
+        if (labels == IGNORED).all():
+            raise InvalidInput(f"labels: a batch with none but {IGNORED}, which has no loss; leave it out")
         return functional.cross_entropy(outputs.flatten(0, -2), labels.flatten().long(), ignore_index=IGNORED)
 
     def information(self, returned: Any, labels: Tensor | None, generator: torch.Generator) -> Tensor:

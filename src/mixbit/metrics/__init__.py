@@ -32,6 +32,9 @@ METRICS: dict[str, Metric] = {
     "measured_loss": measured_loss,
 }
 
+#: Those that are asked about all the data at once: what they say of parts of it cannot be joined.
+OF_ALL_DATA = {autoround, hawq, measured_loss}
+
 
 def find_metric(metric: str | Metric) -> Metric:
     """The metric of that name, or the function itself; raises InvalidInput for an unknown name."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from mixbit.studies.truth import Predicted, Truth
 
 SETTINGS = "settings.json"
 #: All that a study writes, and all that it removes to start over.
-CONTENTS = (SETTINGS, "plans", "metrics", "study.json", "study.png")
+RESULTS = (SETTINGS, "study.json", "study.png")
+PARTS = ("plans/uniform-*.json", "plans/near-*.json", "plans/chosen-*.json", "metrics/*.json")
 
 
 @dataclass(frozen=True)
@@ -101,19 +101,24 @@ class StudyFolder:
 
 
 def _clear(path: Path) -> None:
-    for name in CONTENTS:
-        place = path / name
+    """Remove what a study wrote, and folders that are then empty; nothing where the settings are no study's."""
+    if not (path / SETTINGS).exists() or not _is_study(read_json(path / SETTINGS)):
+        return
+    parts = [file for pattern in PARTS for file in path.glob(pattern) if file.is_file()]
+    for file in (*parts, *(path / name for name in RESULTS)):
         try:
-            if place.is_dir() and not place.is_symlink():
-                shutil.rmtree(place)
-            else:
-                place.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
         except OSError as error:
-            raise InvalidInput(f"{place}: cannot be removed ({error.strerror}); choose another folder") from error
+            raise InvalidInput(f"{file}: cannot be removed ({error.strerror}); choose another folder") from error
+
+
+def _is_study(stored: Any) -> bool:
+    return isinstance(stored, dict) and {"weights", "calibration", "evaluation", "choices"} <= stored.keys()
 
 
 def _check_same(path: Path, stored: Any, settings: Mapping[str, Any]) -> None:
-    stored = stored if isinstance(stored, dict) else {}
+    if not _is_study(stored):
+        raise InvalidInput(f"{path / SETTINGS}: not that of a study; choose another --out")
     for name, value in settings.items():
         if stored.get(name) != value:
             raise InvalidInput(

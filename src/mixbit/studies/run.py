@@ -99,7 +99,11 @@ class StudyRun:
     def truths(self, folder: StudyFolder, plans: Mapping[str, Plan]) -> dict[str, Truth]:
         """What the plans truly cost, by their names in the folder; from there where they are finished."""
         found = {name: known for name, plan in plans.items() if (known := folder.truth(name, plan)) is not None}
-        missing = [(name, plan) for name, plan in plans.items() if name not in found]
+        alike: dict[str, list[str]] = {}
+        for name, plan in plans.items():
+            if name not in found:
+                alike.setdefault(short_name(plan), []).append(name)
+        missing = [(names[0], plans[names[0]]) for names in alike.values()]
         if self.processes == 1:
             answers = ((job, _truth(self.prepared, job)) for job in missing)
         else:
@@ -107,9 +111,10 @@ class StudyRun:
             start = partial(_ready, self.setup, self.calibration, self.digests, threads, _truth)
             answers = in_processes(start, missing, self.processes)
         with closing(answers):
-            for (name, plan), truth in track(answers, "evaluate plans", total=len(missing)):
-                folder.save_truth(name, plan, truth)
-                found[name] = truth
+            for (_, plan), truth in track(answers, "evaluate plans", total=len(missing)):
+                for name in alike[short_name(plan)]:
+                    folder.save_truth(name, plan, truth)
+                    found[name] = truth
         return found
 
     def mean_bits(self, plan: Plan) -> float:

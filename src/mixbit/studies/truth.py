@@ -1,11 +1,13 @@
 """What plans truly cost on labelled data, and what metrics predict, with their time and memory."""
 
 import hashlib
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from mixbit.plan import Plan
 from mixbit.progress import track
 from mixbit.sensitivity import Sensitivity
 from mixbit.simulate import quantize
-from mixbit.task import Task
+from mixbit.task import Loss, Task
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,6 @@ class Prepared:
         calibration: Of the graph, on the calibration batches.
         batches: The calibration batches.
         evaluation: The evaluation batches; all have labels, or none.
-        outputs: Of the float graph, for each evaluation batch.
         task: What the outputs mean.
     """
 
@@ -88,12 +89,11 @@ class Prepared:
     calibration: Calibration
     batches: Sequence[Batch]
     evaluation: Sequence[Batch]
-    outputs: Sequence[Tensor]
     task: Task
 
     @classmethod
     def of(cls, subject: Subject, calibration: Calibration | None = None) -> "Prepared":
-        """Calibrate, unless that was done, and run the float graph.
+        """Calibrate, unless that was done.
 
         Raises:
             InvalidInput: data that does not fit the graph, some batches with labels and some without, or fewer than
@@ -110,12 +110,14 @@ class Prepared:
             raise InvalidInput("evaluation data: a study needs two samples or more, better a thousand")
         if calibration is None:
             calibration = calibrate(graph, find_layers(graph), [inputs for inputs, _ in batches])
+        return cls(graph, calibration, batches, evaluation, task)
+
+    @cached_property
+    def outputs(self) -> list[Tensor]:
+        """Of the float graph, for each evaluation batch; metrics never ask."""
         with torch.no_grad():
-            outputs = [
-                task.outputs(returned_by(graph, inputs)).double().cpu()
-                for inputs, _ in track(evaluation, "evaluate float")
-            ]
-        return cls(graph, calibration, batches, evaluation, outputs, task)
+            returned = (returned_by(self.graph, inputs) for inputs, _ in track(self.evaluation, "evaluate float"))
+            return [self.task.outputs(one).cpu() for one in returned]
 
     @torch.no_grad()
     def truth(self, plan: Plan) -> Truth:
@@ -127,7 +129,7 @@ class Prepared:
         for (inputs, labels), reference in zip(self.evaluation, self.outputs, strict=True):
             returned = returned_by(simulated, inputs)
             output = self.task.outputs(returned).double().cpu()
-            divergence.append(self.task.divergence(reference, output))
+            divergence.append(self.task.divergence(reference.double(), output))
             if labels is not None:
                 losses.append((float(self.task.loss(returned, labels)), len(output)))
                 if self.task.has_accuracy:
@@ -138,8 +140,10 @@ class Prepared:
         kl = torch.cat(divergence)
         loss = _weighted_mean(losses)
         judged_by, halves = "kl", (float(kl[0::2].mean()), float(kl[1::2].mean()))
-        if self.task.name == "language" and math.isfinite(loss) and len(losses) > 1:
-            judged_by, halves = "loss", (_weighted_mean(losses[0::2]), _weighted_mean(losses[1::2]))
+        if self.task.name == "language" and math.isfinite(loss):
+            judged_by = "loss"
+            if len(losses) > 1:  # else the halves of the divergence stand for those of the loss
+                halves = (_weighted_mean(losses[0::2]), _weighted_mean(losses[1::2]))
         elif (answers[:, 1] > 0).all():
             judged_by, halves = "accuracy", tuple((answers[:, 0] / answers[:, 1]).tolist())
         return Truth(
@@ -212,15 +216,30 @@ def _peak_mb(*, forget: bool = False) -> float | None:
 
 
 def digests(subject: Subject) -> dict[str, str]:
-    """What tells this subject from another: hashes of the graph's tensors, and of the data."""
+    """What tells this subject from another: hashes of the graph's code and tensors, of the user's loss, of the data."""
     weights = subject.graph.module.state_dict()
     num_inputs = len(subject.graph.example.args)
-    found = {"weights": _digest(weights[name] for name in sorted(weights))}
+    found = {
+        "code": hashlib.sha256(subject.graph.module.code.encode()).hexdigest()[:16],
+        "loss": _source_of(subject.task.own_loss),
+        "weights": _digest(weights[name] for name in sorted(weights)),
+    }
     for name in ("calibration", "evaluation"):
         pairs = [split_batch(batch, num_inputs) for batch in getattr(subject, name)]
         tensors = [leaf for inputs, labels in pairs for leaf in (*inputs.tensors, labels) if leaf is not None]
         found[name] = _digest(tensors)
     return found
+
+
+def _source_of(loss: Loss | None) -> str:
+    """A hash of the function's source, or its name where there is none to read."""
+    if loss is None:
+        return "the task's"
+    try:
+        text = inspect.getsource(loss)
+    except (OSError, TypeError):
+        text = getattr(loss, "__qualname__", type(loss).__qualname__)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:
