@@ -51,6 +51,7 @@ class _Scorer:
 
     def __init__(self, question: Question) -> None:
         self.question = question
+        self.small_errors: dict[str, list[Tensor]] = {}
         self.weight_formats, self.input_formats = question.weight_formats, question.input_formats
         operations = [(layer, operation) for layer in question.layers for operation in layer.operations]
         with torch.no_grad():
@@ -76,6 +77,15 @@ class _Scorer:
         dots = [(part := group_samples(axis, product)).reshape(len(part), -1).sum(1) for product in products]
         self.input_scores.setdefault(name, []).append(torch.stack(dots, 1))
 
+    def _errors(self, layer: Layer) -> list[Tensor]:
+        """As `Question.weight_errors`; small ones are kept for the next batch."""
+        if layer.name in self.small_errors:
+            return self.small_errors[layer.name]
+        errors = self.question.weight_errors(layer)
+        if layer.numel * len(errors) <= FEW_ELEMENTS:
+            self.small_errors[layer.name] = errors
+        return errors
+
     def _mean_errors(self, layer: Layer, operation: Operation) -> Tensor | None:
         """[formats, channels] mean output of each error, None where no bias can take it off."""
         graph = self.question.graph
@@ -94,7 +104,7 @@ class _Scorer:
             rows, places = x.unique(return_inverse=True)  # a table is long, and a batch reads little of it
             errors = self.question.weight_errors(layer, rows)
             return torch.stack([(gradient * error[places]).flatten(1).sum(1) for error in errors], 1)
-        errors = self.question.weight_errors(layer)
+        errors = self._errors(layer)
         if operation.channels_last:
             x, gradient = x.flatten(1, -2), gradient.flatten(1, -2)
             scores = _dot_with_matrices(x, gradient, torch.stack([error.movedim(layer.axis, 0) for error in errors]))
