@@ -22,7 +22,7 @@ from benchmarks import cifar, paths, resnet20
 from mixbit.batches import Batch
 from mixbit.calibrate import calibrate
 from mixbit.estimate import Question
-from mixbit.metrics import find_metric
+from mixbit.metrics import METRICS
 from mixbit.metrics.hawq import hawq
 from mixbit.scales import weight_quantizer
 from mixbit.scheme import Scheme
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = question(network, batches, task)
     plain(network, batches, task)
     for name in (*FAST, *SLOW):
-        metric = partial(hawq, asked, vectors=5) if name == "hawq" else partial(find_metric(name), asked)
+        metric = partial(hawq, asked, vectors=5) if name == "hawq" else partial(METRICS[name], asked)
         pairs = [
             (seconds(lambda: plain(network, batches, task)), seconds(metric))
             for _ in range(ROUNDS if name in FAST else 1)

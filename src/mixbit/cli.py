@@ -234,7 +234,7 @@ def study(
     if as_json:
         print(found.to_json(), end="")
     else:
-        _print_study(found)
+        print_study(found)
         _say(f"written to {out}")
 
 
@@ -384,7 +384,9 @@ def _print_table(table: Any) -> None:
     _print_rows(f"predicted loss increase by {table.metric}", ("layer", *table.choices), rows)
 
 
-def _print_study(found: Any) -> None:
+def print_study(found: Any) -> None:
+    """Print a study's table, the best metric first, and what limits it."""
+
     def with_interval(row: dict[str, Any], name: str) -> str:
         if row.get(name) is None:
             return "-"

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from mixbit.batches import Batch
-from mixbit.calibrate import Calibration
+from mixbit.calibrate import Calibration, mean_output
 from mixbit.errors import InvalidInput
 from mixbit.graph import Graph
 from mixbit.layers import Layer
 from mixbit.nodes import get_tensor
+from mixbit.operators import Operation, can_take_bias
 from mixbit.quantizer import Quantizer
 from mixbit.scales import weight_quantizer
 from mixbit.scheme import Format, Scheme
@@ -91,6 +92,12 @@ class Question:
             with torch.no_grad():
                 errors.append(quantizer(weight) - weight)
         return errors
+
+    def mean_errors(self, operation: Operation, errors: Sequence[Tensor]) -> Tensor | None:
+        """[F, channels] mean output of F errors of the weight, as bias correction takes off; None where it cannot."""
+        if not errors or not can_take_bias(self.graph.node(operation.node), operation):
+            return None
+        return torch.stack([mean_output(self.graph, operation, self.calibration, error) for error in errors])
 
     def entries(self, weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
         """[..., L, C] float64 from the costs of parts, [..., formats] each; parts that are missing cost nothing.

@@ -56,7 +56,7 @@ def measure(
     """
     target = find_target(target)
     schemes = target.schemes(choices)
-    method = find_metric(metric)
+    name, method = find_metric(metric)
     if graph.plan is not None:
         raise InvalidInput("graph: quantized already; measure the captured graph")
     layers = find_layers(graph)
@@ -67,7 +67,6 @@ def measure(
         for fmt in {scheme.weight for scheme in schemes if scheme.weight is not None}:
             weight_quantizer(graph, layer, fmt, calibration)
     question = Question(graph, layers, schemes, calibration, pairs, task or Task.classification(), seed)
-    name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
     rounds = [pairs] if method in OF_ALL_DATA and pairs else [*_rounds(pairs)]
     total = None
     for number, part in enumerate(rounds):

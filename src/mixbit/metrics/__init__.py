@@ -36,10 +36,10 @@ METRICS: dict[str, Metric] = {
 OF_ALL_DATA = {autoround, hawq, measured_loss}
 
 
-def find_metric(metric: str | Metric) -> Metric:
-    """The metric of that name, or the function itself; raises InvalidInput for an unknown name."""
+def find_metric(metric: str | Metric) -> tuple[str, Metric]:
+    """Name and function of a metric; raises InvalidInput for an unknown name."""
     if not isinstance(metric, str):
-        return metric
+        return getattr(metric, "__name__", type(metric).__name__), metric
     if metric not in METRICS:
         raise InvalidInput(f"metric {metric!r} is unknown; known: {', '.join(METRICS)}")
-    return METRICS[metric]
+    return metric, METRICS[metric]

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from mixbit.calibrate import mean_output
 from mixbit.estimate import Estimate, Question, RunningMean
 from mixbit.layers import Layer
 from mixbit.metrics._backward import Backward
-from mixbit.operators import FEW_ELEMENTS, Operation, can_take_bias, run_stacked, stack_weights
+from mixbit.operators import FEW_ELEMENTS, Operation, run_stacked, stack_weights
 from mixbit.progress import track
 from mixbit.samples import group_samples, sample_axis
 
@@ -55,7 +54,7 @@ class _Scorer:
         self.weight_formats, self.input_formats = question.weight_formats, question.input_formats
         operations = [(layer, operation) for layer in question.layers for operation in layer.operations]
         with torch.no_grad():
-            self.shifts = {operation.node: self._mean_errors(layer, operation) for layer, operation in operations}
+            self.shifts = {one.node: question.mean_errors(one, self._errors(layer)) for layer, one in operations}
         self.input_quantizers = question.input_quantizers()
         self.backward = Backward(
             question,
@@ -85,14 +84,6 @@ class _Scorer:
         if layer.numel * len(errors) <= FEW_ELEMENTS:
             self.small_errors[layer.name] = errors
         return errors
-
-    def _mean_errors(self, layer: Layer, operation: Operation) -> Tensor | None:
-        """[formats, channels] mean output of each error, None where no bias can take it off."""
-        graph = self.question.graph
-        if not self.weight_formats or not can_take_bias(graph.node(operation.node), operation):
-            return None
-        errors = self.question.weight_errors(layer)
-        return torch.stack([mean_output(graph, operation, self.question.calibration, error) for error in errors])
 
     def _dot_with_errors(
         self, node: fx.Node, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor

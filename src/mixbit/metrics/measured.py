@@ -8,11 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.calibrate import mean_output
 from mixbit.estimate import Estimate, Question, RunningMean, batch_means
 from mixbit.graph import Graph
 from mixbit.layers import Layer
-from mixbit.operators import can_take_bias
 from mixbit.progress import track
 from mixbit.quantizer import Quantizer
 from mixbit.scales import weight_quantizer
@@ -133,12 +131,14 @@ def _weight_changes(question: Question, layer: Layer) -> list[_Change]:
     reads = graph.module.graph.find_nodes(op="get_attr")
     nodes = frozenset(node for node in reads if node.target == layer.name)
     after = _dependents(graph, nodes)
+    errors = question.weight_errors(layer)
+    means = {one: question.mean_errors(one, errors) for one in layer.operations}
     changes = []
-    for fmt, error in zip(question.weight_formats, question.weight_errors(layer), strict=True):
+    for column, fmt in enumerate(question.weight_formats):
         shifts = {
-            one.node: one.along_channels(mean_output(graph, one, calibration, error), len(graph.shapes[one.node]))
-            for one in layer.operations
-            if can_take_bias(graph.node(one.node), one)
+            one.node: one.along_channels(found[column], len(graph.shapes[one.node]))
+            for one, found in means.items()
+            if found is not None
         }
         changes.append(_Change(nodes, weight_quantizer(graph, layer, fmt, calibration), after, shifts))
     return changes

@@ -6,12 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.calibrate import mean_output
 from mixbit.estimate import Estimate, Question, RunningMean
 from mixbit.layers import Layer
 from mixbit.metrics._outputs import from_inputs, from_weights, layer_entries, no_costs
 from mixbit.nodes import argument
-from mixbit.operators import Operation, can_take_bias
+from mixbit.operators import Operation
 from mixbit.progress import track
 from mixbit.samples import group_samples, sample_axis
 
@@ -104,12 +103,9 @@ class _Run(fx.Interpreter):
 
     def _mean_errors(self, layer: Layer, operation: Operation) -> list[Tensor] | None:
         """Mean output of each error, shaped to be taken off the output; None where no bias can do that."""
-        graph = self.question.graph
-        if not can_take_bias(graph.node(operation.node), operation):
-            return None
-        errors = self.question.weight_errors(layer)
-        means = [mean_output(graph, operation, self.question.calibration, error) for error in errors]
-        return [operation.along_channels(mean, len(graph.shapes[operation.node])) for mean in means]
+        means = self.question.mean_errors(operation, self.question.weight_errors(layer))
+        ndim = len(self.question.graph.shapes[operation.node])
+        return None if means is None else [operation.along_channels(mean, ndim) for mean in means]
 
 
 def _mean_square(node: fx.Node, output: Tensor) -> Tensor:

@@ -174,8 +174,7 @@ def _named(metrics: Sequence[str | Metric] | None) -> dict[str, str | Metric]:
     """Name -> metric, each name once and known."""
     named: dict[str, str | Metric] = {}
     for metric in METRICS if metrics is None else metrics:
-        find_metric(metric)
-        name = metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__)
+        name, _ = find_metric(metric)
         if name in named:
             raise InvalidInput(f"metrics: two are called {name}; give each once, under a name of its own")
         named[name] = metric
