@@ -64,7 +64,9 @@ def test_labels_are_told_from_inputs_by_the_forward():
         ((X, Y[:2]), r"labels: \[2\] for a batch of 3 samples"),
         ((X, torch.tensor(1)), r"labels: \[\] for a batch of 3 samples"),
         ((X, M[:2], Y), "must be one batch size"),
-        ((), "must be one batch size"),
+        ((), "no tensor; give tensors"),
+        (X.numpy(), "a ndarray; give a tensor"),
+        ({"x": X.numpy()}, "no tensor; give tensors, as torch.from_numpy makes of arrays"),
         ("text", "a str; give a tensor"),
     ],
 )

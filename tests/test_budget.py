@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mixbit.budget import RESOURCES, Budget
+from mixbit.budget import RESOURCES, Budget, resource_usage
 from mixbit.errors import InvalidInput
 from tests.search.fixtures import small_table
 
@@ -85,11 +85,27 @@ def test_a_limit_sums_to_its_own_unit(name, value, uniform):
 
 def test_bit_ops_ratio_limits_bit_ops_from_above():
     [limit] = Budget(bit_ops_ratio=2).over(small_table())
-    assert limit.name == "bit_ops"
+    assert limit.name == "bit_ops_ratio"
     assert limit.bound == 64 * 3000 / 2
+    assert limit.named(32 * 3000) == 2
     np.testing.assert_array_equal(limit.usage.sum(axis=0), [64 * 3000, 32 * 3000, 16 * 3000])
 
 
+def test_bit_complexity_counts_the_larger_of_weight_and_input_bits():
+    table = small_table()
+    [limit] = Budget(bit_complexity_ratio=1.5).over(table)
+    # w8a8 and w4a8 count as 8 bits, w4a4 as 4: 3 layers of 1000 multiply-accumulates
+    np.testing.assert_array_equal(limit.usage.sum(axis=0), [24000, 24000, 12000])
+    assert limit.bound == 16000
+    assert limit.named(12000) == 2
+
+
 def test_a_limit_on_what_the_table_does_not_hold():
-    with pytest.raises(InvalidInput, match="budget 'latency_ms' is unknown; known: weight_bytes"):
-        Budget(latency_ms=3)
+    with pytest.raises(InvalidInput, match="latency_ms: the table holds no times of its choices; measure with"):
+        Budget(latency_ms=3).over(small_table())
+
+
+@pytest.mark.parametrize(("name", "instead"), [("bit_ops_ratio", "take bit_ops"), ("size", "known: weight_bytes")])
+def test_a_resource_must_add_up(name, instead):
+    with pytest.raises(InvalidInput, match=f"resource '{name}' does not add up over layers.*{instead}"):
+        resource_usage(name, small_table())

@@ -44,6 +44,42 @@ def wrong_labels():
 def exits():
     sys.exit(0)
 
+def prints():
+    net = model()
+    net.register_forward_hook(lambda *_: print("forward"))
+    return net
+
+def loss(output, labels):
+    print("loss")
+    return torch.nn.functional.cross_entropy(output, labels)
+
+def range_metric(question):
+    import mixbit, numpy
+    loss = numpy.array([[2.0 ** -s.weight_bits for s in question.schemes]] * len(question.layers))
+    return mixbit.Estimate(loss, loss / 10, 32)
+
+def narrowest(problem):
+    return problem.usage[0].argmin(axis=1)
+
+def score(model, batches):
+    return -sum(float(model(x).abs().sum()) for x, _ in batches)
+
+def fidelity(net, batches):
+    return -sum(float((net(x) - model()(x)).square().sum()) for x, _ in batches)
+
+def nan_score(model, batches):
+    return float("nan")
+
+def failing_score(model, batches):
+    raise RuntimeError("no such GPU")
+
+def slow_score(model, batches):
+    import time
+    time.sleep(60)
+
+def unlabelled():
+    return [images for images, _ in data()]
+
 def dictionary():
     return {"x": torch.zeros(2)}
 
@@ -223,6 +259,142 @@ def test_list(run, what, names, accepted):
     status, out, _ = run("list", what)
     assert status == 0
     assert all(re.search(rf"\b{name}\b", out) for name in names), out
+
+
+@pytest.fixture(scope="module")
+def table(code, tmp_path_factory):
+    """A table that `mixbit measure` wrote."""
+    out = tmp_path_factory.mktemp("table") / "s.json"
+    words = ["mixbit", "measure", f"{code}:model", "--data", f"{code}:data", "--target", "packed", "--out", out]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [*map(str, words)])
+        with pytest.raises(SystemExit):
+            cli.main()
+    return out
+
+
+def test_front_then_search_in_it(table, run, tmp_path):
+    pytest.importorskip("matplotlib")
+    front, picture, plan = tmp_path / "front.json", tmp_path / "front.png", tmp_path / "plan.json"
+    status, out, err = run("front", table, "--out", front, "--json", "--picture", picture)
+    assert status == 0, err
+    points = json.loads(out)["points"]
+    assert json.loads(front.read_text()) == json.loads(out)
+    assert [point["weight_bytes"] for point in points] == sorted({point["weight_bytes"] for point in points})
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    budget = f"weight_bytes={points[1]['weight_bytes']}"
+    for source in (front, table):
+        status, out, err = run("search", source, "--budget", budget, "--out", plan, "--json", "--force")
+        assert status == 0, err
+        assert json.loads(out)["layers"] == points[1]["layers"]
+    assert run("search", front, "--budget", "weight_bytes=1", "--out", plan, "--force")[0] == 3
+    status, _, err = run("search", front, "--budget", budget, "--out", plan, "--force", "--method", "greedy")
+    assert status == 2
+    assert "--method and --pin need the table" in err
+    status, out, _ = run("front", table, "--out", front, "--force", "--points", "2", "--json")
+    assert [point["loss"] for point in json.loads(out)["points"]] == [points[0]["loss"], points[-1]["loss"]]
+
+
+def test_search_says_what_a_little_more_would_buy(table, run, tmp_path):
+    status, out, err = run("search", table, "--budget", "mean_bits=4", "--out", tmp_path / "plan.json")
+    assert status == 0
+    assert "optimality_gap" in out
+    assert re.search(r"mean_bits=4 \(used [\d.]+\): (4.2 would lower|looser by 5 %)", err), err
+    stored = json.loads((tmp_path / "plan.json").read_text())
+    assert stored["prices"]["mean_bits"].keys() == {"used", "price", "looser", "gain", "widens"}
+
+
+def test_pins(code, table, run, tmp_path):
+    words = ["search", table, "--budget", "mean_bits=7", "--out", tmp_path / "plan.json", "--json"]
+    status, out, _ = run(*words, "--pin", "0.*=w2a8")
+    assert status == 0
+    assert json.loads(out)["layers"]["0.weight"] == "w2a8"
+    for pin, message in {
+        "conv9=w8a8": "pin conv9=w8a8: no layer has such a name; there are",
+        "0.weight=w5a8": "the table holds w2a8",
+        "0.weight": "write NAME=SCHEME",
+        "0.weight=w9a8": "weights have 2 to 8 bits",
+    }.items():
+        status, _, err = run(*words, "--force", "--pin", pin)
+        assert status == 2
+        assert message in err, err
+    out = tmp_path / "pinned"
+    status, _, err = run(*quantize_words(code, out, budget="mean_bits=28"), "--pin", "3.weight=float", "--json")
+    assert status == 0, err
+    plan = json.loads((out / "plan.json").read_text())["layers"]
+    assert plan["3.weight"] == "float"
+    assert plan["0.weight"] != "float", "offered to pinned layers only"
+
+
+@pytest.mark.parametrize("data", ["data", "unlabelled"])
+def test_a_largest_drop_in_place_of_a_budget(code, run, tmp_path, data):
+    words = ["quantize", f"{code}:model", "--data", f"{code}:{data}", "--target", "packed", "--out", tmp_path / "out"]
+    drop = "30%" if data == "data" else "0.01"
+    status, out, err = run(*words, "--max-drop", drop, "--json")
+    assert status == 0, err
+    result = json.loads(out)
+    assert "the cheapest plan whose artefact scores" in result["chosen"]
+    if data == "data":
+        assert result["deployed"]["accuracy"] >= result["float"]["accuracy"] - 0.3
+    else:
+        assert result["simulated"]["divergence"] <= 0.0101
+    assert not list(tmp_path.glob("*.jsonl"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give --budget, as in --budget mean_bits=4, or --max-drop"),
+        (["--budget", "mean_bits=4", "--max-drop", "1%"], "one of the two"),
+        (["--max-drop", "x"], "max drop 'x' is not understood; write it as 1% or 0.01"),
+        (["--max-drop", "-1%"], "max drop -1%: give a positive finite number"),
+        (["--max-drop", "nan"], "give a positive finite number"),
+        (["--max-drop", "100%"], "give less than 100%"),
+        (["--budget", "mean_bits=4", "--search", "nonsense"], "search 'nonsense' is unknown; known: ilp, greedy"),
+        (["--budget", "mean_bits=4", "--search", "mixquant:speed=1"], "its options are criterion, multiplier"),
+        (["--budget", "mean_bits=4", "--warm-start"], "--warm-start is for the search autoq, not ilp"),
+        (["--budget", "mean_bits=4", "--eval-subset-ratio", "0"], "give a share between 0 and 1"),
+        (["--budget", "mean_bits=4", "--eval-timeout", "0"], "give a positive number of seconds"),
+        (["--max-drop", "1", "--score", "{code}:nan_score"], "the evaluation returns nan"),
+        (["--max-drop", "1", "--score", "{code}:failing_score"], "fails on a plan: RuntimeError: no such GPU"),
+        (["--max-drop", "1", "--score", "{code}:slow_score", "--eval-timeout", "0.2"], r"took more than 0.2 s"),
+        (["--max-drop", "1%", "--score", "{code}:score"], "a percentage is of right answers"),
+        (["--max-drop", "1e-9", "--score", "{code}:fidelity"], "the dearest plan scores less than"),
+    ],
+)
+def test_wrong_budgets_searches_and_scores(code, run, tmp_path, words, message):
+    plain = ["quantize", f"{code}:model", "--data", f"{code}:data", "--target", "packed", "--out", tmp_path / "out"]
+    status, out, err = run(*plain, *(word.format(code=code) for word in words))
+    assert status in (2, 3)
+    assert out == ""
+    assert re.search(message, err), err
+    assert not (tmp_path / "out").exists()
+
+
+def test_functions_of_the_users_own(code, table, run, tmp_path):
+    words = ["measure", f"{code}:model", "--data", f"{code}:data", "--target", "packed", "--out", tmp_path / "s.json"]
+    status, out, err = run(*words, "--json", "--metric", f"{code}:range_metric")
+    assert status == 0, err
+    assert json.loads(out)["metric"] == "range_metric"
+    words = ["search", table, "--budget", "mean_bits=4", "--out", tmp_path / "plan.json", "--json"]
+    status, out, err = run(*words, "--method", f"{code}:narrowest")
+    assert status == 0, err
+    assert set(json.loads(out)["layers"].values()) == {"w2a8"}
+
+
+def test_standard_output_is_for_results_whatever_the_users_code_prints(code, run, tmp_path):
+    words = ["measure", f"{code}:prints", "--data", f"{code}:data", "--target", "packed", "--out", tmp_path / "s.json"]
+    status, out, err = run(*words, "--json", "--loss", f"{code}:loss")
+    assert status == 0, err
+    assert json.loads(out)["metric"] == "fisher"
+    assert "loss" in err
+
+
+def test_a_loss_that_the_metric_does_not_look_at(code, run, tmp_path):
+    words = ["measure", f"{code}:model", "--data", f"{code}:data", "--target", "packed", "--out", tmp_path / "s.json"]
+    status, _, err = run(*words, "--metric", "weight_error", "--loss", f"{code}:loss")
+    assert status == 0
+    assert "the metric weight_error looks at no loss" in err
 
 
 def test_list_of_something_else_names_the_lists(run):

@@ -352,7 +352,7 @@ def broken(name, value):
         (nn.Linear(3, 2), torch.randn(2, 4), r"the model fails on inputs .*\(2, 4\).*RuntimeError"),
         (nn.Linear(3, 2), torch.randn(0, 3), "holds no sample"),
         (nn.Linear(3, 2), 3, "a int; give a tensor"),
-        (nn.Linear(3, 2), {"input": 3.0}, "one batch size"),
+        (nn.Linear(3, 2), {"input": 3.0}, "no tensor; give tensors"),
         (Several(), {"x": torch.randn(2, 3), "mask": torch.randn(3, 4)}, "must be one batch size"),
         (nn.Linear(3, 2).state_dict(), torch.randn(2, 3), "a OrderedDict, not an nn.Module"),
         (nn.Linear, torch.randn(2, 3), "a type, not an nn.Module"),

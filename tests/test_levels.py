@@ -11,14 +11,14 @@ import mixbit
 
 PACKAGE = Path(mixbit.__file__).parent
 LEVELS = (
-    {"errors", "progress", "interrupts", "files", "workers"},
+    {"errors", "progress", "interrupts", "files", "journal", "options", "workers"},
     {"scheme", "sensitivity", "budget", "plan", "task", "batches", "target"},
     {"affine", "ranges", "quantizer", "search", "ranking"},  # numbers only
-    {"exporting", "nodes", "operators", "samples", "fold", "graph", "layers", "between", "uncovered"},
+    {"exporting", "nodes", "operators", "samples", "fold", "graph", "layers", "between", "features", "uncovered"},
     {"calibrate", "scales", "estimate", "simulate", "integers", "metrics"},
-    {"targets", "measurement", "evaluation", "latency", "verification", "check", "result"},
+    {"targets", "measurement", "evaluation", "latency", "scoring", "verification", "check", "result"},
     {"studies"},
-    {"specs", "recheck", "pipeline", "demo", "cli", "__init__", "__main__"},
+    {"picture", "specs", "recheck", "pipeline", "demo", "cli", "__init__", "__main__"},
 )
 METHOD_FOLDERS = {"metrics", "search", "targets"}
 

@@ -121,3 +121,87 @@ def test_what_cannot_be_measured_is_refused(graph, batches):
     simulated = quantize(graph, plan_of(find_layers(graph), "w4"), batches)
     with pytest.raises(InvalidInput, match="quantized already; measure the captured graph"):
         measure(simulated, batches, target=ANYTHING)
+
+
+def answering(**changes):
+    """A metric that answers with a table of ones, but for some parts."""
+
+    def mine(question):
+        ones = np.ones((len(question.layers), len(question.schemes)))
+        return Estimate(**({"loss": ones, "standard_error": ones / 10, "num_samples": 12} | changes))
+
+    return mine
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (lambda question: None, "returned a NoneType; return mixbit.Estimate"),
+        (lambda question: np.ones((3, 2)), "returned a ndarray; return mixbit.Estimate"),
+        (answering(loss=torch.ones(3, 2)), r"loss is a Tensor, torch.float32 \[3, 2\]; return float64 \(3, 2\)"),
+        (answering(loss=np.ones((2, 2))), r"loss is a ndarray, float64 \[2, 2\]; return float64 \(3, 2\)"),
+        (answering(loss=[[1, 2]] * 3), "loss is a list, no array"),
+        (answering(loss=np.ones((3, 2), dtype=complex)), "loss is a ndarray, complex128"),
+        (answering(standard_error=None), "standard_error is a NoneType, no array"),
+        (answering(loss=np.full((3, 2), np.nan)), "loss holds NaN"),
+        (answering(standard_error=-np.ones((3, 2))), "standard_error holds NaN or negative errors"),
+        (answering(num_samples=3.5), "num_samples is 3.5; return a whole number, 1 or more"),
+        (answering(num_samples=0), "num_samples is 0"),
+    ],
+)
+def test_what_a_metric_of_the_users_own_returns_is_checked(graph, batches, metric, message):
+    with pytest.raises(InvalidInput, match=f"metric .*: {message}"):
+        measure(graph, batches, target=ANYTHING, choices=["w4a8", "w8a8"], metric=metric)
+
+
+def test_a_metric_of_the_users_own_sees_all_the_data_at_once(graph):
+    seen = []
+
+    def mine(question):
+        seen.append(len(question.batches))
+        return answering()(question)
+
+    batches = [torch.randn(2, 2, 6, 6) for _ in range(16)]
+    measure(graph, batches, target=ANYTHING, choices=["w4a8", "w8a8"], metric=mine)
+    assert seen == [16]
+
+
+def test_a_table_without_standard_errors_is_not_called_stable(graph, batches):
+    table = measure(graph, batches, target=ANYTHING, choices=["w2a8", "w8a8"], metric="weight_error")
+    assert (
+        table.verdict
+        == "no standard errors: whether plans would change with other data is not known, after 12 of 12 samples"
+    )
+
+
+def test_costs_that_are_all_zero_in_a_part_of_the_data_are_looked_for_in_the_rest(graph):
+    """A loss of zero but for the batches that come last in the order in which parts are taken."""
+    batches = [(torch.randn(2, 2, 6, 6), torch.full((2,), float(number % 4 == 3))) for number in range(8)]
+    task = Task.classification().with_loss(lambda output, labels: (output.square().sum(1) * labels).mean())
+    table = measure(graph, batches, target=ANYTHING, choices=["w2a8", "w8a8"], task=task)
+    assert table.loss.max() > 0
+    assert table.num_samples == 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"graph": Residual()}, "graph: a Residual; give what capture"),
+        ({"task": "classification"}, "task: a str; give Task.classification"),
+        ({"seed": -1}, "seed=-1: give a whole number"),
+        ({"seed": 1.5}, "seed=1.5: give a whole number"),
+        ({"batches": None}, "data: a NoneType, not an iterable of batches"),
+        ({"batches": [np.zeros((2, 2, 6, 6))]}, "batch 0: inputs: a ndarray; give a tensor"),
+        ({"batches": []}, "the data holds no batch"),
+        ({"metric": None}, "metric"),
+    ],
+)
+def test_arguments_are_checked_by_name(graph, batches, changes, message):
+    given = {"graph": graph, "batches": batches, "target": ANYTHING} | changes
+    with pytest.raises(InvalidInput, match=message):
+        measure(given.pop("graph"), given.pop("batches"), **given)
+
+
+def test_inference_mode_is_refused(graph, batches):
+    with torch.inference_mode(), pytest.raises(InvalidInput, match="in inference mode there are no gradients"):
+        measure(graph, batches, target=ANYTHING)

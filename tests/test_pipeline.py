@@ -3,6 +3,8 @@
 import copy
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -299,3 +301,45 @@ def test_files_that_were_changed_are_noticed(deployed, tmp_path):
 def test_files_have_the_permissions_of_any_new_file(deployed, tmp_path):
     (tmp_path / "new").touch()
     assert {path.stat().st_mode for path in deployed.folder.iterdir()} == {(tmp_path / "new").stat().st_mode}
+
+
+SEARCHED = """
+import sys, os, torch
+import mixbit as mb
+from tests.test_pipeline import Net
+tried = []
+def score(model, batches):
+    tried.append(1)
+    if len(tried) == int(sys.argv[2]):
+        os.kill(os.getpid(), 9)
+    return -sum(float((model(x) - net(x)).square().mean()) for x, _ in batches)
+torch.manual_seed(0)
+net = Net().eval()
+generator = torch.Generator().manual_seed(1)
+batches = [(torch.randn(16, 1, 6, 6, generator=generator), torch.zeros(16, dtype=torch.long)) for _ in range(5)]
+settings = mb.Settings(search="autoq:episodes=14", score=score)
+budget, out = mb.Budget(mean_bits=4), sys.argv[1]
+done = mb.auto_quantize(net, batches, target="packed", budget=budget, out=out, settings=settings)
+print(len(tried), dict(done.plan.layers), done.plan.predicted["loss"])
+"""
+
+
+def test_autoq_killed_three_times_ends_with_the_same_plan(tmp_path):
+    pytest.importorskip("stable_baselines3")
+
+    def run(out, end):
+        words = [sys.executable, "-c", SEARCHED, str(tmp_path / out), str(end)]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    whole = run("whole", -1)
+    assert whole.returncode == 0, whole.stderr
+    for end in (3, 4, 2):
+        killed = run("killed", end)
+        assert killed.returncode == -9
+        assert (tmp_path / "killed.trials.jsonl").exists()
+    last = run("killed", -1)
+    assert last.returncode == 0, last.stderr
+    tried, plan = last.stdout.split(" ", 1)
+    assert plan == whole.stdout.split(" ", 1)[1]
+    assert int(tried) < int(whole.stdout.split(" ", 1)[0])
+    assert not (tmp_path / "killed.trials.jsonl").exists()

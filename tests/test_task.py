@@ -196,12 +196,47 @@ def test_the_users_own_loss_is_used_and_checked():
     torch.testing.assert_close(task.loss(output, labels), (output - labels).square().mean())
     task.information(output, labels, torch.Generator()).backward()
     torch.testing.assert_close(output.grad, 4 * 2 * (output - labels).detach() / 12)
-    with pytest.raises(InvalidInput, match="needs labels"):
+    with pytest.raises(InvalidInput, match="a loss of your own needs labels"):
         task.loss(output, None)
     with pytest.raises(InvalidInput, match=r"one finite number, the mean of the batch; it is \[4\]"):
         task.with_loss(lambda output, labels: output.sum(1)).loss(output, labels)
-    with pytest.raises(InvalidInput, match="it is tensor\\(nan"):
+    with pytest.raises(InvalidInput, match="the mean of the batch; it is nan"):
         task.with_loss(lambda output, labels: output.sum() * float("nan")).loss(output, labels)
+
+
+def broken(output, labels):
+    raise KeyError("nothing there")
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (broken, r"the loss fails: KeyError: 'nothing there' \(.*test_task.py:\d+\)"),
+        (lambda output: output.sum(), "the loss fails: TypeError: .*2 were given"),
+        (lambda output, labels: 1.0, "the loss returns a float; return a tensor, without .item()"),
+        (lambda output, labels: output.detach().sum(), "the loss has no gradient by the output: it is detached"),
+        (lambda output, labels: (output.argmax(1) != labels).float().mean(), "made of argmax"),
+    ],
+)
+def test_losses_that_cannot_be_used(loss, message):
+    output, labels = torch.randn(4, 3, requires_grad=True), torch.randint(3, (4,))
+    with pytest.raises(InvalidInput, match=message):
+        CLASSIFICATION.with_loss(loss).loss(output, labels)
+
+
+def test_a_loss_may_change_what_it_is_given():
+    output, labels = torch.randn(4, 3), torch.randint(3, (4,))
+    before = output.clone()
+    task = CLASSIFICATION.with_loss(lambda output, labels: output.div_(0.5).sum())
+    assert task.loss(output, labels) == task.loss(output, labels)
+    assert torch.equal(output, before)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_labels_of_a_regression_are_finite(bad):
+    with pytest.raises(InvalidInput, match="labels: complex numbers, NaN or inf"):
+        REGRESSION.loss(torch.zeros(2, 3), torch.full((2, 3), bad))
+    assert REGRESSION.loss(torch.zeros(2, 1), torch.tensor([True, False])) == 0.25
 
 
 def test_regression_loss_is_half_the_squared_distance():

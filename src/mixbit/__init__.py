@@ -7,15 +7,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixbit.budget import Budget
+    from mixbit.budget import Budget, MaxDrop
     from mixbit.errors import InfeasibleBudget, InvalidInput, MixbitError, TargetMismatch, UnsupportedModel
+    from mixbit.estimate import Estimate
     from mixbit.graph import Graph, capture
     from mixbit.layers import find_layers
     from mixbit.measurement import measure
     from mixbit.pipeline import Settings, auto_quantize
     from mixbit.plan import Plan
     from mixbit.scheme import Scheme
-    from mixbit.search import search
+    from mixbit.search import front, search
     from mixbit.sensitivity import Sensitivity
     from mixbit.simulate import quantize
     from mixbit.studies import RandomPlans, Subject, study
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Budget",
+    "Estimate",
     "Graph",
     "InfeasibleBudget",
     "InvalidInput",
+    "MaxDrop",
     "MixbitError",
     "Plan",
     "RandomPlans",
@@ -42,6 +45,7 @@ __all__ = [
     "capture",
     "export",
     "find_layers",
+    "front",
     "measure",
     "quantize",
     "search",
@@ -53,9 +57,11 @@ __all__ = [
 # `mixbit.search` is both the folder and the function: see the end of its `__init__.py`.
 _HOMES = {
     "Budget": "budget",
+    "Estimate": "estimate",
     "Graph": "graph",
     "InfeasibleBudget": "errors",
     "InvalidInput": "errors",
+    "MaxDrop": "budget",
     "MixbitError": "errors",
     "Plan": "plan",
     "RandomPlans": "studies",
@@ -68,6 +74,7 @@ _HOMES = {
     "UnsupportedModel": "errors",
     "auto_quantize": "pipeline",
     "capture": "graph",
+    "front": "search",
     "export": "targets",
     "find_layers": "layers",
     "measure": "measurement",

@@ -55,13 +55,26 @@ def split_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
     Raises:
         InvalidInput: there is no batch, or one is not understood; the message says which, counted from 0.
     """
-    pairs = []
-    num_inputs: int | None = None
+    batches = list(check_iterable(batches))
+    first = next((batch for batch in batches if isinstance(batch, tuple | list) and len(batch) > 0), None)
+    return split_all(batches, None if first is None else _num_inputs(model, first))
+
+
+def check_iterable(batches: Any) -> Iterable[Any]:
+    """The batches; raises InvalidInput where they are no iterable of batches."""
     if isinstance(batches, Mapping | Tensor | str) or not isinstance(batches, Iterable):
         raise InvalidInput(f"data: a {type(batches).__name__}, not an iterable of batches; put a single one in a list")
-    for batch in batches:
-        if isinstance(batch, tuple | list) and len(batch) > 0 and num_inputs is None:
-            num_inputs = _num_inputs(model, batch)
+    return batches
+
+
+def split_all(batches: Iterable[Any], num_inputs: int | None) -> list[Batch]:
+    """Inputs and labels of every batch, see `split_batch`.
+
+    Raises:
+        InvalidInput: there is no batch, or one is not understood; the message says which, counted from 0.
+    """
+    pairs = []
+    for batch in check_iterable(batches):
         try:
             pairs.append(split_batch(batch, num_inputs))
         except InvalidInput as error:

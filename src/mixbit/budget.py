@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixbit.errors import InvalidInput
+from mixbit.scheme import Scheme
 from mixbit.sensitivity import Sensitivity
 
 RESOURCES = {
@@ -17,22 +18,40 @@ RESOURCES = {
     "mean_bits": "mean bits of a weight, scales not counted",
     "bit_ops": "sum of multiply-accumulates x weight bits x input bits, one sample",
     "bit_ops_ratio": "bit_ops of uniform w8a8 / bit_ops of the plan: at least this",
+    "bit_complexity_ratio": "the same with the larger of weight bits and input bits for their product: HAWQ's ratio",
+    "latency_ms": "milliseconds of one sample in the runtime; the table must hold times of its choices",
 }
+#: Lower limits on a ratio to uniform w8a8 -> the resource that they limit from above.
+_RATIOS = {"bit_ops_ratio": "bit_ops", "bit_complexity_ratio": "bit_complexity"}
 
 
 @dataclass(frozen=True)
 class Limit:
-    """One linear limit on a choice per layer: the sum of `usage` [L, C] over the layers is at most `bound`."""
+    """One linear limit on a choice per layer: the sum of `usage` [L, C] over the layers is at most `bound`.
+
+    Attributes:
+        name: Of the budget, one of RESOURCES.
+        usage: What each choice uses.
+        bound: The largest sum, in the unit of `usage`.
+        ratio_of: What uniform w8a8 uses, where the budget is a ratio to it; else None.
+    """
 
     name: str
     usage: NDArray[np.float64]
     bound: float
+    ratio_of: float | None = None
+
+    def named(self, used: float) -> float:
+        """A sum of `usage` in the unit of the budget's name."""
+        if self.ratio_of is None:
+            return used
+        return self.ratio_of / used if used else math.inf
 
 
 class Budget:
     """Limits by name, all of which a plan keeps: `Budget(mean_bits=4, weight_bytes=120_000)`.
 
-    Each is an upper limit, `bit_ops_ratio` a lower one; RESOURCES says what they mean.
+    Each is an upper limit, `bit_ops_ratio` and `bit_complexity_ratio` are lower ones; RESOURCES says what they mean.
 
     Raises:
         InvalidInput: for an unknown name, no limit at all, or a value that is not a positive finite number.
@@ -82,19 +101,78 @@ class Budget:
         return [_limit(name, value, table) for name, value in self.limits.items()]
 
 
+@dataclass(frozen=True)
+class MaxDrop:
+    """A budget in accuracy: the cheapest plan whose artefact, run on the evaluation data, loses no more than this.
+
+    Attributes:
+        value: With labels, of the share of right answers: 0.01 is one point, 88.2 % to 87.2 %. Without labels, mean
+            Kullback-Leibler divergence from the float network in nats.
+        percent: Whether it was given in percent, which only a share of right answers can be.
+
+    Raises:
+        InvalidInput: a value that is not a positive finite number; or, in percent, one that is not below 100 %.
+    """
+
+    value: float
+    percent: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.value, Real) or isinstance(self.value, bool) or not 0 < self.value < math.inf:
+            raise InvalidInput(f"max drop {self}: give a positive finite number, as in 1% or 0.01")
+        if self.percent and self.value >= 1:
+            raise InvalidInput(f"max drop {self}: give less than 100%; 1% is one point of accuracy")
+
+    @classmethod
+    def parse(cls, text: str) -> "MaxDrop":
+        """Read `1%` or `0.01`; raises InvalidInput for anything else."""
+        number = text.removesuffix("%").strip()
+        try:
+            value = float(number)
+        except ValueError:
+            raise InvalidInput(f"max drop {text!r} is not understood; write it as 1% or 0.01") from None
+        percent = text.endswith("%")
+        return cls(value / 100 if percent else value, percent)
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:g}%" if self.percent else f"{self.value:g}"
+
+
 def _in_full(value: float) -> str:
     """Every digit, so that reading it gives the same number: 1234567, 0.15."""
     return repr(value).removesuffix(".0")
 
 
-def _limit(name: str, value: float, table: Sensitivity) -> Limit:
+def resource_usage(name: str, table: Sensitivity) -> NDArray[np.float64]:
+    """[L, C] what each choice adds to a resource, in the unit that its name states.
+
+    Raises:
+        InvalidInput: a name that is unknown or stands for a ratio to uniform w8a8, which does not add up; or a
+            resource that the table does not hold.
+    """
     weights = float(table.numel.sum())
     match name:
         case "weight_ratio":
-            return Limit(name, table.usage["weight_bytes"] / (4 * weights), value)
+            return table.usage["weight_bytes"] / (4 * weights)
         case "mean_bits":
-            return Limit(name, table.usage["weight_bits"] / weights, value)
-        case "bit_ops_ratio":
-            int8 = 64.0 * float(table.macs.sum())
-            return Limit("bit_ops", table.usage["bit_ops"], int8 / value)
-    return Limit(name, table.usage[name], value)
+            return table.usage["weight_bits"] / weights
+        case "bit_complexity":
+            schemes = [Scheme.parse(choice) for choice in table.choices]
+            return np.outer(table.macs, [float(max(one.weight_bits, one.input_bits)) for one in schemes])
+        case "latency_ms" if name not in table.usage:
+            raise InvalidInput(
+                "latency_ms: the table holds no times of its choices; measure with --latency, or quantize, which does"
+            )
+    known = [one for one in RESOURCES if one not in _RATIOS]
+    if name not in known:
+        instead = f"; take {_RATIOS[name]}" if name == "bit_ops_ratio" else ""
+        raise InvalidInput(f"resource {name!r} does not add up over layers; known: {', '.join(known)}{instead}")
+    return table.usage[name]
+
+
+def _limit(name: str, value: float, table: Sensitivity) -> Limit:
+    if name not in _RATIOS:
+        return Limit(name, resource_usage(name, table), value)
+    bits = 64.0 if name == "bit_ops_ratio" else 8.0
+    int8 = bits * float(table.macs.sum())
+    return Limit(name, resource_usage(_RATIOS[name], table), int8 / value, int8)

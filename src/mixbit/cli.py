@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,7 +35,15 @@ Device = Annotated[str, typer.Option("--device", help="where the model runs, as 
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="of every draw")]
 Force = Annotated[bool, typer.Option("--force", help="replace files of the same names in --out")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
-Metric = Annotated[str, typer.Option("--metric", help="see: mixbit list metrics")]
+Metric = Annotated[
+    str,
+    typer.Option("--metric", help="see: mixbit list metrics; with options as in hawq:vectors=20; or file.py:function"),
+]
+SearchName = "see: mixbit list searches; with options as in mixquant:multiplier=4"
+Pins = Annotated[
+    list[str] | None,
+    typer.Option("--pin", help="NAME=SCHEME, as in 'conv1.weight=w8a8' or 'blocks.*=w4a8'; several may stand"),
+]
 
 
 @app.command()
@@ -42,12 +51,32 @@ def quantize(
     model: Model,
     data: Data,
     target: TargetName,
-    budget: Budgets,
     out: Annotated[Path, typer.Option("--out", help="folder for the results")],
-    evaluate: Annotated[str | None, typer.Option("--eval", help="DATA to report accuracy on")] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option("--budget", help="name=value, as in mean_bits=4; several may stand together")
+    ] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option("--max-drop", help="in place of a budget: as in 1%, one point of accuracy; without labels, nats"),
+    ] = None,
+    evaluate: Annotated[
+        str | None, typer.Option("--eval", help="DATA to report accuracy on, and to take --max-drop on")
+    ] = None,
     choices: Choices = None,
+    pin: Pins = None,
     metric: Metric = "fisher",
-    search: Annotated[str, typer.Option("--search", help="see: mixbit list searches")] = "ilp",
+    search: Annotated[str, typer.Option("--search", help=SearchName)] = "ilp",
+    warm_start: Annotated[bool, typer.Option("--warm-start", help="autoq starts from the plan of ilp")] = False,
+    score: Annotated[
+        str | None,
+        typer.Option("--score", help="file.py:function of (model, batches), the higher the better, to try plans by"),
+    ] = None,
+    eval_subset_ratio: Annotated[
+        float, typer.Option("--eval-subset-ratio", help="share of the calibration batches that plans are tried on")
+    ] = 1.0,
+    eval_timeout: Annotated[
+        float | None, typer.Option("--eval-timeout", help="seconds that trying one plan may take")
+    ] = None,
     rounding: Annotated[str, typer.Option("--rounding", help="see: mixbit list roundings")] = "nearest",
     flavour: Annotated[str, typer.Option("--flavour", help="static")] = "static",
     task: TaskName = "classification",
@@ -58,24 +87,38 @@ def quantize(
     as_json: AsJson = False,
 ) -> None:
     """Measure, search, quantize, export, run the artefact and compare."""
-    from mixbit.budget import Budget
     from mixbit.pipeline import FLAVOURS, ROUNDINGS, Settings, auto_quantize
-    from mixbit.specs import absolute, load_data, load_task
+    from mixbit.specs import absolute, load_data, load_function, load_task
 
     _known("rounding", rounding, tuple(ROUNDINGS))
     _known("flavour", flavour, tuple(FLAVOURS))
-    limits = Budget.parse(budget)
-    settings = Settings(load_task(task, loss), _split(choices), metric, search, seed, absolute(model))
-    deployed = auto_quantize(
-        _model(model, device),
-        load_data(data),
-        target=target,
-        budget=limits,
-        out=out,
-        eval_batches=None if evaluate is None else load_data(evaluate),
-        settings=settings,
-        force=force,
+    limits = _budget(budget, max_drop)
+    settings = Settings(
+        task=load_task(task, loss),
+        choices=_split(choices),
+        metric=_function_or_name(metric, "METRIC"),
+        search=_function_or_name(_warm(search) if warm_start else search, "SEARCH"),
+        pins=_pins(pin),
+        score=None if score is None else load_function(score, "SCORE"),
+        eval_subset_ratio=eval_subset_ratio,
+        eval_timeout_s=eval_timeout,
+        seed=seed,
+        model=absolute(model),
     )
+    _say_unless_used(loss, metric)
+    module, batches = _model(model, device), load_data(data)
+    eval_batches = None if evaluate is None else load_data(evaluate)
+    with redirect_stdout(sys.stderr):  # standard output is for results, whatever the user's code prints
+        deployed = auto_quantize(
+            module,
+            batches,
+            target=target,
+            budget=limits,
+            out=out,
+            eval_batches=eval_batches,
+            settings=settings,
+            force=force,
+        )
     if as_json:
         print(deployed.result.to_json(), end="")
     else:
@@ -107,17 +150,19 @@ def measure(
     from mixbit.specs import load_data, load_task
 
     check_new_file(out, force=force)
+    _say_unless_used(loss, metric)
     module = _model(model, device)
     batches = split_batches(module, load_data(data))
-    table = measure_(
-        capture(module, batches[0][0]),
-        batches,
-        target=target,
-        task=load_task(task, loss),
-        metric=metric,
-        choices=_split(choices),
-        seed=seed,
-    )
+    with redirect_stdout(sys.stderr):
+        table = measure_(
+            capture(module, batches[0][0]),
+            batches,
+            target=target,
+            task=load_task(task, loss),
+            metric=_function_or_name(metric, "METRIC"),
+            choices=_split(choices),
+            seed=seed,
+        )
     table.save(out)
     if as_json:
         print(out.read_text(encoding="utf-8"), end="")
@@ -128,28 +173,85 @@ def measure(
 
 @app.command()
 def search(
-    sensitivity: Annotated[Path, typer.Argument(help="sensitivity.json, as measure wrote it")],
+    sensitivity: Annotated[
+        Path, typer.Argument(help="sensitivity.json, as measure wrote it; or front.json, as front did")
+    ],
     budget: Budgets,
     out: Annotated[Path, typer.Option("--out", help="plan.json")],
-    method: Annotated[str, typer.Option("--method", help="see: mixbit list searches")] = "ilp",
+    method: Annotated[str, typer.Option("--method", help=SearchName)] = "ilp",
+    pin: Pins = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Find the plan with the smallest predicted loss within the budget."""
     from mixbit.budget import Budget
-    from mixbit.files import check_new_file
+    from mixbit.files import check_new_file, read_json
+    from mixbit.search import Front, priced
     from mixbit.search import search as search_
     from mixbit.sensitivity import Sensitivity
 
     check_new_file(out, force=force)
-    plan = search_(Sensitivity.load(sensitivity), Budget.parse(budget), method=method)
+    limits, verdict = Budget.parse(budget), ""
+    stored = read_json(sensitivity)
+    if isinstance(stored, dict) and "points" in stored:
+        if method != "ilp" or pin:
+            raise InvalidInput(f"{sensitivity}: a front; --method and --pin need the table that measure wrote")
+        plan = Front.load(sensitivity).within(limits)
+    else:
+        table = Sensitivity.load(sensitivity)
+        verdict = table.verdict
+        table = table.pinned(_pins(pin))
+        plan = priced(table, limits, search_(table, limits, method=_function_or_name(method, "SEARCH")))
     plan.save(out)
     if as_json:
         print(out.read_text(encoding="utf-8"), end="")
     else:
         _print_rows("plan", ("layer", "scheme"), list(plan.layers.items()))
         _print_rows("predicted", ("what", "value"), [(name, f"{value:g}") for name, value in plan.predicted.items()])
+        _print_prices(plan)
         _say(f"written to {out}")
+    if verdict.startswith("cannot rank"):
+        _say(verdict)
+
+
+@app.command()
+def front(
+    sensitivity: Annotated[Path, typer.Argument(help="sensitivity.json, as measure wrote it")],
+    out: Annotated[Path, typer.Option("--out", help="front.json")],
+    resource: Annotated[
+        str, typer.Option("--resource", help="weight_bytes, weight_ratio, mean_bits, bit_ops or latency_ms")
+    ] = "weight_bytes",
+    points: Annotated[
+        int | None, typer.Option("--points", min=2, help="write at most so many, evenly; all where left out")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option("--picture", help="front.png; needs matplotlib")] = None,
+    pin: Pins = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find all plans that are best at some budget of one resource."""
+    from mixbit.files import check_new_file
+    from mixbit.picture import check_matplotlib, draw_front
+    from mixbit.search import front as front_
+    from mixbit.sensitivity import Sensitivity
+
+    check_new_file(out, force=force)
+    if picture is not None:
+        check_new_file(picture, force=force)
+        check_matplotlib(picture.name)
+    found = front_(Sensitivity.load(sensitivity).pinned(_pins(pin)), resource)
+    written = found if points is None else found.thinned(points)
+    written.save(out)
+    if picture is not None:
+        draw_front(picture, found)
+    if as_json:
+        print(out.read_text(encoding="utf-8"), end="")
+        return
+    shown = found.thinned(ROWS)
+    names = ("loss", "weight_bytes", "mean_bits", *({resource} - {"weight_bytes", "mean_bits"}))
+    rows = [tuple(f"{shown.figures[name][i]:.6g}" for name in names) for i in range(len(shown))]
+    _print_rows(f"front over {resource}", names, rows)
+    _say(f"{len(shown)} of {len(found)} plans shown, {len(written)} written to {out}")
 
 
 @app.command()
@@ -221,16 +323,17 @@ def study(
     from mixbit.studies.sampling import RandomPlans
 
     near = None if near_budget is None else Budget.parse([near_budget])
-    found = study_(
-        partial(load_subject, model, (data, evaluate), task, loss, str(_device(device))),
-        target=target,
-        out=out,
-        choices=_split(choices),
-        metrics=_split(metrics),
-        plans=RandomPlans(plans, near, seed),
-        processes=processes,
-        force=force,
-    )
+    with redirect_stdout(sys.stderr):
+        found = study_(
+            partial(load_subject, model, (data, evaluate), task, loss, str(_device(device))),
+            target=target,
+            out=out,
+            choices=_split(choices),
+            metrics=_split(metrics),
+            plans=RandomPlans(plans, near, seed),
+            processes=processes,
+            force=force,
+        )
     if as_json:
         print(found.to_json(), end="")
     else:
@@ -256,6 +359,8 @@ def demo(
             _say(f"written to {out}; try: mixbit bench {out}/openvino-mixed")
 
 
+#: Rows of a front that are printed.
+ROWS = 20
 LISTS = ("targets", "metrics", "searches", "roundings")
 
 
@@ -319,6 +424,56 @@ def _known(what: str, name: str, known: tuple[str, ...]) -> None:
         raise InvalidInput(f"{what} {name!r} is unknown; known: {', '.join(known)}")
 
 
+def _budget(budget: list[str] | None, max_drop: str | None) -> Any:
+    from mixbit.budget import Budget, MaxDrop
+
+    if (max_drop is None) == (not budget):
+        raise InvalidInput(
+            "give --budget, as in --budget mean_bits=4, or --max-drop, as in --max-drop 1%; one of the two"
+        )
+    return Budget.parse(budget or []) if max_drop is None else MaxDrop.parse(max_drop)
+
+
+def _pins(texts: list[str] | None) -> dict[str, str]:
+    """Pattern -> scheme of `NAME=SCHEME` texts."""
+    from mixbit.scheme import Scheme
+
+    pins: dict[str, str] = {}
+    for text in texts or []:
+        pattern, _, scheme = text.rpartition("=")
+        if not pattern or pattern in pins:
+            raise InvalidInput(
+                f"pin {text!r} is not understood; write NAME=SCHEME, as in conv1.weight=w8a8, each name once"
+            )
+        pins[pattern] = str(Scheme.parse(scheme))
+    return pins
+
+
+def _warm(search: str) -> str:
+    """The search with its option warm_start."""
+    name, _, options = search.partition(":")
+    if name != "autoq":
+        raise InvalidInput(f"--warm-start is for the search autoq, not {search}")
+    return f"{name}:{options},warm_start=true" if options else f"{name}:warm_start=true"
+
+
+def _function_or_name(name: str, what: str) -> Any:
+    """A function where the name is one of a file or package, as `file.py:function`; else the name."""
+    place, _, function = name.rpartition(":")
+    if not place.endswith(".py") and ("=" in function or "." not in place):
+        return name
+    from mixbit.specs import load_function
+
+    return load_function(name, what)
+
+
+def _say_unless_used(loss: str | None, metric: str) -> None:
+    from mixbit.metrics import WITHOUT_LOSS
+
+    if loss is not None and metric in WITHOUT_LOSS:
+        _say(f"--loss {loss}: the metric {metric} looks at no loss; take another, as fisher")
+
+
 def _split(choices: str | None) -> list[str] | None:
     return None if choices is None else [one.strip() for one in choices.split(",")]
 
@@ -355,6 +510,20 @@ def _print_result(result: Any) -> None:
     )
     _say(result.chosen)
     _say_what_runs_in_float(in_float(result.layers), len(result.layers))
+
+
+def _print_prices(plan: Any) -> None:
+    """What each limit costs, in words."""
+    for name, price in plan.prices.items():
+        line = f"{name}={plan.budget[name]:g} (used {price.used:.6g}): "
+        if price.gain <= 0:
+            _say(f"{line}looser by 5 %, it would change nothing")
+            continue
+        widens = "; ".join(f"{layer} {change}" for layer, change in list(price.widens.items())[:3])
+        _say(
+            f"{line}{price.looser:.6g} would lower the predicted loss by {price.gain:.3g}"
+            f"{f', first to widen: {widens}' if widens else ''} (shadow price {price.price:.3g} a unit)"
+        )
 
 
 def _say_what_runs_in_float(names: list[str], count: int) -> None:

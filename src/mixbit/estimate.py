@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -122,11 +123,37 @@ class Question:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric's answer: loss increase [L, C], its standard error [L, C], and the samples behind each entry."""
+    """A metric's answer.
+
+    Attributes:
+        loss: [L, C] loss increase.
+        standard_error: [L, C] of the same unit.
+        num_samples: Samples behind each entry.
+        trace: [L] the Hessian's average trace of each weight, where the metric estimates it.
+    """
 
     loss: FloatArray
     standard_error: FloatArray
     num_samples: int
+    trace: FloatArray | None = None
+
+
+def check_estimate(found: Any, metric: str, question: Question) -> None:
+    """Raise InvalidInput, which names the metric, unless it answered with an estimate of the table asked for.
+
+    Numbers themselves are checked by the table; here that they are numbers, and how many.
+    """
+    if not isinstance(found, Estimate):
+        raise InvalidInput(f"metric {metric}: returned a {type(found).__name__}; return mixbit.Estimate(loss, ...)")
+    wanted = len(question.layers), len(question.schemes)
+    for name, values in (("loss", found.loss), ("standard_error", found.standard_error)):
+        if not isinstance(values, np.ndarray) or values.shape != wanted or not np.issubdtype(values.dtype, np.floating):
+            what = f"{values.dtype} {list(values.shape)}" if hasattr(values, "shape") else "no array"
+            raise InvalidInput(f"metric {metric}: {name} is a {type(values).__name__}, {what}; return float64 {wanted}")
+        if np.isnan(values).any() or (name == "standard_error" and (values < 0).any()):
+            raise InvalidInput(f"metric {metric}: {name} holds NaN or negative errors: {values[~(values >= 0)][:3]}")
+    if not isinstance(found.num_samples, int) or found.num_samples < 1:
+        raise InvalidInput(f"metric {metric}: num_samples is {found.num_samples!r}; return a whole number, 1 or more")
 
 
 def joined(first: Estimate, second: Estimate) -> Estimate:

@@ -1,4 +1,4 @@
-"""Interrupts (Ctrl-C) while code of other languages runs, which a Python exception would abort."""
+"""Interrupts (Ctrl-C) while code of other languages runs, which a Python exception would abort; and time limits."""
 
 import signal
 import threading
@@ -20,6 +20,25 @@ def interrupts_later() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
         if seen:
             raise KeyboardInterrupt
+
+
+@contextmanager
+def time_limit(seconds: float | None, error: Exception) -> Iterator[None]:
+    """Raise the error where the block takes longer; in the main thread, and once code of other languages returns."""
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise error
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
 
 
 @contextmanager

@@ -5,14 +5,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
-from mixbit.batches import Batch, split_batch
+from mixbit.batches import Batch, split_all
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.errors import InvalidInput
-from mixbit.estimate import Estimate, Question, joined
+from mixbit.estimate import Estimate, Question, check_estimate, joined
 from mixbit.graph import Graph
 from mixbit.layers import Layer, find_layers, model_fingerprint, shared_inputs
-from mixbit.metrics import OF_ALL_DATA, Metric, find_metric
+from mixbit.metrics import BY_PARTS, Metric, find_metric
 from mixbit.progress import track
 from mixbit.ranking import ranking_problem
 from mixbit.scales import weight_quantizer
@@ -21,6 +22,8 @@ from mixbit.sensitivity import FloatArray, Sensitivity
 from mixbit.target import Target, find_target
 from mixbit.task import Task
 
+#: How the verdict on a good table begins.
+STABLE = "plans are stable against sampling noise"
 #: Fewer batches are measured at once: a part of them says little.
 FEWEST_BATCHES = 8
 
@@ -38,14 +41,15 @@ def measure(
 ) -> Sensitivity:
     """Predict what each choice of each layer costs in loss, and what it uses.
 
-    Measures batch after batch until plans are stable under resampling or the data is spent; `verdict` says which.
+    Metrics that are means over samples are asked about parts of the batches until plans are stable under resampling or
+    the data is spent; others, and functions of your own, about all of it at once. `verdict` says which.
 
     Args:
         graph: A captured graph; it is left as it is.
         batches: Calibration batches, with labels where the metric needs them; gone through twice, so kept in memory.
         target: Whose choices are offered, and whose file the bytes are counted in; its runtime is not needed.
         task: What the outputs mean; classification where None.
-        metric: Name of a metric, or a function of the same kind.
+        metric: Name of a metric, as `hawq` or `hawq:vectors=20`, or a function from a `Question` to an `Estimate`.
         choices: Schemes to offer; the target's default ones where None.
         calibration: Of the same graph and batches, where it is at hand.
         seed: Of every draw.
@@ -57,26 +61,42 @@ def measure(
     target = find_target(target)
     schemes = target.schemes(choices)
     name, method = find_metric(metric)
-    if graph.plan is not None:
-        raise InvalidInput("graph: quantized already; measure the captured graph")
+    _check_arguments(graph, task, seed)
     layers = find_layers(graph)
-    pairs = [split_batch(batch, len(graph.example.args)) for batch in batches]
+    pairs = split_all(batches, len(graph.example.args))
     calibration = calibration or calibrate(graph, layers, [inputs for inputs, _ in pairs])
     calibration.check_layers(layers)
     for layer in track(layers, "choose scales"):  # kept in the calibration, for the metric and for quantize()
         for fmt in {scheme.weight for scheme in schemes if scheme.weight is not None}:
             weight_quantizer(graph, layer, fmt, calibration)
     question = Question(graph, layers, schemes, calibration, pairs, task or Task.classification(), seed)
-    rounds = [pairs] if method in OF_ALL_DATA and pairs else [*_rounds(pairs)]
-    total = None
-    for number, part in enumerate(rounds):
-        found = method(dataclasses.replace(question, batches=part, seed=seed + number))
+    rounds = [*_rounds(pairs)] if getattr(method, "func", method) in BY_PARTS else [pairs]
+    total, seen, table = None, [], None
+    for part in rounds:
+        found = method(dataclasses.replace(question, batches=part, seed=seed + len(seen)))
+        check_estimate(found, name, question)
         total = found if total is None else joined(total, found)
+        seen.append(part)
         table = _table(question, total, target, name)
-        problem = ranking_problem(table)
-        if number == len(rounds) - 1 or problem is None or not total.standard_error.any():
-            return dataclasses.replace(table, verdict=_verdict(problem, rounds[: number + 1], pairs))
-    raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
+        table = dataclasses.replace(table, verdict=_verdict(ranking_problem(table), table, seen, pairs))
+        if table.verdict.startswith(STABLE):
+            break
+    if table is None:
+        raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
+    return table
+
+
+def _check_arguments(graph: Any, task: Any, seed: Any) -> None:
+    if not isinstance(graph, Graph):
+        raise InvalidInput(f"graph: a {type(graph).__name__}; give what capture() returned")
+    if graph.plan is not None:
+        raise InvalidInput("graph: quantized already; measure the captured graph")
+    if task is not None and not isinstance(task, Task):
+        raise InvalidInput(f"task: a {type(task).__name__}; give Task.classification() or another, or Task.named(name)")
+    if not isinstance(seed, int) or seed < 0:
+        raise InvalidInput(f"seed={seed!r}: give a whole number, 0 or more")
+    if torch.is_inference_mode_enabled():
+        raise InvalidInput("in inference mode there are no gradients; call from outside torch.inference_mode()")
 
 
 def _rounds(batches: list[Batch]) -> Iterator[list[Batch]]:
@@ -84,8 +104,6 @@ def _rounds(batches: list[Batch]) -> Iterator[list[Batch]]:
 
     Each part is from all over the data, which may be in order.
     """
-    if not batches:
-        return
     if len(batches) < FEWEST_BATCHES:
         yield batches
         return
@@ -94,10 +112,14 @@ def _rounds(batches: list[Batch]) -> Iterator[list[Batch]]:
     yield [*batches[1::4], *batches[3::4]]
 
 
-def _verdict(problem: str | None, rounds: list[list[Batch]], batches: list[Batch]) -> str:
+def _verdict(problem: str | None, table: Sensitivity, rounds: list[list[Batch]], batches: list[Batch]) -> str:
     seen = sum(inputs.batch_size for part in rounds for inputs, _ in part)
     after = f"after {seen} of {sum(inputs.batch_size for inputs, _ in batches)} samples"
-    return f"plans are stable, {after}" if problem is None else f"cannot rank plans for sure: {problem}, {after}"
+    if problem is not None:
+        return f"cannot rank plans for sure: {problem}, {after}; give other or more data, or take another metric"
+    if not table.standard_error[np.isfinite(table.loss)].any():
+        return f"no standard errors: whether plans would change with other data is not known, {after}"
+    return f"{STABLE}, {after}"
 
 
 def _table(question: Question, estimate: Estimate, target: Target, metric: str) -> Sensitivity:
@@ -117,6 +139,7 @@ def _table(question: Question, estimate: Estimate, target: Target, metric: str) 
         fingerprint=model_fingerprint(layers),
         num_samples=estimate.num_samples,
         seed=question.seed,
+        trace=estimate.trace,
     )
 
 

@@ -1,30 +1,38 @@
 """auto_quantize(): from a trained network to a verified artefact; the only file that knows the order of the steps."""
 
+import functools
+import hashlib
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
-from mixbit.batches import Batch, hold_out, split_batches
-from mixbit.budget import Budget
+from mixbit.batches import Batch, check_iterable, hold_out, split_batches
+from mixbit.budget import Budget, MaxDrop
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.check import check_set
+from mixbit.errors import InvalidInput
 from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
+from mixbit.features import layer_features
 from mixbit.files import check_writable_folder, sha256, whole_folder, write_text
 from mixbit.graph import Graph, capture, check_module
+from mixbit.journal import Journal
 from mixbit.latency import paired_latency_ms
 from mixbit.layers import find_layers, model_fingerprint
 from mixbit.measurement import measure
 from mixbit.metrics import Metric, find_metric
 from mixbit.plan import Plan
 from mixbit.result import FILE_NAME, Result, deployed_figures, environment, figures, layer_rows
-from mixbit.search import Method, find_search, search, uniform_plans
-from mixbit.sensitivity import Sensitivity
+from mixbit.scoring import Score, Scoring
+from mixbit.search import Method, Trials, find_search, front, plan_of, priced, search, uniform_plans
+from mixbit.sensitivity import FloatArray, Sensitivity
 from mixbit.simulate import assemble, quantize
 from mixbit.target import Runner, Target, find_target, target_module
 from mixbit.targets import check_exportable
@@ -46,6 +54,11 @@ class Settings:
         choices: Schemes to choose from; the target's default ones where None.
         metric: Name of the metric, or a function of the same kind.
         search: Name of the search, or a function of the same kind.
+        pins: Pattern of layers' names -> the scheme that they take, see `Sensitivity.pinned`.
+        score: Evaluation function of the user's own, for searches that try plans and for a largest drop:
+            `score(model, batches)`, the higher the better. Where None, accuracy, or without labels the divergence.
+        eval_subset_ratio: Share of the calibration batches that plans are tried on.
+        eval_timeout_s: Longest time of one evaluation; None for any.
         seed: Of every draw.
         model: Where the model came from, to be noted in result.json.
     """
@@ -54,6 +67,10 @@ class Settings:
     choices: Sequence[str] | None = None
     metric: str | Metric = "fisher"
     search: str | Method = "ilp"
+    pins: Mapping[str, str] = field(default_factory=dict)
+    score: Score | None = None
+    eval_subset_ratio: float = 1.0
+    eval_timeout_s: float | None = None
     seed: int = 0
     model: str | None = None
 
@@ -97,6 +114,7 @@ class Decision:
         table: The sensitivities.
         trials: The searched plan first, then the uniform ones within the budget.
         chosen: One of them.
+        grounds: Why it was chosen, in a sentence.
         batches: The data to report on.
         outputs: On that data, of `float`, of `chosen`, and of each uniform plan under its scheme.
     """
@@ -105,6 +123,7 @@ class Decision:
     table: Sensitivity
     trials: list[Trial]
     chosen: Trial
+    grounds: str
     batches: list[Batch]
     outputs: dict[str, Evaluation]
 
@@ -119,7 +138,7 @@ def auto_quantize(
     batches: Iterable[Any],
     *,
     target: str,
-    budget: Budget,
+    budget: Budget | MaxDrop,
     out: str | Path,
     eval_batches: Iterable[Any] | None = None,
     settings: Settings | None = None,
@@ -128,13 +147,17 @@ def auto_quantize(
     """Measure, search, quantize, export, run the artefact and compare; write everything into one folder.
 
     The plan is never worse than the best uniform plan within the budget, by mean KL divergence from the float network
-    on calibration data held out of calibration; where the searched plan would be, the uniform one is deployed.
+    on calibration data held out of calibration; where the searched plan would be, the uniform one is deployed. With
+    a largest drop for a budget, it is the cheapest plan on the front of bytes whose artefact drops no more on the
+    evaluation data; or a uniform one that is cheaper still.
+
+    What searches try is kept in `<out>.trials.jsonl` until the results are written: interrupted, the same call goes on.
 
     Args:
         model: The trained network; it is left as it is.
         batches: Calibration data; labels are allowed and not needed.
         target: Name of the target.
-        budget: Limits that the plan keeps.
+        budget: Limits that the plan keeps, or the largest drop of accuracy.
         out: Folder for the results; it appears whole or not at all.
         eval_batches: Data to report on; the held-out calibration data where None.
         settings: How the plan is made.
@@ -163,39 +186,53 @@ class _Run:
         find_metric(settings.metric)
         find_search(settings.search)
         check_writable_folder(out, force=force)
+        if not 0 < settings.eval_subset_ratio <= 1:
+            raise InvalidInput(f"eval_subset_ratio={settings.eval_subset_ratio}: give a share between 0 and 1")
+        if settings.eval_timeout_s is not None and not settings.eval_timeout_s > 0:
+            raise InvalidInput(f"eval_timeout_s={settings.eval_timeout_s}: give a positive number of seconds")
         self.out, self.settings, self.force = out, settings, force
+        self.journal_path = out.with_name(f"{out.name}.trials.jsonl")
         self.task = settings.task
         self.seconds: dict[str, float] = {}
 
     def decide(
-        self, model: nn.Module, batches: Iterable[Any], eval_batches: Iterable[Any] | None, budget: Budget
+        self, model: nn.Module, batches: Iterable[Any], eval_batches: Iterable[Any] | None, budget: Budget | MaxDrop
     ) -> Decision:
-        """Measure, search and simulate; nothing is written."""
+        """Measure, search and simulate; nothing is written but the journal of what was tried."""
         check_module(model)
-        pairs = split_batches(model, batches)
+        given = list(check_iterable(batches))
+        pairs = split_batches(model, given)
         held_out, kept = hold_out(pairs)
         with self._clock("capture"):
             graph = capture(model, pairs[0][0])
             check_exportable(graph)
         for number, (inputs, _) in enumerate(pairs):
             graph.check(inputs, f"batch {number}")
+        given_to_evaluate = None if eval_batches is None else list(check_iterable(eval_batches))
+        evaluated = held_out if given_to_evaluate is None else split_batches(model, given_to_evaluate)
+        for number, (inputs, _) in enumerate(evaluated):
+            graph.check(inputs, f"batch {number} to evaluate on")
         with self._clock("calibrate"):
             calibration = calibrate(graph, find_layers(graph), [inputs for inputs, _ in kept])
         with self._clock("measure"):
             table = self._measure(graph, kept, calibration)
         with self._clock("search"):
-            plan = search(table, budget, method=self.settings.search)
+            if isinstance(budget, MaxDrop):
+                scoring = self._scoring(graph, calibration, evaluated, given_to_evaluate or given)
+                plan, grounds = self._cheapest_enough(table, scoring, budget)
+                limits = Budget(weight_bytes=plan.predicted["weight_bytes"])
+            else:
+                some = slice(None, None, max(1, round(1 / self.settings.eval_subset_ratio)))
+                scoring = self._scoring(graph, calibration, pairs[some], given[some])
+                plan, grounds, limits = self._searched(table, scoring, budget), None, budget
         with self._clock("compare with uniform plans"):
             reference = evaluate(graph_runner(graph, self.task), held_out, self.task, "float on held-out data")
-            plans = [plan, *(one for one in uniform_plans(table, budget) if one.layers != plan.layers)]
+            plans = [plan, *(one for one in uniform_plans(table, limits) if one.layers != plan.layers)]
             trials = [self._try(graph, one, calibration, held_out, reference) for one in plans]
-        chosen = min(trials, key=lambda trial: trial.divergence)
-        evaluated = held_out if eval_batches is None else split_batches(model, eval_batches)
-        for number, (inputs, _) in enumerate(evaluated):
-            graph.check(inputs, f"batch {number} to evaluate on")
+        chosen = trials[0] if grounds else min(trials, key=lambda trial: trial.divergence)
         with self._clock("evaluate"):
             outputs = self._evaluate_all(graph, trials, chosen, evaluated)
-        return Decision(graph, table, trials, chosen, evaluated, outputs)
+        return Decision(graph, table, trials, chosen, grounds or _said(trials, chosen), evaluated, outputs)
 
     def deploy(self, decision: Decision) -> Deployed:
         """Write the chosen plan's files, run the artefact and compare."""
@@ -215,7 +252,7 @@ class _Run:
                 target=self.target.name,
                 task=self.task.name,
                 model=self.settings.model,
-                chosen=_said(decision.trials, chosen),
+                chosen=decision.grounds,
                 float_=float_figures,
                 simulated=figures(
                     accuracy=decision.outputs["chosen"].accuracy, divergence=self._divergence(decision, "chosen")
@@ -231,6 +268,7 @@ class _Run:
                 environment=environment() | runner.environment,
             )
             write_text(folder / FILE_NAME, result.to_json())
+        self.journal_path.unlink(missing_ok=True)
         return Deployed(self.out, chosen.plan, decision.table, chosen.simulated, comparison, result)
 
     @contextmanager
@@ -240,16 +278,85 @@ class _Run:
         self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - began
 
     def _measure(self, graph: Graph, kept: list[Batch], calibration: Calibration) -> Sensitivity:
-        return measure(
+        choices = [str(scheme) for scheme in self.target.schemes(self.settings.choices)]
+        only_pinned = [scheme for scheme in dict.fromkeys(self.settings.pins.values()) if scheme not in choices]
+        table = measure(
             graph,
             kept,
             target=self.target,
             task=self.task,
             metric=self.settings.metric,
-            choices=self.settings.choices,
+            choices=[*choices, *only_pinned],
             calibration=calibration,
             seed=self.settings.seed,
         )
+        return table.pinned(self.settings.pins, only_pinned) if self.settings.pins else table
+
+    def _scoring(
+        self, graph: Graph, calibration: Calibration, batches: Sequence[Batch], given: Sequence[Any]
+    ) -> Callable[[], Scoring]:
+        """How plans are scored on the batches; the float network runs only when that is asked for."""
+
+        def scoring() -> Scoring:
+            reference = evaluate(graph_runner(graph, self.task), batches, self.task, "float")
+            return Scoring(
+                graph, calibration, batches, given, self.task, reference,
+                self.settings.score, self.settings.eval_timeout_s,
+            )  # fmt: skip
+
+        return functools.cache(scoring)
+
+    def _journal(self, table: Sensitivity, graph: Graph, batches: Sequence[Batch]) -> Journal:
+        digest = hashlib.sha256()
+        for tensor in (*graph.module.parameters(), *graph.tensors(batches[0][0])):
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        about = {
+            "target": table.target,
+            "choices": list(table.choices),
+            "network_and_first_batch": digest.hexdigest(),
+            "num_samples": sum(inputs.batch_size for inputs, _ in batches),
+            "score": getattr(self.settings.score, "__qualname__", None),
+        }
+        return Journal(self.journal_path, about, force=self.force)
+
+    def _searched(self, table: Sensitivity, scoring: Callable[[], Scoring], budget: Budget) -> Plan:
+        journal = functools.cache(lambda: self._journal(table, scoring().graph, scoring().batches))
+
+        def score(choice: NDArray[np.int64]) -> float:
+            plan = plan_of(table, choice, budget, "a plan")
+            return journal().score_of(tuple(plan.layers.values()), lambda: scoring().simulated(plan))
+
+        def features() -> FloatArray:
+            graph = scoring().graph
+            return layer_features(graph, find_layers(graph))
+
+        trials = Trials(score, lambda: scoring().float_score, features)
+        plan = search(table, budget, method=self.settings.search, trials=trials)
+        return priced(table, budget, plan)
+
+    def _cheapest_enough(self, table: Sensitivity, scoring: Callable[[], Scoring], drop: MaxDrop) -> tuple[Plan, str]:
+        """The cheapest plan whose artefact drops no more, with the grounds for it."""
+        one = scoring()
+        if drop.percent and not one.in_accuracy:
+            raise InvalidInput(
+                f"max drop {drop}: a percentage is of right answers, and the data has no labels; give nats"
+            )
+        journal = self._journal(table, one.graph, one.batches)
+
+        def score(plan: Plan) -> float:
+            return journal.score_of(tuple(plan.layers.values()), lambda: one.deployed(plan))
+
+        least = one.float_score - drop.value
+        found = front(table, "weight_bytes").cheapest_enough(score, least)
+        limits = Budget(weight_bytes=found.predicted["weight_bytes"])
+        uniform = [plan for plan in uniform_plans(table, limits) if score(plan) >= least]
+        best = min([found, *uniform], key=lambda plan: plan.predicted["weight_bytes"])
+        unit = "of right answers" if one.in_accuracy else ("by your function" if one.score else "nats, negative")
+        grounds = (
+            f"the cheapest plan whose artefact scores {least:.6g} or more ({unit}; float {one.float_score:.6g}, "
+            f"allowed drop {drop}): {best.made_by} with {score(best):.6g}, after {len(journal.scores)} plans"
+        )
+        return best, grounds
 
     def _try(
         self, graph: Graph, plan: Plan, calibration: Calibration, held_out: list[Batch], reference: Evaluation

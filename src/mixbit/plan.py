@@ -14,6 +14,27 @@ from mixbit.scheme import Scheme
 from mixbit.sensitivity import first_problem
 
 
+class Price(BaseModel):
+    """What one limit of the budget costs.
+
+    Attributes:
+        used: Of the limited resource, in the unit of its name.
+        price: By how much the smallest loss would fall for each unit by which the limit were looser, in the linear
+            relaxation: the shadow price; 0 where the limit does not bind.
+        looser: A limit that is 5 % looser.
+        gain: By how much the predicted loss would fall with it, exactly.
+        widens: Layer -> `w4a8 to w6a8`, what would change then, the largest gain first.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    used: float
+    price: float
+    looser: float
+    gain: float
+    widens: dict[str, str]
+
+
 class Plan(BaseModel):
     """Which scheme each layer takes, what that was predicted to cost, and how it was made.
 
@@ -23,7 +44,8 @@ class Plan(BaseModel):
         layers: Layer -> scheme as text, in execution order.
         budget: The limits that the plan was made under; empty for a plan written by hand.
         predicted: What the search expected: `loss`, its `standard_error` where known, `weight_bytes`, `weight_ratio`,
-            `mean_bits`, `bit_ops`.
+            `mean_bits`, `bit_ops`, `latency_ms` where the table holds it.
+        prices: Limit of the budget -> what it costs; empty unless asked for.
         made_by: The method behind it, as text for people.
     """
 
@@ -35,6 +57,7 @@ class Plan(BaseModel):
     layers: Annotated[dict[str, str], Field(min_length=1)]
     budget: dict[str, float] = {}
     predicted: dict[str, float] = {}
+    prices: dict[str, Price] = {}
     made_by: str = "hand"
 
     @field_validator("layers")

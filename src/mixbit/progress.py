@@ -1,7 +1,7 @@
 """track(): the only place that draws progress."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 _DRAWS = ContextVar("draws", default=True)
 
 
-def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+def track(items: Iterable[T], label: str | Callable[[], str], total: int | None = None) -> Iterator[T]:
     """Yield the items while a bar on standard error shows the label, work done and time left.
 
-    Nothing is drawn where standard error is not a terminal.
+    A label that changes is a function, asked after each item. Nothing is drawn where standard error is not a terminal.
     """
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
@@ -23,7 +23,13 @@ def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[
     console = Console(stderr=True)
     hidden = not (_DRAWS.get() and sys.stderr.isatty())
     with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
-        yield from progress.track(items, total=total, description=label)
+        if isinstance(label, str):
+            yield from progress.track(items, total=total, description=label)
+            return
+        task = progress.add_task(label(), total=total)
+        for item in items:
+            yield item
+            progress.update(task, advance=1, description=label())
 
 
 def draw_nothing() -> None:

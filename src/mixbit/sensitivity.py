@@ -1,6 +1,10 @@
 """The table of predicted loss increase: layers x choices, with standard errors and usage (numpy only)."""
 
+import dataclasses
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated
 
@@ -41,6 +45,7 @@ class Sensitivity:
         num_samples: Calibration samples behind each entry.
         seed: Seed of the draws.
         verdict: Whether the table can rank plans, or why not, in a sentence.
+        trace: [L] the Hessian's average trace of each weight, where the metric estimates it; else None.
     """
 
     layers: tuple[str, ...]
@@ -58,6 +63,7 @@ class Sensitivity:
     num_samples: int
     seed: int
     verdict: str = ""
+    trace: FloatArray | None = None
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -72,6 +78,8 @@ class Sensitivity:
             self._check_numbers(name, values, table, finite=offered)
         self._check_numbers("numel", self.numel, rows, finite=True)
         self._check_numbers("macs", self.macs, rows, finite=True)
+        if self.trace is not None and (self.trace.shape != rows or not np.isfinite(self.trace).all()):
+            raise InvalidInput(f"sensitivity: trace is {self.trace}, expected a number for each layer; measure again")
         if self.numel.sum() == 0 or self.num_samples < 1:
             raise InvalidInput(
                 f"sensitivity: {self.numel.sum():.0f} weights, {self.num_samples} samples; measure again"
@@ -107,6 +115,37 @@ class Sensitivity:
             place = tuple(np.argwhere(wrong)[0])
             raise InvalidInput(f"sensitivity: {name} of {self.layers[place[0]]} is {values[place]}; measure again")
 
+    def pinned(self, pins: Mapping[str, str], only_pinned: Collection[str] = ()) -> "Sensitivity":
+        """The table with some layers offered one scheme alone.
+
+        Args:
+            pins: Pattern of layers' names, as in `conv1.weight` or `blocks.*`, -> scheme; of several patterns that
+                match a layer, the last counts.
+            only_pinned: Schemes that are offered to pinned layers only.
+
+        Raises:
+            InvalidInput: a pattern that matches no layer, or a scheme that the table does not hold or a layer is not
+                offered.
+        """
+        schemes: dict[int, str] = {}
+        for pattern, scheme in pins.items():
+            matched = [row for row, layer in enumerate(self.layers) if fnmatchcase(layer, pattern)]
+            if not matched:
+                near = get_close_matches(pattern, self.layers, 3, 0.3) or self.layers[:3]
+                raise InvalidInput(
+                    f"pin {pattern}={scheme}: no layer has such a name; there are {', '.join(near)}, ..."
+                )
+            if scheme not in self.choices:
+                raise InvalidInput(f"pin {pattern}={scheme}: the table holds {', '.join(self.choices)}; measure it too")
+            schemes |= dict.fromkeys(matched, scheme)
+        offered = np.isfinite(self.loss) & ~np.isin(self.choices, list(only_pinned))
+        for row, scheme in schemes.items():
+            column = self.choices.index(scheme)
+            if not np.isfinite(self.loss[row, column]):
+                raise InvalidInput(f"pin {self.layers[row]}={scheme}: the layer is not offered that scheme")
+            offered[row] = np.arange(len(self.choices)) == column
+        return dataclasses.replace(self, loss=np.where(offered, self.loss, np.inf))
+
     def save(self, path: str | Path) -> None:
         """Write the table as JSON; entries that are not offered are null."""
         stored = _Stored(
@@ -126,6 +165,7 @@ class Sensitivity:
             num_samples=self.num_samples,
             seed=self.seed,
             verdict=self.verdict,
+            trace=None if self.trace is None else self.trace.tolist(),
         )
         write_text(Path(path), stored.model_dump_json(indent=2) + "\n")
 
@@ -153,6 +193,7 @@ class Sensitivity:
                 num_samples=stored.num_samples,
                 seed=stored.seed,
                 verdict=stored.verdict,
+                trace=None if stored.trace is None else np.array(stored.trace),
             )
         except InvalidInput as error:
             raise InvalidInput(f"{path}: {error}") from error
@@ -184,6 +225,7 @@ class _Stored(BaseModel):
     num_samples: int
     seed: int
     verdict: str
+    trace: list[float] | None = None
 
 
 def first_problem(error: ValidationError) -> str:

@@ -50,7 +50,7 @@ def load_data(spec: str) -> list[Any]:
 def load_task(name: str, loss: str | None) -> Task:
     """The task of that name, under the loss that the spec names: a function (output, labels) -> mean of the batch."""
     task = Task.named(name)
-    return task if loss is None else task.with_loss(_function(loss, "LOSS"))
+    return task if loss is None else task.with_loss(load_function(loss, "LOSS"))
 
 
 def load_subject(model: str, data: tuple[str, str], task: str, loss: str | None, device: str) -> Subject:
@@ -60,7 +60,8 @@ def load_subject(model: str, data: tuple[str, str], task: str, loss: str | None,
     return Subject(capture(module, calibration[0][0]), calibration, evaluated, load_task(task, loss))
 
 
-def _function(spec: str, what: str) -> Any:
+def load_function(spec: str, what: str) -> Any:
+    """The function that the spec names; raises InvalidInput, which names what it is for, where there is none."""
     place, separator, name = spec.rpartition(":")
     if not separator or not place or not name:
         raise InvalidInput(f"{what} {spec!r} is not understood; write file.py:function or package.module:function")
@@ -73,7 +74,7 @@ def _function(spec: str, what: str) -> Any:
 
 
 def _call(spec: str, what: str) -> Any:
-    function = _function(spec, what)
+    function = load_function(spec, what)
     try:
         with redirect_stdout(sys.stderr):
             return function()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from mixbit.errors import InvalidInput
+from mixbit.errors import InvalidInput, MixbitError
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,24 @@ class Inputs:
     def batch_size(self) -> int:
         """Size of the first dimension, which all tensors share; raises InvalidInput where they do not."""
         sizes = {leaf.shape[0] for leaf in self.tensors if leaf.ndim > 0}
+        if not self.tensors:
+            raise InvalidInput(
+                f"inputs {self.describe()}: no tensor; give tensors, as torch.from_numpy makes of arrays"
+            )
         if len(sizes) != 1:
             raise InvalidInput(f"inputs {self.describe()}: the first dimensions must be one batch size, found {sizes}")
         return sizes.pop()
 
     def describe(self) -> str:
         """Shapes and names, for messages."""
-        tree = pytree.tree_map_only(Tensor, lambda leaf: tuple(leaf.shape), (self.args, dict(self.kwargs)))
+        tree = pytree.tree_map(_described, (self.args, dict(self.kwargs)))
         return " ".join(str(part) for part in tree if part) or "()"
+
+
+def _described(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return tuple(leaf.shape)
+    return leaf if isinstance(leaf, int | float | str | None) else type(leaf).__name__
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -150,23 +161,47 @@ class Task:
             InvalidInput: there are no labels, or they do not fit, or the loss is not one finite number.
         """
         if labels is None:
-            raise InvalidInput("this metric needs labels: give batches that end with them, or a metric that does not")
+            wants = "this metric" if self.own_loss is None else "a loss of your own"
+            raise InvalidInput(f"{wants} needs labels, and a batch has none: give batches that end with them")
         outputs = self.outputs(returned)
         labels = labels.to(outputs.device)
         if self.own_loss is not None:
-            value = self.own_loss(_found(returned), labels)
-            if not isinstance(value, Tensor) or value.numel() != 1 or not torch.isfinite(value).all():
-                found = f"{list(value.shape)}" if isinstance(value, Tensor) and value.numel() != 1 else str(value)
-                raise InvalidInput(f"the loss must be one finite number, the mean of the batch; it is {found}")
-            return value.reshape(())
+            return self._own_loss_of(self.own_loss, _found(returned), labels)
         if not self.has_accuracy:
             if labels.shape[:1] != outputs.shape[:1] or labels.numel() != outputs.numel():
                 raise InvalidInput(f"labels: {list(labels.shape)} for outputs {list(outputs.shape)}")
+            if labels.is_complex() or not torch.isfinite(labels).all():
+                raise InvalidInput("labels: complex numbers, NaN or inf; regression needs finite real ones")
+            labels = labels.to(outputs)
             return 0.5 * (outputs - labels.reshape(outputs.shape)).square().sum(1).mean()
         self.check_labels(labels, outputs)
         if (labels == IGNORED).all():
             raise InvalidInput(f"labels: a batch with none but {IGNORED}, which has no loss; leave it out")
         return functional.cross_entropy(outputs.flatten(0, -2), labels.flatten().long(), ignore_index=IGNORED)
+
+    @staticmethod
+    def _own_loss_of(loss: Loss, output: Tensor, labels: Tensor) -> Tensor:
+        """The user's own loss, of a copy of the output, which it may change."""
+        try:
+            value = loss(output.clone(), labels)
+        except MixbitError:
+            raise
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            raise InvalidInput(
+                f"the loss fails: {type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+            ) from error
+        if not isinstance(value, Tensor):
+            raise InvalidInput(f"the loss returns a {type(value).__name__}; return a tensor, without .item()")
+        if value.numel() != 1 or not torch.isfinite(value).all():
+            found = f"{list(value.shape)}" if value.numel() != 1 else f"{value.item()}"
+            raise InvalidInput(f"the loss must be one finite number, the mean of the batch; it is {found}")
+        if output.requires_grad and not value.requires_grad:
+            raise InvalidInput(
+                "the loss has no gradient by the output: it is detached, or made of argmax, rounding or new tensors; "
+                "return one that can be differentiated"
+            )
+        return value.reshape(())
 
     def information(self, returned: Any, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """A scalar whose gradient g_i by what belongs to sample i has the Fisher information as E[g_i g_i'].

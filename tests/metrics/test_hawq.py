@@ -240,3 +240,18 @@ def test_an_operator_without_second_derivatives_is_named():
     one = case_of(graph, torch.randn(4, 3, 4), Task.regression())
     with pytest.raises(InvalidInput, match=r"no second derivatives: .*_cdist_backward"):
         hawq(asked(one))
+
+
+def test_one_parameter_under_two_names_is_one_used_twice():
+    torch.manual_seed(0)
+    once = Net(lambda net, x: net.c(net.a(net.a(x).tanh()).tanh()), a=nn.Linear(3, 3, bias=False), c=nn.Linear(3, 2))
+    twice = Net(lambda net, x: net.c(net.b(net.a(x).tanh()).tanh()), a=once.a, b=nn.Linear(3, 3, bias=False), c=once.c)
+    twice.b.weight = once.a.weight
+    tables, x = [], torch.randn(6, 3)
+    for module in (once, twice):
+        torch.manual_seed(1)
+        one = case_of(capture(module.eval().double(), x[:2].double()), x, Task.classification(), 6)
+        tables.append(hawq(asked(one), vectors=5))
+    assert_agrees(tables[1].loss, tables[0].loss)
+    assert_agrees(tables[1].trace, tables[0].trace)
+    assert tables[0].loss.max() > 0

@@ -11,8 +11,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mixbit.errors import InfeasibleBudget, InvalidInput, MixbitError
-from mixbit.search.ilp import solve
+from mixbit.search import ilp
+from mixbit.search._exact import Optimum, optimum, shadow_prices
+from mixbit.search._problem import Problem
 from tests.search.fixtures import RESNET18_OPTIMA, RESNET18_TIES, resnet18
+
+
+def solve(*arrays, **options):
+    return ilp.solve(Problem.of(*arrays, **options))
 
 
 @pytest.mark.parametrize(("resource", "alpha", "objective", "bits"), RESNET18_OPTIMA)
@@ -79,11 +85,11 @@ def test_equals_brute_force(problem):
     best, reachable = brute_force(*problem)
     if best is None:
         with pytest.raises(InfeasibleBudget) as caught:
-            solve(loss, usage, limits, ties, input_ties=input_ties, input_classes=classes)
+            solve(loss, usage, limits, ties, input_ties=input_ties, input_bits=classes)
         assert caught.value.binding
         np.testing.assert_allclose(caught.value.reachable, reachable, rtol=1e-12)
         return
-    choice = solve(loss, usage, limits, ties, input_ties=input_ties, input_classes=classes)
+    choice = solve(loss, usage, limits, ties, input_ties=input_ties, input_bits=classes)
     layers = np.arange(len(loss))
     assert obeys(choice, ties, input_ties, classes)
     assert np.all(usage[:, layers, choice].sum(axis=1) <= np.array(limits) * (1 + 1e-9))
@@ -195,7 +201,7 @@ def test_ties_without_a_common_choice_are_named():
     with pytest.raises(InfeasibleBudget, match=r"layers \[0, 2\] are tied"):
         solve([[1, np.inf], [1, 1], [np.inf, 1]], np.ones((1, 3, 2)), [9], [[0, 2]])
     with pytest.raises(InfeasibleBudget, match=r"layers \[0, 2\] share an input"):
-        solve([[1, np.inf], [1, 1], [np.inf, 1]], np.ones((1, 3, 2)), [9], input_ties=[[0, 2]], input_classes=[8, 4])
+        solve([[1, np.inf], [1, 1], [np.inf, 1]], np.ones((1, 3, 2)), [9], input_ties=[[0, 2]], input_bits=[8, 4])
 
 
 @pytest.mark.parametrize(
@@ -218,16 +224,31 @@ def test_bad_arguments_are_refused(arguments, message):
         solve(*arguments)
 
 
-def test_input_ties_need_classes():
-    with pytest.raises(InvalidInput, match="input_classes is None"):
+def test_input_ties_need_bits():
+    with pytest.raises(InvalidInput, match="input_bits is None"):
         solve([[1, 2]], [[[1, 2]]], [1], input_ties=[[0]])
 
 
-def test_a_solver_that_gives_up_is_an_error(monkeypatch):
-    stopped = SimpleNamespace(status=1, message="Time limit reached", x=np.array([1.0, 0.0]))
+@pytest.mark.parametrize("gap", [None, np.inf, 0.01])
+def test_a_solver_that_gives_up_is_an_error(gap, monkeypatch):
+    stopped = SimpleNamespace(status=1, message="Time limit reached", x=np.array([1.0, 0.0]), mip_gap=gap)
     monkeypatch.setattr(scipy.optimize, "milp", lambda *args, **options: stopped)
     with pytest.raises(MixbitError, match="without a proven optimum: Time limit reached"):
         solve([[1, 2]], [[[1, 2]]], [3])
+
+
+def test_out_of_time_an_answer_proven_to_be_close_is_taken(monkeypatch):
+    stopped = SimpleNamespace(status=1, message="Time limit reached", x=np.array([1.0, 0.0]), mip_gap=5e-4)
+    monkeypatch.setattr(scipy.optimize, "milp", lambda *args, **options: stopped)
+    groups = Problem.of([[1, 2]], [[[1, 2]]], [3]).groups
+    assert optimum(groups) == Optimum(pytest.approx([0]), 5e-4)
+
+
+def test_shadow_prices_are_the_slope_of_the_smallest_loss():
+    """Two layers, two choices: of the relaxation, one more unit moves a share of the better step."""
+    groups = Problem.of([[4, 0], [1, 0]], [[[0, 2], [0, 2]], [[0, 0], [0, 1]]], [1, 9]).groups
+    # the first layer gains 4 for 2 units: 2 a unit; the second limit does not bind
+    np.testing.assert_allclose(shadow_prices(groups), [2, 0], atol=1e-9)
 
 
 def test_an_answer_over_the_limit_is_solved_again(monkeypatch):

@@ -10,17 +10,18 @@ import mixbit.search.ilp
 from tests.search.fixtures import small_table
 
 USES = (
-    "import mixbit.search.ilp as ilp; ilp.solve([[1.0]], [[[1.0]]], [1.0])",
-    "from mixbit.search.ilp import solve; solve([[1.0]], [[[1.0]]], [1.0])",
-    "import mixbit.search.ilp; mixbit.search.ilp.solve([[1.0]], [[[1.0]]], [1.0])",
+    "import mixbit.search.ilp as ilp; ilp.solve(problem())",
+    "from mixbit.search.ilp import solve; solve(problem())",
+    "import mixbit.search.ilp; mixbit.search.ilp.solve(problem())",
     "from mixbit.search import search, SEARCHES, uniform_plans; search(table(), budget()); SEARCHES['ilp']",
-    "from mixbit import search; search(table(), budget()); search.ilp.solve([[1.0]], [[[1.0]]], [1.0])",
+    "from mixbit import search; search(table(), budget()); search.ilp.solve(problem())",
     "import mixbit as mb; mb.search(table(), budget()); mb.search(table(), budget(), method='ilp')",
     "import mixbit.search; mixbit.search(table(), budget())",
 )
 HELP = """
 import sys; sys.path.insert(0, '.')
 def table(): from tests.search.fixtures import small_table; return small_table()
+def problem(): from mixbit.search._problem import Problem; return Problem.of([[1.0]], [[[1.0]]], [1.0])
 def budget(): import mixbit; return mixbit.Budget(mean_bits=6)
 """
 

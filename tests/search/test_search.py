@@ -53,8 +53,8 @@ def test_layers_that_read_one_tensor_take_the_same_input_format():
 
 
 def test_any_function_is_a_method():
-    def cheapest(loss, usage, limits, ties, *, input_ties, input_classes):
-        return usage[0].argmin(axis=1)
+    def cheapest(problem):
+        return problem.usage[0].argmin(axis=1)
 
     plan = search(small_table(), Budget(mean_bits=6), method=cheapest)
     assert set(plan.layers.values()) == {"w4a8"}

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from mixbit.errors import InvalidInput
 from mixbit.estimate import Estimate, Question
 from mixbit.metrics.autoround import autoround
 from mixbit.metrics.fisher import fisher
@@ -12,6 +11,7 @@ from mixbit.metrics.measured import measured, measured_loss
 from mixbit.metrics.modelopt import modelopt
 from mixbit.metrics.output_error import noise_to_signal, output_error
 from mixbit.metrics.weight_error import weight_error, weight_error_absolute, weight_error_relative
+from mixbit.options import with_options
 
 Metric = Callable[[Question], Estimate]
 METRICS: dict[str, Metric] = {
@@ -32,14 +32,14 @@ METRICS: dict[str, Metric] = {
     "measured_loss": measured_loss,
 }
 
-#: Those that are asked about all the data at once: what they say of parts of it cannot be joined.
-OF_ALL_DATA = {autoround, hawq, measured_loss}
+#: Means over samples, which are asked about parts of the data in turn until plans are stable; others about all of it.
+BY_PARTS = {fisher, fit, fit_w, fit_a, fit_error, output_error, noise_to_signal, modelopt, measured}
+#: Those that look at weights or outputs alone, whatever the loss.
+WITHOUT_LOSS = {
+    "weight_error", "weight_error_absolute", "weight_error_relative", "output_error", "noise_to_signal", "measured",
+}  # fmt: skip
 
 
 def find_metric(metric: str | Metric) -> tuple[str, Metric]:
-    """Name and function of a metric; raises InvalidInput for an unknown name."""
-    if not isinstance(metric, str):
-        return getattr(metric, "__name__", type(metric).__name__), metric
-    if metric not in METRICS:
-        raise InvalidInput(f"metric {metric!r} is unknown; known: {', '.join(METRICS)}")
-    return metric, METRICS[metric]
+    """Name and function of a metric; raises InvalidInput for an unknown name or option."""
+    return with_options("metric", metric, METRICS)

@@ -49,7 +49,7 @@ def hawq(
     rule `nncf` is that of Intel's NNCF 2.
 
     Returns:
-        loss and its standard error over vectors [L, C], which says nothing of how samples differ.
+        loss and its standard error over vectors [L, C], which says nothing of how samples differ; trace [L].
 
     Raises:
         InvalidInput: a batch without labels, or with labels that do not fit; an operator without second derivatives;
@@ -76,7 +76,7 @@ def hawq(
         if _settled(totals, rule, tolerance):
             break
     mean, error, _ = traces.result()
-    return Estimate(_costs(question, mean).clip(min=0), _costs(question, error), num_samples)
+    return Estimate(_costs(question, mean).clip(min=0), _costs(question, error), num_samples, trace=mean)
 
 
 def _settled(totals: Sequence[float], rule: Rule, tolerance: float) -> bool:
@@ -119,7 +119,10 @@ def _times_hessian(
     """H v of the batch's mean loss, by weight: the gradient of <gradient, v>."""
     graph, leaves = question.graph, list(weights.values())
     inputs = inputs.to(graph.device)
-    tensors = {name: parameter.detach() for name, parameter in graph.module.named_parameters()} | weights
+    # a module may know one parameter by several names, of which functional_call takes a single one
+    names = {id(parameter): name for name, parameter in graph.module.named_parameters()}
+    tensors = {name: parameter.detach() for name, parameter in graph.module.named_parameters()}
+    tensors |= {names[id(get_tensor(graph.module, name))]: weight for name, weight in weights.items()}
     # the fused kernels of attention have no second derivative
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         returned = torch.func.functional_call(graph.module, tensors, inputs.args, dict(inputs.kwargs))

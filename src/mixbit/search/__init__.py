@@ -1,6 +1,5 @@
 """Search: from a table of sensitivities and a budget to a plan. Arrays only, never torch; one method a file."""
 
-import math
 import sys
 from collections.abc import Callable
 from types import ModuleType
@@ -8,65 +7,72 @@ from types import ModuleType
 import numpy as np
 
 from mixbit.budget import Budget, Limit
-from mixbit.errors import InfeasibleBudget, InvalidInput, MixbitError
+from mixbit.errors import InfeasibleBudget, MixbitError
+from mixbit.options import with_options
 from mixbit.plan import Plan
-from mixbit.scheme import Scheme
-from mixbit.search import ilp
-from mixbit.search._plans import predicted_plan, uniform_plans
-from mixbit.search._problem import Integers, keeps, taken
+from mixbit.search import autoq, greedy, hawq, ilp, mixquant, uniform
+from mixbit.search._plans import plan_of, problem_over, uniform_plans
+from mixbit.search._prices import priced
+from mixbit.search._problem import Integers, Problem, Trials, keeps, taken
+from mixbit.search.front import Front, front
 from mixbit.sensitivity import Sensitivity
 
-__all__ = ["SEARCHES", "Method", "find_search", "search", "uniform_plans"]
+__all__ = [
+    "SEARCHES", "Front", "Method", "Problem", "Trials", "find_search", "front", "plan_of", "priced", "search",
+    "uniform_plans",
+]  # fmt: skip
 
-Method = Callable[..., Integers]
-"""`method(loss, usage, limits, ties, *, input_ties, input_classes) -> choice`: see `mixbit.search.ilp.solve`."""
+Method = Callable[[Problem], Integers]
+"""From the arrays to the column [L] of each layer."""
 
-SEARCHES: dict[str, Method] = {"ilp": ilp.solve}
+SEARCHES: dict[str, Method] = {
+    "ilp": ilp.solve,
+    "greedy": greedy.solve,
+    "hawq": hawq.solve,
+    "mixquant": mixquant.solve,
+    "uniform": uniform.solve,
+    "autoq": autoq.solve,
+}
 
 
-def search(table: Sensitivity, budget: Budget, *, method: str | Method = "ilp") -> Plan:
+def search(table: Sensitivity, budget: Budget, *, method: str | Method = "ilp", trials: Trials | None = None) -> Plan:
     """The plan with the smallest predicted loss that keeps within the budget and obeys the table's ties.
 
     Args:
         table: Predicted loss and usage of every choice of every layer.
         budget: Limits, all of which the plan keeps.
-        method: A name in SEARCHES, or a function of the same arguments as `mixbit.search.ilp.solve`.
+        method: A name in SEARCHES, with options as in `mixquant:multiplier=4`, or a function of a `Problem`.
+        trials: The network, for methods that try plans on it.
 
     Returns:
         The plan, with its predicted loss, standard error and usage.
 
     Raises:
-        InvalidInput: for an unknown method, or a limit on something that the table does not hold.
+        InvalidInput: for an unknown method or option, or a limit on something that the table does not hold.
         InfeasibleBudget: if no plan keeps within the budget; it says what is reachable and which layers bind.
         MixbitError: if the method returns something that is not a plan within the budget.
     """
     name, solve = find_search(method)
     limits = budget.over(table)
-    usage, bounds = np.stack([limit.usage for limit in limits]), np.array([limit.bound for limit in limits])
-    input_bits = [Scheme.parse(choice).input_bits for choice in table.choices]
+    problem = problem_over(table, limits, trials)
     try:
-        choice = solve(table.loss, usage, bounds, table.ties, input_ties=table.input_ties, input_classes=input_bits)
+        choice = np.asarray(solve(problem))
     except InfeasibleBudget as error:
         raise _named(error, table, budget, limits) from error
-    choice = np.asarray(choice)
-    problem = _problem_with(choice, table, input_bits)
-    if problem is None and not keeps(usage, bounds, choice):
-        problem = "is over the budget"
-    if problem:
-        raise MixbitError(f"search {name}: returned a choice that {problem}; this is an error in the method")
-    return predicted_plan(table, choice, budget, f"{table.metric} + {name}")
+    wrong = _problem_with(choice, table, problem)
+    if wrong is None and not keeps(problem.usage, problem.limits, choice):
+        wrong = "is over the budget"
+    if wrong:
+        raise MixbitError(f"search {name}: returned a choice that {wrong}; this is an error in the method")
+    return plan_of(table, choice, budget, f"{table.metric} + {name}")
 
 
 def find_search(method: str | Method) -> tuple[str, Method]:
-    """Name and function of a search; raises InvalidInput for an unknown name."""
-    if callable(method):
-        return getattr(method, "__name__", type(method).__name__), method
-    if method not in SEARCHES:
-        raise InvalidInput(f"search {method!r} is unknown; known: {', '.join(SEARCHES)}; or pass a function")
-    return method, SEARCHES[method]
+    """Name and function of a search; raises InvalidInput for an unknown name or option."""
+    return with_options("search", method, SEARCHES)
 
 
-def _problem_with(choice: Integers, table: Sensitivity, input_bits: list[int]) -> str | None:
+def _problem_with(choice: Integers, table: Sensitivity, problem: Problem) -> str | None:
     """What keeps a method's answer from being a plan, if anything."""
     num_layers, num_choices = table.loss.shape
     if choice.shape != (num_layers,) or not np.issubdtype(choice.dtype, np.integer):
@@ -76,7 +82,7 @@ def _problem_with(choice: Integers, table: Sensitivity, input_bits: list[int]) -
     missing = np.flatnonzero(~np.isfinite(taken(table.loss, choice)))
     if missing.size:
         return f"gives {table.layers[missing[0]]} the scheme {table.choices[choice[missing[0]]]}, which is not offered"
-    for ties, kinds in ((table.ties, choice), (table.input_ties, np.array(input_bits)[choice])):
+    for ties, kinds in ((table.ties, choice), (table.input_ties, np.array(problem.input_bits)[choice])):
         for tie in ties:
             if len(np.unique(kinds[list(tie)])) > 1:
                 return f"breaks the tie of {_names(table, tie)}"
@@ -95,11 +101,9 @@ def _named(error: InfeasibleBudget, table: Sensitivity, budget: Budget, limits: 
             binding=error.binding,
         )
     unreachable, kept = [], []
-    for (name, asked), limit, (low, high) in zip(budget.limits.items(), limits, error.reachable, strict=True):
-        ends = (low, high)
-        if name == "bit_ops_ratio":  # a lower limit, kept as an upper one on bit_ops
-            ends = tuple(asked * limit.bound / used if used else math.inf for used in (high, low))
-        text = f"{name}={_number(asked)} (reachable: {' to '.join(map(_number, ends))})"
+    for limit, (low, high) in zip(limits, error.reachable, strict=True):
+        ends = sorted(limit.named(used) for used in (low, high))
+        text = f"{limit.name}={_number(budget.limits[limit.name])} (reachable: {' to '.join(map(_number, ends))})"
         (kept if low <= limit.bound else unreachable).append(text)
     alone = f"; {' and '.join(kept)} could be kept" if kept else ""
     together = "; each can be kept alone, but not all together"
@@ -125,8 +129,10 @@ class _CallableModule(ModuleType):
     Importing anything of the folder puts this module in the function's place, so the module is called like it.
     """
 
-    def __call__(self, table: Sensitivity, budget: Budget, *, method: str | Method = "ilp") -> Plan:
-        return search(table, budget, method=method)
+    def __call__(
+        self, table: Sensitivity, budget: Budget, *, method: str | Method = "ilp", trials: Trials | None = None
+    ) -> Plan:
+        return search(table, budget, method=method, trials=trials)
 
 
 sys.modules[__name__].__class__ = _CallableModule

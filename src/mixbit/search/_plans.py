@@ -1,38 +1,66 @@
 """Choices as plans: what they are predicted to cost, and the uniform ones, which every other must beat."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
-from mixbit.budget import Budget
+from mixbit.budget import Budget, Limit
 from mixbit.plan import Plan
-from mixbit.search._problem import Integers, keeps, taken
+from mixbit.scheme import Scheme
+from mixbit.search._problem import Floats, Integers, Problem, Trials, uniform_choices
 from mixbit.sensitivity import Sensitivity
 
 
-def predicted_plan(table: Sensitivity, choice: Integers, budget: Budget, made_by: str) -> Plan:
-    """The plan of a choice [L], with its predicted loss, standard error (where it is known) and usage.
+def problem_over(table: Sensitivity, limits: Sequence[Limit], trials: Trials | None = None) -> Problem:
+    """The arrays of a table under some limits."""
+    schemes = [Scheme.parse(choice) for choice in table.choices]
+    usage = np.array([limit.usage for limit in limits]).reshape(len(limits), *table.loss.shape)
+    return Problem(
+        loss=table.loss,
+        usage=usage,
+        limits=np.array([limit.bound for limit in limits], dtype=float),
+        ties=table.ties,
+        input_ties=table.input_ties,
+        weight_bits=[scheme.weight_bits for scheme in schemes],
+        input_bits=[scheme.input_bits for scheme in schemes],
+        numel=table.numel,
+        trace=table.trace,
+        trials=trials,
+    )
 
-    Entries of different layers count as independent: the standard error is the root of the summed squares.
+
+def predicted_figures(table: Sensitivity, choices: Integers) -> dict[str, Floats]:
+    """Figure -> [N] for N choices [N, L]: predicted loss, its standard error, and usage.
+
+    Entries of different layers count as independent: the standard error is the root of the summed squares; it is inf
+    where a single sample does not tell.
     """
-    used = {name: math.fsum(taken(values, choice)) for name, values in table.usage.items()}
+    rows = np.arange(len(table.layers))
+    used = {name: values[rows, choices].sum(axis=1) for name, values in table.usage.items()}
     weights = float(table.numel.sum())
-    predicted = {
-        "loss": math.fsum(taken(table.loss, choice)),
-        "standard_error": math.hypot(*taken(table.standard_error, choice)),
+    figures = {
+        "loss": table.loss[rows, choices].sum(axis=1),
+        "standard_error": np.sqrt(np.square(table.standard_error[rows, choices]).sum(axis=1)),
         "weight_bytes": used["weight_bytes"],
         "weight_ratio": used["weight_bytes"] / (4 * weights),
         "mean_bits": used["weight_bits"] / weights,
         "bit_ops": used["bit_ops"],
     }
-    if math.isinf(predicted["standard_error"]):  # a single sample does not tell
-        del predicted["standard_error"]
+    if "latency_ms" in used:
+        figures["latency_ms"] = used["latency_ms"]
+    return figures
+
+
+def plan_of(table: Sensitivity, choice: Sequence[int] | Integers, budget: Budget, made_by: str) -> Plan:
+    """The plan of a choice [L], with its predicted figures, but for those that are not known."""
+    figures = {name: float(values[0]) for name, values in predicted_figures(table, np.asarray(choice)[None]).items()}
     return Plan(
         target=table.target,
         fingerprint=table.fingerprint,
         layers={layer: table.choices[column] for layer, column in zip(table.layers, choice, strict=True)},
         budget=dict(budget.limits),
-        predicted=predicted,
+        predicted={name: value for name, value in figures.items() if math.isfinite(value)},
         made_by=made_by,
     )
 
@@ -40,7 +68,7 @@ def predicted_plan(table: Sensitivity, choice: Integers, budget: Budget, made_by
 def uniform_plans(table: Sensitivity, budget: Budget) -> list[Plan]:
     """All plans with the same choice for every layer that keep within the budget, in the table's order of choices.
 
-    A choice that some layer is not offered makes no uniform plan.
+    A choice that some layer is not offered makes no uniform plan; a layer that is offered one choice only takes it.
 
     Args:
         table: Layers and choices, with their usage.
@@ -49,11 +77,5 @@ def uniform_plans(table: Sensitivity, budget: Budget) -> list[Plan]:
     Returns:
         The plans, made by `uniform w8a8` and so on; empty where none fits.
     """
-    limits = budget.over(table)
-    usage, bounds = [limit.usage for limit in limits], [limit.bound for limit in limits]
-    plans = []
-    for column, name in enumerate(table.choices):
-        choice = np.full(len(table.layers), column)
-        if np.isfinite(table.loss[:, column]).all() and keeps(usage, bounds, choice):
-            plans.append(predicted_plan(table, choice, budget, f"uniform {name}"))
-    return plans
+    found = uniform_choices(problem_over(table, budget.over(table)))
+    return [plan_of(table, choice, budget, f"uniform {table.choices[column]}") for column, choice in found.items()]

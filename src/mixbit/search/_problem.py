@@ -1,11 +1,12 @@
-"""What every search solves: layers merged by their ties, checked once, and the error where nothing fits."""
+"""What every search is asked: checked once, layers merged by their ties, and the error where nothing fits."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from mixbit.errors import InfeasibleBudget, InvalidInput
 
@@ -14,6 +15,21 @@ TOLERANCE = 1e-9  # share of a limit that rounding may add to a sum
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Ties = Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Trials:
+    """The network, for methods that try plans on it.
+
+    Attributes:
+        evaluate: A choice [L] -> its score, the higher the better: accuracy, or -KL divergence.
+        evaluate_float: The score of the network in float.
+        features: [L, F] what each layer is, in the order of `mixbit.search.autoq.FEATURES`.
+    """
+
+    evaluate: Callable[[Integers], float]
+    evaluate_float: Callable[[], float]
+    features: Callable[[], Floats]
 
 
 def taken(values: Floats, choice: Integers) -> Floats:
@@ -27,8 +43,90 @@ def keeps(usage: Sequence[Floats] | Floats, limits: Sequence[float] | Floats, ch
     return all(total <= limit + TOLERANCE * abs(limit) for total, limit in zip(used, limits, strict=True))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Problem:
+    """The arrays that every search is given: L layers, C choices, R limits.
+
+    Attributes:
+        loss: [L, C] loss increase of each choice, of either sign; +inf where it is not offered.
+        usage: [R, L, C] what each choice uses of each limited resource.
+        limits: [R] the largest sum of each resource, in its own unit.
+        ties: Groups of layers that take the same choice; groups that share a layer become one.
+        input_ties: Groups of layers that take choices of the same input bits.
+        weight_bits: [C] of each choice; only some methods need it.
+        input_bits: [C] of each choice; needed with `input_ties`.
+        numel: [L] number of weights; only some methods need it.
+        trace: [L] the Hessian's average trace, where the table holds it.
+        trials: The network, for methods that try plans on it.
+
+    Raises:
+        InvalidInput: for NaN, shapes that disagree, an empty tie, or an index out of range.
+    """
+
+    loss: Floats
+    usage: Floats
+    limits: Floats
+    ties: Ties = ()
+    input_ties: Ties = ()
+    weight_bits: Sequence[int] | None = None
+    input_bits: Sequence[int] | None = None
+    numel: Floats | None = None
+    trace: Floats | None = None
+    trials: Trials | None = None
+
+    @classmethod
+    def of(
+        cls,
+        loss: ArrayLike,
+        usage: ArrayLike,
+        limits: ArrayLike,
+        ties: Ties = (),
+        *,
+        input_ties: Ties = (),
+        weight_bits: Sequence[int] | None = None,
+        input_bits: Sequence[int] | None = None,
+    ) -> "Problem":
+        """A problem from lists or arrays of numbers."""
+        arrays = np.asarray(loss, float), np.asarray(usage, float), np.asarray(limits, float)
+        return cls(*arrays, ties, input_ties, weight_bits, input_bits)
+
+    def __post_init__(self) -> None:
+        _check_arrays(self.loss, self.usage, self.limits)
+        num_layers, num_choices = self.loss.shape
+        _check_ties("tie", self.ties, num_layers)
+        _check_ties("input tie", self.input_ties, num_layers)
+        for name, bits in (("weight_bits", self.weight_bits), ("input_bits", self.input_bits)):
+            if bits is not None and len(bits) != num_choices:
+                raise InvalidInput(f"{name} is {bits}, expected a number for each of {num_choices} choices")
+        if self.input_ties and self.input_bits is None:
+            raise InvalidInput("input_bits is None, and input_ties need them")
+
+    @cached_property
+    def groups(self) -> "Groups":
+        """The layers merged by their ties; raises InfeasibleBudget where tied layers have no choice in common."""
+        num_layers, num_choices = self.loss.shape
+        classes = np.zeros(num_choices, dtype=np.int64)
+        if self.input_ties:
+            classes = np.unique(self.input_bits, return_inverse=True)[1]  # type: ignore[arg-type] checked above
+        group = _united(num_layers, self.ties)
+        unit = np.zeros(group.max() + 1, dtype=np.int64)
+        unit[group] = _united(num_layers, [*self.ties, *self.input_ties])
+        layer_usage = np.where(np.isfinite(self.loss), self.usage, 0.0)
+        loss = _summed(self.loss, group)
+        usage = np.array([_summed(table, group) for table in layer_usage]).reshape(len(self.limits), *loss.shape)
+        _check_common_choice(np.isfinite(loss), group, unit, classes)
+        return Groups(loss, usage, layer_usage, self.limits, group, unit, classes)
+
+    def bits_of(self, what: str, method: str) -> Integers:
+        """[C] `weight_bits` or `input_bits`; raises InvalidInput, which names the method, where they are not given."""
+        bits = getattr(self, what)
+        if bits is None:
+            raise InvalidInput(f"search {method}: needs {what}, a number for each choice")
+        return np.asarray(bits)
+
+
+@dataclass(frozen=True)
+class Groups:
     """Layers merged into groups that take one choice.
 
     Attributes:
@@ -59,6 +157,16 @@ class Problem:
         """[R] how far rounding may carry a sum over its limit."""
         return TOLERANCE * np.abs(self.limits)
 
+    @property
+    def units(self) -> list[Integers]:
+        """The groups of each unit."""
+        return [np.flatnonzero(self.unit == index) for index in range(self.unit.max() + 1)]
+
+    def columns(self, members: Integers) -> list[Integers]:
+        """For each class that all these groups are offered, its columns."""
+        found = [np.flatnonzero(self.classes == k) for k in range(self.classes.max() + 1)]
+        return [columns for columns in found if self.offered[np.ix_(members, columns)].any(axis=1).all()]
+
     def keeps(self, choice: Integers) -> bool:
         """Whether the layers of a choice [G], added up exactly, are within the limits."""
         return keeps(self.layer_usage, self.limits, choice[self.group])
@@ -68,31 +176,6 @@ class Problem:
         values = np.where(self.offered, values, np.inf)
         per_class = np.stack([values[:, self.classes == k].min(axis=1) for k in range(self.classes.max() + 1)], axis=1)
         return float(_summed(per_class, self.unit).min(axis=1).sum())
-
-
-def read_problem(
-    loss: Floats, usage: Floats, limits: Floats, ties: Ties, input_ties: Ties, input_classes: Sequence[int] | None
-) -> Problem:
-    """Check the arguments of a search (see `mixbit.search.ilp.solve`) and merge the layers that are tied."""
-    _check_arrays(loss, usage, limits)
-    num_layers, num_choices = loss.shape
-    _check_ties("tie", ties, num_layers)
-    _check_ties("input tie", input_ties, num_layers)
-    classes = np.zeros(num_choices, dtype=np.int64)
-    if input_ties:
-        if input_classes is None or len(input_classes) != num_choices:
-            raise InvalidInput(f"input_classes is {input_classes}, expected a class for each of {num_choices} choices")
-        classes = np.unique(input_classes, return_inverse=True)[1]
-    group = _united(num_layers, ties)
-    unit_of_layer = _united(num_layers, [*ties, *input_ties])
-    unit = np.zeros(group.max() + 1, dtype=np.int64)
-    unit[group] = unit_of_layer
-
-    layer_usage = np.where(np.isfinite(loss), usage, 0.0)
-    group_loss = _summed(loss, group)
-    group_usage = np.array([_summed(table, group) for table in layer_usage]).reshape(len(limits), *group_loss.shape)
-    _check_common_choice(np.isfinite(group_loss), group, unit, classes)
-    return Problem(group_loss, group_usage, layer_usage, limits, group, unit, classes)
 
 
 def _check_arrays(loss: Floats, usage: Floats, limits: Floats) -> None:
@@ -151,19 +234,48 @@ def _check_common_choice(offered: NDArray[np.bool_], group: Integers, unit: Inte
             )
 
 
-def infeasible(problem: Problem) -> InfeasibleBudget:
+def uniform_choices(problem: Problem) -> dict[int, Integers]:
+    """Column -> the choice [L] that takes it in every layer, but for layers that are offered another alone.
+
+    Those within the limits, that every layer with several choices is offered.
+    """
+    offered = np.isfinite(problem.loss)
+    only = np.where(offered.sum(axis=1) == 1, offered.argmax(axis=1), -1)
+    input_bits = np.zeros(problem.loss.shape[1]) if problem.input_bits is None else np.asarray(problem.input_bits)
+    found: dict[int, Integers] = {}
+    for column in range(problem.loss.shape[1]):
+        choice = np.where(only >= 0, only, column)
+        if not np.isfinite(taken(problem.loss, choice)).all() or not keeps(problem.usage, problem.limits, choice):
+            continue
+        tied = all(len(np.unique(choice[list(tie)])) == 1 for tie in problem.ties)
+        if tied and all(len(np.unique(input_bits[choice[list(tie)]])) == 1 for tie in problem.input_ties):
+            found[column] = choice
+    return found
+
+
+def none_found(problem: Problem, what: str) -> InfeasibleBudget:
+    """The error of a search that does not try everything: nothing keeps within the limits, or it fell short."""
+    groups = problem.groups
+    if any(
+        groups.smallest(table) > limit for table, limit in zip(groups.usage, groups.limits + groups.slack, strict=True)
+    ):
+        return infeasible(groups)
+    return InfeasibleBudget(f"{what}; the search ilp finds a plan wherever there is one")
+
+
+def infeasible(groups: Groups) -> InfeasibleBudget:
     """The error that says what each resource can reach and which layers hold most of the scarcest one."""
-    reachable = tuple((problem.smallest(table), -problem.smallest(-table)) for table in problem.usage)
+    reachable = tuple((groups.smallest(table), -groups.smallest(-table)) for table in groups.usage)
     lowest = np.array([low for low, _ in reachable])
-    over = lowest - problem.limits
-    scarcest = int(np.argmax(over / np.maximum(np.abs(lowest) + np.abs(problem.limits), np.finfo(float).tiny)))
-    cheapest = np.where(problem.offered[problem.group], problem.layer_usage[scarcest], np.inf).min(axis=1)
+    over = lowest - groups.limits
+    scarcest = int(np.argmax(over / np.maximum(np.abs(lowest) + np.abs(groups.limits), np.finfo(float).tiny)))
+    cheapest = np.where(groups.offered[groups.group], groups.layer_usage[scarcest], np.inf).min(axis=1)
     binding = tuple(np.argsort(-cheapest, kind="stable")[:3].tolist())
     parts = [
         f"limit {index} is {limit:g} and sums reach {low:g} to {high:g}"
-        for index, (limit, (low, high)) in enumerate(zip(problem.limits, reachable, strict=True))
+        for index, (limit, (low, high)) in enumerate(zip(groups.limits, reachable, strict=True))
     ]
-    if np.all(over <= problem.slack):
+    if np.all(over <= groups.slack):
         parts.append("each limit can be kept alone, but not all together")
     return InfeasibleBudget(
         f"no choice keeps within every limit: {'; '.join(parts)}; "

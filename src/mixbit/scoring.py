@@ -1,0 +1,100 @@
+"""How good a plan truly is: the network is quantized so, and evaluated, in simulation or in its runtime."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from mixbit.batches import Batch
+from mixbit.calibrate import Calibration
+from mixbit.errors import InvalidInput, MixbitError
+from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
+from mixbit.graph import Graph
+from mixbit.interrupts import time_limit
+from mixbit.plan import Plan
+from mixbit.simulate import quantize
+from mixbit.target import target_module
+from mixbit.task import Task
+
+Score = Callable[[Graph, Sequence[Any]], float]
+"""`score(model, batches) -> float`, the higher the better: the user's own evaluation function."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How plans are scored.
+
+    Attributes:
+        graph: The float graph.
+        calibration: Of the graph.
+        batches: To evaluate on.
+        given: The same batches as the user gave them, for a function of the user's own.
+        task: What the outputs mean.
+        reference: The float graph's outputs on the batches.
+        score: The user's own function; where None, the share of right answers, or without labels the divergence from
+            the float network, negative.
+        timeout_s: Longest time of one evaluation; None for any.
+    """
+
+    graph: Graph
+    calibration: Calibration
+    batches: Sequence[Batch]
+    given: Sequence[Any]
+    task: Task
+    reference: Evaluation
+    score: Score | None = None
+    timeout_s: float | None = None
+
+    @property
+    def in_accuracy(self) -> bool:
+        """Whether scores are shares of right answers."""
+        return self.score is None and self.reference.accuracy is not None
+
+    @property
+    def float_score(self) -> float:
+        """The score of the float network."""
+        return self._timed("float", lambda: self._of_graph(self.graph, "float"))
+
+    def simulated(self, plan: Plan) -> float:
+        """The score of the plan's simulation."""
+        return self._timed(
+            plan.made_by, lambda: self._of_graph(quantize(self.graph, plan, self.calibration), "try a plan")
+        )
+
+    def deployed(self, plan: Plan) -> float:
+        """The score of the plan's artefact, run in its runtime; a function of the user's own sees the simulation."""
+        if self.score is not None:
+            return self.simulated(plan)
+        return self._timed(plan.made_by, lambda: self._of_artefact(plan))
+
+    def _of_graph(self, graph: Graph, label: str) -> float:
+        if self.score is None:
+            return self._of_outputs(evaluate(graph_runner(graph, self.task), self.batches, self.task, label))
+        try:
+            with torch.no_grad():
+                return float(self.score(graph, self.given))
+        except MixbitError:
+            raise
+        except Exception as error:
+            raise InvalidInput(f"the evaluation function fails on a plan: {type(error).__name__}: {error}") from error
+
+    def _of_artefact(self, plan: Plan) -> float:
+        module, simulated = target_module(plan.target), quantize(self.graph, plan, self.calibration)
+        with TemporaryDirectory() as scratch:
+            module.write(simulated, Path(scratch))
+            runner = module.load(Path(scratch), self.graph)
+            run = artefact_runner(runner, self.graph, self.task)
+            return self._of_outputs(evaluate(run, self.batches, self.task, "run a plan"))
+
+    def _of_outputs(self, outputs: Evaluation) -> float:
+        if outputs.accuracy is not None:
+            return outputs.accuracy
+        return -outputs.divergence(self.reference, self.task)
+
+    def _timed(self, what: str, run: Callable[[], float]) -> float:
+        late = MixbitError(f"the evaluation of {what} took more than {self.timeout_s} s (--eval-timeout)")
+        with time_limit(self.timeout_s, late):
+            return run()
