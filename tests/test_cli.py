@@ -371,6 +371,37 @@ def test_wrong_budgets_searches_and_scores(code, run, tmp_path, words, message):
     assert not (tmp_path / "out").exists()
 
 
+def nncf_file(tmp_path, **precision):
+    path = tmp_path / "nncf.json"
+    path.write_text(json.dumps({"compression": {"algorithm": "quantization", "initializer": {"precision": precision}}}))
+    return path
+
+
+def test_a_configuration_of_nncf(code, run, tmp_path):
+    plain = ["quantize", f"{code}:model", "--data", f"{code}:data", "--out", tmp_path / "out", "--nncf-config"]
+    path = nncf_file(tmp_path, type="hawq", bits=[4, 8], iter_number=3, compression_ratio=1.2)
+    status, _, err = run(*plain, path, "--target", "packed", "--json")
+    assert status == 0, err
+    assert "nncf.json: precision.compression_ratio: mapped: bit_complexity_ratio=1.2, at least" in err
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert plan["budget"] == {"bit_complexity_ratio": 1.2}
+    assert set(plan["layers"].values()) <= {"w4a4", "w4a8", "w8a4", "w8a8"}
+    status, _, err = run(*plain, path, "--target", "openvino", "--force")
+    assert status == 2
+    assert "target openvino runs inputs in 8 bits alone: no plan reaches more than 1; give --budget" in err
+    status, _, err = run(*plain, path, "--target", "packed", "--force", "--max-drop", "1%")
+    assert status == 2
+    assert "--max-drop is no budget of NNCF's" in err
+    scope = "Sequential/NNCFConv2d[0]/conv2d_0|WEIGHT"
+    path = nncf_file(tmp_path, type="manual", bitwidth_per_scope=[[3, scope]])
+    status, _, err = run(*plain, path, "--target", "packed", "--force")
+    assert status == 0, err
+    assert json.loads((tmp_path / "out" / "plan.json").read_text())["layers"] == {
+        "0.weight": "w3a8",
+        "3.weight": "w8a8",
+    }
+
+
 def test_functions_of_the_users_own(code, table, run, tmp_path):
     words = ["measure", f"{code}:model", "--data", f"{code}:data", "--target", "packed", "--out", tmp_path / "s.json"]
     status, out, err = run(*words, "--json", "--metric", f"{code}:range_metric")

@@ -12,7 +12,7 @@ import mixbit
 PACKAGE = Path(mixbit.__file__).parent
 LEVELS = (
     {"errors", "progress", "interrupts", "files", "journal", "options", "workers"},
-    {"scheme", "sensitivity", "budget", "plan", "task", "batches", "target"},
+    {"scheme", "sensitivity", "budget", "plan", "task", "batches", "target", "nncf_config"},
     {"affine", "ranges", "quantizer", "search", "ranking"},  # numbers only
     {"exporting", "nodes", "operators", "samples", "fold", "graph", "layers", "between", "features", "uncovered"},
     {"calibrate", "scales", "estimate", "simulate", "integers", "metrics"},

@@ -70,5 +70,5 @@ def test_functions_pass_as_they_are():
 def test_methods_of_the_package_have_options_that_can_be_written():
     assert find_metric("hawq:vectors=5,rule=nncf")[1].keywords == {"vectors": 5, "rule": "nncf"}
     assert find_search("mixquant:multiplier=4")[1].keywords == {"multiplier": 4.0}
-    assert option_names(SEARCHES["autoq"]) == ("episodes", "warm_start", "seed")
+    assert option_names(SEARCHES["autoq"]) == ("episodes", "warmup", "warm_start", "seed")
     assert all(isinstance(option_names(one), tuple) for one in {**METRICS, **SEARCHES}.values())

@@ -62,6 +62,12 @@ def quantize(
     evaluate: Annotated[
         str | None, typer.Option("--eval", help="DATA to report accuracy on, and to take --max-drop on")
     ] = None,
+    nncf_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--nncf-config", help="file.json of NNCF 2 with hawq, autoq or manual precisions, to be taken over"
+        ),
+    ] = None,
     choices: Choices = None,
     pin: Pins = None,
     metric: Metric = "fisher",
@@ -92,13 +98,19 @@ def quantize(
 
     _known("rounding", rounding, tuple(ROUNDINGS))
     _known("flavour", flavour, tuple(FLAVOURS))
-    limits = _budget(budget, max_drop)
+    pins, offered = _pins(pin), _split(choices)
+    if nncf_config is None:
+        limits = _budget(budget, max_drop)
+    else:
+        taken = _nncf(nncf_config, target, budget, max_drop)
+        limits, metric, search, eval_subset_ratio = taken.budget, taken.metric, taken.search, taken.eval_subset_ratio
+        pins, offered = taken.pins | pins, offered or list(taken.choices)
     settings = Settings(
         task=load_task(task, loss),
-        choices=_split(choices),
+        choices=offered,
         metric=_function_or_name(metric, "METRIC"),
         search=_function_or_name(_warm(search) if warm_start else search, "SEARCH"),
-        pins=_pins(pin),
+        pins=pins,
         score=None if score is None else load_function(score, "SCORE"),
         eval_subset_ratio=eval_subset_ratio,
         eval_timeout_s=eval_timeout,
@@ -432,6 +444,28 @@ def _budget(budget: list[str] | None, max_drop: str | None) -> Any:
             "give --budget, as in --budget mean_bits=4, or --max-drop, as in --max-drop 1%; one of the two"
         )
     return Budget.parse(budget or []) if max_drop is None else MaxDrop.parse(max_drop)
+
+
+def _nncf(path: Path, target: str, budget: list[str] | None, max_drop: str | None) -> Any:
+    """The configuration, with the command line's budget in the place of its own where one is given."""
+    from dataclasses import replace
+
+    from mixbit.budget import Budget
+    from mixbit.nncf_config import read_nncf_config
+    from mixbit.target import find_target
+
+    if max_drop is not None:
+        raise InvalidInput("--max-drop is no budget of NNCF's; give --budget, or neither, with --nncf-config")
+    found = read_nncf_config(path, find_target(target))
+    for key, note in found.notes.items():
+        _say(f"{path.name}: {key}: {note}")
+    wanted = Budget.parse(budget) if budget else found.budget or Budget(mean_bits=32)
+    if "bit_complexity_ratio" in wanted.limits and all(choice.endswith("a8") for choice in found.choices):
+        raise InvalidInput(
+            f"{path}: HAWQ's ratio counts the larger of weight and input bits, and target {target} runs inputs in 8 "
+            "bits alone: no plan reaches more than 1; give --budget weight_ratio=0.15, or another, which replaces it"
+        )
+    return replace(found, budget=wanted)
 
 
 def _pins(texts: list[str] | None) -> dict[str, str]:

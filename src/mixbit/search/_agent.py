@@ -40,7 +40,7 @@ class Agent:
         self.model.set_logger(Logger(None, []))
         # the library has one rate for both, and would set it anew with every training
         self.model.critic.optimizer.param_groups[0]["lr"] = CRITIC_RATE
-        self.model._update_learning_rate = lambda _: None
+        self.model._update_learning_rate = lambda optimizers: None  # noqa: ARG005
 
     def act(self, observation: Floats) -> float:
         """The actor's action in [0, 1]."""

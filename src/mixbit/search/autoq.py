@@ -41,8 +41,6 @@ from mixbit.search._problem import Floats, Integers, Problem
 
 #: Of each layer: the columns of `Trials.features`.
 FEATURES = ("depthwise", "input_channels", "output_channels", "stride", "kernel", "num_weights", "input_size")
-#: Episodes that act at random, or half of them where there are fewer than twice as many.
-WARMUP = 20
 #: Standard deviation of the noise at first, and what each episode leaves of it, by hundreds of episodes.
 NOISE, DECAYS = 0.5, (0.96, 0.96, 0.98, 0.987, 0.992, 0.993, 0.995, 0.995, 0.996, 0.996)
 #: The same around the plan of a warm start.
@@ -51,14 +49,17 @@ WARM_NOISE = 0.2
 PAST = 0.5
 
 
-def solve(problem: Problem, *, episodes: int = 100, warm_start: bool = False, seed: int = 0) -> Integers:
+def solve(
+    problem: Problem, *, episodes: int = 100, warmup: int = 20, warm_start: bool = False, seed: int = 0
+) -> Integers:
     """AutoQ: an agent trained by reinforcement tries plans on the network; needs the extra `autoq`.
 
     Deterministic for a seed and an evaluation that is.
 
     Args:
         problem: With `weight_bits`, `input_bits` and `trials`.
-        episodes: Plans to try, the first 20 at random.
+        episodes: Plans to try.
+        warmup: How many of them, the first, act at random; at most half.
         warm_start: Whether the random ones are drawn around the plan of `ilp`, the first being that plan itself.
         seed: Of every draw.
 
@@ -71,18 +72,18 @@ def solve(problem: Problem, *, episodes: int = 100, warm_start: bool = False, se
         raise InvalidInput(
             "search autoq tries plans on the network: use mixbit quantize --search autoq, or give trials"
         )
-    if episodes < 1 or seed < 0:
+    if episodes < 1 or warmup < 0 or seed < 0:
         raise InvalidInput(
-            f"search autoq: episodes={episodes}, seed={seed}; give 1 episode or more, and a seed of 0 or more"
+            f"search autoq: episodes={episodes}, warmup={warmup}, seed={seed}; give 1 episode or more, 0 or more of both "
+            "others"
         )
     best = optimum(problem.groups).choice  # says so where nothing keeps within the limits
     precisions = Precisions(problem)
     if not precisions.steps:
         return best[problem.groups.group]
     agent = _new_agent(precisions, seed)
-    actions = _Actions(
-        agent.act, np.random.default_rng(seed), episodes, precisions.actions_of(best) if warm_start else None
-    )
+    start = precisions.actions_of(best) if warm_start else None
+    actions = _Actions(agent.act, np.random.default_rng(seed), min(warmup, episodes // 2), _decay(episodes), start)
     found, scores, average = best, [-math.inf], None
     unit = _unit(problem.trials.evaluate_float())
     for episode in track(range(episodes), lambda: f"autoq, best score {max(scores):.4f}"):
@@ -110,11 +111,14 @@ class _Actions:
     """What to do at each step: at random at first, then what the agent says, with noise that decays."""
 
     def __init__(
-        self, act: Callable[[Floats], float], rng: np.random.Generator, episodes: int, start: Floats | None
+        self,
+        act: Callable[[Floats], float],
+        rng: np.random.Generator,
+        warmup: int,
+        decay: float,
+        start: Floats | None,
     ) -> None:
-        self.act, self.rng, self.start = act, rng, start
-        self.warmup = min(WARMUP, episodes // 2)
-        self.decay = _decay(episodes)
+        self.act, self.rng, self.warmup, self.decay, self.start = act, rng, warmup, decay, start
 
     def of(self, episode: int, step: int, observation: Floats) -> float:
         if episode >= self.warmup:
