@@ -74,8 +74,8 @@ def solve(
         )
     if episodes < 1 or warmup < 0 or seed < 0:
         raise InvalidInput(
-            f"search autoq: episodes={episodes}, warmup={warmup}, seed={seed}; give 1 episode or more, 0 or more of both "
-            "others"
+            f"search autoq: episodes={episodes}, warmup={warmup}, seed={seed}; give 1 episode or more, 0 or more of "
+            "both others"
         )
     best = optimum(problem.groups).choice  # says so where nothing keeps within the limits
     precisions = Precisions(problem)
