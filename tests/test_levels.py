@@ -16,7 +16,7 @@ LEVELS = (
     {"affine", "ranges", "quantizer", "search", "ranking"},  # numbers only
     {"exporting", "nodes", "operators", "samples", "fold", "graph", "layers", "between", "features", "uncovered"},
     {"calibrate", "scales", "estimate", "simulate", "integers", "metrics"},
-    {"targets", "measurement", "evaluation", "latency", "scoring", "verification", "check", "result"},
+    {"targets", "measurement", "evaluation", "latency", "scoring", "timing", "verification", "check", "result"},
     {"studies"},
     {"picture", "specs", "recheck", "pipeline", "demo", "cli", "__init__", "__main__"},
 )

@@ -147,6 +147,9 @@ def measure(
     out: Annotated[Path, typer.Option("--out", help="sensitivity.json")],
     metric: Metric = "fisher",
     choices: Choices = None,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="also time the choices in the target's runtime, for budgets of latency_ms")
+    ] = False,
     task: TaskName = "classification",
     loss: LossSpec = None,
     device: Device = "cpu",
@@ -156,25 +159,33 @@ def measure(
 ) -> None:
     """Write the table of predicted loss increase, layers x choices."""
     from mixbit.batches import split_batches
+    from mixbit.calibrate import calibrate
     from mixbit.files import check_new_file
     from mixbit.graph import capture
+    from mixbit.layers import find_layers
     from mixbit.measurement import measure as measure_
     from mixbit.specs import load_data, load_task
+    from mixbit.timing import timed
 
     check_new_file(out, force=force)
     _say_unless_used(loss, metric)
     module = _model(model, device)
     batches = split_batches(module, load_data(data))
     with redirect_stdout(sys.stderr):
+        graph = capture(module, batches[0][0])
+        calibration = calibrate(graph, find_layers(graph), [inputs for inputs, _ in batches])
         table = measure_(
-            capture(module, batches[0][0]),
+            graph,
             batches,
             target=target,
             task=load_task(task, loss),
             metric=_function_or_name(metric, "METRIC"),
             choices=_split(choices),
+            calibration=calibration,
             seed=seed,
         )
+        if latency:
+            table = timed(table, graph, calibration)
     table.save(out)
     if as_json:
         print(out.read_text(encoding="utf-8"), end="")

@@ -37,6 +37,7 @@ from mixbit.simulate import assemble, quantize
 from mixbit.target import Runner, Target, find_target, target_module
 from mixbit.targets import check_exportable
 from mixbit.task import Task
+from mixbit.timing import timed
 from mixbit.uncovered import find_uncovered
 from mixbit.verification import Comparison, compare, predicted_bytes
 
@@ -216,6 +217,9 @@ class _Run:
             calibration = calibrate(graph, find_layers(graph), [inputs for inputs, _ in kept])
         with self._clock("measure"):
             table = self._measure(graph, kept, calibration)
+        if isinstance(budget, Budget) and "latency_ms" in budget.limits:
+            with self._clock("time choices"):
+                table = timed(table, graph, calibration)
         with self._clock("search"):
             if isinstance(budget, MaxDrop):
                 scoring = self._scoring(graph, calibration, evaluated, given_to_evaluate or given)
@@ -346,15 +350,24 @@ class _Run:
         def score(plan: Plan) -> float:
             return journal.score_of(tuple(plan.layers.values()), lambda: one.deployed(plan))
 
-        least = one.float_score - drop.value
-        found = front(table, "weight_bytes").cheapest_enough(score, least)
+        points, least = front(table, "weight_bytes"), one.float_score - drop.value
+        index = points.cheapest_enough(score, least)
+        found = points.plan(index)
         limits = Budget(weight_bytes=found.predicted["weight_bytes"])
         uniform = [plan for plan in uniform_plans(table, limits) if score(plan) >= least]
         best = min([found, *uniform], key=lambda plan: plan.predicted["weight_bytes"])
         unit = "of right answers" if one.in_accuracy else ("by your function" if one.score else "nats, negative")
+        cheaper = points.plan(index - 1) if index else None
+        below = (
+            ""
+            if cheaper is None
+            else (
+                f"; the one a step cheaper, {cheaper.predicted['weight_bytes']:.0f} bytes, scores {score(cheaper):.6g}"
+            )
+        )
         grounds = (
             f"the cheapest plan whose artefact scores {least:.6g} or more ({unit}; float {one.float_score:.6g}, "
-            f"allowed drop {drop}): {best.made_by} with {score(best):.6g}, after {len(journal.scores)} plans"
+            f"allowed drop {drop}): {best.made_by} with {score(best):.6g}, after {len(journal.scores)} plans{below}"
         )
         return best, grounds
 

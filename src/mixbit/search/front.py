@@ -111,8 +111,8 @@ class Front:
             )
         return self.plan(int(fits[-1])).model_copy(update={"budget": dict(budget.limits)})
 
-    def cheapest_enough(self, score: Callable[[Plan], float], least: float) -> Plan:
-        """The cheapest plan that truly scores no less than `least`; the one a step cheaper does not.
+    def cheapest_enough(self, score: Callable[[Plan], float], least: float) -> int:
+        """Place of the cheapest plan that truly scores no less than `least`; the one a step cheaper does not.
 
         A binary search, with probes further down since scores do not fall evenly along the front: some 2 log2(N) + 5
         plans are scored.
@@ -129,7 +129,7 @@ class Front:
             raise InfeasibleBudget(
                 f"the dearest plan scores less than {least:.6g}: allow a larger drop, or offer wider schemes"
             )
-        return self.plan(found)
+        return found
 
     def thinned(self, number: int) -> "Front":
         """At most that many points, two or more: the ends, and the others as evenly as the resource allows."""
