@@ -454,7 +454,6 @@ def test_list_of_something_else_names_the_lists(run):
         ({"budget": "mean_bits=nan"}, "positive finite"),
         ({"budget": "mean_bits=-1"}, "positive finite"),
         ({"budget": "weight_ratio=15%"}, "percentage"),
-        ({"budget": "latency_ms=3"}, "latency_ms"),
     ],
 )
 def test_wrong_input_is_exit_2_and_leaves_nothing(code, run, tmp_path, changed, message):

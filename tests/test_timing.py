@@ -22,10 +22,12 @@ BASE_MS = 0.25
 @pytest.fixture(scope="module")
 def measured():
     torch.manual_seed(0)
-    network = Net(
-        lambda net, x: (lambda y: net.d(net.b(y) + net.c(y)))(net.a(x)),
-        a=nn.Linear(8, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 8), d=nn.Linear(8, 3),
-    )  # fmt: skip
+
+    def forward(net, x):
+        x = net.a(x)
+        return net.d(net.b(x) + net.c(x))
+
+    network = Net(forward, a=nn.Linear(8, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 8), d=nn.Linear(8, 3))
     batches = [torch.randn(16, 8)]
     graph = mb.capture(network.eval(), batches[0])
     calibration = calibrate(graph, mb.find_layers(graph), [Inputs.of(batches[0])])

@@ -19,6 +19,7 @@ RESOURCES = {
     "bit_ops": "sum of multiply-accumulates x weight bits x input bits, one sample",
     "bit_ops_ratio": "bit_ops of uniform w8a8 / bit_ops of the plan: at least this",
     "bit_complexity_ratio": "the same with the larger of weight bits and input bits for their product: HAWQ's ratio",
+    "activation_bytes": "most bytes of activations alive at once, one sample, 1 for 8 bits or fewer and 4 in float",
     "latency_ms": "milliseconds of one sample in the runtime; the table must hold times of its choices",
 }
 #: Lower limits on a ratio to uniform w8a8 -> the resource that they limit from above.
@@ -34,17 +35,19 @@ class Limit:
         usage: What each choice uses.
         bound: The largest sum, in the unit of `usage`.
         ratio_of: What uniform w8a8 uses, where the budget is a ratio to it; else None.
+        offset: What is used whatever the choice, and not part of `bound`.
     """
 
     name: str
     usage: NDArray[np.float64]
     bound: float
     ratio_of: float | None = None
+    offset: float = 0.0
 
     def named(self, used: float) -> float:
         """A sum of `usage` in the unit of the budget's name."""
         if self.ratio_of is None:
-            return used
+            return used + self.offset
         return self.ratio_of / used if used else math.inf
 
 
@@ -97,8 +100,8 @@ class Budget:
         return f"Budget({self})"
 
     def over(self, table: Sensitivity) -> list[Limit]:
-        """The limits as sums over the table's choices, each in the unit that its name states."""
-        return [_limit(name, value, table) for name, value in self.limits.items()]
+        """The limits as sums over the table's choices; several of one name for a peak, one for each moment."""
+        return [limit for name, value in self.limits.items() for limit in _limits(name, value, table)]
 
 
 @dataclass(frozen=True)
@@ -163,16 +166,40 @@ def resource_usage(name: str, table: Sensitivity) -> NDArray[np.float64]:
             raise InvalidInput(
                 "latency_ms: the table holds no times of its choices; measure with --latency, or quantize, which does"
             )
-    known = [one for one in RESOURCES if one not in _RATIOS]
+    known = [one for one in RESOURCES if one not in _RATIOS and one != "activation_bytes"]
     if name not in known:
         instead = f"; take {_RATIOS[name]}" if name == "bit_ops_ratio" else ""
         raise InvalidInput(f"resource {name!r} does not add up over layers; known: {', '.join(known)}{instead}")
     return table.usage[name]
 
 
-def _limit(name: str, value: float, table: Sensitivity) -> Limit:
+def _limits(name: str, value: float, table: Sensitivity) -> list[Limit]:
+    if name == "activation_bytes":
+        size = _bytes_of_inputs(table)
+        moments = zip(*_live(table), strict=True)
+        return [Limit(name, numbers[:, None] * size, value - fixed, offset=float(fixed)) for fixed, numbers in moments]
     if name not in _RATIOS:
-        return Limit(name, resource_usage(name, table), value)
+        return [Limit(name, resource_usage(name, table), value)]
     bits = 64.0 if name == "bit_ops_ratio" else 8.0
     int8 = bits * float(table.macs.sum())
-    return Limit(name, resource_usage(_RATIOS[name], table), int8 / value, int8)
+    return [Limit(name, resource_usage(_RATIOS[name], table), int8 / value, int8)]
+
+
+def activation_bytes(table: Sensitivity, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[N] the most bytes of activations that N choices [N, L] have alive at once; see `live_activations`."""
+    fixed, numbers = _live(table)
+    return (fixed + _bytes_of_inputs(table)[choices] @ numbers.T).max(axis=1)
+
+
+def _live(table: Sensitivity) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[S] bytes that are alive at each moment whatever the plan, and [S, L] numbers that each layer's choice stores."""
+    if table.live is None:
+        raise InvalidInput(
+            "activation_bytes: the table does not hold which activations are alive at once; measure again"
+        )
+    return table.live[:, 0], table.live[:, 1:]
+
+
+def _bytes_of_inputs(table: Sensitivity) -> NDArray[np.float64]:
+    """[C] of one number."""
+    return np.array([4.0 if Scheme.parse(choice).input is None else 1.0 for choice in table.choices])

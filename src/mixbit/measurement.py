@@ -13,6 +13,7 @@ from mixbit.errors import InvalidInput
 from mixbit.estimate import Estimate, Question, check_estimate, joined
 from mixbit.graph import Graph
 from mixbit.layers import Layer, find_layers, model_fingerprint, shared_inputs
+from mixbit.liveness import live_activations
 from mixbit.metrics import BY_PARTS, Metric, find_metric
 from mixbit.progress import track
 from mixbit.ranking import ranking_problem
@@ -140,6 +141,7 @@ def _table(question: Question, estimate: Estimate, target: Target, metric: str) 
         num_samples=estimate.num_samples,
         seed=question.seed,
         trace=estimate.trace,
+        live=live_activations(question.graph, layers, target),
     )
 
 

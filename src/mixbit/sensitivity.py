@@ -46,6 +46,8 @@ class Sensitivity:
         seed: Seed of the draws.
         verdict: Whether the table can rank plans, or why not, in a sentence.
         trace: [L] the Hessian's average trace of each weight, where the metric estimates it; else None.
+        live: [S, 1 + L] bytes and numbers of the activations that are alive at once, see `live_activations`; None where
+            that is not known.
     """
 
     layers: tuple[str, ...]
@@ -64,6 +66,7 @@ class Sensitivity:
     seed: int
     verdict: str = ""
     trace: FloatArray | None = None
+    live: FloatArray | None = None
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -80,6 +83,8 @@ class Sensitivity:
         self._check_numbers("macs", self.macs, rows, finite=True)
         if self.trace is not None and (self.trace.shape != rows or not np.isfinite(self.trace).all()):
             raise InvalidInput(f"sensitivity: trace is {self.trace}, expected a number for each layer; measure again")
+        if self.live is not None:
+            self._check_numbers("live", self.live, (len(self.live), 1 + len(self.layers)), finite=True)
         if self.numel.sum() == 0 or self.num_samples < 1:
             raise InvalidInput(
                 f"sensitivity: {self.numel.sum():.0f} weights, {self.num_samples} samples; measure again"
@@ -166,6 +171,7 @@ class Sensitivity:
             seed=self.seed,
             verdict=self.verdict,
             trace=None if self.trace is None else self.trace.tolist(),
+            live=None if self.live is None else self.live.tolist(),
         )
         write_text(Path(path), stored.model_dump_json(indent=2) + "\n")
 
@@ -194,6 +200,7 @@ class Sensitivity:
                 seed=stored.seed,
                 verdict=stored.verdict,
                 trace=None if stored.trace is None else np.array(stored.trace),
+                live=None if stored.live is None else np.array(stored.live),
             )
         except InvalidInput as error:
             raise InvalidInput(f"{path}: {error}") from error
@@ -226,6 +233,7 @@ class _Stored(BaseModel):
     seed: int
     verdict: str
     trace: list[float] | None = None
+    live: list[list[float]] | None = None
 
 
 def first_problem(error: ValidationError) -> str:

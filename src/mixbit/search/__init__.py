@@ -101,10 +101,11 @@ def _named(error: InfeasibleBudget, table: Sensitivity, budget: Budget, limits: 
             binding=error.binding,
         )
     unreachable, kept = [], []
-    for limit, (low, high) in zip(limits, error.reachable, strict=True):
-        ends = sorted(limit.named(used) for used in (low, high))
-        text = f"{limit.name}={_number(budget.limits[limit.name])} (reachable: {' to '.join(map(_number, ends))})"
-        (kept if low <= limit.bound else unreachable).append(text)
+    for name, asked in budget.limits.items():
+        pairs = [pair for pair in zip(limits, error.reachable, strict=True) if pair[0].name == name]
+        ends = sorted(max(limit.named(used[end]) for limit, used in pairs) for end in (0, 1))
+        text = f"{name}={_number(asked)} (reachable: {' to '.join(map(_number, ends))})"
+        (kept if all(low <= limit.bound for limit, (low, _) in pairs) else unreachable).append(text)
     alone = f"; {' and '.join(kept)} could be kept" if kept else ""
     together = "; each can be kept alone, but not all together"
     return InfeasibleBudget(

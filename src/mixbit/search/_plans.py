@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mixbit.budget import Budget, Limit
+from mixbit.budget import Budget, Limit, activation_bytes
 from mixbit.plan import Plan
 from mixbit.scheme import Scheme
 from mixbit.search._problem import Floats, Integers, Problem, Trials, uniform_choices
@@ -47,6 +47,8 @@ def predicted_figures(table: Sensitivity, choices: Integers) -> dict[str, Floats
         "mean_bits": used["weight_bits"] / weights,
         "bit_ops": used["bit_ops"],
     }
+    if table.live is not None:
+        figures["activation_bytes"] = activation_bytes(table, choices)
     if "latency_ms" in used:
         figures["latency_ms"] = used["latency_ms"]
     return figures

@@ -10,7 +10,7 @@ from mixbit.plan import Plan, Price
 from mixbit.scheme import Scheme
 from mixbit.search._exact import optimum, shadow_prices
 from mixbit.search._plans import problem_over
-from mixbit.search._problem import Integers, Problem, taken
+from mixbit.search._problem import Floats, Integers, Problem, taken
 from mixbit.sensitivity import Sensitivity
 
 #: By what share a limit is loosened to see what that buys.
@@ -39,27 +39,26 @@ def priced(table: Sensitivity, budget: Budget, plan: Plan) -> Plan:
     excess = loss - smallest
     gap = best.gap + max(excess / loss if loss > 0 else excess, 0.0)
     slopes = shadow_prices(problem.groups)
-    found = {
-        limit.name: _price(table, problem, limits, index, choice, float(slopes[index]))
-        for index, limit in enumerate(limits)
-    }
+    found = {name: _price(table, problem, limits, name, choice, slopes) for name in budget.limits}
     return plan.model_copy(update={"prices": found, "predicted": plan.predicted | {"optimality_gap": gap}})
 
 
 def _price(
-    table: Sensitivity, problem: Problem, limits: Sequence[Limit], index: int, choice: Integers, slope: float
+    table: Sensitivity, problem: Problem, limits: Sequence[Limit], name: str, choice: Integers, slopes: Floats
 ) -> Price:
-    limit = limits[index]
-    used = float(taken(limit.usage, choice).sum())
-    bounds = problem.limits.copy()
-    bounds[index] += MORE * abs(bounds[index])
+    """The price of the limits of one name: of a peak, all moments are loosened alike."""
+    own = [index for index, limit in enumerate(limits) if limit.name == name]
+    used = {index: float(taken(limits[index].usage, choice).sum()) for index in own}
+    fullest = max(own, key=lambda index: used[index] + limits[index].offset)
+    limit, bounds = limits[fullest], problem.limits.copy()
+    bounds[own] += MORE * (abs(limit.bound) + limit.offset)
     more = dataclasses.replace(problem, limits=bounds)
     wider = optimum(more.groups).choice[more.groups.group]
     gains = taken(table.loss, choice) - taken(table.loss, wider)
     return Price(
-        used=limit.named(used),
-        price=_per_unit(limit, slope),
-        looser=limit.named(float(bounds[index])),
+        used=limit.named(used[fullest]),
+        price=_per_unit(limit, float(slopes[own].sum())),
+        looser=limit.named(float(bounds[fullest])),
         gain=max(float(gains.sum()), 0.0),
         widens={
             table.layers[row]: f"{table.choices[choice[row]]} to {table.choices[wider[row]]}"
