@@ -10,9 +10,10 @@ from mixbit.errors import InvalidInput
 from mixbit.estimate import Estimate, Question
 from mixbit.graph import capture
 from mixbit.studies.truth import Subject
+from mixbit.task import Loss, Task
 
 
-def small_subject(labelled: bool = True, seed: int = 0) -> Subject:
+def small_subject(labelled: bool = True, seed: int = 0, loss: Loss | None = None) -> Subject:
     """Five layers, the labels what the network answers, so that its accuracy is 1."""
     torch.manual_seed(seed)
     sizes = (6, 10, 9, 8, 7, 4)
@@ -23,7 +24,8 @@ def small_subject(labelled: bool = True, seed: int = 0) -> Subject:
         layers[-1].bias -= model(x).mean(0)  # so that every class is the answer to some
         labels = model(x).argmax(1)
     evaluation = [(x[i : i + 33], labels[i : i + 33]) if labelled else x[i : i + 33] for i in (0, 33, 66)]
-    return Subject(capture(model, x[:2]), [x[:32], x[32:64]], evaluation)
+    task = Task.classification() if loss is None else Task.classification().with_loss(loss)
+    return Subject(capture(model, x[:2]), [x[:32], x[32:64]], evaluation, task)
 
 
 def few_bits(question: Question) -> Estimate:

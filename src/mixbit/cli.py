@@ -599,35 +599,43 @@ def _print_table(table: Any) -> None:
 
 
 def print_study(found: Any) -> None:
-    """Print a study's table, the best metric first, and what limits it."""
+    """Print a study's table, the best metric first, what limits it, and which metrics have no figures and why."""
 
     def with_interval(row: dict[str, Any], name: str) -> str:
-        if row.get(name) is None:
-            return "-"
+        if row[f"{name}_interval"] is None:
+            return _or_dash(row[name], ".3f")
         low, high = row[f"{name}_interval"]
         return f"{row[name]:.3f} ({low:.2f} to {high:.2f})"
 
+    answered = {metric: row for metric, row in found.metrics.items() if "seconds" in row}
     sets = [prefix for prefix in ("", "near_") if f"{prefix}ceiling" in found.reliability]
     names = [f"{prefix}{name}" for prefix in sets for name in ("spearman", "kendall", "kl_spearman")]
-    budgets = sorted({budget for row in found.metrics.values() for budget in row.get("regret", {})})
+    if found.truth == "kl":
+        names = [name for name in names if "kl_" not in name]
+    budgets = list(dict.fromkeys(budget for row in answered.values() for budget in row["regret"]))
     rows = []
-    for metric, row in sorted(found.metrics.items(), key=lambda one: -_or_last(one[1].get("spearman"))):
-        regret = [_or_dash(row.get("regret", {}).get(budget), ".4f") for budget in budgets]
-        spent = _or_dash(row.get("seconds"), ".1f"), _or_dash(row.get("peak_mb"), ".0f")
+    for metric, row in sorted(answered.items(), key=lambda one: -_or_last(one[1]["spearman"])):
+        regret = [_or_dash(row["regret"][budget], ".4f") for budget in budgets]
+        spent = _or_dash(row["seconds"], ".1f"), _or_dash(row["peak_mb"], ".0f")
         rows.append((metric, *[with_interval(row, name) for name in names], *regret, *spent))
     columns = ("metric", *names, *[f"regret at {budget}" for budget in budgets], "seconds", "peak MB")
-    _print_rows(f"rank correlation with {found.truth}, and 95 % intervals", columns, rows)
+    _print_rows(f"rank correlation with {found.truth}, and 95 % intervals from 20 different plans on", columns, rows)
     for prefix in sets:
-        reliability, ceiling = (found.reliability[f"{prefix}{name}"] for name in ("reliability", "ceiling"))
-        which = "plans near the budget" if prefix else "uniform plans"
+        which = "plans near the budget" if prefix else "random plans"
+        reliability = found.reliability[f"{prefix}reliability"]
         if reliability > 0:
-            what = f"has reliability {reliability:.3f}; no metric can be expected above {ceiling:.3f}"
+            ceiling = with_interval(found.reliability, f"{prefix}ceiling")
+            what = f"has reliability {reliability:.3f}; a perfect metric would correlate by about {ceiling}"
         else:
             what = "does not agree between halves of the data; evaluate on more data, or more plans"
         _say(f"{which}: {found.truth} {what}")
-    for metric, row in found.metrics.items():
-        if "reason" in row:
-            _say(f"{metric}: {row['reason']}")
+    reasons = {metric: row["reason"] for metric, row in found.metrics.items() if "reason" in row}
+    unlabelled = [metric for metric in reasons if metric not in answered and "needs labels" in reasons[metric]]
+    if unlabelled:
+        _say(f"{', '.join(unlabelled)}: need labels in the calibration data; give batches that end with them")
+    for metric, reason in reasons.items():
+        if metric not in unlabelled:
+            _say(f"{metric}: {reason}")
 
 
 def _or_last(correlation: float | None) -> float:

@@ -1,13 +1,17 @@
 """Work shared out among processes: what cannot be sent between them, each makes for itself."""
 
 import multiprocessing
+import os
 import signal
 import sys
+import threading
+import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -27,6 +31,8 @@ def in_processes(
     start: Callable[[], Callable[[Job], Answer]], jobs: Sequence[Job], processes: int
 ) -> Generator[tuple[Job, Answer], None, None]:
     """Yield each job with its answer, in the order in which they finish; close the iterator to end the processes.
+
+    The processes end when this one does, however it ends.
 
     Args:
         start: Called once in every fresh process, returns what answers a job there; it, jobs and answers are pickled.
@@ -61,7 +67,7 @@ class _Worker:
         try:
             self.connection.send(job)
         except OSError:
-            raise self._ended() from None
+            self.receive()  # raises what it told before it ended, or how it ended
 
     def receive(self) -> Any:
         try:
@@ -85,35 +91,42 @@ class _Worker:
 @contextmanager
 def _started(start: Callable[[], Callable[[Any], Any]], count: int) -> Iterator[list[_Worker]]:
     context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # which the first start would do otherwise, and let interrupts through again
     workers: list[_Worker] = []
     try:
         for _ in range(count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, start))
+            process = context.Process(target=_serve, args=(theirs,))
             with children_uninterrupted():
                 process.start()
                 workers.append(_Worker(process, ours))
             theirs.close()  # so that the end of the process is the end of the pipe
+        for worker in workers:
+            worker.send(start)  # not as an argument: start() would wait for ever for a process that ends before
         yield list(workers)
-    finally:
+    except BaseException:
         for worker in workers:
             worker.process.terminate()
+        raise
+    finally:
+        for worker in workers:
+            worker.connection.close()  # those that wait for a job end by themselves
         for worker in workers:
             worker.process.join(SECONDS_TO_END)
             worker.process.kill()  # where it is deep in a computation
             worker.process.join()
-            worker.connection.close()
 
 
-def _serve(connection: Connection, start: Callable[[], Callable[[Any], Any]]) -> None:
+def _serve(connection: Connection) -> None:
     draw_nothing()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # with what it has to clean up
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        answer = start()
+        answer = connection.recv()()
         while True:
             job = connection.recv()
             connection.send((answer(job), None))
-    except (EOFError, BrokenPipeError):  # whoever asked is gone
+    except (EOFError, ConnectionError):  # whoever asked is gone
         return
     except MixbitError as error:
         connection.send((None, error))
@@ -122,3 +135,14 @@ def _serve(connection: Connection, start: Callable[[], Callable[[Any], Any]]) ->
         text = f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
         connection.send((None, MixbitError(f"a worker process failed: {text}")))
         raise
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is ending; an exception amid that would be printed
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(SECONDS_TO_END)
+        os._exit(1)  # where it is deep in a computation

@@ -8,7 +8,7 @@ from scipy import stats
 
 from mixbit.budget import Budget, Limit
 from mixbit.errors import InvalidInput
-from mixbit.studies.sampling import NEAR, RandomPlans, draw_choices, near_choice, uniform_choice
+from mixbit.studies.sampling import NEAR, RandomPlans, draw_choices, near_choice, random_choice
 from tests.search.fixtures import small_table
 
 BITS = [8, 8, 8, 32]
@@ -16,14 +16,14 @@ BITS = [8, 8, 8, 32]
 
 def test_layers_without_ties_are_uniform_and_independent():
     rng = np.random.default_rng(0)
-    drawn = np.array([uniform_choice(2, BITS, [], rng) for _ in range(3200)])
+    drawn = np.array([random_choice(2, BITS, [], rng) for _ in range(3200)])
     counts = np.bincount(drawn @ [1, 4], minlength=16)
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
 def test_tied_layers_share_a_format_drawn_first():
     rng = np.random.default_rng(0)
-    drawn = np.array([uniform_choice(3, BITS, [(0, 2)], rng) for _ in range(3600)])
+    drawn = np.array([random_choice(3, BITS, [(0, 2)], rng) for _ in range(3600)])
     assert ((drawn[:, 0] == 3) == (drawn[:, 2] == 3)).all()
     in_float = (drawn[:, 0] == 3).sum()
     assert stats.binomtest(int(in_float), 3600, 0.5).pvalue > 1e-3, "one of two formats"
@@ -55,10 +55,10 @@ def test_a_budget_out_of_reach_says_what_is_in_reach():
 def test_a_plan_does_not_depend_on_how_many_are_drawn():
     table = small_table()
     few, many = (draw_choices(table, RandomPlans(number, Budget(mean_bits=5.4), 7)) for number in (4, 9))
-    for name in ("uniform", "near"):
+    for name in ("random", "near"):
         assert np.array_equal(few[name], many[name][:4])
     other = draw_choices(table, RandomPlans(9, Budget(mean_bits=5.4), 8))
-    assert not np.array_equal(other["uniform"], many["uniform"])
+    assert not np.array_equal(other["random"], many["random"])
 
 
 def test_what_cannot_be_drawn_is_refused():

@@ -1,8 +1,11 @@
 """A whole study on a small network: figures, going on after an interrupt, other processes, and what goes wrong."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
+import math
+import re
 import shutil
 
 import numpy as np
@@ -21,8 +24,9 @@ from mixbit.simulate import quantize
 from mixbit.studies import truth
 from mixbit.studies.procedure import study
 from mixbit.studies.sampling import RandomPlans
-from mixbit.studies.truth import Prepared, Subject, digests, same_subject
+from mixbit.studies.truth import Prepared, Subject
 from mixbit.task import Task
+from tests.jobs import NeverArrives
 from tests.networks import plan_of
 from tests.subjects import (
     constant,
@@ -33,7 +37,8 @@ from tests.subjects import (
 
 CHOICES = ("w2a8", "w3a8", "w8a8")
 METRICS = ("fisher", few_bits, constant, needs_labels)
-PLANS = RandomPlans(12, Budget(mean_bits=4), seed=3)
+FEW = RandomPlans(5)
+PLANS = RandomPlans(30, Budget(mean_bits=4), seed=3)
 
 
 def run(out, setup=small_subject, **options):
@@ -57,13 +62,16 @@ def test_the_file_holds_all_figures(done):
     row = stored["metrics"]["few_bits"]
     for prefix in ("", "kl_", "near_", "near_kl_"):
         for name in ("spearman", "kendall"):
-            low, high = row[f"{prefix}{name}_interval"]
-            assert -1 <= low <= row[f"{prefix}{name}"] <= high <= 1
+            assert -1 <= row[f"{prefix}{name}"] <= 1
+    low, high = row["spearman_interval"]
+    assert -1 <= low < row["spearman"] < high <= 1
     assert row["spearman"] > 0.5, "narrow weights cost more"
     assert row["seconds"] > 0
     assert row["peak_mb"] is None, "is not told apart in one process"
-    assert row["regret"].keys() == {"mean_bits=3.5", "mean_bits=5", "mean_bits=6.5"}
+    assert row["regret"].keys() == {"mean_bits=3.5", "mean_bits=5", "mean_bits=6.5", "mean_bits=4"}
     assert stored["ceiling"] == pytest.approx(stored["reliability"] ** 0.5)
+    low, high = stored["ceiling_interval"]
+    assert 0 <= low < stored["ceiling"] < high <= 1
     assert 0 <= stored["near_ceiling"] <= 1
     assert {"python", "torch", "cores"} <= stored["environment"].keys()
     assert (out / "study.png").read_bytes().startswith(b"\x89PNG")
@@ -72,7 +80,7 @@ def test_the_file_holds_all_figures(done):
 def test_plans_are_of_their_sets(done):
     plans = done[2]["plans"]
     sets = [plan["set"] for plan in plans]
-    assert (sets.count("uniform"), sets.count("near")) == (12, 12)
+    assert (sets.count("random"), sets.count("near")) == (30, 30)
     numel = {layer.name: layer.numel for layer in find_layers(small_subject().graph)}
     for plan in plans:
         assert set(plan["layers"].values()) <= set(CHOICES)
@@ -85,18 +93,19 @@ def test_plans_are_of_their_sets(done):
 def test_regret_is_what_the_best_known_plan_gains(done):
     stored = done[2]
     regrets = [value for row in stored["metrics"].values() for value in row.get("regret", {}).values()]
-    assert len(regrets) == 9
+    assert len(regrets) == 12
     assert all(0 <= value <= 1 for value in regrets)
     numel = {layer.name: layer.numel for layer in find_layers(small_subject().graph)}
-    accuracies = []
-    for plan in stored["plans"]:
-        bits = sum(int(scheme[1]) * numel[name] for name, scheme in plan["layers"].items()) / sum(numel.values())
-        if bits <= 3.5 + 1e-9:
-            accuracies.append(plan["accuracy"])
-    chosen = max(accuracies) - np.array(
-        [row["regret"]["mean_bits=3.5"] for row in stored["metrics"].values() if "regret" in row]
-    )
-    assert set(np.round(chosen, 12)) <= set(np.round(accuracies, 12))
+    for budget in (3.5, 4):
+        accuracies = []
+        for plan in stored["plans"]:
+            bits = sum(int(scheme[1]) * numel[name] for name, scheme in plan["layers"].items()) / sum(numel.values())
+            if bits <= budget + 1e-9:
+                accuracies.append(plan["accuracy"])
+        chosen = max(accuracies) - np.array(
+            [row["regret"][f"mean_bits={budget:g}"] for row in stored["metrics"].values() if "regret" in row]
+        )
+        assert set(np.round(chosen, 12)) <= set(np.round(accuracies, 12))
 
 
 def test_a_metric_that_cannot_rank_or_answer_says_so(done):
@@ -140,13 +149,15 @@ def test_a_language_model_is_judged_by_its_loss():
     assert found.halves == pytest.approx((np.mean(losses[::2]), np.mean(losses[1::2])), rel=1e-6)
 
 
-def test_without_labels_kl_is_the_truth(tmp_path):
+def test_without_labels_kl_is_the_truth(tmp_path, capsys):
     found = run(tmp_path, functools.partial(small_subject, labelled=False), metrics=[few_bits], plans=RandomPlans(5))
     assert found.truth == "kl"
     assert {plan["accuracy"] for plan in found.plans} == {plan["loss"] for plan in found.plans} == {None}
     row = found.metrics["few_bits"]
     assert row["spearman"] == row["kl_spearman"]
     assert all(value >= 0 for value in row["regret"].values())
+    cli.print_study(found)
+    assert "kl_" not in capsys.readouterr().out, "the same figures twice"
 
 
 @pytest.fixture
@@ -171,7 +182,7 @@ def test_an_interrupted_study_goes_on_and_repeats_nothing(done, tmp_path, counte
         patch.setattr(Prepared, "truth", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, metrics=["fisher", few_bits])
-    assert len(list((tmp_path / "plans").iterdir())) == 8
+    assert len({json.dumps(json.loads(path.read_text())["layers"]) for path in (tmp_path / "plans").iterdir()}) == 8
     assert len(list((tmp_path / "metrics").iterdir())) == 2
     first = len(counted)
     found = run(tmp_path, metrics=["fisher", few_bits])
@@ -187,17 +198,121 @@ def test_an_interrupted_study_goes_on_and_repeats_nothing(done, tmp_path, counte
 
 def test_more_plans_and_metrics_add_to_what_is_there(done, tmp_path, counted):
     out = shutil.copytree(done[1], tmp_path / "out")
-    found = run(out, metrics=[few_bits], plans=RandomPlans(13, PLANS.near, 3))
+    found = run(out, metrics=[few_bits], plans=RandomPlans(31, PLANS.near, 3))
     assert len([one for one in counted if isinstance(one, Plan)]) == 2
     assert [one for one in counted if not isinstance(one, Plan)] == []
-    assert len([plan for plan in found.plans if plan["set"] == "uniform"]) == 13
+    assert len([plan for plan in found.plans if plan["set"] == "random"]) == 31
+    assert set(found.metrics) == {"few_bits", "fisher"}, "finished, and mixbit's own"
+    assert found.metrics["fisher"].keys() == done[0].metrics["fisher"].keys()
+
+
+class Noisy:
+    """A metric whose values count; its name holds what no file's name can."""
+
+    def __init__(self, weight):
+        self.weight = weight
+        self.__name__ = "mine/../x:weight=1,y"
+
+    def __call__(self, question):
+        answer = few_bits(question)
+        noise = np.random.default_rng(0).normal(size=answer.loss.shape)
+        return dataclasses.replace(answer, loss=answer.loss + self.weight * noise)
+
+
+def test_an_own_metric_runs_again_once_it_is_another(tmp_path):
+    (name,) = run(tmp_path, metrics=[Noisy(0)], plans=FEW).metrics
+    found = [run(tmp_path, metrics=[Noisy(weight)], plans=FEW).metrics[name]["spearman"] for weight in (0, 1e4, 0)]
+    assert name == "mine/../x:weight=1,y"
+    assert len([*(tmp_path / "metrics").iterdir()]) == 1
+    assert found[0] == found[2] != found[1]
+
+
+def test_a_metric_of_mixbits_runs_again_once_its_source_is_another(tmp_path, counted, monkeypatch):
+    for source, times in (("a", 1), ("a", 1), ("b", 2)):
+        monkeypatch.setattr("mixbit.studies.identity._own_source", lambda source=source: source)
+        run(tmp_path, metrics=["fisher"], plans=FEW)
+        assert len([one for one in counted if one == "fisher"]) == times
+
+
+def test_an_own_metric_with_the_name_of_one_of_mixbits_is_refused(tmp_path):
+    def fisher(question):
+        return few_bits(question)
+
+    with pytest.raises(InvalidInput, match="metrics: fisher is the name of one of mixbit's"):
+        run(tmp_path, metrics=[fisher])
+    assert list(tmp_path.iterdir()) == []
+
+
+def raising(question):
+    raise LookupError("a bug of the user's")
+
+
+def answering_none(question):
+    return None
+
+
+def test_a_metric_that_fails_does_not_end_the_study(tmp_path):
+    found = run(tmp_path, metrics=[raising, few_bits, answering_none], plans=FEW).metrics
+    assert re.fullmatch(
+        r"raising failed: LookupError: a bug of the user's \(.*test_study\.py:\d+\)", found["raising"]["reason"]
+    )
+    assert found["answering_none"] == {"reason": "returns a NoneType; a metric returns a mixbit.estimate.Estimate"}
+    assert found["few_bits"]["spearman"] is not None
+
+
+def once(moved=0.0):
+    """The small subject, whose data can be gone through once."""
+    subject = small_subject()
+    return Subject(subject.graph, (x + moved for x in subject.calibration), iter(subject.evaluation))
+
+
+def test_data_that_can_be_gone_through_once(tmp_path):
+    first = run(tmp_path, once, metrics=[few_bits], plans=FEW)
+    assert first.settings["num_calibration"] == 64
+    assert run(tmp_path, once, metrics=[few_bits], plans=FEW).to_json() == first.to_json()
+    with pytest.raises(InvalidInput, match="another calibration"):
+        run(tmp_path, functools.partial(once, 0.1), metrics=[few_bits], plans=FEW)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x, labels: (x, labels + 4), "labels: .* found, but the model has classes 0..3"),
+        (lambda x, labels: (x, labels.float()), "whole class numbers"),
+        (lambda x, labels: (x, torch.full_like(labels, -100)), "none but -100"),
+        (lambda x, labels: (x, labels[:-1]), "for a batch of 33 samples"),
+        (lambda x, labels: (x[:, :5], labels), "input 0 has shape"),
+        (lambda x, labels: (x * torch.nan, labels), "NaN"),
+    ],
+)
+def test_evaluation_data_is_checked_before_any_metric_runs(tmp_path, counted, change, message):
+    def setup():
+        subject = small_subject()
+        first, second, third = subject.evaluation
+        return Subject(subject.graph, subject.calibration, [first, change(*second), third])
+
+    with pytest.raises(InvalidInput, match=f"evaluation batch 1: .*{message}"):
+        run(tmp_path, setup)
+    assert [one for one in counted if one == "fisher"] == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_regression_beside_labels_of_another_kind_is_judged_by_kl(tmp_path):
+    subject = small_subject()
+    for labels, told in ((lambda old: old, False), (lambda old: torch.zeros(len(old), 4), True)):
+        evaluation = [(x, labels(old)) for x, old in subject.evaluation]
+        prepared = Prepared.of(Subject(subject.graph, subject.calibration, evaluation, Task.regression()))
+        prepared.check_evaluation()
+        found = prepared.truth(plan_of(find_layers(subject.graph), "w3a8", "packed"))
+        assert found.judged_by == "kl"
+        assert (found.loss is not None) == told
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"plans": RandomPlans(12, PLANS.near, 4)}, r"another seed \(3, here 4\)"),
-        ({"plans": RandomPlans(12, None, 3)}, r"another near_budget \(mean_bits=4, here None\)"),
+        ({"plans": RandomPlans(30, PLANS.near, 4)}, r"another seed \(3, here 4\)"),
+        ({"plans": RandomPlans(30, None, 3)}, r"another near_budget \(mean_bits=4, here None\)"),
         ({"choices": ("w2a8", "w4a8")}, "another choices"),
         ({"target": "onnxruntime"}, r"another target \(packed, here onnxruntime\)"),
         ({"setup": functools.partial(small_subject, seed=1)}, "another weights"),
@@ -227,15 +342,44 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", '{"layers": {}}', "{"])
-def test_edited_parts_are_refused(done, tmp_path, content):
+@pytest.mark.parametrize("part", ["plans/random-2.json", "metrics/few_bits.json"])
+def test_edited_parts_are_refused(done, tmp_path, part, content):
     out = shutil.copytree(done[1], tmp_path / "out")
-    (out / "plans" / "uniform-2.json").write_text(content)
-    with pytest.raises(InvalidInput, match=r"uniform-2\.json"):
+    (out / part).write_text(content)
+    with pytest.raises(InvalidInput, match=rf"{re.escape(part)}: .*; delete it, and the study finds it again"):
         run(out)
-    shutil.copy(done[1] / "plans" / "uniform-2.json", out / "plans")
-    (out / "metrics" / "few_bits.json").write_text(content)
-    with pytest.raises(InvalidInput, match=r"few_bits\.json"):
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("plans/random-2.json", {"kl": math.nan}),
+        ("plans/random-2.json", {"kl": "x"}),
+        ("plans/random-2.json", {"accuracy": 1.5}),
+        ("plans/random-2.json", {"accuracy": None}),
+        ("plans/random-2.json", {"judged_by": "foo"}),
+        ("plans/random-2.json", {"halves": [1]}),
+        ("plans/random-2.json", {"more": 1}),
+        ("metrics/fisher.json", {"seconds": "x"}),
+        ("metrics/fisher.json", {"peak_mb": "x"}),
+        ("metrics/fisher.json", {"num_samples": 0}),
+        ("metrics/fisher.json", {"loss": [[1], [1, 2]]}),
+    ],
+)
+def test_damaged_figures_are_refused(done, tmp_path, part, change):
+    out = shutil.copytree(done[1], tmp_path / "out")
+    (out / part).write_text(json.dumps(json.loads((out / part).read_text()) | change))
+    with pytest.raises(InvalidInput, match=rf"{re.escape(part)}: not what a study wrote .*; delete it"):
         run(out)
+
+
+@pytest.mark.parametrize("content", ['{"mine": 1}', "[]", "{"])
+@pytest.mark.parametrize("force", [False, True])
+def test_settings_of_something_else_stay(tmp_path, content, force):
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(InvalidInput, match=r"settings\.json: not .*; delete it, or choose another --out"):
+        run(tmp_path, force=force)
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("settings.json", content)]
 
 
 def test_two_processes_find_what_one_does(done, tmp_path):
@@ -248,16 +392,11 @@ def test_two_processes_find_what_one_does(done, tmp_path):
     assert found.metrics["few_bits"]["peak_mb"] >= 0
 
 
-def test_a_setup_that_draws_anew_is_refused():
-    expected = digests(small_subject())
-    assert same_subject(small_subject, expected).graph is not None
-    with pytest.raises(InvalidInput, match="setup: returns other weights each time"):
-        same_subject(functools.partial(small_subject, seed=1), expected)
-
-
 def test_wrong_arguments(tmp_path, monkeypatch):
     with pytest.raises(InvalidInput, match="or processes=1"):
         run(tmp_path, lambda: None, processes=2)
+    with pytest.raises(InvalidInput, match=r"LookupError: cannot be made again.*or processes=1"):
+        run(tmp_path, NeverArrives(b""), processes=2)
     with pytest.raises(InvalidInput, match="processes=0"):
         run(tmp_path, processes=0)
     with pytest.raises(InvalidInput, match="metric 'x' is unknown"):
@@ -282,6 +421,22 @@ def test_evaluation_data_that_cannot_be_used():
         Prepared.of(Subject(subject.graph, subject.calibration, [(x, labels), x]))
     with pytest.raises(InvalidInput, match="two samples"):
         Prepared.of(Subject(subject.graph, subject.calibration, [(x[:1], labels[:1])]))
+    with pytest.raises(InvalidInput, match="evaluation data: a Tensor, not an iterable of batches"):
+        Subject(subject.graph, subject.calibration, x)
+
+
+def test_what_is_printed(done, capsys):
+    found = dataclasses.replace(done[0], metrics=done[0].metrics | {"other": done[0].metrics["needs_labels"]})
+    cli.print_study(found)
+    out, err = capsys.readouterr()
+    assert "needs_labels" not in out, "has no figures"
+    assert re.search(r"^needs_labels, other: need labels", err, re.MULTILINE)
+    assert err.count("needs_labels") == err.count("other") == 1
+    assert re.search(
+        r"^random plans: .* a perfect metric would correlate by about 0\.\d+ \(0\.\d+ to", err, re.MULTILINE
+    )
+    row = next(line for line in out.splitlines() if "few_bits" in line)
+    assert re.search(rf"{found.metrics['few_bits']['spearman']:.3f} \(\S+ to", row)
 
 
 CODE = """
@@ -325,6 +480,7 @@ def test_command(command, tmp_path):
     assert "fisher" in out
     assert "near_spearman" in out
     assert "reliability" in err
+    assert not re.search(r"\d \(", out + err), "an interval from 4 plans"
     assert command(*words, "--seed", "1")[0] == 2
     assert command(*words, "--seed", "1", "--force")[0] == 0
 

@@ -15,6 +15,8 @@ Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
 NUM_RESAMPLES = 1000
+#: Resamples of fewer different plans differ too little to tell how uncertain a figure is.
+FEWEST_PLANS = 20
 COVERAGE = 95
 
 
@@ -24,7 +26,7 @@ class Agreement:
 
     Attributes:
         spearman: Spearman's correlation.
-        spearman_interval: Its bootstrap percentile interval, COVERAGE %.
+        spearman_interval: Its bootstrap percentile interval, COVERAGE %; None where it would say too little.
         kendall: Kendall's tau-b.
         kendall_interval: Its interval, likewise.
     """
@@ -35,10 +37,32 @@ class Agreement:
     kendall_interval: Interval | None
 
 
-def agreement(predicted: Floats, truth: Floats, rng: np.random.Generator) -> Agreement:
+@dataclass(frozen=True)
+class Reliability:
+    """How reliable a figure of plans is.
+
+    Attributes:
+        reliability: Share of its variance over plans that is no noise.
+        ceiling: The root of that: what a perfect prediction would correlate by with the figure.
+        ceiling_interval: Its interval, as those of `Agreement`.
+    """
+
+    reliability: float
+    ceiling: float
+    ceiling_interval: Interval | None
+
+
+def agreement(predicted: Floats, truth: Floats, num_distinct: int, rng: np.random.Generator) -> Agreement:
     """Agreement of the predicted cost [N] of N plans with the true one [N], both the higher the worse; inf may stand.
 
-    The bootstrap draws N plans with replacement, NUM_RESAMPLES times; draws in which a side is constant do not count.
+    The bootstrap draws N plans with replacement, NUM_RESAMPLES times. There is no interval from fewer than
+    FEWEST_PLANS different plans, nor where a side is constant in a draw.
+
+    Args:
+        predicted: [N].
+        truth: [N].
+        num_distinct: How many of the plans are different.
+        rng: Of the bootstrap.
     """
     ranks = np.stack([rankdata(predicted), rankdata(truth)])
     count = len(predicted)
@@ -46,20 +70,35 @@ def agreement(predicted: Floats, truth: Floats, rng: np.random.Generator) -> Agr
     copies = np.stack([np.bincount(row, minlength=count) for row in drawn]).astype(float)
     return Agreement(
         _number(_spearman(ranks[:, None])[0]),
-        _interval(_spearman(ranks[:, drawn])),
+        _interval(_spearman(ranks[:, drawn]), num_distinct),
         _number(_kendall(ranks, np.ones((1, count)))[0]),
-        _interval(_kendall(ranks, copies)),
+        _interval(_kendall(ranks, copies), num_distinct),
     )
 
 
-def reliability(first: Floats, second: Floats) -> float:
+def reliability(first: Floats, second: Floats, num_distinct: int, rng: np.random.Generator) -> Reliability:
     """How reliable a figure [N] of N plans is, from those of two halves of its samples (Spearman-Brown).
 
     2 r / (1 + r) with r, Spearman's correlation between the halves; 0 where r is not positive, or a half is constant.
-    No prediction can be expected to correlate with the figure by more than the root of it.
+    The ceiling is an estimate like the correlations themselves, and one of these may come out above it.
+
+    Args:
+        first: [N] of one half.
+        second: [N] of the other.
+        num_distinct: How many of the plans are different.
+        rng: Of the bootstrap, which is that of `agreement`.
     """
-    r = float(_spearman(np.stack([first, second])[:, None])[0])
-    return 2 * r / (1 + r) if r > 0 else 0.0
+    halves = np.stack([first, second])
+    drawn = rng.integers(len(first), size=(NUM_RESAMPLES, len(first)))
+    (found,) = _spearman_brown(halves[:, None])
+    interval = _interval(np.sqrt(_spearman_brown(halves[:, drawn])), num_distinct)
+    return Reliability(float(found), math.sqrt(found), interval)
+
+
+def _spearman_brown(halves: Floats) -> Floats:
+    """[R] reliabilities of R pairs of halves [2, R, N]."""
+    r = np.nan_to_num(_spearman(halves)).clip(min=0)
+    return 2 * r / (1 + r)
 
 
 def _spearman(pairs: Floats) -> Floats:
@@ -83,9 +122,8 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
-def _interval(values: Floats) -> Interval | None:
-    values = values[~np.isnan(values)]
-    if not values.size:
+def _interval(values: Floats, num_distinct: int) -> Interval | None:
+    if num_distinct < FEWEST_PLANS or np.isnan(values).any():
         return None
     low, high = np.percentile(values, [(100 - COVERAGE) / 2, (100 + COVERAGE) / 2])
     return float(low), float(high)

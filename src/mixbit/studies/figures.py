@@ -15,9 +15,6 @@ from mixbit.studies.truth import Truth
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
-#: Share of a budget that rounding may add to a sum.
-TOLERANCE = 1e-9
-
 
 @dataclass(frozen=True)
 class PlanSet:
@@ -25,6 +22,11 @@ class PlanSet:
 
     choices: Sequence[Integers]
     truths: Sequence[Truth]
+
+    @property
+    def num_distinct(self) -> int:
+        """How many of the plans are different."""
+        return len({tuple(choice) for choice in self.choices})
 
 
 def predicted_losses(table: Sensitivity, choices: Iterable[Integers]) -> Floats:
@@ -49,7 +51,7 @@ def agreement_figures(table: Sensitivity, sets: Mapping[str, PlanSet], seed: int
         predicted = predicted_losses(table, plans.choices)
         costs = {"": true_costs(plans.truths), "kl_": np.array([one.kl for one in plans.truths])}
         for word, cost in costs.items():
-            found = asdict(agreement(predicted, cost, np.random.default_rng(seed)))
+            found = asdict(agreement(predicted, cost, plans.num_distinct, np.random.default_rng(seed)))
             figures |= {f"{_prefix(name)}{word}{key}": value for key, value in found.items()}
         if _constant(predicted):
             figures["reason"] = f"predicts the same loss for all {name} plans, and so cannot rank them"
@@ -58,37 +60,34 @@ def agreement_figures(table: Sensitivity, sets: Mapping[str, PlanSet], seed: int
     return figures
 
 
-def reliability_figures(sets: Mapping[str, PlanSet]) -> dict[str, float]:
-    """Split-half reliability of each set's truth, and its root, the ceiling of what a metric can reach."""
+def reliability_figures(sets: Mapping[str, PlanSet], seed: int) -> dict[str, Any]:
+    """The figures of `reliability()` on each set's truth, from its halves; those of `near` begin with `near_`."""
     figures = {}
     for name, plans in sets.items():
-        found = reliability(*np.array([one.halves for one in plans.truths]).T)
-        figures |= {f"{_prefix(name)}reliability": found, f"{_prefix(name)}ceiling": math.sqrt(found)}
+        first, second = np.array([one.halves for one in plans.truths]).T
+        found = reliability(first, second, plans.num_distinct, np.random.default_rng(seed))
+        figures |= {f"{_prefix(name)}{key}": value for key, value in asdict(found).items()}
     return figures
 
 
 def regrets(
-    chosen: Mapping[str, Mapping[float, Truth | None]], mean_bits: Floats, truths: Sequence[Truth]
+    chosen: Mapping[str, Mapping[str, Truth | None]], within: Mapping[str, NDArray[np.bool_]], truths: Sequence[Truth]
 ) -> dict[str, dict[str, float | None]]:
     """Metric -> budget -> true cost of the plan that it chose, less the least of any known plan within the budget.
 
     Args:
-        chosen: Metric -> mean bits allowed -> truth of its plan, None where it found none.
-        mean_bits: [N] of all known plans.
+        chosen: Metric -> budget -> truth of its plan, None where it found none.
+        within: Budget -> [N] which of all known plans keep it.
         truths: N of them.
     """
     costs = true_costs(truths)
-    found: dict[str, dict[str, float | None]] = {}
-    for metric, by_budget in chosen.items():
-        found[metric] = {}
-        for bits, truth in by_budget.items():
-            key = f"mean_bits={bits:g}"
-            if truth is None:
-                found[metric][key] = None
-                continue
-            within = mean_bits <= bits * (1 + TOLERANCE)
-            found[metric][key] = float(true_costs([truth])[0] - costs[within].min())
-    return found
+    return {
+        metric: {
+            budget: None if truth is None else float(truth.cost - costs[within[budget]].min())
+            for budget, truth in found.items()
+        }
+        for metric, found in chosen.items()
+    }
 
 
 def _constant(values: Floats) -> bool:
@@ -96,4 +95,4 @@ def _constant(values: Floats) -> bool:
 
 
 def _prefix(name: str) -> str:
-    return "" if name == "uniform" else f"{name}_"
+    return "" if name == "random" else f"{name}_"

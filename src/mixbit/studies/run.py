@@ -17,7 +17,7 @@ from mixbit.budget import Budget
 from mixbit.errors import InfeasibleBudget
 from mixbit.estimate import Estimate, Question
 from mixbit.measurement import measure
-from mixbit.metrics import Metric
+from mixbit.metrics import METRICS, Metric
 from mixbit.plan import Plan
 from mixbit.progress import track
 from mixbit.scheme import Scheme
@@ -25,12 +25,15 @@ from mixbit.search import search
 from mixbit.sensitivity import Sensitivity
 from mixbit.studies.figures import Integers
 from mixbit.studies.folder import StudyFolder
+from mixbit.studies.identity import digests, metric_digest, same_subject
 from mixbit.studies.sampling import RandomPlans
-from mixbit.studies.truth import Predicted, Prepared, Subject, Truth, digests, predict, same_subject
+from mixbit.studies.truth import Predicted, Prepared, Subject, Truth, predict
 from mixbit.workers import in_processes
 
 #: Where the budgets lie, by whose plans regret is told, between the least and the largest mean bits of the choices.
 BUDGETS_AT = (0.25, 0.5, 0.75)
+#: Share of a budget that rounding may add to a sum.
+TOLERANCE = 1e-9
 
 
 class StudyRun:
@@ -42,6 +45,7 @@ class StudyRun:
         self.setup, self.target, self.seed, self.processes = setup, target, seed, processes
         subject = setup()
         self.prepared, self.digests = Prepared.of(subject), digests(subject)
+        self.prepared.check_evaluation()
         self.blank = measure(  # which also chooses the scales, once for all
             self.prepared.graph,
             self.prepared.batches,
@@ -68,14 +72,19 @@ class StudyRun:
         }
 
     def predict_all(self, folder: StudyFolder, named: Mapping[str, str | Metric]) -> dict[str, Predicted]:
-        """What every metric predicts, from the folder where it is there."""
+        """What every metric predicts, from the folder where it is there; and mixbit's others that are there."""
         found = {}
         for name, metric in track(list(named.items()), "run metrics"):
-            known = folder.predicted(name, self.blank)
+            digest = metric_digest(metric)
+            known = folder.predicted(name, digest, self.blank)
             if known is None:
                 known = self._predict(metric)
-                folder.save_predicted(name, known)
+                folder.save_predicted(name, digest, known)
             found[name] = known
+        for name in folder.metrics():
+            if name not in found and name.partition(":")[0] in METRICS:
+                known = folder.predicted(name, metric_digest(name), self.blank)
+                found |= {} if known is None else {name: known}
         return found
 
     def _predict(self, metric: str | Metric) -> Predicted:
@@ -90,11 +99,11 @@ class StudyRun:
         """Name in the folder -> plan, of the choices [L] of every set."""
         return {f"{name}-{i}": self._plan(choice) for name, some in drawn.items() for i, choice in enumerate(some)}
 
-    def searched_plans(self, table: Sensitivity) -> dict[float, Plan | None]:
-        """Mean bits -> the plan that this table leads to; None where it offers too little for one."""
+    def budgets(self, near: Budget | None) -> dict[str, Budget]:
+        """Those at which regret is told, by their text."""
         widths = [Scheme.parse(choice).weight_bits for choice in self.blank.choices]
-        budgets = sorted({min(widths) + share * (max(widths) - min(widths)) for share in BUDGETS_AT})
-        return {bits: _searched(table, bits) for bits in budgets}
+        found = [Budget(mean_bits=min(widths) + share * (max(widths) - min(widths))) for share in BUDGETS_AT]
+        return {str(budget): budget for budget in (*found, near) if budget is not None}
 
     def truths(self, folder: StudyFolder, plans: Mapping[str, Plan]) -> dict[str, Truth]:
         """What the plans truly cost, by their names in the folder; from there where they are finished."""
@@ -117,10 +126,13 @@ class StudyRun:
                     found[name] = truth
         return found
 
-    def mean_bits(self, plan: Plan) -> float:
-        """Mean bits of a weight."""
-        bits = [plan.scheme(name).weight_bits for name in self.blank.layers]
-        return float(np.dot(bits, self.blank.numel) / self.blank.numel.sum())
+    def keeps(self, plan: Plan, budget: Budget) -> bool:
+        """Whether the plan is within the budget."""
+        columns = [self.blank.choices.index(plan.layers[name]) for name in self.blank.layers]
+        return all(
+            limit.usage[np.arange(len(columns)), columns].sum() <= limit.bound * (1 + TOLERANCE)
+            for limit in budget.over(self.blank)
+        )
 
     def _plan(self, choice: Integers) -> Plan:
         layers = {name: self.blank.choices[column] for name, column in zip(self.blank.layers, choice, strict=True)}
@@ -153,8 +165,9 @@ def _no_loss(question: Question) -> Estimate:
     return Estimate(nothing, nothing, 1)
 
 
-def _searched(table: Sensitivity, bits: float) -> Plan | None:
+def searched(table: Sensitivity, budget: Budget) -> Plan | None:
+    """The plan that this table leads to."""
     try:
-        return search(table, Budget(mean_bits=bits))
+        return search(table, budget)
     except InfeasibleBudget:  # of a metric that does not offer every choice
         return None

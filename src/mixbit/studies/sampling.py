@@ -37,7 +37,7 @@ class RandomPlans:
 
 
 def draw_choices(table: Sensitivity, plans: RandomPlans) -> dict[str, list[Integers]]:
-    """Set (`uniform`, and `near` where asked for) -> the plans' choices [L] of a table that offers every choice.
+    """Set (`random`, and `near` where asked for) -> the plans' choices [L] of a table that offers every choice.
 
     Raises:
         InvalidInput: fewer than three plans, a budget of several limits, or one that no plan comes near.
@@ -48,14 +48,14 @@ def draw_choices(table: Sensitivity, plans: RandomPlans) -> dict[str, list[Integ
         raise InvalidInput(f"near budget {plans.near}: give one limit")
     bits = [Scheme.parse(choice).input_bits for choice in table.choices]
     rngs = [[np.random.default_rng([plans.seed, number, i]) for i in range(plans.number)] for number in range(2)]
-    drawn = {"uniform": [uniform_choice(len(table.layers), bits, table.input_ties, rng) for rng in rngs[0]]}
+    drawn = {"random": [random_choice(len(table.layers), bits, table.input_ties, rng) for rng in rngs[0]]}
     if plans.near is not None:
         (limit,) = plans.near.over(table)
         drawn["near"] = [near_choice(limit, bits, table.input_ties, rng) for rng in rngs[1]]
     return drawn
 
 
-def uniform_choice(
+def random_choice(
     num_layers: int, input_bits: Sequence[int], input_ties: Sequence[Sequence[int]], rng: np.random.Generator
 ) -> Integers:
     """A choice [L], each layer's uniform over the C choices and independent of the others, but where they are tied.
@@ -82,13 +82,13 @@ def near_choice(
 ) -> Integers:
     """A choice [L] whose usage differs from the limit's bound by at most NEAR of it.
 
-    From a uniform one, single layers are moved to other choices, each move drawn uniformly among those that come
-    closer to the bound and obey the ties, until it is near; where no move comes closer, from another uniform one.
+    From a random one, single layers are moved to other choices, each move drawn uniformly among those that come
+    closer to the bound and obey the ties, until it is near; where no move comes closer, from another random one.
 
     Args:
         limit: Usage [L, C] and bound.
-        input_bits: As for `uniform_choice`.
-        input_ties: As for `uniform_choice`.
+        input_bits: As for `random_choice`.
+        input_ties: As for `random_choice`.
         rng: Of the draws.
 
     Raises:
@@ -98,7 +98,7 @@ def near_choice(
     tied = np.zeros(len(usage), dtype=bool)
     tied[[layer for tie in input_ties for layer in tie]] = True
     for _ in range(MOST_STARTS):
-        choice = uniform_choice(len(usage), input_bits, input_ties, rng)
+        choice = random_choice(len(usage), input_bits, input_ties, rng)
         while True:
             now = np.take_along_axis(usage, choice[:, None], axis=1)
             total = float(now.sum())

@@ -1,10 +1,9 @@
 """What plans truly cost on labelled data, and what metrics predict, with their time and memory."""
 
-import hashlib
-import inspect
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,16 +17,17 @@ from torch import Tensor
 from mixbit.batches import Batch, split_batch
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.errors import InvalidInput, MixbitError
+from mixbit.estimate import Estimate, Question
 from mixbit.evaluation import returned_by
 from mixbit.graph import Graph
 from mixbit.layers import find_layers
 from mixbit.measurement import measure
-from mixbit.metrics import Metric
+from mixbit.metrics import Metric, find_metric
 from mixbit.plan import Plan
 from mixbit.progress import track
 from mixbit.sensitivity import Sensitivity
 from mixbit.simulate import quantize
-from mixbit.task import Loss, Task
+from mixbit.task import Task
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,37 @@ class Subject:
 
     Attributes:
         graph: A captured graph in float.
-        calibration: Batches to calibrate and to run the metrics on, with labels where a metric needs them.
-        evaluation: Batches to take the truth on, with labels where there are any.
+        calibration: Batches to calibrate and to run the metrics on, with labels where a metric needs them; any
+            iterable, kept as a list.
+        evaluation: Batches to take the truth on, with labels where there are any; likewise.
         task: What the outputs mean.
+
+    Raises:
+        InvalidInput: data that is no iterable of batches.
     """
 
     graph: Graph
-    calibration: Sequence[Any]
-    evaluation: Sequence[Any]
+    calibration: Iterable[Any]
+    evaluation: Iterable[Any]
     task: Task = field(default_factory=Task.classification)
+
+    def __post_init__(self) -> None:
+        for name in ("calibration", "evaluation"):
+            batches = getattr(self, name)
+            if isinstance(batches, Mapping | Tensor | str) or not isinstance(batches, Iterable):
+                found = type(batches).__name__
+                raise InvalidInput(f"{name} data: a {found}, not an iterable of batches; put a single one in a list")
+            object.__setattr__(self, name, list(batches))
+
+    def pairs(self, name: str) -> list[Batch]:
+        """Inputs and labels of `calibration` or `evaluation`; an error says which batch, counted from 0."""
+        found = []
+        for number, batch in enumerate(getattr(self, name)):
+            try:
+                found.append(split_batch(batch, len(self.graph.example.args)))
+            except InvalidInput as error:
+                raise InvalidInput(f"{name} batch {number}: {error}") from error
+        return found
 
 
 @dataclass(frozen=True)
@@ -54,7 +76,8 @@ class Truth:
     Attributes:
         accuracy: Share of right top answers; None without labels, or where the task has no top answer.
         kl: Mean Kullback-Leibler divergence from the float network, in nats.
-        loss: Mean labelled loss, in nats (or the unit of the user's own); None without labels.
+        loss: Mean labelled loss, in nats (or the unit of the user's own); None without labels, and for a regression
+            whose labels are not values of its outputs, as class numbers beside embeddings: it is judged by kl anyway.
         judged_by: Which of the three the plan is judged by: with labels accuracy, for a language model its loss, as is
             usual there; else kl.
         halves: That figure on two halves of the data: samples of even and odd number, for a loss batches.
@@ -100,10 +123,7 @@ class Prepared:
                 two samples to evaluate on.
         """
         graph, task = subject.graph, subject.task
-        batches, evaluation = (
-            [split_batch(batch, len(graph.example.args)) for batch in part]
-            for part in (subject.calibration, subject.evaluation)
-        )
+        batches, evaluation = subject.pairs("calibration"), subject.pairs("evaluation")
         if len({labels is None for _, labels in evaluation}) > 1:
             raise InvalidInput("evaluation data: some batches have labels and some have none; give all or none")
         if sum(inputs.batch_size for inputs, _ in evaluation) < 2:
@@ -120,6 +140,32 @@ class Prepared:
             return [self.task.outputs(one).cpu() for one in returned]
 
     @torch.no_grad()
+    def check_evaluation(self) -> None:
+        """Run the float graph on the evaluation data.
+
+        Raises:
+            InvalidInput: it cannot be run on a batch, or the labels do not fit; the message says which, counted from 0.
+        """
+        for number, (inputs, labels) in enumerate(track(self.evaluation, "check evaluation data")):
+            try:
+                returned = returned_by(self.graph, inputs)
+                outputs = self.task.outputs(returned)
+                if labels is not None:
+                    self.task.check_labels(labels, outputs)
+                    self._loss(returned, labels)
+            except MixbitError as error:
+                raise InvalidInput(f"evaluation batch {number}: {error}") from error
+
+    def _loss(self, returned: Any, labels: Tensor) -> float:
+        """The labelled loss of a batch; NaN for labels that are not values of a regression's outputs."""
+        try:
+            return float(self.task.loss(returned, labels))
+        except InvalidInput:
+            if self.task.has_accuracy or self.task.own_loss is not None:
+                raise
+            return math.nan
+
+    @torch.no_grad()
     def truth(self, plan: Plan) -> Truth:
         """Simulate the plan on the evaluation data; the labelled loss is the batches' mean, weighted by samples."""
         simulated = quantize(self.graph, plan, self.calibration)
@@ -131,7 +177,7 @@ class Prepared:
             output = self.task.outputs(returned).double().cpu()
             divergence.append(self.task.divergence(reference.double(), output))
             if labels is not None:
-                losses.append((float(self.task.loss(returned, labels)), len(output)))
+                losses.append((self._loss(returned, labels), len(output)))
                 if self.task.has_accuracy:
                     for half in range(2):
                         rows = slice((half + seen) % 2, None, 2)
@@ -149,7 +195,7 @@ class Prepared:
         return Truth(
             accuracy=float(answers[:, 0].sum() / answers[:, 1].sum()) if (answers[:, 1] > 0).all() else None,
             kl=float(kl.mean()),
-            loss=loss if math.isfinite(loss) else None,  # a batch without a single label has none
+            loss=loss if math.isfinite(loss) else None,
             judged_by=judged_by,
             halves=halves,
         )
@@ -167,7 +213,7 @@ class Predicted:
 
     Attributes:
         table: Predicted loss increase of every choice of every layer.
-        reason: What it cannot do without.
+        reason: What it cannot do without, or how it failed.
         seconds: Wall time, scales and calibration apart.
         peak_mb: Growth of the process's peak resident memory, in 2^20 bytes; None where the system does not tell.
     """
@@ -181,7 +227,8 @@ class Predicted:
 def predict(
     prepared: Prepared, metric: str | Metric, *, target: str, choices: Sequence[str] | None, seed: int
 ) -> Predicted:
-    """Run the metric once."""
+    """Run the metric once; where it fails, that is the reason why there is no table."""
+    name, _ = find_metric(metric)
     before, began = _peak_mb(forget=True), time.perf_counter()
     try:
         table = measure(
@@ -189,15 +236,32 @@ def predict(
             prepared.batches,
             target=target,
             task=prepared.task,
-            metric=metric,
+            metric=metric if isinstance(metric, str) else _checked(metric),
             choices=choices,
             calibration=prepared.calibration,
             seed=seed,
         )
     except MixbitError as error:
         return Predicted(None, str(error), time.perf_counter() - began, None)
+    except Exception as error:  # noqa: BLE001 whatever the code of a metric raises, which may be the user's
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{name} failed: {type(error).__name__}: {error} ({place.filename}:{place.lineno})"
+        return Predicted(None, reason, time.perf_counter() - began, None)
     seconds, after = time.perf_counter() - began, _peak_mb()
     return Predicted(table, None, seconds, None if before is None or after is None else after - before)
+
+
+def _checked(metric: Metric) -> Metric:
+    """The user's own metric, which may answer anything."""
+
+    def answer(question: Question) -> Estimate:
+        found = metric(question)
+        if not isinstance(found, Estimate):
+            raise InvalidInput(f"returns a {type(found).__name__}; a metric returns a mixbit.estimate.Estimate")
+        return found
+
+    answer.__name__ = find_metric(metric)[0]
+    return answer
 
 
 def _peak_mb(*, forget: bool = False) -> float | None:
@@ -213,47 +277,3 @@ def _peak_mb(*, forget: bool = False) -> float | None:
     except OSError:
         return None
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
-
-
-def digests(subject: Subject) -> dict[str, str]:
-    """What tells this subject from another: hashes of the graph's code and tensors, of the user's loss, of the data."""
-    weights = subject.graph.module.state_dict()
-    num_inputs = len(subject.graph.example.args)
-    found = {
-        "code": hashlib.sha256(subject.graph.module.code.encode()).hexdigest()[:16],
-        "loss": _source_of(subject.task.own_loss),
-        "weights": _digest(weights[name] for name in sorted(weights)),
-    }
-    for name in ("calibration", "evaluation"):
-        pairs = [split_batch(batch, num_inputs) for batch in getattr(subject, name)]
-        tensors = [leaf for inputs, labels in pairs for leaf in (*inputs.tensors, labels) if leaf is not None]
-        found[name] = _digest(tensors)
-    return found
-
-
-def _source_of(loss: Loss | None) -> str:
-    """A hash of the function's source, or its name where there is none to read."""
-    if loss is None:
-        return "the task's"
-    try:
-        text = inspect.getsource(loss)
-    except (OSError, TypeError):
-        text = getattr(loss, "__qualname__", type(loss).__qualname__)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _digest(tensors: Iterable[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def same_subject(setup: Callable[[], Subject], expected: dict[str, str]) -> Subject:
-    """What the setup returns; raises InvalidInput where that is not what it returned before."""
-    subject = setup()
-    for name, found in digests(subject).items():
-        if found != expected[name]:
-            raise InvalidInput(f"setup: returns other {name} each time it is called; seed what it draws")
-    return subject
