@@ -121,6 +121,7 @@ def _serve(connection: Connection) -> None:
     draw_nothing()
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # with what it has to clean up
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    sys.stdout = sys.stderr  # standard output is for the results of whoever started this process
     try:
         answer = connection.recv()()
         while True:

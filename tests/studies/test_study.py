@@ -137,6 +137,20 @@ def test_truth_is_that_of_the_simulated_network():
     assert unlabelled.halves == pytest.approx((kl[::2].mean().item(), kl[1::2].mean().item()))
 
 
+def hinge(output, labels):
+    return (1 - output.gather(1, labels[:, None])).clamp(min=0).mean()
+
+
+def test_with_a_loss_of_the_users_own_plans_are_judged_by_it():
+    subject = small_subject(loss=hinge)
+    prepared = Prepared.of(subject)
+    plan = plan_of(find_layers(subject.graph), "w2a8", "packed")
+    found = prepared.truth(plan)
+    simulated = quantize(subject.graph, plan, prepared.calibration)
+    x, labels = (torch.cat(parts) for parts in zip(*subject.evaluation, strict=True))
+    assert (found.judged_by, found.cost) == ("loss", pytest.approx(hinge(simulated(x), labels).item(), rel=1e-5))
+
+
 def test_a_language_model_is_judged_by_its_loss():
     torch.manual_seed(0)
     graph = capture(nn.Sequential(nn.Embedding(9, 12), nn.Linear(12, 9)).eval(), torch.zeros(2, 4, dtype=torch.int64))

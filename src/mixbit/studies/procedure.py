@@ -31,7 +31,7 @@ from mixbit.studies.sampling import RandomPlans, draw_choices
 from mixbit.studies.truth import Predicted, Subject, Truth
 from mixbit.target import find_target
 
-_LABELS = {"accuracy": "accuracy", "loss": "loss, nats", "kl": "KL divergence, nats"}
+_LABELS = {"accuracy": "accuracy", "loss": "loss", "kl": "KL divergence, nats"}
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,9 @@ def _named(metrics: Sequence[str | Metric] | None) -> dict[str, str | Metric]:
             raise InvalidInput(f"metrics: two are called {name}; give each once, under a name of its own")
         known = isinstance(metric, str) or METRICS.get(name) is method
         if not known and name.partition(":")[0] in METRICS:
-            raise InvalidInput(f"metrics: {name} is the name of one of mixbit's; give your own another")
+            raise InvalidInput(
+                f"metrics: {name} is the name of one of mixbit's; give your own another; options as in hawq:vectors=20"
+            )
         named[name] = name if known else metric
     if not named:
         raise InvalidInput(f"metrics: none given; known: {', '.join(METRICS)}")

@@ -78,8 +78,8 @@ class Truth:
         kl: Mean Kullback-Leibler divergence from the float network, in nats.
         loss: Mean labelled loss, in nats (or the unit of the user's own); None without labels, and for a regression
             whose labels are not values of its outputs, as class numbers beside embeddings: it is judged by kl anyway.
-        judged_by: Which of the three the plan is judged by: with labels accuracy, for a language model its loss, as is
-            usual there; else kl.
+        judged_by: Which of the three the plan is judged by: with labels the loss where it is the user's own, or of a
+            language model, as is usual there, else accuracy; without labels kl.
         halves: That figure on two halves of the data: samples of even and odd number, for a loss batches.
     """
 
@@ -186,7 +186,7 @@ class Prepared:
         kl = torch.cat(divergence)
         loss = _weighted_mean(losses)
         judged_by, halves = "kl", (float(kl[0::2].mean()), float(kl[1::2].mean()))
-        if self.task.name == "language" and math.isfinite(loss):
+        if (self.task.name == "language" or self.task.own_loss is not None) and math.isfinite(loss):
             judged_by = "loss"
             if len(losses) > 1:  # else the halves of the divergence stand for those of the loss
                 halves = (_weighted_mean(losses[0::2]), _weighted_mean(losses[1::2]))
