@@ -28,9 +28,20 @@ LEVELS = (
         "uncovered",
     },
     {"calibrate", "scales", "estimate", "simulate", "integers", "metrics"},
-    {"targets", "measurement", "evaluation", "latency", "scoring", "timing", "verification", "check", "result"},
+    {
+        "targets",
+        "measurement",
+        "evaluation",
+        "latency",
+        "scoring",
+        "timing",
+        "picture",
+        "verification",
+        "check",
+        "result",
+    },
     {"studies"},
-    {"picture", "specs", "recheck", "pipeline", "demo", "cli", "__init__", "__main__"},
+    {"specs", "recheck", "pipeline", "demo", "cli", "__init__", "__main__"},
 )
 METHOD_FOLDERS = {"metrics", "search", "targets"}
 

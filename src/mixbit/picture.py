@@ -1,4 +1,4 @@
-"""Pictures: front.png; needs matplotlib."""
+"""Pictures, among them front.png; needs matplotlib."""
 
 from importlib.util import find_spec
 from io import BytesIO

@@ -2,15 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.errors import InvalidInput
-from mixbit.files import write_bytes
+from mixbit.picture import new_figure, save_figure
 
 Floats = NDArray[np.float64]
 
@@ -27,20 +24,10 @@ class Panel:
     truth: Floats
 
 
-def check_matplotlib() -> None:
-    """Raise InvalidInput where matplotlib is not installed."""
-    if find_spec("matplotlib") is None:
-        raise InvalidInput("study.png needs matplotlib, which is not installed; pip install 'mixbit[plot]'")
-
-
 def draw_panels(path: Path, rows: Mapping[str, list[Panel]], truth_label: str) -> None:
     """Draw the panels, one row for each set of plans; predicted losses that are infinite are left out."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     columns = max(len(panels) for panels in rows.values())
-    figure = Figure((PANEL[0] * columns, PANEL[1] * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((PANEL[0] * columns, PANEL[1] * len(rows)))
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes_row, (name, panels) in zip(grid, rows.items(), strict=True):
         for axes, panel in zip(axes_row, panels, strict=True):
@@ -52,6 +39,4 @@ def draw_panels(path: Path, rows: Mapping[str, list[Panel]], truth_label: str) -
             axes.set_title(panel.title, fontsize="medium")
             axes.set_xlabel(f"predicted loss, {name} plans")
         axes_row[0].set_ylabel(truth_label)
-    content = BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    write_bytes(path, content.getvalue())
+    save_figure(path, figure)

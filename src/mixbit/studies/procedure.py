@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from mixbit.errors import InvalidInput
 from mixbit.files import check_writable_folder, write_text
 from mixbit.metrics import METRICS, Metric, find_metric
+from mixbit.picture import check_matplotlib
 from mixbit.plan import Plan
 from mixbit.result import environment
 from mixbit.sensitivity import Sensitivity
@@ -25,7 +26,7 @@ from mixbit.studies.figures import (
     true_costs,
 )
 from mixbit.studies.folder import SETTINGS, StudyFolder
-from mixbit.studies.picture import Panel, check_matplotlib, draw_panels
+from mixbit.studies.picture import Panel, draw_panels
 from mixbit.studies.run import StudyRun, searched, short_name
 from mixbit.studies.sampling import RandomPlans, draw_choices
 from mixbit.studies.truth import Predicted, Subject, Truth
@@ -109,7 +110,7 @@ def study(
     """
     plans, named = plans or RandomPlans(), _named(metrics)
     find_target(target).schemes(choices)
-    check_matplotlib()
+    check_matplotlib("study.png")
     check_writable_folder(Path(out), force=force or (Path(out) / SETTINGS).exists())
     _check_processes(processes, setup, named)
     run = StudyRun(setup, target, choices, plans.seed, processes)
