@@ -65,9 +65,3 @@ def test_scores_are_finite_numbers(score, tmp_path):
     with pytest.raises(MixbitError, match=f"the evaluation returns {score}; it must return a finite number"):
         journal.score_of(["a"], lambda: score)
     assert not journal.scores
-
-
-def test_removed_when_done(tmp_path):
-    journal = Journal(tmp_path / "trials.jsonl", ABOUT)
-    journal.remove()
-    assert not list(tmp_path.iterdir())

@@ -34,6 +34,7 @@ LEVELS = (
         "evaluation",
         "latency",
         "scoring",
+        "choosing",
         "timing",
         "picture",
         "verification",

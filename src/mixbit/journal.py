@@ -61,11 +61,6 @@ class Journal:
             self._append({"plan": list(key), "score": value})
         return self.scores[key]
 
-    def remove(self) -> None:
-        """Delete the file: what it was kept for is done."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
-
     def _append(self, line: dict[str, Any]) -> None:
         if self.path is None:
             return

@@ -1,29 +1,25 @@
 """auto_quantize(): from a trained network to a verified artefact; the only file that knows the order of the steps."""
 
-import functools
-import hashlib
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from mixbit.batches import Batch, check_iterable, hold_out, split_batches
 from mixbit.budget import Budget, MaxDrop
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.check import check_set
+from mixbit.choosing import cheapest_enough, searched
 from mixbit.errors import InvalidInput
 from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
-from mixbit.features import layer_features
 from mixbit.files import check_writable_folder, sha256, whole_folder, write_text
 from mixbit.graph import Graph, capture, check_module
-from mixbit.journal import Journal
 from mixbit.latency import paired_latency_ms
 from mixbit.layers import find_layers, model_fingerprint
 from mixbit.measurement import measure
@@ -31,8 +27,8 @@ from mixbit.metrics import Metric, find_metric
 from mixbit.plan import Plan
 from mixbit.result import FILE_NAME, Result, deployed_figures, environment, figures, layer_rows
 from mixbit.scoring import Score, Scoring
-from mixbit.search import Method, Trials, find_search, front, plan_of, priced, search, uniform_plans
-from mixbit.sensitivity import FloatArray, Sensitivity
+from mixbit.search import Method, find_search, uniform_plans
+from mixbit.sensitivity import Sensitivity
 from mixbit.simulate import assemble, quantize
 from mixbit.target import Runner, Target, find_target, target_module
 from mixbit.targets import check_exportable
@@ -223,12 +219,14 @@ class _Run:
         with self._clock("search"):
             if isinstance(budget, MaxDrop):
                 scoring = self._scoring(graph, calibration, evaluated, given_to_evaluate or given)
-                plan, grounds = self._cheapest_enough(table, scoring, budget)
+                plan, grounds = cheapest_enough(table, scoring, budget)
                 limits = Budget(weight_bytes=plan.predicted["weight_bytes"])
             else:
-                some = slice(None, None, max(1, round(1 / self.settings.eval_subset_ratio)))
-                scoring = self._scoring(graph, calibration, pairs[some], given[some])
-                plan, grounds, limits = self._searched(table, scoring, budget), None, budget
+                count = math.ceil(self.settings.eval_subset_ratio * len(pairs))
+                some = [index * len(pairs) // count for index in range(count)]  # from all over the data
+                scoring = self._scoring(graph, calibration, [pairs[i] for i in some], [given[i] for i in some])
+                plan, grounds = searched(table, scoring, budget, self.settings.search), None
+                limits = budget
         with self._clock("compare with uniform plans"):
             reference = evaluate(graph_runner(graph, self.task), held_out, self.task, "float on held-out data")
             plans = [plan, *(one for one in uniform_plans(table, limits) if one.layers != plan.layers)]
@@ -298,78 +296,18 @@ class _Run:
 
     def _scoring(
         self, graph: Graph, calibration: Calibration, batches: Sequence[Batch], given: Sequence[Any]
-    ) -> Callable[[], Scoring]:
-        """How plans are scored on the batches; the float network runs only when that is asked for."""
-
-        def scoring() -> Scoring:
-            reference = evaluate(graph_runner(graph, self.task), batches, self.task, "float")
-            return Scoring(
-                graph, calibration, batches, given, self.task, reference,
-                self.settings.score, self.settings.eval_timeout_s,
-            )  # fmt: skip
-
-        return functools.cache(scoring)
-
-    def _journal(self, table: Sensitivity, graph: Graph, batches: Sequence[Batch]) -> Journal:
-        digest = hashlib.sha256()
-        for tensor in (*graph.module.parameters(), *graph.tensors(batches[0][0])):
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        about = {
-            "target": table.target,
-            "choices": list(table.choices),
-            "network_and_first_batch": digest.hexdigest(),
-            "num_samples": sum(inputs.batch_size for inputs, _ in batches),
-            "score": getattr(self.settings.score, "__qualname__", None),
-        }
-        return Journal(self.journal_path, about, force=self.force)
-
-    def _searched(self, table: Sensitivity, scoring: Callable[[], Scoring], budget: Budget) -> Plan:
-        journal = functools.cache(lambda: self._journal(table, scoring().graph, scoring().batches))
-
-        def score(choice: NDArray[np.int64]) -> float:
-            plan = plan_of(table, choice, budget, "a plan")
-            return journal().score_of(tuple(plan.layers.values()), lambda: scoring().simulated(plan))
-
-        def features() -> FloatArray:
-            graph = scoring().graph
-            return layer_features(graph, find_layers(graph))
-
-        trials = Trials(score, lambda: scoring().float_score, features)
-        plan = search(table, budget, method=self.settings.search, trials=trials)
-        return priced(table, budget, plan)
-
-    def _cheapest_enough(self, table: Sensitivity, scoring: Callable[[], Scoring], drop: MaxDrop) -> tuple[Plan, str]:
-        """The cheapest plan whose artefact drops no more, with the grounds for it."""
-        one = scoring()
-        if drop.percent and not one.in_accuracy:
-            raise InvalidInput(
-                f"max drop {drop}: a percentage is of right answers, and the data has no labels; give nats"
-            )
-        journal = self._journal(table, one.graph, one.batches)
-
-        def score(plan: Plan) -> float:
-            return journal.score_of(tuple(plan.layers.values()), lambda: one.deployed(plan))
-
-        points, least = front(table, "weight_bytes"), one.float_score - drop.value
-        index = points.cheapest_enough(score, least)
-        found = points.plan(index)
-        limits = Budget(weight_bytes=found.predicted["weight_bytes"])
-        uniform = [plan for plan in uniform_plans(table, limits) if score(plan) >= least]
-        best = min([found, *uniform], key=lambda plan: plan.predicted["weight_bytes"])
-        unit = "of right answers" if one.in_accuracy else ("by your function" if one.score else "nats, negative")
-        cheaper = points.plan(index - 1) if index else None
-        below = (
-            ""
-            if cheaper is None
-            else (
-                f"; the one a step cheaper, {cheaper.predicted['weight_bytes']:.0f} bytes, scores {score(cheaper):.6g}"
-            )
+    ) -> Scoring:
+        return Scoring(
+            graph,
+            calibration,
+            batches,
+            given,
+            self.task,
+            score=self.settings.score,
+            timeout_s=self.settings.eval_timeout_s,
+            journal_path=self.journal_path,
+            force=self.force,
         )
-        grounds = (
-            f"the cheapest plan whose artefact scores {least:.6g} or more ({unit}; float {one.float_score:.6g}, "
-            f"allowed drop {drop}): {best.made_by} with {score(best):.6g}, after {len(journal.scores)} plans{below}"
-        )
-        return best, grounds
 
     def _try(
         self, graph: Graph, plan: Plan, calibration: Calibration, held_out: list[Batch], reference: Evaluation

@@ -1,7 +1,9 @@
 """How good a plan truly is: the network is quantized so, and evaluated, in simulation or in its runtime."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,6 +16,7 @@ from mixbit.errors import InvalidInput, MixbitError
 from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
 from mixbit.graph import Graph
 from mixbit.interrupts import time_limit
+from mixbit.journal import Journal
 from mixbit.plan import Plan
 from mixbit.simulate import quantize
 from mixbit.target import target_module
@@ -33,10 +36,11 @@ class Scoring:
         batches: To evaluate on.
         given: The same batches as the user gave them, for a function of the user's own.
         task: What the outputs mean.
-        reference: The float graph's outputs on the batches.
         score: The user's own function; where None, the share of right answers, or without labels the divergence from
             the float network, negative.
         timeout_s: Longest time of one evaluation; None for any.
+        journal_path: File that keeps the scores, so that none is taken twice; in memory alone where None.
+        force: Whether a journal of another run is thrown away.
     """
 
     graph: Graph
@@ -44,35 +48,58 @@ class Scoring:
     batches: Sequence[Batch]
     given: Sequence[Any]
     task: Task
-    reference: Evaluation
     score: Score | None = None
     timeout_s: float | None = None
+    journal_path: Path | None = None
+    force: bool = False
+
+    @cached_property
+    def reference(self) -> Evaluation:
+        """The float graph's outputs on the batches."""
+        return evaluate(graph_runner(self.graph, self.task), self.batches, self.task, "float")
 
     @property
     def in_accuracy(self) -> bool:
         """Whether scores are shares of right answers."""
         return self.score is None and self.reference.accuracy is not None
 
-    @property
+    @cached_property
     def float_score(self) -> float:
         """The score of the float network."""
-        return self._timed("float", lambda: self._of_graph(self.graph, "float"))
+        if self.score is None:
+            return self._of_outputs(self.reference)
+        return self._timed("float", lambda: self._of_graph(self.graph))
 
     def simulated(self, plan: Plan) -> float:
         """The score of the plan's simulation."""
-        return self._timed(
-            plan.made_by, lambda: self._of_graph(quantize(self.graph, plan, self.calibration), "try a plan")
-        )
+        return self._known_or("simulated", plan, lambda: self._of_graph(quantize(self.graph, plan, self.calibration)))
 
     def deployed(self, plan: Plan) -> float:
         """The score of the plan's artefact, run in its runtime; a function of the user's own sees the simulation."""
         if self.score is not None:
             return self.simulated(plan)
-        return self._timed(plan.made_by, lambda: self._of_artefact(plan))
+        return self._known_or("deployed", plan, lambda: self._of_artefact(plan))
 
-    def _of_graph(self, graph: Graph, label: str) -> float:
+    @cached_property
+    def journal(self) -> Journal:
+        """Scores by how they were taken, target and schemes."""
+        digest = hashlib.sha256()
+        for tensor in (*self.graph.module.parameters(), *self.graph.tensors(self.batches[0][0])):
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        about = {
+            "network_and_first_batch": digest.hexdigest(),
+            "num_samples": sum(inputs.batch_size for inputs, _ in self.batches),
+            "score": getattr(self.score, "__qualname__", None),
+        }
+        return Journal(self.journal_path, about, force=self.force)
+
+    def _known_or(self, how: str, plan: Plan, score: Callable[[], float]) -> float:
+        key = (how, plan.target, *plan.layers.values())
+        return self.journal.score_of(key, lambda: self._timed(plan.made_by, score))
+
+    def _of_graph(self, graph: Graph) -> float:
         if self.score is None:
-            return self._of_outputs(evaluate(graph_runner(graph, self.task), self.batches, self.task, label))
+            return self._of_outputs(evaluate(graph_runner(graph, self.task), self.batches, self.task, "try a plan"))
         try:
             with torch.no_grad():
                 return float(self.score(graph, self.given))
