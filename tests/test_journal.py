@@ -1,9 +1,8 @@
 import json
-import math
 
 import pytest
 
-from mixbit.errors import InvalidInput, MixbitError
+from mixbit.errors import InvalidInput
 from mixbit.journal import Journal
 
 ABOUT = {"target": "packed", "choices": ["w4a8", "w8a8"]}
@@ -59,9 +58,11 @@ def test_files_that_are_no_journal(text, tmp_path):
         Journal(path, {"a": 1})
 
 
-@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
-def test_scores_are_finite_numbers(score, tmp_path):
-    journal = Journal(tmp_path / "trials.jsonl", ABOUT)
-    with pytest.raises(MixbitError, match=f"the evaluation returns {score}; it must return a finite number"):
-        journal.score_of(["a"], lambda: score)
-    assert not journal.scores
+@pytest.mark.parametrize(
+    "line", ["[]", "{}", '{"plan": ["a"]}', '{"plan": ["a"], "score": NaN}', '{"plan": 3, "score": 1}']
+)
+def test_lines_that_are_no_score(line, tmp_path):
+    path = tmp_path / "trials.jsonl"
+    path.write_text('{"a": 1}\n{"plan": ["b"], "score": 1}\n' + line + "\n")
+    with pytest.raises(InvalidInput, match="line 3 holds no plan and score; delete the file"):
+        Journal(path, {"a": 1})

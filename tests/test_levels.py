@@ -27,7 +27,7 @@ LEVELS = (
         "liveness",
         "uncovered",
     },
-    {"calibrate", "scales", "estimate", "simulate", "integers", "metrics"},
+    {"calibrate", "scales", "estimate", "identity", "simulate", "integers", "metrics"},
     {
         "targets",
         "measurement",

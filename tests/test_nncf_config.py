@@ -37,9 +37,9 @@ def manual(scopes):
     return {"compression": {"algorithm": "quantization", "initializer": {"precision": precision}}}
 
 
-def read(tmp_path, config, target=PACKED):
+def read(tmp_path, config, target=PACKED, budget=None):
     (tmp_path / "nncf.json").write_text(json.dumps(config))
-    return read_nncf_config(tmp_path / "nncf.json", target)
+    return read_nncf_config(tmp_path / "nncf.json", target, budget)
 
 
 def test_hawq(tmp_path):
@@ -52,7 +52,8 @@ def test_hawq(tmp_path):
     assert found.notes["precision.compression_ratio"] == "mapped: bit_complexity_ratio=1.5, at least"
     assert found.notes["target_device"].startswith("not needed")
     assert found.notes["model"] == "not needed: no part of quantization"
-    assert found.notes["weights.mode"].startswith("refused: 'asymmetric'")
+    assert found.notes["weights.mode"] == "not needed: weights are symmetric"
+    assert found.notes["weights.bits"] == "not needed: the precision decides"
     assert found.notes["initializer.range"].startswith("not needed")
 
 
@@ -74,7 +75,8 @@ def test_defaults_are_those_of_nncf(tmp_path):
 
 
 def test_what_the_target_does_not_store_or_run_is_left_out_and_said(tmp_path):
-    found = read(tmp_path, hawq(bits=[4, 8, 16]), find_target("openvino"))
+    found = read(tmp_path, hawq(bits=[4, 8, 16]), find_target("openvino"), Budget(weight_ratio=0.2))
+    assert found.budget.limits == {"weight_ratio": 0.2}
     assert found.choices == ("w4a8", "w8a8")
     assert "[16] are not stored by openvino" in found.notes["precision.bits"]
 
@@ -87,8 +89,8 @@ def test_manual_precisions_are_pins(tmp_path):
         ),
     )
     assert found.pins == {"layer1.conv.weight": "w4a8"}
-    assert found.budget is None
-    assert found.notes["Net/NNCFConv2d[first]/conv2d_0|INPUT0"].startswith("refused: inputs take 8 bits")
+    assert found.budget.limits == {"weight_ratio": 1}
+    assert found.notes["Net/NNCFConv2d[first]/conv2d_0|INPUT0"].startswith("refused: inputs take 8 bits where")
 
 
 @pytest.mark.parametrize(
@@ -99,6 +101,10 @@ def test_manual_precisions_are_pins(tmp_path):
         ({"compression": [{"algorithm": "magnitude_sparsity"}]}, "magnitude_sparsity.*expected one, quantization"),
         ({"compression": {"algorithm": "quantization"}}, "initializer is None"),
         (hawq(type="magic"), "precision.type is 'magic'; known: hawq, autoq, manual"),
+        (hawq(type=["hawq"]), "precision.type is .'hawq'.; known"),
+        (manual(5), "bitwidth_per_scope is 5; expected a list"),
+        ({"compression": hawq()["compression"] | {"ignored_scopes": "fc"}}, "ignored_scopes is 'fc'; expected a list"),
+        ({"compression": hawq()["compression"] | {"weights": 4}}, "weights is 4; expected an object"),
         (hawq(speed=1), "precision.speed is no key of hawq; known: bits, bitwidth_assignment_mode"),
         (autoq(tolerance=1), "precision.tolerance is no key of autoq"),
         (hawq(traces_per_layer_path="t.pth"), "traces_per_layer_path: a pickle, which is never read"),
@@ -117,3 +123,16 @@ def test_manual_precisions_are_pins(tmp_path):
 def test_bad_files_are_refused_by_key(config, message, tmp_path):
     with pytest.raises(InvalidInput, match=f"nncf.json: .*{message}"):
         read(tmp_path, config)
+
+
+def test_scopes_ignored_for_weights_alone_stay_in_float_too(tmp_path):
+    config = hawq()
+    config["compression"]["weights"] = {"ignored_scopes": ["Net/NNCFConv2d[first]/conv2d_0"], "quantize_outputs": True}
+    found = read(tmp_path, config)
+    assert found.pins == {"fc.weight": "float", "first.weight": "float"}
+    assert found.notes["weights.quantize_outputs"].startswith("refused")
+
+
+def test_a_ratio_that_no_plan_reaches_is_refused(tmp_path):
+    with pytest.raises(InvalidInput, match="target openvino runs inputs in 8 bits alone: no plan reaches more than 1"):
+        read(tmp_path, hawq(), find_target("openvino"))

@@ -60,6 +60,16 @@ def split_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
     return split_all(batches, None if first is None else _num_inputs(model, first))
 
 
+def as_given(batch: Batch) -> Any:
+    """The batch as a user would write it: what the model takes, with labels, if any, last or under `labels`."""
+    inputs, labels = batch
+    if inputs.kwargs:
+        return dict(inputs.kwargs) if labels is None else {**inputs.kwargs, "labels": labels}
+    if labels is not None:
+        return (*inputs.args, labels)
+    return inputs.args if len(inputs.args) != 1 else inputs.args[0]
+
+
 def check_iterable(batches: Any) -> Iterable[Any]:
     """The batches; raises InvalidInput where they are no iterable of batches."""
     if isinstance(batches, Mapping | Tensor | str) or not isinstance(batches, Iterable):

@@ -1,5 +1,8 @@
 """Which plan a budget leads to, where plans are tried on the network: by a search, or up to a largest drop."""
 
+from collections.abc import Callable
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,16 +16,17 @@ from mixbit.search import Method, Trials, front, plan_of, priced, search, unifor
 from mixbit.sensitivity import FloatArray, Sensitivity
 
 
-def searched(table: Sensitivity, scoring: Scoring, budget: Budget, method: str | Method) -> Plan:
-    """The plan of a search, which may try others by the scoring, with its prices."""
+def searched(table: Sensitivity, new_scoring: Callable[[], Scoring], budget: Budget, method: str | Method) -> Plan:
+    """The plan of a search, with its prices; the scoring is made where the search tries plans."""
+    scoring = cache(new_scoring)
 
     def evaluate(choice: NDArray[np.int64]) -> float:
-        return scoring.simulated(plan_of(table, choice, budget, "a plan"))
+        return scoring().simulated(plan_of(table, choice, budget, "a plan"))
 
     def features() -> FloatArray:
-        return layer_features(scoring.graph, find_layers(scoring.graph))
+        return layer_features(scoring().graph, find_layers(scoring().graph))
 
-    trials = Trials(evaluate, lambda: scoring.float_score, features)
+    trials = Trials(evaluate, lambda: scoring().float_score, features)
     return priced(table, budget, search(table, budget, method=method, trials=trials))
 
 
@@ -43,14 +47,14 @@ def cheapest_enough(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tupl
     limits = Budget(weight_bytes=found.predicted["weight_bytes"])
     uniform = [plan for plan in uniform_plans(table, limits) if scoring.deployed(plan) >= least]
     best = min([found, *uniform], key=lambda plan: plan.predicted["weight_bytes"])
-    unit = "of right answers" if scoring.in_accuracy else "by your function" if scoring.score else "nats, negative"
+    what = "whose artefact gives" if scoring.in_accuracy else "whose simulation scores" if scoring.score else "at"
+    unit = " of right answers" if scoring.in_accuracy else "" if scoring.score else " nats, negative,"
     grounds = (
-        f"the cheapest plan whose artefact scores {least:.6g} or more ({unit}; float {scoring.float_score:.6g}, "
-        f"allowed drop {drop}): {best.made_by} with {scoring.deployed(best):.6g}, after "
-        f"{len(scoring.journal.scores)} plans"
+        f"the cheapest plan {what} {least:.6g}{unit} or more (float {scoring.float_score:.6g}, allowed drop {drop}): "
+        f"{best.made_by}, {scoring.deployed(best):.6g}, after {len(scoring.journal.scores)} plans"
     )
-    if index:
+    if best is found and index:
         cheaper = points.plan(index - 1)
         size, score = cheaper.predicted["weight_bytes"], scoring.deployed(cheaper)
-        grounds += f"; the one a step cheaper, {size:.0f} bytes, scores {score:.6g}"
-    return best, grounds
+        grounds += f"; the one a step cheaper, {size:.0f} bytes, has {score:.6g}"
+    return best.model_copy(update={"budget": {"max_drop": drop.value}}), grounds

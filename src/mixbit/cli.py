@@ -99,10 +99,13 @@ def quantize(
     _known("rounding", rounding, tuple(ROUNDINGS))
     _known("flavour", flavour, tuple(FLAVOURS))
     pins, offered = _pins(pin), _split(choices)
+    for_trials = {"search": search, "eval_subset_ratio": eval_subset_ratio}
     if nncf_config is None:
         limits = _budget(budget, max_drop)
+        if max_drop is not None:
+            _refuse(for_trials | {"warm_start": warm_start}, "--max-drop looks along the front, on --eval")
     else:
-        taken = _nncf(nncf_config, target, budget, max_drop)
+        taken = _nncf(nncf_config, target, budget, max_drop=max_drop, metric=metric, **for_trials)
         limits, metric, search, eval_subset_ratio = taken.budget, taken.metric, taken.search, taken.eval_subset_ratio
         pins, offered = taken.pins | pins, offered or list(taken.choices)
     settings = Settings(
@@ -457,26 +460,24 @@ def _budget(budget: list[str] | None, max_drop: str | None) -> Any:
     return Budget.parse(budget or []) if max_drop is None else MaxDrop.parse(max_drop)
 
 
-def _nncf(path: Path, target: str, budget: list[str] | None, max_drop: str | None) -> Any:
+def _nncf(path: Path, target: str, budget: list[str] | None, **others: Any) -> Any:
     """The configuration, with the command line's budget in the place of its own where one is given."""
-    from dataclasses import replace
-
     from mixbit.budget import Budget
     from mixbit.nncf_config import read_nncf_config
     from mixbit.target import find_target
 
-    if max_drop is not None:
-        raise InvalidInput("--max-drop is no budget of NNCF's; give --budget, or neither, with --nncf-config")
-    found = read_nncf_config(path, find_target(target))
+    _refuse(others, "the configuration of --nncf-config has its own")
+    found = read_nncf_config(path, find_target(target), Budget.parse(budget) if budget else None)
     for key, note in found.notes.items():
         _say(f"{path.name}: {key}: {note}")
-    wanted = Budget.parse(budget) if budget else found.budget or Budget(mean_bits=32)
-    if "bit_complexity_ratio" in wanted.limits and all(choice.endswith("a8") for choice in found.choices):
-        raise InvalidInput(
-            f"{path}: HAWQ's ratio counts the larger of weight and input bits, and target {target} runs inputs in 8 "
-            "bits alone: no plan reaches more than 1; give --budget weight_ratio=0.15, or another, which replaces it"
-        )
-    return replace(found, budget=wanted)
+    return found
+
+
+def _refuse(given: dict[str, Any], why: str) -> None:
+    """Raise InvalidInput for the first option that is given: that is not what it is by default."""
+    for name, value in given.items():
+        if value not in (None, False, 1.0, "ilp", "fisher"):
+            raise InvalidInput(f"--{name.replace('_', '-')} {value}: {why}; leave it out")
 
 
 def _pins(texts: list[str] | None) -> dict[str, str]:

@@ -3,12 +3,11 @@
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mixbit.errors import InvalidInput, MixbitError
+from mixbit.errors import InvalidInput
 from mixbit.files import write_text
 
 
@@ -19,19 +18,22 @@ class Journal:
 
     Args:
         path: The file; None keeps scores in memory alone.
-        about: What the scores depend on.
+        about: What the scores depend on, as JSON.
         force: Whether a journal about something else is thrown away.
 
     Raises:
         InvalidInput: the file is about something else, or is no journal.
     """
 
-    def __init__(self, path: Path | None, about: dict[str, Any], *, force: bool = False) -> None:
+    def __init__(
+        self, path: Path | None = None, about: Mapping[str, Any] | None = None, *, force: bool = False
+    ) -> None:
         self.path = path
         self.scores: dict[tuple[str, ...], float] = {}
         if path is None:
             return
         lines = _lines(path)
+        about = dict(about or {})
         if lines and lines[0] != about:
             if not force:
                 raise InvalidInput(
@@ -41,24 +43,18 @@ class Journal:
         if not lines:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(about) + "\n")
-        with suppress(KeyError, TypeError, ValueError):
-            self.scores = {tuple(line["plan"]): float(line["score"]) for line in lines[1:]}
+        for number, line in enumerate(lines[1:], 2):
+            plan, score = (line.get("plan"), line.get("score")) if isinstance(line, dict) else (None, None)
+            if not isinstance(plan, list) or not isinstance(score, float | int) or not math.isfinite(score):
+                raise InvalidInput(f"{path}: line {number} holds no plan and score; delete the file")
+            self.scores[tuple(plan)] = float(score)
 
     def score_of(self, plan: Sequence[str], score: Callable[[], float]) -> float:
-        """The score of a plan, given as its schemes in order: what is known, or else what the function returns.
-
-        Raises:
-            MixbitError: the score is not a finite number.
-        """
+        """The score of a plan, given as its schemes in order: what is known, or else what the function returns."""
         key = tuple(plan)
         if key not in self.scores:
-            value = float(score())
-            if not math.isfinite(value):
-                raise MixbitError(
-                    f"the evaluation returns {value}; it must return a finite number, the higher the better"
-                )
-            self.scores[key] = value
-            self._append({"plan": list(key), "score": value})
+            self.scores[key] = score()
+            self._append({"plan": list(key), "score": self.scores[key]})
         return self.scores[key]
 
     def _append(self, line: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ Understood is the form `{"target_device": ..., "compression": {"algorithm": "qua
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ class NncfConfig:
     Attributes:
         metric: Name with options.
         search: Name with options.
-        budget: None where every layer's precision is set by hand.
+        budget: Of precisions set by hand, all that float32 takes.
         choices: Schemes.
         pins: Layer -> scheme.
         eval_subset_ratio: Share of the data that plans are tried on.
@@ -38,24 +38,36 @@ class NncfConfig:
 
     metric: str
     search: str
-    budget: Budget | None
+    budget: Budget
     choices: tuple[str, ...]
     pins: dict[str, str]
     eval_subset_ratio: float
     notes: dict[str, str]
 
 
-def read_nncf_config(path: str | Path, target: Target) -> NncfConfig:
+def read_nncf_config(path: str | Path, target: Target, budget: Budget | None = None) -> NncfConfig:
     """Read a configuration file for a target.
+
+    Args:
+        path: The file.
+        target: What is offered.
+        budget: Takes the place of the file's own, where one is given.
 
     Raises:
         InvalidInput: no such file, not that form, or a key that cannot be honoured; it is named.
     """
     stored = read_json(Path(path))
     try:
-        return _read(stored, target)
+        found = _read(stored, target)
+        if budget is None and "bit_complexity_ratio" in found.budget.limits and target.input_bits == (8,):
+            raise InvalidInput(
+                "HAWQ's ratio counts the larger of weight and input bits, and target "
+                f"{target.name} runs inputs in 8 bits alone: no plan reaches more than 1; give --budget "
+                "weight_ratio=0.15, or another, which replaces it"
+            )
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}") from error
+    return found if budget is None else replace(found, budget=budget)
 
 
 def _read(stored: Any, target: Target) -> NncfConfig:
@@ -64,7 +76,7 @@ def _read(stored: Any, target: Target) -> NncfConfig:
     quantization = _quantization(config.get("compression"))
     precision = dict(_mapping(_mapping(quantization.get("initializer"), "initializer").get("precision"), "precision"))
     kind = precision.pop("type", None)
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise InvalidInput(f"compression.initializer.precision.type is {kind!r}; known: {', '.join(_KINDS)}")
     for key in config:
         if key == "target_device":
@@ -115,7 +127,7 @@ def _autoq(precision: dict[str, Any], target: Target, pins: dict[str, str], note
     ratio = _number(precision, "compression_ratio", AUTOQ_RATIO)
     notes["precision.type=autoq"] = "honoured: search autoq; plans are tried by --score, or accuracy on DATA"
     notes["precision.iter_number"] = f"honoured: {episodes} episodes"
-    notes["precision.warmup_iter_number"] = f"honoured: {warmup} of them at random"
+    notes["precision.warmup_iter_number"] = f"honoured: {min(warmup, episodes // 2)} of them at random, at most half"
     notes["precision.eval_subset_ratio"] = f"honoured: {subset:g} of DATA"
     notes["precision.compression_ratio"] = f"mapped: weight_ratio={ratio:g}, at most, scales included"
     return NncfConfig(
@@ -132,19 +144,19 @@ def _autoq(precision: dict[str, Any], target: Target, pins: dict[str, str], note
 def _manual(precision: dict[str, Any], target: Target, pins: dict[str, str], notes: dict[str, str]) -> NncfConfig:
     notes["precision.type=manual"] = "honoured: the layers named are pinned, the others take 8 bits"
     found = dict(pins)
-    for entry in precision.get("bitwidth_per_scope", []):
+    for entry in _list(precision.get("bitwidth_per_scope", []), "precision.bitwidth_per_scope"):
         if not isinstance(entry, list) or len(entry) != 2:
             raise InvalidInput(f"precision.bitwidth_per_scope: {entry!r}; each is [bits, scope]")
         bits, scope = entry
         layer, what = _layer(scope)
         if what != "WEIGHT":
-            notes[scope] = "refused: inputs take 8 bits; the width of an input is chosen with --choices"
+            notes[scope] = "refused: inputs take 8 bits where precisions are set by hand"
             continue
         if bits not in target.weight_bits:
             raise InvalidInput(f"{scope}: {bits} bits; target {target.name} stores weights of {target.weight_bits}")
         found[layer] = f"w{bits}a8"
         notes[scope] = f"mapped: pin {layer}=w{bits}a8"
-    return NncfConfig("weight_error", "ilp", None, ("w8a8",), found, 1.0, notes)
+    return NncfConfig("weight_error", "ilp", Budget(weight_ratio=1), ("w8a8",), found, 1.0, notes)
 
 
 _COMMON = {"bits", "iter_number", "compression_ratio", "dump_init_precision_data"}
@@ -173,27 +185,39 @@ def _quantization(compression: Any) -> Mapping[str, Any]:
 
 def _quantizer_keys(quantization: Mapping[str, Any], target: Target, notes: dict[str, str]) -> dict[str, str]:
     """Notes for the keys beside the precision; layers in ignored scopes are pinned to float."""
-    pins: dict[str, str] = {}
-    for key, value in quantization.items():
-        if key in ("algorithm", "initializer"):
-            continue
-        if key == "ignored_scopes":
-            for scope in value:
-                layer, _ = _layer(scope)
-                pins[layer] = "float"
-                notes[scope] = f"mapped: pin {layer}=float"
-        elif key in ("weights", "activations"):
-            unlike = {"mode": "asymmetric" if key == "weights" else "symmetric", "per_channel": key == "activations"}
-            for name, refused in unlike.items():
-                if isinstance(value, Mapping) and value.get(name) == refused:
-                    notes[f"{key}.{name}"] = (
-                        f"refused: {refused!r}; weights are symmetric a channel, inputs asymmetric a tensor"
-                    )
-        else:
+    pins = _ignored(quantization, notes)
+    for part in ("weights", "activations"):
+        entry = _mapping(quantization.get(part, {}), part)
+        pins |= _ignored(entry, notes)
+        for key in entry:
+            if key != "ignored_scopes":
+                notes[f"{part}.{key}"] = _FORMATS.get((part, key), f"refused: {part} have one form, see --choices")
+    for key in quantization:
+        if key not in ("algorithm", "initializer", "ignored_scopes", "weights", "activations"):
             notes[key] = "not needed, or a part of training"
     for key in _mapping(quantization.get("initializer"), "initializer"):
         if key != "precision":
             notes[f"initializer.{key}"] = f"not needed: ranges and scales are chosen on DATA for {target.name}"
+    return pins
+
+
+_FORMATS = {
+    ("weights", "bits"): "not needed: the precision decides",
+    ("weights", "mode"): "not needed: weights are symmetric",
+    ("weights", "per_channel"): "not needed: weights have a scale per output channel",
+    ("activations", "bits"): "not needed: the precision decides",
+    ("activations", "mode"): "not needed: inputs are asymmetric",
+    ("activations", "per_channel"): "not needed: inputs have a scale per tensor",
+}
+
+
+def _ignored(entry: Mapping[str, Any], notes: dict[str, str]) -> dict[str, str]:
+    """Layer -> float, of the scopes that are ignored."""
+    pins = {}
+    for scope in _list(entry.get("ignored_scopes", []), "ignored_scopes"):
+        layer, _ = _layer(scope)
+        pins[layer] = "float"
+        notes[scope] = f"mapped: pin {layer}=float"
     return pins
 
 
@@ -223,6 +247,12 @@ def _layer(scope: Any) -> tuple[str, str]:
 def _mapping(value: Any, place: str) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise InvalidInput(f"{place} is {value!r:.60}; expected an object with keys, as NNCF's schema has it")
+    return value
+
+
+def _list(value: Any, place: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise InvalidInput(f"{place} is {value!r:.60}; expected a list")
     return value
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from mixbit.batches import Batch, check_iterable, hold_out, split_batches
+from mixbit.batches import Batch, hold_out, split_batches
 from mixbit.budget import Budget, MaxDrop
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.check import check_set
@@ -20,6 +20,8 @@ from mixbit.errors import InvalidInput
 from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
 from mixbit.files import check_writable_folder, sha256, whole_folder, write_text
 from mixbit.graph import Graph, capture, check_module
+from mixbit.identity import source_digest, tensors_digest
+from mixbit.journal import Journal
 from mixbit.latency import paired_latency_ms
 from mixbit.layers import find_layers, model_fingerprint
 from mixbit.measurement import measure
@@ -54,7 +56,7 @@ class Settings:
         pins: Pattern of layers' names -> the scheme that they take, see `Sensitivity.pinned`.
         score: Evaluation function of the user's own, for searches that try plans and for a largest drop:
             `score(model, batches)`, the higher the better. Where None, accuracy, or without labels the divergence.
-        eval_subset_ratio: Share of the calibration batches that plans are tried on.
+        eval_subset_ratio: Share of the calibration batches that searches try plans on, those held out apart.
         eval_timeout_s: Longest time of one evaluation; None for any.
         seed: Of every draw.
         model: Where the model came from, to be noted in result.json.
@@ -94,7 +96,7 @@ class Deployed:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Contender:
     """One plan, simulated, with its outputs on the held-out calibration data."""
 
     plan: Plan
@@ -109,7 +111,7 @@ class Decision:
     Attributes:
         graph: The float graph.
         table: The sensitivities.
-        trials: The searched plan first, then the uniform ones within the budget.
+        contenders: The searched plan first, then the uniform ones within the budget.
         chosen: One of them.
         grounds: Why it was chosen, in a sentence.
         batches: The data to report on.
@@ -118,8 +120,8 @@ class Decision:
 
     graph: Graph
     table: Sensitivity
-    trials: list[Trial]
-    chosen: Trial
+    contenders: list[Contender]
+    chosen: Contender
     grounds: str
     batches: list[Batch]
     outputs: dict[str, Evaluation]
@@ -197,16 +199,14 @@ class _Run:
     ) -> Decision:
         """Measure, search and simulate; nothing is written but the journal of what was tried."""
         check_module(model)
-        given = list(check_iterable(batches))
-        pairs = split_batches(model, given)
+        pairs = split_batches(model, batches)
         held_out, kept = hold_out(pairs)
         with self._clock("capture"):
             graph = capture(model, pairs[0][0])
             check_exportable(graph)
         for number, (inputs, _) in enumerate(pairs):
             graph.check(inputs, f"batch {number}")
-        given_to_evaluate = None if eval_batches is None else list(check_iterable(eval_batches))
-        evaluated = held_out if given_to_evaluate is None else split_batches(model, given_to_evaluate)
+        evaluated = held_out if eval_batches is None else split_batches(model, eval_batches)
         for number, (inputs, _) in enumerate(evaluated):
             graph.check(inputs, f"batch {number} to evaluate on")
         with self._clock("calibrate"):
@@ -218,23 +218,23 @@ class _Run:
                 table = timed(table, graph, calibration)
         with self._clock("search"):
             if isinstance(budget, MaxDrop):
-                scoring = self._scoring(graph, calibration, evaluated, given_to_evaluate or given)
-                plan, grounds = cheapest_enough(table, scoring, budget)
+                plan, grounds = cheapest_enough(table, self._scoring(graph, calibration, evaluated, kept), budget)
                 limits = Budget(weight_bytes=plan.predicted["weight_bytes"])
             else:
-                count = math.ceil(self.settings.eval_subset_ratio * len(pairs))
-                some = [index * len(pairs) // count for index in range(count)]  # from all over the data
-                scoring = self._scoring(graph, calibration, [pairs[i] for i in some], [given[i] for i in some])
-                plan, grounds = searched(table, scoring, budget, self.settings.search), None
-                limits = budget
+                count = math.ceil(self.settings.eval_subset_ratio * len(kept))
+                some = [kept[index * len(kept) // count] for index in range(count)]  # from all over the data
+                plan = searched(
+                    table, lambda: self._scoring(graph, calibration, some, kept), budget, self.settings.search
+                )
+                grounds, limits = None, budget
         with self._clock("compare with uniform plans"):
             reference = evaluate(graph_runner(graph, self.task), held_out, self.task, "float on held-out data")
             plans = [plan, *(one for one in uniform_plans(table, limits) if one.layers != plan.layers)]
-            trials = [self._try(graph, one, calibration, held_out, reference) for one in plans]
-        chosen = trials[0] if grounds else min(trials, key=lambda trial: trial.divergence)
+            contenders = [self._try(graph, one, calibration, held_out, reference) for one in plans]
+        chosen = contenders[0] if grounds else min(contenders, key=lambda contender: contender.divergence)
         with self._clock("evaluate"):
-            outputs = self._evaluate_all(graph, trials, chosen, evaluated)
-        return Decision(graph, table, trials, chosen, grounds or _said(trials, chosen), evaluated, outputs)
+            outputs = self._evaluate_all(graph, contenders, chosen, evaluated)
+        return Decision(graph, table, contenders, chosen, grounds or _said(contenders, chosen), evaluated, outputs)
 
     def deploy(self, decision: Decision) -> Deployed:
         """Write the chosen plan's files, run the artefact and compare."""
@@ -294,34 +294,35 @@ class _Run:
         )
         return table.pinned(self.settings.pins, only_pinned) if self.settings.pins else table
 
-    def _scoring(
-        self, graph: Graph, calibration: Calibration, batches: Sequence[Batch], given: Sequence[Any]
-    ) -> Scoring:
+    def _scoring(self, graph: Graph, calibration: Calibration, batches: list[Batch], kept: list[Batch]) -> Scoring:
+        """How plans are tried on the batches; the journal notes what scores depend on, the `kept` data among it."""
+        about = {
+            "target": self.target.name,
+            "task": self.task.name,
+            "score": None if self.settings.score is None else source_digest(self.settings.score),
+            "network": tensors_digest(graph.module.state_dict().values()),
+        }
+        for name, part in (("calibration", kept), ("evaluation", batches)):
+            leaves = (leaf for inputs, labels in part for leaf in (*inputs.tensors, labels) if leaf is not None)
+            about[name] = tensors_digest(leaves)
+        journal = Journal(self.journal_path, about, force=self.force)
         return Scoring(
-            graph,
-            calibration,
-            batches,
-            given,
-            self.task,
-            score=self.settings.score,
-            timeout_s=self.settings.eval_timeout_s,
-            journal_path=self.journal_path,
-            force=self.force,
+            graph, calibration, batches, self.task, self.settings.score, self.settings.eval_timeout_s, journal
         )
 
     def _try(
         self, graph: Graph, plan: Plan, calibration: Calibration, held_out: list[Batch], reference: Evaluation
-    ) -> Trial:
+    ) -> Contender:
         simulated = quantize(graph, plan, calibration)
         outputs = evaluate(graph_runner(simulated, self.task), held_out, self.task, f"simulate {plan.made_by}")
-        return Trial(plan, simulated, outputs.divergence(reference, self.task))
+        return Contender(plan, simulated, outputs.divergence(reference, self.task))
 
     def _evaluate_all(
-        self, graph: Graph, trials: list[Trial], chosen: Trial, batches: list[Batch]
+        self, graph: Graph, contenders: list[Contender], chosen: Contender, batches: list[Batch]
     ) -> dict[str, Evaluation]:
         """Outputs on the evaluation data by name: `float`, `chosen`, and each uniform plan's scheme."""
         runs = {"float": graph, "chosen": chosen.simulated}
-        runs |= {scheme: trial.simulated for trial in trials if (scheme := uniform_scheme(trial.plan))}
+        runs |= {scheme: contender.simulated for contender in contenders if (scheme := uniform_scheme(contender.plan))}
         return {
             name: evaluate(graph_runner(one, self.task), batches, self.task, f"evaluate {name}")
             for name, one in runs.items()
@@ -359,14 +360,14 @@ class _Run:
 
     def _uniform_rows(self, decision: Decision) -> list[dict[str, float | str]]:
         rows = []
-        for trial in decision.trials:
-            scheme = uniform_scheme(trial.plan)
+        for contender in decision.contenders:
+            scheme = uniform_scheme(contender.plan)
             if scheme:
                 found = figures(
                     accuracy=decision.outputs[scheme].accuracy,
                     divergence=self._divergence(decision, scheme),
-                    held_out_divergence=trial.divergence,
-                    predicted_bytes=sum(predicted_bytes(find_layers(decision.graph), trial.plan).values()),
+                    held_out_divergence=contender.divergence,
+                    predicted_bytes=sum(predicted_bytes(find_layers(decision.graph), contender.plan).values()),
                 )
                 rows.append({"scheme": scheme, **found})
         return rows
@@ -381,14 +382,14 @@ def uniform_scheme(plan: Plan) -> str | None:
     return schemes.pop() if len(schemes) == 1 else None
 
 
-def _said(trials: list[Trial], chosen: Trial) -> str:
-    uniform = [trial for trial in trials if uniform_scheme(trial.plan)]
+def _said(contenders: list[Contender], chosen: Contender) -> str:
+    uniform = [contender for contender in contenders if uniform_scheme(contender.plan)]
     if not uniform:
         return "no uniform plan keeps within the budget; the searched plan is deployed"
-    if chosen is trials[0] and uniform_scheme(chosen.plan):
+    if chosen is contenders[0] and uniform_scheme(chosen.plan):
         return f"the searched plan is uniform {uniform_scheme(chosen.plan)}, and is deployed"
-    best = min(uniform, key=lambda trial: trial.divergence)
-    name, searched = uniform_scheme(best.plan), trials[0]
+    best = min(uniform, key=lambda contender: contender.divergence)
+    name, searched = uniform_scheme(best.plan), contenders[0]
     figures_ = f"{searched.divergence:.4g} against {best.divergence:.4g} nats from the float network on held-out data"
     if chosen is searched:
         return f"the searched plan is deployed: no worse than uniform {name}, the best uniform plan ({figures_})"

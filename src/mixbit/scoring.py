@@ -1,8 +1,8 @@
 """How good a plan truly is: the network is quantized so, and evaluated, in simulation or in its runtime."""
 
-import hashlib
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mixbit.batches import Batch
+from mixbit.batches import Batch, as_given
 from mixbit.calibrate import Calibration
 from mixbit.errors import InvalidInput, MixbitError
 from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
@@ -23,7 +23,10 @@ from mixbit.target import target_module
 from mixbit.task import Task
 
 Score = Callable[[Graph, Sequence[Any]], float]
-"""`score(model, batches) -> float`, the higher the better: the user's own evaluation function."""
+"""`score(model, batches) -> float`, the higher the better: the user's own evaluation function.
+
+A batch is what the model takes, with labels last or under `labels` where there are any.
+"""
 
 
 @dataclass(frozen=True)
@@ -34,24 +37,20 @@ class Scoring:
         graph: The float graph.
         calibration: Of the graph.
         batches: To evaluate on.
-        given: The same batches as the user gave them, for a function of the user's own.
         task: What the outputs mean.
         score: The user's own function; where None, the share of right answers, or without labels the divergence from
             the float network, negative.
         timeout_s: Longest time of one evaluation; None for any.
-        journal_path: File that keeps the scores, so that none is taken twice; in memory alone where None.
-        force: Whether a journal of another run is thrown away.
+        journal: Keeps the scores, so that none is taken twice.
     """
 
     graph: Graph
     calibration: Calibration
     batches: Sequence[Batch]
-    given: Sequence[Any]
     task: Task
     score: Score | None = None
     timeout_s: float | None = None
-    journal_path: Path | None = None
-    force: bool = False
+    journal: Journal = field(default_factory=Journal)
 
     @cached_property
     def reference(self) -> Evaluation:
@@ -66,9 +65,9 @@ class Scoring:
     @cached_property
     def float_score(self) -> float:
         """The score of the float network."""
-        if self.score is None:
-            return self._of_outputs(self.reference)
-        return self._timed("float", lambda: self._of_graph(self.graph))
+        return self._timed(
+            "float", lambda: self._of_graph(self.graph) if self.score else self._of_outputs(self.reference)
+        )
 
     def simulated(self, plan: Plan) -> float:
         """The score of the plan's simulation."""
@@ -80,19 +79,6 @@ class Scoring:
             return self.simulated(plan)
         return self._known_or("deployed", plan, lambda: self._of_artefact(plan))
 
-    @cached_property
-    def journal(self) -> Journal:
-        """Scores by how they were taken, target and schemes."""
-        digest = hashlib.sha256()
-        for tensor in (*self.graph.module.parameters(), *self.graph.tensors(self.batches[0][0])):
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        about = {
-            "network_and_first_batch": digest.hexdigest(),
-            "num_samples": sum(inputs.batch_size for inputs, _ in self.batches),
-            "score": getattr(self.score, "__qualname__", None),
-        }
-        return Journal(self.journal_path, about, force=self.force)
-
     def _known_or(self, how: str, plan: Plan, score: Callable[[], float]) -> float:
         key = (how, plan.target, *plan.layers.values())
         return self.journal.score_of(key, lambda: self._timed(plan.made_by, score))
@@ -102,7 +88,7 @@ class Scoring:
             return self._of_outputs(evaluate(graph_runner(graph, self.task), self.batches, self.task, "try a plan"))
         try:
             with torch.no_grad():
-                return float(self.score(graph, self.given))
+                return float(self.score(graph, [as_given(batch) for batch in self.batches]))
         except MixbitError:
             raise
         except Exception as error:
@@ -124,4 +110,9 @@ class Scoring:
     def _timed(self, what: str, run: Callable[[], float]) -> float:
         late = MixbitError(f"the evaluation of {what} took more than {self.timeout_s} s (--eval-timeout)")
         with time_limit(self.timeout_s, late):
-            return run()
+            value = run()
+        if not math.isfinite(value):
+            raise MixbitError(
+                f"the evaluation of {what} returns {value}; it must return a finite number, the higher the better"
+            )
+        return value

@@ -3,7 +3,7 @@ import pytest
 
 from mixbit.budget import Budget
 from mixbit.errors import InfeasibleBudget, InvalidInput, MixbitError
-from mixbit.search import Trials, autoq, search
+from mixbit.search import Trials, autoq, ilp, search
 from mixbit.search._precisions import Precisions
 from mixbit.search._problem import Problem
 from tests.search.fixtures import small_table
@@ -124,11 +124,18 @@ def test_a_warm_start_tries_the_plan_of_ilp_first():
     tried = []
     one = problem(20, input_ties=(), score=lambda choice: tried.append(choice.tolist()) or 0.0)
     autoq.solve(one, episodes=4, warm_start=True)
-    # the plan of ilp: aligned, since alignment is part of every try
-    precisions = Precisions(one)
-    from mixbit.search import ilp
+    assert tried[0] == ilp.solve(one).tolist()
+    assert tried[1] != tried[0]
 
-    assert tried[0] == precisions.choice_of(precisions.actions_of(ilp.solve(one))).tolist()
+
+def test_where_lowering_does_not_help_the_plan_of_ilp_is_tried():
+    """The narrower choice uses more, as a width that the runtime has no kernel for."""
+    loss, usage = np.array([[1.0, 0.5]]), np.array([[[9.0, 4.0]]])
+    tried = []
+    trials = Trials(lambda choice: tried.append(choice.tolist()) or 0.0, lambda: 1.0, lambda: np.ones((1, 7)))
+    one = Problem(loss, usage, np.array([5.0]), (), (), [4, 8], [8, 8], None, None, trials)
+    assert autoq.solve(one, episodes=6).tolist() == [1]
+    assert tried == [[1]] * 6
 
 
 def test_the_global_generators_are_left_alone():

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from mixbit.budget import Budget
 from mixbit.errors import InfeasibleBudget, InvalidInput
 from mixbit.search import SEARCHES, Trials, search
+from mixbit.search._precisions import Precisions
 from mixbit.search._problem import Problem
 from tests.search.fixtures import small_table
 
@@ -63,6 +64,13 @@ def test_within_limits_ties_obeyed_and_never_better_than_exact(problem):
         assert all(len({input_bits[choice[i]] for i in tie}) == 1 for tie in problem.input_ties), name
         assert problem.loss[rows, exact].sum() <= problem.loss[rows, choice].sum() * (1 + 1e-9), name
     assert set(fell_short) <= {"hawq", "uniform", "mixquant"}  # which do not try everything
+    precisions = Precisions(problem)
+    tried = precisions.choice_of(np.random.default_rng(0).random(len(precisions.steps)))
+    if tried is not None:
+        choice = tried[problem.groups.group]
+        assert problem.usage[0][rows, choice].sum() <= problem.limits[0] * (1 + 1e-9)
+        assert all(len({choice[i] for i in tie}) == 1 for tie in problem.ties)
+        assert all(len({input_bits[choice[i]] for i in tie}) == 1 for tie in problem.input_ties)
 
 
 @pytest.mark.parametrize("name", SEARCHES)

@@ -14,7 +14,7 @@ def test_count_of_sequences(layers, widths, count):
     assert hawq.num_sequences(layers, widths) == count
     if layers < 5:
         falls_never = [s for s in itertools.product(range(widths), repeat=layers) if list(s) == sorted(s)]
-        found = [tuple(s.tolist()) for s in hawq._sequences(np.arange(layers), widths)]
+        found = [tuple(s.tolist()) for s in hawq._sequences(range(layers), widths)]
         assert sorted(found) == falls_never
         assert len(found) == count
 
@@ -75,6 +75,20 @@ def test_a_layer_that_is_not_offered_a_width_takes_the_nearest():
     bits = ((2, 8), (4, 8), (8, 8))
     # in ascending order of trace the first layer comes first, and cannot have 8
     assert hawq.solve(problem([1, 9], loss, 12, bits=bits)).tolist() == [1, 2]
+
+
+def test_layers_with_one_width_are_left_out():
+    """53 layers, 52 of them pinned to widths of their own: two sequences are tried, not thousands."""
+    offered = np.zeros((53, 5), dtype=bool)
+    offered[np.arange(53), np.arange(53) % 5] = True
+    offered[7] = [True, False, False, False, True]
+    loss = np.where(offered, 1.0, np.inf)
+    loss[7, 4] = 0.5
+    bits = [(b, 8) for b in (2, 3, 4, 6, 32)]
+    found = hawq.solve(problem(np.arange(53.0), loss, 1e9, bits=bits))
+    assert found.tolist() == [4 if row == 7 else row % 5 for row in range(53)]
+    loss[7] = [np.inf, np.inf, np.inf, np.inf, 0.5]
+    assert hawq.solve(problem(np.arange(53.0), loss, 1e9, bits=bits)).tolist() == found.tolist()
 
 
 def test_limits_nobody_reaches_in_order():

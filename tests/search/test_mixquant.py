@@ -78,6 +78,46 @@ def test_inputs_take_the_widest():
     assert mixquant.solve(one, multiplier=2).tolist() == [3]
 
 
+BOTH = [(4, 4), (4, 8), (8, 4), (8, 8), (32, 32)]
+
+
+def of_both(loss, limit=1e9, **changes):
+    loss = np.array(loss, dtype=float)
+    weight_bits, input_bits = np.array(BOTH).T
+    usage = np.tile(weight_bits.astype(float), (len(loss), 1))[None]
+    fields = {"weight_bits": weight_bits.tolist(), "input_bits": input_bits.tolist(), "numel": np.ones(len(loss))}
+    return Problem(loss, usage, np.array([float(limit)]), **(fields | changes))
+
+
+@pytest.mark.parametrize("options", [{"criterion": "absolute", "multiplier": 1e-9}, {"multiplier": 0.5}])
+def test_where_the_bound_cannot_be_reached_the_widest_that_is_offered(options):
+    one = of_both([[4, 4, 1, 1, np.inf]])
+    assert BOTH[mixquant.solve(one, **options)[0]] == (8, 8)
+
+
+def test_a_choice_in_float_does_not_hide_the_quantized_ones():
+    one = of_both([[np.inf, 4, np.inf, 1, 0.0], [np.inf, 3, np.inf, 1, 0.0]])
+    assert [BOTH[column] for column in mixquant.solve(one, multiplier=4)] == [(4, 8), (4, 8)]
+    tied = of_both([[np.inf, 4, np.inf, 1, 0.0], [np.inf, 3, np.inf, 1, 0.0]], input_ties=[[0, 1]])
+    assert [BOTH[column] for column in mixquant.solve(tied, multiplier=2)] == [(8, 8), (8, 8)]
+
+
+def test_each_width_of_weight_takes_the_input_that_it_is_offered():
+    """As of the choices w4, whose input is in float, and w8a8."""
+    weight_bits, input_bits = [4, 8], [32, 8]
+    one = Problem(np.array([[4.0, 1.0]]), np.array([[[4.0, 8.0]]]), np.array([9.0]), (), (), weight_bits, input_bits)
+    assert mixquant.solve(one, multiplier=5).tolist() == [0]
+    assert mixquant.solve(one, multiplier=2).tolist() == [1]
+
+
+def test_budgeted_counts_the_weights_of_each_tied_layer():
+    """Tied layers of 1 and 100 weights: 4 bits cost 1 x 1 + 100 x 3 = 301, against 100 for the third layer alone."""
+    loss = np.array([[1.0, 0.0], [3.0, 0.0], [10.0, 0.0]])
+    usage = np.array([[[4.0, 8.0], [4.0, 8.0], [8.0, 16.0]]])
+    one = Problem(loss, usage, np.array([24.0]), [[0, 1]], (), [4, 8], [8, 8], np.array([1.0, 100.0, 10.0]))
+    assert mixquant.solve(one, criterion="budgeted").tolist() == [1, 1, 0]
+
+
 def test_a_layer_without_any_error_at_8_bits():
     loss = np.array([[1.0, 0.0]])
     one = Problem(loss, np.array([[[4.0, 8.0]]]), np.array([9.0]), (), (), [4, 8], [8, 8])

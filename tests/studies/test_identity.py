@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from mixbit.errors import InvalidInput
-from mixbit.studies.identity import digests, metric_digest, same_subject, source_digest
+from mixbit.identity import source_digest
+from mixbit.studies.identity import digests, metric_digest, same_subject
 from tests.subjects import few_bits, small_subject
 
 

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
-from mixbit.search._problem import Floats, Integers, Problem, none_found
+from mixbit.search._problem import Floats, Integers, Problem
 
 #: Place of the bits of the previous quantizer among the ten features.
 PREVIOUS = 7
@@ -69,11 +69,10 @@ class Precisions:
         pairs = zip(self.steps, self.widths_of(choice), strict=True)
         return np.array([(step.widths.index(int(width)) + 0.5) / len(step.widths) for step, width in pairs])
 
-    def choice_of(self, actions: Floats) -> Integers:
+    def choice_of(self, actions: Floats) -> Integers | None:
         """[G] the choice that actions [S] in 0 .. 1 lead to, lowered to within the limits and aligned.
 
-        Raises:
-            InfeasibleBudget: at the narrowest widths a limit is still exceeded.
+        None where even the narrowest widths exceed a limit, as where a wider choice uses less.
         """
         weights = [widths[0] for widths in self.weight_widths]
         inputs = [widths[0] for widths in self.input_widths]
@@ -86,7 +85,8 @@ class Precisions:
         self._lower(weights, inputs)
         self._align(weights, inputs)
         self._lower(weights, inputs)  # where an aligned pair is not offered, its nearest may be wider
-        return self._choice(weights, inputs)
+        choice = self._choice(weights, inputs)
+        return choice if self.groups.keeps(choice) else None
 
     def _steps(self) -> tuple[Step, ...]:
         first = {index: int(np.flatnonzero(self.groups.group == index)[0]) for index in range(len(self.groups.loss))}
@@ -138,7 +138,7 @@ class Precisions:
         while not self.groups.keeps(self._choice(weights, inputs)):
             lowered = self._lower_round(weights, self.weight_widths, weights, inputs)
             if not lowered and not self._lower_round(inputs, self.input_widths, weights, inputs):
-                raise none_found(self.problem, "at the narrowest widths a limit is still exceeded")
+                return
 
     def _lower_round(
         self, lowered: list[int], widths: list[tuple[int, ...]], weights: list[int], inputs: list[int]

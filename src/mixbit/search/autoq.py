@@ -9,16 +9,18 @@ one width left out. At each the agent sees ten features, each scaled to 0 .. 1 o
 and acts with a number in [0, 1], which picks among the quantizer's own widths, in equal shares. At the end
 
 1.  while a limit is exceeded, weights go one width down, from the last layer to the first, round after round, then
-    inputs alike;
+    inputs alike; where that does not help, the episode has the plan of `ilp`;
 2.  adjacent quantizers, of the layers that read one tensor and of the tensor, are aligned: the tensor takes the
-    smallest width among them that all of them are offered, and no weight stays wider;
+    smallest width that was picked for any of them, or where that is not offered to all, the smallest that is; and no
+    weight stays wider. Where the pair is not offered, the nearest is taken, and 1. repeated;
 3.  the plan is scored by the evaluation function; reward = score x 10^-floor(log10 |float score|), less its moving
     average, in equal parts to all steps.
 
 The first episodes act at random; then noise of a normal distribution truncated to [0, 1] decays with every episode. The
 best plan of all episodes is the answer.
 
-Differences from NNCF 2: widths are the quantizer's own, where NNCF had 2, 4 and 8 fixed; the feature of depthwise
+Differences from NNCF 2: widths are the quantizer's own, in equal shares of the action, where NNCF had 2, 4 and 8 up to
+0.125, 0.5 and 1; inputs are lowered too, and limits may be any; the feature of depthwise
 convolutions is not always 0; bits of the previous quantizer are the realised ones and scaled alike everywhere; old
 episodes leave the memory in order, as in stable-baselines3.
 
@@ -60,7 +62,7 @@ def solve(
         problem: With `weight_bits`, `input_bits` and `trials`.
         episodes: Plans to try.
         warmup: How many of them, the first, act at random; at most half.
-        warm_start: Whether the random ones are drawn around the plan of `ilp`, the first being that plan itself.
+        warm_start: Whether the first plan is that of `ilp` as it is, and the random ones are drawn around it.
         seed: Of every draw.
 
     Raises:
@@ -88,7 +90,8 @@ def solve(
     unit = _unit(problem.trials.evaluate_float())
     for episode in track(range(episodes), lambda: f"autoq, best score {max(scores):.4f}"):
         walked = _walk(precisions, actions, episode)
-        choice = precisions.choice_of(walked)
+        tried = precisions.choice_of(walked)
+        choice = best if tried is None or (warm_start and episode == 0) else tried
         score = problem.trials.evaluate(choice[problem.groups.group])
         if score > max(scores):
             found = choice

@@ -2,7 +2,8 @@
 
 1.  Layers are ordered by the average trace of their Hessian, ascending.
 2.  Every sequence of weight bits that never falls in this order is a try: for G layers and m widths
-    C(G + m - 1, m - 1). A layer that is not offered a width takes the nearest one that it is (the narrower of two).
+    C(G + m - 1, m - 1). A layer that is not offered a width takes the nearest one that it is (the narrower of two);
+    one that is offered a single width is left out.
 3.  Bits of inputs follow from those of the weights, for each group of layers that read one tensor, with A the widths
     of inputs offered to all of them and S the widths of their weights: the smallest of A and S together, of A where
     they share none (`liberal`); or the same, where all weights of the group must be of one width (`strict`).
@@ -24,7 +25,7 @@ Source: Z. Dong et al., "HAWQ-V2: Hessian Aware trace-Weighted Quantization of N
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -54,20 +55,27 @@ def solve(problem: Problem, *, assignment: Assignment = "liberal") -> Integers:
             f"search hawq: assignment {assignment!r} is unknown; known: {', '.join(get_args(Assignment))}"
         )
     groups = problem.groups
-    widths = np.unique(problem.bits_of("weight_bits", "hawq"))
-    order = _order(problem)
-    count = num_sequences(len(order), len(widths))
+    weight_bits = problem.bits_of("weight_bits", "hawq")
+    widths = np.unique(weight_bits)
+    offered = np.stack([groups.offered[:, weight_bits == width].any(axis=1) for width in widths], axis=1)
+    free = np.flatnonzero(offered.sum(axis=1) > 1)
+    tried = np.flatnonzero(offered[free].any(axis=0))
+    count = num_sequences(len(free), max(len(tried), 1))
     if count > MOST_SEQUENCES:
         raise InvalidInput(
-            f"search hawq: {count:,} sequences of {len(widths)} widths over {len(order)} layers, more than "
+            f"search hawq: {count:,} sequences of {len(tried)} widths over {len(free)} layers, more than "
             f"{MOST_SEQUENCES:,}; offer fewer widths, or take ilp"
         )
-    nearest = _nearest_width(problem, widths)
+    distance = np.abs(widths[:, None] - widths).astype(float)
+    nearest = np.where(offered[:, None, :], distance, np.inf).argmin(axis=2)  # [G, m] index of an offered width
     columns = _Columns(problem, widths, assignment == "strict")
     best, smallest = None, math.inf
-    sequences = _sequences(order, len(widths))
-    while (rows := np.array(list(itertools.islice(sequences, CHUNK)))).size:
-        found = _cheapest_within(groups, columns.of(nearest[np.arange(len(order)), rows]))
+    sequences = _sequences([int(group) for group in _order(problem) if group in free], len(tried))
+    while part := list(itertools.islice(sequences, CHUNK)):
+        rows = np.tile(offered.argmax(axis=1), (len(part), 1))
+        if len(free):
+            rows[:, free] = nearest[free, tried[np.array(part)]]
+        found = _cheapest_within(groups, columns.of(rows))
         if found is not None and (loss := taken(groups.loss, found).sum()) < smallest:
             best, smallest = found, loss
     if best is None:
@@ -80,11 +88,10 @@ def num_sequences(num_layers: int, num_widths: int) -> int:
     return math.comb(num_layers + num_widths - 1, num_widths - 1)
 
 
-def _sequences(order: Integers, num_widths: int) -> Iterator[Integers]:
-    """Index of the width [G] of each group, for every sequence that never falls in that order."""
-    place = np.empty_like(order)
-    place[order] = np.arange(len(order))
-    for cuts in itertools.combinations_with_replacement(range(len(order) + 1), num_widths - 1):
+def _sequences(order: Sequence[int], num_widths: int) -> Iterator[Integers]:
+    """Index of the width of each group, by ascending number, of all sequences that never fall in that order."""
+    place = np.argsort(order)
+    for cuts in itertools.combinations_with_replacement(range(len(order) + 1), max(num_widths - 1, 0)):
         yield np.searchsorted(cuts, place, side="right")
 
 
@@ -97,14 +104,6 @@ def _order(problem: Problem) -> Integers:
     bits = np.where(groups.offered, problem.bits_of("weight_bits", "hawq"), np.inf)
     narrowest = bits == bits.min(axis=1, keepdims=True)
     return np.argsort(np.where(narrowest, groups.loss, np.inf).min(axis=1), kind="stable")
-
-
-def _nearest_width(problem: Problem, widths: Integers) -> Integers:
-    """[G, m] index of the offered width that is nearest to each width."""
-    bits = problem.bits_of("weight_bits", "hawq")
-    offered = np.stack([problem.groups.offered[:, bits == width].any(axis=1) for width in widths], axis=1)
-    distance = np.abs(widths[:, None] - widths[None, :]).astype(float)
-    return np.where(offered[:, None, :], distance, np.inf).argmin(axis=2)
 
 
 def _cheapest_within(groups: Groups, choices: Integers) -> Integers | None:

@@ -9,8 +9,9 @@ The error QE_b of a layer at b bits is its entry in the table, which one of the 
     noise in each weight.
 -   `budgeted`: the smallest sum of QE_b x number of weights within the limits, solved exactly.
 
-Without a multiplier, `relative` and `absolute` take the smallest one that keeps within the limits. Of the choices with
-the same width of weight, the one with the widest input is taken: inputs are no part of this search.
+Without a multiplier, `relative` and `absolute` take the smallest one that keeps within the limits. Inputs are no part
+of this search: of the choices with the same width of weight, the one with the widest quantized input is taken, in float
+where there is no other; layers that read one tensor all take the format that leaves them most widths of weights.
 
 Source: E. Kloberdanz, W. Le, "MixQuant: Mixed Precision Quantization with a Bit-width Optimization Search", 2023.
 """
@@ -25,7 +26,8 @@ from mixbit.search._exact import optimum
 from mixbit.search._problem import Floats, Integers, Problem, none_found
 
 Criterion = Literal["relative", "absolute", "budgeted"]
-INT8 = 8
+#: Bits of weights to compare with, and of inputs in float.
+INT8, FLOAT = 8, 32
 
 
 def solve(problem: Problem, *, criterion: Criterion = "relative", multiplier: float | None = None) -> Integers:
@@ -46,20 +48,19 @@ def solve(problem: Problem, *, criterion: Criterion = "relative", multiplier: fl
         )
     if multiplier is not None and (criterion == "budgeted" or not multiplier > 0):
         raise InvalidInput(f"search mixquant: multiplier={multiplier} with {criterion}; give a positive one, or none")
-    error = _widest_inputs(problem)
     if criterion == "budgeted":
-        return _smallest_sum(problem, error)
+        return _smallest_sum(problem)
+    error = _widest_inputs(problem)
     if criterion == "relative":
         error = error / _int8_error(problem, error)
-    bits = np.where(np.isfinite(error), problem.bits_of("weight_bits", "mixquant"), np.inf)
-    bounds = np.unique(error[np.isfinite(error)]) if multiplier is None else [multiplier]
-    for bound in bounds:
-        allowed = np.where(error <= bound, bits, np.inf)
-        if not np.isfinite(allowed).any(axis=1).all():
-            if multiplier is None:
-                continue
-            allowed = np.where(np.isfinite(allowed).any(axis=1, keepdims=True), allowed, -bits)  # the widest there is
-        choice = allowed.argmin(axis=1)
+    bits, offered = problem.bits_of("weight_bits", "mixquant"), np.isfinite(error)
+    widest = np.where(offered, -bits, np.inf)  # where no width is within the bound
+    for bound in np.unique(error[offered]) if multiplier is None else [multiplier]:
+        within = error <= bound
+        reached = within.any(axis=1, keepdims=True)
+        if multiplier is None and not reached.all():
+            continue
+        choice = np.where(reached, np.where(within, bits, np.inf), widest).argmin(axis=1)
         if problem.groups.keeps(choice):
             return choice[problem.groups.group]
     said = "no multiplier leads" if multiplier is None else f"multiplier={multiplier:g} does not lead"
@@ -67,12 +68,22 @@ def solve(problem: Problem, *, criterion: Criterion = "relative", multiplier: fl
 
 
 def _widest_inputs(problem: Problem) -> Floats:
-    """[G, C] the groups' losses, +inf but for the widest input that every group of a unit is offered."""
+    """[G, C] the groups' losses, +inf but for the choices whose input this search takes."""
     groups, error = problem.groups, np.full_like(problem.groups.loss, np.inf)
-    input_bits = problem.bits_of("input_bits", "mixquant")
+    weight_bits, input_bits = (problem.bits_of(what, "mixquant") for what in ("weight_bits", "input_bits"))
+    rank = np.where(input_bits == FLOAT, 0, input_bits)  # float comes last
     for unit in groups.units:
-        fits = [bits for bits in np.unique(input_bits) if groups.offered[np.ix_(unit, input_bits == bits)].any(1).all()]
-        kept = np.ix_(unit, input_bits == max(fits))
+        if len(unit) == 1:
+            (row,) = groups.offered[unit]
+            for width in np.unique(weight_bits[row]):
+                same = row & (weight_bits == width)
+                error[unit[0], same & (rank == rank[same].max())] = groups.loss[
+                    unit[0], same & (rank == rank[same].max())
+                ]
+            continue
+        fits = [bits for bits in np.unique(rank) if groups.offered[np.ix_(unit, rank == bits)].any(1).all()]
+        best = max(fits, key=lambda bits: (groups.offered[np.ix_(unit, rank == bits)].sum(), bits))
+        kept = np.ix_(unit, rank == best)
         error[kept] = groups.loss[kept]
     return error
 
@@ -91,9 +102,8 @@ def _int8_error(problem: Problem, error: Floats) -> Floats:
     return np.maximum(int8, np.finfo(float).tiny)[:, None]
 
 
-def _smallest_sum(problem: Problem, error: Floats) -> Integers:
+def _smallest_sum(problem: Problem) -> Integers:
     if problem.numel is None:
         raise InvalidInput("search mixquant: criterion budgeted needs numel, the number of weights of each layer")
-    groups = problem.groups
-    weights = np.bincount(groups.group, weights=problem.numel) / np.bincount(groups.group)
-    return optimum(replace(groups, loss=error * weights[:, None])).choice[groups.group]
+    weighted = replace(problem, loss=problem.loss * problem.numel[:, None])
+    return optimum(replace(weighted.groups, loss=_widest_inputs(weighted))).choice[weighted.groups.group]
