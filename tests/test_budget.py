@@ -105,6 +105,11 @@ def test_a_limit_on_what_the_table_does_not_hold():
         Budget(latency_ms=3).over(small_table())
 
 
+def test_a_ratio_that_is_no_limit():
+    with pytest.raises(InvalidInput, match="so small a ratio is no limit"):
+        Budget(bit_ops_ratio=5e-324).over(small_table())
+
+
 @pytest.mark.parametrize(("name", "instead"), [("bit_ops_ratio", "take bit_ops"), ("size", "known: weight_bytes")])
 def test_a_resource_must_add_up(name, instead):
     with pytest.raises(InvalidInput, match=f"resource '{name}' does not add up over layers.*{instead}"):

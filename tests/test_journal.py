@@ -66,3 +66,12 @@ def test_lines_that_are_no_score(line, tmp_path):
     path.write_text('{"a": 1}\n{"plan": ["b"], "score": 1}\n' + line + "\n")
     with pytest.raises(InvalidInput, match="line 3 holds no plan and score; delete the file"):
         Journal(path, {"a": 1})
+
+
+def test_a_journal_without_scores_belongs_to_no_run(tmp_path):
+    path = tmp_path / "trials.jsonl"
+    Journal(path, ABOUT)
+    journal = Journal(path, ABOUT | {"target": "openvino"})
+    path.unlink()  # as another run with the same output does at its end
+    journal.score_of(["a"], lambda: 1.0)
+    assert Journal(path, ABOUT | {"target": "openvino"}).scores == {("a",): 1.0}

@@ -103,7 +103,12 @@ def test_manual_precisions_are_pins(tmp_path):
         (hawq(type="magic"), "precision.type is 'magic'; known: hawq, autoq, manual"),
         (hawq(type=["hawq"]), "precision.type is .'hawq'.; known"),
         (manual(5), "bitwidth_per_scope is 5; expected a list"),
-        ({"compression": hawq()["compression"] | {"ignored_scopes": "fc"}}, "ignored_scopes is 'fc'; expected a list"),
+        ({"compression": hawq()["compression"] | {"ignored_scopes": "fc"}}, "scope 'fc' is not understood"),
+        ({"compression": hawq()["compression"] | {"ignored_scopes": None}}, "ignored_scopes is None; expected a list"),
+        ({"compression": hawq()["compression"] | {"ignored_scopes": ["{re}.*fc.*"]}}, "scope '{re}.*fc.*' is not"),
+        (hawq() | {"target_scopes": ["Net/NNCFConv2d[c]/conv2d_0"]}, "target_scopes: not read"),
+        (hawq(iter_number=float("inf")), "precision.iter_number is inf"),
+        (manual([[4.0, "Net/NNCFConv2d[conv1]/conv2d_0|WEIGHT"]]), "4.0 bits; target packed stores"),
         ({"compression": hawq()["compression"] | {"weights": 4}}, "weights is 4; expected an object"),
         (hawq(speed=1), "precision.speed is no key of hawq; known: bits, bitwidth_assignment_mode"),
         (autoq(tolerance=1), "precision.tolerance is no key of autoq"),
@@ -136,3 +141,14 @@ def test_scopes_ignored_for_weights_alone_stay_in_float_too(tmp_path):
 def test_a_ratio_that_no_plan_reaches_is_refused(tmp_path):
     with pytest.raises(InvalidInput, match="target openvino runs inputs in 8 bits alone: no plan reaches more than 1"):
         read(tmp_path, hawq(), find_target("openvino"))
+
+
+def test_comments_and_operators_without_a_name(tmp_path):
+    config = hawq() | {"ignored_scopes": ["Net/relu_0", "Net/NNCFConv2d[c2]/conv2d_0"]}
+    text = json.dumps(config, indent=2).replace("{", "{ // NNCF's files have comments", 1)
+    (tmp_path / "nncf.json").write_text(text.replace("resnet50", "https://resnet50"))
+    found = read_nncf_config(tmp_path / "nncf.json", PACKED)
+    assert found.pins == {"fc.weight": "float", "c2.weight": "float"}
+    assert found.notes["Net/relu_0"] == "not needed: no layer with a weight"
+    found = read(tmp_path, manual([[8, "Net/relu_0|OUTPUT"]]))
+    assert found.notes["Net/relu_0|OUTPUT"].startswith("refused: inputs take 8 bits")

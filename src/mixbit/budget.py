@@ -153,23 +153,20 @@ def resource_usage(name: str, table: Sensitivity) -> NDArray[np.float64]:
         InvalidInput: a name that is unknown or stands for a ratio to uniform w8a8, which does not add up; or a
             resource that the table does not hold.
     """
+    known = [one for one in RESOURCES if one not in _RATIOS and one != "activation_bytes"]
+    if name not in known:
+        instead = f"; take {_RATIOS[name]}" if name == "bit_ops_ratio" else ""
+        raise InvalidInput(f"resource {name!r} does not add up over layers; known: {', '.join(known)}{instead}")
     weights = float(table.numel.sum())
     match name:
         case "weight_ratio":
             return table.usage["weight_bytes"] / (4 * weights)
         case "mean_bits":
             return table.usage["weight_bits"] / weights
-        case "bit_complexity":
-            schemes = [Scheme.parse(choice) for choice in table.choices]
-            return np.outer(table.macs, [float(max(one.weight_bits, one.input_bits)) for one in schemes])
         case "latency_ms" if name not in table.usage:
             raise InvalidInput(
                 "latency_ms: the table holds no times of its choices; measure with --latency, or quantize, which does"
             )
-    known = [one for one in RESOURCES if one not in _RATIOS and one != "activation_bytes"]
-    if name not in known:
-        instead = f"; take {_RATIOS[name]}" if name == "bit_ops_ratio" else ""
-        raise InvalidInput(f"resource {name!r} does not add up over layers; known: {', '.join(known)}{instead}")
     return table.usage[name]
 
 
@@ -180,9 +177,17 @@ def _limits(name: str, value: float, table: Sensitivity) -> list[Limit]:
         return [Limit(name, numbers[:, None] * size, value - fixed, offset=float(fixed)) for fixed, numbers in moments]
     if name not in _RATIOS:
         return [Limit(name, resource_usage(name, table), value)]
-    bits = 64.0 if name == "bit_ops_ratio" else 8.0
+    usage, bits = (table.usage["bit_ops"], 64.0) if name == "bit_ops_ratio" else (_bit_complexity(table), 8.0)
     int8 = bits * float(table.macs.sum())
-    return [Limit(name, resource_usage(_RATIOS[name], table), int8 / value, int8)]
+    if not math.isfinite(int8 / value):
+        raise InvalidInput(f"budget {name}={value}: so small a ratio is no limit; give a larger one")
+    return [Limit(name, usage, int8 / value, int8)]
+
+
+def _bit_complexity(table: Sensitivity) -> NDArray[np.float64]:
+    """[L, C] multiply-accumulates x the larger of weight and input bits."""
+    schemes = [Scheme.parse(choice) for choice in table.choices]
+    return np.outer(table.macs, [float(max(one.weight_bits, one.input_bits)) for one in schemes])
 
 
 def activation_bytes(table: Sensitivity, choices: NDArray[np.int64]) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ def searched(table: Sensitivity, new_scoring: Callable[[], Scoring], budget: Bud
     def features() -> FloatArray:
         return layer_features(scoring().graph, find_layers(scoring().graph))
 
-    trials = Trials(evaluate, lambda: scoring().float_score, features)
+    trials = Trials(evaluate, lambda: scoring().float_score, features, table.seed)
     return priced(table, budget, search(table, budget, method=method, trials=trials))
 
 
@@ -41,6 +41,8 @@ def cheapest_enough(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tupl
     """
     if drop.percent and not scoring.in_accuracy:
         raise InvalidInput(f"max drop {drop}: a percentage is of right answers, and the data has no labels; give nats")
+    if drop.value >= 1 and scoring.in_accuracy:
+        raise InvalidInput(f"max drop {drop}: of right answers, give less than 1; five points are 5% or 0.05")
     points, least = front(table, "weight_bytes"), scoring.float_score - drop.value
     index = points.cheapest_enough(scoring.deployed, least)
     found = points.plan(index)

@@ -222,7 +222,10 @@ def search(
     if isinstance(stored, dict) and "points" in stored:
         if method != "ilp" or pin:
             raise InvalidInput(f"{sensitivity}: a front; --method and --pin need the table that measure wrote")
-        plan = Front.load(sensitivity).within(limits)
+        found = Front.load(sensitivity)
+        plan = found.within(limits)
+        if found.thinned_from is not None:
+            _say(f"{sensitivity} holds {len(found)} of {found.thinned_from} plans: a better one may be left out")
     else:
         table = Sensitivity.load(sensitivity)
         verdict = table.verdict

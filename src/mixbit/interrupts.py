@@ -5,6 +5,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+#: After the time is up, in case the block caught that.
+SECONDS_BETWEEN = 1.0
+
 
 @contextmanager
 def interrupts_later() -> Iterator[None]:
@@ -22,6 +25,10 @@ def interrupts_later() -> Iterator[None]:
             raise KeyboardInterrupt
 
 
+class _TimeIsUp(BaseException):
+    """No Exception, which the block may catch."""
+
+
 @contextmanager
 def time_limit(seconds: float | None, error: Exception) -> Iterator[None]:
     """Raise the error where the block takes longer; in the main thread, and once code of other languages returns."""
@@ -30,12 +37,14 @@ def time_limit(seconds: float | None, error: Exception) -> Iterator[None]:
         return
 
     def stop(*_: object) -> None:
-        raise error
+        raise _TimeIsUp
 
     previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, SECONDS_BETWEEN)
     try:
         yield
+    except _TimeIsUp:
+        raise error from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)

@@ -30,17 +30,17 @@ class Journal:
     ) -> None:
         self.path = path
         self.scores: dict[tuple[str, ...], float] = {}
+        about = self.about = dict(about or {})
         if path is None:
             return
         lines = _lines(path)
-        about = dict(about or {})
-        if lines and lines[0] != about:
+        if lines[1:] and lines[0] != about:
             if not force:
                 raise InvalidInput(
                     f"{path}: holds trials of another run; delete it, or give --force to throw them away"
                 )
             lines = []
-        if not lines:
+        if not lines or lines[0] != about:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text(path, json.dumps(about) + "\n")
         for number, line in enumerate(lines[1:], 2):
@@ -60,6 +60,8 @@ class Journal:
     def _append(self, line: dict[str, Any]) -> None:
         if self.path is None:
             return
+        if not self.path.exists():  # another run with the same output has ended
+            write_text(self.path, json.dumps(self.about) + "\n")
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()

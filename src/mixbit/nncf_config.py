@@ -7,6 +7,8 @@ Understood is the form `{"target_device": ..., "compression": {"algorithm": "qua
 -   autoq: size of the weights / their size in float32, at most: `weight_ratio`, which counts scales too.
 """
 
+import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +17,6 @@ from typing import Any
 
 from mixbit.budget import Budget
 from mixbit.errors import InvalidInput
-from mixbit.files import read_json
 from mixbit.target import Target
 
 #: NNCF's defaults; of autoq's episodes there is none that runs, and its examples have 300.
@@ -56,9 +57,8 @@ def read_nncf_config(path: str | Path, target: Target, budget: Budget | None = N
     Raises:
         InvalidInput: no such file, not that form, or a key that cannot be honoured; it is named.
     """
-    stored = read_json(Path(path))
     try:
-        found = _read(stored, target)
+        found = _read(_read_json(Path(path)), target)
         if budget is None and "bit_complexity_ratio" in found.budget.limits and target.input_bits == (8,):
             raise InvalidInput(
                 "HAWQ's ratio counts the larger of weight and input bits, and target "
@@ -70,6 +70,15 @@ def read_nncf_config(path: str | Path, target: Target, budget: Budget | None = N
     return found if budget is None else replace(found, budget=budget)
 
 
+def _read_json(path: Path) -> Any:
+    """The file, without its comments, which NNCF allows."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return json.loads(re.sub(r'("(?:\\.|[^"\\])*")|//[^\n]*', lambda found: found[1] or "", text))
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"cannot be read as JSON: {error}") from error
+
+
 def _read(stored: Any, target: Target) -> NncfConfig:
     notes: dict[str, str] = {}
     config = _mapping(stored, "the file")
@@ -78,12 +87,15 @@ def _read(stored: Any, target: Target) -> NncfConfig:
     kind = precision.pop("type", None)
     if not isinstance(kind, str) or kind not in _KINDS:
         raise InvalidInput(f"compression.initializer.precision.type is {kind!r}; known: {', '.join(_KINDS)}")
+    pins = _ignored(config, notes)
     for key in config:
+        if key in ("ignored_scopes", "target_scopes"):
+            continue
         if key == "target_device":
             notes[key] = f"not needed: --target {target.name} decides what is offered"
         elif key != "compression":
             notes[key] = "not needed: no part of quantization"
-    pins = _quantizer_keys(quantization, target, notes)
+    pins |= _quantizer_keys(quantization, target, notes)
     read, known = _KINDS[kind]
     unknown = sorted(set(precision) - known)
     if unknown:
@@ -149,11 +161,11 @@ def _manual(precision: dict[str, Any], target: Target, pins: dict[str, str], not
             raise InvalidInput(f"precision.bitwidth_per_scope: {entry!r}; each is [bits, scope]")
         bits, scope = entry
         layer, what = _layer(scope)
-        if what != "WEIGHT":
+        if what != "WEIGHT" or layer is None:
             notes[scope] = "refused: inputs take 8 bits where precisions are set by hand"
             continue
-        if bits not in target.weight_bits:
-            raise InvalidInput(f"{scope}: {bits} bits; target {target.name} stores weights of {target.weight_bits}")
+        if not isinstance(bits, int) or bits not in target.weight_bits:
+            raise InvalidInput(f"{scope}: {bits!r} bits; target {target.name} stores weights of {target.weight_bits}")
         found[layer] = f"w{bits}a8"
         notes[scope] = f"mapped: pin {layer}=w{bits}a8"
     return NncfConfig("weight_error", "ilp", Budget(weight_ratio=1), ("w8a8",), found, 1.0, notes)
@@ -213,11 +225,16 @@ _FORMATS = {
 
 def _ignored(entry: Mapping[str, Any], notes: dict[str, str]) -> dict[str, str]:
     """Layer -> float, of the scopes that are ignored."""
-    pins = {}
-    for scope in _list(entry.get("ignored_scopes", []), "ignored_scopes"):
+    if entry.get("target_scopes"):
+        raise InvalidInput("target_scopes: not read; leave them out, and give the other layers --pin NAME=float")
+    scopes, pins = entry.get("ignored_scopes", []), {}
+    for scope in [scopes] if isinstance(scopes, str) else _list(scopes, "ignored_scopes"):
         layer, _ = _layer(scope)
-        pins[layer] = "float"
-        notes[scope] = f"mapped: pin {layer}=float"
+        if layer is None:
+            notes[scope] = "not needed: no layer with a weight"
+        else:
+            pins[layer] = "float"
+            notes[scope] = f"mapped: pin {layer}=float"
     return pins
 
 
@@ -235,13 +252,19 @@ def _choices(precision: dict[str, Any], target: Target, notes: dict[str, str]) -
     return tuple(f"w{weight}a{input_}" for weight in weights for input_ in inputs)
 
 
-def _layer(scope: Any) -> tuple[str, str]:
-    """Name of the parameter behind a scope, as in `Net/NNCFConv2d[conv1]/conv2d_0|WEIGHT`, and what of it is meant."""
-    names = re.findall(r"\[([^\]]+)\]", scope) if isinstance(scope, str) else []
-    if not names:
-        raise InvalidInput(f"scope {scope!r} is not understood; expected as in Net/NNCFConv2d[conv1]/conv2d_0|WEIGHT")
+def _layer(scope: Any) -> tuple[str | None, str]:
+    """Name of the parameter behind a scope, as in `Net/NNCFConv2d[conv1]/conv2d_0|WEIGHT`, and what of it is meant.
+
+    No name for scopes of operators without a name of their own, as `Net/relu_0`.
+    """
+    if not isinstance(scope, str) or scope.startswith("{re}") or "/" not in scope:
+        raise InvalidInput(
+            f"scope {scope!r} is not understood; write it as in Net/NNCFConv2d[conv1]/conv2d_0, or leave it out and "
+            "give --pin NAME=float"
+        )
+    names = re.findall(r"\[([^\]]+)\]", scope)
     _, _, what = scope.partition("|")
-    return ".".join(names) + ".weight", re.sub(r"\d+$", "", what) or "WEIGHT"
+    return ".".join(names) + ".weight" if names else None, re.sub(r"\d+$", "", what) or "WEIGHT"
 
 
 def _mapping(value: Any, place: str) -> Mapping[str, Any]:
@@ -258,6 +281,11 @@ def _list(value: Any, place: str) -> list[Any]:
 
 def _number(precision: dict[str, Any], key: str, default: float, kind: type = float) -> Any:
     value = precision.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0 or value != kind(value):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 < value < math.inf
+        or value != kind(value)
+    ):
         raise InvalidInput(f"precision.{key} is {value!r}; give a positive {'whole ' if kind is int else ''}number")
     return kind(value)

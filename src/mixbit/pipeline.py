@@ -44,6 +44,10 @@ FLAVOURS = {"static": "Ranges of activations are fixed by calibration data; no t
 ROUNDINGS = {"nearest": "Every weight to the nearest integer, ties to even."}
 
 
+#: The longest time that an evaluation may be given: a week.
+LONGEST_S = 7 * 24 * 3600
+
+
 @dataclass(frozen=True)
 class Settings:
     """How a plan is made.
@@ -187,10 +191,12 @@ class _Run:
         check_writable_folder(out, force=force)
         if not 0 < settings.eval_subset_ratio <= 1:
             raise InvalidInput(f"eval_subset_ratio={settings.eval_subset_ratio}: give a share between 0 and 1")
-        if settings.eval_timeout_s is not None and not settings.eval_timeout_s > 0:
-            raise InvalidInput(f"eval_timeout_s={settings.eval_timeout_s}: give a positive number of seconds")
+        if settings.eval_timeout_s is not None and not 0 < settings.eval_timeout_s <= LONGEST_S:
+            raise InvalidInput(
+                f"eval_timeout_s={settings.eval_timeout_s}: give a positive number of seconds, {LONGEST_S} at most"
+            )
         self.out, self.settings, self.force = out, settings, force
-        self.journal_path = out.with_name(f"{out.name}.trials.jsonl")
+        self.journal_path = out.absolute().with_name(f"{out.absolute().name}.trials.jsonl")
         self.task = settings.task
         self.seconds: dict[str, float] = {}
 

@@ -1,5 +1,6 @@
 """How good a plan truly is: the network is quantized so, and evaluated, in simulation or in its runtime."""
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -9,11 +10,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import nn
 
 from mixbit.batches import Batch, as_given
 from mixbit.calibrate import Calibration
 from mixbit.errors import InvalidInput, MixbitError
 from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
+from mixbit.exporting import copy_module
 from mixbit.graph import Graph
 from mixbit.interrupts import time_limit
 from mixbit.journal import Journal
@@ -22,11 +25,23 @@ from mixbit.simulate import quantize
 from mixbit.target import target_module
 from mixbit.task import Task
 
-Score = Callable[[Graph, Sequence[Any]], float]
+Score = Callable[[nn.Module, Sequence[Any]], float]
 """`score(model, batches) -> float`, the higher the better: the user's own evaluation function.
 
 A batch is what the model takes, with labels last or under `labels` where there are any.
 """
+
+
+class _Model(nn.Module):
+    """A graph of its own for a function of the user's own, which may call and change it like any module."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph_module = graph.module  # so that it is found among the parameters
+        self.graph = graph
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.graph(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -65,9 +80,13 @@ class Scoring:
     @cached_property
     def float_score(self) -> float:
         """The score of the float network."""
-        return self._timed(
-            "float", lambda: self._of_graph(self.graph) if self.score else self._of_outputs(self.reference)
-        )
+
+        def score() -> float:
+            if self.score is None:
+                return self._of_outputs(self.reference)
+            return self._of_graph(dataclasses.replace(self.graph, module=copy_module(self.graph.module)))
+
+        return self._timed("float", score)
 
     def simulated(self, plan: Plan) -> float:
         """The score of the plan's simulation."""
@@ -84,14 +103,15 @@ class Scoring:
         return self.journal.score_of(key, lambda: self._timed(plan.made_by, score))
 
     def _of_graph(self, graph: Graph) -> float:
+        """The graph is one of its own, which the user's function may change."""
         if self.score is None:
             return self._of_outputs(evaluate(graph_runner(graph, self.task), self.batches, self.task, "try a plan"))
         try:
             with torch.no_grad():
-                return float(self.score(graph, [as_given(batch) for batch in self.batches]))
+                return float(self.score(_Model(graph), [as_given(batch) for batch in self.batches]))
         except MixbitError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InvalidInput(f"the evaluation function fails on a plan: {type(error).__name__}: {error}") from error
 
     def _of_artefact(self, plan: Plan) -> float:

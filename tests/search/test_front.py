@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import json
 import time
@@ -113,6 +114,19 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     assert stored["points"][0].keys() >= {"loss", "weight_bytes", "mean_bits", "layers"}
 
 
+@pytest.mark.parametrize("resource", ["mean_bits", "weight_ratio", "latency_ms"])
+def test_rounding_makes_no_points(resource):
+    """Of equal layers only the number with each width counts: sums in another order are the same use."""
+    table = random_table(8, 3)
+    row = np.array([0.1, 0.3, 0.7])
+    usage = table.usage | {"latency_ms": np.tile(row, (8, 1))}
+    equal = {name: np.tile(values[0], (8, 1)) for name, values in usage.items()}
+    loss = np.tile(table.loss[0], (8, 1))
+    found = front(dataclasses.replace(table, usage=equal, loss=loss, numel=np.full(8, table.numel[0])), resource)
+    assert len(found) <= 45  # ways to share 8 layers among 3 widths
+    assert (np.diff(found.figures["loss"]) < 0).all()
+
+
 def test_one_choice_makes_a_front_of_one_point():
     table = small_table(choices=("w8a8",), loss=np.full((3, 1), 0.1), standard_error=np.zeros((3, 1)), usage={
         name: values[:, :1] for name, values in small_table().usage.items()
@@ -123,13 +137,16 @@ def test_one_choice_makes_a_front_of_one_point():
     assert set(found.plan(0).layers.values()) == {"w8a8"}
 
 
-def test_thinned_keeps_the_ends_and_no_more_than_asked():
+def test_thinned_keeps_the_ends_and_no_more_than_asked(tmp_path):
     found = front(random_table(12, 5))
     few = found.thinned(10)
     assert 2 <= len(few) <= 10
     assert few.plan(0) == found.plan(0)
     assert few.plan(len(few) - 1) == found.plan(len(found) - 1)
     assert {few.figures["loss"][i] for i in range(len(few))} <= set(found.figures["loss"])
+    assert few.thinned_from == len(found)
+    few.save(tmp_path / "front.json")
+    assert Front.load(tmp_path / "front.json").thinned_from == len(found)
     with pytest.raises(InvalidInput, match="1 points: give 2 or more"):
         found.thinned(1)
 
@@ -148,6 +165,8 @@ def test_budgets_that_the_front_cannot_answer():
 def test_bad_resources_are_refused():
     with pytest.raises(InvalidInput, match="resource 'speed' does not add up"):
         front(small_table(), "speed")
+    with pytest.raises(InvalidInput, match="resource 'bit_complexity' does not add up"):
+        front(small_table(), "bit_complexity")
     with pytest.raises(InvalidInput, match="take bit_ops"):
         front(small_table(), "bit_ops_ratio")
 

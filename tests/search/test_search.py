@@ -61,6 +61,15 @@ def test_any_function_is_a_method():
     assert plan.made_by == "fisher + cheapest"
 
 
+def test_a_function_cannot_change_the_table():
+    def vandal(problem):
+        problem.loss[:] = 0
+        return problem.usage[0].argmin(axis=1)
+
+    with pytest.raises(ValueError, match="read-only"):
+        search(small_table(), Budget(mean_bits=6), method=vandal)
+
+
 def test_an_unknown_method_lists_the_known_ones():
     with pytest.raises(InvalidInput, match="search 'magic' is unknown; known: ilp"):
         search(small_table(), Budget(mean_bits=6), method="magic")

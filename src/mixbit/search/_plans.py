@@ -15,9 +15,11 @@ from mixbit.sensitivity import Sensitivity
 def problem_over(table: Sensitivity, limits: Sequence[Limit], trials: Trials | None = None) -> Problem:
     """The arrays of a table under some limits."""
     schemes = [Scheme.parse(choice) for choice in table.choices]
-    usage = np.array([limit.usage for limit in limits]).reshape(len(limits), *table.loss.shape)
+    loss, usage = table.loss.copy(), np.array([limit.usage for limit in limits]).reshape(-1, *table.loss.shape)
+    for array in (loss, usage):
+        array.setflags(write=False)  # a function of the user's own cannot change the table
     return Problem(
-        loss=table.loss,
+        loss=loss,
         usage=usage,
         limits=np.array([limit.bound for limit in limits], dtype=float),
         ties=table.ties,

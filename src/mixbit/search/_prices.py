@@ -70,7 +70,9 @@ def _price(
 
 def _per_unit(limit: Limit, slope: float) -> float:
     """A slope per unit of usage as one per unit of the name: for a ratio r = c / usage, per unit that r falls."""
-    return slope if limit.ratio_of is None else slope * limit.bound**2 / limit.ratio_of
+    if limit.ratio_of is None:
+        return slope
+    return slope * limit.bound**2 / limit.ratio_of if limit.ratio_of else 0.0
 
 
 def _wider(table: Sensitivity, before: int, after: int) -> bool:

@@ -25,11 +25,13 @@ class Trials:
         evaluate: A choice [L] -> its score, the higher the better: accuracy, or -KL divergence.
         evaluate_float: The score of the network in float.
         features: [L, F] what each layer is, in the order of `mixbit.search.autoq.FEATURES`.
+        seed: Of every draw, where the method is given none.
     """
 
     evaluate: Callable[[Integers], float]
     evaluate_float: Callable[[], float]
     features: Callable[[], Floats]
+    seed: int = 0
 
 
 def taken(values: Floats, choice: Integers) -> Floats:

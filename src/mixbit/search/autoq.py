@@ -52,7 +52,7 @@ PAST = 0.5
 
 
 def solve(
-    problem: Problem, *, episodes: int = 100, warmup: int = 20, warm_start: bool = False, seed: int = 0
+    problem: Problem, *, episodes: int = 100, warmup: int = 20, warm_start: bool = False, seed: int | None = None
 ) -> Integers:
     """AutoQ: an agent trained by reinforcement tries plans on the network; needs the extra `autoq`.
 
@@ -63,7 +63,7 @@ def solve(
         episodes: Plans to try.
         warmup: How many of them, the first, act at random; at most half.
         warm_start: Whether the first plan is that of `ilp` as it is, and the random ones are drawn around it.
-        seed: Of every draw.
+        seed: Of every draw; that of the trials where None.
 
     Raises:
         InvalidInput: no network to try plans on, the extra is missing, or an option is out of its range.
@@ -74,7 +74,8 @@ def solve(
         raise InvalidInput(
             "search autoq tries plans on the network: use mixbit quantize --search autoq, or give trials"
         )
-    if episodes < 1 or warmup < 0 or seed < 0:
+    seed = problem.trials.seed if seed is None else seed
+    if episodes < 1 or warmup < 0 or not 0 <= seed < 2**32 - episodes:
         raise InvalidInput(
             f"search autoq: episodes={episodes}, warmup={warmup}, seed={seed}; give 1 episode or more, 0 or more of "
             "both others"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -23,8 +23,8 @@ from mixbit.sensitivity import Sensitivity, first_problem
 def front(table: Sensitivity, resource: str = "weight_bytes") -> "Front":
     """All plans that no other plan beats in both loss and use of the resource, from the cheapest to the dearest.
 
-    Exact for any table: what is found within a limit is what `ilp` finds. The number of plans grows with layers and
-    choices; 53 layers with 7 choices have some ten thousand.
+    Exact for any table: what is found within a limit is what `ilp` finds. Uses that differ by less than 1e-12 of the
+    largest are one. The number of plans grows with layers and choices; 53 layers with 7 choices have some 25,000.
 
     Args:
         table: Predicted loss and usage of every choice of every layer.
@@ -38,7 +38,7 @@ def front(table: Sensitivity, resource: str = "weight_bytes") -> "Front":
     Management Science 1969, for several choices an item.
     """
     groups = problem_over(table, []).groups
-    usage = np.where(np.isfinite(table.loss), resource_usage(resource, table), 0.0)
+    usage = _whole(np.where(np.isfinite(table.loss), resource_usage(resource, table), 0.0))
     merged = np.zeros(groups.loss.shape)
     np.add.at(merged, groups.group, usage)
     choices = pareto_choices(groups, merged)[:, groups.group]
@@ -55,6 +55,14 @@ def front(table: Sensitivity, resource: str = "weight_bytes") -> "Front":
     )
 
 
+def _whole(usage: Floats) -> Floats:
+    """[L, C] in units of 1e-12 of the largest sum, unless whole already: sums of whole numbers have no rounding."""
+    largest = usage.max(axis=1).sum()
+    if (usage == np.round(usage)).all() or not largest:
+        return usage
+    return np.round(usage / (largest * 1e-12))
+
+
 @dataclass(frozen=True, eq=False)
 class Front:
     """The plans that no other plan beats; N points, L layers.
@@ -68,6 +76,7 @@ class Front:
         schemes: What `choices` index.
         choices: [N, L] by ascending use of the resource.
         figures: `loss`, `weight_bytes`, `mean_bits`, ... -> [N], see `Plan.predicted`.
+        thinned_from: How many points there were, where some were left out; else None.
     """
 
     resource: str
@@ -78,6 +87,7 @@ class Front:
     schemes: tuple[str, ...]
     choices: Integers
     figures: dict[str, Floats]
+    thinned_from: int | None = None
 
     def __len__(self) -> int:
         return len(self.choices)
@@ -94,6 +104,8 @@ class Front:
 
     def within(self, budget: Budget) -> Plan:
         """The best plan within the budget, which limits the front's resource in any of its units and nothing else.
+
+        Of a front that was thinned, the best of what was kept.
 
         Raises:
             InvalidInput: a budget of another resource: points that are best there are not all on this front.
@@ -141,14 +153,13 @@ class Front:
         wanted = np.linspace(used[0], used[-1], number)
         index = np.unique(np.concatenate([np.searchsorted(used, wanted[:-1], side="right") - 1, [len(self) - 1]]))
         figures = {name: values[index] for name, values in self.figures.items()}
-        return Front(
-            self.resource, self.target, self.fingerprint, self.made_by, self.layers, self.schemes,
-            self.choices[index], figures,
-        )  # fmt: skip
+        return replace(self, choices=self.choices[index], figures=figures, thinned_from=self.thinned_from or len(self))
 
     def to_json(self) -> str:
         """The file's text: one point a line."""
         head = {name: getattr(self, name) for name in ("resource", "target", "fingerprint", "made_by")}
+        if self.thinned_from is not None:
+            head["thinned_from"] = self.thinned_from
         points = (
             json.dumps({name: _short(values[i]) for name, values in self.figures.items()} | {"layers": self._layers(i)})
             for i in range(len(self))
@@ -185,6 +196,7 @@ class Front:
             schemes=schemes,
             choices=np.array([[number[scheme] for scheme in point.layers.values()] for point in points]),
             figures=figures,
+            thinned_from=stored.thinned_from,
         )
 
     def _layers(self, index: int) -> dict[str, str]:
@@ -218,4 +230,5 @@ class _Stored(BaseModel):
     target: str
     fingerprint: str
     made_by: str
+    thinned_from: Annotated[int, Field(ge=1)] | None = None
     points: Annotated[list[_Point], Field(min_length=1)]

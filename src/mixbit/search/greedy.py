@@ -22,7 +22,8 @@ def solve(problem: Problem) -> Integers:
     choice = _cheapest(groups)
     while not groups.keeps(choice):
         used = np.array([taken(table, choice).sum() for table in groups.usage])
-        scale = np.maximum(np.abs(groups.limits), np.finfo(float).tiny)
+        largest = groups.usage.max(axis=(1, 2))
+        scale = np.maximum(np.maximum(np.abs(groups.limits), 1e-9 * largest), np.finfo(float).tiny)
         exceeded = np.where(used > groups.limits, 1 / scale, 0.0)
         if not exceeded.any():
             exceeded = 1 / scale  # over by rounding alone

@@ -52,7 +52,9 @@ def solve(problem: Problem, *, criterion: Criterion = "relative", multiplier: fl
         return _smallest_sum(problem)
     error = _widest_inputs(problem)
     if criterion == "relative":
-        error = error / _int8_error(problem, error)
+        with np.errstate(over="ignore"):
+            ratio = np.minimum(error / _int8_error(problem, error), np.finfo(float).max)
+        error = np.where(np.isfinite(error), ratio, np.inf)
     bits, offered = problem.bits_of("weight_bits", "mixquant"), np.isfinite(error)
     widest = np.where(offered, -bits, np.inf)  # where no width is within the bound
     for bound in np.unique(error[offered]) if multiplier is None else [multiplier]:
