@@ -14,7 +14,7 @@ import torch
 
 import mixbit as mb
 from benchmarks import cifar, paths, resnet20
-from mixbit.cli import print_study
+from mixbit.printing import print_study
 from mixbit.studies import RandomPlans, Subject, study
 
 BITS = (3, 4, 6, 8)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mixbit as mb
 from benchmarks import gpt, paths
-from mixbit.cli import print_study
+from mixbit.printing import print_study
 from mixbit.studies import RandomPlans, Subject, study
 from mixbit.task import Task
 

@@ -42,7 +42,7 @@ LEVELS = (
         "result",
     },
     {"studies"},
-    {"specs", "recheck", "pipeline", "demo", "cli", "__init__", "__main__"},
+    {"printing", "specs", "recheck", "pipeline", "demo", "cli", "__init__", "__main__"},
 )
 METHOD_FOLDERS = {"metrics", "search", "targets"}
 

@@ -1,6 +1,5 @@
 """The command line: parse, call, print. Figures and tables go to standard output, progress and messages to error."""
 
-import json
 import sys
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -8,16 +7,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from mixbit.errors import InvalidInput, MixbitError
+from mixbit.printing import (
+    print_json,
+    print_prices,
+    print_result,
+    print_rows,
+    print_sensitivities,
+    print_study,
+    say,
+    say_what_runs_in_float,
+)
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 INTERRUPTED = 130
-#: Columns of a table that goes to a file or another program.
-WIDE = 200
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function or package.module:function")]
 Data = Annotated[str, typer.Option("--data", help="DATA: calibration batches; the same form as MODEL")]
@@ -137,8 +142,8 @@ def quantize(
     if as_json:
         print(deployed.result.to_json(), end="")
     else:
-        _print_result(deployed.result)
-        _say(f"{deployed.table.verdict}\n{deployed.comparison}\nwritten to {out}")
+        print_result(deployed.result)
+        say(f"{deployed.table.verdict}\n{deployed.comparison}\nwritten to {out}")
     deployed.comparison.check()
 
 
@@ -193,8 +198,8 @@ def measure(
     if as_json:
         print(out.read_text(encoding="utf-8"), end="")
     else:
-        _print_table(table)
-        _say(f"{table.verdict}\nwritten to {out}")
+        print_sensitivities(table)
+        say(f"{table.verdict}\nwritten to {out}")
 
 
 @app.command()
@@ -225,7 +230,7 @@ def search(
         found = Front.load(sensitivity)
         plan = found.within(limits)
         if found.thinned_from is not None:
-            _say(f"{sensitivity} holds {len(found)} of {found.thinned_from} plans: a better one may be left out")
+            say(f"{sensitivity} holds {len(found)} of {found.thinned_from} plans: a better one may be left out")
     else:
         table = Sensitivity.load(sensitivity)
         verdict = table.verdict
@@ -235,12 +240,12 @@ def search(
     if as_json:
         print(out.read_text(encoding="utf-8"), end="")
     else:
-        _print_rows("plan", ("layer", "scheme"), list(plan.layers.items()))
-        _print_rows("predicted", ("what", "value"), [(name, f"{value:g}") for name, value in plan.predicted.items()])
-        _print_prices(plan)
-        _say(f"written to {out}")
+        print_rows("plan", ("layer", "scheme"), list(plan.layers.items()))
+        print_rows("predicted", ("what", "value"), [(name, f"{value:g}") for name, value in plan.predicted.items()])
+        print_prices(plan)
+        say(f"written to {out}")
     if verdict.startswith("cannot rank"):
-        _say(verdict)
+        say(verdict)
 
 
 @app.command()
@@ -279,8 +284,8 @@ def front(
     shown = found.thinned(ROWS)
     names = ("loss", "weight_bytes", "mean_bits", *({resource} - {"weight_bytes", "mean_bits"}))
     rows = [tuple(f"{shown.figures[name][i]:.6g}" for name in names) for i in range(len(shown))]
-    _print_rows(f"front over {resource}", names, rows)
-    _say(f"{len(shown)} of {len(found)} plans shown, {len(written)} written to {out}")
+    print_rows(f"front over {resource}", names, rows)
+    say(f"{len(shown)} of {len(found)} plans shown, {len(written)} written to {out}")
 
 
 @app.command()
@@ -290,7 +295,7 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="DIR")], as_json: AsJs
 
     comparison = recheck(folder)
     if as_json:
-        _print_json(vars(comparison))
+        print_json(vars(comparison))
     else:
         print(comparison)
     comparison.check()
@@ -309,17 +314,17 @@ def bench(
 
     report = bench_(folder, tuple(batch or (1, 32)))
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
     rows = [
         (name, row["scheme"], f"{row['weight_bytes']:,}", row["stored"], row["executed"])
         for name, row in report["layers"].items()
     ]
-    _print_rows("layers", ("layer", "scheme", "bytes", "stored", "executed"), rows)
+    print_rows("layers", ("layer", "scheme", "bytes", "stored", "executed"), rows)
     latency, default = report["latency_ms"], report["default_latency_ms"]
     timed = [(size, f"{latency[size]:.3f}", f"{default[size]:.3f}") for size in latency]
-    _print_rows("latency", ("batch", "ms", "ms with the runtime's default settings"), timed)
-    _say_what_runs_in_float(report["in_float"], len(rows))
+    print_rows("latency", ("batch", "ms", "ms with the runtime's default settings"), timed)
+    say_what_runs_in_float(report["in_float"], len(rows))
 
 
 @app.command()
@@ -367,7 +372,7 @@ def study(
         print(found.to_json(), end="")
     else:
         print_study(found)
-        _say(f"written to {out}")
+        say(f"written to {out}")
 
 
 @app.command()
@@ -380,12 +385,12 @@ def demo(
 
     rows = run_demo(out)
     if as_json:
-        _print_json({"rows": [vars(row) for row in rows]})
+        print_json({"rows": [vars(row) for row in rows]})
     else:
-        _print_rows("handwritten digits", COLUMNS, [row.cells() for row in rows])
-        _say("every file ran in its runtime and matches its simulation and the predicted bytes")
+        print_rows("handwritten digits", COLUMNS, [row.cells() for row in rows])
+        say("every file ran in its runtime and matches its simulation and the predicted bytes")
         if out is not None:
-            _say(f"written to {out}; try: mixbit bench {out}/openvino-mixed")
+            say(f"written to {out}; try: mixbit bench {out}/openvino-mixed")
 
 
 #: Rows of a front that are printed.
@@ -399,9 +404,9 @@ def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json:
     _known("list", what, LISTS)
     rows = _LISTS[what]()
     if as_json:
-        _print_json(dict(rows))
+        print_json(dict(rows))
     else:
-        _print_rows(what, ("name", "what it does"), rows)
+        print_rows(what, ("name", "what it does"), rows)
 
 
 def _targets() -> list[tuple[str, str]]:
@@ -472,7 +477,7 @@ def _nncf(path: Path, target: str, budget: list[str] | None, **others: Any) -> A
     _refuse(others, "the configuration of --nncf-config has its own")
     found = read_nncf_config(path, find_target(target), Budget.parse(budget) if budget else None)
     for key, note in found.notes.items():
-        _say(f"{path.name}: {key}: {note}")
+        say(f"{path.name}: {key}: {note}")
     return found
 
 
@@ -520,7 +525,7 @@ def _say_unless_used(loss: str | None, metric: str) -> None:
     from mixbit.metrics import WITHOUT_LOSS
 
     if loss is not None and metric in WITHOUT_LOSS:
-        _say(f"--loss {loss}: the metric {metric} looks at no loss; take another, as fisher")
+        say(f"--loss {loss}: the metric {metric} looks at no loss; take another, as fisher")
 
 
 def _split(choices: str | None) -> list[str] | None:
@@ -532,7 +537,7 @@ def _model(spec: str, device: str) -> Any:
 
     model = load_model(spec).to(_device(device))
     if model.training:
-        _say(f"MODEL {spec}: in training mode; it is run in eval mode: no dropout, batch norms as trained")
+        say(f"MODEL {spec}: in training mode; it is run in eval mode: no dropout, batch norms as trained")
     return model
 
 
@@ -547,139 +552,21 @@ def _device(name: str) -> Any:
     return device
 
 
-def _print_result(result: Any) -> None:
-    from mixbit.result import in_float
-
-    rows = [("float", *_cells(result.float_)), ("simulated", *_cells(result.simulated))]
-    rows += [(f"uniform {row['scheme']}, simulated", *_cells(row)) for row in result.uniform]
-    rows.append(("deployed", *_cells(result.deployed)))
-    _print_rows(result.target, ("network", "accuracy", "weight bytes", "file bytes", "ms", "agreement"), rows)
-    _print_rows(
-        "plan", ("layer", "scheme", "executed"), [(n, row.scheme, row.executed) for n, row in result.layers.items()]
-    )
-    _say(result.chosen)
-    _say_what_runs_in_float(in_float(result.layers), len(result.layers))
-
-
-def _print_prices(plan: Any) -> None:
-    """What each limit costs, in words."""
-    for name, price in plan.prices.items():
-        line = f"{name}={plan.budget[name]:g} (used {price.used:.6g}): "
-        if price.gain <= 0:
-            _say(f"{line}looser by 5 %, it would change nothing")
-            continue
-        widens = "; ".join(f"{layer} {change}" for layer, change in list(price.widens.items())[:3])
-        _say(
-            f"{line}{price.looser:.6g} would lower the predicted loss by {price.gain:.3g}"
-            f"{f', first to widen: {widens}' if widens else ''} (shadow price {price.price:.3g} a unit)"
-        )
-
-
-def _say_what_runs_in_float(names: list[str], count: int) -> None:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    if names:
-        _say(f"{len(names)} of {count} layers did not run in int8: {', '.join(names[:5])}{more}")
-
-
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    def cell(name: str, form: str) -> str:
-        return format(row[name], form) if name in row else ""
-
-    size = cell("weight_bytes", ",.0f") or cell("predicted_bytes", ",.0f")
-    return (
-        cell("accuracy", ".2%"),
-        size,
-        cell("file_bytes", ",.0f"),
-        cell("latency_ms", ".3f"),
-        cell("agreement", ".2%"),
-    )
-
-
-def _print_table(table: Any) -> None:
-    rows = []
-    for layer, losses, errors in zip(table.layers, table.loss, table.standard_error, strict=True):
-        rows.append((layer, *[f"{loss:.2e} ±{error:.0e}" for loss, error in zip(losses, errors, strict=True)]))
-    _print_rows(f"predicted loss increase by {table.metric}", ("layer", *table.choices), rows)
-
-
-def print_study(found: Any) -> None:
-    """Print a study's table, the best metric first, what limits it, and which metrics have no figures and why."""
-
-    def with_interval(row: dict[str, Any], name: str) -> str:
-        if row[f"{name}_interval"] is None:
-            return _or_dash(row[name], ".3f")
-        low, high = row[f"{name}_interval"]
-        return f"{row[name]:.3f} ({low:.2f} to {high:.2f})"
-
-    answered = {metric: row for metric, row in found.metrics.items() if "seconds" in row}
-    sets = [prefix for prefix in ("", "near_") if f"{prefix}ceiling" in found.reliability]
-    names = [f"{prefix}{name}" for prefix in sets for name in ("spearman", "kendall", "kl_spearman")]
-    if found.truth == "kl":
-        names = [name for name in names if "kl_" not in name]
-    budgets = list(dict.fromkeys(budget for row in answered.values() for budget in row["regret"]))
-    rows = []
-    for metric, row in sorted(answered.items(), key=lambda one: -_or_last(one[1]["spearman"])):
-        regret = [_or_dash(row["regret"][budget], ".4f") for budget in budgets]
-        spent = _or_dash(row["seconds"], ".1f"), _or_dash(row["peak_mb"], ".0f")
-        rows.append((metric, *[with_interval(row, name) for name in names], *regret, *spent))
-    columns = ("metric", *names, *[f"regret at {budget}" for budget in budgets], "seconds", "peak MB")
-    _print_rows(f"rank correlation with {found.truth}, and 95 % intervals from 20 different plans on", columns, rows)
-    for prefix in sets:
-        which = "plans near the budget" if prefix else "random plans"
-        reliability = found.reliability[f"{prefix}reliability"]
-        if reliability > 0:
-            ceiling = with_interval(found.reliability, f"{prefix}ceiling")
-            what = f"has reliability {reliability:.3f}; a perfect metric would correlate by about {ceiling}"
-        else:
-            what = "does not agree between halves of the data; evaluate on more data, or more plans"
-        _say(f"{which}: {found.truth} {what}")
-    reasons = {metric: row["reason"] for metric, row in found.metrics.items() if "reason" in row}
-    unlabelled = [metric for metric in reasons if metric not in answered and "needs labels" in reasons[metric]]
-    if unlabelled:
-        _say(f"{', '.join(unlabelled)}: need labels in the calibration data; give batches that end with them")
-    for metric, reason in reasons.items():
-        if metric not in unlabelled:
-            _say(f"{metric}: {reason}")
-
-
-def _or_last(correlation: float | None) -> float:
-    return -2 if correlation is None else correlation
-
-
-def _or_dash(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _print_rows(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    table = Table(*columns, title=title)
-    for row in rows:
-        table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
 def main() -> None:
     """Run the command line; exit 0 done, 2 bad input, 3 infeasible budget, 4 not as promised, 130 interrupted."""
     try:
         status = app(standalone_mode=False)
         if status == INTERRUPTED:
-            _say("mixbit: interrupted")
+            say("mixbit: interrupted")
         sys.exit(status)
     except typer.TyperException as error:  # wrong usage: an unknown option, a missing argument
-        _say(f"mixbit: {error.format_message().rstrip('.') or 'give a command'}; see mixbit --help")
+        say(f"mixbit: {error.format_message().rstrip('.') or 'give a command'}; see mixbit --help")
         sys.exit(InvalidInput.exit_code)
     except MixbitError as error:
-        _say(f"mixbit: {error}")
+        say(f"mixbit: {error}")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        _say("mixbit: interrupted")
+        say("mixbit: interrupted")
         sys.exit(INTERRUPTED)
 
 

@@ -422,7 +422,7 @@ def test_wrong_arguments(tmp_path, monkeypatch):
     with pytest.raises(InvalidInput, match="reach 2 to 8"):
         run(tmp_path, plans=RandomPlans(3, Budget(mean_bits=20)))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr("mixbit.studies.picture.find_spec", lambda name: None)
+    monkeypatch.setattr("mixbit.picture.find_spec", lambda name: None)
     with pytest.raises(InvalidInput, match=r"matplotlib.*mixbit\[plot\]"):
         run(tmp_path)
     assert list(tmp_path.iterdir()) == []
