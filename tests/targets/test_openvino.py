@@ -12,6 +12,7 @@ import mixbit as mb
 from mixbit.layers import model_fingerprint
 from mixbit.target import target_module
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off for what runs in its background
 faulthandler.enable()  # as pytest does: from here on the thread has a signal stack
 folder, net = pathlib.Path(sys.argv[1]), torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
 graph = mb.capture(net, torch.ones(2, 4))
