@@ -15,6 +15,8 @@ from mixbit.errors import MixbitError
 from mixbit.search._problem import Floats, Groups, Integers, infeasible, taken
 
 TIME_LIMIT_S = 60.0
+#: Share of the smallest cost that the first, rough answer may be above it.
+ROUGH_GAP = 0.2
 #: Where the time is over, an answer proven to be within this share of the smallest cost is taken.
 GAP = 1e-3
 # HiGHS stops within 1e-6, absolute, of the best value and of every limit: negligible where both are this large.
@@ -41,8 +43,8 @@ class Optimum:
 def optimum(groups: Groups) -> Optimum:
     """The choice of every group with the smallest summed loss within every limit.
 
-    The solver's precision is a share of the largest cost. So after each answer the choices that alone cost more than
-    the whole answer go, and where that leaves much smaller costs, they are solved again, more precisely.
+    A rough answer comes first, since choices that alone cost more than a whole answer can go. The solver's precision is
+    a share of the largest cost; so where what is left costs much less, it is solved again, more precisely.
 
     Raises:
         InfeasibleBudget: if nothing keeps within the limits.
@@ -56,21 +58,22 @@ def optimum(groups: Groups) -> Optimum:
         raise infeasible(groups)
     usage *= np.divide(LIMIT_SIZE, room, out=np.zeros_like(room), where=room > 0)[:, None, None]
     cost = groups.loss - np.where(allowed, groups.loss, np.inf).min(axis=1, keepdims=True)
-    best, best_cost = None, math.inf
+    best, best_cost, gap, proven = None, math.inf, ROUGH_GAP, 0.0
     while True:
         largest = cost[allowed].max()
-        found = _cheapest_exactly_within(groups, cost, usage, allowed)
+        found = _cheapest_exactly_within(groups, cost, usage, allowed, gap)
         if found is None:
             break
         total = taken(cost, found.choice).sum()
         if total < best_cost:
-            best, best_cost = found, total
-        if not 0 < best_cost < 1e-3 * largest:
+            best, best_cost = found.choice, total
+        proven = found.gap
+        if best_cost == 0 or (gap == 0 and best_cost >= 1e-3 * largest):
             break
-        allowed &= cost <= best_cost
+        allowed, gap = allowed & (cost <= best_cost), 0.0
     if best is None:
         raise infeasible(groups)
-    return best
+    return Optimum(best, proven)
 
 
 def shadow_prices(groups: Groups) -> Floats:
@@ -97,11 +100,13 @@ def shadow_prices(groups: Groups) -> Floats:
     return np.maximum(-result.ineqlin.marginals * largest / size, 0.0)
 
 
-def _cheapest_exactly_within(groups: Groups, cost: Floats, usage: Floats, allowed: NDArray[np.bool_]) -> Optimum | None:
+def _cheapest_exactly_within(
+    groups: Groups, cost: Floats, usage: Floats, allowed: NDArray[np.bool_], gap: float
+) -> Optimum | None:
     """The solver's best answer whose exact sums keep within the limits, or None where there is none."""
     excluded: list[Integers] = []
     while len(excluded) < MAX_EXCLUDED:
-        found = _program(groups, cost, usage, allowed, excluded)
+        found = _program(groups, cost, usage, allowed, excluded, gap)
         if found is None or groups.keeps(found.choice):
             return found
         excluded.append(found.choice)  # over a limit by less than the solver's tolerance
@@ -109,7 +114,12 @@ def _cheapest_exactly_within(groups: Groups, cost: Floats, usage: Floats, allowe
 
 
 def _program(
-    groups: Groups, cost: Floats, usage: Floats, allowed: NDArray[np.bool_], excluded: list[Integers]
+    groups: Groups,
+    cost: Floats,
+    usage: Floats,
+    allowed: NDArray[np.bool_],
+    excluded: list[Integers],
+    gap: float,
 ) -> Optimum | None:
     """The optimum of one integer program over x[g, c] in {0, 1}, or None where it is infeasible."""
     group, choice = np.nonzero(allowed)
@@ -126,16 +136,16 @@ def _program(
             integrality=np.ones(len(group)),
             bounds=optimize.Bounds(0, 1),
             constraints=rows,
-            options={"mip_rel_gap": 0, "time_limit": TIME_LIMIT_S},
+            options={"mip_rel_gap": gap, "time_limit": TIME_LIMIT_S},
         )
     if result.status == INFEASIBLE:
         return None
-    gap = 0.0 if result.status == OPTIMAL else result.mip_gap
-    if result.status not in (OPTIMAL, OUT_OF_TIME) or gap is None or not gap <= GAP:
+    left = 0.0 if result.status == OPTIMAL else result.mip_gap
+    if result.status not in (OPTIMAL, OUT_OF_TIME) or left is None or not left <= max(gap, GAP):
         raise MixbitError(f"search: the solver stopped without a proven optimum: {result.message}")
     share = np.zeros(allowed.shape)
     share[allowed] = result.x
-    return Optimum(share.argmax(axis=1), gap)
+    return Optimum(share.argmax(axis=1), left)
 
 
 def _one_choice(allowed: NDArray[np.bool_]) -> sparse.csr_array:
