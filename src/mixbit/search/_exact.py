@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,8 @@ from mixbit.errors import MixbitError
 from mixbit.search._problem import Floats, Groups, Integers, infeasible, taken
 
 TIME_LIMIT_S = 60.0
-#: Share of the smallest cost that the first, rough answer may be above it.
-ROUGH_GAP = 0.2
+#: Smaller shares of a choice are rounding; and the share of a bound by which the solver's own tolerances may err.
+SHARE, MARGIN = 1e-6, 1e-4
 #: Where the time is over, an answer proven to be within this share of the smallest cost is taken.
 GAP = 1e-3
 # HiGHS stops within 1e-6, absolute, of the best value and of every limit: negligible where both are this large.
@@ -43,8 +44,9 @@ class Optimum:
 def optimum(groups: Groups) -> Optimum:
     """The choice of every group with the smallest summed loss within every limit.
 
-    A rough answer comes first, since choices that alone cost more than a whole answer can go. The solver's precision is
-    a share of the largest cost; so where what is left costs much less, it is solved again, more precisely.
+    Choices that cannot be part of the best answer go first. The solver's precision is a share of the largest cost; so
+    after each answer the choices that alone cost more than the whole answer go, and where that leaves much smaller
+    costs, they are solved again, more precisely.
 
     Raises:
         InfeasibleBudget: if nothing keeps within the limits.
@@ -58,22 +60,63 @@ def optimum(groups: Groups) -> Optimum:
         raise infeasible(groups)
     usage *= np.divide(LIMIT_SIZE, room, out=np.zeros_like(room), where=room > 0)[:, None, None]
     cost = groups.loss - np.where(allowed, groups.loss, np.inf).min(axis=1, keepdims=True)
-    best, best_cost, gap, proven = None, math.inf, ROUGH_GAP, 0.0
+    allowed = _that_can_be_best(groups, cost, usage, allowed)
+    best, best_cost = None, math.inf
     while True:
         largest = cost[allowed].max()
-        found = _cheapest_exactly_within(groups, cost, usage, allowed, gap)
+        found = _cheapest_exactly_within(groups, cost, usage, allowed)
         if found is None:
             break
         total = taken(cost, found.choice).sum()
         if total < best_cost:
-            best, best_cost = found.choice, total
-        proven = found.gap
-        if best_cost == 0 or (gap == 0 and best_cost >= 1e-3 * largest):
+            best, best_cost = found, total
+        if not 0 < best_cost < 1e-3 * largest:
             break
-        allowed, gap = allowed & (cost <= best_cost), 0.0
+        allowed &= cost <= best_cost
     if best is None:
         raise infeasible(groups)
-    return Optimum(best, proven)
+    return best
+
+
+def _that_can_be_best(groups: Groups, cost: Floats, usage: Floats, allowed: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The allowed choices but for those that are proven to be in no best answer.
+
+    Every answer with a choice costs at least the optimum of the linear relaxation and the choice's reduced cost there;
+    the best one costs no more than any answer within the limits, as rounding the relaxation mostly gives.
+    """
+    largest = cost[allowed].max()
+    if not largest:
+        return allowed
+    result = _relaxation(groups, cost[allowed] / largest * COST_SIZE, usage[:, allowed], LIMIT_SIZE, allowed)
+    if result.status != OPTIMAL:
+        return allowed
+    share = np.zeros(allowed.shape)
+    share[allowed] = result.x
+    rounded = np.where(share > SHARE, usage.max(axis=0, initial=0.0), np.inf).argmin(axis=1)
+    if not groups.keeps(rounded) or _breaks_classes(groups, rounded):
+        return allowed
+    bound = taken(cost, rounded).sum() / largest * COST_SIZE
+    kept = allowed.copy()
+    kept[allowed] = result.fun + result.lower.marginals <= bound * (1 + MARGIN) + MARGIN
+    return kept
+
+
+def _breaks_classes(groups: Groups, choice: Integers) -> bool:
+    return any(len(np.unique(groups.classes[choice[unit]])) > 1 for unit in groups.units if len(unit) > 1)
+
+
+def _relaxation(groups: Groups, cost: Floats, usage: Floats, limits: Floats | float, allowed: NDArray[np.bool_]) -> Any:
+    """The linear program in which a group may take shares of several choices; arguments by allowed choice."""
+    same_class = _same_class(groups, allowed)
+    with _c_output_discarded():
+        return optimize.linprog(
+            cost,
+            A_ub=usage,
+            b_ub=np.broadcast_to(limits, len(usage)),
+            A_eq=sparse.vstack([_one_choice(allowed), same_class]),
+            b_eq=np.concatenate([np.ones(len(allowed)), np.zeros(len(same_class.indptr) - 1)]),
+            bounds=(0, 1),
+        )
 
 
 def shadow_prices(groups: Groups) -> Floats:
@@ -85,28 +128,19 @@ def shadow_prices(groups: Groups) -> Floats:
     offered = groups.offered
     size = np.maximum(np.abs(groups.limits), np.abs(groups.usage).max(axis=(1, 2), initial=1e-300))
     largest = max(np.abs(groups.loss[offered]).max(), 1e-300)
-    same_class = _same_class(groups, offered)
-    with _c_output_discarded():
-        result = optimize.linprog(
-            groups.loss[offered] / largest,
-            A_ub=groups.usage[:, offered] / size[:, None],
-            b_ub=groups.limits / size,
-            A_eq=sparse.vstack([_one_choice(offered), same_class]),
-            b_eq=np.concatenate([np.ones(len(offered)), np.zeros(len(same_class.indptr) - 1)]),
-            bounds=(0, 1),
-        )
+    result = _relaxation(
+        groups, groups.loss[offered] / largest, groups.usage[:, offered] / size[:, None], groups.limits / size, offered
+    )
     if result.status != OPTIMAL:
         raise infeasible(groups)
     return np.maximum(-result.ineqlin.marginals * largest / size, 0.0)
 
 
-def _cheapest_exactly_within(
-    groups: Groups, cost: Floats, usage: Floats, allowed: NDArray[np.bool_], gap: float
-) -> Optimum | None:
+def _cheapest_exactly_within(groups: Groups, cost: Floats, usage: Floats, allowed: NDArray[np.bool_]) -> Optimum | None:
     """The solver's best answer whose exact sums keep within the limits, or None where there is none."""
     excluded: list[Integers] = []
     while len(excluded) < MAX_EXCLUDED:
-        found = _program(groups, cost, usage, allowed, excluded, gap)
+        found = _program(groups, cost, usage, allowed, excluded)
         if found is None or groups.keeps(found.choice):
             return found
         excluded.append(found.choice)  # over a limit by less than the solver's tolerance
@@ -119,7 +153,6 @@ def _program(
     usage: Floats,
     allowed: NDArray[np.bool_],
     excluded: list[Integers],
-    gap: float,
 ) -> Optimum | None:
     """The optimum of one integer program over x[g, c] in {0, 1}, or None where it is infeasible."""
     group, choice = np.nonzero(allowed)
@@ -136,12 +169,12 @@ def _program(
             integrality=np.ones(len(group)),
             bounds=optimize.Bounds(0, 1),
             constraints=rows,
-            options={"mip_rel_gap": gap, "time_limit": TIME_LIMIT_S},
+            options={"mip_rel_gap": 0, "time_limit": TIME_LIMIT_S},
         )
     if result.status == INFEASIBLE:
         return None
     left = 0.0 if result.status == OPTIMAL else result.mip_gap
-    if result.status not in (OPTIMAL, OUT_OF_TIME) or left is None or not left <= max(gap, GAP):
+    if result.status not in (OPTIMAL, OUT_OF_TIME) or left is None or not left <= GAP:
         raise MixbitError(f"search: the solver stopped without a proven optimum: {result.message}")
     share = np.zeros(allowed.shape)
     share[allowed] = result.x
