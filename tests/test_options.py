@@ -5,7 +5,7 @@ import pytest
 
 from mixbit.errors import InvalidInput
 from mixbit.metrics import METRICS, find_metric
-from mixbit.options import option_names, with_options
+from mixbit.options import with_options
 from mixbit.search import SEARCHES, find_search
 
 
@@ -70,5 +70,15 @@ def test_functions_pass_as_they_are():
 def test_methods_of_the_package_have_options_that_can_be_written():
     assert find_metric("hawq:vectors=5,rule=nncf")[1].keywords == {"vectors": 5, "rule": "nncf"}
     assert find_search("mixquant:multiplier=4")[1].keywords == {"multiplier": 4.0}
-    assert option_names(SEARCHES["autoq"]) == ("episodes", "warmup", "warm_start", "seed")
-    assert all(isinstance(option_names(one), tuple) for one in {**METRICS, **SEARCHES}.values())
+    with pytest.raises(InvalidInput, match="its options are episodes, warmup, warm_start, seed, as in autoq:episodes="):
+        find_search("autoq:nonsense=1")
+
+
+@pytest.mark.parametrize(
+    ("name", "find"), [*((one, find_metric) for one in METRICS), *((one, find_search) for one in SEARCHES)]
+)
+def test_every_method_knows_its_options(name, find):
+    with pytest.raises(
+        InvalidInput, match=f"{name}: option 'nonsense=1' is not understood; (its options are|it has none)"
+    ):
+        find(f"{name}:nonsense=1")

@@ -40,7 +40,8 @@ def cheapest_enough(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tupl
         InfeasibleBudget: the dearest plan drops more.
     """
     if drop.percent and not scoring.in_accuracy:
-        raise InvalidInput(f"max drop {drop}: a percentage is of right answers, and the data has no labels; give nats")
+        unit = "units of your function" if scoring.score else "nats, since the data has no labels"
+        raise InvalidInput(f"max drop {drop}: a percentage is of right answers; give a number, in {unit}")
     if drop.value >= 1 and scoring.in_accuracy:
         raise InvalidInput(f"max drop {drop}: of right answers, give less than 1; five points are 5% or 0.05")
     points, least = front(table, "weight_bytes"), scoring.float_score - drop.value

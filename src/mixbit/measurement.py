@@ -72,19 +72,24 @@ def measure(
             weight_quantizer(graph, layer, fmt, calibration)
     question = Question(graph, layers, schemes, calibration, pairs, task or Task.classification(), seed)
     rounds = [*_rounds(pairs)] if getattr(method, "func", method) in BY_PARTS else [pairs]
-    total, seen, table = None, [], None
-    for part in rounds:
-        found = method(dataclasses.replace(question, batches=part, seed=seed + len(seen)))
+    return _measured(question, name, method, rounds, target)
+
+
+def _measured(question: Question, name: str, method: Metric, rounds: list[list[Batch]], target: Target) -> Sensitivity:
+    """Ask the metric about one round after the other, until plans are stable or all are spent."""
+
+    def ask(number: int) -> Estimate:
+        found = method(dataclasses.replace(question, batches=rounds[number], seed=question.seed + number))
         check_estimate(found, name, question)
-        total = found if total is None else joined(total, found)
-        seen.append(part)
+        return found
+
+    total, asked = ask(0), 1
+    while True:
         table = _table(question, total, target, name)
-        table = dataclasses.replace(table, verdict=_verdict(ranking_problem(table), table, seen, pairs))
-        if table.verdict.startswith(STABLE):
-            break
-    if table is None:
-        raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
-    return table
+        verdict = _verdict(ranking_problem(table), table, rounds[:asked], list(question.batches))
+        if asked == len(rounds) or verdict.startswith(STABLE):
+            return dataclasses.replace(table, verdict=verdict)
+        total, asked = joined(total, ask(asked)), asked + 1
 
 
 def _check_arguments(graph: Any, task: Any, seed: Any) -> None:

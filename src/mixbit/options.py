@@ -50,11 +50,6 @@ def with_options(kind: str, method: str | F, known: Mapping[str, F]) -> tuple[st
     return method, partial(known[name], **values)  # type: ignore[return-value] a partial is called alike
 
 
-def option_names(method: Callable[..., Any]) -> tuple[str, ...]:
-    """The options of a method: its keyword-only arguments."""
-    return tuple(_option_types(method))
-
-
 def _option_types(method: Callable[..., Any]) -> dict[str, Any]:
     hints = get_type_hints(method)
     parameters = inspect.signature(method).parameters.values()

@@ -42,7 +42,7 @@ class Plan(BaseModel):
         target: Name of the target that the plan is for.
         fingerprint: Which model the plan is for: see `fingerprint`.
         layers: Layer -> scheme as text, in execution order.
-        budget: The limits that the plan was made under; empty for a plan written by hand.
+        budget: The limits that the plan was made under, or `max_drop`; empty for a plan written by hand.
         predicted: What the search expected: `loss`, its `standard_error` where known, `weight_bytes`, `weight_ratio`,
             `mean_bits`, `bit_ops`, `latency_ms` where the table holds it.
         prices: Limit of the budget -> what it costs; empty unless asked for.

@@ -79,9 +79,8 @@ def _widest_inputs(problem: Problem) -> Floats:
             (row,) = groups.offered[unit]
             for width in np.unique(weight_bits[row]):
                 same = row & (weight_bits == width)
-                error[unit[0], same & (rank == rank[same].max())] = groups.loss[
-                    unit[0], same & (rank == rank[same].max())
-                ]
+                kept = unit[0], same & (rank == rank[same].max())
+                error[kept] = groups.loss[kept]
             continue
         fits = [bits for bits in np.unique(rank) if groups.offered[np.ix_(unit, rank == bits)].any(1).all()]
         best = max(fits, key=lambda bits: (groups.offered[np.ix_(unit, rank == bits)].sum(), bits))
