@@ -25,7 +25,7 @@ from mixbit.graph import capture
 from mixbit.latency import paired_latency_ms
 from mixbit.layers import find_layers, model_fingerprint
 from mixbit.plan import Plan
-from mixbit.simulate import quantize
+from mixbit.quantization import quantize
 from mixbit.targets import export
 from mixbit.targets.openvino import SETTINGS, load
 

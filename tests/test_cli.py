@@ -524,7 +524,7 @@ def test_unknown_names_list_the_known(code, run, tmp_path, option, value, known)
     ("option", "value", "message"),
     [
         ("choices", "w9a8", "scheme 'w9a8': weights have 2 to 8 bits, not 9"),
-        ("choices", "w4a8,x", "scheme 'x' is not understood; write float, w4 or w4a8"),
+        ("choices", "w4a8,x", "scheme 'x' is not understood; write float, float16, w4 or w4a8"),
         ("choices", "w4a8,w4a8", r"choices \['w4a8', 'w4a8'\]: give one scheme or more, each once"),
         ("device", "nonsense", "device 'nonsense': .*cpu.*cuda"),
     ],

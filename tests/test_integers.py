@@ -5,7 +5,7 @@ import torch
 from mixbit.graph import capture
 from mixbit.integers import integer_weights
 from mixbit.layers import find_layers
-from mixbit.simulate import quantize
+from mixbit.quantization import quantize
 from tests.networks import Residual, by_tensor, captured_operator, operator_network, plan_of
 
 pytestmark = pytest.mark.usefixtures("anything")

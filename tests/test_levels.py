@@ -27,7 +27,7 @@ LEVELS = (
         "liveness",
         "uncovered",
     },
-    {"calibrate", "scales", "estimate", "identity", "simulate", "integers", "metrics"},
+    {"calibrate", "scales", "estimate", "identity", "simulate", "quantization", "integers", "metrics"},
     {
         "targets",
         "measurement",

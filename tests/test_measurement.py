@@ -10,7 +10,7 @@ from mixbit.estimate import Estimate
 from mixbit.graph import capture
 from mixbit.layers import find_layers, model_fingerprint
 from mixbit.measurement import measure
-from mixbit.simulate import quantize
+from mixbit.quantization import quantize
 from mixbit.task import Task
 from tests.networks import ANYTHING, Attention, Residual, batches_of, plan_of
 

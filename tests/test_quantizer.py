@@ -40,8 +40,8 @@ def test_gradients_pass_inside_the_range_only(make):
     x = (3 * torch.randn(3, 4, 5)).requires_grad_()
     slopes = torch.randn(3, 4, 5)
     quantizer(x).backward(slopes)
-    scale = affine.along(quantizer.scale, quantizer.axis, 3)
-    position = x.detach() / scale + affine.along(quantizer.zero_point, quantizer.axis, 3)
+    scale = affine.along(quantizer.scale, quantizer.axis, x.shape)
+    position = x.detach() / scale + affine.along(quantizer.zero_point, quantizer.axis, x.shape)
     low, high = quantizer.format.integer_range
     inside = (position >= low - 0.5) & (position <= high + 0.5)
     assert 0 < inside.sum() < inside.numel()

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from mixbit import operators, scales
-from mixbit.affine import dequantize, min_max_scale, quantize
+from mixbit.affine import dequantize, min_max_factors, quantize
 from mixbit.calibrate import calibrate
 from mixbit.graph import capture
 from mixbit.layers import find_layers
@@ -52,7 +52,7 @@ def output_error(graph, layer, calibration, scale, fmt):
 def test_each_channel_takes_the_ratio_with_the_least_output_error(kind, bits):
     graph, layer, calibration = calibrated(kind)
     fmt = channel_format(bits)
-    widest = min_max_scale(graph.module.get_parameter(layer.name).detach(), layer.axis, fmt)
+    widest = min_max_factors(graph.module.get_parameter(layer.name).detach(), layer.axis, fmt)[0]
     ratios = torch.linspace(1, LEAST_RATIO.get(bits, LEAST_RATIO_OTHERWISE), NUM_RATIOS).double()
     errors = torch.stack([output_error(graph, layer, calibration, ratio * widest, fmt) for ratio in ratios])
     scale = weight_quantizer(graph, layer, fmt, calibration).scale
@@ -65,7 +65,7 @@ def test_clipping_is_chosen_somewhere():
     """With min-max scales throughout, the test above could not fail in its second half."""
     graph, layer, calibration = calibrated("conv2d")
     fmt = channel_format(2)
-    widest = min_max_scale(graph.module.get_parameter(layer.name).detach(), layer.axis, fmt)
+    widest = min_max_factors(graph.module.get_parameter(layer.name).detach(), layer.axis, fmt)[0]
     scale = weight_quantizer(graph, layer, fmt, calibration).scale
     assert (scale < 0.99 * widest).any()
     chosen, extremes = (output_error(graph, layer, calibration, one, fmt).sum() for one in (scale, widest))
@@ -86,7 +86,7 @@ def test_an_embedding_keeps_min_max_scales():
     graph, layer, calibration = calibrated("embedding")
     fmt = channel_format(4)
     quantizer = weight_quantizer(graph, layer, fmt, calibration)
-    assert torch.equal(quantizer.scale, min_max_scale(graph.module.get_parameter("a.weight"), 0, fmt))
+    assert torch.equal(quantizer.scale, min_max_factors(graph.module.get_parameter("a.weight"), 0, fmt)[0])
     assert (quantizer.tensor, quantizer.axis, quantizer.format) == ("a.weight", 0, fmt)
 
 
@@ -96,7 +96,7 @@ def test_a_shared_weight_is_scaled_for_all_its_operators():
     (layer,) = find_layers(graph)
     calibration = calibrate(graph, (layer,), batches_of(torch.randn(9, 4, dtype=torch.float64), 4))
     fmt = channel_format(2)
-    widest = min_max_scale(net.a.weight.detach(), 0, fmt)
+    widest = min_max_factors(net.a.weight.detach(), 0, fmt)[0]
     candidates = torch.linspace(1, LEAST_RATIO[2], NUM_RATIOS).double()
     errors = torch.stack([output_error(graph, layer, calibration, ratio * widest, fmt) for ratio in candidates])
     chosen = output_error(graph, layer, calibration, weight_quantizer(graph, layer, fmt, calibration).scale, fmt)

@@ -38,14 +38,16 @@ def test_float_is_the_scheme_without_formats():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is not understood; write float, w4 or w4a8"),
+        ("", "is not understood; write float, float16, w4 or w4a8"),
         ("int8", "'int8' is not understood"),
         ("w4a8 ", "'w4a8 ' is not understood"),
         ("w04", "'w04' is not understood"),
         ("w\u0664", "is not understood"),
         ("w1", "weights have 2 to 8 bits, not 1"),
         ("w9a8", "weights have 2 to 8 bits, not 9"),
-        ("w8a16", "inputs have 2 to 8 bits, not 16"),
+        ("w8a9", "inputs have 2 to 8 or 16 bits, not 9"),
+        ("w4tg32", "is not understood"),
+        ("w8a8@4:4", "leave no weight"),
     ],
 )
 def test_other_texts_are_refused(text, message):

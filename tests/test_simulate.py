@@ -13,10 +13,11 @@ from mixbit.graph import capture
 from mixbit.layers import find_layers, model_fingerprint
 from mixbit.operators import can_take_bias
 from mixbit.plan import Plan
+from mixbit.quantization import quantize
 from mixbit.quantizer import Quantizer
 from mixbit.scales import weight_quantizer
 from mixbit.scheme import Format
-from mixbit.simulate import activation_formats, assemble, quantize
+from mixbit.simulate import activation_formats, assemble
 from mixbit.task import Inputs
 from tests.networks import (
     ANYTHING,

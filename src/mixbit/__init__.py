@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from mixbit.measurement import measure
     from mixbit.pipeline import Settings, auto_quantize
     from mixbit.plan import Plan
+    from mixbit.quantization import quantize
     from mixbit.scheme import Scheme
     from mixbit.search import front, search
     from mixbit.sensitivity import Sensitivity
-    from mixbit.simulate import quantize
     from mixbit.studies import RandomPlans, Subject, study
     from mixbit.targets import export
     from mixbit.task import Task
@@ -78,7 +78,7 @@ _HOMES = {
     "export": "targets",
     "find_layers": "layers",
     "measure": "measurement",
-    "quantize": "simulate",
+    "quantize": "quantization",
     "search": "search",
     "study": "studies",
     "verify": "verification",

@@ -1,5 +1,8 @@
 """Affine quantization, pure maths: scales, integers, and integers packed into bytes."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -11,13 +14,32 @@ from mixbit.scheme import Format
 SCALE_OF_ZEROS = 1.0
 
 
-def along(values: Tensor, axis: int | None, dimensions: int) -> Tensor:
-    """Reshape a scalar or a vector so that it broadcasts along `axis` of a tensor with that many dimensions."""
+def along(values: Tensor, axis: int | None, shape: Sequence[int]) -> Tensor:
+    """Reshape scales or zero points so that they broadcast with a tensor of that shape.
+
+    Args:
+        values: One number, one per index of the axis, or [channels, groups]: one for each of equally many neighbours
+            within a channel, its other dimensions flattened.
+        axis: Channel axis, None for one number.
+        shape: The tensor's shape.
+    """
     if axis is None:
         return values
-    shape = [1] * dimensions
-    shape[axis] = -1
-    return values.reshape(shape)
+    if values.ndim == 1:
+        return values.reshape([-1 if dimension == axis else 1 for dimension in range(len(shape))])
+    rest = [size for dimension, size in enumerate(shape) if dimension != axis]
+    each = values.repeat_interleave(math.prod(rest) // values.shape[1], dim=1)
+    return each.reshape(-1, *rest).movedim(0, axis)
+
+
+def total(values: Tensor, axis: int | None, like: Tensor) -> Tensor:
+    """Sums of values over all that share a scale, shaped like the scales: the transpose of `along`."""
+    if axis is None:
+        return values.sum().reshape(like.shape)
+    channels = values.movedim(axis, 0).flatten(1)
+    if like.ndim == 1:
+        return channels.sum(1) if len(like) == len(channels) else channels.sum().reshape(1)
+    return channels.unflatten(1, (like.shape[1], -1)).sum(2)
 
 
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, low: int, high: int) -> Tensor:
@@ -25,31 +47,58 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, low
 
     Args:
         x: Any shape.
-        scale: One positive number, or one per index of `axis`.
+        scale: Positive numbers, as `along` takes them.
         zero_point: Whole numbers, shaped like `scale`.
         axis: Channel axis of x, None for one scale.
         low: Smallest integer of the format.
         high: Largest integer of the format.
     """
-    scale, zero_point = along(scale, axis, x.ndim), along(zero_point, axis, x.ndim)
+    scale, zero_point = along(scale, axis, x.shape), along(zero_point, axis, x.shape)
     return (x / scale).round_().add_(zero_point).clamp_(low, high)
 
 
 def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
     """Values x = (q - zero_point) * scale, the inverse of `quantize` up to rounding and clipping."""
-    return (q - along(zero_point, axis, q.ndim)).mul_(along(scale, axis, q.ndim))
+    return (q - along(zero_point, axis, q.shape)).mul_(along(scale, axis, q.shape))
 
 
-def min_max_scale(weight: Tensor, axis: int, fmt: Format) -> Tensor:
-    """The smallest symmetric scale per channel that clips nothing: max(max w / high, min w / low), [channels].
+def scale_gradient(
+    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, limits: tuple[int, int], gradient: Tensor
+) -> Tensor:
+    """The gradient by the scales of dequantize(quantize(x)), shaped like them, straight through the rounding.
 
-    A channel of zeros, which any scale serves, takes the smallest of the others': biases are multiples of scales.
+    d/ds = q - zero_point, less x / s where x is inside the range: R - v, low or high of Esser et al. 2020 (LSQ,
+    arXiv:1902.08153), equation 3.
     """
-    low, high = fmt.integer_range
-    channels = weight.detach().movedim(axis, 0).flatten(1)
-    scale = torch.maximum(channels.amax(1) / high, channels.amin(1) / low)
+    position = x / along(scale, axis, x.shape)
+    offset = along(zero_point, axis, x.shape)
+    slope = quantize(x, scale, zero_point, axis, *limits) - offset
+    inside = (position >= limits[0] - offset - 0.5) & (position <= limits[1] - offset + 0.5)
+    return total(gradient * (slope - position * inside), axis, scale)
+
+
+def min_max_factors(weight: Tensor, axis: int, fmt: Format) -> tuple[Tensor, Tensor]:
+    """The smallest scales that clip no weight, and zero points: [channels], [channels, groups], or [1] for the tensor.
+
+    Symmetric: max(max w / high, min w / low), zero points 0. Otherwise (max(w, 0) - min(w, 0)) / (high - low), and the
+    zero point is the whole number that stands for 0. Weights that are all zero, which any scale serves, take the
+    smallest of the other scales: biases are multiples of scales.
+    """
+    first, last = fmt.integer_range
+    parts = weight.detach().movedim(axis, 0).flatten(1)
+    if fmt.granularity == "tensor":
+        parts = parts.reshape(1, -1)
+    elif fmt.granularity == "group":
+        parts = parts.unflatten(1, (-1, fmt.group or parts.shape[1]))
+    low, high = parts.amin(-1), parts.amax(-1)
+    if fmt.symmetric:
+        scale = torch.maximum(high / last, low / first)
+    else:
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        scale = (high - low) / (last - first)
     positive = scale[scale > 0]
-    return torch.where(scale > 0, scale, positive.min() if len(positive) else torch.full_like(scale, SCALE_OF_ZEROS))
+    scale = torch.where(scale > 0, scale, positive.min() if len(positive) else torch.full_like(scale, SCALE_OF_ZEROS))
+    return scale, torch.zeros_like(scale) if fmt.symmetric else (first - low / scale).round().clamp(first, last)
 
 
 def range_to_affine(low: float, high: float, fmt: Format) -> tuple[float, int]:

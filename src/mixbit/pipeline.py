@@ -27,11 +27,12 @@ from mixbit.layers import find_layers, model_fingerprint
 from mixbit.measurement import measure
 from mixbit.metrics import Metric, find_metric
 from mixbit.plan import Plan
+from mixbit.quantization import quantize
 from mixbit.result import FILE_NAME, Result, deployed_figures, environment, figures, layer_rows
 from mixbit.scoring import Score, Scoring
 from mixbit.search import Method, find_search, uniform_plans
 from mixbit.sensitivity import Sensitivity
-from mixbit.simulate import assemble, quantize
+from mixbit.simulate import assemble
 from mixbit.target import Runner, Target, find_target, target_module
 from mixbit.targets import check_exportable
 from mixbit.task import Task

@@ -31,18 +31,48 @@ def _(  # noqa: PLR0917 as above
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, scale, zero_point, axis, low, high, _ = inputs
-    where = None if axis < 0 else axis
-    scale, zero_point = affine.along(scale, where, x.ndim), affine.along(zero_point, where, x.ndim)
-    inside = (x >= (low - zero_point - 0.5) * scale) & (x <= (high - zero_point + 0.5) * scale)
-    ctx.save_for_backward(inside)
+    ctx.axis, ctx.limits = None if axis < 0 else axis, (low, high)
+    if ctx.needs_input_grad[1]:
+        ctx.save_for_backward(x, scale, zero_point)
+    else:
+        ctx.save_for_backward(_inside(x, scale, zero_point, ctx.axis, ctx.limits))
 
 
 def _straight_through(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    (inside,) = ctx.saved_tensors
-    return gradient * inside, None, None, None, None, None, None
+    if not ctx.needs_input_grad[1]:
+        (inside,) = ctx.saved_tensors
+        return gradient * inside, None, None, None, None, None, None
+    x, scale, zero_point = ctx.saved_tensors
+    inside = _inside(x, scale, zero_point, ctx.axis, ctx.limits)
+    by_scale = affine.scale_gradient(x, scale, zero_point, ctx.axis, ctx.limits, gradient)
+    return gradient * inside, by_scale, None, None, None, None, None
+
+
+def _inside(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, limits: tuple[int, int]) -> Tensor:
+    scale, zero_point = affine.along(scale, axis, x.shape), affine.along(zero_point, axis, x.shape)
+    return (x >= (limits[0] - zero_point - 0.5) * scale) & (x <= (limits[1] - zero_point + 0.5) * scale)
 
 
 quantize_dequantize.register_autograd(_straight_through, setup_context=_save_for_backward)
+
+
+@torch.library.custom_op("mixbit::round_to_type", mutates_args=())
+def round_to_type(x: Tensor, kind: str, tensor: str) -> Tensor:
+    """The nearest numbers of a floating-point type, `float16` or `bfloat16`, in x's own; the largest where x is beyond.
+
+    One operator for the same reason as above.
+    """
+    dtype = getattr(torch, kind)
+    limits = torch.finfo(dtype)
+    return x.clamp(limits.min, limits.max).to(dtype).to(x.dtype, copy=True)
+
+
+@round_to_type.register_fake
+def _(x: Tensor, kind: str, tensor: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+round_to_type.register_autograd(lambda ctx, gradient: (gradient, None, None))  # noqa: ARG005 straight through
 
 
 class Quantizer(nn.Module):
@@ -51,31 +81,55 @@ class Quantizer(nn.Module):
     Attributes:
         tensor: Name of the quantized tensor: the parameter's full name, or the graph node's.
         format: How the tensor is stored.
-        axis: Output-channel axis, None for one scale.
-        scale: One positive number, or one per channel.
+        axis: Output-channel axis of a weight, None for an activation.
+        scale: Positive numbers: one, one per channel, or [channels, groups]; a buffer, or a parameter that is learned.
         zero_point: Whole numbers, shaped like `scale`; zeros that are not stored where the format is symmetric.
+        mask: True where a weight of a sparse format stays, shaped like it; None elsewhere.
     """
 
     scale: Tensor
     zero_point: Tensor
+    mask: Tensor | None
 
-    def __init__(self, tensor: str, fmt: Format, axis: int | None, scale: Tensor, zero_point: Tensor) -> None:
+    def __init__(
+        self,
+        tensor: str,
+        fmt: Format,
+        axis: int | None,
+        scale: Tensor,
+        zero_point: Tensor,
+        mask: Tensor | None = None,
+    ) -> None:
         super().__init__()
         self.tensor = tensor
         self.format = fmt
         self.axis = axis
-        self.register_buffer("scale", scale)
+        self.register_buffer("scale", scale, persistent=fmt.floating is None)
         self.register_buffer("zero_point", zero_point, persistent=not fmt.symmetric)
+        self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """The nearest representable tensor; gradients pass where x is inside the range."""
+        if self.mask is not None:
+            x = x * self.mask
+        if self.format.floating is not None:
+            return round_to_type(x, self.format.floating, self.tensor)
         axis = -1 if self.axis is None else self.axis
         return quantize_dequantize(x, self.scale, self.zero_point, axis, *self.format.integer_range, self.tensor)
 
     def integers(self, x: Tensor) -> Tensor:
         """The integers themselves, int32."""
+        if self.mask is not None:
+            x = x * self.mask
         low, high = self.format.integer_range
         return affine.quantize(x, self.scale, self.zero_point, self.axis, low, high).to(torch.int32)
+
+    def learn_scale(self) -> nn.Parameter:
+        """Make the scale a parameter, which training changes; its name in the state stays."""
+        scale = nn.Parameter(self.scale.detach().clone())
+        del self.scale
+        self.scale = scale
+        return scale
 
     def extra_repr(self) -> str:
         """Name and bits, for print(module)."""

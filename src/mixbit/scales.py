@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from mixbit.affine import dequantize, min_max_scale, quantize
+from mixbit.affine import along, dequantize, min_max_factors, quantize
 from mixbit.calibrate import Calibration
 from mixbit.graph import Graph
 from mixbit.layers import Layer
@@ -26,20 +26,26 @@ FINEST_INPUT = Format(8, "tensor", symmetric=False)
 
 
 def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calibration) -> Quantizer:
-    """The quantizer of one layer's weight, a symmetric scale per output channel.
+    """The quantizer of one layer's weight.
 
-    Of NUM_RATIOS shares r of the channel's min-max scale, the one with the least mean square of op(x, Q_r(W) - W) over
-    the calibration's sample inputs, its mean taken off where bias correction does so. The error of the weight alone
-    is no guide: it prefers clipping that costs accuracy. A weight that no operator reads through a tensor of floats
-    (an embedding) keeps min-max scales. No scale is so small that the bias would not fit into 32 bits.
+    Of NUM_RATIOS shares r of the min-max scales, for each channel the one with the least mean square of
+    op(x, Q_r(W) - W) over the calibration's sample inputs, its mean taken off where bias correction does so; the groups
+    of a channel take the same share, and a tensor with one scale the best for all channels. The error of the weight
+    alone is no guide: it prefers clipping that costs accuracy. A weight that no operator reads through a tensor of
+    floats (an embedding) keeps min-max scales. No scale is so small that the bias would not fit into 32 bits.
     """
+    if fmt.floating is not None:
+        one = torch.ones(1, device=graph.device)
+        return Quantizer(layer.name, fmt, layer.axis, one, torch.zeros_like(one))
     known = calibration.scales.get((layer.name, fmt))
+    widest, zero_point = min_max_factors(get_tensor(graph.module, layer.name), layer.axis, fmt)
     if known is None:
-        known = _least_output_error(graph, layer, fmt, calibration)
-        for operation in layer.operations:
-            known = torch.maximum(known, _least_for_bias(graph, layer, operation, calibration).to(known))
+        known = _least_output_error(graph, layer, fmt, calibration, widest, zero_point)
+        if fmt.granularity != "group":  # runtimes hold biases in integers of the channels' scales
+            for operation in layer.operations:
+                known = torch.maximum(known, _least_for_bias(graph, layer, operation, calibration).to(known))
         calibration.scales[layer.name, fmt] = known
-    return Quantizer(layer.name, fmt, layer.axis, known, torch.zeros_like(known))
+    return Quantizer(layer.name, fmt, layer.axis, known, zero_point)
 
 
 @torch.no_grad()
@@ -54,30 +60,32 @@ def _least_for_bias(graph: Graph, layer: Layer, operation: Operation, calibratio
 
 
 @torch.no_grad()
-def _least_output_error(graph: Graph, layer: Layer, fmt: Format, calibration: Calibration) -> Tensor:
+def _least_output_error(
+    graph: Graph, layer: Layer, fmt: Format, calibration: Calibration, widest: Tensor, zero_point: Tensor
+) -> Tensor:
     weight = get_tensor(graph.module, layer.name).detach()
-    widest = min_max_scale(weight, layer.axis, fmt)
     operations = [operation for operation in layer.operations if operation.input is not None]
     if not operations:
         return widest
     ratios = torch.linspace(1.0, LEAST_RATIO.get(fmt.bits, LEAST_RATIO_OTHERWISE), NUM_RATIOS).to(widest)
-    scales = ratios.unsqueeze(1) * widest
     totals = []
-    for some in scales.split(max(1, FEW_ELEMENTS // weight.numel())):
-        errors = _rounding_errors(weight, some, layer.axis, fmt)
+    for some in ratios.split(max(1, FEW_ELEMENTS // weight.numel())):
+        errors = _rounding_errors(weight, [ratio * widest for ratio in some], zero_point, layer.axis, fmt)
         each = [_output_errors(graph, layer, operation, calibration, errors) for operation in operations]
         totals.append(torch.stack(each).sum(0))
-    return scales.gather(0, torch.cat(totals).argmin(0, keepdim=True)).squeeze(0)
+    found = torch.cat(totals)
+    best = (found.sum(1, keepdim=True) if fmt.granularity == "tensor" else found).argmin(0)
+    return widest * along(ratios[best], 0, widest.shape)
 
 
-def _rounding_errors(weight: Tensor, scales: Tensor, axis: int, fmt: Format) -> Tensor:
-    """[R, *weight]: Q(W) - W for scales [R, channels], all in one go."""
+def _rounding_errors(weight: Tensor, scales: list[Tensor], zero_point: Tensor, axis: int, fmt: Format) -> Tensor:
+    """[R, *weight]: Q(W) - W for R scales, all in one go."""
     channels_first = weight.movedim(axis, 0)
     tiled = channels_first.expand(len(scales), *channels_first.shape).flatten(0, 1)
-    scale = scales.flatten()
-    zero = torch.zeros_like(scale)
+    shape = (len(channels_first), *zero_point.shape[1:])
+    scale, zero = (torch.cat([one.expand(shape) for one in many]) for many in (scales, [zero_point] * len(scales)))
     errors = dequantize(quantize(tiled, scale, zero, 0, *fmt.integer_range), scale, zero, 0) - tiled
-    return errors.unflatten(0, scales.shape).movedim(1, axis + 1)
+    return errors.unflatten(0, (len(scales), -1)).movedim(1, axis + 1)
 
 
 def _output_errors(

@@ -21,7 +21,7 @@ from mixbit.graph import Graph
 from mixbit.interrupts import time_limit
 from mixbit.journal import Journal
 from mixbit.plan import Plan
-from mixbit.simulate import quantize
+from mixbit.quantization import quantize
 from mixbit.target import target_module
 from mixbit.task import Task
 

@@ -39,6 +39,8 @@ class Target:
         weight_bytes: (shape, axis, format) -> bytes in the file for that weight and its scales.
         note: What happens to each width when the file is loaded, for people.
         quantized_outputs: Whether a convolution runs in integers only where its output is quantized too.
+        features: What it stores and executes beyond one symmetric scale a channel and static ranges: of `one scale`,
+            `group`, `zero point`, `float16`, `bfloat16`, `sparsity`, `dynamic` and `dynamic rows`.
     """
 
     name: str
@@ -52,11 +54,13 @@ class Target:
     weight_bytes: Callable[[tuple[int, ...], int, Format | None], int]
     note: str
     quantized_outputs: bool = False
+    features: frozenset[str] = frozenset()
 
     def offers(self, scheme: Scheme) -> bool:
         """Whether the target stores and executes layers of that scheme."""
-        weight = scheme.weight is None or scheme.weight.bits in self.weight_bits
-        return weight and (scheme.input is None or scheme.input.bits in self.input_bits)
+        weight = scheme.weight is None or scheme.weight.floating or scheme.weight.bits in self.weight_bits
+        read = scheme.input is None or scheme.input.bits in self.input_bits
+        return bool(weight) and read and scheme.features <= self.features
 
     def schemes(self, choices: Sequence[str] | None) -> tuple[Scheme, ...]:
         """The choices as schemes, its own default ones where none are given; each must be offered and stand once."""
@@ -68,8 +72,10 @@ class Target:
             if not self.offers(scheme):
                 widths = ", ".join(f"w{bits}" for bits in self.weight_bits)
                 inputs = ", ".join(f"a{bits}" for bits in self.input_bits)
+                missing = "".join(f", no {word}" for word in sorted(scheme.features - self.features))
                 raise InvalidInput(
                     f"choice {scheme}: target {self.name} does not run it; weights {widths}, inputs {inputs} or float"
+                    f"{missing}"
                 )
         return schemes
 

@@ -13,8 +13,8 @@ from mixbit.graph import Graph
 from mixbit.latency import paired_latency_ms
 from mixbit.plan import Plan
 from mixbit.progress import track
+from mixbit.quantization import quantize
 from mixbit.sensitivity import FloatArray, Sensitivity
-from mixbit.simulate import quantize
 from mixbit.target import Runner, target_module
 
 

@@ -16,9 +16,9 @@ from mixbit.estimate import Question
 from mixbit.graph import Graph, capture
 from mixbit.layers import Layer, find_layers
 from mixbit.metrics.fisher import fisher
+from mixbit.quantization import quantize
 from mixbit.scales import weight_quantizer
 from mixbit.scheme import Scheme
-from mixbit.simulate import quantize
 from mixbit.task import Inputs, Task
 from tests.networks import OPERATORS, Attention, Net, Residual, batches_of, captured_operator, matrix, plan_of
 

@@ -14,8 +14,9 @@ from mixbit.estimate import Question
 from mixbit.graph import capture
 from mixbit.layers import find_layers
 from mixbit.metrics.measured import measured, measured_loss
+from mixbit.quantization import quantize
 from mixbit.scheme import Scheme
-from mixbit.simulate import assemble, quantize
+from mixbit.simulate import assemble
 from mixbit.task import Task
 from tests.metrics.setting import NETWORKS, SCHEMES, assert_agrees, rounded_output, setting_of
 from tests.networks import OPERATORS, Net, batches_of, captured_operator, plan_of

@@ -20,7 +20,7 @@ from mixbit.errors import InvalidInput
 from mixbit.graph import capture
 from mixbit.layers import find_layers
 from mixbit.plan import Plan
-from mixbit.simulate import quantize
+from mixbit.quantization import quantize
 from mixbit.studies import truth
 from mixbit.studies.procedure import study
 from mixbit.studies.sampling import RandomPlans

@@ -21,7 +21,7 @@ from mixbit.errors import InvalidInput, TargetMismatch
 from mixbit.graph import Graph, capture
 from mixbit.layers import find_layers
 from mixbit.plan import Plan
-from mixbit.simulate import quantize
+from mixbit.quantization import quantize
 from mixbit.target import TARGETS, Runner, StoredWeight, target_module
 from mixbit.targets import export
 from mixbit.task import Inputs, Task

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from mixbit.graph import capture
 from mixbit.layers import find_layers, model_fingerprint
 from mixbit.plan import Plan
-from mixbit.simulate import quantize
+from mixbit.quantization import quantize
 from mixbit.target import target_module
 from mixbit.targets import export
 from tests.networks import Net

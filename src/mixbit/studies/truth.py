@@ -25,8 +25,8 @@ from mixbit.measurement import measure
 from mixbit.metrics import Metric, find_metric
 from mixbit.plan import Plan
 from mixbit.progress import track
+from mixbit.quantization import quantize
 from mixbit.sensitivity import Sensitivity
-from mixbit.simulate import quantize
 from mixbit.task import Task
 
 

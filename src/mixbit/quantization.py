@@ -1,0 +1,101 @@
+"""quantize(): from a float graph and a plan to the simulated graph, its weights rounded and its biases corrected."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixbit.batches import split_batch
+from mixbit.calibrate import Calibration, calibrate, mean_output
+from mixbit.graph import Graph
+from mixbit.layers import Layer
+from mixbit.nodes import argument, get_tensor, tensor_of
+from mixbit.operators import can_take_bias
+from mixbit.plan import Plan
+from mixbit.progress import track
+from mixbit.quantizer import Quantizer
+from mixbit.scales import weight_quantizer
+from mixbit.simulate import activation_formats, assemble, check_plan
+from mixbit.target import find_target
+
+
+def quantize(
+    graph: Graph,
+    plan: Plan,
+    batches: Iterable[Any] | Calibration,
+    *,
+    bias_correction: bool = True,
+) -> Graph:
+    """The graph with the plan's quantizers, simulated in float: a module that evaluates and trains.
+
+    Weights: symmetric, a scale per output channel, nearest rounding. Activations: one quantizer per tensor, shared by
+    everyone who reads it, with a static range. Bias correction subtracts from each operator's bias the mean error
+    of its output that the rounding of its weight makes on the calibration data. Where weight and input are integers,
+    a bias is a whole multiple of the product of their scales, as runtimes hold it.
+
+    Args:
+        graph: A captured graph in float; it is left as it is.
+        plan: A scheme for every layer, for the target it names.
+        batches: Calibration data, labels ignored; or a calibration of this graph.
+        bias_correction: Whether to correct biases.
+
+    Raises:
+        InvalidInput: the plan is of another model, offers what the target does not run, or the data does not fit.
+    """
+    layers = check_plan(graph, plan)
+    plan = _without_stale_claims(plan, layers)
+    if not isinstance(batches, Calibration):
+        batches = calibrate(graph, layers, [split_batch(batch, len(graph.example.args))[0] for batch in batches])
+    batches.check_layers(layers)
+    formats = activation_formats(graph, layers, plan, find_target(plan.target))
+    activations = {
+        name: batches.quantizer(name, fmt, graph.device)
+        for name, fmt in formats.items()
+        if batches.histograms[name].finite  # a mask of -inf, which no integer holds, stays in float
+    }
+    weights, biases = [], {}
+    for layer in track(layers, "round weights"):
+        fmt = plan.scheme(layer.name).weight
+        if fmt is not None:
+            weights.append(weight_quantizer(graph, layer, fmt, batches))
+            biases |= _biases(graph, layer, weights[-1], batches if bias_correction else None, activations)
+    return assemble(graph, plan, [*weights, *activations.values()], biases)
+
+
+def _without_stale_claims(plan: Plan, layers: tuple[Layer, ...]) -> Plan:
+    """The plan without what was predicted of it, where its schemes were edited since: its bytes are others now."""
+    weight_bytes = find_target(plan.target).weight_bytes
+    held = sum(weight_bytes(layer.shape, layer.axis, plan.scheme(layer.name).weight) for layer in layers)
+    if plan.predicted.get("weight_bytes", held) == held:
+        return plan
+    return plan.model_copy(update={"predicted": {}, "made_by": f"{plan.made_by}, edited"})
+
+
+@torch.no_grad()
+def _biases(
+    graph: Graph,
+    layer: Layer,
+    quantizer: Quantizer,
+    calibration: Calibration | None,
+    activations: Mapping[str, Quantizer],
+) -> dict[str, Tensor]:
+    """Operator's node -> bias, for every operator that has or gets one; corrected where a calibration is given."""
+    weight = get_tensor(graph.module, layer.name)
+    error = quantizer(weight) - weight
+    biases = {}
+    for operation in layer.operations:
+        node = graph.node(operation.node)
+        previous = argument(node, operation.kind.bias)
+        if not can_take_bias(node, operation) or (previous is None and calibration is None):
+            continue
+        bias = torch.zeros((), device=weight.device) if previous is None else tensor_of(graph.module, previous)
+        if calibration is not None:
+            bias = bias - mean_output(graph, operation, calibration, error)
+        read = None if operation.input is None else activations.get(operation.input)
+        if read is not None and quantizer.format.granularity != "group":
+            scales = read.scale * quantizer.scale
+            step = scales.repeat(bias.shape[-1] // len(scales))  # groups of a transposed convolution share theirs
+            bias = torch.round(bias / step) * step
+        biases[operation.node] = bias
+    return biases
