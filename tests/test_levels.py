@@ -27,7 +27,18 @@ LEVELS = (
         "liveness",
         "uncovered",
     },
-    {"calibrate", "scales", "estimate", "identity", "simulate", "quantization", "integers", "metrics"},
+    {
+        "calibrate",
+        "scales",
+        "estimate",
+        "identity",
+        "simulate",
+        "reconstruction",
+        "rounding",
+        "quantization",
+        "integers",
+        "metrics",
+    },
     {
         "targets",
         "measurement",
@@ -44,7 +55,7 @@ LEVELS = (
     {"studies"},
     {"printing", "specs", "recheck", "pipeline", "demo", "cli", "__init__", "__main__"},
 )
-METHOD_FOLDERS = {"metrics", "search", "targets"}
+METHOD_FOLDERS = {"metrics", "search", "targets", "rounding"}
 
 
 def level(module: str) -> int:

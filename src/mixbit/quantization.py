@@ -8,16 +8,21 @@ from torch import Tensor
 
 from mixbit.batches import split_batch
 from mixbit.calibrate import Calibration, calibrate, mean_output
+from mixbit.errors import InvalidInput
 from mixbit.graph import Graph
-from mixbit.layers import Layer
+from mixbit.layers import Layer, find_layers
 from mixbit.nodes import argument, get_tensor, tensor_of
 from mixbit.operators import can_take_bias
 from mixbit.plan import Plan
 from mixbit.progress import track
 from mixbit.quantizer import Quantizer
+from mixbit.reconstruction import Reconstruction
+from mixbit.rounding import Rounding, find_rounding
+from mixbit.rounding.nearest import nearest
 from mixbit.scales import weight_quantizer
 from mixbit.simulate import activation_formats, assemble, check_plan
 from mixbit.target import find_target
+from mixbit.task import Task
 
 
 def quantize(
@@ -25,41 +30,63 @@ def quantize(
     plan: Plan,
     batches: Iterable[Any] | Calibration,
     *,
+    rounding: str | Rounding = "nearest",
     bias_correction: bool = True,
+    task: Task | None = None,
+    seed: int = 0,
 ) -> Graph:
     """The graph with the plan's quantizers, simulated in float: a module that evaluates and trains.
 
-    Weights: symmetric, a scale per output channel, nearest rounding. Activations: one quantizer per tensor, shared by
-    everyone who reads it, with a static range. Bias correction subtracts from each operator's bias the mean error
-    of its output that the rounding of its weight makes on the calibration data. Where weight and input are integers,
-    a bias is a whole multiple of the product of their scales, as runtimes hold it.
+    Activations: one quantizer per tensor, shared by everyone who reads it, with a static range. Bias correction
+    subtracts from each operator's bias the mean error of its output that the nearest rounding of its weight makes on
+    the calibration data. Where weight and input are integers, a bias is a whole multiple of the product of their
+    scales, as runtimes hold it.
 
     Args:
         graph: A captured graph in float; it is left as it is.
         plan: A scheme for every layer, for the target it names.
-        batches: Calibration data, labels ignored; or a calibration of this graph.
+        batches: Calibration data, labels ignored; or, for the nearest rounding, a calibration of this graph.
+        rounding: How weights become integers: a name in ROUNDINGS, with options as in `brecq:iterations=500`, or a
+            function from a `Reconstruction` to a graph.
         bias_correction: Whether to correct biases.
+        task: What the outputs mean, for roundings that ask; classification where None.
+        seed: Of every draw of the rounding.
 
     Raises:
-        InvalidInput: the plan is of another model, offers what the target does not run, or the data does not fit.
+        InvalidInput: the plan is of another model, offers what the target does not run, the data does not fit, or the
+            rounding is unknown.
     """
+    name, method = find_rounding(rounding)
     layers = check_plan(graph, plan)
     plan = _without_stale_claims(plan, layers)
+    inputs = None
     if not isinstance(batches, Calibration):
-        batches = calibrate(graph, layers, [split_batch(batch, len(graph.example.args))[0] for batch in batches])
-    batches.check_layers(layers)
+        inputs = [split_batch(batch, len(graph.example.args))[0] for batch in batches]
+        batches = calibrate(graph, layers, inputs)
+    elif method is not nearest:
+        raise InvalidInput(f"rounding {name}: a calibration alone does not tell it enough; give the batches")
+    simulated = simulate(graph, plan, batches, bias_correction=bias_correction)
+    if inputs is None:
+        return simulated
+    return method(Reconstruction(graph, simulated, inputs, task or Task.classification(), seed))
+
+
+def simulate(graph: Graph, plan: Plan, calibration: Calibration, *, bias_correction: bool = True) -> Graph:
+    """The graph with the plan's quantizers, every weight to be rounded to the nearest integer, biases corrected."""
+    layers = find_layers(graph)
+    calibration.check_layers(layers)
     formats = activation_formats(graph, layers, plan, find_target(plan.target))
     activations = {
-        name: batches.quantizer(name, fmt, graph.device)
+        name: calibration.quantizer(name, fmt, graph.device)
         for name, fmt in formats.items()
-        if batches.histograms[name].finite  # a mask of -inf, which no integer holds, stays in float
+        if calibration.histograms[name].finite  # a mask of -inf, which no integer holds, stays in float
     }
     weights, biases = [], {}
     for layer in track(layers, "round weights"):
         fmt = plan.scheme(layer.name).weight
         if fmt is not None:
-            weights.append(weight_quantizer(graph, layer, fmt, batches))
-            biases |= _biases(graph, layer, weights[-1], batches if bias_correction else None, activations)
+            weights.append(weight_quantizer(graph, layer, fmt, calibration))
+            biases |= _biases(graph, layer, weights[-1], calibration if bias_correction else None, activations)
     return assemble(graph, plan, [*weights, *activations.values()], biases)
 
 

@@ -1,0 +1,33 @@
+"""What a rounding is given: the float network and its simulation, whose weights it turns into integers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixbit.graph import Graph
+from mixbit.task import Inputs, Task
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The outputs of the float network are to be reconstructed by integers.
+
+    A rounding returns the simulated graph with other weights, each of them whole multiples of its scale already, so
+    that its quantizers, which round to the nearest, change nothing; biases and scales of activations may differ too.
+
+    Attributes:
+        graph: The float graph.
+        simulated: The same with all quantizers in place and weights in float; its biases are corrected for the
+            nearest integers.
+        batches: Calibration inputs.
+        task: What the outputs mean.
+        seed: Of every draw.
+        folder: Where finished parts are kept, for an interrupted run to go on; None keeps nothing.
+    """
+
+    graph: Graph
+    simulated: Graph
+    batches: Sequence[Inputs]
+    task: Task
+    seed: int = 0
+    folder: Path | None = None

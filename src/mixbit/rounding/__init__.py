@@ -1,0 +1,18 @@
+"""Roundings: how weights become integers; one method a file."""
+
+from collections.abc import Callable
+
+from mixbit.graph import Graph
+from mixbit.options import with_options
+from mixbit.reconstruction import Reconstruction
+from mixbit.rounding.nearest import nearest
+
+Rounding = Callable[[Reconstruction], Graph]
+ROUNDINGS: dict[str, Rounding] = {
+    "nearest": nearest,
+}
+
+
+def find_rounding(rounding: str | Rounding) -> tuple[str, Rounding]:
+    """Name and function of a rounding; raises InvalidInput for an unknown name or option."""
+    return with_options("rounding", rounding, ROUNDINGS)
