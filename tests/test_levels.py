@@ -29,6 +29,7 @@ LEVELS = (
     },
     {
         "calibrate",
+        "biases",
         "scales",
         "estimate",
         "identity",

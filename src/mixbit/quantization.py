@@ -1,17 +1,18 @@
 """quantize(): from a float graph and a plan to the simulated graph, its weights rounded and its biases corrected."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixbit.batches import split_batch
+from mixbit.biases import corrected_biases
 from mixbit.calibrate import Calibration, calibrate, mean_output
 from mixbit.errors import InvalidInput
 from mixbit.graph import Graph
 from mixbit.layers import Layer, find_layers
-from mixbit.nodes import argument, get_tensor, tensor_of
+from mixbit.nodes import get_tensor
 from mixbit.operators import can_take_bias
 from mixbit.plan import Plan
 from mixbit.progress import track
@@ -68,7 +69,9 @@ def quantize(
     simulated = simulate(graph, plan, batches, bias_correction=bias_correction)
     if inputs is None:
         return simulated
-    return method(Reconstruction(graph, simulated, inputs, task or Task.classification(), seed))
+    return method(
+        Reconstruction(graph, simulated, inputs, task or Task.classification(), seed, bias_correction=bias_correction)
+    )
 
 
 def simulate(graph: Graph, plan: Plan, calibration: Calibration, *, bias_correction: bool = True) -> Graph:
@@ -86,7 +89,8 @@ def simulate(graph: Graph, plan: Plan, calibration: Calibration, *, bias_correct
         fmt = plan.scheme(layer.name).weight
         if fmt is not None:
             weights.append(weight_quantizer(graph, layer, fmt, calibration))
-            biases |= _biases(graph, layer, weights[-1], calibration if bias_correction else None, activations)
+            errors = _mean_errors(graph, layer, weights[-1], calibration) if bias_correction else {}
+            biases |= corrected_biases(graph, layer, weights[-1], errors, activations)
     return assemble(graph, plan, [*weights, *activations.values()], biases)
 
 
@@ -100,29 +104,12 @@ def _without_stale_claims(plan: Plan, layers: tuple[Layer, ...]) -> Plan:
 
 
 @torch.no_grad()
-def _biases(
-    graph: Graph,
-    layer: Layer,
-    quantizer: Quantizer,
-    calibration: Calibration | None,
-    activations: Mapping[str, Quantizer],
-) -> dict[str, Tensor]:
-    """Operator's node -> bias, for every operator that has or gets one; corrected where a calibration is given."""
+def _mean_errors(graph: Graph, layer: Layer, quantizer: Quantizer, calibration: Calibration) -> dict[str, Tensor]:
+    """Operator's node -> [channels] mean error of its output on the calibration data, where a bias can take it off."""
     weight = get_tensor(graph.module, layer.name)
     error = quantizer(weight) - weight
-    biases = {}
-    for operation in layer.operations:
-        node = graph.node(operation.node)
-        previous = argument(node, operation.kind.bias)
-        if not can_take_bias(node, operation) or (previous is None and calibration is None):
-            continue
-        bias = torch.zeros((), device=weight.device) if previous is None else tensor_of(graph.module, previous)
-        if calibration is not None:
-            bias = bias - mean_output(graph, operation, calibration, error)
-        read = None if operation.input is None else activations.get(operation.input)
-        if read is not None and quantizer.format.granularity != "group":
-            scales = read.scale * quantizer.scale
-            step = scales.repeat(bias.shape[-1] // len(scales))  # groups of a transposed convolution share theirs
-            bias = torch.round(bias / step) * step
-        biases[operation.node] = bias
-    return biases
+    return {
+        operation.node: mean_output(graph, operation, calibration, error)
+        for operation in layer.operations
+        if can_take_bias(graph.node(operation.node), operation)
+    }

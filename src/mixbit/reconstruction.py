@@ -18,11 +18,12 @@ class Reconstruction:
     Attributes:
         graph: The float graph.
         simulated: The same with all quantizers in place and weights in float; its biases are corrected for the
-            nearest integers.
+            nearest integers, where biases are.
         batches: Calibration inputs.
         task: What the outputs mean.
         seed: Of every draw.
         folder: Where finished parts are kept, for an interrupted run to go on; None keeps nothing.
+        bias_correction: Whether biases take off the mean error of their operator's output.
     """
 
     graph: Graph
@@ -31,3 +32,4 @@ class Reconstruction:
     task: Task
     seed: int = 0
     folder: Path | None = None
+    bias_correction: bool = True
