@@ -28,6 +28,7 @@ ANYTHING = TARGET = Target(
     adds_into_layers=False,
     weight_bytes=lambda shape, axis, fmt: 1,
     note="for tests",
+    features=frozenset({"one scale", "group", "zero point", "float16", "bfloat16"}),
 )
 
 

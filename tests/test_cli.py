@@ -11,7 +11,7 @@ import torch
 
 from mixbit import cli
 from mixbit.metrics import METRICS
-from mixbit.pipeline import ROUNDINGS
+from mixbit.rounding import ROUNDINGS
 from mixbit.search import SEARCHES
 from mixbit.target import TARGETS
 
@@ -246,7 +246,7 @@ def test_measure_then_search(code, run, tmp_path):
         ("targets", {"openvino", "onnxruntime", "packed"}, TARGETS),
         ("metrics", {"fisher"}, METRICS),
         ("searches", {"ilp"}, SEARCHES),
-        ("roundings", {"nearest"}, ROUNDINGS),
+        ("roundings", {"nearest", "adaround", "brecq"}, ROUNDINGS),
     ],
 )
 def test_list(run, what, names, accepted):

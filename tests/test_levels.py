@@ -23,6 +23,7 @@ LEVELS = (
         "graph",
         "layers",
         "between",
+        "blocks",
         "features",
         "liveness",
         "uncovered",

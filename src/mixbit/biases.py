@@ -1,15 +1,16 @@
-"""Biases of rounded layers: corrected by the mean error of the output, in steps that integers hold."""
+"""Biases of rounded layers: corrected by the mean error of the output, in the whole steps that runtimes hold."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from mixbit.graph import Graph
-from mixbit.layers import Layer
-from mixbit.nodes import argument, tensor_of
-from mixbit.operators import can_take_bias
+from mixbit.layers import Layer, find_layers
+from mixbit.nodes import argument, get_tensor, is_parameter, tensor_of
+from mixbit.operators import Operation, can_take_bias
 from mixbit.quantizer import Quantizer
+from mixbit.simulate import quantizers_of
 
 
 @torch.no_grad()
@@ -40,10 +41,37 @@ def corrected_biases(
         bias = torch.zeros((), device=graph.device) if previous is None else tensor_of(graph.module, previous)
         if error is not None:
             bias = bias - error
-        read = None if operation.input is None else activations.get(operation.input)
-        if read is not None and quantizer.format.granularity != "group":
-            scales = read.scale * quantizer.scale
-            step = scales.repeat(bias.shape[-1] // len(scales))  # groups of a transposed convolution share theirs
-            bias = torch.round(bias / step) * step
-        biases[operation.node] = bias
+        biases[operation.node] = in_steps(bias, quantizer, activations.get(operation.input or ""))
     return biases
+
+
+def in_steps(bias: Tensor, weight: Quantizer, read: Quantizer | None) -> Tensor:
+    """The bias in whole multiples of input scale x weight scale, as runtimes hold it in 32 bits.
+
+    Unchanged where the input is in float or ranged at run time, or scales differ within a channel: it stays in float.
+    """
+    if read is None or read.format.dynamic or weight.format.granularity == "group" or weight.format.floating:
+        return bias
+    scales = read.scale * weight.scale
+    step = scales.repeat(bias.shape[-1] // len(scales))  # groups of a transposed convolution share theirs
+    return torch.round(bias / step) * step
+
+
+def biases_of(simulated: Graph) -> Iterator[tuple[Layer, Operation, str]]:
+    """Layer, operation and full name of the bias, for every operator of a layer that has one."""
+    for layer in find_layers(simulated):
+        for operation in layer.operations:
+            bias = argument(simulated.node(operation.node), operation.kind.bias)
+            if is_parameter(bias):
+                yield layer, operation, str(bias.target)
+
+
+@torch.no_grad()
+def settle_biases(simulated: Graph, names: Sequence[str]) -> None:
+    """Round the biases of these names to whole steps, in place."""
+    weights = {one.tensor: one for one in quantizers_of(simulated) if one.axis is not None}
+    activations = {one.tensor: one for one in quantizers_of(simulated) if one.axis is None}
+    for layer, operation, name in biases_of(simulated):
+        if name in names and layer.name in weights:
+            bias = get_tensor(simulated.module, name)
+            bias.copy_(in_steps(bias, weights[layer.name], activations.get(operation.input or "")))

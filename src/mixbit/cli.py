@@ -88,7 +88,9 @@ def quantize(
     eval_timeout: Annotated[
         float | None, typer.Option("--eval-timeout", help="seconds that trying one plan may take")
     ] = None,
-    rounding: Annotated[str, typer.Option("--rounding", help="see: mixbit list roundings")] = "nearest",
+    rounding: Annotated[
+        str, typer.Option("--rounding", help="see: mixbit list roundings; with options as in brecq:iterations=500")
+    ] = "nearest",
     flavour: Annotated[str, typer.Option("--flavour", help="static")] = "static",
     task: TaskName = "classification",
     loss: LossSpec = None,
@@ -98,10 +100,9 @@ def quantize(
     as_json: AsJson = False,
 ) -> None:
     """Measure, search, quantize, export, run the artefact and compare."""
-    from mixbit.pipeline import FLAVOURS, ROUNDINGS, Settings, auto_quantize
+    from mixbit.pipeline import FLAVOURS, Settings, auto_quantize
     from mixbit.specs import absolute, load_data, load_function, load_task
 
-    _known("rounding", rounding, tuple(ROUNDINGS))
     _known("flavour", flavour, tuple(FLAVOURS))
     pins, offered = _pins(pin), _split(choices)
     for_trials = {"search": search, "eval_subset_ratio": eval_subset_ratio}
@@ -118,6 +119,7 @@ def quantize(
         choices=offered,
         metric=_function_or_name(metric, "METRIC"),
         search=_function_or_name(_warm(search) if warm_start else search, "SEARCH"),
+        rounding=_function_or_name(rounding, "ROUNDING"),
         pins=pins,
         score=None if score is None else load_function(score, "SCORE"),
         eval_subset_ratio=eval_subset_ratio,
@@ -440,9 +442,9 @@ def _searches() -> list[tuple[str, str]]:
 
 
 def _roundings() -> list[tuple[str, str]]:
-    from mixbit.pipeline import ROUNDINGS
+    from mixbit.rounding import ROUNDINGS
 
-    return list(ROUNDINGS.items())
+    return _methods(ROUNDINGS)
 
 
 _LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {

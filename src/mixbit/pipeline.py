@@ -1,10 +1,11 @@
 """auto_quantize(): from a trained network to a verified artefact; the only file that knows the order of the steps."""
 
 import math
+import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +29,10 @@ from mixbit.measurement import measure
 from mixbit.metrics import Metric, find_metric
 from mixbit.plan import Plan
 from mixbit.quantization import quantize
+from mixbit.reconstruction import Reconstruction
 from mixbit.result import FILE_NAME, Result, deployed_figures, environment, figures, layer_rows
+from mixbit.rounding import Rounding, find_rounding
+from mixbit.rounding.nearest import nearest
 from mixbit.scoring import Score, Scoring
 from mixbit.search import Method, find_search, uniform_plans
 from mixbit.sensitivity import Sensitivity
@@ -40,10 +44,8 @@ from mixbit.timing import timed
 from mixbit.uncovered import find_uncovered
 from mixbit.verification import Comparison, compare, predicted_bytes
 
-#: Names, and what each does.
+#: Name -> what it does.
 FLAVOURS = {"static": "Ranges of activations are fixed by calibration data; no training."}
-ROUNDINGS = {"nearest": "Every weight to the nearest integer, ties to even."}
-
 
 #: The longest time that an evaluation may be given: a week.
 LONGEST_S = 7 * 24 * 3600
@@ -58,6 +60,7 @@ class Settings:
         choices: Schemes to choose from; the target's default ones where None.
         metric: Name of the metric, or a function of the same kind.
         search: Name of the search, or a function of the same kind.
+        rounding: Name of the rounding, or a function of the same kind.
         pins: Pattern of layers' names -> the scheme that they take, see `Sensitivity.pinned`.
         score: Evaluation function of the user's own, for searches that try plans and for a largest drop:
             `score(model, batches)`, the higher the better. Where None, accuracy, or without labels the divergence.
@@ -71,6 +74,7 @@ class Settings:
     choices: Sequence[str] | None = None
     metric: str | Metric = "fisher"
     search: str | Method = "ilp"
+    rounding: str | Rounding = "nearest"
     pins: Mapping[str, str] = field(default_factory=dict)
     score: Score | None = None
     eval_subset_ratio: float = 1.0
@@ -155,7 +159,8 @@ def auto_quantize(
     a largest drop for a budget, it is the cheapest plan on the front of bytes whose artefact drops no more on the
     evaluation data; or a uniform one that is cheaper still.
 
-    What searches try is kept in `<out>.trials.jsonl` until the results are written: interrupted, the same call goes on.
+    What searches try is kept in `<out>.trials.jsonl`, and what a rounding has learned in `<out>.rounding`, until the
+    results are written: interrupted, the same call goes on.
 
     Args:
         model: The trained network; it is left as it is.
@@ -189,6 +194,7 @@ class _Run:
         self.target.schemes(settings.choices)
         find_metric(settings.metric)
         find_search(settings.search)
+        find_rounding(settings.rounding)
         check_writable_folder(out, force=force)
         if not 0 < settings.eval_subset_ratio <= 1:
             raise InvalidInput(f"eval_subset_ratio={settings.eval_subset_ratio}: give a share between 0 and 1")
@@ -198,6 +204,7 @@ class _Run:
             )
         self.out, self.settings, self.force = out, settings, force
         self.journal_path = out.absolute().with_name(f"{out.absolute().name}.trials.jsonl")
+        self.parts_path = out.absolute().with_name(f"{out.absolute().name}.rounding")
         self.task = settings.task
         self.seconds: dict[str, float] = {}
 
@@ -239,9 +246,14 @@ class _Run:
             plans = [plan, *(one for one in uniform_plans(table, limits) if one.layers != plan.layers)]
             contenders = [self._try(graph, one, calibration, held_out, reference) for one in plans]
         chosen = contenders[0] if grounds else min(contenders, key=lambda contender: contender.divergence)
+        grounds = grounds or _said(contenders, chosen)
+        if find_rounding(self.settings.rounding)[1] is not nearest:
+            with self._clock("round weights"):
+                chosen, said = self._rounded(graph, chosen, kept, held_out, reference)
+            grounds = f"{grounds}; {said}"
         with self._clock("evaluate"):
             outputs = self._evaluate_all(graph, contenders, chosen, evaluated)
-        return Decision(graph, table, contenders, chosen, grounds or _said(contenders, chosen), evaluated, outputs)
+        return Decision(graph, table, contenders, chosen, grounds, evaluated, outputs)
 
     def deploy(self, decision: Decision) -> Deployed:
         """Write the chosen plan's files, run the artefact and compare."""
@@ -278,6 +290,7 @@ class _Run:
             )
             write_text(folder / FILE_NAME, result.to_json())
         self.journal_path.unlink(missing_ok=True)
+        shutil.rmtree(self.parts_path, ignore_errors=True)
         return Deployed(self.out, chosen.plan, decision.table, chosen.simulated, comparison, result)
 
     @contextmanager
@@ -323,6 +336,22 @@ class _Run:
         simulated = quantize(graph, plan, calibration)
         outputs = evaluate(graph_runner(simulated, self.task), held_out, self.task, f"simulate {plan.made_by}")
         return Contender(plan, simulated, outputs.divergence(reference, self.task))
+
+    def _rounded(
+        self, graph: Graph, chosen: Contender, kept: list[Batch], held_out: list[Batch], reference: Evaluation
+    ) -> tuple[Contender, str]:
+        """The plan with its weights rounded as the settings say, unless that is worse on held-out data; and which."""
+        name, method = find_rounding(self.settings.rounding)
+        inputs = [one for one, _ in kept]
+        asked = Reconstruction(graph, chosen.simulated, inputs, self.task, self.settings.seed, self.parts_path)
+        simulated = method(asked)
+        outputs = evaluate(graph_runner(simulated, self.task), held_out, self.task, f"simulate {name}")
+        divergence = outputs.divergence(reference, self.task)
+        figures_ = f"{divergence:.4g} against {chosen.divergence:.4g} nats"
+        if divergence > chosen.divergence:
+            return chosen, f"weights are rounded to the nearest: {name} was worse ({figures_})"
+        rounded = replace(chosen, simulated=simulated, divergence=divergence)
+        return rounded, f"weights are rounded by {name}, not to the nearest ({figures_})"
 
     def _evaluate_all(
         self, graph: Graph, contenders: list[Contender], chosen: Contender, batches: list[Batch]

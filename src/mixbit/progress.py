@@ -1,7 +1,7 @@
 """track(): the only place that draws progress."""
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextvars import ContextVar
 from typing import TypeVar
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 _DRAWS = ContextVar("draws", default=True)
 
 
-def track(items: Iterable[T], label: str | Callable[[], str], total: int | None = None) -> Iterator[T]:
+def track(items: Iterable[T], label: str | Callable[[], str], total: int | None = None) -> Generator[T, None, None]:
     """Yield the items while a bar on standard error shows the label, work done and time left.
 
     A label that changes is a function, asked after each item. Nothing is drawn where standard error is not a terminal.

@@ -131,6 +131,12 @@ class Quantizer(nn.Module):
         self.scale = scale
         return scale
 
+    def fix_scale(self) -> None:
+        """Make a learned scale a buffer again."""
+        scale = self.scale.detach()
+        del self.scale
+        self.register_buffer("scale", scale)
+
     def extra_repr(self) -> str:
         """Name and bits, for print(module)."""
         return f"{self.tensor}, bits={self.format.bits}, axis={self.axis}"

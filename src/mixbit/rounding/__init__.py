@@ -5,11 +5,15 @@ from collections.abc import Callable
 from mixbit.graph import Graph
 from mixbit.options import with_options
 from mixbit.reconstruction import Reconstruction
+from mixbit.rounding.adaround import adaround
+from mixbit.rounding.brecq import brecq
 from mixbit.rounding.nearest import nearest
 
 Rounding = Callable[[Reconstruction], Graph]
 ROUNDINGS: dict[str, Rounding] = {
     "nearest": nearest,
+    "adaround": adaround,
+    "brecq": brecq,
 }
 
 

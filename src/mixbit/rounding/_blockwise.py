@@ -1,0 +1,148 @@
+"""Block after block, weights, biases and steps of activations that meet the float network's outputs again."""
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mixbit.blocks import Block
+from mixbit.exporting import copy_module
+from mixbit.graph import Graph
+from mixbit.progress import track
+from mixbit.reconstruction import Reconstruction
+from mixbit.rounding._learned import Learned, mixed
+from mixbit.rounding._parts import load, question_digest, save
+from mixbit.rounding._passes import Passes
+from mixbit.rounding._soft import beta_at
+from mixbit.rounding._stretch import Stretch, needed_later, stretches
+
+#: Steps of Adam: of the roundings; of biases, in root mean square errors of the block; of scales, relative to them.
+RATE, BIAS_RATE, STEP_RATE = 0.1, 0.05, 1e-3
+#: Weight of the penalty on undecided roundings, where the error of the nearest rounding is 1. It is large, so that most
+#: weights decide early and the rest of them make up for it: with 1, ResNet-20's blocks end at twice the error.
+PENALTY = 300.0
+#: Share of the iterations without it; its exponent then, and at the end.
+WARM_UP, FIRST_BETA, LAST_BETA = 0.1, 20.0, 2.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How each block is learned.
+
+    Attributes:
+        iterations: Steps of Adam.
+        batch_size: Samples of a step, at most those of a calibration batch.
+        drop: Chance that a number of a coarse activation stays in float.
+        fisher: Whether errors are weighted by the Fisher information of the block's outputs.
+        cache_gib: GiB of activations held in memory.
+    """
+
+    iterations: int
+    batch_size: int
+    drop: float
+    fisher: bool
+    cache_gib: float
+
+
+def reconstruct(asked: Reconstruction, blocks: tuple[Block, ...], schedule: Schedule, label: str) -> Graph:
+    """The simulated graph with weights, biases and steps learned, one block after the other.
+
+    For each block, min mean (z - z')^2 over roundings h of its weights, with z the float network's output of the block
+    and z' that of the rounded one, which reads what the rounded blocks before it return. Roundings start where the
+    weight is itself and are driven to 0 or 1 by the penalty. A block that the nearest rounding serves better keeps it.
+    """
+    question = question_digest(asked, label, **asdict(schedule))
+    simulated = replace(asked.simulated, module=copy_module(asked.simulated.module))
+    trained = [one for one in simulated.module.parameters() if one.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    parts = stretches(asked.graph, blocks), stretches(simulated, blocks)
+    later = [set.union(*both) for both in zip(*map(needed_later, parts), strict=True)]
+    bar = track(range(len(blocks) * schedule.iterations), label)
+    with closing(bar), closing(Passes(asked, schedule.cache_gib)) as passes:
+        for number, block in enumerate(blocks):
+            in_float, rounded = (both[number] for both in parts)
+            passes.advance_float(in_float, later[number] | set(block.outputs))
+            if schedule.fisher:
+                passes.weigh(block.outputs)
+            learned = Learned(asked, simulated, block, rounded)
+            pace = _Pace(schedule, bar, torch.Generator().manual_seed(asked.seed + number))
+            known = load(asked.folder, f"block-{number}", question)
+            if known is not None:
+                learned.restore(known)
+                pace.skip()
+            else:
+                _learn(learned, block, rounded, passes, pace)
+                save(asked.folder, f"block-{number}", question, learned.state())
+            passes.advance_rounded(rounded, later[number])
+            passes.keep_only(later[number])
+    for parameter in trained:
+        parameter.requires_grad_(True)
+    return simulated
+
+
+@dataclass(frozen=True)
+class _Pace:
+    schedule: Schedule
+    bar: Iterator[int]
+    generator: torch.Generator
+
+    def steps(self) -> Iterator[float]:
+        """The share of the iterations that are done, before each of them."""
+        for step in range(self.schedule.iterations):
+            next(self.bar)
+            yield step / self.schedule.iterations
+
+    def skip(self) -> None:
+        """Go through all iterations, for a block that has nothing to learn."""
+        for _ in self.steps():
+            pass
+
+
+def _learn(learned: Learned, block: Block, part: Stretch, passes: Passes, pace: _Pace) -> None:
+    """Learn one block, unless the nearest rounding is better in the end."""
+    nearest = passes.mean_error(part, block.outputs)
+    if not learned.weights or nearest == 0:
+        pace.skip()
+        return
+    before = learned.state()
+    learned.begin()
+    optimizer = _optimizer(learned, nearest**0.5)
+    drop = pace.schedule.drop if learned.steps else 0.0
+    by_rows = passes.parts_by_rows(part, block.outputs)
+    for progress in pace.steps():
+        batch, rows = _draw(passes.sizes, pace, by_rows=by_rows)
+        read = passes.inputs(part, batch, rows)
+        if drop > 0:
+            others = passes.float_inputs(part, batch, rows)
+            read |= {name: mixed(read[name], other, drop, pace.generator) for name, other in others.items()}
+        outputs = part.run(read, block.outputs, learned.replaced(drop, pace.generator))
+        loss = passes.error(outputs, batch, rows) / nearest
+        beta = beta_at(progress, WARM_UP, FIRST_BETA, LAST_BETA)
+        if beta is not None:
+            loss = loss + PENALTY * learned.undecided(beta)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    learned.settle()
+    if passes.mean_error(part, block.outputs) > nearest:
+        learned.restore(before)
+
+
+def _optimizer(learned: Learned, error: float) -> torch.optim.Optimizer:
+    groups = [{"params": [one.v for one in learned.weights.values()], "lr": RATE}]
+    biases = [learned.module.get_parameter(name) for name in learned.biases]
+    if biases:
+        groups.append({"params": biases, "lr": BIAS_RATE * error})
+    groups += [{"params": [one.scale], "lr": STEP_RATE * float(one.scale.detach())} for one in learned.steps]
+    return torch.optim.Adam(groups)
+
+
+def _draw(sizes: list[int], pace: _Pace, *, by_rows: bool) -> tuple[int, Tensor | None]:
+    """A batch with a chance proportional to its size, and some of its samples; all where they cannot be parted."""
+    batch = int(torch.multinomial(torch.tensor(sizes).float(), 1, generator=pace.generator))
+    if not by_rows or sizes[batch] <= pace.schedule.batch_size:
+        return batch, None
+    return batch, torch.randperm(sizes[batch], generator=pace.generator)[: pace.schedule.batch_size]

@@ -1,0 +1,28 @@
+"""AdaRound: the rounding of each layer's weights, learned from its output."""
+
+from mixbit.blocks import single_layers
+from mixbit.graph import Graph
+from mixbit.layers import find_layers
+from mixbit.reconstruction import Reconstruction
+from mixbit.rounding._blockwise import Schedule, reconstruct
+
+
+def adaround(
+    asked: Reconstruction,
+    *,
+    iterations: int = 500,
+    batch_size: int = 32,
+    drop: float = 0.5,
+    cache_gib: float = 2.0,
+) -> Graph:
+    """Roundings learned from each layer's output; after it, biases and the steps of coarse activations too.
+
+    For each operator with a weight W, and a function f of each number right behind it,
+    min_V E |f(op(x, W)) - f(op(x', W'))|^2 + penalty, W' = s (clip(floor(W / s) + h(V) + z) - z), with x' from the
+    layers that are rounded already. See `brecq` for the options.
+
+    Source: M. Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020.
+    """
+    schedule = Schedule(iterations, batch_size, drop, fisher=False, cache_gib=cache_gib)
+    blocks = single_layers(asked.graph, find_layers(asked.graph))
+    return reconstruct(asked, blocks, schedule, "learn roundings by layers")

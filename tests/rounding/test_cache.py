@@ -1,0 +1,53 @@
+import logging
+from pathlib import Path
+
+import torch
+
+from mixbit.rounding._cache import ActivationCache
+
+
+def test_it_returns_what_was_put_and_drops_what_is_not_kept():
+    cache = ActivationCache(10**6)
+    tensors = {(batch, name): torch.randn(3, 4) for batch in (0, 1) for name in "ab"}
+    for key, tensor in tensors.items():
+        cache.put(*key, tensor)
+    assert all(torch.equal(cache.get(*key), tensor) for key, tensor in tensors.items())
+    held = cache.in_memory
+    cache.keep_only({"b"})
+    assert not cache.holds(0, "a")
+    assert cache.holds(1, "b")
+    assert cache.in_memory == held // 2
+
+
+def test_what_is_put_later_changed_does_not_change_it():
+    cache, x = ActivationCache(10**6), torch.zeros(3)
+    cache.put(0, "x", x)
+    x += 1
+    assert cache.get(0, "x").tolist() == [0, 0, 0]
+
+
+def test_beyond_the_limit_tensors_go_to_files_which_is_said_once(caplog):
+    cache, tensors = ActivationCache(100), [torch.randn(5, 5), torch.randn(0, 5), torch.randint(9, (40,))]
+    with caplog.at_level(logging.WARNING, "mixbit"):
+        for number, tensor in enumerate(tensors):
+            cache.put(number, "x", tensor)
+    assert len(caplog.records) == 1
+    assert "kept in" in caplog.text
+    assert all(torch.equal(cache.get(number, "x"), tensor) for number, tensor in enumerate(tensors))
+    (file,) = cache.files.values()  # the first is just within the limit, the second takes nothing
+    cache.close()
+    assert not file.exists()
+
+
+def test_a_failing_allocation_goes_to_files(caplog, monkeypatch):
+    def fail(self):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    cache, tensor = ActivationCache(10**9), torch.randn(4, 4)
+    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, "mixbit"):
+        patched.setattr(torch.Tensor, "clone", fail)
+        cache.put(0, "x", tensor)
+    assert "can't allocate" in caplog.text
+    assert isinstance(cache.files[0, "x"], Path)
+    assert torch.equal(cache.get(0, "x"), tensor)
+    cache.close()
