@@ -7,6 +7,7 @@ from mixbit.options import with_options
 from mixbit.reconstruction import Reconstruction
 from mixbit.rounding.adaround import adaround
 from mixbit.rounding.brecq import brecq
+from mixbit.rounding.gptq import gptq
 from mixbit.rounding.nearest import nearest
 
 Rounding = Callable[[Reconstruction], Graph]
@@ -14,6 +15,7 @@ ROUNDINGS: dict[str, Rounding] = {
     "nearest": nearest,
     "adaround": adaround,
     "brecq": brecq,
+    "gptq": gptq,
 }
 
 

@@ -1,0 +1,117 @@
+"""Rounding column by column, each error made up for by the columns that are still to come: tensors and numbers only."""
+
+import torch
+from torch import Tensor
+
+from mixbit.affine import dequantize, quantize
+
+#: Columns rounded before the ones behind them are brought up to date, all in one product.
+BLOCK = 128
+#: How damping grows until the Cholesky factors exist, and what it grows from where it is 0.
+GROWTH = 10.0
+LEAST_DAMPING = 1e-6
+
+
+def compensated(
+    weight: Tensor,
+    hessian: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    limits: tuple[int, int],
+    *,
+    damping: float,
+    by_activation: bool,
+    kept: Tensor | None = None,
+) -> Tensor:
+    """Whole multiples Q of the scales that make sum over rows w of W and q of Q of (q - w) H (q - w)' small.
+
+    Columns are rounded one after the other, to the nearest; each error, over the diagonal of the upper Cholesky factor
+    U of the inverse of H, times its row of U is taken off the columns behind. H is damped first: its diagonal grows by
+    `damping` of its mean, and by ten times as much again wherever the factors do not exist. A column whose diagonal is
+    0 is rounded to the nearest and makes up for nothing.
+
+    Args:
+        weight: [G, rows, columns] W, of G problems that do not touch one another.
+        hessian: [G, columns, columns] H = X'X, symmetric and positive semi-definite.
+        scale: [G, rows, columns] the scale of every weight.
+        zero_point: Shaped like it.
+        limits: Smallest and largest integer.
+        damping: At least 0.
+        by_activation: Columns in the order of falling diagonals of H, rather than as they stand.
+        kept: [G, rows, columns] False where a weight is to be 0; None keeps all.
+
+    Returns:
+        [G, rows, columns] Q, in the type of W; computed in float64.
+
+    Source: E. Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
+    arXiv:2210.17323, algorithm 1; zeros as in E. Frantar and D. Alistarh, "SparseGPT", arXiv:2301.00774.
+    """
+    diagonal = hessian.diagonal(dim1=1, dim2=2)
+    order = torch.arange(weight.shape[2], device=weight.device).expand_as(diagonal)
+    if by_activation:
+        order = diagonal.argsort(dim=1, descending=True, stable=True)
+    columns = order.unsqueeze(1).expand_as(weight)
+    factor = inverse_factor(_sorted(hessian, order), damping)
+    given = [scale, zero_point] if kept is None else [scale, zero_point, kept]
+    found = _in_order(weight.gather(2, columns).double(), factor, [one.gather(2, columns) for one in given], limits)
+    return torch.empty_like(weight).scatter_(2, columns, found.to(weight))
+
+
+def least_error(weight: Tensor, hessian: Tensor, *rounded: Tensor) -> Tensor:
+    """[G, rows, columns] of several roundings of W, for each row w the one with the least (q - w) H (q - w)'."""
+    changes = [one.double() - weight.double() for one in rounded]
+    errors = torch.stack([((change @ hessian) * change).sum(2) for change in changes])
+    best = errors.argmin(0).expand_as(rounded[0].movedim(2, 0)).movedim(0, 2)
+    return torch.stack(rounded).gather(0, best.unsqueeze(0)).squeeze(0)
+
+
+def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+    """[G, columns, columns] U, upper triangular, with U'U the inverse of the damped H; float64.
+
+    H's diagonal grows by `damping` of its mean over the columns that are not 0; where H is not positive definite even
+    then, by ten times as much, and so on.
+    """
+    diagonal = hessian.diagonal(dim1=1, dim2=2).double()
+    dead = diagonal <= 0
+    mean = torch.where(dead, 0, diagonal).sum(1) / (~dead).sum(1).clamp(min=1)
+    mean = torch.where(mean > 0, mean, 1)
+    share = torch.full_like(mean, damping)
+    while True:
+        damped = hessian.double() + torch.diag_embed(torch.where(dead, 1, share.unsqueeze(1)) * mean.unsqueeze(1))
+        factor, failed = _inverse_factor(damped)
+        if not failed.any():
+            return factor
+        share = torch.where(failed > 0, (share * GROWTH).clamp(min=LEAST_DAMPING), share)
+
+
+def _inverse_factor(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """The factor, and where there is none."""
+    lower, failed = torch.linalg.cholesky_ex(hessian)
+    if failed.any():
+        return lower, failed
+    return torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+
+
+def _sorted(hessian: Tensor, order: Tensor) -> Tensor:
+    rows = order.unsqueeze(2).expand_as(hessian)
+    return hessian.gather(1, rows).gather(2, order.unsqueeze(1).expand_as(hessian))
+
+
+def _in_order(weight: Tensor, factor: Tensor, given: list[Tensor], limits: tuple[int, int]) -> Tensor:
+    """Q for columns in the order they stand in; W is used up."""
+    scale, zero_point, *kept = given
+    found = torch.empty_like(weight)
+    for first in range(0, weight.shape[2], BLOCK):
+        last = min(first + BLOCK, weight.shape[2])
+        errors = torch.empty_like(weight[:, :, first:last])
+        for column in range(first, last):
+            w, s, z = weight[:, :, column], scale[:, :, column].double(), zero_point[:, :, column].double()
+            q = dequantize(quantize(w, s, z, None, *limits), s, z, None)
+            if kept:
+                q = q * kept[0][:, :, column]
+            found[:, :, column] = q
+            error = (w - q) / factor[:, column, column, None]
+            weight[:, :, column + 1 : last] -= error.unsqueeze(2) * factor[:, None, column, column + 1 : last]
+            errors[:, :, column - first] = error
+        weight[:, :, last:] -= errors @ factor[:, first:last, last:]
+    return found
