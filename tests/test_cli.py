@@ -246,7 +246,7 @@ def test_measure_then_search(code, run, tmp_path):
         ("targets", {"openvino", "onnxruntime", "packed"}, TARGETS),
         ("metrics", {"fisher"}, METRICS),
         ("searches", {"ilp"}, SEARCHES),
-        ("roundings", {"nearest", "adaround", "brecq"}, ROUNDINGS),
+        ("roundings", {"nearest", "adaround", "brecq", "gptq"}, ROUNDINGS),
     ],
 )
 def test_list(run, what, names, accepted):

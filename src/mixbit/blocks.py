@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.graph import Graph
-from mixbit.layers import Layer
+from mixbit.layers import Layer, activations
 from mixbit.nodes import packet
 
 _aten = torch.ops.aten
@@ -43,6 +43,7 @@ def find_blocks(graph: Graph, layers: tuple[Layer, ...]) -> tuple[Block, ...]:
     nodes = _calls(graph)
     made = {node: place for place, node in enumerate(nodes)}
     later = _depending(nodes, {graph.node(operation.node) for layer in layers for operation in layer.operations})
+    later &= activations(graph) | {node for node in later if not _is_float(node)}
     last = {node: max((made.get(user, len(nodes)) for user in node.users), default=0) for node in later}
     ends = []
     for place, node in enumerate(nodes):
@@ -55,8 +56,9 @@ def find_blocks(graph: Graph, layers: tuple[Layer, ...]) -> tuple[Block, ...]:
 def single_layers(graph: Graph, layers: tuple[Layer, ...]) -> tuple[Block, ...]:
     """A stretch for each operator of a layer, which ends with it or with a function of each number right behind it."""
     nodes = _calls(graph)
-    operators = {operation.node for layer in layers for operation in layer.operations}
-    return _stretches(graph, layers, nodes, [place for place, node in enumerate(nodes) if node.name in operators])
+    data = activations(graph)
+    operators = {graph.node(operation.node) for layer in layers for operation in layer.operations} & data
+    return _stretches(graph, layers, nodes, [place for place, node in enumerate(nodes) if node in operators])
 
 
 def _stretches(graph: Graph, layers: tuple[Layer, ...], nodes: list[fx.Node], ends: list[int]) -> tuple[Block, ...]:
@@ -72,7 +74,8 @@ def _stretches(graph: Graph, layers: tuple[Layer, ...], nodes: list[fx.Node], en
             parts.append([])
     if not any(node in first for node in parts[-1]) and len(parts) > 1:
         parts.pop()  # what follows the last layer, to the outputs
-    return tuple(_block(part, first) for part in parts)
+    data = activations(graph)
+    return tuple(_block(part, first, data) for part in parts)
 
 
 def _follows(node: fx.Node, before: fx.Node) -> bool:
@@ -80,9 +83,9 @@ def _follows(node: fx.Node, before: fx.Node) -> bool:
     return packet(node) in _FUNCTIONS and node.all_input_nodes == [before] and len(before.users) == 1
 
 
-def _block(part: list[fx.Node], first: dict[fx.Node, str]) -> Block:
+def _block(part: list[fx.Node], first: dict[fx.Node, str], data: frozenset[fx.Node]) -> Block:
     held = set(part)
-    outputs = [node for node in part if _is_float(node) and any(user not in held for user in node.users)]
+    outputs = [node for node in part if node in data and any(user not in held for user in node.users)]
     return Block(
         tuple(node.name for node in part),
         tuple(node.name for node in outputs if node in _depending(part, {one for one in part if one in first})),

@@ -29,6 +29,10 @@ from tests.networks import (
 pytestmark = [pytest.mark.usefixtures("anything"), pytest.mark.parametrize("name", ROUNDINGS)]
 #: Roundings that make the mean square error of an operator's output smaller, on the data that they are given.
 OUTPUT_ERROR = ("gptq",)
+#: Those that make the distance of the network's output from the float one's smaller, biases and all.
+DISTANCE = ("adaround", "brecq")
+#: As many iterations as these small networks need.
+METHODS = ROUNDINGS | {name: functools.partial(ROUNDINGS[name], iterations=25) for name in DISTANCE}
 
 
 def question(graph: Graph, x: Tensor, scheme: str, seed: int = 0) -> Reconstruction:
@@ -73,16 +77,24 @@ def output_error(asked: Reconstruction, result: Graph, x: Tensor) -> float:
     return float(channels.square().mean())
 
 
+@torch.no_grad()
+def distance(asked: Reconstruction, result: Graph, x: Tensor) -> float:
+    """Mean square distance of the network's output from the float network's."""
+    return float((result(x) - asked.graph(x)).double().square().mean())
+
+
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_weights_are_whole_multiples_of_their_scales_and_no_worse_than_the_nearest(name, kind):
     x, asked = operator_question(kind)
-    result = ROUNDINGS[name](asked)
+    result = METHODS[name](asked)
     (quantizer,) = (one for one in quantizers_of(result) if one.axis is not None)
     weight = get_tensor(result.module, quantizer.tensor).detach()
     rounded = quantizer(weight)
     if name in OUTPUT_ERROR and not kind.startswith(("conv_transpose", "embedding")):
         assert torch.equal(rounded, weight), "the quantizer changes nothing"
         assert output_error(asked, result, x) <= output_error(asked, asked.simulated, x) * (1 + 1e-5)
+    if name in DISTANCE:
+        assert distance(asked, result, x) <= distance(asked, asked.simulated, x) * (1 + 1e-5)
     integers = rounded.movedim(quantizer.axis, 0).flatten(1) / quantizer.scale[:, None]
     torch.testing.assert_close(integers, integers.round(), atol=1e-5, rtol=0)
     assert integers.round().min() >= -4
@@ -94,7 +106,7 @@ def test_the_same_seed_gives_the_same_and_nothing_given_changes(name, network):
     _, asked = network_question(network)
     graphs = [asked.graph.module, asked.simulated.module]
     before, codes = [state_of(one) for one in graphs], [one.code for one in graphs]
-    first, second = (state_of(ROUNDINGS[name](asked).module)["tensors"] for _ in range(2))
+    first, second = (state_of(METHODS[name](asked).module)["tensors"] for _ in range(2))
     assert first.keys() == second.keys() == before[1]["tensors"].keys()
     assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
     for graph, state, code in zip(graphs, before, codes, strict=True):
@@ -105,7 +117,7 @@ def test_the_same_seed_gives_the_same_and_nothing_given_changes(name, network):
 @pytest.mark.parametrize("network", ["residual", "attention"])
 def test_the_result_is_the_simulated_graph_with_other_numbers(name, network):
     x, asked = network_question(network)
-    result = ROUNDINGS[name](asked)
+    result = METHODS[name](asked)
     assert result.plan == asked.simulated.plan
     assert find_layers(result) == find_layers(asked.simulated)
     result.module.graph.lint()
