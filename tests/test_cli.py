@@ -12,6 +12,7 @@ import torch
 from mixbit import cli
 from mixbit.metrics import METRICS
 from mixbit.pipeline import ROUNDINGS
+from mixbit.ranges import RANGES
 from mixbit.search import SEARCHES
 from mixbit.target import TARGETS
 
@@ -208,6 +209,19 @@ def test_a_loss_of_ones_own_is_what_metrics_measure(code, run, tmp_path):
     assert "one finite number" in err
 
 
+def test_measure_takes_ranges(code, run, tmp_path):
+    words = ["measure", f"{code}:model", "--data", f"{code}:data", "--target", "packed", "--choices", "w8a4", "--json"]
+    tables = []
+    for number, ranges in enumerate((["--ranges", "mse"], [], ["--ranges", "percentile:share=0.8"])):
+        status, out, err = run(*words, *ranges, "--out", tmp_path / f"{number}.json")
+        assert status == 0, err
+        tables.append(json.loads(out)["loss"])
+    assert tables[0] == tables[1] != tables[2]
+    status, _, err = run(*words, "--ranges", "widest", "--out", tmp_path / "s.json")
+    assert status == 2
+    assert "ranges 'widest' is unknown; known: mse, min_max" in err
+
+
 def test_training_mode_is_said_once(code, run, tmp_path):
     net = tmp_path / "trained.py"
     net.write_text(
@@ -246,6 +260,7 @@ def test_measure_then_search(code, run, tmp_path):
         ("targets", {"openvino", "onnxruntime", "packed"}, TARGETS),
         ("metrics", {"fisher"}, METRICS),
         ("searches", {"ilp"}, SEARCHES),
+        ("ranges", {"mse", "percentile"}, RANGES),
         ("roundings", {"nearest"}, ROUNDINGS),
     ],
 )
@@ -436,7 +451,7 @@ def test_a_loss_that_the_metric_does_not_look_at(code, run, tmp_path):
 def test_list_of_something_else_names_the_lists(run):
     status, out, err = run("list", "nonsense")
     assert (status, out) == (2, "")
-    assert "list 'nonsense' is unknown; known: targets, metrics, searches, roundings" in err
+    assert "list 'nonsense' is unknown; known: targets, metrics, searches, ranges, roundings" in err
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,21 @@ def test_empty_data(net, tmp_path):
         mb.auto_quantize(net, [], target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
 
 
+def test_the_ranges_of_activations_are_chosen_as_asked(net, batches, tmp_path):
+    def run(name, **options):
+        budget, settings = mb.Budget(mean_bits=4), Settings(choices=["w4a4"], **options)
+        return mb.auto_quantize(
+            net, batches, target="packed", budget=budget, out=tmp_path / name, settings=settings
+        ).simulated
+
+    x = batches[0][0]
+    plain, same, other = run("a")(x), run("b", ranges="mse")(x), run("c", ranges="percentile:share=0.9")(x)
+    assert torch.equal(plain, same)
+    assert not torch.allclose(plain, other)
+    with pytest.raises(mb.InvalidInput, match="percentile: share=2"):
+        run("d", ranges="percentile:share=2")
+
+
 def test_infeasible_budget_says_what_is_reachable(net, batches, tmp_path):
     with pytest.raises(mb.InfeasibleBudget, match=r"mean_bits.*2.*8"):
         mb.auto_quantize(net, batches, target="packed", budget=mb.Budget(mean_bits=1.5), out=tmp_path / "out")

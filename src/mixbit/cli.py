@@ -51,6 +51,12 @@ Pins = Annotated[
 ]
 
 
+Ranges = Annotated[
+    str,
+    typer.Option("--ranges", help="of activations, see: mixbit list ranges; with options as in percentile:share=0.999"),
+]
+
+
 @app.command()
 def quantize(
     model: Model,
@@ -88,6 +94,7 @@ def quantize(
     eval_timeout: Annotated[
         float | None, typer.Option("--eval-timeout", help="seconds that trying one plan may take")
     ] = None,
+    ranges: Ranges = "mse",
     rounding: Annotated[str, typer.Option("--rounding", help="see: mixbit list roundings")] = "nearest",
     flavour: Annotated[str, typer.Option("--flavour", help="static")] = "static",
     task: TaskName = "classification",
@@ -122,6 +129,7 @@ def quantize(
         score=None if score is None else load_function(score, "SCORE"),
         eval_subset_ratio=eval_subset_ratio,
         eval_timeout_s=eval_timeout,
+        ranges=_function_or_name(ranges, "RANGES"),
         seed=seed,
         model=absolute(model),
     )
@@ -158,6 +166,7 @@ def measure(
     latency: Annotated[
         bool, typer.Option("--latency", help="also time the choices in the target's runtime, for budgets of latency_ms")
     ] = False,
+    ranges: Ranges = "mse",
     task: TaskName = "classification",
     loss: LossSpec = None,
     device: Device = "cpu",
@@ -181,7 +190,8 @@ def measure(
     batches = split_batches(module, load_data(data))
     with redirect_stdout(sys.stderr):
         graph = capture(module, batches[0][0])
-        calibration = calibrate(graph, find_layers(graph), [inputs for inputs, _ in batches])
+        inputs = [inputs for inputs, _ in batches]
+        calibration = calibrate(graph, find_layers(graph), inputs, ranges=_function_or_name(ranges, "RANGES"))
         table = measure_(
             graph,
             batches,
@@ -395,12 +405,12 @@ def demo(
 
 #: Rows of a front that are printed.
 ROWS = 20
-LISTS = ("targets", "metrics", "searches", "roundings")
+LISTS = ("targets", "metrics", "searches", "ranges", "roundings")
 
 
 @app.command(name="list")
 def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json: AsJson = False) -> None:
-    """Name the targets, metrics, searches or roundings."""
+    """Name the targets, metrics, searches, ranges of activations or roundings."""
     _known("list", what, LISTS)
     rows = _LISTS[what]()
     if as_json:
@@ -439,6 +449,12 @@ def _searches() -> list[tuple[str, str]]:
     return _methods(SEARCHES)
 
 
+def _ranges() -> list[tuple[str, str]]:
+    from mixbit.ranges import RANGES
+
+    return _methods(RANGES)
+
+
 def _roundings() -> list[tuple[str, str]]:
     from mixbit.pipeline import ROUNDINGS
 
@@ -449,6 +465,7 @@ _LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "targets": _targets,
     "metrics": _metrics,
     "searches": _searches,
+    "ranges": _ranges,
     "roundings": _roundings,
 }
 

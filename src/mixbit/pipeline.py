@@ -27,6 +27,7 @@ from mixbit.layers import find_layers, model_fingerprint
 from mixbit.measurement import measure
 from mixbit.metrics import Metric, find_metric
 from mixbit.plan import Plan
+from mixbit.ranges import RangeMethod, find_ranges
 from mixbit.result import FILE_NAME, Result, deployed_figures, environment, figures, layer_rows
 from mixbit.scoring import Score, Scoring
 from mixbit.search import Method, find_search, uniform_plans
@@ -62,6 +63,7 @@ class Settings:
             `score(model, batches)`, the higher the better. Where None, accuracy, or without labels the divergence.
         eval_subset_ratio: Share of the calibration batches that searches try plans on, those held out apart.
         eval_timeout_s: Longest time of one evaluation; None for any.
+        ranges: Name of the method that chooses ranges of activations, or a function of the same kind.
         seed: Of every draw.
         model: Where the model came from, to be noted in result.json.
     """
@@ -74,6 +76,7 @@ class Settings:
     score: Score | None = None
     eval_subset_ratio: float = 1.0
     eval_timeout_s: float | None = None
+    ranges: str | RangeMethod = "mse"
     seed: int = 0
     model: str | None = None
 
@@ -188,6 +191,7 @@ class _Run:
         self.target.schemes(settings.choices)
         find_metric(settings.metric)
         find_search(settings.search)
+        find_ranges(settings.ranges)
         check_writable_folder(out, force=force)
         if not 0 < settings.eval_subset_ratio <= 1:
             raise InvalidInput(f"eval_subset_ratio={settings.eval_subset_ratio}: give a share between 0 and 1")
@@ -216,7 +220,8 @@ class _Run:
         for number, (inputs, _) in enumerate(evaluated):
             graph.check(inputs, f"batch {number} to evaluate on")
         with self._clock("calibrate"):
-            calibration = calibrate(graph, find_layers(graph), [inputs for inputs, _ in kept])
+            inputs = [inputs for inputs, _ in kept]
+            calibration = calibrate(graph, find_layers(graph), inputs, ranges=self.settings.ranges)
         with self._clock("measure"):
             table = self._measure(graph, kept, calibration)
         if isinstance(budget, Budget) and "latency_ms" in budget.limits:
@@ -305,6 +310,7 @@ class _Run:
         about = {
             "target": self.target.name,
             "task": self.task.name,
+            "ranges": source_digest(find_ranges(self.settings.ranges)[1]),
             "score": None if self.settings.score is None else source_digest(self.settings.score),
             "network": tensors_digest(graph.module.state_dict().values()),
         }

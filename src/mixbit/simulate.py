@@ -20,6 +20,7 @@ from mixbit.operators import can_take_bias
 from mixbit.plan import Plan
 from mixbit.progress import track
 from mixbit.quantizer import Quantizer
+from mixbit.ranges import RangeMethod
 from mixbit.scales import weight_quantizer
 from mixbit.scheme import Format
 from mixbit.target import Target, find_target
@@ -33,6 +34,7 @@ def quantize(
     batches: Iterable[Any] | Calibration,
     *,
     bias_correction: bool = True,
+    ranges: str | RangeMethod = "mse",
 ) -> Graph:
     """The graph with the plan's quantizers, simulated in float: a module that evaluates and trains.
 
@@ -46,6 +48,7 @@ def quantize(
         plan: A scheme for every layer, for the target it names.
         batches: Calibration data, labels ignored; or a calibration of this graph.
         bias_correction: Whether to correct biases.
+        ranges: How ranges of activations are chosen, see `mixbit.ranges.RANGES`; a calibration has its own way.
 
     Raises:
         InvalidInput: the plan is of another model, offers what the target does not run, or the data does not fit.
@@ -53,7 +56,8 @@ def quantize(
     layers = check_plan(graph, plan)
     plan = _without_stale_claims(plan, layers)
     if not isinstance(batches, Calibration):
-        batches = calibrate(graph, layers, [split_batch(batch, len(graph.example.args))[0] for batch in batches])
+        inputs = [split_batch(batch, len(graph.example.args))[0] for batch in batches]
+        batches = calibrate(graph, layers, inputs, ranges=ranges)
     batches.check_layers(layers)
     formats = activation_formats(graph, layers, plan, find_target(plan.target))
     activations = {
