@@ -177,12 +177,17 @@ def _biases(
         if calibration is not None:
             bias = bias - mean_output(graph, operation, calibration, error)
         read = None if operation.input is None else activations.get(operation.input)
-        if read is not None:
-            scales = read.scale * quantizer.scale
-            step = scales.repeat(bias.shape[-1] // len(scales))  # groups of a transposed convolution share theirs
-            bias = torch.round(bias / step) * step
-        biases[operation.node] = bias
+        biases[operation.node] = held_bias(bias, read, quantizer)
     return biases
+
+
+def held_bias(bias: Tensor, read: Quantizer | None, weight: Quantizer | None) -> Tensor:
+    """The bias as runtimes hold it: a whole multiple of the product of the scales, where input and weight have them."""
+    if read is None or weight is None:
+        return bias
+    scales = read.scale * weight.scale
+    step = scales.repeat(bias.shape[-1] // len(scales))  # groups of a transposed convolution share theirs
+    return torch.round(bias / step) * step
 
 
 def _insert(module: fx.GraphModule, nodes: list[fx.Node], quantizer: Quantizer) -> None:
