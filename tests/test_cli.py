@@ -222,6 +222,26 @@ def test_measure_takes_ranges(code, run, tmp_path):
     assert "ranges 'widest' is unknown; known: mse, min_max" in err
 
 
+def test_quantize_takes_the_options_of_static_quantization(code, run, tmp_path):
+    net = tmp_path / "normed.py"
+    net.write_text(
+        f"import sys; sys.path.insert(0, {str(code.parent)!r})\nimport net\nfrom torch import nn\n"
+        "def model(): return nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), *net.model()).eval()\n"
+    )
+    words = ["quantize", f"{net}:model", "--data", f"{code}:data", "--target", "packed", "--budget", "mean_bits=4"]
+    words += ["--choices", "w4a4", "--out"]
+    options = ["--ranges", "percentile:share=0.99", "--bias-correction", "sequential", "--reestimate-bn", "--equalize"]
+    status, _, err = run(*words, tmp_path / "plain", "--json")
+    assert status == 0, err
+    plain = (tmp_path / "plain" / "model.safetensors").read_bytes()
+    status, _, err = run(*words, tmp_path / "other", *options, "--json")
+    assert status == 0, err
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() != plain
+    status, _, err = run(*words, tmp_path / "wrong", "--bias-correction", "twice")
+    assert status == 2
+    assert "bias correction 'twice' is unknown; known: at_once, sequential, off" in err
+
+
 def test_training_mode_is_said_once(code, run, tmp_path):
     net = tmp_path / "trained.py"
     net.write_text(

@@ -95,6 +95,13 @@ def quantize(
         float | None, typer.Option("--eval-timeout", help="seconds that trying one plan may take")
     ] = None,
     ranges: Ranges = "mse",
+    bias_correction: Annotated[str, typer.Option("--bias-correction", help="at_once, sequential or off")] = "at_once",
+    reestimate_bn: Annotated[
+        bool, typer.Option("--reestimate-bn", help="batch norms take their statistics from the calibration data")
+    ] = False,
+    equalize: Annotated[
+        bool, typer.Option("--equalize", help="scale channels between layers first: for depthwise networks")
+    ] = False,
     rounding: Annotated[str, typer.Option("--rounding", help="see: mixbit list roundings")] = "nearest",
     flavour: Annotated[str, typer.Option("--flavour", help="static")] = "static",
     task: TaskName = "classification",
@@ -130,6 +137,9 @@ def quantize(
         eval_subset_ratio=eval_subset_ratio,
         eval_timeout_s=eval_timeout,
         ranges=_function_or_name(ranges, "RANGES"),
+        bias_correction=bias_correction,
+        reestimate_batch_norms=reestimate_bn,
+        equalize=equalize,
         seed=seed,
         model=absolute(model),
     )
