@@ -248,7 +248,7 @@ def _divergence(edges: FloatArray, below: FloatArray, cells: FloatArray) -> floa
     inner = np.concatenate([[cells[0]], edges[(edges > cells[0]) & (edges < cells[-1])], [cells[-1]]])
     within = np.interp(inner, edges, below)
     p, q = np.diff(within), np.diff(np.interp(inner, cells, np.interp(cells, edges, below)))
-    seen = np.flatnonzero(p > 0)
+    seen = np.flatnonzero((p > 0) & (q > 0))  # to rounding, one of them may be 0 alone
     if not len(seen):
         return float("inf")
     p, q = p[seen] / below[-1], q[seen] / q.sum()
