@@ -163,10 +163,27 @@ def test_the_histograms_are_of_every_tensor_that_may_be_quantized():
     for name, histogram in calibration.histograms.items():
         seen = torch.cat([of[name].flatten() for of in values])
         assert (histogram.low, histogram.high) == (float(seen.min()), float(seen.max()))
-        assert histogram.counts.sum() == seen.numel()
+        assert histogram.counts.sum() + histogram.zeros == seen.numel()
     fmt = Format(8, "tensor", symmetric=False)
     quantizer = calibration.quantizer("x", fmt, torch.device("cpu"))
     assert (quantizer.tensor, quantizer.format, quantizer.axis) == ("x", fmt, None)
+
+
+def test_the_range_of_an_activation_is_the_methods():
+    _, _, graph = captured_operator("linear")
+    layers, fmt, x = find_layers(graph), Format(8, "tensor", symmetric=False), torch.randn(50, 5, dtype=torch.float64)
+
+    def ends(ranges):
+        found = calibrate(graph, layers, batches_of(x, 10), ranges=ranges).quantizer("x", fmt, x.device)
+        return float(-found.zero_point * found.scale), float((255 - found.zero_point) * found.scale)
+
+    assert ends("min_max") == pytest.approx((float(x.min()), float(x.max())), abs=0.02)
+    assert ends("percentile:share=0.8") == pytest.approx(
+        x.quantile(torch.tensor([0.2, 0.8]).double()).tolist(), abs=0.1
+    )
+    assert ends(lambda histogram, fmt: (0.5, 7)) == (-3.5, 124)
+    with pytest.raises(InvalidInput, match="ranges 'nonsense' is unknown"):
+        calibrate(graph, layers, batches_of(x, 10), ranges="nonsense")
 
 
 def test_no_batch_at_all_is_refused():

@@ -11,6 +11,7 @@ import torch
 
 from mixbit import cli
 from mixbit.metrics import METRICS
+from mixbit.ranges import RANGES
 from mixbit.rounding import ROUNDINGS
 from mixbit.search import SEARCHES
 from mixbit.target import TARGETS
@@ -208,6 +209,39 @@ def test_a_loss_of_ones_own_is_what_metrics_measure(code, run, tmp_path):
     assert "one finite number" in err
 
 
+def test_measure_takes_ranges(code, run, tmp_path):
+    words = ["measure", f"{code}:model", "--data", f"{code}:data", "--target", "packed", "--choices", "w8a4", "--json"]
+    tables = []
+    for number, ranges in enumerate((["--ranges", "mse"], [], ["--ranges", "percentile:share=0.8"])):
+        status, out, err = run(*words, *ranges, "--out", tmp_path / f"{number}.json")
+        assert status == 0, err
+        tables.append(json.loads(out)["loss"])
+    assert tables[0] == tables[1] != tables[2]
+    status, _, err = run(*words, "--ranges", "widest", "--out", tmp_path / "s.json")
+    assert status == 2
+    assert "ranges 'widest' is unknown; known: mse, min_max" in err
+
+
+def test_quantize_takes_the_options_of_static_quantization(code, run, tmp_path):
+    net = tmp_path / "normed.py"
+    net.write_text(
+        f"import sys; sys.path.insert(0, {str(code.parent)!r})\nimport net\nfrom torch import nn\n"
+        "def model(): return nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1), *net.model()).eval()\n"
+    )
+    words = ["quantize", f"{net}:model", "--data", f"{code}:data", "--target", "packed", "--budget", "mean_bits=4"]
+    words += ["--choices", "w4a4", "--out"]
+    options = ["--ranges", "percentile:share=0.99", "--bias-correction", "sequential", "--reestimate-bn", "--equalize"]
+    status, _, err = run(*words, tmp_path / "plain", "--json")
+    assert status == 0, err
+    plain = (tmp_path / "plain" / "model.safetensors").read_bytes()
+    status, _, err = run(*words, tmp_path / "other", *options, "--json")
+    assert status == 0, err
+    assert (tmp_path / "other" / "model.safetensors").read_bytes() != plain
+    status, _, err = run(*words, tmp_path / "wrong", "--bias-correction", "twice")
+    assert status == 2
+    assert "bias correction 'twice' is unknown; known: at_once, sequential, off" in err
+
+
 def test_training_mode_is_said_once(code, run, tmp_path):
     net = tmp_path / "trained.py"
     net.write_text(
@@ -247,6 +281,7 @@ def test_measure_then_search(code, run, tmp_path):
         ("metrics", {"fisher"}, METRICS),
         ("searches", {"ilp"}, SEARCHES),
         ("roundings", {"nearest", "adaround", "brecq", "gptq"}, ROUNDINGS),
+        ("ranges", {"mse", "percentile"}, RANGES),
     ],
 )
 def test_list(run, what, names, accepted):
@@ -436,7 +471,7 @@ def test_a_loss_that_the_metric_does_not_look_at(code, run, tmp_path):
 def test_list_of_something_else_names_the_lists(run):
     status, out, err = run("list", "nonsense")
     assert (status, out) == (2, "")
-    assert "list 'nonsense' is unknown; known: targets, metrics, searches, roundings" in err
+    assert "list 'nonsense' is unknown; known: targets, metrics, searches, ranges, roundings" in err
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ PACKAGE = Path(mixbit.__file__).parent
 LEVELS = (
     {"errors", "progress", "interrupts", "files", "journal", "options", "workers"},
     {"scheme", "sensitivity", "budget", "plan", "task", "batches", "target", "nncf_config"},
-    {"affine", "ranges", "quantizer", "search", "ranking"},  # numbers only
+    {"affine", "histogram", "ranges", "quantizer", "search", "ranking"},  # numbers only
     {
         "exporting",
         "nodes",
@@ -31,6 +31,9 @@ LEVELS = (
     {
         "calibrate",
         "biases",
+        "correction",
+        "batchnorm",
+        "equalize",
         "scales",
         "estimate",
         "identity",

@@ -183,6 +183,58 @@ def test_empty_data(net, tmp_path):
         mb.auto_quantize(net, [], target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
 
 
+def test_the_ranges_of_activations_are_chosen_as_asked(net, batches, tmp_path):
+    def run(name, **options):
+        budget, settings = mb.Budget(mean_bits=4), Settings(choices=["w4a4"], **options)
+        return mb.auto_quantize(
+            net, batches, target="packed", budget=budget, out=tmp_path / name, settings=settings
+        ).simulated
+
+    x = batches[0][0]
+    plain, same, other = run("a")(x), run("b", ranges="mse")(x), run("c", ranges="percentile:share=0.9")(x)
+    assert torch.equal(plain, same)
+    assert not torch.allclose(plain, other)
+    with pytest.raises(mb.InvalidInput, match="percentile: share=2"):
+        run("d", ranges="percentile:share=2")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bias_correction": "sequential"},
+        {"bias_correction": "off"},
+        {"reestimate_batch_norms": True},
+        {"equalize": True},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_every_option_of_static_quantization_reaches_the_artefact(batches, tmp_path, options):
+    torch.manual_seed(0)
+    parts = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 3)
+    net = nn.Sequential(*parts).eval()
+
+    def run(name, **options):
+        budget, settings = mb.Budget(mean_bits=4), Settings(choices=["w4a4"], **options)
+        return mb.auto_quantize(net, batches, target="packed", budget=budget, out=tmp_path / name, settings=settings)
+
+    plain, other = run("plain"), run("other", **options)
+    assert not torch.allclose(plain.simulated(batches[0][0]), other.simulated(batches[0][0]))
+    assert other.comparison.problems == ()
+    assert other.comparison.max_abs_diff < 1e-5
+
+
+def test_an_unknown_bias_correction_is_refused(net, batches, tmp_path):
+    with pytest.raises(mb.InvalidInput, match="bias correction 'twice' is unknown; known: at_once, sequential, off"):
+        mb.auto_quantize(
+            net,
+            batches,
+            target="packed",
+            budget=mb.Budget(mean_bits=4),
+            out=tmp_path / "out",
+            settings=Settings(bias_correction="twice"),
+        )
+
+
 def test_infeasible_budget_says_what_is_reachable(net, batches, tmp_path):
     with pytest.raises(mb.InfeasibleBudget, match=r"mean_bits.*2.*8"):
         mb.auto_quantize(net, batches, target="packed", budget=mb.Budget(mean_bits=1.5), out=tmp_path / "out")

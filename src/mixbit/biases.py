@@ -45,12 +45,15 @@ def corrected_biases(
     return biases
 
 
-def in_steps(bias: Tensor, weight: Quantizer, read: Quantizer | None) -> Tensor:
+def in_steps(bias: Tensor, weight: Quantizer | None, read: Quantizer | None) -> Tensor:
     """The bias in whole multiples of input scale x weight scale, as runtimes hold it in 32 bits.
 
-    Unchanged where the input is in float or ranged at run time, or scales differ within a channel: it stays in float.
+    Unchanged, in float, where weight or input are in float, the input is ranged at run time, or scales differ within a
+    channel.
     """
-    if read is None or read.format.dynamic or weight.format.granularity == "group" or weight.format.floating:
+    if read is None or read.format.dynamic:
+        return bias
+    if weight is None or weight.format.granularity == "group" or weight.format.floating:
         return bias
     scales = read.scale * weight.scale
     step = scales.repeat(bias.shape[-1] // len(scales))  # groups of a transposed convolution share theirs

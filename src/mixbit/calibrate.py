@@ -11,12 +11,13 @@ from torch import Tensor, fx
 from mixbit.between import observable
 from mixbit.errors import InvalidInput
 from mixbit.graph import Graph
+from mixbit.histogram import Histogram
 from mixbit.layers import Layer
 from mixbit.nodes import argument
 from mixbit.operators import Operation, can_take_bias, run_operation
 from mixbit.progress import track
 from mixbit.quantizer import Quantizer
-from mixbit.ranges import Histogram, mean_square_range
+from mixbit.ranges import RangeMethod, find_ranges, mse
 from mixbit.samples import sample_axis
 from mixbit.scheme import Format
 from mixbit.task import Inputs
@@ -39,6 +40,7 @@ class Calibration:
         num_samples: Samples seen.
         scales: (layer, format) -> scales of its weight; filled as they are asked for.
         ranges: (node, format) -> scale and zero point of its tensor; filled as they are asked for.
+        range_method: Chooses them from the histogram.
     """
 
     histograms: dict[str, Histogram]
@@ -47,11 +49,12 @@ class Calibration:
     num_samples: int
     scales: dict[tuple[str, Format], Tensor] = field(default_factory=dict)
     ranges: dict[tuple[str, Format], tuple[float, int]] = field(default_factory=dict)
+    range_method: RangeMethod = mse
 
     def quantizer(self, node: str, fmt: Format, device: torch.device) -> Quantizer:
-        """The quantizer of one activation, on the range with the least mean square error."""
+        """The quantizer of one activation, on the range that the method chooses."""
         if (node, fmt) not in self.ranges:
-            self.ranges[node, fmt] = mean_square_range(self.histograms[node], fmt)
+            self.ranges[node, fmt] = self.range_method(self.histograms[node], fmt)
         scale, zero_point = self.ranges[node, fmt]
         scale = max(scale, torch.finfo(torch.float32).tiny)  # in float32 it may be 0
         factors = torch.tensor(scale, device=device), torch.tensor(float(zero_point), device=device)
@@ -67,12 +70,26 @@ class Calibration:
                     raise InvalidInput(f"{layer.name}: its input {name} holds NaN or inf on the calibration data")
 
 
-def calibrate(graph: Graph, layers: tuple[Layer, ...], batches: Iterable[Inputs]) -> Calibration:
+def calibrate(
+    graph: Graph, layers: tuple[Layer, ...], batches: Iterable[Inputs], *, ranges: str | RangeMethod = "mse"
+) -> Calibration:
     """Run the float graph over the batches; memory does not grow with their number.
 
+    Args:
+        graph: In float; it is left as it is.
+        layers: Its layers.
+        batches: Inputs without labels.
+        ranges: Name of the method that chooses ranges of activations, as `mse` or `percentile:share=0.999`, or a
+            function from a `Histogram` and a `Format` to a scale and a zero point.
+
+    Returns:
+        What was seen.
+
     Raises:
-        InvalidInput: no batch at all, one that does not fit the graph, or one that makes a layer's input NaN or inf.
+        InvalidInput: no batch at all, one that does not fit the graph, or one that makes a layer's input NaN or inf; or
+            an unknown method.
     """
+    _, range_method = find_ranges(ranges)
     recorder = _Recorder(graph, layers)
     with torch.no_grad():
         for number, inputs in enumerate(track(batches, "calibrate")):
@@ -85,7 +102,9 @@ def calibrate(graph: Graph, layers: tuple[Layer, ...], batches: Iterable[Inputs]
     if recorder.num_samples == 0:
         raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
     samples = {name: torch.cat(kept) for name, kept in recorder.samples.items()}
-    calibration = Calibration(recorder.histograms, recorder.mean_inputs, samples, recorder.num_samples)
+    calibration = Calibration(
+        recorder.histograms, recorder.mean_inputs, samples, recorder.num_samples, range_method=range_method
+    )
     calibration.check_layers(layers)
     return calibration
 

@@ -51,6 +51,12 @@ Pins = Annotated[
 ]
 
 
+Ranges = Annotated[
+    str,
+    typer.Option("--ranges", help="of activations, see: mixbit list ranges; with options as in percentile:share=0.999"),
+]
+
+
 @app.command()
 def quantize(
     model: Model,
@@ -91,6 +97,14 @@ def quantize(
     rounding: Annotated[
         str, typer.Option("--rounding", help="see: mixbit list roundings; with options as in brecq:iterations=500")
     ] = "nearest",
+    ranges: Ranges = "mse",
+    bias_correction: Annotated[str, typer.Option("--bias-correction", help="at_once, sequential or off")] = "at_once",
+    reestimate_bn: Annotated[
+        bool, typer.Option("--reestimate-bn", help="batch norms take their statistics from the calibration data")
+    ] = False,
+    equalize: Annotated[
+        bool, typer.Option("--equalize", help="scale channels between layers first: for depthwise networks")
+    ] = False,
     flavour: Annotated[str, typer.Option("--flavour", help="static")] = "static",
     task: TaskName = "classification",
     loss: LossSpec = None,
@@ -124,6 +138,10 @@ def quantize(
         score=None if score is None else load_function(score, "SCORE"),
         eval_subset_ratio=eval_subset_ratio,
         eval_timeout_s=eval_timeout,
+        ranges=_function_or_name(ranges, "RANGES"),
+        bias_correction=bias_correction,
+        reestimate_batch_norms=reestimate_bn,
+        equalize=equalize,
         seed=seed,
         model=absolute(model),
     )
@@ -160,6 +178,7 @@ def measure(
     latency: Annotated[
         bool, typer.Option("--latency", help="also time the choices in the target's runtime, for budgets of latency_ms")
     ] = False,
+    ranges: Ranges = "mse",
     task: TaskName = "classification",
     loss: LossSpec = None,
     device: Device = "cpu",
@@ -183,7 +202,8 @@ def measure(
     batches = split_batches(module, load_data(data))
     with redirect_stdout(sys.stderr):
         graph = capture(module, batches[0][0])
-        calibration = calibrate(graph, find_layers(graph), [inputs for inputs, _ in batches])
+        inputs = [inputs for inputs, _ in batches]
+        calibration = calibrate(graph, find_layers(graph), inputs, ranges=_function_or_name(ranges, "RANGES"))
         table = measure_(
             graph,
             batches,
@@ -397,12 +417,12 @@ def demo(
 
 #: Rows of a front that are printed.
 ROWS = 20
-LISTS = ("targets", "metrics", "searches", "roundings")
+LISTS = ("targets", "metrics", "searches", "ranges", "roundings")
 
 
 @app.command(name="list")
 def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json: AsJson = False) -> None:
-    """Name the targets, metrics, searches or roundings."""
+    """Name the targets, metrics, searches, ranges of activations or roundings."""
     _known("list", what, LISTS)
     rows = _LISTS[what]()
     if as_json:
@@ -441,6 +461,12 @@ def _searches() -> list[tuple[str, str]]:
     return _methods(SEARCHES)
 
 
+def _ranges() -> list[tuple[str, str]]:
+    from mixbit.ranges import RANGES
+
+    return _methods(RANGES)
+
+
 def _roundings() -> list[tuple[str, str]]:
     from mixbit.rounding import ROUNDINGS
 
@@ -451,6 +477,7 @@ _LISTS: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "targets": _targets,
     "metrics": _metrics,
     "searches": _searches,
+    "ranges": _ranges,
     "roundings": _roundings,
 }
 

@@ -62,10 +62,10 @@ def _foldable(norm: fx.Node) -> bool:
     if packet(before) is _aten.linear and before.meta["val"].ndim != 2:
         return False  # the norm's channels are not the last dimension
     weight, bias = before.args[1], argument(before, 2)
-    return is_parameter(weight) and _uses(weight) == 1 and (bias is None or is_parameter(bias))
+    return is_parameter(weight) and num_uses(weight) == 1 and (bias is None or is_parameter(bias))
 
 
-def _uses(parameter: object) -> int:
+def num_uses(parameter: object) -> int:
     """How many operators read the parameter, through whichever node."""
     if not isinstance(parameter, fx.Node):
         return 0
@@ -122,4 +122,4 @@ def set_bias(module: fx.GraphModule, operation: fx.Node, bias: Tensor, weight_na
 
 
 def _is_own(previous: object, name: str) -> bool:
-    return isinstance(previous, fx.Node) and previous.target == name and _uses(previous) == 1
+    return isinstance(previous, fx.Node) and previous.target == name and num_uses(previous) == 1

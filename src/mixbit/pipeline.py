@@ -3,7 +3,7 @@
 import math
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,10 +13,13 @@ from typing import Any
 from torch import nn
 
 from mixbit.batches import Batch, hold_out, split_batches
+from mixbit.batchnorm import reestimated
 from mixbit.budget import Budget, MaxDrop
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.check import check_set
 from mixbit.choosing import cheapest_enough, searched
+from mixbit.correction import corrected
+from mixbit.equalize import equalized
 from mixbit.errors import InvalidInput
 from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
 from mixbit.files import check_writable_folder, sha256, whole_folder, write_text
@@ -29,6 +32,7 @@ from mixbit.measurement import measure
 from mixbit.metrics import Metric, find_metric
 from mixbit.plan import Plan
 from mixbit.quantization import quantize
+from mixbit.ranges import RangeMethod, find_ranges
 from mixbit.reconstruction import Reconstruction
 from mixbit.result import FILE_NAME, Result, deployed_figures, environment, figures, layer_rows
 from mixbit.rounding import Rounding, find_rounding
@@ -46,6 +50,12 @@ from mixbit.verification import Comparison, compare, predicted_bytes
 
 #: Name -> what it does.
 FLAVOURS = {"static": "Ranges of activations are fixed by calibration data; no training."}
+BIAS_CORRECTIONS = {
+    "at_once": "Takes off each output's mean what the rounding of its own weight adds, on inputs of the float network.",
+    "sequential": "Layer after layer, on inputs of the quantized layers before: the errors of activations count too.",
+    "off": "Biases stay as they are, up to rounding.",
+}
+
 
 #: The longest time that an evaluation may be given: a week.
 LONGEST_S = 7 * 24 * 3600
@@ -66,6 +76,10 @@ class Settings:
             `score(model, batches)`, the higher the better. Where None, accuracy, or without labels the divergence.
         eval_subset_ratio: Share of the calibration batches that searches try plans on, those held out apart.
         eval_timeout_s: Longest time of one evaluation; None for any.
+        ranges: Name of the method that chooses ranges of activations, or a function of the same kind.
+        bias_correction: A name in BIAS_CORRECTIONS.
+        reestimate_batch_norms: Whether batch norms take their statistics from the calibration data, see `reestimated`.
+        equalize: Whether channels between layers are scaled before anything else, see `equalized`.
         seed: Of every draw.
         model: Where the model came from, to be noted in result.json.
     """
@@ -79,6 +93,10 @@ class Settings:
     score: Score | None = None
     eval_subset_ratio: float = 1.0
     eval_timeout_s: float | None = None
+    ranges: str | RangeMethod = "mse"
+    bias_correction: str = "at_once"
+    reestimate_batch_norms: bool = False
+    equalize: bool = False
     seed: int = 0
     model: str | None = None
 
@@ -195,6 +213,10 @@ class _Run:
         find_metric(settings.metric)
         find_search(settings.search)
         find_rounding(settings.rounding)
+        find_ranges(settings.ranges)
+        if settings.bias_correction not in BIAS_CORRECTIONS:
+            known = ", ".join(BIAS_CORRECTIONS)
+            raise InvalidInput(f"bias correction {settings.bias_correction!r} is unknown; known: {known}")
         check_writable_folder(out, force=force)
         if not 0 < settings.eval_subset_ratio <= 1:
             raise InvalidInput(f"eval_subset_ratio={settings.eval_subset_ratio}: give a share between 0 and 1")
@@ -216,15 +238,15 @@ class _Run:
         pairs = split_batches(model, batches)
         held_out, kept = hold_out(pairs)
         with self._clock("capture"):
-            graph = capture(model, pairs[0][0])
-            check_exportable(graph)
+            graph = self._captured(model, pairs[0][0], kept)
         for number, (inputs, _) in enumerate(pairs):
             graph.check(inputs, f"batch {number}")
         evaluated = held_out if eval_batches is None else split_batches(model, eval_batches)
         for number, (inputs, _) in enumerate(evaluated):
             graph.check(inputs, f"batch {number} to evaluate on")
         with self._clock("calibrate"):
-            calibration = calibrate(graph, find_layers(graph), [inputs for inputs, _ in kept])
+            inputs = [inputs for inputs, _ in kept]
+            calibration = calibrate(graph, find_layers(graph), inputs, ranges=self.settings.ranges)
         with self._clock("measure"):
             table = self._measure(graph, kept, calibration)
         if isinstance(budget, Budget) and "latency_ms" in budget.limits:
@@ -244,7 +266,8 @@ class _Run:
         with self._clock("compare with uniform plans"):
             reference = evaluate(graph_runner(graph, self.task), held_out, self.task, "float on held-out data")
             plans = [plan, *(one for one in uniform_plans(table, limits) if one.layers != plan.layers)]
-            contenders = [self._try(graph, one, calibration, held_out, reference) for one in plans]
+            simulate = self._simulation(kept)
+            contenders = [self._try(one, simulate(graph, one, calibration), held_out, reference) for one in plans]
         chosen = contenders[0] if grounds else min(contenders, key=lambda contender: contender.divergence)
         grounds = grounds or _said(contenders, chosen)
         if find_rounding(self.settings.rounding)[1] is not nearest:
@@ -319,6 +342,8 @@ class _Run:
         about = {
             "target": self.target.name,
             "task": self.task.name,
+            "bias_correction": self.settings.bias_correction,
+            "ranges": source_digest(find_ranges(self.settings.ranges)[1]),
             "score": None if self.settings.score is None else source_digest(self.settings.score),
             "network": tensors_digest(graph.module.state_dict().values()),
         }
@@ -327,13 +352,34 @@ class _Run:
             about[name] = tensors_digest(leaves)
         journal = Journal(self.journal_path, about, force=self.force)
         return Scoring(
-            graph, calibration, batches, self.task, self.settings.score, self.settings.eval_timeout_s, journal
+            graph,
+            calibration,
+            batches,
+            self.task,
+            self.settings.score,
+            self.settings.eval_timeout_s,
+            journal,
+            self._simulation(kept),
         )
 
-    def _try(
-        self, graph: Graph, plan: Plan, calibration: Calibration, held_out: list[Batch], reference: Evaluation
-    ) -> Contender:
-        simulated = quantize(graph, plan, calibration)
+    def _captured(self, model: nn.Module, example: Any, kept: list[Batch]) -> Graph:
+        if self.settings.reestimate_batch_norms:
+            model = reestimated(model, [inputs for inputs, _ in kept])
+        graph = capture(model, example)
+        check_exportable(graph)
+        return equalized(graph) if self.settings.equalize else graph
+
+    def _simulation(self, kept: list[Batch]) -> Callable[[Graph, Plan, Calibration], Graph]:
+        """How a plan is simulated, with biases corrected as the settings say."""
+        how = self.settings.bias_correction
+
+        def simulate(graph: Graph, plan: Plan, calibration: Calibration) -> Graph:
+            simulated = quantize(graph, plan, calibration, bias_correction=how != "off")
+            return corrected(graph, simulated, [inputs for inputs, _ in kept]) if how == "sequential" else simulated
+
+        return simulate
+
+    def _try(self, plan: Plan, simulated: Graph, held_out: list[Batch], reference: Evaluation) -> Contender:
         outputs = evaluate(graph_runner(simulated, self.task), held_out, self.task, f"simulate {plan.made_by}")
         return Contender(plan, simulated, outputs.divergence(reference, self.task))
 
@@ -342,8 +388,10 @@ class _Run:
     ) -> tuple[Contender, str]:
         """The plan with its weights rounded as the settings say, unless that is worse on held-out data; and which."""
         name, method = find_rounding(self.settings.rounding)
-        inputs = [one for one, _ in kept]
-        asked = Reconstruction(graph, chosen.simulated, inputs, self.task, self.settings.seed, self.parts_path)
+        inputs, corrects = [one for one, _ in kept], self.settings.bias_correction != "off"
+        asked = Reconstruction(
+            graph, chosen.simulated, inputs, self.task, self.settings.seed, self.parts_path, corrects
+        )
         simulated = method(asked)
         outputs = evaluate(graph_runner(simulated, self.task), held_out, self.task, f"simulate {name}")
         divergence = outputs.divergence(reference, self.task)

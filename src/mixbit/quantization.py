@@ -17,6 +17,7 @@ from mixbit.operators import can_take_bias
 from mixbit.plan import Plan
 from mixbit.progress import track
 from mixbit.quantizer import Quantizer
+from mixbit.ranges import RangeMethod
 from mixbit.reconstruction import Reconstruction
 from mixbit.rounding import Rounding, find_rounding
 from mixbit.rounding.nearest import nearest
@@ -33,6 +34,7 @@ def quantize(
     *,
     rounding: str | Rounding = "nearest",
     bias_correction: bool = True,
+    ranges: str | RangeMethod = "mse",
     task: Task | None = None,
     seed: int = 0,
 ) -> Graph:
@@ -50,6 +52,7 @@ def quantize(
         rounding: How weights become integers: a name in ROUNDINGS, with options as in `brecq:iterations=500`, or a
             function from a `Reconstruction` to a graph.
         bias_correction: Whether to correct biases.
+        ranges: How ranges of activations are chosen, see `mixbit.ranges.RANGES`; a calibration has its own way.
         task: What the outputs mean, for roundings that ask; classification where None.
         seed: Of every draw of the rounding.
 
@@ -63,7 +66,7 @@ def quantize(
     inputs = None
     if not isinstance(batches, Calibration):
         inputs = [split_batch(batch, len(graph.example.args))[0] for batch in batches]
-        batches = calibrate(graph, layers, inputs)
+        batches = calibrate(graph, layers, inputs, ranges=ranges)
     elif method is not nearest:
         raise InvalidInput(f"rounding {name}: a calibration alone does not tell it enough; give the batches")
     simulated = simulate(graph, plan, batches, bias_correction=bias_correction)

@@ -57,6 +57,7 @@ class Scoring:
             the float network, negative.
         timeout_s: Longest time of one evaluation; None for any.
         journal: Keeps the scores, so that none is taken twice.
+        simulate: Makes the simulation of a plan.
     """
 
     graph: Graph
@@ -66,6 +67,7 @@ class Scoring:
     score: Score | None = None
     timeout_s: float | None = None
     journal: Journal = field(default_factory=Journal)
+    simulate: Callable[[Graph, Plan, Calibration], Graph] = quantize
 
     @cached_property
     def reference(self) -> Evaluation:
@@ -90,13 +92,16 @@ class Scoring:
 
     def simulated(self, plan: Plan) -> float:
         """The score of the plan's simulation."""
-        return self._known_or("simulated", plan, lambda: self._of_graph(quantize(self.graph, plan, self.calibration)))
+        return self._known_or("simulated", plan, lambda: self._of_graph(self._simulation(plan)))
 
     def deployed(self, plan: Plan) -> float:
         """The score of the plan's artefact, run in its runtime; a function of the user's own sees the simulation."""
         if self.score is not None:
             return self.simulated(plan)
         return self._known_or("deployed", plan, lambda: self._of_artefact(plan))
+
+    def _simulation(self, plan: Plan) -> Graph:
+        return self.simulate(self.graph, plan, self.calibration)
 
     def _known_or(self, how: str, plan: Plan, score: Callable[[], float]) -> float:
         key = (how, plan.target, *plan.layers.values())
@@ -115,7 +120,7 @@ class Scoring:
             raise InvalidInput(f"the evaluation function fails on a plan: {type(error).__name__}: {error}") from error
 
     def _of_artefact(self, plan: Plan) -> float:
-        module, simulated = target_module(plan.target), quantize(self.graph, plan, self.calibration)
+        module, simulated = target_module(plan.target), self._simulation(plan)
         with TemporaryDirectory() as scratch:
             module.write(simulated, Path(scratch))
             runner = module.load(Path(scratch), self.graph)

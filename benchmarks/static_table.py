@@ -1,0 +1,117 @@
+"""ResNet-20 on CIFAR-10 under the options of static quantization: uniform w8a8 and w4a4, simulated for `packed`.
+
+Calibrated on 512 training images, evaluated on 2,000 test images:
+
+    python -m benchmarks.static_table
+
+Each row changes one thing; the first is the default. The divergence is the mean from the float network, in nats.
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import mixbit as mb
+from benchmarks import cifar, paths, resnet20
+from mixbit.batches import Batch, split_batch
+from mixbit.batchnorm import reestimated
+from mixbit.calibrate import Calibration, calibrate
+from mixbit.correction import corrected
+from mixbit.equalize import equalized
+from mixbit.evaluation import Evaluation, evaluate, graph_runner
+from mixbit.layers import model_fingerprint
+from mixbit.ranges import RANGES
+from mixbit.task import Inputs, Task
+
+NUM_CALIBRATION, NUM_TEST = 512, 2000
+SCHEMES = ("w8a8", "w4a4")
+TASK = Task.classification()
+
+
+@dataclass(frozen=True)
+class Data:
+    """The network and its data."""
+
+    model: nn.Module
+    calibration: list[Inputs]
+    test: list[Batch]
+
+    @classmethod
+    def load(cls, num_test: int) -> "Data":
+        """From the paths of `benchmarks.paths`."""
+        source = paths.require("MIXBIT_CIFAR10")
+        images, labels = cifar.load_images(source, "train", limit=NUM_CALIBRATION, seed=0)
+        pairs = [split_batch(batch) for batch in cifar.batches(images, labels, 64)]
+        test = [split_batch(batch) for batch in cifar.batches(*cifar.load_images(source, "test", num_test), 500)]
+        return cls(resnet20.load(paths.require("MIXBIT_RESNET20")), [inputs for inputs, _ in pairs], test)
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to quantize: what is done to the model and the graph before, and to the simulation after."""
+
+    ranges: str = "mse"
+    bias_correction: bool = True
+    model: Callable[[nn.Module, list[Inputs]], nn.Module] = lambda model, _: model
+    graph: Callable[[mb.Graph], mb.Graph] = lambda graph: graph
+    simulated: Callable[[mb.Graph, mb.Graph, list[Inputs]], mb.Graph] = lambda _, simulated, __: simulated
+
+
+DEFAULT = Way()
+WAYS = {
+    "default: ranges mse, biases corrected at once": DEFAULT,
+    **{f"ranges {name}": replace(DEFAULT, ranges=name) for name in RANGES if name != "mse"},
+    "ranges percentile:share=0.999": replace(DEFAULT, ranges="percentile:share=0.999"),
+    "biases not corrected": replace(DEFAULT, bias_correction=False),
+    "biases corrected in sequence": replace(DEFAULT, simulated=corrected),
+    "batch norms re-estimated": replace(DEFAULT, model=reestimated),
+    "equalized": replace(DEFAULT, graph=equalized),
+}
+
+
+def evaluated(graph: mb.Graph, data: Data, name: str) -> Evaluation:
+    """Outputs on the test images."""
+    return evaluate(graph_runner(graph, TASK), data.test, TASK, name)
+
+
+def rows(data: Data) -> Iterator[tuple[str, ...]]:
+    """One row of the table per way: accuracy and divergence under each scheme."""
+    reference = evaluated(mb.capture(data.model, data.calibration[0].args), data, "float")
+    calibrations: dict[tuple[object, object], tuple[mb.Graph, Calibration]] = {}
+    for name, way in WAYS.items():
+        known = (way.model, way.graph)
+        if known not in calibrations:
+            graph = way.graph(mb.capture(way.model(data.model, data.calibration), data.calibration[0].args))
+            calibrations[known] = graph, calibrate(graph, mb.find_layers(graph), data.calibration)
+        graph, calibration = calibrations[known]
+        layers, cells = mb.find_layers(graph), [name]
+        if way.ranges != "mse":
+            calibration = calibrate(graph, layers, data.calibration, ranges=way.ranges)
+        for scheme in SCHEMES:
+            names = {layer.name: scheme for layer in layers}
+            plan = mb.Plan(target="packed", fingerprint=model_fingerprint(layers), layers=names)
+            simulated = mb.quantize(graph, plan, calibration, bias_correction=way.bias_correction)
+            found = evaluated(way.simulated(graph, simulated, data.calibration), data, f"{name}, {scheme}")
+            cells += [f"{found.accuracy:.2%}", f"{found.divergence(reference, TASK):.4f}"]
+        yield tuple(cells)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=NUM_TEST, help="test images")
+    data = Data.load(parser.parse_args(arguments).images)
+    reference = evaluated(mb.capture(data.model, data.calibration[0].args), data, "float")
+    columns = ("way", *(text for scheme in SCHEMES for text in (scheme, "nats")))
+    table = Table(*columns, title=f"ResNet-20, float32 {reference.accuracy:.2%}")
+    for row in rows(data):
+        table.add_row(*row)
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

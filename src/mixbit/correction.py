@@ -1,0 +1,141 @@
+"""Sequential bias correction: layer after layer, from inputs as the quantized layers before make them."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from mixbit.biases import in_steps
+from mixbit.errors import InvalidInput
+from mixbit.exporting import copy_module
+from mixbit.fold import set_bias
+from mixbit.graph import Graph
+from mixbit.layers import Layer, find_layers
+from mixbit.nodes import argument, get_tensor, tensor_of
+from mixbit.operators import Operation, can_take_bias
+from mixbit.progress import track
+from mixbit.quantizer import Quantizer
+from mixbit.simulate import quantizers_of
+from mixbit.task import Inputs
+
+
+@torch.no_grad()
+def corrected(graph: Graph, simulated: Graph, batches: Iterable[Inputs]) -> Graph:
+    """The simulation with biases that take the mean error off every operator's output, channel by channel.
+
+    b' = b - (E[y'] - E[y]), with y' the operator's output in the simulation, the operators before it corrected already,
+    and y that in the float graph, over all samples and positions. So the errors of inputs count as well as those of
+    weights. Where weight and input are integers, b' is a whole multiple of the product of their scales, and an error of
+    up to half of it stays. (Nagel et al. 2019, section 4.2 and appendix D, arXiv 1906.04721.)
+
+    The data is gone through once for the float graph, and once for each operator on the longest path through the
+    simulation, as far as that operator.
+
+    Args:
+        graph: The captured graph in float.
+        simulated: What `quantize` made of it.
+        batches: Inputs without labels; kept in memory.
+
+    Returns:
+        A new graph; both given ones are left as they are.
+
+    Raises:
+        InvalidInput: the simulation is not of this graph, or there is no batch, or one that does not fit.
+    """
+    if simulated.plan is None or graph.plan is not None:
+        raise InvalidInput("correction: give the captured graph first, then what quantize() made of it")
+    leaves = [graph.leaves(inputs, f"batch {number}") for number, inputs in enumerate(batches)]
+    if not leaves:
+        raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
+    operations = _operations(simulated)
+    if not operations.keys() <= {node.name for node in graph.module.graph.nodes}:
+        raise InvalidInput("correction: the simulation is of another graph")
+    result = dataclasses.replace(simulated, module=copy_module(simulated.module))
+    quantizers = {(one.axis is not None, one.tensor): one for one in quantizers_of(result)}
+    wanted = _means(graph, operations, leaves)
+    for stage in track(_stages(result, operations), "correct biases"):
+        for name, mean in _means(result, {name: operations[name] for name in stage}, leaves).items():
+            layer, operation = operations[name]
+            _shift_bias(result, layer, operation, mean - wanted[name], quantizers)
+    result.module.graph.eliminate_dead_code()
+    result.module.graph.lint()
+    result.module.recompile()
+    return result
+
+
+def _operations(graph: Graph) -> dict[str, tuple[Layer, Operation]]:
+    """Operator's node -> its layer and itself, for those whose bias can be changed."""
+    return {
+        operation.node: (layer, operation)
+        for layer in find_layers(graph)
+        for operation in layer.operations
+        if can_take_bias(graph.node(operation.node), operation)
+    }
+
+
+def _stages(graph: Graph, operations: Mapping[str, Any]) -> list[list[str]]:
+    """Names of the operators in execution order, those together that do not depend on one another."""
+    depth: dict[fx.Node, int] = {}
+    stages: list[list[str]] = []
+    for node in graph.module.graph.nodes:
+        depth[node] = max((depth[before] for before in node.all_input_nodes), default=0)
+        if node.name in operations:
+            if depth[node] == len(stages):
+                stages.append([])
+            stages[depth[node]].append(node.name)
+            depth[node] += 1
+    return stages
+
+
+class _Means(fx.Interpreter):
+    """Runs what some operators depend on, and sums up their outputs by channel."""
+
+    def __init__(self, graph: Graph, operations: Mapping[str, tuple[Layer, Operation]]) -> None:
+        super().__init__(graph.module)
+        self.operations = operations
+        self.sums: dict[str, tuple[Tensor, int]] = {}
+        self.needed: set[fx.Node] = set()
+        waiting = [graph.node(name) for name in operations]
+        while waiting:
+            node = waiting.pop()
+            if node not in self.needed:
+                self.needed.add(node)
+                waiting += node.all_input_nodes
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n not in self.needed and n.op != "placeholder":
+            return None
+        value = super().run_node(n)
+        if n.name in self.operations:
+            _, operation = self.operations[n.name]
+            rows = value.movedim(-1 if operation.channels_last else 1, -1).flatten(0, -2).double()
+            total, count = self.sums.get(n.name, (torch.zeros_like(rows[0]), 0))
+            self.sums[n.name] = total + rows.sum(0), count + len(rows)
+        return value
+
+
+def _means(
+    graph: Graph, operations: Mapping[str, tuple[Layer, Operation]], batches: Sequence[Sequence[Any]]
+) -> dict[str, Tensor]:
+    """Operator's node -> [channels] mean of its output over all samples and positions, in float64."""
+    run = _Means(graph, operations)
+    for leaves in batches:
+        run.run(*leaves, enable_io_processing=False)
+    return {name: total / count for name, (total, count) in run.sums.items()}
+
+
+def _shift_bias(
+    graph: Graph, layer: Layer, operation: Operation, error: Tensor, quantizers: Mapping[tuple[bool, str], Quantizer]
+) -> None:
+    """Subtract the error [channels] from the operator's bias, in place."""
+    position = operation.kind.bias
+    if position is None or not error.any():
+        return
+    node = graph.node(operation.node)
+    previous = argument(node, position)
+    bias = torch.zeros_like(error) if previous is None else tensor_of(graph.module, previous).detach().double()
+    read = None if operation.input is None else quantizers.get((False, operation.input))
+    bias = (bias - error).to(get_tensor(graph.module, layer.name).dtype)
+    set_bias(graph.module, node, in_steps(bias, quantizers.get((True, layer.name)), read), layer.name, position)
