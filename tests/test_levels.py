@@ -19,6 +19,8 @@ LEVELS = (
         "nodes",
         "operators",
         "samples",
+        "axes",
+        "channels",
         "fold",
         "graph",
         "layers",
@@ -27,7 +29,7 @@ LEVELS = (
         "liveness",
         "uncovered",
     },
-    {"calibrate", "scales", "estimate", "identity", "simulate", "integers", "metrics"},
+    {"calibrate", "scales", "estimate", "identity", "simulate", "integers", "metrics", "importance", "prune"},
     {
         "targets",
         "measurement",

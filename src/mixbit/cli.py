@@ -88,6 +88,9 @@ def quantize(
     eval_timeout: Annotated[
         float | None, typer.Option("--eval-timeout", help="seconds that trying one plan may take")
     ] = None,
+    prune_channels: Annotated[
+        float, typer.Option("--prune-channels", help="share of output channels to remove first, as in 0.3")
+    ] = 0.0,
     rounding: Annotated[str, typer.Option("--rounding", help="see: mixbit list roundings")] = "nearest",
     flavour: Annotated[str, typer.Option("--flavour", help="static")] = "static",
     task: TaskName = "classification",
@@ -122,6 +125,7 @@ def quantize(
         score=None if score is None else load_function(score, "SCORE"),
         eval_subset_ratio=eval_subset_ratio,
         eval_timeout_s=eval_timeout,
+        prune_channels=prune_channels,
         seed=seed,
         model=absolute(model),
     )
