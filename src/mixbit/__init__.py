@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from mixbit.measurement import measure
     from mixbit.pipeline import Settings, auto_quantize
     from mixbit.plan import Plan
+    from mixbit.prune import Removal, prune_channels
     from mixbit.quantization import quantize
     from mixbit.scheme import Scheme
     from mixbit.search import front, search
@@ -34,6 +35,7 @@ __all__ = [
     "MixbitError",
     "Plan",
     "RandomPlans",
+    "Removal",
     "Scheme",
     "Sensitivity",
     "Settings",
@@ -47,6 +49,7 @@ __all__ = [
     "find_layers",
     "front",
     "measure",
+    "prune_channels",
     "quantize",
     "search",
     "study",
@@ -65,6 +68,7 @@ _HOMES = {
     "MixbitError": "errors",
     "Plan": "plan",
     "RandomPlans": "studies",
+    "Removal": "prune",
     "Scheme": "scheme",
     "Sensitivity": "sensitivity",
     "Settings": "pipeline",
@@ -78,6 +82,7 @@ _HOMES = {
     "export": "targets",
     "find_layers": "layers",
     "measure": "measurement",
+    "prune_channels": "prune",
     "quantize": "quantization",
     "search": "search",
     "study": "studies",

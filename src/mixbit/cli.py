@@ -105,6 +105,9 @@ def quantize(
     equalize: Annotated[
         bool, typer.Option("--equalize", help="scale channels between layers first: for depthwise networks")
     ] = False,
+    prune_channels: Annotated[
+        float, typer.Option("--prune-channels", help="share of output channels to remove first, as in 0.3")
+    ] = 0.0,
     flavour: Annotated[str, typer.Option("--flavour", help="static")] = "static",
     task: TaskName = "classification",
     loss: LossSpec = None,
@@ -142,6 +145,7 @@ def quantize(
         bias_correction=bias_correction,
         reestimate_batch_norms=reestimate_bn,
         equalize=equalize,
+        prune_channels=prune_channels,
         seed=seed,
         model=absolute(model),
     )

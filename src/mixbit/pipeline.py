@@ -31,10 +31,11 @@ from mixbit.layers import find_layers, model_fingerprint
 from mixbit.measurement import measure
 from mixbit.metrics import Metric, find_metric
 from mixbit.plan import Plan
+from mixbit.prune import Removal, check_share, prune_channels
 from mixbit.quantization import quantize
 from mixbit.ranges import RangeMethod, find_ranges
 from mixbit.reconstruction import Reconstruction
-from mixbit.result import FILE_NAME, Result, deployed_figures, environment, figures, layer_rows
+from mixbit.result import FILE_NAME, Pruned, Result, deployed_figures, environment, figures, layer_rows
 from mixbit.rounding import Rounding, find_rounding
 from mixbit.rounding.nearest import nearest
 from mixbit.scoring import Score, Scoring
@@ -80,6 +81,8 @@ class Settings:
         bias_correction: A name in BIAS_CORRECTIONS.
         reestimate_batch_norms: Whether batch norms take their statistics from the calibration data, see `reestimated`.
         equalize: Whether channels between layers are scaled before anything else, see `equalized`.
+        prune_channels: Share of the output channels to remove before everything else, see `mixbit.prune_channels`;
+            without fine-tuning it costs accuracy.
         seed: Of every draw.
         model: Where the model came from, to be noted in result.json.
     """
@@ -97,6 +100,7 @@ class Settings:
     bias_correction: str = "at_once"
     reestimate_batch_norms: bool = False
     equalize: bool = False
+    prune_channels: float = 0.0
     seed: int = 0
     model: str | None = None
 
@@ -142,7 +146,9 @@ class Decision:
         chosen: One of them.
         grounds: Why it was chosen, in a sentence.
         batches: The data to report on.
-        outputs: On that data, of `float`, of `chosen`, and of each uniform plan under its scheme.
+        outputs: On that data, of `float`, of `chosen`, of each uniform plan under its scheme, and, where channels were
+            removed, of the network with all of them as `dense`.
+        dense: The graph with all its channels, where some were removed from `graph`.
     """
 
     graph: Graph
@@ -152,6 +158,7 @@ class Decision:
     grounds: str
     batches: list[Batch]
     outputs: dict[str, Evaluation]
+    dense: Graph | None = None
 
     @property
     def predicted_bytes(self) -> dict[str, int]:
@@ -224,6 +231,13 @@ class _Run:
             raise InvalidInput(
                 f"eval_timeout_s={settings.eval_timeout_s}: give a positive number of seconds, {LONGEST_S} at most"
             )
+        if settings.prune_channels != 0:
+            check_share(settings.prune_channels)
+            if self.module.NEEDS_GRAPH:
+                raise InvalidInput(
+                    f"prune_channels={settings.prune_channels}: a file for {target} runs on the model's own graph, "
+                    "which has all channels; take another target"
+                )
         self.out, self.settings, self.force = out, settings, force
         self.journal_path = out.absolute().with_name(f"{out.absolute().name}.trials.jsonl")
         self.parts_path = out.absolute().with_name(f"{out.absolute().name}.rounding")
@@ -241,6 +255,7 @@ class _Run:
             graph = self._captured(model, pairs[0][0], kept)
         for number, (inputs, _) in enumerate(pairs):
             graph.check(inputs, f"batch {number}")
+        graph, dense = self._prune(graph, kept, budget)
         evaluated = held_out if eval_batches is None else split_batches(model, eval_batches)
         for number, (inputs, _) in enumerate(evaluated):
             graph.check(inputs, f"batch {number} to evaluate on")
@@ -276,7 +291,10 @@ class _Run:
             grounds = f"{grounds}; {said}"
         with self._clock("evaluate"):
             outputs = self._evaluate_all(graph, contenders, chosen, evaluated)
-        return Decision(graph, table, contenders, chosen, grounds, evaluated, outputs)
+            if dense is not None:
+                run = graph_runner(dense, self.task)
+                outputs["dense"] = evaluate(run, evaluated, self.task, "evaluate with all channels")
+        return Decision(graph, table, contenders, chosen, grounds, evaluated, outputs, dense)
 
     def deploy(self, decision: Decision) -> Deployed:
         """Write the chosen plan's files, run the artefact and compare."""
@@ -306,6 +324,7 @@ class _Run:
                 layers=layer_rows(
                     chosen.plan.layers, decision.predicted_bytes, self.module.stored(folder), runner.executed()
                 ),
+                pruned=self._pruned(decision),
                 uncovered=[asdict(row) for row in find_uncovered(graph)],
                 files={path.name: sha256(path) for path in sorted(folder.iterdir())},
                 seconds={step: round(seconds, 3) for step, seconds in self.seconds.items()},
@@ -336,6 +355,18 @@ class _Run:
             seed=self.settings.seed,
         )
         return table.pinned(self.settings.pins, only_pinned) if self.settings.pins else table
+
+    def _prune(self, graph: Graph, kept: list[Batch], budget: Budget | MaxDrop) -> tuple[Graph, Graph | None]:
+        """The graph that is quantized; and the one with all channels, where that is another."""
+        share = self.settings.prune_channels
+        if share == 0:
+            return graph, None
+        if isinstance(budget, MaxDrop):
+            raise InvalidInput(
+                f"prune_channels={share}: a largest drop would be counted from the pruned network; give a budget"
+            )
+        with self._clock("prune channels"):
+            return prune_channels(graph, kept, share=share, task=self.task, seed=self.settings.seed), graph
 
     def _scoring(self, graph: Graph, calibration: Calibration, batches: list[Batch], kept: list[Batch]) -> Scoring:
         """How plans are tried on the batches; the journal notes what scores depend on, the `kept` data among it."""
@@ -441,6 +472,19 @@ class _Run:
             latency_ms=latency["float"],
         )
         return float_figures, latency["deployed"]
+
+    def _pruned(self, decision: Decision) -> Pruned | None:
+        if decision.dense is None:
+            return None
+        gone = Removal.between(decision.dense, decision.graph)
+        dense, left = decision.outputs["dense"], decision.outputs["float"]
+        return Pruned(
+            layers=gone.layers,
+            parameters=gone.parameters,
+            macs=gone.macs,
+            dense=figures(accuracy=dense.accuracy),
+            pruned=figures(accuracy=left.accuracy, divergence=left.divergence(dense, self.task)),
+        )
 
     def _uniform_rows(self, decision: Decision) -> list[dict[str, float | str]]:
         rows = []

@@ -9,7 +9,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:  # so that the command line starts at once
     from mixbit.plan import Plan
-    from mixbit.result import Result
+    from mixbit.result import Pruned, Result
     from mixbit.sensitivity import Sensitivity
     from mixbit.studies.procedure import Study
 
@@ -30,8 +30,24 @@ def print_result(result: "Result") -> None:
     print_rows(
         "plan", ("layer", "scheme", "executed"), [(n, row.scheme, row.executed) for n, row in result.layers.items()]
     )
+    if result.pruned is not None:
+        say_what_was_pruned(result.pruned)
     say(result.chosen)
     say_what_runs_in_float(in_float(result.layers), len(result.layers))
+
+
+def say_what_was_pruned(pruned: "Pruned") -> None:
+    """Say how much smaller the network became, and what that cost."""
+    from mixbit.prune import Removal
+
+    before, after = pruned.dense.get("accuracy"), pruned.pruned.get("accuracy")
+    cost = f"{pruned.pruned['divergence']:.3g} nats from the network with all channels"
+    if before is not None and after is not None:
+        cost = f"accuracy in float {before:.2%} -> {after:.2%}, {cost}"
+    say(
+        f"channels removed: {Removal(pruned.layers, pruned.parameters, pruned.macs)}; {cost}. Nothing was fine-tuned "
+        "after that, which is what brings accuracy back"
+    )
 
 
 def print_prices(plan: "Plan") -> None:

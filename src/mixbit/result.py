@@ -34,6 +34,26 @@ class LayerRow(BaseModel):
     executed: str
 
 
+class Pruned(BaseModel):
+    """What was removed before quantization, before and after it, and what that alone did on the evaluation data.
+
+    Attributes:
+        layers: Layer -> its output channels.
+        parameters: Numbers in all parameters.
+        macs: Multiply-accumulates of one sample.
+        dense: `accuracy` of the network with all channels.
+        pruned: `accuracy` of the network without them, in float, and `divergence` from the other (nats).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    layers: dict[str, tuple[int, int]]
+    parameters: tuple[int, int]
+    macs: tuple[int, int]
+    dense: dict[str, float]
+    pruned: dict[str, float]
+
+
 class Result(BaseModel):
     """The file. Parts that hold figures are plain dictionaries, without the figures that do not apply.
 
@@ -48,6 +68,7 @@ class Result(BaseModel):
             `file_bytes`, `latency_ms` of the artefact.
         uniform: The uniform plans within the budget: `scheme`, `accuracy`, `divergence`, `predicted_bytes`.
         layers: Layer -> LayerRow.
+        pruned: What was removed before quantization; None where nothing was. `float` is the network without it.
         uncovered: What no layer covers, with their shares of work and storage.
         files: Name of each file beside this one -> its SHA-256.
         seconds: Step -> seconds.
@@ -66,6 +87,7 @@ class Result(BaseModel):
     deployed: dict[str, float]
     uniform: list[dict[str, float | str]]
     layers: dict[str, LayerRow]
+    pruned: Pruned | None = None
     uncovered: list[dict[str, Any]]
     files: dict[str, str]
     seconds: dict[str, float]

@@ -1,0 +1,376 @@
+"""Which channels of a graph are cut together: an analysis, channel by channel, that changes nothing."""
+
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from mixbit.axes import moved_axis, num_alike, sizes_of
+from mixbit.graph import Graph
+from mixbit.layers import Layer, find_layers
+from mixbit.nodes import argument, is_parameter, packet, tensor_of
+from mixbit.operators import GROUPS, Operation
+
+_aten = torch.ops.aten
+
+_ELEMENTWISE = {
+    _aten.relu, _aten.relu6, _aten.leaky_relu, _aten.elu, _aten.selu, _aten.silu, _aten.gelu, _aten.mish,
+    _aten.sigmoid, _aten.tanh, _aten.softplus, _aten.hardtanh, _aten.hardswish, _aten.hardsigmoid, _aten.clamp,
+    _aten.clamp_min, _aten.clamp_max, _aten.neg, _aten.abs, _aten.exp, _aten.sqrt, _aten.square, _aten.pow, _aten.add,
+    _aten.sub, _aten.mul, _aten.div, _aten.maximum, _aten.minimum, _aten.clone, _aten.contiguous, _aten.detach,
+    _aten.alias,
+}  # fmt: skip
+_VIEWS = {_aten.view, _aten.reshape, _aten.flatten, _aten._unsafe_view}
+_TRAINABLE_NORM, _NORM = _aten.batch_norm, _aten._native_batch_norm_legit_no_training
+
+
+@dataclass(frozen=True)
+class Part:
+    """A parameter or buffer whose entries along `axis` are the `units` [size of the axis]."""
+
+    parameter: str
+    axis: int
+    units: Tensor
+
+
+@dataclass(frozen=True)
+class Count:
+    """A number among a node's arguments that counts the `units`: argument `position`, in a list its entry `index`."""
+
+    node: str
+    position: int
+    index: int | None
+    units: Tensor
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer's operation, and the `units` [input channels or features] that it reads."""
+
+    layer: Layer
+    operation: Operation
+    units: Tensor
+
+
+@dataclass(frozen=True)
+class Channels:
+    """What hangs together. A unit is a set of channels, of several tensors, that are cut all or none.
+
+    Attributes:
+        parts: The parameters and buffers that have channels.
+        counts: The numbers in the graph that count channels.
+        readers: What reads channels and mixes them.
+        outputs: Layer -> units of its output channels.
+        tensors: Units of every tensor with channels, each combination once: none of them may become empty.
+        free: [units] whether a unit can be cut.
+        obstacles: What the other units touch, for messages.
+    """
+
+    parts: tuple[Part, ...]
+    counts: tuple[Count, ...]
+    readers: tuple[Reader, ...]
+    outputs: dict[str, Tensor]
+    tensors: tuple[Tensor, ...]
+    free: Tensor
+    obstacles: tuple[str, ...]
+
+    @property
+    def num_units(self) -> int:
+        """Units, whether they can be cut or not."""
+        return len(self.free)
+
+
+def find_channels(graph: Graph) -> Channels:
+    """Follow every output channel of a layer through the graph, to where it is read or cannot be followed.
+
+    Channels that meet in an elementwise operator are one unit. Followed: elementwise operators, poolings, resizing,
+    means over positions, depthwise convolutions, batch norms, concatenation, padding and slices of channels too, views
+    that keep the channels apart or merge them with positions, permutations. A unit that reaches anything else, the
+    network's outputs among it, cannot be cut; nor can outputs of a weight or bias that serves twice.
+
+    Raises:
+        InvalidInput: the model has no layer.
+    """
+    return _Walk(graph).result()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Dimension of a tensor that holds channels, and which."""
+
+    dim: int
+    units: list[int]
+
+
+class _Walk:
+    """Nodes in execution order; units are numbers, joined by union-find."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.module = graph.module
+        self.layers = {one.node: (layer, one) for layer in find_layers(graph) for one in layer.operations}
+        self.parents: list[int] = []
+        self.obstacles: dict[int, str] = {}
+        self.places: dict[fx.Node, _Place] = {}
+        self.parts: list[tuple[str, int, list[int]]] = []
+        self.counts: list[tuple[str, int, int | None, list[int]]] = []
+        self.readers: list[tuple[Layer, Operation, list[int]]] = []
+        self.outputs: dict[str, list[int]] = {}
+        self.num_reads: dict[int, int] = {}
+        for node in self.module.graph.find_nodes(op="get_attr"):
+            key = id(tensor_of(self.module, node))
+            self.num_reads[key] = self.num_reads.get(key, 0) + len(node.users)
+
+    def result(self) -> Channels:
+        for node in self.module.graph.nodes:
+            place = self._visit(node)
+            if place is not None:
+                self.places[node] = place
+        numbers: dict[int, int] = {}
+        roots = [numbers.setdefault(self._root(unit), len(numbers)) for unit in range(len(self.parents))]
+
+        def tensor(units: list[int]) -> Tensor:
+            return torch.tensor([roots[unit] for unit in units], dtype=torch.long)
+
+        free = torch.ones(len(numbers), dtype=torch.bool)
+        free[[roots[unit] for unit in self.obstacles]] = False
+        return Channels(
+            tuple(Part(name, axis, tensor(units)) for name, axis, units in self.parts),
+            tuple(Count(name, position, index, tensor(units)) for name, position, index, units in self.counts),
+            tuple(Reader(layer, operation, tensor(units)) for layer, operation, units in self.readers),
+            {name: tensor(units) for name, units in self.outputs.items()},
+            tuple(
+                torch.tensor(units)
+                for units in {tuple(roots[unit] for unit in place.units) for place in self.places.values()}
+            ),
+            free,
+            tuple(dict.fromkeys(self.obstacles.values())),
+        )
+
+    def _visit(self, node: fx.Node) -> _Place | None:
+        """Where the node's tensor has channels; None where it has none that can be followed."""
+        if node.name in self.layers:
+            return self._layer(node, *self.layers[node.name])
+        read = [one for one in node.all_input_nodes if one in self.places]
+        if not read:
+            return None
+        if packet(node) is _aten.sym_size and moved_axis(node, self.places[read[0]].dim) is not None:
+            return None  # a number, which no cut changes
+        place = self._follow(node, read)
+        if place is None or (sizes_of(node) and sizes_of(node)[place.dim] != len(place.units)):
+            return self._stop(read, node)
+        return place
+
+    def _follow(self, node: fx.Node, read: list[fx.Node]) -> _Place | None:
+        """As `_visit`, for what is no layer and reads channels."""
+        kind, place = packet(node), self.places[read[0]]
+        if kind in _ELEMENTWISE:
+            return self._elementwise(node)
+        if kind is _aten.cat:
+            return self._concatenation(node)
+        if read != [argument(node, 0)]:
+            return None
+        if node.target is operator.getitem:
+            return place if packet(read[0]) is _NORM and node.args[1] == 0 else None
+        if kind in _RULES:
+            return _RULES[kind](self, node, place)
+        dim = moved_axis(node, place.dim)
+        return None if dim is None else _Place(dim, place.units)
+
+    def _stop(self, nodes: Sequence[Any], at: fx.Node) -> None:
+        """The units of these nodes' tensors cannot be cut."""
+        for node in nodes:
+            if node in self.places:
+                self._hold(self.places[node].units, at)
+
+    def _hold(self, units: Sequence[int], at: fx.Node) -> None:
+        what = "the network's output" if at.op == "output" else str(at.target).removesuffix(".default")
+        for unit in units:
+            self.obstacles.setdefault(unit, what)
+
+    def _fresh(self, count: int) -> list[int]:
+        first = len(self.parents)
+        self.parents.extend(range(first, first + count))
+        return list(range(first, first + count))
+
+    def _root(self, unit: int) -> int:
+        while self.parents[unit] != unit:
+            self.parents[unit] = self.parents[self.parents[unit]]
+            unit = self.parents[unit]
+        return unit
+
+    def _join(self, one: Sequence[int], other: Sequence[int]) -> None:
+        for a, b in zip(one, other, strict=True):
+            self.parents[self._root(a)] = self._root(b)
+
+    def _own(self, node: Any) -> bool:
+        """Whether the node reads a parameter or buffer, plain or transposed, that serves nothing else."""
+        while isinstance(node, fx.Node) and not is_parameter(node) and len(node.users) == 1:
+            node = argument(node, 0)
+        return is_parameter(node) and self.num_reads[id(tensor_of(self.module, node))] == 1
+
+    def _shape(self, node: fx.Node) -> tuple[Any, ...]:
+        return tuple(tensor_of(self.module, node).shape) if is_parameter(node) else sizes_of(node)
+
+    def _layer(self, node: fx.Node, layer: Layer, operation: Operation) -> _Place | None:
+        x, kind = argument(node, operation.data), operation.kind
+        ndim = len(self._shape(x))
+        fits = kind.input is not None and (operation.channels_last or ndim == len(layer.shape))
+        if not fits or len(layer.operations) > 1 or not self._own(argument(node, kind.weight)):
+            return self._stop(node.all_input_nodes, node)
+        dim = ndim - 1 if operation.channels_last else 1
+        place = self.places.get(x)
+        if operation.groups(node) > 1:
+            units = self._depthwise(node, layer, place)
+        else:
+            units = self._fresh(layer.shape[layer.axis])
+            if place is not None and place.dim == dim:
+                self.parts.append((layer.name, 1 - layer.axis, place.units))
+                self.readers.append((layer, operation, place.units))
+            else:
+                self._stop([x], node)
+        if units is None:
+            return self._stop([x], node)
+        self.parts.append((layer.name, layer.axis, units))
+        self.outputs[layer.name] = units
+        bias = argument(node, kind.bias)
+        if bias is not None and not self._add_vector(bias, units):
+            self._hold(units, node)
+        return _Place(len(self._shape(node)) - 1 if operation.channels_last else 1, units)
+
+    def _depthwise(self, node: fx.Node, layer: Layer, place: _Place | None) -> list[int] | None:
+        """Units of a convolution's outputs where each is made of one input channel, its own."""
+        groups, transposed = argument(node, GROUPS), layer.axis == 1
+        if place is None or place.dim != 1 or transposed or layer.shape[:2] != (groups, 1):
+            return None
+        self.counts.append((node.name, GROUPS, None, place.units))
+        return place.units
+
+    def _add_vector(self, node: Any, units: list[int]) -> bool:
+        """Note a parameter [channels]; False where it is something else."""
+        if not self._own(node) or not is_parameter(node) or self._shape(node) != (len(units),):
+            return False
+        self.parts.append((str(node.target), 0, units))
+        return True
+
+    def _elementwise(self, node: fx.Node) -> _Place | None:
+        """The same units in every operand that has channels; the others are the same for all channels."""
+        ndim = len(self._shape(node))
+        read = [one for one in node.all_input_nodes if self._shape(one)]
+        placed = [one for one in read if one in self.places]
+        dims = {self.places[one].dim + ndim - len(self._shape(one)) for one in placed}
+        counts = {len(self.places[one].units) for one in placed}
+        if len(dims) != 1 or len(counts) != 1:
+            return self._stop(placed, node)
+        dim, units = dims.pop(), self.places[placed[0]].units
+        for one in placed[1:]:
+            self._join(self.places[one].units, units)
+        for one in read:
+            axis = dim - ndim + len(self._shape(one))
+            if one in placed or axis < 0 or (self._shape(one)[axis] == 1 and len(units) > 1):
+                continue
+            if not is_parameter(one) or not self._own(one) or self._shape(one)[axis] != len(units):
+                self._hold(units, node)
+            else:
+                self.parts.append((str(one.target), axis, units))
+        return _Place(dim, units)
+
+    def _concatenation(self, node: fx.Node) -> _Place | None:
+        read, ndim = argument(node, 0), len(self._shape(node))
+        along = argument(node, 1, 0) % ndim
+        dims = {self.places[one].dim for one in read if one in self.places}
+        if len(dims) != 1 or (dims != {along} and any(one not in self.places for one in read)):
+            return self._stop(read, node)
+        dim = dims.pop()
+        if dim == along:
+            return _Place(dim, [unit for one in read for unit in self._units_or_held(one, dim, node)])
+        for one in read[1:]:
+            self._join(self.places[one].units, self.places[read[0]].units)
+        return _Place(dim, self.places[read[0]].units)
+
+    def _units_or_held(self, node: fx.Node, dim: int, at: fx.Node) -> list[int]:
+        """The node's units; where it has none, new ones that cannot be cut."""
+        if node in self.places:
+            return self.places[node].units
+        units = self._fresh(self._shape(node)[dim])
+        self._hold(units, at)
+        return units
+
+    def _norm(self, node: fx.Node, place: _Place) -> _Place | None:
+        by_batch = packet(node) is _TRAINABLE_NORM and argument(node, 5)
+        vectors = [one for one in node.args[1:5] if one is not None]
+        if place.dim != 1 or by_batch or not all(self._own(one) for one in vectors):
+            return None
+        return place if all(self._add_vector(one, place.units) for one in vectors) else None
+
+    def _prelu(self, node: fx.Node, place: _Place) -> _Place | None:
+        slope = argument(node, 1)
+        if place.dim != 1:
+            return None
+        alike = math.prod(self._shape(slope)) == 1 and len(place.units) > 1
+        return place if alike or self._add_vector(slope, place.units) else None
+
+    def _padding(self, node: fx.Node, place: _Place) -> _Place | None:
+        pads = argument(node, 1)
+        first = 2 * (len(self._shape(node)) - 1 - place.dim)
+        if not all(isinstance(pad, int) for pad in pads):
+            return None
+        before, behind = pads[first : first + 2] if first < len(pads) else (0, 0)
+        if before == behind == 0:
+            return place
+        constant = packet(node) is _aten.constant_pad_nd or argument(node, 2, "constant") == "constant"
+        if not constant or before < 0 or behind < 0:
+            return None
+        sides = self._fresh(before), self._fresh(behind)
+        for index, units in enumerate(sides):
+            self.counts.append((node.name, 1, first + index, units))
+        return _Place(place.dim, [*sides[0], *place.units, *sides[1]])
+
+    def _slice(self, node: fx.Node, place: _Place) -> _Place | None:
+        size = len(place.units)
+        if argument(node, 1, 0) % len(self._shape(node)) != place.dim:
+            return place
+        start, end, step = argument(node, 2), argument(node, 3), argument(node, 4, 1)
+        if step != 1 or not all(isinstance(bound, int | None) for bound in (start, end)):
+            return None
+        start, end, _ = slice(start, end).indices(size)
+        for position, bound in ((2, start), (3, end)):
+            if position < len(node.args):
+                self.counts.append((node.name, position, None, place.units[:bound]))
+        return _Place(place.dim, place.units[start:end]) if start < end else None
+
+    def _view(self, node: fx.Node, place: _Place) -> _Place | None:
+        """Channels that stay a dimension, or become one together with the positions around them."""
+        before, after = self._shape(argument(node, 0)), self._shape(node)
+        front = num_alike(before, after)
+        back = num_alike(before[front:][::-1], after[front:][::-1])
+        merged, into = before[front : len(before) - back], after[front : len(after) - back]
+        if place.dim < front:
+            dim, units = place.dim, place.units
+        elif place.dim >= len(before) - back:
+            dim, units = place.dim + len(after) - len(before), place.units
+        elif len(into) == 1 and all(isinstance(size, int) for size in (*merged, *into)):
+            shape = [-1 if front + index == place.dim else 1 for index in range(len(merged))]
+            dim, units = front, torch.tensor(place.units).reshape(shape).expand(*merged).flatten().tolist()
+        else:
+            return None
+        if packet(node) is not _aten.flatten:
+            wanted = argument(node, 1)
+            size = wanted[dim] if isinstance(wanted, list | tuple) else None
+            if not isinstance(size, int):
+                return None
+            if size != -1:
+                self.counts.append((node.name, 1, dim, units))
+        return _Place(dim, units)
+
+
+_RULES: dict[Any, Callable[[_Walk, fx.Node, _Place], _Place | None]] = {
+    **dict.fromkeys(_VIEWS, _Walk._view),
+    **dict.fromkeys((_TRAINABLE_NORM, _NORM), _Walk._norm),
+    **dict.fromkeys((_aten.pad, _aten.constant_pad_nd), _Walk._padding),
+    _aten.prelu: _Walk._prelu,
+    _aten.slice: _Walk._slice,
+}
