@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mixbit.affine import bias_step
 from mixbit.graph import Graph
 from mixbit.layers import Layer
 from mixbit.nodes import argument, tensor_of
@@ -42,8 +43,7 @@ def corrected_biases(
             bias = bias - error
         read = None if operation.input is None else activations.get(operation.input)
         if read is not None and quantizer.format.granularity != "group":
-            scales = read.scale * quantizer.scale
-            step = scales.repeat(bias.shape[-1] // len(scales))  # groups of a transposed convolution share theirs
+            step = bias_step(read.scale, quantizer.scale, bias.shape[-1])
             bias = torch.round(bias / step) * step
         biases[operation.node] = bias
     return biases
