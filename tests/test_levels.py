@@ -47,6 +47,7 @@ LEVELS = (
         "evaluation",
         "checkpoints",
         "objective",
+        "trainloop",
         "training",
         "latency",
         "scoring",

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mixbit.studies import RandomPlans, Subject, study
     from mixbit.targets import export
     from mixbit.task import Task
+    from mixbit.training import finetune
+    from mixbit.trainloop import Training
     from mixbit.verification import verify
 
 __all__ = [
@@ -40,11 +42,13 @@ __all__ = [
     "Subject",
     "TargetMismatch",
     "Task",
+    "Training",
     "UnsupportedModel",
     "auto_quantize",
     "capture",
     "export",
     "find_layers",
+    "finetune",
     "front",
     "measure",
     "quantize",
@@ -71,12 +75,14 @@ _HOMES = {
     "Subject": "studies",
     "TargetMismatch": "errors",
     "Task": "task",
+    "Training": "trainloop",
     "UnsupportedModel": "errors",
     "auto_quantize": "pipeline",
     "capture": "graph",
     "front": "search",
     "export": "targets",
     "find_layers": "layers",
+    "finetune": "training",
     "measure": "measurement",
     "quantize": "quantization",
     "search": "search",
