@@ -89,7 +89,12 @@ def quantize(
         float | None, typer.Option("--eval-timeout", help="seconds that trying one plan may take")
     ] = None,
     rounding: Annotated[str, typer.Option("--rounding", help="see: mixbit list roundings")] = "nearest",
-    flavour: Annotated[str, typer.Option("--flavour", help="static")] = "static",
+    flavour: Annotated[str, typer.Option("--flavour", help="static; or qat, which fine-tunes")] = "static",
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="of --flavour qat")] = 3,
+    train: Annotated[
+        str | None, typer.Option("--train", help="DATA to fine-tune on; the calibration data where left out")
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="largest learning rate of --flavour qat")] = None,
     task: TaskName = "classification",
     loss: LossSpec = None,
     device: Device = "cpu",
@@ -100,9 +105,12 @@ def quantize(
     """Measure, search, quantize, export, run the artefact and compare."""
     from mixbit.pipeline import FLAVOURS, ROUNDINGS, Settings, auto_quantize
     from mixbit.specs import absolute, load_data, load_function, load_task
+    from mixbit.trainloop import Training
 
     _known("rounding", rounding, tuple(ROUNDINGS))
     _known("flavour", flavour, tuple(FLAVOURS))
+    if flavour != "qat":
+        _refuse({"train": train, "lr": lr}, "only --flavour qat trains")
     pins, offered = _pins(pin), _split(choices)
     for_trials = {"search": search, "eval_subset_ratio": eval_subset_ratio}
     if nncf_config is None:
@@ -122,6 +130,10 @@ def quantize(
         score=None if score is None else load_function(score, "SCORE"),
         eval_subset_ratio=eval_subset_ratio,
         eval_timeout_s=eval_timeout,
+        flavour=flavour,
+        epochs=epochs,
+        training=Training() if lr is None else Training(lr=lr),
+        train_batches=None if train is None else load_data(train),
         seed=seed,
         model=absolute(model),
     )

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +26,7 @@ from mixbit.latency import paired_latency_ms
 from mixbit.layers import find_layers, model_fingerprint
 from mixbit.measurement import measure
 from mixbit.metrics import Metric, find_metric
+from mixbit.objective import Objective
 from mixbit.plan import Plan
 from mixbit.quantization import quantize
 from mixbit.result import FILE_NAME, Result, deployed_figures, environment, figures, layer_rows
@@ -37,11 +38,16 @@ from mixbit.target import Runner, Target, find_target, target_module
 from mixbit.targets import check_exportable
 from mixbit.task import Task
 from mixbit.timing import timed
+from mixbit.training import train
+from mixbit.trainloop import Training
 from mixbit.uncovered import find_uncovered
 from mixbit.verification import Comparison, compare, predicted_bytes
 
 #: Names, and what each does.
-FLAVOURS = {"static": "Ranges of activations are fixed by calibration data; no training."}
+FLAVOURS = {
+    "static": "Ranges of activations are fixed by calibration data; no training.",
+    "qat": "As static; then weights and scales are trained with the roundings in place, the float network as teacher.",
+}
 ROUNDINGS = {"nearest": "Every weight to the nearest integer, ties to even."}
 
 
@@ -63,6 +69,10 @@ class Settings:
             `score(model, batches)`, the higher the better. Where None, accuracy, or without labels the divergence.
         eval_subset_ratio: Share of the calibration batches that searches try plans on, those held out apart.
         eval_timeout_s: Longest time of one evaluation; None for any.
+        flavour: One of FLAVOURS.
+        epochs: Of the training, for the flavour `qat`.
+        training: How to train there; its seed is the one below.
+        train_batches: Data to train on there; the calibration data apart from what is held out where None.
         seed: Of every draw.
         model: Where the model came from, to be noted in result.json.
     """
@@ -75,6 +85,10 @@ class Settings:
     score: Score | None = None
     eval_subset_ratio: float = 1.0
     eval_timeout_s: float | None = None
+    flavour: str = "static"
+    epochs: int = 3
+    training: Training = field(default_factory=Training)
+    train_batches: Iterable[Any] | None = None
     seed: int = 0
     model: str | None = None
 
@@ -102,11 +116,12 @@ class Deployed:
 
 @dataclass(frozen=True)
 class Contender:
-    """One plan, simulated, with its outputs on the held-out calibration data."""
+    """One plan, simulated, and its divergence on the held-out calibration data; what it was before training."""
 
     plan: Plan
     simulated: Graph
     divergence: float
+    untrained: Graph | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +135,7 @@ class Decision:
         chosen: One of them.
         grounds: Why it was chosen, in a sentence.
         batches: The data to report on.
-        outputs: On that data, of `float`, of `chosen`, and of each uniform plan under its scheme.
+        outputs: On that data, of `float`, of `chosen`, of it `untrained`, and of each uniform plan under its scheme.
     """
 
     graph: Graph
@@ -155,7 +170,9 @@ def auto_quantize(
     a largest drop for a budget, it is the cheapest plan on the front of bytes whose artefact drops no more on the
     evaluation data; or a uniform one that is cheaper still.
 
-    What searches try is kept in `<out>.trials.jsonl` until the results are written: interrupted, the same call goes on.
+    With the flavour `qat` the chosen plan is then fine-tuned, the float network its teacher, and kept as it was where
+    the loss on held-out data gets no less. What searches try is kept in `<out>.trials.jsonl`, and the training in
+    `<out>.training.safetensors`, until the results are written: interrupted, the same call goes on.
 
     Args:
         model: The trained network; it is left as it is.
@@ -197,7 +214,11 @@ class _Run:
                 f"eval_timeout_s={settings.eval_timeout_s}: give a positive number of seconds, {LONGEST_S} at most"
             )
         self.out, self.settings, self.force = out, settings, force
+        if settings.flavour not in FLAVOURS:
+            raise InvalidInput(f"flavour {settings.flavour!r} is unknown; known: {', '.join(FLAVOURS)}")
+        settings.training.check()
         self.journal_path = out.absolute().with_name(f"{out.absolute().name}.trials.jsonl")
+        self.checkpoint_path = out.absolute().with_name(f"{out.absolute().name}.training.safetensors")
         self.task = settings.task
         self.seconds: dict[str, float] = {}
 
@@ -239,9 +260,14 @@ class _Run:
             plans = [plan, *(one for one in uniform_plans(table, limits) if one.layers != plan.layers)]
             contenders = [self._try(graph, one, calibration, held_out, reference) for one in plans]
         chosen = contenders[0] if grounds else min(contenders, key=lambda contender: contender.divergence)
+        grounds = grounds or _said(contenders, chosen)
+        if self.settings.flavour == "qat":
+            with self._clock("fine-tune"):
+                chosen, more = self._train(graph, chosen, kept, held_out, reference)
+            grounds = f"{grounds}; {more}"
         with self._clock("evaluate"):
             outputs = self._evaluate_all(graph, contenders, chosen, evaluated)
-        return Decision(graph, table, contenders, chosen, grounds or _said(contenders, chosen), evaluated, outputs)
+        return Decision(graph, table, contenders, chosen, grounds, evaluated, outputs)
 
     def deploy(self, decision: Decision) -> Deployed:
         """Write the chosen plan's files, run the artefact and compare."""
@@ -266,6 +292,7 @@ class _Run:
                 simulated=figures(
                     accuracy=decision.outputs["chosen"].accuracy, divergence=self._divergence(decision, "chosen")
                 ),
+                untrained=self._untrained_figures(decision),
                 deployed=deployed_figures(comparison, latency_ms),
                 uniform=self._uniform_rows(decision),
                 layers=layer_rows(
@@ -278,6 +305,7 @@ class _Run:
             )
             write_text(folder / FILE_NAME, result.to_json())
         self.journal_path.unlink(missing_ok=True)
+        self.checkpoint_path.unlink(missing_ok=True)
         return Deployed(self.out, chosen.plan, decision.table, chosen.simulated, comparison, result)
 
     @contextmanager
@@ -324,11 +352,36 @@ class _Run:
         outputs = evaluate(graph_runner(simulated, self.task), held_out, self.task, f"simulate {plan.made_by}")
         return Contender(plan, simulated, outputs.divergence(reference, self.task))
 
+    def _train(
+        self, graph: Graph, chosen: Contender, kept: list[Batch], held_out: list[Batch], reference: Evaluation
+    ) -> tuple[Contender, str]:
+        """The contender fine-tuned, where that makes the loss on held-out data less, and a sentence about it."""
+        settings, task = replace(self.settings.training, seed=self.settings.seed), self.task
+        found = train(
+            chosen.simulated,
+            kept if self.settings.train_batches is None else self.settings.train_batches,
+            Objective(task, graph, settings.distil, settings.temperature),
+            epochs=self.settings.epochs,
+            settings=settings,
+            eval_batches=held_out,
+            path=self.checkpoint_path,
+            force=self.force,
+        )
+        losses = f"loss on held-out data {found.losses[0]:.4g} before, {min(found.losses[1:]):.4g} after"
+        if found.best == 0:
+            return replace(
+                chosen, untrained=chosen.simulated
+            ), f"fine-tuning made it no better and is left out ({losses})"
+        outputs = evaluate(graph_runner(found.graph, task), held_out, task, "evaluate fine-tuned")
+        trained = Contender(chosen.plan, found.graph, outputs.divergence(reference, task), chosen.simulated)
+        return trained, f"fine-tuned, best after epoch {found.best} of {self.settings.epochs} ({losses})"
+
     def _evaluate_all(
         self, graph: Graph, contenders: list[Contender], chosen: Contender, batches: list[Batch]
     ) -> dict[str, Evaluation]:
-        """Outputs on the evaluation data by name: `float`, `chosen`, and each uniform plan's scheme."""
+        """Outputs on the evaluation data by name: `float`, `chosen`, `untrained`, and each uniform plan's scheme."""
         runs = {"float": graph, "chosen": chosen.simulated}
+        runs |= {} if chosen.untrained is None else {"untrained": chosen.untrained}
         runs |= {scheme: contender.simulated for contender in contenders if (scheme := uniform_scheme(contender.plan))}
         return {
             name: evaluate(graph_runner(one, self.task), batches, self.task, f"evaluate {name}")
@@ -364,6 +417,12 @@ class _Run:
             latency_ms=latency["float"],
         )
         return float_figures, latency["deployed"]
+
+    def _untrained_figures(self, decision: Decision) -> dict[str, float]:
+        if "untrained" not in decision.outputs:
+            return {}
+        accuracy, divergence = decision.outputs["untrained"].accuracy, self._divergence(decision, "untrained")
+        return figures(accuracy=accuracy, divergence=divergence)
 
     def _uniform_rows(self, decision: Decision) -> list[dict[str, float | str]]:
         rows = []
