@@ -7,15 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from mixbit import affine
 from mixbit.affine import (
     PLANES,
     along,
+    bias_step,
     dequantize,
     min_max_factors,
     pack,
     packed_bytes,
     quantize,
     range_to_affine,
+    straight_through,
     unpack,
 )
 from mixbit.scheme import Format
@@ -155,3 +158,56 @@ def test_an_empty_range_maps_zero_to_zero(symmetric):
     scale, zero_point = range_to_affine(0.0, 0.0, fmt)
     assert scale > 0
     assert zero_point == 0
+
+
+def lsq_in_words(x, scale, zero_point, low, high):
+    """Derivatives of one number by x and by the scale: equation 3 of LSQ, in Python's own arithmetic."""
+    v, lowest, highest = x / scale, low - zero_point, high - zero_point
+    if v < lowest - 0.5:
+        return 0.0, lowest
+    if v > highest + 0.5:
+        return 0.0, highest
+    return 1.0, min(max(round(v), lowest), highest) - v
+
+
+@pytest.mark.parametrize(("axis", "shape"), [(None, ()), (0, (3,)), (1, (4,)), (0, (3, 2))])
+@given(data=st.data())
+def test_gradients_are_those_of_lsq(axis, shape, data):
+    """Per tensor, per channel along either axis, and two groups a channel; with zero points."""
+    low, high = data.draw(st.sampled_from([(-2, 1), (-8, 7), (0, 3), (0, 255)]))
+    x, slopes = (data.draw(hnp.arrays(np.float64, (3, 4), elements=st.floats(-9, 9))) for _ in range(2))
+    scale = data.draw(hnp.arrays(np.float64, shape, elements=st.floats(0.01, 3)))
+    zero_point = data.draw(hnp.arrays(np.float64, shape, elements=st.integers(low, high).map(float)))
+    expected_x, expected_scale = np.zeros_like(x), np.zeros(shape)
+    for i, j in np.ndindex(3, 4):
+        place = {(None, 0): (), (0, 1): (i,), (1, 1): (j,), (0, 2): (i, j // 2)}[axis, len(shape)]
+        by_x, by_scale = lsq_in_words(x[i, j], scale[place], zero_point[place], low, high)
+        expected_x[i, j] = slopes[i, j] * by_x
+        expected_scale[place] += slopes[i, j] * by_scale
+    tensors = (torch.from_numpy(np.asarray(one)) for one in (x, scale, zero_point))
+    by_x, by_scale = straight_through(*tensors, axis, (low, high), torch.from_numpy(slopes))
+    np.testing.assert_allclose(by_x.numpy(), expected_x)
+    np.testing.assert_allclose(by_scale.numpy(), expected_scale, atol=1e-9)
+
+
+def test_a_gradient_worked_by_hand():
+    """Scale 2, integers -2 .. 1: 3.5 / 2 is above 1.5, clipped to 1; -1.2 / 2 rounds to -1; 0.4 / 2 to 0."""
+    x, slopes = torch.tensor([3.5, -1.2, 0.4]), torch.tensor([10.0, 1.0, 2.0])
+    by_x, by_scale = straight_through(x, torch.tensor(2.0), torch.tensor(0.0), None, (-2, 1), slopes)
+    torch.testing.assert_close(by_x, torch.tensor([0.0, 1.0, 2.0]))
+    torch.testing.assert_close(by_scale, torch.tensor(10 * 1 + 1 * (-1 + 0.6) + 2 * (0 - 0.2)))
+
+
+def test_gradients_are_the_same_piece_by_piece(monkeypatch):
+    x, slopes = torch.randn(5, 7, 3).transpose(0, 2), torch.randn(3, 7, 5)
+    arguments = (x, torch.tensor(0.3), torch.tensor(3.0), None, (0, 7), slopes)
+    whole = straight_through(*arguments)
+    monkeypatch.setattr(affine, "FEW_ELEMENTS", 8)
+    for one, other in zip(straight_through(*arguments), whole, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_biases_are_multiples_of_the_products_of_scales():
+    step = bias_step(torch.tensor(0.5), torch.tensor([1.0, 2.0]), 4)
+    assert step.tolist() == [0.5, 1.0, 0.5, 1.0]  # two groups
+    assert bias_step(torch.tensor(0.5), torch.tensor([3.0]), 2).tolist() == [1.5, 1.5]  # one scale for the tensor

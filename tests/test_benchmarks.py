@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import mixbit as mb
-from benchmarks import cifar, paths, resnet20, resnet20_table, resnet50
+from benchmarks import cifar, paths, qat_resnet20, resnet20, resnet20_table, resnet50
 from mixbit.batches import split_batch
 from mixbit.calibrate import calibrate
 from mixbit.errors import InvalidInput
@@ -68,6 +68,21 @@ def test_batches_are_normalised_by_channel() -> None:
     for channel in range(3):
         expected = (images[4, channel].double() / 255 - cifar.MEAN[channel]) / cifar.STD[channel]
         torch.testing.assert_close(parts[2][0][0, channel].double(), expected, atol=1e-5, rtol=0)
+
+
+def test_augmented_images_are_shifted_flipped_and_keep_their_labels() -> None:
+    values = torch.arange(1.0, 101)
+    data = qat_resnet20.Augmented(values.reshape(-1, 1, 1, 1) * torch.linspace(1, 2, 32).expand(100, 3, 32, 32), values)
+    assert len(data) == len(list(data)) == 2
+    torch.manual_seed(0)
+    images, labels = (torch.cat(parts) for parts in zip(*data, strict=True))
+    assert sorted(labels.tolist()) == values.tolist()
+    assert images.shape == (100, 3, 32, 32)
+    assert not torch.equal(labels, values)
+    brightest = images.amax((1, 2, 3)) / labels
+    assert ((brightest > 1.8) & (brightest <= 2)).all()  # at most four columns are cut off
+    left_to_right = images[:, 0, 16, 4] < images[:, 0, 16, 27]
+    assert 30 < left_to_right.sum() < 70
 
 
 def test_paths_prefer_the_environment(monkeypatch, tmp_path: Path) -> None:

@@ -539,7 +539,7 @@ def test_usage_errors_are_exit_2(run):
     [
         ("target", "x", ["onnxruntime", "openvino", "packed"]),
         ("rounding", "x", ["nearest"]),
-        ("flavour", "x", ["static"]),
+        ("flavour", "x", ["static", "qat"]),
         ("metric", "x", ["fisher"]),
         ("search", "x", ["ilp"]),
         ("task", "x", ["classification", "regression"]),
@@ -662,3 +662,24 @@ def test_an_artefact_that_computes_something_else_is_exit_4(done, run, tmp_path)
 def test_a_folder_that_is_none(run, tmp_path):
     assert run("verify", tmp_path / "nothing")[0] == 2
     assert run("verify", tmp_path)[0] == 2
+
+
+def test_qat_on_other_data_prints_what_it_was_before(code, run, tmp_path):
+    words = quantize_words(code, tmp_path / "out", budget="mean_bits=3")
+    training = ("--flavour", "qat", "--epochs", 2, "--lr", "0.001", "--train", f"{code}:unlabelled")
+    status, out, err = run(*words, *training)
+    assert status == 0
+    assert "before fine-tuning, simulated" in out
+    assert "fine-tun" in err
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert set(result["untrained"]) == {"accuracy", "divergence"}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert run("verify", tmp_path / "out")[0] == 0
+
+
+def test_what_only_qat_takes_is_refused_elsewhere(code, run, tmp_path):
+    status, _, err = run(*quantize_words(code, tmp_path / "out"), "--lr", "0.1")
+    assert (status, err) == (2, "mixbit: --lr 0.1: only --flavour qat trains; leave it out\n")
+    status, _, err = run(*quantize_words(code, tmp_path / "out"), "--flavour", "qat", "--lr", "-1")
+    assert status == 2
+    assert "lr=-1.0: give a positive number" in err

@@ -395,3 +395,57 @@ def test_autoq_killed_three_times_ends_with_the_same_plan(tmp_path):
     assert plan == whole.stdout.split(" ", 1)[1]
     assert int(tried) < int(whole.stdout.split(" ", 1)[0])
     assert not (tmp_path / "killed.trials.jsonl").exists()
+
+
+def fine_tuned(net, batches, out, **settings):
+    return mb.auto_quantize(
+        net,
+        batches,
+        target="packed",
+        budget=mb.Budget(mean_bits=3),
+        out=out,
+        settings=Settings(flavour="qat", **settings),
+    )
+
+
+def test_qat_fine_tunes_the_chosen_plan_and_says_what_it_was_before(net, batches, deployed, tmp_path):
+    found = fine_tuned(net, batches, tmp_path / "out", epochs=4, training=mb.Training(lr=3e-4))
+    assert "; fine-tuned, best after epoch " in found.result.chosen
+    assert found.result.simulated["divergence"] < 0.8 * found.result.untrained["divergence"]
+    assert set(found.result.untrained) == {"accuracy", "divergence"}
+    assert found.comparison.problems == ()
+    assert found.comparison.max_abs_diff < 1e-5
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # the checkpoint is gone
+    assert deployed.result.untrained == {}
+
+
+def test_qat_is_left_out_where_it_makes_nothing_better(net, batches, tmp_path):
+    found = fine_tuned(net, batches, tmp_path / "out", epochs=1, training=mb.Training(lr=1.0, max_norm=1e9))
+    assert "fine-tuning made it no better and is left out" in found.result.chosen
+    assert found.result.simulated == found.result.untrained
+
+
+def test_qat_trains_on_other_data_and_goes_on_where_it_stopped(net, batches, tmp_path, monkeypatch):
+    more = [(torch.randn(8, 1, 6, 6), torch.randint(0, 3, (8,))) for _ in range(6)]
+    whole = fine_tuned(net, batches, tmp_path / "whole", epochs=2, train_batches=more)
+    with monkeypatch.context() as patched:
+        patched.setattr("mixbit.pipeline._Run.deploy", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fine_tuned(net, batches, tmp_path / "out", epochs=2, train_batches=more)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["out.training.safetensors"]
+    monkeypatch.setattr("mixbit.trainloop.rate", None)  # nothing is left to train
+    found = fine_tuned(net, batches, tmp_path / "out", epochs=2, train_batches=more)
+    assert found.result.simulated == whole.result.simulated
+    assert not (tmp_path / "out.training.safetensors").exists()
+
+
+def test_an_unknown_flavour_is_refused(net, batches, tmp_path):
+    with pytest.raises(mb.InvalidInput, match="flavour 'dynamo' is unknown; known: static, qat"):
+        mb.auto_quantize(
+            net,
+            batches,
+            target="packed",
+            budget=mb.Budget(mean_bits=4),
+            out=tmp_path / "o",
+            settings=Settings(flavour="dynamo"),
+        )

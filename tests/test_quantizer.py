@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -46,6 +48,37 @@ def test_gradients_pass_inside_the_range_only(make):
     inside = (position >= low - 0.5) & (position <= high + 0.5)
     assert 0 < inside.sum() < inside.numel()
     assert torch.equal(x.grad, slopes * inside)
+
+
+@pytest.mark.parametrize("make", [weight_quantizer, activation_quantizer])
+def test_a_learned_scale_gets_its_share_of_the_gradient(make):
+    quantizer, x, slopes = make(), torch.randn(3, 4, 5), torch.randn(3, 4, 5)
+    fixed = quantizer(x)
+    arguments = (quantizer.scale, quantizer.zero_point, quantizer.axis, quantizer.format.integer_range)
+    _, expected = affine.straight_through(x, *arguments, slopes)
+    scale = quantizer.learn_scale(0.25)
+    assert dict(quantizer.named_parameters()) == {"scale": scale}
+    again = copy.deepcopy(quantizer)
+    for one in (quantizer, again):
+        assert torch.equal(one(x), fixed)
+        one(x).backward(slopes)
+        torch.testing.assert_close(one.scale.grad, 0.25 * expected)
+    quantizer.settle_scale()
+    assert not list(quantizer.parameters())
+    assert torch.equal(quantizer(x), fixed)
+
+
+def test_a_learned_scale_stays_positive_and_finds_back():
+    quantizer = activation_quantizer()
+    quantizer.learn_scale()
+    with torch.no_grad():
+        quantizer.scale.fill_(-1)
+    output = quantizer(torch.ones(3))
+    assert (output > 0).all()
+    output.sum().backward()
+    assert quantizer.scale.grad > 0
+    quantizer.settle_scale()
+    assert quantizer.scale > 0
 
 
 @pytest.mark.parametrize("make", [weight_quantizer, activation_quantizer])

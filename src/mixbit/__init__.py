@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from mixbit.studies import RandomPlans, Subject, study
     from mixbit.targets import export
     from mixbit.task import Task
+    from mixbit.training import finetune
+    from mixbit.trainloop import Training
     from mixbit.verification import verify
 
 __all__ = [
@@ -42,11 +44,13 @@ __all__ = [
     "Subject",
     "TargetMismatch",
     "Task",
+    "Training",
     "UnsupportedModel",
     "auto_quantize",
     "capture",
     "export",
     "find_layers",
+    "finetune",
     "front",
     "measure",
     "prune_channels",
@@ -75,12 +79,14 @@ _HOMES = {
     "Subject": "studies",
     "TargetMismatch": "errors",
     "Task": "task",
+    "Training": "trainloop",
     "UnsupportedModel": "errors",
     "auto_quantize": "pipeline",
     "capture": "graph",
     "front": "search",
     "export": "targets",
     "find_layers": "layers",
+    "finetune": "training",
     "measure": "measurement",
     "prune_channels": "prune",
     "quantize": "quantization",

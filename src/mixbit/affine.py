@@ -12,6 +12,8 @@ from mixbit.scheme import Format
 
 #: Where every value of a tensor is zero, any scale serves; this one keeps the arithmetic finite.
 SCALE_OF_ZEROS = 1.0
+#: Numbers that are worked on at a time where that takes many passes over them: they stay in a core's own cache.
+FEW_ELEMENTS = 2**16
 
 
 def along(values: Tensor, axis: int | None, shape: Sequence[int]) -> Tensor:
@@ -62,19 +64,49 @@ def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -
     return (q - along(zero_point, axis, q.shape)).mul_(along(scale, axis, q.shape))
 
 
-def scale_gradient(
+def straight_through(
     x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, limits: tuple[int, int], gradient: Tensor
-) -> Tensor:
-    """The gradient by the scales of dequantize(quantize(x)), shaped like them, straight through the rounding.
+) -> tuple[Tensor, Tensor]:
+    """The gradients by x and by the scales of dequantize(quantize(x)), straight through the rounding.
 
-    d/ds = q - zero_point, less x / s where x is inside the range: R - v, low or high of Esser et al. 2020 (LSQ,
-    arXiv:1902.08153), equation 3.
+    With v = x / s and q the integer less its zero point: d/dx = 1 where x is inside the range, else 0; d/ds = q - v
+    inside, else q, the limit that v is beyond. Equation 3 of Esser et al. 2020 (LSQ, arXiv:1902.08153).
+
+    Returns:
+        The first shaped like x, the second like the scales.
     """
-    position = x / along(scale, axis, x.shape)
-    offset = along(zero_point, axis, x.shape)
-    slope = quantize(x, scale, zero_point, axis, *limits) - offset
-    inside = (position >= limits[0] - offset - 0.5) & (position <= limits[1] - offset + 0.5)
-    return total(gradient * (slope - position * inside), axis, scale)
+    if axis is not None:
+        factors = along(scale, axis, x.shape), along(zero_point, axis, x.shape)
+        by_x, by_scale = _straight_through(x, *factors, limits, gradient)
+        return by_x, total(by_scale, axis, scale)
+    by_x, sums = torch.empty_like(gradient, memory_format=torch.contiguous_format), []
+    size = FEW_ELEMENTS if x.device.type == "cpu" else max(1, x.numel())
+    flat = (tensor.reshape(-1).split(size) for tensor in (x, gradient, by_x))
+    for values, slopes, result in zip(*flat, strict=True):
+        piece, by_scale = _straight_through(values, scale, zero_point, limits, slopes)
+        result.copy_(piece)
+        sums.append(by_scale.sum())
+    return by_x, torch.stack(sums).sum().reshape(scale.shape)
+
+
+def _straight_through(
+    x: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int], gradient: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Both gradients number by number; scales and zero points broadcast with x."""
+    low, high = limits[0] - zero_point, limits[1] - zero_point
+    position = x / scale
+    inside = (position >= low - 0.5) & (position <= high + 0.5)
+    slope = position.round().clamp_(low, high).sub_(torch.where(inside, position, 0))
+    return torch.where(inside, gradient, 0), slope.mul_(gradient)
+
+
+def bias_step(read: Tensor, scale: Tensor, channels: int) -> Tensor:
+    """[channels] what a bias is a whole multiple of, as runtimes hold it: the input's scale times the weight's.
+
+    Where a transposed convolution has groups, each scale of the weight serves one channel of every group.
+    """
+    products = read * scale
+    return products.repeat(channels // len(products))
 
 
 def min_max_factors(weight: Tensor, axis: int, fmt: Format) -> tuple[Tensor, Tensor]:

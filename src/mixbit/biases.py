@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mixbit.affine import bias_step
 from mixbit.graph import Graph
 from mixbit.layers import Layer, find_layers
 from mixbit.nodes import argument, get_tensor, is_parameter, tensor_of
@@ -55,8 +56,7 @@ def in_steps(bias: Tensor, weight: Quantizer | None, read: Quantizer | None) -> 
         return bias
     if weight is None or weight.format.granularity == "group" or weight.format.floating:
         return bias
-    scales = read.scale * weight.scale
-    step = scales.repeat(bias.shape[-1] // len(scales))  # groups of a transposed convolution share theirs
+    step = bias_step(read.scale, weight.scale, bias.shape[-1])
     return torch.round(bias / step) * step
 
 

@@ -108,7 +108,12 @@ def quantize(
     prune_channels: Annotated[
         float, typer.Option("--prune-channels", help="share of output channels to remove first, as in 0.3")
     ] = 0.0,
-    flavour: Annotated[str, typer.Option("--flavour", help="static")] = "static",
+    flavour: Annotated[str, typer.Option("--flavour", help="static; or qat, which fine-tunes")] = "static",
+    epochs: Annotated[int, typer.Option("--epochs", min=1, help="of --flavour qat")] = 3,
+    train: Annotated[
+        str | None, typer.Option("--train", help="DATA to fine-tune on; the calibration data where left out")
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="largest learning rate of --flavour qat")] = None,
     task: TaskName = "classification",
     loss: LossSpec = None,
     device: Device = "cpu",
@@ -119,8 +124,11 @@ def quantize(
     """Measure, search, quantize, export, run the artefact and compare."""
     from mixbit.pipeline import FLAVOURS, Settings, auto_quantize
     from mixbit.specs import absolute, load_data, load_function, load_task
+    from mixbit.trainloop import Training
 
     _known("flavour", flavour, tuple(FLAVOURS))
+    if flavour != "qat":
+        _refuse({"train": train, "lr": lr}, "only --flavour qat trains")
     pins, offered = _pins(pin), _split(choices)
     for_trials = {"search": search, "eval_subset_ratio": eval_subset_ratio}
     if nncf_config is None:
@@ -146,6 +154,10 @@ def quantize(
         reestimate_batch_norms=reestimate_bn,
         equalize=equalize,
         prune_channels=prune_channels,
+        flavour=flavour,
+        epochs=epochs,
+        training=Training() if lr is None else Training(lr=lr),
+        train_batches=None if train is None else load_data(train),
         seed=seed,
         model=absolute(model),
     )

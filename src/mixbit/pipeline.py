@@ -30,6 +30,7 @@ from mixbit.latency import paired_latency_ms
 from mixbit.layers import find_layers, model_fingerprint
 from mixbit.measurement import measure
 from mixbit.metrics import Metric, find_metric
+from mixbit.objective import Objective
 from mixbit.plan import Plan
 from mixbit.prune import Removal, check_share, prune_channels
 from mixbit.quantization import quantize
@@ -46,15 +47,20 @@ from mixbit.target import Runner, Target, find_target, target_module
 from mixbit.targets import check_exportable
 from mixbit.task import Task
 from mixbit.timing import timed
+from mixbit.training import Trained, train
+from mixbit.trainloop import Training
 from mixbit.uncovered import find_uncovered
 from mixbit.verification import Comparison, compare, predicted_bytes
 
 #: Name -> what it does.
-FLAVOURS = {"static": "Ranges of activations are fixed by calibration data; no training."}
 BIAS_CORRECTIONS = {
     "at_once": "Takes off each output's mean what the rounding of its own weight adds, on inputs of the float network.",
     "sequential": "Layer after layer, on inputs of the quantized layers before: the errors of activations count too.",
     "off": "Biases stay as they are, up to rounding.",
+}
+FLAVOURS = {
+    "static": "Ranges of activations are fixed by calibration data; no training.",
+    "qat": "As static; then weights and scales are trained with the roundings in place, the float network as teacher.",
 }
 
 
@@ -83,6 +89,10 @@ class Settings:
         equalize: Whether channels between layers are scaled before anything else, see `equalized`.
         prune_channels: Share of the output channels to remove before everything else, see `mixbit.prune_channels`;
             without fine-tuning it costs accuracy.
+        flavour: One of FLAVOURS.
+        epochs: Of the training, for the flavour `qat`.
+        training: How to train there; its seed is the one below.
+        train_batches: Data to train on there; the calibration data apart from what is held out where None.
         seed: Of every draw.
         model: Where the model came from, to be noted in result.json.
     """
@@ -101,6 +111,10 @@ class Settings:
     reestimate_batch_norms: bool = False
     equalize: bool = False
     prune_channels: float = 0.0
+    flavour: str = "static"
+    epochs: int = 3
+    training: Training = field(default_factory=Training)
+    train_batches: Iterable[Any] | None = None
     seed: int = 0
     model: str | None = None
 
@@ -128,11 +142,12 @@ class Deployed:
 
 @dataclass(frozen=True)
 class Contender:
-    """One plan, simulated, with its outputs on the held-out calibration data."""
+    """One plan, simulated, and its divergence on the held-out calibration data; what it was before training."""
 
     plan: Plan
     simulated: Graph
     divergence: float
+    untrained: Graph | None = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +162,7 @@ class Decision:
         grounds: Why it was chosen, in a sentence.
         batches: The data to report on.
         outputs: On that data, of `float`, of `chosen`, of each uniform plan under its scheme, and, where channels were
-            removed, of the network with all of them as `dense`.
+            removed, of the network with all of them as `dense`, and, where it was trained, of the plan `untrained`.
         dense: The graph with all its channels, where some were removed from `graph`.
     """
 
@@ -184,8 +199,10 @@ def auto_quantize(
     a largest drop for a budget, it is the cheapest plan on the front of bytes whose artefact drops no more on the
     evaluation data; or a uniform one that is cheaper still.
 
-    What searches try is kept in `<out>.trials.jsonl`, and what a rounding has learned in `<out>.rounding`, until the
-    results are written: interrupted, the same call goes on.
+    With the flavour `qat` the chosen plan is then fine-tuned, the float network its teacher, and kept as it was where
+    the loss on held-out data gets no less. What searches try is kept in `<out>.trials.jsonl`, what a rounding has
+    learned in `<out>.rounding`, and the training in `<out>.training.safetensors`, until the results are written:
+    interrupted, the same call goes on.
 
     Args:
         model: The trained network; it is left as it is.
@@ -239,8 +256,13 @@ class _Run:
                     "which has all channels; take another target"
                 )
         self.out, self.settings, self.force = out, settings, force
+        if settings.flavour not in FLAVOURS:
+            raise InvalidInput(f"flavour {settings.flavour!r} is unknown; known: {', '.join(FLAVOURS)}")
+        settings.training.check()
         self.journal_path = out.absolute().with_name(f"{out.absolute().name}.trials.jsonl")
         self.parts_path = out.absolute().with_name(f"{out.absolute().name}.rounding")
+        self.pruned_path = out.absolute().with_name(f"{out.absolute().name}.pruned.safetensors")
+        self.checkpoint_path = out.absolute().with_name(f"{out.absolute().name}.training.safetensors")
         self.task = settings.task
         self.seconds: dict[str, float] = {}
 
@@ -255,7 +277,7 @@ class _Run:
             graph = self._captured(model, pairs[0][0], kept)
         for number, (inputs, _) in enumerate(pairs):
             graph.check(inputs, f"batch {number}")
-        graph, dense = self._prune(graph, kept, budget)
+        graph, dense = self._prune(graph, kept, held_out, budget)
         evaluated = held_out if eval_batches is None else split_batches(model, eval_batches)
         for number, (inputs, _) in enumerate(evaluated):
             graph.check(inputs, f"batch {number} to evaluate on")
@@ -289,6 +311,10 @@ class _Run:
             with self._clock("round weights"):
                 chosen, said = self._rounded(graph, chosen, kept, held_out, reference)
             grounds = f"{grounds}; {said}"
+        if self.settings.flavour == "qat":
+            with self._clock("fine-tune"):
+                chosen, said = self._train(dense or graph, chosen, kept, held_out, reference)
+            grounds = f"{grounds}; {said}"
         with self._clock("evaluate"):
             outputs = self._evaluate_all(graph, contenders, chosen, evaluated)
             if dense is not None:
@@ -319,6 +345,7 @@ class _Run:
                 simulated=figures(
                     accuracy=decision.outputs["chosen"].accuracy, divergence=self._divergence(decision, "chosen")
                 ),
+                untrained=self._untrained_figures(decision),
                 deployed=deployed_figures(comparison, latency_ms),
                 uniform=self._uniform_rows(decision),
                 layers=layer_rows(
@@ -333,6 +360,8 @@ class _Run:
             write_text(folder / FILE_NAME, result.to_json())
         self.journal_path.unlink(missing_ok=True)
         shutil.rmtree(self.parts_path, ignore_errors=True)
+        for path in (self.checkpoint_path, self.pruned_path):
+            path.unlink(missing_ok=True)
         return Deployed(self.out, chosen.plan, decision.table, chosen.simulated, comparison, result)
 
     @contextmanager
@@ -356,8 +385,10 @@ class _Run:
         )
         return table.pinned(self.settings.pins, only_pinned) if self.settings.pins else table
 
-    def _prune(self, graph: Graph, kept: list[Batch], budget: Budget | MaxDrop) -> tuple[Graph, Graph | None]:
-        """The graph that is quantized; and the one with all channels, where that is another."""
+    def _prune(
+        self, graph: Graph, kept: list[Batch], held_out: list[Batch], budget: Budget | MaxDrop
+    ) -> tuple[Graph, Graph | None]:
+        """The graph that is quantized, fine-tuned in float first by `qat`; the one with all channels, where another."""
         share = self.settings.prune_channels
         if share == 0:
             return graph, None
@@ -366,7 +397,11 @@ class _Run:
                 f"prune_channels={share}: a largest drop would be counted from the pruned network; give a budget"
             )
         with self._clock("prune channels"):
-            return prune_channels(graph, kept, share=share, task=self.task, seed=self.settings.seed), graph
+            smaller = prune_channels(graph, kept, share=share, task=self.task, seed=self.settings.seed)
+        if self.settings.flavour == "qat":
+            with self._clock("fine-tune in float"):
+                smaller = self._trained(smaller, graph, kept, held_out, self.pruned_path).graph
+        return smaller, graph
 
     def _scoring(self, graph: Graph, calibration: Calibration, batches: list[Batch], kept: list[Batch]) -> Scoring:
         """How plans are tried on the batches; the journal notes what scores depend on, the `kept` data among it."""
@@ -432,11 +467,40 @@ class _Run:
         rounded = replace(chosen, simulated=simulated, divergence=divergence)
         return rounded, f"weights are rounded by {name}, not to the nearest ({figures_})"
 
+    def _train(
+        self, teacher: Graph, chosen: Contender, kept: list[Batch], held_out: list[Batch], reference: Evaluation
+    ) -> tuple[Contender, str]:
+        """The contender fine-tuned, where that makes the loss on held-out data less, and a sentence about it."""
+        found, task = self._trained(chosen.simulated, teacher, kept, held_out, self.checkpoint_path), self.task
+        losses = f"loss on held-out data {found.losses[0]:.4g} before, {min(found.losses[1:]):.4g} after"
+        if found.best == 0:
+            return replace(
+                chosen, untrained=chosen.simulated
+            ), f"fine-tuning made it no better and is left out ({losses})"
+        outputs = evaluate(graph_runner(found.graph, task), held_out, task, "evaluate fine-tuned")
+        trained = Contender(chosen.plan, found.graph, outputs.divergence(reference, task), chosen.simulated)
+        return trained, f"fine-tuned, best after epoch {found.best} of {self.settings.epochs} ({losses})"
+
+    def _trained(self, graph: Graph, teacher: Graph, kept: list[Batch], held_out: list[Batch], path: Path) -> Trained:
+        """The graph trained as the settings say, its checkpoint at the path."""
+        settings = replace(self.settings.training, seed=self.settings.seed)
+        return train(
+            graph,
+            kept if self.settings.train_batches is None else self.settings.train_batches,
+            Objective(self.task, teacher, settings.distil, settings.temperature),
+            epochs=self.settings.epochs,
+            settings=settings,
+            eval_batches=held_out,
+            path=path,
+            force=self.force,
+        )
+
     def _evaluate_all(
         self, graph: Graph, contenders: list[Contender], chosen: Contender, batches: list[Batch]
     ) -> dict[str, Evaluation]:
-        """Outputs on the evaluation data by name: `float`, `chosen`, and each uniform plan's scheme."""
+        """Outputs on the evaluation data by name: `float`, `chosen`, `untrained`, and each uniform plan's scheme."""
         runs = {"float": graph, "chosen": chosen.simulated}
+        runs |= {} if chosen.untrained is None else {"untrained": chosen.untrained}
         runs |= {scheme: contender.simulated for contender in contenders if (scheme := uniform_scheme(contender.plan))}
         return {
             name: evaluate(graph_runner(one, self.task), batches, self.task, f"evaluate {name}")
@@ -485,6 +549,12 @@ class _Run:
             dense=figures(accuracy=dense.accuracy),
             pruned=figures(accuracy=left.accuracy, divergence=left.divergence(dense, self.task)),
         )
+
+    def _untrained_figures(self, decision: Decision) -> dict[str, float]:
+        if "untrained" not in decision.outputs:
+            return {}
+        accuracy, divergence = decision.outputs["untrained"].accuracy, self._divergence(decision, "untrained")
+        return figures(accuracy=accuracy, divergence=divergence)
 
     def _uniform_rows(self, decision: Decision) -> list[dict[str, float | str]]:
         rows = []

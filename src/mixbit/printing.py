@@ -23,7 +23,9 @@ def print_result(result: "Result") -> None:
     """Print the figures of a run, its plan, and how it was chosen."""
     from mixbit.result import in_float
 
-    rows = [("float", *_cells(result.float_)), ("simulated", *_cells(result.simulated))]
+    rows = [("float", *_cells(result.float_))]
+    rows += [("before fine-tuning, simulated", *_cells(result.untrained))] if result.untrained else []
+    rows.append(("simulated", *_cells(result.simulated)))
     rows += [(f"uniform {row['scheme']}, simulated", *_cells(row)) for row in result.uniform]
     rows.append(("deployed", *_cells(result.deployed)))
     print_rows(result.target, ("network", "accuracy", "weight bytes", "file bytes", "ms", "agreement"), rows)

@@ -43,9 +43,8 @@ def _straight_through(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (inside,) = ctx.saved_tensors
         return gradient * inside, None, None, None, None, None, None
     x, scale, zero_point = ctx.saved_tensors
-    inside = _inside(x, scale, zero_point, ctx.axis, ctx.limits)
-    by_scale = affine.scale_gradient(x, scale, zero_point, ctx.axis, ctx.limits, gradient)
-    return gradient * inside, by_scale, None, None, None, None, None
+    gradients = affine.straight_through(x, scale, zero_point, ctx.axis, ctx.limits, gradient)
+    return *gradients, None, None, None, None, None
 
 
 def _inside(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, limits: tuple[int, int]) -> Tensor:
@@ -75,6 +74,23 @@ def _(x: Tensor, kind: str, tensor: str) -> Tensor:
 round_to_type.register_autograd(lambda ctx, gradient: (gradient, None, None))  # noqa: ARG005 straight through
 
 
+class _LearnedScale(torch.autograd.Function):
+    """A scale kept positive; in backward the share of its gradient that training sees."""
+
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor, share: float) -> Tensor:
+        ctx.share = share
+        return _positive(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.share, None
+
+
+def _positive(scale: Tensor) -> Tensor:
+    return scale.clamp(min=torch.finfo(scale.dtype).tiny)
+
+
 class Quantizer(nn.Module):
     """Quantizes and dequantizes one tensor: a weight along `axis`, or an activation as a whole.
 
@@ -85,6 +101,7 @@ class Quantizer(nn.Module):
         scale: Positive numbers: one, one per channel, or [channels, groups]; a buffer, or a parameter that is learned.
         zero_point: Whole numbers, shaped like `scale`; zeros that are not stored where the format is symmetric.
         mask: True where a weight of a sparse format stays, shaped like it; None elsewhere.
+        share: What a learned scale's gradient is multiplied by.
     """
 
     scale: Tensor
@@ -104,6 +121,7 @@ class Quantizer(nn.Module):
         self.tensor = tensor
         self.format = fmt
         self.axis = axis
+        self.share = 1.0
         self.register_buffer("scale", scale, persistent=fmt.floating is None)
         self.register_buffer("zero_point", zero_point, persistent=not fmt.symmetric)
         self.register_buffer("mask", mask, persistent=False)
@@ -115,7 +133,8 @@ class Quantizer(nn.Module):
         if self.format.floating is not None:
             return round_to_type(x, self.format.floating, self.tensor)
         axis = -1 if self.axis is None else self.axis
-        return quantize_dequantize(x, self.scale, self.zero_point, axis, *self.format.integer_range, self.tensor)
+        scale = _LearnedScale.apply(self.scale, self.share) if self.learns else self.scale
+        return quantize_dequantize(x, scale, self.zero_point, axis, *self.format.integer_range, self.tensor)
 
     def integers(self, x: Tensor) -> Tensor:
         """The integers themselves, int32."""
@@ -124,18 +143,24 @@ class Quantizer(nn.Module):
         low, high = self.format.integer_range
         return affine.quantize(x, self.scale, self.zero_point, self.axis, low, high).to(torch.int32)
 
-    def learn_scale(self) -> nn.Parameter:
-        """Make the scale a parameter, which training changes; its name in the state stays."""
+    @property
+    def learns(self) -> bool:
+        """Whether the scale is a parameter, which training changes."""
+        return isinstance(self.scale, nn.Parameter)
+
+    def learn_scale(self, share: float = 1.0) -> nn.Parameter:
+        """Make the scale a parameter, its gradient multiplied by the share; its name in the state stays."""
         scale = nn.Parameter(self.scale.detach().clone())
         del self.scale
-        self.scale = scale
+        self.scale, self.share = scale, share
         return scale
 
-    def fix_scale(self) -> None:
-        """Make a learned scale a buffer again."""
-        scale = self.scale.detach()
-        del self.scale
-        self.register_buffer("scale", scale)
+    def settle_scale(self) -> None:
+        """Make a learned scale a buffer again, positive even where training left it below 0."""
+        if self.learns:
+            scale = _positive(self.scale.detach())
+            del self.scale
+            self.register_buffer("scale", scale, persistent=self.format.floating is None)
 
     def extra_repr(self) -> str:
         """Name and bits, for print(module)."""

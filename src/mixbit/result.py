@@ -64,6 +64,7 @@ class Result(BaseModel):
         chosen: How the plan was chosen against the uniform ones, in a sentence.
         float_: `accuracy`, `weight_bytes`, `file_bytes`, `latency_ms` of the float network in the same runtime.
         simulated: `accuracy`, `divergence` (nats) of the simulation.
+        untrained: The same before fine-tuning; empty where there was none.
         deployed: `accuracy`, `agreement`, `max_abs_diff`, `relative_rms`, `weight_bytes`, `predicted_bytes`,
             `file_bytes`, `latency_ms` of the artefact.
         uniform: The uniform plans within the budget: `scheme`, `accuracy`, `divergence`, `predicted_bytes`.
@@ -84,6 +85,7 @@ class Result(BaseModel):
     chosen: str
     float_: Annotated[dict[str, float], Field(alias="float")]
     simulated: dict[str, float]
+    untrained: dict[str, float] = {}
     deployed: dict[str, float]
     uniform: list[dict[str, float | str]]
     layers: dict[str, LayerRow]

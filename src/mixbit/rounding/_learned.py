@@ -95,7 +95,7 @@ class Learned:
     def restore(self, state: dict[str, Tensor]) -> None:
         """Put the tensors of a state."""
         for quantizer in self.steps:
-            quantizer.fix_scale()
+            quantizer.settle_scale()
         for name, tensor in state.items():
             held = get_tensor(self.module, name)
             held.requires_grad_(False)

@@ -7,6 +7,7 @@ import torch
 from mixbit.errors import InvalidInput, UnsupportedModel
 from mixbit.files import whole_folder
 from mixbit.graph import Graph
+from mixbit.simulate import quantizers_of
 from mixbit.target import target_module
 from mixbit.targets._names import FURTHER, SEPARATOR
 
@@ -24,8 +25,8 @@ def export(graph: Graph, *, target: str, path: str | Path, force: bool = False) 
         Path of the artefact.
 
     Raises:
-        InvalidInput: the graph is not quantized or for another target, the folder cannot be used, or the target's
-            runtime is not installed.
+        InvalidInput: the graph is not quantized, in training or for another target, the folder cannot be used, or the
+            target's runtime is not installed.
         UnsupportedModel: the model is not in float32, or the runtime cannot express it.
     """
     module = target_module(target)
@@ -42,7 +43,9 @@ def export(graph: Graph, *, target: str, path: str | Path, force: bool = False) 
 
 
 def check_exportable(graph: Graph) -> None:
-    """Raise UnsupportedModel unless every parameter is float32 and has a name that no file gives a meaning to."""
+    """Raise unless every parameter is float32, has a name that no file gives a meaning to, and no scale is learned."""
+    if any(quantizer.learns for quantizer in quantizers_of(graph)):
+        raise InvalidInput("graph: its scales are parameters in training; export what mixbit.learning.settled() makes")
     for name, parameter in graph.module.named_parameters():
         if any(mark in name for mark in (SEPARATOR, FURTHER, "/", "__metadata__")):
             raise UnsupportedModel(f"{name!r}: files give {SEPARATOR} {FURTHER} / a meaning; rename the parameter")

@@ -1,0 +1,88 @@
+"""A simulated graph whose scales train beside its weights, and the way back to whole numbers."""
+
+import dataclasses
+import math
+
+import torch
+from torch import Tensor
+
+from mixbit.affine import bias_step
+from mixbit.exporting import copy_module
+from mixbit.graph import Graph
+from mixbit.layers import Layer, find_layers
+from mixbit.nodes import argument, get_tensor, tensor_of
+from mixbit.operators import Operation, can_take_bias
+from mixbit.quantizer import Quantizer
+from mixbit.scales import LARGEST_BIAS
+from mixbit.simulate import quantizers_of
+
+
+def learnable(graph: Graph) -> Graph:
+    """A copy whose scales are parameters: a module for any training loop, in which roundings pass gradients.
+
+    A scale's gradient is multiplied by 1 / sqrt(N high), N the numbers that share the scale (of an activation, those of
+    one sample) and high the largest integer of the format: Esser et al. 2020 (LSQ, arXiv:1902.08153), section 2.2. Zero
+    points stay as they are, and so do ranges that are taken at run time. Batch norms are folded and dropouts left out,
+    as capture did. A graph in float comes back as a plain copy. `settled` ends the training.
+
+    Args:
+        graph: A captured or a quantized graph; it is left as it is.
+    """
+    copied = dataclasses.replace(graph, module=copy_module(graph.module))
+    for quantizer in quantizers_of(copied):
+        if quantizer.format.floating is None and not quantizer.format.dynamic:
+            sharers = _numel(copied, quantizer) / quantizer.scale.numel()
+            quantizer.learn_scale(1 / math.sqrt(sharers * quantizer.format.integer_range[1]))
+    return copied
+
+
+def _numel(graph: Graph, quantizer: Quantizer) -> float:
+    if quantizer.axis is None:
+        return math.prod(graph.shapes[quantizer.tensor]) / graph.batch_size
+    return get_tensor(graph.module, quantizer.tensor).numel()
+
+
+@torch.no_grad()
+def settled(graph: Graph) -> Graph:
+    """A copy that targets can store: scales fixed and positive, biases whole multiples of their steps.
+
+    A bias's step is input scale x weight scale, as in `quantize`; a weight's scale under which a bias would not fit
+    into 32 bits is raised. Weights that a sparse format leaves out become 0.
+
+    Args:
+        graph: What `learnable` returned, trained; it is left as it is.
+    """
+    copied = dataclasses.replace(graph, module=copy_module(graph.module))
+    found = quantizers_of(copied)
+    for quantizer in found:
+        quantizer.settle_scale()
+        if quantizer.mask is not None:
+            get_tensor(copied.module, quantizer.tensor).mul_(quantizer.mask)
+    weights = {one.tensor: one for one in found if one.axis is not None}
+    reads = {one.tensor: one for one in found if one.axis is None}
+    for layer in find_layers(copied) if weights else ():
+        _settle_biases(copied, layer, weights.get(layer.name), reads)
+    return copied
+
+
+def _settle_biases(graph: Graph, layer: Layer, quantizer: Quantizer | None, reads: dict[str, Quantizer]) -> None:
+    if quantizer is None or quantizer.format.floating or quantizer.format.granularity == "group":
+        return
+    pairs = []
+    for operation in layer.operations:
+        bias, read = _bias(graph, operation), reads.get(operation.input or "")
+        if bias is not None and read is not None and not read.format.dynamic:
+            pairs.append((bias, read.scale))
+    for bias, read in pairs:
+        least = (bias.abs() / (read * LARGEST_BIAS)).reshape(-1, layer.shape[layer.axis]).amax(0)
+        quantizer.scale.copy_(torch.maximum(quantizer.scale, least if len(quantizer.scale) > 1 else least.max()))
+    for bias, read in pairs:
+        step = bias_step(read, quantizer.scale, len(bias))
+        bias.copy_((bias / step).round() * step)
+
+
+def _bias(graph: Graph, operation: Operation) -> Tensor | None:
+    """The operator's own bias, to be written into."""
+    node = graph.node(operation.node)
+    bias = argument(node, operation.kind.bias)
+    return tensor_of(graph.module, bias) if bias is not None and can_take_bias(node, operation) else None

@@ -1,0 +1,124 @@
+"""finetune(): training of a simulated graph with its roundings in place, or of a float graph that was pruned."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mixbit.batches import Batch, check_iterable, hold_out, split_all
+from mixbit.checkpoints import Checkpoint
+from mixbit.errors import InvalidInput
+from mixbit.graph import Graph
+from mixbit.identity import source_digest, tensors_digest
+from mixbit.objective import Objective
+from mixbit.progress import track
+from mixbit.task import Task
+from mixbit.trainloop import Loop, Trained, Training
+
+FILE_NAME = "training.safetensors"
+
+
+def finetune(
+    graph: Graph,
+    batches: Iterable[Any],
+    *,
+    task: Task | None = None,
+    epochs: int = 3,
+    teacher: Graph | None = None,
+    eval_batches: Iterable[Any] | None = None,
+    settings: Training | None = None,
+    folder: str | Path | None = None,
+) -> Graph:
+    """A graph trained with its roundings in place: weights, biases and scales; the best epoch by held-out loss.
+
+    Weights are rounded in forward and pass gradients straight through; scales of weights and activations are learned
+    (`mixbit.learning.learnable`); zero points stay. The loss is the task's, or the divergence from the teacher, or a
+    mixture, see `mixbit.objective.Objective`. Where no epoch is better than the graph was, it comes back as it was.
+    The graph runs as captured: in eval mode, batch norms folded, without dropout. A float graph trains alike.
+
+    Args:
+        graph: What `quantize` returned, or a float graph; it is left as it is.
+        batches: Any iterable that can be gone through again, shuffled and augmented by its owner; of a list, the
+            batches are shuffled. Labels last or under `labels`; not needed with a teacher.
+        task: What the outputs mean; classification where None.
+        epochs: How many times to go through the batches.
+        teacher: The float graph to distil from.
+        eval_batches: Held-out data; of a list of batches every fourth where None.
+        settings: How to train.
+        folder: Where `training.safetensors` is kept after each epoch: the same call goes on there, to the same bits.
+            A list of batches is checked to be the same; a loader, by its length alone.
+
+    Raises:
+        InvalidInput: data, settings or the checkpoint do not fit, or the loss is no longer finite; the message says in
+            which step.
+    """
+    settings = settings or Training()
+    objective = Objective(task or Task.classification(), teacher, settings.distil, settings.temperature)
+    path = None if folder is None else Path(folder) / FILE_NAME
+    return train(
+        graph, batches, objective, epochs=epochs, eval_batches=eval_batches, settings=settings, path=path
+    ).graph
+
+
+def train(
+    graph: Graph,
+    batches: Iterable[Any],
+    objective: Objective,
+    *,
+    epochs: int,
+    settings: Training,
+    eval_batches: Iterable[Any] | None = None,
+    path: Path | None = None,
+    force: bool = False,
+) -> Trained:
+    """What `finetune` does, and the losses; `force` throws away a checkpoint of another training."""
+    settings.check()
+    if epochs < 1:
+        raise InvalidInput(f"epochs={epochs}: give a whole number from 1")
+    num_inputs = len(graph.example.args)
+    if isinstance(check_iterable(batches), Iterator):
+        raise InvalidInput("batches: used up after one pass; give a list or a loader, which start again every epoch")
+    if eval_batches is not None:
+        held_out = split_all(eval_batches, num_inputs)
+    elif isinstance(batches, Sequence):
+        held_out, batches = hold_out(split_all(batches, num_inputs))
+    else:
+        raise InvalidInput(
+            f"batches: of a {type(batches).__name__} none can be held out, since they differ from epoch to epoch; "
+            "give eval_batches, or a list"
+        )
+    loop = Loop(graph, objective, settings, epochs, _count(batches))
+    if path is None:
+        return loop.run(batches, held_out, Checkpoint(None, {}))
+    about = _about(graph, objective, batches, held_out) | {"epochs": epochs, "settings": asdict(settings)}
+    return loop.run(batches, held_out, Checkpoint(path, about), force=force)
+
+
+def _count(batches: Iterable[Any]) -> int:
+    """Batches of an epoch, by a pass over those that have no length."""
+    try:
+        count = len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        count = sum(1 for _ in track(batches, "count batches"))
+    if count == 0:
+        raise InvalidInput("the data holds no batch to train on: an empty loader or list")
+    return count
+
+
+def _about(graph: Graph, objective: Objective, batches: Iterable[Any], held_out: list[Batch]) -> dict[str, Any]:
+    """What a training depends on beside its settings."""
+    task, teacher, count = objective.task, objective.teacher, len(graph.example.args)
+    known = split_all(batches, count) if isinstance(batches, Sequence) else None
+    return {
+        "graph": tensors_digest(graph.module.state_dict().values()),
+        "plan": None if graph.plan is None else graph.plan.layers,
+        "task": task.name,
+        "loss": None if task.own_loss is None else source_digest(task.own_loss),
+        "teacher": None if teacher is None else tensors_digest(teacher.module.state_dict().values()),
+        "data": _count(batches) if known is None else _digest(known),
+        "held_out": _digest(held_out),
+    }
+
+
+def _digest(pairs: list[Batch]) -> str:
+    return tensors_digest(leaf for inputs, labels in pairs for leaf in (*inputs.tensors, labels) if leaf is not None)

@@ -1,0 +1,219 @@
+"""The loop of a training: steps, epochs, the best of them, and where it stands."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixbit.batches import Batch, split_batch
+from mixbit.checkpoints import Checkpoint
+from mixbit.errors import InvalidInput
+from mixbit.graph import Graph
+from mixbit.learning import learnable, settled
+from mixbit.objective import Objective
+from mixbit.progress import track
+from mixbit.simulate import quantizers_of
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a graph is trained: AdamW, its rate rising and then falling along half a cosine, gradients clipped.
+
+    Attributes:
+        lr: Largest learning rate of weights and biases.
+        scale_lr: That of the scales, as a share of `lr`.
+        weight_decay: Of weights, not of biases and scales.
+        distil: Share of the distillation in the loss where there are both a teacher and labels, 0 to 1.
+        temperature: Of the distillation.
+        warm_up: Share of the steps in which the rate rises.
+        max_norm: Largest norm of a step's gradient; longer ones are shortened.
+        seed: Of the order of batches, and of what a loader draws with torch's own generator.
+    """
+
+    lr: float = 2e-4
+    scale_lr: float = 0.3
+    weight_decay: float = 0.0
+    distil: float = 1.0
+    temperature: float = 1.0
+    warm_up: float = 0.05
+    max_norm: float = 10.0
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raise InvalidInput for a value that is no rate, share or norm."""
+        for name in ("lr", "temperature", "max_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InvalidInput(f"{name}={getattr(self, name)}: give a positive number")
+        for name in ("scale_lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InvalidInput(f"{name}={getattr(self, name)}: give 0 or a positive number")
+        for name in ("distil", "warm_up"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidInput(f"{name}={getattr(self, name)}: give a share between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to.
+
+    Attributes:
+        graph: Of the best epoch, settled.
+        losses: On held-out data: before the first epoch, then after each.
+    """
+
+    graph: Graph
+    losses: tuple[float, ...]
+
+    @property
+    def best(self) -> int:
+        """The epoch kept; 0 where none was better than the graph before training."""
+        return min(range(len(self.losses)), key=self.losses.__getitem__)
+
+
+class Loop:
+    """The steps share the graph in training, its optimizer, and the best state so far.
+
+    Args:
+        graph: A quantized or float graph, which is copied.
+        objective: What to make small.
+        settings: How.
+        epochs: How many in all.
+        num_batches: Of an epoch.
+    """
+
+    def __init__(self, graph: Graph, objective: Objective, settings: Training, epochs: int, num_batches: int) -> None:
+        self.graph, self.objective, self.settings = learnable(graph), objective, settings
+        self.epochs, self.num_batches = epochs, num_batches
+        self.optimizer = torch.optim.AdamW(_groups(self.graph, settings))
+        self.largest = [group["lr"] for group in self.optimizer.param_groups]
+        self.losses: list[float] = []
+        self.best: dict[str, Tensor] = {}
+
+    def run(
+        self, batches: Iterable[Any], held_out: list[Batch], checkpoint: Checkpoint, *, force: bool = False
+    ) -> Trained:
+        """Go through the epochs that are left, keep each, and settle the best."""
+        found = checkpoint.load(force=force)
+        if found is None:
+            self._score(held_out)
+        else:
+            self._restore(*found, batches)
+        devices = [self.graph.device] if self.graph.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            for epoch in range(len(self.losses), self.epochs + 1):
+                torch.manual_seed(self.settings.seed + (epoch << 32))  # so that an epoch needs nothing of the last one
+                self._epoch(epoch, batches)
+                self._score(held_out)
+                checkpoint.save(self.losses, self._tensors(batches))
+        best = settled(self.graph)
+        best.module.load_state_dict(self.best)
+        return Trained(best, tuple(self.losses))
+
+    def _epoch(self, epoch: int, batches: Iterable[Any]) -> None:
+        label = f"fine-tune, epoch {epoch} of {self.epochs}"
+        for number, batch in enumerate(track(_in_order(batches), label, self.num_batches)):
+            place = f"epoch {epoch}, step {number}"
+            step, steps = (epoch - 1) * self.num_batches + number, self.epochs * self.num_batches
+            share = rate(step, steps, self.settings.warm_up)
+            for group, largest in zip(self.optimizer.param_groups, self.largest, strict=True):
+                group["lr"] = largest * share
+            self.optimizer.zero_grad()
+            loss = self._loss(self.graph, batch, place)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(self.graph.module.parameters(), self.settings.max_norm)
+            if not torch.isfinite(norm):
+                raise _diverged(place, "gradient", norm, self.settings.lr)
+            self.optimizer.step()
+
+    def _loss(self, graph: Graph, batch: Any, place: str) -> Tensor:
+        try:
+            loss = self.objective(graph, *split_batch(batch, len(graph.example.args)))
+        except InvalidInput as error:
+            raise InvalidInput(f"{place}: {error}") from error
+        if not torch.isfinite(loss):
+            raise _diverged(place, "loss", loss, self.settings.lr)
+        return loss
+
+    @torch.no_grad()
+    def _score(self, held_out: list[Batch]) -> None:
+        """Take the loss on held-out data, biases rounded, and the state where it is the least so far."""
+        place, total, count, graph = f"held-out data after epoch {len(self.losses)}", 0.0, 0, settled(self.graph)
+        for batch in track(held_out, "evaluate"):
+            total += float(self._loss(graph, batch, place)) * batch[0].batch_size
+            count += batch[0].batch_size
+        self.losses.append(total / count)
+        if self.losses[-1] < min(self.losses[:-1], default=math.inf):
+            self.best = {name: tensor.clone() for name, tensor in graph.module.state_dict().items()}
+
+    def _tensors(self, batches: Iterable[Any]) -> dict[str, Tensor]:
+        """All that the next epoch starts from."""
+        tensors = {f"module.{name}": tensor for name, tensor in self.graph.module.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{key}": tensor for key, tensor in state.items()}
+        generator = _generator(batches)
+        return tensors if generator is None else tensors | {"generator": generator.get_state()}
+
+    def _restore(self, losses: list[float], tensors: dict[str, Tensor], batches: Iterable[Any]) -> None:
+        parts: dict[str, dict[str, Tensor]] = {"module": {}, "best": {}, "optimizer": {}, "generator": {}}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["optimizer"].items():
+            number, _, key = name.partition(".")
+            state.setdefault(int(number), {})[key] = tensor
+        self.losses, self.best = losses, parts["best"]
+        self.graph.module.load_state_dict(parts["module"])
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        generator = _generator(batches)
+        if generator is not None and parts["generator"]:
+            generator.set_state(parts["generator"][""])
+
+
+def _groups(graph: Graph, settings: Training) -> list[dict[str, Any]]:
+    """Weights, biases and scales, each with its own rate and decay."""
+    scales = [quantizer.scale for quantizer in quantizers_of(graph) if quantizer.learns]
+    others = [one for one in graph.module.parameters() if one.requires_grad and all(one is not s for s in scales)]
+    weights, biases = [one for one in others if one.ndim > 1], [one for one in others if one.ndim <= 1]
+    groups = [
+        {"params": weights, "lr": settings.lr, "weight_decay": settings.weight_decay},
+        {"params": biases, "lr": settings.lr, "weight_decay": 0.0},
+        {"params": scales, "lr": settings.lr * settings.scale_lr, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def rate(step: int, steps: int, warm_up: float) -> float:
+    """Share of the largest rate: (t + 1) / w for the first w steps, then (1 + cos(pi (t - w) / (T - w))) / 2."""
+    rising = warm_up * steps
+    if step < rising:
+        return min(1.0, (step + 1) / rising)
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1.0, steps - rising))))
+
+
+def _in_order(batches: Iterable[Any]) -> Iterator[Any]:
+    """A loader's own order; that of a list is drawn."""
+    if isinstance(batches, Sequence):
+        yield from (batches[index] for index in torch.randperm(len(batches)).tolist())
+        return
+    try:
+        yield from batches
+    except RuntimeError as error:  # as of tensors that differ in shape and are stacked
+        raise InvalidInput(f"the loader fails: {str(error).splitlines()[0]}") from error
+
+
+def _generator(batches: Iterable[Any]) -> torch.Generator | None:
+    """That of a loader which draws with one of its own."""
+    generator = getattr(batches, "generator", None)
+    return generator if isinstance(generator, torch.Generator) else None
+
+
+def _diverged(place: str, what: str, value: Tensor, lr: float) -> InvalidInput:
+    return InvalidInput(
+        f"{place}: the {what} is {float(value)}; train with a lower lr than {lr:g}. A checkpoint, where one is kept, "
+        "holds the epochs before"
+    )
