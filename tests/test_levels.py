@@ -24,6 +24,8 @@ LEVELS = (
         "layers",
         "between",
         "features",
+        "fitting",
+        "flavours",
         "liveness",
         "uncovered",
     },

@@ -15,7 +15,7 @@ from mixbit.layers import Layer
 from mixbit.nodes import argument
 from mixbit.operators import Operation, can_take_bias, run_operation
 from mixbit.progress import track
-from mixbit.quantizer import Quantizer
+from mixbit.quantizer import Quantizer, run_time_quantizer
 from mixbit.ranges import Histogram, mean_square_range
 from mixbit.samples import sample_axis
 from mixbit.scheme import Format
@@ -49,7 +49,9 @@ class Calibration:
     ranges: dict[tuple[str, Format], tuple[float, int]] = field(default_factory=dict)
 
     def quantizer(self, node: str, fmt: Format, device: torch.device) -> Quantizer:
-        """The quantizer of one activation, on the range with the least mean square error."""
+        """The quantizer of one activation, on the range with the least mean square error, or on its own."""
+        if fmt.dynamic:
+            return run_time_quantizer(node, fmt, device)
         if (node, fmt) not in self.ranges:
             self.ranges[node, fmt] = mean_square_range(self.histograms[node], fmt)
         scale, zero_point = self.ranges[node, fmt]
