@@ -89,7 +89,7 @@ def quantize(
         float | None, typer.Option("--eval-timeout", help="seconds that trying one plan may take")
     ] = None,
     rounding: Annotated[str, typer.Option("--rounding", help="see: mixbit list roundings")] = "nearest",
-    flavour: Annotated[str, typer.Option("--flavour", help="static")] = "static",
+    flavour: Annotated[str, typer.Option("--flavour", help="static or dynamic")] = "static",
     task: TaskName = "classification",
     loss: LossSpec = None,
     device: Device = "cpu",
@@ -98,7 +98,8 @@ def quantize(
     as_json: AsJson = False,
 ) -> None:
     """Measure, search, quantize, export, run the artefact and compare."""
-    from mixbit.pipeline import FLAVOURS, ROUNDINGS, Settings, auto_quantize
+    from mixbit.flavours import FLAVOURS
+    from mixbit.pipeline import ROUNDINGS, Settings, auto_quantize
     from mixbit.specs import absolute, load_data, load_function, load_task
 
     _known("rounding", rounding, tuple(ROUNDINGS))
@@ -122,6 +123,7 @@ def quantize(
         score=None if score is None else load_function(score, "SCORE"),
         eval_subset_ratio=eval_subset_ratio,
         eval_timeout_s=eval_timeout,
+        flavour=flavour,
         seed=seed,
         model=absolute(model),
     )
@@ -395,6 +397,10 @@ def demo(
 
 #: Rows of a front that are printed.
 ROWS = 20
+ADVICE = (
+    "float16 where a GPU computes; w8a8 and narrower where a CPU does, which is faster than float in integers alone; "
+    "w8a8d and the like for transformers without calibration data"
+)
 LISTS = ("targets", "metrics", "searches", "roundings")
 
 
@@ -407,15 +413,18 @@ def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json:
         print_json(dict(rows))
     else:
         print_rows(what, ("name", "what it does"), rows)
+    if what == "targets":
+        say(ADVICE)
 
 
 def _targets() -> list[tuple[str, str]]:
     from mixbit.target import TARGETS, find_target
 
     found = [find_target(name) for name in TARGETS]
+    widths = [f"weights {_widths(one.weight_bits)} bits, inputs {_widths(one.input_bits)} or float" for one in found]
     return [
-        (one.name, f"weights {_widths(one.weight_bits)} bits, inputs {_widths(one.input_bits)} or float: {one.note}")
-        for one in found
+        (one.name, f"{text}: {one.note}; also {', '.join(sorted(one.features))}")
+        for one, text in zip(found, widths, strict=True)
     ]
 
 

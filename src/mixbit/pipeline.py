@@ -19,6 +19,7 @@ from mixbit.choosing import cheapest_enough, searched
 from mixbit.errors import InvalidInput
 from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
 from mixbit.files import check_writable_folder, sha256, whole_folder, write_text
+from mixbit.flavours import choices_of, note_on_run_time_ranges
 from mixbit.graph import Graph, capture, check_module
 from mixbit.identity import source_digest, tensors_digest
 from mixbit.journal import Journal
@@ -41,7 +42,6 @@ from mixbit.uncovered import find_uncovered
 from mixbit.verification import Comparison, compare, predicted_bytes
 
 #: Names, and what each does.
-FLAVOURS = {"static": "Ranges of activations are fixed by calibration data; no training."}
 ROUNDINGS = {"nearest": "Every weight to the nearest integer, ties to even."}
 
 
@@ -55,7 +55,7 @@ class Settings:
 
     Attributes:
         task: What the model's outputs mean.
-        choices: Schemes to choose from; the target's default ones where None.
+        choices: Schemes to choose from; the target's default ones of the flavour where None.
         metric: Name of the metric, or a function of the same kind.
         search: Name of the search, or a function of the same kind.
         pins: Pattern of layers' names -> the scheme that they take, see `Sensitivity.pinned`.
@@ -63,6 +63,7 @@ class Settings:
             `score(model, batches)`, the higher the better. Where None, accuracy, or without labels the divergence.
         eval_subset_ratio: Share of the calibration batches that searches try plans on, those held out apart.
         eval_timeout_s: Longest time of one evaluation; None for any.
+        flavour: A name in `FLAVOURS`: where ranges of activations come from.
         seed: Of every draw.
         model: Where the model came from, to be noted in result.json.
     """
@@ -75,6 +76,7 @@ class Settings:
     score: Score | None = None
     eval_subset_ratio: float = 1.0
     eval_timeout_s: float | None = None
+    flavour: str = "static"
     seed: int = 0
     model: str | None = None
 
@@ -186,7 +188,7 @@ class _Run:
         self.target: Target = find_target(target)
         self.module = target_module(target)
         self.module.require()
-        self.target.schemes(settings.choices)
+        self.choices = choices_of(settings.flavour, self.target, settings.choices)
         find_metric(settings.metric)
         find_search(settings.search)
         check_writable_folder(out, force=force)
@@ -211,6 +213,7 @@ class _Run:
         with self._clock("capture"):
             graph = capture(model, pairs[0][0])
             check_exportable(graph)
+        note = note_on_run_time_ranges(find_layers(graph), self.choices)
         for number, (inputs, _) in enumerate(pairs):
             graph.check(inputs, f"batch {number}")
         evaluated = held_out if eval_batches is None else split_batches(model, eval_batches)
@@ -241,7 +244,8 @@ class _Run:
         chosen = contenders[0] if grounds else min(contenders, key=lambda contender: contender.divergence)
         with self._clock("evaluate"):
             outputs = self._evaluate_all(graph, contenders, chosen, evaluated)
-        return Decision(graph, table, contenders, chosen, grounds or _said(contenders, chosen), evaluated, outputs)
+        grounds = "; ".join(text for text in (grounds or _said(contenders, chosen), note) if text)
+        return Decision(graph, table, contenders, chosen, grounds, evaluated, outputs)
 
     def deploy(self, decision: Decision) -> Deployed:
         """Write the chosen plan's files, run the artefact and compare."""
@@ -287,7 +291,7 @@ class _Run:
         self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - began
 
     def _measure(self, graph: Graph, kept: list[Batch], calibration: Calibration) -> Sensitivity:
-        choices = [str(scheme) for scheme in self.target.schemes(self.settings.choices)]
+        choices = self.choices
         only_pinned = [scheme for scheme in dict.fromkeys(self.settings.pins.values()) if scheme not in choices]
         table = measure(
             graph,
