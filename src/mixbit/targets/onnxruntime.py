@@ -2,7 +2,9 @@
 
 Weights of 8 bits are int8 initializers. Weights of 4 bits are INT4 initializers behind a Cast to int8; the other widths
 are bit planes in uint8 words, unpacked by shift, and, or, concat, reshape, cast and subtract. onnxruntime folds all of
-it when it loads the file, so that every width runs as int8.
+it when it loads the file, so that every width runs as int8. Weights with groups or zero points, and in small
+floating-point types, are unpacked to float32 likewise; matrices in groups are read as they are stored, by MatMulNBits.
+Inputs whose range is taken at run time are multiplied by int8 weights in a MatMulInteger.
 """
 
 import math
@@ -78,7 +80,6 @@ def write(graph: Graph, folder: Path) -> None:
 
     exported, weights, floats = _export(graph), integer_weights(graph), float_weights(graph)
     edited = exported.graph
-    exported.opset_imports[_onnx.MICROSOFT] = 1
     for cast in [node for node in edited if node.op_type == "Cast" and node.inputs[0].name in floats]:
         name = cast.inputs[0].name
         _onnx.store_float(edited, cast, name, _small(floats[name]))
@@ -100,6 +101,8 @@ def write(graph: Graph, folder: Path) -> None:
         _onnx.quantize_bias(edited, gemm)
     _onnx.fold_numbers(edited)
     _onnx.drop_unused(edited)
+    if any(node.domain == _onnx.MICROSOFT for node in edited):
+        exported.opset_imports[_onnx.MICROSOFT] = 1
     ir.save(exported, folder / ARTEFACT)
 
 

@@ -2,7 +2,8 @@
 
 A weight is a constant of 2, 3, 4, 6 or 8 bits, converted to int8, less its offset, converted to float32 and multiplied
 by its scales. The CPU plugin folds everything up to int8 when it compiles the model and then runs the operator in int8,
-whatever the width on disk.
+whatever the width on disk. Where ranges are taken at run time, the file tells the plugin to quantize the inputs of
+products in groups itself, and the plugin multiplies them by the weights as they are stored.
 """
 
 import math
