@@ -263,6 +263,7 @@ class _Weights:
         self.ov, self.num_readers = ov, {}
         self.integers, self.floats = integer_weights(graph), float_weights(graph)
         self.ranged = {name for name in self.integers if graph.plan is not None and _ranged(graph.plan.scheme(name))}
+        self.multiplied = {layer.name for layer in find_layers(graph) if layer.inputs}
         self.constants: dict[tuple[str, str], Any] = {}
 
     def read_by(self, name: str, value: Tensor, reader: Any) -> Any:
@@ -274,8 +275,8 @@ class _Weights:
             return ops.convert(self._constant(name, "weight", self.floats[name].float().numpy(), kind), "f32")
         if name not in self.integers:
             return self._constant(name, "weight", value.cpu().numpy())
-        lookup = reader.get_type_name() == "Gather"
-        return self._unpacked(self.integers[name], whole=bool(self.ranged) and (lookup or name not in self.ranged))
+        apart = name not in self.ranged or reader.get_type_name() == "Gather"
+        return self._unpacked(self.integers[name], whole=bool(self.ranged) and name in self.multiplied and apart)
 
     def _unpacked(self, weight: IntegerWeight, *, whole: bool) -> Any:
         """Constant at the plan's width -> less the offset or the zero points -> float32 -> times the scales.
