@@ -89,6 +89,12 @@ def test_ranges_at_run_time_tie_no_layers_and_leave_a_uniform_plan(graph):
     assert plan.layers["conv.weight"] == "w8"
 
 
+def test_a_pin_of_what_takes_the_place_of_a_run_time_range_leaves_it_to_others(graph):
+    table = measure(graph, [ids(8)], target="packed", choices=["w8a8d", "w8"])
+    pinned = table.pinned({"fc.weight": "w8"}, ["w8"])
+    np.testing.assert_array_equal(np.isfinite(pinned.loss), [[1, 0], [0, 1], [0, 1]])
+
+
 @pytest.mark.parametrize("metric", ["measured", "fit_error", "output_error", "hawq", "modelopt", "weight_error"])
 def test_every_metric_skips_what_does_not_fit(graph, metric):
     batches = [(ids(8), torch.zeros(8, dtype=torch.long))]

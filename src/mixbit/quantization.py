@@ -37,10 +37,11 @@ def quantize(
 ) -> Graph:
     """The graph with the plan's quantizers, simulated in float: a module that evaluates and trains.
 
-    Activations: one quantizer per tensor, shared by everyone who reads it, with a static range. Bias correction
-    subtracts from each operator's bias the mean error of its output that the nearest rounding of its weight makes on
-    the calibration data. Where weight and input are integers, a bias is a whole multiple of the product of their
-    scales, as runtimes hold it.
+    Activations: one quantizer per tensor, shared by everyone who reads it, with a static range; or, where the range is
+    taken at run time, by the plan's layers that read it alone, and none between layers. Bias correction subtracts from
+    each operator's bias the mean error of its output that the nearest rounding of its weight makes on the calibration
+    data. Where weight and input are integers, a bias is a whole multiple of the product of their scales, as runtimes
+    hold it; not where the input's scale is known at run time alone.
 
     Args:
         graph: A captured graph in float; it is left as it is.
