@@ -2,10 +2,13 @@ import numpy as np
 import pytest
 import torch
 
+from mixbit.affine import num_scales
+from mixbit.fitting import misfit
 from mixbit.graph import capture
-from mixbit.integers import integer_weights
+from mixbit.integers import float_weights, integer_weights
 from mixbit.layers import find_layers
 from mixbit.quantization import quantize
+from mixbit.scheme import Scheme
 from tests.networks import Residual, by_tensor, captured_operator, operator_network, plan_of
 
 pytestmark = pytest.mark.usefixtures("anything")
@@ -30,6 +33,40 @@ def test_integers_times_scales_are_the_simulated_weight(kind, bits):
     np.testing.assert_array_equal(weight.unsigned.astype(int) - weight.offset, weight.integers)
     expected = by_tensor(simulated)[name](graph.module.get_parameter(name).detach())
     np.testing.assert_allclose(weight.integers * weight.column, expected.numpy(), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("scheme", ["w4t", "w8z", "w3z", "w4g2", "w5g2z", "w8tz"])
+@pytest.mark.parametrize("kind", ["linear", "conv2d", "grouped", "conv_transpose2d", "embedding", "matmul, transposed"])
+def test_laid_out_integers_less_zero_points_times_scales_are_the_simulated_weight(kind, scheme):
+    _, _, graph = captured_operator(kind)
+    layers = find_layers(graph)
+    if misfit(layers[0], Scheme.parse(scheme)):
+        pytest.skip("the groups do not divide the layer")
+    simulated = quantize(graph, plan_of(layers, scheme, "packed"), [operator_network(kind)[1].double()])
+    ((name, weight),) = integer_weights(simulated).items()
+    fmt = Scheme.parse(scheme).weight
+    assert weight.scale.size == num_scales(layers[0].shape, layers[0].axis, fmt)
+    assert (weight.zero_point is None) == fmt.symmetric
+    zero = 0 if weight.zero_column is None else weight.zero_column.astype(int)
+    found = (weight.laid_out.astype(int) - zero) * weight.column.astype(float)
+    if weight.grouped:
+        found = np.moveaxis(found.reshape(weight.channels_first), 0, weight.axis)
+    expected = by_tensor(simulated)[name](graph.module.get_parameter(name).detach())
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-5, atol=1e-8)
+    assert weight.unsigned.max() < 2**fmt.bits
+    np.testing.assert_array_equal(weight.unsigned.astype(int) - weight.offset, weight.laid_out)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16"])
+def test_small_floats_are_the_simulated_weight(kind):
+    _, _, graph = captured_operator("conv2d")
+    simulated = quantize(graph, plan_of(find_layers(graph), kind, "packed"), [operator_network("conv2d")[1].double()])
+    ((name, value),) = float_weights(simulated).items()
+    assert value.dtype == getattr(torch, kind)
+    weight = graph.module.get_parameter(name).detach()
+    assert torch.equal(value, weight.to(value.dtype))
+    assert torch.equal(by_tensor(simulated)[name](weight), value.double())
+    assert integer_weights(simulated) == {}
 
 
 def test_only_weights_have_integers():

@@ -27,6 +27,8 @@ LEVELS = (
         "between",
         "blocks",
         "features",
+        "fitting",
+        "flavours",
         "liveness",
         "uncovered",
     },

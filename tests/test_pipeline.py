@@ -440,7 +440,7 @@ def test_qat_trains_on_other_data_and_goes_on_where_it_stopped(net, batches, tmp
 
 
 def test_an_unknown_flavour_is_refused(net, batches, tmp_path):
-    with pytest.raises(mb.InvalidInput, match="flavour 'dynamo' is unknown; known: static, qat"):
+    with pytest.raises(mb.InvalidInput, match="flavour 'dynamo' is unknown; known: static, dynamic, qat"):
         mb.auto_quantize(
             net,
             batches,

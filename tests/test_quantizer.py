@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from mixbit import affine
-from mixbit.quantizer import Quantizer, quantize_dequantize
-from mixbit.scheme import Format
+from mixbit.quantizer import Quantizer, quantize_at_run_time, quantize_dequantize, run_time_quantizer
+from mixbit.scheme import Format, Scheme
 
 WEIGHT = Format(4, "channel", symmetric=True)
 ACTIVATION = Format(8, "tensor", symmetric=False)
@@ -113,3 +113,58 @@ def test_only_what_is_stored_is_in_the_state():
 def test_float64_stays_float64():
     x = torch.randn(3, 4, dtype=torch.float64)
     assert activation_quantizer()(x).dtype == torch.float64
+
+
+VALUES = torch.randn(3, 5, 12, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * 3 + 1
+
+
+def at_run_time(scheme, device="cpu"):
+    return run_time_quantizer("x", Scheme.parse(scheme).input, torch.device(device))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8, 16])
+@pytest.mark.parametrize("x", [VALUES, VALUES.abs() + 1, -VALUES.abs() - 1, torch.zeros_like(VALUES)])
+def test_a_range_of_the_tensor_is_onnxs(x, bits):
+    """DynamicQuantizeLinear's formula, number by number."""
+    low, high, last = min(0.0, x.min().item()), max(0.0, x.max().item()), 2**bits - 1
+    scale = (high - low) / last or 1.0
+    zero = min(max(round(-low / scale), 0), last)
+    wanted = [(min(max(round(one / scale) + zero, 0), last) - zero) * scale for one in x.flatten().tolist()]
+    torch.testing.assert_close(at_run_time(f"w8a{bits}d")(x).flatten(), torch.tensor(wanted, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(("scheme", "size"), [("w8a8dr", 12), ("w8a8dg4", 4), ("w8a4dg6", 6), ("w8a8dg5", 12)])
+def test_a_range_of_rows_and_their_groups_is_that_of_each_alone(scheme, size):
+    """Groups that do not divide a row are the row."""
+    last = 2 ** (Scheme.parse(scheme).input_bits - 1) - 1
+    x = VALUES.clone()
+    x[1, 2] = 0
+    parts = []
+    for part in x.reshape(-1, size):
+        scale = part.abs().max().item() / last or 1.0
+        parts.append(torch.tensor([round(one / scale) * scale for one in part.tolist()], dtype=torch.float64))
+    torch.testing.assert_close(at_run_time(scheme)(x), torch.stack(parts).reshape(x.shape))
+
+
+@pytest.mark.parametrize("scheme", ["w8a8d", "w8a8dr", "w8a8dg4"])
+def test_ranges_at_run_time_pass_gradients_store_nothing_and_export_as_one_node(scheme):
+    quantizer, x = at_run_time(scheme), VALUES.float().requires_grad_()
+    quantizer(x).backward(torch.ones_like(x))
+    assert torch.equal(x.grad, torch.ones_like(x))
+    assert quantizer.state_dict() == {}
+    exported = torch.export.export(quantizer, (VALUES.float(),))
+    names = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
+    assert names == ["mixbit.quantize_at_run_time.default"]
+    torch.library.opcheck(quantize_at_run_time, (x, 8, scheme != "w8a8d", 4 if scheme[-1] == "4" else 0, "x"))
+
+
+@pytest.mark.parametrize(("kind", "largest"), [("float16", 65504.0), ("bfloat16", 3.3895313892515355e38)])
+def test_small_floats_saturate(kind, largest):
+    one = torch.ones(1)
+    quantizer = Quantizer("w", Scheme.parse(kind).weight, 0, one, torch.zeros_like(one))
+    x = torch.tensor([1e5, -1e5, 3.4e38, 1.0 + 2**-12, 0.0])
+    found = quantizer(x)
+    assert found.isfinite().all()
+    assert found[2] == pytest.approx(largest)
+    assert torch.equal(found[:2], x[:2].clamp(-largest, largest).to(getattr(torch, kind)).float())
+    assert quantizer.state_dict() == {}

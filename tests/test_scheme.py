@@ -16,6 +16,23 @@ def test_parse_reads_what_str_writes(weight_bits, input_bits):
     assert (scheme.weight_bits, scheme.input_bits) == (weight_bits, input_bits or 32)
 
 
+@pytest.mark.parametrize(
+    ("text", "granularity", "group", "features"),
+    [
+        ("w8a8d", "tensor", None, {"dynamic"}),
+        ("w8a8dr", "row", None, {"dynamic rows"}),
+        ("w4g64za8dg32", "group", 32, {"dynamic groups", "group", "zero point"}),
+        ("w8ta16", "tensor", None, {"one scale"}),
+    ],
+)
+def test_inputs_share_ranges_as_the_text_says(text, granularity, group, features):
+    scheme = Scheme.parse(text)
+    assert str(scheme) == text
+    assert (scheme.input.granularity, scheme.input.group) == (granularity, group)
+    assert (scheme.input.dynamic, scheme.input.symmetric) == ("d" in text, granularity != "tensor")
+    assert scheme.features == features
+
+
 @given(st.from_regex(r"w[0-9]{1,2}(a[0-9]{1,2})?", fullmatch=True) | st.text(max_size=6))
 @example("float")
 @example("w04")

@@ -133,6 +133,47 @@ def min_max_factors(weight: Tensor, axis: int, fmt: Format) -> tuple[Tensor, Ten
     return scale, torch.zeros_like(scale) if fmt.symmetric else (first - low / scale).round().clamp(first, last)
 
 
+def run_time_factors(x: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
+    """Scales and zero points of an activation, taken from its values: one each, or [..., groups, 1] for each group.
+
+    For the tensor as a whole, with l = min(x, 0) and h = max(x, 0): s = (h - l) / (last - first), zero point
+    clip(round(first - l / s)), as ONNX's DynamicQuantizeLinear. Otherwise s = max |x| / last for every row, the last
+    dimension, or every `fmt.group` neighbours in it. Where all values are 0, s = 1.
+
+    Args:
+        x: Any shape; `in_groups` of one where the format has rows or groups.
+        fmt: A format whose range is taken at run time.
+    """
+    first, last = fmt.integer_range
+    if fmt.symmetric:
+        scale = x.abs().amax(-1, keepdim=True) / last
+        return torch.where(scale > 0, scale, SCALE_OF_ZEROS), torch.zeros_like(scale)
+    low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
+    scale = (high - low) / (last - first)
+    scale = torch.where(scale > 0, scale, SCALE_OF_ZEROS)
+    return scale, (first - low / scale).round().clamp(first, last)
+
+
+def in_groups(x: Tensor, fmt: Format) -> Tensor:
+    """[..., groups, values] of an activation whose rows share scales in groups; one where they do not divide it."""
+    whole = fmt.group is None or x.shape[-1] % fmt.group != 0
+    return x.unflatten(-1, (-1, x.shape[-1] if whole or fmt.group is None else fmt.group))
+
+
+def num_scales(shape: Sequence[int], axis: int, fmt: Format) -> int:
+    """Scales of a weight of that shape and output axis, none where its numbers are floating-point."""
+    if fmt.floating is not None:
+        return 0
+    if fmt.group is not None:
+        return math.prod(shape) // fmt.group
+    return 1 if fmt.granularity == "tensor" else shape[axis]
+
+
+def factor_bytes(shape: Sequence[int], axis: int, fmt: Format) -> int:
+    """Bytes of a weight's scales in float32 and zero points in bytes."""
+    return num_scales(shape, axis, fmt) * (4 if fmt.symmetric else 5)
+
+
 def range_to_affine(low: float, high: float, fmt: Format) -> tuple[float, int]:
     """Scale and zero point that map [low, high], widened to hold 0, onto the format's integers.
 

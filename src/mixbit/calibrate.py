@@ -16,7 +16,7 @@ from mixbit.layers import Layer
 from mixbit.nodes import argument
 from mixbit.operators import Operation, can_take_bias, run_operation
 from mixbit.progress import track
-from mixbit.quantizer import Quantizer
+from mixbit.quantizer import Quantizer, run_time_quantizer
 from mixbit.ranges import RangeMethod, find_ranges, mse
 from mixbit.samples import sample_axis
 from mixbit.scheme import Format
@@ -52,7 +52,9 @@ class Calibration:
     range_method: RangeMethod = mse
 
     def quantizer(self, node: str, fmt: Format, device: torch.device) -> Quantizer:
-        """The quantizer of one activation, on the range that the method chooses."""
+        """The quantizer of one activation, on the range that the method chooses, or on its own at run time."""
+        if fmt.dynamic:
+            return run_time_quantizer(node, fmt, device)
         if (node, fmt) not in self.ranges:
             self.ranges[node, fmt] = self.range_method(self.histograms[node], fmt)
         scale, zero_point = self.ranges[node, fmt]

@@ -108,7 +108,7 @@ def quantize(
     prune_channels: Annotated[
         float, typer.Option("--prune-channels", help="share of output channels to remove first, as in 0.3")
     ] = 0.0,
-    flavour: Annotated[str, typer.Option("--flavour", help="static; or qat, which fine-tunes")] = "static",
+    flavour: Annotated[str, typer.Option("--flavour", help="static, dynamic, or qat, which fine-tunes")] = "static",
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="of --flavour qat")] = 3,
     train: Annotated[
         str | None, typer.Option("--train", help="DATA to fine-tune on; the calibration data where left out")
@@ -122,7 +122,8 @@ def quantize(
     as_json: AsJson = False,
 ) -> None:
     """Measure, search, quantize, export, run the artefact and compare."""
-    from mixbit.pipeline import FLAVOURS, Settings, auto_quantize
+    from mixbit.flavours import FLAVOURS
+    from mixbit.pipeline import Settings, auto_quantize
     from mixbit.specs import absolute, load_data, load_function, load_task
     from mixbit.trainloop import Training
 
@@ -433,6 +434,10 @@ def demo(
 
 #: Rows of a front that are printed.
 ROWS = 20
+ADVICE = (
+    "float16 where a GPU computes; w8a8 and narrower where a CPU does, which is faster than float in integers alone; "
+    "w8a8d and the like for transformers without calibration data"
+)
 LISTS = ("targets", "metrics", "searches", "ranges", "roundings")
 
 
@@ -445,15 +450,18 @@ def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json:
         print_json(dict(rows))
     else:
         print_rows(what, ("name", "what it does"), rows)
+    if what == "targets":
+        say(ADVICE)
 
 
 def _targets() -> list[tuple[str, str]]:
     from mixbit.target import TARGETS, find_target
 
     found = [find_target(name) for name in TARGETS]
+    widths = [f"weights {_widths(one.weight_bits)} bits, inputs {_widths(one.input_bits)} or float" for one in found]
     return [
-        (one.name, f"weights {_widths(one.weight_bits)} bits, inputs {_widths(one.input_bits)} or float: {one.note}")
-        for one in found
+        (one.name, f"{text}: {one.note}; also {', '.join(sorted(one.features))}")
+        for one, text in zip(found, widths, strict=True)
     ]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from mixbit.batches import Batch
 from mixbit.calibrate import Calibration, mean_output
 from mixbit.errors import InvalidInput
+from mixbit.fitting import takes_weight
 from mixbit.graph import Graph
 from mixbit.layers import Layer
 from mixbit.nodes import get_tensor
@@ -77,7 +78,7 @@ class Question:
         }
 
     def weight_errors(self, layer: Layer, rows: Tensor | None = None) -> list[Tensor]:
-        """What rounding adds to the layer's weight, in each of the weight formats.
+        """What rounding adds to the layer's weight, in each of the weight formats; nothing in one that does not fit it.
 
         Args:
             layer: One of `layers`.
@@ -86,8 +87,11 @@ class Question:
         weight, errors = get_tensor(self.graph.module, layer.name).detach(), []
         weight = weight if rows is None else weight[rows]
         for fmt in self.weight_formats:
+            if not takes_weight(layer, fmt):
+                errors.append(torch.zeros_like(weight))
+                continue
             quantizer = weight_quantizer(self.graph, layer, fmt, self.calibration)
-            if rows is not None:
+            if rows is not None and len(quantizer.scale) > 1:
                 factors = quantizer.scale[rows], quantizer.zero_point[rows]
                 quantizer = Quantizer(layer.name, fmt, layer.axis, *factors)
             with torch.no_grad():

@@ -1,60 +1,117 @@
-"""The integer weights of a quantized graph, as the writers of targets need them."""
+"""The stored weights of a quantized graph, integers and small floats, as the writers of targets need them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mixbit.graph import Graph
 from mixbit.nodes import get_tensor
+from mixbit.quantizer import Quantizer
 from mixbit.simulate import quantizers_of
 
 
 @dataclass(frozen=True)
 class IntegerWeight:
-    """One layer's weight in integers: weight = integers x scale along axis.
+    """One layer's weight in integers: weight = (integers - zero_point) x scale.
 
     Attributes:
         name: Full name of the parameter.
-        integers: int8, between -2^(bits-1) and 2^(bits-1)-1.
-        scale: [channels] float32.
+        integers: int8, between -2^(bits-1) and 2^(bits-1)-1; or, with zero points, uint8, between 0 and 2^bits-1.
+        scale: float32: [channels], [1] for the tensor, or [channels, groups].
         axis: The channels' axis.
         bits: Width in the file.
+        zero_point: uint8, shaped like the scale; None where the format is symmetric.
     """
 
     name: str
-    integers: NDArray[np.int8]
+    integers: NDArray[Any]
     scale: NDArray[np.float32]
     axis: int
     bits: int
+    zero_point: NDArray[np.uint8] | None = None
 
     @property
     def unsigned(self) -> NDArray[np.uint8]:
-        """The integers plus `offset`: 0 .. 2^bits-1."""
-        return (self.integers.astype(np.int16) + self.offset).astype(np.uint8)
+        """The integers plus `offset`: 0 .. 2^bits-1, as they are `laid_out`."""
+        return (self.laid_out.astype(np.int16) + self.offset).astype(np.uint8)
 
     @property
     def offset(self) -> int:
-        """2^(bits-1)."""
-        return 2 ** (self.bits - 1)
+        """2^(bits-1), or 0 with zero points."""
+        return 2 ** (self.bits - 1) if self.zero_point is None else 0
+
+    @property
+    def grouped(self) -> bool:
+        """Whether groups of a channel's weights have scales of their own."""
+        return self.scale.ndim > 1
+
+    @property
+    def laid_out(self) -> NDArray[Any]:
+        """The integers in the order in which files hold them: as they are, or [channels, groups, weights]."""
+        if not self.grouped:
+            return self.integers
+        return np.moveaxis(self.integers, self.axis, 0).reshape(*self.scale.shape, -1)
+
+    @property
+    def channels_first(self) -> tuple[int, ...]:
+        """The weight's shape with the channels in front."""
+        return tuple(np.moveaxis(self.integers, self.axis, 0).shape)
 
     @property
     def column(self) -> NDArray[np.float32]:
-        """The scale, shaped to multiply the integers."""
+        """The scale, shaped to multiply the integers as they are `laid_out`."""
+        return self.scale.reshape(self._broadcast())
+
+    @property
+    def zero_column(self) -> NDArray[np.uint8] | None:
+        """The zero points, shaped to be taken from the integers as they are `laid_out`."""
+        return None if self.zero_point is None else self.zero_point.reshape(self._broadcast())
+
+    def _broadcast(self) -> list[int]:
+        if self.grouped:
+            return [*self.scale.shape, 1]
         shape = [1] * self.integers.ndim
         shape[self.axis] = -1
-        return self.scale.reshape(shape)
+        return shape
 
 
 def integer_weights(graph: Graph) -> dict[str, IntegerWeight]:
-    """Name of the parameter -> its integers, for every quantized weight of the graph."""
+    """Name of the parameter -> its integers, for every weight of the graph that is quantized to integers."""
     weights = {}
-    for quantizer in quantizers_of(graph):
-        if quantizer.axis is not None:
-            name = quantizer.tensor
-            integers = quantizer.integers(get_tensor(graph.module, name).detach())
-            scale = quantizer.scale.detach().float().cpu().numpy()
+    for quantizer in _of_weights(graph):
+        if quantizer.format.floating is None:
+            name, symmetric = quantizer.tensor, quantizer.format.symmetric
+            integers = _array(quantizer.integers(get_tensor(graph.module, name).detach()))
+            zero_point = None if symmetric else _array(quantizer.zero_point).astype(np.uint8)
             weights[name] = IntegerWeight(
-                name, integers.cpu().numpy().astype(np.int8), scale, quantizer.axis, quantizer.format.bits
+                name,
+                integers.astype(np.int8 if symmetric else np.uint8),
+                _array(quantizer.scale.float()),
+                0 if quantizer.axis is None else quantizer.axis,
+                quantizer.format.bits,
+                zero_point,
             )
     return weights
+
+
+def float_weights(graph: Graph) -> dict[str, Tensor]:
+    """Name of the parameter -> the weight in float16 or bfloat16, for those that the plan stores so."""
+    return {
+        quantizer.tensor: quantizer(get_tensor(graph.module, quantizer.tensor).detach())
+        .cpu()
+        .to(getattr(torch, quantizer.format.floating))
+        for quantizer in _of_weights(graph)
+        if quantizer.format.floating is not None
+    }
+
+
+def _of_weights(graph: Graph) -> list[Quantizer]:
+    return [quantizer for quantizer in quantizers_of(graph) if quantizer.axis is not None]
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    return tensor.detach().cpu().numpy()

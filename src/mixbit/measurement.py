@@ -6,11 +6,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mixbit.batches import Batch, split_all
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.errors import InvalidInput
 from mixbit.estimate import Estimate, Question, check_estimate, joined
+from mixbit.fitting import misfit, takes_weight, with_fallbacks
 from mixbit.graph import Graph
 from mixbit.layers import Layer, find_layers, model_fingerprint, shared_inputs
 from mixbit.liveness import live_activations
@@ -51,32 +53,41 @@ def measure(
         target: Whose choices are offered, and whose file the bytes are counted in; its runtime is not needed.
         task: What the outputs mean; classification where None.
         metric: Name of a metric, as `hawq` or `hawq:vectors=20`, or a function from a `Question` to an `Estimate`.
-        choices: Schemes to offer; the target's default ones where None.
+        choices: Schemes to offer; the target's default ones where None. A layer that cannot take one is not offered it;
+            in the place of one whose input is ranged at run time it is offered the same weight with an input in float.
         calibration: Of the same graph and batches, where it is at hand.
         seed: Of every draw.
 
     Raises:
-        InvalidInput: an unknown name, a choice that the target does not run, a graph that is quantized already, or
-            data or a calibration that does not fit.
+        InvalidInput: an unknown name, a choice that the target does not run, choices none of which a layer can take, a
+            graph that is quantized already, or data or a calibration that does not fit.
     """
     target = find_target(target)
-    schemes = target.schemes(choices)
+    asked = target.schemes(choices)
     name, method = find_metric(metric)
     _check_arguments(graph, task, seed)
     layers = find_layers(graph)
+    schemes, offered = with_fallbacks(layers, asked)
+    _check_offered(layers, schemes, offered)
     pairs = split_all(batches, len(graph.example.args))
     calibration = calibration or calibrate(graph, layers, [inputs for inputs, _ in pairs])
     calibration.check_layers(layers)
     for layer in track(layers, "choose scales"):  # kept in the calibration, for the metric and for quantize()
         for fmt in {scheme.weight for scheme in schemes if scheme.weight is not None}:
-            weight_quantizer(graph, layer, fmt, calibration)
+            if takes_weight(layer, fmt):
+                weight_quantizer(graph, layer, fmt, calibration)
     question = Question(graph, layers, schemes, calibration, pairs, task or Task.classification(), seed)
     rounds = [*_rounds(pairs)] if getattr(method, "func", method) in BY_PARTS else [pairs]
-    return _measured(question, name, method, rounds, target)
+    return _measured(question, name, method, rounds, (target, offered))
 
 
-def _measured(question: Question, name: str, method: Metric, rounds: list[list[Batch]], target: Target) -> Sensitivity:
-    """Ask the metric about one round after the other, until plans are stable or all are spent."""
+def _measured(
+    question: Question, name: str, method: Metric, rounds: list[list[Batch]], offer: tuple[Target, NDArray[np.bool_]]
+) -> Sensitivity:
+    """Ask the metric about one round after the other, until plans are stable or all are spent.
+
+    The offer is the target's: to which layer it makes which choice.
+    """
 
     def ask(number: int) -> Estimate:
         found = method(dataclasses.replace(question, batches=rounds[number], seed=question.seed + number))
@@ -85,7 +96,7 @@ def _measured(question: Question, name: str, method: Metric, rounds: list[list[B
 
     total, asked = ask(0), 1
     while True:
-        table = _table(question, total, target, name)
+        table = _table(question, total, name, *offer)
         verdict = _verdict(ranking_problem(table), table, rounds[:asked], list(question.batches))
         if asked == len(rounds) or verdict.startswith(STABLE):
             return dataclasses.replace(table, verdict=verdict)
@@ -128,18 +139,28 @@ def _verdict(problem: str | None, table: Sensitivity, rounds: list[list[Batch]],
     return f"{STABLE}, {after}"
 
 
-def _table(question: Question, estimate: Estimate, target: Target, metric: str) -> Sensitivity:
+def _check_offered(layers: tuple[Layer, ...], schemes: tuple[Scheme, ...], offered: NDArray[np.bool_]) -> None:
+    """Raise InvalidInput where a layer can take none of the schemes."""
+    for layer, row in zip(layers, offered, strict=True):
+        if not row.any():
+            raise InvalidInput(f"choices: none fits a layer; {misfit(layer, schemes[0])}; or offer float too")
+
+
+def _table(
+    question: Question, estimate: Estimate, metric: str, target: Target, offered: NDArray[np.bool_]
+) -> Sensitivity:
     layers = question.layers
+    dynamic = any(scheme.input is not None and scheme.input.dynamic for scheme in question.schemes)
     return Sensitivity(
         layers=tuple(layer.name for layer in layers),
         choices=tuple(str(scheme) for scheme in question.schemes),
-        loss=estimate.loss,
+        loss=np.where(offered, estimate.loss, np.inf),
         standard_error=estimate.standard_error,
         usage=usage(layers, question.schemes, target),
         numel=np.array([float(layer.numel) for layer in layers]),
         macs=np.array([float(layer.macs) for layer in layers]),
         ties=(),
-        input_ties=shared_inputs(layers),
+        input_ties=() if dynamic else shared_inputs(layers),  # each operator takes its range itself
         metric=metric,
         target=target.name,
         fingerprint=model_fingerprint(layers),

@@ -23,6 +23,7 @@ from mixbit.equalize import equalized
 from mixbit.errors import InvalidInput
 from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
 from mixbit.files import check_writable_folder, sha256, whole_folder, write_text
+from mixbit.flavours import choices_of, note_on_run_time_ranges
 from mixbit.graph import Graph, capture, check_module
 from mixbit.identity import source_digest, tensors_digest
 from mixbit.journal import Journal
@@ -58,11 +59,6 @@ BIAS_CORRECTIONS = {
     "sequential": "Layer after layer, on inputs of the quantized layers before: the errors of activations count too.",
     "off": "Biases stay as they are, up to rounding.",
 }
-FLAVOURS = {
-    "static": "Ranges of activations are fixed by calibration data; no training.",
-    "qat": "As static; then weights and scales are trained with the roundings in place, the float network as teacher.",
-}
-
 
 #: The longest time that an evaluation may be given: a week.
 LONGEST_S = 7 * 24 * 3600
@@ -74,7 +70,7 @@ class Settings:
 
     Attributes:
         task: What the model's outputs mean.
-        choices: Schemes to choose from; the target's default ones where None.
+        choices: Schemes to choose from; the target's default ones of the flavour where None.
         metric: Name of the metric, or a function of the same kind.
         search: Name of the search, or a function of the same kind.
         rounding: Name of the rounding, or a function of the same kind.
@@ -233,7 +229,7 @@ class _Run:
         self.target: Target = find_target(target)
         self.module = target_module(target)
         self.module.require()
-        self.target.schemes(settings.choices)
+        self.choices = choices_of(settings.flavour, self.target, settings.choices)
         find_metric(settings.metric)
         find_search(settings.search)
         find_rounding(settings.rounding)
@@ -256,8 +252,6 @@ class _Run:
                     "which has all channels; take another target"
                 )
         self.out, self.settings, self.force = out, settings, force
-        if settings.flavour not in FLAVOURS:
-            raise InvalidInput(f"flavour {settings.flavour!r} is unknown; known: {', '.join(FLAVOURS)}")
         settings.training.check()
         self.journal_path = out.absolute().with_name(f"{out.absolute().name}.trials.jsonl")
         self.parts_path = out.absolute().with_name(f"{out.absolute().name}.rounding")
@@ -275,6 +269,7 @@ class _Run:
         held_out, kept = hold_out(pairs)
         with self._clock("capture"):
             graph = self._captured(model, pairs[0][0], kept)
+        note = note_on_run_time_ranges(find_layers(graph), self.choices)
         for number, (inputs, _) in enumerate(pairs):
             graph.check(inputs, f"batch {number}")
         graph, dense = self._prune(graph, kept, held_out, budget)
@@ -320,6 +315,7 @@ class _Run:
             if dense is not None:
                 run = graph_runner(dense, self.task)
                 outputs["dense"] = evaluate(run, evaluated, self.task, "evaluate with all channels")
+        grounds = "; ".join(text for text in (grounds, note) if text)
         return Decision(graph, table, contenders, chosen, grounds, evaluated, outputs, dense)
 
     def deploy(self, decision: Decision) -> Deployed:
@@ -371,7 +367,7 @@ class _Run:
         self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - began
 
     def _measure(self, graph: Graph, kept: list[Batch], calibration: Calibration) -> Sensitivity:
-        choices = [str(scheme) for scheme in self.target.schemes(self.settings.choices)]
+        choices = self.choices
         only_pinned = [scheme for scheme in dict.fromkeys(self.settings.pins.values()) if scheme not in choices]
         table = measure(
             graph,

@@ -16,7 +16,7 @@ from mixbit.nodes import get_tensor
 from mixbit.operators import can_take_bias
 from mixbit.plan import Plan
 from mixbit.progress import track
-from mixbit.quantizer import Quantizer
+from mixbit.quantizer import Quantizer, run_time_quantizer
 from mixbit.ranges import RangeMethod
 from mixbit.reconstruction import Reconstruction
 from mixbit.rounding import Rounding, find_rounding
@@ -30,7 +30,7 @@ from mixbit.task import Task
 def quantize(
     graph: Graph,
     plan: Plan,
-    batches: Iterable[Any] | Calibration,
+    batches: Iterable[Any] | Calibration | None,
     *,
     rounding: str | Rounding = "nearest",
     bias_correction: bool = True,
@@ -40,15 +40,17 @@ def quantize(
 ) -> Graph:
     """The graph with the plan's quantizers, simulated in float: a module that evaluates and trains.
 
-    Activations: one quantizer per tensor, shared by everyone who reads it, with a static range. Bias correction
-    subtracts from each operator's bias the mean error of its output that the nearest rounding of its weight makes on
-    the calibration data. Where weight and input are integers, a bias is a whole multiple of the product of their
-    scales, as runtimes hold it.
+    Activations: one quantizer per tensor, shared by everyone who reads it, with a static range; or, where the range is
+    taken at run time, by the plan's layers that read it alone, and none between layers. Bias correction subtracts from
+    each operator's bias the mean error of its output that the nearest rounding of its weight makes on the calibration
+    data. Where weight and input are integers, a bias is a whole multiple of the product of their scales, as runtimes
+    hold it; not where the input's scale is known at run time alone.
 
     Args:
         graph: A captured graph in float; it is left as it is.
         plan: A scheme for every layer, for the target it names.
-        batches: Calibration data, labels ignored; or, for the nearest rounding, a calibration of this graph.
+        batches: Calibration data, labels ignored; or, for the nearest rounding, a calibration of this graph; or None
+            where no input has a static range: weights then take min-max scales, and biases stay.
         rounding: How weights become integers: a name in ROUNDINGS, with options as in `brecq:iterations=500`, or a
             function from a `Reconstruction` to a graph.
         bias_correction: Whether to correct biases.
@@ -57,18 +59,20 @@ def quantize(
         seed: Of every draw of the rounding.
 
     Raises:
-        InvalidInput: the plan is of another model, offers what the target does not run, the data does not fit, or the
-            rounding is unknown.
+        InvalidInput: the plan is of another model, offers what the target does not run or a layer cannot take, the data
+            does not fit or is needed, or the rounding is unknown.
     """
     name, method = find_rounding(rounding)
     layers = check_plan(graph, plan)
     plan = _without_stale_claims(plan, layers)
     inputs = None
-    if not isinstance(batches, Calibration):
+    if batches is None:
+        _check_without_data(plan)
+    if batches is not None and not isinstance(batches, Calibration):
         inputs = [split_batch(batch, len(graph.example.args))[0] for batch in batches]
         batches = calibrate(graph, layers, inputs, ranges=ranges)
     elif method is not nearest:
-        raise InvalidInput(f"rounding {name}: a calibration alone does not tell it enough; give the batches")
+        raise InvalidInput(f"rounding {name}: {_given(batches)} does not tell it enough; give the batches")
     simulated = simulate(graph, plan, batches, bias_correction=bias_correction)
     if inputs is None:
         return simulated
@@ -77,22 +81,43 @@ def quantize(
     )
 
 
-def simulate(graph: Graph, plan: Plan, calibration: Calibration, *, bias_correction: bool = True) -> Graph:
-    """The graph with the plan's quantizers, every weight to be rounded to the nearest integer, biases corrected."""
+def _given(batches: Calibration | None) -> str:
+    return "no data" if batches is None else "a calibration alone"
+
+
+def _check_without_data(plan: Plan) -> None:
+    for name, text in plan.layers.items():
+        fmt = plan.scheme(name).input
+        if fmt is not None and not fmt.dynamic:
+            raise InvalidInput(
+                f"batches: None, but {name} ({text}) has an input of static range; give calibration data, or take a "
+                "scheme whose range is taken at run time, as w8a8d"
+            )
+
+
+def simulate(graph: Graph, plan: Plan, calibration: Calibration | None, *, bias_correction: bool = True) -> Graph:
+    """The graph with the plan's quantizers, every weight to be rounded to the nearest integer, biases corrected.
+
+    Without a calibration, weights take min-max scales, biases stay, and no input has a static range.
+    """
     layers = find_layers(graph)
-    calibration.check_layers(layers)
+    if calibration is not None:
+        calibration.check_layers(layers)
     formats = activation_formats(graph, layers, plan, find_target(plan.target))
-    activations = {
-        name: calibration.quantizer(name, fmt, graph.device)
-        for name, fmt in formats.items()
-        if calibration.histograms[name].finite  # a mask of -inf, which no integer holds, stays in float
-    }
+    activations = {}
+    for name, fmt in formats.items():
+        if fmt.dynamic or calibration is None:
+            activations[name] = run_time_quantizer(name, fmt, graph.device)
+        elif calibration.histograms[name].finite:  # a mask of -inf, which no integer holds, stays in float
+            activations[name] = calibration.quantizer(name, fmt, graph.device)
     weights, biases = [], {}
     for layer in track(layers, "round weights"):
         fmt = plan.scheme(layer.name).weight
         if fmt is not None:
             weights.append(weight_quantizer(graph, layer, fmt, calibration))
-            errors = _mean_errors(graph, layer, weights[-1], calibration) if bias_correction else {}
+            errors = {}
+            if bias_correction and calibration is not None:
+                errors = _mean_errors(graph, layer, weights[-1], calibration)
             biases |= corrected_biases(graph, layer, weights[-1], errors, activations)
     return assemble(graph, plan, [*weights, *activations.values()], biases)
 

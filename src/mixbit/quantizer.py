@@ -91,6 +91,35 @@ def _positive(scale: Tensor) -> Tensor:
     return scale.clamp(min=torch.finfo(scale.dtype).tiny)
 
 
+@torch.library.custom_op("mixbit::quantize_at_run_time", mutates_args=())
+def quantize_at_run_time(x: Tensor, bits: int, rows: bool, group: int, tensor: str) -> Tensor:
+    """(clip(round(x / scale) + zero_point) - zero_point) * scale with the factors of `affine.run_time_factors`.
+
+    One operator for the same reason as above; `rows` for a scale a row, `group` for one for so many values of a row, or
+    0.
+    """
+    fmt = _run_time_format(bits, rows, group)
+    parts = affine.in_groups(x, fmt) if rows else x
+    scale, zero_point = affine.run_time_factors(parts, fmt)
+    integers = (parts / scale).round_().add_(zero_point).clamp_(*fmt.integer_range)
+    return integers.sub_(zero_point).mul_(scale).reshape(x.shape)
+
+
+def _run_time_format(bits: int, rows: bool, group: int) -> Format:
+    granularity = "tensor" if not rows else "group" if group else "row"
+    return Format(bits, granularity, rows, group or None, dynamic=True)
+
+
+@quantize_at_run_time.register_fake
+def _(x: Tensor, bits: int, rows: bool, group: int, tensor: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+quantize_at_run_time.register_autograd(
+    lambda ctx, gradient: (gradient, None, None, None, None)  # noqa: ARG005 straight through: nothing is clipped
+)
+
+
 class Quantizer(nn.Module):
     """Quantizes and dequantizes one tensor: a weight along `axis`, or an activation as a whole.
 
@@ -99,6 +128,7 @@ class Quantizer(nn.Module):
         format: How the tensor is stored.
         axis: Output-channel axis of a weight, None for an activation.
         scale: Positive numbers: one, one per channel, or [channels, groups]; a buffer, or a parameter that is learned.
+            Without meaning, as the zero point, where the range is taken at run time or numbers are floating-point.
         zero_point: Whole numbers, shaped like `scale`; zeros that are not stored where the format is symmetric.
         mask: True where a weight of a sparse format stays, shaped like it; None elsewhere.
         share: What a learned scale's gradient is multiplied by.
@@ -122,8 +152,8 @@ class Quantizer(nn.Module):
         self.format = fmt
         self.axis = axis
         self.share = 1.0
-        self.register_buffer("scale", scale, persistent=fmt.floating is None)
-        self.register_buffer("zero_point", zero_point, persistent=not fmt.symmetric)
+        self.register_buffer("scale", scale, persistent=fmt.floating is None and not fmt.dynamic)
+        self.register_buffer("zero_point", zero_point, persistent=not fmt.symmetric and not fmt.dynamic)
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,6 +162,8 @@ class Quantizer(nn.Module):
             x = x * self.mask
         if self.format.floating is not None:
             return round_to_type(x, self.format.floating, self.tensor)
+        if self.format.dynamic:
+            return quantize_at_run_time(x, self.format.bits, self.format.symmetric, self.format.group or 0, self.tensor)
         axis = -1 if self.axis is None else self.axis
         scale = _LearnedScale.apply(self.scale, self.share) if self.learns else self.scale
         return quantize_dequantize(x, scale, self.zero_point, axis, *self.format.integer_range, self.tensor)
@@ -165,3 +197,9 @@ class Quantizer(nn.Module):
     def extra_repr(self) -> str:
         """Name and bits, for print(module)."""
         return f"{self.tensor}, bits={self.format.bits}, axis={self.axis}"
+
+
+def run_time_quantizer(tensor: str, fmt: Format, device: torch.device) -> Quantizer:
+    """The quantizer of an activation whose range is taken at run time."""
+    one = torch.ones((), device=device)
+    return Quantizer(tensor, fmt, None, one, torch.zeros_like(one))

@@ -25,25 +25,29 @@ LARGEST_BIAS = 2**30
 FINEST_INPUT = Format(8, "tensor", symmetric=False)
 
 
-def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calibration) -> Quantizer:
+def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calibration | None) -> Quantizer:
     """The quantizer of one layer's weight.
 
     Of NUM_RATIOS shares r of the min-max scales, for each channel the one with the least mean square of
     op(x, Q_r(W) - W) over the calibration's sample inputs, its mean taken off where bias correction does so; the groups
     of a channel take the same share, and a tensor with one scale the best for all channels. The error of the weight
     alone is no guide: it prefers clipping that costs accuracy. A weight that no operator reads through a tensor of
-    floats (an embedding) keeps min-max scales. No scale is so small that the bias would not fit into 32 bits.
+    floats (an embedding) keeps min-max scales, and so does all without a calibration. No scale is so small that the
+    bias would not fit into 32 bits.
     """
     if fmt.floating is not None:
         one = torch.ones(1, device=graph.device)
         return Quantizer(layer.name, fmt, layer.axis, one, torch.zeros_like(one))
-    known = calibration.scales.get((layer.name, fmt))
     widest, zero_point = min_max_factors(get_tensor(graph.module, layer.name), layer.axis, fmt)
+    if calibration is None:
+        return Quantizer(layer.name, fmt, layer.axis, widest, zero_point)
+    known = calibration.scales.get((layer.name, fmt))
     if known is None:
         known = _least_output_error(graph, layer, fmt, calibration, widest, zero_point)
         if fmt.granularity != "group":  # runtimes hold biases in integers of the channels' scales
             for operation in layer.operations:
-                known = torch.maximum(known, _least_for_bias(graph, layer, operation, calibration).to(known))
+                least = _least_for_bias(graph, layer, operation, calibration).to(known)
+                known = torch.maximum(known, least.amax() if fmt.granularity == "tensor" else least)
         calibration.scales[layer.name, fmt] = known
     return Quantizer(layer.name, fmt, layer.axis, known, zero_point)
 

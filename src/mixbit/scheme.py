@@ -14,7 +14,7 @@ UNDERSTOOD = "write float, float16, w4 or w4a8, w4g32 (a scale for 32 weights), 
 
 _SCHEME = re.compile(
     r"w(?P<weight>[1-9][0-9]?)(?P<one>t)?(?:g(?P<group>[1-9][0-9]*))?(?P<zero>z)?"
-    r"(?:a(?P<input>[1-9][0-9]?)(?P<dynamic>dr?)?)?"
+    r"(?:a(?P<input>[1-9][0-9]?)(?P<dynamic>d(?:r|g(?P<part>[1-9][0-9]*))?)?)?"
     r"(?:@(?P<zeros>[1-9][0-9]?)(?::(?P<block>[1-9][0-9]?)|%))?",
     re.ASCII,
 )
@@ -45,10 +45,10 @@ class Format:
 
     Attributes:
         bits: Of one number.
-        granularity: What shares a scale: the tensor, an output channel, `group` weights of a channel, or a row (a
-            token) of an activation.
+        granularity: What shares a scale: the tensor, an output channel, `group` weights of a channel or values of a
+            row, or a row (a token) of an activation.
         symmetric: Whether there is no zero point.
-        group: Weights that share a scale, where they do in groups.
+        group: Weights of a channel, or values of an activation's row, that share a scale, where they do in groups.
         dynamic: Whether an activation's range is taken from it at run time.
         floating: Name of the type where the numbers are floating-point.
         sparsity: How many of the weights are zero, where that is fixed.
@@ -75,8 +75,9 @@ class Scheme:
     """Formats of one layer's weight and input; None leaves that tensor in float32.
 
     As text, a weight's bits may be followed by `t` (one scale for the tensor) or `g32` (one for every 32 weights of a
-    channel; one a channel otherwise), and by `z` (with zero points); an input's by `d` (range taken at run time) or
-    `dr` (the same for every row); and the whole by `@2:4` or `@50%`, the zeros among the weights.
+    channel; one a channel otherwise), and by `z` (with zero points); an input's by `d` (range taken at run time), `dr`
+    (one for every row) or `dg32` (one for every 32 values of a row); and the whole by `@2:4` or `@50%`, the zeros among
+    the weights.
 
     Example:
         >>> Scheme.parse("w4a8").weight_bits, str(Scheme.parse("w4g32a8d@2:4")), str(Scheme())
@@ -108,8 +109,10 @@ class Scheme:
         input_bits = int(match["input"])
         if input_bits not in INPUT_BITS:
             raise InvalidInput(f"scheme {text!r}: inputs have 2 to 8 or 16 bits, not {input_bits}")
-        rows = match["dynamic"] == "dr"
-        return cls(weight, Format(input_bits, "row" if rows else "tensor", rows, dynamic=match["dynamic"] is not None))
+        dynamic = match["dynamic"] or ""
+        part = int(match["part"]) if match["part"] else None
+        read = "tensor" if dynamic in ("", "d") else "row" if dynamic == "dr" else "group"
+        return cls(weight, Format(input_bits, read, read != "tensor", part, dynamic=dynamic != ""))
 
     def __str__(self) -> str:
         if self.weight is None:
@@ -121,7 +124,7 @@ class Scheme:
         if self.input:
             text += f"a{self.input.bits}"
             if self.input.dynamic:
-                text += "dr" if self.input.granularity == "row" else "d"
+                text += {"row": "dr", "group": f"dg{self.input.group}"}.get(self.input.granularity, "d")
         return text + (f"@{self.weight.sparsity}" if self.weight.sparsity else "")
 
     @property
@@ -134,7 +137,7 @@ class Scheme:
             if self.weight.floating:
                 found.discard("one scale")
         if self.input is not None and self.input.dynamic:
-            found.add("dynamic rows" if self.input.granularity == "row" else "dynamic")
+            found.add({"row": "dynamic rows", "group": "dynamic groups"}.get(self.input.granularity, "dynamic"))
         return frozenset(word for word in found if word is not None)
 
     @property

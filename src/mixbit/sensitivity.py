@@ -126,7 +126,7 @@ class Sensitivity:
         Args:
             pins: Pattern of layers' names, as in `conv1.weight` or `blocks.*`, -> scheme; of several patterns that
                 match a layer, the last counts.
-            only_pinned: Schemes that are offered to pinned layers only.
+            only_pinned: Schemes that are offered to pinned layers only, and to those that are offered nothing else.
 
         Raises:
             InvalidInput: a pattern that matches no layer, or a scheme that the table does not hold or a layer is not
@@ -143,7 +143,9 @@ class Sensitivity:
             if scheme not in self.choices:
                 raise InvalidInput(f"pin {pattern}={scheme}: the table holds {', '.join(self.choices)}; measure it too")
             schemes |= dict.fromkeys(matched, scheme)
-        offered = np.isfinite(self.loss) & ~np.isin(self.choices, list(only_pinned))
+        every = np.isfinite(self.loss)
+        others = every & ~np.isin(self.choices, list(only_pinned))
+        offered = np.where(others.any(axis=1, keepdims=True), others, every)
         for row, scheme in schemes.items():
             column = self.choices.index(scheme)
             if not np.isfinite(self.loss[row, column]):

@@ -7,9 +7,11 @@ from torch import Tensor, fx
 from mixbit.between import convolved, inputs_between
 from mixbit.errors import InvalidInput
 from mixbit.exporting import copy_module
+from mixbit.fitting import misfit
 from mixbit.fold import set_bias
 from mixbit.graph import Graph
 from mixbit.layers import Layer, find_layers, model_fingerprint
+from mixbit.nodes import argument
 from mixbit.plan import Plan
 from mixbit.quantizer import Quantizer
 from mixbit.scheme import Format
@@ -25,6 +27,10 @@ def check_plan(graph: Graph, plan: Plan) -> tuple[Layer, ...]:
     layers = find_layers(graph)
     plan.check_model([layer.name for layer in layers], model_fingerprint(layers))
     find_target(plan.target).schemes(sorted(set(plan.layers.values())))
+    for layer in layers:
+        reason = misfit(layer, plan.scheme(layer.name))
+        if reason is not None:
+            raise InvalidInput(f"plan: {reason}")
     return layers
 
 
@@ -32,11 +38,20 @@ def activation_formats(graph: Graph, layers: tuple[Layer, ...], plan: Plan, targ
     """Node name -> format, for every activation that the plan and the target quantize.
 
     The inputs of layers take their layer's input format; those of operators between layers take 8 bits where the
-    target runs the operator in integers and some layer has a quantized input.
+    target runs the operator in integers and some layer has a quantized input. Where ranges are taken at run time it is
+    the tensors that operators read, as they read them, and none between layers.
 
     Raises:
         InvalidInput: two layers that read the same tensor take different input formats.
     """
+    if any(_dynamic(plan, layer) for layer in layers):
+        return {
+            argument(graph.node(operation.node), operation.data).name: fmt
+            for layer in layers
+            if (fmt := plan.scheme(layer.name).input) is not None
+            for operation in layer.operations
+            if operation.input is not None
+        }
     wanted: dict[str, tuple[Format | None, str]] = {}
     for layer in layers:
         fmt = plan.scheme(layer.name).input
@@ -73,7 +88,11 @@ def assemble(graph: Graph, plan: Plan, quantizers: list[Quantizer], biases: dict
             places = [simulated.node(quantizer.tensor)]
         else:
             places = [node for node in module.graph.find_nodes(op="get_attr") if node.target == quantizer.tensor]
-        _insert(module, places, quantizer)
+        readers = None
+        if quantizer.format.dynamic:
+            pairs = [one for one in operations.values() if _dynamic(plan, one[0])]
+            readers = {simulated.node(operation.node): operation.data for _, operation in pairs}
+        _insert(module, places, quantizer, readers)
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
@@ -91,7 +110,15 @@ def quantizer_path(tensor: str, *, of_weight: bool) -> str:
     return f"mixbit_quantizers.{'weights' if of_weight else 'activations'}.{tensor}"
 
 
-def _insert(module: fx.GraphModule, nodes: list[fx.Node], quantizer: Quantizer) -> None:
+def _dynamic(plan: Plan, layer: Layer) -> bool:
+    fmt = plan.scheme(layer.name).input
+    return fmt is not None and fmt.dynamic
+
+
+def _insert(
+    module: fx.GraphModule, nodes: list[fx.Node], quantizer: Quantizer, readers: dict[fx.Node, int] | None = None
+) -> None:
+    """Put the quantizer behind the nodes, for all that read them or for these readers, by position, alone."""
     path = quantizer_path(quantizer.tensor, of_weight=quantizer.axis is not None)
     module.add_submodule(path, quantizer)
     last_placeholder = module.graph.find_nodes(op="placeholder")[-1]
@@ -99,4 +126,9 @@ def _insert(module: fx.GraphModule, nodes: list[fx.Node], quantizer: Quantizer) 
         with module.graph.inserting_after(max(node, last_placeholder)):
             quantized = module.graph.call_module(path, (node,))
         quantized.meta = dict(node.meta)
+        if readers is not None:
+            for reader, position in readers.items():
+                if argument(reader, position) is node:
+                    reader.update_arg(position, quantized)
+            continue
         node.replace_all_uses_with(quantized, delete_user_cb=lambda user, own=quantized: user is not own)

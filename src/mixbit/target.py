@@ -40,7 +40,11 @@ class Target:
         note: What happens to each width when the file is loaded, for people.
         quantized_outputs: Whether a convolution runs in integers only where its output is quantized too.
         features: What it stores and executes beyond one symmetric scale a channel and static ranges: of `one scale`,
-            `group`, `zero point`, `float16`, `bfloat16`, `sparsity`, `dynamic` and `dynamic rows`.
+            `group`, `zero point`, `float16`, `bfloat16`, `sparsity`, `dynamic`, `dynamic rows` and `dynamic groups`.
+        not_beside_static: Of `features`, those of weights that it does not execute with an input of static range.
+        not_beside_dynamic: Of `features`, those of weights that it does not execute with an input ranged at run time.
+        dynamic_group: Values of a row that share a range taken at run time; any number where None.
+        dynamic_choices: The schemes offered where ranges are to be taken at run time and none are asked for.
     """
 
     name: str
@@ -55,15 +59,34 @@ class Target:
     note: str
     quantized_outputs: bool = False
     features: frozenset[str] = frozenset()
+    not_beside_static: frozenset[str] = frozenset()
+    not_beside_dynamic: frozenset[str] = frozenset()
+    dynamic_group: int | None = None
+    dynamic_choices: tuple[str, ...] = ()
 
     def offers(self, scheme: Scheme) -> bool:
         """Whether the target stores and executes layers of that scheme."""
         weight = scheme.weight is None or scheme.weight.floating or scheme.weight.bits in self.weight_bits
         read = scheme.input is None or scheme.input.bits in self.input_bits
-        return bool(weight) and read and scheme.features <= self.features
+        return bool(weight) and read and not self.missing(scheme)
+
+    def missing(self, scheme: Scheme) -> list[str]:
+        """Features of the scheme that the target does not have, or not beside such an input, for people."""
+        lacks, read = [f"no {word}" for word in sorted(scheme.features - self.features)], scheme.input
+        if read is not None:
+            apart, kind = self.not_beside_static, "of static range"
+            if read.dynamic:
+                apart, kind = self.not_beside_dynamic, "ranged at run time"
+            lacks += [f"{word} not beside inputs {kind}" for word in sorted(scheme.features & apart)]
+            if read.group is not None and self.dynamic_group not in (None, read.group):
+                lacks.append(f"inputs in groups of {self.dynamic_group}")
+        return lacks
 
     def schemes(self, choices: Sequence[str] | None) -> tuple[Scheme, ...]:
-        """The choices as schemes, its own default ones where none are given; each must be offered and stand once."""
+        """The choices as schemes, its own default ones where none are given; each must be offered and stand once.
+
+        Where one takes the range of its input at run time, none takes it in another way.
+        """
         texts = tuple(choices) if choices is not None else self.default_choices
         if not texts or len(set(texts)) != len(texts):
             raise InvalidInput(f"choices {list(texts)}: give one scheme or more, each once")
@@ -72,11 +95,17 @@ class Target:
             if not self.offers(scheme):
                 widths = ", ".join(f"w{bits}" for bits in self.weight_bits)
                 inputs = ", ".join(f"a{bits}" for bits in self.input_bits)
-                missing = "".join(f", no {word}" for word in sorted(scheme.features - self.features))
+                missing = "".join(f", {text}" for text in self.missing(scheme))
                 raise InvalidInput(
                     f"choice {scheme}: target {self.name} does not run it; weights {widths}, inputs {inputs} or float"
                     f"{missing}"
                 )
+        read = list(dict.fromkeys(scheme.input for scheme in schemes if scheme.input is not None))
+        if len(read) > 1 and any(fmt.dynamic for fmt in read):
+            kinds = [str(next(scheme for scheme in schemes if scheme.input == fmt)) for fmt in read]
+            raise InvalidInput(
+                f"choices {', '.join(kinds)}: a plan takes all ranges at run time, in one way, or none; offer one kind"
+            )
         return schemes
 
 

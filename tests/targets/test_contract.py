@@ -18,11 +18,13 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from mixbit.errors import InvalidInput, TargetMismatch
+from mixbit.fitting import misfit
 from mixbit.graph import Graph, capture
-from mixbit.layers import find_layers
+from mixbit.layers import Layer, find_layers
 from mixbit.plan import Plan
 from mixbit.quantization import quantize
-from mixbit.target import TARGETS, Runner, StoredWeight, target_module
+from mixbit.scheme import Scheme
+from mixbit.target import TARGETS, Runner, StoredWeight, find_target, target_module
 from mixbit.targets import export
 from mixbit.task import Inputs, Task
 from mixbit.verification import predicted_bytes, verify
@@ -118,12 +120,38 @@ def keywords(count: int) -> dict[str, Tensor]:
     return {"scale": torch.rand(count, generator=generator) + 0.5, "unused": torch.zeros(count, 2), "ids": ids}
 
 
+class Tokens(nn.Module):
+    """Layers that read one tensor, a matrix with the channels in columns, a table that is the head too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 64)
+        self.q, self.k = nn.Linear(64, 64), nn.Linear(64, 64)
+        self.wide, self.narrow = nn.Linear(64, 96), nn.Linear(96, 64)
+        self.line = nn.Conv1d(64, 64, 3, padding=1, groups=2)
+        self.matrix = nn.Parameter(torch.randn(64, 32) / 8)
+        self.pool = nn.Linear(32, 32)
+        self.head = nn.Linear(64, 9, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor, scale: Tensor, unused: Tensor) -> dict[str, Tensor]:
+        x = self.table(ids) * scale[:, None, None]
+        x = x + self.q(x).sigmoid() * self.k(x)
+        x = x + self.narrow(F.gelu(self.wide(x)))
+        x = x + self.line(x.transpose(1, 2)).transpose(1, 2)
+        return {"states": self.head(x.mean(1)), "pooled": self.pool(x @ self.matrix).tanh()}
+
+
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any]]] = {
     "widths": (Widths, images_and_ids),
     "everything": (Everything, images_and_ids),
     "shared": (Shared, keywords),
+    "tokens": (Tokens, keywords),
 }
-#: Network and scheme; `mixed` gives the layers the target's widths in turn, all with a8.
+#: Weights in groups, with zero points and in small floats, for layers to take in turn where they fit.
+FORMATS = ("w4g32", "w3g16z", "float16", "w8z", "w8g32", "bfloat16", "w4g9z", "w2g4", "w8t", "w4z", "w6g12z", "float")
+#: Network and scheme; `mixed` gives the layers the target's widths in turn, all with a8; `formats` those of FORMATS
+#: that fit; `dynamic` the schemes with ranges taken at run time, and `w8` where there are none.
 CASES = [
     (name, network, scheme)
     for name in TARGETS
@@ -132,6 +160,9 @@ CASES = [
         *[("everything", scheme) for scheme in ("mixed", "w4", "float")],
         *[("shared", scheme) for scheme in ("w4a8", "w3", "float")],
         *[("widths", f"w4a{bits}") for bits in target_module(name).TARGET.input_bits if bits != 8],
+        ("everything", "w8ta8"),
+        *[("everything", "formats"), ("tokens", "formats")],
+        *[("tokens", "dynamic"), ("everything", "dynamic")],
     )
 ]
 
@@ -183,8 +214,33 @@ def batches(network: str) -> list[Any]:
 def simulate(graph: Graph, target: str, network: str, scheme: str) -> Graph:
     layers = find_layers(graph)
     widths = target_module(target).TARGET.weight_bits
-    mixed = {layer.name: f"w{widths[index % len(widths)]}a8" for index, layer in enumerate(layers)}
-    return quantize(graph, plan_of(layers, mixed if scheme == "mixed" else scheme, target), batches(network))
+    kinds: dict[str, Any] = {
+        "mixed": {layer.name: f"w{widths[index % len(widths)]}a8" for index, layer in enumerate(layers)},
+        "formats": fitting(layers, FORMATS, target),
+        "dynamic": fitting(layers, run_time_schemes(target), target) if scheme == "dynamic" else {},
+    }
+    return quantize(graph, plan_of(layers, kinds.get(scheme, scheme), target), batches(network))
+
+
+def run_time_schemes(target: str) -> tuple[str, ...]:
+    """The default ones, others that the target takes beside them, and weights whose input stays in float."""
+    one = find_target(target)
+    further = [
+        choice.replace("a8", f"{kind}a8") for choice in one.dynamic_choices for kind in ("g32", "t", "z", "g64z")
+    ]
+    return (*one.dynamic_choices, *(text for text in further if one.offers(Scheme.parse(text))), "w4", "float16", "w8")
+
+
+def fitting(layers: tuple[Layer, ...], schemes: tuple[str, ...], target: str) -> dict[str, str]:
+    """Layer -> the next of the schemes, going round, that the layer and the target take."""
+    offered = [text for text in schemes if find_target(target).offers(Scheme.parse(text))]
+    chosen, number = {}, 0
+    for layer in layers:
+        while misfit(layer, Scheme.parse(offered[number % len(offered)])) is not None:
+            number += 1
+        chosen[layer.name] = offered[number % len(offered)]
+        number += 1
+    return chosen
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)

@@ -6,9 +6,10 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from mixbit.estimate import Estimate, Question, RunningMean, batch_means
+from mixbit.fitting import takes_weight
 from mixbit.graph import Graph
 from mixbit.layers import Layer
 from mixbit.progress import track
@@ -91,7 +92,7 @@ class _Change:
     """
 
     nodes: frozenset[fx.Node]
-    quantizer: Quantizer
+    quantizer: nn.Module
     after: frozenset[fx.Node]
     shifts: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -140,7 +141,9 @@ def _weight_changes(question: Question, layer: Layer) -> list[_Change]:
             for one, found in means.items()
             if found is not None
         }
-        changes.append(_Change(nodes, weight_quantizer(graph, layer, fmt, calibration), after, shifts))
+        fits = takes_weight(layer, fmt)
+        quantizer = weight_quantizer(graph, layer, fmt, calibration) if fits else nn.Identity()
+        changes.append(_Change(nodes, quantizer, after, shifts))
     return changes
 
 

@@ -2,7 +2,9 @@
 
 Weights of 8 bits are int8 initializers. Weights of 4 bits are INT4 initializers behind a Cast to int8; the other widths
 are bit planes in uint8 words, unpacked by shift, and, or, concat, reshape, cast and subtract. onnxruntime folds all of
-it when it loads the file, so that every width runs as int8.
+it when it loads the file, so that every width runs as int8. Weights with groups or zero points, and in small
+floating-point types, are unpacked to float32 likewise; matrices in groups are read as they are stored, by MatMulNBits.
+Inputs whose range is taken at run time are multiplied by int8 weights in a MatMulInteger.
 """
 
 import math
@@ -14,21 +16,21 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from mixbit.affine import packed_bytes
+from mixbit.affine import factor_bytes, packed_bytes
 from mixbit.errors import InvalidInput, TargetMismatch, UnsupportedModel
 from mixbit.exporting import without_logs, without_torchs_warnings
 from mixbit.graph import Graph
-from mixbit.integers import integer_weights
+from mixbit.integers import float_weights, integer_weights
 from mixbit.interrupts import interrupts_later
 from mixbit.layers import find_layers
-from mixbit.scheme import Format
+from mixbit.scheme import FLOATS, Format
 from mixbit.target import DEFAULT_CHOICES, Runner, StoredWeight, Target
 from mixbit.targets._names import FURTHER, SEPARATOR
 
 ARTEFACT = "model.onnx"
 OPSET = 21  # the first with INT4 and per-channel DequantizeLinear of it
 #: Operators of onnxruntime that compute in integers, by the beginning of their names.
-INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize", "MatMulNBits")
+INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 #: Activation functions that it fuses into convolutions.
 FUSED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")
 
@@ -37,8 +39,12 @@ NEEDS_GRAPH = False
 
 
 def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
-    """Integers packed per plane, and a float32 scale per channel."""
-    return 4 * math.prod(shape) if fmt is None else packed_bytes(math.prod(shape), fmt.bits) + 4 * shape[axis]
+    """Integers packed per plane with float32 scales and zero points of a byte; or numbers of 2 bytes."""
+    if fmt is None:
+        return 4 * math.prod(shape)
+    if fmt.floating is not None:
+        return 2 * math.prod(shape)
+    return packed_bytes(math.prod(shape), fmt.bits) + factor_bytes(shape, axis, fmt)
 
 
 TARGET = Target(
@@ -53,6 +59,10 @@ TARGET = Target(
     weight_bytes=weight_bytes,
     note="weights stored at their width, unpacked to int8 when loaded, int8 arithmetic under a8",
     quantized_outputs=True,
+    features=frozenset({"one scale", "group", "zero point", *FLOATS, "dynamic"}),
+    not_beside_static=frozenset({"group", "zero point"}),
+    not_beside_dynamic=frozenset({"group", "zero point"}),
+    dynamic_choices=("w4a8d", "w6a8d", "w8a8d"),
 )
 
 
@@ -68,9 +78,12 @@ def write(graph: Graph, folder: Path) -> None:
 
     from mixbit.targets import _onnx
 
-    exported, weights = _export(graph), integer_weights(graph)
+    exported, weights, floats = _export(graph), integer_weights(graph), float_weights(graph)
     edited = exported.graph
-    for name in [layer.name for layer in find_layers(graph) if layer.name not in weights]:
+    for cast in [node for node in edited if node.op_type == "Cast" and node.inputs[0].name in floats]:
+        name = cast.inputs[0].name
+        _onnx.store_float(edited, cast, name, _small(floats[name]))
+    for name in [layer.name for layer in find_layers(graph) if layer.name not in weights | floats]:
         value = edited.initializers[name]
         value.name = f"{name}{SEPARATOR}weight"
         for number, (node, _, _) in enumerate(_onnx.readers(value)):
@@ -88,6 +101,8 @@ def write(graph: Graph, folder: Path) -> None:
         _onnx.quantize_bias(edited, gemm)
     _onnx.fold_numbers(edited)
     _onnx.drop_unused(edited)
+    if any(node.domain == _onnx.MICROSOFT for node in edited):
+        exported.opset_imports[_onnx.MICROSOFT] = 1
     ir.save(exported, folder / ARTEFACT)
 
 
@@ -162,7 +177,11 @@ def _import_extra() -> Any:
 
 def _export(graph: Graph) -> Any:
     """The graph as an onnx_ir model, with every quantizer as QuantizeLinear and DequantizeLinear."""
-    translations = {torch.ops.mixbit.quantize_dequantize.default: _quantize_dequantize}
+    translations = {
+        torch.ops.mixbit.quantize_dequantize.default: _quantize_dequantize,
+        torch.ops.mixbit.quantize_at_run_time.default: _quantize_at_run_time,
+        torch.ops.mixbit.round_to_type.default: _round_to_type,
+    }
     try:
         with without_torchs_warnings(), without_logs(), interrupts_later():
             exported: Any = torch.onnx.export(
@@ -197,6 +216,32 @@ def _quantize_dequantize(  # noqa: PLR0917 the arguments of mixbit.quantizer's o
     zero = op.Cast(zero_point, to=3 if low < 0 else 2)
     where = {"axis": axis} if axis >= 0 else {}
     return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero, **where), scale, zero, **where)
+
+
+def _quantize_at_run_time(
+    x: Any, bits: int, rows: bool, group: int, tensor: str  # noqa: ARG001
+) -> Any:  # fmt: skip
+    """Uint8 with one range for the tensor; `targets._onnx` lets products read the integers."""
+    import onnxscript
+
+    op: Any = onnxscript.opset21
+    return op.DequantizeLinear(*op.DynamicQuantizeLinear(x))
+
+
+def _round_to_type(x: Any, kind: str, tensor: str) -> Any:  # noqa: ARG001
+    import onnxscript
+
+    op: Any = onnxscript.opset21
+    return op.Cast(op.Cast(x, to=10 if kind == "float16" else 16), to=1)
+
+
+def _small(value: torch.Tensor) -> NDArray[Any]:
+    """A tensor of float16 or bfloat16 as an array."""
+    import ml_dtypes
+
+    if value.dtype == torch.float16:
+        return value.numpy()
+    return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
 
 
 def _executed(written: Any, optimized: Any, layers: list[str]) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 A weight is a constant of 2, 3, 4, 6 or 8 bits, converted to int8, less its offset, converted to float32 and multiplied
 by its scales. The CPU plugin folds everything up to int8 when it compiles the model and then runs the operator in int8,
-whatever the width on disk.
+whatever the width on disk. Where ranges are taken at run time, the file tells the plugin to quantize the inputs of
+products in groups itself, and the plugin multiplies them by the weights as they are stored.
 """
 
 import math
@@ -16,35 +17,44 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mixbit.affine import factor_bytes
 from mixbit.errors import InvalidInput, TargetMismatch, UnsupportedModel
 from mixbit.exporting import without_torchs_warnings
 from mixbit.graph import Graph
-from mixbit.integers import IntegerWeight, integer_weights
 from mixbit.interrupts import interrupts_later
 from mixbit.layers import find_layers
 from mixbit.nodes import get_tensor
-from mixbit.scheme import Format
+from mixbit.scheme import FLOATS, Format
 from mixbit.target import DEFAULT_CHOICES, Runner, StoredWeight, Target
 from mixbit.targets._names import FURTHER
+from mixbit.targets._openvino import TYPES, Weights, shape_of
 
 ARTEFACT = "model.xml"
-#: Element type on disk by width; u types hold the integers plus their offset.
-TYPES = {2: "u2", 3: "u3", 4: "i4", 6: "u6", 8: "i8"}
 #: Kinds of operators of the compiled graph that compute no layer: constants, moves, and what was not fused into one.
 OTHER_KINDS = ("Const", "Input", "Output", "Reorder", "Reshape", "Transpose", "Convert", "Eltwise", "Subgraph")
 #: Makes the plugin compute as the simulation does: no bfloat16, no quantization on the fly.
 SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
+
+#: Values of a row that share a range where the plugin takes it at run time: its own default on CPUs.
+GROUP = 32
+#: Where a file keeps the plugin's property: compiling it obeys, unless told otherwise.
+RUN_TIME_OPTION = ("runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
 
 #: Whether load() needs the captured graph of the model.
 NEEDS_GRAPH = False
 
 
 def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
-    """Integers packed without gaps, one float32 scale per channel, one offset byte where the type is unsigned."""
+    """Integers packed without gaps, float32 scales, zero points of a byte or one offset where the type is unsigned.
+
+    Numbers of 2 bytes in a small floating-point type.
+    """
     if fmt is None:
         return 4 * math.prod(shape)
-    offset = 1 if TYPES[fmt.bits].startswith("u") else 0
-    return packed_size(math.prod(shape), fmt.bits) + 4 * shape[axis] + offset
+    if fmt.floating is not None:
+        return 2 * math.prod(shape)
+    offset = 1 if fmt.symmetric and TYPES[fmt.bits].startswith("u") else 0
+    return packed_size(math.prod(shape), fmt.bits) + factor_bytes(shape, axis, fmt) + offset
 
 
 def packed_size(count: int, bits: int) -> int:
@@ -64,6 +74,10 @@ TARGET = Target(
     adds_into_layers=True,
     weight_bytes=weight_bytes,
     note="weights stored at their width, unpacked to int8 when compiled, int8 arithmetic under a8",
+    features=frozenset({"one scale", "group", "zero point", *FLOATS, "dynamic groups"}),
+    not_beside_static=frozenset({"group", "zero point"}),
+    dynamic_group=GROUP,
+    dynamic_choices=tuple(f"w{bits}a8dg{GROUP}" for bits in (4, 6, 8)),
 )
 
 
@@ -85,18 +99,22 @@ def write(graph: Graph, folder: Path) -> None:
     values = {node: get_tensor(graph.module, name).detach() for node, name in nodes.items()}
     num_inputs = len(graph.example.tensors)
     model = _converted(ov, graph, values)
-    weights, constants = integer_weights(graph), {}
+    weights = Weights(ov, graph)
     for parameter, name, value in zip(
         model.get_parameters()[num_inputs:], nodes.values(), values.values(), strict=True
     ):
-        if name not in constants:
-            constants[name] = _unpacked(ov, weights[name]) if name in weights else _in_float(name, value)
-        parameter.output(0).replace(constants[name].output(0))
-        model.remove_parameter(parameter)
-    for name, constant in constants.items():
-        for number, reader in enumerate(_readers(constant)):
+        for number, reader in enumerate(_readers(parameter), weights.num_readers.get(name, 0)):
             _name(reader, name if number == 0 else f"{name}{FURTHER}{number}")
+            weights.num_readers[name] = number + 1
+        for port in parameter.output(0).get_target_inputs():
+            if port.get_node().get_type_name() == "ShapeOf":
+                port.get_node().output(0).replace(shape_of(port.get_node(), value).output(0))
+            else:
+                port.replace_source_output(weights.read_by(name, value, port.get_node()).output(0))
+        model.remove_parameter(parameter)
     _part_extremes(model)
+    if weights.ranged:
+        model.set_rt_info(str(GROUP), list(RUN_TIME_OPTION))
     try:
         ov.serialize(model, folder / ARTEFACT, folder / "model.bin")
     except RuntimeError as error:
@@ -117,9 +135,11 @@ def load(
         InvalidInput: OpenVINO is not installed, or the file is missing.
         TargetMismatch: it is not an IR that OpenVINO compiles; from run(), it does not take those inputs.
     """
-    settings = {} if default_settings else SETTINGS
     ov, path = _openvino(), folder / ARTEFACT
     model, layers = _read(folder), list(stored(folder))
+    settings = {} if default_settings else dict(SETTINGS)
+    if settings and model.has_rt_info(list(RUN_TIME_OPTION)):
+        settings[RUN_TIME_OPTION[1]] = str(model.get_rt_info(list(RUN_TIME_OPTION)).astype(str))
     try:
         if batch_size is not None:
             model.reshape({port: [batch_size, *list(port.partial_shape)[1:]] for port in model.inputs})
@@ -146,7 +166,7 @@ def stored(folder: Path) -> dict[str, StoredWeight]:
     rows: dict[str, list[tuple[int, str]]] = {}
     for operator in _read(folder).get_ordered_ops():
         name, _, part = operator.get_friendly_name().rpartition("/")
-        if operator.get_type_name() == "Constant" and part in ("integers", "offset", "scale", "weight"):
+        if operator.get_type_name() == "Constant" and part in ("integers", "offset", "zero_point", "scale", "weight"):
             kind = operator.get_element_type().get_type_name()
             rows.setdefault(name, []).append((operator.get_byte_size(), f"{kind} {part}"))
     return {
@@ -205,14 +225,15 @@ def _converted(ov: Any, graph: Graph, values: dict[str, Tensor]) -> Any:
     shapes += [list(value.shape) for value in values.values()]
     try:
         with without_torchs_warnings(), interrupts_later():
-            model = ov.convert_model(graph.export(values), extension=_quantizers_to_fake_quantize())
+            model = ov.convert_model(graph.export(values), extension=_conversions())
         model.reshape({port: ov.PartialShape(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
     except (RuntimeError, ov.frontend.OpConversionFailure) as error:
         raise UnsupportedModel(f"OpenVINO cannot convert the model: {_last_line(error)}") from error
     return model
 
 
-def _quantizers_to_fake_quantize() -> Any:
+def _conversions() -> list[Any]:
+    """Of quantizers: to FakeQuantize, or to nothing where the plugin takes ranges itself."""
     from openvino import opset15 as ops
     from openvino.frontend.pytorch import ConversionExtension
 
@@ -222,25 +243,10 @@ def _quantizers_to_fake_quantize() -> Any:
         first, last = (low - zero_point) * scale, (high - zero_point) * scale
         return ops.fake_quantize(context.get_input(0), first, last, first, last, high - low + 1).outputs()
 
-    return ConversionExtension("mixbit.quantize_dequantize.default", convert)
-
-
-def _unpacked(ov: Any, weight: IntegerWeight) -> Any:
-    """Constant at the plan's width -> int8 -> less the offset -> float32 -> times the scales."""
-    from openvino import opset15 as ops
-
-    kind = TYPES[weight.bits]
-    unsigned = kind.startswith("u")
-    constant = ops.constant(weight.unsigned if unsigned else weight.integers, dtype=getattr(ov.Type, kind))
-    constant.set_friendly_name(f"{weight.name}/integers")
-    node = constant if kind == "i8" else ops.convert(constant, "i8")
-    if unsigned:
-        offset = ops.constant(np.array(weight.offset, dtype=np.int8))
-        offset.set_friendly_name(f"{weight.name}/offset")
-        node = ops.subtract(node, offset)
-    scale = ops.constant(weight.column)
-    scale.set_friendly_name(f"{weight.name}/scale")
-    return ops.multiply(ops.convert(node, "f32"), scale)
+    return [
+        ConversionExtension("mixbit.quantize_dequantize.default", convert),
+        ConversionExtension("mixbit.quantize_at_run_time.default", lambda context: [context.get_input(0)]),
+    ]
 
 
 def _part_extremes(model: Any) -> None:
@@ -255,14 +261,6 @@ def _part_extremes(model: Any) -> None:
         change = ops.unsqueeze if node.get_keep_dims() else ops.squeeze
         x, axes = node.input_values()
         node.output(0).replace(change(reduce(x, axes, keep_dims=not node.get_keep_dims()), axes).output(0))
-
-
-def _in_float(name: str, value: Tensor) -> Any:
-    from openvino import opset15 as ops
-
-    constant = ops.constant(value.cpu().numpy())
-    constant.set_friendly_name(f"{name}/weight")
-    return constant
 
 
 def _name(reader: Any, name: str) -> None:
@@ -309,12 +307,15 @@ def _executed(compiled: Any, layers: list[str]) -> dict[str, str]:
     """Layer -> operators, the type that they compute in, and kernel, from the plugin's own description of its graph."""
     rows: dict[str, dict[str, None]] = {}
     of_constants: dict[str, str] = {}
+    in_groups = int(compiled.get_property(RUN_TIME_OPTION[1]))
     for operator in compiled.get_runtime_model().get_ordered_ops():
         info = {key: str(value.value) for key, value in operator.get_rt_info().items()}
         kind, kernel = info.get("layerType", ""), info.get("primitiveType", "")
         if kind in OTHER_KINDS:
             continue
         computes = {"I8": "int8"}.get((last := kernel.rpartition("_")[2]), last)
+        if kind == "FullyConnected" and in_groups and kernel.startswith("brgemm") and _reads_integers(operator):
+            computes = f"int8, inputs in groups of {in_groups}"
         text = f"{kind} {computes} ({kernel})"
         for name in info.get("originalLayersNames", "").split(","):
             rows.setdefault(_owner(name, layers), {})[text] = None
@@ -322,6 +323,12 @@ def _executed(compiled: Any, layers: list[str]) -> dict[str, str]:
             of_constants.setdefault(_owner(value.get_node().get_friendly_name(), layers), text)
     found = of_constants | {layer: ", ".join(texts) for layer, texts in rows.items()}
     return {layer: found[layer] for layer in layers if layer in found}
+
+
+def _reads_integers(operator: Any) -> bool:
+    return any(
+        value.get_element_type().get_type_name() in ("i4", "u4", "i8", "u8") for value in operator.input_values()
+    )
 
 
 def _owner(name: str, layers: list[str]) -> str:

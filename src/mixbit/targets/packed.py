@@ -20,11 +20,11 @@ from mixbit import affine
 from mixbit.errors import InvalidInput, TargetMismatch
 from mixbit.files import save_arrays
 from mixbit.graph import Graph
-from mixbit.integers import integer_weights
+from mixbit.integers import float_weights, integer_weights
 from mixbit.layers import Layer, find_layers
 from mixbit.plan import Plan
-from mixbit.quantizer import Quantizer
-from mixbit.scheme import INPUT_BITS, WEIGHT_BITS, Format
+from mixbit.quantizer import Quantizer, run_time_quantizer
+from mixbit.scheme import FLOATS, INPUT_BITS, WEIGHT_BITS, Format
 from mixbit.simulate import activation_formats, assemble, check_plan, quantizer_path
 from mixbit.target import DEFAULT_CHOICES, Runner, StoredWeight, Target, find_target
 from mixbit.targets._names import SEPARATOR
@@ -37,10 +37,12 @@ NEEDS_GRAPH = True
 
 
 def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
-    """Integers packed per plane and one float32 scale per channel."""
+    """Integers packed per plane with float32 scales and zero points of a byte; or numbers of 2 bytes."""
     if fmt is None:
         return 4 * math.prod(shape)
-    return affine.packed_bytes(math.prod(shape), fmt.bits) + 4 * shape[axis]
+    if fmt.floating is not None:
+        return 2 * math.prod(shape)
+    return affine.packed_bytes(math.prod(shape), fmt.bits) + affine.factor_bytes(shape, axis, fmt)
 
 
 TARGET = Target(
@@ -54,6 +56,8 @@ TARGET = Target(
     adds_into_layers=False,
     weight_bytes=weight_bytes,
     note="weights stored at their width; a PyTorch module computes in float32 on the rounded values",
+    features=frozenset({"one scale", "group", "zero point", *FLOATS, "dynamic", "dynamic rows", "dynamic groups"}),
+    dynamic_choices=("w4a8d", "w6a8d", "w8a8d"),
 )
 
 
@@ -63,16 +67,20 @@ def require() -> None:
 
 def write(graph: Graph, folder: Path) -> None:
     """Write model.safetensors."""
-    weights = integer_weights(graph)
+    weights, floats = integer_weights(graph), float_weights(graph)
     state = graph.module.state_dict()
-    arrays = {name: value.cpu().numpy() for name, value in state.items() if name not in weights}
+    arrays = {name: value.cpu().numpy() for name, value in state.items() if name not in weights | floats}
     for name, weight in weights.items():
         for index, plane in enumerate(affine.pack(weight.unsigned, weight.bits)):
             arrays[f"{name}{SEPARATOR}{index}"] = plane
+        if weight.zero_point is not None:
+            arrays[f"{quantizer_path(name, of_weight=True)}.zero_point"] = weight.zero_point
+    for name, value in floats.items():  # numpy has no bfloat16
+        arrays[f"{name}{SEPARATOR}0"] = value.view(torch.int16).numpy()
     metadata = {
         "format": FORMAT,
         "plan": _plan_of(graph).model_dump_json(),
-        "biases": json.dumps(_biases(graph, list(weights))),
+        "biases": json.dumps(_biases(graph, [*weights, *floats])),
     }
     save_arrays(folder / ARTEFACT, arrays, metadata)
 
@@ -91,12 +99,14 @@ def restore(folder: Path, graph: Graph) -> Graph:
     try:
         biases = {node: tensors[name].to(device) for node, name in json.loads(metadata["biases"]).items()}
         weights = {
-            layer: Quantizer(layer.name, fmt, layer.axis, *_factors(tensors, layer.name, device, of_weight=True))
+            layer: _of_weight(tensors, layer, fmt, device)
             for layer in layers
             if (fmt := plan.scheme(layer.name).weight) is not None
         }
         activations = [
-            Quantizer(name, fmt, None, *_factors(tensors, name, device, of_weight=False))
+            run_time_quantizer(name, fmt, device)
+            if fmt.dynamic
+            else Quantizer(name, fmt, None, *_factors(tensors, name, device, of_weight=False))
             for name, fmt in activation_formats(graph, layers, plan, find_target(plan.target)).items()
         ]
         restored = assemble(graph, plan, [*weights.values(), *activations], biases)
@@ -144,16 +154,24 @@ def stored(folder: Path) -> dict[str, StoredWeight]:
     plan = Plan.from_json(metadata["plan"], str(folder / ARTEFACT))
     rows = {}
     for name in plan.layers:
-        scale = f"{quantizer_path(name, of_weight=True)}.scale"
-        planes = [key for key in tensors if key.partition(SEPARATOR)[0] == name and key != name]
-        parts = [*planes, scale] if planes else [name]
+        fmt, path = plan.scheme(name).weight, quantizer_path(name, of_weight=True)
+        parts = [key for key in tensors if key.partition(SEPARATOR)[0] == name and key != name]
+        factors = [] if fmt is None or fmt.floating else ["scale"] if fmt.symmetric else ["scale", "zero_point"]
+        parts = [*(parts or [name]), *(f"{path}.{factor}" for factor in factors)]
         missing = [part for part in parts if part not in tensors]
         if missing:
             raise TargetMismatch(f"{folder / ARTEFACT}: {missing[0]} is missing; export again")
         size = sum(tensors[part].numel() * tensors[part].element_size() for part in parts)
-        kinds = f"{plan.scheme(name).weight_bits}-bit planes, float32 scale" if planes else "float32"
-        rows[name] = StoredWeight(size, kinds)
+        rows[name] = StoredWeight(size, _types(fmt))
     return rows
+
+
+def _types(fmt: Format | None) -> str:
+    if fmt is None:
+        return "float32"
+    if fmt.floating is not None:
+        return fmt.floating
+    return f"{fmt.bits}-bit planes, float32 scale" + ("" if fmt.symmetric else ", uint8 zero_point")
 
 
 def _plan_of(graph: Graph) -> Plan:
@@ -188,17 +206,28 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def _of_weight(tensors: dict[str, Tensor], layer: Layer, fmt: Format, device: torch.device) -> Quantizer:
+    if fmt.floating is not None:
+        one = torch.ones(1, device=device)
+        return Quantizer(layer.name, fmt, layer.axis, one, torch.zeros_like(one))
+    return Quantizer(layer.name, fmt, layer.axis, *_factors(tensors, layer.name, device, of_weight=True))
+
+
 def _factors(tensors: dict[str, Tensor], name: str, device: torch.device, *, of_weight: bool) -> tuple[Tensor, Tensor]:
     path = quantizer_path(name, of_weight=of_weight)
     scale = tensors[f"{path}.scale"].to(device)
-    return scale, tensors.get(f"{path}.zero_point", torch.zeros_like(scale)).to(device)
+    return scale, tensors.get(f"{path}.zero_point", torch.zeros_like(scale)).to(scale)
 
 
 def _unpacked(tensors: dict[str, Tensor], layer: Layer, quantizer: Quantizer) -> Tensor:
-    bits = quantizer.format.bits
+    fmt, bits = quantizer.format, quantizer.format.bits
+    if fmt.floating is not None:
+        return tensors[f"{layer.name}{SEPARATOR}0"].view(getattr(torch, fmt.floating)).float()
     planes = [tensors[f"{layer.name}{SEPARATOR}{index}"].numpy() for index in range(len(affine.PLANES[bits]))]
-    low, _ = quantizer.format.integer_range
-    integers = affine.unpack(planes, bits, layer.numel).astype(np.float32).reshape(layer.shape) + low
-    return affine.dequantize(
-        torch.from_numpy(integers), quantizer.scale.cpu(), torch.zeros_like(quantizer.scale.cpu()), layer.axis
-    )
+    integers = torch.from_numpy(affine.unpack(planes, bits, layer.numel).astype(np.float32)) + fmt.integer_range[0]
+    if fmt.group is None:
+        integers = integers.reshape(layer.shape)
+    else:  # in channels and groups
+        rest = [size for axis, size in enumerate(layer.shape) if axis != layer.axis]
+        integers = integers.reshape(-1, *rest).movedim(0, layer.axis)
+    return affine.dequantize(integers, quantizer.scale.cpu(), quantizer.zero_point.cpu(), layer.axis)

@@ -1,0 +1,103 @@
+"""Which layer takes which scheme for a target: groups that divide, inputs whose range the runtime takes itself."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixbit.layers import Layer
+from mixbit.scheme import Format, Scheme
+
+#: Operators whose inputs runtimes quantize on the fly; lookups in a table read numbers of rows, which have no range.
+RANGED_AT_RUN_TIME = ("linear", "addmm", "matmul")
+#: Divisors that an error lists one by one.
+LISTED = 4
+
+
+def misfit(layer: Layer, scheme: Scheme) -> str | None:
+    """Why the layer cannot take the scheme, whatever the target, and what to do; None where it can.
+
+    Args:
+        layer: By its shape, output axis and operators.
+        scheme: One that the target offers, see `Target.schemes`.
+    """
+    found = _misfit_of_weight(layer, scheme.weight)
+    if found is None and scheme.input is not None and scheme.input.dynamic:
+        found = _misfit_of_input(layer, scheme.input, scheme.weight)
+    return None if found is None else f"{layer.name}: {found}"
+
+
+def takes_weight(layer: Layer, fmt: Format) -> bool:
+    """Whether the layer's weight can be stored in the format."""
+    return _misfit_of_weight(layer, fmt) is None
+
+
+def with_fallbacks(layers: Sequence[Layer], schemes: Sequence[Scheme]) -> tuple[tuple[Scheme, ...], NDArray[np.bool_]]:
+    """The schemes with those that take the place of dynamic ones, and [L, C] which layer is offered which.
+
+    A layer that cannot take a scheme whose input is ranged at run time is offered the same weight beside an input in
+    float, per channel where its groups do not divide the layer; such schemes are offered to no other layer.
+    """
+    dynamic = [scheme for scheme in schemes if scheme.input is not None and scheme.input.dynamic]
+    places = [
+        (row, _in_float(layer, scheme))
+        for row, layer in enumerate(layers)
+        for scheme in dynamic
+        if misfit(layer, scheme) is not None
+    ]
+    added = tuple(dict.fromkeys(scheme for _, scheme in places if scheme not in schemes))
+    every = (*schemes, *added)
+    asked = np.arange(len(every)) < len(schemes)
+    fits = np.array([[misfit(layer, scheme) is None for scheme in every] for layer in layers])
+    offered = fits & asked
+    for row, scheme in places:
+        offered[row, every.index(scheme)] = True
+    return every, offered
+
+
+def _in_float(layer: Layer, scheme: Scheme) -> Scheme:
+    weight = scheme.weight
+    if weight is not None and not takes_weight(layer, weight):
+        weight = dataclasses.replace(weight, granularity="channel", group=None)
+    return Scheme(weight)
+
+
+def _misfit_of_weight(layer: Layer, fmt: Format | None) -> str | None:
+    rest = layer.numel // max(1, layer.shape[layer.axis])
+    if fmt is None or fmt.group is None or rest % fmt.group == 0:
+        return None
+    return f"group {fmt.group} does not divide {rest} inputs; use one of {_divisors(rest)}"
+
+
+def _misfit_of_input(layer: Layer, fmt: Format, weight: Format | None) -> str | None:
+    kinds = [operation.kind.name for operation in layer.operations if operation.input is not None]
+    others = [kind for kind in kinds if kind not in RANGED_AT_RUN_TIME]
+    instead = "float" if weight is None else str(_in_float(layer, Scheme(weight)))
+    if others:
+        return (
+            f"ranges are taken at run time for linear layers and products of matrices, not for {others[0]}; "
+            f"give it {instead}, or a static range"
+        )
+    if fmt.group is None or not kinds:
+        return None
+    inputs = layer.numel // layer.shape[layer.axis]
+    if inputs % fmt.group:
+        return f"groups of {fmt.group} do not divide its {inputs} inputs; give it {instead}"
+    if weight is not None and weight.group is not None and weight.group % fmt.group:
+        return (
+            f"weights in groups of {weight.group}, inputs in groups of {fmt.group}: the former must be multiples of "
+            f"the latter; give it {instead}, or w{weight.bits}g{fmt.group}"
+        )
+    return None
+
+
+def _divisors(number: int) -> str:
+    """The divisors, the smallest ones and the number itself where they are many."""
+    found = [one for one in range(1, math.isqrt(number) + 1) if number % one == 0]
+    every = sorted({*found, *(number // one for one in found)})
+    texts = [str(one) for one in every]
+    if len(texts) <= LISTED:
+        return ", ".join(texts)
+    return f"{', '.join(texts[: LISTED - 1])}, ... {texts[-1]}"

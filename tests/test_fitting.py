@@ -1,0 +1,102 @@
+"""Which layer takes which scheme."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import mixbit as mb
+from mixbit.errors import InvalidInput
+from mixbit.fitting import misfit, with_fallbacks
+from mixbit.graph import capture
+from mixbit.layers import find_layers
+from mixbit.measurement import measure
+from mixbit.quantization import quantize
+from mixbit.scheme import Scheme
+from tests.networks import Net, plan_of
+
+PARTS = {
+    "table": lambda: nn.Embedding(7, 12),
+    "conv": lambda: nn.Conv1d(12, 8, 3, padding=1),
+    "fc": lambda: nn.Linear(8, 6),
+}
+
+
+@pytest.fixture(scope="module")
+def graph():
+    torch.manual_seed(0)
+    net = Net(lambda net, x: net.fc(net.conv(net.table(x).transpose(1, 2)).relu().transpose(1, 2)).mean(1), **{
+        name: make() for name, make in PARTS.items()
+    }).eval()  # fmt: skip
+    return capture(net, ids(2))
+
+
+def ids(count):
+    return torch.randint(0, 7, (count, 5), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("layer", "scheme", "message"),
+    [
+        (0, "w4g12", None),
+        (0, "w4g8", "table.weight: group 8 does not divide 12 inputs; use one of 1, 2, 3, ... 12"),
+        (1, "w4g9", None),
+        (1, "w4g5", "conv.weight: group 5 does not divide 36 inputs; use one of 1, 2, 3, ... 36"),
+        (2, "w4g3", "fc.weight: group 3 does not divide 8 inputs; use one of 1, 2, 4, 8"),
+        (0, "w8a8d", None),
+        (2, "w4g4a8d", None),
+        (2, "w4g4a8dr", None),
+        (1, "w8a8d", "conv.weight: ranges are taken at run time for linear layers .* not for conv1d; give it w8"),
+        (2, "w8a8dg4", None),
+        (2, "w8a8dg3", "fc.weight: groups of 3 do not divide its 8 inputs; give it w8"),
+        (2, "w8g2a8dg4", "fc.weight: weights in groups of 2, inputs in groups of 4: .* give it w8g2, or w8g4"),
+        (1, "w8a8", None),
+        (2, "float", None),
+    ],
+)  # fmt: skip
+def test_a_misfit_says_why_and_what_to_do(graph, layer, scheme, message):
+    found = misfit(find_layers(graph)[layer], Scheme.parse(scheme))
+    if message is None:
+        assert found is None
+    else:
+        with pytest.raises(AssertionError, match=message):
+            raise AssertionError(found)
+
+
+def test_layers_that_cannot_take_a_run_time_range_are_offered_its_weight_alone(graph):
+    schemes, offered = with_fallbacks(
+        find_layers(graph), [Scheme.parse(text) for text in ("w8a8d", "w4g8a8d", "float")]
+    )
+    assert [str(scheme) for scheme in schemes] == ["w8a8d", "w4g8a8d", "float", "w4", "w8"]
+    np.testing.assert_array_equal(offered, [[1, 0, 1, 1, 0], [0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
+
+
+def test_the_table_offers_what_fits_and_the_plan_is_refused_where_it_does_not(graph):
+    batches = [ids(8)]
+    table = measure(graph, batches, target="packed", choices=["w4g9", "w4g12", "w8"])
+    np.testing.assert_array_equal(np.isfinite(table.loss), [[0, 1, 1], [1, 1, 1], [0, 0, 1]])
+    with pytest.raises(InvalidInput, match=r"choices: none fits a layer; table.weight: group 9 .* or offer float too"):
+        measure(graph, batches, target="packed", choices=["w4g9"])
+    with pytest.raises(InvalidInput, match=r"plan: table.weight: group 9 does not divide 12 inputs"):
+        quantize(graph, plan_of(find_layers(graph), "w4g9", "packed"), batches)
+
+
+def test_ranges_at_run_time_tie_no_layers_and_leave_a_uniform_plan(graph):
+    table = measure(graph, [ids(8)], target="packed", choices=["w8a8d", "w4a8d"])
+    assert table.choices == ("w8a8d", "w4a8d", "w8", "w4")
+    assert table.input_ties == ()
+    plan = mb.search(table, mb.Budget(weight_ratio=0.5))
+    assert plan.layers["conv.weight"] == "w8"
+
+
+def test_a_pin_of_what_takes_the_place_of_a_run_time_range_leaves_it_to_others(graph):
+    table = measure(graph, [ids(8)], target="packed", choices=["w8a8d", "w8"])
+    pinned = table.pinned({"fc.weight": "w8"}, ["w8"])
+    np.testing.assert_array_equal(np.isfinite(pinned.loss), [[1, 0], [0, 1], [0, 1]])
+
+
+@pytest.mark.parametrize("metric", ["measured", "fit_error", "output_error", "hawq", "modelopt", "weight_error"])
+def test_every_metric_skips_what_does_not_fit(graph, metric):
+    batches = [(ids(8), torch.zeros(8, dtype=torch.long))]
+    table = measure(graph, batches, target="packed", choices=["w4g9", "w8ta8dr", "bfloat16"], metric=metric)
+    assert np.isfinite(table.loss).sum() == 1 + 3 + 3 - 1 + 1
