@@ -13,7 +13,7 @@ PACKAGE = Path(mixbit.__file__).parent
 LEVELS = (
     {"errors", "progress", "interrupts", "files", "journal", "options", "workers"},
     {"scheme", "sensitivity", "budget", "plan", "task", "batches", "target", "nncf_config"},
-    {"affine", "ranges", "quantizer", "search", "ranking"},  # numbers only
+    {"affine", "ranges", "quantizer", "search", "ranking", "sparsity"},  # numbers only
     {
         "exporting",
         "nodes",
@@ -30,6 +30,7 @@ LEVELS = (
     {
         "calibrate",
         "scales",
+        "masks",
         "estimate",
         "identity",
         "simulate",

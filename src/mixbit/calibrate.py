@@ -18,7 +18,7 @@ from mixbit.progress import track
 from mixbit.quantizer import Quantizer
 from mixbit.ranges import Histogram, mean_square_range
 from mixbit.samples import sample_axis
-from mixbit.scheme import Format
+from mixbit.scheme import Format, Sparsity
 from mixbit.task import Inputs
 
 #: Samples of an operator's input kept to choose scales on: enough for POSITIONS outputs a channel, within these bounds.
@@ -39,6 +39,8 @@ class Calibration:
         num_samples: Samples seen.
         scales: (layer, format) -> scales of its weight; filled as they are asked for.
         ranges: (node, format) -> scale and zero point of its tensor; filled as they are asked for.
+        masks: (layer, sparsity) -> which of its weights stay; filled by `mixbit.masks`, and by magnitude where they are
+            asked for before.
     """
 
     histograms: dict[str, Histogram]
@@ -47,6 +49,7 @@ class Calibration:
     num_samples: int
     scales: dict[tuple[str, Format], Tensor] = field(default_factory=dict)
     ranges: dict[tuple[str, Format], tuple[float, int]] = field(default_factory=dict)
+    masks: dict[tuple[str, Sparsity], Tensor] = field(default_factory=dict)
 
     def quantizer(self, node: str, fmt: Format, device: torch.device) -> Quantizer:
         """The quantizer of one activation, on the range with the least mean square error."""

@@ -20,6 +20,7 @@ class IntegerWeight:
         scale: [channels] float32.
         axis: The channels' axis.
         bits: Width in the file.
+        mask: Where the integers of a sparse format stay, in their shape; the others are 0. None elsewhere.
     """
 
     name: str
@@ -27,6 +28,7 @@ class IntegerWeight:
     scale: NDArray[np.float32]
     axis: int
     bits: int
+    mask: NDArray[np.bool_] | None = None
 
     @property
     def unsigned(self) -> NDArray[np.uint8]:
@@ -54,7 +56,8 @@ def integer_weights(graph: Graph) -> dict[str, IntegerWeight]:
             name = quantizer.tensor
             integers = quantizer.integers(get_tensor(graph.module, name).detach())
             scale = quantizer.scale.detach().float().cpu().numpy()
+            mask = None if quantizer.mask is None else quantizer.mask.cpu().numpy()
             weights[name] = IntegerWeight(
-                name, integers.cpu().numpy().astype(np.int8), scale, quantizer.axis, quantizer.format.bits
+                name, integers.cpu().numpy().astype(np.int8), scale, quantizer.axis, quantizer.format.bits, mask
             )
     return weights

@@ -14,12 +14,14 @@ from mixbit.estimate import Estimate, Question, check_estimate, joined
 from mixbit.graph import Graph
 from mixbit.layers import Layer, find_layers, model_fingerprint, shared_inputs
 from mixbit.liveness import live_activations
+from mixbit.masks import choose_masks
 from mixbit.metrics import BY_PARTS, Metric, find_metric
 from mixbit.progress import track
 from mixbit.ranking import ranking_problem
 from mixbit.scales import weight_quantizer
 from mixbit.scheme import Scheme
 from mixbit.sensitivity import FloatArray, Sensitivity
+from mixbit.sparsity import misfit
 from mixbit.target import Target, find_target
 from mixbit.task import Task
 
@@ -52,7 +54,8 @@ def measure(
         task: What the outputs mean; classification where None.
         metric: Name of a metric, as `hawq` or `hawq:vectors=20`, or a function from a `Question` to an `Estimate`.
         choices: Schemes to offer; the target's default ones where None.
-        calibration: Of the same graph and batches, where it is at hand.
+        calibration: Of the same graph and batches, where it is at hand; it may hold masks of sparse choices, see
+            `mixbit.masks`, which are Fisher-weighted otherwise.
         seed: Of every draw.
 
     Raises:
@@ -67,10 +70,12 @@ def measure(
     pairs = split_all(batches, len(graph.example.args))
     calibration = calibration or calibrate(graph, layers, [inputs for inputs, _ in pairs])
     calibration.check_layers(layers)
-    for layer in track(layers, "choose scales"):  # kept in the calibration, for the metric and for quantize()
-        for fmt in {scheme.weight for scheme in schemes if scheme.weight is not None}:
-            weight_quantizer(graph, layer, fmt, calibration)
     question = Question(graph, layers, schemes, calibration, pairs, task or Task.classification(), seed)
+    _check_offered(layers, schemes)
+    choose_masks(question)
+    for layer in track(layers, "choose scales"):  # kept in the calibration, for the metric and for quantize()
+        for fmt in question.weight_formats:
+            weight_quantizer(graph, layer, fmt, calibration)
     rounds = [*_rounds(pairs)] if getattr(method, "func", method) in BY_PARTS else [pairs]
     return _measured(question, name, method, rounds, target)
 
@@ -133,7 +138,9 @@ def _table(question: Question, estimate: Estimate, target: Target, metric: str) 
     return Sensitivity(
         layers=tuple(layer.name for layer in layers),
         choices=tuple(str(scheme) for scheme in question.schemes),
-        loss=estimate.loss,
+        loss=np.where(
+            [[_misfit(layer, scheme) is None for scheme in question.schemes] for layer in layers], estimate.loss, np.inf
+        ),
         standard_error=estimate.standard_error,
         usage=usage(layers, question.schemes, target),
         numel=np.array([float(layer.numel) for layer in layers]),
@@ -148,6 +155,20 @@ def _table(question: Question, estimate: Estimate, target: Target, metric: str) 
         trace=estimate.trace,
         live=live_activations(question.graph, layers, target),
     )
+
+
+def _misfit(layer: Layer, scheme: Scheme) -> str | None:
+    """Why the layer is not offered that scheme; None where it is."""
+    sparsity = scheme.weight.sparsity if scheme.weight else None
+    return None if sparsity is None else misfit(layer.shape, layer.axis, sparsity)
+
+
+def _check_offered(layers: tuple[Layer, ...], schemes: tuple[Scheme, ...]) -> None:
+    """Raise InvalidInput where a layer is offered none of the schemes."""
+    for layer in layers:
+        problems = [f"{scheme}: {problem}" for scheme in schemes if (problem := _misfit(layer, scheme))]
+        if len(problems) == len(schemes):
+            raise InvalidInput(f"{layer.name}: none of the choices fits; {problems[0]}")
 
 
 def usage(layers: tuple[Layer, ...], schemes: tuple[Scheme, ...], target: Target) -> dict[str, FloatArray]:

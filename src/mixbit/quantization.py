@@ -9,8 +9,10 @@ from torch import Tensor
 from mixbit.batches import split_batch
 from mixbit.calibrate import Calibration, calibrate, mean_output
 from mixbit.errors import InvalidInput
+from mixbit.estimate import Question
 from mixbit.graph import Graph
 from mixbit.layers import Layer, find_layers
+from mixbit.masks import choose_masks
 from mixbit.nodes import argument, get_tensor, tensor_of
 from mixbit.operators import can_take_bias
 from mixbit.plan import Plan
@@ -40,17 +42,19 @@ def quantize(
     Activations: one quantizer per tensor, shared by everyone who reads it, with a static range. Bias correction
     subtracts from each operator's bias the mean error of its output that the nearest rounding of its weight makes on
     the calibration data. Where weight and input are integers, a bias is a whole multiple of the product of their
-    scales, as runtimes hold it.
+    scales, as runtimes hold it. The zeros of sparse schemes are chosen by `mixbit.masks`, Fisher-weighted.
 
     Args:
         graph: A captured graph in float; it is left as it is.
         plan: A scheme for every layer, for the target it names.
-        batches: Calibration data, labels ignored; or, for the nearest rounding, a calibration of this graph.
+        batches: Calibration data, labels ignored; or, for the nearest rounding, a calibration of this graph, which
+            holds the masks of sparse schemes too.
         rounding: How weights become integers: a name in ROUNDINGS, with options as in `brecq:iterations=500`, or a
             function from a `Reconstruction` to a graph.
         bias_correction: Whether to correct biases.
-        task: What the outputs mean, for roundings that ask; classification where None.
-        seed: Of every draw of the rounding.
+        task: What the outputs mean, for roundings that ask and for the importance of weights that may become zero;
+            classification where None.
+        seed: Of every draw.
 
     Raises:
         InvalidInput: the plan is of another model, offers what the target does not run, the data does not fit, or the
@@ -59,16 +63,20 @@ def quantize(
     name, method = find_rounding(rounding)
     layers = check_plan(graph, plan)
     plan = _without_stale_claims(plan, layers)
-    inputs = None
+    inputs, task = None, task or Task.classification()
     if not isinstance(batches, Calibration):
-        inputs = [split_batch(batch, len(graph.example.args))[0] for batch in batches]
+        pairs = [split_batch(batch, len(graph.example.args)) for batch in batches]
+        inputs = [leaves for leaves, _ in pairs]
         batches = calibrate(graph, layers, inputs)
+        schemes = tuple(dict.fromkeys(plan.scheme(layer.name) for layer in layers))
+        sparse = tuple(layer for layer in layers if (fmt := plan.scheme(layer.name).weight) and fmt.sparsity)
+        choose_masks(Question(graph, sparse, schemes, batches, pairs, task, seed))
     elif method is not nearest:
         raise InvalidInput(f"rounding {name}: a calibration alone does not tell it enough; give the batches")
     simulated = simulate(graph, plan, batches, bias_correction=bias_correction)
     if inputs is None:
         return simulated
-    return method(Reconstruction(graph, simulated, inputs, task or Task.classification(), seed))
+    return method(Reconstruction(graph, simulated, inputs, task, seed))
 
 
 def simulate(graph: Graph, plan: Plan, calibration: Calibration, *, bias_correction: bool = True) -> Graph:

@@ -13,6 +13,7 @@ from mixbit.layers import Layer, find_layers, model_fingerprint
 from mixbit.plan import Plan
 from mixbit.quantizer import Quantizer
 from mixbit.scheme import Format
+from mixbit.sparsity import misfit
 from mixbit.target import Target, find_target
 
 BETWEEN = Format(8, "tensor", symmetric=False)
@@ -25,6 +26,11 @@ def check_plan(graph: Graph, plan: Plan) -> tuple[Layer, ...]:
     layers = find_layers(graph)
     plan.check_model([layer.name for layer in layers], model_fingerprint(layers))
     find_target(plan.target).schemes(sorted(set(plan.layers.values())))
+    for layer in layers:
+        fmt = plan.scheme(layer.name).weight
+        problem = misfit(layer.shape, layer.axis, fmt.sparsity) if fmt and fmt.sparsity else None
+        if problem is not None:
+            raise InvalidInput(f"plan: {layer.name} ({plan.layers[layer.name]}): {problem}")
     return layers
 
 

@@ -22,6 +22,8 @@ from mixbit.graph import Graph, capture
 from mixbit.layers import find_layers
 from mixbit.plan import Plan
 from mixbit.quantization import quantize
+from mixbit.scheme import Scheme
+from mixbit.sparsity import misfit
 from mixbit.target import TARGETS, Runner, StoredWeight, target_module
 from mixbit.targets import export
 from mixbit.task import Inputs, Task
@@ -132,6 +134,15 @@ CASES = [
         *[("everything", scheme) for scheme in ("mixed", "w4", "float")],
         *[("shared", scheme) for scheme in ("w4a8", "w3", "float")],
         *[("widths", f"w4a{bits}") for bits in target_module(name).TARGET.input_bits if bits != 8],
+        *[
+            case
+            for case in (
+                *[("widths", f"w{bits}a8@{bits}0%") for bits in target_module(name).TARGET.weight_bits],
+                *[("everything", scheme) for scheme in ("w8a8@2:4", "w4@1:2", "w8a8@99%")],
+                ("shared", "w3@2:4"),
+            )
+            if "sparsity" in target_module(name).TARGET.features
+        ],
     )
 ]
 
@@ -181,10 +192,15 @@ def batches(network: str) -> list[Any]:
 
 
 def simulate(graph: Graph, target: str, network: str, scheme: str) -> Graph:
-    layers = find_layers(graph)
+    """Layers that the blocks of a sparse scheme do not fit take it without zeros."""
+    layers, schemes = find_layers(graph), {}
     widths = target_module(target).TARGET.weight_bits
-    mixed = {layer.name: f"w{widths[index % len(widths)]}a8" for index, layer in enumerate(layers)}
-    return quantize(graph, plan_of(layers, mixed if scheme == "mixed" else scheme, target), batches(network))
+    for index, layer in enumerate(layers):
+        wanted = f"w{widths[index % len(widths)]}a8" if scheme == "mixed" else scheme
+        weight = Scheme.parse(wanted).weight
+        fits = weight is None or weight.sparsity is None or not misfit(layer.shape, layer.axis, weight.sparsity)
+        schemes[layer.name] = wanted if fits else wanted.partition("@")[0]
+    return quantize(graph, plan_of(layers, schemes, target), batches(network))
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)

@@ -1,8 +1,9 @@
 """Target onnxruntime: ONNX in QDQ form whose weights are stored at the plan's width and run in int8.
 
 Weights of 8 bits are int8 initializers. Weights of 4 bits are INT4 initializers behind a Cast to int8; the other widths
-are bit planes in uint8 words, unpacked by shift, and, or, concat, reshape, cast and subtract. onnxruntime folds all of
-it when it loads the file, so that every width runs as int8.
+are bit planes in uint8 words, unpacked by shift, and, or, concat, reshape, cast and subtract. Of a sparse weight only
+the integers that stay are stored, and one bit a weight; cumulative sum and gather put them in their places.
+onnxruntime folds all of it when it loads the file, so that every width runs as int8.
 """
 
 import math
@@ -22,8 +23,10 @@ from mixbit.integers import integer_weights
 from mixbit.interrupts import interrupts_later
 from mixbit.layers import find_layers
 from mixbit.scheme import Format
+from mixbit.simulate import quantizer_path
 from mixbit.target import DEFAULT_CHOICES, Runner, StoredWeight, Target
 from mixbit.targets._names import FURTHER, SEPARATOR
+from mixbit.targets._sparse import mask_bytes, num_stored
 
 ARTEFACT = "model.onnx"
 OPSET = 21  # the first with INT4 and per-channel DequantizeLinear of it
@@ -37,8 +40,12 @@ NEEDS_GRAPH = False
 
 
 def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
-    """Integers packed per plane, and a float32 scale per channel."""
-    return 4 * math.prod(shape) if fmt is None else packed_bytes(math.prod(shape), fmt.bits) + 4 * shape[axis]
+    """Integers packed per plane, and a float32 scale per channel; where weights are zero, no integers but a mask."""
+    numel = math.prod(shape)
+    if fmt is None:
+        return 4 * numel
+    integers = packed_bytes(num_stored(numel, fmt.sparsity), fmt.bits)
+    return integers + mask_bytes(numel, fmt.sparsity) + 4 * shape[axis]
 
 
 TARGET = Target(
@@ -51,8 +58,10 @@ TARGET = Target(
     integer_operators=frozenset({"add", "cat", "average_pool", "matmul"}),
     adds_into_layers=False,
     weight_bytes=weight_bytes,
-    note="weights stored at their width, unpacked to int8 when loaded, int8 arithmetic under a8",
+    note="weights stored at their width, zeros as bits of a mask, unpacked to int8 when loaded, int8 arithmetic under "
+    "a8; zeros make the file smaller and nothing faster",
     quantized_outputs=True,
+    features=frozenset({"sparsity"}),
 )
 
 
@@ -70,13 +79,14 @@ def write(graph: Graph, folder: Path) -> None:
 
     exported, weights = _export(graph), integer_weights(graph)
     edited = exported.graph
+    of_scales = {f"{quantizer_path(name, of_weight=True)}.scale": weight for name, weight in weights.items()}
     for name in [layer.name for layer in find_layers(graph) if layer.name not in weights]:
         value = edited.initializers[name]
         value.name = f"{name}{SEPARATOR}weight"
         for number, (node, _, _) in enumerate(_onnx.readers(value)):
             _onnx.name_reader(node, name, number)
     for quantize in [node for node in edited if node.op_type == "QuantizeLinear"]:
-        weight = weights.get(quantize.inputs[0].name)
+        weight = of_scales.get(quantize.inputs[1].name)  # between a sparse weight and its quantizer is its mask
         if weight is None:
             _onnx.finish_activation(edited, quantize)
         else:

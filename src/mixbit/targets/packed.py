@@ -1,7 +1,8 @@
 """Target packed: safetensors with weights bit-packed at any width, loadable back into a running module.
 
 The file holds the state of the quantized graph under its own names, a weight as bit planes `NAME::0`, `NAME::1`, ...
-of `mixbit.affine.pack`, and the plan as JSON in its metadata. It has no code: the graph comes from the user's model.
+of `mixbit.affine.pack`, and the plan as JSON in its metadata. Of a sparse weight it holds the integers that stay, and
+one bit a weight, `NAME::mask`. It has no code: the graph comes from the user's model.
 """
 
 import json
@@ -28,6 +29,7 @@ from mixbit.scheme import INPUT_BITS, WEIGHT_BITS, Format
 from mixbit.simulate import activation_formats, assemble, check_plan, quantizer_path
 from mixbit.target import DEFAULT_CHOICES, Runner, StoredWeight, Target, find_target
 from mixbit.targets._names import SEPARATOR
+from mixbit.targets._sparse import MASK, expanded, mask_bytes, num_stored, packed_mask, unpacked_mask, without_zeros
 
 ARTEFACT = "model.safetensors"
 FORMAT = "mixbit packed 1"
@@ -37,10 +39,12 @@ NEEDS_GRAPH = True
 
 
 def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
-    """Integers packed per plane and one float32 scale per channel."""
+    """Integers packed per plane and one float32 scale per channel; where weights are zero, no integers but a mask."""
+    numel = math.prod(shape)
     if fmt is None:
-        return 4 * math.prod(shape)
-    return affine.packed_bytes(math.prod(shape), fmt.bits) + 4 * shape[axis]
+        return 4 * numel
+    integers = affine.packed_bytes(num_stored(numel, fmt.sparsity), fmt.bits)
+    return integers + mask_bytes(numel, fmt.sparsity) + 4 * shape[axis]
 
 
 TARGET = Target(
@@ -53,7 +57,9 @@ TARGET = Target(
     integer_operators=frozenset(),
     adds_into_layers=False,
     weight_bytes=weight_bytes,
-    note="weights stored at their width; a PyTorch module computes in float32 on the rounded values",
+    note="weights stored at their width, zeros as bits of a mask; a PyTorch module computes in float32 on the rounded "
+    "values",
+    features=frozenset({"sparsity"}),
 )
 
 
@@ -67,8 +73,10 @@ def write(graph: Graph, folder: Path) -> None:
     state = graph.module.state_dict()
     arrays = {name: value.cpu().numpy() for name, value in state.items() if name not in weights}
     for name, weight in weights.items():
-        for index, plane in enumerate(affine.pack(weight.unsigned, weight.bits)):
+        for index, plane in enumerate(affine.pack(without_zeros(weight).unsigned, weight.bits)):
             arrays[f"{name}{SEPARATOR}{index}"] = plane
+        if weight.mask is not None:
+            arrays[f"{name}{SEPARATOR}{MASK}"] = packed_mask(weight.mask)
     metadata = {
         "format": FORMAT,
         "plan": _plan_of(graph).model_dump_json(),
@@ -91,7 +99,13 @@ def restore(folder: Path, graph: Graph) -> Graph:
     try:
         biases = {node: tensors[name].to(device) for node, name in json.loads(metadata["biases"]).items()}
         weights = {
-            layer: Quantizer(layer.name, fmt, layer.axis, *_factors(tensors, layer.name, device, of_weight=True))
+            layer: Quantizer(
+                layer.name,
+                fmt,
+                layer.axis,
+                *_factors(tensors, layer.name, device, of_weight=True),
+                None if fmt.sparsity is None else _mask(tensors, layer).to(device),
+            )
             for layer in layers
             if (fmt := plan.scheme(layer.name).weight) is not None
         }
@@ -151,7 +165,8 @@ def stored(folder: Path) -> dict[str, StoredWeight]:
         if missing:
             raise TargetMismatch(f"{folder / ARTEFACT}: {missing[0]} is missing; export again")
         size = sum(tensors[part].numel() * tensors[part].element_size() for part in parts)
-        kinds = f"{plan.scheme(name).weight_bits}-bit planes, float32 scale" if planes else "float32"
+        sparse = ", 1-bit mask" if f"{name}{SEPARATOR}{MASK}" in planes else ""
+        kinds = f"{plan.scheme(name).weight_bits}-bit planes{sparse}, float32 scale" if planes else "float32"
         rows[name] = StoredWeight(size, kinds)
     return rows
 
@@ -194,11 +209,16 @@ def _factors(tensors: dict[str, Tensor], name: str, device: torch.device, *, of_
     return scale, tensors.get(f"{path}.zero_point", torch.zeros_like(scale)).to(device)
 
 
+def _mask(tensors: dict[str, Tensor], layer: Layer) -> Tensor:
+    return torch.from_numpy(unpacked_mask(tensors[f"{layer.name}{SEPARATOR}{MASK}"].numpy(), layer.shape))
+
+
 def _unpacked(tensors: dict[str, Tensor], layer: Layer, quantizer: Quantizer) -> Tensor:
     bits = quantizer.format.bits
     planes = [tensors[f"{layer.name}{SEPARATOR}{index}"].numpy() for index in range(len(affine.PLANES[bits]))]
     low, _ = quantizer.format.integer_range
-    integers = affine.unpack(planes, bits, layer.numel).astype(np.float32).reshape(layer.shape) + low
+    stored = affine.unpack(planes, bits, num_stored(layer.numel, quantizer.format.sparsity)).astype(np.float32) + low
+    integers = expanded(stored, layer.shape, None if quantizer.mask is None else quantizer.mask.cpu().numpy())
     return affine.dequantize(
         torch.from_numpy(integers), quantizer.scale.cpu(), torch.zeros_like(quantizer.scale.cpu()), layer.axis
     )
