@@ -11,6 +11,7 @@ import mixbit as mb
 from mixbit.affine import min_max_factors
 from mixbit.calibrate import calibrate
 from mixbit.errors import InvalidInput
+from mixbit.estimate import Question
 from mixbit.graph import capture
 from mixbit.layers import find_layers
 from mixbit.masks import choose_masks, mean_square_gradients
@@ -219,8 +220,8 @@ def test_measure_and_quantize_take_the_same_weights_out(captured):
     graph, batches = captured
     layers = find_layers(graph)
     calibration = calibrate(graph, layers, [Inputs.of(x) for x, _ in batches])
-    table = mb.measure(graph, batches, target="packed", choices=["w8a8", "w4a8@30%"], calibration=calibration, seed=5)
-    simulated = quantize(graph, plan_of(layers, "w4a8@30%", "packed"), batches, seed=5)
+    table = mb.measure(graph, batches, target="packed", choices=["w8a8", "w4a8@30%"], calibration=calibration)
+    simulated = quantize(graph, plan_of(layers, "w4a8@30%", "packed"), batches)
     for layer in layers:
         assert torch.equal(by_tensor(simulated)[layer.name].mask, calibration.masks[layer.name, Sparsity(30)])
     assert np.isfinite(table.loss).all()
@@ -244,3 +245,22 @@ def test_uniform_plans_leave_out_layers_with_one_choice(captured):
     table = mb.measure(graph, batches, target="packed", choices=["w8a8", "w8a8@2:4"])
     plans = uniform_plans(table, mb.Budget(weight_bytes=520))
     assert [list(plan.layers.values()) for plan in plans] == [["w8a8", "w8a8@2:4", "w8a8@2:4"]]
+
+
+@pytest.mark.parametrize("importance", ["magnitude", "fisher"])
+def test_quantize_takes_the_importance_that_is_asked_for(captured, importance):
+    graph, batches = captured
+    layers, scheme = find_layers(graph), Scheme.parse("w4a8@30%")
+    pairs = [(Inputs.of(x), None) for x, _ in batches]
+    calibration = calibrate(graph, layers, [inputs for inputs, _ in pairs])
+    choose_masks(Question(graph, layers, (scheme,), calibration, pairs, Task.classification(), 3), importance)
+    simulated = quantize(graph, plan_of(layers, "w4a8@30%", "packed"), batches, seed=3, importance=importance)
+    for layer in layers:
+        assert torch.equal(by_tensor(simulated)[layer.name].mask, calibration.masks[layer.name, Sparsity(30)])
+
+
+def test_importances_differ(captured):
+    graph, batches = captured
+    plan = plan_of(find_layers(graph), "w4a8@30%", "packed")
+    one, other = (by_tensor(quantize(graph, plan, batches, importance=name)) for name in ("magnitude", "fisher"))
+    assert not torch.equal(one["b.weight"].mask, other["b.weight"].mask)

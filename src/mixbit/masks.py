@@ -24,6 +24,8 @@ IMPORTANCES = {
     "fisher": "w^2 times the mean square of the samples' gradients: the loss of zeroing the weight, to second order.",
     "magnitude": "The weight's absolute value; without data.",
 }
+#: Taken where nobody says.
+IMPORTANCE = "magnitude"
 
 
 def check_importance(importance: str) -> None:
@@ -32,7 +34,7 @@ def check_importance(importance: str) -> None:
         raise InvalidInput(f"importance {importance!r} is unknown; known: {', '.join(IMPORTANCES)}")
 
 
-def choose_masks(question: Question, importance: str = "fisher") -> None:
+def choose_masks(question: Question, importance: str = IMPORTANCE) -> None:
     """Put the masks of the question's sparse schemes into its calibration; those that are there stay.
 
     `fisher` takes the question's task, batches and seed: labels are drawn from the model, but for a loss of the user's

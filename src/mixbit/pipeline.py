@@ -17,6 +17,7 @@ from mixbit.calibrate import Calibration, calibrate
 from mixbit.check import check_set
 from mixbit.choosing import cheapest_enough, searched
 from mixbit.errors import InvalidInput
+from mixbit.estimate import Question
 from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
 from mixbit.files import check_writable_folder, sha256, whole_folder, write_text
 from mixbit.graph import Graph, capture, check_module
@@ -24,11 +25,13 @@ from mixbit.identity import source_digest, tensors_digest
 from mixbit.journal import Journal
 from mixbit.latency import paired_latency_ms
 from mixbit.layers import find_layers, model_fingerprint
+from mixbit.masks import IMPORTANCE, check_importance, choose_masks
 from mixbit.measurement import measure
 from mixbit.metrics import Metric, find_metric
 from mixbit.plan import Plan
 from mixbit.quantization import quantize
 from mixbit.result import FILE_NAME, Result, deployed_figures, environment, figures, layer_rows
+from mixbit.scheme import Scheme
 from mixbit.scoring import Score, Scoring
 from mixbit.search import Method, find_search, uniform_plans
 from mixbit.sensitivity import Sensitivity
@@ -58,6 +61,7 @@ class Settings:
         choices: Schemes to choose from; the target's default ones where None.
         metric: Name of the metric, or a function of the same kind.
         search: Name of the search, or a function of the same kind.
+        importance: What decides which weights sparse choices make zero: a name in `mixbit.masks.IMPORTANCES`.
         pins: Pattern of layers' names -> the scheme that they take, see `Sensitivity.pinned`.
         score: Evaluation function of the user's own, for searches that try plans and for a largest drop:
             `score(model, batches)`, the higher the better. Where None, accuracy, or without labels the divergence.
@@ -71,6 +75,7 @@ class Settings:
     choices: Sequence[str] | None = None
     metric: str | Metric = "fisher"
     search: str | Method = "ilp"
+    importance: str = IMPORTANCE
     pins: Mapping[str, str] = field(default_factory=dict)
     score: Score | None = None
     eval_subset_ratio: float = 1.0
@@ -189,6 +194,7 @@ class _Run:
         self.target.schemes(settings.choices)
         find_metric(settings.metric)
         find_search(settings.search)
+        check_importance(settings.importance)
         check_writable_folder(out, force=force)
         if not 0 < settings.eval_subset_ratio <= 1:
             raise InvalidInput(f"eval_subset_ratio={settings.eval_subset_ratio}: give a share between 0 and 1")
@@ -289,6 +295,9 @@ class _Run:
     def _measure(self, graph: Graph, kept: list[Batch], calibration: Calibration) -> Sensitivity:
         choices = [str(scheme) for scheme in self.target.schemes(self.settings.choices)]
         only_pinned = [scheme for scheme in dict.fromkeys(self.settings.pins.values()) if scheme not in choices]
+        schemes = tuple(Scheme.parse(choice) for choice in (*choices, *only_pinned))
+        question = Question(graph, find_layers(graph), schemes, calibration, kept, self.task, self.settings.seed)
+        choose_masks(question, self.settings.importance)  # kept in the calibration, for measure() and quantize()
         table = measure(
             graph,
             kept,
@@ -306,6 +315,7 @@ class _Run:
         about = {
             "target": self.target.name,
             "task": self.task.name,
+            "importance": self.settings.importance,
             "score": None if self.settings.score is None else source_digest(self.settings.score),
             "network": tensors_digest(graph.module.state_dict().values()),
         }

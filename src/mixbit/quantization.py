@@ -12,7 +12,7 @@ from mixbit.errors import InvalidInput
 from mixbit.estimate import Question
 from mixbit.graph import Graph
 from mixbit.layers import Layer, find_layers
-from mixbit.masks import choose_masks
+from mixbit.masks import IMPORTANCE, choose_masks
 from mixbit.nodes import argument, get_tensor, tensor_of
 from mixbit.operators import can_take_bias
 from mixbit.plan import Plan
@@ -36,13 +36,14 @@ def quantize(
     bias_correction: bool = True,
     task: Task | None = None,
     seed: int = 0,
+    importance: str = IMPORTANCE,
 ) -> Graph:
     """The graph with the plan's quantizers, simulated in float: a module that evaluates and trains.
 
     Activations: one quantizer per tensor, shared by everyone who reads it, with a static range. Bias correction
     subtracts from each operator's bias the mean error of its output that the nearest rounding of its weight makes on
     the calibration data. Where weight and input are integers, a bias is a whole multiple of the product of their
-    scales, as runtimes hold it. The zeros of sparse schemes are chosen by `mixbit.masks`, Fisher-weighted.
+    scales, as runtimes hold it.
 
     Args:
         graph: A captured graph in float; it is left as it is.
@@ -55,6 +56,7 @@ def quantize(
         task: What the outputs mean, for roundings that ask and for the importance of weights that may become zero;
             classification where None.
         seed: Of every draw.
+        importance: What decides which weights a sparse scheme makes zero: a name in `mixbit.masks.IMPORTANCES`.
 
     Raises:
         InvalidInput: the plan is of another model, offers what the target does not run, the data does not fit, or the
@@ -70,7 +72,7 @@ def quantize(
         batches = calibrate(graph, layers, inputs)
         schemes = tuple(dict.fromkeys(plan.scheme(layer.name) for layer in layers))
         sparse = tuple(layer for layer in layers if (fmt := plan.scheme(layer.name).weight) and fmt.sparsity)
-        choose_masks(Question(graph, sparse, schemes, batches, pairs, task, seed))
+        choose_masks(Question(graph, sparse, schemes, batches, pairs, task, seed), importance)
     elif method is not nearest:
         raise InvalidInput(f"rounding {name}: a calibration alone does not tell it enough; give the batches")
     simulated = simulate(graph, plan, batches, bias_correction=bias_correction)

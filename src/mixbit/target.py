@@ -20,6 +20,9 @@ TARGETS = {
 #: Offered where nothing else is asked for: the widths that every target stores, executed in int8.
 DEFAULT_CHOICES = ("w2a8", "w3a8", "w4a8", "w6a8", "w8a8")
 
+#: What becomes of a feature that a target does not have, where that needs saying.
+WITHOUT = {"sparsity": " (its file would hold the zeros too and be no smaller)"}
+
 
 @dataclass(frozen=True)
 class Target:
@@ -72,7 +75,9 @@ class Target:
             if not self.offers(scheme):
                 widths = ", ".join(f"w{bits}" for bits in self.weight_bits)
                 inputs = ", ".join(f"a{bits}" for bits in self.input_bits)
-                missing = "".join(f", no {word}" for word in sorted(scheme.features - self.features))
+                missing = "".join(
+                    f", no {word}{WITHOUT.get(word, '')}" for word in sorted(scheme.features - self.features)
+                )
                 raise InvalidInput(
                     f"choice {scheme}: target {self.name} does not run it; weights {widths}, inputs {inputs} or float"
                     f"{missing}"
