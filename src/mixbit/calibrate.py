@@ -39,8 +39,8 @@ class Calibration:
         num_samples: Samples seen.
         scales: (layer, format) -> scales of its weight; filled as they are asked for.
         ranges: (node, format) -> scale and zero point of its tensor; filled as they are asked for.
-        masks: (layer, sparsity) -> which of its weights stay; filled by `mixbit.masks`, and by magnitude where they are
-            asked for before.
+        masks: (layer, sparsity) -> which of its weights stay; filled by `mixbit.masks`, or by magnitude as they are
+            asked for.
     """
 
     histograms: dict[str, Histogram]

@@ -14,7 +14,6 @@ from mixbit.estimate import Estimate, Question, check_estimate, joined
 from mixbit.graph import Graph
 from mixbit.layers import Layer, find_layers, model_fingerprint, shared_inputs
 from mixbit.liveness import live_activations
-from mixbit.masks import choose_masks
 from mixbit.metrics import BY_PARTS, Metric, find_metric
 from mixbit.progress import track
 from mixbit.ranking import ranking_problem
@@ -54,8 +53,8 @@ def measure(
         task: What the outputs mean; classification where None.
         metric: Name of a metric, as `hawq` or `hawq:vectors=20`, or a function from a `Question` to an `Estimate`.
         choices: Schemes to offer; the target's default ones where None.
-        calibration: Of the same graph and batches, where it is at hand; it may hold masks of sparse choices, see
-            `mixbit.masks`, which are Fisher-weighted otherwise.
+        calibration: Of the same graph and batches, where it is at hand; sparse choices take the masks that it holds,
+            see `mixbit.masks`, and others by magnitude.
         seed: Of every draw.
 
     Raises:
@@ -72,7 +71,6 @@ def measure(
     calibration.check_layers(layers)
     question = Question(graph, layers, schemes, calibration, pairs, task or Task.classification(), seed)
     _check_offered(layers, schemes)
-    choose_masks(question)
     for layer in track(layers, "choose scales"):  # kept in the calibration, for the metric and for quantize()
         for fmt in question.weight_formats:
             weight_quantizer(graph, layer, fmt, calibration)
