@@ -44,7 +44,8 @@ def fit(question: Question, *, tolerance: float | None = None) -> Estimate:
     Args:
         question: Its batches need labels; its seed has no effect, since nothing is drawn.
         tolerance: Stop once every trace has a standard error below this share of it, after two batches or more; a
-            trace of zero counts as known. All batches where None.
+            trace of zero counts as known, and that of a sparse format is weighted by what each weight adds. All
+            batches where None.
 
     Source: A. Zandonati et al., "FIT: A Metric for Model Sensitivity", ICLR 2023.
 
