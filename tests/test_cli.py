@@ -179,6 +179,27 @@ def test_quantize_json_is_the_result_file(code, run, tmp_path):
     assert json.loads(out) == json.loads((tmp_path / "out" / "result.json").read_text())
 
 
+def test_sparse_choices_make_a_smaller_file(code, run, tmp_path):
+    """Half of the second layer's weights, pinned, and whatever the budget asks for of the first; then verified."""
+    results = {}
+    for name, further in (
+        ("dense", ("--choices", "w8a8")),
+        ("sparse", ("--choices", "w8a8,w8a8@2:4,w4a8@50%", "--pin", "3.weight=w8a8@2:4", "--importance", "fisher")),
+    ):
+        words = quantize_words(code, tmp_path / name, budget="weight_ratio=0.33")
+        status, out, err = run(*words, *further, "--json")
+        assert status == 0, err
+        results[name] = json.loads(out)
+    layers = results["sparse"]["layers"]
+    assert layers["3.weight"]["scheme"] == "w8a8@2:4"
+    assert layers["3.weight"]["weight_bytes"] == 192 // 8 + 192 // 2 + 3 * 4
+    assert results["sparse"]["deployed"]["weight_bytes"] < results["dense"]["deployed"]["weight_bytes"]
+    assert run("verify", tmp_path / "sparse")[0] == 0
+    status, _, err = run(*quantize_words(code, tmp_path / "unknown"), "--importance", "size")
+    assert status == 2
+    assert "importance 'size' is unknown; known: fisher, magnitude" in err
+
+
 def test_a_loss_of_ones_own_is_what_metrics_measure(code, run, tmp_path):
     loss = tmp_path / "loss.py"
     loss.write_text(

@@ -13,7 +13,7 @@ PACKAGE = Path(mixbit.__file__).parent
 LEVELS = (
     {"errors", "progress", "interrupts", "files", "journal", "options", "workers"},
     {"scheme", "sensitivity", "budget", "plan", "task", "batches", "target", "nncf_config"},
-    {"affine", "histogram", "ranges", "quantizer", "search", "ranking"},  # numbers only
+    {"affine", "histogram", "ranges", "quantizer", "search", "ranking", "sparsity"},  # numbers only
     {
         "exporting",
         "nodes",
@@ -39,6 +39,7 @@ LEVELS = (
         "batchnorm",
         "equalize",
         "scales",
+        "masks",
         "estimate",
         "identity",
         "simulate",

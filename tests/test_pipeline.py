@@ -449,3 +449,39 @@ def test_an_unknown_flavour_is_refused(net, batches, tmp_path):
             out=tmp_path / "o",
             settings=Settings(flavour="dynamo"),
         )
+
+
+def test_sparse_choices_go_the_whole_way(net, batches, tmp_path):
+    """Pinned and searched for; the layer that blocks do not fit keeps its zeros out, and the file is smaller."""
+    dense, sparse = (
+        mb.auto_quantize(
+            net,
+            batches,
+            target="packed",
+            budget=mb.Budget(weight_bytes=size),
+            out=tmp_path / name,
+            settings=Settings(choices=choices, pins={"head.weight": "w8a8"}, importance="fisher"),
+        )
+        for name, size, choices in (("dense", 900, ["w8a8"]), ("sparse", 560, ["w8a8", "w8a8@2:4", "w4a8@50%"]))
+    )
+    sparse.comparison.check()
+    assert sparse.plan.layers["head.weight"] == "w8a8"
+    assert "2:4" not in sparse.plan.layers["first.weight"]
+    assert any("@" in scheme for scheme in sparse.plan.layers.values())
+    assert sparse.comparison.weight_bytes == sparse.comparison.predicted_bytes <= 560
+    assert sparse.comparison.weight_bytes < dense.comparison.weight_bytes
+    assert sparse.comparison.file_bytes < dense.comparison.file_bytes
+    with pytest.raises(mb.InvalidInput, match="importance 'size' is unknown"):
+        mb.auto_quantize(
+            net,
+            batches,
+            target="packed",
+            budget=mb.Budget(weight_bytes=900),
+            out=tmp_path / "unknown",
+            settings=Settings(importance="size"),
+        )
+
+
+def test_a_target_that_stores_zeros_offers_no_sparse_choice(net, batches):
+    with pytest.raises(mb.InvalidInput, match=r"no sparsity \(its file would hold the zeros too and be no smaller\)"):
+        mb.measure(mb.capture(net, batches[0][0]), batches, target="openvino", choices=["w8a8@2:4"])

@@ -19,7 +19,7 @@ from mixbit.progress import track
 from mixbit.quantizer import Quantizer, run_time_quantizer
 from mixbit.ranges import RangeMethod, find_ranges, mse
 from mixbit.samples import sample_axis
-from mixbit.scheme import Format
+from mixbit.scheme import Format, Sparsity
 from mixbit.task import Inputs
 
 #: Samples of an operator's input kept to choose scales on: enough for POSITIONS outputs a channel, within these bounds.
@@ -41,6 +41,8 @@ class Calibration:
         scales: (layer, format) -> scales of its weight; filled as they are asked for.
         ranges: (node, format) -> scale and zero point of its tensor; filled as they are asked for.
         range_method: Chooses them from the histogram.
+        masks: (layer, sparsity) -> which of its weights stay; filled by `mixbit.masks`, or by magnitude as they are
+            asked for.
     """
 
     histograms: dict[str, Histogram]
@@ -50,6 +52,7 @@ class Calibration:
     scales: dict[tuple[str, Format], Tensor] = field(default_factory=dict)
     ranges: dict[tuple[str, Format], tuple[float, int]] = field(default_factory=dict)
     range_method: RangeMethod = mse
+    masks: dict[tuple[str, Sparsity], Tensor] = field(default_factory=dict)
 
     def quantizer(self, node: str, fmt: Format, device: torch.device) -> Quantizer:
         """The quantizer of one activation, on the range that the method chooses, or on its own at run time."""

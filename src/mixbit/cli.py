@@ -84,6 +84,9 @@ def quantize(
     metric: Metric = "fisher",
     search: Annotated[str, typer.Option("--search", help=SearchName)] = "ilp",
     warm_start: Annotated[bool, typer.Option("--warm-start", help="autoq starts from the plan of ilp")] = False,
+    importance: Annotated[
+        str, typer.Option("--importance", help="which weights sparse schemes zero first: magnitude, or fisher")
+    ] = "magnitude",
     score: Annotated[
         str | None,
         typer.Option("--score", help="file.py:function of (model, batches), the higher the better, to try plans by"),
@@ -146,6 +149,7 @@ def quantize(
         metric=_function_or_name(metric, "METRIC"),
         search=_function_or_name(_warm(search) if warm_start else search, "SEARCH"),
         rounding=_function_or_name(rounding, "ROUNDING"),
+        importance=importance,
         pins=pins,
         score=None if score is None else load_function(score, "SCORE"),
         eval_subset_ratio=eval_subset_ratio,

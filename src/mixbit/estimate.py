@@ -93,7 +93,8 @@ class Question:
             quantizer = weight_quantizer(self.graph, layer, fmt, self.calibration)
             if rows is not None and len(quantizer.scale) > 1:
                 factors = quantizer.scale[rows], quantizer.zero_point[rows]
-                quantizer = Quantizer(layer.name, fmt, layer.axis, *factors)
+                mask = None if quantizer.mask is None else quantizer.mask[rows]
+                quantizer = Quantizer(layer.name, fmt, layer.axis, *factors, mask)
             with torch.no_grad():
                 errors.append(quantizer(weight) - weight)
         return errors

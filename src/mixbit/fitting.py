@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from mixbit import sparsity
 from mixbit.layers import Layer
 from mixbit.scheme import Format, Scheme
 
@@ -66,6 +67,8 @@ def _in_float(layer: Layer, scheme: Scheme) -> Scheme:
 
 def _misfit_of_weight(layer: Layer, fmt: Format | None) -> str | None:
     rest = layer.numel // max(1, layer.shape[layer.axis])
+    if fmt is not None and fmt.sparsity is not None:
+        return sparsity.misfit(layer.shape, layer.axis, fmt.sparsity)
     if fmt is None or fmt.group is None or rest % fmt.group == 0:
         return None
     return f"group {fmt.group} does not divide {rest} inputs; use one of {_divisors(rest)}"

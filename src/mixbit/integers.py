@@ -25,6 +25,7 @@ class IntegerWeight:
         axis: The channels' axis.
         bits: Width in the file.
         zero_point: uint8, shaped like the scale; None where the format is symmetric.
+        mask: Where the integers of a sparse format stay, in their shape; the others are 0. None elsewhere.
     """
 
     name: str
@@ -33,6 +34,7 @@ class IntegerWeight:
     axis: int
     bits: int
     zero_point: NDArray[np.uint8] | None = None
+    mask: NDArray[np.bool_] | None = None
 
     @property
     def unsigned(self) -> NDArray[np.uint8]:
@@ -94,6 +96,7 @@ def integer_weights(graph: Graph) -> dict[str, IntegerWeight]:
                 0 if quantizer.axis is None else quantizer.axis,
                 quantizer.format.bits,
                 zero_point,
+                None if quantizer.mask is None else _array(quantizer.mask),
             )
     return weights
 

@@ -55,7 +55,8 @@ def measure(
         metric: Name of a metric, as `hawq` or `hawq:vectors=20`, or a function from a `Question` to an `Estimate`.
         choices: Schemes to offer; the target's default ones where None. A layer that cannot take one is not offered it;
             in the place of one whose input is ranged at run time it is offered the same weight with an input in float.
-        calibration: Of the same graph and batches, where it is at hand.
+        calibration: Of the same graph and batches, where it is at hand; sparse choices take the masks that it holds,
+            see `mixbit.masks`, and others by magnitude.
         seed: Of every draw.
 
     Raises:

@@ -21,6 +21,7 @@ from mixbit.choosing import cheapest_enough, searched
 from mixbit.correction import corrected
 from mixbit.equalize import equalized
 from mixbit.errors import InvalidInput
+from mixbit.estimate import Question
 from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
 from mixbit.files import check_writable_folder, sha256, whole_folder, write_text
 from mixbit.flavours import choices_of, note_on_run_time_ranges
@@ -29,6 +30,7 @@ from mixbit.identity import source_digest, tensors_digest
 from mixbit.journal import Journal
 from mixbit.latency import paired_latency_ms
 from mixbit.layers import find_layers, model_fingerprint
+from mixbit.masks import IMPORTANCE, check_importance, choose_masks
 from mixbit.measurement import measure
 from mixbit.metrics import Metric, find_metric
 from mixbit.objective import Objective
@@ -40,6 +42,7 @@ from mixbit.reconstruction import Reconstruction
 from mixbit.result import FILE_NAME, Pruned, Result, deployed_figures, environment, figures, layer_rows
 from mixbit.rounding import Rounding, find_rounding
 from mixbit.rounding.nearest import nearest
+from mixbit.scheme import Scheme
 from mixbit.scoring import Score, Scoring
 from mixbit.search import Method, find_search, uniform_plans
 from mixbit.sensitivity import Sensitivity
@@ -74,6 +77,7 @@ class Settings:
         metric: Name of the metric, or a function of the same kind.
         search: Name of the search, or a function of the same kind.
         rounding: Name of the rounding, or a function of the same kind.
+        importance: What decides which weights sparse choices make zero: a name in `mixbit.masks.IMPORTANCES`.
         pins: Pattern of layers' names -> the scheme that they take, see `Sensitivity.pinned`.
         score: Evaluation function of the user's own, for searches that try plans and for a largest drop:
             `score(model, batches)`, the higher the better. Where None, accuracy, or without labels the divergence.
@@ -98,6 +102,7 @@ class Settings:
     metric: str | Metric = "fisher"
     search: str | Method = "ilp"
     rounding: str | Rounding = "nearest"
+    importance: str = IMPORTANCE
     pins: Mapping[str, str] = field(default_factory=dict)
     score: Score | None = None
     eval_subset_ratio: float = 1.0
@@ -237,6 +242,7 @@ class _Run:
         if settings.bias_correction not in BIAS_CORRECTIONS:
             known = ", ".join(BIAS_CORRECTIONS)
             raise InvalidInput(f"bias correction {settings.bias_correction!r} is unknown; known: {known}")
+        check_importance(settings.importance)
         check_writable_folder(out, force=force)
         if not 0 < settings.eval_subset_ratio <= 1:
             raise InvalidInput(f"eval_subset_ratio={settings.eval_subset_ratio}: give a share between 0 and 1")
@@ -369,6 +375,9 @@ class _Run:
     def _measure(self, graph: Graph, kept: list[Batch], calibration: Calibration) -> Sensitivity:
         choices = self.choices
         only_pinned = [scheme for scheme in dict.fromkeys(self.settings.pins.values()) if scheme not in choices]
+        schemes = tuple(Scheme.parse(choice) for choice in (*choices, *only_pinned))
+        question = Question(graph, find_layers(graph), schemes, calibration, kept, self.task, self.settings.seed)
+        choose_masks(question, self.settings.importance)  # kept in the calibration, for measure() and quantize()
         table = measure(
             graph,
             kept,
@@ -406,6 +415,7 @@ class _Run:
             "task": self.task.name,
             "bias_correction": self.settings.bias_correction,
             "ranges": source_digest(find_ranges(self.settings.ranges)[1]),
+            "importance": self.settings.importance,
             "score": None if self.settings.score is None else source_digest(self.settings.score),
             "network": tensors_digest(graph.module.state_dict().values()),
         }

@@ -13,6 +13,7 @@ from mixbit.nodes import argument, get_tensor, tensor_of
 from mixbit.operators import FEW_ELEMENTS, Operation, can_take_bias, run_stacked, stack_weights
 from mixbit.quantizer import Quantizer
 from mixbit.scheme import Format
+from mixbit.sparsity import choose_kept, magnitude, misfit
 
 NUM_RATIOS = 12
 #: Least share of the min-max scale that is tried. Clipping shrinks large weights together, an error that adds up over
@@ -34,22 +35,42 @@ def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calib
     alone is no guide: it prefers clipping that costs accuracy. A weight that no operator reads through a tensor of
     floats (an embedding) keeps min-max scales, and so does all without a calibration. No scale is so small that the
     bias would not fit into 32 bits.
+
+    A sparse format's zeros are part of Q: scales are those of the weights that stay, errors are those of all. A layer
+    that the format's blocks do not fit is rounded without zeros; `measure` offers it no such choice.
     """
     if fmt.floating is not None:
         one = torch.ones(1, device=graph.device)
         return Quantizer(layer.name, fmt, layer.axis, one, torch.zeros_like(one))
-    widest, zero_point = min_max_factors(get_tensor(graph.module, layer.name), layer.axis, fmt)
+    mask, weight = weight_mask(graph, layer, fmt, calibration), get_tensor(graph.module, layer.name).detach()
+    pruned = weight if mask is None else weight * mask
+    widest, zero_point = min_max_factors(pruned, layer.axis, fmt)
     if calibration is None:
-        return Quantizer(layer.name, fmt, layer.axis, widest, zero_point)
+        return Quantizer(layer.name, fmt, layer.axis, widest, zero_point, mask)
     known = calibration.scales.get((layer.name, fmt))
     if known is None:
-        known = _least_output_error(graph, layer, fmt, calibration, widest, zero_point)
+        known = _least_output_error(graph, layer, fmt, calibration, pruned, (widest, zero_point))
         if fmt.granularity != "group":  # runtimes hold biases in integers of the channels' scales
             for operation in layer.operations:
                 least = _least_for_bias(graph, layer, operation, calibration).to(known)
                 known = torch.maximum(known, least.amax() if fmt.granularity == "tensor" else least)
         calibration.scales[layer.name, fmt] = known
-    return Quantizer(layer.name, fmt, layer.axis, known, zero_point)
+    return Quantizer(layer.name, fmt, layer.axis, known, zero_point, mask)
+
+
+def weight_mask(graph: Graph, layer: Layer, fmt: Format, calibration: Calibration | None) -> Tensor | None:
+    """Which weights of the layer stay in that format; None where all do, or where its blocks do not fit the layer.
+
+    As the calibration holds it; where it holds none, chosen by magnitude and kept there.
+    """
+    sparsity = fmt.sparsity
+    if sparsity is None or misfit(layer.shape, layer.axis, sparsity) is not None:
+        return None
+    known = {} if calibration is None else calibration.masks
+    if (layer.name, sparsity) not in known:
+        importance = magnitude(get_tensor(graph.module, layer.name).detach())
+        known[layer.name, sparsity] = choose_kept(importance, layer.axis, sparsity)
+    return known[layer.name, sparsity]
 
 
 @torch.no_grad()
@@ -65,16 +86,17 @@ def _least_for_bias(graph: Graph, layer: Layer, operation: Operation, calibratio
 
 @torch.no_grad()
 def _least_output_error(
-    graph: Graph, layer: Layer, fmt: Format, calibration: Calibration, widest: Tensor, zero_point: Tensor
+    graph: Graph, layer: Layer, fmt: Format, calibration: Calibration, pruned: Tensor, factors: tuple[Tensor, Tensor]
 ) -> Tensor:
-    weight = get_tensor(graph.module, layer.name).detach()
+    """The best share of the widest scales for the weight with its zeros, which err from the weight as it was."""
+    (widest, zero_point), zeroed = factors, pruned - get_tensor(graph.module, layer.name).detach()
     operations = [operation for operation in layer.operations if operation.input is not None]
     if not operations:
         return widest
     ratios = torch.linspace(1.0, LEAST_RATIO.get(fmt.bits, LEAST_RATIO_OTHERWISE), NUM_RATIOS).to(widest)
     totals = []
-    for some in ratios.split(max(1, FEW_ELEMENTS // weight.numel())):
-        errors = _rounding_errors(weight, [ratio * widest for ratio in some], zero_point, layer.axis, fmt)
+    for some in ratios.split(max(1, FEW_ELEMENTS // pruned.numel())):
+        errors = _rounding_errors(pruned, [ratio * widest for ratio in some], zero_point, layer.axis, fmt) + zeroed
         each = [_output_errors(graph, layer, operation, calibration, errors) for operation in operations]
         totals.append(torch.stack(each).sum(0))
     found = torch.cat(totals)

@@ -20,6 +20,9 @@ TARGETS = {
 #: Offered where nothing else is asked for: the widths that every target stores, executed in int8.
 DEFAULT_CHOICES = ("w2a8", "w3a8", "w4a8", "w6a8", "w8a8")
 
+#: What becomes of a feature that a target does not have, where that needs saying.
+WITHOUT = {"sparsity": " (its file would hold the zeros too and be no smaller)"}
+
 
 @dataclass(frozen=True)
 class Target:
@@ -72,7 +75,10 @@ class Target:
 
     def missing(self, scheme: Scheme) -> list[str]:
         """Features of the scheme that the target does not have, or not beside such an input, for people."""
-        lacks, read = [f"no {word}" for word in sorted(scheme.features - self.features)], scheme.input
+        absent, read = sorted(scheme.features - self.features), scheme.input
+        lacks = [f"no {word}{WITHOUT.get(word, '')}" for word in absent]
+        if not absent and "sparsity" in scheme.features:
+            lacks += [f"{word} not beside zeros" for word in sorted(scheme.features & {"group", "zero point"})]
         if read is not None:
             apart, kind = self.not_beside_static, "of static range"
             if read.dynamic:

@@ -18,7 +18,7 @@ from mixbit.scheme import Scheme
 from mixbit.task import Task
 from tests.networks import Attention, Net, batches_of
 
-SCHEMES = tuple(Scheme.parse(text) for text in ("w2", "w3a3", "w4a8", "float"))
+SCHEMES = tuple(Scheme.parse(text) for text in ("w2", "w3a3", "w4a8", "w3@50%", "float"))
 
 
 def convolutional() -> nn.Module:

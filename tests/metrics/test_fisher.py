@@ -22,7 +22,7 @@ from mixbit.scheme import Scheme
 from mixbit.task import Inputs, Task
 from tests.networks import OPERATORS, Attention, Net, Residual, batches_of, captured_operator, matrix, plan_of
 
-SCHEMES = tuple(Scheme.parse(text) for text in ("w2", "w3a3", "w4a3", "w8a8", "float"))
+SCHEMES = tuple(Scheme.parse(text) for text in ("w2", "w3a3", "w4a3", "w8a8", "w3@50%", "float"))
 
 
 class Encoder(nn.Module):

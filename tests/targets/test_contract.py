@@ -163,6 +163,15 @@ CASES = [
         ("everything", "w8ta8"),
         *[("everything", "formats"), ("tokens", "formats")],
         *[("tokens", "dynamic"), ("everything", "dynamic")],
+        *[
+            case
+            for case in (
+                *[("widths", f"w{bits}a8@{bits}0%") for bits in target_module(name).TARGET.weight_bits],
+                *[("everything", scheme) for scheme in ("w8a8@2:4", "w4@1:2", "w8a8@99%")],
+                ("shared", "w3@2:4"),
+            )
+            if "sparsity" in target_module(name).TARGET.features
+        ],
     )
 ]
 
@@ -212,6 +221,7 @@ def batches(network: str) -> list[Any]:
 
 
 def simulate(graph: Graph, target: str, network: str, scheme: str) -> Graph:
+    """Layers that the blocks of a sparse scheme do not fit take it without zeros."""
     layers = find_layers(graph)
     widths = target_module(target).TARGET.weight_bits
     kinds: dict[str, Any] = {
@@ -219,6 +229,11 @@ def simulate(graph: Graph, target: str, network: str, scheme: str) -> Graph:
         "formats": fitting(layers, FORMATS, target),
         "dynamic": fitting(layers, run_time_schemes(target), target) if scheme == "dynamic" else {},
     }
+    if "@" in scheme:
+        dense = scheme.partition("@")[0]
+        kinds[scheme] = {
+            layer.name: scheme if misfit(layer, Scheme.parse(scheme)) is None else dense for layer in layers
+        }
     return quantize(graph, plan_of(layers, kinds.get(scheme, scheme), target), batches(network))
 
 

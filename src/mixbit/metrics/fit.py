@@ -1,20 +1,20 @@
 """The metrics `fit`, `fit_w`, `fit_a` and `fit_error`: the Fisher information's trace times the power of an error."""
 
-from collections.abc import Callable, Sequence
-from functools import reduce
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.nn import functional
 
 from mixbit.errors import InvalidInput
 from mixbit.estimate import Estimate, Question, RunningMean
 from mixbit.layers import Layer
 from mixbit.metrics._backward import Backward
+from mixbit.metrics._gradients import SampleGradients
 from mixbit.nodes import get_tensor
-from mixbit.operators import FEW_ELEMENTS, Operation, run_operation
 from mixbit.progress import track
 from mixbit.samples import group_samples, sample_axis
+from mixbit.scales import weight_mask
 from mixbit.scheme import Format
 from mixbit.task import Inputs
 
@@ -32,7 +32,7 @@ def fit(question: Question, *, tolerance: float | None = None) -> Estimate:
     i's loss under its label; D = (max - min) / (2^bits - 1) is the step of a format over the range of the whole
     tensor, whatever the format's own scales are, and D^2 / 12 the power of noise that is uniform within a step. The
     published score has neither the 1/2, which makes it the second order of a divergence, nor the 1/12; constants
-    change no ranking.
+    change no ranking. A weight that a sparse format makes zero adds its own square in place of the noise's power.
 
     Gradients are those of single samples. The published code squares the mean gradient of a batch of B, which adds
     about B - 1 times the square of the mean gradient. Only where samples cannot be told apart, as in a position
@@ -44,7 +44,8 @@ def fit(question: Question, *, tolerance: float | None = None) -> Estimate:
     Args:
         question: Its batches need labels; its seed has no effect, since nothing is drawn.
         tolerance: Stop once every trace has a standard error below this share of it, after two batches or more; a
-            trace of zero counts as known. All batches where None.
+            trace of zero counts as known, and that of a sparse format is weighted by what each weight adds. All
+            batches where None.
 
     Source: A. Zandonati et al., "FIT: A Metric for Model Sensitivity", ICLR 2023.
 
@@ -118,9 +119,21 @@ def _noise_power(low: float, high: float, formats: Sequence[Format]) -> Tensor:
 
 
 def _noise_of_weights(question: Question) -> WeightPowers:
+    graph, formats = question.graph, question.weight_formats
+
     def powers(layer: Layer) -> Tensor:
-        low, high = torch.aminmax(get_tensor(question.graph.module, layer.name).detach())
-        return _noise_power(float(low), float(high), question.weight_formats).unsqueeze(1)
+        weight = get_tensor(graph.module, layer.name).detach()
+        low, high = torch.aminmax(weight)
+        noise = _noise_power(float(low), float(high), formats).unsqueeze(1)
+        masks = [weight_mask(graph, layer, fmt, question.calibration) for fmt in formats]
+        if all(mask is None for mask in masks):
+            return noise
+        flat = weight.flatten().double()
+        rows = [
+            one if mask is None else torch.where(mask.flatten(), one, flat.square())
+            for one, mask in zip(noise.to(flat), masks, strict=True)
+        ]
+        return torch.stack([row.expand(len(flat)) for row in rows])
 
     return powers
 
@@ -193,13 +206,12 @@ class _Scorer:
         self.question = question
         self.weight_powers = weight_powers if question.weight_formats else None
         self.input_powers = input_powers if question.input_formats else None
+        self.gradients = SampleGradients(question.graph, self._score_weight)
         self.backward = Backward(
             question,
-            self._add_use if self.weight_powers else None,
+            self.gradients.add_use if self.weight_powers else None,
             self._score_input if self.input_powers else None,
         )
-        #: Layer -> what its operators read, and the gradients by their outputs, until all of them have called.
-        self.uses: dict[str, list[tuple[Operation, Tensor, Tensor]]] = {}
         #: Layer or tensor -> [N, formats], or [1, formats] where samples cannot be told apart.
         self.weight_scores: dict[str, Tensor] = {}
         self.input_scores: dict[str, Tensor] = {}
@@ -212,42 +224,20 @@ class _Scorer:
         self.weight_scores = {name: torch.zeros(1, len(question.weight_formats)) for name in layers}
         self.input_scores = {name: torch.zeros(1, len(question.input_formats)) for name in reads}
         self.backward.run_batch(inputs, labels, lambda returned, labels: question.task.loss(returned, labels) * count)
-        for layer in question.layers:
-            if layer.name in self.uses:  # the loss does not depend on all of its operators
-                self._score_weight(layer)
+        self.gradients.finish_batch(question.layers)
         weights = {name: _halves(scores, count) for name, scores in self.weight_scores.items()}
         return weights, {name: _halves(scores, count) for name, scores in self.input_scores.items()}
 
-    @torch.no_grad()
-    def _score_weight(self, layer: Layer) -> None:
+    def _score_weight(self, layer: Layer, gradients: Iterator[Tensor]) -> None:
         if self.weight_powers is None:
             return
-        graph, uses, powers = self.question.graph, self.uses.pop(layer.name), self.weight_powers(layer)
-        nodes = [graph.node(operation.node) for operation, _, _ in uses]
-        weight = get_tensor(graph.module, layer.name).detach()
-        axes = [sample_axis(node) for node in nodes]
-        if None in axes:
-            axes = [None] * len(axes)
-        reads = [group_samples(axis, x) for axis, (_, x, _) in zip(axes, uses, strict=True)]
-        slopes = [group_samples(axis, gradient) for axis, (_, _, gradient) in zip(axes, uses, strict=True)]
-        size = max(1, FEW_ELEMENTS // weight.numel())
-        scores = []
-        for start in range(0, len(slopes[0]), size):
-            some = slice(start, start + size)
-            parts = (
-                _sample_gradients(node, operation, weight, x[some], gradient[some])
-                for node, (operation, _, _), x, gradient in zip(nodes, uses, reads, slopes, strict=True)
-            )
-            squares = reduce(torch.add, parts).square_().flatten(1)
+        powers, scores = self.weight_powers(layer), []
+        for some in gradients:
+            squares = some.square_().flatten(1)
             if powers.shape[1] == 1:
                 squares = squares.sum(1, keepdim=True)
             scores.append(squares @ powers.to(squares).T)
         self.weight_scores[layer.name] = torch.cat(scores)
-
-    def _add_use(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
-        self.uses.setdefault(layer.name, []).append((operation, x, gradient))
-        if len(self.uses[layer.name]) == len(layer.operations):
-            self._score_weight(layer)
 
     def _score_input(self, name: str, x: Tensor, gradient: Tensor) -> None:
         if self.input_powers is None:
@@ -255,18 +245,6 @@ class _Scorer:
         axis, squares = sample_axis(self.question.graph.node(name)), gradient.square()
         scores = [group_samples(axis, squares * power).flatten(1).sum(1) for power in self.input_powers(name, x)]
         self.input_scores[name] = torch.stack(scores, 1)
-
-
-def _sample_gradients(node: fx.Node, operation: Operation, weight: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
-    """[N, *weight] of each sample's gradient by the weight, for what the operator reads and the gradient by its output.
-
-    Both are [N, rows, ...].
-    """
-
-    def dot(weight: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
-        return (run_operation(node, operation, x, weight) * gradient).sum()
-
-    return torch.func.vmap(torch.func.grad(dot), (None, 0, 0))(weight, x, gradient)
 
 
 def _halves(scores: Tensor, batch_size: int) -> Tensor:

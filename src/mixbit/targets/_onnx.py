@@ -6,10 +6,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from mixbit.affine import PLANES, pack
 from mixbit.integers import IntegerWeight
 from mixbit.targets._names import FURTHER, SEPARATOR
+from mixbit.targets._sparse import MASK, packed_mask, without_zeros
 
 #: Operators that onnxruntime runs in integers when both inputs are; others read weights as float32.
 INTEGER_OPERATORS = ("Conv", "Gemm", "MatMul")
@@ -233,7 +235,9 @@ class _Unpacking:
     def __init__(self, graph: Any, weight: IntegerWeight, before: Any) -> None:
         self.graph, self.weight, self.before = graph, weight, before
         self.scale = self.part("scale", weight.scale)
-        self.stored = self._unpack()
+        self.stored = self._unpack(without_zeros(weight))
+        if weight.mask is not None:
+            self.stored = self._expand(self.stored, weight.mask)
 
     def integers(self, transposed: bool) -> Any:
         """Through a DequantizeLinear, for operators that run in integers."""
@@ -262,9 +266,9 @@ class _Unpacking:
                 product = self.add("Transpose", product, perm=order)
         return self.add("Transpose", product, perm=[1, 0]) if transposed else product
 
-    def _unpack(self) -> Any:
-        """The stored integers, laid out as in the file: int8, or uint8 where they have zero points."""
-        bits, integers, symmetric = self.weight.bits, self.weight.laid_out, self.weight.zero_point is None
+    def _unpack(self, weight: IntegerWeight) -> Any:
+        """The weight's integers, laid out as in the file: int8, or uint8 where they have zero points."""
+        bits, integers, symmetric = weight.bits, weight.laid_out, weight.zero_point is None
         if bits == 8:
             return self.part("integers", integers)
         if bits == 4:
@@ -273,8 +277,8 @@ class _Unpacking:
             wide = ir.DataType.INT8 if symmetric else ir.DataType.UINT8
             return self.add("Cast", self.part("integers", four), to=wide)
         whole, shift = None, 0
-        for index, (plane, words) in enumerate(zip(PLANES[bits], pack(self.weight.unsigned, bits), strict=True)):
-            values = self._unpack_plane(self.part(f"plane{index}", words), plane)
+        for index, (plane, words) in enumerate(zip(PLANES[bits], pack(weight.unsigned, bits), strict=True)):
+            values = self._unpack_plane(self.part(f"plane{index}", words), plane, integers.size)
             if whole is not None:
                 values = self.add("BitShift", values, self.number(shift, np.uint8), direction="LEFT")
                 values = self.add("BitwiseOr", whole, values)
@@ -283,14 +287,26 @@ class _Unpacking:
         if not symmetric:
             return shaped
         wide = self.add("Cast", shaped, to=ir.DataType.INT32)
-        return self.add("Cast", self.add("Sub", wide, self.number(self.weight.offset, np.int32)), to=ir.DataType.INT8)
+        return self.add("Cast", self.add("Sub", wide, self.number(weight.offset, np.int32)), to=ir.DataType.INT8)
 
-    def _unpack_plane(self, words: Any, plane: int) -> Any:
+    def _expand(self, values: Any, mask: NDArray[np.bool_]) -> Any:
+        """The integers that stay, put where the mask's bits stand; 0 elsewhere.
+
+        With 0 in front of the values, the index of a weight is its number among those that stay, or 0.
+        """
+        bits = self._unpack_plane(self.part(MASK, packed_mask(mask)), 1, mask.size)
+        bits = self.add("Cast", bits, to=ir.DataType.INT32)
+        index = self.add("Mul", self.add("CumSum", bits, self.number(0, np.int32)), bits)
+        zero = initializer(self.graph, "int8_zeros_1", np.zeros(1, dtype=np.int8))
+        placed = self.add("Gather", self.add("Concat", zero, values, axis=0), index)
+        return self.add("Reshape", placed, self.shape(mask.shape))
+
+    def _unpack_plane(self, words: Any, plane: int, count: int) -> Any:
         """The values of one plane, in order: those in the lowest bits of every word, then in the next, and so on."""
         shifts = np.arange(0, 8, plane, dtype=np.uint8)[:, None]
         rows = self.add("BitShift", words, initializer(self.graph, f"shifts_{plane}", shifts), direction="RIGHT")
         rows = self.add("BitwiseAnd", rows, self.number(2**plane - 1, np.uint8))
-        values, count = self.add("Reshape", rows, self.shape((-1,))), self.weight.integers.size
+        values = self.add("Reshape", rows, self.shape((-1,)))
         if words.shape.numpy()[0] * (8 // plane) == count:
             return values
         return self.add("Slice", values, self.shape((0,)), self.shape((count,)))

@@ -2,9 +2,10 @@
 
 Weights of 8 bits are int8 initializers. Weights of 4 bits are INT4 initializers behind a Cast to int8; the other widths
 are bit planes in uint8 words, unpacked by shift, and, or, concat, reshape, cast and subtract. onnxruntime folds all of
-it when it loads the file, so that every width runs as int8. Weights with groups or zero points, and in small
-floating-point types, are unpacked to float32 likewise; matrices in groups are read as they are stored, by MatMulNBits.
-Inputs whose range is taken at run time are multiplied by int8 weights in a MatMulInteger.
+it when it loads the file, so that every width runs as int8. Of a sparse weight only the integers that stay are stored,
+and one bit a weight; cumulative sum and gather put them in their places. Weights with groups or zero points, and in
+small floating-point types, are unpacked to float32 likewise; matrices in groups are read as they are stored, by
+MatMulNBits. Inputs whose range is taken at run time are multiplied by int8 weights in a MatMulInteger.
 """
 
 import math
@@ -24,8 +25,10 @@ from mixbit.integers import float_weights, integer_weights
 from mixbit.interrupts import interrupts_later
 from mixbit.layers import find_layers
 from mixbit.scheme import FLOATS, Format
+from mixbit.simulate import quantizer_path
 from mixbit.target import DEFAULT_CHOICES, Runner, StoredWeight, Target
 from mixbit.targets._names import FURTHER, SEPARATOR
+from mixbit.targets._sparse import mask_bytes, num_stored
 
 ARTEFACT = "model.onnx"
 OPSET = 21  # the first with INT4 and per-channel DequantizeLinear of it
@@ -44,7 +47,9 @@ def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
         return 4 * math.prod(shape)
     if fmt.floating is not None:
         return 2 * math.prod(shape)
-    return packed_bytes(math.prod(shape), fmt.bits) + factor_bytes(shape, axis, fmt)
+    numel = math.prod(shape)
+    integers = packed_bytes(num_stored(numel, fmt.sparsity), fmt.bits) + mask_bytes(numel, fmt.sparsity)
+    return integers + factor_bytes(shape, axis, fmt)
 
 
 TARGET = Target(
@@ -57,9 +62,10 @@ TARGET = Target(
     integer_operators=frozenset({"add", "cat", "average_pool", "matmul"}),
     adds_into_layers=False,
     weight_bytes=weight_bytes,
-    note="weights stored at their width, unpacked to int8 when loaded, int8 arithmetic under a8",
+    note="weights stored at their width, zeros as bits of a mask, unpacked to int8 when loaded, int8 arithmetic under "
+    "a8; zeros make the file smaller and nothing faster",
     quantized_outputs=True,
-    features=frozenset({"one scale", "group", "zero point", *FLOATS, "dynamic"}),
+    features=frozenset({"one scale", "group", "zero point", *FLOATS, "dynamic", "sparsity"}),
     not_beside_static=frozenset({"group", "zero point"}),
     not_beside_dynamic=frozenset({"group", "zero point"}),
     dynamic_choices=("w4a8d", "w6a8d", "w8a8d"),
@@ -80,6 +86,7 @@ def write(graph: Graph, folder: Path) -> None:
 
     exported, weights, floats = _export(graph), integer_weights(graph), float_weights(graph)
     edited = exported.graph
+    of_scales = {f"{quantizer_path(name, of_weight=True)}.scale": weight for name, weight in weights.items()}
     for cast in [node for node in edited if node.op_type == "Cast" and node.inputs[0].name in floats]:
         name = cast.inputs[0].name
         _onnx.store_float(edited, cast, name, _small(floats[name]))
@@ -89,7 +96,7 @@ def write(graph: Graph, folder: Path) -> None:
         for number, (node, _, _) in enumerate(_onnx.readers(value)):
             _onnx.name_reader(node, name, number)
     for quantize in [node for node in edited if node.op_type == "QuantizeLinear"]:
-        weight = weights.get(quantize.inputs[0].name)
+        weight = of_scales.get(quantize.inputs[1].name)  # between a sparse weight and its quantizer is its mask
         if weight is None:
             _onnx.finish_activation(edited, quantize)
         else:

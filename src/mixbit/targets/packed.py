@@ -1,7 +1,8 @@
 """Target packed: safetensors with weights bit-packed at any width, loadable back into a running module.
 
 The file holds the state of the quantized graph under its own names, a weight as bit planes `NAME::0`, `NAME::1`, ...
-of `mixbit.affine.pack`, and the plan as JSON in its metadata. It has no code: the graph comes from the user's model.
+of `mixbit.affine.pack`, and the plan as JSON in its metadata. Of a sparse weight it holds the integers that stay, and
+one bit a weight, `NAME::mask`. It has no code: the graph comes from the user's model.
 """
 
 import json
@@ -28,6 +29,7 @@ from mixbit.scheme import FLOATS, INPUT_BITS, WEIGHT_BITS, Format
 from mixbit.simulate import activation_formats, assemble, check_plan, quantizer_path
 from mixbit.target import DEFAULT_CHOICES, Runner, StoredWeight, Target, find_target
 from mixbit.targets._names import SEPARATOR
+from mixbit.targets._sparse import MASK, expanded, mask_bytes, num_stored, packed_mask, unpacked_mask, without_zeros
 
 ARTEFACT = "model.safetensors"
 FORMAT = "mixbit packed 1"
@@ -42,7 +44,9 @@ def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
         return 4 * math.prod(shape)
     if fmt.floating is not None:
         return 2 * math.prod(shape)
-    return affine.packed_bytes(math.prod(shape), fmt.bits) + affine.factor_bytes(shape, axis, fmt)
+    numel = math.prod(shape)
+    integers = affine.packed_bytes(num_stored(numel, fmt.sparsity), fmt.bits) + mask_bytes(numel, fmt.sparsity)
+    return integers + affine.factor_bytes(shape, axis, fmt)
 
 
 TARGET = Target(
@@ -55,8 +59,11 @@ TARGET = Target(
     integer_operators=frozenset(),
     adds_into_layers=False,
     weight_bytes=weight_bytes,
-    note="weights stored at their width; a PyTorch module computes in float32 on the rounded values",
-    features=frozenset({"one scale", "group", "zero point", *FLOATS, "dynamic", "dynamic rows", "dynamic groups"}),
+    note="weights stored at their width, zeros as bits of a mask; a PyTorch module computes in float32 on the rounded "
+    "values",
+    features=frozenset(
+        {"one scale", "group", "zero point", *FLOATS, "sparsity", "dynamic", "dynamic rows", "dynamic groups"}
+    ),
     dynamic_choices=("w4a8d", "w6a8d", "w8a8d"),
 )
 
@@ -71,8 +78,10 @@ def write(graph: Graph, folder: Path) -> None:
     state = graph.module.state_dict()
     arrays = {name: value.cpu().numpy() for name, value in state.items() if name not in weights | floats}
     for name, weight in weights.items():
-        for index, plane in enumerate(affine.pack(weight.unsigned, weight.bits)):
+        for index, plane in enumerate(affine.pack(without_zeros(weight).unsigned, weight.bits)):
             arrays[f"{name}{SEPARATOR}{index}"] = plane
+        if weight.mask is not None:
+            arrays[f"{name}{SEPARATOR}{MASK}"] = packed_mask(weight.mask)
         if weight.zero_point is not None:
             arrays[f"{quantizer_path(name, of_weight=True)}.zero_point"] = weight.zero_point
     for name, value in floats.items():  # numpy has no bfloat16
@@ -171,7 +180,8 @@ def _types(fmt: Format | None) -> str:
         return "float32"
     if fmt.floating is not None:
         return fmt.floating
-    return f"{fmt.bits}-bit planes, float32 scale" + ("" if fmt.symmetric else ", uint8 zero_point")
+    mask = ", 1-bit mask" if fmt.sparsity else ""
+    return f"{fmt.bits}-bit planes{mask}, float32 scale" + ("" if fmt.symmetric else ", uint8 zero_point")
 
 
 def _plan_of(graph: Graph) -> Plan:
@@ -210,7 +220,8 @@ def _of_weight(tensors: dict[str, Tensor], layer: Layer, fmt: Format, device: to
     if fmt.floating is not None:
         one = torch.ones(1, device=device)
         return Quantizer(layer.name, fmt, layer.axis, one, torch.zeros_like(one))
-    return Quantizer(layer.name, fmt, layer.axis, *_factors(tensors, layer.name, device, of_weight=True))
+    mask = None if fmt.sparsity is None else _mask(tensors, layer).to(device)
+    return Quantizer(layer.name, fmt, layer.axis, *_factors(tensors, layer.name, device, of_weight=True), mask)
 
 
 def _factors(tensors: dict[str, Tensor], name: str, device: torch.device, *, of_weight: bool) -> tuple[Tensor, Tensor]:
@@ -219,15 +230,21 @@ def _factors(tensors: dict[str, Tensor], name: str, device: torch.device, *, of_
     return scale, tensors.get(f"{path}.zero_point", torch.zeros_like(scale)).to(scale)
 
 
+def _mask(tensors: dict[str, Tensor], layer: Layer) -> Tensor:
+    return torch.from_numpy(unpacked_mask(tensors[f"{layer.name}{SEPARATOR}{MASK}"].numpy(), layer.shape))
+
+
 def _unpacked(tensors: dict[str, Tensor], layer: Layer, quantizer: Quantizer) -> Tensor:
     fmt, bits = quantizer.format, quantizer.format.bits
     if fmt.floating is not None:
         return tensors[f"{layer.name}{SEPARATOR}0"].view(getattr(torch, fmt.floating)).float()
     planes = [tensors[f"{layer.name}{SEPARATOR}{index}"].numpy() for index in range(len(affine.PLANES[bits]))]
-    integers = torch.from_numpy(affine.unpack(planes, bits, layer.numel).astype(np.float32)) + fmt.integer_range[0]
+    low, count = fmt.integer_range[0], num_stored(layer.numel, fmt.sparsity)
+    stored = affine.unpack(planes, bits, count).astype(np.float32) + low
     if fmt.group is None:
-        integers = integers.reshape(layer.shape)
+        mask = None if quantizer.mask is None else quantizer.mask.cpu().numpy()
+        integers = torch.from_numpy(expanded(stored, layer.shape, mask))
     else:  # in channels and groups
         rest = [size for axis, size in enumerate(layer.shape) if axis != layer.axis]
-        integers = integers.reshape(-1, *rest).movedim(0, layer.axis)
+        integers = torch.from_numpy(stored).reshape(-1, *rest).movedim(0, layer.axis)
     return affine.dequantize(integers, quantizer.scale.cpu(), quantizer.zero_point.cpu(), layer.axis)

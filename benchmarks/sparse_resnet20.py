@@ -1,0 +1,109 @@
+"""ResNet-20 on CIFAR-10 with half of its weights zero: accuracy, and bytes of the files beside those of w8a8.
+
+Uniform plans, calibrated on 512 training images and evaluated on the 10,000 test images, before any fine-tuning:
+
+    python -m benchmarks.sparse_resnet20
+
+Blocks of four do not divide the 27 weights of a row of the first convolution, which stays w8a8.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from rich.console import Console
+from rich.table import Table
+
+import mixbit as mb
+from benchmarks.resnet20_table import TASK, Data
+from mixbit.calibrate import Calibration
+from mixbit.estimate import Question
+from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
+from mixbit.layers import model_fingerprint
+from mixbit.masks import choose_masks
+from mixbit.scheme import Scheme
+from mixbit.sparsity import misfit
+from mixbit.target import target_module
+from mixbit.verification import compare, predicted_bytes
+
+DENSE = "w8a8"
+#: Scheme and importance.
+PLANS = (
+    (DENSE, None),
+    ("w8a8@2:4", "magnitude"),
+    ("w8a8@2:4", "fisher"),
+    ("w8a8@50%", "magnitude"),
+    ("w8a8@50%", "fisher"),
+)
+
+
+def uniform_plan(graph: mb.Graph, scheme: str, target: str) -> mb.Plan:
+    """That scheme for every layer, DENSE for those that its blocks do not fit."""
+    layers, weight = mb.find_layers(graph), Scheme.parse(scheme).weight
+    sparsity = None if weight is None else weight.sparsity
+    schemes = {
+        layer.name: DENSE if sparsity and misfit(layer.shape, layer.axis, sparsity) else scheme for layer in layers
+    }
+    return mb.Plan(target=target, fingerprint=model_fingerprint(layers), layers=schemes, made_by=f"uniform {scheme}")
+
+
+def calibration_with_masks(data: Data, scheme: str, importance: str | None) -> Calibration:
+    """The data's calibration with the masks of that scheme."""
+    calibration = dataclasses.replace(data.calibration, masks={}, scales={})
+    if importance is not None:
+        layers, schemes = mb.find_layers(data.graph), (Scheme.parse(scheme),)
+        question = Question(data.graph, layers, schemes, calibration, data.calibration_batches, TASK, 0)
+        choose_masks(question, importance)
+    return calibration
+
+
+def prepare(data: Data, scheme: str, importance: str | None, target: str) -> mb.Graph:
+    """The simulated graph that is evaluated and exported."""
+    calibration = calibration_with_masks(data, scheme, importance)
+    return mb.quantize(data.graph, uniform_plan(data.graph, scheme, target), calibration)
+
+
+def row_for(data: Data, simulated: mb.Graph, reference: Evaluation) -> tuple[str, ...]:
+    """Exported to the plan's target, run there on the test images."""
+    plan = simulated.plan
+    if plan is None:
+        raise mb.InvalidInput("simulated: a graph in float")
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "out"
+        mb.export(simulated, target=plan.target, path=folder)
+        runner = target_module(plan.target).load(folder, data.graph)
+        deployed = evaluate(artefact_runner(runner, data.graph, TASK), data.test, TASK, f"run in {plan.target}")
+        predicted = predicted_bytes(mb.find_layers(data.graph), plan)
+        found = compare(folder, plan.target, predicted, reference, deployed, TASK)
+    integers = sum("int8" in text for text in runner.executed().values())
+    return (
+        plan.target,
+        f"{found.accuracy:.2%}",
+        f"{found.weight_bytes:,}",
+        f"{found.predicted_bytes:,}",
+        f"{found.file_bytes:,}",
+        f"{integers} of {len(predicted)}",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", nargs="+", default=["packed", "onnxruntime"])
+    targets, data = parser.parse_args(arguments).targets, Data.load()
+    reference = evaluate(graph_runner(data.graph, TASK), data.test, TASK, "evaluate float")
+    columns = ("plan", "zeros by", "simulated", "target", "deployed", "weight bytes", "predicted", "file bytes", "int8")
+    table = Table(*columns, title=f"ResNet-20, float32 {reference.accuracy:.2%}")
+    for scheme, importance in PLANS:
+        for target in targets:
+            simulated = prepare(data, scheme, importance, target)
+            outputs = evaluate(graph_runner(simulated, TASK), data.test, TASK, f"simulate {scheme}")
+            figures = row_for(data, simulated, outputs)
+            table.add_row(scheme, importance or "", f"{outputs.accuracy:.2%}", *figures)
+    Console(width=160).print(table)
+
+
+if __name__ == "__main__":
+    main()
