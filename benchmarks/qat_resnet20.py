@@ -23,9 +23,9 @@ from benchmarks import cifar, paths, resnet20
 from mixbit.batches import Batch, split_batch
 from mixbit.evaluation import evaluate, graph_runner
 from mixbit.layers import model_fingerprint
-from mixbit.objective import Objective
 from mixbit.task import Task
-from mixbit.training import FILE_NAME, train
+from mixbit.training.finetune import FILE_NAME, train
+from mixbit.training.objective import Objective
 
 NUM_CALIBRATION, NUM_TRAIN, BATCH_SIZE = 512, 10_000, 64
 CHOICES = ("w2a8", "w3a8", "w4a8", "w6a8", "w8a8")

@@ -22,7 +22,7 @@ from mixbit.calibrate import Calibration
 from mixbit.estimate import Question
 from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
 from mixbit.layers import model_fingerprint
-from mixbit.masks import choose_masks
+from mixbit.pruning.masks import choose_masks
 from mixbit.scheme import Scheme
 from mixbit.sparsity import misfit
 from mixbit.target import target_module

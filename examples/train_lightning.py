@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import mixbit as mb
 from examples.train_plain import quantized
 from mixbit.demo import data
-from mixbit.learning import learnable, settled
+from mixbit.training.learning import learnable, settled
 
 
 class FineTuning(lightning.LightningModule):

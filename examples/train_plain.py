@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import mixbit as mb
 from mixbit.demo import data
 from mixbit.demo.network import trained
-from mixbit.learning import learnable, settled
+from mixbit.training.learning import learnable, settled
 
 
 def quantized(target: str) -> tuple[mb.Graph, mb.Graph]:

@@ -14,9 +14,9 @@ from mixbit.flavours import choices_of, note_on_run_time_ranges
 from mixbit.graph import capture
 from mixbit.layers import find_layers
 from mixbit.nodes import argument
-from mixbit.pipeline import Settings
 from mixbit.quantization import quantize
 from mixbit.quantizer import Quantizer
+from mixbit.settings import Settings
 from mixbit.target import find_target
 from tests.networks import Net, Residual, plan_of
 

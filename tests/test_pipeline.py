@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import mixbit as mb
-from mixbit.pipeline import Settings, uniform_scheme
+from mixbit.decision import uniform_scheme
 from mixbit.recheck import recheck
 from mixbit.result import Result
+from mixbit.settings import Settings
 from mixbit.task import Task
 
 
@@ -433,7 +434,7 @@ def test_qat_trains_on_other_data_and_goes_on_where_it_stopped(net, batches, tmp
         with pytest.raises(ZeroDivisionError):
             fine_tuned(net, batches, tmp_path / "out", epochs=2, train_batches=more)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["out.training.safetensors"]
-    monkeypatch.setattr("mixbit.trainloop.rate", None)  # nothing is left to train
+    monkeypatch.setattr("mixbit.training.loop.rate", None)  # nothing is left to train
     found = fine_tuned(net, batches, tmp_path / "out", epochs=2, train_batches=more)
     assert found.result.simulated == whole.result.simulated
     assert not (tmp_path / "out.training.safetensors").exists()

@@ -13,18 +13,19 @@ if TYPE_CHECKING:
     from mixbit.graph import Graph, capture
     from mixbit.layers import find_layers
     from mixbit.measurement import measure
-    from mixbit.pipeline import Settings, auto_quantize
+    from mixbit.pipeline import auto_quantize
     from mixbit.plan import Plan
-    from mixbit.prune import Removal, prune_channels
+    from mixbit.pruning.prune import Removal, prune_channels
     from mixbit.quantization import quantize
     from mixbit.scheme import Scheme
     from mixbit.search import front, search
     from mixbit.sensitivity import Sensitivity
+    from mixbit.settings import Settings
     from mixbit.studies import RandomPlans, Subject, study
     from mixbit.targets import export
     from mixbit.task import Task
-    from mixbit.training import finetune
-    from mixbit.trainloop import Training
+    from mixbit.training.finetune import finetune
+    from mixbit.training.loop import Training
     from mixbit.verification import verify
 
 __all__ = [
@@ -72,23 +73,23 @@ _HOMES = {
     "MixbitError": "errors",
     "Plan": "plan",
     "RandomPlans": "studies",
-    "Removal": "prune",
+    "Removal": "pruning.prune",
     "Scheme": "scheme",
     "Sensitivity": "sensitivity",
-    "Settings": "pipeline",
+    "Settings": "settings",
     "Subject": "studies",
     "TargetMismatch": "errors",
     "Task": "task",
-    "Training": "trainloop",
+    "Training": "training.loop",
     "UnsupportedModel": "errors",
     "auto_quantize": "pipeline",
     "capture": "graph",
     "front": "search",
     "export": "targets",
     "find_layers": "layers",
-    "finetune": "training",
+    "finetune": "training.finetune",
     "measure": "measurement",
-    "prune_channels": "prune",
+    "prune_channels": "pruning.prune",
     "quantize": "quantization",
     "search": "search",
     "study": "studies",

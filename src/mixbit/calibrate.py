@@ -41,8 +41,8 @@ class Calibration:
         scales: (layer, format) -> scales of its weight; filled as they are asked for.
         ranges: (node, format) -> scale and zero point of its tensor; filled as they are asked for.
         range_method: Chooses them from the histogram.
-        masks: (layer, sparsity) -> which of its weights stay; filled by `mixbit.masks`, or by magnitude as they are
-            asked for.
+        masks: (layer, sparsity) -> which of its weights stay; filled by `mixbit.pruning.masks`, or by magnitude as they
+            are asked for.
     """
 
     histograms: dict[str, Histogram]

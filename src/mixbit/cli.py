@@ -126,9 +126,10 @@ def quantize(
 ) -> None:
     """Measure, search, quantize, export, run the artefact and compare."""
     from mixbit.flavours import FLAVOURS
-    from mixbit.pipeline import Settings, auto_quantize
+    from mixbit.pipeline import auto_quantize
+    from mixbit.settings import Settings
     from mixbit.specs import absolute, load_data, load_function, load_task
-    from mixbit.trainloop import Training
+    from mixbit.training.loop import Training
 
     _known("flavour", flavour, tuple(FLAVOURS))
     if flavour != "qat":

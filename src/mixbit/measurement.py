@@ -56,7 +56,7 @@ def measure(
         choices: Schemes to offer; the target's default ones where None. A layer that cannot take one is not offered it;
             in the place of one whose input is ranged at run time it is offered the same weight with an input in float.
         calibration: Of the same graph and batches, where it is at hand; sparse choices take the masks that it holds,
-            see `mixbit.masks`, and others by magnitude.
+            see `mixbit.pruning.masks`, and others by magnitude.
         seed: Of every draw.
 
     Raises:

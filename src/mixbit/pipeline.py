@@ -3,9 +3,9 @@
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +19,7 @@ from mixbit.calibrate import Calibration, calibrate
 from mixbit.check import check_set
 from mixbit.choosing import cheapest_enough, searched
 from mixbit.correction import corrected
+from mixbit.decision import Contender, Decision, said, uniform_scheme
 from mixbit.equalize import equalized
 from mixbit.errors import InvalidInput
 from mixbit.estimate import Question
@@ -30,94 +31,29 @@ from mixbit.identity import source_digest, tensors_digest
 from mixbit.journal import Journal
 from mixbit.latency import paired_latency_ms
 from mixbit.layers import find_layers, model_fingerprint
-from mixbit.masks import IMPORTANCE, check_importance, choose_masks
 from mixbit.measurement import measure
-from mixbit.metrics import Metric, find_metric
-from mixbit.objective import Objective
 from mixbit.plan import Plan
-from mixbit.prune import Removal, check_share, prune_channels
+from mixbit.pruning.masks import choose_masks
+from mixbit.pruning.prune import Removal, prune_channels
 from mixbit.quantization import quantize
-from mixbit.ranges import RangeMethod, find_ranges
+from mixbit.ranges import find_ranges
 from mixbit.reconstruction import Reconstruction
 from mixbit.result import FILE_NAME, Pruned, Result, deployed_figures, environment, figures, layer_rows
-from mixbit.rounding import Rounding, find_rounding
+from mixbit.rounding import find_rounding
 from mixbit.rounding.nearest import nearest
 from mixbit.scheme import Scheme
-from mixbit.scoring import Score, Scoring
-from mixbit.search import Method, find_search, uniform_plans
+from mixbit.scoring import Scoring
+from mixbit.search import uniform_plans
 from mixbit.sensitivity import Sensitivity
+from mixbit.settings import Settings
 from mixbit.simulate import assemble
 from mixbit.target import Runner, Target, find_target, target_module
 from mixbit.targets import check_exportable
-from mixbit.task import Task
 from mixbit.timing import timed
-from mixbit.training import Trained, train
-from mixbit.trainloop import Training
+from mixbit.training.finetune import Trained, train
+from mixbit.training.objective import Objective
 from mixbit.uncovered import find_uncovered
 from mixbit.verification import Comparison, compare, predicted_bytes
-
-#: Name -> what it does.
-BIAS_CORRECTIONS = {
-    "at_once": "Takes off each output's mean what the rounding of its own weight adds, on inputs of the float network.",
-    "sequential": "Layer after layer, on inputs of the quantized layers before: the errors of activations count too.",
-    "off": "Biases stay as they are, up to rounding.",
-}
-
-#: The longest time that an evaluation may be given: a week.
-LONGEST_S = 7 * 24 * 3600
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a plan is made.
-
-    Attributes:
-        task: What the model's outputs mean.
-        choices: Schemes to choose from; the target's default ones of the flavour where None.
-        metric: Name of the metric, or a function of the same kind.
-        search: Name of the search, or a function of the same kind.
-        rounding: Name of the rounding, or a function of the same kind.
-        importance: What decides which weights sparse choices make zero: a name in `mixbit.masks.IMPORTANCES`.
-        pins: Pattern of layers' names -> the scheme that they take, see `Sensitivity.pinned`.
-        score: Evaluation function of the user's own, for searches that try plans and for a largest drop:
-            `score(model, batches)`, the higher the better. Where None, accuracy, or without labels the divergence.
-        eval_subset_ratio: Share of the calibration batches that searches try plans on, those held out apart.
-        eval_timeout_s: Longest time of one evaluation; None for any.
-        ranges: Name of the method that chooses ranges of activations, or a function of the same kind.
-        bias_correction: A name in BIAS_CORRECTIONS.
-        reestimate_batch_norms: Whether batch norms take their statistics from the calibration data, see `reestimated`.
-        equalize: Whether channels between layers are scaled before anything else, see `equalized`.
-        prune_channels: Share of the output channels to remove before everything else, see `mixbit.prune_channels`;
-            without fine-tuning it costs accuracy.
-        flavour: One of FLAVOURS.
-        epochs: Of the training, for the flavour `qat`.
-        training: How to train there; its seed is the one below.
-        train_batches: Data to train on there; the calibration data apart from what is held out where None.
-        seed: Of every draw.
-        model: Where the model came from, to be noted in result.json.
-    """
-
-    task: Task = field(default_factory=Task.classification)
-    choices: Sequence[str] | None = None
-    metric: str | Metric = "fisher"
-    search: str | Method = "ilp"
-    rounding: str | Rounding = "nearest"
-    importance: str = IMPORTANCE
-    pins: Mapping[str, str] = field(default_factory=dict)
-    score: Score | None = None
-    eval_subset_ratio: float = 1.0
-    eval_timeout_s: float | None = None
-    ranges: str | RangeMethod = "mse"
-    bias_correction: str = "at_once"
-    reestimate_batch_norms: bool = False
-    equalize: bool = False
-    prune_channels: float = 0.0
-    flavour: str = "static"
-    epochs: int = 3
-    training: Training = field(default_factory=Training)
-    train_batches: Iterable[Any] | None = None
-    seed: int = 0
-    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -139,47 +75,6 @@ class Deployed:
     simulated: Graph
     comparison: Comparison
     result: Result
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One plan, simulated, and its divergence on the held-out calibration data; what it was before training."""
-
-    plan: Plan
-    simulated: Graph
-    divergence: float
-    untrained: Graph | None = None
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Which plan to deploy, and on what grounds.
-
-    Attributes:
-        graph: The float graph.
-        table: The sensitivities.
-        contenders: The searched plan first, then the uniform ones within the budget.
-        chosen: One of them.
-        grounds: Why it was chosen, in a sentence.
-        batches: The data to report on.
-        outputs: On that data, of `float`, of `chosen`, of each uniform plan under its scheme, and, where channels were
-            removed, of the network with all of them as `dense`, and, where it was trained, of the plan `untrained`.
-        dense: The graph with all its channels, where some were removed from `graph`.
-    """
-
-    graph: Graph
-    table: Sensitivity
-    contenders: list[Contender]
-    chosen: Contender
-    grounds: str
-    batches: list[Batch]
-    outputs: dict[str, Evaluation]
-    dense: Graph | None = None
-
-    @property
-    def predicted_bytes(self) -> dict[str, int]:
-        """Layer -> bytes of its weight and scales in the file."""
-        return predicted_bytes(find_layers(self.graph), self.chosen.plan)
 
 
 def auto_quantize(
@@ -234,31 +129,15 @@ class _Run:
         self.target: Target = find_target(target)
         self.module = target_module(target)
         self.module.require()
+        settings.check()
         self.choices = choices_of(settings.flavour, self.target, settings.choices)
-        find_metric(settings.metric)
-        find_search(settings.search)
-        find_rounding(settings.rounding)
-        find_ranges(settings.ranges)
-        if settings.bias_correction not in BIAS_CORRECTIONS:
-            known = ", ".join(BIAS_CORRECTIONS)
-            raise InvalidInput(f"bias correction {settings.bias_correction!r} is unknown; known: {known}")
-        check_importance(settings.importance)
         check_writable_folder(out, force=force)
-        if not 0 < settings.eval_subset_ratio <= 1:
-            raise InvalidInput(f"eval_subset_ratio={settings.eval_subset_ratio}: give a share between 0 and 1")
-        if settings.eval_timeout_s is not None and not 0 < settings.eval_timeout_s <= LONGEST_S:
+        if settings.prune_channels != 0 and self.module.NEEDS_GRAPH:
             raise InvalidInput(
-                f"eval_timeout_s={settings.eval_timeout_s}: give a positive number of seconds, {LONGEST_S} at most"
+                f"prune_channels={settings.prune_channels}: a file for {target} runs on the model's own graph, "
+                "which has all channels; take another target"
             )
-        if settings.prune_channels != 0:
-            check_share(settings.prune_channels)
-            if self.module.NEEDS_GRAPH:
-                raise InvalidInput(
-                    f"prune_channels={settings.prune_channels}: a file for {target} runs on the model's own graph, "
-                    "which has all channels; take another target"
-                )
         self.out, self.settings, self.force = out, settings, force
-        settings.training.check()
         self.journal_path = out.absolute().with_name(f"{out.absolute().name}.trials.jsonl")
         self.parts_path = out.absolute().with_name(f"{out.absolute().name}.rounding")
         self.pruned_path = out.absolute().with_name(f"{out.absolute().name}.pruned.safetensors")
@@ -307,15 +186,15 @@ class _Run:
             simulate = self._simulation(kept)
             contenders = [self._try(one, simulate(graph, one, calibration), held_out, reference) for one in plans]
         chosen = contenders[0] if grounds else min(contenders, key=lambda contender: contender.divergence)
-        grounds = grounds or _said(contenders, chosen)
+        grounds = grounds or said(contenders, chosen)
         if find_rounding(self.settings.rounding)[1] is not nearest:
             with self._clock("round weights"):
-                chosen, said = self._rounded(graph, chosen, kept, held_out, reference)
-            grounds = f"{grounds}; {said}"
+                chosen, more = self._rounded(graph, chosen, kept, held_out, reference)
+            grounds = f"{grounds}; {more}"
         if self.settings.flavour == "qat":
             with self._clock("fine-tune"):
-                chosen, said = self._train(dense or graph, chosen, kept, held_out, reference)
-            grounds = f"{grounds}; {said}"
+                chosen, more = self._train(dense or graph, chosen, kept, held_out, reference)
+            grounds = f"{grounds}; {more}"
         with self._clock("evaluate"):
             outputs = self._evaluate_all(graph, contenders, chosen, evaluated)
             if dense is not None:
@@ -578,23 +457,3 @@ class _Run:
 
     def _divergence(self, decision: Decision, name: str) -> float:
         return decision.outputs[name].divergence(decision.outputs["float"], self.task)
-
-
-def uniform_scheme(plan: Plan) -> str | None:
-    """The scheme that every layer takes, None where they differ."""
-    schemes = set(plan.layers.values())
-    return schemes.pop() if len(schemes) == 1 else None
-
-
-def _said(contenders: list[Contender], chosen: Contender) -> str:
-    uniform = [contender for contender in contenders if uniform_scheme(contender.plan)]
-    if not uniform:
-        return "no uniform plan keeps within the budget; the searched plan is deployed"
-    if chosen is contenders[0] and uniform_scheme(chosen.plan):
-        return f"the searched plan is uniform {uniform_scheme(chosen.plan)}, and is deployed"
-    best = min(uniform, key=lambda contender: contender.divergence)
-    name, searched = uniform_scheme(best.plan), contenders[0]
-    figures_ = f"{searched.divergence:.4g} against {best.divergence:.4g} nats from the float network on held-out data"
-    if chosen is searched:
-        return f"the searched plan is deployed: no worse than uniform {name}, the best uniform plan ({figures_})"
-    return f"uniform {name} is deployed: the searched plan was worse ({figures_})"

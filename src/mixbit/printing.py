@@ -40,7 +40,7 @@ def print_result(result: "Result") -> None:
 
 def say_what_was_pruned(pruned: "Pruned") -> None:
     """Say how much smaller the network became, and what that cost."""
-    from mixbit.prune import Removal
+    from mixbit.pruning.prune import Removal
 
     before, after = pruned.dense.get("accuracy"), pruned.pruned.get("accuracy")
     cost = f"{pruned.pruned['divergence']:.3g} nats from the network with all channels"

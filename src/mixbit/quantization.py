@@ -50,8 +50,8 @@ def quantize(
         graph: A captured graph in float; it is left as it is.
         plan: A scheme for every layer, for the target it names.
         batches: Calibration data, labels ignored; or, for the nearest rounding, a calibration of this graph, which
-            holds the masks of sparse schemes (see `mixbit.masks`; they are chosen by magnitude otherwise); or None
-            where no input has a static range: weights then take min-max scales, and biases stay.
+            holds the masks of sparse schemes (see `mixbit.pruning.masks`; they are chosen by magnitude otherwise); or
+            None where no input has a static range: weights then take min-max scales, and biases stay.
         rounding: How weights become integers: a name in ROUNDINGS, with options as in `brecq:iterations=500`, or a
             function from a `Reconstruction` to a graph.
         bias_correction: Whether to correct biases.

@@ -10,7 +10,8 @@ from mixbit.demo.data import BATCH_SIZE, calibration_batches, test_batches
 from mixbit.demo.network import trained
 from mixbit.files import check_writable_folder
 from mixbit.latency import paired_latency_ms
-from mixbit.pipeline import Deployed, Settings, auto_quantize
+from mixbit.pipeline import Deployed, auto_quantize
+from mixbit.settings import Settings
 from mixbit.target import target_module
 
 TARGETS = ("openvino", "onnxruntime")

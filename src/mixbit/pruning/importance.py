@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.batches import Batch
-from mixbit.channels import Channels, Reader
 from mixbit.graph import Graph
 from mixbit.nodes import argument, get_tensor
 from mixbit.operators import can_take_bias, run_operation
 from mixbit.progress import track
+from mixbit.pruning.channels import Channels, Reader
 from mixbit.samples import SampleAxis, group_samples, sample_axis
 from mixbit.task import Task
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.axes import moved_axis, num_alike, sizes_of
 from mixbit.graph import Graph
 from mixbit.layers import Layer, find_layers
 from mixbit.nodes import argument, is_parameter, packet, tensor_of
 from mixbit.operators import GROUPS, Operation
+from mixbit.pruning.axes import moved_axis, num_alike, sizes_of
 
 _aten = torch.ops.aten
 

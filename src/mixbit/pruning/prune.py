@@ -11,14 +11,14 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from mixbit.batches import split_all
-from mixbit.channels import Channels, Count, Reader, find_channels
 from mixbit.errors import InvalidInput, UnsupportedModel
 from mixbit.exporting import copy_module
 from mixbit.fold import set_bias
 from mixbit.graph import TOLERANCE, Graph, capture
-from mixbit.importance import Cut, Masked, importance, mean_outputs
 from mixbit.layers import find_layers
 from mixbit.nodes import argument, get_tensor, split_name, tensor_of
+from mixbit.pruning.channels import Channels, Count, Reader, find_channels
+from mixbit.pruning.importance import Cut, Masked, importance, mean_outputs
 from mixbit.task import Task
 
 #: Share of its channels that every tensor keeps, one at least: an empty or starved layer cuts the network in two.
@@ -71,10 +71,11 @@ def prune_channels(
 ) -> Graph:
     """A smaller float graph: the share of channels goes that the network misses least.
 
-    Channels that must go together are one unit (`mixbit.channels`). In five rounds, each of which measures anew, units
-    go in the order of importance (expected KL divergence, `mixbit.importance`) divided by the output channels of layers
-    that go with the unit, until `share` of all output channels that can go are gone; every tensor keeps a tenth of its
-    channels. The mean of what the removed channels added to a layer's output goes to the layer's bias.
+    Channels that must go together are one unit (`mixbit.pruning.channels`). In five rounds, each of which measures
+    anew, units go in the order of importance (expected KL divergence, `mixbit.pruning.importance`) divided by the
+    output channels of layers that go with the unit, until `share` of all output channels that can go are gone; every
+    tensor keeps a tenth of its channels. The mean of what the removed channels added to a layer's output goes to the
+    layer's bias.
 
     The network loses accuracy until it is fine-tuned. The graph given and the user's model stay as they are.
 

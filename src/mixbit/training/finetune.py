@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from mixbit.batches import Batch, check_iterable, hold_out, split_all
-from mixbit.checkpoints import Checkpoint
 from mixbit.errors import InvalidInput
 from mixbit.graph import Graph
 from mixbit.identity import source_digest, tensors_digest
-from mixbit.objective import Objective
 from mixbit.progress import track
 from mixbit.task import Task
-from mixbit.trainloop import Loop, Trained, Training
+from mixbit.training.checkpoints import Checkpoint
+from mixbit.training.loop import Loop, Trained, Training
+from mixbit.training.objective import Objective
 
 FILE_NAME = "training.safetensors"
 
@@ -32,8 +32,9 @@ def finetune(
     """A graph trained with its roundings in place: weights, biases and scales; the best epoch by held-out loss.
 
     Weights are rounded in forward and pass gradients straight through; scales of weights and activations are learned
-    (`mixbit.learning.learnable`); zero points stay. The loss is the task's, or the divergence from the teacher, or a
-    mixture, see `mixbit.objective.Objective`. Where no epoch is better than the graph was, it comes back as it was.
+    (`mixbit.training.learning.learnable`); zero points stay. The loss is the task's, or the divergence from the
+    teacher, or a mixture, see `mixbit.training.objective.Objective`. Where no epoch is better than the graph was, it
+    comes back as it was.
     The graph runs as captured: in eval mode, batch norms folded, without dropout. A float graph trains alike.
 
     Args:

@@ -14,12 +14,12 @@ from mixbit.demo.network import trained
 from mixbit.errors import InvalidInput
 from mixbit.graph import capture
 from mixbit.layers import find_layers
-from mixbit.objective import Objective
 from mixbit.quantization import quantize
 from mixbit.simulate import quantizers_of
 from mixbit.task import Task
-from mixbit.training import FILE_NAME, finetune, train
-from mixbit.trainloop import Training, rate
+from mixbit.training.finetune import FILE_NAME, finetune, train
+from mixbit.training.loop import Training, rate
+from mixbit.training.objective import Objective
 from tests.networks import assert_state_is, by_tensor, plan_of, state_of
 
 pytestmark = pytest.mark.usefixtures("anything")
@@ -137,7 +137,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(kind, tmp_path, monkey
 
     path = tmp_path / "new" / FILE_NAME
     with monkeypatch.context() as patched:
-        patched.setattr("mixbit.trainloop.rate", interrupted)
+        patched.setattr("mixbit.training.loop.rate", interrupted)
         with pytest.raises(Interrupted):
             run(**arguments(), path=path)
     assert path.exists()
@@ -145,7 +145,7 @@ def test_an_interrupted_training_goes_on_to_the_same_bits(kind, tmp_path, monkey
     resumed = run(**arguments(), path=path)
     assert resumed.losses == whole.losses
     assert_same(tensors(resumed.graph), tensors(whole.graph))
-    monkeypatch.setattr("mixbit.trainloop.rate", None)
+    monkeypatch.setattr("mixbit.training.loop.rate", None)
     assert run(**arguments(), path=path).losses == whole.losses, "a training that is done takes no further step"
 
 

@@ -10,7 +10,6 @@ from mixbit.demo.network import trained
 from mixbit.evaluation import evaluate, graph_runner
 from mixbit.graph import capture
 from mixbit.layers import find_layers
-from mixbit.learning import learnable, settled
 from mixbit.nodes import get_tensor
 from mixbit.quantization import quantize
 from mixbit.quantizer import Quantizer
@@ -18,6 +17,7 @@ from mixbit.scales import LARGEST_BIAS
 from mixbit.scheme import Scheme
 from mixbit.simulate import assemble, quantizers_of
 from mixbit.task import Task
+from mixbit.training.learning import learnable, settled
 from tests.networks import OPERATORS, Residual, assert_state_is, by_tensor, operator_network, plan_of, state_of
 
 

@@ -14,7 +14,7 @@ from mixbit.errors import InvalidInput
 from mixbit.estimate import Question
 from mixbit.graph import capture
 from mixbit.layers import find_layers
-from mixbit.masks import choose_masks, mean_square_gradients
+from mixbit.pruning.masks import choose_masks, mean_square_gradients
 from mixbit.quantization import quantize
 from mixbit.scales import weight_quantizer
 from mixbit.scheme import Scheme, Sparsity

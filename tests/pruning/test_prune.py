@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 import mixbit as mb
 from mixbit.batches import split_all
-from mixbit.channels import Channels, find_channels
 from mixbit.errors import InvalidInput
 from mixbit.evaluation import artefact_runner
-from mixbit.importance import Cut, importance, mean_outputs
 from mixbit.printing import print_result
-from mixbit.prune import KEPT_EVERYWHERE, choose
+from mixbit.pruning.channels import Channels, find_channels
+from mixbit.pruning.importance import Cut, importance, mean_outputs
+from mixbit.pruning.prune import KEPT_EVERYWHERE, choose
 from mixbit.recheck import recheck
 from mixbit.result import Result
 from mixbit.target import target_module
@@ -142,7 +142,7 @@ def test_smaller_graph_is_the_network_with_zeros_for_these_channels(name: str, m
     model, x = network(name)
     graph = mb.capture(model, x)
     state, seen = state_of(graph.module), {}
-    monkeypatch.setattr("mixbit.prune._check_same", lambda *given: seen.update(channels=given[2], cut=given[3]))
+    monkeypatch.setattr("mixbit.pruning.prune._check_same", lambda *given: seen.update(channels=given[2], cut=given[3]))
     smaller = mb.prune_channels(graph, batches_of(x, 5), share=0.4, compensate=False)
     assert_state_is(graph.module, state)
     gone = mb.Removal.between(graph, smaller)
@@ -158,7 +158,7 @@ def test_smaller_graph_is_the_network_with_zeros_for_these_channels(name: str, m
 
 def test_biases_take_up_the_mean_of_what_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, Any] = {}
-    monkeypatch.setattr("mixbit.prune._check_same", lambda *given: seen.update(channels=given[2], cut=given[3]))
+    monkeypatch.setattr("mixbit.pruning.prune._check_same", lambda *given: seen.update(channels=given[2], cut=given[3]))
     for name in ("chain", "transposed"):
         model, x = network(name)
         graph = mb.capture(model, x)

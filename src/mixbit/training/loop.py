@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from mixbit.batches import Batch, split_batch
-from mixbit.checkpoints import Checkpoint
 from mixbit.errors import InvalidInput
 from mixbit.graph import Graph
-from mixbit.learning import learnable, settled
-from mixbit.objective import Objective
 from mixbit.progress import track
 from mixbit.simulate import quantizers_of
+from mixbit.training.checkpoints import Checkpoint
+from mixbit.training.learning import learnable, settled
+from mixbit.training.objective import Objective
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,72 @@
+"""ResNet-20 on CIFAR-10: accuracy by plan and rounding, and MixQuant's widths against uniform ones.
+
+Calibrated on 512 training images, evaluated on the 10,000 test images, simulated:
+
+    python -m benchmarks.roundings_resnet20
+    python -m benchmarks.roundings_resnet20 --rows "mean 3 bits/brecq" "uniform w4a4/brecq:fisher=true"
+
+Plans of a mean width choose among w2a8, w3a8, w4a8, w6a8 and w8a8 by `fisher` and `ilp`; `mixquant` by its own search,
+in the bytes of uniform w3a8.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from functools import cache
+
+from rich.console import Console
+from rich.table import Table
+
+import mixbit as mb
+from benchmarks.resnet20_table import TASK, Data, plan_for
+from mixbit.evaluation import evaluate, graph_runner
+from mixbit.layers import model_fingerprint
+
+TARGET = "packed"
+ROWS = (
+    "mean 4 bits/nearest", "mean 4 bits/brecq",
+    "mean 3 bits/nearest", "mean 3 bits/gptq", "mean 3 bits/adaround", "mean 3 bits/brecq",
+    "mean 2.5 bits/nearest", "mean 2.5 bits/brecq",
+    "uniform w4a4/nearest", "uniform w4a4/brecq",
+    "uniform w3a8/nearest", "uniform w3a8/brecq", "mixquant/nearest", "mixquant/brecq",
+)  # fmt: skip
+
+
+def plan_of(data: Data, name: str) -> mb.Plan:
+    """The plan of that name: `mean N bits`, `uniform SCHEME` or `mixquant`."""
+    kind, _, rest = name.partition(" ")
+    layers = mb.find_layers(data.graph)
+    if kind == "mean":
+        return plan_for(data, TARGET, float(rest.split()[0]))
+    if kind == "uniform":
+        schemes = {layer.name: rest for layer in layers}
+        return mb.Plan(target=TARGET, fingerprint=model_fingerprint(layers), layers=schemes)
+    batches = [inputs.args for inputs, _ in data.calibration_batches]
+    table = mb.measure(data.graph, batches, target=TARGET, metric="weight_error_relative", calibration=data.calibration)
+    in_bytes = float(table.usage["weight_bytes"][:, table.choices.index("w3a8")].sum())
+    return mb.search(table, mb.Budget(weight_bytes=in_bytes), method="mixquant")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print a row for each plan and rounding as it is done, then the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", nargs="+", default=ROWS, metavar="PLAN/ROUNDING")
+    data, console = Data.load(), Console(width=120)
+    table = Table("plan", "rounding", "accuracy", "mean bits", "seconds", title="ResNet-20, simulated")
+    plans = cache(lambda name: plan_of(data, name))
+    for row in parser.parse_args(arguments).rows:
+        name, _, rounding = row.partition("/")
+        plan, began = plans(name), time.perf_counter()
+        rounded = mb.quantize(data.graph, plan, data.calibration_batches, rounding=rounding)
+        seconds = time.perf_counter() - began
+        found = evaluate(graph_runner(rounded, TASK), data.test, TASK, row)
+        layers = mb.find_layers(data.graph)
+        bits = sum(one.numel * plan.scheme(one.name).weight_bits for one in layers) / sum(one.numel for one in layers)
+        cells = name, rounding, f"{found.accuracy:.2%}", f"{bits:.2f}", f"{seconds:.0f}"
+        console.print(" ".join(cells))
+        table.add_row(*cells)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Which plan to deploy, and on what grounds."""
+
+from dataclasses import dataclass
+
+from mixbit.batches import Batch
+from mixbit.evaluation import Evaluation
+from mixbit.graph import Graph
+from mixbit.layers import find_layers
+from mixbit.plan import Plan
+from mixbit.sensitivity import Sensitivity
+from mixbit.verification import predicted_bytes
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One plan, simulated, and its divergence on the held-out calibration data; what it was before training."""
+
+    plan: Plan
+    simulated: Graph
+    divergence: float
+    untrained: Graph | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Which plan to deploy, and on what grounds.
+
+    Attributes:
+        graph: The float graph.
+        table: The sensitivities.
+        contenders: The searched plan first, then the uniform ones within the budget.
+        chosen: One of them.
+        grounds: Why it was chosen, in a sentence.
+        batches: The data to report on.
+        outputs: On that data, of `float`, of `chosen`, of each uniform plan under its scheme, and, where channels were
+            removed, of the network with all of them as `dense`, and, where it was trained, of the plan `untrained`.
+        dense: The graph with all its channels, where some were removed from `graph`.
+    """
+
+    graph: Graph
+    table: Sensitivity
+    contenders: list[Contender]
+    chosen: Contender
+    grounds: str
+    batches: list[Batch]
+    outputs: dict[str, Evaluation]
+    dense: Graph | None = None
+
+    @property
+    def predicted_bytes(self) -> dict[str, int]:
+        """Layer -> bytes of its weight and scales in the file."""
+        return predicted_bytes(find_layers(self.graph), self.chosen.plan)
+
+
+def uniform_scheme(plan: Plan) -> str | None:
+    """The scheme that every layer takes, None where they differ."""
+    schemes = set(plan.layers.values())
+    return schemes.pop() if len(schemes) == 1 else None
+
+
+def said(contenders: list[Contender], chosen: Contender) -> str:
+    """Why the chosen one of the contenders was chosen, in a sentence."""
+    uniform = [contender for contender in contenders if uniform_scheme(contender.plan)]
+    if not uniform:
+        return "no uniform plan keeps within the budget; the searched plan is deployed"
+    if chosen is contenders[0] and uniform_scheme(chosen.plan):
+        return f"the searched plan is uniform {uniform_scheme(chosen.plan)}, and is deployed"
+    best = min(uniform, key=lambda contender: contender.divergence)
+    name, searched = uniform_scheme(best.plan), contenders[0]
+    figures_ = f"{searched.divergence:.4g} against {best.divergence:.4g} nats from the float network on held-out data"
+    if chosen is searched:
+        return f"the searched plan is deployed: no worse than uniform {name}, the best uniform plan ({figures_})"
+    return f"uniform {name} is deployed: the searched plan was worse ({figures_})"

@@ -1,0 +1,99 @@
+"""How auto_quantize() makes a plan: every choice of methods, in one value."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mixbit.errors import InvalidInput
+from mixbit.metrics import Metric, find_metric
+from mixbit.pruning.masks import IMPORTANCE, check_importance
+from mixbit.pruning.prune import check_share
+from mixbit.ranges import RangeMethod, find_ranges
+from mixbit.rounding import Rounding, find_rounding
+from mixbit.scoring import Score
+from mixbit.search import Method, find_search
+from mixbit.task import Task
+from mixbit.training.loop import Training
+
+#: Name -> what it does.
+BIAS_CORRECTIONS = {
+    "at_once": "Takes off each output's mean what the rounding of its own weight adds, on inputs of the float network.",
+    "sequential": "Layer after layer, on inputs of the quantized layers before: the errors of activations count too.",
+    "off": "Biases stay as they are, up to rounding.",
+}
+
+#: The longest time that an evaluation may be given: a week.
+LONGEST_S = 7 * 24 * 3600
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a plan is made.
+
+    Attributes:
+        task: What the model's outputs mean.
+        choices: Schemes to choose from; the target's default ones of the flavour where None.
+        metric: Name of the metric, or a function of the same kind.
+        search: Name of the search, or a function of the same kind.
+        rounding: Name of the rounding, or a function of the same kind.
+        importance: What decides which weights sparse choices make zero: a name in `mixbit.pruning.masks.IMPORTANCES`.
+        pins: Pattern of layers' names -> the scheme that they take, see `Sensitivity.pinned`.
+        score: Evaluation function of the user's own, for searches that try plans and for a largest drop:
+            `score(model, batches)`, the higher the better. Where None, accuracy, or without labels the divergence.
+        eval_subset_ratio: Share of the calibration batches that searches try plans on, those held out apart.
+        eval_timeout_s: Longest time of one evaluation; None for any.
+        ranges: Name of the method that chooses ranges of activations, or a function of the same kind.
+        bias_correction: A name in BIAS_CORRECTIONS.
+        reestimate_batch_norms: Whether batch norms take their statistics from the calibration data, see `reestimated`.
+        equalize: Whether channels between layers are scaled before anything else, see `equalized`.
+        prune_channels: Share of the output channels to remove before everything else, see `mixbit.prune_channels`;
+            without fine-tuning it costs accuracy.
+        flavour: One of FLAVOURS.
+        epochs: Of the training, for the flavour `qat`.
+        training: How to train there; its seed is the one below.
+        train_batches: Data to train on there; the calibration data apart from what is held out where None.
+        seed: Of every draw.
+        model: Where the model came from, to be noted in result.json.
+    """
+
+    task: Task = field(default_factory=Task.classification)
+    choices: Sequence[str] | None = None
+    metric: str | Metric = "fisher"
+    search: str | Method = "ilp"
+    rounding: str | Rounding = "nearest"
+    importance: str = IMPORTANCE
+    pins: Mapping[str, str] = field(default_factory=dict)
+    score: Score | None = None
+    eval_subset_ratio: float = 1.0
+    eval_timeout_s: float | None = None
+    ranges: str | RangeMethod = "mse"
+    bias_correction: str = "at_once"
+    reestimate_batch_norms: bool = False
+    equalize: bool = False
+    prune_channels: float = 0.0
+    flavour: str = "static"
+    epochs: int = 3
+    training: Training = field(default_factory=Training)
+    train_batches: Iterable[Any] | None = None
+    seed: int = 0
+    model: str | None = None
+
+    def check(self) -> None:
+        """Raise InvalidInput for a name that is unknown, or a number out of range."""
+        find_metric(self.metric)
+        find_search(self.search)
+        find_rounding(self.rounding)
+        find_ranges(self.ranges)
+        if self.bias_correction not in BIAS_CORRECTIONS:
+            known = ", ".join(BIAS_CORRECTIONS)
+            raise InvalidInput(f"bias correction {self.bias_correction!r} is unknown; known: {known}")
+        check_importance(self.importance)
+        if not 0 < self.eval_subset_ratio <= 1:
+            raise InvalidInput(f"eval_subset_ratio={self.eval_subset_ratio}: give a share between 0 and 1")
+        if self.eval_timeout_s is not None and not 0 < self.eval_timeout_s <= LONGEST_S:
+            raise InvalidInput(
+                f"eval_timeout_s={self.eval_timeout_s}: give a positive number of seconds, {LONGEST_S} at most"
+            )
+        if self.prune_channels != 0:
+            check_share(self.prune_channels)
+        self.training.check()

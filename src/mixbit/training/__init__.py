@@ -1,0 +1,1 @@
+"""Fine-tuning with the roundings in place: learned scales, distillation, checkpoints."""
