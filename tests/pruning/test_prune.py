@@ -262,10 +262,9 @@ def test_choose_keeps_a_tenth_of_every_tensor_and_never_takes_more_than_asked() 
     model, x = network("concatenation")
     channels = find_channels(mb.capture(model, x))
     everything = torch.ones(channels.num_units, dtype=torch.bool)
-    rows = torch.ones(channels.num_units, dtype=torch.long)
     losses = torch.arange(channels.num_units).double()
     for wanted in (1, 3, 1000):
-        keep = choose(losses, rows, channels, everything, wanted)
+        keep = choose(losses, channels.free, channels, everything, wanted)
         assert 0 < int((~keep).sum()) <= wanted
         assert keep[~channels.free].all()
         assert all(keep[units].sum() >= max(1, KEPT_EVERYWHERE * len(units)) for units in channels.tensors)

@@ -72,17 +72,16 @@ def prune_channels(
     """A smaller float graph: the share of channels goes that the network misses least.
 
     Channels that must go together are one unit (`mixbit.pruning.channels`). In five rounds, each of which measures
-    anew, units go in the order of importance (expected KL divergence, `mixbit.pruning.importance`) divided by the
-    output channels of layers that go with the unit, until `share` of all output channels that can go are gone; every
-    tensor keeps a tenth of its channels. The mean of what the removed channels added to a layer's output goes to the
-    layer's bias.
+    anew, units go in the order of importance (expected KL divergence, `mixbit.pruning.importance`), until `share` of
+    those that can go are gone; every tensor keeps a tenth of its channels. The mean of what the removed channels added
+    to a layer's output goes to the layer's bias.
 
     The network loses accuracy until it is fine-tuned. The graph given and the user's model stay as they are.
 
     Args:
         graph: A captured graph in float.
         batches: Calibration batches; labels only where the task has a loss of the user's own. Kept in memory.
-        share: Of the output channels, between 0 and 1.
+        share: Of the channels, those that go together counted as one; between 0 and 1.
         task: What the outputs mean; classification where None.
         compensate: Whether biases take up the mean of what is removed.
         seed: Of the labels drawn from the model.
@@ -98,20 +97,18 @@ def prune_channels(
     for number, (inputs, _) in enumerate(pairs):
         graph.check(inputs, f"batch {number}")
     channels = find_channels(graph)
-    rows = _rows(channels)
-    if not (channels.free & (rows > 0)).any():
+    able = channels.free & _of_layers(channels)
+    if not able.any():
         raise InvalidInput(f"the model has no channels that can be cut: all reach {', '.join(channels.obstacles)}")
-    wanted = share * int(rows[channels.free].sum())
+    wanted = share * int(able.sum())
     cut = Cut(torch.ones(channels.num_units, dtype=torch.bool))
     for number in range(1, ROUNDS + 1):
         means = mean_outputs(graph, channels, pairs, cut) if compensate else {}
         losses = importance(graph, channels, pairs, means, cut, task=task or Task.classification(), seed=seed + number)
-        num_rows = math.floor(wanted * number / ROUNDS + 1e-9) - int(rows[~cut.keep].sum())
-        cut = _grown(cut, choose(losses / rows.clamp(min=1), rows, channels, cut.keep, num_rows), channels, means)
+        count = math.floor(wanted * number / ROUNDS + 1e-9) - int((~cut.keep).sum())
+        cut = _grown(cut, choose(losses, able, channels, cut.keep, count), channels, means)
     if cut.keep.all():
-        raise InvalidInput(
-            f"share={share} of {int(rows[channels.free].sum())} channels removes none; give a larger one"
-        )
+        raise InvalidInput(f"share={share} of {int(able.sum())} channels removes none; give a larger one")
     smaller = capture(_cut(graph, channels, cut), graph.example)
     _check_same(graph, smaller, channels, cut)
     return smaller
@@ -133,15 +130,15 @@ def _grown(cut: Cut, keep: Tensor, channels: Channels, means: Mapping[str, Tenso
     return Cut(keep, shifts)
 
 
-def choose(losses: Tensor, rows: Tensor, channels: Channels, keep: Tensor, num_rows: int) -> Tensor:
-    """[units] what stays after one round: units go in the order of `losses`, at most so many rows.
+def choose(losses: Tensor, able: Tensor, channels: Channels, keep: Tensor, count: int) -> Tensor:
+    """[units] what stays after one round: units go in the order of `losses`, at most so many.
 
     Args:
         losses: [units] the smaller, the sooner.
-        rows: [units] output channels of layers in each; units of none stay.
-        channels: Which units are free, and which tensors may not become empty.
+        able: [units] which may go.
+        channels: Which tensors may not become empty.
         keep: [units] what is there before.
-        num_rows: Rows that may go.
+        count: How many may go.
     """
     members: list[Counter[int]] = [Counter() for _ in range(channels.num_units)]
     spare = []
@@ -149,23 +146,23 @@ def choose(losses: Tensor, rows: Tensor, channels: Channels, keep: Tensor, num_r
         spare.append(int(keep[units].sum()) - max(1, math.ceil(KEPT_EVERYWHERE * len(units))))
         for unit in units.tolist():
             members[unit][index] += 1
-    keep, able = keep.clone(), keep & channels.free & (rows > 0)
+    keep, able = keep.clone(), keep & able
     for unit in torch.argsort(losses, stable=True).tolist():
-        if not able[unit] or rows[unit] > num_rows or any(spare[index] < n for index, n in members[unit].items()):
+        if not able[unit] or count < 1 or any(spare[index] < n for index, n in members[unit].items()):
             continue
         keep[unit] = False
-        num_rows -= int(rows[unit])
-        for index, count in members[unit].items():
-            spare[index] -= count
+        count -= 1
+        for index, number in members[unit].items():
+            spare[index] -= number
     return keep
 
 
-def _rows(channels: Channels) -> Tensor:
-    """[units] output channels of layers in each."""
-    rows = torch.zeros(channels.num_units, dtype=torch.long)
+def _of_layers(channels: Channels) -> Tensor:
+    """[units] which hold an output channel of a layer."""
+    found = torch.zeros(channels.num_units, dtype=torch.bool)
     for units in channels.outputs.values():
-        rows += torch.bincount(units, minlength=channels.num_units)
-    return rows
+        found[units] = True
+    return found
 
 
 def _cut(graph: Graph, channels: Channels, cut: Cut) -> fx.GraphModule:
