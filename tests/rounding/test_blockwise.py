@@ -200,3 +200,17 @@ def test_batches_are_calibrated_and_learned_from():
     with pytest.raises(mb.InvalidInput, match="rounding brecq: a calibration alone does not tell it enough"):
         quantize(graph, plan, calibration, rounding="brecq")
     quantize(graph, plan, images(2), rounding="brecq:iterations=2")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"iterations": 0}, "iterations=0; give a whole number of at least 1"),
+        ({"batch_size": -1}, "batch_size=-1"),
+        ({"drop": 2.0}, "drop=2.0; give a share between 0 and 1"),
+        ({"cache_gib": float("nan")}, "cache_gib=nan"),
+    ],
+)
+def test_options_out_of_range_are_refused(options, message):
+    with pytest.raises(mb.InvalidInput, match=message):
+        brecq(asked_of(residual_net(), images(1), "w3a8"), **options)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mixbit.blocks import Block
+from mixbit.errors import InvalidInput
 from mixbit.exporting import copy_module
 from mixbit.graph import Graph
 from mixbit.progress import track
@@ -45,6 +46,18 @@ class Schedule:
     fisher: bool
     cache_gib: float
 
+    def check(self, asked: Reconstruction) -> None:
+        """Raise InvalidInput for an option out of range, or where there is no batch."""
+        for name, value in (("iterations", self.iterations), ("batch_size", self.batch_size)):
+            if value < 1:
+                raise InvalidInput(f"rounding: {name}={value}; give a whole number of at least 1")
+        if not 0 <= self.drop <= 1:
+            raise InvalidInput(f"rounding: drop={self.drop}; give a share between 0 and 1")
+        if not self.cache_gib >= 0:
+            raise InvalidInput(f"rounding: cache_gib={self.cache_gib}; give a number of at least 0")
+        if not asked.batches:
+            raise InvalidInput("rounding: no batch to learn on; give at least one")
+
 
 def reconstruct(asked: Reconstruction, blocks: tuple[Block, ...], schedule: Schedule, label: str) -> Graph:
     """The simulated graph with weights, biases and steps learned, one block after the other.
@@ -53,6 +66,7 @@ def reconstruct(asked: Reconstruction, blocks: tuple[Block, ...], schedule: Sche
     and z' that of the rounded one, which reads what the rounded blocks before it return. Roundings start where the
     weight is itself and are driven to 0 or 1 by the penalty. A block that the nearest rounding serves better keeps it.
     """
+    schedule.check(asked)
     question = question_digest(asked, label, **asdict(schedule))
     simulated = replace(asked.simulated, module=copy_module(asked.simulated.module))
     trained = [one for one in simulated.module.parameters() if one.requires_grad]

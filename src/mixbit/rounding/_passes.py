@@ -22,7 +22,8 @@ class Passes:
         self.asked = asked
         self.sizes = [inputs.batch_size for inputs in asked.batches]
         limit = cache_gib * 2**30 / 2
-        self.in_float, self.rounded = ActivationCache(limit), ActivationCache(limit)
+        device = asked.graph.device
+        self.in_float, self.rounded = ActivationCache(limit, device), ActivationCache(limit, device)
         self.weights: dict[tuple[int, str], Tensor] = {}
         names = [node.name for node in asked.graph.module.graph.find_nodes(op="placeholder")]
         self.leaves = [dict(zip(names, asked.graph.leaves(inputs), strict=True)) for inputs in asked.batches]

@@ -4,9 +4,8 @@ import dataclasses
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -125,8 +124,7 @@ def _moments_in_order(
 ) -> Iterator[tuple[_Rounded, dict[str, Moments]]]:
     """Every missing layer with the moments of what its operators read, once all layers before it are final."""
     operators = {operation.node for one in todo for operation in one.layer.operations}
-    with TemporaryDirectory(prefix="mixbit-") as folder:
-        prefix = Prefix(simulated, operators, asked.batches, Path(folder))
+    with closing(Prefix(simulated, operators, asked.batches)) as prefix:
         reached: dict[int, list[_Rounded]] = defaultdict(list)
         for one in missing:
             reached[_first_level(prefix, one)].append(one)
