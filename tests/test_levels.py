@@ -62,7 +62,20 @@ LEVELS = (
         "result",
     },
     {"studies"},
-    {"printing", "specs", "recheck", "settings", "decision", "pipeline", "demo", "cli", "__init__", "__main__"},
+    {
+        "printing",
+        "specs",
+        "recheck",
+        "settings",
+        "decision",
+        "run",
+        "deployment",
+        "pipeline",
+        "demo",
+        "cli",
+        "__init__",
+        "__main__",
+    },
 )
 METHOD_FOLDERS = {"metrics", "search", "targets", "rounding"}
 

@@ -430,7 +430,7 @@ def test_qat_trains_on_other_data_and_goes_on_where_it_stopped(net, batches, tmp
     more = [(torch.randn(8, 1, 6, 6), torch.randint(0, 3, (8,))) for _ in range(6)]
     whole = fine_tuned(net, batches, tmp_path / "whole", epochs=2, train_batches=more)
     with monkeypatch.context() as patched:
-        patched.setattr("mixbit.pipeline._Run.deploy", lambda *_: 1 / 0)
+        patched.setattr("mixbit.pipeline.deploy", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             fine_tuned(net, batches, tmp_path / "out", epochs=2, train_batches=more)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["out.training.safetensors"]

@@ -1,13 +1,9 @@
 """auto_quantize(): from a trained network to a verified artefact; the only file that knows the order of the steps."""
 
 import math
-import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
@@ -16,65 +12,38 @@ from mixbit.batches import Batch, hold_out, split_batches
 from mixbit.batchnorm import reestimated
 from mixbit.budget import Budget, MaxDrop
 from mixbit.calibrate import Calibration, calibrate
-from mixbit.check import check_set
 from mixbit.choosing import cheapest_enough, searched
 from mixbit.correction import corrected
 from mixbit.decision import Contender, Decision, said, uniform_scheme
+from mixbit.deployment import Deployed, deploy
 from mixbit.equalize import equalized
 from mixbit.errors import InvalidInput
 from mixbit.estimate import Question
-from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
-from mixbit.files import check_writable_folder, sha256, whole_folder, write_text
-from mixbit.flavours import choices_of, note_on_run_time_ranges
+from mixbit.evaluation import Evaluation, evaluate, graph_runner
+from mixbit.flavours import note_on_run_time_ranges
 from mixbit.graph import Graph, capture, check_module
 from mixbit.identity import source_digest, tensors_digest
 from mixbit.journal import Journal
-from mixbit.latency import paired_latency_ms
-from mixbit.layers import find_layers, model_fingerprint
+from mixbit.layers import find_layers
 from mixbit.measurement import measure
 from mixbit.plan import Plan
 from mixbit.pruning.masks import choose_masks
-from mixbit.pruning.prune import Removal, prune_channels
+from mixbit.pruning.prune import prune_channels
 from mixbit.quantization import quantize
 from mixbit.ranges import find_ranges
 from mixbit.reconstruction import Reconstruction
-from mixbit.result import FILE_NAME, Pruned, Result, deployed_figures, environment, figures, layer_rows
 from mixbit.rounding import find_rounding
 from mixbit.rounding.nearest import nearest
+from mixbit.run import Run
 from mixbit.scheme import Scheme
 from mixbit.scoring import Scoring
 from mixbit.search import uniform_plans
 from mixbit.sensitivity import Sensitivity
 from mixbit.settings import Settings
-from mixbit.simulate import assemble
-from mixbit.target import Runner, Target, find_target, target_module
 from mixbit.targets import check_exportable
 from mixbit.timing import timed
 from mixbit.training.finetune import Trained, train
 from mixbit.training.objective import Objective
-from mixbit.uncovered import find_uncovered
-from mixbit.verification import Comparison, compare, predicted_bytes
-
-
-@dataclass(frozen=True)
-class Deployed:
-    """What auto_quantize returns.
-
-    Attributes:
-        folder: With plan.json, sensitivity.json, result.json, check.safetensors and the artefact.
-        plan: The plan that was deployed.
-        table: The sensitivities behind it.
-        simulated: The quantized graph: evaluates and trains.
-        comparison: The artefact against the simulation.
-        result: Every figure, as in result.json.
-    """
-
-    folder: Path
-    plan: Plan
-    table: Sensitivity
-    simulated: Graph
-    comparison: Comparison
-    result: Result
 
 
 def auto_quantize(
@@ -118,32 +87,15 @@ def auto_quantize(
         UnsupportedModel: the model cannot be captured or expressed by the target.
         InfeasibleBudget: no plan keeps within the budget.
     """
-    run = _Run(target, Path(out), settings or Settings(), force)
-    return run.deploy(run.decide(model, batches, eval_batches, budget))
+    run = Run(target, Path(out), settings or Settings(), force=force)
+    return deploy(run, _Steps(run).decide(model, batches, eval_batches, budget))
 
 
-class _Run:
-    """The steps share the target, the settings and the clock."""
+class _Steps:
+    """The steps up to the decision."""
 
-    def __init__(self, target: str, out: Path, settings: Settings, force: bool) -> None:
-        self.target: Target = find_target(target)
-        self.module = target_module(target)
-        self.module.require()
-        settings.check()
-        self.choices = choices_of(settings.flavour, self.target, settings.choices)
-        check_writable_folder(out, force=force)
-        if settings.prune_channels != 0 and self.module.NEEDS_GRAPH:
-            raise InvalidInput(
-                f"prune_channels={settings.prune_channels}: a file for {target} runs on the model's own graph, "
-                "which has all channels; take another target"
-            )
-        self.out, self.settings, self.force = out, settings, force
-        self.journal_path = out.absolute().with_name(f"{out.absolute().name}.trials.jsonl")
-        self.parts_path = out.absolute().with_name(f"{out.absolute().name}.rounding")
-        self.pruned_path = out.absolute().with_name(f"{out.absolute().name}.pruned.safetensors")
-        self.checkpoint_path = out.absolute().with_name(f"{out.absolute().name}.training.safetensors")
-        self.task = settings.task
-        self.seconds: dict[str, float] = {}
+    def __init__(self, run: Run) -> None:
+        self.run, self.settings, self.task = run, run.settings, run.task
 
     def decide(
         self, model: nn.Module, batches: Iterable[Any], eval_batches: Iterable[Any] | None, budget: Budget | MaxDrop
@@ -152,24 +104,24 @@ class _Run:
         check_module(model)
         pairs = split_batches(model, batches)
         held_out, kept = hold_out(pairs)
-        with self._clock("capture"):
+        with self.run.clock("capture"):
             graph = self._captured(model, pairs[0][0], kept)
-        note = note_on_run_time_ranges(find_layers(graph), self.choices)
+        note = note_on_run_time_ranges(find_layers(graph), self.run.choices)
         for number, (inputs, _) in enumerate(pairs):
             graph.check(inputs, f"batch {number}")
         graph, dense = self._prune(graph, kept, held_out, budget)
         evaluated = held_out if eval_batches is None else split_batches(model, eval_batches)
         for number, (inputs, _) in enumerate(evaluated):
             graph.check(inputs, f"batch {number} to evaluate on")
-        with self._clock("calibrate"):
+        with self.run.clock("calibrate"):
             inputs = [inputs for inputs, _ in kept]
             calibration = calibrate(graph, find_layers(graph), inputs, ranges=self.settings.ranges)
-        with self._clock("measure"):
+        with self.run.clock("measure"):
             table = self._measure(graph, kept, calibration)
         if isinstance(budget, Budget) and "latency_ms" in budget.limits:
-            with self._clock("time choices"):
+            with self.run.clock("time choices"):
                 table = timed(table, graph, calibration)
-        with self._clock("search"):
+        with self.run.clock("search"):
             if isinstance(budget, MaxDrop):
                 plan, grounds = cheapest_enough(table, self._scoring(graph, calibration, evaluated, kept), budget)
                 limits = Budget(weight_bytes=plan.predicted["weight_bytes"])
@@ -180,7 +132,7 @@ class _Run:
                     table, lambda: self._scoring(graph, calibration, some, kept), budget, self.settings.search
                 )
                 grounds, limits = None, budget
-        with self._clock("compare with uniform plans"):
+        with self.run.clock("compare with uniform plans"):
             reference = evaluate(graph_runner(graph, self.task), held_out, self.task, "float on held-out data")
             plans = [plan, *(one for one in uniform_plans(table, limits) if one.layers != plan.layers)]
             simulate = self._simulation(kept)
@@ -188,14 +140,14 @@ class _Run:
         chosen = contenders[0] if grounds else min(contenders, key=lambda contender: contender.divergence)
         grounds = grounds or said(contenders, chosen)
         if find_rounding(self.settings.rounding)[1] is not nearest:
-            with self._clock("round weights"):
+            with self.run.clock("round weights"):
                 chosen, more = self._rounded(graph, chosen, kept, held_out, reference)
             grounds = f"{grounds}; {more}"
         if self.settings.flavour == "qat":
-            with self._clock("fine-tune"):
+            with self.run.clock("fine-tune"):
                 chosen, more = self._train(dense or graph, chosen, kept, held_out, reference)
             grounds = f"{grounds}; {more}"
-        with self._clock("evaluate"):
+        with self.run.clock("evaluate"):
             outputs = self._evaluate_all(graph, contenders, chosen, evaluated)
             if dense is not None:
                 run = graph_runner(dense, self.task)
@@ -203,56 +155,8 @@ class _Run:
         grounds = "; ".join(text for text in (grounds, note) if text)
         return Decision(graph, table, contenders, chosen, grounds, evaluated, outputs, dense)
 
-    def deploy(self, decision: Decision) -> Deployed:
-        """Write the chosen plan's files, run the artefact and compare."""
-        graph, chosen = decision.graph, decision.chosen
-        with whole_folder(self.out, force=self.force) as folder:
-            with self._clock("export"):
-                self.module.write(chosen.simulated, folder)
-                runner = self.module.load(folder, graph)
-            with self._clock("verify"):
-                comparison = self._compare(decision, folder, runner)
-            with self._clock("time"):
-                float_figures, latency_ms = self._against_float(decision, folder)
-            chosen.plan.save(folder / "plan.json")
-            decision.table.save(folder / "sensitivity.json")
-            check_set(graph, decision.batches, decision.outputs["chosen"].outputs).save(folder)
-            result = Result(
-                target=self.target.name,
-                task=self.task.name,
-                model=self.settings.model,
-                chosen=decision.grounds,
-                float_=float_figures,
-                simulated=figures(
-                    accuracy=decision.outputs["chosen"].accuracy, divergence=self._divergence(decision, "chosen")
-                ),
-                untrained=self._untrained_figures(decision),
-                deployed=deployed_figures(comparison, latency_ms),
-                uniform=self._uniform_rows(decision),
-                layers=layer_rows(
-                    chosen.plan.layers, decision.predicted_bytes, self.module.stored(folder), runner.executed()
-                ),
-                pruned=self._pruned(decision),
-                uncovered=[asdict(row) for row in find_uncovered(graph)],
-                files={path.name: sha256(path) for path in sorted(folder.iterdir())},
-                seconds={step: round(seconds, 3) for step, seconds in self.seconds.items()},
-                environment=environment() | runner.environment,
-            )
-            write_text(folder / FILE_NAME, result.to_json())
-        self.journal_path.unlink(missing_ok=True)
-        shutil.rmtree(self.parts_path, ignore_errors=True)
-        for path in (self.checkpoint_path, self.pruned_path):
-            path.unlink(missing_ok=True)
-        return Deployed(self.out, chosen.plan, decision.table, chosen.simulated, comparison, result)
-
-    @contextmanager
-    def _clock(self, step: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - began
-
     def _measure(self, graph: Graph, kept: list[Batch], calibration: Calibration) -> Sensitivity:
-        choices = self.choices
+        choices = self.run.choices
         only_pinned = [scheme for scheme in dict.fromkeys(self.settings.pins.values()) if scheme not in choices]
         schemes = tuple(Scheme.parse(choice) for choice in (*choices, *only_pinned))
         question = Question(graph, find_layers(graph), schemes, calibration, kept, self.task, self.settings.seed)
@@ -260,7 +164,7 @@ class _Run:
         table = measure(
             graph,
             kept,
-            target=self.target,
+            target=self.run.target,
             task=self.task,
             metric=self.settings.metric,
             choices=[*choices, *only_pinned],
@@ -280,17 +184,17 @@ class _Run:
             raise InvalidInput(
                 f"prune_channels={share}: a largest drop would be counted from the pruned network; give a budget"
             )
-        with self._clock("prune channels"):
+        with self.run.clock("prune channels"):
             smaller = prune_channels(graph, kept, share=share, task=self.task, seed=self.settings.seed)
         if self.settings.flavour == "qat":
-            with self._clock("fine-tune in float"):
-                smaller = self._trained(smaller, graph, kept, held_out, self.pruned_path).graph
+            with self.run.clock("fine-tune in float"):
+                smaller = self._trained(smaller, graph, kept, held_out, self.run.pruned_path).graph
         return smaller, graph
 
     def _scoring(self, graph: Graph, calibration: Calibration, batches: list[Batch], kept: list[Batch]) -> Scoring:
         """How plans are tried on the batches; the journal notes what scores depend on, the `kept` data among it."""
         about = {
-            "target": self.target.name,
+            "target": self.run.target.name,
             "task": self.task.name,
             "bias_correction": self.settings.bias_correction,
             "ranges": source_digest(find_ranges(self.settings.ranges)[1]),
@@ -301,7 +205,7 @@ class _Run:
         for name, part in (("calibration", kept), ("evaluation", batches)):
             leaves = (leaf for inputs, labels in part for leaf in (*inputs.tensors, labels) if leaf is not None)
             about[name] = tensors_digest(leaves)
-        journal = Journal(self.journal_path, about, force=self.force)
+        journal = Journal(self.run.journal_path, about, force=self.run.force)
         return Scoring(
             graph,
             calibration,
@@ -341,7 +245,7 @@ class _Run:
         name, method = find_rounding(self.settings.rounding)
         inputs, corrects = [one for one, _ in kept], self.settings.bias_correction != "off"
         asked = Reconstruction(
-            graph, chosen.simulated, inputs, self.task, self.settings.seed, self.parts_path, corrects
+            graph, chosen.simulated, inputs, self.task, self.settings.seed, self.run.parts_path, corrects
         )
         simulated = method(asked)
         outputs = evaluate(graph_runner(simulated, self.task), held_out, self.task, f"simulate {name}")
@@ -356,7 +260,7 @@ class _Run:
         self, teacher: Graph, chosen: Contender, kept: list[Batch], held_out: list[Batch], reference: Evaluation
     ) -> tuple[Contender, str]:
         """The contender fine-tuned, where that makes the loss on held-out data less, and a sentence about it."""
-        found, task = self._trained(chosen.simulated, teacher, kept, held_out, self.checkpoint_path), self.task
+        found, task = self._trained(chosen.simulated, teacher, kept, held_out, self.run.checkpoint_path), self.task
         losses = f"loss on held-out data {found.losses[0]:.4g} before, {min(found.losses[1:]):.4g} after"
         if found.best == 0:
             return replace(
@@ -377,7 +281,7 @@ class _Run:
             settings=settings,
             eval_batches=held_out,
             path=path,
-            force=self.force,
+            force=self.run.force,
         )
 
     def _evaluate_all(
@@ -391,69 +295,3 @@ class _Run:
             name: evaluate(graph_runner(one, self.task), batches, self.task, f"evaluate {name}")
             for name, one in runs.items()
         }
-
-    def _compare(self, decision: Decision, folder: Path, runner: Runner) -> Comparison:
-        run = artefact_runner(runner, decision.graph, self.task)
-        deployed = evaluate(run, decision.batches, self.task, "run the artefact")
-        reference, predicted = decision.outputs["chosen"], decision.predicted_bytes
-        return compare(folder, self.target.name, predicted, reference, deployed, self.task)
-
-    def _against_float(self, decision: Decision, folder: Path) -> tuple[dict[str, float], float]:
-        """Figures of the float network in the same runtime, and the artefact's latency, paired: one sample each."""
-        graph, layers = decision.graph, find_layers(decision.graph)
-        sample = [leaf.numpy() for leaf in graph.tensors(decision.batches[0][0].rows([0]))]
-        plan = Plan(
-            target=self.target.name,
-            fingerprint=model_fingerprint(layers),
-            layers={layer.name: "float" for layer in layers},
-            made_by="float",
-        )
-        with TemporaryDirectory() as scratch:
-            self.module.write(assemble(graph, plan, [], {}), Path(scratch))
-            folders = {"float": Path(scratch), "deployed": folder}
-            runs = {name: self.module.load(one, graph, batch_size=1).run for name, one in folders.items()}
-            latency = paired_latency_ms(runs, sample, "time the artefact")
-            size = sum((Path(scratch) / name).stat().st_size for name in self.target.files)
-        float_figures = figures(
-            accuracy=decision.outputs["float"].accuracy,
-            weight_bytes=sum(predicted_bytes(layers, plan).values()),
-            file_bytes=size,
-            latency_ms=latency["float"],
-        )
-        return float_figures, latency["deployed"]
-
-    def _pruned(self, decision: Decision) -> Pruned | None:
-        if decision.dense is None:
-            return None
-        gone = Removal.between(decision.dense, decision.graph)
-        dense, left = decision.outputs["dense"], decision.outputs["float"]
-        return Pruned(
-            layers=gone.layers,
-            parameters=gone.parameters,
-            macs=gone.macs,
-            dense=figures(accuracy=dense.accuracy),
-            pruned=figures(accuracy=left.accuracy, divergence=left.divergence(dense, self.task)),
-        )
-
-    def _untrained_figures(self, decision: Decision) -> dict[str, float]:
-        if "untrained" not in decision.outputs:
-            return {}
-        accuracy, divergence = decision.outputs["untrained"].accuracy, self._divergence(decision, "untrained")
-        return figures(accuracy=accuracy, divergence=divergence)
-
-    def _uniform_rows(self, decision: Decision) -> list[dict[str, float | str]]:
-        rows = []
-        for contender in decision.contenders:
-            scheme = uniform_scheme(contender.plan)
-            if scheme:
-                found = figures(
-                    accuracy=decision.outputs[scheme].accuracy,
-                    divergence=self._divergence(decision, scheme),
-                    held_out_divergence=contender.divergence,
-                    predicted_bytes=sum(predicted_bytes(find_layers(decision.graph), contender.plan).values()),
-                )
-                rows.append({"scheme": scheme, **found})
-        return rows
-
-    def _divergence(self, decision: Decision, name: str) -> float:
-        return decision.outputs[name].divergence(decision.outputs["float"], self.task)

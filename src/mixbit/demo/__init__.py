@@ -8,9 +8,10 @@ from tempfile import TemporaryDirectory
 from mixbit.budget import Budget
 from mixbit.demo.data import BATCH_SIZE, calibration_batches, test_batches
 from mixbit.demo.network import trained
+from mixbit.deployment import Deployed
 from mixbit.files import check_writable_folder
 from mixbit.latency import paired_latency_ms
-from mixbit.pipeline import Deployed, auto_quantize
+from mixbit.pipeline import auto_quantize
 from mixbit.settings import Settings
 from mixbit.target import target_module
 
