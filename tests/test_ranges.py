@@ -280,3 +280,13 @@ def test_methods_are_found_by_name_with_options():
 def test_a_wrong_method_is_refused_at_once(given, message):
     with pytest.raises(InvalidInput, match=message):
         find_ranges(given)
+
+
+def test_entropy_does_not_narrow_around_a_background():
+    torch.manual_seed(0)
+    x = torch.where(torch.rand(50_000) < 0.8, torch.tensor(-0.42), torch.rand(50_000) * 3.2 - 0.4)
+    histogram, fmt = Histogram(), Format(8, "tensor", symmetric=False)
+    histogram.update(x)
+    scale, zero_point = entropy(histogram, fmt)
+    low, high = ((end - zero_point) * scale for end in fmt.integer_range)
+    assert ((x < low - scale) | (x > high + scale)).float().mean() <= 1e-3

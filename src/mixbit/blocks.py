@@ -1,5 +1,6 @@
 """Blocks: stretches of a graph between tensors through which everything flows, as residual blocks are."""
 
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,11 +46,16 @@ def find_blocks(graph: Graph, layers: tuple[Layer, ...]) -> tuple[Block, ...]:
     later = _depending(nodes, {graph.node(operation.node) for layer in layers for operation in layer.operations})
     later &= activations(graph) | {node for node in later if not _is_float(node)}
     last = {node: max((made.get(user, len(nodes)) for user in node.users), default=0) for node in later}
-    ends = []
+    ends, alive = set(), set()
+    dying = defaultdict(set)
+    for node in later:
+        dying[last[node]].add(node)
     for place, node in enumerate(nodes):
-        alive = [one for one in later if made[one] <= place < last[one]]
-        if len(alive) == 1 and _is_float(alive[0]) and node is alive[0]:
-            ends.append(place)
+        alive -= dying[place]
+        if node in later and last[node] > place:
+            alive.add(node)
+        if alive == {node} and _is_float(node):
+            ends.add(place)
     return _stretches(graph, layers, nodes, ends)
 
 
@@ -58,10 +64,10 @@ def single_layers(graph: Graph, layers: tuple[Layer, ...]) -> tuple[Block, ...]:
     nodes = _calls(graph)
     data = activations(graph)
     operators = {graph.node(operation.node) for layer in layers for operation in layer.operations} & data
-    return _stretches(graph, layers, nodes, [place for place, node in enumerate(nodes) if node in operators])
+    return _stretches(graph, layers, nodes, {place for place, node in enumerate(nodes) if node in operators})
 
 
-def _stretches(graph: Graph, layers: tuple[Layer, ...], nodes: list[fx.Node], ends: list[int]) -> tuple[Block, ...]:
+def _stretches(graph: Graph, layers: tuple[Layer, ...], nodes: list[fx.Node], ends: set[int]) -> tuple[Block, ...]:
     """The nodes parted behind these places, so that each part holds a layer."""
     first = {graph.node(layer.operations[0].node): layer.name for layer in layers}
     parts: list[list[fx.Node]] = [[]]

@@ -112,7 +112,7 @@ def quantize(
         float, typer.Option("--prune-channels", help="share of output channels to remove first, as in 0.3")
     ] = 0.0,
     flavour: Annotated[str, typer.Option("--flavour", help="static, dynamic, or qat, which fine-tunes")] = "static",
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="of --flavour qat")] = 3,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="of --flavour qat; 3 where left out")] = None,
     train: Annotated[
         str | None, typer.Option("--train", help="DATA to fine-tune on; the calibration data where left out")
     ] = None,
@@ -128,12 +128,12 @@ def quantize(
     from mixbit.flavours import FLAVOURS
     from mixbit.pipeline import auto_quantize
     from mixbit.settings import Settings
-    from mixbit.specs import absolute, load_data, load_function, load_task
+    from mixbit.specs import absolute, load_data, load_function, load_loader, load_task
     from mixbit.training.loop import Training
 
     _known("flavour", flavour, tuple(FLAVOURS))
     if flavour != "qat":
-        _refuse({"train": train, "lr": lr}, "only --flavour qat trains")
+        _refuse({"epochs": epochs, "train": train, "lr": lr}, "only --flavour qat trains")
     pins, offered = _pins(pin), _split(choices)
     for_trials = {"search": search, "eval_subset_ratio": eval_subset_ratio}
     if nncf_config is None:
@@ -161,9 +161,9 @@ def quantize(
         equalize=equalize,
         prune_channels=prune_channels,
         flavour=flavour,
-        epochs=epochs,
+        epochs=3 if epochs is None else epochs,
         training=Training() if lr is None else Training(lr=lr),
-        train_batches=None if train is None else load_data(train),
+        train_batches=None if train is None else load_loader(train),
         seed=seed,
         model=absolute(model),
     )

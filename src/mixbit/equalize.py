@@ -63,7 +63,7 @@ def equalized(graph: Graph) -> Graph:
     result = dataclasses.replace(graph, module=copy_module(graph.module))
     pairs = _pairs(result)
     names = {name for pair in pairs for name in (pair.first, pair.bias, pair.second) if name is not None}
-    tensors = {name: get_tensor(result.module, name).double() for name in names}
+    tensors = {name: get_tensor(result.module, name).double().contiguous() for name in names}
     for _ in range(MOST_ROUNDS):
         if max((_equalize(tensors, pair) for pair in pairs), default=0.0) < TOLERANCE:
             break

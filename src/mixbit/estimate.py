@@ -91,8 +91,10 @@ class Question:
                 errors.append(torch.zeros_like(weight))
                 continue
             quantizer = weight_quantizer(self.graph, layer, fmt, self.calibration)
-            if rows is not None and len(quantizer.scale) > 1:
-                factors = quantizer.scale[rows], quantizer.zero_point[rows]
+            if rows is not None:
+                factors = quantizer.scale, quantizer.zero_point
+                if len(quantizer.scale) > 1:
+                    factors = quantizer.scale[rows], quantizer.zero_point[rows]
                 mask = None if quantizer.mask is None else quantizer.mask[rows]
                 quantizer = Quantizer(layer.name, fmt, layer.axis, *factors, mask)
             with torch.no_grad():

@@ -101,6 +101,7 @@ class _Steps:
         self, model: nn.Module, batches: Iterable[Any], eval_batches: Iterable[Any] | None, budget: Budget | MaxDrop
     ) -> Decision:
         """Measure, search and simulate; nothing is written but the journal of what was tried."""
+        self._check_drop(budget)
         check_module(model)
         pairs = split_batches(model, batches)
         held_out, kept = hold_out(pairs)
@@ -154,6 +155,16 @@ class _Steps:
                 outputs["dense"] = evaluate(run, evaluated, self.task, "evaluate with all channels")
         grounds = "; ".join(text for text in (grounds, note) if text)
         return Decision(graph, table, contenders, chosen, grounds, evaluated, outputs, dense)
+
+    def _check_drop(self, budget: Budget | MaxDrop) -> None:
+        """A largest drop is kept by files of nearest integers, which nothing may change afterwards."""
+        rounded = find_rounding(self.settings.rounding)[1] is not nearest
+        if isinstance(budget, MaxDrop) and (rounded or self.settings.flavour == "qat"):
+            what = f"rounding {find_rounding(self.settings.rounding)[0]}" if rounded else "flavour qat"
+            raise InvalidInput(
+                f"{what}: a largest drop is looked for with nearest integers and no training; give a budget instead, "
+                "say the weight_bytes of the plan that --max-drop finds"
+            )
 
     def _measure(self, graph: Graph, kept: list[Batch], calibration: Calibration) -> Sensitivity:
         choices = self.run.choices
@@ -248,10 +259,12 @@ class _Steps:
             graph, chosen.simulated, inputs, self.task, self.settings.seed, self.run.parts_path, corrects
         )
         simulated = method(asked)
+        if self.settings.bias_correction == "sequential":
+            simulated = corrected(graph, simulated, inputs)
         outputs = evaluate(graph_runner(simulated, self.task), held_out, self.task, f"simulate {name}")
         divergence = outputs.divergence(reference, self.task)
         figures_ = f"{divergence:.4g} against {chosen.divergence:.4g} nats"
-        if divergence > chosen.divergence:
+        if not divergence <= chosen.divergence:  # NaN is no improvement
             return chosen, f"weights are rounded to the nearest: {name} was worse ({figures_})"
         rounded = replace(chosen, simulated=simulated, divergence=divergence)
         return rounded, f"weights are rounded by {name}, not to the nearest ({figures_})"

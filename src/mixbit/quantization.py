@@ -34,7 +34,7 @@ def quantize(
     *,
     rounding: str | Rounding = "nearest",
     bias_correction: bool = True,
-    ranges: str | RangeMethod = "mse",
+    ranges: str | RangeMethod | None = None,
     task: Task | None = None,
     seed: int = 0,
 ) -> Graph:
@@ -55,7 +55,8 @@ def quantize(
         rounding: How weights become integers: a name in ROUNDINGS, with options as in `brecq:iterations=500`, or a
             function from a `Reconstruction` to a graph.
         bias_correction: Whether to correct biases.
-        ranges: How ranges of activations are chosen, see `mixbit.ranges.RANGES`; a calibration has its own way.
+        ranges: How ranges of activations are chosen, see `mixbit.ranges.RANGES`: `mse` where None; a
+            calibration has its own way.
         task: What the outputs mean, for roundings that ask; classification where None.
         seed: Of every draw of the rounding.
 
@@ -63,6 +64,8 @@ def quantize(
         InvalidInput: the plan is of another model, offers what the target does not run or a layer cannot take, the data
             does not fit or is needed, or the rounding is unknown.
     """
+    if not isinstance(bias_correction, bool):
+        raise InvalidInput(f"bias_correction={bias_correction!r}: give True or False; `corrected` does it in sequence")
     name, method = find_rounding(rounding)
     layers = check_plan(graph, plan)
     plan = _without_stale_claims(plan, layers)
@@ -71,9 +74,13 @@ def quantize(
         _check_without_data(plan)
     if batches is not None and not isinstance(batches, Calibration):
         inputs = [split_batch(batch, len(graph.example.args))[0] for batch in batches]
-        batches = calibrate(graph, layers, inputs, ranges=ranges)
+        batches = calibrate(graph, layers, inputs, ranges=ranges or "mse")
     elif method is not nearest:
         raise InvalidInput(f"rounding {name}: {_given(batches)} does not tell it enough; give the batches")
+    if inputs is None and ranges is not None:
+        raise InvalidInput(
+            f"ranges={ranges!r}: {_given(batches)} chooses none; give ranges to calibrate(), or the batches"
+        )
     simulated = simulate(graph, plan, batches, bias_correction=bias_correction)
     if inputs is None:
         return simulated

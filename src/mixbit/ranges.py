@@ -24,6 +24,9 @@ OCTAVES_OF_RANGES = 4
 #: How far below that magnitude `entropy` tells magnitudes apart: 2^11 = 2048.
 OCTAVES_OF_SHAPE = 11
 
+#: Share of the values that `entropy` may clip.
+MOST_CLIPPED = 1e-3
+
 
 def min_max(histogram: Histogram, fmt: Format) -> tuple[float, int]:
     """The extremes of all the data: nothing is clipped.
@@ -126,7 +129,9 @@ def entropy(histogram: Histogram, fmt: Format) -> tuple[float, int]:
     the range, each level's share spread evenly over all values that are rounded to it. KL(P | Q) is least over the
     ranges that `mse` tries. (Migacz 2017, "8-bit inference with TensorRT", GTC, for 128 levels and 2048 bins of equal
     width.) It differs in that Q is spread over empty bins too: else a range so wide that all values fall into one level
-    would look perfect. Zeros, which every range holds exactly, do not count, and a constant is kept.
+    would look perfect. Zeros, which every range holds exactly, do not count, and a constant is kept. Ranges that clip
+    more than MOST_CLIPPED of the values, or a quarter of an even level's share, are left out: narrow levels around a
+    value that is repeated often, as a background is, would outweigh any clipping.
 
     Args:
         histogram: Of the tensor.
@@ -143,6 +148,9 @@ def entropy(histogram: Histogram, fmt: Format) -> tuple[float, int]:
 
     def divergence(scale: float, zero_point: int) -> float:
         cells = (np.arange(first, last + 2, dtype=np.float64) - zero_point - 0.5) * scale
+        within = np.diff(np.interp(cells[[0, -1]], edges, below))[0]
+        if within < (1 - max(MOST_CLIPPED, 0.25 / (last - first + 1))) * below[-1]:
+            return math.inf
         return _divergence(edges, below, cells)
 
     return _least(histogram, fmt, divergence)

@@ -12,8 +12,9 @@ from mixbit.task import Inputs, Task
 class Reconstruction:
     """The outputs of the float network are to be reconstructed by integers.
 
-    A rounding returns the simulated graph with other weights, each of them whole multiples of its scale already, so
-    that its quantizers, which round to the nearest, change nothing; biases and scales of activations may differ too.
+    A rounding returns the simulated graph with other weights: whole multiples of their scales already, so that its
+    quantizers, which round to the nearest, change nothing, or as they were where the nearest integers serve best.
+    Biases and scales of activations may differ too.
 
     Attributes:
         graph: The float graph.

@@ -96,4 +96,6 @@ class Settings:
             )
         if self.prune_channels != 0:
             check_share(self.prune_channels)
+        if not isinstance(self.epochs, int) or self.epochs < 1:
+            raise InvalidInput(f"epochs={self.epochs!r}: give a whole number from 1")
         self.training.check()

@@ -4,7 +4,7 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,7 @@ def absolute(spec: str) -> str:
 
 def load_data(spec: str) -> list[Any]:
     """The batches that the function returns, as a list; raises InvalidInput where there are none."""
-    data = _call(spec, "DATA")
-    if isinstance(data, str | bytes | Mapping | Tensor) or not isinstance(data, Iterable):
-        raise InvalidInput(f"DATA {spec}: returns a {type(data).__name__}, not an iterable of batches")
+    data = _iterable(spec)
     try:
         with redirect_stdout(sys.stderr):  # standard output is for results
             batches = list(data)
@@ -45,6 +43,19 @@ def load_data(spec: str) -> list[Any]:
     if not batches:
         raise InvalidInput(f"DATA {spec}: holds no batch; return an iterable of at least one batch")
     return batches
+
+
+def load_loader(spec: str) -> Iterable[Any]:
+    """What the function returns, to be gone through once an epoch, in an order and with changes of its own."""
+    data = _iterable(spec)
+    return load_data(spec) if isinstance(data, Iterator) else data
+
+
+def _iterable(spec: str) -> Iterable[Any]:
+    data = _call(spec, "DATA")
+    if isinstance(data, str | bytes | Mapping | Tensor) or not isinstance(data, Iterable):
+        raise InvalidInput(f"DATA {spec}: returns a {type(data).__name__}, not an iterable of batches")
+    return data
 
 
 def load_task(name: str, loss: str | None) -> Task:

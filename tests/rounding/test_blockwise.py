@@ -1,5 +1,6 @@
 import itertools
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from mixbit.quantization import quantize
 from mixbit.reconstruction import Reconstruction
 from mixbit.rounding import _blockwise
 from mixbit.rounding._gradients import squared_gradients
+from mixbit.rounding._parts import question_digest
 from mixbit.rounding._stretch import needed_later, stretches
 from mixbit.rounding.adaround import adaround
 from mixbit.rounding.brecq import brecq
@@ -214,3 +216,71 @@ def test_batches_are_calibrated_and_learned_from():
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(mb.InvalidInput, match=message):
         brecq(asked_of(residual_net(), images(1), "w3a8"), **options)
+
+
+def test_biases_of_later_readers_of_a_shared_weight_stay_as_they_are():
+    torch.manual_seed(0)
+    net = Net(lambda net, x: net.h(net.b(net.b(x).relu()).relu()), b=nn.Linear(6, 6), h=nn.Linear(6, 3))
+    asked = asked_of(net, [torch.randn(16, 6) for _ in range(3)], "w2")
+    rounded = brecq(asked, iterations=20)
+    (name,) = [name for name, _ in rounded.module.named_parameters() if name.startswith("b.bias_")]
+    assert torch.equal(rounded.module.get_parameter(name), asked.simulated.module.get_parameter(name))
+
+
+def test_a_head_tied_to_an_embedding_keeps_its_nearest_rounding():
+    torch.manual_seed(0)
+    table = nn.Embedding(11, 8)
+    net = Net(
+        lambda net, x: nn.functional.linear(net.mix(net.e(x)), net.e.weight).mean(1), e=table, mix=nn.Linear(8, 8)
+    )
+    asked = asked_of(net, [torch.randint(11, (8, 4)) for _ in range(2)], "w3")
+    rounded = brecq(asked, iterations=20)
+    assert torch.equal(rounded.module.get_parameter("e.weight"), asked.simulated.module.get_parameter("e.weight"))
+    assert not torch.equal(
+        rounded.module.get_parameter("mix.weight"), asked.simulated.module.get_parameter("mix.weight")
+    )
+
+
+def test_blocks_with_two_outputs_are_weighted_by_the_gradients_of_both():
+    torch.manual_seed(0)
+    parts = {"stem": nn.Linear(6, 6), "a": nn.Linear(6, 3), "b": nn.Linear(6, 3)}
+    net = Net(lambda net, x: (net.a(y := net.stem(x).relu()).tanh(), net.b(y)), **parts)
+    asked = asked_of(net, [torch.randn(16, 6) for _ in range(3)], "w2")
+    blocks = find_blocks(asked.graph, find_layers(asked.graph))
+    found = squared_gradients(asked, blocks[1].outputs)
+    assert {name for _, name in found} == set(blocks[1].outputs)
+    assert not found[0, blocks[1].outputs[1]].any(), "the task looks at the first output alone"
+    brecq(asked, iterations=5, fisher=True)
+
+
+def test_samples_are_drawn_along_their_own_dimension():
+    torch.manual_seed(0)
+
+    def run(net, x):  # time first inside
+        return net.b(net.a(x.transpose(0, 1)).relu()).transpose(0, 1).mean(1)
+
+    net = Net(run, a=nn.Linear(5, 8), b=nn.Linear(8, 3))
+    asked = asked_of(net, [torch.randn(size, 8, 5) for size in (8, 12)], "w3")
+    brecq(asked, iterations=20, batch_size=4)
+
+
+def test_biases_are_whole_steps_where_steps_are_learned_without_them():
+    asked = asked_of(residual_net(), images(2), "w4a4")
+    rounded = brecq(replace(asked, bias_correction=False), iterations=20)
+    by_name = {one.tensor: one for one in quantizers_of(rounded)}
+    for layer in find_layers(rounded):
+        step = by_name[layer.name].scale * by_name[layer.inputs[0]].scale
+        steps = rounded.module.get_parameter(layer.name.replace("weight", "bias")).detach() / step
+        assert (steps - steps.round()).abs().max() < 1e-3
+
+
+def test_other_masks_are_another_question(tmp_path):
+    asked = asked_of(residual_net(), images(1), "w3a8", folder=tmp_path)
+    digests = set()
+    for share in (0.2, 0.8):
+        for quantizer in quantizers_of(asked.simulated):
+            if quantizer.axis is not None:
+                weight = asked.simulated.module.get_parameter(quantizer.tensor).detach().abs()
+                quantizer.mask = weight > weight.quantile(share)
+        digests.add(question_digest(asked, "brecq"))
+    assert len(digests) == 2

@@ -175,7 +175,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_epoch(tmp_path):
     with pytest.raises(
         InvalidInput, match=r"epoch \d, step \d+: the (loss|gradient) is (nan|inf); train with a lower lr"
     ):
-        finetune(simulated, batches, teacher=graph, settings=Training(lr=1e30), epochs=1)
+        finetune(graph, batches, teacher=graph, settings=Training(lr=1e30), epochs=1)
 
 
 def test_worse_epochs_are_not_kept():

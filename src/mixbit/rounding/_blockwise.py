@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor
 
+from mixbit.biases import biases_of, settle_biases
 from mixbit.blocks import Block
 from mixbit.errors import InvalidInput
 from mixbit.exporting import copy_module
@@ -55,6 +56,8 @@ class Schedule:
             raise InvalidInput(f"rounding: drop={self.drop}; give a share between 0 and 1")
         if not self.cache_gib >= 0:
             raise InvalidInput(f"rounding: cache_gib={self.cache_gib}; give a number of at least 0")
+        if self.fisher and asked.task.own_loss is not None:
+            raise InvalidInput("rounding: fisher=true draws labels from the model, and knows no loss of your own")
         if not asked.batches:
             raise InvalidInput("rounding: no batch to learn on; give at least one")
 
@@ -92,6 +95,7 @@ def reconstruct(asked: Reconstruction, blocks: tuple[Block, ...], schedule: Sche
                 save(asked.folder, f"block-{number}", question, learned.state())
             passes.advance_rounded(rounded, later[number])
             passes.keep_only(later[number])
+    settle_biases(simulated, [name for _, _, name in biases_of(simulated)])  # steps of what they read may be others now
     for parameter in trained:
         parameter.requires_grad_(True)
     return simulated
@@ -141,7 +145,7 @@ def _learn(learned: Learned, block: Block, part: Stretch, passes: Passes, pace: 
         loss.backward()
         optimizer.step()
     learned.settle()
-    if passes.mean_error(part, block.outputs) > nearest:
+    if not passes.mean_error(part, block.outputs) <= nearest:  # NaN is no improvement
         learned.restore(before)
 
 

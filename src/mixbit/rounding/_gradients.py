@@ -19,7 +19,8 @@ def squared_gradients(asked: Reconstruction, names: tuple[str, ...]) -> dict[tup
         with torch.enable_grad():
             returned = watching.run(*asked.graph.leaves(inputs), enable_io_processing=False)
             value = asked.task.draw(asked.task.outputs(returned), generator)
-            gradients = torch.autograd.grad(value, list(watching.watched.values()))
+            wanted = list(watching.watched.values())
+            gradients = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
         found |= {(number, name): one.square() for name, one in zip(watching.watched, gradients, strict=True)}
     for name in names:
         mean = torch.stack([one.mean() for (_, other), one in found.items() if other == name]).mean()
@@ -36,7 +37,8 @@ class _Watching(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> object:
         value = super().run_node(n)
-        if n.name not in self.names:
-            return value
-        self.watched[n.name] = value.detach().requires_grad_()
-        return self.watched[n.name] if len(self.names) == 1 else value
+        if n.name in self.names:
+            if not value.requires_grad:
+                value.requires_grad_()
+            self.watched[n.name] = value
+        return value

@@ -58,14 +58,16 @@ class Learned:
         self.weights: dict[str, SoftWeight] = {}
         for name in block.layers:
             quantizer = _weight_quantizer(simulated, name)
-            if quantizer is not None and layers[name].inputs:  # what is read by indices has no output but itself
+            operations = layers[name].operations
+            looked_up = any(one.input is None for one in operations)  # by indices: it has no output but itself
+            if quantizer is not None and not looked_up:
                 weight = SoftWeight(quantizer, get_tensor(self.module, name))
                 self.weights[quantizer_path(name, of_weight=True)] = weight
         rounded = {one.quantizer.tensor for one in self.weights.values()}
         self.biases = {
             name: _float_bias(graph, graph.node(operation.node), operation.kind.bias)
             for layer, operation, name in biases_of(simulated)
-            if layer.name in rounded and asked.bias_correction
+            if layer.name in rounded and operation.node in block.nodes and asked.bias_correction
         }
         found = [self.module.get_submodule(str(node.target)) for node in part.nodes if node.op == "call_module"]
         self.steps = [

@@ -11,6 +11,7 @@ from mixbit.errors import InvalidInput
 from mixbit.files import write_bytes
 from mixbit.identity import source_digest, tensors_digest, text_digest
 from mixbit.reconstruction import Reconstruction
+from mixbit.simulate import quantizers_of
 
 
 def question_digest(asked: Reconstruction, method: str, **options: object) -> str:
@@ -21,6 +22,7 @@ def question_digest(asked: Reconstruction, method: str, **options: object) -> st
         *(tensors_digest(state[name] for name in sorted(state)) for state in (net.state_dict() for net in networks)),
         "" if asked.simulated.plan is None else asked.simulated.plan.model_dump_json(),
         *(inputs.describe() + tensors_digest(inputs.tensors) for inputs in asked.batches),
+        tensors_digest(one.mask for one in quantizers_of(asked.simulated) if one.mask is not None),
         source_digest(asked.task),
         f"{asked.seed} {asked.bias_correction} {method} {sorted(options.items())}",
     ]

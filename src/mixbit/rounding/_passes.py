@@ -9,6 +9,7 @@ from mixbit.reconstruction import Reconstruction
 from mixbit.rounding._cache import ActivationCache
 from mixbit.rounding._gradients import squared_gradients
 from mixbit.rounding._stretch import Stretch
+from mixbit.samples import SampleAxis, sample_axis
 
 
 class Passes:
@@ -78,8 +79,7 @@ class Passes:
 
     def parts_by_rows(self, part: Stretch, outputs: tuple[str, ...]) -> bool:
         """Whether the first dimension of all that the stretch reads and makes is the batch."""
-        tensors = [*self.inputs(part, 0).values(), *(self.in_float.get(0, name) for name in outputs)]
-        return all(one.ndim > 0 and len(one) == self.sizes[0] for one in tensors if isinstance(one, Tensor))
+        return all(sample_axis(part.graph.node(name)) == SampleAxis(0) for name in (*part.inputs, *outputs))
 
     def _advance(self, cache: ActivationCache, part: Stretch, wanted: set[str]) -> None:
         names = wanted & part.made

@@ -24,18 +24,14 @@ class Stretch:
         inputs: dict[str, None] = {}
         needed: set[fx.Node] = set()
 
-        def require(node: fx.Node) -> None:
-            if node in needed:
-                return
+        waiting = list(own)
+        while waiting:
+            node = waiting.pop()
             if node in carried and node not in own:
                 inputs[node.name] = None
-                return
-            needed.add(node)
-            for before in node.all_input_nodes:
-                require(before)
-
-        for node in own:
-            require(node)
+            elif node not in needed:
+                needed.add(node)
+                waiting += node.all_input_nodes
         self.nodes = [node for node in graph.module.graph.nodes if node in needed]
         self.made = frozenset(node.name for node in own)
         self.inputs = tuple(node.name for node in graph.module.graph.nodes if node.name in inputs)

@@ -29,7 +29,6 @@ class Checkpoint:
     def save(self, losses: list[float], tensors: Mapping[str, Tensor]) -> None:
         """Write the file in place of the one before it, whole or not at all."""
         if self.path is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             metadata = {"about": json.dumps(self.about), "losses": json.dumps(losses)}
             copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
             write_bytes(self.path, safetensors.torch.save(copies, metadata))
@@ -38,9 +37,17 @@ class Checkpoint:
         """Losses and tensors as they were saved; None where there are none, or of another training and with force.
 
         Raises:
-            InvalidInput: the file is about another training, or cannot be read.
+            InvalidInput: the file is about another training, or cannot be read; or its folder cannot be made.
         """
-        if self.path is None or not self.path.exists():
+        if self.path is None:
+            return None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInput(
+                f"{self.path.parent}: cannot be made ({error.strerror}); choose another folder"
+            ) from error
+        if not self.path.exists():
             return None
         try:
             with safe_open(self.path, "pt") as file:

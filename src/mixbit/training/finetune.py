@@ -10,6 +10,7 @@ from mixbit.errors import InvalidInput
 from mixbit.graph import Graph
 from mixbit.identity import source_digest, tensors_digest
 from mixbit.progress import track
+from mixbit.simulate import quantizers_of
 from mixbit.task import Task
 from mixbit.training.checkpoints import Checkpoint
 from mixbit.training.loop import Loop, Trained, Training
@@ -74,8 +75,8 @@ def train(
 ) -> Trained:
     """What `finetune` does, and the losses; `force` throws away a checkpoint of another training."""
     settings.check()
-    if epochs < 1:
-        raise InvalidInput(f"epochs={epochs}: give a whole number from 1")
+    if not isinstance(epochs, int) or epochs < 1:
+        raise InvalidInput(f"epochs={epochs!r}: give a whole number from 1")
     num_inputs = len(graph.example.args)
     if isinstance(check_iterable(batches), Iterator):
         raise InvalidInput("batches: used up after one pass; give a list or a loader, which start again every epoch")
@@ -112,6 +113,7 @@ def _about(graph: Graph, objective: Objective, batches: Iterable[Any], held_out:
     known = split_all(batches, count) if isinstance(batches, Sequence) else None
     return {
         "graph": tensors_digest(graph.module.state_dict().values()),
+        "masks": tensors_digest(one.mask for one in quantizers_of(graph) if one.mask is not None),
         "plan": None if graph.plan is None else graph.plan.layers,
         "task": task.name,
         "loss": None if task.own_loss is None else source_digest(task.own_loss),

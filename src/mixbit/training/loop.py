@@ -24,7 +24,7 @@ class Training:
 
     Attributes:
         lr: Largest learning rate of weights and biases.
-        scale_lr: That of the scales, as a share of `lr`.
+        scale_lr: That of the scales, in shares of each.
         weight_decay: Of weights, not of biases and scales.
         distil: Share of the distillation in the loss where there are both a teacher and labels, 0 to 1.
         temperature: Of the distillation.
@@ -34,7 +34,7 @@ class Training:
     """
 
     lr: float = 2e-4
-    scale_lr: float = 0.3
+    scale_lr: float = 3e-4
     weight_decay: float = 0.0
     distil: float = 1.0
     temperature: float = 1.0
@@ -53,6 +53,10 @@ class Training:
         for name in ("distil", "warm_up"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidInput(f"{name}={getattr(self, name)}: give a share between 0 and 1")
+
+
+#: A scale changes by no more than this factor in one step.
+SCALE_LIMITS = (0.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ class Loop:
     def __init__(self, graph: Graph, objective: Objective, settings: Training, epochs: int, num_batches: int) -> None:
         self.graph, self.objective, self.settings = learnable(graph), objective, settings
         self.epochs, self.num_batches = epochs, num_batches
+        self.scales = [quantizer.scale for quantizer in quantizers_of(self.graph) if quantizer.learns]
         self.optimizer = torch.optim.AdamW(_groups(self.graph, settings))
         self.largest = [group["lr"] for group in self.optimizer.param_groups]
         self.losses: list[float] = []
@@ -126,7 +131,15 @@ class Loop:
             norm = nn.utils.clip_grad_norm_(self.graph.module.parameters(), self.settings.max_norm)
             if not torch.isfinite(norm):
                 raise _diverged(place, "gradient", norm, self.settings.lr)
-            self.optimizer.step()
+            self._step()
+
+    def _step(self) -> None:
+        """One step of the optimizer; what it takes from a scale is a share of that scale, however small it is."""
+        before = [scale.detach().clone() for scale in self.scales]
+        self.optimizer.step()
+        with torch.no_grad():
+            for scale, old in zip(self.scales, before, strict=True):
+                scale.copy_(old * (1 + scale - old).clamp(*SCALE_LIMITS))
 
     def _loss(self, graph: Graph, batch: Any, place: str) -> Tensor:
         try:
@@ -182,7 +195,7 @@ def _groups(graph: Graph, settings: Training) -> list[dict[str, Any]]:
     groups = [
         {"params": weights, "lr": settings.lr, "weight_decay": settings.weight_decay},
         {"params": biases, "lr": settings.lr, "weight_decay": 0.0},
-        {"params": scales, "lr": settings.lr * settings.scale_lr, "weight_decay": 0.0},
+        {"params": scales, "lr": settings.scale_lr, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
