@@ -4,7 +4,7 @@ Half of the weights zero (w8a8@2:4), and 30 % of the channels removed (fine-tune
 10,000 test images, and bytes of the onnxruntime files:
 
     python -m benchmarks.pruned_resnet20
-    python -m benchmarks.pruned_resnet20 --ways channels --settings lr=0.002
+    python -m benchmarks.pruned_resnet20 --ways channels --settings lr=0.0004
 """
 
 import argparse
@@ -24,7 +24,7 @@ from mixbit.training.objective import Objective
 
 TARGET, SHARE, EPOCHS = "onnxruntime", 0.3, 3
 #: Way of pruning -> largest learning rate: what is lost is more, and the network that trains is in float.
-RATES = {"2:4": mb.Training().lr, "channels": 2e-3}
+RATES = {"2:4": 5e-4, "channels": 8e-4}
 
 
 def accuracy(data: Data, graph: mb.Graph) -> str:
