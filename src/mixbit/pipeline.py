@@ -256,7 +256,13 @@ class _Steps:
         name, method = find_rounding(self.settings.rounding)
         inputs, corrects = [one for one, _ in kept], self.settings.bias_correction != "off"
         asked = Reconstruction(
-            graph, chosen.simulated, inputs, self.task, self.settings.seed, self.run.parts_path, corrects
+            graph,
+            chosen.simulated,
+            inputs,
+            self.task,
+            seed=self.settings.seed,
+            folder=self.run.parts_path,
+            bias_correction=corrects,
         )
         simulated = method(asked)
         if self.settings.bias_correction == "sequential":

@@ -19,7 +19,17 @@ def adaround(
 
     For each operator with a weight W, and a function f of each number right behind it,
     min_V E |f(op(x, W)) - f(op(x', W'))|^2 + penalty, W' = s (clip(floor(W / s) + h(V) + z) - z), with x' from the
-    layers that are rounded already. See `brecq` for the options.
+    layers that are rounded already.
+
+    Args:
+        asked: The networks and the data.
+        iterations: Steps of Adam for each layer.
+        batch_size: Samples of a step.
+        drop: Chance of a number to stay in float, where activations have less than 8 bits.
+        cache_gib: GiB of activations held in memory; more go to temporary files.
+
+    Raises:
+        InvalidInput: an option out of its range, or no batch.
 
     Source: M. Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020.
     """

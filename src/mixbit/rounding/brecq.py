@@ -34,6 +34,9 @@ def brecq(
             theory; its published code leaves that out, as the default here.
         cache_gib: GiB of activations held in memory; more go to temporary files.
 
+    Raises:
+        InvalidInput: an option out of its range, `fisher` and a loss of the user's own, or no batch.
+
     Sources: Y. Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction", ICLR 2021;
     X. Wei et al., "QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization", ICLR 2022.
     """
