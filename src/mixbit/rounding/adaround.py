@@ -15,7 +15,7 @@ def adaround(
     drop: float = 0.5,
     cache_gib: float = 2.0,
 ) -> Graph:
-    """Roundings learned from each layer's output; after it, biases and the steps of coarse activations too.
+    """Roundings learned from each layer's output, together with biases and the steps of coarse activations.
 
     For each operator with a weight W, and a function f of each number right behind it,
     min_V E |f(op(x, W)) - f(op(x', W'))|^2 + penalty, W' = s (clip(floor(W / s) + h(V) + z) - z), with x' from the
