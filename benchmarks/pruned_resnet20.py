@@ -24,7 +24,7 @@ from mixbit.training.objective import Objective
 
 TARGET, SHARE, EPOCHS = "onnxruntime", 0.3, 3
 #: Way of pruning -> largest learning rate: what is lost is more, and the network that trains is in float.
-RATES = {"2:4": 5e-4, "channels": 8e-4}
+RATES = {"2:4": 9e-4, "channels": 8e-4}
 
 
 def accuracy(data: Data, graph: mb.Graph) -> str:
