@@ -1,5 +1,6 @@
 import itertools
 import logging
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from mixbit.reconstruction import Reconstruction
 from mixbit.rounding import _blockwise
 from mixbit.rounding._gradients import squared_gradients
 from mixbit.rounding._parts import question_digest
+from mixbit.rounding._passes import Passes
 from mixbit.rounding._stretch import needed_later, stretches
 from mixbit.rounding.adaround import adaround
 from mixbit.rounding.brecq import brecq
@@ -261,6 +263,9 @@ def test_samples_are_drawn_along_their_own_dimension():
 
     net = Net(run, a=nn.Linear(5, 8), b=nn.Linear(8, 3))
     asked = asked_of(net, [torch.randn(size, 8, 5) for size in (8, 12)], "w3")
+    blocks = find_blocks(asked.graph, find_layers(asked.graph))
+    with closing(Passes(asked, 1.0)) as passes:
+        assert not any(map(passes.parts_by_rows, stretches(asked.graph, blocks), (one.outputs for one in blocks)))
     brecq(asked, iterations=20, batch_size=4)
 
 
