@@ -10,6 +10,8 @@ from hypothesis.extra import numpy as hnp
 from mixbit import affine
 from mixbit.affine import (
     PLANES,
+    SCALE_OF_ZEROS,
+    SMALLEST_SCALE,
     along,
     bias_step,
     dequantize,
@@ -116,7 +118,7 @@ def test_min_max_scale_is_the_smallest_that_clips_nothing(weight, bits, axis):
     for index, one in enumerate(scale.tolist()):
         channel = np.take(weight, index, axis)
         assert one > 0
-        if not channel.any():
+        if np.abs(channel).max() < SMALLEST_SCALE * 2**bits:  # as good as zeros
             continue
         tolerance = 1e-9 * np.abs(channel).max()
         assert channel.max() <= high * one + tolerance
@@ -125,9 +127,10 @@ def test_min_max_scale_is_the_smallest_that_clips_nothing(weight, bits, axis):
         assert channel.max() > high * smaller or channel.min() < low * smaller
 
 
-def test_a_channel_of_zeros_stays_zeros():
+@pytest.mark.parametrize("zeros", [0.0, 1e-45, 1e-38])
+def test_a_channel_of_zeros_stays_zeros(zeros):
     fmt = Format(4, "channel", symmetric=True)
-    weight = torch.tensor([[0.0, 0.0], [1.0, -3.0]])
+    weight = torch.tensor([[0.0, zeros], [1.0, -3.0]])
     scale, zero = min_max_factors(weight, 0, fmt)
     rounded = dequantize(quantize(weight, scale, zero, 0, *fmt.integer_range), scale, zero, 0)
     assert torch.isfinite(scale).all()
@@ -152,11 +155,12 @@ def test_a_range_keeps_zero_and_its_ends(first, second, bits, symmetric):
         assert zero_point == 0
 
 
+@pytest.mark.parametrize("high", [0.0, 5e-324, 1e-38])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_an_empty_range_maps_zero_to_zero(symmetric):
+def test_an_empty_range_maps_zero_to_zero(symmetric, high):
     fmt = Format(8, "tensor", symmetric)
-    scale, zero_point = range_to_affine(0.0, 0.0, fmt)
-    assert scale > 0
+    scale, zero_point = range_to_affine(0.0, high, fmt)
+    assert scale == SCALE_OF_ZEROS
     assert zero_point == 0
 
 

@@ -12,6 +12,8 @@ from mixbit.scheme import Format
 
 #: Where every value of a tensor is zero, any scale serves; this one keeps the arithmetic finite.
 SCALE_OF_ZEROS = 1.0
+#: Tensors that would need smaller scales count as zeros: below lie numbers that float32 holds with fewer digits.
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 #: Numbers that are worked on at a time where that takes many passes over them: they stay in a core's own cache.
 FEW_ELEMENTS = 2**16
 
@@ -113,8 +115,8 @@ def min_max_factors(weight: Tensor, axis: int, fmt: Format) -> tuple[Tensor, Ten
     """The smallest scales that clip no weight, and zero points: [channels], [channels, groups], or [1] for the tensor.
 
     Symmetric: max(max w / high, min w / low), zero points 0. Otherwise (max(w, 0) - min(w, 0)) / (high - low), and the
-    zero point is the whole number that stands for 0. Weights that are all zero, which any scale serves, take the
-    smallest of the other scales: biases are multiples of scales.
+    zero point is the whole number that stands for 0. Weights that are all zero, or need less than `SMALLEST_SCALE`,
+    take the smallest of the other scales, since any serves them: biases are multiples of scales.
     """
     first, last = fmt.integer_range
     parts = weight.detach().movedim(axis, 0).flatten(1)
@@ -128,8 +130,9 @@ def min_max_factors(weight: Tensor, axis: int, fmt: Format) -> tuple[Tensor, Ten
     else:
         low, high = low.clamp(max=0), high.clamp(min=0)
         scale = (high - low) / (last - first)
-    positive = scale[scale > 0]
-    scale = torch.where(scale > 0, scale, positive.min() if len(positive) else torch.full_like(scale, SCALE_OF_ZEROS))
+    enough = scale >= SMALLEST_SCALE
+    others = scale[enough]
+    scale = torch.where(enough, scale, others.min() if len(others) else torch.full_like(scale, SCALE_OF_ZEROS))
     return scale, torch.zeros_like(scale) if fmt.symmetric else (first - low / scale).round().clamp(first, last)
 
 
@@ -181,12 +184,10 @@ def range_to_affine(low: float, high: float, fmt: Format) -> tuple[float, int]:
     """
     low, high = min(low, 0.0), max(high, 0.0)
     first, last = fmt.integer_range
-    if low == high:
+    scale = max(low / first, high / last) if fmt.symmetric else (high - low) / (last - first)
+    if scale < SMALLEST_SCALE:
         return SCALE_OF_ZEROS, 0 if fmt.symmetric else first
-    if fmt.symmetric:
-        return max(low / first, high / last), 0
-    scale = (high - low) / (last - first)
-    return scale, round(first - low / scale)
+    return scale, 0 if fmt.symmetric else round(first - low / scale)
 
 
 # A width is stored as planes of 4, 2 and 1 bits: bit planes need no integer to straddle two bytes, so that
