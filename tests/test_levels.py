@@ -13,7 +13,7 @@ PACKAGE = Path(mixbit.__file__).parent
 LEVELS = (
     {"errors", "progress", "interrupts", "files", "journal", "options", "workers"},
     {"scheme", "sensitivity", "budget", "plan", "task", "batches", "target", "nncf_config"},
-    {"affine", "histogram", "ranges", "quantizer", "search", "ranking", "sparsity"},  # numbers only
+    {"affine", "moments", "histogram", "ranges", "quantizer", "search", "ranking", "sparsity"},  # numbers only
     {
         "exporting",
         "nodes",
@@ -23,7 +23,6 @@ LEVELS = (
         "graph",
         "layers",
         "between",
-        "blocks",
         "features",
         "fitting",
         "flavours",
@@ -41,6 +40,7 @@ LEVELS = (
         "identity",
         "simulate",
         "reconstruction",
+        "blockwise",
         "rounding",
         "quantization",
         "integers",

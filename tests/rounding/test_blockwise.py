@@ -8,16 +8,16 @@ import torch
 from torch import nn
 
 import mixbit as mb
-from mixbit.blocks import find_blocks
+from mixbit.blockwise.blocks import find_blocks
+from mixbit.blockwise.gradients import squared_gradients
+from mixbit.blockwise.passes import Passes
+from mixbit.blockwise.stretch import needed_later, stretches
 from mixbit.calibrate import calibrate
 from mixbit.layers import find_layers, model_fingerprint
 from mixbit.quantization import quantize
 from mixbit.reconstruction import Reconstruction
 from mixbit.rounding import _blockwise
-from mixbit.rounding._gradients import squared_gradients
 from mixbit.rounding._parts import question_digest
-from mixbit.rounding._passes import Passes
-from mixbit.rounding._stretch import needed_later, stretches
 from mixbit.rounding.adaround import adaround
 from mixbit.rounding.brecq import brecq
 from mixbit.scheme import Format

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mixbit.affine import dequantize, quantize
+from mixbit.moments import inverse_factor
 from mixbit.rounding import _compensate
-from mixbit.rounding._compensate import compensated, inverse_factor
+from mixbit.rounding._compensate import compensated
 
 
 def nearest(w: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int]) -> Tensor:

@@ -14,13 +14,14 @@ from mixbit.affine import along
 from mixbit.errors import InvalidInput
 from mixbit.graph import Graph, capture
 from mixbit.layers import Layer, find_layers
+from mixbit.moments import Moments
 from mixbit.nodes import argument, get_tensor
 from mixbit.operators import Operation, can_take_bias, run_operation
 from mixbit.quantization import quantize
 from mixbit.quantizer import Quantizer
 from mixbit.reconstruction import Reconstruction
 from mixbit.rounding import _prefix
-from mixbit.rounding._moments import Moments, rows_of
+from mixbit.rounding._rows import rows_of
 from mixbit.rounding.gptq import gptq
 from tests import networks
 from tests.networks import (
@@ -122,7 +123,7 @@ def test_few_samples_at_a_time_give_the_same_rows(monkeypatch):
     (operation,) = find_layers(graph)[0].operations
     node = graph.node(operation.node)
     whole = list(rows_of(node, operation, x, (3, 3)))
-    monkeypatch.setattr("mixbit.rounding._moments.FEW_ELEMENTS", 1)
+    monkeypatch.setattr("mixbit.rounding._rows.FEW_ELEMENTS", 1)
     parts = list(rows_of(node, operation, x, (3, 3)))
     assert (len(whole), len(parts)) == (1, 3)
     assert torch.equal(torch.cat(parts, 1), whole[0])

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from mixbit.biases import biases_of, settle_biases
-from mixbit.blocks import Block
+from mixbit.blockwise.blocks import Block
+from mixbit.blockwise.passes import Passes
+from mixbit.blockwise.stretch import Stretch, needed_later, stretches
 from mixbit.errors import InvalidInput
 from mixbit.exporting import copy_module
 from mixbit.graph import Graph
@@ -16,9 +18,7 @@ from mixbit.progress import track
 from mixbit.reconstruction import Reconstruction
 from mixbit.rounding._learned import Learned, mixed
 from mixbit.rounding._parts import load, question_digest, save
-from mixbit.rounding._passes import Passes
 from mixbit.rounding._soft import beta_at
-from mixbit.rounding._stretch import Stretch, needed_later, stretches
 
 #: Steps of Adam: of the roundings; of biases, in root mean square errors of the block; of scales, relative to them.
 RATE, BIAS_RATE, STEP_RATE = 0.1, 0.05, 1e-3

@@ -4,12 +4,10 @@ import torch
 from torch import Tensor
 
 from mixbit.affine import dequantize, quantize
+from mixbit.moments import inverse_factor
 
 #: Columns rounded before the ones behind them are brought up to date, all in one product.
 BLOCK = 128
-#: How damping grows until the Cholesky factors exist, and what it grows from where it is 0.
-GROWTH = 10.0
-LEAST_DAMPING = 1e-6
 
 
 def compensated(
@@ -63,33 +61,6 @@ def least_error(weight: Tensor, hessian: Tensor, *rounded: Tensor) -> Tensor:
     errors = torch.stack([((change @ hessian) * change).sum(2) for change in changes])
     best = errors.argmin(0).expand_as(rounded[0].movedim(2, 0)).movedim(0, 2)
     return torch.stack(rounded).gather(0, best.unsqueeze(0)).squeeze(0)
-
-
-def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
-    """[G, columns, columns] U, upper triangular, with U'U the inverse of the damped H; float64.
-
-    H's diagonal grows by `damping` of its mean over the columns that are not 0; where H is not positive definite even
-    then, by ten times as much, and so on.
-    """
-    diagonal = hessian.diagonal(dim1=1, dim2=2).double()
-    dead = diagonal <= 0
-    mean = torch.where(dead, 0, diagonal).sum(1) / (~dead).sum(1).clamp(min=1)
-    mean = torch.where(mean > 0, mean, 1)
-    share = torch.full_like(mean, damping)
-    while True:
-        damped = hessian.double() + torch.diag_embed(torch.where(dead, 1, share.unsqueeze(1)) * mean.unsqueeze(1))
-        factor, failed = _inverse_factor(damped)
-        if not failed.any():
-            return factor
-        share = torch.where(failed > 0, (share * GROWTH).clamp(min=LEAST_DAMPING), share)
-
-
-def _inverse_factor(hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """The factor, and where there is none."""
-    lower, failed = torch.linalg.cholesky_ex(hessian)
-    if failed.any():
-        return lower, failed
-    return torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
 
 
 def _sorted(hessian: Tensor, order: Tensor) -> Tensor:

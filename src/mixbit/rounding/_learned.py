@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.biases import biases_of, settle_biases
-from mixbit.blocks import Block
+from mixbit.blockwise.blocks import Block
+from mixbit.blockwise.stretch import Stretch
 from mixbit.graph import Graph
 from mixbit.layers import find_layers
 from mixbit.nodes import argument, get_tensor, tensor_of
 from mixbit.quantizer import Quantizer
 from mixbit.reconstruction import Reconstruction
 from mixbit.rounding._soft import hard_weight, penalty, soft_weight, start
-from mixbit.rounding._stretch import Stretch
 from mixbit.simulate import quantizer_path
 
 #: Activations of fewer bits have their steps learned, and are left in float at random (QDrop).

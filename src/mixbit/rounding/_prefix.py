@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import fx
 
+from mixbit.blockwise.cache import ActivationCache
 from mixbit.graph import Graph
-from mixbit.rounding._cache import ActivationCache
 from mixbit.task import Inputs
 
 #: Bytes of tensors between two levels that stay in memory; what goes beyond lies in files.

@@ -1,6 +1,6 @@
 """AdaRound: the rounding of each layer's weights, learned from its output."""
 
-from mixbit.blocks import single_layers
+from mixbit.blockwise.blocks import single_layers
 from mixbit.graph import Graph
 from mixbit.layers import find_layers
 from mixbit.reconstruction import Reconstruction

@@ -1,6 +1,6 @@
 """BRECQ: roundings learned together for each block of layers."""
 
-from mixbit.blocks import find_blocks
+from mixbit.blockwise.blocks import find_blocks
 from mixbit.graph import Graph
 from mixbit.layers import find_layers
 from mixbit.reconstruction import Reconstruction

@@ -18,6 +18,7 @@ from mixbit.exporting import copy_module
 from mixbit.fold import set_bias
 from mixbit.graph import Graph
 from mixbit.layers import Layer, find_layers
+from mixbit.moments import Moments
 from mixbit.nodes import argument, get_tensor
 from mixbit.operators import Operation, can_take_bias
 from mixbit.progress import track
@@ -25,8 +26,8 @@ from mixbit.quantizer import Quantizer
 from mixbit.reconstruction import Reconstruction
 from mixbit.rounding import _parts
 from mixbit.rounding._compensate import compensated, least_error
-from mixbit.rounding._moments import Moments, rows_of
 from mixbit.rounding._prefix import Prefix
+from mixbit.rounding._rows import rows_of
 from mixbit.simulate import quantizers_of
 
 #: Which rows: the tensor that is read, and how an operator cuts it up. Operators that share them share their moments.

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mixbit.blockwise.cache import ActivationCache
+from mixbit.blockwise.gradients import squared_gradients
+from mixbit.blockwise.stretch import Stretch
 from mixbit.reconstruction import Reconstruction
-from mixbit.rounding._cache import ActivationCache
-from mixbit.rounding._gradients import squared_gradients
-from mixbit.rounding._stretch import Stretch
 from mixbit.samples import SampleAxis, sample_axis
 
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mixbit.blocks import find_blocks, single_layers
+from mixbit.blockwise.blocks import find_blocks, single_layers
 from mixbit.graph import capture
 from mixbit.layers import find_layers
 from tests.networks import Net

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import torch
 
-from mixbit.rounding._cache import ActivationCache
+from mixbit.blockwise.cache import ActivationCache
 
 CPU = torch.device("cpu")
 

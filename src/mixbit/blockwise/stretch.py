@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.blocks import Block
+from mixbit.blockwise.blocks import Block
 from mixbit.graph import Graph
 
 

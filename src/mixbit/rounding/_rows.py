@@ -1,9 +1,8 @@
-"""The rows that an operator multiplies its weight with, and their first and second moments."""
+"""The rows that an operator multiplies its weight with."""
 
 import math
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
@@ -12,43 +11,6 @@ from mixbit.operators import FEW_ELEMENTS, Operation
 
 #: Where convolutions keep strides, padding and dilation.
 _STRIDE, _PADDING, _DILATION = 3, 4, 5
-
-
-class Moments:
-    """Running moments of rows [G, N, columns], of G groups of channels that do not meet.
-
-    Rows are taken relative to the mean of the first ones, so that a large mean costs no digits.
-
-    Attributes:
-        count: Rows seen.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def update(self, rows: Tensor) -> None:
-        """Take in some rows."""
-        if self.count == 0:
-            self._shift = rows.mean(1, keepdim=True)
-            self._sum = torch.zeros_like(self._shift[:, 0], dtype=torch.float64)
-            self._squares = self._sum.unsqueeze(2) * self._sum.unsqueeze(1)
-        rows = rows - self._shift
-        self.count += rows.shape[1]
-        self._sum += rows.sum(1).double()
-        self._squares += (rows.mT @ rows).double()
-
-    @property
-    def mean(self) -> Tensor:
-        """[G, columns], float64."""
-        return self._shift[:, 0].double() + self._sum / self.count
-
-    def hessian(self, *, centred: bool) -> Tensor:
-        """[G, columns, columns] sum over rows of x x', or of (x - mean)(x - mean)'; float64."""
-        off = self._sum / self.count
-        around_mean = self._squares - self.count * off.unsqueeze(2) * off.unsqueeze(1)
-        if centred:
-            return around_mean
-        return around_mean + self.count * self.mean.unsqueeze(2) * self.mean.unsqueeze(1)
 
 
 def rows_of(node: fx.Node, operation: Operation, x: Tensor, kernel: Sequence[int]) -> Iterator[Tensor]:

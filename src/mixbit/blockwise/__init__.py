@@ -1,0 +1,1 @@
+"""Running a network one block at a time, in float and in integers side by side."""
