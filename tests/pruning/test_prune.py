@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +12,17 @@ from torch.nn import functional as F
 
 import mixbit as mb
 from mixbit.batches import split_all
-from mixbit.errors import InvalidInput
+from mixbit.blockwise.blocks import find_blocks
+from mixbit.errors import InvalidInput, UnsupportedModel
 from mixbit.evaluation import artefact_runner
+from mixbit.nodes import argument, tensor_of
+from mixbit.operators import run_operation
 from mixbit.printing import print_result
+from mixbit.pruning import recovery
 from mixbit.pruning.channels import Channels, find_channels
-from mixbit.pruning.importance import Cut, importance, mean_outputs
+from mixbit.pruning.cut import without_channels
+from mixbit.pruning.importance import importance
+from mixbit.pruning.prediction import DAMPING, make_up, predict
 from mixbit.pruning.prune import KEPT_EVERYWHERE, choose
 from mixbit.recheck import recheck
 from mixbit.result import Result
@@ -137,85 +144,202 @@ def zeroed(model: nn.Module, channels: Channels, keep: Tensor) -> nn.Module:
     return masked
 
 
+def some_kept(channels: Channels, share: float = 0.4) -> Tensor:
+    """[units] with that share of those gone that can go, at random."""
+    losses = torch.rand(channels.num_units, generator=torch.Generator().manual_seed(0))
+    everything = torch.ones(channels.num_units, dtype=torch.bool)
+    return choose(losses, channels.free, channels, everything, int(share * channels.free.sum()))
+
+
 @pytest.mark.parametrize("name", NETWORKS)
-def test_smaller_graph_is_the_network_with_zeros_for_these_channels(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smaller_graph_is_the_network_with_zeros_for_these_channels(name: str) -> None:
     model, x = network(name)
-    graph = mb.capture(model, x)
-    state, seen = state_of(graph.module), {}
-    monkeypatch.setattr("mixbit.pruning.prune._check_same", lambda *given: seen.update(channels=given[2], cut=given[3]))
-    smaller = mb.prune_channels(graph, batches_of(x, 5), share=0.4, compensate=False)
+    channels = find_channels(mb.capture(model, x))
+    keep = some_kept(channels)
+    masked = zeroed(model, channels, keep)
+    expected, graph = masked(x), mb.capture(masked, x)
+    state = state_of(graph.module)
+    smaller = mb.capture(without_channels(graph, keep).module, x)
     assert_state_is(graph.module, state)
     gone = mb.Removal.between(graph, smaller)
     assert gone.parameters[1] < gone.parameters[0]
     assert gone.macs[1] < gone.macs[0]
     assert list(gone.layers) == [layer.name for layer in mb.find_layers(graph)]
     assert gone.layers["d.weight"] == (4, 4)
-    expected = zeroed(model, seen["channels"], seen["cut"].keep)(x)
     assert not torch.allclose(expected, model(x), atol=1e-6)
     assert (smaller(x) - expected).abs().max() < 1e-10
     assert (smaller(x[:1]) - expected[:1]).abs().max() < 1e-10
 
 
-def test_biases_take_up_the_mean_of_what_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
-    monkeypatch.setattr("mixbit.pruning.prune._check_same", lambda *given: seen.update(channels=given[2], cut=given[3]))
-    for name in ("chain", "transposed"):
-        model, x = network(name)
-        graph = mb.capture(model, x)
-        smaller = mb.prune_channels(graph, batches_of(x, 5), share=0.3)
-        masked = zeroed(model, seen["channels"], seen["cut"].keep)
-        assert (smaller(x) - masked(x)).abs().max() > 1e-4, "biases moved"
-        means = mean_outputs(graph, seen["channels"], split_all(batches_of(x, 5), 1), Cut(seen["channels"].free | True))
-        one, other = ({}, {})
-        for made, into in ((model, one), (masked, other)):
-            for part in ("b", "d"):
-                getattr(made, part).register_forward_hook(
-                    lambda _, read, out, part=part, into=into: into.update({part: (read[0], out)})
-                )
+def test_channels_that_are_read_are_not_cut() -> None:
+    model, x = network("chain")
+    graph = mb.capture(model, x)
+    with pytest.raises(UnsupportedModel, match=r"differs by .* from the graph with zeros in their place"):
+        without_channels(graph, some_kept(find_channels(graph)))
+
+
+def read_rows(model: nn.Module, x: Tensor, part: str, *, conv: bool) -> Tensor:
+    """[N, channels] what a layer of the model reads, sample after sample, position after position."""
+    seen: list[Tensor] = []
+    handle = model.get_submodule(part).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    model(x)
+    handle.remove()
+    return (seen[0].movedim(1, -1) if conv else seen[0]).flatten(0, -2).detach()
+
+
+def missing(rows: Tensor, kept: Tensor, going: Tensor, *, centred: bool) -> Tensor:
+    """[N, going] what ridge regression on the kept channels leaves of those that go, from its normal equations."""
+    off = rows - rows.mean(0) if centred else rows
+    moments = off.T @ off / len(off)
+    there = kept | going
+    ridge = DAMPING * moments.diagonal()[there].mean()
+    inner = moments[kept][:, kept] + ridge * torch.eye(int(kept.sum()), dtype=torch.float64)
+    return off[:, going] - off[:, kept] @ torch.linalg.solve(inner, moments[kept][:, going])
+
+
+@pytest.mark.parametrize("name", ["chain", "depthwise", "sequence", "gated", "product"])
+def test_channels_are_predicted_by_ridge_regression_on_the_others(name: str) -> None:
+    model, x = network(name)
+    graph = mb.capture(model, x)
+    channels, pairs = find_channels(graph), split_all(batches_of(x, 5), 1)
+    keep = some_kept(channels, 0.2)
+    predictions = predict(graph, channels, pairs, keep)
+    (reader,) = [one for one in channels.readers if one.layer.name == "d.weight"]
+    rows = read_rows(model, x, "d", conv=False)
+    kept = keep[reader.units]
+    found = predictions[reader.operation.node].missing(rows)
+    assert (found[:, ~kept] == 0).all()
+    for unit in kept.nonzero().flatten().tolist():
+        one = torch.arange(len(kept)) == unit
+        torch.testing.assert_close(found[:, one], missing(rows, kept & ~one, one, centred=True))
+
+
+def test_outputs_without_a_bias_are_predicted_without_a_mean() -> None:
+    model, x = network("product")
+    graph = mb.capture(model, x)
+    channels, pairs = find_channels(graph), split_all(batches_of(x, 5), 1)
+    (reader,) = [one for one in channels.readers if one.layer.name == "v"]
+    everything = torch.ones(channels.num_units, dtype=torch.bool)
+    rows = F.relu(x.flatten(1) @ model.w.detach())
+    found = predict(graph, channels, pairs, everything)[reader.operation.node].missing(rows)
+    one = torch.arange(12) == 3
+    torch.testing.assert_close(found[:, one], missing(rows, ~one, one, centred=False))
+
+
+def test_where_positions_are_channels_each_is_predicted_by_its_mean() -> None:
+    model, x = network("flatten")
+    graph = mb.capture(model, x)
+    channels, pairs = find_channels(graph), split_all(batches_of(x, 5), 1)
+    (reader,) = [one for one in channels.readers if one.layer.name == "b.weight"]
+    predictions = predict(graph, channels, pairs, torch.ones(channels.num_units, dtype=torch.bool))
+    rows = read_rows(model, x, "b", conv=False)
+    torch.testing.assert_close(predictions[reader.operation.node].missing(rows), rows - rows.mean(0))
+
+
+@pytest.mark.parametrize("name", ["chain", "sequence", "flatten", "transposed", "residual"])
+def test_layers_make_up_for_what_they_no_longer_read(name: str) -> None:
+    """Linear layers lose the weights times what regression on the channels that stay leaves; means stay everywhere."""
+    model, x = network(name)
+    graph, masked = mb.capture(model, x), mb.capture(model, x)
+    channels, pairs = find_channels(graph), split_all(batches_of(x, 5), 1)
+    before, after = torch.ones(channels.num_units, dtype=torch.bool), some_kept(channels)
+    make_up(masked, channels, predict(graph, channels, pairs, before), before, after)
+    for reader in channels.readers:
+        node, kept = graph.node(reader.operation.node), after[reader.units]
+        weight = masked.module.get_parameter(reader.layer.name).movedim(1 - reader.layer.axis, 0)
+        assert (weight[~kept] == 0).all()
+        conv = not reader.operation.channels_last
+        part = reader.layer.name.rpartition(".")[0]
+        rows, read = read_rows(model, x, part, conv=conv), {}
+        layer = model.get_submodule(part)
+        handle = layer.register_forward_pre_hook(lambda _, given, read=read: read.update(x=given[0]))
         model(x)
-        masked.b(one["b"][0])
-        over = [dim for dim in range(one["b"][1].ndim) if dim != 1]
-        gap = one["b"][1].mean(over) - other["b"][1].mean(over)
-        reader = next(one for one in seen["channels"].readers if one.layer.name == "b.weight")
-        gone = ~seen["cut"].keep[reader.units]
-        torch.testing.assert_close(means[reader.operation.node][:, gone].sum(1), gap)
+        handle.remove()
+        made = masked.node(node.name)
+        changed = masked.module.get_parameter(reader.layer.name)
+        bias = tensor_of(masked.module, argument(made, 2)).detach()
+        change = run_operation(made, reader.operation, read["x"], changed).detach() - layer(read["x"]).detach()
+        change = change + reader.operation.along_channels(bias, change.ndim)
+        over = [dim for dim in range(change.ndim) if dim != (1 if conv else change.ndim - 1)]
+        assert change.abs().max() > 1e-3, "some of it is lost"
+        torch.testing.assert_close(change.mean(over), torch.zeros(change.shape[1 if conv else -1]).double())
+        if not conv and name != "flatten":
+            lost = missing(rows, kept, ~kept, centred=True) @ model.get_submodule(part).weight.detach()[:, ~kept].T
+            torch.testing.assert_close(change.flatten(0, -2), -lost)
 
 
 @pytest.mark.parametrize("name", ["chain", "residual", "depthwise", "flatten, channels last", "transposed", "sequence"])
-@pytest.mark.parametrize("compensate", [False, True])
-def test_importance_is_the_fisher_information_of_masks(name: str, compensate: bool) -> None:
+def test_importance_is_the_fisher_information_of_masks(name: str) -> None:
     """Against autograd by one mask a unit, sample by sample, on the user's own network."""
     model, x = network(name)
     graph = mb.capture(model, x[:6])
     channels, pairs = find_channels(graph), split_all(batches_of(x[:6], 6), 1)
-    none = Cut(torch.ones(channels.num_units, dtype=torch.bool))
-    means = mean_outputs(graph, channels, pairs, none) if compensate else {}
+    predictions = predict(graph, channels, pairs, torch.ones(channels.num_units, dtype=torch.bool))
     directions = torch.randn(6, 4, dtype=torch.float64)
     task = mb.Task.regression()
     task = mb.Task(task.name, lambda outputs, _: (outputs * directions).sum(), task.divergence, has_accuracy=False)
-    found = importance(graph, channels, pairs, means, none, task=task, seed=0)
+    found = importance(graph, channels, pairs, predictions, task=task, seed=0)
     masks = torch.ones(channels.num_units, dtype=torch.float64, requires_grad=True)
     masked = copy.deepcopy(model)
     for reader in channels.readers:
-        part, operation = reader.layer.name.rpartition(".")[0], reader.operation
 
-        def read(_: nn.Module, given: Any, reader: Any = reader, operation: Any = operation) -> Any:
-            shape = (-1, *[1] * (0 if operation.channels_last else given[0].ndim - 2))
-            return (given[0] * masks[reader.units].reshape(shape),)
+        def read(_: nn.Module, given: Any, reader: Any = reader) -> Any:
+            x, last = given[0], reader.operation.channels_last
+            rows = x if last else x.movedim(1, -1)
+            off = (1 - masks[reader.units]) * predictions[reader.operation.node].missing(rows.detach())
+            return (x - (off if last else off.movedim(-1, 1)),)
 
-        def shift(_: nn.Module, __: Any, out: Tensor, reader: Any = reader, operation: Any = operation) -> Tensor:
-            taken = means[operation.node] @ (1 - masks[reader.units])
-            return out + operation.along_channels(taken, out.ndim)
-
-        masked.get_submodule(part).register_forward_pre_hook(read)
-        if compensate:
-            masked.get_submodule(part).register_forward_hook(shift)
+        masked.get_submodule(reader.layer.name.rpartition(".")[0]).register_forward_pre_hook(read)
     slow = torch.zeros_like(found)
     for sample, direction in zip(x[:6].split(1), directions, strict=True):
         (gradient,) = torch.autograd.grad((masked(sample) * direction).sum(), masks)
         slow += gradient.square() / 2 / 6
     torch.testing.assert_close(found, slow)
     assert (found[channels.free] > 0).all()
+
+
+def test_the_smaller_network_learns_block_by_block_and_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = network("padded residual")
+    graph = mb.capture(model, x)
+    state = state_of(graph.module)
+
+    def pruned(iterations: int, folder: Path | None = None) -> mb.Graph:
+        return mb.prune_channels(graph, batches_of(x, 5), share=0.4, iterations=iterations, folder=folder)
+
+    @torch.no_grad()
+    def distance(smaller: mb.Graph) -> float:
+        return float((smaller(x) - model(x)).square().mean())
+
+    learned = pruned(60)
+    assert distance(learned) < 0.8 * distance(pruned(0))
+    assert_state_is(graph.module, state)
+    saved: list[str] = []
+
+    def save(folder: Path, name: str, *given: Any) -> None:
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        saved.append(name)
+        keep_part(folder, name, *given)
+
+    keep_part = recovery.save
+    monkeypatch.setattr(recovery, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        pruned(60, tmp_path)
+    monkeypatch.setattr(recovery, "save", keep_part)
+    learn, calls = recovery._learn, []
+    monkeypatch.setattr(recovery, "_learn", lambda *given: (calls.append(given), learn(*given)))
+    again, wanted = pruned(60, tmp_path).module.state_dict(), learned.module.state_dict()
+    assert all(torch.equal(again[name], wanted[name]) for name in wanted)
+    assert len(calls) == len(find_blocks(graph, mb.find_layers(graph))) - 2
+
+
+@pytest.mark.parametrize("iterations", [-1, 1.5, True, "9"])
+def test_iterations_out_of_range(iterations: Any) -> None:
+    model, x = network("chain")
+    with pytest.raises(InvalidInput, match=r"iterations="):
+        mb.prune_channels(mb.capture(model, x), [x], iterations=iterations)
 
 
 def held(run: Callable[[Any, Tensor], Any], **parts: Any) -> mb.Graph:
@@ -267,7 +391,9 @@ def test_choose_keeps_a_tenth_of_every_tensor_and_never_takes_more_than_asked() 
         keep = choose(losses, channels.free, channels, everything, wanted)
         assert 0 < int((~keep).sum()) <= wanted
         assert keep[~channels.free].all()
-        assert all(keep[units].sum() >= max(1, KEPT_EVERYWHERE * len(units)) for units in channels.tensors)
+        assert all(
+            keep[one.units].sum() >= max(1, KEPT_EVERYWHERE * len(one.units)) for one in channels.tensors.values()
+        )
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, float("nan"), True, "0.3", 1e-6])

@@ -264,7 +264,7 @@ def test_samples_are_drawn_along_their_own_dimension():
     net = Net(run, a=nn.Linear(5, 8), b=nn.Linear(8, 3))
     asked = asked_of(net, [torch.randn(size, 8, 5) for size in (8, 12)], "w3")
     blocks = find_blocks(asked.graph, find_layers(asked.graph))
-    with closing(Passes(asked, 1.0)) as passes:
+    with closing(Passes(asked, 1.0, {})) as passes:
         assert not any(map(passes.parts_by_rows, stretches(asked.graph, blocks), (one.outputs for one in blocks)))
     brecq(asked, iterations=20, batch_size=4)
 

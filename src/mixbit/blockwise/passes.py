@@ -1,30 +1,47 @@
-"""The float and the rounded network, run side by side over the calibration batches, one stretch at a time."""
+"""The float network and one that learns from it, run side by side over the calibration batches, block after block."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mixbit.blockwise.blocks import Block
 from mixbit.blockwise.cache import ActivationCache
 from mixbit.blockwise.gradients import squared_gradients
-from mixbit.blockwise.stretch import Stretch
+from mixbit.blockwise.stretch import Stretch, needed_later, stretches
+from mixbit.graph import Graph
 from mixbit.reconstruction import Reconstruction
 from mixbit.samples import SampleAxis, sample_axis
 
 
+@dataclass(frozen=True)
+class Kept:
+    """The part of a float tensor that the learning network has too: these indices of a dimension."""
+
+    dim: int
+    indices: Tensor
+
+
 class Passes:
-    """What both networks hold between two stretches, of every batch.
+    """What both networks hold between two blocks, of every batch.
+
+    Args:
+        asked: The float network and the data.
+        cache_gib: GiB of activations held in memory.
+        kept: Node -> part of its tensor, where the learning network has less of it.
 
     Attributes:
         sizes: Samples of each batch.
     """
 
-    def __init__(self, asked: Reconstruction, cache_gib: float) -> None:
-        self.asked = asked
+    def __init__(self, asked: Reconstruction, cache_gib: float, kept: Mapping[str, Kept]) -> None:
+        self.asked, self.kept = asked, kept
         self.sizes = [inputs.batch_size for inputs in asked.batches]
         limit = cache_gib * 2**30 / 2
         device = asked.graph.device
-        self.in_float, self.rounded = ActivationCache(limit, device), ActivationCache(limit, device)
+        self.in_float, self.learning = ActivationCache(limit, device), ActivationCache(limit, device)
         self.weights: dict[tuple[int, str], Tensor] = {}
         names = [node.name for node in asked.graph.module.graph.find_nodes(op="placeholder")]
         self.leaves = [dict(zip(names, asked.graph.leaves(inputs), strict=True)) for inputs in asked.batches]
@@ -35,9 +52,9 @@ class Passes:
         self._advance(self.in_float, part, wanted)
 
     @torch.no_grad()
-    def advance_rounded(self, part: Stretch, wanted: set[str]) -> None:
-        """Run the next stretch of the rounded network and keep what is wanted of it."""
-        self._advance(self.rounded, part, wanted)
+    def advance_learning(self, part: Stretch, wanted: set[str]) -> None:
+        """Run the next stretch of the learning network and keep what is wanted of it."""
+        self._advance(self.learning, part, wanted)
 
     def weigh(self, outputs: tuple[str, ...]) -> None:
         """Take the squared gradients of the float network's information by these tensors as weights of their errors."""
@@ -46,34 +63,41 @@ class Passes:
     def keep_only(self, names: set[str]) -> None:
         """Drop the tensors of other names."""
         self.in_float.keep_only(names)
-        self.rounded.keep_only(names)
+        self.learning.keep_only(names)
 
     def close(self) -> None:
         """Drop all tensors."""
         self.in_float.close()
-        self.rounded.close()
+        self.learning.close()
+
+    def draw(self, batch_size: int, generator: torch.Generator, *, by_rows: bool) -> tuple[int, Tensor | None]:
+        """A batch with a chance proportional to its size, and some of its samples; all where they cannot be parted."""
+        batch = int(torch.multinomial(torch.tensor(self.sizes).float(), 1, generator=generator))
+        if not by_rows or self.sizes[batch] <= batch_size:
+            return batch, None
+        return batch, torch.randperm(self.sizes[batch], generator=generator)[:batch_size]
 
     def inputs(self, part: Stretch, batch: int, rows: Tensor | None = None) -> dict[str, Tensor]:
-        """What a stretch of the rounded network reads."""
-        return {name: _some(self._get(self.rounded, batch, name), rows) for name in part.inputs}
+        """What a stretch of the learning network reads."""
+        return {name: _some(self._get(self.learning, batch, name), rows) for name in part.inputs}
 
     def float_inputs(self, part: Stretch, batch: int, rows: Tensor | None = None) -> dict[str, Tensor]:
         """The same of the float network, for the tensors that it has too."""
         known = (name for name in part.inputs if self.in_float.holds(batch, name))
-        return {name: _some(self.in_float.get(batch, name), rows) for name in known}
+        return {name: self._of_float(name, self.in_float.get(batch, name), rows) for name in known}
 
     def error(self, outputs: Mapping[str, Tensor], batch: int, rows: Tensor | None = None) -> Tensor:
         """Mean square of the outputs' distance from the float network's, weighted where `weigh` was called."""
         total = torch.zeros((), device=self.asked.graph.device)
         for name, output in outputs.items():
-            square = (output - _some(self.in_float.get(batch, name), rows)).square()
+            square = (output - self._of_float(name, self.in_float.get(batch, name), rows)).square()
             weight = self.weights.get((batch, name))
-            total = total + (square if weight is None else square * _some(weight, rows)).mean()
+            total = total + (square if weight is None else square * self._of_float(name, weight, rows)).mean()
         return total
 
     @torch.no_grad()
     def mean_error(self, part: Stretch, outputs: tuple[str, ...]) -> float:
-        """The error over all batches, of the rounded network as it is."""
+        """The error over all batches, of the learning network as it is."""
         errors = [float(self.error(part.run(self.inputs(part, b), outputs), b)) * n for b, n in enumerate(self.sizes)]
         return sum(errors) / sum(self.sizes)
 
@@ -92,6 +116,45 @@ class Passes:
         leaves = self.leaves[batch]
         return leaves[name] if name in leaves else cache.get(batch, name)
 
+    def _of_float(self, name: str, tensor: Tensor, rows: Tensor | None) -> Tensor:
+        """The rows of a tensor of the float network, as far as the learning network has it."""
+        some, kept = _some(tensor, rows), self.kept.get(name)
+        return some if kept is None else some.index_select(kept.dim, kept.indices)
+
 
 def _some(tensor: Tensor, rows: Tensor | None) -> Tensor:
     return tensor if rows is None or not isinstance(tensor, Tensor) else tensor[rows]
+
+
+def side_by_side(
+    asked: Reconstruction,
+    learning: Graph,
+    blocks: tuple[Block, ...],
+    *,
+    cache_gib: float,
+    fisher: bool = False,
+    kept: Mapping[str, Kept] | None = None,
+) -> Generator[tuple[int, Block, Stretch, Passes], None, None]:
+    """Number, block, its stretch of the learning network, and the passes, once both networks have come to the block.
+
+    What stands behind the block reads what the learning network returns there when the next one is asked for.
+
+    Args:
+        asked: The float network and the data.
+        learning: A graph of the same nodes, apart from quantizers.
+        blocks: Of the float graph.
+        cache_gib: GiB of activations held in memory.
+        fisher: Whether errors are weighted by the Fisher information of the block's outputs.
+        kept: Node -> part of its tensor, where the learning network has less of it.
+    """
+    parts = stretches(asked.graph, blocks), stretches(learning, blocks)
+    later = [set.union(*both) for both in zip(*map(needed_later, parts), strict=True)]
+    with closing(Passes(asked, cache_gib, kept or {})) as passes:
+        for number, block in enumerate(blocks):
+            in_float, part = (both[number] for both in parts)
+            passes.advance_float(in_float, later[number] | set(block.outputs))
+            if fisher:
+                passes.weigh(block.outputs)
+            yield number, block, part, passes
+            passes.advance_learning(part, later[number])
+            passes.keep_only(later[number])

@@ -55,6 +55,18 @@ class Reader:
     operation: Operation
     units: Tensor
 
+    def data(self, node: fx.Node) -> fx.Node:
+        """What is read by the reader's node."""
+        return argument(node, self.operation.data)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Dimension `dim` of a node's tensor holds the `units` [size of the dimension]."""
+
+    dim: int
+    units: Tensor
+
 
 @dataclass(frozen=True)
 class Channels:
@@ -65,7 +77,7 @@ class Channels:
         counts: The numbers in the graph that count channels.
         readers: What reads channels and mixes them.
         outputs: Layer -> units of its output channels.
-        tensors: Units of every tensor with channels, each combination once: none of them may become empty.
+        tensors: Node -> where its tensor has channels, and which.
         free: [units] whether a unit can be cut.
         obstacles: What the other units touch, for messages.
     """
@@ -74,7 +86,7 @@ class Channels:
     counts: tuple[Count, ...]
     readers: tuple[Reader, ...]
     outputs: dict[str, Tensor]
-    tensors: tuple[Tensor, ...]
+    tensors: dict[str, Held]
     free: Tensor
     obstacles: tuple[str, ...]
 
@@ -82,6 +94,11 @@ class Channels:
     def num_units(self) -> int:
         """Units, whether they can be cut or not."""
         return len(self.free)
+
+    @property
+    def cuttable_readers(self) -> tuple[Reader, ...]:
+        """The readers of units that can be cut."""
+        return tuple(reader for reader in self.readers if self.free[reader.units].any())
 
 
 def find_channels(graph: Graph) -> Channels:
@@ -142,10 +159,7 @@ class _Walk:
             tuple(Count(name, position, index, tensor(units)) for name, position, index, units in self.counts),
             tuple(Reader(layer, operation, tensor(units)) for layer, operation, units in self.readers),
             {name: tensor(units) for name, units in self.outputs.items()},
-            tuple(
-                torch.tensor(units)
-                for units in {tuple(roots[unit] for unit in place.units) for place in self.places.values()}
-            ),
+            {node.name: Held(place.dim, tensor(place.units)) for node, place in self.places.items()},
             free,
             tuple(dict.fromkeys(self.obstacles.values())),
         )

@@ -1,24 +1,27 @@
 """prune_channels(): a smaller graph without the channels that the network misses least."""
 
+import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
-from mixbit.batches import split_all
-from mixbit.errors import InvalidInput, UnsupportedModel
+from mixbit.batches import Batch, split_all
+from mixbit.errors import InvalidInput
 from mixbit.exporting import copy_module
-from mixbit.fold import set_bias
-from mixbit.graph import TOLERANCE, Graph, capture
+from mixbit.graph import Graph, capture
 from mixbit.layers import find_layers
-from mixbit.nodes import argument, get_tensor, split_name, tensor_of
-from mixbit.pruning.channels import Channels, Count, Reader, find_channels
-from mixbit.pruning.importance import Cut, Masked, importance, mean_outputs
+from mixbit.pruning.channels import Channels, find_channels
+from mixbit.pruning.cut import without_channels
+from mixbit.pruning.importance import importance
+from mixbit.pruning.prediction import make_up, predict
+from mixbit.pruning.recovery import recovered
+from mixbit.reconstruction import Reconstruction
 from mixbit.task import Task
 
 #: Share of its channels that every tensor keeps, one at least: an empty or starved layer cuts the network in two.
@@ -66,15 +69,17 @@ def prune_channels(
     *,
     share: float = 0.3,
     task: Task | None = None,
-    compensate: bool = True,
+    iterations: int = 500,
     seed: int = 0,
+    folder: Path | None = None,
 ) -> Graph:
     """A smaller float graph: the share of channels goes that the network misses least.
 
     Channels that must go together are one unit (`mixbit.pruning.channels`). In five rounds, each of which measures
     anew, units go in the order of importance (expected KL divergence, `mixbit.pruning.importance`), until `share` of
-    those that can go are gone; every tensor keeps a tenth of its channels. The mean of what the removed channels added
-    to a layer's output goes to the layer's bias.
+    those that can go are gone; every tensor keeps a tenth of its channels. Layers make up for channels that they no
+    longer read by those that they still do (`mixbit.pruning.prediction`). What is left is then learned block by block
+    from the outputs of the network given (`mixbit.pruning.recovery`).
 
     The network loses accuracy until it is fine-tuned. The graph given and the user's model stay as they are.
 
@@ -83,51 +88,53 @@ def prune_channels(
         batches: Calibration batches; labels only where the task has a loss of the user's own. Kept in memory.
         share: Of the channels, those that go together counted as one; between 0 and 1.
         task: What the outputs mean; classification where None.
-        compensate: Whether biases take up the mean of what is removed.
-        seed: Of the labels drawn from the model.
+        iterations: Steps of Adam for each block, 0 for none: half a minute to minutes for a small network.
+        seed: Of the labels drawn from the model, and the samples of a step.
+        folder: Where learned blocks are kept, for an interrupted call to go on; None keeps nothing.
 
     Raises:
         InvalidInput: a share out of range, a quantized graph, no channel that can be cut, or data that does not fit.
         UnsupportedModel: the smaller graph does not compute what the graph does without these channels.
     """
     check_share(share)
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+        raise InvalidInput(f"iterations={iterations!r}: give a whole number from 0")
     if graph.plan is not None:
         raise InvalidInput("graph: quantized already; prune the graph that capture() returns, then quantize it")
     pairs = split_all(batches, len(graph.example.args))
     for number, (inputs, _) in enumerate(pairs):
         graph.check(inputs, f"batch {number}")
+    task = task or Task.classification()
+    masked, keep = _chosen(graph, pairs, share, task, seed)
+    smaller = without_channels(masked, keep)
+    asked = Reconstruction(graph, smaller, [inputs for inputs, _ in pairs], task, seed=seed, folder=folder)
+    return capture(recovered(asked, keep, iterations).module, graph.example)
+
+
+def _chosen(graph: Graph, pairs: list[Batch], share: float, task: Task, seed: int) -> tuple[Graph, Tensor]:
+    """The graph whose layers read only the units that stay, its shapes as before; and [units] which stay."""
     channels = find_channels(graph)
     able = channels.free & _of_layers(channels)
     if not able.any():
         raise InvalidInput(f"the model has no channels that can be cut: all reach {', '.join(channels.obstacles)}")
-    wanted = share * int(able.sum())
-    cut = Cut(torch.ones(channels.num_units, dtype=torch.bool))
+    masked = dataclasses.replace(graph, module=copy_module(graph.module))
+    keep, wanted = torch.ones(channels.num_units, dtype=torch.bool), share * int(able.sum())
     for number in range(1, ROUNDS + 1):
-        means = mean_outputs(graph, channels, pairs, cut) if compensate else {}
-        losses = importance(graph, channels, pairs, means, cut, task=task or Task.classification(), seed=seed + number)
-        count = math.floor(wanted * number / ROUNDS + 1e-9) - int((~cut.keep).sum())
-        cut = _grown(cut, choose(losses, able, channels, cut.keep, count), channels, means)
-    if cut.keep.all():
+        predictions = predict(masked, channels, pairs, keep)
+        losses = importance(masked, channels, pairs, predictions, task=task, seed=seed + number)
+        count = math.floor(wanted * number / ROUNDS + 1e-9) - int((~keep).sum())
+        left = choose(losses, able, channels, keep, count)
+        make_up(masked, channels, predictions, keep, left)
+        keep = left
+    if keep.all():
         raise InvalidInput(f"share={share} of {int(able.sum())} channels removes none; give a larger one")
-    smaller = capture(_cut(graph, channels, cut), graph.example)
-    _check_same(graph, smaller, channels, cut)
-    return smaller
+    return masked, keep
 
 
 def check_share(share: float) -> None:
     """Raise InvalidInput unless it is a share of channels that can be removed."""
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
         raise InvalidInput(f"share={share!r}: give a share of the channels between 0 and 1, as 0.3")
-
-
-def _grown(cut: Cut, keep: Tensor, channels: Channels, means: Mapping[str, Tensor]) -> Cut:
-    """The cut of the units that are not kept: the means of what went just now join the shifts."""
-    gone, shifts = cut.keep & ~keep, dict(cut.shifts)
-    for reader in channels.readers:
-        name = reader.operation.node
-        if name in means and gone[reader.units].any():
-            shifts[name] = shifts.get(name, 0) + means[name][:, gone[reader.units]].sum(1)
-    return Cut(keep, shifts)
 
 
 def choose(losses: Tensor, able: Tensor, channels: Channels, keep: Tensor, count: int) -> Tensor:
@@ -142,9 +149,9 @@ def choose(losses: Tensor, able: Tensor, channels: Channels, keep: Tensor, count
     """
     members: list[Counter[int]] = [Counter() for _ in range(channels.num_units)]
     spare = []
-    for index, units in enumerate(channels.tensors):
-        spare.append(int(keep[units].sum()) - max(1, math.ceil(KEPT_EVERYWHERE * len(units))))
-        for unit in units.tolist():
+    for index, units in enumerate({tuple(one.units.tolist()) for one in channels.tensors.values()}):
+        spare.append(int(keep[list(units)].sum()) - max(1, math.ceil(KEPT_EVERYWHERE * len(units))))
+        for unit in units:
             members[unit][index] += 1
     keep, able = keep.clone(), keep & able
     for unit in torch.argsort(losses, stable=True).tolist():
@@ -163,59 +170,3 @@ def _of_layers(channels: Channels) -> Tensor:
     for units in channels.outputs.values():
         found[units] = True
     return found
-
-
-def _cut(graph: Graph, channels: Channels, cut: Cut) -> fx.GraphModule:
-    """A copy of the module with the units that are kept, and the shifts in the readers' biases."""
-    keep = cut.keep
-    module = copy_module(graph.module)
-    nodes = {node.name: node for node in module.graph.nodes}
-    for part in channels.parts:
-        tensor = get_tensor(module, part.parameter)
-        kept = keep[part.units].nonzero().flatten().to(tensor.device)
-        _set(module, part.parameter, tensor.detach().index_select(part.axis, kept))
-    own = {part.parameter for part in channels.parts}  # they serve nothing else
-    for reader in channels.readers:
-        if (name := reader.operation.node) in cut.shifts:
-            shift = cut.shifts[name][keep[channels.outputs[reader.layer.name]]]
-            _add_to_bias(module, nodes[name], reader, shift, own)
-    for count in channels.counts:
-        node, new = nodes[count.node], int(keep[count.units].sum())
-        node.update_arg(count.position, new if count.index is None else _entries(node, count, new))
-    module.recompile()
-    return module
-
-
-def _entries(node: fx.Node, count: Count, new: int) -> list[Any]:
-    """The list that holds the count, with the new number."""
-    return [new if index == count.index else entry for index, entry in enumerate(argument(node, count.position))]
-
-
-def _add_to_bias(module: fx.GraphModule, node: fx.Node, reader: Reader, shift: Tensor, own: set[str]) -> None:
-    position = reader.operation.kind.bias
-    if position is None:
-        raise AssertionError("shifts are taken only for operators with a bias")
-    bias = argument(node, position)
-    added = shift if bias is None else tensor_of(module, bias).detach() + shift
-    if bias is not None and bias.target in own:
-        _set(module, str(bias.target), added)
-    else:
-        set_bias(module, node, added, reader.layer.name, position)
-
-
-def _set(module: nn.Module, name: str, value: Tensor) -> None:
-    holder, attribute = split_name(module, name)
-    setattr(holder, attribute, nn.Parameter(value) if isinstance(getattr(holder, attribute), nn.Parameter) else value)
-
-
-def _check_same(graph: Graph, smaller: Graph, channels: Channels, cut: Cut) -> None:
-    """Raise unless the smaller graph returns on the example what the graph does without these channels."""
-    with torch.no_grad():
-        wanted = Masked(graph, channels, cut).run(*graph.leaves(graph.example), enable_io_processing=False)
-        found = smaller(*graph.example.args, **graph.example.kwargs)
-    for want, got in zip(*(pytree.tree_leaves(tree) for tree in (wanted, found)), strict=True):
-        if isinstance(want, Tensor) and not torch.allclose(got, want, TOLERANCE, TOLERANCE * float(want.abs().max())):
-            raise UnsupportedModel(
-                f"the graph without {int((~cut.keep).sum())} channels differs by {float((got - want).abs().max()):.2g} "
-                "from the graph with zeros in their place; leave its channels as they are, and report the model"
-            )

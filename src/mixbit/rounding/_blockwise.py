@@ -1,16 +1,15 @@
 """Block after block, weights, biases and steps of activations that meet the float network's outputs again."""
 
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
 import torch
-from torch import Tensor
 
 from mixbit.biases import biases_of, settle_biases
 from mixbit.blockwise.blocks import Block
-from mixbit.blockwise.passes import Passes
-from mixbit.blockwise.stretch import Stretch, needed_later, stretches
+from mixbit.blockwise.pace import Pace
+from mixbit.blockwise.passes import Passes, side_by_side
+from mixbit.blockwise.stretch import Stretch
 from mixbit.errors import InvalidInput
 from mixbit.exporting import copy_module
 from mixbit.graph import Graph
@@ -75,51 +74,26 @@ def reconstruct(asked: Reconstruction, blocks: tuple[Block, ...], schedule: Sche
     trained = [one for one in simulated.module.parameters() if one.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
-    parts = stretches(asked.graph, blocks), stretches(simulated, blocks)
-    later = [set.union(*both) for both in zip(*map(needed_later, parts), strict=True)]
     bar = track(range(len(blocks) * schedule.iterations), label)
-    with closing(bar), closing(Passes(asked, schedule.cache_gib)) as passes:
-        for number, block in enumerate(blocks):
-            in_float, rounded = (both[number] for both in parts)
-            passes.advance_float(in_float, later[number] | set(block.outputs))
-            if schedule.fisher:
-                passes.weigh(block.outputs)
-            learned = Learned(asked, simulated, block, rounded)
-            pace = _Pace(schedule, bar, torch.Generator().manual_seed(asked.seed + number))
+    passing = side_by_side(asked, simulated, blocks, cache_gib=schedule.cache_gib, fisher=schedule.fisher)
+    with closing(bar), closing(passing):
+        for number, block, part, passes in passing:
+            learned = Learned(asked, simulated, block, part)
+            pace = Pace(schedule.iterations, bar, torch.Generator().manual_seed(asked.seed + number))
             known = load(asked.folder, f"block-{number}", question)
             if known is not None:
                 learned.restore(known)
                 pace.skip()
             else:
-                _learn(learned, block, rounded, passes, pace)
+                _learn(learned, block, part, passes, schedule, pace)
                 save(asked.folder, f"block-{number}", question, learned.state())
-            passes.advance_rounded(rounded, later[number])
-            passes.keep_only(later[number])
     settle_biases(simulated, [name for _, _, name in biases_of(simulated)])  # steps of what they read may be others now
     for parameter in trained:
         parameter.requires_grad_(True)
     return simulated
 
 
-@dataclass(frozen=True)
-class _Pace:
-    schedule: Schedule
-    bar: Iterator[int]
-    generator: torch.Generator
-
-    def steps(self) -> Iterator[float]:
-        """The share of the iterations that are done, before each of them."""
-        for step in range(self.schedule.iterations):
-            next(self.bar)
-            yield step / self.schedule.iterations
-
-    def skip(self) -> None:
-        """Go through all iterations, for a block that has nothing to learn."""
-        for _ in self.steps():
-            pass
-
-
-def _learn(learned: Learned, block: Block, part: Stretch, passes: Passes, pace: _Pace) -> None:
+def _learn(learned: Learned, block: Block, part: Stretch, passes: Passes, schedule: Schedule, pace: Pace) -> None:
     """Learn one block, unless the nearest rounding is better in the end."""
     nearest = passes.mean_error(part, block.outputs)
     if not learned.weights or nearest == 0:
@@ -128,10 +102,10 @@ def _learn(learned: Learned, block: Block, part: Stretch, passes: Passes, pace: 
     before = learned.state()
     learned.begin()
     optimizer = _optimizer(learned, nearest**0.5)
-    drop = pace.schedule.drop if learned.steps else 0.0
+    drop = schedule.drop if learned.steps else 0.0
     by_rows = passes.parts_by_rows(part, block.outputs)
     for progress in pace.steps():
-        batch, rows = _draw(passes.sizes, pace, by_rows=by_rows)
+        batch, rows = passes.draw(schedule.batch_size, pace.generator, by_rows=by_rows)
         read = passes.inputs(part, batch, rows)
         if drop > 0:
             others = passes.float_inputs(part, batch, rows)
@@ -156,11 +130,3 @@ def _optimizer(learned: Learned, error: float) -> torch.optim.Optimizer:
         groups.append({"params": biases, "lr": BIAS_RATE * error})
     groups += [{"params": [one.scale], "lr": STEP_RATE * float(one.scale.detach())} for one in learned.steps]
     return torch.optim.Adam(groups)
-
-
-def _draw(sizes: list[int], pace: _Pace, *, by_rows: bool) -> tuple[int, Tensor | None]:
-    """A batch with a chance proportional to its size, and some of its samples; all where they cannot be parted."""
-    batch = int(torch.multinomial(torch.tensor(sizes).float(), 1, generator=pace.generator))
-    if not by_rows or sizes[batch] <= pace.schedule.batch_size:
-        return batch, None
-    return batch, torch.randperm(sizes[batch], generator=pace.generator)[: pace.schedule.batch_size]

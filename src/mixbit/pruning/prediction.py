@@ -1,0 +1,173 @@
+"""Channels predicted from one another, and layers that make up so for channels that they no longer read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from mixbit.batches import Batch
+from mixbit.fold import set_bias
+from mixbit.graph import Graph
+from mixbit.moments import Moments, inverse_factor
+from mixbit.nodes import argument, get_tensor, tensor_of
+from mixbit.operators import Operation, can_take_bias, run_operation
+from mixbit.progress import track
+from mixbit.pruning.channels import Channels, Reader
+
+#: Added to the diagonal of the second moments, as a share of its mean: channels that are nearly sums of others.
+DAMPING = 1e-3
+#: Channels of a tensor beyond which each is predicted by its mean alone: the moments would take over 128 MiB.
+MOST_CHANNELS = 4096
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Every channel of a tensor as a linear function of the others: m_u + sum over v of a_uv (x_v - m_v).
+
+    With H the damped covariance of the channels that are kept and P its inverse, a_uv = -P_uv / P_uu, the least
+    squares.
+
+    Attributes:
+        precision: [C, C] P, zero for channels that are gone; [C] its diagonal where channels are predicted by their
+            mean alone.
+        mean: [C] m; zero where the reader has no bias that could take it up, and H then is not taken around the mean.
+        sample: What the reader reads, in the mean over samples; without channels that are gone.
+    """
+
+    precision: Tensor
+    mean: Tensor
+    sample: Tensor
+
+    def missing(self, rows: Tensor) -> Tensor:
+        """What the prediction misses, x_u - p_u(x) = sum over v of P_uv (x_v - m_v) / P_uu; [..., C] as the rows."""
+        off = rows - self.mean.to(rows)
+        if self.precision.ndim == 1:
+            return off * (self.precision > 0).to(rows)
+        diagonal = self.precision.diagonal()
+        return off @ (self.precision / torch.where(diagonal > 0, diagonal, 1)).to(rows)
+
+    def weights(self, gone: Tensor) -> Tensor:
+        """[gone, C] a: what the channels that stay add up to in the place of all those that go together.
+
+        Args:
+            gone: [C] which of the channels go.
+        """
+        found = torch.zeros(int(gone.sum()), len(gone), dtype=torch.float64, device=gone.device)
+        if self.precision.ndim == 2:
+            rows = self.precision[gone]
+            found[:, ~gone] = -torch.linalg.solve(rows[:, gone], rows[:, ~gone])
+        return found
+
+
+def rows_last(x: Tensor, operation: Operation) -> Tensor:
+    """What an operator reads, with its channels in the last dimension."""
+    return x if operation.channels_last else x.movedim(1, -1)
+
+
+@torch.no_grad()
+def predict(graph: Graph, channels: Channels, batches: list[Batch], keep: Tensor) -> dict[str, Prediction]:
+    """Node of a reader -> how what it reads is predicted, by the batches.
+
+    Args:
+        graph: A graph in float, whose readers read no channel that is gone.
+        channels: Of the graph.
+        batches: Samples.
+        keep: [units] which are not gone.
+    """
+    seen: dict[fx.Node, _Seen] = {}
+    for inputs, _ in track(batches, "take moments of channels"):
+        _Watching(graph, channels, seen).run(*graph.leaves(inputs), enable_io_processing=False)
+    found = {}
+    for reader in channels.cuttable_readers:
+        node = graph.node(reader.operation.node)
+        centred = can_take_bias(node, reader.operation)
+        found[node.name] = _prediction(seen[reader.data(node)], keep[reader.units].to(graph.device), centred=centred)
+    return found
+
+
+class _Seen:
+    """Of one tensor: moments of its channels over samples and positions, and the sum of its samples."""
+
+    def __init__(self, *, alone: bool) -> None:
+        self.alone, self.moments, self.count = alone, Moments(), 0
+        self.total = torch.zeros((), dtype=torch.float64)
+
+    def update(self, x: Tensor, operation: Operation) -> None:
+        rows = rows_last(x, operation).flatten(0, -2)
+        self.moments.update(rows.T.unsqueeze(2) if self.alone else rows.unsqueeze(0))
+        samples = rows if operation.channels_last else x
+        self.total = self.total.to(x.device) + samples.sum(0, dtype=torch.float64)
+        self.count += len(samples)
+
+
+class _Watching(fx.Interpreter):
+    """Runs one batch and takes in every tensor that readers read, once."""
+
+    def __init__(self, graph: Graph, channels: Channels, seen: dict[fx.Node, _Seen]) -> None:
+        super().__init__(graph.module)
+        self.readers = {one.operation.node: one for one in channels.cuttable_readers}
+        self.seen = seen
+        self.done: set[fx.Node] = set()
+
+    def run_node(self, n: fx.Node) -> object:
+        """Run an operator."""
+        reader = self.readers.get(n.name)
+        if reader is not None and (read := reader.data(n)) not in self.done:
+            self.done.add(read)
+            alone = len(reader.units) > MOST_CHANNELS or len(reader.units.unique()) < len(reader.units)
+            self.seen.setdefault(read, _Seen(alone=alone)).update(self.env[read], reader.operation)
+        return super().run_node(n)
+
+
+def _prediction(seen: _Seen, kept: Tensor, *, centred: bool) -> Prediction:
+    mean = seen.moments.mean.flatten() * kept * centred
+    sample = seen.total / seen.count
+    sample = sample * kept.reshape(-1, *[1] * (sample.ndim - 1))
+    if seen.alone:
+        return Prediction(kept.double(), mean, sample)
+    hessian = seen.moments.hessian(centred=centred)[0] / seen.moments.count
+    factor = inverse_factor(hessian[kept][:, kept].unsqueeze(0), DAMPING)[0]
+    precision = torch.zeros_like(hessian)
+    precision[kept.unsqueeze(1) & kept] = (factor.T @ factor).flatten()
+    return Prediction(precision, mean, sample)
+
+
+@torch.no_grad()
+def make_up(
+    graph: Graph, channels: Channels, predictions: Mapping[str, Prediction], before: Tensor, after: Tensor
+) -> None:
+    """Let readers read the channels that stay in the place of those that go: their weights and biases change.
+
+    With S the channels that go, W_v <- W_v + sum over u in S of a_uv W_u for the others, W_u <- 0; the bias takes up
+    the difference between the mean outputs.
+
+    Args:
+        graph: A graph of our own.
+        channels: Of the graph.
+        predictions: Node of a reader -> how what it reads is predicted from the channels `before`.
+        before: [units] which were there.
+        after: [units] which stay.
+    """
+    for reader in channels.cuttable_readers:
+        gone = (before & ~after)[reader.units].to(graph.device)
+        if gone.any():
+            _make_up(graph, reader, predictions[reader.operation.node], gone)
+    graph.module.recompile()
+
+
+def _make_up(graph: Graph, reader: Reader, prediction: Prediction, gone: Tensor) -> None:
+    layer, operation, node = reader.layer, reader.operation, graph.node(reader.operation.node)
+    weight = get_tensor(graph.module, layer.name)
+    read = weight.double().movedim(1 - layer.axis, 0)
+    changed = read + torch.tensordot(prediction.weights(gone).T, read[gone], 1)
+    changed[gone] = 0
+    difference = (read - changed).movedim(0, 1 - layer.axis)
+    if can_take_bias(node, operation):
+        sample = prediction.sample if operation.channels_last else prediction.sample.unsqueeze(0)
+        shift = run_operation(node, operation, sample, difference)
+        shift = shift if operation.channels_last else shift[0].flatten(1).mean(1)
+        bias = argument(node, operation.kind.bias)
+        shift = shift.to(weight) if bias is None else tensor_of(graph.module, bias) + shift.to(weight)
+        set_bias(graph.module, node, shift, layer.name, operation.kind.bias or 0)
+    weight.copy_(changed.movedim(0, 1 - layer.axis))
