@@ -41,9 +41,7 @@ def file_bytes(graph: mb.Graph) -> str:
 def fine_tuned(data: Data, graph: mb.Graph, settings: mb.Training) -> mb.Graph:
     """Trained as the table says."""
     objective = Objective(TASK, data.graph, settings.distil, settings.temperature)
-    found = train(
-        graph, data.train, objective, epochs=EPOCHS, settings=settings, eval_batches=data.calibration, path=None
-    )
+    found = train(graph, data.train, objective, epochs=EPOCHS, settings=settings, eval_batches=data.held_out, path=None)
     print(" ".join(f"{loss:.4f}" for loss in found.losses), "held-out loss before and after each epoch", flush=True)
     return found.graph
 
