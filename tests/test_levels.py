@@ -11,7 +11,7 @@ import mixbit
 
 PACKAGE = Path(mixbit.__file__).parent
 LEVELS = (
-    {"errors", "progress", "interrupts", "files", "journal", "options", "workers"},
+    {"errors", "progress", "interrupts", "files", "kept", "journal", "options", "workers"},
     {"scheme", "sensitivity", "budget", "plan", "task", "batches", "target", "nncf_config"},
     {"affine", "histogram", "ranges", "quantizer", "search", "ranking", "sparsity"},  # numbers only
     {
