@@ -72,6 +72,7 @@ LEVELS = (
         "deployment",
         "pipeline",
         "demo",
+        "commands",
         "cli",
         "__init__",
         "__main__",
