@@ -13,7 +13,7 @@ PACKAGE = Path(mixbit.__file__).parent
 LEVELS = (
     {"errors", "progress", "interrupts", "files", "kept", "journal", "options", "workers"},
     {"scheme", "sensitivity", "budget", "plan", "task", "batches", "target", "nncf_config"},
-    {"affine", "histogram", "ranges", "quantizer", "search", "ranking", "sparsity"},  # numbers only
+    {"affine", "histogram", "ranges", "quantizer", "search", "ranking", "sparsity", "means"},  # numbers only
     {
         "exporting",
         "nodes",
