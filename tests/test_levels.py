@@ -11,9 +11,9 @@ import mixbit
 
 PACKAGE = Path(mixbit.__file__).parent
 LEVELS = (
-    {"errors", "progress", "interrupts", "files", "journal", "options", "workers"},
+    {"errors", "progress", "interrupts", "files", "kept", "journal", "options", "workers"},
     {"scheme", "sensitivity", "budget", "plan", "task", "batches", "target", "nncf_config"},
-    {"affine", "moments", "histogram", "ranges", "quantizer", "search", "ranking", "sparsity"},  # numbers only
+    {"affine", "moments", "means", "histogram", "ranges", "quantizer", "search", "ranking", "sparsity"},  # numbers only
     {
         "exporting",
         "nodes",
@@ -72,6 +72,7 @@ LEVELS = (
         "deployment",
         "pipeline",
         "demo",
+        "commands",
         "cli",
         "__init__",
         "__main__",

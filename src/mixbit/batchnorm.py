@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixbit.errors import InvalidInput
+from mixbit.means import RunningMean
 from mixbit.progress import track
 from mixbit.task import Inputs
 
@@ -44,29 +44,11 @@ def reestimated(model: nn.Module, batches: Iterable[Inputs]) -> nn.Module:
     except (RuntimeError, TypeError) as error:
         raise InvalidInput(f"batch norms: the model cannot be copied: {error}; leave re-estimation out") from error
     for name, norm, calls in track(_in_order(result, batches[0]), "re-estimate batch norms"):
-        moments = _Moments()
+        moments = RunningMean((norm.num_features,))
         for number, inputs in enumerate(batches):
             _run_until(result, norm, calls, inputs, moments, f"batch {number}")
         _set_statistics(name, norm, moments)
     return result
-
-
-@dataclass
-class _Moments:
-    """Count, mean [C] and sum of squared deviations [C] of rows seen so far, pooled as by Chan et al. (1979)."""
-
-    count: int = 0
-    mean: Tensor | float = 0.0
-    squares: Tensor | float = 0.0
-
-    def add(self, x: Tensor) -> None:
-        """Take in x [N, C, ...]."""
-        rows = x.movedim(1, -1).flatten(0, -2).double()
-        mean = rows.mean(0)
-        total, shift = self.count + len(rows), mean - self.mean
-        self.squares = self.squares + (rows - mean).square().sum(0) + shift.square() * self.count * len(rows) / total
-        self.mean = self.mean + shift * len(rows) / total
-        self.count = total
 
 
 class _Seen(Exception):
@@ -91,13 +73,15 @@ def _in_order(model: nn.Module, inputs: Inputs) -> list[tuple[str, _BatchNorm, i
     return [(names[norm], norm, number) for norm, number in calls.items()]
 
 
-def _run_until(model: nn.Module, norm: _BatchNorm, calls: int, inputs: Inputs, moments: _Moments, place: str) -> None:
+def _run_until(
+    model: nn.Module, norm: _BatchNorm, calls: int, inputs: Inputs, moments: RunningMean, place: str
+) -> None:
     """Add to the moments what the norm reads in so many calls of one forward pass, and leave the rest of the pass."""
     left = calls
 
     def see(_: Any, args: tuple[Tensor, ...]) -> None:
         nonlocal left
-        moments.add(args[0])
+        moments.update(args[0].movedim(1, -1).flatten(0, -2))
         left -= 1
         if left == 0:
             raise _Seen
@@ -122,15 +106,15 @@ def _run(
             hook.remove()
 
 
-def _set_statistics(name: str, norm: _BatchNorm, moments: _Moments) -> None:
+def _set_statistics(name: str, norm: _BatchNorm, moments: RunningMean) -> None:
     if moments.count < 2:
         raise InvalidInput(
             f"{name}: sees a single value for each channel, which has no variance; give more samples, or leave the "
             "re-estimation of batch norms out"
         )
-    mean, variance = torch.as_tensor(moments.mean), torch.as_tensor(moments.squares) / moments.count
+    mean, variance = moments.mean, moments.squares / moments.count
     if not (mean.isfinite().all() and variance.isfinite().all()):
         raise InvalidInput(f"{name}: reads NaN or inf on the data; clean it, or leave re-estimation out")
     if norm.running_mean is not None and norm.running_var is not None:
         norm.running_mean.copy_(mean)
-        norm.running_var.copy_(torch.where(variance > 0, variance, norm.running_var.double()))
+        norm.running_var.copy_(torch.where(variance > 0, variance, norm.running_var.cpu().double()))

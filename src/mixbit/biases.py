@@ -1,6 +1,6 @@
 """Biases of rounded layers: corrected by the mean error of the output, in the whole steps that runtimes hold."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from mixbit.layers import Layer, find_layers
 from mixbit.nodes import argument, get_tensor, is_parameter, tensor_of
 from mixbit.operators import Operation, can_take_bias
 from mixbit.quantizer import Quantizer
+from mixbit.scales import LARGEST_BIAS
+from mixbit.scheme import Format
 from mixbit.simulate import quantizers_of
 
 
@@ -52,9 +54,7 @@ def in_steps(bias: Tensor, weight: Quantizer | None, read: Quantizer | None) -> 
     Unchanged, in float, where weight or input are in float, the input is ranged at run time, or scales differ within a
     channel.
     """
-    if read is None or read.format.dynamic:
-        return bias
-    if weight is None or weight.format.granularity == "group" or weight.format.floating:
+    if weight is None or read is None or not _have_steps(weight.format, read.format):
         return bias
     step = bias_step(read.scale, weight.scale, bias.shape[-1])
     return torch.round(bias / step) * step
@@ -70,11 +70,32 @@ def biases_of(simulated: Graph) -> Iterator[tuple[Layer, Operation, str]]:
 
 
 @torch.no_grad()
-def settle_biases(simulated: Graph, names: Sequence[str]) -> None:
-    """Round the biases of these names to whole steps, in place."""
-    weights = {one.tensor: one for one in quantizers_of(simulated) if one.axis is not None}
-    activations = {one.tensor: one for one in quantizers_of(simulated) if one.axis is None}
-    for layer, operation, name in biases_of(simulated):
-        if name in names and layer.name in weights:
+def settle_biases(simulated: Graph, names: Collection[str] | None = None) -> None:
+    """Round the biases of these names, or all, to whole steps, in place."""
+    for name, _, weight, read in _biases_in_steps(simulated):
+        if names is None or name in names:
             bias = get_tensor(simulated.module, name)
-            bias.copy_(in_steps(bias, weights[layer.name], activations.get(operation.input or "")))
+            bias.copy_(in_steps(bias, weight, read))
+
+
+@torch.no_grad()
+def make_room_for_biases(simulated: Graph) -> None:
+    """Raise, in place, the scales of weights under which a bias would not fit into 32 bits."""
+    for name, layer, weight, read in _biases_in_steps(simulated):
+        least = get_tensor(simulated.module, name).abs() / (read.scale * LARGEST_BIAS)
+        least = least.reshape(-1, layer.shape[layer.axis]).amax(0)
+        weight.scale.copy_(torch.maximum(weight.scale, least if len(weight.scale) > 1 else least.max()))
+
+
+def _biases_in_steps(simulated: Graph) -> Iterator[tuple[str, Layer, Quantizer, Quantizer]]:
+    """Full name, layer, and quantizers of weight and input, for every bias that runtimes hold in whole steps."""
+    weights = {one.tensor: one for one in quantizers_of(simulated) if one.axis is not None}
+    reads = {one.tensor: one for one in quantizers_of(simulated) if one.axis is None}
+    for layer, operation, name in biases_of(simulated) if weights else ():
+        weight, read = weights.get(layer.name), reads.get(operation.input or "")
+        if weight is not None and read is not None and _have_steps(weight.format, read.format):
+            yield name, layer, weight, read
+
+
+def _have_steps(weight: Format, read: Format) -> bool:
+    return not (read.dynamic or weight.granularity == "group" or weight.floating)

@@ -10,17 +10,14 @@ from mixbit.between import inputs_between
 from mixbit.graph import Graph
 from mixbit.layers import Layer, activations, source_of
 from mixbit.nodes import packet
+from mixbit.operators import ARITHMETIC, NONLINEARITIES
 from mixbit.sensitivity import FloatArray
 from mixbit.target import Target
 
 _aten = torch.ops.aten
 
 #: Operators that can put their result in the place of what they read last.
-_IN_PLACE = {
-    _aten.relu, _aten.relu6, _aten.hardtanh, _aten.clamp, _aten.clamp_min, _aten.gelu, _aten.silu, _aten.sigmoid,
-    _aten.hardswish, _aten.hardsigmoid, _aten.tanh, _aten.leaky_relu, _aten.elu, _aten.add, _aten.sub, _aten.mul,
-    _aten.div, _aten.softmax, _aten.layer_norm, _aten.batch_norm,
-}  # fmt: skip
+_IN_PLACE = NONLINEARITIES | ARITHMETIC | {_aten.softmax, _aten.layer_norm, _aten.batch_norm}
 
 
 def live_activations(graph: Graph, layers: tuple[Layer, ...], target: Target) -> FloatArray:

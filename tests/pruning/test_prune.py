@@ -19,11 +19,12 @@ from mixbit.nodes import argument, tensor_of
 from mixbit.operators import run_operation
 from mixbit.printing import print_result
 from mixbit.pruning import recovery
-from mixbit.pruning.channels import Channels, find_channels
+from mixbit.pruning.channels import find_channels
 from mixbit.pruning.cut import without_channels
 from mixbit.pruning.importance import importance
 from mixbit.pruning.prediction import DAMPING, make_up, predict
 from mixbit.pruning.prune import KEPT_EVERYWHERE, choose
+from mixbit.pruning.units import Channels
 from mixbit.recheck import recheck
 from mixbit.result import Result
 from mixbit.target import target_module

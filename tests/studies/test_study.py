@@ -20,6 +20,7 @@ from mixbit.errors import InvalidInput
 from mixbit.graph import capture
 from mixbit.layers import find_layers
 from mixbit.plan import Plan
+from mixbit.printing import print_study
 from mixbit.quantization import quantize
 from mixbit.studies import truth
 from mixbit.studies.procedure import study
@@ -170,7 +171,7 @@ def test_without_labels_kl_is_the_truth(tmp_path, capsys):
     row = found.metrics["few_bits"]
     assert row["spearman"] == row["kl_spearman"]
     assert all(value >= 0 for value in row["regret"].values())
-    cli.print_study(found)
+    print_study(found)
     assert "kl_" not in capsys.readouterr().out, "the same figures twice"
 
 
@@ -441,7 +442,7 @@ def test_evaluation_data_that_cannot_be_used():
 
 def test_what_is_printed(done, capsys):
     found = dataclasses.replace(done[0], metrics=done[0].metrics | {"other": done[0].metrics["needs_labels"]})
-    cli.print_study(found)
+    print_study(found)
     out, err = capsys.readouterr()
     assert "needs_labels" not in out, "has no figures"
     assert re.search(r"^needs_labels, other: need labels", err, re.MULTILINE)

@@ -10,14 +10,7 @@ from torch import Tensor, fx
 from mixbit.graph import Graph
 from mixbit.layers import Layer, activations
 from mixbit.nodes import packet
-
-_aten = torch.ops.aten
-
-#: Functions of each number alone: a block ends behind them, where its outputs are as the next one reads them.
-_FUNCTIONS = {
-    _aten.relu, _aten.relu6, _aten.hardtanh, _aten.clamp, _aten.clamp_min, _aten.gelu, _aten.silu, _aten.sigmoid,
-    _aten.hardswish, _aten.hardsigmoid, _aten.tanh, _aten.leaky_relu, _aten.elu,
-}  # fmt: skip
+from mixbit.operators import NONLINEARITIES
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,7 @@ def _stretches(graph: Graph, layers: tuple[Layer, ...], nodes: list[fx.Node], en
 
 def _follows(node: fx.Node, before: fx.Node) -> bool:
     """Whether the node is a function of each number of the one before it, which nobody else reads."""
-    return packet(node) in _FUNCTIONS and node.all_input_nodes == [before] and len(before.users) == 1
+    return packet(node) in NONLINEARITIES and node.all_input_nodes == [before] and len(before.users) == 1
 
 
 def _block(part: list[fx.Node], first: dict[fx.Node, str], data: frozenset[fx.Node]) -> Block:

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from mixbit.estimate import Estimate, Question, batch_means
+from mixbit.estimate import Estimate, Question
 from mixbit.layers import Layer
+from mixbit.means import batch_means
 from mixbit.metrics._backward import Backward
 from mixbit.metrics._outputs import layer_entries, no_costs
 from mixbit.nodes import get_tensor

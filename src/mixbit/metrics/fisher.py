@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from mixbit.estimate import Estimate, Question, RunningMean
+from mixbit.estimate import Estimate, Question
 from mixbit.layers import Layer
+from mixbit.means import RunningMean
 from mixbit.metrics._backward import Backward
 from mixbit.operators import FEW_ELEMENTS, Operation, run_stacked, stack_weights
 from mixbit.progress import track

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from mixbit.errors import InvalidInput
-from mixbit.estimate import Estimate, Question, RunningMean
+from mixbit.estimate import Estimate, Question
 from mixbit.layers import Layer
+from mixbit.means import RunningMean
 from mixbit.metrics._backward import Backward
 from mixbit.metrics._gradients import SampleGradients
 from mixbit.nodes import get_tensor

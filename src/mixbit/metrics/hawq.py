@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mixbit.errors import InvalidInput
-from mixbit.estimate import Estimate, Question, RunningMean
+from mixbit.estimate import Estimate, Question
+from mixbit.means import RunningMean
 from mixbit.nodes import get_tensor
 from mixbit.progress import track
 from mixbit.task import Inputs

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from mixbit.estimate import Estimate, Question, RunningMean, batch_means
+from mixbit.estimate import Estimate, Question
 from mixbit.fitting import takes_weight
 from mixbit.graph import Graph
 from mixbit.layers import Layer
+from mixbit.means import RunningMean, batch_means
 from mixbit.progress import track
 from mixbit.quantizer import Quantizer
 from mixbit.scales import weight_quantizer

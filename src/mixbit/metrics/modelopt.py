@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from torch import Tensor, fx
 from torch.nn import functional
 
-from mixbit.estimate import Estimate, Question, RunningMean
+from mixbit.estimate import Estimate, Question
 from mixbit.layers import Layer
+from mixbit.means import RunningMean
 from mixbit.metrics._backward import Backward
 from mixbit.metrics._outputs import from_inputs, from_weights, layer_entries, no_costs
 from mixbit.operators import Operation

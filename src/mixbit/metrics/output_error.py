@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.estimate import Estimate, Question, RunningMean
+from mixbit.estimate import Estimate, Question
 from mixbit.layers import Layer
+from mixbit.means import RunningMean
 from mixbit.metrics._outputs import from_inputs, from_weights, layer_entries, no_costs
 from mixbit.nodes import argument
 from mixbit.operators import Operation

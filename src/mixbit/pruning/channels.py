@@ -7,98 +7,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from mixbit.graph import Graph
 from mixbit.layers import Layer, find_layers
 from mixbit.nodes import argument, is_parameter, packet, tensor_of
-from mixbit.operators import GROUPS, Operation
+from mixbit.operators import ARITHMETIC, GROUPS, NONLINEARITIES, Operation
 from mixbit.pruning.axes import moved_axis, num_alike, sizes_of
+from mixbit.pruning.units import Channels, Units
 
 _aten = torch.ops.aten
 
-_ELEMENTWISE = {
-    _aten.relu, _aten.relu6, _aten.leaky_relu, _aten.elu, _aten.selu, _aten.silu, _aten.gelu, _aten.mish,
-    _aten.sigmoid, _aten.tanh, _aten.softplus, _aten.hardtanh, _aten.hardswish, _aten.hardsigmoid, _aten.clamp,
-    _aten.clamp_min, _aten.clamp_max, _aten.neg, _aten.abs, _aten.exp, _aten.sqrt, _aten.square, _aten.pow, _aten.add,
-    _aten.sub, _aten.mul, _aten.div, _aten.maximum, _aten.minimum, _aten.clone, _aten.contiguous, _aten.detach,
-    _aten.alias,
+_ELEMENTWISE = NONLINEARITIES | ARITHMETIC | {
+    _aten.neg, _aten.abs, _aten.exp, _aten.sqrt, _aten.square, _aten.pow, _aten.maximum, _aten.minimum, _aten.clone,
+    _aten.contiguous, _aten.detach, _aten.alias,
 }  # fmt: skip
 _VIEWS = {_aten.view, _aten.reshape, _aten.flatten, _aten._unsafe_view}
 _TRAINABLE_NORM, _NORM = _aten.batch_norm, _aten._native_batch_norm_legit_no_training
-
-
-@dataclass(frozen=True)
-class Part:
-    """A parameter or buffer whose entries along `axis` are the `units` [size of the axis]."""
-
-    parameter: str
-    axis: int
-    units: Tensor
-
-
-@dataclass(frozen=True)
-class Count:
-    """A number among a node's arguments that counts the `units`: argument `position`, in a list its entry `index`."""
-
-    node: str
-    position: int
-    index: int | None
-    units: Tensor
-
-
-@dataclass(frozen=True)
-class Reader:
-    """A layer's operation, and the `units` [input channels or features] that it reads."""
-
-    layer: Layer
-    operation: Operation
-    units: Tensor
-
-    def data(self, node: fx.Node) -> fx.Node:
-        """What is read by the reader's node."""
-        return argument(node, self.operation.data)
-
-
-@dataclass(frozen=True)
-class Held:
-    """Dimension `dim` of a node's tensor holds the `units` [size of the dimension]."""
-
-    dim: int
-    units: Tensor
-
-
-@dataclass(frozen=True)
-class Channels:
-    """What hangs together. A unit is a set of channels, of several tensors, that are cut all or none.
-
-    Attributes:
-        parts: The parameters and buffers that have channels.
-        counts: The numbers in the graph that count channels.
-        readers: What reads channels and mixes them.
-        outputs: Layer -> units of its output channels.
-        tensors: Node -> where its tensor has channels, and which.
-        free: [units] whether a unit can be cut.
-        obstacles: What the other units touch, for messages.
-    """
-
-    parts: tuple[Part, ...]
-    counts: tuple[Count, ...]
-    readers: tuple[Reader, ...]
-    outputs: dict[str, Tensor]
-    tensors: dict[str, Held]
-    free: Tensor
-    obstacles: tuple[str, ...]
-
-    @property
-    def num_units(self) -> int:
-        """Units, whether they can be cut or not."""
-        return len(self.free)
-
-    @property
-    def cuttable_readers(self) -> tuple[Reader, ...]:
-        """The readers of units that can be cut."""
-        return tuple(reader for reader in self.readers if self.free[reader.units].any())
 
 
 def find_channels(graph: Graph) -> Channels:
@@ -124,17 +49,13 @@ class _Place:
 
 
 class _Walk:
-    """Nodes in execution order; units are numbers, joined by union-find."""
+    """Nodes in execution order; `units` of the tensors are joined on the way."""
 
     def __init__(self, graph: Graph) -> None:
         self.module = graph.module
         self.layers = {one.node: (layer, one) for layer in find_layers(graph) for one in layer.operations}
-        self.parents: list[int] = []
-        self.obstacles: dict[int, str] = {}
+        self.units = Units()
         self.places: dict[fx.Node, _Place] = {}
-        self.parts: list[tuple[str, int, list[int]]] = []
-        self.counts: list[tuple[str, int, int | None, list[int]]] = []
-        self.readers: list[tuple[Layer, Operation, list[int]]] = []
         self.outputs: dict[str, list[int]] = {}
         self.num_reads: dict[int, int] = {}
         for node in self.module.graph.find_nodes(op="get_attr"):
@@ -146,23 +67,8 @@ class _Walk:
             place = self._visit(node)
             if place is not None:
                 self.places[node] = place
-        numbers: dict[int, int] = {}
-        roots = [numbers.setdefault(self._root(unit), len(numbers)) for unit in range(len(self.parents))]
-
-        def tensor(units: list[int]) -> Tensor:
-            return torch.tensor([roots[unit] for unit in units], dtype=torch.long)
-
-        free = torch.ones(len(numbers), dtype=torch.bool)
-        free[[roots[unit] for unit in self.obstacles]] = False
-        return Channels(
-            tuple(Part(name, axis, tensor(units)) for name, axis, units in self.parts),
-            tuple(Count(name, position, index, tensor(units)) for name, position, index, units in self.counts),
-            tuple(Reader(layer, operation, tensor(units)) for layer, operation, units in self.readers),
-            {name: tensor(units) for name, units in self.outputs.items()},
-            {node.name: Held(place.dim, tensor(place.units)) for node, place in self.places.items()},
-            free,
-            tuple(dict.fromkeys(self.obstacles.values())),
-        )
+        places = {node.name: (place.dim, place.units) for node, place in self.places.items()}
+        return self.units.channels(self.outputs, places)
 
     def _visit(self, node: fx.Node) -> _Place | None:
         """Where the node's tensor has channels; None where it has none that can be followed."""
@@ -201,24 +107,7 @@ class _Walk:
                 self._hold(self.places[node].units, at)
 
     def _hold(self, units: Sequence[int], at: fx.Node) -> None:
-        what = "the network's output" if at.op == "output" else str(at.target).removesuffix(".default")
-        for unit in units:
-            self.obstacles.setdefault(unit, what)
-
-    def _fresh(self, count: int) -> list[int]:
-        first = len(self.parents)
-        self.parents.extend(range(first, first + count))
-        return list(range(first, first + count))
-
-    def _root(self, unit: int) -> int:
-        while self.parents[unit] != unit:
-            self.parents[unit] = self.parents[self.parents[unit]]
-            unit = self.parents[unit]
-        return unit
-
-    def _join(self, one: Sequence[int], other: Sequence[int]) -> None:
-        for a, b in zip(one, other, strict=True):
-            self.parents[self._root(a)] = self._root(b)
+        self.units.hold(units, "the network's output" if at.op == "output" else str(at.target).removesuffix(".default"))
 
     def _own(self, node: Any) -> bool:
         """Whether the node reads a parameter or buffer, plain or transposed, that serves nothing else."""
@@ -240,15 +129,15 @@ class _Walk:
         if operation.groups(node) > 1:
             units = self._depthwise(node, layer, place)
         else:
-            units = self._fresh(layer.shape[layer.axis])
+            units = self.units.new(layer.shape[layer.axis])
             if place is not None and place.dim == dim:
-                self.parts.append((layer.name, 1 - layer.axis, place.units))
-                self.readers.append((layer, operation, place.units))
+                self.units.add_part(layer.name, 1 - layer.axis, place.units)
+                self.units.add_reader(layer, operation, place.units)
             else:
                 self._stop([x], node)
         if units is None:
             return self._stop([x], node)
-        self.parts.append((layer.name, layer.axis, units))
+        self.units.add_part(layer.name, layer.axis, units)
         self.outputs[layer.name] = units
         bias = argument(node, kind.bias)
         if bias is not None and not self._add_vector(bias, units):
@@ -260,14 +149,14 @@ class _Walk:
         groups, transposed = argument(node, GROUPS), layer.axis == 1
         if place is None or place.dim != 1 or transposed or layer.shape[:2] != (groups, 1):
             return None
-        self.counts.append((node.name, GROUPS, None, place.units))
+        self.units.add_count(node.name, GROUPS, None, place.units)
         return place.units
 
     def _add_vector(self, node: Any, units: list[int]) -> bool:
         """Note a parameter [channels]; False where it is something else."""
         if not self._own(node) or not is_parameter(node) or self._shape(node) != (len(units),):
             return False
-        self.parts.append((str(node.target), 0, units))
+        self.units.add_part(str(node.target), 0, units)
         return True
 
     def _elementwise(self, node: fx.Node) -> _Place | None:
@@ -281,7 +170,7 @@ class _Walk:
             return self._stop(placed, node)
         dim, units = dims.pop(), self.places[placed[0]].units
         for one in placed[1:]:
-            self._join(self.places[one].units, units)
+            self.units.join(self.places[one].units, units)
         for one in read:
             axis = dim - ndim + len(self._shape(one))
             if one in placed or axis < 0 or (self._shape(one)[axis] == 1 and len(units) > 1):
@@ -289,7 +178,7 @@ class _Walk:
             if not is_parameter(one) or not self._own(one) or self._shape(one)[axis] != len(units):
                 self._hold(units, node)
             else:
-                self.parts.append((str(one.target), axis, units))
+                self.units.add_part(str(one.target), axis, units)
         return _Place(dim, units)
 
     def _concatenation(self, node: fx.Node) -> _Place | None:
@@ -302,14 +191,14 @@ class _Walk:
         if dim == along:
             return _Place(dim, [unit for one in read for unit in self._units_or_held(one, dim, node)])
         for one in read[1:]:
-            self._join(self.places[one].units, self.places[read[0]].units)
+            self.units.join(self.places[one].units, self.places[read[0]].units)
         return _Place(dim, self.places[read[0]].units)
 
     def _units_or_held(self, node: fx.Node, dim: int, at: fx.Node) -> list[int]:
         """The node's units; where it has none, new ones that cannot be cut."""
         if node in self.places:
             return self.places[node].units
-        units = self._fresh(self._shape(node)[dim])
+        units = self.units.new(self._shape(node)[dim])
         self._hold(units, at)
         return units
 
@@ -338,9 +227,9 @@ class _Walk:
         constant = packet(node) is _aten.constant_pad_nd or argument(node, 2, "constant") == "constant"
         if not constant or before < 0 or behind < 0:
             return None
-        sides = self._fresh(before), self._fresh(behind)
+        sides = self.units.new(before), self.units.new(behind)
         for index, units in enumerate(sides):
-            self.counts.append((node.name, 1, first + index, units))
+            self.units.add_count(node.name, 1, first + index, units)
         return _Place(place.dim, [*sides[0], *place.units, *sides[1]])
 
     def _slice(self, node: fx.Node, place: _Place) -> _Place | None:
@@ -353,7 +242,7 @@ class _Walk:
         start, end, _ = slice(start, end).indices(size)
         for position, bound in ((2, start), (3, end)):
             if position < len(node.args):
-                self.counts.append((node.name, position, None, place.units[:bound]))
+                self.units.add_count(node.name, position, None, place.units[:bound])
         return _Place(place.dim, place.units[start:end]) if start < end else None
 
     def _view(self, node: fx.Node, place: _Place) -> _Place | None:
@@ -377,7 +266,7 @@ class _Walk:
             if not isinstance(size, int):
                 return None
             if size != -1:
-                self.counts.append((node.name, 1, dim, units))
+                self.units.add_count(node.name, 1, dim, units)
         return _Place(dim, units)
 
 

@@ -11,7 +11,8 @@ from mixbit.errors import UnsupportedModel
 from mixbit.exporting import copy_module
 from mixbit.graph import TOLERANCE, Graph
 from mixbit.nodes import argument, get_tensor, split_name
-from mixbit.pruning.channels import Count, find_channels
+from mixbit.pruning.channels import find_channels
+from mixbit.pruning.units import Count
 
 
 def without_channels(graph: Graph, keep: Tensor) -> Graph:

@@ -9,8 +9,8 @@ from torch import Tensor, fx
 from mixbit.batches import Batch
 from mixbit.graph import Graph
 from mixbit.progress import track
-from mixbit.pruning.channels import Channels, Reader
 from mixbit.pruning.prediction import Prediction, rows_last
+from mixbit.pruning.units import Channels, Reader
 from mixbit.samples import SampleAxis, group_samples, sample_axis
 from mixbit.task import Task
 

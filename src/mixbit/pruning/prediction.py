@@ -13,7 +13,7 @@ from mixbit.moments import Moments, inverse_factor
 from mixbit.nodes import argument, get_tensor, tensor_of
 from mixbit.operators import Operation, can_take_bias, run_operation
 from mixbit.progress import track
-from mixbit.pruning.channels import Channels, Reader
+from mixbit.pruning.units import Channels, Reader
 
 #: Added to the diagonal of the second moments, as a share of its mean: channels that are nearly sums of others.
 DAMPING = 1e-3

@@ -16,11 +16,12 @@ from mixbit.errors import InvalidInput
 from mixbit.exporting import copy_module
 from mixbit.graph import Graph, capture
 from mixbit.layers import find_layers
-from mixbit.pruning.channels import Channels, find_channels
+from mixbit.pruning.channels import find_channels
 from mixbit.pruning.cut import without_channels
 from mixbit.pruning.importance import importance
 from mixbit.pruning.prediction import make_up, predict
 from mixbit.pruning.recovery import recovered
+from mixbit.pruning.units import Channels
 from mixbit.reconstruction import Reconstruction
 from mixbit.task import Task
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from mixbit.biases import biases_of, settle_biases
+from mixbit.biases import settle_biases
 from mixbit.blockwise.blocks import Block
 from mixbit.blockwise.pace import Pace
 from mixbit.blockwise.passes import Passes, side_by_side
@@ -87,7 +87,7 @@ def reconstruct(asked: Reconstruction, blocks: tuple[Block, ...], schedule: Sche
             else:
                 _learn(learned, block, part, passes, schedule, pace)
                 save(asked.folder, f"block-{number}", question, learned.state())
-    settle_biases(simulated, [name for _, _, name in biases_of(simulated)])  # steps of what they read may be others now
+    settle_biases(simulated)  # steps of what they read may be others now
     for parameter in trained:
         parameter.requires_grad_(True)
     return simulated

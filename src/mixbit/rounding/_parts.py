@@ -3,13 +3,10 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-import safetensors.torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mixbit.errors import InvalidInput
-from mixbit.files import write_bytes
 from mixbit.identity import source_digest, tensors_digest, text_digest
+from mixbit.kept import keep, take_up
 from mixbit.reconstruction import Reconstruction
 from mixbit.simulate import quantizers_of
 
@@ -30,40 +27,15 @@ def question_digest(asked: Reconstruction, method: str, **options: object) -> st
 
 
 def save(folder: Path | None, name: str, question: str, tensors: Mapping[str, Tensor]) -> None:
-    """Keep one part as `name`.safetensors, whole or not at all; nothing where there is no folder.
-
-    Args:
-        folder: Made where it is not there.
-        name: Of the part, as files may be called.
-        question: What `question_digest` returned.
-        tensors: By name.
-
-    Raises:
-        InvalidInput: it cannot be written there.
-    """
-    if folder is None:
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
-    content = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-    write_bytes(folder / f"{name}.safetensors", safetensors.torch.save(content, {"question": question}))
+    """Keep one part as `name`.safetensors in the folder, which answers what `question_digest` returned."""
+    keep(_path(folder, name), question, tensors)
 
 
 def load(folder: Path | None, name: str, question: str) -> dict[str, Tensor] | None:
-    """The part that `save` kept under that name, on the CPU; None where there is none, or of another question.
+    """The part that `save` kept under that name; None where there is none, or of another question."""
+    found = take_up(_path(folder, name))
+    return found[1] if found is not None and found[0] == question else None
 
-    Raises:
-        InvalidInput: a file of that name is something else.
-    """
-    path = None if folder is None else folder / f"{name}.safetensors"
-    if path is None or not path.exists():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            if (file.metadata() or {}).get("question") != question:
-                return None
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 not a dict
-    except (OSError, SafetensorError) as error:
-        raise InvalidInput(f"{path}: holds no part of a rounding ({error}); delete it") from error
+
+def _path(folder: Path | None, name: str) -> Path | None:
+    return None if folder is None else folder / f"{name}.safetensors"

@@ -1,13 +1,14 @@
 """Sparse weights on disk: one bit a weight tells which stay, and only those have an integer."""
 
 import dataclasses
+import math
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.affine import pack, packed_bytes, unpack
+from mixbit.affine import factor_bytes, pack, packed_bytes, unpack
 from mixbit.integers import IntegerWeight
-from mixbit.scheme import Sparsity
+from mixbit.scheme import Format, Sparsity
 from mixbit.sparsity import num_zeros
 
 #: What the stored mask is called, behind the weight's name.
@@ -19,9 +20,15 @@ def num_stored(numel: int, sparsity: Sparsity | None) -> int:
     return numel if sparsity is None else numel - num_zeros(numel, sparsity)
 
 
-def mask_bytes(numel: int, sparsity: Sparsity | None) -> int:
-    """Bytes of the mask; none where nothing is sparse."""
-    return 0 if sparsity is None else packed_bytes(numel, 1)
+def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
+    """Integers packed per plane with float32 scales, zero points of a byte and the mask; or numbers of 2 bytes."""
+    if fmt is None:
+        return 4 * math.prod(shape)
+    if fmt.floating is not None:
+        return 2 * math.prod(shape)
+    numel = math.prod(shape)
+    mask = 0 if fmt.sparsity is None else packed_bytes(numel, 1)
+    return packed_bytes(num_stored(numel, fmt.sparsity), fmt.bits) + mask + factor_bytes(shape, axis, fmt)
 
 
 def packed_mask(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

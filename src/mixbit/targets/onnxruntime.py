@@ -8,7 +8,6 @@ small floating-point types, are unpacked to float32 likewise; matrices in groups
 MatMulNBits. Inputs whose range is taken at run time are multiplied by int8 weights in a MatMulInteger.
 """
 
-import math
 import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,21 +16,18 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from mixbit.affine import factor_bytes, packed_bytes
-from mixbit.errors import InvalidInput, TargetMismatch, UnsupportedModel
-from mixbit.exporting import without_logs, without_torchs_warnings
+from mixbit.errors import InvalidInput, TargetMismatch
 from mixbit.graph import Graph
 from mixbit.integers import float_weights, integer_weights
-from mixbit.interrupts import interrupts_later
 from mixbit.layers import find_layers
-from mixbit.scheme import FLOATS, Format
+from mixbit.scheme import FLOATS
 from mixbit.simulate import quantizer_path
 from mixbit.target import DEFAULT_CHOICES, Runner, StoredWeight, Target
 from mixbit.targets._names import FURTHER, SEPARATOR
-from mixbit.targets._sparse import mask_bytes, num_stored
+from mixbit.targets._onnx_export import exported_graph
+from mixbit.targets._sparse import weight_bytes
 
 ARTEFACT = "model.onnx"
-OPSET = 21  # the first with INT4 and per-channel DequantizeLinear of it
 #: Operators of onnxruntime that compute in integers, by the beginning of their names.
 INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 #: Activation functions that it fuses into convolutions.
@@ -39,17 +35,6 @@ FUSED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")
 
 #: Whether load() needs the captured graph of the model.
 NEEDS_GRAPH = False
-
-
-def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
-    """Integers packed per plane with float32 scales and zero points of a byte; or numbers of 2 bytes."""
-    if fmt is None:
-        return 4 * math.prod(shape)
-    if fmt.floating is not None:
-        return 2 * math.prod(shape)
-    numel = math.prod(shape)
-    integers = packed_bytes(num_stored(numel, fmt.sparsity), fmt.bits) + mask_bytes(numel, fmt.sparsity)
-    return integers + factor_bytes(shape, axis, fmt)
 
 
 TARGET = Target(
@@ -82,14 +67,14 @@ def write(graph: Graph, folder: Path) -> None:
     _import_extra()
     import onnx_ir as ir
 
-    from mixbit.targets import _onnx
+    from mixbit.targets import _onnx, _onnx_weights
 
-    exported, weights, floats = _export(graph), integer_weights(graph), float_weights(graph)
+    exported, weights, floats = exported_graph(graph), integer_weights(graph), float_weights(graph)
     edited = exported.graph
     of_scales = {f"{quantizer_path(name, of_weight=True)}.scale": weight for name, weight in weights.items()}
     for cast in [node for node in edited if node.op_type == "Cast" and node.inputs[0].name in floats]:
         name = cast.inputs[0].name
-        _onnx.store_float(edited, cast, name, _small(floats[name]))
+        _onnx_weights.store_float(edited, cast, name, _small(floats[name]))
     for name in [layer.name for layer in find_layers(graph) if layer.name not in weights | floats]:
         value = edited.initializers[name]
         value.name = f"{name}{SEPARATOR}weight"
@@ -102,14 +87,14 @@ def write(graph: Graph, folder: Path) -> None:
         else:
             (dequantize,) = quantize.outputs[0].consumers()
             quantized_input = graph.plan is not None and graph.plan.scheme(weight.name).input is not None
-            _onnx.store_weight(edited, dequantize, weight, quantized_input=quantized_input)
+            _onnx_weights.store_weight(edited, dequantize, weight, quantized_input=quantized_input)
     _onnx.requantize(edited)
     for gemm in [node for node in edited if node.op_type == "Gemm"]:
         _onnx.quantize_bias(edited, gemm)
     _onnx.fold_numbers(edited)
     _onnx.drop_unused(edited)
-    if any(node.domain == _onnx.MICROSOFT for node in edited):
-        exported.opset_imports[_onnx.MICROSOFT] = 1
+    if any(node.domain == _onnx_weights.MICROSOFT for node in edited):
+        exported.opset_imports[_onnx_weights.MICROSOFT] = 1
     ir.save(exported, folder / ARTEFACT)
 
 
@@ -182,26 +167,6 @@ def _import_extra() -> Any:
     return onnxruntime
 
 
-def _export(graph: Graph) -> Any:
-    """The graph as an onnx_ir model, with every quantizer as QuantizeLinear and DequantizeLinear."""
-    translations = {
-        torch.ops.mixbit.quantize_dequantize.default: _quantize_dequantize,
-        torch.ops.mixbit.quantize_at_run_time.default: _quantize_at_run_time,
-        torch.ops.mixbit.round_to_type.default: _round_to_type,
-    }
-    try:
-        with without_torchs_warnings(), without_logs(), interrupts_later():
-            exported: Any = torch.onnx.export(
-                graph.export(), (), dynamo=True, verbose=False, optimize=False, opset_version=OPSET,
-                custom_translation_table=translations,
-            )  # fmt: skip
-    except torch.onnx.errors.OnnxExporterError as error:
-        cause = error.__cause__ or error  # the error itself is advice for authors of exporters
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
-        raise UnsupportedModel(f"torch.onnx cannot export the model: {reason}") from error
-    return exported.model
-
-
 def _read(path: Path) -> Any:
     import onnx
 
@@ -211,35 +176,6 @@ def _read(path: Path) -> Any:
         raise InvalidInput(f"{path}: cannot be read ({error.strerror}); export again") from error
     except Exception as error:
         raise TargetMismatch(f"{path}: not an ONNX file ({error})") from error
-
-
-def _quantize_dequantize(  # noqa: PLR0917 the arguments of mixbit.quantizer's operator
-    x: Any, scale: Any, zero_point: Any, axis: int, low: int, high: int, tensor: str  # noqa: ARG001
-) -> Any:  # fmt: skip
-    """A quantizer as standard operators; `targets._onnx` gives it its constants after the export."""
-    import onnxscript
-
-    op: Any = onnxscript.opset21
-    zero = op.Cast(zero_point, to=3 if low < 0 else 2)
-    where = {"axis": axis} if axis >= 0 else {}
-    return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero, **where), scale, zero, **where)
-
-
-def _quantize_at_run_time(
-    x: Any, bits: int, rows: bool, group: int, tensor: str  # noqa: ARG001
-) -> Any:  # fmt: skip
-    """Uint8 with one range for the tensor; `targets._onnx` lets products read the integers."""
-    import onnxscript
-
-    op: Any = onnxscript.opset21
-    return op.DequantizeLinear(*op.DynamicQuantizeLinear(x))
-
-
-def _round_to_type(x: Any, kind: str, tensor: str) -> Any:  # noqa: ARG001
-    import onnxscript
-
-    op: Any = onnxscript.opset21
-    return op.Cast(op.Cast(x, to=10 if kind == "float16" else 16), to=1)
 
 
 def _small(value: torch.Tensor) -> NDArray[Any]:

@@ -6,7 +6,6 @@ one bit a weight, `NAME::mask`. It has no code: the graph comes from the user's 
 """
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -29,24 +28,13 @@ from mixbit.scheme import FLOATS, INPUT_BITS, WEIGHT_BITS, Format
 from mixbit.simulate import activation_formats, assemble, check_plan, quantizer_path
 from mixbit.target import DEFAULT_CHOICES, Runner, StoredWeight, Target, find_target
 from mixbit.targets._names import SEPARATOR
-from mixbit.targets._sparse import MASK, expanded, mask_bytes, num_stored, packed_mask, unpacked_mask, without_zeros
+from mixbit.targets._sparse import MASK, expanded, num_stored, packed_mask, unpacked_mask, weight_bytes, without_zeros
 
 ARTEFACT = "model.safetensors"
 FORMAT = "mixbit packed 1"
 
 #: Whether load() needs the captured graph of the model.
 NEEDS_GRAPH = True
-
-
-def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
-    """Integers packed per plane with float32 scales and zero points of a byte; or numbers of 2 bytes."""
-    if fmt is None:
-        return 4 * math.prod(shape)
-    if fmt.floating is not None:
-        return 2 * math.prod(shape)
-    numel = math.prod(shape)
-    integers = affine.packed_bytes(num_stored(numel, fmt.sparsity), fmt.bits) + mask_bytes(numel, fmt.sparsity)
-    return integers + affine.factor_bytes(shape, axis, fmt)
 
 
 TARGET = Target(

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mixbit.errors import InvalidInput
-from mixbit.files import write_bytes
+from mixbit.kept import keep, take_up
 
 
 @dataclass(frozen=True)
@@ -26,12 +24,14 @@ class Checkpoint:
     path: Path | None
     about: Mapping[str, Any]
 
+    @property
+    def question(self) -> str:
+        """What the training depends on, as text."""
+        return json.dumps(self.about, sort_keys=True)
+
     def save(self, losses: list[float], tensors: Mapping[str, Tensor]) -> None:
         """Write the file in place of the one before it, whole or not at all."""
-        if self.path is not None:
-            metadata = {"about": json.dumps(self.about), "losses": json.dumps(losses)}
-            copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-            write_bytes(self.path, safetensors.torch.save(copies, metadata))
+        keep(self.path, self.question, tensors, notes=json.dumps(losses))
 
     def load(self, *, force: bool = False) -> tuple[list[float], dict[str, Tensor]] | None:
         """Losses and tensors as they were saved; None where there are none, or of another training and with force.
@@ -39,28 +39,15 @@ class Checkpoint:
         Raises:
             InvalidInput: the file is about another training, or cannot be read; or its folder cannot be made.
         """
-        if self.path is None:
+        found = take_up(self.path)
+        if found is None:
             return None
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InvalidInput(
-                f"{self.path.parent}: cannot be made ({error.strerror}); choose another folder"
-            ) from error
-        if not self.path.exists():
+        question, tensors, losses = found
+        if question == self.question:
+            return json.loads(losses), tensors
+        if force:
             return None
-        try:
-            with safe_open(self.path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
-            about, losses = json.loads(metadata["about"]), json.loads(metadata["losses"])
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise InvalidInput(f"{self.path}: cannot be read as a checkpoint ({error}); delete it") from error
-        if about != json.loads(json.dumps(self.about)):
-            if force:
-                return None
-            raise InvalidInput(
-                f"{self.path}: the checkpoint of another training (graph, data or settings differ); delete it, or "
-                "choose another folder"
-            )
-        return losses, tensors
+        raise InvalidInput(
+            f"{self.path}: the checkpoint of another training (graph, data or settings differ); delete it, or "
+            "choose another folder"
+        )

@@ -4,16 +4,12 @@ import dataclasses
 import math
 
 import torch
-from torch import Tensor
 
-from mixbit.affine import bias_step
+from mixbit.biases import make_room_for_biases, settle_biases
 from mixbit.exporting import copy_module
 from mixbit.graph import Graph
-from mixbit.layers import Layer, find_layers
-from mixbit.nodes import argument, get_tensor, tensor_of
-from mixbit.operators import Operation, can_take_bias
+from mixbit.nodes import get_tensor
 from mixbit.quantizer import Quantizer
-from mixbit.scales import LARGEST_BIAS
 from mixbit.simulate import quantizers_of
 
 
@@ -53,36 +49,10 @@ def settled(graph: Graph) -> Graph:
         graph: What `learnable` returned, trained; it is left as it is.
     """
     copied = dataclasses.replace(graph, module=copy_module(graph.module))
-    found = quantizers_of(copied)
-    for quantizer in found:
+    for quantizer in quantizers_of(copied):
         quantizer.settle_scale()
         if quantizer.mask is not None:
             get_tensor(copied.module, quantizer.tensor).mul_(quantizer.mask)
-    weights = {one.tensor: one for one in found if one.axis is not None}
-    reads = {one.tensor: one for one in found if one.axis is None}
-    for layer in find_layers(copied) if weights else ():
-        _settle_biases(copied, layer, weights.get(layer.name), reads)
+    make_room_for_biases(copied)
+    settle_biases(copied)
     return copied
-
-
-def _settle_biases(graph: Graph, layer: Layer, quantizer: Quantizer | None, reads: dict[str, Quantizer]) -> None:
-    if quantizer is None or quantizer.format.floating or quantizer.format.granularity == "group":
-        return
-    pairs = []
-    for operation in layer.operations:
-        bias, read = _bias(graph, operation), reads.get(operation.input or "")
-        if bias is not None and read is not None and not read.format.dynamic:
-            pairs.append((bias, read.scale))
-    for bias, read in pairs:
-        least = (bias.abs() / (read * LARGEST_BIAS)).reshape(-1, layer.shape[layer.axis]).amax(0)
-        quantizer.scale.copy_(torch.maximum(quantizer.scale, least if len(quantizer.scale) > 1 else least.max()))
-    for bias, read in pairs:
-        step = bias_step(read, quantizer.scale, len(bias))
-        bias.copy_((bias / step).round() * step)
-
-
-def _bias(graph: Graph, operation: Operation) -> Tensor | None:
-    """The operator's own bias, to be written into."""
-    node = graph.node(operation.node)
-    bias = argument(node, operation.kind.bias)
-    return tensor_of(graph.module, bias) if bias is not None and can_take_bias(node, operation) else None

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mixbit.estimate import RunningMean
+from mixbit.means import RunningMean
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.floats(-1e3, 1e3), st.integers(0, 99))

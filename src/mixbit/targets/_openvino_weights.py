@@ -17,14 +17,10 @@ TYPES = {2: "u2", 3: "u3", 4: "i4", 6: "u6", 8: "i8"}
 
 
 class Weights:
-    """The constants of all layers, and the operators that make of them what an operator reads.
-
-    Attributes:
-        num_readers: Layer -> its operators that have their name by now.
-    """
+    """The constants of all layers, and the operators that make of them what an operator reads."""
 
     def __init__(self, ov: Any, graph: Graph) -> None:
-        self.ov, self.num_readers = ov, {}
+        self.ov = ov
         self.integers, self.floats = integer_weights(graph), float_weights(graph)
         self.ranged = {name for name in self.integers if graph.plan is not None and _ranged(graph.plan.scheme(name))}
         self.multiplied = {layer.name for layer in find_layers(graph) if layer.inputs}
