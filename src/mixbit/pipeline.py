@@ -1,7 +1,7 @@
 """auto_quantize(): from a trained network to a verified artefact; the only file that knows the order of the steps."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from mixbit.batchnorm import reestimated
 from mixbit.budget import Budget, MaxDrop
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.choosing import cheapest_enough, searched
-from mixbit.correction import corrected
 from mixbit.decision import Contender, Decision, said, uniform_scheme
 from mixbit.deployment import Deployed, deploy
 from mixbit.equalize import equalized
@@ -31,7 +30,6 @@ from mixbit.pruning.masks import choose_masks
 from mixbit.pruning.prune import prune_channels
 from mixbit.quantization import quantize
 from mixbit.ranges import find_ranges
-from mixbit.reconstruction import Reconstruction
 from mixbit.rounding import find_rounding
 from mixbit.rounding.nearest import nearest
 from mixbit.run import Run
@@ -117,6 +115,7 @@ class _Steps:
         with self.run.clock("calibrate"):
             inputs = [inputs for inputs, _ in kept]
             calibration = calibrate(graph, find_layers(graph), inputs, ranges=self.settings.ranges)
+            calibration = replace(calibration, batches=inputs)  # for roundings, and sequential correction
         with self.run.clock("measure"):
             table = self._measure(graph, kept, calibration)
         if isinstance(budget, Budget) and "latency_ms" in budget.limits:
@@ -136,13 +135,14 @@ class _Steps:
         with self.run.clock("compare with uniform plans"):
             reference = evaluate(graph_runner(graph, self.task), held_out, self.task, "float on held-out data")
             plans = [plan, *(one for one in uniform_plans(table, limits) if one.layers != plan.layers)]
-            simulate = self._simulation(kept)
-            contenders = [self._try(one, simulate(graph, one, calibration), held_out, reference) for one in plans]
+            contenders = [
+                self._try(one, self._simulated(graph, one, calibration), held_out, reference) for one in plans
+            ]
         chosen = contenders[0] if grounds else min(contenders, key=lambda contender: contender.divergence)
         grounds = grounds or said(contenders, chosen)
         if find_rounding(self.settings.rounding)[1] is not nearest:
             with self.run.clock("round weights"):
-                chosen, more = self._rounded(graph, chosen, kept, held_out, reference)
+                chosen, more = self._rounded(graph, chosen, calibration, held_out, reference)
             grounds = f"{grounds}; {more}"
         if self.settings.flavour == "qat":
             with self.run.clock("fine-tune"):
@@ -225,7 +225,7 @@ class _Steps:
             self.settings.score,
             self.settings.eval_timeout_s,
             journal,
-            self._simulation(kept),
+            self._simulated,
         )
 
     def _captured(self, model: nn.Module, example: Any, kept: list[Batch]) -> Graph:
@@ -235,38 +235,29 @@ class _Steps:
         check_exportable(graph)
         return equalized(graph) if self.settings.equalize else graph
 
-    def _simulation(self, kept: list[Batch]) -> Callable[[Graph, Plan, Calibration], Graph]:
-        """How a plan is simulated, with biases corrected as the settings say."""
-        how = self.settings.bias_correction
-
-        def simulate(graph: Graph, plan: Plan, calibration: Calibration) -> Graph:
-            simulated = quantize(graph, plan, calibration, bias_correction=how != "off")
-            return corrected(graph, simulated, [inputs for inputs, _ in kept]) if how == "sequential" else simulated
-
-        return simulate
+    def _simulated(self, graph: Graph, plan: Plan, calibration: Calibration) -> Graph:
+        """A plan with the nearest integers, and biases corrected as the settings say."""
+        return quantize(graph, plan, calibration, bias_correction=self.settings.bias_correction)
 
     def _try(self, plan: Plan, simulated: Graph, held_out: list[Batch], reference: Evaluation) -> Contender:
         outputs = evaluate(graph_runner(simulated, self.task), held_out, self.task, f"simulate {plan.made_by}")
         return Contender(plan, simulated, outputs.divergence(reference, self.task))
 
     def _rounded(
-        self, graph: Graph, chosen: Contender, kept: list[Batch], held_out: list[Batch], reference: Evaluation
+        self, graph: Graph, chosen: Contender, calibration: Calibration, held_out: list[Batch], reference: Evaluation
     ) -> tuple[Contender, str]:
         """The plan with its weights rounded as the settings say, unless that is worse on held-out data; and which."""
-        name, method = find_rounding(self.settings.rounding)
-        inputs, corrects = [one for one, _ in kept], self.settings.bias_correction != "off"
-        asked = Reconstruction(
+        name, _ = find_rounding(self.settings.rounding)
+        simulated = quantize(
             graph,
-            chosen.simulated,
-            inputs,
-            self.task,
+            chosen.plan,
+            calibration,
+            rounding=self.settings.rounding,
+            bias_correction=self.settings.bias_correction,
+            task=self.task,
             seed=self.settings.seed,
             folder=self.run.parts_path,
-            bias_correction=corrects,
         )
-        simulated = method(asked)
-        if self.settings.bias_correction == "sequential":
-            simulated = corrected(graph, simulated, inputs)
         outputs = evaluate(graph_runner(simulated, self.task), held_out, self.task, f"simulate {name}")
         divergence = outputs.divergence(reference, self.task)
         figures_ = f"{divergence:.4g} against {chosen.divergence:.4g} nats"
