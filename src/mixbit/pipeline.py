@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,26 @@ def auto_quantize(
     return deploy(run, _Steps(run).decide(model, batches, eval_batches, budget))
 
 
+@dataclass(frozen=True)
+class _Data:
+    """Batches to calibrate and measure on, to compare plans on, and to report on."""
+
+    kept: list[Batch]
+    held_out: list[Batch]
+    evaluated: list[Batch]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What a search starts from; the reference is what the graph does on the held-out data."""
+
+    graph: Graph
+    data: _Data
+    calibration: Calibration
+    table: Sensitivity
+    reference: Evaluation
+
+
 class _Steps:
     """The steps up to the decision."""
 
@@ -100,61 +120,26 @@ class _Steps:
     ) -> Decision:
         """Measure, search and simulate; nothing is written but the journal of what was tried."""
         self._check_drop(budget)
-        check_module(model)
-        pairs = split_batches(model, batches)
-        held_out, kept = hold_out(pairs)
-        with self.run.clock("capture"):
-            graph = self._captured(model, pairs[0][0], kept)
+        graph, data = self._captured(model, batches, eval_batches)
         note = note_on_run_time_ranges(find_layers(graph), self.run.choices)
-        for number, (inputs, _) in enumerate(pairs):
-            graph.check(inputs, f"batch {number}")
-        graph, dense = self._prune(graph, kept, held_out, budget)
-        evaluated = held_out if eval_batches is None else split_batches(model, eval_batches)
-        for number, (inputs, _) in enumerate(evaluated):
-            graph.check(inputs, f"batch {number} to evaluate on")
-        with self.run.clock("calibrate"):
-            inputs = [inputs for inputs, _ in kept]
-            calibration = calibrate(graph, find_layers(graph), inputs, ranges=self.settings.ranges)
-            calibration = replace(calibration, batches=inputs)  # for roundings, and sequential correction
-        with self.run.clock("measure"):
-            table = self._measure(graph, kept, calibration)
-        if isinstance(budget, Budget) and "latency_ms" in budget.limits:
-            with self.run.clock("time choices"):
-                table = timed(table, graph, calibration)
-        with self.run.clock("search"):
-            if isinstance(budget, MaxDrop):
-                plan, grounds = cheapest_enough(table, self._scoring(graph, calibration, evaluated, kept), budget)
-                limits = Budget(weight_bytes=plan.predicted["weight_bytes"])
-            else:
-                count = math.ceil(self.settings.eval_subset_ratio * len(kept))
-                some = [kept[index * len(kept) // count] for index in range(count)]  # from all over the data
-                plan = searched(
-                    table, lambda: self._scoring(graph, calibration, some, kept), budget, self.settings.search
-                )
-                grounds, limits = None, budget
-        with self.run.clock("compare with uniform plans"):
-            reference = evaluate(graph_runner(graph, self.task), held_out, self.task, "float on held-out data")
-            plans = [plan, *(one for one in uniform_plans(table, limits) if one.layers != plan.layers)]
-            contenders = [
-                self._try(one, self._simulated(graph, one, calibration), held_out, reference) for one in plans
-            ]
+        graph, dense = self._prune(graph, data, budget)
+        known = self._measured(graph, data, budget)
+        plan, limits, grounds = self._searched(known, budget)
+        contenders = self._contenders(known, plan, limits)
         chosen = contenders[0] if grounds else min(contenders, key=lambda contender: contender.divergence)
-        grounds = grounds or said(contenders, chosen)
+        told = [grounds or said(contenders, chosen)]
         if find_rounding(self.settings.rounding)[1] is not nearest:
             with self.run.clock("round weights"):
-                chosen, more = self._rounded(graph, chosen, calibration, held_out, reference)
-            grounds = f"{grounds}; {more}"
+                chosen, more = self._rounded(known, chosen)
+            told.append(more)
         if self.settings.flavour == "qat":
             with self.run.clock("fine-tune"):
-                chosen, more = self._train(dense or graph, chosen, kept, held_out, reference)
-            grounds = f"{grounds}; {more}"
+                chosen, more = self._tuned(known, dense or graph, chosen)
+            told.append(more)
         with self.run.clock("evaluate"):
-            outputs = self._evaluate_all(graph, contenders, chosen, evaluated)
-            if dense is not None:
-                run = graph_runner(dense, self.task)
-                outputs["dense"] = evaluate(run, evaluated, self.task, "evaluate with all channels")
-        grounds = "; ".join(text for text in (grounds, note) if text)
-        return Decision(graph, table, contenders, chosen, grounds, evaluated, outputs, dense)
+            outputs = self._evaluate_all(known, dense, contenders, chosen)
+        grounds = "; ".join([*told, note] if note else told)
+        return Decision(graph, known.table, contenders, chosen, grounds, data.evaluated, outputs, dense)
 
     def _check_drop(self, budget: Budget | MaxDrop) -> None:
         """A largest drop is kept by files of nearest integers, which nothing may change afterwards."""
@@ -166,7 +151,39 @@ class _Steps:
                 "say the weight_bytes of the plan that --max-drop finds"
             )
 
-    def _measure(self, graph: Graph, kept: list[Batch], calibration: Calibration) -> Sensitivity:
+    def _captured(
+        self, model: nn.Module, batches: Iterable[Any], eval_batches: Iterable[Any] | None
+    ) -> tuple[Graph, _Data]:
+        """The float graph, and the data, which fits it."""
+        check_module(model)
+        pairs = split_batches(model, batches)
+        held_out, kept = hold_out(pairs)
+        with self.run.clock("capture"):
+            if self.settings.reestimate_batch_norms:
+                model = reestimated(model, [inputs for inputs, _ in kept])
+            graph = capture(model, pairs[0][0])
+            check_exportable(graph)
+            graph = equalized(graph) if self.settings.equalize else graph
+        evaluated = held_out if eval_batches is None else split_batches(model, eval_batches)
+        for what, part in (("", pairs), (" to evaluate on", evaluated)):
+            for number, (inputs, _) in enumerate(part):
+                graph.check(inputs, f"batch {number}{what}")
+        return graph, _Data(kept, held_out, evaluated)
+
+    def _measured(self, graph: Graph, data: _Data, budget: Budget | MaxDrop) -> _Measured:
+        with self.run.clock("calibrate"):
+            inputs = [inputs for inputs, _ in data.kept]
+            calibration = calibrate(graph, find_layers(graph), inputs, ranges=self.settings.ranges)
+            calibration = replace(calibration, batches=inputs)  # for roundings, and sequential correction
+        with self.run.clock("measure"):
+            table = self._table(graph, data.kept, calibration)
+        if isinstance(budget, Budget) and "latency_ms" in budget.limits:
+            with self.run.clock("time choices"):
+                table = timed(table, graph, calibration)
+        reference = evaluate(graph_runner(graph, self.task), data.held_out, self.task, "float on held-out data")
+        return _Measured(graph, data, calibration, table, reference)
+
+    def _table(self, graph: Graph, kept: list[Batch], calibration: Calibration) -> Sensitivity:
         choices = self.run.choices
         only_pinned = [scheme for scheme in dict.fromkeys(self.settings.pins.values()) if scheme not in choices]
         schemes = tuple(Scheme.parse(choice) for choice in (*choices, *only_pinned))
@@ -184,9 +201,7 @@ class _Steps:
         )
         return table.pinned(self.settings.pins, only_pinned) if self.settings.pins else table
 
-    def _prune(
-        self, graph: Graph, kept: list[Batch], held_out: list[Batch], budget: Budget | MaxDrop
-    ) -> tuple[Graph, Graph | None]:
+    def _prune(self, graph: Graph, data: _Data, budget: Budget | MaxDrop) -> tuple[Graph, Graph | None]:
         """The graph that is quantized, fine-tuned in float first by `qat`; the one with all channels, where another."""
         share = self.settings.prune_channels
         if share == 0:
@@ -196,14 +211,26 @@ class _Steps:
                 f"prune_channels={share}: a largest drop would be counted from the pruned network; give a budget"
             )
         with self.run.clock("prune channels"):
-            smaller = prune_channels(graph, kept, share=share, task=self.task, seed=self.settings.seed)
+            smaller = prune_channels(graph, data.kept, share=share, task=self.task, seed=self.settings.seed)
         if self.settings.flavour == "qat":
             with self.run.clock("fine-tune in float"):
-                smaller = self._trained(smaller, graph, kept, held_out, self.run.pruned_path).graph
+                smaller = self._trained(smaller, graph, data, self.run.pruned_path).graph
         return smaller, graph
 
-    def _scoring(self, graph: Graph, calibration: Calibration, batches: list[Batch], kept: list[Batch]) -> Scoring:
-        """How plans are tried on the batches; the journal notes what scores depend on, the `kept` data among it."""
+    def _searched(self, known: _Measured, budget: Budget | MaxDrop) -> tuple[Plan, Budget, str | None]:
+        """The plan, the limits that it keeps, and, where it alone keeps within a largest drop, the grounds for it."""
+        kept = known.data.kept
+        with self.run.clock("search"):
+            if isinstance(budget, MaxDrop):
+                plan, grounds = cheapest_enough(known.table, self._scoring(known, known.data.evaluated), budget)
+                return plan, Budget(weight_bytes=plan.predicted["weight_bytes"]), grounds
+            count = math.ceil(self.settings.eval_subset_ratio * len(kept))
+            some = [kept[index * len(kept) // count] for index in range(count)]  # from all over the data
+            plan = searched(known.table, lambda: self._scoring(known, some), budget, self.settings.search)
+            return plan, budget, None
+
+    def _scoring(self, known: _Measured, batches: list[Batch]) -> Scoring:
+        """How plans are tried on the batches; the journal notes what scores depend on, calibration data among it."""
         about = {
             "target": self.run.target.name,
             "task": self.task.name,
@@ -211,97 +238,92 @@ class _Steps:
             "ranges": source_digest(find_ranges(self.settings.ranges)[1]),
             "importance": self.settings.importance,
             "score": None if self.settings.score is None else source_digest(self.settings.score),
-            "network": tensors_digest(graph.module.state_dict().values()),
+            "network": tensors_digest(known.graph.module.state_dict().values()),
         }
-        for name, part in (("calibration", kept), ("evaluation", batches)):
+        for name, part in (("calibration", known.data.kept), ("evaluation", batches)):
             leaves = (leaf for inputs, labels in part for leaf in (*inputs.tensors, labels) if leaf is not None)
             about[name] = tensors_digest(leaves)
-        journal = Journal(self.run.journal_path, about, force=self.run.force)
         return Scoring(
-            graph,
-            calibration,
+            known.graph,
+            known.calibration,
             batches,
             self.task,
             self.settings.score,
             self.settings.eval_timeout_s,
-            journal,
+            Journal(self.run.journal_path, about, force=self.run.force),
             self._simulated,
         )
 
-    def _captured(self, model: nn.Module, example: Any, kept: list[Batch]) -> Graph:
-        if self.settings.reestimate_batch_norms:
-            model = reestimated(model, [inputs for inputs, _ in kept])
-        graph = capture(model, example)
-        check_exportable(graph)
-        return equalized(graph) if self.settings.equalize else graph
+    def _contenders(self, known: _Measured, plan: Plan, limits: Budget) -> list[Contender]:
+        """The plan and the uniform ones within the limits, simulated with the nearest integers on held-out data."""
+        with self.run.clock("compare with uniform plans"):
+            uniform = [one for one in uniform_plans(known.table, limits) if one.layers != plan.layers]
+            return [
+                self._contender(known, one, self._simulated(known.graph, one, known.calibration), one.made_by)
+                for one in (plan, *uniform)
+            ]
+
+    def _contender(self, known: _Measured, plan: Plan, simulated: Graph, label: str) -> Contender:
+        outputs = evaluate(graph_runner(simulated, self.task), known.data.held_out, self.task, f"simulate {label}")
+        return Contender(plan, simulated, outputs.divergence(known.reference, self.task))
 
     def _simulated(self, graph: Graph, plan: Plan, calibration: Calibration) -> Graph:
         """A plan with the nearest integers, and biases corrected as the settings say."""
         return quantize(graph, plan, calibration, bias_correction=self.settings.bias_correction)
 
-    def _try(self, plan: Plan, simulated: Graph, held_out: list[Batch], reference: Evaluation) -> Contender:
-        outputs = evaluate(graph_runner(simulated, self.task), held_out, self.task, f"simulate {plan.made_by}")
-        return Contender(plan, simulated, outputs.divergence(reference, self.task))
-
-    def _rounded(
-        self, graph: Graph, chosen: Contender, calibration: Calibration, held_out: list[Batch], reference: Evaluation
-    ) -> tuple[Contender, str]:
+    def _rounded(self, known: _Measured, chosen: Contender) -> tuple[Contender, str]:
         """The plan with its weights rounded as the settings say, unless that is worse on held-out data; and which."""
         name, _ = find_rounding(self.settings.rounding)
         simulated = quantize(
-            graph,
+            known.graph,
             chosen.plan,
-            calibration,
+            known.calibration,
             rounding=self.settings.rounding,
             bias_correction=self.settings.bias_correction,
             task=self.task,
             seed=self.settings.seed,
             folder=self.run.parts_path,
         )
-        outputs = evaluate(graph_runner(simulated, self.task), held_out, self.task, f"simulate {name}")
-        divergence = outputs.divergence(reference, self.task)
-        figures_ = f"{divergence:.4g} against {chosen.divergence:.4g} nats"
-        if not divergence <= chosen.divergence:  # NaN is no improvement
+        rounded = self._contender(known, chosen.plan, simulated, name)
+        figures_ = f"{rounded.divergence:.4g} against {chosen.divergence:.4g} nats"
+        if not rounded.divergence <= chosen.divergence:  # NaN is no improvement
             return chosen, f"weights are rounded to the nearest: {name} was worse ({figures_})"
-        rounded = replace(chosen, simulated=simulated, divergence=divergence)
         return rounded, f"weights are rounded by {name}, not to the nearest ({figures_})"
 
-    def _train(
-        self, teacher: Graph, chosen: Contender, kept: list[Batch], held_out: list[Batch], reference: Evaluation
-    ) -> tuple[Contender, str]:
+    def _tuned(self, known: _Measured, teacher: Graph, chosen: Contender) -> tuple[Contender, str]:
         """The contender fine-tuned, where that makes the loss on held-out data less, and a sentence about it."""
-        found, task = self._trained(chosen.simulated, teacher, kept, held_out, self.run.checkpoint_path), self.task
+        found = self._trained(chosen.simulated, teacher, known.data, self.run.checkpoint_path)
         losses = f"loss on held-out data {found.losses[0]:.4g} before, {min(found.losses[1:]):.4g} after"
         if found.best == 0:
-            return replace(
-                chosen, untrained=chosen.simulated
-            ), f"fine-tuning made it no better and is left out ({losses})"
-        outputs = evaluate(graph_runner(found.graph, task), held_out, task, "evaluate fine-tuned")
-        trained = Contender(chosen.plan, found.graph, outputs.divergence(reference, task), chosen.simulated)
+            as_it_was = replace(chosen, untrained=chosen.simulated)
+            return as_it_was, f"fine-tuning made it no better and is left out ({losses})"
+        trained = self._contender(known, chosen.plan, found.graph, "fine-tuned")
+        trained = replace(trained, untrained=chosen.simulated)
         return trained, f"fine-tuned, best after epoch {found.best} of {self.settings.epochs} ({losses})"
 
-    def _trained(self, graph: Graph, teacher: Graph, kept: list[Batch], held_out: list[Batch], path: Path) -> Trained:
+    def _trained(self, graph: Graph, teacher: Graph, data: _Data, path: Path) -> Trained:
         """The graph trained as the settings say, its checkpoint at the path."""
         settings = replace(self.settings.training, seed=self.settings.seed)
         return train(
             graph,
-            kept if self.settings.train_batches is None else self.settings.train_batches,
+            data.kept if self.settings.train_batches is None else self.settings.train_batches,
             Objective(self.task, teacher, settings.distil, settings.temperature),
             epochs=self.settings.epochs,
             settings=settings,
-            eval_batches=held_out,
+            eval_batches=data.held_out,
             path=path,
             force=self.run.force,
         )
 
     def _evaluate_all(
-        self, graph: Graph, contenders: list[Contender], chosen: Contender, batches: list[Batch]
+        self, known: _Measured, dense: Graph | None, contenders: list[Contender], chosen: Contender
     ) -> dict[str, Evaluation]:
-        """Outputs on the evaluation data by name: `float`, `chosen`, `untrained`, and each uniform plan's scheme."""
-        runs = {"float": graph, "chosen": chosen.simulated}
+        """Outputs on the evaluation data by name, see `Decision.outputs`."""
+        runs = {"float": known.graph, "chosen": chosen.simulated}
         runs |= {} if chosen.untrained is None else {"untrained": chosen.untrained}
+        runs |= {} if dense is None else {"dense": dense}
         runs |= {scheme: contender.simulated for contender in contenders if (scheme := uniform_scheme(contender.plan))}
         return {
-            name: evaluate(graph_runner(one, self.task), batches, self.task, f"evaluate {name}")
+            name: evaluate(graph_runner(one, self.task), known.data.evaluated, self.task, f"evaluate {name}")
             for name, one in runs.items()
         }
