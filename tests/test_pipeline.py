@@ -2,9 +2,11 @@
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 
 import mixbit as mb
 from mixbit.decision import uniform_scheme
+from mixbit.exporting import copy_module
+from mixbit.journal import Journal
 from mixbit.recheck import recheck
 from mixbit.result import Result
 from mixbit.settings import Settings
@@ -486,3 +490,48 @@ def test_sparse_choices_go_the_whole_way(net, batches, tmp_path):
 def test_a_target_that_stores_zeros_offers_no_sparse_choice(net, batches):
     with pytest.raises(mb.InvalidInput, match=r"no sparsity \(its file would hold the zeros too and be no smaller\)"):
         mb.measure(mb.capture(net, batches[0][0]), batches, target="openvino", choices=["w8a8@2:4"])
+
+
+def test_plans_within_a_largest_drop_are_tried_and_deployed_with_their_rounding(net, batches, tmp_path, monkeypatch):
+    """Also where the held-out data likes the nearest integers better."""
+    labelled = [(images, net(images).argmax(1)) for images, _ in batches]
+    journals, rounded = [], []
+
+    def journal(path, about, *, force):
+        journals.append(about)
+        return Journal(path, about, force=force)
+
+    def spoils(asked):
+        rounded.append(asked.simulated.plan)
+        simulated = replace(asked.simulated, module=copy_module(asked.simulated.module))
+        with torch.no_grad():
+            simulated.module.get_parameter("second.weight").mul_(0.98)
+        return simulated
+
+    def run(name, rounding, flavour="static"):
+        return mb.auto_quantize(
+            net,
+            labelled,
+            target="packed",
+            budget=mb.MaxDrop(0.1),
+            out=tmp_path / name,
+            settings=Settings(rounding=rounding, flavour=flavour),
+        )
+
+    monkeypatch.setattr("mixbit.pipeline.Journal", journal)
+    plain, found = run("plain", "nearest"), run("found", spoils)
+    assert len(rounded) >= 3
+    assert rounded[-1].layers == found.plan.layers
+    pattern = (
+        r"weights are rounded by spoils, as in every plan that was tried \((.*) against (.*) nats with the nearest"
+    )
+    with_it, with_nearest = re.search(pattern, found.result.chosen).groups()
+    assert float(with_it) > float(with_nearest)
+    assert journals[0]["rounding"] != journals[1]["rounding"]
+    assert found.comparison.problems == ()
+    assert found.result.deployed["accuracy"] >= 0.9
+    again = mb.quantize(mb.capture(net, batches[0][0]), found.plan, [images for images, _ in batches])
+    assert not torch.allclose(found.simulated(batches[0][0]), again(batches[0][0]), atol=1e-3)
+    assert "rounded" not in plain.result.chosen
+    with pytest.raises(mb.InvalidInput, match="flavour qat: to keep within a largest drop, every plan tried would"):
+        run("trained", "nearest", "qat")

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from mixbit.pruning.masks import choose_masks
 from mixbit.pruning.prune import prune_channels
 from mixbit.quantization import quantize
 from mixbit.ranges import find_ranges
-from mixbit.rounding import find_rounding
+from mixbit.rounding import Rounding, find_rounding
 from mixbit.rounding.nearest import nearest
 from mixbit.run import Run
 from mixbit.scheme import Scheme
@@ -60,7 +61,9 @@ def auto_quantize(
     The plan is never worse than the best uniform plan within the budget, by mean KL divergence from the float network
     on calibration data held out of calibration; where the searched plan would be, the uniform one is deployed. With
     a largest drop for a budget, it is the cheapest plan on the front of bytes whose artefact drops no more on the
-    evaluation data; or a uniform one that is cheaper still.
+    evaluation data; or a uniform one that is cheaper still. There each plan is tried with its weights rounded as the
+    settings say, and the one that is deployed keeps that rounding, with which it was found to keep within the drop.
+    Otherwise plans are compared with the nearest integers, and the rounding is kept where it is no worse.
 
     With the flavour `qat` the chosen plan is then fine-tuned, the float network its teacher, and kept as it was where
     the loss on held-out data gets no less. What searches try is kept in `<out>.trials.jsonl`, what a rounding has
@@ -142,13 +145,11 @@ class _Steps:
         return Decision(graph, known.table, contenders, chosen, grounds, data.evaluated, outputs, dense)
 
     def _check_drop(self, budget: Budget | MaxDrop) -> None:
-        """A largest drop is kept by files of nearest integers, which nothing may change afterwards."""
-        rounded = find_rounding(self.settings.rounding)[1] is not nearest
-        if isinstance(budget, MaxDrop) and (rounded or self.settings.flavour == "qat"):
-            what = f"rounding {find_rounding(self.settings.rounding)[0]}" if rounded else "flavour qat"
+        """A largest drop is kept by the files that are tried, which no training may change afterwards."""
+        if isinstance(budget, MaxDrop) and self.settings.flavour == "qat":
             raise InvalidInput(
-                f"{what}: a largest drop is looked for with nearest integers and no training; give a budget instead, "
-                "say the weight_bytes of the plan that --max-drop finds"
+                "flavour qat: to keep within a largest drop, every plan tried would have to be trained; give a budget "
+                "instead, say the weight_bytes of the plan that --max-drop finds, or a --rounding in place of training"
             )
 
     def _captured(
@@ -222,18 +223,21 @@ class _Steps:
         kept = known.data.kept
         with self.run.clock("search"):
             if isinstance(budget, MaxDrop):
-                plan, grounds = cheapest_enough(known.table, self._scoring(known, known.data.evaluated), budget)
+                scoring = self._scoring(known, known.data.evaluated, self.settings.rounding)
+                plan, grounds = cheapest_enough(known.table, scoring, budget)
                 return plan, Budget(weight_bytes=plan.predicted["weight_bytes"]), grounds
             count = math.ceil(self.settings.eval_subset_ratio * len(kept))
             some = [kept[index * len(kept) // count] for index in range(count)]  # from all over the data
-            plan = searched(known.table, lambda: self._scoring(known, some), budget, self.settings.search)
+            plan = searched(known.table, lambda: self._scoring(known, some, "nearest"), budget, self.settings.search)
             return plan, budget, None
 
-    def _scoring(self, known: _Measured, batches: list[Batch]) -> Scoring:
+    def _scoring(self, known: _Measured, batches: list[Batch], rounding: str | Rounding) -> Scoring:
         """How plans are tried on the batches; the journal notes what scores depend on, calibration data among it."""
         about = {
             "target": self.run.target.name,
             "task": self.task.name,
+            "rounding": source_digest(find_rounding(rounding)[1]),
+            "seed": self.settings.seed,
             "bias_correction": self.settings.bias_correction,
             "ranges": source_digest(find_ranges(self.settings.ranges)[1]),
             "importance": self.settings.importance,
@@ -251,7 +255,7 @@ class _Steps:
             self.settings.score,
             self.settings.eval_timeout_s,
             Journal(self.run.journal_path, about, force=self.run.force),
-            self._simulated,
+            partial(self._simulated, rounding=rounding),
         )
 
     def _contenders(self, known: _Measured, plan: Plan, limits: Budget) -> list[Contender]:
@@ -267,25 +271,36 @@ class _Steps:
         outputs = evaluate(graph_runner(simulated, self.task), known.data.held_out, self.task, f"simulate {label}")
         return Contender(plan, simulated, outputs.divergence(known.reference, self.task))
 
-    def _simulated(self, graph: Graph, plan: Plan, calibration: Calibration) -> Graph:
-        """A plan with the nearest integers, and biases corrected as the settings say."""
-        return quantize(graph, plan, calibration, bias_correction=self.settings.bias_correction)
-
-    def _rounded(self, known: _Measured, chosen: Contender) -> tuple[Contender, str]:
-        """The plan with its weights rounded as the settings say, unless that is worse on held-out data; and which."""
-        name, _ = find_rounding(self.settings.rounding)
-        simulated = quantize(
-            known.graph,
-            chosen.plan,
-            known.calibration,
-            rounding=self.settings.rounding,
+    def _simulated(
+        self, graph: Graph, plan: Plan, calibration: Calibration, *, rounding: str | Rounding = "nearest"
+    ) -> Graph:
+        """A plan with its weights rounded so, and biases corrected as the settings say."""
+        return quantize(
+            graph,
+            plan,
+            calibration,
+            rounding=rounding,
             bias_correction=self.settings.bias_correction,
             task=self.task,
             seed=self.settings.seed,
             folder=self.run.parts_path,
         )
-        rounded = self._contender(known, chosen.plan, simulated, name)
+
+    def _rounded(self, known: _Measured, chosen: Contender) -> tuple[Contender, str]:
+        """The plan with its weights rounded as the settings say, and a sentence about it.
+
+        Where that is worse on held-out data it keeps the nearest integers, but not where it was found to keep within a
+        largest drop: that holds for its rounding.
+        """
+        (name, _), plan = find_rounding(self.settings.rounding), chosen.plan
+        simulated = self._simulated(known.graph, plan, known.calibration, rounding=self.settings.rounding)
+        rounded = self._contender(known, plan, simulated, name)
         figures_ = f"{rounded.divergence:.4g} against {chosen.divergence:.4g} nats"
+        if "max_drop" in plan.budget:
+            return (
+                rounded,
+                f"weights are rounded by {name}, as in every plan that was tried ({figures_} with the nearest)",
+            )
         if not rounded.divergence <= chosen.divergence:  # NaN is no improvement
             return chosen, f"weights are rounded to the nearest: {name} was worse ({figures_})"
         return rounded, f"weights are rounded by {name}, not to the nearest ({figures_})"
