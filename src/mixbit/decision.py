@@ -13,11 +13,20 @@ from mixbit.verification import predicted_bytes
 
 @dataclass(frozen=True)
 class Contender:
-    """One plan, simulated, and its divergence on the held-out calibration data; what it was before training."""
+    """One plan, simulated.
+
+    Attributes:
+        plan: The plan.
+        simulated: Its simulation.
+        divergence: On the held-out calibration data, from the float network.
+        uniform: What the same uniform plan is called, as `w4a8`, or `w8a8d (w8 elsewhere)`; None where it is none.
+        untrained: What the simulation was before training.
+    """
 
     plan: Plan
     simulated: Graph
     divergence: float
+    uniform: str | None = None
     untrained: Graph | None = None
 
 
@@ -32,7 +41,7 @@ class Decision:
         chosen: One of them.
         grounds: Why it was chosen, in a sentence.
         batches: The data to report on.
-        outputs: On that data, of `float`, of `chosen`, of each uniform plan under its scheme, and, where channels were
+        outputs: On that data, of `float`, of `chosen`, of each uniform plan as it is called, and, where channels were
             removed, of the network with all of them as `dense`, and, where it was trained, of the plan `untrained`.
         dense: The graph with all its channels, where some were removed from `graph`.
     """
@@ -52,21 +61,15 @@ class Decision:
         return predicted_bytes(find_layers(self.graph), self.chosen.plan)
 
 
-def uniform_scheme(plan: Plan) -> str | None:
-    """The scheme that every layer takes, None where they differ."""
-    schemes = set(plan.layers.values())
-    return schemes.pop() if len(schemes) == 1 else None
-
-
 def said(contenders: list[Contender], chosen: Contender) -> str:
     """Why the chosen one of the contenders was chosen, in a sentence."""
-    uniform = [contender for contender in contenders if uniform_scheme(contender.plan)]
+    uniform = [contender for contender in contenders if contender.uniform]
     if not uniform:
         return "no uniform plan keeps within the budget; the searched plan is deployed"
-    if chosen is contenders[0] and uniform_scheme(chosen.plan):
-        return f"the searched plan is uniform {uniform_scheme(chosen.plan)}, and is deployed"
+    if chosen is contenders[0] and chosen.uniform:
+        return f"the searched plan is uniform {chosen.uniform}, and is deployed"
     best = min(uniform, key=lambda contender: contender.divergence)
-    name, searched = uniform_scheme(best.plan), contenders[0]
+    name, searched = best.uniform, contenders[0]
     figures_ = f"{searched.divergence:.4g} against {best.divergence:.4g} nats from the float network on held-out data"
     if chosen is searched:
         return f"the searched plan is deployed: no worse than uniform {name}, the best uniform plan ({figures_})"

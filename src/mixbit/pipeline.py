@@ -14,7 +14,7 @@ from mixbit.batchnorm import reestimated
 from mixbit.budget import Budget, MaxDrop
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.choosing import cheapest_enough, searched
-from mixbit.decision import Contender, Decision, said, uniform_scheme
+from mixbit.decision import Contender, Decision, said
 from mixbit.deployment import Deployed, deploy
 from mixbit.equalize import equalized
 from mixbit.errors import InvalidInput
@@ -261,10 +261,15 @@ class _Steps:
     def _contenders(self, known: _Measured, plan: Plan, limits: Budget) -> list[Contender]:
         """The plan and the uniform ones within the limits, simulated with the nearest integers on held-out data."""
         with self.run.clock("compare with uniform plans"):
-            uniform = [one for one in uniform_plans(known.table, limits) if one.layers != plan.layers]
+            uniform = {one.made_by.removeprefix("uniform "): one for one in uniform_plans(known.table, limits)}
+            same = next((name for name, one in uniform.items() if one.layers == plan.layers), None)
+            plans = {same: plan} | {name: one for name, one in uniform.items() if one.layers != plan.layers}
             return [
-                self._contender(known, one, self._simulated(known.graph, one, known.calibration), one.made_by)
-                for one in (plan, *uniform)
+                replace(
+                    self._contender(known, one, self._simulated(known.graph, one, known.calibration), one.made_by),
+                    uniform=name,
+                )
+                for name, one in plans.items()
             ]
 
     def _contender(self, known: _Measured, plan: Plan, simulated: Graph, label: str) -> Contender:
@@ -294,7 +299,7 @@ class _Steps:
         """
         (name, _), plan = find_rounding(self.settings.rounding), chosen.plan
         simulated = self._simulated(known.graph, plan, known.calibration, rounding=self.settings.rounding)
-        rounded = self._contender(known, plan, simulated, name)
+        rounded = replace(self._contender(known, plan, simulated, name), uniform=chosen.uniform)
         figures_ = f"{rounded.divergence:.4g} against {chosen.divergence:.4g} nats"
         if "max_drop" in plan.budget:
             return (
@@ -313,7 +318,7 @@ class _Steps:
             as_it_was = replace(chosen, untrained=chosen.simulated)
             return as_it_was, f"fine-tuning made it no better and is left out ({losses})"
         trained = self._contender(known, chosen.plan, found.graph, "fine-tuned")
-        trained = replace(trained, untrained=chosen.simulated)
+        trained = replace(trained, uniform=chosen.uniform, untrained=chosen.simulated)
         return trained, f"fine-tuned, best after epoch {found.best} of {self.settings.epochs} ({losses})"
 
     def _trained(self, graph: Graph, teacher: Graph, data: _Data, path: Path) -> Trained:
@@ -337,7 +342,7 @@ class _Steps:
         runs = {"float": known.graph, "chosen": chosen.simulated}
         runs |= {} if chosen.untrained is None else {"untrained": chosen.untrained}
         runs |= {} if dense is None else {"dense": dense}
-        runs |= {scheme: contender.simulated for contender in contenders if (scheme := uniform_scheme(contender.plan))}
+        runs |= {one.uniform: one.simulated for one in contenders if one.uniform}
         return {
             name: evaluate(graph_runner(one, self.task), known.data.evaluated, self.task, f"evaluate {name}")
             for name, one in runs.items()
