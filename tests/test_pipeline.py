@@ -534,3 +534,32 @@ def test_plans_within_a_largest_drop_are_tried_and_deployed_with_their_rounding(
     assert "rounded" not in plain.result.chosen
     with pytest.raises(mb.InvalidInput, match="flavour qat: to keep within a largest drop, every plan tried would"):
         run("trained", "nearest", "qat")
+
+
+def test_a_plan_that_destroys_the_network_is_said_to(tmp_path, caplog):
+    """One pixel of a million in the calibration data leaves one level to all others, where the range is to hold it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 3, bias=False)).eval()
+    clean = [torch.randn(16, 1, 6, 6) for _ in range(5)]
+    spoilt = [clean[0].clone(), *clean[1:]]
+    spoilt[0][0, 0, 0, 0] = 1e6
+
+    def run(name, batches, **settings):
+        budget, settings = mb.Budget(mean_bits=8), Settings(choices=["w8a8"], **settings)
+        caplog.clear()
+        return mb.auto_quantize(
+            net, batches, target="packed", budget=budget, out=tmp_path / name, eval_batches=clean, settings=settings
+        ).result.chosen
+
+    said = "the deployed plan does not do what the network does: only "
+    assert said in run("spoilt", spoilt, ranges="min_max")
+    assert [record.levelname for record in caplog.records if said in record.message] == ["WARNING"]
+    assert "--ranges percentile" in caplog.text
+    clipped = {"ranges": "percentile:share=0.95", "bias_correction": "off"}  # the mean of that pixel is far off too
+    for name, batches, options in (("clean", clean, {}), ("clipped", spoilt, clipped)):
+        assert said not in run(name, batches, **options)
+        assert said not in caplog.text
+    chosen = run("regression", spoilt, ranges="min_max", task=Task.regression())
+    assert "its outputs are" in chosen
+    assert "from the float network's, whose spread is" in chosen
+    assert said[:30] not in run("good", clean, task=Task.regression())

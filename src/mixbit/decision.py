@@ -8,7 +8,11 @@ from mixbit.graph import Graph
 from mixbit.layers import find_layers
 from mixbit.plan import Plan
 from mixbit.sensitivity import Sensitivity
-from mixbit.verification import predicted_bytes
+from mixbit.task import Task
+from mixbit.verification import agreement, predicted_bytes
+
+#: Share of the top answers below which a plan has destroyed the network.
+LEAST_AGREEMENT = 0.5
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,29 @@ class Decision:
     def predicted_bytes(self) -> dict[str, int]:
         """Layer -> bytes of its weight and scales in the file."""
         return predicted_bytes(find_layers(self.graph), self.chosen.plan)
+
+
+def warning(outputs: dict[str, Evaluation], task: Task) -> str | None:
+    """What to look at where the chosen plan is no longer the network on the evaluated data, in a sentence; else None.
+
+    That is where less than half of the top answers are the float network's; or, where the task has none, where outputs
+    are further from the float network's, in root mean square, than the mean of those is.
+    """
+    wanted, found, what = outputs["float"].outputs.double(), outputs["chosen"].outputs.double(), None
+    if task.has_accuracy:
+        share = agreement(wanted, found)
+        if share < LEAST_AGREEMENT:
+            what = f"only {share:.1%} of its top answers are the float network's"
+    else:
+        far, spread = (found - wanted).square().mean().sqrt(), (wanted - wanted.mean()).square().mean().sqrt()
+        if far > spread:
+            what = f"its outputs are {far:.3g} from the float network's, whose spread is {spread:.3g}"
+    if what is None:
+        return None
+    return (
+        f"the deployed plan does not do what the network does: {what}; leave outliers out of the calibration data, "
+        "take --ranges percentile and --bias-correction off, or give a larger budget"
+    )
 
 
 def said(contenders: list[Contender], chosen: Contender) -> str:

@@ -1,5 +1,6 @@
 """auto_quantize(): from a trained network to a verified artefact; the only file that knows the order of the steps."""
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from mixbit.batchnorm import reestimated
 from mixbit.budget import Budget, MaxDrop
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.choosing import cheapest_enough, searched
-from mixbit.decision import Contender, Decision, said
+from mixbit.decision import Contender, Decision, said, warning
 from mixbit.deployment import Deployed, deploy
 from mixbit.equalize import equalized
 from mixbit.errors import InvalidInput
@@ -43,6 +44,8 @@ from mixbit.targets import check_exportable
 from mixbit.timing import timed
 from mixbit.training.finetune import Trained, train
 from mixbit.training.objective import Objective
+
+_log = logging.getLogger("mixbit")
 
 
 def auto_quantize(
@@ -141,7 +144,10 @@ class _Steps:
             told.append(more)
         with self.run.clock("evaluate"):
             outputs = self._evaluate_all(known, dense, contenders, chosen)
-        grounds = "; ".join([*told, note] if note else told)
+        broken = warning(outputs, self.task)
+        if broken:
+            _log.warning("%s", broken)
+        grounds = "; ".join(text for text in (*told, note, broken) if text)
         return Decision(graph, known.table, contenders, chosen, grounds, data.evaluated, outputs, dense)
 
     def _check_drop(self, budget: Budget | MaxDrop) -> None:
