@@ -20,7 +20,6 @@ from benchmarks import cifar, paths, resnet20
 from mixbit.batches import Batch, split_batch
 from mixbit.batchnorm import reestimated
 from mixbit.calibrate import Calibration, calibrate
-from mixbit.equalize import equalized
 from mixbit.evaluation import Evaluation, evaluate, graph_runner
 from mixbit.layers import model_fingerprint
 from mixbit.ranges import RANGES
@@ -67,7 +66,7 @@ WAYS = {
     "biases not corrected": replace(DEFAULT, bias_correction="off"),
     "biases corrected in sequence": replace(DEFAULT, bias_correction="sequential"),
     "batch norms re-estimated": replace(DEFAULT, model=reestimated),
-    "equalized": replace(DEFAULT, graph=equalized),
+    "equalized": replace(DEFAULT, graph=mb.equalized),
 }
 
 
