@@ -563,3 +563,29 @@ def test_a_plan_that_destroys_the_network_is_said_to(tmp_path, caplog):
     assert "its outputs are" in chosen
     assert "from the float network's, whose spread is" in chosen
     assert said[:30] not in run("good", clean, task=Task.regression())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"flavour": "qat", "train_batches": [torch.randn(4, 1, 5, 6)]},
+            "batch 0 to train on: input 0 has shape",
+        ),
+        ({"pins": {"head.*": "w4g3"}}, r"pin head\.\*=w4g3: head.weight: group 3 does not divide 8 inputs; use one of"),
+    ],
+    ids=["train", "pins"],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_measured(
+    net, batches, tmp_path, monkeypatch, settings, message
+):
+    monkeypatch.setattr("mixbit.pipeline.measure", None)
+    with pytest.raises(mb.InvalidInput, match=message):
+        mb.auto_quantize(
+            net,
+            batches,
+            target="packed",
+            budget=mb.Budget(mean_bits=4),
+            out=tmp_path / "out",
+            settings=Settings(**settings),
+        )

@@ -369,3 +369,13 @@ def test_a_rounding_goes_on_in_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["mixbit.rounding.gptq"], "compensated", None)  # nothing is left to do
     again = quantize(graph, plan, [x], rounding="gptq", folder=tmp_path / "parts")
     assert torch.equal(again(x), rounded(x))
+
+
+def test_a_rounding_that_returns_no_graph_is_refused():
+    _, _, graph = captured_operator("linear")
+    with pytest.raises(InvalidInput, match="rounding forgets: returns a NoneType; return the simulated graph"):
+        quantize(graph, plan_of(find_layers(graph), "w3"), [data_for("linear")], rounding=forgets)
+
+
+def forgets(asked):
+    """A rounding that returns nothing."""

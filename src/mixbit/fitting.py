@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixbit import sparsity
+from mixbit.errors import InvalidInput
 from mixbit.layers import Layer
 from mixbit.scheme import Format, Scheme
 
@@ -27,6 +29,14 @@ def misfit(layer: Layer, scheme: Scheme) -> str | None:
     if found is None and scheme.input is not None and scheme.input.dynamic:
         found = _misfit_of_input(layer, scheme, scheme.input)
     return None if found is None else f"{layer.name}: {found}"
+
+
+def check_pin(layers: Sequence[Layer], pattern: str, scheme: Scheme) -> None:
+    """Raise InvalidInput, with the reason, where a layer whose name matches the pattern cannot take the scheme."""
+    for layer in layers:
+        reason = misfit(layer, scheme) if fnmatchcase(layer.name, pattern) else None
+        if reason is not None:
+            raise InvalidInput(f"pin {pattern}={scheme}: {reason}")
 
 
 def takes_weight(layer: Layer, fmt: Format) -> bool:

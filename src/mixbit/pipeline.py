@@ -21,6 +21,7 @@ from mixbit.equalize import equalized
 from mixbit.errors import InvalidInput
 from mixbit.estimate import Question
 from mixbit.evaluation import Evaluation, evaluate, graph_runner
+from mixbit.fitting import check_pin
 from mixbit.flavours import note_on_run_time_ranges
 from mixbit.graph import Graph, capture, check_module
 from mixbit.identity import source_digest, tensors_digest
@@ -42,7 +43,7 @@ from mixbit.sensitivity import Sensitivity
 from mixbit.settings import Settings
 from mixbit.targets import check_exportable
 from mixbit.timing import timed
-from mixbit.training.finetune import Trained, train
+from mixbit.training.finetune import Trained, check_first, train
 from mixbit.training.objective import Objective
 
 _log = logging.getLogger("mixbit")
@@ -175,6 +176,10 @@ class _Steps:
         for what, part in (("", pairs), (" to evaluate on", evaluated)):
             for number, (inputs, _) in enumerate(part):
                 graph.check(inputs, f"batch {number}{what}")
+        if self.settings.train_batches is not None:
+            check_first(graph, self.settings.train_batches)
+        for pattern, scheme in self.settings.pins.items():
+            check_pin(find_layers(graph), pattern, Scheme.parse(scheme))
         return graph, _Data(kept, held_out, evaluated)
 
     def _measured(self, graph: Graph, data: _Data, budget: Budget | MaxDrop) -> _Measured:

@@ -85,6 +85,10 @@ def quantize(
     simulated = simulate(graph, plan, calibration, bias_correction=corrects)
     task = task or Task.classification()
     rounded = method(Reconstruction(graph, simulated, inputs, task, seed, kept_in, corrects))
+    if not isinstance(rounded, Graph):
+        raise InvalidInput(
+            f"rounding {name}: returns a {type(rounded).__name__}; return the simulated graph with other weights"
+        )
     return corrected(graph, rounded, inputs) if bias_correction == "sequential" else rounded
 
 

@@ -167,7 +167,7 @@ class Loop:
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": tensor for key, tensor in state.items()}
-        generator = _generator(batches)
+        generator = generator_of(batches)
         return tensors if generator is None else tensors | {"generator": generator.get_state()}
 
     def _restore(self, losses: list[float], tensors: dict[str, Tensor], batches: Iterable[Any]) -> None:
@@ -182,7 +182,7 @@ class Loop:
         self.losses, self.best = losses, parts["best"]
         self.graph.module.load_state_dict(parts["module"])
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
-        generator = _generator(batches)
+        generator = generator_of(batches)
         if generator is not None and parts["generator"]:
             generator.set_state(parts["generator"][""])
 
@@ -213,13 +213,18 @@ def _in_order(batches: Iterable[Any]) -> Iterator[Any]:
     if isinstance(batches, Sequence):
         yield from (batches[index] for index in torch.randperm(len(batches)).tolist())
         return
+    yield from loaded(batches)
+
+
+def loaded(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches in their own order; raises InvalidInput where a loader fails."""
     try:
         yield from batches
     except RuntimeError as error:  # as of tensors that differ in shape and are stacked
         raise InvalidInput(f"the loader fails: {str(error).splitlines()[0]}") from error
 
 
-def _generator(batches: Iterable[Any]) -> torch.Generator | None:
+def generator_of(batches: Iterable[Any]) -> torch.Generator | None:
     """That of a loader which draws with one of its own."""
     generator = getattr(batches, "generator", None)
     return generator if isinstance(generator, torch.Generator) else None
