@@ -589,3 +589,18 @@ def test_what_does_not_fit_is_refused_before_anything_is_measured(
             out=tmp_path / "out",
             settings=Settings(**settings),
         )
+
+
+def test_what_another_run_left_is_refused_early_or_left_alone(net, batches, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("mixbit.pipeline.deploy", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fine_tuned(net, batches, tmp_path / "out", epochs=1)
+    left = tmp_path / "out.training.safetensors"
+    content = left.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("mixbit.pipeline.measure", None)  # refused before
+        with pytest.raises(mb.InvalidInput, match=r"the checkpoint of another training .* or give --force"):
+            fine_tuned(net, batches, tmp_path / "out", epochs=2)
+    mb.auto_quantize(net, batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+    assert left.read_bytes() == content

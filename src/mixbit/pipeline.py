@@ -43,8 +43,13 @@ from mixbit.sensitivity import Sensitivity
 from mixbit.settings import Settings
 from mixbit.targets import check_exportable
 from mixbit.timing import timed
-from mixbit.training.finetune import Trained, check_first, train
+from mixbit.training.checkpoints import Checkpoint
+from mixbit.training.finetune import Trained, check_first, settings_of, train
+from mixbit.training.loop import Training
 from mixbit.training.objective import Objective
+
+#: Endings of the files in which trainings are kept: in float after channels were removed, and of the plan.
+PRUNED, TRAINING = "pruned.safetensors", "training.safetensors"
 
 _log = logging.getLogger("mixbit")
 
@@ -178,6 +183,10 @@ class _Steps:
                 graph.check(inputs, f"batch {number}{what}")
         if self.settings.train_batches is not None:
             check_first(graph, self.settings.train_batches)
+        if self.settings.flavour == "qat":
+            for ending in (PRUNED, TRAINING) if self.settings.prune_channels else (TRAINING,):
+                about = settings_of(self.settings.epochs, self._training)
+                Checkpoint(self.run.keep(ending), about).check(force=self.run.force)
         for pattern, scheme in self.settings.pins.items():
             check_pin(find_layers(graph), pattern, Scheme.parse(scheme))
         return graph, _Data(kept, held_out, evaluated)
@@ -226,7 +235,7 @@ class _Steps:
             smaller = prune_channels(graph, data.kept, share=share, task=self.task, seed=self.settings.seed)
         if self.settings.flavour == "qat":
             with self.run.clock("fine-tune in float"):
-                smaller = self._trained(smaller, graph, data, self.run.pruned_path).graph
+                smaller = self._trained(smaller, graph, data, self.run.keep(PRUNED)).graph
         return smaller, graph
 
     def _searched(self, known: _Measured, budget: Budget | MaxDrop) -> tuple[Plan, Budget, str | None]:
@@ -265,7 +274,7 @@ class _Steps:
             self.task,
             self.settings.score,
             self.settings.eval_timeout_s,
-            Journal(self.run.journal_path, about, force=self.run.force),
+            Journal(self.run.keep("trials.jsonl"), about, force=self.run.force),
             partial(self._simulated, rounding=rounding),
         )
 
@@ -299,7 +308,7 @@ class _Steps:
             bias_correction=self.settings.bias_correction,
             task=self.task,
             seed=self.settings.seed,
-            folder=self.run.parts_path,
+            folder=None if find_rounding(rounding)[1] is nearest else self.run.keep("rounding"),
         )
 
     def _rounded(self, known: _Measured, chosen: Contender) -> tuple[Contender, str]:
@@ -323,7 +332,7 @@ class _Steps:
 
     def _tuned(self, known: _Measured, teacher: Graph, chosen: Contender) -> tuple[Contender, str]:
         """The contender fine-tuned, where that makes the loss on held-out data less, and a sentence about it."""
-        found = self._trained(chosen.simulated, teacher, known.data, self.run.checkpoint_path)
+        found = self._trained(chosen.simulated, teacher, known.data, self.run.keep(TRAINING))
         losses = f"loss on held-out data {found.losses[0]:.4g} before, {min(found.losses[1:]):.4g} after"
         if found.best == 0:
             as_it_was = replace(chosen, untrained=chosen.simulated)
@@ -332,9 +341,13 @@ class _Steps:
         trained = replace(trained, uniform=chosen.uniform, untrained=chosen.simulated)
         return trained, f"fine-tuned, best after epoch {found.best} of {self.settings.epochs} ({losses})"
 
+    @property
+    def _training(self) -> Training:
+        return replace(self.settings.training, seed=self.settings.seed)
+
     def _trained(self, graph: Graph, teacher: Graph, data: _Data, path: Path) -> Trained:
         """The graph trained as the settings say, its checkpoint at the path."""
-        settings = replace(self.settings.training, seed=self.settings.seed)
+        settings = self._training
         return train(
             graph,
             data.kept if self.settings.train_batches is None else self.settings.train_batches,

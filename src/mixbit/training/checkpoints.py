@@ -33,8 +33,16 @@ class Checkpoint:
             copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
             write_bytes(self.path, safetensors.torch.save(copies, metadata))
 
-    def load(self, *, force: bool = False) -> tuple[list[float], dict[str, Tensor]] | None:
+    def check(self, *, force: bool) -> None:
+        """Raise InvalidInput where there is a file about another training, as far as `about` tells; not with force."""
+        if self.path is not None and self.path.exists() and not force:
+            about, _, _ = _read(self.path)
+            self._check_about({name: value for name, value in about.items() if name in self.about}, force=force)
+
+    def load(self, *, force: bool | None = None) -> tuple[list[float], dict[str, Tensor]] | None:
         """Losses and tensors as they were saved; None where there are none, or of another training and with force.
+
+        Force is None where the caller has no such option.
 
         Raises:
             InvalidInput: the file is about another training, or cannot be read; or its folder cannot be made.
@@ -49,18 +57,27 @@ class Checkpoint:
             ) from error
         if not self.path.exists():
             return None
-        try:
-            with safe_open(self.path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
-            about, losses = json.loads(metadata["about"]), json.loads(metadata["losses"])
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise InvalidInput(f"{self.path}: cannot be read as a checkpoint ({error}); delete it") from error
+        about, losses, tensors = _read(self.path)
+        if force and about != json.loads(json.dumps(self.about)):
+            return None
+        self._check_about(about, force=force)
+        return losses, tensors
+
+    def _check_about(self, about: Mapping[str, Any], *, force: bool | None) -> None:
         if about != json.loads(json.dumps(self.about)):
-            if force:
-                return None
+            otherwise = "choose another folder" if force is None else "give --force to throw it away"
             raise InvalidInput(
                 f"{self.path}: the checkpoint of another training (graph, data or settings differ); delete it, or "
-                "choose another folder"
+                f"{otherwise}"
             )
-        return losses, tensors
+
+
+def _read(path: Path) -> tuple[dict[str, Any], list[float], dict[str, Tensor]]:
+    """What the file is about, the losses and the tensors."""
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+        return json.loads(metadata["about"]), json.loads(metadata["losses"]), tensors
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise InvalidInput(f"{path}: cannot be read as a checkpoint ({error}); delete it") from error

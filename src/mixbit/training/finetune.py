@@ -76,9 +76,12 @@ def train(
     settings: Training,
     eval_batches: Iterable[Any] | None = None,
     path: Path | None = None,
-    force: bool = False,
+    force: bool | None = None,
 ) -> Trained:
-    """What `finetune` does, and the losses; `force` throws away a checkpoint of another training."""
+    """What `finetune` does, and the losses.
+
+    With `force` a checkpoint of another training is thrown away; None where the caller has no such option.
+    """
     settings.check()
     if not isinstance(epochs, int) or epochs < 1:
         raise InvalidInput(f"epochs={epochs!r}: give a whole number from 1")
@@ -96,7 +99,7 @@ def train(
     loop = Loop(graph, objective, settings, epochs, _count(batches))
     if path is None:
         return loop.run(batches, held_out, Checkpoint(None, {}))
-    about = _about(graph, objective, batches, held_out) | {"epochs": epochs, "settings": asdict(settings)}
+    about = _about(graph, objective, batches, held_out) | settings_of(epochs, settings)
     return loop.run(batches, held_out, Checkpoint(path, about), force=force)
 
 
@@ -117,6 +120,11 @@ def check_first(graph: Graph, batches: Iterable[Any]) -> None:
         raise InvalidInput("the data holds no batch to train on: an empty loader or list")
     inputs, _ = split_all([first], len(graph.example.args))[0]
     graph.check(inputs, "batch 0 to train on")
+
+
+def settings_of(epochs: int, settings: Training) -> dict[str, Any]:
+    """What a checkpoint is about that is known before there is anything to train."""
+    return {"epochs": epochs, "settings": asdict(settings)}
 
 
 def _count(batches: Iterable[Any]) -> int:

@@ -98,7 +98,7 @@ class Loop:
         self.best: dict[str, Tensor] = {}
 
     def run(
-        self, batches: Iterable[Any], held_out: list[Batch], checkpoint: Checkpoint, *, force: bool = False
+        self, batches: Iterable[Any], held_out: list[Batch], checkpoint: Checkpoint, *, force: bool | None = None
     ) -> Trained:
         """Go through the epochs that are left, keep each, and settle the best."""
         found = checkpoint.load(force=force)
