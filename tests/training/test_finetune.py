@@ -276,3 +276,17 @@ def test_looking_at_the_first_batch_draws_nothing():
     assert torch.equal(torch.get_rng_state(), of_torch)
     with pytest.raises(InvalidInput, match="batch 0 to train on: input 0 has shape"):
         check_first(graph, [torch.cat([points, points], 1)])
+
+
+def test_a_loader_whose_length_is_not_what_it_yields_is_refused():
+    _, _, batches = problem()
+
+    class Long:
+        def __len__(self):
+            return 5
+
+        def __iter__(self):
+            return iter(batches[:3])
+
+    with pytest.raises(InvalidInput, match=r"epoch 1: the loader yields 3 batches, and its len\(\) says 5"):
+        run(batches=Long(), held_out=batches)

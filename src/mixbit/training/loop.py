@@ -119,6 +119,7 @@ class Loop:
 
     def _epoch(self, epoch: int, batches: Iterable[Any]) -> None:
         label = f"fine-tune, epoch {epoch} of {self.epochs}"
+        number = -1
         for number, batch in enumerate(track(_in_order(batches), label, self.num_batches)):
             place = f"epoch {epoch}, step {number}"
             step, steps = (epoch - 1) * self.num_batches + number, self.epochs * self.num_batches
@@ -132,6 +133,11 @@ class Loop:
             if not torch.isfinite(norm):
                 raise _diverged(place, "gradient", norm, self.settings.lr)
             self._step()
+        if hasattr(batches, "__len__") and number + 1 != self.num_batches:
+            raise InvalidInput(
+                f"epoch {epoch}: the loader yields {number + 1} batches, and its len() says {self.num_batches}, by "
+                "which the learning rate falls; mend its __len__"
+            )
 
     def _step(self) -> None:
         """One step of the optimizer; what it takes from a scale is a share of that scale, however small it is."""
