@@ -20,8 +20,6 @@ from benchmarks import cifar, paths, resnet20
 from mixbit.batches import Batch, split_batch
 from mixbit.batchnorm import reestimated
 from mixbit.calibrate import Calibration, calibrate
-from mixbit.correction import corrected
-from mixbit.equalize import equalized
 from mixbit.evaluation import Evaluation, evaluate, graph_runner
 from mixbit.layers import model_fingerprint
 from mixbit.ranges import RANGES
@@ -52,13 +50,12 @@ class Data:
 
 @dataclass(frozen=True)
 class Way:
-    """One way to quantize: what is done to the model and the graph before, and to the simulation after."""
+    """One way to quantize: how, and what is done to the model and the graph before."""
 
     ranges: str = "mse"
-    bias_correction: bool = True
+    bias_correction: str = "at_once"
     model: Callable[[nn.Module, list[Inputs]], nn.Module] = lambda model, _: model
     graph: Callable[[mb.Graph], mb.Graph] = lambda graph: graph
-    simulated: Callable[[mb.Graph, mb.Graph, list[Inputs]], mb.Graph] = lambda _, simulated, __: simulated
 
 
 DEFAULT = Way()
@@ -66,10 +63,10 @@ WAYS = {
     "default: ranges mse, biases corrected at once": DEFAULT,
     **{f"ranges {name}": replace(DEFAULT, ranges=name) for name in RANGES if name != "mse"},
     "ranges percentile:share=0.999": replace(DEFAULT, ranges="percentile:share=0.999"),
-    "biases not corrected": replace(DEFAULT, bias_correction=False),
-    "biases corrected in sequence": replace(DEFAULT, simulated=corrected),
+    "biases not corrected": replace(DEFAULT, bias_correction="off"),
+    "biases corrected in sequence": replace(DEFAULT, bias_correction="sequential"),
     "batch norms re-estimated": replace(DEFAULT, model=reestimated),
-    "equalized": replace(DEFAULT, graph=equalized),
+    "equalized": replace(DEFAULT, graph=mb.equalized),
 }
 
 
@@ -95,7 +92,7 @@ def rows(data: Data) -> Iterator[tuple[str, ...]]:
             names = {layer.name: scheme for layer in layers}
             plan = mb.Plan(target="packed", fingerprint=model_fingerprint(layers), layers=names)
             simulated = mb.quantize(graph, plan, calibration, bias_correction=way.bias_correction)
-            found = evaluated(way.simulated(graph, simulated, data.calibration), data, f"{name}, {scheme}")
+            found = evaluated(simulated, data, f"{name}, {scheme}")
             cells += [f"{found.accuracy:.2%}", f"{found.divergence(reference, TASK):.4f}"]
         yield tuple(cells)
 

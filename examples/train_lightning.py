@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 import mixbit as mb
 from examples.train_plain import quantized
 from mixbit.demo import data
-from mixbit.training.learning import learnable, settled
 
 
 class FineTuning(lightning.LightningModule):
@@ -23,7 +22,7 @@ class FineTuning(lightning.LightningModule):
 
     def __init__(self, simulated: mb.Graph) -> None:
         super().__init__()
-        self.training_graph = learnable(simulated)
+        self.training_graph = mb.learnable(simulated)
         self.module = self.training_graph.module
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -46,7 +45,7 @@ def main(out: Path, *, target: str = "onnxruntime", epochs: int = 3) -> None:
         max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False
     )
     trainer.fit(model, DataLoader(data.train_batches(), batch_size=None))  # a bare list would be several loaders
-    done = settled(model.training_graph)
+    done = mb.settled(model.training_graph)
     mb.export(done, target=target, path=out)
     print(mb.verify(out, graph, done, data.test_batches()))
 

@@ -12,7 +12,6 @@ from torch.nn import functional as F
 import mixbit as mb
 from mixbit.demo import data
 from mixbit.demo.network import trained
-from mixbit.training.learning import learnable, settled
 
 
 def quantized(target: str) -> tuple[mb.Graph, mb.Graph]:
@@ -26,7 +25,7 @@ def quantized(target: str) -> tuple[mb.Graph, mb.Graph]:
 def main(out: Path, *, target: str = "onnxruntime", epochs: int = 3) -> None:
     """Train, export, run the file and compare."""
     graph, simulated = quantized(target)
-    training = learnable(simulated)  # a copy; training.module holds weights, biases and scales as parameters
+    training = mb.learnable(simulated)  # a copy; training.module holds weights, biases and scales as parameters
     optimizer = torch.optim.AdamW(training.module.parameters(), lr=2e-4, weight_decay=0.0)
     for epoch in range(epochs):
         for images, labels in data.train_batches():
@@ -35,7 +34,7 @@ def main(out: Path, *, target: str = "onnxruntime", epochs: int = 3) -> None:
             loss.backward()
             optimizer.step()
         print(f"epoch {epoch}: loss {loss.item():.4f}")
-    done = settled(training)  # scales fixed, biases whole multiples of their steps
+    done = mb.settled(training)  # scales fixed, biases whole multiples of their steps
     for name, one in (("before", simulated), ("after", done)):
         mb.export(one, target=target, path=out / name)
         print(f"{name}: {mb.verify(out / name, graph, one, data.test_batches())}")

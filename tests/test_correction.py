@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mixbit.calibrate import calibrate
 from mixbit.correction import _operations, _stages, corrected
 from mixbit.errors import InvalidInput
 from mixbit.graph import capture
@@ -63,7 +66,7 @@ def test_the_mean_error_of_every_kind_of_operator_is_cancelled(kind):
     _, x, graph = captured_operator(kind)
     torch.manual_seed(1)
     x = torch.randn(8, *x.shape[1:], dtype=torch.float64) + 0.5
-    simulated = quantize(graph, plan_of(find_layers(graph), "w2"), [x], bias_correction=False)
+    simulated = quantize(graph, plan_of(find_layers(graph), "w2"), [x], bias_correction="off")
     found = corrected(graph, simulated, batches_of(x, 3))
     assert all(error.abs().max() < 1e-12 for error in mean_errors(graph, found, x).values())
 
@@ -134,3 +137,32 @@ def test_what_cannot_be_corrected_is_refused():
         corrected(graph, simulated, [Inputs.of(x[:, :1])])
     with pytest.raises(InvalidInput, match="of another graph"):
         corrected(captured_operator("linear")[2], simulated, batches_of(captured_operator("linear")[1], 3))
+
+
+def test_quantize_corrects_in_sequence_after_any_rounding():
+    graph, x = residual()
+    plan, batches = plan_of(find_layers(graph), "w3a4"), list(x.split(10))
+    inputs, spoilt = [Inputs.of(batch) for batch in batches], []
+
+    def spoils(asked):
+        """A rounding that changes biases."""
+        spoilt.append(corrected(graph, asked.simulated, [inputs[0]]))
+        return spoilt[0]
+
+    for rounding, before in (("nearest", lambda: quantize(graph, plan, batches)), (spoils, lambda: spoilt[0])):
+        found = quantize(graph, plan, batches, rounding=rounding, bias_correction="sequential")
+        assert torch.equal(found(x), corrected(graph, before(), inputs)(x))
+        assert not torch.equal(found(x), before()(x))
+    with pytest.raises(InvalidInput, match="bias correction True is unknown; known: at_once, sequential, off"):
+        quantize(graph, plan, batches, bias_correction=True)
+
+
+def test_correction_in_sequence_needs_the_batches():
+    graph, x = residual()
+    layers = find_layers(graph)
+    calibration = calibrate(graph, layers, [Inputs.of(x)])
+    with pytest.raises(InvalidInput, match="sequential bias correction: a calibration alone does not tell it enough"):
+        quantize(graph, plan_of(layers, "w3a4"), calibration, bias_correction="sequential")
+    kept = replace(calibration, batches=[Inputs.of(x)])
+    found = quantize(graph, plan_of(layers, "w3a4"), kept, bias_correction="sequential")
+    assert torch.equal(found(x), quantize(graph, plan_of(layers, "w3a4"), [x], bias_correction="sequential")(x))

@@ -13,6 +13,7 @@ from mixbit.layers import find_layers
 from mixbit.measurement import measure
 from mixbit.quantization import quantize
 from mixbit.scheme import Scheme
+from mixbit.search import uniform_plans
 from tests.networks import Net, plan_of
 
 PARTS = {
@@ -85,8 +86,22 @@ def test_ranges_at_run_time_tie_no_layers_and_leave_a_uniform_plan(graph):
     table = measure(graph, [ids(8)], target="packed", choices=["w8a8d", "w4a8d"])
     assert table.choices == ("w8a8d", "w4a8d", "w8", "w4")
     assert table.input_ties == ()
+    uniform = {plan.made_by: list(plan.layers.values()) for plan in uniform_plans(table, mb.Budget(weight_ratio=0.5))}
+    assert uniform == {
+        "uniform w8a8d (w8 elsewhere)": ["w8a8d", "w8", "w8a8d"],
+        "uniform w4a8d (w4 elsewhere)": ["w4a8d", "w4", "w4a8d"],
+    }
+    assert mb.search(table, mb.Budget(weight_ratio=0.5), method="uniform").layers["conv.weight"] == "w8"
     plan = mb.search(table, mb.Budget(weight_ratio=0.5))
     assert plan.layers["conv.weight"] == "w8"
+
+
+def test_zeros_that_fit_no_block_of_a_layer_are_not_offered_beside_an_input_in_float():
+    """A convolution's 27 weights of a row are no whole number of blocks of four."""
+    layers = find_layers(capture(nn.Conv2d(3, 4, 3).eval(), torch.randn(2, 3, 5, 5)))
+    schemes, offered = with_fallbacks(layers, [Scheme.parse("w8a8d@2:4"), Scheme.parse("w8")])
+    assert [str(scheme) for scheme in schemes] == ["w8a8d@2:4", "w8"]
+    np.testing.assert_array_equal(offered, [[0, 1]])
 
 
 def test_a_pin_of_what_takes_the_place_of_a_run_time_range_leaves_it_to_others(graph):

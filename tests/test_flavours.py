@@ -128,3 +128,27 @@ def test_default_choices_are_offered(target):
     assert one.schemes(one.dynamic_choices)
     assert math.prod(scheme.input.dynamic for scheme in one.schemes(one.dynamic_choices))
     assert dataclasses.replace(one, dynamic_group=64).offers(mb.Scheme.parse("w4"))
+
+
+def test_a_network_with_convolutions_is_compared_with_uniform_plans(tmp_path):
+    """Those whose convolutions take the same weight beside an input in float."""
+    torch.manual_seed(0)
+    x, model = torch.randn(32, 2, 6, 6), Residual().eval()
+    found = mb.auto_quantize(
+        model, x.split(8), target="packed", budget=mb.Budget(mean_bits=6), out=tmp_path / "out",
+        settings=Settings(flavour="dynamic"),
+    )  # fmt: skip
+    rows = {row["scheme"]: row["held_out_divergence"] for row in found.result.uniform}
+    assert set(rows) == {"w4a8d (w4 elsewhere)", "w6a8d (w6 elsewhere)"}
+    assert "uniform w6a8d (w6 elsewhere)" in found.result.chosen
+    assert found.result.simulated["divergence"] <= min(rows.values()) + 1e-9
+
+
+def test_pinned_layers_leave_uniform_plans(tmp_path):
+    torch.manual_seed(0)
+    x, model = torch.randn(32, 2, 6, 6), Residual().eval()
+    settings = Settings(pins={find_layers(capture(model, x[:2]))[0].name: "float"})
+    found = mb.auto_quantize(
+        model, x.split(8), target="packed", budget=mb.Budget(mean_bits=20), out=tmp_path / "out", settings=settings
+    )
+    assert "w4a8 (float elsewhere)" in {row["scheme"] for row in found.result.uniform}

@@ -2,9 +2,11 @@
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import mixbit as mb
-from mixbit.decision import uniform_scheme
+from mixbit.exporting import copy_module
+from mixbit.journal import Journal
 from mixbit.recheck import recheck
 from mixbit.result import Result
 from mixbit.settings import Settings
@@ -92,7 +95,7 @@ def test_never_worse_than_the_best_uniform_plan_even_with_a_metric_that_lies(net
         net, batches, target="packed", budget=mb.Budget(mean_bits=6), out=tmp_path / "o", settings=settings
     )
     divergences = {row["scheme"]: row["held_out_divergence"] for row in found.result.uniform}
-    assert uniform_scheme(found.plan) == min(divergences, key=divergences.get) == "w6a8"
+    assert set(found.plan.layers.values()) == {min(divergences, key=divergences.get)} == {"w6a8"}
     assert "uniform w6a8 is deployed" in found.result.chosen
 
 
@@ -486,3 +489,118 @@ def test_sparse_choices_go_the_whole_way(net, batches, tmp_path):
 def test_a_target_that_stores_zeros_offers_no_sparse_choice(net, batches):
     with pytest.raises(mb.InvalidInput, match=r"no sparsity \(its file would hold the zeros too and be no smaller\)"):
         mb.measure(mb.capture(net, batches[0][0]), batches, target="openvino", choices=["w8a8@2:4"])
+
+
+def test_plans_within_a_largest_drop_are_tried_and_deployed_with_their_rounding(net, batches, tmp_path, monkeypatch):
+    """Also where the held-out data likes the nearest integers better."""
+    labelled = [(images, net(images).argmax(1)) for images, _ in batches]
+    journals, rounded = [], []
+
+    def journal(path, about, *, force):
+        journals.append(about)
+        return Journal(path, about, force=force)
+
+    def spoils(asked):
+        rounded.append(asked.simulated.plan)
+        simulated = replace(asked.simulated, module=copy_module(asked.simulated.module))
+        with torch.no_grad():
+            simulated.module.get_parameter("second.weight").mul_(0.98)
+        return simulated
+
+    def run(name, rounding, flavour="static"):
+        return mb.auto_quantize(
+            net,
+            labelled,
+            target="packed",
+            budget=mb.MaxDrop(0.1),
+            out=tmp_path / name,
+            settings=Settings(rounding=rounding, flavour=flavour),
+        )
+
+    monkeypatch.setattr("mixbit.pipeline.Journal", journal)
+    plain, found = run("plain", "nearest"), run("found", spoils)
+    assert len(rounded) >= 3
+    assert rounded[-1].layers == found.plan.layers
+    pattern = (
+        r"weights are rounded by spoils, as in every plan that was tried \((.*) against (.*) nats with the nearest"
+    )
+    with_it, with_nearest = re.search(pattern, found.result.chosen).groups()
+    assert float(with_it) > float(with_nearest)
+    assert journals[0]["rounding"] != journals[1]["rounding"]
+    assert found.comparison.problems == ()
+    assert found.result.deployed["accuracy"] >= 0.9
+    again = mb.quantize(mb.capture(net, batches[0][0]), found.plan, [images for images, _ in batches])
+    assert not torch.allclose(found.simulated(batches[0][0]), again(batches[0][0]), atol=1e-3)
+    assert "rounded" not in plain.result.chosen
+    with pytest.raises(mb.InvalidInput, match="flavour qat: to keep within a largest drop, every plan tried would"):
+        run("trained", "nearest", "qat")
+
+
+def test_a_plan_that_destroys_the_network_is_said_to(tmp_path, caplog):
+    """One pixel of a million in the calibration data leaves one level to all others, where the range is to hold it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 3, bias=False)).eval()
+    clean = [torch.randn(16, 1, 6, 6) for _ in range(5)]
+    spoilt = [clean[0].clone(), *clean[1:]]
+    spoilt[0][0, 0, 0, 0] = 1e6
+
+    def run(name, batches, **settings):
+        budget, settings = mb.Budget(mean_bits=8), Settings(choices=["w8a8"], **settings)
+        caplog.clear()
+        return mb.auto_quantize(
+            net, batches, target="packed", budget=budget, out=tmp_path / name, eval_batches=clean, settings=settings
+        ).result.chosen
+
+    said = "the deployed plan does not do what the network does: only "
+    assert said in run("spoilt", spoilt, ranges="min_max")
+    assert [record.levelname for record in caplog.records if said in record.message] == ["WARNING"]
+    assert "--ranges percentile" in caplog.text
+    clipped = {"ranges": "percentile:share=0.95", "bias_correction": "off"}  # the mean of that pixel is far off too
+    for name, batches, options in (("clean", clean, {}), ("clipped", spoilt, clipped)):
+        assert said not in run(name, batches, **options)
+        assert said not in caplog.text
+    chosen = run("regression", spoilt, ranges="min_max", task=Task.regression())
+    assert "its outputs are" in chosen
+    assert "from the float network's, whose spread is" in chosen
+    assert said[:30] not in run("good", clean, task=Task.regression())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"flavour": "qat", "train_batches": [torch.randn(4, 1, 5, 6)]},
+            "batch 0 to train on: input 0 has shape",
+        ),
+        ({"pins": {"head.*": "w4g3"}}, r"pin head\.\*=w4g3: head.weight: group 3 does not divide 8 inputs; use one of"),
+    ],
+    ids=["train", "pins"],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_measured(
+    net, batches, tmp_path, monkeypatch, settings, message
+):
+    monkeypatch.setattr("mixbit.pipeline.measure", None)
+    with pytest.raises(mb.InvalidInput, match=message):
+        mb.auto_quantize(
+            net,
+            batches,
+            target="packed",
+            budget=mb.Budget(mean_bits=4),
+            out=tmp_path / "out",
+            settings=Settings(**settings),
+        )
+
+
+def test_what_another_run_left_is_refused_early_or_left_alone(net, batches, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("mixbit.pipeline.deploy", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fine_tuned(net, batches, tmp_path / "out", epochs=1)
+    left = tmp_path / "out.training.safetensors"
+    content = left.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("mixbit.pipeline.measure", None)  # refused before
+        with pytest.raises(mb.InvalidInput, match=r"the checkpoint of another training .* or give --force"):
+            fine_tuned(net, batches, tmp_path / "out", epochs=2)
+    mb.auto_quantize(net, batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+    assert left.read_bytes() == content

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import sys
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_corrected_biases_take_the_mean_error_off_the_output(kind):
         error = quantize(graph, plan_of(layers, "w2"), x.split(3), **options)(x) - graph(x)
         return error.movedim(channel, -1).flatten(0, -2).mean(0).abs().max()
 
-    assert mean_error(bias_correction=False) > 1e-3
+    assert mean_error(bias_correction="off") > 1e-3
     assert (mean_error() < 1e-12) == corrects
 
 
@@ -85,7 +86,7 @@ def test_a_simulated_operator_reads_rounded_tensors(kind):
     x, layers = data_for(kind), find_layers(graph)
     name = layers[0].name
     calibration = calibrate(graph, layers, [graph.example.map(lambda _: x)])
-    simulated = quantize(graph, plan_of(layers, "w3a8"), calibration, bias_correction=False)
+    simulated = quantize(graph, plan_of(layers, "w3a8"), calibration, bias_correction="off")
     weight = weight_quantizer(graph, layers[0], Format(3, "channel", symmetric=True), calibration)
     expected = dict(model.named_parameters()) | {name: weight(model.get_parameter(name))}
     for tensor in layers[0].inputs:  # in these networks the layer's input is the model's, or moved from it
@@ -358,3 +359,23 @@ def test_assembling_takes_quantizers_as_they_are():
     weight = graph.module.get_parameter("a.weight")
     torch.testing.assert_close(assembled(x), F.linear(x, quantizer(weight), bias))
     assert by_tensor(assembled) == {"a.weight": quantizer}
+
+
+def test_a_rounding_goes_on_in_the_folder(tmp_path, monkeypatch):
+    _, _, graph = captured_operator("linear")
+    x, plan = data_for("linear"), plan_of(find_layers(graph), "w3")
+    rounded = quantize(graph, plan, [x], rounding="gptq", folder=tmp_path / "parts")
+    assert [path.suffix for path in (tmp_path / "parts").iterdir()] == [".safetensors"]
+    monkeypatch.setattr(sys.modules["mixbit.rounding.gptq"], "compensated", None)  # nothing is left to do
+    again = quantize(graph, plan, [x], rounding="gptq", folder=tmp_path / "parts")
+    assert torch.equal(again(x), rounded(x))
+
+
+def test_a_rounding_that_returns_no_graph_is_refused():
+    _, _, graph = captured_operator("linear")
+    with pytest.raises(InvalidInput, match="rounding forgets: returns a NoneType; return the simulated graph"):
+        quantize(graph, plan_of(find_layers(graph), "w3"), [data_for("linear")], rounding=forgets)
+
+
+def forgets(asked):
+    """A rounding that returns nothing."""

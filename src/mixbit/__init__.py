@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mixbit.budget import Budget, MaxDrop
+    from mixbit.equalize import equalized
     from mixbit.errors import InfeasibleBudget, InvalidInput, MixbitError, TargetMismatch, UnsupportedModel
     from mixbit.estimate import Estimate
     from mixbit.graph import Graph, capture
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from mixbit.targets import export
     from mixbit.task import Task
     from mixbit.training.finetune import finetune
+    from mixbit.training.learning import learnable, settled
     from mixbit.training.loop import Training
     from mixbit.verification import verify
 
@@ -49,14 +51,17 @@ __all__ = [
     "UnsupportedModel",
     "auto_quantize",
     "capture",
+    "equalized",
     "export",
     "find_layers",
     "finetune",
     "front",
+    "learnable",
     "measure",
     "prune_channels",
     "quantize",
     "search",
+    "settled",
     "study",
     "verify",
 ]
@@ -84,14 +89,17 @@ _HOMES = {
     "UnsupportedModel": "errors",
     "auto_quantize": "pipeline",
     "capture": "graph",
+    "equalized": "equalize",
     "front": "search",
     "export": "targets",
     "find_layers": "layers",
     "finetune": "training.finetune",
+    "learnable": "training.learning",
     "measure": "measurement",
     "prune_channels": "pruning.prune",
     "quantize": "quantization",
     "search": "search",
+    "settled": "training.learning",
     "study": "studies",
     "verify": "verification",
 }

@@ -1,7 +1,7 @@
 """One forward pass over calibration batches: ranges of activations and mean inputs of operators."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,7 @@ class Calibration:
         range_method: Chooses them from the histogram.
         masks: (layer, sparsity) -> which of its weights stay; filled by `mixbit.pruning.masks`, or by magnitude as they
             are asked for.
+        batches: The data itself, where it is kept for those that go through it again; `calibrate` keeps none.
     """
 
     histograms: dict[str, Histogram]
@@ -53,6 +54,7 @@ class Calibration:
     ranges: dict[tuple[str, Format], tuple[float, int]] = field(default_factory=dict)
     range_method: RangeMethod = mse
     masks: dict[tuple[str, Sparsity], Tensor] = field(default_factory=dict)
+    batches: Sequence[Inputs] = ()
 
     def quantizer(self, node: str, fmt: Format, device: torch.device) -> Quantizer:
         """The quantizer of one activation, on the range that the method chooses, or on its own at run time."""

@@ -20,6 +20,19 @@ from mixbit.quantizer import Quantizer
 from mixbit.simulate import quantizers_of
 from mixbit.task import Inputs
 
+#: Name -> what it does.
+BIAS_CORRECTIONS = {
+    "at_once": "Takes off each output's mean what the rounding of its own weight adds, on inputs of the float network.",
+    "sequential": "Layer after layer, on inputs of the quantized layers before: the errors of activations count too.",
+    "off": "Biases stay as they are, up to rounding.",
+}
+
+
+def check_bias_correction(name: str) -> None:
+    """Raise InvalidInput for a name that is not in BIAS_CORRECTIONS."""
+    if name not in BIAS_CORRECTIONS:
+        raise InvalidInput(f"bias correction {name!r} is unknown; known: {', '.join(BIAS_CORRECTIONS)}")
+
 
 @torch.no_grad()
 def corrected(graph: Graph, simulated: Graph, batches: Iterable[Inputs]) -> Graph:

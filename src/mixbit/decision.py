@@ -8,16 +8,29 @@ from mixbit.graph import Graph
 from mixbit.layers import find_layers
 from mixbit.plan import Plan
 from mixbit.sensitivity import Sensitivity
-from mixbit.verification import predicted_bytes
+from mixbit.task import Task
+from mixbit.verification import agreement, predicted_bytes
+
+#: Share of the top answers below which a plan has destroyed the network.
+LEAST_AGREEMENT = 0.5
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One plan, simulated, and its divergence on the held-out calibration data; what it was before training."""
+    """One plan, simulated.
+
+    Attributes:
+        plan: The plan.
+        simulated: Its simulation.
+        divergence: On the held-out calibration data, from the float network.
+        uniform: What the same uniform plan is called, as `w4a8`, or `w8a8d (w8 elsewhere)`; None where it is none.
+        untrained: What the simulation was before training.
+    """
 
     plan: Plan
     simulated: Graph
     divergence: float
+    uniform: str | None = None
     untrained: Graph | None = None
 
 
@@ -32,7 +45,7 @@ class Decision:
         chosen: One of them.
         grounds: Why it was chosen, in a sentence.
         batches: The data to report on.
-        outputs: On that data, of `float`, of `chosen`, of each uniform plan under its scheme, and, where channels were
+        outputs: On that data, of `float`, of `chosen`, of each uniform plan as it is called, and, where channels were
             removed, of the network with all of them as `dense`, and, where it was trained, of the plan `untrained`.
         dense: The graph with all its channels, where some were removed from `graph`.
     """
@@ -52,21 +65,38 @@ class Decision:
         return predicted_bytes(find_layers(self.graph), self.chosen.plan)
 
 
-def uniform_scheme(plan: Plan) -> str | None:
-    """The scheme that every layer takes, None where they differ."""
-    schemes = set(plan.layers.values())
-    return schemes.pop() if len(schemes) == 1 else None
+def warning(outputs: dict[str, Evaluation], task: Task) -> str | None:
+    """What to look at where the chosen plan is no longer the network on the evaluated data, in a sentence; else None.
+
+    That is where less than half of the top answers are the float network's; or, where the task has none, where outputs
+    are further from the float network's, in root mean square, than the mean of those is.
+    """
+    wanted, found, what = outputs["float"].outputs.double(), outputs["chosen"].outputs.double(), None
+    if task.has_accuracy:
+        share = agreement(wanted, found)
+        if share < LEAST_AGREEMENT:
+            what = f"only {share:.1%} of its top answers are the float network's"
+    else:
+        far, spread = (found - wanted).square().mean().sqrt(), (wanted - wanted.mean()).square().mean().sqrt()
+        if far > spread:
+            what = f"its outputs are {far:.3g} from the float network's, whose spread is {spread:.3g}"
+    if what is None:
+        return None
+    return (
+        f"the deployed plan does not do what the network does: {what}; leave outliers out of the calibration data, "
+        "take --ranges percentile and --bias-correction off, or give a larger budget"
+    )
 
 
 def said(contenders: list[Contender], chosen: Contender) -> str:
     """Why the chosen one of the contenders was chosen, in a sentence."""
-    uniform = [contender for contender in contenders if uniform_scheme(contender.plan)]
+    uniform = [contender for contender in contenders if contender.uniform]
     if not uniform:
         return "no uniform plan keeps within the budget; the searched plan is deployed"
-    if chosen is contenders[0] and uniform_scheme(chosen.plan):
-        return f"the searched plan is uniform {uniform_scheme(chosen.plan)}, and is deployed"
+    if chosen is contenders[0] and chosen.uniform:
+        return f"the searched plan is uniform {chosen.uniform}, and is deployed"
     best = min(uniform, key=lambda contender: contender.divergence)
-    name, searched = uniform_scheme(best.plan), contenders[0]
+    name, searched = best.uniform, contenders[0]
     figures_ = f"{searched.divergence:.4g} against {best.divergence:.4g} nats from the float network on held-out data"
     if chosen is searched:
         return f"the searched plan is deployed: no worse than uniform {name}, the best uniform plan ({figures_})"

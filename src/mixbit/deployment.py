@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mixbit.check import check_set
-from mixbit.decision import Decision, uniform_scheme
+from mixbit.decision import Decision
 from mixbit.evaluation import artefact_runner, evaluate
 from mixbit.files import sha256, whole_folder, write_text
 from mixbit.graph import Graph
@@ -139,15 +139,15 @@ def _untrained_figures(run: Run, decision: Decision) -> dict[str, float]:
 def _uniform_rows(run: Run, decision: Decision) -> list[dict[str, float | str]]:
     rows = []
     for contender in decision.contenders:
-        scheme = uniform_scheme(contender.plan)
-        if scheme:
+        name = contender.uniform
+        if name:
             found = figures(
-                accuracy=decision.outputs[scheme].accuracy,
-                divergence=_divergence(run, decision, scheme),
+                accuracy=decision.outputs[name].accuracy,
+                divergence=_divergence(run, decision, name),
                 held_out_divergence=contender.divergence,
                 predicted_bytes=sum(predicted_bytes(find_layers(decision.graph), contender.plan).values()),
             )
-            rows.append({"scheme": scheme, **found})
+            rows.append({"scheme": name, **found})
     return rows
 
 

@@ -13,6 +13,7 @@ from mixbit.graph import Graph
 from mixbit.layers import Layer, find_layers
 from mixbit.nodes import argument, get_tensor, is_parameter, packet
 from mixbit.operators import can_take_bias
+from mixbit.progress import track
 
 _aten = torch.ops.aten
 _KINDS = ("linear", "conv1d", "conv2d", "conv3d")
@@ -64,7 +65,7 @@ def equalized(graph: Graph) -> Graph:
     pairs = _pairs(result)
     names = {name for pair in pairs for name in (pair.first, pair.bias, pair.second) if name is not None}
     tensors = {name: get_tensor(result.module, name).double().contiguous() for name in names}
-    for _ in range(MOST_ROUNDS):
+    for _ in track(range(MOST_ROUNDS), "equalize channels"):
         if max((_equalize(tensors, pair) for pair in pairs), default=0.0) < TOLERANCE:
             break
     for name, value in tensors.items():

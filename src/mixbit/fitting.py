@@ -1,13 +1,14 @@
 """Which layer takes which scheme for a target: groups that divide, inputs whose range the runtime takes itself."""
 
-import dataclasses
 import math
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixbit import sparsity
+from mixbit.errors import InvalidInput
 from mixbit.layers import Layer
 from mixbit.scheme import Format, Scheme
 
@@ -26,8 +27,16 @@ def misfit(layer: Layer, scheme: Scheme) -> str | None:
     """
     found = _misfit_of_weight(layer, scheme.weight)
     if found is None and scheme.input is not None and scheme.input.dynamic:
-        found = _misfit_of_input(layer, scheme.input, scheme.weight)
+        found = _misfit_of_input(layer, scheme, scheme.input)
     return None if found is None else f"{layer.name}: {found}"
+
+
+def check_pin(layers: Sequence[Layer], pattern: str, scheme: Scheme) -> None:
+    """Raise InvalidInput, with the reason, where a layer whose name matches the pattern cannot take the scheme."""
+    for layer in layers:
+        reason = misfit(layer, scheme) if fnmatchcase(layer.name, pattern) else None
+        if reason is not None:
+            raise InvalidInput(f"pin {pattern}={scheme}: {reason}")
 
 
 def takes_weight(layer: Layer, fmt: Format) -> bool:
@@ -43,10 +52,10 @@ def with_fallbacks(layers: Sequence[Layer], schemes: Sequence[Scheme]) -> tuple[
     """
     dynamic = [scheme for scheme in schemes if scheme.input is not None and scheme.input.dynamic]
     places = [
-        (row, _in_float(layer, scheme))
+        (row, instead)
         for row, layer in enumerate(layers)
         for scheme in dynamic
-        if misfit(layer, scheme) is not None
+        if misfit(layer, scheme) is not None and (instead := _in_float(layer, scheme)) is not None
     ]
     added = tuple(dict.fromkeys(scheme for _, scheme in places if scheme not in schemes))
     every = (*schemes, *added)
@@ -58,11 +67,8 @@ def with_fallbacks(layers: Sequence[Layer], schemes: Sequence[Scheme]) -> tuple[
     return every, offered
 
 
-def _in_float(layer: Layer, scheme: Scheme) -> Scheme:
-    weight = scheme.weight
-    if weight is not None and not takes_weight(layer, weight):
-        weight = dataclasses.replace(weight, granularity="channel", group=None)
-    return Scheme(weight)
+def _in_float(layer: Layer, scheme: Scheme) -> Scheme | None:
+    return next((one for one in scheme.fallbacks if misfit(layer, one) is None), None)
 
 
 def _misfit_of_weight(layer: Layer, fmt: Format | None) -> str | None:
@@ -74,10 +80,10 @@ def _misfit_of_weight(layer: Layer, fmt: Format | None) -> str | None:
     return f"group {fmt.group} does not divide {rest} inputs; use one of {_divisors(rest)}"
 
 
-def _misfit_of_input(layer: Layer, fmt: Format, weight: Format | None) -> str | None:
+def _misfit_of_input(layer: Layer, scheme: Scheme, fmt: Format) -> str | None:
     kinds = [operation.kind.name for operation in layer.operations if operation.input is not None]
     others = [kind for kind in kinds if kind not in RANGED_AT_RUN_TIME]
-    instead = "float" if weight is None else str(_in_float(layer, Scheme(weight)))
+    weight, instead = scheme.weight, _in_float(layer, scheme)
     if others:
         return (
             f"ranges are taken at run time for linear layers and products of matrices, not for {others[0]}; "

@@ -1,8 +1,10 @@
 """auto_quantize(): from a trained network to a verified artefact; the only file that knows the order of the steps."""
 
+import logging
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,13 @@ from mixbit.batchnorm import reestimated
 from mixbit.budget import Budget, MaxDrop
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.choosing import cheapest_enough, searched
-from mixbit.correction import corrected
-from mixbit.decision import Contender, Decision, said, uniform_scheme
+from mixbit.decision import Contender, Decision, said, warning
 from mixbit.deployment import Deployed, deploy
 from mixbit.equalize import equalized
 from mixbit.errors import InvalidInput
 from mixbit.estimate import Question
 from mixbit.evaluation import Evaluation, evaluate, graph_runner
+from mixbit.fitting import check_pin
 from mixbit.flavours import note_on_run_time_ranges
 from mixbit.graph import Graph, capture, check_module
 from mixbit.identity import source_digest, tensors_digest
@@ -31,8 +33,7 @@ from mixbit.pruning.masks import choose_masks
 from mixbit.pruning.prune import prune_channels
 from mixbit.quantization import quantize
 from mixbit.ranges import find_ranges
-from mixbit.reconstruction import Reconstruction
-from mixbit.rounding import find_rounding
+from mixbit.rounding import Rounding, find_rounding
 from mixbit.rounding.nearest import nearest
 from mixbit.run import Run
 from mixbit.scheme import Scheme
@@ -42,8 +43,15 @@ from mixbit.sensitivity import Sensitivity
 from mixbit.settings import Settings
 from mixbit.targets import check_exportable
 from mixbit.timing import timed
-from mixbit.training.finetune import Trained, train
+from mixbit.training.checkpoints import Checkpoint
+from mixbit.training.finetune import Trained, check_first, settings_of, train
+from mixbit.training.loop import Training
 from mixbit.training.objective import Objective
+
+#: Endings of the files in which trainings are kept: in float after channels were removed, and of the plan.
+PRUNED, TRAINING = "pruned.safetensors", "training.safetensors"
+
+_log = logging.getLogger("mixbit")
 
 
 def auto_quantize(
@@ -62,11 +70,14 @@ def auto_quantize(
     The plan is never worse than the best uniform plan within the budget, by mean KL divergence from the float network
     on calibration data held out of calibration; where the searched plan would be, the uniform one is deployed. With
     a largest drop for a budget, it is the cheapest plan on the front of bytes whose artefact drops no more on the
-    evaluation data; or a uniform one that is cheaper still.
+    evaluation data; or a uniform one that is cheaper still. There each plan is tried with its weights rounded as the
+    settings say, and the one that is deployed keeps that rounding, with which it was found to keep within the drop.
+    Otherwise plans are compared with the nearest integers, and the rounding is kept where it is no worse.
 
     With the flavour `qat` the chosen plan is then fine-tuned, the float network its teacher, and kept as it was where
     the loss on held-out data gets no less. What searches try is kept in `<out>.trials.jsonl`, what a rounding has
-    learned in `<out>.rounding`, and the training in `<out>.training.safetensors`, until the results are written:
+    learned in `<out>.rounding`, what a network without some channels has in `<out>.channels`, and the training in
+    `<out>.training.safetensors`, until the results are written:
     interrupted, the same call goes on.
 
     Args:
@@ -91,6 +102,26 @@ def auto_quantize(
     return deploy(run, _Steps(run).decide(model, batches, eval_batches, budget))
 
 
+@dataclass(frozen=True)
+class _Data:
+    """Batches to calibrate and measure on, to compare plans on, and to report on."""
+
+    kept: list[Batch]
+    held_out: list[Batch]
+    evaluated: list[Batch]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What a search starts from; the reference is what the graph does on the held-out data."""
+
+    graph: Graph
+    data: _Data
+    calibration: Calibration
+    table: Sensitivity
+    reference: Evaluation
+
+
 class _Steps:
     """The steps up to the decision."""
 
@@ -102,71 +133,79 @@ class _Steps:
     ) -> Decision:
         """Measure, search and simulate; nothing is written but the journal of what was tried."""
         self._check_drop(budget)
+        graph, data = self._captured(model, batches, eval_batches)
+        note = note_on_run_time_ranges(find_layers(graph), self.run.choices)
+        graph, dense = self._prune(graph, data, budget)
+        known = self._measured(graph, data, budget)
+        plan, limits, grounds = self._searched(known, budget)
+        contenders = self._contenders(known, plan, limits)
+        chosen = contenders[0] if grounds else min(contenders, key=lambda contender: contender.divergence)
+        told = [grounds or said(contenders, chosen)]
+        if find_rounding(self.settings.rounding)[1] is not nearest:
+            with self.run.clock("round weights"):
+                chosen, more = self._rounded(known, chosen)
+            told.append(more)
+        if self.settings.flavour == "qat":
+            with self.run.clock("fine-tune"):
+                chosen, more = self._tuned(known, dense or graph, chosen)
+            told.append(more)
+        with self.run.clock("evaluate"):
+            outputs = self._evaluate_all(known, dense, contenders, chosen)
+        broken = warning(outputs, self.task)
+        if broken:
+            _log.warning("%s", broken)
+        grounds = "; ".join(text for text in (*told, note, broken) if text)
+        return Decision(graph, known.table, contenders, chosen, grounds, data.evaluated, outputs, dense)
+
+    def _check_drop(self, budget: Budget | MaxDrop) -> None:
+        """A largest drop is kept by the files that are tried, which no training may change afterwards."""
+        if isinstance(budget, MaxDrop) and self.settings.flavour == "qat":
+            raise InvalidInput(
+                "flavour qat: to keep within a largest drop, every plan tried would have to be trained; give a budget "
+                "instead, say the weight_bytes of the plan that --max-drop finds, or a --rounding in place of training"
+            )
+
+    def _captured(
+        self, model: nn.Module, batches: Iterable[Any], eval_batches: Iterable[Any] | None
+    ) -> tuple[Graph, _Data]:
+        """The float graph, and the data, which fits it."""
         check_module(model)
         pairs = split_batches(model, batches)
         held_out, kept = hold_out(pairs)
         with self.run.clock("capture"):
-            graph = self._captured(model, pairs[0][0], kept)
-        note = note_on_run_time_ranges(find_layers(graph), self.run.choices)
-        for number, (inputs, _) in enumerate(pairs):
-            graph.check(inputs, f"batch {number}")
-        graph, dense = self._prune(graph, kept, held_out, budget)
+            if self.settings.reestimate_batch_norms:
+                model = reestimated(model, [inputs for inputs, _ in kept])
+            graph = capture(model, pairs[0][0])
+            check_exportable(graph)
+            graph = equalized(graph) if self.settings.equalize else graph
         evaluated = held_out if eval_batches is None else split_batches(model, eval_batches)
-        for number, (inputs, _) in enumerate(evaluated):
-            graph.check(inputs, f"batch {number} to evaluate on")
+        for what, part in (("", pairs), (" to evaluate on", evaluated)):
+            for number, (inputs, _) in enumerate(part):
+                graph.check(inputs, f"batch {number}{what}")
+        if self.settings.train_batches is not None:
+            check_first(graph, self.settings.train_batches)
+        if self.settings.flavour == "qat":
+            for ending in (PRUNED, TRAINING) if self.settings.prune_channels else (TRAINING,):
+                about = settings_of(self.settings.epochs, self._training)
+                Checkpoint(self.run.keep(ending), about).check(force=self.run.force)
+        for pattern, scheme in self.settings.pins.items():
+            check_pin(find_layers(graph), pattern, Scheme.parse(scheme))
+        return graph, _Data(kept, held_out, evaluated)
+
+    def _measured(self, graph: Graph, data: _Data, budget: Budget | MaxDrop) -> _Measured:
         with self.run.clock("calibrate"):
-            inputs = [inputs for inputs, _ in kept]
+            inputs = [inputs for inputs, _ in data.kept]
             calibration = calibrate(graph, find_layers(graph), inputs, ranges=self.settings.ranges)
+            calibration = replace(calibration, batches=inputs)  # for roundings, and sequential correction
         with self.run.clock("measure"):
-            table = self._measure(graph, kept, calibration)
+            table = self._table(graph, data.kept, calibration)
         if isinstance(budget, Budget) and "latency_ms" in budget.limits:
             with self.run.clock("time choices"):
                 table = timed(table, graph, calibration)
-        with self.run.clock("search"):
-            if isinstance(budget, MaxDrop):
-                plan, grounds = cheapest_enough(table, self._scoring(graph, calibration, evaluated, kept), budget)
-                limits = Budget(weight_bytes=plan.predicted["weight_bytes"])
-            else:
-                count = math.ceil(self.settings.eval_subset_ratio * len(kept))
-                some = [kept[index * len(kept) // count] for index in range(count)]  # from all over the data
-                plan = searched(
-                    table, lambda: self._scoring(graph, calibration, some, kept), budget, self.settings.search
-                )
-                grounds, limits = None, budget
-        with self.run.clock("compare with uniform plans"):
-            reference = evaluate(graph_runner(graph, self.task), held_out, self.task, "float on held-out data")
-            plans = [plan, *(one for one in uniform_plans(table, limits) if one.layers != plan.layers)]
-            simulate = self._simulation(kept)
-            contenders = [self._try(one, simulate(graph, one, calibration), held_out, reference) for one in plans]
-        chosen = contenders[0] if grounds else min(contenders, key=lambda contender: contender.divergence)
-        grounds = grounds or said(contenders, chosen)
-        if find_rounding(self.settings.rounding)[1] is not nearest:
-            with self.run.clock("round weights"):
-                chosen, more = self._rounded(graph, chosen, kept, held_out, reference)
-            grounds = f"{grounds}; {more}"
-        if self.settings.flavour == "qat":
-            with self.run.clock("fine-tune"):
-                chosen, more = self._train(dense or graph, chosen, kept, held_out, reference)
-            grounds = f"{grounds}; {more}"
-        with self.run.clock("evaluate"):
-            outputs = self._evaluate_all(graph, contenders, chosen, evaluated)
-            if dense is not None:
-                run = graph_runner(dense, self.task)
-                outputs["dense"] = evaluate(run, evaluated, self.task, "evaluate with all channels")
-        grounds = "; ".join(text for text in (grounds, note) if text)
-        return Decision(graph, table, contenders, chosen, grounds, evaluated, outputs, dense)
+        reference = evaluate(graph_runner(graph, self.task), data.held_out, self.task, "float on held-out data")
+        return _Measured(graph, data, calibration, table, reference)
 
-    def _check_drop(self, budget: Budget | MaxDrop) -> None:
-        """A largest drop is kept by files of nearest integers, which nothing may change afterwards."""
-        rounded = find_rounding(self.settings.rounding)[1] is not nearest
-        if isinstance(budget, MaxDrop) and (rounded or self.settings.flavour == "qat"):
-            what = f"rounding {find_rounding(self.settings.rounding)[0]}" if rounded else "flavour qat"
-            raise InvalidInput(
-                f"{what}: a largest drop is looked for with nearest integers and no training; give a budget instead, "
-                "say the weight_bytes of the plan that --max-drop finds"
-            )
-
-    def _measure(self, graph: Graph, kept: list[Batch], calibration: Calibration) -> Sensitivity:
+    def _table(self, graph: Graph, kept: list[Batch], calibration: Calibration) -> Sensitivity:
         choices = self.run.choices
         only_pinned = [scheme for scheme in dict.fromkeys(self.settings.pins.values()) if scheme not in choices]
         schemes = tuple(Scheme.parse(choice) for choice in (*choices, *only_pinned))
@@ -184,9 +223,7 @@ class _Steps:
         )
         return table.pinned(self.settings.pins, only_pinned) if self.settings.pins else table
 
-    def _prune(
-        self, graph: Graph, kept: list[Batch], held_out: list[Batch], budget: Budget | MaxDrop
-    ) -> tuple[Graph, Graph | None]:
+    def _prune(self, graph: Graph, data: _Data, budget: Budget | MaxDrop) -> tuple[Graph, Graph | None]:
         """The graph that is quantized, fine-tuned in float first by `qat`; the one with all channels, where another."""
         share = self.settings.prune_channels
         if share == 0:
@@ -196,121 +233,143 @@ class _Steps:
                 f"prune_channels={share}: a largest drop would be counted from the pruned network; give a budget"
             )
         with self.run.clock("prune channels"):
-            smaller = prune_channels(graph, kept, share=share, task=self.task, seed=self.settings.seed)
+            folder, seed = self.run.keep("channels"), self.settings.seed
+            smaller = prune_channels(graph, data.kept, share=share, task=self.task, seed=seed, folder=folder)
         if self.settings.flavour == "qat":
             with self.run.clock("fine-tune in float"):
-                smaller = self._trained(smaller, graph, kept, held_out, self.run.pruned_path).graph
+                smaller = self._trained(smaller, graph, data, self.run.keep(PRUNED)).graph
         return smaller, graph
 
-    def _scoring(self, graph: Graph, calibration: Calibration, batches: list[Batch], kept: list[Batch]) -> Scoring:
-        """How plans are tried on the batches; the journal notes what scores depend on, the `kept` data among it."""
+    def _searched(self, known: _Measured, budget: Budget | MaxDrop) -> tuple[Plan, Budget, str | None]:
+        """The plan, the limits that it keeps, and, where it alone keeps within a largest drop, the grounds for it."""
+        kept = known.data.kept
+        with self.run.clock("search"):
+            if isinstance(budget, MaxDrop):
+                scoring = self._scoring(known, known.data.evaluated, self.settings.rounding)
+                plan, grounds = cheapest_enough(known.table, scoring, budget)
+                return plan, Budget(weight_bytes=plan.predicted["weight_bytes"]), grounds
+            count = math.ceil(self.settings.eval_subset_ratio * len(kept))
+            some = [kept[index * len(kept) // count] for index in range(count)]  # from all over the data
+            plan = searched(known.table, lambda: self._scoring(known, some, "nearest"), budget, self.settings.search)
+            return plan, budget, None
+
+    def _scoring(self, known: _Measured, batches: list[Batch], rounding: str | Rounding) -> Scoring:
+        """How plans are tried on the batches; the journal notes what scores depend on, calibration data among it."""
         about = {
             "target": self.run.target.name,
             "task": self.task.name,
+            "rounding": source_digest(find_rounding(rounding)[1]),
+            "seed": self.settings.seed,
             "bias_correction": self.settings.bias_correction,
             "ranges": source_digest(find_ranges(self.settings.ranges)[1]),
             "importance": self.settings.importance,
             "score": None if self.settings.score is None else source_digest(self.settings.score),
-            "network": tensors_digest(graph.module.state_dict().values()),
+            "network": tensors_digest(known.graph.module.state_dict().values()),
         }
-        for name, part in (("calibration", kept), ("evaluation", batches)):
+        for name, part in (("calibration", known.data.kept), ("evaluation", batches)):
             leaves = (leaf for inputs, labels in part for leaf in (*inputs.tensors, labels) if leaf is not None)
             about[name] = tensors_digest(leaves)
-        journal = Journal(self.run.journal_path, about, force=self.run.force)
         return Scoring(
-            graph,
-            calibration,
+            known.graph,
+            known.calibration,
             batches,
             self.task,
             self.settings.score,
             self.settings.eval_timeout_s,
-            journal,
-            self._simulation(kept),
+            Journal(self.run.keep("trials.jsonl"), about, force=self.run.force),
+            partial(self._simulated, rounding=rounding),
         )
 
-    def _captured(self, model: nn.Module, example: Any, kept: list[Batch]) -> Graph:
-        if self.settings.reestimate_batch_norms:
-            model = reestimated(model, [inputs for inputs, _ in kept])
-        graph = capture(model, example)
-        check_exportable(graph)
-        return equalized(graph) if self.settings.equalize else graph
+    def _contenders(self, known: _Measured, plan: Plan, limits: Budget) -> list[Contender]:
+        """The plan and the uniform ones within the limits, simulated with the nearest integers on held-out data."""
+        with self.run.clock("compare with uniform plans"):
+            uniform = {one.made_by.removeprefix("uniform "): one for one in uniform_plans(known.table, limits)}
+            same = next((name for name, one in uniform.items() if one.layers == plan.layers), None)
+            plans = {same: plan} | {name: one for name, one in uniform.items() if one.layers != plan.layers}
+            return [
+                replace(
+                    self._contender(known, one, self._simulated(known.graph, one, known.calibration), one.made_by),
+                    uniform=name,
+                )
+                for name, one in plans.items()
+            ]
 
-    def _simulation(self, kept: list[Batch]) -> Callable[[Graph, Plan, Calibration], Graph]:
-        """How a plan is simulated, with biases corrected as the settings say."""
-        how = self.settings.bias_correction
+    def _contender(self, known: _Measured, plan: Plan, simulated: Graph, label: str) -> Contender:
+        outputs = evaluate(graph_runner(simulated, self.task), known.data.held_out, self.task, f"simulate {label}")
+        return Contender(plan, simulated, outputs.divergence(known.reference, self.task))
 
-        def simulate(graph: Graph, plan: Plan, calibration: Calibration) -> Graph:
-            simulated = quantize(graph, plan, calibration, bias_correction=how != "off")
-            return corrected(graph, simulated, [inputs for inputs, _ in kept]) if how == "sequential" else simulated
-
-        return simulate
-
-    def _try(self, plan: Plan, simulated: Graph, held_out: list[Batch], reference: Evaluation) -> Contender:
-        outputs = evaluate(graph_runner(simulated, self.task), held_out, self.task, f"simulate {plan.made_by}")
-        return Contender(plan, simulated, outputs.divergence(reference, self.task))
-
-    def _rounded(
-        self, graph: Graph, chosen: Contender, kept: list[Batch], held_out: list[Batch], reference: Evaluation
-    ) -> tuple[Contender, str]:
-        """The plan with its weights rounded as the settings say, unless that is worse on held-out data; and which."""
-        name, method = find_rounding(self.settings.rounding)
-        inputs, corrects = [one for one, _ in kept], self.settings.bias_correction != "off"
-        asked = Reconstruction(
+    def _simulated(
+        self, graph: Graph, plan: Plan, calibration: Calibration, *, rounding: str | Rounding = "nearest"
+    ) -> Graph:
+        """A plan with its weights rounded so, and biases corrected as the settings say."""
+        return quantize(
             graph,
-            chosen.simulated,
-            inputs,
-            self.task,
+            plan,
+            calibration,
+            rounding=rounding,
+            bias_correction=self.settings.bias_correction,
+            task=self.task,
             seed=self.settings.seed,
-            folder=self.run.parts_path,
-            bias_correction=corrects,
+            folder=None if find_rounding(rounding)[1] is nearest else self.run.keep("rounding"),
         )
-        simulated = method(asked)
-        if self.settings.bias_correction == "sequential":
-            simulated = corrected(graph, simulated, inputs)
-        outputs = evaluate(graph_runner(simulated, self.task), held_out, self.task, f"simulate {name}")
-        divergence = outputs.divergence(reference, self.task)
-        figures_ = f"{divergence:.4g} against {chosen.divergence:.4g} nats"
-        if not divergence <= chosen.divergence:  # NaN is no improvement
+
+    def _rounded(self, known: _Measured, chosen: Contender) -> tuple[Contender, str]:
+        """The plan with its weights rounded as the settings say, and a sentence about it.
+
+        Where that is worse on held-out data it keeps the nearest integers, but not where it was found to keep within a
+        largest drop: that holds for its rounding.
+        """
+        (name, _), plan = find_rounding(self.settings.rounding), chosen.plan
+        simulated = self._simulated(known.graph, plan, known.calibration, rounding=self.settings.rounding)
+        rounded = replace(self._contender(known, plan, simulated, name), uniform=chosen.uniform)
+        figures_ = f"{rounded.divergence:.4g} against {chosen.divergence:.4g} nats"
+        if "max_drop" in plan.budget:
+            return (
+                rounded,
+                f"weights are rounded by {name}, as in every plan that was tried ({figures_} with the nearest)",
+            )
+        if not rounded.divergence <= chosen.divergence:  # NaN is no improvement
             return chosen, f"weights are rounded to the nearest: {name} was worse ({figures_})"
-        rounded = replace(chosen, simulated=simulated, divergence=divergence)
         return rounded, f"weights are rounded by {name}, not to the nearest ({figures_})"
 
-    def _train(
-        self, teacher: Graph, chosen: Contender, kept: list[Batch], held_out: list[Batch], reference: Evaluation
-    ) -> tuple[Contender, str]:
+    def _tuned(self, known: _Measured, teacher: Graph, chosen: Contender) -> tuple[Contender, str]:
         """The contender fine-tuned, where that makes the loss on held-out data less, and a sentence about it."""
-        found, task = self._trained(chosen.simulated, teacher, kept, held_out, self.run.checkpoint_path), self.task
+        found = self._trained(chosen.simulated, teacher, known.data, self.run.keep(TRAINING))
         losses = f"loss on held-out data {found.losses[0]:.4g} before, {min(found.losses[1:]):.4g} after"
         if found.best == 0:
-            return replace(
-                chosen, untrained=chosen.simulated
-            ), f"fine-tuning made it no better and is left out ({losses})"
-        outputs = evaluate(graph_runner(found.graph, task), held_out, task, "evaluate fine-tuned")
-        trained = Contender(chosen.plan, found.graph, outputs.divergence(reference, task), chosen.simulated)
+            as_it_was = replace(chosen, untrained=chosen.simulated)
+            return as_it_was, f"fine-tuning made it no better and is left out ({losses})"
+        trained = self._contender(known, chosen.plan, found.graph, "fine-tuned")
+        trained = replace(trained, uniform=chosen.uniform, untrained=chosen.simulated)
         return trained, f"fine-tuned, best after epoch {found.best} of {self.settings.epochs} ({losses})"
 
-    def _trained(self, graph: Graph, teacher: Graph, kept: list[Batch], held_out: list[Batch], path: Path) -> Trained:
+    @property
+    def _training(self) -> Training:
+        return replace(self.settings.training, seed=self.settings.seed)
+
+    def _trained(self, graph: Graph, teacher: Graph, data: _Data, path: Path) -> Trained:
         """The graph trained as the settings say, its checkpoint at the path."""
-        settings = replace(self.settings.training, seed=self.settings.seed)
+        settings = self._training
         return train(
             graph,
-            kept if self.settings.train_batches is None else self.settings.train_batches,
+            data.kept if self.settings.train_batches is None else self.settings.train_batches,
             Objective(self.task, teacher, settings.distil, settings.temperature),
             epochs=self.settings.epochs,
             settings=settings,
-            eval_batches=held_out,
+            eval_batches=data.held_out,
             path=path,
             force=self.run.force,
         )
 
     def _evaluate_all(
-        self, graph: Graph, contenders: list[Contender], chosen: Contender, batches: list[Batch]
+        self, known: _Measured, dense: Graph | None, contenders: list[Contender], chosen: Contender
     ) -> dict[str, Evaluation]:
-        """Outputs on the evaluation data by name: `float`, `chosen`, `untrained`, and each uniform plan's scheme."""
-        runs = {"float": graph, "chosen": chosen.simulated}
+        """Outputs on the evaluation data by name, see `Decision.outputs`."""
+        runs = {"float": known.graph, "chosen": chosen.simulated}
         runs |= {} if chosen.untrained is None else {"untrained": chosen.untrained}
-        runs |= {scheme: contender.simulated for contender in contenders if (scheme := uniform_scheme(contender.plan))}
+        runs |= {} if dense is None else {"dense": dense}
+        runs |= {one.uniform: one.simulated for one in contenders if one.uniform}
         return {
-            name: evaluate(graph_runner(one, self.task), batches, self.task, f"evaluate {name}")
+            name: evaluate(graph_runner(one, self.task), known.data.evaluated, self.task, f"evaluate {name}")
             for name, one in runs.items()
         }

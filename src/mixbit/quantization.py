@@ -1,6 +1,8 @@
 """quantize(): from a float graph and a plan to the simulated graph, its weights rounded and its biases corrected."""
 
+import dataclasses
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 from mixbit.batches import split_batch
 from mixbit.biases import corrected_biases
 from mixbit.calibrate import Calibration, calibrate, mean_output
+from mixbit.correction import check_bias_correction, corrected
 from mixbit.errors import InvalidInput
 from mixbit.graph import Graph
 from mixbit.layers import Layer, find_layers
@@ -33,60 +36,80 @@ def quantize(
     batches: Iterable[Any] | Calibration | None,
     *,
     rounding: str | Rounding = "nearest",
-    bias_correction: bool = True,
+    bias_correction: str = "at_once",
     ranges: str | RangeMethod | None = None,
     task: Task | None = None,
     seed: int = 0,
+    folder: str | Path | None = None,
 ) -> Graph:
     """The graph with the plan's quantizers, simulated in float: a module that evaluates and trains.
 
     Activations: one quantizer per tensor, shared by everyone who reads it, with a static range; or, where the range is
-    taken at run time, by the plan's layers that read it alone, and none between layers. Bias correction subtracts from
-    each operator's bias the mean error of its output that the nearest rounding of its weight makes on the calibration
-    data. Where weight and input are integers, a bias is a whole multiple of the product of their scales, as runtimes
-    hold it; not where the input's scale is known at run time alone.
+    taken at run time, by the plan's layers that read it alone, and none between layers. Biases: `at_once` takes off the
+    mean error of each operator's output that the nearest rounding of its weight makes on the calibration data;
+    `sequential` does what `mixbit.correction.corrected` says, after the rounding. Where weight and input are integers,
+    a bias is a whole multiple of the product of their scales, as runtimes hold it; not where the input's scale is known
+    at run time alone.
 
     Args:
         graph: A captured graph in float; it is left as it is.
         plan: A scheme for every layer, for the target it names.
-        batches: Calibration data, labels ignored; or, for the nearest rounding, a calibration of this graph, which
-            holds the masks of sparse schemes (see `mixbit.pruning.masks`; they are chosen by magnitude otherwise); or
-            None where no input has a static range: weights then take min-max scales, and biases stay.
+        batches: Calibration data, labels ignored; or a calibration of this graph, which holds the masks of sparse
+            schemes (see `mixbit.pruning.masks`; they are chosen by magnitude otherwise), and, for roundings other than
+            nearest and for sequential correction, its `batches`; or None where no input has a static range: weights
+            then take min-max scales, and biases stay.
         rounding: How weights become integers: a name in ROUNDINGS, with options as in `brecq:iterations=500`, or a
             function from a `Reconstruction` to a graph.
-        bias_correction: Whether to correct biases.
+        bias_correction: A name in `mixbit.correction.BIAS_CORRECTIONS`.
         ranges: How ranges of activations are chosen, see `mixbit.ranges.RANGES`: `mse` where None; a
             calibration has its own way.
         task: What the outputs mean, for roundings that ask; classification where None.
         seed: Of every draw of the rounding.
+        folder: Where a rounding keeps finished parts, so that the same call, interrupted, goes on there; None keeps
+            nothing.
 
     Raises:
         InvalidInput: the plan is of another model, offers what the target does not run or a layer cannot take, the data
             does not fit or is needed, or the rounding is unknown.
     """
-    if not isinstance(bias_correction, bool):
-        raise InvalidInput(f"bias_correction={bias_correction!r}: give True or False; `corrected` does it in sequence")
+    check_bias_correction(bias_correction)
     name, method = find_rounding(rounding)
     layers = check_plan(graph, plan)
     plan = _without_stale_claims(plan, layers)
-    inputs = None
-    if batches is None:
-        _check_without_data(plan)
+    calibration = _calibration(graph, layers, plan, batches, ranges)
+    inputs = () if calibration is None else calibration.batches
+    if not inputs and (method is not nearest or bias_correction == "sequential"):
+        what = "sequential bias correction" if method is nearest else f"rounding {name}"
+        raise InvalidInput(f"{what}: {_given(calibration)} does not tell it enough; give the batches")
+    corrects, kept_in = bias_correction != "off", None if folder is None else Path(folder)
+    simulated = simulate(graph, plan, calibration, bias_correction=corrects)
+    task = task or Task.classification()
+    rounded = method(Reconstruction(graph, simulated, inputs, task, seed, kept_in, corrects))
+    if not isinstance(rounded, Graph):
+        raise InvalidInput(
+            f"rounding {name}: returns a {type(rounded).__name__}; return the simulated graph with other weights"
+        )
+    return corrected(graph, rounded, inputs) if bias_correction == "sequential" else rounded
+
+
+def _calibration(
+    graph: Graph,
+    layers: tuple[Layer, ...],
+    plan: Plan,
+    batches: Iterable[Any] | Calibration | None,
+    ranges: str | RangeMethod | None,
+) -> Calibration | None:
+    """The calibration given, or one of the batches given, which it keeps; None where the plan needs none."""
     if batches is not None and not isinstance(batches, Calibration):
         inputs = [split_batch(batch, len(graph.example.args))[0] for batch in batches]
-        batches = calibrate(graph, layers, inputs, ranges=ranges or "mse")
-    elif method is not nearest:
-        raise InvalidInput(f"rounding {name}: {_given(batches)} does not tell it enough; give the batches")
-    if inputs is None and ranges is not None:
+        return dataclasses.replace(calibrate(graph, layers, inputs, ranges=ranges or "mse"), batches=inputs)
+    if batches is None:
+        _check_without_data(plan)
+    if ranges is not None:
         raise InvalidInput(
             f"ranges={ranges!r}: {_given(batches)} chooses none; give ranges to calibrate(), or the batches"
         )
-    simulated = simulate(graph, plan, batches, bias_correction=bias_correction)
-    if inputs is None:
-        return simulated
-    return method(
-        Reconstruction(graph, simulated, inputs, task or Task.classification(), seed, bias_correction=bias_correction)
-    )
+    return batches
 
 
 def _given(batches: Calibration | None) -> str:

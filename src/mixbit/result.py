@@ -67,7 +67,8 @@ class Result(BaseModel):
         untrained: The same before fine-tuning; empty where there was none.
         deployed: `accuracy`, `agreement`, `max_abs_diff`, `relative_rms`, `weight_bytes`, `predicted_bytes`,
             `file_bytes`, `latency_ms` of the artefact.
-        uniform: The uniform plans within the budget: `scheme`, `accuracy`, `divergence`, `predicted_bytes`.
+        uniform: The uniform plans within the budget: `scheme`, as `w4a8` or `w8a8d (w8 elsewhere)`, `accuracy`,
+            `divergence`, `predicted_bytes`.
         layers: Layer -> LayerRow.
         pruned: What was removed before quantization; None where nothing was. `float` is the network without it.
         uncovered: What no layer covers, with their shares of work and storage.

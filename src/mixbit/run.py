@@ -33,10 +33,7 @@ class Run:
                 "which has all channels; take another target"
             )
         self.out, self.settings, self.force = out, settings, force
-        self.journal_path = out.absolute().with_name(f"{out.absolute().name}.trials.jsonl")
-        self.parts_path = out.absolute().with_name(f"{out.absolute().name}.rounding")
-        self.pruned_path = out.absolute().with_name(f"{out.absolute().name}.pruned.safetensors")
-        self.checkpoint_path = out.absolute().with_name(f"{out.absolute().name}.training.safetensors")
+        self.kept: set[Path] = set()
         self.task = settings.task
         self.seconds: dict[str, float] = {}
 
@@ -47,8 +44,16 @@ class Run:
         yield
         self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - began
 
+    def keep(self, ending: str) -> Path:
+        """The place beside the results of what an interrupted run goes on with; `clear` removes it."""
+        path = self.out.absolute().with_name(f"{self.out.absolute().name}.{ending}")
+        self.kept.add(path)
+        return path
+
     def clear(self) -> None:
-        """Remove what was kept for an interrupted run."""
-        for path in (self.journal_path, self.checkpoint_path, self.pruned_path):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(self.parts_path, ignore_errors=True)
+        """Remove what this run kept for itself; what another left there stays."""
+        for path in self.kept:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """Formats of tensors and schemes of layers: `parse("w4a8")` and `str()` are inverses."""
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -139,6 +140,19 @@ class Scheme:
         if self.input is not None and self.input.dynamic:
             found.add({"row": "dynamic rows", "group": "dynamic groups"}.get(self.input.granularity, "dynamic"))
         return frozenset(word for word in found if word is not None)
+
+    @property
+    def fallbacks(self) -> tuple["Scheme", ...]:
+        """What takes the place of a scheme whose input is ranged at run time, the first of these that a layer can take.
+
+        The same weight beside an input in float, or that without its groups; of other schemes, none.
+        """
+        if self.input is None or not self.input.dynamic:
+            return ()
+        found = [Scheme(self.weight)]
+        if self.weight is not None and self.weight.group is not None:
+            found.append(Scheme(dataclasses.replace(self.weight, granularity="channel", group=None)))
+        return tuple(found)
 
     @property
     def weight_bits(self) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mixbit.correction import check_bias_correction
 from mixbit.errors import InvalidInput
 from mixbit.metrics import Metric, find_metric
 from mixbit.pruning.masks import IMPORTANCE, check_importance
@@ -14,13 +15,6 @@ from mixbit.scoring import Score
 from mixbit.search import Method, find_search
 from mixbit.task import Task
 from mixbit.training.loop import Training
-
-#: Name -> what it does.
-BIAS_CORRECTIONS = {
-    "at_once": "Takes off each output's mean what the rounding of its own weight adds, on inputs of the float network.",
-    "sequential": "Layer after layer, on inputs of the quantized layers before: the errors of activations count too.",
-    "off": "Biases stay as they are, up to rounding.",
-}
 
 #: The longest time that an evaluation may be given: a week.
 LONGEST_S = 7 * 24 * 3600
@@ -43,7 +37,7 @@ class Settings:
         eval_subset_ratio: Share of the calibration batches that searches try plans on, those held out apart.
         eval_timeout_s: Longest time of one evaluation; None for any.
         ranges: Name of the method that chooses ranges of activations, or a function of the same kind.
-        bias_correction: A name in BIAS_CORRECTIONS.
+        bias_correction: A name in `mixbit.correction.BIAS_CORRECTIONS`.
         reestimate_batch_norms: Whether batch norms take their statistics from the calibration data, see `reestimated`.
         equalize: Whether channels between layers are scaled before anything else, see `equalized`.
         prune_channels: Share of the output channels to remove before everything else, see `mixbit.prune_channels`;
@@ -84,9 +78,7 @@ class Settings:
         find_search(self.search)
         find_rounding(self.rounding)
         find_ranges(self.ranges)
-        if self.bias_correction not in BIAS_CORRECTIONS:
-            known = ", ".join(BIAS_CORRECTIONS)
-            raise InvalidInput(f"bias correction {self.bias_correction!r} is unknown; known: {known}")
+        check_bias_correction(self.bias_correction)
         check_importance(self.importance)
         if not 0 < self.eval_subset_ratio <= 1:
             raise InvalidInput(f"eval_subset_ratio={self.eval_subset_ratio}: give a share between 0 and 1")

@@ -115,18 +115,18 @@ def compare(
     spread = float(reference.outputs.double().std()) if reference.outputs.numel() > 1 else 0.0
     rms = float(difference.square().mean().sqrt())
     relative = rms / spread if spread > 0 else rms
-    agreement = _agreement(reference.outputs, deployed.outputs) if task.has_accuracy else None
+    agree = agreement(reference.outputs, deployed.outputs) if task.has_accuracy else None
     problems = _byte_problems(stored, predicted)
     if not relative <= OUTPUT_TOLERANCE:
         problems.append(f"outputs differ by {relative:.1%} of their spread (allowed {OUTPUT_TOLERANCE:.0%})")
     count = len(reference.outputs)
-    if agreement is not None and round((1 - agreement) * count) > max(1, ANSWERS_TOLERANCE * count):
-        problems.append(f"top answers agree on {agreement:.2%} only (at least {1 - ANSWERS_TOLERANCE:.0%} wanted)")
+    if agree is not None and round((1 - agree) * count) > max(1, ANSWERS_TOLERANCE * count):
+        problems.append(f"top answers agree on {agree:.2%} only (at least {1 - ANSWERS_TOLERANCE:.0%} wanted)")
     return Comparison(
         num_samples=count,
         max_abs_diff=float(difference.abs().max()),
         relative_rms=relative,
-        agreement=agreement,
+        agreement=agree,
         accuracy=deployed.accuracy,
         weight_bytes=held,
         predicted_bytes=sum(predicted.values()),
@@ -135,7 +135,8 @@ def compare(
     )
 
 
-def _agreement(reference: Tensor, deployed: Tensor) -> float:
+def agreement(reference: Tensor, deployed: Tensor) -> float:
+    """Share of equal top answers of two outputs [N, ..., C]."""
     return float((reference.argmax(-1) == deployed.argmax(-1)).to(torch.float64).mean())
 
 

@@ -225,7 +225,7 @@ def test_biases_take_off_the_mean_error(scheme):
 
 def test_without_bias_correction_rows_keep_their_mean_and_biases_stay():
     _, x, graph = captured_operator("linear, 3 dimensions")
-    asked = asked_about(graph, x, "w3", bias_correction=False)
+    asked = asked_about(graph, x, "w3", bias_correction="off")
     result = gptq(asked)
     (layer,) = find_layers(graph)
     torch.testing.assert_close(

@@ -17,7 +17,7 @@ from mixbit.layers import find_layers
 from mixbit.quantization import quantize
 from mixbit.simulate import quantizers_of
 from mixbit.task import Task
-from mixbit.training.finetune import FILE_NAME, finetune, train
+from mixbit.training.finetune import FILE_NAME, check_first, finetune, train
 from mixbit.training.loop import Training, rate
 from mixbit.training.objective import Objective
 from tests.networks import assert_state_is, by_tensor, plan_of, state_of
@@ -255,3 +255,38 @@ def test_the_rate_rises_and_falls():
     assert rate(6, 10, 0.2) == pytest.approx(0.5)
     assert 0 < rate(9, 10, 0.2) < 0.05
     assert [rate(step, 4, 0.0) for step in (0, 2, 9)] == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_what_is_no_graph_is_refused():
+    graph, simulated, batches = problem()
+    with pytest.raises(InvalidInput, match=r"graph: a GraphModule; give what capture\(\) or quantize\(\) returned"):
+        finetune(simulated.module, batches)
+    with pytest.raises(InvalidInput, match="teacher: a GraphModule; give what"):
+        finetune(simulated, batches, teacher=graph.module)
+
+
+def test_looking_at_the_first_batch_draws_nothing():
+    graph, _, batches = problem()
+    points = torch.cat([points for points, _ in batches])
+    generator = torch.Generator().manual_seed(3)
+    loader = DataLoader(TensorDataset(points), batch_size=4, shuffle=True, generator=generator)
+    before, of_torch = generator.get_state(), torch.get_rng_state()
+    check_first(graph, loader)
+    assert torch.equal(generator.get_state(), before)
+    assert torch.equal(torch.get_rng_state(), of_torch)
+    with pytest.raises(InvalidInput, match="batch 0 to train on: input 0 has shape"):
+        check_first(graph, [torch.cat([points, points], 1)])
+
+
+def test_a_loader_whose_length_is_not_what_it_yields_is_refused():
+    _, _, batches = problem()
+
+    class Long:
+        def __len__(self):
+            return 5
+
+        def __iter__(self):
+            return iter(batches[:3])
+
+    with pytest.raises(InvalidInput, match=r"epoch 1: the loader yields 3 batches, and its len\(\) says 5"):
+        run(batches=Long(), held_out=batches)

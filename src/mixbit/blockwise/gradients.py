@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, fx
 
+from mixbit.progress import track
 from mixbit.reconstruction import Reconstruction
 
 
@@ -14,7 +15,7 @@ def squared_gradients(asked: Reconstruction, names: tuple[str, ...]) -> dict[tup
     """
     generator = torch.Generator().manual_seed(asked.seed)
     found = {}
-    for number, inputs in enumerate(asked.batches):
+    for number, inputs in enumerate(track(asked.batches, "weigh errors")):
         watching = _Watching(asked.graph.module, names)
         with torch.enable_grad():
             returned = watching.run(*asked.graph.leaves(inputs), enable_io_processing=False)

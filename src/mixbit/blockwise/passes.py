@@ -15,6 +15,9 @@ from mixbit.graph import Graph
 from mixbit.reconstruction import Reconstruction
 from mixbit.samples import SampleAxis, sample_axis
 
+#: Which network a cached tensor is of, before its node's name.
+_FLOAT, _LEARNING = "float: ", "learning: "
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -39,9 +42,7 @@ class Passes:
     def __init__(self, asked: Reconstruction, cache_gib: float, kept: Mapping[str, Kept]) -> None:
         self.asked, self.kept = asked, kept
         self.sizes = [inputs.batch_size for inputs in asked.batches]
-        limit = cache_gib * 2**30 / 2
-        device = asked.graph.device
-        self.in_float, self.learning = ActivationCache(limit, device), ActivationCache(limit, device)
+        self.cache = ActivationCache(cache_gib * 2**30, asked.graph.device)
         self.weights: dict[tuple[int, str], Tensor] = {}
         names = [node.name for node in asked.graph.module.graph.find_nodes(op="placeholder")]
         self.leaves = [dict(zip(names, asked.graph.leaves(inputs), strict=True)) for inputs in asked.batches]
@@ -49,12 +50,12 @@ class Passes:
     @torch.no_grad()
     def advance_float(self, part: Stretch, wanted: set[str]) -> None:
         """Run the next stretch of the float network and keep what is wanted of it."""
-        self._advance(self.in_float, part, wanted)
+        self._advance(_FLOAT, part, wanted)
 
     @torch.no_grad()
     def advance_learning(self, part: Stretch, wanted: set[str]) -> None:
         """Run the next stretch of the learning network and keep what is wanted of it."""
-        self._advance(self.learning, part, wanted)
+        self._advance(_LEARNING, part, wanted)
 
     def weigh(self, outputs: tuple[str, ...]) -> None:
         """Take the squared gradients of the float network's information by these tensors as weights of their errors."""
@@ -62,13 +63,11 @@ class Passes:
 
     def keep_only(self, names: set[str]) -> None:
         """Drop the tensors of other names."""
-        self.in_float.keep_only(names)
-        self.learning.keep_only(names)
+        self.cache.keep_only({which + name for which in (_FLOAT, _LEARNING) for name in names})
 
     def close(self) -> None:
         """Drop all tensors."""
-        self.in_float.close()
-        self.learning.close()
+        self.cache.close()
 
     def draw(self, batch_size: int, generator: torch.Generator, *, by_rows: bool) -> tuple[int, Tensor | None]:
         """A batch with a chance proportional to its size, and some of its samples; all where they cannot be parted."""
@@ -79,18 +78,18 @@ class Passes:
 
     def inputs(self, part: Stretch, batch: int, rows: Tensor | None = None) -> dict[str, Tensor]:
         """What a stretch of the learning network reads."""
-        return {name: _some(self._get(self.learning, batch, name), rows) for name in part.inputs}
+        return {name: _some(self._get(_LEARNING, batch, name), rows) for name in part.inputs}
 
     def float_inputs(self, part: Stretch, batch: int, rows: Tensor | None = None) -> dict[str, Tensor]:
         """The same of the float network, for the tensors that it has too."""
-        known = (name for name in part.inputs if self.in_float.holds(batch, name))
-        return {name: self._of_float(name, self.in_float.get(batch, name), rows) for name in known}
+        known = (name for name in part.inputs if self.cache.holds(batch, _FLOAT + name))
+        return {name: self._of_float(name, self.cache.get(batch, _FLOAT + name), rows) for name in known}
 
     def error(self, outputs: Mapping[str, Tensor], batch: int, rows: Tensor | None = None) -> Tensor:
         """Mean square of the outputs' distance from the float network's, weighted where `weigh` was called."""
         total = torch.zeros((), device=self.asked.graph.device)
         for name, output in outputs.items():
-            square = (output - self._of_float(name, self.in_float.get(batch, name), rows)).square()
+            square = (output - self._of_float(name, self.cache.get(batch, _FLOAT + name), rows)).square()
             weight = self.weights.get((batch, name))
             total = total + (square if weight is None else square * self._of_float(name, weight, rows)).mean()
         return total
@@ -105,16 +104,16 @@ class Passes:
         """Whether the first dimension of all that the stretch reads and makes is the batch."""
         return all(sample_axis(part.graph.node(name)) == SampleAxis(0) for name in (*part.inputs, *outputs))
 
-    def _advance(self, cache: ActivationCache, part: Stretch, wanted: set[str]) -> None:
+    def _advance(self, which: str, part: Stretch, wanted: set[str]) -> None:
         names = wanted & part.made
         for batch in range(len(self.sizes)):
-            read = {name: self._get(cache, batch, name) for name in part.inputs}
+            read = {name: self._get(which, batch, name) for name in part.inputs}
             for name, tensor in part.run(read, names).items():
-                cache.put(batch, name, tensor)
+                self.cache.put(batch, which + name, tensor)
 
-    def _get(self, cache: ActivationCache, batch: int, name: str) -> Tensor:
+    def _get(self, which: str, batch: int, name: str) -> Tensor:
         leaves = self.leaves[batch]
-        return leaves[name] if name in leaves else cache.get(batch, name)
+        return leaves[name] if name in leaves else self.cache.get(batch, which + name)
 
     def _of_float(self, name: str, tensor: Tensor, rows: Tensor | None) -> Tensor:
         """The rows of a tensor of the float network, as far as the learning network has it."""

@@ -29,6 +29,7 @@ def problem_over(table: Sensitivity, limits: Sequence[Limit], trials: Trials | N
         numel=table.numel,
         trace=table.trace,
         trials=trials,
+        fallbacks=[[schemes.index(one) for one in scheme.fallbacks if one in schemes] for scheme in schemes],
     )
 
 
@@ -72,14 +73,24 @@ def plan_of(table: Sensitivity, choice: Sequence[int] | Integers, budget: Budget
 def uniform_plans(table: Sensitivity, budget: Budget) -> list[Plan]:
     """All plans with the same choice for every layer that keep within the budget, in the table's order of choices.
 
-    A choice that some layer is not offered makes no uniform plan; a layer that is offered one choice only takes it.
+    A layer that is not offered a choice whose input is ranged at run time takes what takes its place, see
+    `Scheme.fallbacks`; a layer that is offered one choice only takes that. Any other choice that some layer is not
+    offered makes no uniform plan.
 
     Args:
         table: Layers and choices, with their usage.
         budget: Limits that each plan keeps.
 
     Returns:
-        The plans, made by `uniform w8a8` and so on; empty where none fits.
+        The plans, made by `uniform w8a8`, or `uniform w8a8d (w8 elsewhere)` where some layers take another choice;
+        empty where none fits.
     """
     found = uniform_choices(problem_over(table, budget.over(table)))
-    return [plan_of(table, choice, budget, f"uniform {table.choices[column]}") for column, choice in found.items()]
+    return [
+        plan_of(table, choice, budget, f"uniform {_named(table, column, choice)}") for column, choice in found.items()
+    ]
+
+
+def _named(table: Sensitivity, column: int, choice: Integers) -> str:
+    others = [table.choices[other] for other in np.unique(choice) if other != column]
+    return f"{table.choices[column]} ({' and '.join(others)} elsewhere)" if others else table.choices[column]

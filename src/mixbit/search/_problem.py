@@ -60,6 +60,8 @@ class Problem:
         numel: [L] number of weights; only some methods need it.
         trace: [L] the Hessian's average trace, where the table holds it.
         trials: The network, for methods that try plans on it.
+        fallbacks: [C] columns, in order, that take a choice's place in uniform plans for a layer that is not offered
+            it; none where left out.
 
     Raises:
         InvalidInput: for NaN, shapes that disagree, an empty tie, or an index out of range.
@@ -75,6 +77,7 @@ class Problem:
     numel: Floats | None = None
     trace: Floats | None = None
     trials: Trials | None = None
+    fallbacks: Sequence[Sequence[int]] = ()
 
     @classmethod
     def of(
@@ -237,16 +240,19 @@ def _check_common_choice(offered: NDArray[np.bool_], group: Integers, unit: Inte
 
 
 def uniform_choices(problem: Problem) -> dict[int, Integers]:
-    """Column -> the choice [L] that takes it in every layer, but for layers that are offered another alone.
+    """Column -> the choice [L] that takes it in every layer, or the first of its fallbacks that the layer is offered.
 
-    Those within the limits, that every layer with several choices is offered.
+    A layer that is offered one choice only takes that. Those within the limits; a column with neither itself nor a
+    fallback for some layer makes no uniform choice.
     """
     offered = np.isfinite(problem.loss)
     only = np.where(offered.sum(axis=1) == 1, offered.argmax(axis=1), -1)
     input_bits = np.zeros(problem.loss.shape[1]) if problem.input_bits is None else np.asarray(problem.input_bits)
     found: dict[int, Integers] = {}
     for column in range(problem.loss.shape[1]):
-        choice = np.where(only >= 0, only, column)
+        places = [column, *(problem.fallbacks[column] if problem.fallbacks else ())]
+        first = np.array(places)[offered[:, places].argmax(axis=1)]
+        choice = np.where(only >= 0, only, first)
         if not np.isfinite(taken(problem.loss, choice)).all() or not keeps(problem.usage, problem.limits, choice):
             continue
         tied = all(len(np.unique(choice[list(tie)])) == 1 for tie in problem.ties)

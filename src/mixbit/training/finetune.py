@@ -5,6 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mixbit.batches import Batch, check_iterable, hold_out, split_all
 from mixbit.errors import InvalidInput
 from mixbit.graph import Graph
@@ -13,7 +15,7 @@ from mixbit.progress import track
 from mixbit.simulate import quantizers_of
 from mixbit.task import Task
 from mixbit.training.checkpoints import Checkpoint
-from mixbit.training.loop import Loop, Trained, Training
+from mixbit.training.loop import Loop, Trained, Training, generator_of, loaded
 from mixbit.training.objective import Objective
 
 FILE_NAME = "training.safetensors"
@@ -54,6 +56,9 @@ def finetune(
         InvalidInput: data, settings or the checkpoint do not fit, or the loss is no longer finite; the message says in
             which step.
     """
+    for what, one in (("graph", graph), ("teacher", teacher)):
+        if not isinstance(one, Graph) and (what == "graph" or one is not None):
+            raise InvalidInput(f"{what}: a {type(one).__name__}; give what capture() or quantize() returned")
     settings = settings or Training()
     objective = Objective(task or Task.classification(), teacher, settings.distil, settings.temperature)
     path = None if folder is None else Path(folder) / FILE_NAME
@@ -71,15 +76,17 @@ def train(
     settings: Training,
     eval_batches: Iterable[Any] | None = None,
     path: Path | None = None,
-    force: bool = False,
+    force: bool | None = None,
 ) -> Trained:
-    """What `finetune` does, and the losses; `force` throws away a checkpoint of another training."""
+    """What `finetune` does, and the losses.
+
+    With `force` a checkpoint of another training is thrown away; None where the caller has no such option.
+    """
     settings.check()
     if not isinstance(epochs, int) or epochs < 1:
         raise InvalidInput(f"epochs={epochs!r}: give a whole number from 1")
     num_inputs = len(graph.example.args)
-    if isinstance(check_iterable(batches), Iterator):
-        raise InvalidInput("batches: used up after one pass; give a list or a loader, which start again every epoch")
+    check_first(graph, batches)
     if eval_batches is not None:
         held_out = split_all(eval_batches, num_inputs)
     elif isinstance(batches, Sequence):
@@ -92,8 +99,32 @@ def train(
     loop = Loop(graph, objective, settings, epochs, _count(batches))
     if path is None:
         return loop.run(batches, held_out, Checkpoint(None, {}))
-    about = _about(graph, objective, batches, held_out) | {"epochs": epochs, "settings": asdict(settings)}
+    about = _about(graph, objective, batches, held_out) | settings_of(epochs, settings)
     return loop.run(batches, held_out, Checkpoint(path, about), force=force)
+
+
+def check_first(graph: Graph, batches: Iterable[Any]) -> None:
+    """Raise InvalidInput unless the batches can be gone through again, and the first of them fits the graph.
+
+    What a loader draws for it is given back: the training begins as if nobody had looked.
+    """
+    if isinstance(check_iterable(batches), Iterator):
+        raise InvalidInput("batches: used up after one pass; give a list or a loader, which start again every epoch")
+    generator = generator_of(batches)
+    state = None if generator is None else generator.get_state()
+    with torch.random.fork_rng([]):
+        first = next(loaded(batches), None)
+    if generator is not None and state is not None:
+        generator.set_state(state)
+    if first is None:
+        raise InvalidInput("the data holds no batch to train on: an empty loader or list")
+    inputs, _ = split_all([first], len(graph.example.args))[0]
+    graph.check(inputs, "batch 0 to train on")
+
+
+def settings_of(epochs: int, settings: Training) -> dict[str, Any]:
+    """What a checkpoint is about that is known before there is anything to train."""
+    return {"epochs": epochs, "settings": asdict(settings)}
 
 
 def _count(batches: Iterable[Any]) -> int:

@@ -98,7 +98,7 @@ class Loop:
         self.best: dict[str, Tensor] = {}
 
     def run(
-        self, batches: Iterable[Any], held_out: list[Batch], checkpoint: Checkpoint, *, force: bool = False
+        self, batches: Iterable[Any], held_out: list[Batch], checkpoint: Checkpoint, *, force: bool | None = None
     ) -> Trained:
         """Go through the epochs that are left, keep each, and settle the best."""
         found = checkpoint.load(force=force)
@@ -119,6 +119,7 @@ class Loop:
 
     def _epoch(self, epoch: int, batches: Iterable[Any]) -> None:
         label = f"fine-tune, epoch {epoch} of {self.epochs}"
+        number = -1
         for number, batch in enumerate(track(_in_order(batches), label, self.num_batches)):
             place = f"epoch {epoch}, step {number}"
             step, steps = (epoch - 1) * self.num_batches + number, self.epochs * self.num_batches
@@ -132,6 +133,11 @@ class Loop:
             if not torch.isfinite(norm):
                 raise _diverged(place, "gradient", norm, self.settings.lr)
             self._step()
+        if hasattr(batches, "__len__") and number + 1 != self.num_batches:
+            raise InvalidInput(
+                f"epoch {epoch}: the loader yields {number + 1} batches, and its len() says {self.num_batches}, by "
+                "which the learning rate falls; mend its __len__"
+            )
 
     def _step(self) -> None:
         """One step of the optimizer; what it takes from a scale is a share of that scale, however small it is."""
@@ -167,7 +173,7 @@ class Loop:
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{key}": tensor for key, tensor in state.items()}
-        generator = _generator(batches)
+        generator = generator_of(batches)
         return tensors if generator is None else tensors | {"generator": generator.get_state()}
 
     def _restore(self, losses: list[float], tensors: dict[str, Tensor], batches: Iterable[Any]) -> None:
@@ -182,7 +188,7 @@ class Loop:
         self.losses, self.best = losses, parts["best"]
         self.graph.module.load_state_dict(parts["module"])
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
-        generator = _generator(batches)
+        generator = generator_of(batches)
         if generator is not None and parts["generator"]:
             generator.set_state(parts["generator"][""])
 
@@ -213,13 +219,18 @@ def _in_order(batches: Iterable[Any]) -> Iterator[Any]:
     if isinstance(batches, Sequence):
         yield from (batches[index] for index in torch.randperm(len(batches)).tolist())
         return
+    yield from loaded(batches)
+
+
+def loaded(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches in their own order; raises InvalidInput where a loader fails."""
     try:
         yield from batches
     except RuntimeError as error:  # as of tensors that differ in shape and are stacked
         raise InvalidInput(f"the loader fails: {str(error).splitlines()[0]}") from error
 
 
-def _generator(batches: Iterable[Any]) -> torch.Generator | None:
+def generator_of(batches: Iterable[Any]) -> torch.Generator | None:
     """That of a loader which draws with one of its own."""
     generator = getattr(batches, "generator", None)
     return generator if isinstance(generator, torch.Generator) else None
