@@ -414,6 +414,14 @@ def test_quantized_graphs_and_unfit_batches_are_refused(anything: str) -> None:
         mb.prune_channels(quantized, [x])
 
 
+def test_inputs_whose_squares_are_not_finite_are_refused() -> None:
+    model, x = network("chain")
+    graph, spoilt = mb.capture(model, x), x.clone()
+    spoilt[1, 2, 3, 4] = 1e200
+    with pytest.raises(InvalidInput, match=r"b.weight: .* leave out such samples"):
+        mb.prune_channels(graph, [x, spoilt], iterations=0)
+
+
 def test_same_seed_same_channels() -> None:
     model, x = network("residual")
     graph = mb.capture(model, x)

@@ -10,6 +10,7 @@ from torch import nn
 import mixbit as mb
 from mixbit.blockwise.blocks import find_blocks
 from mixbit.blockwise.gradients import squared_gradients
+from mixbit.blockwise.parts import question_digest
 from mixbit.blockwise.passes import Passes
 from mixbit.blockwise.stretch import needed_later, stretches
 from mixbit.calibrate import calibrate
@@ -17,7 +18,6 @@ from mixbit.layers import find_layers, model_fingerprint
 from mixbit.quantization import quantize
 from mixbit.reconstruction import Reconstruction
 from mixbit.rounding import _blockwise
-from mixbit.rounding._parts import question_digest
 from mixbit.rounding.adaround import adaround
 from mixbit.rounding.brecq import brecq
 from mixbit.scheme import Format

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.batches import Batch
+from mixbit.errors import InvalidInput
 from mixbit.fold import set_bias
 from mixbit.graph import Graph
 from mixbit.moments import Moments, inverse_factor
@@ -74,6 +75,9 @@ def predict(graph: Graph, channels: Channels, batches: list[Batch], keep: Tensor
         channels: Of the graph.
         batches: Samples.
         keep: [units] which are not gone.
+
+    Raises:
+        InvalidInput: what a reader reads is not finite.
     """
     seen: dict[fx.Node, _Seen] = {}
     for inputs, _ in track(batches, "take moments of channels"):
@@ -82,7 +86,12 @@ def predict(graph: Graph, channels: Channels, batches: list[Batch], keep: Tensor
     for reader in channels.cuttable_readers:
         node = graph.node(reader.operation.node)
         centred = can_take_bias(node, reader.operation)
-        found[node.name] = _prediction(seen[reader.data(node)], keep[reader.units].to(graph.device), centred=centred)
+        one, kept = seen[reader.data(node)], keep[reader.units].to(graph.device)
+        if not one.moments.hessian(centred=False).isfinite().all():
+            raise InvalidInput(
+                f"{reader.layer.name}: its input is NaN or inf, or its squares are; leave out such samples"
+            )
+        found[node.name] = _prediction(one, kept, centred=centred)
     return found
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from mixbit.blockwise.blocks import Block, find_blocks
 from mixbit.blockwise.pace import Pace
+from mixbit.blockwise.parts import load, question_digest, save
 from mixbit.blockwise.passes import Kept, Passes, side_by_side
 from mixbit.blockwise.stretch import Stretch
 from mixbit.exporting import copy_module
@@ -20,7 +21,6 @@ from mixbit.nodes import tensor_of
 from mixbit.progress import track
 from mixbit.pruning.channels import find_channels
 from mixbit.reconstruction import Reconstruction
-from mixbit.rounding._parts import load, question_digest, save
 
 #: Steps of Adam: of weights, in their own root mean squares; of biases, in root mean square errors of the block.
 RATE, BIAS_RATE = 0.01, 0.05

@@ -8,6 +8,7 @@ import torch
 from mixbit.biases import settle_biases
 from mixbit.blockwise.blocks import Block
 from mixbit.blockwise.pace import Pace
+from mixbit.blockwise.parts import load, question_digest, save
 from mixbit.blockwise.passes import Passes, side_by_side
 from mixbit.blockwise.stretch import Stretch
 from mixbit.errors import InvalidInput
@@ -16,7 +17,6 @@ from mixbit.graph import Graph
 from mixbit.progress import track
 from mixbit.reconstruction import Reconstruction
 from mixbit.rounding._learned import Learned, mixed
-from mixbit.rounding._parts import load, question_digest, save
 from mixbit.rounding._soft import beta_at
 
 #: Steps of Adam: of the roundings; of biases, in root mean square errors of the block; of scales, relative to them.

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from mixbit.affine import along
 from mixbit.biases import corrected_biases
+from mixbit.blockwise import parts
 from mixbit.errors import InvalidInput
 from mixbit.exporting import copy_module
 from mixbit.fold import set_bias
@@ -24,7 +25,6 @@ from mixbit.operators import Operation, can_take_bias
 from mixbit.progress import track
 from mixbit.quantizer import Quantizer
 from mixbit.reconstruction import Reconstruction
-from mixbit.rounding import _parts
 from mixbit.rounding._compensate import compensated, least_error
 from mixbit.rounding._prefix import Prefix
 from mixbit.rounding._rows import rows_of
@@ -72,17 +72,17 @@ def gptq(
         raise InvalidInput("gptq: no batch to calibrate on; give at least one")
     rounded = dataclasses.replace(asked.simulated, module=copy_module(asked.simulated.module))
     todo = _rounded_layers(asked, rounded)
-    question = _parts.question_digest(asked, "gptq", damping=damping, order=order)
+    question = parts.question_digest(asked, "gptq", damping=damping, order=order)
     missing = []
     for one in todo:
-        known = _parts.load(asked.folder, one.part, question)
+        known = parts.load(asked.folder, one.part, question)
         if known is None:
             missing.append(one)
         else:
             _put(rounded, one.layer, known)
     for one, moments in _moments_in_order(asked, rounded, todo, missing):
         found = _round(asked, rounded, one, moments, {"damping": damping, "by_activation": order == "activation"})
-        _parts.save(asked.folder, one.part, question, found)
+        parts.save(asked.folder, one.part, question, found)
         _put(rounded, one.layer, found)
     rounded.module.graph.eliminate_dead_code()
     rounded.module.recompile()

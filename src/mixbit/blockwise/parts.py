@@ -1,4 +1,4 @@
-"""Finished parts of a rounding, kept in files, so that an interrupted run goes on where it stopped."""
+"""Blocks and layers that are finished, kept in files, so that an interrupted run goes on where it stopped."""
 
 from collections.abc import Mapping
 from pathlib import Path
