@@ -37,7 +37,7 @@ class Training:
     scale_lr: float = 3e-4
     weight_decay: float = 0.0
     distil: float = 1.0
-    temperature: float = 1.0
+    temperature: float = 2.0
     warm_up: float = 0.05
     max_norm: float = 10.0
     seed: int = 0
