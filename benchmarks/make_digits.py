@@ -4,6 +4,7 @@ scikit-learn keeps the images in the order of their writers. They are shuffled h
 numpy has frozen (NEP 19), so that the first images are a fair sample wherever the file is read.
 """
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -23,4 +24,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

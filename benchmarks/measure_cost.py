@@ -6,6 +6,7 @@ ResNet-20, 512 images in batches of 64, five weight widths. Seconds are medians 
 the growth of the peak resident set in a fresh process each.
 """
 
+import argparse
 import multiprocessing
 import resource
 import statistics
@@ -92,4 +93,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

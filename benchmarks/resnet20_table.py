@@ -110,12 +110,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", default=["openvino", "onnxruntime", "packed"])
+    given = parser.parse_args(arguments)
     data = Data.load()
     reference = evaluate(graph_runner(data.graph, TASK), data.test, TASK, "evaluate float")
     columns = ("target", "plan", "simulated", "deployed", "agreement", "weight bytes", "of float", "predicted/actual",
                "file bytes", "ms", "of w8a8")  # fmt: skip
     table = Table(*columns, title=f"ResNet-20, float32 {reference.accuracy:.2%}")
-    for target in parser.parse_args(arguments).targets:
+    for target in given.targets:
         for row in rows_for(data, target):
             table.add_row(*row)
     Console(width=160).print(table)

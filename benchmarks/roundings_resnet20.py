@@ -51,10 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print a row for each plan and rounding as it is done, then the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", default=ROWS, metavar="PLAN/ROUNDING")
+    given = parser.parse_args(arguments)
     data, console = Data.load(), Console(width=120)
     table = Table("plan", "rounding", "accuracy", "mean bits", "seconds", title="ResNet-20, simulated")
     plans = cache(lambda name: plan_of(data, name))
-    for row in parser.parse_args(arguments).rows:
+    for row in given.rows:
         name, _, rounding = row.partition("/")
         plan, began = plans(name), time.perf_counter()
         rounded = mb.quantize(data.graph, plan, data.calibration_batches, rounding=rounding)

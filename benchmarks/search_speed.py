@@ -3,6 +3,7 @@
 python -m benchmarks.search_speed
 """
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
@@ -77,4 +78,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

@@ -41,4 +41,6 @@ def main(out: Path, *, target: str = "onnxruntime", epochs: int = 3) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage, from the folder that holds examples/: python -m examples.train_plain OUT")
     main(Path(sys.argv[1]))

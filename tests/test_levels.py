@@ -15,6 +15,7 @@ LEVELS = (
     {"scheme", "sensitivity", "budget", "plan", "task", "batches", "target", "nncf_config"},
     {"affine", "moments", "means", "histogram", "ranges", "quantizer", "search", "ranking", "sparsity"},  # numbers only
     {
+        "arguments",
         "exporting",
         "nodes",
         "operators",

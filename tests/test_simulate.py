@@ -379,3 +379,25 @@ def test_a_rounding_that_returns_no_graph_is_refused():
 
 def forgets(asked):
     """A rounding that returns nothing."""
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w8ta8"])
+def test_a_weight_read_from_both_sides_keeps_its_scales_on_one(bias, scheme):
+    """As in a tied autoencoder: the second product sums over the channels that have the scales."""
+    torch.manual_seed(0)
+
+    def run(net, x):
+        hidden = net.e(x).relu()
+        return torch.addmm(net.b, hidden, net.e.weight) if bias else hidden @ net.e.weight
+
+    net = Net(run, e=nn.Linear(6, 9), b=nn.Parameter(torch.randn(6))).double().eval()
+    x = torch.randn(30, 6, dtype=torch.float64)
+    graph = capture(net, x)
+    plan = plan_of(find_layers(graph), scheme)
+    for method in ("at_once", "sequential", "off"):
+        found = quantize(graph, plan, [x], bias_correction=method)
+        assert (found(x) - graph(x)).square().mean() < (0.02 if scheme == "w4a8" else 2e-3) * graph(x).var()
+        quantizer = by_tensor(found)["e.weight"]
+        weight = graph.module.get_parameter("e.weight").detach()
+        assert (quantizer(weight) - weight).abs().max() <= 0.5 * quantizer.scale.max() + 1e-9 or scheme == "w4a8"

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mixbit.batchnorm import reestimated
     from mixbit.budget import Budget, MaxDrop
     from mixbit.equalize import equalized
     from mixbit.errors import InfeasibleBudget, InvalidInput, MixbitError, TargetMismatch, UnsupportedModel
@@ -60,6 +61,7 @@ __all__ = [
     "measure",
     "prune_channels",
     "quantize",
+    "reestimated",
     "search",
     "settled",
     "study",
@@ -98,6 +100,7 @@ _HOMES = {
     "measure": "measurement",
     "prune_channels": "pruning.prune",
     "quantize": "quantization",
+    "reestimated": "batchnorm",
     "search": "search",
     "settled": "training.learning",
     "study": "studies",

@@ -1,12 +1,12 @@
 """Batches of the user's data: inputs apart from labels, and what is held out of calibration."""
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from mixbit.errors import InvalidInput
+from mixbit.errors import InvalidInput, MixbitError
 from mixbit.task import Inputs
 
 #: Inputs and, where the data has them, labels.
@@ -55,7 +55,7 @@ def split_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
     Raises:
         InvalidInput: there is no batch, or one is not understood; the message says which, counted from 0.
     """
-    batches = list(check_iterable(batches))
+    batches = list(loaded(check_iterable(batches)))
     first = next((batch for batch in batches if isinstance(batch, tuple | list) and len(batch) > 0), None)
     return split_all(batches, None if first is None else _num_inputs(model, first))
 
@@ -77,6 +77,17 @@ def check_iterable(batches: Any) -> Iterable[Any]:
     return batches
 
 
+def loaded(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches in their own order; raises InvalidInput where what yields them fails."""
+    try:
+        yield from batches
+    except MixbitError:
+        raise
+    except Exception as error:  # code of the user's own, or tensors that differ in shape and are stacked
+        first = str(error).strip().partition("\n")[0]
+        raise InvalidInput(f"the data fails while iterated: {type(error).__name__}: {first}") from error
+
+
 def split_all(batches: Iterable[Any], num_inputs: int | None) -> list[Batch]:
     """Inputs and labels of every batch, see `split_batch`.
 
@@ -84,7 +95,7 @@ def split_all(batches: Iterable[Any], num_inputs: int | None) -> list[Batch]:
         InvalidInput: there is no batch, or one is not understood; the message says which, counted from 0.
     """
     pairs = []
-    for batch in check_iterable(batches):
+    for batch in loaded(check_iterable(batches)):
         try:
             pairs.append(split_batch(batch, num_inputs))
         except InvalidInput as error:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mixbit.batches import split_batches
 from mixbit.errors import InvalidInput
 from mixbit.means import RunningMean
 from mixbit.progress import track
@@ -15,7 +16,7 @@ from mixbit.task import Inputs
 
 
 @torch.no_grad()
-def reestimated(model: nn.Module, batches: Iterable[Inputs]) -> nn.Module:
+def reestimated(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     """A copy of the model, in eval mode, whose batch norms hold the statistics of these data.
 
     mean = E[x] and variance = E[(x - mean)^2] of each channel of what a norm reads, over all samples of all batches and
@@ -27,7 +28,7 @@ def reestimated(model: nn.Module, batches: Iterable[Inputs]) -> nn.Module:
 
     Args:
         model: The trained network; it is left as it is.
-        batches: Inputs without labels; kept in memory.
+        batches: Calibration batches; labels are allowed and not needed. Kept in memory.
 
     Returns:
         The copy.
@@ -36,9 +37,7 @@ def reestimated(model: nn.Module, batches: Iterable[Inputs]) -> nn.Module:
         InvalidInput: there is no batch norm with running statistics, no batch, a single value for a channel, NaN or
             inf; or the model cannot be copied, or fails on a batch.
     """
-    batches = list(batches)
-    if not batches:
-        raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
+    batches = [inputs for inputs, _ in split_batches(model, batches)]
     try:
         result = copy.deepcopy(model).eval()
     except (RuntimeError, TypeError) as error:

@@ -44,7 +44,8 @@ def corrected_biases(
         bias = torch.zeros((), device=graph.device) if previous is None else tensor_of(graph.module, previous)
         if error is not None:
             bias = bias - error
-        biases[operation.node] = in_steps(bias, quantizer, activations.get(operation.input or ""))
+        scaled = quantizer if operation.axis == layer.axis else None  # else scales lie along what is summed
+        biases[operation.node] = in_steps(bias, scaled, activations.get(operation.input or ""))
     return biases
 
 
@@ -93,6 +94,8 @@ def _biases_in_steps(simulated: Graph) -> Iterator[tuple[str, Layer, Quantizer, 
     reads = {one.tensor: one for one in quantizers_of(simulated) if one.axis is None}
     for layer, operation, name in biases_of(simulated) if weights else ():
         weight, read = weights.get(layer.name), reads.get(operation.input or "")
+        if operation.axis != layer.axis:
+            continue
         if weight is not None and read is not None and _have_steps(weight.format, read.format):
             yield name, layer, weight, read
 

@@ -151,4 +151,5 @@ def _shift_bias(
     bias = torch.zeros_like(error) if previous is None else tensor_of(graph.module, previous).detach().double()
     read = None if operation.input is None else quantizers.get((False, operation.input))
     bias = (bias - error).to(get_tensor(graph.module, layer.name).dtype)
-    set_bias(graph.module, node, in_steps(bias, quantizers.get((True, layer.name)), read), layer.name, position)
+    weight = quantizers.get((True, layer.name)) if operation.axis == layer.axis else None
+    set_bias(graph.module, node, in_steps(bias, weight, read), layer.name, position)

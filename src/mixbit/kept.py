@@ -13,6 +13,15 @@ from mixbit.files import write_bytes
 QUESTION, NOTES = "question", "notes"
 
 
+def folder_of(folder: str | Path | None) -> Path | None:
+    """The folder to keep files in; raises InvalidInput for what names none."""
+    if folder is None:
+        return None
+    if not isinstance(folder, str | Path) or not str(folder):
+        raise InvalidInput(f"folder={folder!r}: give the path of a folder, or None to keep nothing")
+    return Path(folder)
+
+
 def keep(path: Path | None, question: str, tensors: Mapping[str, Tensor], notes: str = "") -> None:
     """Write the file in place of the one before it, whole or not at all; nothing where there is no path.
 

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from mixbit.arguments import check_arguments
 from mixbit.batches import Batch, split_all
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.errors import InvalidInput
@@ -66,7 +66,9 @@ def measure(
     target = find_target(target)
     asked = target.schemes(choices)
     name, method = find_metric(metric)
-    _check_arguments(graph, task, seed)
+    check_arguments(graph, task, seed)
+    if graph.plan is not None:
+        raise InvalidInput("graph: quantized already; measure the captured graph")
     layers = find_layers(graph)
     schemes, offered = with_fallbacks(layers, asked)
     _check_offered(layers, schemes, offered)
@@ -102,19 +104,6 @@ def _measured(
         if asked == len(rounds) or verdict.startswith(STABLE):
             return dataclasses.replace(table, verdict=verdict)
         total, asked = joined(total, ask(asked)), asked + 1
-
-
-def _check_arguments(graph: Any, task: Any, seed: Any) -> None:
-    if not isinstance(graph, Graph):
-        raise InvalidInput(f"graph: a {type(graph).__name__}; give what capture() returned")
-    if graph.plan is not None:
-        raise InvalidInput("graph: quantized already; measure the captured graph")
-    if task is not None and not isinstance(task, Task):
-        raise InvalidInput(f"task: a {type(task).__name__}; give Task.classification() or another, or Task.named(name)")
-    if not isinstance(seed, int) or seed < 0:
-        raise InvalidInput(f"seed={seed!r}: give a whole number, 0 or more")
-    if torch.is_inference_mode_enabled():
-        raise InvalidInput("in inference mode there are no gradients; call from outside torch.inference_mode()")
 
 
 def _rounds(batches: list[Batch]) -> Iterator[list[Batch]]:

@@ -74,6 +74,11 @@ class Operation:
         return not self.kind.name.startswith("conv")
 
     @property
+    def axis(self) -> int:
+        """Axis of the parameter, as it is stored, along which the operator's output channels lie."""
+        return 1 - self.kind.output_axis if self.transposed else self.kind.output_axis
+
+    @property
     def data(self) -> int:
         """Position of what it reads beside the weight: the input, or indices."""
         return 1 if self.kind.input is None else self.kind.input

@@ -174,7 +174,7 @@ class _Steps:
         held_out, kept = hold_out(pairs)
         with self.run.clock("capture"):
             if self.settings.reestimate_batch_norms:
-                model = reestimated(model, [inputs for inputs, _ in kept])
+                model = reestimated(model, kept)
             graph = capture(model, pairs[0][0])
             check_exportable(graph)
             graph = equalized(graph) if self.settings.equalize else graph
@@ -188,9 +188,12 @@ class _Steps:
             for ending in (PRUNED, TRAINING) if self.settings.prune_channels else (TRAINING,):
                 about = settings_of(self.settings.epochs, self._training)
                 Checkpoint(self.run.keep(ending), about).check(force=self.run.force)
+        self._check_pins(graph)
+        return graph, _Data(kept, held_out, evaluated)
+
+    def _check_pins(self, graph: Graph) -> None:
         for pattern, scheme in self.settings.pins.items():
             check_pin(find_layers(graph), pattern, Scheme.parse(scheme))
-        return graph, _Data(kept, held_out, evaluated)
 
     def _measured(self, graph: Graph, data: _Data, budget: Budget | MaxDrop) -> _Measured:
         with self.run.clock("calibrate"):
@@ -235,6 +238,10 @@ class _Steps:
         with self.run.clock("prune channels"):
             folder, seed = self.run.keep("channels"), self.settings.seed
             smaller = prune_channels(graph, data.kept, share=share, task=self.task, seed=seed, folder=folder)
+        try:
+            self._check_pins(smaller)
+        except InvalidInput as error:
+            raise InvalidInput(f"with prune_channels={share}, which changes sizes: {error}") from None
         if self.settings.flavour == "qat":
             with self.run.clock("fine-tune in float"):
                 smaller = self._trained(smaller, graph, data, self.run.keep(PRUNED)).graph

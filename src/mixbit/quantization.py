@@ -8,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixbit.batches import split_batch
+from mixbit.arguments import check_arguments
+from mixbit.batches import check_iterable, loaded, split_batch
 from mixbit.biases import corrected_biases
 from mixbit.calibrate import Calibration, calibrate, mean_output
 from mixbit.correction import check_bias_correction, corrected
 from mixbit.errors import InvalidInput
 from mixbit.graph import Graph
+from mixbit.kept import folder_of
 from mixbit.layers import Layer, find_layers
 from mixbit.nodes import get_tensor
 from mixbit.operators import can_take_bias
@@ -72,6 +74,11 @@ def quantize(
         InvalidInput: the plan is of another model, offers what the target does not run or a layer cannot take, the data
             does not fit or is needed, or the rounding is unknown.
     """
+    check_arguments(graph, task, seed)
+    if not isinstance(plan, Plan):
+        raise InvalidInput(
+            f"plan: a {type(plan).__name__}; give a Plan, as search() returns it and Plan.load() reads it"
+        )
     check_bias_correction(bias_correction)
     name, method = find_rounding(rounding)
     layers = check_plan(graph, plan)
@@ -81,7 +88,7 @@ def quantize(
     if not inputs and (method is not nearest or bias_correction == "sequential"):
         what = "sequential bias correction" if method is nearest else f"rounding {name}"
         raise InvalidInput(f"{what}: {_given(calibration)} does not tell it enough; give the batches")
-    corrects, kept_in = bias_correction != "off", None if folder is None else Path(folder)
+    corrects, kept_in = bias_correction != "off", folder_of(folder)
     simulated = simulate(graph, plan, calibration, bias_correction=corrects)
     task = task or Task.classification()
     rounded = method(Reconstruction(graph, simulated, inputs, task, seed, kept_in, corrects))
@@ -101,7 +108,7 @@ def _calibration(
 ) -> Calibration | None:
     """The calibration given, or one of the batches given, which it keeps; None where the plan needs none."""
     if batches is not None and not isinstance(batches, Calibration):
-        inputs = [split_batch(batch, len(graph.example.args))[0] for batch in batches]
+        inputs = [split_batch(batch, len(graph.example.args))[0] for batch in loaded(check_iterable(batches))]
         return dataclasses.replace(calibrate(graph, layers, inputs, ranges=ranges or "mse"), batches=inputs)
     if batches is None:
         _check_without_data(plan)

@@ -78,7 +78,7 @@ def _least_for_bias(graph: Graph, layer: Layer, operation: Operation, calibratio
     """[channels] the scale at which the operator's bias is LARGEST_BIAS steps; 0 where it has none."""
     node = graph.node(operation.node)
     bias = argument(node, operation.kind.bias)
-    if bias is None or operation.input is None or not can_take_bias(node, operation):
+    if bias is None or operation.input is None or operation.axis != layer.axis or not can_take_bias(node, operation):
         return torch.zeros(())
     step = calibration.quantizer(operation.input, FINEST_INPUT, graph.device).scale * LARGEST_BIAS
     return (tensor_of(graph.module, bias).abs() / step).reshape(-1, layer.shape[layer.axis]).amax(0)
@@ -90,7 +90,7 @@ def _least_output_error(
 ) -> Tensor:
     """The best share of the widest scales for the weight with its zeros, which err from the weight as it was."""
     (widest, zero_point), zeroed = factors, pruned - get_tensor(graph.module, layer.name).detach()
-    operations = [operation for operation in layer.operations if operation.input is not None]
+    operations = [one for one in layer.operations if one.input is not None and one.axis == layer.axis]
     if not operations:
         return widest
     ratios = torch.linspace(1.0, LEAST_RATIO.get(fmt.bits, LEAST_RATIO_OTHERWISE), NUM_RATIOS).to(widest)

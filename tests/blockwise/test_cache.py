@@ -1,9 +1,11 @@
 import logging
 from pathlib import Path
 
+import pytest
 import torch
 
 from mixbit.blockwise.cache import ActivationCache
+from mixbit.errors import InvalidInput
 
 CPU = torch.device("cpu")
 
@@ -67,3 +69,10 @@ def test_take_returns_all_of_a_batch_and_drops_it():
     assert cache.take(0) == {}
     assert cache.take(1) == {"size": 3}
     cache.close()
+
+
+def test_where_nothing_can_be_kept_the_way_out_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
+    cache = ActivationCache(0, torch.device("cpu"))
+    with pytest.raises(InvalidInput, match=r"cannot be kept \(.*; set TMPDIR to another place"):
+        cache.put(0, "x", torch.ones(3))

@@ -422,6 +422,42 @@ def test_inputs_whose_squares_are_not_finite_are_refused() -> None:
         mb.prune_channels(graph, [x, spoilt], iterations=0)
 
 
+def test_what_is_given_is_checked_before_anything_runs(tmp_path: Path) -> None:
+    model, x = network("chain")
+    graph = mb.capture(model, x)
+
+    def failing() -> Any:
+        yield x
+        raise KeyError("image 7")
+
+    calls: dict[str, Callable[[], Any]] = {
+        "graph: a Net; give what capture": lambda: mb.prune_channels(model, [x]),  # type: ignore[arg-type]
+        "task: a str": lambda: mb.prune_channels(graph, [x], task="regression"),  # type: ignore[arg-type]
+        "seed=1.5": lambda: mb.prune_channels(graph, [x], seed=1.5),  # type: ignore[arg-type]
+        "folder='': give the path": lambda: mb.prune_channels(graph, [x], folder=""),
+        "the data fails while iterated: KeyError: 'image 7'": lambda: mb.prune_channels(graph, failing()),
+    }
+    for message, call in calls.items():
+        with pytest.raises(InvalidInput, match=message):
+            call()
+    with torch.no_grad():  # what learns asks for gradients itself
+        mb.prune_channels(graph, [x], iterations=2, folder=str(tmp_path / "parts"))
+    assert (tmp_path / "parts" / "recovered-0.safetensors").exists()
+
+
+def test_losses_without_a_gradient_are_refused() -> None:
+    model, x = network("chain")
+    task = mb.Task.classification().with_loss(lambda outputs, _: (outputs.sum() * 0).sqrt())
+    with pytest.raises(InvalidInput, match="the gradient of its loss is NaN or inf"):
+        mb.prune_channels(mb.capture(model, x), [(x, torch.zeros(12, dtype=torch.long))], task=task)
+
+
+def test_a_network_of_single_channels_keeps_them() -> None:
+    graph = held(lambda net, x: net.d(net.a(x).mean((2, 3))), a=conv(3, 1), d=nn.Linear(1, 4))
+    with pytest.raises(InvalidInput, match="every tensor keeps a tenth of its channels, and one at least"):
+        mb.prune_channels(graph, [graph.example], share=0.9)
+
+
 def test_same_seed_same_channels() -> None:
     model, x = network("residual")
     graph = mb.capture(model, x)

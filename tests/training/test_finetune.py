@@ -238,7 +238,9 @@ def test_loaders_are_asked_for_held_out_data_and_fail_clearly():
     with pytest.raises(InvalidInput, match="give eval_batches, or a list"):
         run(batches=loader())
     ragged = [(torch.ones(6 + index % 2), torch.tensor(0)) for index in range(8)]
-    with pytest.raises(InvalidInput, match="the loader fails: stack expects each tensor to be equal size"):
+    with pytest.raises(
+        InvalidInput, match="the data fails while iterated: RuntimeError: stack expects each tensor to be equal size"
+    ):
         run(batches=DataLoader(ragged, batch_size=4), held_out=batches)
     assert len(run(batches=loader(), held_out=batches, epochs=1).losses) == 2
 
@@ -290,3 +292,32 @@ def test_a_loader_whose_length_is_not_what_it_yields_is_refused():
 
     with pytest.raises(InvalidInput, match=r"epoch 1: the loader yields 3 batches, and its len\(\) says 5"):
         run(batches=Long(), held_out=batches)
+
+
+@pytest.mark.parametrize("name", ["lr", "scale_lr", "weight_decay", "distil", "temperature", "warm_up", "max_norm"])
+@pytest.mark.parametrize("value", ["0.1", None, True])
+def test_settings_are_numbers(name, value):
+    with pytest.raises(InvalidInput, match=f"{name}=.*: give a number"):
+        dataclasses.replace(SETTINGS, **{name: value}).check()
+
+
+def test_training_needs_no_gradients_from_outside():
+    graph, simulated, batches = problem()
+    with torch.no_grad():
+        found = finetune(simulated, batches, teacher=graph, settings=SETTINGS, epochs=3)
+    assert not torch.equal(found.module.get_parameter("0.weight"), simulated.module.get_parameter("0.weight"))
+
+
+def test_a_loader_that_fails_is_told_from_training():
+    graph, simulated, batches = problem()
+
+    class Failing:
+        def __len__(self):
+            return 2
+
+        def __iter__(self):
+            yield batches[0]
+            raise FileNotFoundError("image 3")
+
+    with pytest.raises(InvalidInput, match="the data fails while iterated: FileNotFoundError: image 3"):
+        finetune(simulated, Failing(), teacher=graph, settings=SETTINGS, eval_batches=batches[:1])

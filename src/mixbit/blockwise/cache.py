@@ -80,7 +80,10 @@ class ActivationCache:
 
     def _to_disk(self, batch: int, name: str, tensor: Tensor, why: str) -> Tensor:
         if self.folder is None:
-            self.folder = TemporaryDirectory(prefix="mixbit-")
+            try:
+                self.folder = TemporaryDirectory(prefix="mixbit-")
+            except OSError as error:
+                raise InvalidInput(f"activations cannot be kept ({error}); set TMPDIR to another place") from error
             _log.warning("activations are kept in %s: %s", self.folder.name, why)
         self.number += 1
         path = self.files[batch, name] = Path(self.folder.name) / str(self.number)

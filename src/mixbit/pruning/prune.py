@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixbit.arguments import check_arguments
 from mixbit.batches import Batch, split_all
 from mixbit.errors import InvalidInput
 from mixbit.exporting import copy_module
 from mixbit.graph import Graph, capture
+from mixbit.kept import folder_of
 from mixbit.layers import find_layers
 from mixbit.pruning.channels import find_channels
 from mixbit.pruning.cut import without_channels
@@ -72,7 +74,7 @@ def prune_channels(
     task: Task | None = None,
     iterations: int = 500,
     seed: int = 0,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
 ) -> Graph:
     """A smaller float graph: the share of channels goes that the network misses least.
 
@@ -97,7 +99,9 @@ def prune_channels(
         InvalidInput: a share out of range, a quantized graph, no channel that can be cut, or data that does not fit.
         UnsupportedModel: the smaller graph does not compute what the graph does without these channels.
     """
+    check_arguments(graph, task, seed)
     check_share(share)
+    kept_in = folder_of(folder)
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
         raise InvalidInput(f"iterations={iterations!r}: give a whole number from 0")
     if graph.plan is not None:
@@ -108,7 +112,7 @@ def prune_channels(
     task = task or Task.classification()
     masked, keep = _chosen(graph, pairs, share, task, seed)
     smaller = without_channels(masked, keep)
-    asked = Reconstruction(graph, smaller, [inputs for inputs, _ in pairs], task, seed=seed, folder=folder)
+    asked = Reconstruction(graph, smaller, [inputs for inputs, _ in pairs], task, seed=seed, folder=kept_in)
     return capture(recovered(asked, keep, iterations).module, graph.example)
 
 
@@ -117,18 +121,24 @@ def _chosen(graph: Graph, pairs: list[Batch], share: float, task: Task, seed: in
     channels = find_channels(graph)
     able = channels.free & _of_layers(channels)
     if not able.any():
-        raise InvalidInput(f"the model has no channels that can be cut: all reach {', '.join(channels.obstacles)}")
+        what = f"all reach {', '.join(channels.obstacles)}" if channels.obstacles else "every weight serves twice"
+        raise InvalidInput(f"the model has no channels that can be cut: {what}")
     masked = dataclasses.replace(graph, module=copy_module(graph.module))
     keep, wanted = torch.ones(channels.num_units, dtype=torch.bool), share * int(able.sum())
     for number in range(1, ROUNDS + 1):
         predictions = predict(masked, channels, pairs, keep)
         losses = importance(masked, channels, pairs, predictions, task=task, seed=seed + number)
+        if not losses.isfinite().all():
+            raise InvalidInput(f"task {task.name}: the gradient of its loss is NaN or inf on these batches")
         count = math.floor(wanted * number / ROUNDS + 1e-9) - int((~keep).sum())
         left = choose(losses, able, channels, keep, count)
         make_up(masked, channels, predictions, keep, left)
         keep = left
     if keep.all():
-        raise InvalidInput(f"share={share} of {int(able.sum())} channels removes none; give a larger one")
+        raise InvalidInput(
+            f"share={share} of {int(able.sum())} channels removes none: every tensor keeps a tenth of its channels, "
+            "and one at least; give a larger share, or leave the channels as they are"
+        )
     return masked, keep
 
 

@@ -90,6 +90,7 @@ def _put(parameters: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> None:
         parameters[name].copy_(tensor)
 
 
+@torch.enable_grad()
 def _learn(parameters: dict[str, nn.Parameter], block: Block, part: Stretch, passes: Passes, pace: Pace) -> None:
     """Learn one block, unless it is better as it is."""
     error = passes.mean_error(part, block.outputs)

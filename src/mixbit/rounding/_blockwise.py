@@ -93,6 +93,7 @@ def reconstruct(asked: Reconstruction, blocks: tuple[Block, ...], schedule: Sche
     return simulated
 
 
+@torch.enable_grad()
 def _learn(learned: Learned, block: Block, part: Stretch, passes: Passes, schedule: Schedule, pace: Pace) -> None:
     """Learn one block, unless the nearest rounding is better in the end."""
     nearest = passes.mean_error(part, block.outputs)

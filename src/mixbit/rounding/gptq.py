@@ -115,9 +115,8 @@ def _rounded_layers(asked: Reconstruction, simulated: Graph) -> list[_Rounded]:
 
 
 def _is_covered(layer: Layer, operation: Operation) -> bool:
-    kind = operation.kind
-    axis = 1 - kind.output_axis if operation.transposed else kind.output_axis
-    return operation.input is not None and not kind.name.startswith("conv_transpose") and axis == layer.axis
+    transposed = operation.kind.name.startswith("conv_transpose")
+    return operation.input is not None and not transposed and operation.axis == layer.axis
 
 
 def _moments_in_order(

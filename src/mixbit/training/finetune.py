@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
+from mixbit.arguments import check_arguments, check_graph
 from mixbit.batches import Batch, check_iterable, hold_out, split_all
 from mixbit.errors import InvalidInput
 from mixbit.graph import Graph
 from mixbit.identity import source_digest, tensors_digest
+from mixbit.kept import folder_of
 from mixbit.progress import track
 from mixbit.simulate import quantizers_of
 from mixbit.task import Task
@@ -56,12 +58,13 @@ def finetune(
         InvalidInput: data, settings or the checkpoint do not fit, or the loss is no longer finite; the message says in
             which step.
     """
-    for what, one in (("graph", graph), ("teacher", teacher)):
-        if not isinstance(one, Graph) and (what == "graph" or one is not None):
-            raise InvalidInput(f"{what}: a {type(one).__name__}; give what capture() or quantize() returned")
+    check_arguments(graph, task, 0 if settings is None else settings.seed)
+    if teacher is not None:
+        check_graph(teacher, "teacher")
     settings = settings or Training()
     objective = Objective(task or Task.classification(), teacher, settings.distil, settings.temperature)
-    path = None if folder is None else Path(folder) / FILE_NAME
+    place = folder_of(folder)
+    path = None if place is None else place / FILE_NAME
     return train(
         graph, batches, objective, epochs=epochs, eval_batches=eval_batches, settings=settings, path=path
     ).graph

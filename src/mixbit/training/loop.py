@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixbit.batches import Batch, split_batch
+from mixbit.batches import Batch, loaded, split_batch
 from mixbit.errors import InvalidInput
 from mixbit.graph import Graph
 from mixbit.progress import track
@@ -45,14 +45,20 @@ class Training:
     def check(self) -> None:
         """Raise InvalidInput for a value that is no rate, share or norm."""
         for name in ("lr", "temperature", "max_norm"):
-            if not 0 < getattr(self, name) < math.inf:
+            if not 0 < _number(name, getattr(self, name)) < math.inf:
                 raise InvalidInput(f"{name}={getattr(self, name)}: give a positive number")
         for name in ("scale_lr", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
+            if not 0 <= _number(name, getattr(self, name)) < math.inf:
                 raise InvalidInput(f"{name}={getattr(self, name)}: give 0 or a positive number")
         for name in ("distil", "warm_up"):
-            if not 0 <= getattr(self, name) <= 1:
+            if not 0 <= _number(name, getattr(self, name)) <= 1:
                 raise InvalidInput(f"{name}={getattr(self, name)}: give a share between 0 and 1")
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidInput(f"{name}={value!r}: give a number")
+    return value
 
 
 #: A scale changes by no more than this factor in one step.
@@ -117,6 +123,7 @@ class Loop:
         best.module.load_state_dict(self.best)
         return Trained(best, tuple(self.losses))
 
+    @torch.enable_grad()
     def _epoch(self, epoch: int, batches: Iterable[Any]) -> None:
         label = f"fine-tune, epoch {epoch} of {self.epochs}"
         number = -1
@@ -220,14 +227,6 @@ def _in_order(batches: Iterable[Any]) -> Iterator[Any]:
         yield from (batches[index] for index in torch.randperm(len(batches)).tolist())
         return
     yield from loaded(batches)
-
-
-def loaded(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches in their own order; raises InvalidInput where a loader fails."""
-    try:
-        yield from batches
-    except RuntimeError as error:  # as of tensors that differ in shape and are stacked
-        raise InvalidInput(f"the loader fails: {str(error).splitlines()[0]}") from error
 
 
 def generator_of(batches: Iterable[Any]) -> torch.Generator | None:
