@@ -24,8 +24,7 @@ from mixbit.fitting import misfit
 from mixbit.flavours import choices_of, note_on_run_time_ranges
 from mixbit.graph import Graph, capture
 from mixbit.latency import paired_latency_ms
-from mixbit.layers import find_layers, model_fingerprint
-from mixbit.plan import Plan
+from mixbit.layers import find_layers
 from mixbit.scheme import Scheme
 from mixbit.target import find_target, target_module
 from mixbit.task import Inputs
@@ -82,8 +81,7 @@ def _quantized(graph: Graph, target: str, scheme: str) -> Graph:
     refused = [reason for layer in layers if (reason := misfit(layer, Scheme.parse(scheme)))]
     if refused:
         raise InvalidInput(refused[0])
-    schemes = {layer.name: scheme for layer in layers}
-    return mb.quantize(graph, Plan(target=target, fingerprint=model_fingerprint(layers), layers=schemes), None)
+    return mb.quantize(graph, mb.uniform_plan(graph, scheme, target=target), None)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ import mixbit as mb
 from benchmarks import cifar, paths, resnet20
 from mixbit.batches import Batch, split_batch
 from mixbit.evaluation import artefact_runner, evaluate, graph_runner
-from mixbit.layers import model_fingerprint
 from mixbit.target import target_module
 from mixbit.task import Task
 from mixbit.training.finetune import FILE_NAME, train
@@ -94,9 +93,7 @@ def plan_for(data: Data, text: str, target: str) -> mb.Plan:
     if "=" in text:
         inputs = [inputs for inputs, _ in data.calibration]
         return mb.search(mb.measure(data.graph, inputs, target=target, choices=CHOICES), mb.Budget.parse([text]))
-    layers = mb.find_layers(data.graph)
-    names = {layer.name: text for layer in layers}
-    return mb.Plan(target=target, fingerprint=model_fingerprint(layers), layers=names)
+    return mb.uniform_plan(data.graph, text, target=target)
 
 
 def row(data: Data, text: str, given: argparse.Namespace) -> tuple[str, ...]:

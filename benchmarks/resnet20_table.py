@@ -22,7 +22,6 @@ from mixbit.batches import Batch, split_batch
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
 from mixbit.latency import paired_latency_ms
-from mixbit.layers import model_fingerprint
 from mixbit.target import Runner, target_module
 from mixbit.task import Task
 from mixbit.verification import Comparison, compare, predicted_bytes
@@ -55,10 +54,8 @@ class Data:
 
 def plan_for(data: Data, target: str, mean_bits: float | None) -> mb.Plan:
     """The plan that `fisher` and `ilp` make for that mean weight width; uniform w8a8 for None."""
-    layers = mb.find_layers(data.graph)
     if mean_bits is None:
-        names = {layer.name: "w8a8" for layer in layers}
-        return mb.Plan(target=target, fingerprint=model_fingerprint(layers), layers=names)
+        return mb.uniform_plan(data.graph, "w8a8", target=target)
     batches = [inputs.args for inputs, _ in data.calibration_batches]
     table = mb.measure(data.graph, batches, target=target, calibration=data.calibration)
     return mb.search(table, mb.Budget(mean_bits=mean_bits))

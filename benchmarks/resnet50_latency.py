@@ -21,10 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.resnet50 import random_resnet50
+from mixbit.fitting import uniform_plan
 from mixbit.graph import capture
 from mixbit.latency import paired_latency_ms
-from mixbit.layers import find_layers, model_fingerprint
-from mixbit.plan import Plan
 from mixbit.quantization import quantize
 from mixbit.targets import export
 from mixbit.targets.openvino import SETTINGS, load
@@ -66,10 +65,7 @@ def timed_ratio(runs: dict[str, Run], images: Tensor) -> float:
 
 def mixbit_run(model: nn.Module, images: Tensor, scheme: str, folder: Path) -> Run:
     graph = capture(model, images[:2])
-    layers = find_layers(graph)
-    plan = Plan(
-        target="openvino", fingerprint=model_fingerprint(layers), layers={layer.name: scheme for layer in layers}
-    )
+    plan = uniform_plan(graph, scheme, target="openvino")
     simulated = quantize(graph, plan, [images[index : index + 4] for index in range(0, len(images), 4)])
     export(simulated, target="openvino", path=folder)
     return load(folder, batch_size=1).run

@@ -20,7 +20,6 @@ from rich.table import Table
 import mixbit as mb
 from benchmarks.resnet20_table import TASK, Data, plan_for
 from mixbit.evaluation import evaluate, graph_runner
-from mixbit.layers import model_fingerprint
 
 TARGET = "packed"
 ROWS = (
@@ -35,12 +34,10 @@ ROWS = (
 def plan_of(data: Data, name: str) -> mb.Plan:
     """The plan of that name: `mean N bits`, `uniform SCHEME` or `mixquant`."""
     kind, _, rest = name.partition(" ")
-    layers = mb.find_layers(data.graph)
     if kind == "mean":
         return plan_for(data, TARGET, float(rest.split()[0]))
     if kind == "uniform":
-        schemes = {layer.name: rest for layer in layers}
-        return mb.Plan(target=TARGET, fingerprint=model_fingerprint(layers), layers=schemes)
+        return mb.uniform_plan(data.graph, rest, target=TARGET)
     batches = [inputs.args for inputs, _ in data.calibration_batches]
     table = mb.measure(data.graph, batches, target=TARGET, metric="weight_error_relative", calibration=data.calibration)
     in_bytes = float(table.usage["weight_bytes"][:, table.choices.index("w3a8")].sum())

@@ -21,7 +21,6 @@ from mixbit.batches import Batch, split_batch
 from mixbit.batchnorm import reestimated
 from mixbit.calibrate import Calibration, calibrate
 from mixbit.evaluation import Evaluation, evaluate, graph_runner
-from mixbit.layers import model_fingerprint
 from mixbit.ranges import RANGES
 from mixbit.task import Inputs, Task
 
@@ -89,8 +88,7 @@ def rows(data: Data) -> Iterator[tuple[str, ...]]:
         if way.ranges != "mse":
             calibration = calibrate(graph, layers, data.calibration, ranges=way.ranges)
         for scheme in SCHEMES:
-            names = {layer.name: scheme for layer in layers}
-            plan = mb.Plan(target="packed", fingerprint=model_fingerprint(layers), layers=names)
+            plan = mb.uniform_plan(graph, scheme, target="packed")
             simulated = mb.quantize(graph, plan, calibration, bias_correction=way.bias_correction)
             found = evaluated(simulated, data, f"{name}, {scheme}")
             cells += [f"{found.accuracy:.2%}", f"{found.divergence(reference, TASK):.4f}"]

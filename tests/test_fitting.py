@@ -115,3 +115,25 @@ def test_every_metric_skips_what_does_not_fit(graph, metric):
     batches = [(ids(8), torch.zeros(8, dtype=torch.long))]
     table = measure(graph, batches, target="packed", choices=["w4g9", "w8ta8dr", "bfloat16"], metric=metric)
     assert np.isfinite(table.loss).sum() == 1 + 3 + 3 - 1 + 1
+
+
+def test_a_uniform_plan_gives_layers_what_they_can_take(graph):
+    plan = mb.uniform_plan(graph, "w8a8d", target="onnxruntime")
+    assert plan.layers == {"table.weight": "w8a8d", "conv.weight": "w8", "fc.weight": "w8a8d"}
+    assert plan.made_by == "uniform w8a8d"
+    mb.quantize(graph, plan, None)
+    assert set(mb.uniform_plan(graph, "w4a8", target="packed").layers.values()) == {"w4a8"}
+
+
+@pytest.mark.parametrize(
+    ("scheme", "target", "message"),
+    [
+        ("w8a8", "abacus", "abacus"),
+        ("w5a4", "openvino", "target openvino does not run it"),
+        ("w4g5", "packed", r"uniform w4g5: .*group 5 does not divide"),
+        ("w4?", "packed", "w4"),
+    ],
+)
+def test_a_uniform_plan_that_cannot_be_is_refused(graph, scheme, target, message):
+    with pytest.raises(InvalidInput, match=message):
+        mb.uniform_plan(graph, scheme, target=target)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mixbit.equalize import equalized
     from mixbit.errors import InfeasibleBudget, InvalidInput, MixbitError, TargetMismatch, UnsupportedModel
     from mixbit.estimate import Estimate
+    from mixbit.fitting import uniform_plan
     from mixbit.graph import Graph, capture
     from mixbit.layers import find_layers
     from mixbit.measurement import measure
@@ -65,6 +66,7 @@ __all__ = [
     "search",
     "settled",
     "study",
+    "uniform_plan",
     "verify",
 ]
 
@@ -104,6 +106,7 @@ _HOMES = {
     "search": "search",
     "settled": "training.learning",
     "study": "studies",
+    "uniform_plan": "fitting",
     "verify": "verification",
 }
 

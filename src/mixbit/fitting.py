@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 
 from mixbit import sparsity
 from mixbit.errors import InvalidInput
-from mixbit.layers import Layer
+from mixbit.graph import Graph
+from mixbit.layers import Layer, find_layers, model_fingerprint
+from mixbit.plan import Plan
 from mixbit.scheme import Format, Scheme
+from mixbit.target import find_target
 
 #: Operators whose inputs runtimes quantize on the fly; lookups in a table read numbers of rows, which have no range.
 RANGED_AT_RUN_TIME = ("linear", "addmm", "matmul")
@@ -65,6 +68,29 @@ def with_fallbacks(layers: Sequence[Layer], schemes: Sequence[Scheme]) -> tuple[
     for row, scheme in places:
         offered[row, every.index(scheme)] = True
     return every, offered
+
+
+def uniform_plan(graph: Graph, scheme: str, *, target: str) -> Plan:
+    """The plan that gives every layer one scheme, or what takes its place (`Scheme.fallbacks`) where a layer cannot.
+
+    Args:
+        graph: What `capture` returned.
+        scheme: As text.
+        target: Name of the target.
+
+    Raises:
+        InvalidInput: the target is unknown or does not run the scheme, or a layer can take neither.
+    """
+    (wanted,) = find_target(target).schemes([scheme])
+    layers, taken = find_layers(graph), {}
+    for layer in layers:
+        reason = misfit(layer, wanted)
+        found = wanted if reason is None else _in_float(layer, wanted)
+        if found is None:
+            raise InvalidInput(f"uniform {scheme}: {reason}")
+        taken[layer.name] = str(found)
+    fingerprint = model_fingerprint(layers)
+    return Plan(target=target, fingerprint=fingerprint, layers=taken, made_by=f"uniform {scheme}")
 
 
 def _in_float(layer: Layer, scheme: Scheme) -> Scheme | None:
