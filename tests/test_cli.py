@@ -698,6 +698,12 @@ def test_qat_on_other_data_prints_what_it_was_before(code, run, tmp_path):
     assert run("verify", tmp_path / "out")[0] == 0
 
 
+def test_an_importance_that_nothing_asks_for_is_refused(code, run, tmp_path):
+    status, _, err = run(*quantize_words(code, tmp_path / "out"), "--importance", "fisher")
+    assert status == 2
+    assert "--importance fisher: no scheme that is offered is sparse" in err
+
+
 def test_what_only_qat_takes_is_refused_elsewhere(code, run, tmp_path):
     status, _, err = run(*quantize_words(code, tmp_path / "out"), "--lr", "0.1")
     assert (status, err) == (2, "mixbit: --lr 0.1: only --flavour qat trains; leave it out\n")

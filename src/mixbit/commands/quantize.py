@@ -96,6 +96,7 @@ def quantize(
     """Measure, search, quantize, export, run the artefact and compare."""
     from mixbit.flavours import FLAVOURS
     from mixbit.pipeline import auto_quantize
+    from mixbit.pruning.masks import check_importance
     from mixbit.settings import Settings
     from mixbit.specs import absolute, load_data, load_function, load_loader, load_task
     from mixbit.training.loop import Training
@@ -113,6 +114,11 @@ def quantize(
         taken = _nncf(nncf_config, target, budget, max_drop=max_drop, metric=metric, **for_trials)
         limits, metric, search, eval_subset_ratio = taken.budget, taken.metric, taken.search, taken.eval_subset_ratio
         pins, offered = taken.pins | pins, offered or list(taken.choices)
+    check_importance(importance)
+    if importance != "magnitude" and not any("@" in text for text in (*(offered or ()), *pins.values())):
+        raise InvalidInput(
+            f"--importance {importance}: no scheme that is offered is sparse, as w8a8@2:4 is; leave it out"
+        )
     settings = Settings(
         task=load_task(task, loss),
         choices=offered,
