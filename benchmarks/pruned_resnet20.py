@@ -17,7 +17,7 @@ from rich.table import Table
 
 import mixbit as mb
 from benchmarks.qat_resnet20 import TASK, Data, load
-from benchmarks.sparse_resnet20 import DENSE, uniform_plan
+from benchmarks.sparse_resnet20 import DENSE, sparse_plan
 from mixbit.evaluation import evaluate, graph_runner
 from mixbit.training.finetune import train
 from mixbit.training.objective import Objective
@@ -49,7 +49,7 @@ def fine_tuned(data: Data, graph: mb.Graph, settings: mb.Training) -> mb.Graph:
 def rows_for(data: Data, way: str, settings: mb.Training) -> list[tuple[str, ...]]:
     """Before and after fine-tuning."""
     if way == "2:4":
-        plan = uniform_plan(data.graph, "w8a8@2:4", TARGET)
+        plan = sparse_plan(data.graph, "w8a8@2:4", TARGET)
         sparse = mb.quantize(data.graph, plan, data.calibration)
         trained = fine_tuned(data, sparse, settings)
         named = {"w8a8@2:4": sparse, "w8a8@2:4, fine-tuned": trained}
@@ -63,7 +63,7 @@ def rows_for(data: Data, way: str, settings: mb.Training) -> list[tuple[str, ...
     rows = [(f"{name}, float", accuracy(data, cut), ""), (f"{name}, learned by blocks", accuracy(data, smaller), "")]
     trained = fine_tuned(data, smaller, settings)
     rows.append((f"{name}, float, fine-tuned", accuracy(data, trained), ""))
-    quantized = mb.quantize(trained, uniform_plan(trained, DENSE, TARGET), data.calibration)
+    quantized = mb.quantize(trained, sparse_plan(trained, DENSE, TARGET), data.calibration)
     return [*rows, (f"{name}, fine-tuned, w8a8", accuracy(data, quantized), file_bytes(quantized))]
 
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--settings", nargs="*", default=[], metavar="NAME=VALUE", help="of mixbit.Training")
     given = parser.parse_args(arguments)
     data = load(10_000)
-    dense = mb.quantize(data.graph, uniform_plan(data.graph, DENSE, TARGET), data.calibration)
+    dense = mb.quantize(data.graph, sparse_plan(data.graph, DENSE, TARGET), data.calibration)
     table = Table("network", "accuracy", "file bytes", title=f"ResNet-20, float32 {accuracy(data, data.graph)}")
     table.add_row(DENSE, accuracy(data, dense), file_bytes(dense))
     for way in given.ways:

@@ -39,7 +39,7 @@ PLANS = (
 )
 
 
-def uniform_plan(graph: mb.Graph, scheme: str, target: str) -> mb.Plan:
+def sparse_plan(graph: mb.Graph, scheme: str, target: str) -> mb.Plan:
     """That scheme for every layer, DENSE for those that its blocks do not fit."""
     layers, weight = mb.find_layers(graph), Scheme.parse(scheme).weight
     sparsity = None if weight is None else weight.sparsity
@@ -62,7 +62,7 @@ def calibration_with_masks(data: Data, scheme: str, importance: str | None) -> C
 def prepare(data: Data, scheme: str, importance: str | None, target: str) -> mb.Graph:
     """The simulated graph that is evaluated and exported."""
     calibration = calibration_with_masks(data, scheme, importance)
-    return mb.quantize(data.graph, uniform_plan(data.graph, scheme, target), calibration)
+    return mb.quantize(data.graph, sparse_plan(data.graph, scheme, target), calibration)
 
 
 def row_for(data: Data, simulated: mb.Graph, reference: Evaluation) -> tuple[str, ...]:

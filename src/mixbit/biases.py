@@ -93,9 +93,8 @@ def _biases_in_steps(simulated: Graph) -> Iterator[tuple[str, Layer, Quantizer, 
     weights = {one.tensor: one for one in quantizers_of(simulated) if one.axis is not None}
     reads = {one.tensor: one for one in quantizers_of(simulated) if one.axis is None}
     for layer, operation, name in biases_of(simulated) if weights else ():
-        weight, read = weights.get(layer.name), reads.get(operation.input or "")
-        if operation.axis != layer.axis:
-            continue
+        weight = weights.get(layer.name) if operation.axis == layer.axis else None
+        read = reads.get(operation.input or "")
         if weight is not None and read is not None and _have_steps(weight.format, read.format):
             yield name, layer, weight, read
 

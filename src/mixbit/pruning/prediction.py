@@ -48,7 +48,7 @@ class Prediction:
         diagonal = self.precision.diagonal()
         return off @ (self.precision / torch.where(diagonal > 0, diagonal, 1)).to(rows)
 
-    def weights(self, gone: Tensor) -> Tensor:
+    def coefficients(self, gone: Tensor) -> Tensor:
         """[gone, C] a: what the channels that stay add up to in the place of all those that go together.
 
         Args:
@@ -169,7 +169,7 @@ def _make_up(graph: Graph, reader: Reader, prediction: Prediction, gone: Tensor)
     layer, operation, node = reader.layer, reader.operation, graph.node(reader.operation.node)
     weight = get_tensor(graph.module, layer.name)
     read = weight.double().movedim(1 - layer.axis, 0)
-    changed = read + torch.tensordot(prediction.weights(gone).T, read[gone], 1)
+    changed = read + torch.tensordot(prediction.coefficients(gone).T, read[gone], 1)
     changed[gone] = 0
     difference = (read - changed).movedim(0, 1 - layer.axis)
     if can_take_bias(node, operation):

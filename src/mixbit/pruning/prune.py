@@ -121,7 +121,11 @@ def _chosen(graph: Graph, pairs: list[Batch], share: float, task: Task, seed: in
     channels = find_channels(graph)
     able = channels.free & _of_layers(channels)
     if not able.any():
-        what = f"all reach {', '.join(channels.obstacles)}" if channels.obstacles else "every weight serves twice"
+        what = (
+            f"all reach {', '.join(channels.obstacles)}"
+            if channels.obstacles
+            else "its weights serve twice, or are computed"
+        )
         raise InvalidInput(f"the model has no channels that can be cut: {what}")
     masked = dataclasses.replace(graph, module=copy_module(graph.module))
     keep, wanted = torch.ones(channels.num_units, dtype=torch.bool), share * int(able.sum())
