@@ -19,15 +19,15 @@ from rich.table import Table
 import mixbit as mb
 from benchmarks import minilm, paths
 from benchmarks.resnet20 import ResNet20
-from mixbit.errors import InvalidInput
-from mixbit.fitting import misfit
-from mixbit.flavours import choices_of, note_on_run_time_ranges
-from mixbit.graph import Graph, capture
-from mixbit.latency import paired_latency_ms
-from mixbit.layers import find_layers
-from mixbit.scheme import Scheme
-from mixbit.target import find_target, target_module
-from mixbit.task import Inputs
+from mixbit.core.batches import Inputs
+from mixbit.core.errors import InvalidInput
+from mixbit.core.scheme import Scheme
+from mixbit.core.target import find_target, target_module
+from mixbit.graph.capture import capture
+from mixbit.graph.graph import Graph
+from mixbit.graph.layers import find_layers
+from mixbit.quantization.offers import choices_of, misfit, note_on_run_time_ranges
+from mixbit.targets.latency import paired_latency_ms
 
 #: Target -> the scheme of every layer that takes it; tables of embeddings do.
 SCHEMES = {"onnxruntime": "w8a8d", "openvino": "w8a8dg32"}

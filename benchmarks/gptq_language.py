@@ -20,9 +20,9 @@ from torch.nn import functional
 
 import mixbit as mb
 from benchmarks import gpt, paths
-from mixbit.graph import Graph
-from mixbit.layers import find_layers, model_fingerprint
-from mixbit.task import Inputs
+from mixbit.core.batches import Inputs
+from mixbit.graph.graph import Graph
+from mixbit.graph.layers import find_layers, model_fingerprint
 
 ROUNDINGS = ("nearest", "gptq")
 EMBEDDING = "characters.weight"

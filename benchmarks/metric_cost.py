@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 import mixbit as mb
 from benchmarks import cifar, paths, resnet20
-from mixbit.batches import Batch
-from mixbit.calibrate import calibrate
-from mixbit.estimate import Question
+from mixbit.core.batches import Batch, Inputs
+from mixbit.core.scheme import Scheme
+from mixbit.core.task import Task
 from mixbit.metrics import METRICS
+from mixbit.metrics._input import Question
 from mixbit.metrics.hawq import hawq
-from mixbit.scales import weight_quantizer
-from mixbit.scheme import Scheme
-from mixbit.task import Inputs, Task
+from mixbit.quantization.calibrate import calibrate
+from mixbit.quantization.scales import weight_quantizer
 
 SCHEMES = tuple(Scheme.parse(f"w{weight}a{input_}") for weight in (2, 3, 4, 6, 8) for input_ in (4, 8))
 FAST, SLOW = ("fisher", "fit", "modelopt", "autoround", "output_error"), ("hawq", "measured")

@@ -8,7 +8,7 @@ is looked at.
 import os
 from pathlib import Path
 
-from mixbit.errors import InvalidInput
+from mixbit.core.errors import InvalidInput
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 DEFAULTS = {

@@ -18,9 +18,9 @@ from rich.table import Table
 import mixbit as mb
 from benchmarks.qat_resnet20 import TASK, Data, load
 from benchmarks.sparse_resnet20 import DENSE, sparse_plan
-from mixbit.evaluation import evaluate, graph_runner
+from mixbit.graph.evaluate import evaluate, graph_runner
 from mixbit.training.finetune import train
-from mixbit.training.objective import Objective
+from mixbit.training.loop import Objective
 
 TARGET, SHARE, EPOCHS, ITERATIONS = "onnxruntime", 0.3, 3, 500
 #: Way of pruning -> settings other than the defaults: what is lost is more, or the network that trains is in float.

@@ -23,12 +23,13 @@ from torch.nn import functional as F
 
 import mixbit as mb
 from benchmarks import cifar, paths, resnet20
-from mixbit.batches import Batch, split_batch
-from mixbit.evaluation import artefact_runner, evaluate, graph_runner
-from mixbit.target import target_module
-from mixbit.task import Task
+from mixbit.core.batches import Batch, split_batch
+from mixbit.core.target import target_module
+from mixbit.core.task import Task
+from mixbit.graph.evaluate import evaluate, graph_runner
+from mixbit.targets.verify import artefact_runner
 from mixbit.training.finetune import FILE_NAME, train
-from mixbit.training.objective import Objective
+from mixbit.training.loop import Objective
 
 NUM_CALIBRATION, NUM_TRAIN, BATCH_SIZE = 512, 10_000, 64
 CHOICES = ("w2a8", "w3a8", "w4a8", "w6a8", "w8a8")

@@ -18,13 +18,13 @@ from rich.table import Table
 
 import mixbit as mb
 from benchmarks import cifar, paths, resnet20
-from mixbit.batches import Batch, split_batch
-from mixbit.calibrate import Calibration, calibrate
-from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
-from mixbit.latency import paired_latency_ms
-from mixbit.target import Runner, target_module
-from mixbit.task import Task
-from mixbit.verification import Comparison, compare, predicted_bytes
+from mixbit.core.batches import Batch, split_batch
+from mixbit.core.target import Runner, target_module
+from mixbit.core.task import Task
+from mixbit.graph.evaluate import Evaluation, evaluate, graph_runner
+from mixbit.quantization.calibrate import Calibration, calibrate
+from mixbit.targets.latency import paired_latency_ms
+from mixbit.targets.verify import Comparison, artefact_runner, compare, predicted_bytes
 
 NUM_CALIBRATION = 512
 BUDGETS = (("uniform w8a8", None), ("mean 4 bits", 4), ("mean 3 bits", 3))

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.resnet50 import random_resnet50
-from mixbit.fitting import uniform_plan
-from mixbit.graph import capture
-from mixbit.latency import paired_latency_ms
-from mixbit.quantization import quantize
-from mixbit.targets import export
+from mixbit.graph.capture import capture
+from mixbit.quantization.offers import uniform_plan
+from mixbit.roundings.quantize import quantize
+from mixbit.targets.export import export
+from mixbit.targets.latency import paired_latency_ms
 from mixbit.targets.openvino import SETTINGS, load
 
 #: Largest ratio of the medians, mixbit / NNCF.

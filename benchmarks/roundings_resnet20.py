@@ -19,7 +19,7 @@ from rich.table import Table
 
 import mixbit as mb
 from benchmarks.resnet20_table import TASK, Data, plan_for
-from mixbit.evaluation import evaluate, graph_runner
+from mixbit.graph.evaluate import evaluate, graph_runner
 
 TARGET = "packed"
 ROWS = (

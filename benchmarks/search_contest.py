@@ -20,13 +20,13 @@ from rich.table import Table
 
 import mixbit as mb
 from benchmarks import cifar, paths, resnet20
-from mixbit.batches import Batch, split_batch
-from mixbit.calibrate import Calibration, calibrate
-from mixbit.evaluation import evaluate, graph_runner
-from mixbit.features import layer_features
-from mixbit.scoring import Scoring
-from mixbit.search import Trials, plan_of
-from mixbit.task import Task
+from mixbit.core.batches import Batch, split_batch
+from mixbit.core.task import Task
+from mixbit.graph.evaluate import evaluate, graph_runner
+from mixbit.pipeline.trials import Scoring, layer_features
+from mixbit.quantization.calibrate import Calibration, calibrate
+from mixbit.searches._plans import plan_of
+from mixbit.searches._problem import Trials
 
 TASK = Task.classification()
 TARGET = "packed"

@@ -13,9 +13,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mixbit.search import SEARCHES, Problem
-from mixbit.search._exact import optimum
-from mixbit.search._pareto import pareto_choices
+from mixbit.searches._exact import optimum
+from mixbit.searches._pareto import pareto_choices
+from mixbit.searches._problem import Problem
+from mixbit.searches.search import SEARCHES
 
 SEEDS = 5
 #: Layers, choices, and what is timed.

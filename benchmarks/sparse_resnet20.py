@@ -18,15 +18,15 @@ from rich.table import Table
 
 import mixbit as mb
 from benchmarks.resnet20_table import TASK, Data
-from mixbit.calibrate import Calibration
-from mixbit.estimate import Question
-from mixbit.evaluation import Evaluation, artefact_runner, evaluate, graph_runner
-from mixbit.layers import model_fingerprint
-from mixbit.pruning.masks import choose_masks
-from mixbit.scheme import Scheme
-from mixbit.sparsity import misfit
-from mixbit.target import target_module
-from mixbit.verification import compare, predicted_bytes
+from mixbit.core.scheme import Scheme
+from mixbit.core.target import target_module
+from mixbit.graph.case import Case
+from mixbit.graph.evaluate import Evaluation, evaluate, graph_runner
+from mixbit.graph.layers import model_fingerprint
+from mixbit.quantization.calibrate import Calibration
+from mixbit.quantization.masks import choose_masks
+from mixbit.quantization.sparsity import misfit
+from mixbit.targets.verify import artefact_runner, compare, predicted_bytes
 
 DENSE = "w8a8"
 #: Scheme and importance.
@@ -53,9 +53,9 @@ def calibration_with_masks(data: Data, scheme: str, importance: str | None) -> C
     """The data's calibration with the masks of that scheme."""
     calibration = dataclasses.replace(data.calibration, masks={}, scales={})
     if importance is not None:
-        layers, schemes = mb.find_layers(data.graph), (Scheme.parse(scheme),)
-        question = Question(data.graph, layers, schemes, calibration, data.calibration_batches, TASK, 0)
-        choose_masks(question, importance)
+        weight = Scheme.parse(scheme).weight
+        case = Case(data.graph, data.calibration_batches, TASK)
+        choose_masks(case, calibration, mb.find_layers(data.graph), [weight] if weight else [], importance)
     return calibration
 
 

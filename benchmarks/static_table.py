@@ -17,12 +17,12 @@ from torch import nn
 
 import mixbit as mb
 from benchmarks import cifar, paths, resnet20
-from mixbit.batches import Batch, split_batch
-from mixbit.batchnorm import reestimated
-from mixbit.calibrate import Calibration, calibrate
-from mixbit.evaluation import Evaluation, evaluate, graph_runner
-from mixbit.ranges import RANGES
-from mixbit.task import Inputs, Task
+from mixbit.core.batches import Batch, Inputs, split_batch
+from mixbit.core.task import Task
+from mixbit.graph.evaluate import Evaluation, evaluate, graph_runner
+from mixbit.quantization.batchnorm import reestimated
+from mixbit.quantization.calibrate import Calibration, calibrate
+from mixbit.quantization.ranges import RANGES
 
 NUM_CALIBRATION, NUM_TEST = 512, 2000
 SCHEMES = ("w8a8", "w4a4")

@@ -14,8 +14,10 @@ import torch
 
 import mixbit as mb
 from benchmarks import cifar, paths, resnet20
-from mixbit.printing import print_study
-from mixbit.studies import RandomPlans, Subject, study
+from mixbit.app.printing import print_study
+from mixbit.metric_study.plans import RandomPlans
+from mixbit.metric_study.study import study
+from mixbit.metric_study.truth import Subject
 
 BITS = (3, 4, 6, 8)
 

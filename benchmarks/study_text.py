@@ -13,9 +13,11 @@ from pathlib import Path
 
 import mixbit as mb
 from benchmarks import gpt, paths
-from mixbit.printing import print_study
-from mixbit.studies import RandomPlans, Subject, study
-from mixbit.task import Task
+from mixbit.app.printing import print_study
+from mixbit.core.task import Task
+from mixbit.metric_study.plans import RandomPlans
+from mixbit.metric_study.study import study
+from mixbit.metric_study.truth import Subject
 
 CHOICES = [f"w{weight}a{input_}" for weight in (3, 4, 6, 8) for input_ in (6, 8)]
 

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixbit.graph import Graph, capture
-from mixbit.layers import Layer, model_fingerprint
-from mixbit.plan import Plan
-from mixbit.quantizer import Quantizer
-from mixbit.simulate import quantizers_of
-from mixbit.target import Target
-from mixbit.task import Inputs
+from mixbit.core.batches import Inputs
+from mixbit.core.plan import Plan
+from mixbit.core.target import Target
+from mixbit.graph.capture import capture
+from mixbit.graph.graph import Graph, Layer
+from mixbit.graph.layers import model_fingerprint
+from mixbit.quantization.assemble import quantizers_of
+from mixbit.quantization.quantizer import Quantizer
 
 #: A target that runs everything, and nothing between layers in integers; the fixture `anything` gives it its name.
 ANYTHING = TARGET = Target(

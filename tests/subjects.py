@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from mixbit.errors import InvalidInput
-from mixbit.estimate import Estimate, Question
-from mixbit.graph import capture
-from mixbit.studies.truth import Subject
-from mixbit.task import Loss, Task
+from mixbit.core.errors import InvalidInput
+from mixbit.core.task import Loss, Task
+from mixbit.graph.capture import capture
+from mixbit.metric_study.truth import Subject
+from mixbit.metrics._input import Estimate, Question
 
 
 def small_subject(labelled: bool = True, seed: int = 0, loss: Loss | None = None) -> Subject:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mixbit import cli
+from mixbit.app import main as cli
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

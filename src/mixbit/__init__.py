@@ -1,4 +1,4 @@
-"""mixbit: how many bits every weight and every activation of a trained network deserves.
+"""mixbit: how many bits each weight and each activation of a trained network needs.
 
 Names load on first use, so that `import mixbit` and the command line start without torch.
 """
@@ -7,115 +7,96 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixbit.batchnorm import reestimated
-    from mixbit.budget import Budget, MaxDrop
-    from mixbit.equalize import equalized
-    from mixbit.errors import InfeasibleBudget, InvalidInput, MixbitError, TargetMismatch, UnsupportedModel
-    from mixbit.estimate import Estimate
-    from mixbit.fitting import uniform_plan
-    from mixbit.graph import Graph, capture
-    from mixbit.layers import find_layers
-    from mixbit.measurement import measure
-    from mixbit.pipeline import auto_quantize
-    from mixbit.plan import Plan
-    from mixbit.pruning.prune import Removal, prune_channels
-    from mixbit.quantization import quantize
-    from mixbit.scheme import Scheme
-    from mixbit.search import front, search
-    from mixbit.sensitivity import Sensitivity
-    from mixbit.settings import Settings
-    from mixbit.studies import RandomPlans, Subject, study
-    from mixbit.targets import export
-    from mixbit.task import Task
-    from mixbit.training.finetune import finetune
-    from mixbit.training.learning import learnable, settled
-    from mixbit.training.loop import Training
-    from mixbit.verification import verify
+    from mixbit.core.budget import Budget as Budget
+    from mixbit.core.budget import MaxDrop as MaxDrop
+    from mixbit.core.errors import (
+        InfeasibleBudget as InfeasibleBudget,
+    )
+    from mixbit.core.errors import (
+        InvalidInput as InvalidInput,
+    )
+    from mixbit.core.errors import (
+        MixbitError as MixbitError,
+    )
+    from mixbit.core.errors import (
+        TargetMismatch as TargetMismatch,
+    )
+    from mixbit.core.errors import (
+        UnsupportedModel as UnsupportedModel,
+    )
+    from mixbit.core.plan import Plan as Plan
+    from mixbit.core.scheme import Scheme as Scheme
+    from mixbit.core.table import Sensitivity as Sensitivity
+    from mixbit.core.task import Task as Task
+    from mixbit.graph.capture import capture as capture
+    from mixbit.graph.graph import Graph as Graph
+    from mixbit.graph.layers import find_layers as find_layers
+    from mixbit.metric_study.plans import RandomPlans as RandomPlans
+    from mixbit.metric_study.study import study as study
+    from mixbit.metric_study.truth import Subject as Subject
+    from mixbit.metrics._input import Estimate as Estimate
+    from mixbit.metrics.measure import measure as measure
+    from mixbit.pipeline.auto import auto_quantize as auto_quantize
+    from mixbit.pipeline.settings import Settings as Settings
+    from mixbit.pruning.prune import Removal as Removal
+    from mixbit.pruning.prune import prune_channels as prune_channels
+    from mixbit.quantization.batchnorm import reestimated as reestimated
+    from mixbit.quantization.equalize import equalized as equalized
+    from mixbit.quantization.offers import uniform_plan as uniform_plan
+    from mixbit.roundings.quantize import quantize as quantize
+    from mixbit.searches.front import front as front
+    from mixbit.searches.search import search as search
+    from mixbit.targets.export import export as export
+    from mixbit.targets.verify import verify as verify
+    from mixbit.training.finetune import finetune as finetune
+    from mixbit.training.learnable import learnable as learnable
+    from mixbit.training.learnable import settled as settled
+    from mixbit.training.loop import Training as Training
 
-__all__ = [
-    "Budget",
-    "Estimate",
-    "Graph",
-    "InfeasibleBudget",
-    "InvalidInput",
-    "MaxDrop",
-    "MixbitError",
-    "Plan",
-    "RandomPlans",
-    "Removal",
-    "Scheme",
-    "Sensitivity",
-    "Settings",
-    "Subject",
-    "TargetMismatch",
-    "Task",
-    "Training",
-    "UnsupportedModel",
-    "auto_quantize",
-    "capture",
-    "equalized",
-    "export",
-    "find_layers",
-    "finetune",
-    "front",
-    "learnable",
-    "measure",
-    "prune_channels",
-    "quantize",
-    "reestimated",
-    "search",
-    "settled",
-    "study",
-    "uniform_plan",
-    "verify",
-]
-
-# No module has the name of a public function, since importing it would put it in the function's place; but
-# `mixbit.search` is both the folder and the function: see the end of its `__init__.py`.
 _HOMES = {
-    "Budget": "budget",
-    "Estimate": "estimate",
-    "Graph": "graph",
-    "InfeasibleBudget": "errors",
-    "InvalidInput": "errors",
-    "MaxDrop": "budget",
-    "MixbitError": "errors",
-    "Plan": "plan",
-    "RandomPlans": "studies",
+    "Budget": "core.budget",
+    "Estimate": "metrics._input",
+    "Graph": "graph.graph",
+    "InfeasibleBudget": "core.errors",
+    "InvalidInput": "core.errors",
+    "MaxDrop": "core.budget",
+    "MixbitError": "core.errors",
+    "Plan": "core.plan",
+    "RandomPlans": "metric_study.plans",
     "Removal": "pruning.prune",
-    "Scheme": "scheme",
-    "Sensitivity": "sensitivity",
-    "Settings": "settings",
-    "Subject": "studies",
-    "TargetMismatch": "errors",
-    "Task": "task",
+    "Scheme": "core.scheme",
+    "Sensitivity": "core.table",
+    "Settings": "pipeline.settings",
+    "Subject": "metric_study.truth",
+    "TargetMismatch": "core.errors",
+    "Task": "core.task",
     "Training": "training.loop",
-    "UnsupportedModel": "errors",
-    "auto_quantize": "pipeline",
-    "capture": "graph",
-    "equalized": "equalize",
-    "front": "search",
-    "export": "targets",
-    "find_layers": "layers",
+    "UnsupportedModel": "core.errors",
+    "auto_quantize": "pipeline.auto",
+    "capture": "graph.capture",
+    "equalized": "quantization.equalize",
+    "export": "targets.export",
+    "find_layers": "graph.layers",
     "finetune": "training.finetune",
-    "learnable": "training.learning",
-    "measure": "measurement",
+    "front": "searches.front",
+    "learnable": "training.learnable",
+    "measure": "metrics.measure",
     "prune_channels": "pruning.prune",
-    "quantize": "quantization",
-    "reestimated": "batchnorm",
-    "search": "search",
-    "settled": "training.learning",
-    "study": "studies",
-    "uniform_plan": "fitting",
-    "verify": "verification",
+    "quantize": "roundings.quantize",
+    "reestimated": "quantization.batchnorm",
+    "search": "searches.search",
+    "settled": "training.learnable",
+    "study": "metric_study.study",
+    "uniform_plan": "quantization.offers",
+    "verify": "targets.verify",
 }
+__all__ = sorted(_HOMES)  # noqa: PLE0605
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'mixbit' has no attribute {name!r}")
-    module = import_module(f"mixbit.{_HOMES[name]}")
-    value = module if name == _HOMES[name] else getattr(module, name)
+    value = getattr(import_module(f"mixbit.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from mixbit.calibrate import Calibration, calibrate
-from mixbit.estimate import Question
-from mixbit.graph import Graph, capture
-from mixbit.layers import Layer, find_layers
-from mixbit.scales import weight_quantizer
-from mixbit.scheme import Scheme
-from mixbit.task import Task
+from mixbit.core.scheme import Scheme
+from mixbit.core.task import Task
+from mixbit.graph.capture import capture
+from mixbit.graph.graph import Graph, Layer
+from mixbit.graph.layers import find_layers
+from mixbit.metrics._input import Question
+from mixbit.quantization.calibrate import Calibration, calibrate
+from mixbit.quantization.scales import weight_quantizer
 from tests.networks import Attention, Net, batches_of
 
 SCHEMES = tuple(Scheme.parse(text) for text in ("w2", "w3a3", "w4a8", "w3@50%", "float"))

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mixbit.errors import InvalidInput
+from mixbit.core.errors import InvalidInput
+from mixbit.core.task import Task
 from mixbit.metrics.autoround import autoround
-from mixbit.task import Task
 from tests.metrics.setting import NETWORKS, SCHEMES, assert_agrees, calls_of, setting_of
 
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from mixbit.calibrate import calibrate
-from mixbit.estimate import Question
-from mixbit.graph import capture
-from mixbit.layers import find_layers
+from mixbit.core.scheme import Scheme
+from mixbit.core.task import Task
+from mixbit.graph.capture import capture
+from mixbit.graph.layers import find_layers
 from mixbit.metrics import METRICS
-from mixbit.scheme import Scheme
-from mixbit.task import Task
+from mixbit.metrics._input import Question
+from mixbit.quantization.calibrate import calibrate
 from tests.networks import Attention, Residual, assert_state_is, batches_of, state_of
 
 CHOICES = ("float", "w2", "w4", "w8", "w2a8", "w4a8", "w8a8", "w8a3")

@@ -10,16 +10,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixbit import operators
-from mixbit.calibrate import Calibration, calibrate, mean_output
-from mixbit.estimate import Question
-from mixbit.graph import Graph, capture
-from mixbit.layers import Layer, find_layers
+from mixbit.core.batches import Inputs
+from mixbit.core.scheme import Scheme
+from mixbit.core.task import Task
+from mixbit.graph import operators
+from mixbit.graph.capture import capture
+from mixbit.graph.graph import Graph, Layer
+from mixbit.graph.layers import find_layers
+from mixbit.metrics._input import Question
 from mixbit.metrics.fisher import fisher
-from mixbit.quantization import quantize
-from mixbit.scales import weight_quantizer
-from mixbit.scheme import Scheme
-from mixbit.task import Inputs, Task
+from mixbit.quantization.calibrate import Calibration, calibrate, mean_output
+from mixbit.quantization.scales import weight_quantizer
+from mixbit.roundings.quantize import quantize
 from tests.networks import OPERATORS, Attention, Net, Residual, batches_of, captured_operator, matrix, plan_of
 
 SCHEMES = tuple(Scheme.parse(text) for text in ("w2", "w3a3", "w4a3", "w8a8", "w3@50%", "float"))

@@ -10,15 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixbit.calibrate import Calibration, calibrate
-from mixbit.errors import InvalidInput
-from mixbit.estimate import Question
-from mixbit.graph import Graph, capture
-from mixbit.layers import Layer, find_layers
+from mixbit.core.batches import Inputs
+from mixbit.core.errors import InvalidInput
+from mixbit.core.scheme import Scheme
+from mixbit.core.task import Task
+from mixbit.graph.capture import capture
+from mixbit.graph.graph import Graph, Layer
+from mixbit.graph.layers import find_layers
 from mixbit.metrics import METRICS
+from mixbit.metrics._input import Question
 from mixbit.metrics.fit import fit, fit_a, fit_w
-from mixbit.scheme import Scheme
-from mixbit.task import Inputs, Task
+from mixbit.quantization.calibrate import Calibration, calibrate
 from tests.networks import OPERATORS, Attention, Net, batches_of, captured_operator
 
 SCHEMES = tuple(Scheme.parse(text) for text in ("w2", "w3a3", "w4a3", "w8a8", "w3@50%", "float"))
@@ -243,7 +245,7 @@ def test_every_operator_has_an_entry(kind, monkeypatch):
     question = one.question(schemes=SCHEMES[:1])
     wanted = np.mean(squares) * float(noise_power(weight.detach(), SCHEMES[0].weight)) / 2
     np.testing.assert_allclose(fit_w(question).loss, wanted, rtol=1e-9)
-    monkeypatch.setattr(importlib.import_module("mixbit.metrics._gradients"), "FEW_ELEMENTS", 1)
+    monkeypatch.setattr(importlib.import_module("mixbit.graph.backward"), "FEW_ELEMENTS", 1)
     np.testing.assert_allclose(fit_w(question).loss, wanted, rtol=1e-9)
 
 

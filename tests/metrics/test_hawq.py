@@ -9,11 +9,11 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
-from mixbit.errors import InvalidInput
-from mixbit.graph import capture
+from mixbit.core.errors import InvalidInput
+from mixbit.core.scheme import Scheme
+from mixbit.core.task import Task
+from mixbit.graph.capture import capture
 from mixbit.metrics.hawq import hawq
-from mixbit.scheme import Scheme
-from mixbit.task import Task
 from tests.metrics.test_fit import Case, case_of
 from tests.networks import Attention, Net, assert_state_is, state_of
 

@@ -8,16 +8,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mixbit.calibrate import calibrate
-from mixbit.errors import InvalidInput
-from mixbit.estimate import Question
-from mixbit.graph import capture
-from mixbit.layers import find_layers
+from mixbit.core.errors import InvalidInput
+from mixbit.core.scheme import Scheme
+from mixbit.core.task import Task
+from mixbit.graph.capture import capture
+from mixbit.graph.layers import find_layers
+from mixbit.metrics._input import Question
 from mixbit.metrics.measured import measured, measured_loss
-from mixbit.quantization import quantize
-from mixbit.scheme import Scheme
-from mixbit.simulate import assemble
-from mixbit.task import Task
+from mixbit.quantization.assemble import assemble
+from mixbit.quantization.calibrate import calibrate
+from mixbit.roundings.quantize import quantize
 from tests.metrics.setting import NETWORKS, SCHEMES, assert_agrees, rounded_output, setting_of
 from tests.networks import OPERATORS, Net, batches_of, captured_operator, plan_of
 

@@ -5,15 +5,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mixbit.calibrate import calibrate
-from mixbit.errors import InvalidInput
-from mixbit.estimate import Question
-from mixbit.layers import find_layers
+from mixbit.core.errors import InvalidInput
+from mixbit.core.scheme import Scheme
+from mixbit.core.task import Task
+from mixbit.graph.layers import find_layers
+from mixbit.graph.operators import run_operation
+from mixbit.metrics._input import Question
 from mixbit.metrics.modelopt import modelopt
-from mixbit.operators import run_operation
-from mixbit.scales import weight_quantizer
-from mixbit.scheme import Scheme
-from mixbit.task import Task
+from mixbit.quantization.calibrate import calibrate
+from mixbit.quantization.scales import weight_quantizer
 from tests.metrics.setting import NETWORKS, SCHEMES, assert_agrees, calls_of, setting_of
 from tests.networks import OPERATORS, batches_of, captured_operator
 

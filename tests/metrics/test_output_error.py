@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from mixbit.calibrate import calibrate
-from mixbit.estimate import Question
-from mixbit.layers import find_layers
+from mixbit.core.scheme import Scheme
+from mixbit.core.task import Task
+from mixbit.graph.layers import find_layers
+from mixbit.metrics._input import Question
 from mixbit.metrics.output_error import noise_to_signal, output_error
-from mixbit.scheme import Scheme
-from mixbit.task import Task
+from mixbit.quantization.calibrate import calibrate
 from tests.metrics.setting import NETWORKS, SCHEMES, assert_agrees, calls_of, mean_errors, setting_of
 from tests.networks import OPERATORS, batches_of, captured_operator
 

@@ -11,24 +11,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mixbit as mb
-from mixbit.batches import split_all
-from mixbit.blockwise.blocks import find_blocks
-from mixbit.errors import InvalidInput, UnsupportedModel
-from mixbit.evaluation import artefact_runner
-from mixbit.nodes import argument, tensor_of
-from mixbit.operators import run_operation
-from mixbit.printing import print_result
+from mixbit.app.printing import print_result
+from mixbit.core.batches import Inputs, split_all
+from mixbit.core.errors import InvalidInput, UnsupportedModel
+from mixbit.core.target import target_module
+from mixbit.graph.blocks import find_blocks
+from mixbit.graph.nodes import argument, tensor_of
+from mixbit.graph.operators import run_operation
+from mixbit.pipeline.folder import Result
+from mixbit.pipeline.verify_folder import recheck
 from mixbit.pruning import recovery
 from mixbit.pruning.channels import find_channels
-from mixbit.pruning.cut import without_channels
 from mixbit.pruning.importance import importance
 from mixbit.pruning.prediction import DAMPING, make_up, predict
-from mixbit.pruning.prune import KEPT_EVERYWHERE, choose
+from mixbit.pruning.prune import KEPT_EVERYWHERE, choose, without_channels
 from mixbit.pruning.units import Channels
-from mixbit.recheck import recheck
-from mixbit.result import Result
-from mixbit.target import target_module
-from mixbit.task import Inputs
+from mixbit.targets.verify import artefact_runner
 from tests.networks import Attention, Net, Residual, assert_state_is, batches_of, plan_of, state_of
 
 IMAGES = (3, 8, 8)

@@ -17,17 +17,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from mixbit.errors import InvalidInput, TargetMismatch
-from mixbit.fitting import misfit
-from mixbit.graph import Graph, capture
-from mixbit.layers import Layer, find_layers
-from mixbit.plan import Plan
-from mixbit.quantization import quantize
-from mixbit.scheme import Scheme
-from mixbit.target import TARGETS, Runner, StoredWeight, find_target, target_module
-from mixbit.targets import export
-from mixbit.task import Inputs, Task
-from mixbit.verification import predicted_bytes, verify
+from mixbit.core.batches import Inputs
+from mixbit.core.errors import InvalidInput, TargetMismatch
+from mixbit.core.plan import Plan
+from mixbit.core.scheme import Scheme
+from mixbit.core.target import TARGETS, Runner, StoredWeight, find_target, target_module
+from mixbit.core.task import Task
+from mixbit.graph.capture import capture
+from mixbit.graph.graph import Graph, Layer
+from mixbit.graph.layers import find_layers
+from mixbit.quantization.offers import misfit
+from mixbit.roundings.quantize import quantize
+from mixbit.targets.export import export
+from mixbit.targets.verify import predicted_bytes, verify
 from tests.networks import assert_state_is, plan_of, state_of
 
 #: Layers, by the beginning of their names, that a runtime computes in float although their input is quantized.

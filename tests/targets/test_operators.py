@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixbit.graph import capture
-from mixbit.layers import find_layers, model_fingerprint
-from mixbit.plan import Plan
-from mixbit.quantization import quantize
-from mixbit.target import target_module
-from mixbit.targets import export
+from mixbit.core.plan import Plan
+from mixbit.core.target import target_module
+from mixbit.graph.capture import capture
+from mixbit.graph.layers import find_layers, model_fingerprint
+from mixbit.roundings.quantize import quantize
+from mixbit.targets.export import export
 from tests.networks import Net
 
 #: Between a convolution `a` and the layer `b` behind it, or between `a` and the linear layers `m` and `l`.

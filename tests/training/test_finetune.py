@@ -8,18 +8,17 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from mixbit.batches import split_all
+from mixbit.core.batches import split_all
+from mixbit.core.errors import InvalidInput
+from mixbit.core.task import Task
 from mixbit.demo import data
 from mixbit.demo.network import trained
-from mixbit.errors import InvalidInput
-from mixbit.graph import capture
-from mixbit.layers import find_layers
-from mixbit.quantization import quantize
-from mixbit.simulate import quantizers_of
-from mixbit.task import Task
+from mixbit.graph.capture import capture
+from mixbit.graph.layers import find_layers
+from mixbit.quantization.assemble import quantizers_of
+from mixbit.roundings.quantize import quantize
 from mixbit.training.finetune import FILE_NAME, check_first, finetune, train
-from mixbit.training.loop import Training, rate
-from mixbit.training.objective import Objective
+from mixbit.training.loop import Objective, Training, rate
 from tests.networks import assert_state_is, by_tensor, plan_of, state_of
 
 pytestmark = pytest.mark.usefixtures("anything")

@@ -4,20 +4,20 @@ import pytest
 import torch
 
 import mixbit as mb
-from mixbit.batches import split_batch
+from mixbit.core.batches import split_batch
+from mixbit.core.scheme import Scheme
+from mixbit.core.task import Task
 from mixbit.demo import data
 from mixbit.demo.network import trained
-from mixbit.evaluation import evaluate, graph_runner
-from mixbit.graph import capture
-from mixbit.layers import find_layers
-from mixbit.nodes import get_tensor
-from mixbit.quantization import quantize
-from mixbit.quantizer import Quantizer
-from mixbit.scales import LARGEST_BIAS
-from mixbit.scheme import Scheme
-from mixbit.simulate import assemble, quantizers_of
-from mixbit.task import Task
-from mixbit.training.learning import learnable, settled
+from mixbit.graph.capture import capture
+from mixbit.graph.evaluate import evaluate, graph_runner
+from mixbit.graph.layers import find_layers
+from mixbit.graph.nodes import get_tensor
+from mixbit.quantization.assemble import assemble, quantizers_of
+from mixbit.quantization.quantizer import Quantizer
+from mixbit.quantization.scales import LARGEST_BIAS
+from mixbit.roundings.quantize import quantize
+from mixbit.training.learnable import learnable, settled
 from tests.networks import OPERATORS, Residual, assert_state_is, by_tensor, operator_network, plan_of, state_of
 
 

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mixbit.budget import Budget
+from mixbit.core.budget import Budget
+from mixbit.core.io.files import check_writable_folder
+from mixbit.core.target import target_module
 from mixbit.demo.data import BATCH_SIZE, calibration_batches, test_batches
 from mixbit.demo.network import trained
-from mixbit.deployment import Deployed
-from mixbit.files import check_writable_folder
-from mixbit.latency import paired_latency_ms
-from mixbit.pipeline import auto_quantize
-from mixbit.settings import Settings
-from mixbit.target import target_module
+from mixbit.pipeline.auto import auto_quantize
+from mixbit.pipeline.deploy import Deployed
+from mixbit.pipeline.settings import Settings
+from mixbit.targets.latency import paired_latency_ms
 
 TARGETS = ("openvino", "onnxruntime")
 MIXED = Budget(mean_bits=3)

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 
-from mixbit.estimate import Estimate, Question
+from mixbit.core.io.methods import with_options
+from mixbit.metrics._input import Estimate, Question
 from mixbit.metrics.autoround import autoround
 from mixbit.metrics.fisher import fisher
 from mixbit.metrics.fit import fit, fit_a, fit_error, fit_w
@@ -11,7 +12,6 @@ from mixbit.metrics.measured import measured, measured_loss
 from mixbit.metrics.modelopt import modelopt
 from mixbit.metrics.output_error import noise_to_signal, output_error
 from mixbit.metrics.weight_error import weight_error, weight_error_absolute, weight_error_relative
-from mixbit.options import with_options
 
 Metric = Callable[[Question], Estimate]
 METRICS: dict[str, Metric] = {

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mixbit.estimate import Question
-from mixbit.layers import Layer
-from mixbit.nodes import get_tensor
-from mixbit.operators import Operation, run_operation
-from mixbit.quantizer import Quantizer
-from mixbit.scheme import Format
+from mixbit.core.scheme import Format
+from mixbit.graph.graph import Layer, Operation
+from mixbit.graph.nodes import get_tensor
+from mixbit.graph.operators import run_operation
+from mixbit.metrics._input import Question
+from mixbit.quantization.quantizer import Quantizer
 
 
 def from_weights(question: Question, layer: Layer, operation: Operation, x: Tensor) -> Iterator[Tensor]:

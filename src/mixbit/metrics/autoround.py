@@ -3,14 +3,14 @@
 import torch
 from torch import Tensor
 
-from mixbit.estimate import Estimate, Question
-from mixbit.layers import Layer
-from mixbit.means import batch_means
-from mixbit.metrics._backward import Backward
+from mixbit.core.io.progress import track
+from mixbit.graph.backward import Backward
+from mixbit.graph.graph import Layer, Operation
+from mixbit.graph.nodes import get_tensor
+from mixbit.graph.operators import run_operation
+from mixbit.metrics._input import Estimate, Question
 from mixbit.metrics._outputs import layer_entries, no_costs
-from mixbit.nodes import get_tensor
-from mixbit.operators import Operation, run_operation
-from mixbit.progress import track
+from mixbit.quantization.statistics import batch_means
 
 
 def autoround(question: Question) -> Estimate:
@@ -46,7 +46,7 @@ class _Scorer:
     def __init__(self, question: Question) -> None:
         self.question = question
         self.quantizers = question.input_quantizers()
-        self.backward = Backward(question, self._add, None)
+        self.backward = Backward(question.graph, question.layers, self._add, None)
 
     def start(self) -> None:
         """Forget the batch before."""

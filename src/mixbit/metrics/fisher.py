@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from mixbit.estimate import Estimate, Question
-from mixbit.layers import Layer
-from mixbit.means import RunningMean
-from mixbit.metrics._backward import Backward
-from mixbit.operators import FEW_ELEMENTS, Operation, run_stacked, stack_weights
-from mixbit.progress import track
-from mixbit.samples import group_samples, sample_axis
+from mixbit.core.io.progress import track
+from mixbit.graph.backward import Backward
+from mixbit.graph.graph import Layer, Operation
+from mixbit.graph.operators import FEW_ELEMENTS, run_stacked, stack_weights
+from mixbit.graph.sample_axis import group_samples, sample_axis
+from mixbit.metrics._input import Estimate, Question
+from mixbit.quantization.statistics import RunningMean
 
 
 def fisher(question: Question) -> Estimate:
@@ -58,7 +58,8 @@ class _Scorer:
             self.shifts = {one.node: question.mean_errors(one, self._errors(layer)) for layer, one in operations}
         self.input_quantizers = question.input_quantizers()
         self.backward = Backward(
-            question,
+            question.graph,
+            question.layers,
             self._weight_scores if self.weight_formats else None,
             self._input_scores if self.input_formats else None,
         )

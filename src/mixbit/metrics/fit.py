@@ -6,18 +6,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mixbit.errors import InvalidInput
-from mixbit.estimate import Estimate, Question
-from mixbit.layers import Layer
-from mixbit.means import RunningMean
-from mixbit.metrics._backward import Backward
-from mixbit.metrics._gradients import SampleGradients
-from mixbit.nodes import get_tensor
-from mixbit.progress import track
-from mixbit.samples import group_samples, sample_axis
-from mixbit.scales import weight_mask
-from mixbit.scheme import Format
-from mixbit.task import Inputs
+from mixbit.core.batches import Inputs
+from mixbit.core.errors import InvalidInput
+from mixbit.core.io.progress import track
+from mixbit.core.scheme import Format
+from mixbit.graph.backward import Backward, SampleGradients
+from mixbit.graph.graph import Layer
+from mixbit.graph.nodes import get_tensor
+from mixbit.graph.sample_axis import group_samples, sample_axis
+from mixbit.metrics._input import Estimate, Question
+from mixbit.quantization.scales import weight_mask
+from mixbit.quantization.statistics import RunningMean
 
 #: Layer -> [F, elements] squares of the weight's error in each weight format, or [F, 1] where they are one number.
 WeightPowers = Callable[[Layer], Tensor]
@@ -209,7 +208,8 @@ class _Scorer:
         self.input_powers = input_powers if question.input_formats else None
         self.gradients = SampleGradients(question.graph, self._score_weight)
         self.backward = Backward(
-            question,
+            question.graph,
+            question.layers,
             self.gradients.add_use if self.weight_powers else None,
             self._score_input if self.input_powers else None,
         )

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mixbit.errors import InvalidInput
-from mixbit.estimate import Estimate, Question
-from mixbit.means import RunningMean
-from mixbit.nodes import get_tensor
-from mixbit.progress import track
-from mixbit.task import Inputs
+from mixbit.core.batches import Inputs
+from mixbit.core.errors import InvalidInput
+from mixbit.core.io.progress import track
+from mixbit.graph.nodes import get_tensor
+from mixbit.metrics._input import Estimate, Question
+from mixbit.quantization.statistics import RunningMean
 
 Rule = Literal["standard_error", "nncf"]
 #: Tolerance of each rule where none is given: about what 50 vectors reach on ResNet-20, and NNCF's own.

@@ -8,15 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from mixbit.estimate import Estimate, Question
-from mixbit.fitting import takes_weight
-from mixbit.graph import Graph
-from mixbit.layers import Layer
-from mixbit.means import RunningMean, batch_means
-from mixbit.progress import track
-from mixbit.quantizer import Quantizer
-from mixbit.scales import weight_quantizer
-from mixbit.task import Inputs
+from mixbit.core.batches import Inputs
+from mixbit.core.io.progress import track
+from mixbit.graph.graph import Graph, Layer
+from mixbit.metrics._input import Estimate, Question
+from mixbit.quantization.offers import takes_weight
+from mixbit.quantization.quantizer import Quantizer
+from mixbit.quantization.scales import weight_quantizer
+from mixbit.quantization.statistics import RunningMean, batch_means
 
 #: (what the float network returns, what the changed one returns, labels) -> costs, [N] or [1].
 Score = Callable[[Any, Any, Tensor | None], Tensor]

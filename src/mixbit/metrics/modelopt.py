@@ -5,14 +5,13 @@ from collections.abc import Iterable
 from torch import Tensor, fx
 from torch.nn import functional
 
-from mixbit.estimate import Estimate, Question
-from mixbit.layers import Layer
-from mixbit.means import RunningMean
-from mixbit.metrics._backward import Backward
+from mixbit.core.io.progress import track
+from mixbit.graph.backward import Backward
+from mixbit.graph.graph import Layer, Operation
+from mixbit.graph.sample_axis import group_samples, sample_axis
+from mixbit.metrics._input import Estimate, Question
 from mixbit.metrics._outputs import from_inputs, from_weights, layer_entries, no_costs
-from mixbit.operators import Operation
-from mixbit.progress import track
-from mixbit.samples import group_samples, sample_axis
+from mixbit.quantization.statistics import RunningMean
 
 
 def modelopt(question: Question) -> Estimate:
@@ -49,7 +48,7 @@ class _Scorer:
     def __init__(self, question: Question) -> None:
         self.question = question
         self.quantizers = question.input_quantizers()
-        self.backward = Backward(question, self._add, None)
+        self.backward = Backward(question.graph, question.layers, self._add, None)
 
     def start(self, batch_size: int) -> None:
         """Forget the batch before."""

@@ -6,14 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.estimate import Estimate, Question
-from mixbit.layers import Layer
-from mixbit.means import RunningMean
+from mixbit.core.io.progress import track
+from mixbit.graph.graph import Layer, Operation
+from mixbit.graph.nodes import argument
+from mixbit.graph.sample_axis import group_samples, sample_axis
+from mixbit.metrics._input import Estimate, Question
 from mixbit.metrics._outputs import from_inputs, from_weights, layer_entries, no_costs
-from mixbit.nodes import argument
-from mixbit.operators import Operation
-from mixbit.progress import track
-from mixbit.samples import group_samples, sample_axis
+from mixbit.quantization.statistics import RunningMean
 
 
 def output_error(question: Question) -> Estimate:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mixbit.estimate import Estimate, Question
-from mixbit.nodes import get_tensor
-from mixbit.progress import track
+from mixbit.core.io.progress import track
+from mixbit.graph.nodes import get_tensor
+from mixbit.metrics._input import Estimate, Question
 
 
 def weight_error(question: Question) -> Estimate:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from mixbit.graph import Graph
-from mixbit.layers import Layer, find_layers
-from mixbit.nodes import argument, is_parameter, packet, tensor_of
-from mixbit.operators import ARITHMETIC, GROUPS, NONLINEARITIES, Operation
+from mixbit.graph.graph import GROUPS, Graph, Layer, Operation
+from mixbit.graph.layers import find_layers
+from mixbit.graph.nodes import argument, is_parameter, packet, tensor_of
+from mixbit.graph.operators import ARITHMETIC, NONLINEARITIES
 from mixbit.pruning.axes import moved_axis, num_alike, sizes_of
 from mixbit.pruning.units import Channels, Units
 

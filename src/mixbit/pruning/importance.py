@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.batches import Batch
-from mixbit.graph import Graph
-from mixbit.progress import track
+from mixbit.core.batches import Batch
+from mixbit.core.io.progress import track
+from mixbit.core.task import Task
+from mixbit.graph.graph import Graph
+from mixbit.graph.sample_axis import SampleAxis, group_samples, sample_axis
 from mixbit.pruning.prediction import Prediction, rows_last
 from mixbit.pruning.units import Channels, Reader
-from mixbit.samples import SampleAxis, group_samples, sample_axis
-from mixbit.task import Task
 
 
 def importance(

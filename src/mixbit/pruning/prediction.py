@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from mixbit.batches import Batch
-from mixbit.errors import InvalidInput
-from mixbit.fold import set_bias
-from mixbit.graph import Graph
-from mixbit.moments import Moments, inverse_factor
-from mixbit.nodes import argument, get_tensor, tensor_of
-from mixbit.operators import Operation, can_take_bias, run_operation
-from mixbit.progress import track
+from mixbit.core.batches import Batch
+from mixbit.core.errors import InvalidInput
+from mixbit.core.io.progress import track
+from mixbit.graph.fold import set_bias
+from mixbit.graph.graph import Graph, Operation
+from mixbit.graph.nodes import argument, get_tensor, tensor_of
+from mixbit.graph.operators import can_take_bias, run_operation
 from mixbit.pruning.units import Channels, Reader
+from mixbit.quantization.statistics import Moments, inverse_factor
 
 #: Added to the diagonal of the second moments, as a share of its mean: channels that are nearly sums of others.
 DAMPING = 1e-3

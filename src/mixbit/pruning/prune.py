@@ -1,4 +1,4 @@
-"""prune_channels(): a smaller graph without the channels that the network misses least."""
+"""A graph without the channels that nothing reads."""
 
 import dataclasses
 import math
@@ -9,23 +9,71 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
-from mixbit.arguments import check_arguments
-from mixbit.batches import Batch, split_all
-from mixbit.errors import InvalidInput
-from mixbit.exporting import copy_module
-from mixbit.graph import Graph, capture
-from mixbit.kept import folder_of
-from mixbit.layers import find_layers
+from mixbit.core.batches import Batch, split_all
+from mixbit.core.errors import InvalidInput, UnsupportedModel
+from mixbit.core.io.store import folder_of
+from mixbit.core.task import Task
+from mixbit.graph.capture import TOLERANCE, capture
+from mixbit.graph.graph import Graph, check_arguments
+from mixbit.graph.layers import find_layers
+from mixbit.graph.nodes import argument, get_tensor, split_name
+from mixbit.graph.torch_export import copy_module
 from mixbit.pruning.channels import find_channels
-from mixbit.pruning.cut import without_channels
 from mixbit.pruning.importance import importance
 from mixbit.pruning.prediction import make_up, predict
 from mixbit.pruning.recovery import recovered
-from mixbit.pruning.units import Channels
-from mixbit.reconstruction import Reconstruction
-from mixbit.task import Task
+from mixbit.pruning.units import Channels, Count
+from mixbit.roundings._input import Reconstruction
+
+
+def without_channels(graph: Graph, keep: Tensor) -> Graph:
+    """A copy whose tensors have only the units that are kept; its nodes are the same, and the shapes noted in them.
+
+    Args:
+        graph: A float graph whose layers have zeros for weights wherever they would read other units.
+        keep: [units] of `find_channels`.
+
+    Raises:
+        UnsupportedModel: on the example the copy returns something else.
+    """
+    channels, module = find_channels(graph), copy_module(graph.module)
+    for part in channels.parts:
+        tensor = get_tensor(module, part.parameter)
+        kept = keep[part.units].nonzero().flatten().to(tensor.device)
+        _set(module, part.parameter, tensor.detach().index_select(part.axis, kept))
+    nodes = {node.name: node for node in module.graph.nodes}
+    for count in channels.counts:
+        node, new = nodes[count.node], int(keep[count.units].sum())
+        node.update_arg(count.position, new if count.index is None else _entries(node, count, new))
+    module.recompile()
+    smaller = dataclasses.replace(graph, module=module)
+    _check_same(graph, smaller, int((~keep).sum()))
+    return smaller
+
+
+def _entries(node: fx.Node, count: Count, new: int) -> list[Any]:
+    """The list that holds the count, with the new number."""
+    return [new if index == count.index else entry for index, entry in enumerate(argument(node, count.position))]
+
+
+def _set(module: nn.Module, name: str, value: Tensor) -> None:
+    holder, attribute = split_name(module, name)
+    setattr(holder, attribute, nn.Parameter(value) if isinstance(getattr(holder, attribute), nn.Parameter) else value)
+
+
+@torch.no_grad()
+def _check_same(graph: Graph, smaller: Graph, num_units: int) -> None:
+    leaves = [pytree.tree_leaves(one(*graph.example.args, **graph.example.kwargs)) for one in (graph, smaller)]
+    for want, got in zip(*leaves, strict=True):
+        if isinstance(want, Tensor) and not torch.allclose(got, want, TOLERANCE, TOLERANCE * float(want.abs().max())):
+            raise UnsupportedModel(
+                f"the graph without {num_units} channels differs by {float((got - want).abs().max()):.2g} "
+                "from the graph with zeros in their place; leave its channels as they are, and report the model"
+            )
+
 
 #: Share of its channels that every tensor keeps, one at least: an empty or starved layer cuts the network in two.
 KEPT_EVERYWHERE = 0.1

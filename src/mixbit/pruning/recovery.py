@@ -9,18 +9,17 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
-from mixbit.blockwise.blocks import Block, find_blocks
-from mixbit.blockwise.pace import Pace
-from mixbit.blockwise.parts import load, question_digest, save
-from mixbit.blockwise.passes import Kept, Passes, side_by_side
-from mixbit.blockwise.stretch import Stretch
-from mixbit.exporting import copy_module
-from mixbit.graph import Graph
-from mixbit.layers import find_layers
-from mixbit.nodes import tensor_of
-from mixbit.progress import track
+from mixbit.core.io.progress import track
+from mixbit.core.io.store import load, save
+from mixbit.graph.blocks import Block, find_blocks
+from mixbit.graph.graph import Graph
+from mixbit.graph.layers import find_layers
+from mixbit.graph.nodes import tensor_of
+from mixbit.graph.torch_export import copy_module
+from mixbit.graph.walk import Stretch
 from mixbit.pruning.channels import find_channels
-from mixbit.reconstruction import Reconstruction
+from mixbit.roundings._input import Reconstruction, question_digest
+from mixbit.training.blockwise import Kept, Pace, Passes, side_by_side
 
 #: Steps of Adam: of weights, in their own root mean squares; of biases, in root mean square errors of the block.
 RATE, BIAS_RATE = 0.01, 0.05
@@ -54,7 +53,7 @@ def recovered(asked: Reconstruction, keep: Tensor, iterations: int) -> Graph:
         if not keep[held.units].all()
     }
     bar = track(range(len(blocks) * iterations), "learn blocks")
-    passing = side_by_side(asked, learning, blocks, cache_gib=CACHE_GIB, kept=kept)
+    passing = side_by_side(asked.case, learning, blocks, cache_gib=CACHE_GIB, kept=kept)
     with closing(bar), closing(passing):
         for number, block, part, passes in passing:
             parameters = _own_parameters(learning.module, part)

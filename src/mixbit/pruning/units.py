@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from mixbit.layers import Layer
-from mixbit.nodes import argument
-from mixbit.operators import Operation
+from mixbit.graph.graph import Layer, Operation
+from mixbit.graph.nodes import argument
 
 
 @dataclass(frozen=True)

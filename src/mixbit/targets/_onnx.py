@@ -1,12 +1,69 @@
-"""Editing the ONNX graph that torch exported: quantizers in integers, layers' names, nothing that is not needed."""
+"""The ONNX graph that torch exports, with every quantizer in standard operators."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import torch
 
-from mixbit.targets._names import FURTHER
+from mixbit.core.errors import UnsupportedModel
+from mixbit.core.io.interrupts import interrupts_later
+from mixbit.graph.graph import Graph
+from mixbit.graph.torch_export import without_logs, without_torchs_warnings
+from mixbit.targets._integers import FURTHER
+
+OPSET = 21  # the first with INT4 and per-channel DequantizeLinear of it
+
+
+def exported_graph(graph: Graph) -> Any:
+    """The graph as an onnx_ir model, with every quantizer as QuantizeLinear and DequantizeLinear."""
+    translations = {
+        torch.ops.mixbit.quantize_dequantize.default: _quantize_dequantize,
+        torch.ops.mixbit.quantize_at_run_time.default: _quantize_at_run_time,
+        torch.ops.mixbit.round_to_type.default: _round_to_type,
+    }
+    try:
+        with without_torchs_warnings(), without_logs(), interrupts_later():
+            exported: Any = torch.onnx.export(
+                graph.export(), (), dynamo=True, verbose=False, optimize=False, opset_version=OPSET,
+                custom_translation_table=translations,
+            )  # fmt: skip
+    except torch.onnx.errors.OnnxExporterError as error:
+        cause = error.__cause__ or error  # the error itself is advice for authors of exporters
+        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        raise UnsupportedModel(f"torch.onnx cannot export the model: {reason}") from error
+    return exported.model
+
+
+def _quantize_dequantize(  # noqa: PLR0917 the arguments of mixbit.quantization.quantizer's operator
+    x: Any, scale: Any, zero_point: Any, axis: int, low: int, high: int, tensor: str  # noqa: ARG001
+) -> Any:  # fmt: skip
+    """A quantizer as standard operators; `targets._onnx` gives it its constants after the export."""
+    import onnxscript
+
+    op: Any = onnxscript.opset21
+    zero = op.Cast(zero_point, to=3 if low < 0 else 2)
+    where = {"axis": axis} if axis >= 0 else {}
+    return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero, **where), scale, zero, **where)
+
+
+def _quantize_at_run_time(
+    x: Any, bits: int, rows: bool, group: int, tensor: str  # noqa: ARG001
+) -> Any:  # fmt: skip
+    """Uint8 with one range for the tensor; `targets._onnx_weights` lets products read the integers."""
+    import onnxscript
+
+    op: Any = onnxscript.opset21
+    return op.DequantizeLinear(*op.DynamicQuantizeLinear(x))
+
+
+def _round_to_type(x: Any, kind: str, tensor: str) -> Any:  # noqa: ARG001
+    import onnxscript
+
+    op: Any = onnxscript.opset21
+    return op.Cast(op.Cast(x, to=10 if kind == "float16" else 16), to=1)
+
 
 #: Operators that onnxruntime runs in integers when both inputs are; others read weights as float32.
 INTEGER_OPERATORS = ("Conv", "Gemm", "MatMul")

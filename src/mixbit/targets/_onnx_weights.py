@@ -7,11 +7,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mixbit.affine import PLANES, pack
-from mixbit.integers import IntegerWeight
-from mixbit.targets._names import SEPARATOR
+from mixbit.quantization.affine import PLANES, pack
+from mixbit.targets._integers import MASK, SEPARATOR, IntegerWeight, packed_mask, without_zeros
 from mixbit.targets._onnx import INTEGER_OPERATORS, initializer, name_reader, readers
-from mixbit.targets._sparse import MASK, packed_mask, without_zeros
 
 #: Dimensions of a weight that Gemm and MatMul read.
 MATRIX = 2

@@ -8,12 +8,12 @@ from xml.etree import ElementTree as ET
 import numpy as np
 from torch import Tensor
 
-from mixbit.errors import UnsupportedModel
-from mixbit.exporting import without_torchs_warnings
-from mixbit.graph import Graph
-from mixbit.interrupts import interrupts_later
-from mixbit.layers import find_layers
-from mixbit.targets._names import FURTHER
+from mixbit.core.errors import UnsupportedModel
+from mixbit.core.io.interrupts import interrupts_later
+from mixbit.graph.graph import Graph
+from mixbit.graph.layers import find_layers
+from mixbit.graph.torch_export import without_torchs_warnings
+from mixbit.targets._integers import FURTHER
 
 
 def last_line(error: Exception) -> str:

@@ -7,10 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixbit.graph import Graph
-from mixbit.integers import IntegerWeight, float_weights, integer_weights
-from mixbit.layers import find_layers
-from mixbit.scheme import Scheme
+from mixbit.core.scheme import Scheme
+from mixbit.graph.graph import Graph
+from mixbit.graph.layers import find_layers
+from mixbit.targets._integers import IntegerWeight, float_weights, integer_weights
 
 #: Element type on disk by width; u types hold the integers plus their offset. With zero points all are u types.
 TYPES = {2: "u2", 3: "u3", 4: "i4", 6: "u6", 8: "i8"}

@@ -16,16 +16,14 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from mixbit.errors import InvalidInput, TargetMismatch
-from mixbit.graph import Graph
-from mixbit.integers import float_weights, integer_weights
-from mixbit.layers import find_layers
-from mixbit.scheme import FLOATS
-from mixbit.simulate import quantizer_path
-from mixbit.target import DEFAULT_CHOICES, Runner, StoredWeight, Target
-from mixbit.targets._names import FURTHER, SEPARATOR
-from mixbit.targets._onnx_export import exported_graph
-from mixbit.targets._sparse import weight_bytes
+from mixbit.core.errors import InvalidInput, TargetMismatch
+from mixbit.core.scheme import FLOATS
+from mixbit.core.target import DEFAULT_CHOICES, Runner, StoredWeight, Target
+from mixbit.graph.graph import Graph
+from mixbit.graph.layers import find_layers
+from mixbit.quantization.assemble import quantizer_path
+from mixbit.targets._integers import FURTHER, SEPARATOR, float_weights, integer_weights, weight_bytes
+from mixbit.targets._onnx import exported_graph
 
 ARTEFACT = "model.onnx"
 #: Operators of onnxruntime that compute in integers, by the beginning of their names.

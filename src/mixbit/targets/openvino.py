@@ -14,13 +14,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mixbit.affine import factor_bytes
-from mixbit.errors import InvalidInput, TargetMismatch
-from mixbit.graph import Graph
-from mixbit.nodes import get_tensor
-from mixbit.scheme import FLOATS, Format
-from mixbit.target import DEFAULT_CHOICES, Runner, StoredWeight, Target
-from mixbit.targets._names import FURTHER
+from mixbit.core.errors import InvalidInput, TargetMismatch
+from mixbit.core.scheme import FLOATS, Format
+from mixbit.core.target import DEFAULT_CHOICES, Runner, StoredWeight, Target
+from mixbit.graph.graph import Graph
+from mixbit.graph.nodes import get_tensor
+from mixbit.quantization.affine import factor_bytes
+from mixbit.targets._integers import FURTHER
 from mixbit.targets._openvino_graph import converted, last_line, name_readers, part_extremes, shorten, weight_nodes
 from mixbit.targets._openvino_weights import TYPES, Weights, shape_of
 

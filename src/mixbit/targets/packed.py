@@ -1,8 +1,8 @@
 """Target packed: safetensors with weights bit-packed at any width, loadable back into a running module.
 
 The file holds the state of the quantized graph under its own names, a weight as bit planes `NAME::0`, `NAME::1`, ...
-of `mixbit.affine.pack`, and the plan as JSON in its metadata. Of a sparse weight it holds the integers that stay, and
-one bit a weight, `NAME::mask`. It has no code: the graph comes from the user's model.
+of `mixbit.quantization.affine.pack`, and the plan as JSON in its metadata. Of a sparse weight it holds the integers
+that stay, and one bit a weight, `NAME::mask`. It has no code: the graph comes from the user's model.
 """
 
 import json
@@ -16,19 +16,28 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from mixbit import affine
-from mixbit.errors import InvalidInput, TargetMismatch
-from mixbit.files import save_arrays
-from mixbit.graph import Graph
-from mixbit.integers import float_weights, integer_weights
-from mixbit.layers import Layer, find_layers
-from mixbit.plan import Plan
-from mixbit.quantizer import Quantizer, run_time_quantizer
-from mixbit.scheme import FLOATS, INPUT_BITS, WEIGHT_BITS, Format
-from mixbit.simulate import activation_formats, assemble, check_plan, quantizer_path
-from mixbit.target import DEFAULT_CHOICES, Runner, StoredWeight, Target, find_target
-from mixbit.targets._names import SEPARATOR
-from mixbit.targets._sparse import MASK, expanded, num_stored, packed_mask, unpacked_mask, weight_bytes, without_zeros
+from mixbit.core.errors import InvalidInput, TargetMismatch
+from mixbit.core.io.files import save_arrays
+from mixbit.core.plan import Plan
+from mixbit.core.scheme import FLOATS, INPUT_BITS, WEIGHT_BITS, Format
+from mixbit.core.target import DEFAULT_CHOICES, Runner, StoredWeight, Target, find_target
+from mixbit.graph.graph import Graph, Layer
+from mixbit.graph.layers import find_layers
+from mixbit.quantization import affine
+from mixbit.quantization.assemble import activation_formats, assemble, check_plan, quantizer_path
+from mixbit.quantization.quantizer import Quantizer, run_time_quantizer
+from mixbit.targets._integers import (
+    MASK,
+    SEPARATOR,
+    expanded,
+    float_weights,
+    integer_weights,
+    num_stored,
+    packed_mask,
+    unpacked_mask,
+    weight_bytes,
+    without_zeros,
+)
 
 ARTEFACT = "model.safetensors"
 FORMAT = "mixbit packed 1"

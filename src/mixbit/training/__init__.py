@@ -1,1 +1,1 @@
-"""Fine-tuning with the roundings in place: learned scales, distillation, checkpoints."""
+"""Learning from the float network, block by block or as a whole."""

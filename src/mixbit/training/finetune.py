@@ -7,18 +7,15 @@ from typing import Any
 
 import torch
 
-from mixbit.arguments import check_arguments, check_graph
-from mixbit.batches import Batch, check_iterable, hold_out, split_all
-from mixbit.errors import InvalidInput
-from mixbit.graph import Graph
-from mixbit.identity import source_digest, tensors_digest
-from mixbit.kept import folder_of
-from mixbit.progress import track
-from mixbit.simulate import quantizers_of
-from mixbit.task import Task
-from mixbit.training.checkpoints import Checkpoint
-from mixbit.training.loop import Loop, Trained, Training, generator_of, loaded
-from mixbit.training.objective import Objective
+from mixbit.core.batches import Batch, check_iterable, hold_out, loaded, split_all
+from mixbit.core.errors import InvalidInput
+from mixbit.core.io.digest import source_digest, tensors_digest
+from mixbit.core.io.progress import track
+from mixbit.core.io.store import Checkpoint, folder_of
+from mixbit.core.task import Task
+from mixbit.graph.graph import Graph, check_arguments, check_graph
+from mixbit.quantization.assemble import quantizers_of
+from mixbit.training.loop import Loop, Objective, Trained, Training, generator_of
 
 FILE_NAME = "training.safetensors"
 
@@ -37,8 +34,8 @@ def finetune(
     """A graph trained with its roundings in place: weights, biases and scales; the best epoch by held-out loss.
 
     Weights are rounded in forward and pass gradients straight through; scales of weights and activations are learned
-    (`mixbit.training.learning.learnable`); zero points stay. The loss is the task's, or the divergence from the
-    teacher, or a mixture, see `mixbit.training.objective.Objective`. Where no epoch is better than the graph was, it
+    (`mixbit.training.learnable.learnable`); zero points stay. The loss is the task's, or the divergence from the
+    teacher, or a mixture, see `mixbit.training.loop.Objective`. Where no epoch is better than the graph was, it
     comes back as it was.
     The graph runs as captured: in eval mode, batch norms folded, without dropout. A float graph trains alike.
 

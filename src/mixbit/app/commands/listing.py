@@ -1,0 +1,53 @@
+"""`mixbit list`."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
+
+import typer
+
+from mixbit.app.commands.options import AsJson, check_known
+from mixbit.app.printing import print_json, print_rows, say
+
+ADVICE = (
+    "float16 where a GPU computes; w8a8 and narrower where a CPU does, which is faster than float in integers alone; "
+    "w8a8d and the like for transformers without calibration data"
+)
+LISTS = ("targets", "metrics", "searches", "ranges", "roundings")
+
+
+def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json: AsJson = False) -> None:
+    """Name the targets, metrics, searches, ranges of activations or roundings."""
+    check_known("list", what, LISTS)
+    rows = _targets() if what == "targets" else _methods(what)
+    if as_json:
+        print_json(dict(rows))
+    else:
+        print_rows(what, ("name", "what it does"), rows)
+    if what == "targets":
+        say(ADVICE)
+
+
+def _targets() -> list[tuple[str, str]]:
+    from mixbit.core.target import TARGETS, find_target
+
+    found = [find_target(name) for name in TARGETS]
+    widths = [f"weights {_widths(one.weight_bits)} bits, inputs {_widths(one.input_bits)} or float" for one in found]
+    return [
+        (one.name, f"{text}: {one.note}; also {', '.join(sorted(one.features))}")
+        for one, text in zip(found, widths, strict=True)
+    ]
+
+
+def _widths(bits: tuple[int, ...]) -> str:
+    return ", ".join(str(one) for one in bits)
+
+
+def _methods(what: str) -> list[tuple[str, str]]:
+    from mixbit.metrics import METRICS
+    from mixbit.quantization.ranges import RANGES
+    from mixbit.roundings import ROUNDINGS
+    from mixbit.searches.search import SEARCHES
+
+    known: dict[str, Mapping[str, Callable[..., Any]]]
+    known = {"metrics": METRICS, "searches": SEARCHES, "ranges": RANGES, "roundings": ROUNDINGS}
+    return [(name, (method.__doc__ or "").strip().splitlines()[0]) for name, method in known[what].items()]

@@ -1,0 +1,102 @@
+"""Options that several commands have."""
+
+from typing import Annotated, Any
+
+import typer
+
+from mixbit.app.printing import say
+from mixbit.core.errors import InvalidInput
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function or package.module:function")]
+Data = Annotated[str, typer.Option("--data", help="DATA: calibration batches; the same form as MODEL")]
+TargetName = Annotated[str, typer.Option("--target", help="onnxruntime, openvino or packed")]
+BUDGET = typer.Option("--budget", help="name=value, as in mean_bits=4; several may stand together")
+Choices = Annotated[str | None, typer.Option("--choices", help="schemes, as in w4a8,w8a8")]
+TaskName = Annotated[str, typer.Option("--task", help="classification, segmentation, language or regression")]
+LossSpec = Annotated[
+    str | None,
+    typer.Option("--loss", help="file.py:function of (output, labels), for metrics; the task's own otherwise"),
+]
+Device = Annotated[str, typer.Option("--device", help="where the model runs, as in cpu or cuda")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="of every draw")]
+Force = Annotated[bool, typer.Option("--force", help="replace files of the same names in --out")]
+AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+Metric = Annotated[
+    str,
+    typer.Option("--metric", help="see: mixbit list metrics; with options as in hawq:vectors=20; or file.py:function"),
+]
+SEARCH_HELP = "see: mixbit list searches; with options as in mixquant:multiplier=4"
+Pins = Annotated[
+    list[str] | None,
+    typer.Option("--pin", help="NAME=SCHEME, as in 'conv1.weight=w8a8' or 'blocks.*=w4a8'; several may stand"),
+]
+Ranges = Annotated[
+    str,
+    typer.Option("--ranges", help="of activations, see: mixbit list ranges; with options as in percentile:share=0.999"),
+]
+
+
+def check_known(what: str, name: str, known: tuple[str, ...]) -> None:
+    """Raise InvalidInput for a name that is not among the known ones."""
+    if name not in known:
+        raise InvalidInput(f"{what} {name!r} is unknown; known: {', '.join(known)}")
+
+
+def pins_of(texts: list[str] | None) -> dict[str, str]:
+    """Pattern -> scheme of `NAME=SCHEME` texts."""
+    from mixbit.core.scheme import Scheme
+
+    pins: dict[str, str] = {}
+    for text in texts or []:
+        pattern, _, scheme = text.rpartition("=")
+        if not pattern or pattern in pins:
+            raise InvalidInput(
+                f"pin {text!r} is not understood; write NAME=SCHEME, as in conv1.weight=w8a8, each name once"
+            )
+        pins[pattern] = str(Scheme.parse(scheme))
+    return pins
+
+
+def function_or_name(name: str, what: str) -> Any:
+    """A function where the name is one of a file or package, as `file.py:function`; else the name."""
+    place, _, function = name.rpartition(":")
+    if not place.endswith(".py") and ("=" in function or "." not in place):
+        return name
+    from mixbit.core.io.user_code import load_function
+
+    return load_function(name, what)
+
+
+def say_unless_used(loss: str | None, metric: str) -> None:
+    """Say so where a loss is given to a metric that looks at none."""
+    from mixbit.metrics import WITHOUT_LOSS
+
+    if loss is not None and metric in WITHOUT_LOSS:
+        say(f"--loss {loss}: the metric {metric} looks at no loss; take another, as fisher")
+
+
+def split(choices: str | None) -> list[str] | None:
+    """What stands between commas."""
+    return None if choices is None else [one.strip() for one in choices.split(",")]
+
+
+def model_on(spec: str, device: str) -> Any:
+    """The user's model on that device."""
+    from mixbit.core.io.user_code import load_model
+
+    model = load_model(spec).to(device_of(device))
+    if model.training:
+        say(f"MODEL {spec}: in training mode; it is run in eval mode: no dropout, batch norms as trained")
+    return model
+
+
+def device_of(name: str) -> Any:
+    """The torch device of that name; InvalidInput where it cannot compute."""
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise InvalidInput(f"device {name!r}: {str(error).splitlines()[0]}") from error
+    return device

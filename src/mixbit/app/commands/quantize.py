@@ -1,0 +1,207 @@
+"""`mixbit quantize`: the whole loop."""
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mixbit.app.commands.options import (
+    BUDGET,
+    SEARCH_HELP,
+    AsJson,
+    Choices,
+    Data,
+    Device,
+    Force,
+    LossSpec,
+    Metric,
+    Model,
+    Pins,
+    Ranges,
+    Seed,
+    TargetName,
+    TaskName,
+    check_known,
+    function_or_name,
+    model_on,
+    pins_of,
+    say_unless_used,
+    split,
+)
+from mixbit.app.printing import print_result, say
+from mixbit.core.errors import InvalidInput
+
+
+def quantize(
+    model: Model,
+    data: Data,
+    target: TargetName,
+    out: Annotated[Path, typer.Option("--out", help="folder for the results")],
+    budget: Annotated[list[str] | None, BUDGET] = None,
+    max_drop: Annotated[
+        str | None,
+        typer.Option("--max-drop", help="in place of a budget: as in 1%, one point of accuracy; without labels, nats"),
+    ] = None,
+    evaluate: Annotated[
+        str | None, typer.Option("--eval", help="DATA to report accuracy on, and to take --max-drop on")
+    ] = None,
+    nncf_config: Annotated[
+        Path | None,
+        typer.Option(
+            "--nncf-config", help="file.json of NNCF 2 with hawq, autoq or manual precisions, to be taken over"
+        ),
+    ] = None,
+    choices: Choices = None,
+    pin: Pins = None,
+    metric: Metric = "fisher",
+    search: Annotated[str, typer.Option("--search", help=SEARCH_HELP)] = "ilp",
+    warm_start: Annotated[bool, typer.Option("--warm-start", help="autoq starts from the plan of ilp")] = False,
+    importance: Annotated[
+        str, typer.Option("--importance", help="which weights sparse schemes zero first: magnitude, or fisher")
+    ] = "magnitude",
+    score: Annotated[
+        str | None,
+        typer.Option("--score", help="file.py:function of (model, batches), the higher the better, to try plans by"),
+    ] = None,
+    eval_subset_ratio: Annotated[
+        float, typer.Option("--eval-subset-ratio", help="share of the calibration batches that plans are tried on")
+    ] = 1.0,
+    eval_timeout: Annotated[
+        float | None, typer.Option("--eval-timeout", help="seconds that trying one plan may take")
+    ] = None,
+    rounding: Annotated[
+        str, typer.Option("--rounding", help="see: mixbit list roundings; with options as in brecq:iterations=500")
+    ] = "nearest",
+    ranges: Ranges = "mse",
+    bias_correction: Annotated[str, typer.Option("--bias-correction", help="at_once, sequential or off")] = "at_once",
+    reestimate_bn: Annotated[
+        bool, typer.Option("--reestimate-bn", help="batch norms take their statistics from the calibration data")
+    ] = False,
+    equalize: Annotated[
+        bool, typer.Option("--equalize", help="scale channels between layers first: for depthwise networks")
+    ] = False,
+    prune_channels: Annotated[
+        float, typer.Option("--prune-channels", help="share of output channels to remove first, as in 0.3")
+    ] = 0.0,
+    flavour: Annotated[str, typer.Option("--flavour", help="static, dynamic, or qat, which fine-tunes")] = "static",
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="of --flavour qat; 3 where left out")] = None,
+    train: Annotated[
+        str | None, typer.Option("--train", help="DATA to fine-tune on; the calibration data where left out")
+    ] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="largest learning rate of --flavour qat")] = None,
+    task: TaskName = "classification",
+    loss: LossSpec = None,
+    device: Device = "cpu",
+    seed: Seed = 0,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure, search, quantize, export, run the artefact and compare."""
+    from mixbit.core.io.user_code import absolute, load_data, load_function, load_loader, load_task
+    from mixbit.pipeline.auto import auto_quantize
+    from mixbit.pipeline.settings import Settings
+    from mixbit.quantization.masks import check_importance
+    from mixbit.quantization.offers import FLAVOURS
+    from mixbit.training.loop import Training
+
+    check_known("flavour", flavour, tuple(FLAVOURS))
+    if flavour != "qat":
+        _refuse({"epochs": epochs, "train": train, "lr": lr}, "only --flavour qat trains")
+    pins, offered = pins_of(pin), split(choices)
+    for_trials = {"search": search, "eval_subset_ratio": eval_subset_ratio}
+    if nncf_config is None:
+        limits = _budget(budget, max_drop)
+        if max_drop is not None:
+            _refuse(for_trials | {"warm_start": warm_start}, "--max-drop looks along the front, on --eval")
+    else:
+        taken = _nncf(nncf_config, target, budget, max_drop=max_drop, metric=metric, **for_trials)
+        limits, metric, search, eval_subset_ratio = taken.budget, taken.metric, taken.search, taken.eval_subset_ratio
+        pins, offered = taken.pins | pins, offered or list(taken.choices)
+    check_importance(importance)
+    if importance != "magnitude" and not any("@" in text for text in (*(offered or ()), *pins.values())):
+        raise InvalidInput(
+            f"--importance {importance}: no scheme that is offered is sparse, as w8a8@2:4 is; leave it out"
+        )
+    settings = Settings(
+        task=load_task(task, loss),
+        choices=offered,
+        metric=function_or_name(metric, "METRIC"),
+        search=function_or_name(_warm(search) if warm_start else search, "SEARCH"),
+        rounding=function_or_name(rounding, "ROUNDING"),
+        importance=importance,
+        pins=pins,
+        score=None if score is None else load_function(score, "SCORE"),
+        eval_subset_ratio=eval_subset_ratio,
+        eval_timeout_s=eval_timeout,
+        ranges=function_or_name(ranges, "RANGES"),
+        bias_correction=bias_correction,
+        reestimate_batch_norms=reestimate_bn,
+        equalize=equalize,
+        prune_channels=prune_channels,
+        flavour=flavour,
+        epochs=3 if epochs is None else epochs,
+        training=Training() if lr is None else Training(lr=lr),
+        train_batches=None if train is None else load_loader(train),
+        seed=seed,
+        model=absolute(model),
+    )
+    say_unless_used(loss, metric)
+    module, batches = model_on(model, device), load_data(data)
+    eval_batches = None if evaluate is None else load_data(evaluate)
+    with redirect_stdout(sys.stderr):  # standard output is for results, whatever the user's code prints
+        deployed = auto_quantize(
+            module,
+            batches,
+            target=target,
+            budget=limits,
+            out=out,
+            eval_batches=eval_batches,
+            settings=settings,
+            force=force,
+        )
+    if as_json:
+        print(deployed.result.to_json(), end="")
+    else:
+        print_result(deployed.result)
+        say(f"{deployed.table.verdict}\n{deployed.comparison}\nwritten to {out}")
+    deployed.comparison.check()
+
+
+def _budget(budget: list[str] | None, max_drop: str | None) -> Any:
+    from mixbit.core.budget import Budget, MaxDrop
+
+    if (max_drop is None) == (not budget):
+        raise InvalidInput(
+            "give --budget, as in --budget mean_bits=4, or --max-drop, as in --max-drop 1%; one of the two"
+        )
+    return Budget.parse(budget or []) if max_drop is None else MaxDrop.parse(max_drop)
+
+
+def _nncf(path: Path, target: str, budget: list[str] | None, **others: Any) -> Any:
+    """The configuration, with the command line's budget in the place of its own where one is given."""
+    from mixbit.app.nncf import read_nncf_config
+    from mixbit.core.budget import Budget
+    from mixbit.core.target import find_target
+
+    _refuse(others, "the configuration of --nncf-config has its own")
+    found = read_nncf_config(path, find_target(target), Budget.parse(budget) if budget else None)
+    for key, note in found.notes.items():
+        say(f"{path.name}: {key}: {note}")
+    return found
+
+
+def _refuse(given: dict[str, Any], why: str) -> None:
+    """Raise InvalidInput for the first option that is given: that is not what it is by default."""
+    for name, value in given.items():
+        if value not in (None, False, 1.0, "ilp", "fisher"):
+            raise InvalidInput(f"--{name.replace('_', '-')} {value}: {why}; leave it out")
+
+
+def _warm(search: str) -> str:
+    """The search with its option warm_start."""
+    name, _, options = search.partition(":")
+    if name != "autoq":
+        raise InvalidInput(f"--warm-start is for the search autoq, not {search}")
+    return f"{name}:{options},warm_start=true" if options else f"{name}:warm_start=true"

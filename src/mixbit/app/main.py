@@ -1,0 +1,44 @@
+"""The command line: parse, call, print. Figures and tables go to standard output, progress and messages to error."""
+
+import sys
+
+import typer
+
+from mixbit.app.commands.artefact import bench, verify
+from mixbit.app.commands.demo import demo
+from mixbit.app.commands.listing import list_
+from mixbit.app.commands.measure import measure
+from mixbit.app.commands.quantize import quantize
+from mixbit.app.commands.search import front, search
+from mixbit.app.commands.study import study
+from mixbit.app.printing import say
+from mixbit.core.errors import InvalidInput, MixbitError
+
+INTERRUPTED = 130
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+for command in (quantize, measure, search, front, verify, bench, study, demo):
+    app.command()(command)
+app.command(name="list")(list_)
+
+
+def main() -> None:
+    """Run the command line; exit 0 done, 2 bad input, 3 infeasible budget, 4 not as promised, 130 interrupted."""
+    try:
+        status = app(standalone_mode=False)
+        if status == INTERRUPTED:
+            say("mixbit: interrupted")
+        sys.exit(status)
+    except typer.TyperException as error:  # wrong usage: an unknown option, a missing argument
+        say(f"mixbit: {error.format_message().rstrip('.') or 'give a command'}; see mixbit --help")
+        sys.exit(InvalidInput.exit_code)
+    except MixbitError as error:
+        say(f"mixbit: {error}")
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        say("mixbit: interrupted")
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The words: schemes, tables, plans, budgets, tasks, batches, targets and errors."""

@@ -1,0 +1,206 @@
+"""Batches of the user's data: inputs apart from labels, and what is held out of calibration."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from mixbit.core.errors import InvalidInput, MixbitError
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of one call: positional or by keyword."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, inputs: Any) -> "Inputs":
+        """From a tensor, a tuple or list, or a dict of keyword arguments; inputs themselves stay as they are.
+
+        Raises:
+            InvalidInput: for anything else.
+        """
+        if isinstance(inputs, Inputs):
+            return inputs
+        if isinstance(inputs, Mapping):
+            return cls((), dict(inputs))
+        if isinstance(inputs, tuple | list):
+            return cls(tuple(inputs), {})
+        if isinstance(inputs, Tensor):
+            return cls((inputs,), {})
+        raise InvalidInput(f"inputs: a {type(inputs).__name__}; give a tensor, a tuple or a dict of tensors")
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Inputs":
+        """The same inputs with the function applied to every tensor."""
+        args, kwargs = pytree.tree_map_only(Tensor, function, (self.args, dict(self.kwargs)))
+        return Inputs(args, kwargs)
+
+    def to(self, device: torch.device) -> "Inputs":
+        """The same inputs on that device."""
+        return self.map(lambda leaf: leaf.to(device))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor, in the order of the call."""
+        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    def rows(self, index: Any) -> "Inputs":
+        """The same inputs with these samples of every tensor that has samples."""
+        return self.map(lambda leaf: leaf[index] if leaf.ndim > 0 else leaf)
+
+    @property
+    def batch_size(self) -> int:
+        """Size of the first dimension, which all tensors share; raises InvalidInput where they do not."""
+        sizes = {leaf.shape[0] for leaf in self.tensors if leaf.ndim > 0}
+        if not self.tensors:
+            raise InvalidInput(
+                f"inputs {self.describe()}: no tensor; give tensors, as torch.from_numpy makes of arrays"
+            )
+        if len(sizes) != 1:
+            raise InvalidInput(f"inputs {self.describe()}: the first dimensions must be one batch size, found {sizes}")
+        return sizes.pop()
+
+    def describe(self) -> str:
+        """Shapes and names, for messages."""
+        tree = pytree.tree_map(_described, (self.args, dict(self.kwargs)))
+        return " ".join(str(part) for part in tree if part) or "()"
+
+
+def _described(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return tuple(leaf.shape)
+    return leaf if isinstance(leaf, int | float | str | None) else type(leaf).__name__
+
+
+#: Inputs and, where the data has them, labels.
+Batch = tuple[Inputs, Tensor | None]
+#: One batch (or sample, of a single batch) in so many is held out of calibration, to compare plans on.
+HELD_OUT = 4
+
+
+def split_batch(batch: Any, num_inputs: int | None = None) -> Batch:
+    """Inputs and labels of one batch: labels are the entry `labels` of a dict, or last in a tuple.
+
+    Args:
+        batch: A tensor, a tuple or list, or a dict; what this function returned is taken as it is.
+        num_inputs: How many positional inputs the model takes; a tuple of one more ends with labels. Where None, a
+            tuple of two or more ends with labels.
+
+    Raises:
+        InvalidInput: it is none of these, its tensors differ in their number of samples, or the labels are no tensor
+            with one entry a sample.
+    """
+    labels = None
+    if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[0], Inputs):
+        inputs, labels = batch
+    elif isinstance(batch, Mapping):
+        inputs = Inputs.of({name: value for name, value in batch.items() if name != "labels"})
+        labels = batch.get("labels")
+    elif isinstance(batch, tuple | list) and len(batch) == 1 + (num_inputs or max(1, len(batch) - 1)):
+        inputs, labels = Inputs.of(tuple(batch[:-1])), batch[-1]
+    else:
+        inputs = Inputs.of(batch)
+    inputs = inputs.map(lambda leaf: leaf.detach() if leaf.requires_grad else leaf)
+    count = inputs.batch_size
+    if labels is not None and not isinstance(labels, Tensor):
+        raise InvalidInput(f"labels: a {type(labels).__name__}; give a tensor with one entry a sample")
+    if labels is not None and (labels.ndim == 0 or len(labels) != count):
+        raise InvalidInput(f"labels: {list(labels.shape)} for a batch of {count} samples")
+    return inputs, labels
+
+
+def split_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
+    """Inputs and labels of every batch, as the model's forward takes them.
+
+    A tuple ends with labels where it holds more than forward takes, or where forward can do without its last entry
+    and that is a vector of whole numbers.
+
+    Raises:
+        InvalidInput: there is no batch, or one is not understood; the message says which, counted from 0.
+    """
+    batches = list(loaded(check_iterable(batches)))
+    first = next((batch for batch in batches if isinstance(batch, tuple | list) and len(batch) > 0), None)
+    return split_all(batches, None if first is None else _num_inputs(model, first))
+
+
+def as_given(batch: Batch) -> Any:
+    """The batch as a user would write it: what the model takes, with labels, if any, last or under `labels`."""
+    inputs, labels = batch
+    if inputs.kwargs:
+        return dict(inputs.kwargs) if labels is None else {**inputs.kwargs, "labels": labels}
+    if labels is not None:
+        return (*inputs.args, labels)
+    return inputs.args if len(inputs.args) != 1 else inputs.args[0]
+
+
+def check_iterable(batches: Any) -> Iterable[Any]:
+    """The batches; raises InvalidInput where they are no iterable of batches."""
+    if isinstance(batches, Mapping | Tensor | str) or not isinstance(batches, Iterable):
+        raise InvalidInput(f"data: a {type(batches).__name__}, not an iterable of batches; put a single one in a list")
+    return batches
+
+
+def loaded(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches in their own order; raises InvalidInput where what yields them fails."""
+    try:
+        yield from batches
+    except MixbitError:
+        raise
+    except Exception as error:  # code of the user's own, or tensors that differ in shape and are stacked
+        first = str(error).strip().partition("\n")[0]
+        raise InvalidInput(f"the data fails while iterated: {type(error).__name__}: {first}") from error
+
+
+def split_all(batches: Iterable[Any], num_inputs: int | None) -> list[Batch]:
+    """Inputs and labels of every batch, see `split_batch`.
+
+    Raises:
+        InvalidInput: there is no batch, or one is not understood; the message says which, counted from 0.
+    """
+    pairs = []
+    for batch in loaded(check_iterable(batches)):
+        try:
+            pairs.append(split_batch(batch, num_inputs))
+        except InvalidInput as error:
+            raise InvalidInput(f"batch {len(pairs)}: {error}") from None
+    if not pairs:
+        raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
+    return pairs
+
+
+def _num_inputs(model: nn.Module, batch: Sequence[Any]) -> int:
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
+    required = sum(one.default is one.empty for one in positional)
+    takes_any = any(one.kind is one.VAR_POSITIONAL for one in parameters)
+    last, others = batch[-1], len(batch) - 1
+    looks_like_labels = isinstance(last, Tensor) and last.ndim == 1 and not last.is_floating_point()
+    if (not takes_any and len(batch) > len(positional)) or (others >= max(1, required) and looks_like_labels):
+        return others
+    return len(batch)
+
+
+def hold_out(pairs: list[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Held-out and kept data: every HELD_OUT-th batch, or of a single batch every HELD_OUT-th sample.
+
+    One sample alone serves as both.
+    """
+    if len(pairs) > 1:
+        chosen = set(range(HELD_OUT - 1, len(pairs), HELD_OUT) or [len(pairs) - 1])
+        return [pairs[i] for i in sorted(chosen)], [pair for i, pair in enumerate(pairs) if i not in chosen]
+    inputs, labels = pairs[0]
+    count = inputs.batch_size
+    if count == 1:
+        return pairs, pairs
+    every = min(HELD_OUT, count)
+    out = [index for index in range(count) if index % every == every - 1]
+    kept = [index for index in range(count) if index % every != every - 1]
+    held_out, rest = ((inputs.rows(rows), None if labels is None else labels[rows]) for rows in (out, kept))
+    return [held_out], [rest]

@@ -1,0 +1,210 @@
+"""Budgets: limits on what a plan may use."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from numbers import Real
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixbit.core.errors import InvalidInput
+from mixbit.core.scheme import Scheme
+from mixbit.core.table import Sensitivity
+
+RESOURCES = {
+    "weight_bytes": "bytes in the file for weights and their scales",
+    "weight_ratio": "weight_bytes / bytes in float32 (0.25 is about uniform int8)",
+    "mean_bits": "mean bits of a weight, scales not counted",
+    "bit_ops": "sum of multiply-accumulates x weight bits x input bits, one sample",
+    "bit_ops_ratio": "bit_ops of uniform w8a8 / bit_ops of the plan: at least this",
+    "bit_complexity_ratio": "the same with the larger of weight bits and input bits for their product: HAWQ's ratio",
+    "activation_bytes": "most bytes of activations alive at once, one sample, 1 for 8 bits or fewer and 4 in float",
+    "latency_ms": "milliseconds of one sample in the runtime; the table must hold times of its choices",
+}
+#: Lower limits on a ratio to uniform w8a8 -> the resource that they limit from above.
+_RATIOS = {"bit_ops_ratio": "bit_ops", "bit_complexity_ratio": "bit_complexity"}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One linear limit on a choice per layer: the sum of `usage` [L, C] over the layers is at most `bound`.
+
+    Attributes:
+        name: Of the budget, one of RESOURCES.
+        usage: What each choice uses.
+        bound: The largest sum, in the unit of `usage`.
+        ratio_of: What uniform w8a8 uses, where the budget is a ratio to it; else None.
+        offset: What is used whatever the choice, and not part of `bound`.
+    """
+
+    name: str
+    usage: NDArray[np.float64]
+    bound: float
+    ratio_of: float | None = None
+    offset: float = 0.0
+
+    def named(self, used: float) -> float:
+        """A sum of `usage` in the unit of the budget's name."""
+        if self.ratio_of is None:
+            return used + self.offset
+        return self.ratio_of / used if used else math.inf
+
+
+class Budget:
+    """Limits by name, all of which a plan keeps: `Budget(mean_bits=4, weight_bytes=120_000)`.
+
+    Each is an upper limit, `bit_ops_ratio` and `bit_complexity_ratio` are lower ones; RESOURCES says what they mean.
+
+    Raises:
+        InvalidInput: for an unknown name, no limit at all, or a value that is not a positive finite number.
+    """
+
+    def __init__(self, **limits: float) -> None:
+        if not limits:
+            raise InvalidInput(f"a budget needs at least one limit of: {', '.join(RESOURCES)}")
+        for name, value in limits.items():
+            if name not in RESOURCES:
+                raise InvalidInput(f"budget {name!r} is unknown; known: {', '.join(RESOURCES)}")
+            if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < math.inf:
+                raise InvalidInput(f"budget {name}={value}: give a positive finite number")
+        if limits.get("weight_ratio", 0) > 1:
+            raise InvalidInput(
+                f"budget weight_ratio={limits['weight_ratio']}: a share of float32's bytes is at most 1; "
+                "15 % is weight_ratio=0.15"
+            )
+        self.limits: Mapping[str, float] = {name: float(value) for name, value in limits.items()}
+
+    @classmethod
+    def parse(cls, texts: list[str]) -> "Budget":
+        """Read `name=value` texts as the command line gives them; raises InvalidInput for anything else."""
+        limits: dict[str, float] = {}
+        for text in texts:
+            name, separator, value = text.partition("=")
+            if not separator:
+                raise InvalidInput(f"budget {text!r} is not understood; write name=value, as in mean_bits=4")
+            if name in limits:
+                raise InvalidInput(f"budget {name} is given twice ({_in_full(limits[name])} and {value}); give it once")
+            if value.endswith("%"):
+                raise InvalidInput(f"budget {text!r}: write a ratio, not a percentage (15 % is 0.15)")
+            try:
+                limits[name] = float(value)
+            except ValueError:
+                raise InvalidInput(f"budget {text!r}: {value!r} is not a number") from None
+        return cls(**limits)
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={_in_full(value)}" for name, value in self.limits.items())
+
+    def __repr__(self) -> str:
+        return f"Budget({self})"
+
+    def over(self, table: Sensitivity) -> list[Limit]:
+        """The limits as sums over the table's choices; several of one name for a peak, one for each moment."""
+        return [limit for name, value in self.limits.items() for limit in _limits(name, value, table)]
+
+
+@dataclass(frozen=True)
+class MaxDrop:
+    """A budget in accuracy: the cheapest plan whose artefact, run on the evaluation data, loses no more than this.
+
+    Attributes:
+        value: With labels, of the share of right answers: 0.01 is one point, 88.2 % to 87.2 %. Without labels, mean
+            Kullback-Leibler divergence from the float network in nats.
+        percent: Whether it was given in percent, which only a share of right answers can be.
+
+    Raises:
+        InvalidInput: a value that is not a positive finite number; or, in percent, one that is not below 100 %.
+    """
+
+    value: float
+    percent: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.value, Real) or isinstance(self.value, bool) or not 0 < self.value < math.inf:
+            raise InvalidInput(f"max drop {self}: give a positive finite number, as in 1% or 0.01")
+        if self.percent and self.value >= 1:
+            raise InvalidInput(f"max drop {self}: give less than 100%; 1% is one point of accuracy")
+
+    @classmethod
+    def parse(cls, text: str) -> "MaxDrop":
+        """Read `1%` or `0.01`; raises InvalidInput for anything else."""
+        number = text.removesuffix("%").strip()
+        try:
+            value = float(number)
+        except ValueError:
+            raise InvalidInput(f"max drop {text!r} is not understood; write it as 1% or 0.01") from None
+        percent = text.endswith("%")
+        return cls(value / 100 if percent else value, percent)
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:g}%" if self.percent else f"{self.value:g}"
+
+
+def _in_full(value: float) -> str:
+    """Every digit, so that reading it gives the same number: 1234567, 0.15."""
+    return repr(value).removesuffix(".0")
+
+
+def resource_usage(name: str, table: Sensitivity) -> NDArray[np.float64]:
+    """[L, C] what each choice adds to a resource, in the unit that its name states.
+
+    Raises:
+        InvalidInput: a name that is unknown or stands for a ratio to uniform w8a8, which does not add up; or a
+            resource that the table does not hold.
+    """
+    known = [one for one in RESOURCES if one not in _RATIOS and one != "activation_bytes"]
+    if name not in known:
+        instead = f"; take {_RATIOS[name]}" if name == "bit_ops_ratio" else ""
+        raise InvalidInput(f"resource {name!r} does not add up over layers; known: {', '.join(known)}{instead}")
+    weights = float(table.numel.sum())
+    match name:
+        case "weight_ratio":
+            return table.usage["weight_bytes"] / (4 * weights)
+        case "mean_bits":
+            return table.usage["weight_bits"] / weights
+        case "latency_ms" if name not in table.usage:
+            raise InvalidInput(
+                "latency_ms: the table holds no times of its choices; measure with --latency, or quantize, which does"
+            )
+    return table.usage[name]
+
+
+def _limits(name: str, value: float, table: Sensitivity) -> list[Limit]:
+    if name == "activation_bytes":
+        size = _bytes_of_inputs(table)
+        moments = zip(*_live(table), strict=True)
+        return [Limit(name, numbers[:, None] * size, value - fixed, offset=float(fixed)) for fixed, numbers in moments]
+    if name not in _RATIOS:
+        return [Limit(name, resource_usage(name, table), value)]
+    usage, bits = (table.usage["bit_ops"], 64.0) if name == "bit_ops_ratio" else (_bit_complexity(table), 8.0)
+    int8 = bits * float(table.macs.sum())
+    if not math.isfinite(int8 / value):
+        raise InvalidInput(f"budget {name}={value}: so small a ratio is no limit; give a larger one")
+    return [Limit(name, usage, int8 / value, int8)]
+
+
+def _bit_complexity(table: Sensitivity) -> NDArray[np.float64]:
+    """[L, C] multiply-accumulates x the larger of weight and input bits."""
+    schemes = [Scheme.parse(choice) for choice in table.choices]
+    return np.outer(table.macs, [float(max(one.weight_bits, one.input_bits)) for one in schemes])
+
+
+def activation_bytes(table: Sensitivity, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[N] the most bytes of activations that N choices [N, L] have alive at once; see `live_activations`."""
+    fixed, numbers = _live(table)
+    return (fixed + _bytes_of_inputs(table)[choices] @ numbers.T).max(axis=1)
+
+
+def _live(table: Sensitivity) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """[S] bytes that are alive at each moment whatever the plan, and [S, L] numbers that each layer's choice stores."""
+    if table.live is None:
+        raise InvalidInput(
+            "activation_bytes: the table does not hold which activations are alive at once; measure again"
+        )
+    return table.live[:, 0], table.live[:, 1:]
+
+
+def _bytes_of_inputs(table: Sensitivity) -> NDArray[np.float64]:
+    """[C] of one number."""
+    return np.array([4.0 if Scheme.parse(choice).input is None else 1.0 for choice in table.choices])

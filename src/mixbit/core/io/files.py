@@ -1,0 +1,149 @@
+"""Files that appear whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from mixbit.core.errors import InvalidInput
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON value.
+
+    Raises:
+        InvalidInput: the file cannot be read; or is not JSON, with the place where it stops being so.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, endless digits, endless brackets
+        raise InvalidInput(f"{path}: not valid JSON ({error})") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write the text as UTF-8, as `write_bytes` does."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write the content beside `path` and rename it there, so that readers never see half a file.
+
+    Raises:
+        InvalidInput: it cannot be written there.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        finally:
+            Path(name).unlink(missing_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+
+
+def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
+    """Write safetensors with the permissions of any other new file; the library's own are the owner's alone."""
+    path.write_bytes(safetensors.numpy.save(dict(arrays), dict(metadata)))
+
+
+def sha256(path: Path) -> str:
+    """The file's SHA-256 in hexadecimal digits; raises InvalidInput where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be read ({error.strerror}); quantize again") from error
+
+
+def check_new_file(path: Path, *, force: bool) -> None:
+    """Raise InvalidInput unless a new file can be put at `path` (or replace the one there, with force)."""
+    if path.is_dir():
+        raise InvalidInput(f"{path}: a folder; give the name of a file")
+    if path.exists() and not force:
+        raise InvalidInput(f"{path}: exists already; choose another name or pass --force (force=True) to replace it")
+    if not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise InvalidInput(f"{path}: no folder that can be written to; make it, or choose another place")
+
+
+def check_writable_folder(path: Path, *, force: bool) -> None:
+    """Raise InvalidInput unless a new folder can be put at `path` (or replace what is there, with force)."""
+    nearest = path.absolute()
+    while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise InvalidInput(f"{nearest}: a file is in the way; choose another folder")
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=nearest))
+        path.absolute().is_dir()
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+    if not force and nearest == path.absolute() and any(path.iterdir()):
+        raise InvalidInput(
+            f"{path}: the folder is not empty; choose another or pass --force (force=True) to replace it"
+        )
+
+
+@contextmanager
+def whole_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `path` when the block ends well and vanishes otherwise.
+
+    With `force` the files replace those of the same names at `path`, one by one; other files there stay.
+    """
+    check_writable_folder(path, force=force)
+    missing = [one for one in path.absolute().parents if not one.exists()]
+    # A rename does not leave a file system, and a folder that is there already may be one of its own (a mount point).
+    place = path if path.exists() else path.absolute().parent
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=place, prefix=f".{path.name[:50]}."))
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be made ({error.strerror}); choose another folder") from error
+    try:
+        try:
+            yield temporary
+        except OSError as error:  # a full disk
+            raise InvalidInput(
+                f"{path}: cannot be written ({error.strerror or error}); choose another folder"
+            ) from error
+        _move(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in missing:  # the nearest first; they stay where they hold the results
+            with suppress(OSError):
+                parent.rmdir()
+
+
+def _move(temporary: Path, path: Path) -> None:
+    """Put the folder at the path, or its files into the folder that is there."""
+    try:
+        os.chmod(temporary, 0o777 & ~_umask())
+        if not path.exists():
+            os.replace(temporary, path)
+            return
+        files = sorted(temporary.iterdir())
+        for file in files:
+            if (path / file.name).is_dir():
+                raise InvalidInput(f"{path / file.name}: a folder is in the way; choose another place")
+        for file in files:
+            os.replace(file, path / file.name)
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""The captured network: its layers, how to run it and look on."""

@@ -1,0 +1,105 @@
+"""torch.export and copies of what it made, with errors that name the line of the user's code."""
+
+import copy
+import logging
+import os
+import re
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+
+from mixbit.core.batches import Inputs
+from mixbit.core.errors import UnsupportedModel
+
+
+def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
+    """The model as an exported program of functional operators.
+
+    Raises:
+        UnsupportedModel: `torch.export` cannot follow the code.
+    """
+    try:
+        with without_torchs_warnings(), without_logs():
+            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes).run_decompositions({})
+    except Exception as error:  # torch.export raises errors of a dozen unrelated types, all of which end here
+        raise UnsupportedModel(_explain(error, model, Inputs(args, kwargs))) from error
+
+
+def copy_module(module: fx.GraphModule) -> fx.GraphModule:
+    """A deep copy."""
+    with without_torchs_warnings():
+        return copy.deepcopy(module)
+
+
+@contextmanager
+def without_torchs_warnings() -> Iterator[None]:
+    """Silence what torch says about itself: its class of tree leaves, and the list of weights in recurrent modules."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*_flat_weights.*", category=UserWarning)
+        yield
+
+
+@contextmanager
+def without_logs() -> Iterator[None]:
+    """Silence logs: what torch's exporters say there, errors say better."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+
+
+def _explain(error: Exception, model: nn.Module, inputs: Inputs) -> str:
+    """The line of the user's code where the export stopped, torch's reason, and what to do."""
+    frames = _frames(error) or _frames(_failure_of_a_larger_batch(model, inputs))
+    forward = [frame for frame in frames if frame.name == "forward"] or frames
+    where = f"{forward[-1].filename}:{forward[-1].lineno}: {forward[-1].line}" if forward else "the model"
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+    fixed = re.search(r"specialized it to be a constant \((\d+)\)", str(error))
+    if fixed is not None:
+        reason = f"the code fixes the batch size at {fixed[1]}"
+    return (
+        f"torch.export cannot follow the model at {where}\n  {type(error).__name__}: {reason}\n"
+        "  Way out: let tensors' values not decide the path (torch.where, torch.cond), and let the batch size not be "
+        "fixed in the code (x.size(0) or -1 in place of len(x) or a number); `torch.export.draft_export` lists every "
+        "such place"
+    )
+
+
+def _frames(error: BaseException | None) -> list[traceback.FrameSummary]:
+    """The frames of the error and of its causes that are the user's code, not torch's or ours."""
+    ours = [str(Path(file).parent) + os.sep for file in (str(torch.__file__), __file__)]
+    return [
+        frame
+        for cause in _causes(error)
+        for frame in traceback.extract_tb(cause.__traceback__)
+        if not frame.filename.startswith((*ours, "<"))
+    ]
+
+
+def _failure_of_a_larger_batch(model: nn.Module, inputs: Inputs) -> Exception | None:
+    """What the model raises for one sample more: where the batch size is fixed, its traceback names the place."""
+    larger = inputs.map(lambda leaf: torch.cat([leaf, leaf[:1]]) if leaf.ndim > 0 else leaf)
+    try:
+        with torch.no_grad():
+            model(*larger.args, **larger.kwargs)
+    except Exception as error:  # noqa: BLE001 whatever the user's code raises is wanted
+        return error
+    return None
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    chain: list[BaseException] = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain

@@ -1,0 +1,73 @@
+"""Pictures, among them front.png; needs matplotlib."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixbit.core.errors import InvalidInput
+from mixbit.core.io.files import write_bytes
+
+#: Inches.
+SIZE = (6.4, 4.4)
+
+
+def check_matplotlib(picture: str) -> None:
+    """Raise InvalidInput, which names the picture, where matplotlib is not installed."""
+    if find_spec("matplotlib") is None:
+        raise InvalidInput(f"{picture} needs matplotlib, which is not installed; pip install 'mixbit[plot]'")
+
+
+def new_figure(size: tuple[float, float]) -> Any:
+    """An empty figure, in inches, that no window shows."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(size, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save_figure(path: Path, figure: Any) -> None:
+    """Write the figure as PNG, whole or not at all."""
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    write_bytes(path, content.getvalue())
+
+
+Floats = NDArray[np.float64]
+
+#: Inches of one panel.
+PANEL = (3.6, 3.0)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One scatter plot: the predicted loss [N] and the truth [N] of the plans of one set, under a title."""
+
+    title: str
+    predicted: Floats
+    truth: Floats
+
+
+def draw_panels(path: Path, rows: Mapping[str, list[Panel]], truth_label: str) -> None:
+    """Draw the panels, one row for each set of plans; predicted losses that are infinite are left out."""
+    columns = max(len(panels) for panels in rows.values())
+    figure = new_figure((PANEL[0] * columns, PANEL[1] * len(rows)))
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes_row, (name, panels) in zip(grid, rows.items(), strict=True):
+        for axes, panel in zip(axes_row, panels, strict=True):
+            shown = np.isfinite(panel.predicted)
+            axes.scatter(panel.predicted[shown], panel.truth[shown], s=8, alpha=0.6)
+            if shown.any() and panel.predicted[shown].min() > 0:
+                axes.set_xscale("log")
+            axes.tick_params(axis="x", which="both", labelsize="x-small", labelrotation=45)
+            axes.set_title(panel.title, fontsize="medium")
+            axes.set_xlabel(f"predicted loss, {name} plans")
+        axes_row[0].set_ylabel(truth_label)
+    save_figure(path, figure)

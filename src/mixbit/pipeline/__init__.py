@@ -1,0 +1,1 @@
+"""Whole runs, and what their folder holds."""

@@ -1,0 +1,235 @@
+"""How good a plan truly is: the network is quantized so, and evaluated, in simulation or in its runtime."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from mixbit.core.batches import Batch, as_given
+from mixbit.core.budget import Budget, MaxDrop
+from mixbit.core.errors import InvalidInput, MixbitError
+from mixbit.core.io.interrupts import time_limit
+from mixbit.core.io.store import Journal
+from mixbit.core.plan import Plan
+from mixbit.core.table import FloatArray, Sensitivity
+from mixbit.core.target import target_module
+from mixbit.core.task import Task
+from mixbit.graph.evaluate import Evaluation, evaluate, graph_runner
+from mixbit.graph.graph import Graph, Layer
+from mixbit.graph.layers import find_layers
+from mixbit.graph.nodes import argument
+from mixbit.graph.torch_export import copy_module
+from mixbit.quantization.calibrate import Calibration
+from mixbit.roundings.quantize import quantize
+from mixbit.searches._plans import plan_of, priced, uniform_plans
+from mixbit.searches._problem import Trials
+from mixbit.searches.autoq import FEATURES
+from mixbit.searches.front import front
+from mixbit.searches.search import Method, search
+from mixbit.targets.verify import artefact_runner
+
+Score = Callable[[nn.Module, Sequence[Any]], float]
+"""`score(model, batches) -> float`, the higher the better: the user's own evaluation function.
+
+A batch is what the model takes, with labels last or under `labels` where there are any.
+"""
+
+
+class _Model(nn.Module):
+    """A graph of its own for a function of the user's own, which may call and change it like any module."""
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph_module = graph.module  # so that it is found among the parameters
+        self.graph = graph
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.graph(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How plans are scored.
+
+    Attributes:
+        graph: The float graph.
+        calibration: Of the graph.
+        batches: To evaluate on.
+        task: What the outputs mean.
+        score: The user's own function; where None, the share of right answers, or without labels the divergence from
+            the float network, negative.
+        timeout_s: Longest time of one evaluation; None for any.
+        journal: Keeps the scores, so that none is taken twice.
+        simulate: Makes the simulation of a plan.
+    """
+
+    graph: Graph
+    calibration: Calibration
+    batches: Sequence[Batch]
+    task: Task
+    score: Score | None = None
+    timeout_s: float | None = None
+    journal: Journal = field(default_factory=Journal)
+    simulate: Callable[[Graph, Plan, Calibration], Graph] = quantize
+
+    @cached_property
+    def reference(self) -> Evaluation:
+        """The float graph's outputs on the batches."""
+        return evaluate(graph_runner(self.graph, self.task), self.batches, self.task, "float")
+
+    @property
+    def in_accuracy(self) -> bool:
+        """Whether scores are shares of right answers."""
+        return self.score is None and self.reference.accuracy is not None
+
+    @cached_property
+    def float_score(self) -> float:
+        """The score of the float network."""
+
+        def score() -> float:
+            if self.score is None:
+                return self._of_outputs(self.reference)
+            return self._of_graph(dataclasses.replace(self.graph, module=copy_module(self.graph.module)))
+
+        return self._timed("float", score)
+
+    def simulated(self, plan: Plan) -> float:
+        """The score of the plan's simulation."""
+        return self._known_or("simulated", plan, lambda: self._of_graph(self._simulation(plan)))
+
+    def deployed(self, plan: Plan) -> float:
+        """The score of the plan's artefact, run in its runtime; a function of the user's own sees the simulation."""
+        if self.score is not None:
+            return self.simulated(plan)
+        return self._known_or("deployed", plan, lambda: self._of_artefact(plan))
+
+    def _simulation(self, plan: Plan) -> Graph:
+        return self.simulate(self.graph, plan, self.calibration)
+
+    def _known_or(self, how: str, plan: Plan, score: Callable[[], float]) -> float:
+        key = (how, plan.target, *plan.layers.values())
+        return self.journal.score_of(key, lambda: self._timed(plan.made_by, score))
+
+    def _of_graph(self, graph: Graph) -> float:
+        """The graph is one of its own, which the user's function may change."""
+        if self.score is None:
+            return self._of_outputs(evaluate(graph_runner(graph, self.task), self.batches, self.task, "try a plan"))
+        try:
+            with torch.no_grad():
+                return float(self.score(_Model(graph), [as_given(batch) for batch in self.batches]))
+        except MixbitError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise InvalidInput(f"the evaluation function fails on a plan: {type(error).__name__}: {error}") from error
+
+    def _of_artefact(self, plan: Plan) -> float:
+        module, simulated = target_module(plan.target), self._simulation(plan)
+        with TemporaryDirectory() as scratch:
+            module.write(simulated, Path(scratch))
+            runner = module.load(Path(scratch), self.graph)
+            run = artefact_runner(runner, self.graph, self.task)
+            return self._of_outputs(evaluate(run, self.batches, self.task, "run a plan"))
+
+    def _of_outputs(self, outputs: Evaluation) -> float:
+        if outputs.accuracy is not None:
+            return outputs.accuracy
+        return -outputs.divergence(self.reference, self.task)
+
+    def _timed(self, what: str, run: Callable[[], float]) -> float:
+        late = MixbitError(f"the evaluation of {what} took more than {self.timeout_s} s (--eval-timeout)")
+        with time_limit(self.timeout_s, late):
+            value = run()
+        if not math.isfinite(value):
+            raise MixbitError(
+                f"the evaluation of {what} returns {value}; it must return a finite number, the higher the better"
+            )
+        return value
+
+
+def searched(table: Sensitivity, new_scoring: Callable[[], Scoring], budget: Budget, method: str | Method) -> Plan:
+    """The plan of a search, with its prices; the scoring is made where the search tries plans."""
+    scoring = cache(new_scoring)
+
+    def evaluate(choice: NDArray[np.int64]) -> float:
+        return scoring().simulated(plan_of(table, choice, budget, "a plan"))
+
+    def features() -> FloatArray:
+        return layer_features(scoring().graph, find_layers(scoring().graph))
+
+    trials = Trials(evaluate, lambda: scoring().float_score, features, table.seed)
+    return priced(table, budget, search(table, budget, method=method, trials=trials))
+
+
+def cheapest_enough(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tuple[Plan, str]:
+    """The plan with the fewest bytes whose artefact drops no more, and the grounds for it in a sentence.
+
+    It is on the front of bytes, or uniform where that is cheaper still.
+
+    Raises:
+        InvalidInput: a drop in percent, and scores that are no shares of right answers.
+        InfeasibleBudget: the dearest plan drops more.
+    """
+    if drop.percent and not scoring.in_accuracy:
+        unit = "units of your function" if scoring.score else "nats, since the data has no labels"
+        raise InvalidInput(f"max drop {drop}: a percentage is of right answers; give a number, in {unit}")
+    if drop.value >= 1 and scoring.in_accuracy:
+        raise InvalidInput(f"max drop {drop}: of right answers, give less than 1; five points are 5% or 0.05")
+    points, least = front(table, "weight_bytes"), scoring.float_score - drop.value
+    index = points.cheapest_enough(scoring.deployed, least)
+    found = points.plan(index)
+    limits = Budget(weight_bytes=found.predicted["weight_bytes"])
+    uniform = [plan for plan in uniform_plans(table, limits) if scoring.deployed(plan) >= least]
+    best = min([found, *uniform], key=lambda plan: plan.predicted["weight_bytes"])
+    what = "whose artefact gives" if scoring.in_accuracy else "whose simulation scores" if scoring.score else "at"
+    unit = " of right answers" if scoring.in_accuracy else "" if scoring.score else " nats, negative,"
+    grounds = (
+        f"the cheapest plan {what} {least:.6g}{unit} or more (float {scoring.float_score:.6g}, allowed drop {drop}): "
+        f"{best.made_by}, {scoring.deployed(best):.6g}, after {len(scoring.journal.scores)} plans"
+    )
+    if best is found and index:
+        cheaper = points.plan(index - 1)
+        size, score = cheaper.predicted["weight_bytes"], scoring.deployed(cheaper)
+        grounds += f"; the one a step cheaper, {size:.0f} bytes, has {score:.6g}"
+    return best.model_copy(update={"budget": {"max_drop": drop.value}}), grounds
+
+
+#: Where a convolution keeps its strides.
+_STRIDE = 3
+
+
+def layer_features(graph: Graph, layers: tuple[Layer, ...]) -> FloatArray:
+    """[L, F] in the order of `mixbit.searches.autoq.FEATURES`, of each layer's first operator.
+
+    Strides and kernels are those of the first spatial dimension, 0 and 1 where there is none; the size of the input is
+    its spatial extent, or else its last dimension, and 1 for indices.
+    """
+    return np.array([[float(_features(graph, layer)[name]) for name in FEATURES] for layer in layers])
+
+
+def _features(graph: Graph, layer: Layer) -> dict[str, Any]:
+    operation = layer.operations[0]
+    node = graph.node(operation.node)
+    spatial = not operation.channels_last
+    groups = operation.groups(node)
+    outputs = layer.shape[layer.axis] * (groups if operation.kind.name.startswith("conv_transpose") else 1)
+    inputs = math.prod(layer.shape) * groups // math.prod((outputs, *(layer.shape[2:] if spatial else ())))
+    source = () if operation.input is None else graph.shapes[operation.input]
+    stride = argument(node, _STRIDE, 1) if spatial else 0
+    return {
+        "depthwise": spatial and groups > 1 and groups == inputs,
+        "input_channels": inputs,
+        "output_channels": outputs,
+        "stride": stride[0] if isinstance(stride, list | tuple) else stride,
+        "kernel": layer.shape[2] if spatial else 1,
+        "num_weights": layer.numel,
+        "input_size": math.prod(source[2:] if spatial else source[-1:]),
+    }

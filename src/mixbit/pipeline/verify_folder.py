@@ -1,0 +1,108 @@
+"""Verifying and timing a folder that `auto_quantize` wrote, with nothing but its files (and, for packed, the model)."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mixbit.core.errors import InvalidInput, TargetMismatch
+from mixbit.core.io.files import sha256
+from mixbit.core.io.user_code import load_model
+from mixbit.core.plan import Plan
+from mixbit.core.target import Runner, target_module
+from mixbit.core.task import Task
+from mixbit.graph.capture import capture
+from mixbit.graph.evaluate import Evaluation
+from mixbit.graph.graph import Graph
+from mixbit.pipeline.folder import CheckSet, Result, in_float, layer_rows
+from mixbit.targets.latency import paired_latency_ms
+from mixbit.targets.verify import Comparison, compare
+
+
+def recheck(folder: Path) -> Comparison:
+    """Run the artefact on the folder's check set; compare with the simulation stored there and the predicted bytes.
+
+    Raises:
+        InvalidInput: a file of the folder is missing or not what mixbit writes.
+        TargetMismatch: the runtime cannot load the artefact. Differences are in the result's `problems`.
+    """
+    result, _, check, runner = _open(folder)
+    task = Task.named(result.task)
+    arrays = [tensor.numpy() for tensor in check.inputs]
+    outputs = _task_output(runner.run(arrays), check)
+    accuracy = None
+    if check.labels is not None and task.has_accuracy:
+        right, labelled = task.right_answers(outputs, check.labels)
+        accuracy = right / labelled if labelled else None
+    predicted = {name: row.predicted_bytes for name, row in result.layers.items()}
+    reference, deployed = Evaluation(check.outputs, None), Evaluation(outputs, accuracy)
+    return compare(folder, result.target, predicted, reference, deployed, task)
+
+
+def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
+    """Median latency at each batch size, and how every layer is stored and was executed.
+
+    `latency_ms` is that of the settings under which the runtime computes as the simulation does, `default_latency_ms`,
+    paired with it, that of the runtime's own.
+
+    Raises:
+        InvalidInput: a file of the folder is missing or not what mixbit writes, or a batch size below 1.
+        TargetMismatch: the runtime cannot load the artefact.
+    """
+    if any(size < 1 for size in batch_sizes):
+        raise InvalidInput(f"batch sizes {batch_sizes}: give whole numbers from 1")
+    result, plan, check, runner = _open(folder)
+    module = target_module(result.target)
+    predicted = {name: row.predicted_bytes for name, row in result.layers.items()}
+    graph, latency, default_latency = _graph(result, check), {}, {}
+    for size in batch_sizes:
+        inputs = [tensor.numpy() for tensor in check.rows(size)]
+        exact = module.load(folder, graph, batch_size=size)
+        default = module.load(folder, graph, batch_size=size, default_settings=True)
+        runs = {"artefact": exact.run} | ({"default": default.run} if default.environment != exact.environment else {})
+        found = paired_latency_ms(runs, inputs, f"time batch {size}")
+        latency[str(size)], default_latency[str(size)] = found["artefact"], found.get("default", found["artefact"])
+    rows = layer_rows(plan.layers, predicted, module.stored(folder), runner.executed())
+    return {
+        "target": result.target,
+        "latency_ms": latency,
+        "default_latency_ms": default_latency,
+        "layers": {name: row.model_dump() for name, row in rows.items()},
+        "in_float": in_float(rows),
+        "environment": runner.environment,
+    }
+
+
+def _open(folder: Path) -> tuple[Result, Plan, CheckSet, Runner]:
+    if not folder.is_dir():
+        raise InvalidInput(f"{folder}: no such folder; give the --out of mixbit quantize")
+    result, plan = Result.load(folder), Plan.load(folder / "plan.json")
+    if plan.target != result.target or plan.layers != {name: row.scheme for name, row in result.layers.items()}:
+        raise InvalidInput(f"{folder}: plan.json is not the plan of result.json; quantize again")
+    for name, digest in result.files.items():
+        if sha256(folder / name) != digest:
+            raise TargetMismatch(
+                f"the artefact does not match: {name} is not the file that was verified; quantize again"
+            )
+    module, check = target_module(result.target), CheckSet.load(folder)
+    module.require()
+    return result, plan, check, module.load(folder, _graph(result, check))
+
+
+def _graph(result: Result, check: CheckSet) -> Graph | None:
+    """The captured graph of the user's model, for the target whose file holds no code."""
+    if not target_module(result.target).NEEDS_GRAPH:
+        return None
+    if result.model is None:
+        raise InvalidInput(f"target {result.target}: the folder does not say where the model is; use mixbit.verify()")
+    return capture(load_model(result.model), check.example)
+
+
+def _task_output(returned: list[NDArray[Any]], check: CheckSet) -> Tensor:
+    """[N, C] of the output that the check set is about, flattened as the task does."""
+    shapes = [output.shape for output in returned]
+    if check.output < len(returned) and returned[check.output].size == check.outputs.numel():
+        return torch.from_numpy(returned[check.output].copy()).float().reshape(check.outputs.shape)
+    raise TargetMismatch(f"the artefact returns {shapes}; output {check.output} should be {list(check.outputs.shape)}")

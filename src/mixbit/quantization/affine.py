@@ -1,0 +1,231 @@
+"""Affine quantization, pure maths: scales, integers, and integers packed into bytes."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mixbit.core.scheme import Format
+
+#: Where every value of a tensor is zero, any scale serves; this one keeps the arithmetic finite.
+SCALE_OF_ZEROS = 1.0
+#: Tensors that would need smaller scales count as zeros: below lie numbers that float32 holds with fewer digits.
+SMALLEST_SCALE = torch.finfo(torch.float32).tiny
+#: Numbers that are worked on at a time where that takes many passes over them: they stay in a core's own cache.
+FEW_ELEMENTS = 2**16
+
+
+def along(values: Tensor, axis: int | None, shape: Sequence[int]) -> Tensor:
+    """Reshape scales or zero points so that they broadcast with a tensor of that shape.
+
+    Args:
+        values: One number, one per index of the axis, or [channels, groups]: one for each of equally many neighbours
+            within a channel, its other dimensions flattened.
+        axis: Channel axis, None for one number.
+        shape: The tensor's shape.
+    """
+    if axis is None:
+        return values
+    if values.ndim == 1:
+        return values.reshape([-1 if dimension == axis else 1 for dimension in range(len(shape))])
+    rest = [size for dimension, size in enumerate(shape) if dimension != axis]
+    each = values.repeat_interleave(math.prod(rest) // values.shape[1], dim=1)
+    return each.reshape(-1, *rest).movedim(0, axis)
+
+
+def total(values: Tensor, axis: int | None, like: Tensor) -> Tensor:
+    """Sums of values over all that share a scale, shaped like the scales: the transpose of `along`."""
+    if axis is None:
+        return values.sum().reshape(like.shape)
+    channels = values.movedim(axis, 0).flatten(1)
+    if like.ndim == 1:
+        return channels.sum(1) if len(like) == len(channels) else channels.sum().reshape(1)
+    return channels.unflatten(1, (like.shape[1], -1)).sum(2)
+
+
+def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, low: int, high: int) -> Tensor:
+    """Integers q = clip(round(x / scale) + zero_point, low, high), ties to even; same shape and dtype as x.
+
+    Args:
+        x: Any shape.
+        scale: Positive numbers, as `along` takes them.
+        zero_point: Whole numbers, shaped like `scale`.
+        axis: Channel axis of x, None for one scale.
+        low: Smallest integer of the format.
+        high: Largest integer of the format.
+    """
+    scale, zero_point = along(scale, axis, x.shape), along(zero_point, axis, x.shape)
+    return (x / scale).round_().add_(zero_point).clamp_(low, high)
+
+
+def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
+    """Values x = (q - zero_point) * scale, the inverse of `quantize` up to rounding and clipping."""
+    return (q - along(zero_point, axis, q.shape)).mul_(along(scale, axis, q.shape))
+
+
+def straight_through(
+    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, limits: tuple[int, int], gradient: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradients by x and by the scales of dequantize(quantize(x)), straight through the rounding.
+
+    With v = x / s and q the integer less its zero point: d/dx = 1 where x is inside the range, else 0; d/ds = q - v
+    inside, else q, the limit that v is beyond. Equation 3 of Esser et al. 2020 (LSQ, arXiv:1902.08153).
+
+    Returns:
+        The first shaped like x, the second like the scales.
+    """
+    if axis is not None:
+        factors = along(scale, axis, x.shape), along(zero_point, axis, x.shape)
+        by_x, by_scale = _straight_through(x, *factors, limits, gradient)
+        return by_x, total(by_scale, axis, scale)
+    by_x, sums = torch.empty_like(gradient, memory_format=torch.contiguous_format), []
+    size = FEW_ELEMENTS if x.device.type == "cpu" else max(1, x.numel())
+    flat = (tensor.reshape(-1).split(size) for tensor in (x, gradient, by_x))
+    for values, slopes, result in zip(*flat, strict=True):
+        piece, by_scale = _straight_through(values, scale, zero_point, limits, slopes)
+        result.copy_(piece)
+        sums.append(by_scale.sum())
+    return by_x, torch.stack(sums).sum().reshape(scale.shape)
+
+
+def _straight_through(
+    x: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int], gradient: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Both gradients number by number; scales and zero points broadcast with x."""
+    low, high = limits[0] - zero_point, limits[1] - zero_point
+    position = x / scale
+    inside = (position >= low - 0.5) & (position <= high + 0.5)
+    slope = position.round().clamp_(low, high).sub_(torch.where(inside, position, 0))
+    return torch.where(inside, gradient, 0), slope.mul_(gradient)
+
+
+def bias_step(read: Tensor, scale: Tensor, channels: int) -> Tensor:
+    """[channels] what a bias is a whole multiple of, as runtimes hold it: the input's scale times the weight's.
+
+    Where a transposed convolution has groups, each scale of the weight serves one channel of every group.
+    """
+    products = read * scale
+    return products.repeat(channels // len(products))
+
+
+def min_max_factors(weight: Tensor, axis: int, fmt: Format) -> tuple[Tensor, Tensor]:
+    """The smallest scales that clip no weight, and zero points: [channels], [channels, groups], or [1] for the tensor.
+
+    Symmetric: max(max w / high, min w / low), zero points 0. Otherwise (max(w, 0) - min(w, 0)) / (high - low), and the
+    zero point is the whole number that stands for 0. Weights that are all zero, or need less than `SMALLEST_SCALE`,
+    take the smallest of the other scales, since any serves them: biases are multiples of scales.
+    """
+    first, last = fmt.integer_range
+    parts = weight.detach().movedim(axis, 0).flatten(1)
+    if fmt.granularity == "tensor":
+        parts = parts.reshape(1, -1)
+    elif fmt.granularity == "group":
+        parts = parts.unflatten(1, (-1, fmt.group or parts.shape[1]))
+    low, high = parts.amin(-1), parts.amax(-1)
+    if fmt.symmetric:
+        scale = torch.maximum(high / last, low / first)
+    else:
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        scale = (high - low) / (last - first)
+    enough = scale >= SMALLEST_SCALE
+    others = scale[enough]
+    scale = torch.where(enough, scale, others.min() if len(others) else torch.full_like(scale, SCALE_OF_ZEROS))
+    return scale, torch.zeros_like(scale) if fmt.symmetric else (first - low / scale).round().clamp(first, last)
+
+
+def run_time_factors(x: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
+    """Scales and zero points of an activation, taken from its values: one each, or [..., groups, 1] for each group.
+
+    For the tensor as a whole, with l = min(x, 0) and h = max(x, 0): s = (h - l) / (last - first), zero point
+    clip(round(first - l / s)), as ONNX's DynamicQuantizeLinear. Otherwise s = max |x| / last for every row, the last
+    dimension, or every `fmt.group` neighbours in it. Where all values are 0, s = 1.
+
+    Args:
+        x: Any shape; `in_groups` of one where the format has rows or groups.
+        fmt: A format whose range is taken at run time.
+    """
+    first, last = fmt.integer_range
+    if fmt.symmetric:
+        scale = x.abs().amax(-1, keepdim=True) / last
+        return torch.where(scale > 0, scale, SCALE_OF_ZEROS), torch.zeros_like(scale)
+    low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
+    scale = (high - low) / (last - first)
+    scale = torch.where(scale > 0, scale, SCALE_OF_ZEROS)
+    return scale, (first - low / scale).round().clamp(first, last)
+
+
+def in_groups(x: Tensor, fmt: Format) -> Tensor:
+    """[..., groups, values] of an activation whose rows share scales in groups; one where they do not divide it."""
+    whole = fmt.group is None or x.shape[-1] % fmt.group != 0
+    return x.unflatten(-1, (-1, x.shape[-1] if whole or fmt.group is None else fmt.group))
+
+
+def num_scales(shape: Sequence[int], axis: int, fmt: Format) -> int:
+    """Scales of a weight of that shape and output axis, none where its numbers are floating-point."""
+    if fmt.floating is not None:
+        return 0
+    if fmt.group is not None:
+        return math.prod(shape) // fmt.group
+    return 1 if fmt.granularity == "tensor" else shape[axis]
+
+
+def factor_bytes(shape: Sequence[int], axis: int, fmt: Format) -> int:
+    """Bytes of a weight's scales in float32 and zero points in bytes."""
+    return num_scales(shape, axis, fmt) * (4 if fmt.symmetric else 5)
+
+
+def range_to_affine(low: float, high: float, fmt: Format) -> tuple[float, int]:
+    """Scale and zero point that map [low, high], widened to hold 0, onto the format's integers.
+
+    The zero point is a whole number, so that 0.0 is represented exactly.
+    """
+    low, high = min(low, 0.0), max(high, 0.0)
+    first, last = fmt.integer_range
+    scale = max(low / first, high / last) if fmt.symmetric else (high - low) / (last - first)
+    if scale < SMALLEST_SCALE:
+        return SCALE_OF_ZEROS, 0 if fmt.symmetric else first
+    return scale, 0 if fmt.symmetric else round(first - low / scale)
+
+
+# A width is stored as planes of 4, 2 and 1 bits: bit planes need no integer to straddle two bytes, so that
+# standard tensor operators (shift, and, add) unpack them.
+PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
+
+
+def packed_bytes(count: int, bits: int) -> int:
+    """Bytes that `pack` needs for that many integers."""
+    return sum(-(-count * plane // 8) for plane in PLANES[bits])
+
+
+def pack(integers: NDArray[np.uint8], bits: int) -> list[NDArray[np.uint8]]:
+    """Pack unsigned integers of `bits` bits into one byte array per plane, lowest plane first.
+
+    With k = 8 / plane values a byte and m = ceil(n / k) bytes, byte j of a plane holds the values
+    j, j + m, j + 2m, ..., lowest bits first: unpacking is k shifts of the whole array, one after the other.
+    """
+    flat, planes, shift = integers.reshape(-1), [], 0
+    for plane in PLANES[bits]:
+        per_byte = 8 // plane
+        length = -(-flat.size // per_byte)
+        values = np.zeros(per_byte * length, dtype=np.uint8)
+        values[: flat.size] = (flat >> shift) & (2**plane - 1)
+        rows = values.reshape(per_byte, length)
+        packed = np.zeros(length, dtype=np.uint8)
+        for index in range(per_byte):
+            packed |= rows[index] << (index * plane)
+        planes.append(packed)
+        shift += plane
+    return planes
+
+
+def unpack(planes: list[NDArray[np.uint8]], bits: int, count: int) -> NDArray[np.uint8]:
+    """The first `count` integers that `pack` wrote."""
+    integers, shift = np.zeros(count, dtype=np.uint8), 0
+    for plane, packed in zip(PLANES[bits], planes, strict=True):
+        rows = [(packed >> (index * plane)) & (2**plane - 1) for index in range(8 // plane)]
+        integers |= np.concatenate(rows)[:count] << shift
+        shift += plane
+    return integers

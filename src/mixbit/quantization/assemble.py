@@ -1,0 +1,134 @@
+"""Which tensors a plan quantizes, and quantizers put on their edges; the result evaluates and trains."""
+
+import dataclasses
+
+from torch import Tensor, fx
+
+from mixbit.core.errors import InvalidInput
+from mixbit.core.plan import Plan
+from mixbit.core.scheme import Format
+from mixbit.core.target import Target, find_target
+from mixbit.graph.dataflow import convolved, inputs_between
+from mixbit.graph.fold import set_bias
+from mixbit.graph.graph import Graph, Layer
+from mixbit.graph.layers import find_layers, model_fingerprint
+from mixbit.graph.nodes import argument
+from mixbit.graph.torch_export import copy_module
+from mixbit.quantization.offers import misfit
+from mixbit.quantization.quantizer import Quantizer
+
+BETWEEN = Format(8, "tensor", symmetric=False)
+
+
+def check_plan(graph: Graph, plan: Plan) -> tuple[Layer, ...]:
+    """The graph's layers; raise InvalidInput unless the plan fits them and its target runs every scheme."""
+    if graph.plan is not None:
+        raise InvalidInput("graph: quantized already; quantize the captured graph")
+    layers = find_layers(graph)
+    plan.check_model([layer.name for layer in layers], model_fingerprint(layers))
+    find_target(plan.target).schemes(sorted(set(plan.layers.values())))
+    for layer in layers:
+        reason = misfit(layer, plan.scheme(layer.name))
+        if reason is not None:
+            raise InvalidInput(f"plan: {reason}")
+    return layers
+
+
+def activation_formats(graph: Graph, layers: tuple[Layer, ...], plan: Plan, target: Target) -> dict[str, Format]:
+    """Node name -> format, for every activation that the plan and the target quantize.
+
+    The inputs of layers take their layer's input format; those of operators between layers take 8 bits where the
+    target runs the operator in integers and some layer has a quantized input. Where ranges are taken at run time it is
+    the tensors that operators read, as they read them, and none between layers.
+
+    Raises:
+        InvalidInput: two layers that read the same tensor take different input formats.
+    """
+    if any(_dynamic(plan, layer) for layer in layers):
+        return {
+            argument(graph.node(operation.node), operation.data).name: fmt
+            for layer in layers
+            if (fmt := plan.scheme(layer.name).input) is not None
+            for operation in layer.operations
+            if operation.input is not None
+        }
+    wanted: dict[str, tuple[Format | None, str]] = {}
+    for layer in layers:
+        fmt = plan.scheme(layer.name).input
+        for name in layer.inputs:
+            other, owner = wanted.setdefault(name, (fmt, layer.name))
+            if other != fmt:
+                raise InvalidInput(
+                    f"plan: {owner} ({plan.layers[owner]}) and {layer.name} ({plan.layers[layer.name]}) read the same "
+                    "tensor; give both the same input format"
+                )
+    formats = {name: fmt for name, (fmt, _) in wanted.items() if fmt is not None}
+    if formats:
+        for name in inputs_between(graph, layers, target.integer_operators, inside=target.adds_into_layers):
+            if name not in wanted:
+                formats[name] = BETWEEN
+    if target.quantized_outputs:
+        for layer in layers:
+            if plan.scheme(layer.name).input is not None:
+                formats |= {name: BETWEEN for name in convolved(graph, layer) if name not in wanted | formats}
+    return formats
+
+
+def assemble(graph: Graph, plan: Plan, quantizers: list[Quantizer], biases: dict[str, Tensor]) -> Graph:
+    """A copy of the graph with these quantizers on their tensors and these biases (operator's node -> bias)."""
+    simulated = dataclasses.replace(graph, module=copy_module(graph.module), plan=plan)
+    module = simulated.module
+    operations = {operation.node: (layer, operation) for layer in find_layers(graph) for operation in layer.operations}
+    for name, bias in biases.items():
+        layer, operation = operations[name]
+        if operation.kind.bias is not None:
+            set_bias(module, simulated.node(name), bias, layer.name, operation.kind.bias)
+    for quantizer in quantizers:
+        if quantizer.axis is None:
+            places = [simulated.node(quantizer.tensor)]
+        else:
+            places = [node for node in module.graph.find_nodes(op="get_attr") if node.target == quantizer.tensor]
+        readers = None
+        if quantizer.format.dynamic:
+            pairs = [one for one in operations.values() if _dynamic(plan, one[0])]
+            readers = {simulated.node(operation.node): operation.data for _, operation in pairs}
+        _insert(module, places, quantizer, readers)
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+    return simulated
+
+
+def quantizers_of(graph: Graph) -> list[Quantizer]:
+    """The graph's quantizers, those of weights first."""
+    found = [module for module in graph.module.modules() if isinstance(module, Quantizer)]
+    return sorted(found, key=lambda one: one.axis is None)
+
+
+def quantizer_path(tensor: str, *, of_weight: bool) -> str:
+    """Full name of the quantizer's module in the graph; parameters and nodes may have the same names."""
+    return f"mixbit_quantizers.{'weights' if of_weight else 'activations'}.{tensor}"
+
+
+def _dynamic(plan: Plan, layer: Layer) -> bool:
+    fmt = plan.scheme(layer.name).input
+    return fmt is not None and fmt.dynamic
+
+
+def _insert(
+    module: fx.GraphModule, nodes: list[fx.Node], quantizer: Quantizer, readers: dict[fx.Node, int] | None = None
+) -> None:
+    """Put the quantizer behind the nodes, for all that read them or for these readers, by position, alone."""
+    path = quantizer_path(quantizer.tensor, of_weight=quantizer.axis is not None)
+    module.add_submodule(path, quantizer)
+    last_placeholder = module.graph.find_nodes(op="placeholder")[-1]
+    for node in nodes:
+        with module.graph.inserting_after(max(node, last_placeholder)):
+            quantized = module.graph.call_module(path, (node,))
+        quantized.meta = dict(node.meta)
+        if readers is not None:
+            for reader, position in readers.items():
+                if argument(reader, position) is node:
+                    reader.update_arg(position, quantized)
+            continue
+        node.replace_all_uses_with(quantized, delete_user_cb=lambda user, own=quantized: user is not own)

@@ -1,0 +1,245 @@
+"""Biases of rounded layers: corrected by the mean error of the output, in the whole steps that runtimes hold."""
+
+import dataclasses
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from mixbit.core.batches import Inputs
+from mixbit.core.errors import InvalidInput
+from mixbit.core.io.progress import track
+from mixbit.core.scheme import Format
+from mixbit.graph.fold import set_bias
+from mixbit.graph.graph import Graph, Layer, Operation
+from mixbit.graph.layers import find_layers
+from mixbit.graph.nodes import argument, get_tensor, is_parameter, tensor_of
+from mixbit.graph.operators import can_take_bias
+from mixbit.graph.torch_export import copy_module
+from mixbit.quantization.affine import bias_step
+from mixbit.quantization.assemble import quantizers_of
+from mixbit.quantization.quantizer import Quantizer
+from mixbit.quantization.scales import LARGEST_BIAS
+
+
+@torch.no_grad()
+def corrected_biases(
+    graph: Graph,
+    layer: Layer,
+    quantizer: Quantizer,
+    mean_errors: Mapping[str, Tensor],
+    activations: Mapping[str, Quantizer],
+) -> dict[str, Tensor]:
+    """Operator's node -> bias, for every operator of the layer that has or gets one.
+
+    Args:
+        graph: The float graph, with the biases to start from.
+        layer: One of its layers.
+        quantizer: Of the layer's weight.
+        mean_errors: Operator's node -> [channels] mean error of its output, which its bias takes off; operators that
+            are not named keep the bias that they have.
+        activations: Tensor -> its quantizer. Where weight and input are integers, a bias is a whole multiple of the
+            product of their scales.
+    """
+    biases = {}
+    for operation in layer.operations:
+        node, error = graph.node(operation.node), mean_errors.get(operation.node)
+        previous = argument(node, operation.kind.bias)
+        if not can_take_bias(node, operation) or (previous is None and error is None):
+            continue
+        bias = torch.zeros((), device=graph.device) if previous is None else tensor_of(graph.module, previous)
+        if error is not None:
+            bias = bias - error
+        scaled = quantizer if operation.axis == layer.axis else None  # else scales lie along what is summed
+        biases[operation.node] = in_steps(bias, scaled, activations.get(operation.input or ""))
+    return biases
+
+
+def in_steps(bias: Tensor, weight: Quantizer | None, read: Quantizer | None) -> Tensor:
+    """The bias in whole multiples of input scale x weight scale, as runtimes hold it in 32 bits.
+
+    Unchanged, in float, where weight or input are in float, the input is ranged at run time, or scales differ within a
+    channel.
+    """
+    if weight is None or read is None or not _have_steps(weight.format, read.format):
+        return bias
+    step = bias_step(read.scale, weight.scale, bias.shape[-1])
+    return torch.round(bias / step) * step
+
+
+def biases_of(simulated: Graph) -> Iterator[tuple[Layer, Operation, str]]:
+    """Layer, operation and full name of the bias, for every operator of a layer that has one."""
+    for layer in find_layers(simulated):
+        for operation in layer.operations:
+            bias = argument(simulated.node(operation.node), operation.kind.bias)
+            if is_parameter(bias):
+                yield layer, operation, str(bias.target)
+
+
+@torch.no_grad()
+def settle_biases(simulated: Graph, names: Collection[str] | None = None) -> None:
+    """Round the biases of these names, or all, to whole steps, in place."""
+    for name, _, weight, read in _biases_in_steps(simulated):
+        if names is None or name in names:
+            bias = get_tensor(simulated.module, name)
+            bias.copy_(in_steps(bias, weight, read))
+
+
+@torch.no_grad()
+def make_room_for_biases(simulated: Graph) -> None:
+    """Raise, in place, the scales of weights under which a bias would not fit into 32 bits."""
+    for name, layer, weight, read in _biases_in_steps(simulated):
+        least = get_tensor(simulated.module, name).abs() / (read.scale * LARGEST_BIAS)
+        least = least.reshape(-1, layer.shape[layer.axis]).amax(0)
+        weight.scale.copy_(torch.maximum(weight.scale, least if len(weight.scale) > 1 else least.max()))
+
+
+def _biases_in_steps(simulated: Graph) -> Iterator[tuple[str, Layer, Quantizer, Quantizer]]:
+    """Full name, layer, and quantizers of weight and input, for every bias that runtimes hold in whole steps."""
+    weights = {one.tensor: one for one in quantizers_of(simulated) if one.axis is not None}
+    reads = {one.tensor: one for one in quantizers_of(simulated) if one.axis is None}
+    for layer, operation, name in biases_of(simulated) if weights else ():
+        weight = weights.get(layer.name) if operation.axis == layer.axis else None
+        read = reads.get(operation.input or "")
+        if weight is not None and read is not None and _have_steps(weight.format, read.format):
+            yield name, layer, weight, read
+
+
+def _have_steps(weight: Format, read: Format) -> bool:
+    return not (read.dynamic or weight.granularity == "group" or weight.floating)
+
+
+#: Name -> what it does.
+BIAS_CORRECTIONS = {
+    "at_once": "Takes off each output's mean what the rounding of its own weight adds, on inputs of the float network.",
+    "sequential": "Layer after layer, on inputs of the quantized layers before: the errors of activations count too.",
+    "off": "Biases stay as they are, up to rounding.",
+}
+
+
+def check_bias_correction(name: str) -> None:
+    """Raise InvalidInput for a name that is not in BIAS_CORRECTIONS."""
+    if name not in BIAS_CORRECTIONS:
+        raise InvalidInput(f"bias correction {name!r} is unknown; known: {', '.join(BIAS_CORRECTIONS)}")
+
+
+@torch.no_grad()
+def corrected(graph: Graph, simulated: Graph, batches: Iterable[Inputs]) -> Graph:
+    """The simulation with biases that take the mean error off every operator's output, channel by channel.
+
+    b' = b - (E[y'] - E[y]), with y' the operator's output in the simulation, the operators before it corrected already,
+    and y that in the float graph, over all samples and positions. So the errors of inputs count as well as those of
+    weights. Where weight and input are integers, b' is a whole multiple of the product of their scales, and an error of
+    up to half of it stays. (Nagel et al. 2019, section 4.2 and appendix D, arXiv 1906.04721.)
+
+    The data is gone through once for the float graph, and once for each operator on the longest path through the
+    simulation, as far as that operator.
+
+    Args:
+        graph: The captured graph in float.
+        simulated: What `quantize` made of it.
+        batches: Inputs without labels; kept in memory.
+
+    Returns:
+        A new graph; both given ones are left as they are.
+
+    Raises:
+        InvalidInput: the simulation is not of this graph, or there is no batch, or one that does not fit.
+    """
+    if simulated.plan is None or graph.plan is not None:
+        raise InvalidInput("correction: give the captured graph first, then what quantize() made of it")
+    leaves = [graph.leaves(inputs, f"batch {number}") for number, inputs in enumerate(batches)]
+    if not leaves:
+        raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
+    operations = _operations(simulated)
+    if not operations.keys() <= {node.name for node in graph.module.graph.nodes}:
+        raise InvalidInput("correction: the simulation is of another graph")
+    result = dataclasses.replace(simulated, module=copy_module(simulated.module))
+    quantizers = {(one.axis is not None, one.tensor): one for one in quantizers_of(result)}
+    wanted = _means(graph, operations, leaves)
+    for stage in track(_stages(result, operations), "correct biases"):
+        for name, mean in _means(result, {name: operations[name] for name in stage}, leaves).items():
+            layer, operation = operations[name]
+            _shift_bias(result, layer, operation, mean - wanted[name], quantizers)
+    result.module.graph.eliminate_dead_code()
+    result.module.graph.lint()
+    result.module.recompile()
+    return result
+
+
+def _operations(graph: Graph) -> dict[str, tuple[Layer, Operation]]:
+    """Operator's node -> its layer and itself, for those whose bias can be changed."""
+    return {
+        operation.node: (layer, operation)
+        for layer in find_layers(graph)
+        for operation in layer.operations
+        if can_take_bias(graph.node(operation.node), operation)
+    }
+
+
+def _stages(graph: Graph, operations: Mapping[str, Any]) -> list[list[str]]:
+    """Names of the operators in execution order, those together that do not depend on one another."""
+    depth: dict[fx.Node, int] = {}
+    stages: list[list[str]] = []
+    for node in graph.module.graph.nodes:
+        depth[node] = max((depth[before] for before in node.all_input_nodes), default=0)
+        if node.name in operations:
+            if depth[node] == len(stages):
+                stages.append([])
+            stages[depth[node]].append(node.name)
+            depth[node] += 1
+    return stages
+
+
+class _Means(fx.Interpreter):
+    """Runs what some operators depend on, and sums up their outputs by channel."""
+
+    def __init__(self, graph: Graph, operations: Mapping[str, tuple[Layer, Operation]]) -> None:
+        super().__init__(graph.module)
+        self.operations = operations
+        self.sums: dict[str, tuple[Tensor, int]] = {}
+        self.needed: set[fx.Node] = set()
+        waiting = [graph.node(name) for name in operations]
+        while waiting:
+            node = waiting.pop()
+            if node not in self.needed:
+                self.needed.add(node)
+                waiting += node.all_input_nodes
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n not in self.needed and n.op != "placeholder":
+            return None
+        value = super().run_node(n)
+        if n.name in self.operations:
+            _, operation = self.operations[n.name]
+            rows = value.movedim(-1 if operation.channels_last else 1, -1).flatten(0, -2).double()
+            total, count = self.sums.get(n.name, (torch.zeros_like(rows[0]), 0))
+            self.sums[n.name] = total + rows.sum(0), count + len(rows)
+        return value
+
+
+def _means(
+    graph: Graph, operations: Mapping[str, tuple[Layer, Operation]], batches: Sequence[Sequence[Any]]
+) -> dict[str, Tensor]:
+    """Operator's node -> [channels] mean of its output over all samples and positions, in float64."""
+    run = _Means(graph, operations)
+    for leaves in batches:
+        run.run(*leaves, enable_io_processing=False)
+    return {name: total / count for name, (total, count) in run.sums.items()}
+
+
+def _shift_bias(
+    graph: Graph, layer: Layer, operation: Operation, error: Tensor, quantizers: Mapping[tuple[bool, str], Quantizer]
+) -> None:
+    """Subtract the error [channels] from the operator's bias, in place."""
+    position = operation.kind.bias
+    if position is None or not error.any():
+        return
+    node = graph.node(operation.node)
+    previous = argument(node, position)
+    bias = torch.zeros_like(error) if previous is None else tensor_of(graph.module, previous).detach().double()
+    read = None if operation.input is None else quantizers.get((False, operation.input))
+    bias = (bias - error).to(get_tensor(graph.module, layer.name).dtype)
+    weight = quantizers.get((True, layer.name)) if operation.axis == layer.axis else None
+    set_bias(graph.module, node, in_steps(bias, weight, read), layer.name, position)

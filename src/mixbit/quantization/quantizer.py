@@ -1,0 +1,205 @@
+"""The quantizer on an edge of a graph: quantize and dequantize, straight-through in backward."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixbit.core.scheme import Format
+from mixbit.quantization import affine
+
+
+@torch.library.custom_op("mixbit::quantize_dequantize", mutates_args=())
+def quantize_dequantize(  # noqa: PLR0917 torch.export finds the arguments of an operator by position
+    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, low: int, high: int, tensor: str
+) -> Tensor:
+    """(clip(round(x / scale) + zero_point, low, high) - zero_point) * scale; axis -1 means one scale.
+
+    One operator, which also carries the tensor's name, so that the writers of targets find each quantizer in an
+    exported graph as one node.
+    """
+    where = None if axis < 0 else axis
+    return affine.dequantize(affine.quantize(x, scale, zero_point, where, low, high), scale, zero_point, where)
+
+
+@quantize_dequantize.register_fake
+def _(  # noqa: PLR0917 as above
+    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, low: int, high: int, tensor: str
+) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, scale, zero_point, axis, low, high, _ = inputs
+    ctx.axis, ctx.limits = None if axis < 0 else axis, (low, high)
+    if ctx.needs_input_grad[1]:
+        ctx.save_for_backward(x, scale, zero_point)
+    else:
+        ctx.save_for_backward(_inside(x, scale, zero_point, ctx.axis, ctx.limits))
+
+
+def _straight_through(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    if not ctx.needs_input_grad[1]:
+        (inside,) = ctx.saved_tensors
+        return gradient * inside, None, None, None, None, None, None
+    x, scale, zero_point = ctx.saved_tensors
+    gradients = affine.straight_through(x, scale, zero_point, ctx.axis, ctx.limits, gradient)
+    return *gradients, None, None, None, None, None
+
+
+def _inside(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, limits: tuple[int, int]) -> Tensor:
+    scale, zero_point = affine.along(scale, axis, x.shape), affine.along(zero_point, axis, x.shape)
+    return (x >= (limits[0] - zero_point - 0.5) * scale) & (x <= (limits[1] - zero_point + 0.5) * scale)
+
+
+quantize_dequantize.register_autograd(_straight_through, setup_context=_save_for_backward)
+
+
+@torch.library.custom_op("mixbit::round_to_type", mutates_args=())
+def round_to_type(x: Tensor, kind: str, tensor: str) -> Tensor:
+    """The nearest numbers of a floating-point type, `float16` or `bfloat16`, in x's own; the largest where x is beyond.
+
+    One operator for the same reason as above.
+    """
+    dtype = getattr(torch, kind)
+    limits = torch.finfo(dtype)
+    return x.clamp(limits.min, limits.max).to(dtype).to(x.dtype, copy=True)
+
+
+@round_to_type.register_fake
+def _(x: Tensor, kind: str, tensor: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+round_to_type.register_autograd(lambda ctx, gradient: (gradient, None, None))  # noqa: ARG005 straight through
+
+
+class _LearnedScale(torch.autograd.Function):
+    """A scale kept positive; in backward the share of its gradient that training sees."""
+
+    @staticmethod
+    def forward(ctx: Any, scale: Tensor, share: float) -> Tensor:
+        ctx.share = share
+        return _positive(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.share, None
+
+
+def _positive(scale: Tensor) -> Tensor:
+    return scale.clamp(min=torch.finfo(scale.dtype).tiny)
+
+
+@torch.library.custom_op("mixbit::quantize_at_run_time", mutates_args=())
+def quantize_at_run_time(x: Tensor, bits: int, rows: bool, group: int, tensor: str) -> Tensor:
+    """(clip(round(x / scale) + zero_point) - zero_point) * scale with the factors of `affine.run_time_factors`.
+
+    One operator for the same reason as above; `rows` for a scale a row, `group` for one for so many values of a row, or
+    0.
+    """
+    fmt = _run_time_format(bits, rows, group)
+    parts = affine.in_groups(x, fmt) if rows else x
+    scale, zero_point = affine.run_time_factors(parts, fmt)
+    integers = (parts / scale).round_().add_(zero_point).clamp_(*fmt.integer_range)
+    return integers.sub_(zero_point).mul_(scale).reshape(x.shape)
+
+
+def _run_time_format(bits: int, rows: bool, group: int) -> Format:
+    granularity = "tensor" if not rows else "group" if group else "row"
+    return Format(bits, granularity, rows, group or None, dynamic=True)
+
+
+@quantize_at_run_time.register_fake
+def _(x: Tensor, bits: int, rows: bool, group: int, tensor: str) -> Tensor:
+    return torch.empty_like(x)
+
+
+quantize_at_run_time.register_autograd(
+    lambda ctx, gradient: (gradient, None, None, None, None)  # noqa: ARG005 straight through: nothing is clipped
+)
+
+
+class Quantizer(nn.Module):
+    """Quantizes and dequantizes one tensor: a weight along `axis`, or an activation as a whole.
+
+    Attributes:
+        tensor: Name of the quantized tensor: the parameter's full name, or the graph node's.
+        format: How the tensor is stored.
+        axis: Output-channel axis of a weight, None for an activation.
+        scale: Positive numbers: one, one per channel, or [channels, groups]; a buffer, or a parameter that is learned.
+            Without meaning, as the zero point, where the range is taken at run time or numbers are floating-point.
+        zero_point: Whole numbers, shaped like `scale`; zeros that are not stored where the format is symmetric.
+        mask: True where a weight of a sparse format stays, shaped like it; None elsewhere.
+        share: What a learned scale's gradient is multiplied by.
+    """
+
+    scale: Tensor
+    zero_point: Tensor
+    mask: Tensor | None
+
+    def __init__(
+        self,
+        tensor: str,
+        fmt: Format,
+        axis: int | None,
+        scale: Tensor,
+        zero_point: Tensor,
+        mask: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.tensor = tensor
+        self.format = fmt
+        self.axis = axis
+        self.share = 1.0
+        self.register_buffer("scale", scale, persistent=fmt.floating is None and not fmt.dynamic)
+        self.register_buffer("zero_point", zero_point, persistent=not fmt.symmetric and not fmt.dynamic)
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The nearest representable tensor; gradients pass where x is inside the range."""
+        if self.mask is not None:
+            x = x * self.mask
+        if self.format.floating is not None:
+            return round_to_type(x, self.format.floating, self.tensor)
+        if self.format.dynamic:
+            return quantize_at_run_time(x, self.format.bits, self.format.symmetric, self.format.group or 0, self.tensor)
+        axis = -1 if self.axis is None else self.axis
+        scale = _LearnedScale.apply(self.scale, self.share) if self.learns else self.scale
+        return quantize_dequantize(x, scale, self.zero_point, axis, *self.format.integer_range, self.tensor)
+
+    def integers(self, x: Tensor) -> Tensor:
+        """The integers themselves, int32."""
+        if self.mask is not None:
+            x = x * self.mask
+        low, high = self.format.integer_range
+        return affine.quantize(x, self.scale, self.zero_point, self.axis, low, high).to(torch.int32)
+
+    @property
+    def learns(self) -> bool:
+        """Whether the scale is a parameter, which training changes."""
+        return isinstance(self.scale, nn.Parameter)
+
+    def learn_scale(self, share: float = 1.0) -> nn.Parameter:
+        """Make the scale a parameter, its gradient multiplied by the share; its name in the state stays."""
+        scale = nn.Parameter(self.scale.detach().clone())
+        del self.scale
+        self.scale, self.share = scale, share
+        return scale
+
+    def settle_scale(self) -> None:
+        """Make a learned scale a buffer again, positive even where training left it below 0."""
+        if self.learns:
+            scale = _positive(self.scale.detach())
+            del self.scale
+            self.register_buffer("scale", scale, persistent=self.format.floating is None)
+
+    def extra_repr(self) -> str:
+        """Name and bits, for print(module)."""
+        return f"{self.tensor}, bits={self.format.bits}, axis={self.axis}"
+
+
+def run_time_quantizer(tensor: str, fmt: Format, device: torch.device) -> Quantizer:
+    """The quantizer of an activation whose range is taken at run time."""
+    one = torch.ones((), device=device)
+    return Quantizer(tensor, fmt, None, one, torch.zeros_like(one))

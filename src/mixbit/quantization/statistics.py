@@ -1,0 +1,126 @@
+"""Means over samples, and how far they may be off."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixbit.core.table import FloatArray
+
+
+class RunningMean:
+    """Mean and standard error over samples of an array of that shape, in float64 and memory of that shape.
+
+    Attributes:
+        count: Samples seen.
+        mean: Of them.
+        squares: Sum of their squared deviations from the mean.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.count = 0
+        self.mean = torch.zeros(shape, dtype=torch.float64)
+        self.squares = torch.zeros(shape, dtype=torch.float64)
+
+    def update(self, samples: Tensor) -> None:
+        """Add samples [N, ...] (Chan's pairwise update of mean and sum of squared deviations)."""
+        samples = samples.detach().double()
+        count, mean = self.count + len(samples), samples.mean(0)
+        squares, shift = (samples - mean).square().sum(0).cpu(), mean.cpu() - self.mean
+        self.squares += squares + shift.square() * (self.count * len(samples) / count)
+        self.mean += shift * (len(samples) / count)
+        self.count = count
+
+    def result(self) -> tuple[FloatArray, FloatArray, int]:
+        """Mean, its standard error (inf from a single sample), and the number of samples."""
+        if self.count < 2:
+            return self.mean.numpy(), np.full(tuple(self.mean.shape), np.inf), self.count
+        variance = self.squares / (self.count - 1)
+        return self.mean.numpy(), (variance / self.count).sqrt().numpy(), self.count
+
+
+def batch_means(rows: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over samples, and its standard error, of what is known as means of batches.
+
+    With s_b the share of batch b in the samples, mean = sum s_b r_b and, for B batches, error^2 =
+    B / (B - 1) sum s_b^2 (r_b - mean)^2; inf from a single batch.
+
+    Args:
+        rows: [B, ...] means of batches.
+        sizes: [B] samples in each.
+    """
+    count = len(rows)
+    shares = (sizes.double() / sizes.sum()).reshape(-1, *[1] * (rows.ndim - 1))
+    mean = (shares * rows).sum(0)
+    if count < 2:
+        return mean, torch.full_like(mean, torch.inf)
+    squares = (shares * (rows - mean)).square().sum(0)
+    return mean, (squares * count / (count - 1)).sqrt()
+
+
+#: How damping grows until the Cholesky factors exist, and what it grows from where it is 0.
+GROWTH = 10.0
+LEAST_DAMPING = 1e-6
+
+
+class Moments:
+    """Running moments of rows [G, N, columns], of G groups of channels that do not meet.
+
+    Rows are taken relative to the mean of the first ones, so that a large mean costs no digits.
+
+    Attributes:
+        count: Rows seen.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def update(self, rows: Tensor) -> None:
+        """Take in some rows."""
+        if self.count == 0:
+            self._shift = rows.mean(1, keepdim=True)
+            self._sum = torch.zeros_like(self._shift[:, 0], dtype=torch.float64)
+            self._squares = self._sum.unsqueeze(2) * self._sum.unsqueeze(1)
+        rows = rows - self._shift
+        self.count += rows.shape[1]
+        self._sum += rows.sum(1).double()
+        self._squares += (rows.mT @ rows).double()
+
+    @property
+    def mean(self) -> Tensor:
+        """[G, columns], float64."""
+        return self._shift[:, 0].double() + self._sum / self.count
+
+    def hessian(self, *, centred: bool) -> Tensor:
+        """[G, columns, columns] sum over rows of x x', or of (x - mean)(x - mean)'; float64."""
+        off = self._sum / self.count
+        around_mean = self._squares - self.count * off.unsqueeze(2) * off.unsqueeze(1)
+        if centred:
+            return around_mean
+        return around_mean + self.count * self.mean.unsqueeze(2) * self.mean.unsqueeze(1)
+
+
+def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+    """[G, columns, columns] U, upper triangular, with U'U the inverse of the damped H; float64.
+
+    H's diagonal grows by `damping` of its mean over the columns that are not 0; where H is not positive definite even
+    then, by ten times as much, and so on.
+    """
+    diagonal = hessian.diagonal(dim1=1, dim2=2).double()
+    dead = diagonal <= 0
+    mean = torch.where(dead, 0, diagonal).sum(1) / (~dead).sum(1).clamp(min=1)
+    mean = torch.where(mean > 0, mean, 1)
+    share = torch.full_like(mean, damping)
+    while True:
+        damped = hessian.double() + torch.diag_embed(torch.where(dead, 1, share.unsqueeze(1)) * mean.unsqueeze(1))
+        factor, failed = _inverse_factor(damped)
+        if not failed.any():
+            return factor
+        share = torch.where(failed > 0, (share * GROWTH).clamp(min=LEAST_DAMPING), share)
+
+
+def _inverse_factor(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """The factor, and where there is none."""
+    lower, failed = torch.linalg.cholesky_ex(hessian)
+    if failed.any():
+        return lower, failed
+    return torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)

@@ -1,9 +1,0 @@
-"""Nearest: every weight to the closest integer."""
-
-from mixbit.graph import Graph
-from mixbit.reconstruction import Reconstruction
-
-
-def nearest(asked: Reconstruction) -> Graph:
-    """Every weight to the nearest integer, ties to even; without data."""
-    return asked.simulated

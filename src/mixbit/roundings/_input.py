@@ -1,0 +1,60 @@
+"""What a rounding is given: the float network and its simulation, whose weights it turns into integers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mixbit.core.batches import Inputs
+from mixbit.core.io.digest import source_digest, tensors_digest, text_digest
+from mixbit.core.task import Task
+from mixbit.graph.case import Case
+from mixbit.graph.graph import Graph
+from mixbit.quantization.assemble import quantizers_of
+
+
+def question_digest(asked: "Reconstruction", method: str, **options: object) -> str:
+    """A hash of all that the result depends on: networks, plan, data, task, seed, and the method with its options."""
+    networks = [asked.graph.module, asked.simulated.module]
+    told = [
+        *(network.code for network in networks),
+        *(tensors_digest(state[name] for name in sorted(state)) for state in (net.state_dict() for net in networks)),
+        "" if asked.simulated.plan is None else asked.simulated.plan.model_dump_json(),
+        *(inputs.describe() + tensors_digest(inputs.tensors) for inputs in asked.batches),
+        tensors_digest(one.mask for one in quantizers_of(asked.simulated) if one.mask is not None),
+        source_digest(asked.task),
+        f"{asked.seed} {asked.bias_correction} {method} {sorted(options.items())}",
+    ]
+    return text_digest("\n".join(told))
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """The outputs of the float network are to be reconstructed by integers.
+
+    A rounding returns the simulated graph with other weights: whole multiples of their scales already, so that its
+    quantizers, which round to the nearest, change nothing, or as they were where the nearest integers serve best.
+    Biases and scales of activations may differ too.
+
+    Attributes:
+        graph: The float graph.
+        simulated: The same with all quantizers in place and weights in float; its biases are corrected for the
+            nearest integers, where biases are.
+        batches: Calibration inputs.
+        task: What the outputs mean.
+        seed: Of every draw.
+        folder: Where finished parts are kept, for an interrupted run to go on; None keeps nothing.
+        bias_correction: Whether biases take off the mean error of their operator's output.
+    """
+
+    graph: Graph
+    simulated: Graph
+    batches: Sequence[Inputs]
+    task: Task
+    seed: int = 0
+    folder: Path | None = None
+    bias_correction: bool = True
+
+    @property
+    def case(self) -> Case:
+        """The float network and the data."""
+        return Case(self.graph, [(inputs, None) for inputs in self.batches], self.task, self.seed)

@@ -1,0 +1,38 @@
+"""AdaRound: the rounding of each layer's weights, learned from its output."""
+
+from mixbit.graph.blocks import single_layers
+from mixbit.graph.graph import Graph
+from mixbit.graph.layers import find_layers
+from mixbit.roundings._input import Reconstruction
+from mixbit.roundings._learned import Schedule, reconstruct
+
+
+def adaround(
+    asked: Reconstruction,
+    *,
+    iterations: int = 500,
+    batch_size: int = 32,
+    drop: float = 0.5,
+    cache_gib: float = 2.0,
+) -> Graph:
+    """Roundings learned from each layer's output, together with biases and the steps of coarse activations.
+
+    For each operator with a weight W, and a function f of each number right behind it,
+    min_V E |f(op(x, W)) - f(op(x', W'))|^2 + penalty, W' = s (clip(floor(W / s) + h(V) + z) - z), with x' from the
+    layers that are rounded already.
+
+    Args:
+        asked: The networks and the data.
+        iterations: Steps of Adam for each layer.
+        batch_size: Samples of a step.
+        drop: Chance of a number to stay in float, where activations have less than 8 bits.
+        cache_gib: GiB of activations held in memory; more go to temporary files.
+
+    Raises:
+        InvalidInput: an option out of its range, or no batch.
+
+    Source: M. Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020.
+    """
+    schedule = Schedule(iterations, batch_size, drop, fisher=False, cache_gib=cache_gib)
+    blocks = single_layers(asked.graph, find_layers(asked.graph))
+    return reconstruct(asked, blocks, schedule, "learn roundings by layers")

@@ -1,0 +1,45 @@
+"""BRECQ: roundings learned together for each block of layers."""
+
+from mixbit.graph.blocks import find_blocks
+from mixbit.graph.graph import Graph
+from mixbit.graph.layers import find_layers
+from mixbit.roundings._input import Reconstruction
+from mixbit.roundings._learned import Schedule, reconstruct
+
+
+def brecq(
+    asked: Reconstruction,
+    *,
+    iterations: int = 1000,
+    batch_size: int = 32,
+    drop: float = 0.5,
+    fisher: bool = False,
+    cache_gib: float = 2.0,
+) -> Graph:
+    """Roundings learned from the output of each block, together with biases and the steps of coarse activations.
+
+    For each block between two tensors through which everything flows, min_V E |z - z'|^2 + penalty, with z the float
+    network's output of the block and z' the rounded one's, which reads what the rounded blocks before return. Biases
+    are learned along, and the steps of activations of less than 8 bits; of such activations, and of what the block
+    reads, a random part of the numbers stays in float in each step (QDrop). A weight that is read by indices, as an
+    embedding is, keeps its nearest rounding.
+
+    Args:
+        asked: The networks and the data.
+        iterations: Steps of Adam for each block. The default takes minutes on two cores for a small network, where the
+            papers' 20,000 steps are meant for GPUs.
+        batch_size: Samples of a step.
+        drop: Chance of a number to stay in float, where activations have less than 8 bits.
+        fisher: Whether errors are weighted by the squared gradients of the network's information by z: the paper's
+            theory; its published code leaves that out, as the default here.
+        cache_gib: GiB of activations held in memory; more go to temporary files.
+
+    Raises:
+        InvalidInput: an option out of its range, `fisher` and a loss of the user's own, or no batch.
+
+    Sources: Y. Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction", ICLR 2021;
+    X. Wei et al., "QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization", ICLR 2022.
+    """
+    schedule = Schedule(iterations, batch_size, drop, fisher=fisher, cache_gib=cache_gib)
+    blocks = find_blocks(asked.graph, find_layers(asked.graph))
+    return reconstruct(asked, blocks, schedule, "learn roundings by blocks")

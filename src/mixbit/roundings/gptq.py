@@ -1,0 +1,214 @@
+"""GPTQ: weights column by column, each error made up for by the weights that are still to come."""
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+
+from mixbit.core.errors import InvalidInput
+from mixbit.core.io import store as parts
+from mixbit.core.io.progress import track
+from mixbit.graph.fold import set_bias
+from mixbit.graph.graph import Graph, Layer, Operation
+from mixbit.graph.layers import find_layers
+from mixbit.graph.nodes import argument, get_tensor
+from mixbit.graph.operators import can_take_bias
+from mixbit.graph.torch_export import copy_module
+from mixbit.quantization.affine import along
+from mixbit.quantization.assemble import quantizers_of
+from mixbit.quantization.biases import corrected_biases
+from mixbit.quantization.quantizer import Quantizer
+from mixbit.quantization.statistics import Moments
+from mixbit.roundings._compensate import compensated, least_error, rows_of
+from mixbit.roundings._input import Reconstruction, question_digest
+from mixbit.roundings._prefix import Prefix
+
+#: Which rows: the tensor that is read, and how an operator cuts it up. Operators that share them share their moments.
+_Rows = tuple[fx.Node, str]
+
+
+@torch.no_grad()
+def gptq(
+    asked: Reconstruction, *, damping: float = 0.01, order: Literal["activation", "natural"] = "activation"
+) -> Graph:
+    """Weights that keep the mean square error of every operator's output small, layer after layer.
+
+    For each layer, sum over rows x of |(Q - W) x|^2 is made small by `compensated`, on the scales that the quantizers
+    have; an output channel for which the nearest integers do better keeps them. The rows x are what the operator reads
+    in the simulated network whose earlier layers are final: after earlier rounding and with its activations quantized.
+    Where a bias takes off the mean error, rows are taken relative to their mean, and the bias is corrected for the new
+    weight; where sparse formats want zeros, they stay, and the other weights make up for them.
+
+    Layers with linear operators, products, and convolutions are rounded so. A weight that several operators read is
+    rounded when the first of them is reached, for the rows of all of them in the network as it is then. Embeddings and
+    transposed convolutions keep the nearest integers, and floating-point formats have none.
+
+    The cost is one run of the simulated network over the data, for each layer n k^2 multiplications for the second
+    moments of its n rows of k columns, and about k^3 + out k^2 for the rounding; tensors that are still to be read are
+    kept as `Prefix` says. Nothing is drawn.
+
+    Args:
+        asked: What to round, on which data; with a folder, finished layers are kept there and taken up again.
+        damping: Share of the mean of the second moments' diagonal that is added to it, at least 0; it grows by itself
+            tenfold where the moments cannot be inverted otherwise.
+        order: Of the columns: those with the largest second moments first, or as they stand.
+
+    Raises:
+        InvalidInput: a negative damping, no batch, or inputs of a layer that are not finite.
+
+    Source: E. Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
+    arXiv:2210.17323.
+    """
+    if not (math.isfinite(damping) and damping >= 0):
+        raise InvalidInput(f"gptq: damping {damping}; give a number of at least 0")
+    if not asked.batches:
+        raise InvalidInput("gptq: no batch to calibrate on; give at least one")
+    rounded = dataclasses.replace(asked.simulated, module=copy_module(asked.simulated.module))
+    todo = _rounded_layers(asked, rounded)
+    question = question_digest(asked, "gptq", damping=damping, order=order)
+    missing = []
+    for one in todo:
+        known = parts.load(asked.folder, one.part, question)
+        if known is None:
+            missing.append(one)
+        else:
+            _put(rounded, one.layer, known)
+    for one, moments in _moments_in_order(asked, rounded, todo, missing):
+        found = _round(asked, rounded, one, moments, {"damping": damping, "by_activation": order == "activation"})
+        parts.save(asked.folder, one.part, question, found)
+        _put(rounded, one.layer, found)
+    rounded.module.graph.eliminate_dead_code()
+    rounded.module.recompile()
+    return dataclasses.replace(rounded)
+
+
+@dataclass(frozen=True)
+class _Rounded:
+    """A layer to be rounded: its quantizer, the operators whose errors count, and the name of its part."""
+
+    layer: Layer
+    quantizer: Quantizer
+    operations: tuple[Operation, ...]
+    groups: int
+    part: str
+
+
+def _rounded_layers(asked: Reconstruction, simulated: Graph) -> list[_Rounded]:
+    quantizers = {one.tensor: one for one in quantizers_of(simulated) if one.axis is not None}
+    found = []
+    for number, layer in enumerate(find_layers(asked.graph)):
+        quantizer = quantizers.get(layer.name)
+        covered = [operation for operation in layer.operations if _is_covered(layer, operation)]
+        if quantizer is None or quantizer.format.floating is not None or not covered:
+            continue
+        groups = [operation.groups(simulated.node(operation.node)) for operation in covered]
+        same = tuple(one for one, its in zip(covered, groups, strict=True) if its == groups[0])
+        found.append(_Rounded(layer, quantizer, same, groups[0], f"gptq-{number:04}"))
+    return found
+
+
+def _is_covered(layer: Layer, operation: Operation) -> bool:
+    transposed = operation.kind.name.startswith("conv_transpose")
+    return operation.input is not None and not transposed and operation.axis == layer.axis
+
+
+def _moments_in_order(
+    asked: Reconstruction, simulated: Graph, todo: list[_Rounded], missing: list[_Rounded]
+) -> Iterator[tuple[_Rounded, dict[str, Moments]]]:
+    """Every missing layer with the moments of what its operators read, once all layers before it are final."""
+    operators = {operation.node for one in todo for operation in one.layer.operations}
+    with closing(Prefix(simulated, operators, asked.batches)) as prefix:
+        reached: dict[int, list[_Rounded]] = defaultdict(list)
+        for one in missing:
+            reached[_first_level(prefix, one)].append(one)
+        levels = range(1, max(reached, default=0) + 1)
+        steps = [(level, batch) for level in levels for batch in range(prefix.num_batches)]
+        moments: dict[_Rows, Moments] = {}
+        for level, batch in track(steps, "round weights"):
+            if batch == 0:
+                moments = defaultdict(Moments)
+            _observe(prefix, level, prefix.advance(batch, level - 1), reached[level], moments)
+            if batch == prefix.num_batches - 1:
+                for one in reached[level]:
+                    yield one, {read.node: moments[_rows(simulated, one, read)] for read in one.operations}
+                prefix.forget_weights()
+
+
+def _first_level(prefix: Prefix, one: _Rounded) -> int:
+    nodes = [prefix.graph.node(operation.node) for operation in one.layer.operations]
+    return min(prefix.levels[node] for node in nodes if node in prefix.levels)
+
+
+def _observe(
+    prefix: Prefix, level: int, values: dict[fx.Node, Any], layers: list[_Rounded], moments: dict[_Rows, Moments]
+) -> None:
+    """Add the rows of one batch to the moments, running ahead for layers that are read at higher levels too."""
+    reads: dict[int, dict[_Rows, tuple[Operation, tuple[int, ...]]]] = defaultdict(dict)
+    for one in layers:
+        for operation in one.operations:
+            where = prefix.levels[prefix.graph.node(operation.node)]
+            reads[where][_rows(prefix.graph, one, operation)] = (operation, one.layer.shape[2:])
+    for now in range(level, max(reads, default=level) + 1):
+        if now > level:
+            values = prefix.run(now - 1, values)
+        for key, (operation, kernel) in reads[now].items():
+            for rows in rows_of(prefix.graph.node(operation.node), operation, values[key[0]], kernel):
+                moments[key].update(rows)
+
+
+def _rows(simulated: Graph, one: _Rounded, operation: Operation) -> _Rows:
+    node = simulated.node(operation.node)
+    cut = "" if operation.channels_last else f"{node.target} {one.layer.shape[2:]} {node.args[3:]}"
+    return argument(node, operation.data), cut
+
+
+def _round(
+    asked: Reconstruction, simulated: Graph, one: _Rounded, moments: Mapping[str, Moments], options: dict[str, Any]
+) -> dict[str, Tensor]:
+    """The new weight, by its name, and corrected biases, by the nodes of their operators."""
+    layer, quantizer = one.layer, one.quantizer
+    weight = get_tensor(simulated.module, layer.name)
+    rows = _as_rows(weight, one)
+    centred = [
+        operation.node
+        for operation in one.operations
+        if asked.bias_correction and can_take_bias(asked.graph.node(operation.node), operation)
+    ]
+    hessian = torch.stack([moments[name].hessian(centred=name in centred) for name in moments]).sum(0)
+    if not hessian.isfinite().all():
+        raise InvalidInput(f"{layer.name}: its input is NaN or inf, or its squares are; leave out such samples")
+    scale, zero_point = (
+        _as_rows(along(factor, layer.axis, weight.shape).expand_as(weight), one)
+        for factor in (quantizer.scale, quantizer.zero_point)
+    )
+    mask = None if quantizer.mask is None else _as_rows(quantizer.mask, one)
+    limits = quantizer.format.integer_range
+    tried = compensated(rows, hessian, scale, zero_point, limits, kept=mask, **options)
+    best = least_error(rows, hessian, _as_rows(quantizer(weight), one), tried)
+    found = quantizer(best.reshape(weight.movedim(layer.axis, 0).shape).movedim(0, layer.axis).contiguous())
+    error = _as_rows(found - weight, one)
+    means = {name: (error.double() @ moments[name].mean.unsqueeze(2)).flatten().to(weight) for name in centred}
+    activations = {other.tensor: other for other in quantizers_of(simulated) if other.axis is None}
+    biases = corrected_biases(asked.graph, layer, quantizer, means, activations)
+    return {layer.name: found} | {name: biases[name] for name in centred}
+
+
+def _as_rows(weight: Tensor, one: _Rounded) -> Tensor:
+    """[groups, channels of a group, columns]."""
+    return weight.movedim(one.layer.axis, 0).flatten(1).unflatten(0, (one.groups, -1))
+
+
+def _put(simulated: Graph, layer: Layer, found: Mapping[str, Tensor]) -> None:
+    """Set the layer's weight and its operators' biases."""
+    weight = get_tensor(simulated.module, layer.name)
+    weight.copy_(found[layer.name])
+    for operation in layer.operations:
+        if operation.node in found and operation.kind.bias is not None:
+            bias = found[operation.node].to(weight)
+            set_bias(simulated.module, simulated.node(operation.node), bias, layer.name, operation.kind.bias)

@@ -1,0 +1,124 @@
+"""quantize(): from a float graph and a plan to the simulated graph, its weights rounded and its biases corrected."""
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mixbit.core.batches import check_iterable, loaded, split_batch
+from mixbit.core.errors import InvalidInput
+from mixbit.core.io.store import folder_of
+from mixbit.core.plan import Plan
+from mixbit.core.task import Task
+from mixbit.graph.graph import Graph, Layer, check_arguments
+from mixbit.quantization.assemble import check_plan
+from mixbit.quantization.biases import check_bias_correction, corrected
+from mixbit.quantization.calibrate import Calibration, calibrate
+from mixbit.quantization.ranges import RangeMethod
+from mixbit.quantization.simulate import _without_stale_claims, simulate
+from mixbit.roundings import Rounding, find_rounding
+from mixbit.roundings._input import Reconstruction
+from mixbit.roundings.nearest import nearest
+
+
+def quantize(
+    graph: Graph,
+    plan: Plan,
+    batches: Iterable[Any] | Calibration | None,
+    *,
+    rounding: str | Rounding = "nearest",
+    bias_correction: str = "at_once",
+    ranges: str | RangeMethod | None = None,
+    task: Task | None = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+) -> Graph:
+    """The graph with the plan's quantizers, simulated in float: a module that evaluates and trains.
+
+    Activations: one quantizer per tensor, shared by everyone who reads it, with a static range; or, where the range is
+    taken at run time, by the plan's layers that read it alone, and none between layers. Biases: `at_once` takes off the
+    mean error of each operator's output that the nearest rounding of its weight makes on the calibration data;
+    `sequential` does what
+    `mixbit.quantization.biases.corrected` says, after the rounding. Where weight and input are integers,
+    a bias is a whole multiple of the product of their scales, as runtimes hold it; not where the input's scale is known
+    at run time alone.
+
+    Args:
+        graph: A captured graph in float; it is left as it is.
+        plan: A scheme for every layer, for the target it names.
+        batches: Calibration data, labels ignored; or a calibration of this graph, which holds the masks of sparse
+            schemes (see `mixbit.quantization.masks`; they are chosen by magnitude otherwise), and, for roundings
+            other than
+            nearest and for sequential correction, its `batches`; or None where no input has a static range: weights
+            then take min-max scales, and biases stay.
+        rounding: How weights become integers: a name in ROUNDINGS, with options as in `brecq:iterations=500`, or a
+            function from a `Reconstruction` to a graph.
+        bias_correction: A name in `mixbit.quantization.biases.BIAS_CORRECTIONS`.
+        ranges: How ranges of activations are chosen, see `mixbit.quantization.ranges.RANGES`: `mse` where None; a
+            calibration has its own way.
+        task: What the outputs mean, for roundings that ask; classification where None.
+        seed: Of every draw of the rounding.
+        folder: Where a rounding keeps finished parts, so that the same call, interrupted, goes on there; None keeps
+            nothing.
+
+    Raises:
+        InvalidInput: the plan is of another model, offers what the target does not run or a layer cannot take, the data
+            does not fit or is needed, or the rounding is unknown.
+    """
+    check_arguments(graph, task, seed)
+    if not isinstance(plan, Plan):
+        raise InvalidInput(
+            f"plan: a {type(plan).__name__}; give a Plan, as search() returns it and Plan.load() reads it"
+        )
+    check_bias_correction(bias_correction)
+    name, method = find_rounding(rounding)
+    layers = check_plan(graph, plan)
+    plan = _without_stale_claims(plan, layers)
+    calibration = _calibration(graph, layers, plan, batches, ranges)
+    inputs = () if calibration is None else calibration.batches
+    if not inputs and (method is not nearest or bias_correction == "sequential"):
+        what = "sequential bias correction" if method is nearest else f"rounding {name}"
+        raise InvalidInput(f"{what}: {_given(calibration)} does not tell it enough; give the batches")
+    corrects, kept_in = bias_correction != "off", folder_of(folder)
+    simulated = simulate(graph, plan, calibration, bias_correction=corrects)
+    task = task or Task.classification()
+    rounded = method(Reconstruction(graph, simulated, inputs, task, seed, kept_in, corrects))
+    if not isinstance(rounded, Graph):
+        raise InvalidInput(
+            f"rounding {name}: returns a {type(rounded).__name__}; return the simulated graph with other weights"
+        )
+    return corrected(graph, rounded, inputs) if bias_correction == "sequential" else rounded
+
+
+def _calibration(
+    graph: Graph,
+    layers: tuple[Layer, ...],
+    plan: Plan,
+    batches: Iterable[Any] | Calibration | None,
+    ranges: str | RangeMethod | None,
+) -> Calibration | None:
+    """The calibration given, or one of the batches given, which it keeps; None where the plan needs none."""
+    if batches is not None and not isinstance(batches, Calibration):
+        inputs = [split_batch(batch, len(graph.example.args))[0] for batch in loaded(check_iterable(batches))]
+        return dataclasses.replace(calibrate(graph, layers, inputs, ranges=ranges or "mse"), batches=inputs)
+    if batches is None:
+        _check_without_data(plan)
+    if ranges is not None:
+        raise InvalidInput(
+            f"ranges={ranges!r}: {_given(batches)} chooses none; give ranges to calibrate(), or the batches"
+        )
+    return batches
+
+
+def _given(batches: Calibration | None) -> str:
+    return "no data" if batches is None else "a calibration alone"
+
+
+def _check_without_data(plan: Plan) -> None:
+    for name, text in plan.layers.items():
+        fmt = plan.scheme(name).input
+        if fmt is not None and not fmt.dynamic:
+            raise InvalidInput(
+                f"batches: None, but {name} ({text}) has an input of static range; give calibration data, or take a "
+                "scheme whose range is taken at run time, as w8a8d"
+            )

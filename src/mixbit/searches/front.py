@@ -1,0 +1,269 @@
+"""front(): the plans that are best at some budget of one resource; all of them, exact, in one call."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mixbit.core.budget import Budget, resource_usage
+from mixbit.core.errors import InfeasibleBudget, InvalidInput
+from mixbit.core.io.files import read_json, write_text
+from mixbit.core.plan import Plan
+from mixbit.core.table import Sensitivity, first_problem
+from mixbit.searches._pareto import pareto_choices
+from mixbit.searches._plans import predicted_figures, problem_over
+from mixbit.searches._problem import TOLERANCE, Floats, Integers
+
+
+def front(table: Sensitivity, resource: str = "weight_bytes") -> "Front":
+    """All plans that no other plan beats in both loss and use of the resource, from the cheapest to the dearest.
+
+    Exact for any table: what is found within a limit is what `ilp` finds. Uses that differ by less than 1e-12 of the
+    largest are one. The number of plans grows with layers and choices; 53 layers with 7 choices have some 25,000.
+
+    Args:
+        table: Predicted loss and usage of every choice of every layer.
+        resource: What is limited: `weight_bytes`, `weight_ratio`, `mean_bits`, `bit_ops` or `latency_ms`.
+
+    Raises:
+        InvalidInput: an unknown resource, or one that the table does not hold.
+        InfeasibleBudget: layers that are tied have no choice in common.
+
+    Source: the dominance rule of G. Nemhauser and Z. Ullmann, "Discrete Dynamic Programming and Capital Allocation",
+    Management Science 1969, for several choices an item.
+    """
+    groups = problem_over(table, []).groups
+    usage = _whole(np.where(np.isfinite(table.loss), resource_usage(resource, table), 0.0))
+    merged = np.zeros(groups.loss.shape)
+    np.add.at(merged, groups.group, usage)
+    choices = pareto_choices(groups, merged)[:, groups.group]
+    figures = predicted_figures(table, choices)
+    return Front(
+        resource=resource,
+        target=table.target,
+        fingerprint=table.fingerprint,
+        made_by=f"{table.metric} + front",
+        layers=table.layers,
+        schemes=table.choices,
+        choices=choices,
+        figures={name: values for name, values in figures.items() if np.isfinite(values).all()},
+    )
+
+
+def _whole(usage: Floats) -> Floats:
+    """[L, C] in units of 1e-12 of the largest sum, unless whole already: sums of whole numbers have no rounding."""
+    largest = usage.max(axis=1).sum()
+    if (usage == np.round(usage)).all() or not largest:
+        return usage
+    return np.round(usage / (largest * 1e-12))
+
+
+@dataclass(frozen=True, eq=False)
+class Front:
+    """The plans that no other plan beats; N points, L layers.
+
+    Attributes:
+        resource: What was limited.
+        target: Name of the target that the plans are for.
+        fingerprint: Which model: see `Plan.fingerprint`.
+        made_by: Metric and search, as text for people.
+        layers: Names of the layers, in execution order.
+        schemes: What `choices` index.
+        choices: [N, L] by ascending use of the resource.
+        figures: `loss`, `weight_bytes`, `mean_bits`, ... -> [N], see `Plan.predicted`.
+        thinned_from: How many points there were, where some were left out; else None.
+    """
+
+    resource: str
+    target: str
+    fingerprint: str
+    made_by: str
+    layers: tuple[str, ...]
+    schemes: tuple[str, ...]
+    choices: Integers
+    figures: dict[str, Floats]
+    thinned_from: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.choices)
+
+    def plan(self, index: int) -> Plan:
+        """The plan of one point."""
+        return Plan(
+            target=self.target,
+            fingerprint=self.fingerprint,
+            layers=self._layers(index),
+            predicted={name: float(values[index]) for name, values in self.figures.items()},
+            made_by=self.made_by,
+        )
+
+    def within(self, budget: Budget) -> Plan:
+        """The best plan within the budget, which limits the front's resource in any of its units and nothing else.
+
+        Of a front that was thinned, the best of what was kept.
+
+        Raises:
+            InvalidInput: a budget of another resource: points that are best there are not all on this front.
+            InfeasibleBudget: the cheapest plan is over the budget.
+        """
+        ((name, bound), *others) = budget.limits.items()
+        if others or _SAME.get(name, name) != _SAME.get(self.resource, self.resource) or name not in self.figures:
+            raise InvalidInput(
+                f"front over {self.resource}: it cannot tell the best plan within {budget}; search again"
+            )
+        fits = np.flatnonzero(self.figures[name] <= bound * (1 + TOLERANCE))
+        if not fits.size:
+            raise InfeasibleBudget(
+                f"no plan keeps {budget} (reachable: {self.figures[name][0]:.6g} to {self.figures[name][-1]:.6g})"
+            )
+        return self.plan(int(fits[-1])).model_copy(update={"budget": dict(budget.limits)})
+
+    def cheapest_enough(self, score: Callable[[Plan], float], least: float) -> int:
+        """Place of the cheapest plan that truly scores no less than `least`; the one a step cheaper does not.
+
+        A binary search, with probes further down since scores do not fall evenly along the front: some 2 log2(N) + 5
+        plans are scored.
+
+        Args:
+            score: Of a plan, the higher the better.
+            least: The smallest score that is enough.
+
+        Raises:
+            InfeasibleBudget: the dearest plan does not score enough.
+        """
+        found = first_enough(len(self), lambda index: score(self.plan(index)) >= least)
+        if found is None:
+            raise InfeasibleBudget(
+                f"the dearest plan scores less than {least:.6g}: allow a larger drop, or offer wider schemes"
+            )
+        return found
+
+    def thinned(self, number: int) -> "Front":
+        """At most that many points, two or more: the ends, and the others as evenly as the resource allows."""
+        if number < 2:
+            raise InvalidInput(f"{number} points: give 2 or more")
+        if len(self) <= number:
+            return self
+        used = self.figures[self.resource]
+        wanted = np.linspace(used[0], used[-1], number)
+        index = np.unique(np.concatenate([np.searchsorted(used, wanted[:-1], side="right") - 1, [len(self) - 1]]))
+        figures = {name: values[index] for name, values in self.figures.items()}
+        return replace(self, choices=self.choices[index], figures=figures, thinned_from=self.thinned_from or len(self))
+
+    def to_json(self) -> str:
+        """The file's text: one point a line."""
+        head = {name: getattr(self, name) for name in ("resource", "target", "fingerprint", "made_by")}
+        if self.thinned_from is not None:
+            head["thinned_from"] = self.thinned_from
+        points = (
+            json.dumps({name: _short(values[i]) for name, values in self.figures.items()} | {"layers": self._layers(i)})
+            for i in range(len(self))
+        )
+        return json.dumps({"version": 1} | head)[:-1] + ', "points": [\n' + ",\n".join(points) + "\n]}\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write the front as JSON."""
+        write_text(Path(path), self.to_json())
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Front":
+        """Read a front that `save` wrote; raise InvalidInput for anything else."""
+        try:
+            stored = _Stored.model_validate(read_json(Path(path)))
+        except ValidationError as error:
+            raise InvalidInput(f"{path}: not a front: {first_problem(error)}") from error
+        points, layers = stored.points, tuple(stored.points[0].layers)
+        schemes = tuple(dict.fromkeys(scheme for point in points for scheme in point.layers.values()))
+        number = {scheme: index for index, scheme in enumerate(schemes)}
+        names = list(points[0].model_extra or {})
+        for place, point in enumerate(points):
+            if tuple(point.layers) != layers or set(point.model_extra or {}) != set(names):
+                raise InvalidInput(f"{path}: point {place} has other layers or figures than point 0; make it again")
+        figures = {name: np.array([point.model_extra[name] for point in points]) for name in names}  # type: ignore[index]
+        if stored.resource not in names or (np.diff(figures[stored.resource]) < 0).any():
+            raise InvalidInput(f"{path}: points are not in the order of {stored.resource}; make the front again")
+        return cls(
+            resource=stored.resource,
+            target=stored.target,
+            fingerprint=stored.fingerprint,
+            made_by=stored.made_by,
+            layers=layers,
+            schemes=schemes,
+            choices=np.array([[number[scheme] for scheme in point.layers.values()] for point in points]),
+            figures=figures,
+            thinned_from=stored.thinned_from,
+        )
+
+    def _layers(self, index: int) -> dict[str, str]:
+        return {layer: self.schemes[column] for layer, column in zip(self.layers, self.choices[index], strict=True)}
+
+
+#: Units of one resource: what is within a limit in one is within the same limit in the other.
+_SAME = {"weight_ratio": "weight_bytes"}
+
+
+def _short(value: float) -> float | int:
+    return int(value) if float(value).is_integer() and abs(value) < 2**53 else float(value)
+
+
+class _Point(BaseModel):
+    """One plan: figures by name beside its layers."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Annotated[float, Field(allow_inf_nan=False)]]  # type: ignore[reportIncompatibleVariableOverride] pydantic's own way
+
+    layers: Annotated[dict[str, str], Field(min_length=1)]
+
+
+class _Stored(BaseModel):
+    """The file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: Annotated[int, Field(ge=1, le=1)]
+    resource: str
+    target: str
+    fingerprint: str
+    made_by: str
+    thinned_from: Annotated[int, Field(ge=1)] | None = None
+    points: Annotated[list[_Point], Field(min_length=1)]
+
+
+#: How many steps below the found place to look for others, since not all after the first are good enough.
+PROBES = (2, 4, 8, 16, 32)
+
+
+def first_enough(number: int, enough: Callable[[int], bool]) -> int | None:
+    """A place that is good enough and whose predecessor is not; None where the last is not good enough.
+
+    A binary search; then probes 2, 4, 8, 16 and 32 steps below the found place, and where one is good enough, a binary
+    search below that, until none is. So about 2 log2(number) + 5 are asked about, each once.
+    """
+    known: dict[int, bool] = {}
+
+    def good(index: int) -> bool:
+        if index not in known:
+            known[index] = enough(index)
+        return known[index]
+
+    found, below = number - 1, -1
+    if not good(found):
+        return None
+    while True:
+        while found - below > 1:
+            middle = (found + below) // 2
+            if good(middle):
+                found = middle
+            else:
+                below = middle
+        lower = next((found - step for step in PROBES if found >= step and good(found - step)), None)
+        if lower is None:
+            return found
+        found, below = (
+            lower,
+            max((index for index, is_good in known.items() if index < lower and not is_good), default=-1),
+        )

@@ -1,0 +1,29 @@
+"""Exact search: a multiple-choice knapsack with several limits and ties, by integer programming.
+
+    minimise    sum_l loss[l, c_l]
+    subject to  sum_l usage[r, l, c_l] <= limits[r]      for every limit r
+                c_l = c_m                                for l, m in one tie
+                input_bits[c_l] = input_bits[c_m]        for l, m in one input tie
+
+Source: the integer linear program of HAWQ-V3 (Yao et al., ICML 2021), here with any number of choices and limits.
+"""
+
+from mixbit.searches._exact import optimum
+from mixbit.searches._problem import Integers, Problem
+
+
+def solve(problem: Problem) -> Integers:
+    """The choice of every layer with the smallest summed loss within every limit: the proven optimum.
+
+    Returns:
+        [L] the column that each layer takes.
+
+    Raises:
+        InfeasibleBudget: if no choice keeps within the limits, or layers that are tied have no choice in common.
+        MixbitError: if the solver stops without an answer.
+
+    Example:
+        >>> solve(Problem.of([[0.1, 0.9], [0.2, 0.3]], [[[8, 4], [8, 4]]], [12])).tolist()
+        [0, 1]
+    """
+    return optimum(problem.groups).choice[problem.groups.group]

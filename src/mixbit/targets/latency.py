@@ -1,0 +1,134 @@
+"""Latency of artefacts, paired: runs of several alternate, so that a busy machine slows them alike."""
+
+import dataclasses
+import random
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mixbit.core.io.progress import track
+from mixbit.core.plan import Plan
+from mixbit.core.table import FloatArray, Sensitivity
+from mixbit.core.target import Runner, target_module
+from mixbit.graph.graph import Graph
+from mixbit.quantization.calibrate import Calibration
+from mixbit.roundings.quantize import quantize
+
+WARM_UP = 5
+ROUNDS = 200
+#: Seconds after which fewer rounds are run.
+SECONDS = 5.0
+
+
+def paired_latency_ms(
+    runs: Mapping[str, Callable[[list[NDArray[Any]]], Any]], inputs: list[NDArray[Any]], label: str
+) -> dict[str, float]:
+    """Median milliseconds of each run on these inputs, over rounds in which each runs once.
+
+    Each round has an order of its own, as what ran before leaves its data in the caches.
+    """
+    orders = random.Random(0)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    began = time.perf_counter()
+    for round_number in track(range(WARM_UP + ROUNDS), label):
+        for name in orders.sample(list(runs), len(runs)):
+            start = time.perf_counter()
+            runs[name](inputs)
+            if round_number >= WARM_UP:
+                times[name].append(1000 * (time.perf_counter() - start))
+        if round_number > 2 * WARM_UP and time.perf_counter() - began > SECONDS:
+            break
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def timed(table: Sensitivity, graph: Graph, calibration: Calibration) -> Sensitivity:
+    """The table with the usage `latency_ms`: what each choice adds to the time of one sample in the target's runtime.
+
+    Every choice is run in all layers together, t_c. Those that a layer does not execute as it does the first one are
+    also run in it alone, and in those that read the same tensor, all others taking the first: t_lc, which such layers
+    share by their multiply-accumulates. All are paired, so that a busy machine slows them alike. With m_l the layer's
+    share of all multiply-accumulates,
+
+        latency[l, c] = m_l t_1 + a_c (t_lc - t_1),    a_c such that a column adds up to t_c
+
+    but never below zero. So a plan's latency is a sum over layers: right for plans with one choice for all, and close
+    where conversions between choices cost little; `mixbit quantize` reports the true one beside it.
+
+    Args:
+        table: Of the graph; where a layer is not offered a choice, the first that it is takes its place.
+        graph: The captured graph in float.
+        calibration: Of the graph.
+
+    Raises:
+        InvalidInput: the target's runtime is not installed.
+    """
+    module = target_module(table.target)
+    module.require()
+    (num_layers, num_choices), groups = table.loss.shape, _groups(table)
+    with ExitStack() as stack:
+        runners = {
+            str(column): _runner(stack, module, graph, _plan(table, np.full(num_layers, column)), calibration)
+            for column in track(range(num_choices), "write choices")
+        }
+        executed = [runners[str(column)].executed() for column in range(num_choices)]
+        # name of (group, how its layers are executed) for every choice
+        names = [[f"{rows} {[texts.get(table.layers[row]) for row in rows]}" for rows in groups] for texts in executed]
+        alone = {
+            name: (rows, column)
+            for column in range(1, num_choices)
+            for rows, name, first in zip(groups, names[column], names[0], strict=True)
+            if name != first
+        }
+        for name, (rows, column) in track(alone.items(), "write layers alone", len(alone)):
+            plan = _plan(table, np.where(np.isin(np.arange(num_layers), rows), column, 0))
+            runners[name] = _runner(stack, module, graph, plan, calibration)
+        sample = [leaf.numpy() for leaf in graph.tensors(graph.example.rows([0]))]
+        times = paired_latency_ms({name: runner.run for name, runner in runners.items()}, sample, "time choices")
+    changes = np.zeros((num_layers, num_choices))
+    for column in range(num_choices):
+        for rows, name in zip(groups, names[column], strict=True):
+            changes[rows, column] = (times.get(name, times["0"]) - times["0"]) * _shares(table.macs[rows])
+    usage = _latency(table, changes, np.array([times[str(column)] for column in range(num_choices)]))
+    return dataclasses.replace(table, usage=table.usage | {"latency_ms": usage})
+
+
+def _latency(table: Sensitivity, changes: FloatArray, uniform: FloatArray) -> FloatArray:
+    """[L, C] from what each choice alone changes [L, C], and the times of one choice for all [C]."""
+    total, wanted = changes.sum(axis=0), uniform - uniform[0]
+    # where the sum is of the other sign, or none, what is to be added goes to the layers by their shares
+    trusted = total * wanted > 0
+    scale = np.divide(wanted, total, out=np.zeros_like(total), where=trusted)
+    shared = uniform[0] + np.where(trusted, 0.0, wanted)
+    return np.maximum(_shares(table.macs)[:, None] * shared + scale * changes, 0.0)
+
+
+def _groups(table: Sensitivity) -> list[list[int]]:
+    """Layers that read one tensor, and so are executed with the same format of input; most are alone."""
+    tied = {row for tie in table.input_ties for row in tie}
+    return [list(tie) for tie in table.input_ties] + [[row] for row in range(len(table.layers)) if row not in tied]
+
+
+def _shares(macs: FloatArray) -> FloatArray:
+    return macs / macs.sum() if macs.sum() else np.full(len(macs), 1 / len(macs))
+
+
+def _plan(table: Sensitivity, choice: Any) -> Plan:
+    """A plan of the choice [L]; where it is not offered, the first that is."""
+    columns = [
+        column if np.isfinite(row[column]) else int(np.flatnonzero(np.isfinite(row))[0])
+        for row, column in zip(table.loss, choice, strict=True)
+    ]
+    schemes = {layer: table.choices[column] for layer, column in zip(table.layers, columns, strict=True)}
+    return Plan(target=table.target, fingerprint=table.fingerprint, layers=schemes, made_by="timing")
+
+
+def _runner(stack: ExitStack, module: Any, graph: Graph, plan: Plan, calibration: Calibration) -> Runner:
+    folder = Path(stack.enter_context(TemporaryDirectory()))
+    module.write(quantize(graph, plan, calibration), folder)
+    return module.load(folder, graph, batch_size=1)

@@ -1,0 +1,136 @@
+"""What is told apart: code and the values that it holds, and nothing that a fresh process would change."""
+
+import functools
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mixbit.core.errors import InvalidInput
+from mixbit.core.io.digest import source_digest
+from mixbit.metric_study.run import digests, metric_digest, same_subject
+from tests.subjects import few_bits, small_subject
+
+
+class Weighted:
+    def __init__(self, weight):
+        self.weight = weight
+        self.call = self.__call__  # a circle
+        self.lock = threading.Lock()
+
+    def __call__(self, *given):
+        return self.weight
+
+
+class Module(nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, *given):
+        return self.weight
+
+
+class Slotted:
+    __slots__ = ("weight",)
+
+    def __init__(self, weight):
+        self.weight = weight
+
+    def __call__(self, *given):
+        return self.weight
+
+
+def plain(*given, weight=1):
+    return weight
+
+
+def enclosed(weight):
+    return lambda *given: weight
+
+
+def with_default(weight):
+    def loss(*given, by=weight):
+        return by
+
+    return loss
+
+
+def a_partial(weight):
+    return functools.partial(plain, weight=weight)
+
+
+def a_method(weight):
+    return Weighted(weight).__call__
+
+
+@pytest.mark.parametrize("make", [Weighted, Module, Slotted, enclosed, with_default, a_partial, a_method])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (1, 2),
+        ([1, {"a": 2}], [1, {"a": 3}]),
+        (torch.ones(2000), torch.ones(2000).index_fill(0, torch.tensor([1000]), 2)),
+        (np.ones(2000), np.r_[np.ones(1000), 2, np.ones(999)]),
+        (torch.float32, torch.int8),
+        (nn.Linear(2, 2), nn.Linear(2, 2)),
+        (plain, enclosed),
+    ],
+)
+def test_values_count(make, one, other):
+    assert source_digest(make(one)) == source_digest(make(one))
+    assert source_digest(make(one)) != source_digest(make(other))
+
+
+def test_code_counts():
+    def one(question):
+        return 1
+
+    first = one
+
+    def one(question):
+        return 2
+
+    assert source_digest(first) != source_digest(one)
+    assert source_digest(torch.add) != source_digest(torch.sub)
+
+
+def test_a_fresh_process_finds_the_same():
+    code = "from tests.metric_study import test_identity as t; print(t.source_digest(t.Weighted({'b', 'a', t.plain})))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert found.strip() == source_digest(Weighted({"b", "a", plain}))
+
+
+def test_what_is_nested_too_deeply_is_refused():
+    deep = []
+    for _ in range(sys.getrecursionlimit()):
+        deep = [deep]
+    with pytest.raises(InvalidInput, match="Weighted: holds values that are nested too deeply"):
+        source_digest(Weighted(deep))
+
+
+def test_metrics_of_mixbits_change_with_its_source_and_own_ones_with_theirs(monkeypatch):
+    assert metric_digest("fisher") == metric_digest("hawq")
+    assert metric_digest(few_bits) == source_digest(few_bits) != metric_digest("fisher")
+
+
+def test_the_loss_of_a_subject_counts_with_its_values():
+    found = [
+        digests(small_subject(loss=loss))["loss"]
+        for loss in (None, Weighted(1), Weighted(1), Weighted(2), a_partial(2))
+    ]
+    assert found[1] == found[2]
+    assert len(set(found)) == 4
+
+
+def test_a_setup_that_draws_anew_is_refused():
+    expected = digests(small_subject())
+    assert same_subject(small_subject, expected).graph is not None
+    with pytest.raises(InvalidInput, match="setup: returns other weights each time") as error:
+        same_subject(functools.partial(small_subject, seed=1), expected)
+    for way_out in ("seed what it draws", "load weights from a file", "processes=1"):
+        assert way_out in str(error.value)

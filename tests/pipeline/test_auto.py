@@ -1,0 +1,606 @@
+"""The whole loop on a small network with target packed, which needs no runtime; other targets have contract tests."""
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import mixbit as mb
+from mixbit.core.io.store import Journal
+from mixbit.core.task import Task
+from mixbit.graph.torch_export import copy_module
+from mixbit.pipeline.folder import Result
+from mixbit.pipeline.settings import Settings
+from mixbit.pipeline.verify_folder import recheck
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(1, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.first(x)).relu()
+        return self.head((self.second(x) + x).relu().mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(16, 1, 6, 6, generator=generator), torch.randint(0, 3, (16,), generator=generator))
+        for _ in range(5)
+    ]
+
+
+@pytest.fixture(scope="module")
+def deployed(net, batches, tmp_path_factory):
+    out = tmp_path_factory.mktemp("pipeline") / "out"
+    return mb.auto_quantize(net, batches, target="packed", budget=mb.Budget(mean_bits=4), out=out)
+
+
+def test_folder_holds_everything_and_nothing_else(deployed):
+    names = {path.name for path in deployed.folder.iterdir()}
+    assert names == {"plan.json", "sensitivity.json", "result.json", "check.safetensors", "model.safetensors"}
+
+
+def test_result_has_every_part_of_the_contract(deployed):
+    result = json.loads((deployed.folder / "result.json").read_text())
+    assert {"float", "simulated", "deployed", "uniform", "seconds", "environment"} <= result.keys()
+    assert {"accuracy", "latency_ms", "file_bytes", "weight_bytes"} <= result["float"].keys()
+    wanted = {"accuracy", "agreement", "max_abs_diff", "file_bytes", "weight_bytes", "predicted_bytes", "latency_ms"}
+    assert wanted <= result["deployed"].keys()
+    assert result["deployed"]["weight_bytes"] == result["deployed"]["predicted_bytes"]
+    assert result["deployed"]["file_bytes"] == (deployed.folder / "model.safetensors").stat().st_size
+
+
+def test_plan_keeps_the_budget_and_the_artefact_is_the_simulation(deployed):
+    assert deployed.plan.predicted["mean_bits"] <= 4
+    assert deployed.comparison.problems == ()
+    assert deployed.comparison.max_abs_diff < 1e-5
+
+
+def test_uniform_plans_within_the_budget_are_reported(deployed):
+    assert {row["scheme"] for row in deployed.result.uniform} == {"w2a8", "w3a8", "w4a8"}
+
+
+def test_never_worse_than_the_best_uniform_plan_even_with_a_metric_that_lies(net, batches, tmp_path):
+    from mixbit.metrics._input import Estimate
+
+    def liar(question):
+        """Says that the fewest bits are the best, so that the search takes the worst plan there is."""
+        columns = torch.tensor([float(scheme.weight_bits) for scheme in question.schemes]).double()
+        loss = columns.expand(len(question.layers), -1).numpy().copy()
+        return Estimate(loss, loss * 0, 2)
+
+    settings = Settings(metric=liar)
+    found = mb.auto_quantize(
+        net, batches, target="packed", budget=mb.Budget(mean_bits=6), out=tmp_path / "o", settings=settings
+    )
+    divergences = {row["scheme"]: row["held_out_divergence"] for row in found.result.uniform}
+    assert set(found.plan.layers.values()) == {min(divergences, key=divergences.get)} == {"w6a8"}
+    assert "uniform w6a8 is deployed" in found.result.chosen
+
+
+def test_user_model_is_bit_identical_after(batches, tmp_path):
+    model = Net().train()
+    model.second.weight.requires_grad_(False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    mb.auto_quantize(model, batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+    assert model.training
+    assert model.norm.training
+    assert not model.second.weight.requires_grad
+    assert model.first.weight.requires_grad
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_same_seed_same_plan_and_table(net, batches, deployed, tmp_path):
+    again = mb.auto_quantize(net, batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+    assert again.plan == deployed.plan
+    assert (again.table.loss == deployed.table.loss).all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no CUDA here")
+def test_the_loop_runs_on_cuda(net, batches, deployed, tmp_path):
+    model = copy.deepcopy(net).cuda()
+    found = mb.auto_quantize(model, batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+    for module in (model, found.simulated.module):
+        assert {tensor.device.type for tensor in module.state_dict().values()} == {"cuda"}
+    assert found.plan.predicted["mean_bits"] <= 4
+    assert found.comparison.problems == ()
+    np.testing.assert_allclose(found.table.loss, deployed.table.loss, rtol=0.1, atol=1e-6)
+    on_cpu = mb.capture(net, batches[0][0])
+    assert mb.verify(found.folder, on_cpu, found.simulated, batches).problems == (), "what CUDA wrote, the CPU runs"
+
+
+def test_verify_compares_with_the_simulation(net, batches, deployed):
+    graph = mb.capture(net, batches[0][0])
+    assert mb.verify(deployed.folder, graph, deployed.simulated, batches).problems == ()
+    other = mb.quantize(
+        graph, deployed.plan.model_copy(update={"layers": dict.fromkeys(deployed.plan.layers, "w2a8")}), batches
+    )
+    comparison = mb.verify(deployed.folder, graph, other, batches)
+    assert any("bytes" in problem for problem in comparison.problems)
+    with pytest.raises(mb.TargetMismatch, match="does not match"):
+        comparison.check()
+
+
+def test_regression_needs_no_labels(net, batches, tmp_path):
+    settings = Settings(task=Task.regression())
+    data = [images for images, _ in batches]
+    found = mb.auto_quantize(
+        net, data, target="packed", budget=mb.Budget(weight_ratio=0.3), out=tmp_path / "o", settings=settings
+    )
+    assert found.comparison.agreement is None
+    assert "accuracy" not in found.result.deployed
+    assert found.comparison.problems == ()
+
+
+def test_nothing_is_left_where_the_run_fails(net, batches, tmp_path, monkeypatch):
+    from mixbit.targets import packed
+
+    def fail(*_):
+        raise mb.TargetMismatch("broken on purpose")
+
+    monkeypatch.setattr(packed, "load", fail)
+    with pytest.raises(mb.TargetMismatch, match="on purpose"):
+        mb.auto_quantize(net, batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda images, labels: (images[:, :, :5], labels), "shape"),
+        (lambda images, labels: (images.double(), labels), "float64"),
+        (lambda images, labels: (images * float("nan"), labels), "NaN"),
+        (lambda images, labels: (images, labels + 3), "classes 0..2"),
+        (lambda images, labels: (images, labels.float()), "labels"),
+    ],
+)
+def test_bad_batches_are_refused_and_leave_nothing(net, batches, tmp_path, change, message):
+    bad = [*batches[:3], change(*batches[3]), batches[4]]
+    with pytest.raises(mb.InvalidInput, match=message):
+        mb.auto_quantize(net, bad, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_empty_data(net, tmp_path):
+    with pytest.raises(mb.InvalidInput, match="no batch"):
+        mb.auto_quantize(net, [], target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+
+
+def test_the_ranges_of_activations_are_chosen_as_asked(net, batches, tmp_path):
+    def run(name, **options):
+        budget, settings = mb.Budget(mean_bits=4), Settings(choices=["w4a4"], **options)
+        return mb.auto_quantize(
+            net, batches, target="packed", budget=budget, out=tmp_path / name, settings=settings
+        ).simulated
+
+    x = batches[0][0]
+    plain, same, other = run("a")(x), run("b", ranges="mse")(x), run("c", ranges="percentile:share=0.9")(x)
+    assert torch.equal(plain, same)
+    assert not torch.allclose(plain, other)
+    with pytest.raises(mb.InvalidInput, match="percentile: share=2"):
+        run("d", ranges="percentile:share=2")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bias_correction": "sequential"},
+        {"bias_correction": "off"},
+        {"reestimate_batch_norms": True},
+        {"equalize": True},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_every_option_of_static_quantization_reaches_the_artefact(batches, tmp_path, options):
+    torch.manual_seed(0)
+    parts = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 3)
+    net = nn.Sequential(*parts).eval()
+
+    def run(name, **options):
+        budget, settings = mb.Budget(mean_bits=4), Settings(choices=["w4a4"], **options)
+        return mb.auto_quantize(net, batches, target="packed", budget=budget, out=tmp_path / name, settings=settings)
+
+    plain, other = run("plain"), run("other", **options)
+    assert not torch.allclose(plain.simulated(batches[0][0]), other.simulated(batches[0][0]))
+    assert other.comparison.problems == ()
+    assert other.comparison.max_abs_diff < 1e-5
+
+
+def test_an_unknown_bias_correction_is_refused(net, batches, tmp_path):
+    with pytest.raises(mb.InvalidInput, match="bias correction 'twice' is unknown; known: at_once, sequential, off"):
+        mb.auto_quantize(
+            net,
+            batches,
+            target="packed",
+            budget=mb.Budget(mean_bits=4),
+            out=tmp_path / "out",
+            settings=Settings(bias_correction="twice"),
+        )
+
+
+def test_infeasible_budget_says_what_is_reachable(net, batches, tmp_path):
+    with pytest.raises(mb.InfeasibleBudget, match=r"mean_bits.*2.*8"):
+        mb.auto_quantize(net, batches, target="packed", budget=mb.Budget(mean_bits=1.5), out=tmp_path / "out")
+
+
+def test_a_constant_channel_is_fine(batches, tmp_path):
+    model = Net().eval()
+    with torch.no_grad():
+        model.first.weight[2] = 0
+        model.second.weight[:, 3] = 0
+    found = mb.auto_quantize(model, batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+    assert found.comparison.problems == ()
+
+
+def test_result_round_trip(deployed):
+    assert Result.load(deployed.folder) == deployed.result
+
+
+class Keywords(nn.Module):
+    """Two inputs by keyword and two outputs of one shape, the second of which is the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(6, 3)
+
+    def forward(self, left: Tensor, right: Tensor) -> dict[str, Tensor]:
+        return {"aside": self.b(right), "logits": self.a(left) - self.b(right)}
+
+
+class Many(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(1, 3) for _ in range(12))
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def many_inputs() -> nn.Module:
+    """Twelve inputs, of which each counts for itself."""
+    names = [f"x{index}" for index in range(12)]
+    source = f"def forward(self, {', '.join(names)}):\n    return " + " + ".join(
+        f"{index + 1} * self.parts[{index}]({name})" for index, name in enumerate(names)
+    )
+    namespace = {}
+    exec(source, namespace)
+    return type("Twelve", (Many,), {"forward": namespace["forward"]})()
+
+
+def test_inputs_by_keyword_may_come_in_any_order(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = Keywords().eval()
+    rows = [
+        {"right": torch.randn(8, 6), "labels": torch.zeros(8, dtype=torch.int64), "left": torch.randn(8, 4)}
+        for _ in range(4)
+    ]
+    turned = [{"left": row["left"], "right": row["right"], "labels": row["labels"]} for row in rows]
+    found = mb.auto_quantize(
+        model, rows, target="packed", budget=mb.Budget(mean_bits=8), out=tmp_path / "out", eval_batches=turned,
+        settings=Settings(model="somewhere:model"),
+    )  # fmt: skip
+    assert found.comparison.problems == ()
+    assert found.comparison.max_abs_diff < 1e-5
+    monkeypatch.setattr("mixbit.core.io.user_code.load_model", lambda spec: model)
+    again = recheck(tmp_path / "out")
+    assert again.problems == ()
+    assert again.max_abs_diff < 1e-5
+    assert again.num_samples == 32
+
+
+def test_twelve_inputs_keep_their_order(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    model = many_inputs().eval()
+    rows = [tuple(torch.randn(8, 1) for _ in range(12)) for _ in range(4)]
+    mb.auto_quantize(
+        model, rows, target="packed", budget=mb.Budget(mean_bits=8), out=tmp_path / "out",
+        settings=Settings(model="somewhere:model"),
+    )  # fmt: skip
+    monkeypatch.setattr("mixbit.core.io.user_code.load_model", lambda spec: model)
+    assert recheck(tmp_path / "out").max_abs_diff < 1e-5
+
+
+def test_outputs_that_are_no_numbers_are_refused(tmp_path):
+    class Root(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(2, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.a(x) + (1 - x[:, :1]).sqrt()
+
+    batches = [torch.rand(8, 2) for _ in range(4)]
+    batches[3] = batches[3] + 1  # the one that is held out
+    with pytest.raises(mb.InvalidInput, match="returns NaN or inf"):
+        mb.auto_quantize(Root(), batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_models_in_float64_are_refused(net, batches, tmp_path):
+    doubled = [(images.double(), labels) for images, labels in batches]
+    model = Net().double().eval()
+    with pytest.raises(mb.UnsupportedModel, match=r"float64.*model\.float\(\)"):
+        mb.auto_quantize(model, doubled, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+
+
+def test_files_that_were_changed_are_noticed(deployed, tmp_path):
+    for name in deployed.result.files:
+        folder = shutil.copytree(deployed.folder, tmp_path / name)
+        with (folder / name).open("ab") as file:
+            file.write(b" ")
+        with pytest.raises(mb.TargetMismatch, match=f"{name} is not the file"):
+            recheck(folder)
+    assert {"plan.json", "sensitivity.json", "check.safetensors", "model.safetensors"} == deployed.result.files.keys()
+
+
+def test_files_have_the_permissions_of_any_new_file(deployed, tmp_path):
+    (tmp_path / "new").touch()
+    assert {path.stat().st_mode for path in deployed.folder.iterdir()} == {(tmp_path / "new").stat().st_mode}
+
+
+SEARCHED = """
+import sys, os, torch
+import mixbit as mb
+from tests.test_pipeline import Net
+tried = []
+def score(model, batches):
+    tried.append(1)
+    if len(tried) == int(sys.argv[2]):
+        os.kill(os.getpid(), 9)
+    return -sum(float((model(x) - net(x)).square().mean()) for x, _ in batches)
+torch.manual_seed(0)
+net = Net().eval()
+generator = torch.Generator().manual_seed(1)
+batches = [(torch.randn(16, 1, 6, 6, generator=generator), torch.zeros(16, dtype=torch.long)) for _ in range(5)]
+settings = mb.Settings(search="autoq:episodes=14", score=score)
+budget, out = mb.Budget(mean_bits=4), sys.argv[1]
+done = mb.auto_quantize(net, batches, target="packed", budget=budget, out=out, settings=settings)
+print(len(tried), dict(done.plan.layers), done.plan.predicted["loss"])
+"""
+
+
+def test_autoq_killed_three_times_ends_with_the_same_plan(tmp_path):
+    pytest.importorskip("stable_baselines3")
+
+    def run(out, end):
+        words = [sys.executable, "-c", SEARCHED, str(tmp_path / out), str(end)]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    whole = run("whole", -1)
+    assert whole.returncode == 0, whole.stderr
+    for end in (3, 4, 2):
+        killed = run("killed", end)
+        assert killed.returncode == -9
+        assert (tmp_path / "killed.trials.jsonl").exists()
+    last = run("killed", -1)
+    assert last.returncode == 0, last.stderr
+    tried, plan = last.stdout.split(" ", 1)
+    assert plan == whole.stdout.split(" ", 1)[1]
+    assert int(tried) < int(whole.stdout.split(" ", 1)[0])
+    assert not (tmp_path / "killed.trials.jsonl").exists()
+
+
+def fine_tuned(net, batches, out, **settings):
+    return mb.auto_quantize(
+        net,
+        batches,
+        target="packed",
+        budget=mb.Budget(mean_bits=3),
+        out=out,
+        settings=Settings(flavour="qat", **settings),
+    )
+
+
+def test_qat_fine_tunes_the_chosen_plan_and_says_what_it_was_before(net, batches, deployed, tmp_path):
+    found = fine_tuned(net, batches, tmp_path / "out", epochs=4, training=mb.Training(lr=3e-4))
+    assert "; fine-tuned, best after epoch " in found.result.chosen
+    assert found.result.simulated["divergence"] < 0.8 * found.result.untrained["divergence"]
+    assert set(found.result.untrained) == {"accuracy", "divergence"}
+    assert found.comparison.problems == ()
+    assert found.comparison.max_abs_diff < 1e-5
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # the checkpoint is gone
+    assert deployed.result.untrained == {}
+
+
+def test_qat_is_left_out_where_it_makes_nothing_better(net, batches, tmp_path):
+    found = fine_tuned(net, batches, tmp_path / "out", epochs=1, training=mb.Training(lr=1.0, max_norm=1e9))
+    assert "fine-tuning made it no better and is left out" in found.result.chosen
+    assert found.result.simulated == found.result.untrained
+
+
+def test_qat_trains_on_other_data_and_goes_on_where_it_stopped(net, batches, tmp_path, monkeypatch):
+    more = [(torch.randn(8, 1, 6, 6), torch.randint(0, 3, (8,))) for _ in range(6)]
+    whole = fine_tuned(net, batches, tmp_path / "whole", epochs=2, train_batches=more)
+    with monkeypatch.context() as patched:
+        patched.setattr("mixbit.pipeline.deploy.deploy", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fine_tuned(net, batches, tmp_path / "out", epochs=2, train_batches=more)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["out.training.safetensors"]
+    monkeypatch.setattr("mixbit.training.loop.rate", None)  # nothing is left to train
+    found = fine_tuned(net, batches, tmp_path / "out", epochs=2, train_batches=more)
+    assert found.result.simulated == whole.result.simulated
+    assert not (tmp_path / "out.training.safetensors").exists()
+
+
+def test_an_unknown_flavour_is_refused(net, batches, tmp_path):
+    with pytest.raises(mb.InvalidInput, match="flavour 'dynamo' is unknown; known: static, dynamic, qat"):
+        mb.auto_quantize(
+            net,
+            batches,
+            target="packed",
+            budget=mb.Budget(mean_bits=4),
+            out=tmp_path / "o",
+            settings=Settings(flavour="dynamo"),
+        )
+
+
+def test_sparse_choices_go_the_whole_way(net, batches, tmp_path):
+    """Pinned and searched for; the layer that blocks do not fit keeps its zeros out, and the file is smaller."""
+    dense, sparse = (
+        mb.auto_quantize(
+            net,
+            batches,
+            target="packed",
+            budget=mb.Budget(weight_bytes=size),
+            out=tmp_path / name,
+            settings=Settings(choices=choices, pins={"head.weight": "w8a8"}, importance="fisher"),
+        )
+        for name, size, choices in (("dense", 900, ["w8a8"]), ("sparse", 560, ["w8a8", "w8a8@2:4", "w4a8@50%"]))
+    )
+    sparse.comparison.check()
+    assert sparse.plan.layers["head.weight"] == "w8a8"
+    assert "2:4" not in sparse.plan.layers["first.weight"]
+    assert any("@" in scheme for scheme in sparse.plan.layers.values())
+    assert sparse.comparison.weight_bytes == sparse.comparison.predicted_bytes <= 560
+    assert sparse.comparison.weight_bytes < dense.comparison.weight_bytes
+    assert sparse.comparison.file_bytes < dense.comparison.file_bytes
+    with pytest.raises(mb.InvalidInput, match="importance 'size' is unknown"):
+        mb.auto_quantize(
+            net,
+            batches,
+            target="packed",
+            budget=mb.Budget(weight_bytes=900),
+            out=tmp_path / "unknown",
+            settings=Settings(importance="size"),
+        )
+
+
+def test_a_target_that_stores_zeros_offers_no_sparse_choice(net, batches):
+    with pytest.raises(mb.InvalidInput, match=r"no sparsity \(its file would hold the zeros too and be no smaller\)"):
+        mb.measure(mb.capture(net, batches[0][0]), batches, target="openvino", choices=["w8a8@2:4"])
+
+
+def test_plans_within_a_largest_drop_are_tried_and_deployed_with_their_rounding(net, batches, tmp_path, monkeypatch):
+    """Also where the held-out data likes the nearest integers better."""
+    labelled = [(images, net(images).argmax(1)) for images, _ in batches]
+    journals, rounded = [], []
+
+    def journal(path, about, *, force):
+        journals.append(about)
+        return Journal(path, about, force=force)
+
+    def spoils(asked):
+        rounded.append(asked.simulated.plan)
+        simulated = replace(asked.simulated, module=copy_module(asked.simulated.module))
+        with torch.no_grad():
+            simulated.module.get_parameter("second.weight").mul_(0.98)
+        return simulated
+
+    def run(name, rounding, flavour="static"):
+        return mb.auto_quantize(
+            net,
+            labelled,
+            target="packed",
+            budget=mb.MaxDrop(0.1),
+            out=tmp_path / name,
+            settings=Settings(rounding=rounding, flavour=flavour),
+        )
+
+    monkeypatch.setattr("mixbit.pipeline.auto.Journal", journal)
+    plain, found = run("plain", "nearest"), run("found", spoils)
+    assert len(rounded) >= 3
+    assert rounded[-1].layers == found.plan.layers
+    pattern = (
+        r"weights are rounded by spoils, as in every plan that was tried \((.*) against (.*) nats with the nearest"
+    )
+    with_it, with_nearest = re.search(pattern, found.result.chosen).groups()
+    assert float(with_it) > float(with_nearest)
+    assert journals[0]["rounding"] != journals[1]["rounding"]
+    assert found.comparison.problems == ()
+    assert found.result.deployed["accuracy"] >= 0.9
+    again = mb.quantize(mb.capture(net, batches[0][0]), found.plan, [images for images, _ in batches])
+    assert not torch.allclose(found.simulated(batches[0][0]), again(batches[0][0]), atol=1e-3)
+    assert "rounded" not in plain.result.chosen
+    with pytest.raises(mb.InvalidInput, match="flavour qat: to keep within a largest drop, every plan tried would"):
+        run("trained", "nearest", "qat")
+
+
+def test_a_plan_that_destroys_the_network_is_said_to(tmp_path, caplog):
+    """One pixel of a million in the calibration data leaves one level to all others, where the range is to hold it."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 3, bias=False)).eval()
+    clean = [torch.randn(16, 1, 6, 6) for _ in range(5)]
+    spoilt = [clean[0].clone(), *clean[1:]]
+    spoilt[0][0, 0, 0, 0] = 1e6
+
+    def run(name, batches, **settings):
+        budget, settings = mb.Budget(mean_bits=8), Settings(choices=["w8a8"], **settings)
+        caplog.clear()
+        return mb.auto_quantize(
+            net, batches, target="packed", budget=budget, out=tmp_path / name, eval_batches=clean, settings=settings
+        ).result.chosen
+
+    said = "the deployed plan does not do what the network does: only "
+    assert said in run("spoilt", spoilt, ranges="min_max")
+    assert [record.levelname for record in caplog.records if said in record.message] == ["WARNING"]
+    assert "--ranges percentile" in caplog.text
+    clipped = {"ranges": "percentile:share=0.95", "bias_correction": "off"}  # the mean of that pixel is far off too
+    for name, batches, options in (("clean", clean, {}), ("clipped", spoilt, clipped)):
+        assert said not in run(name, batches, **options)
+        assert said not in caplog.text
+    chosen = run("regression", spoilt, ranges="min_max", task=Task.regression())
+    assert "its outputs are" in chosen
+    assert "from the float network's, whose spread is" in chosen
+    assert said[:30] not in run("good", clean, task=Task.regression())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"flavour": "qat", "train_batches": [torch.randn(4, 1, 5, 6)]},
+            "batch 0 to train on: input 0 has shape",
+        ),
+        ({"pins": {"head.*": "w4g3"}}, r"pin head\.\*=w4g3: head.weight: group 3 does not divide 8 inputs; use one of"),
+    ],
+    ids=["train", "pins"],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_measured(
+    net, batches, tmp_path, monkeypatch, settings, message
+):
+    monkeypatch.setattr("mixbit.metrics.measure.measure", None)
+    with pytest.raises(mb.InvalidInput, match=message):
+        mb.auto_quantize(
+            net,
+            batches,
+            target="packed",
+            budget=mb.Budget(mean_bits=4),
+            out=tmp_path / "out",
+            settings=Settings(**settings),
+        )
+
+
+def test_what_another_run_left_is_refused_early_or_left_alone(net, batches, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr("mixbit.pipeline.deploy.deploy", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            fine_tuned(net, batches, tmp_path / "out", epochs=1)
+    left = tmp_path / "out.training.safetensors"
+    content = left.read_bytes()
+    with monkeypatch.context() as patched:
+        patched.setattr("mixbit.metrics.measure.measure", None)  # refused before
+        with pytest.raises(mb.InvalidInput, match=r"the checkpoint of another training .* or give --force"):
+            fine_tuned(net, batches, tmp_path / "out", epochs=2)
+    mb.auto_quantize(net, batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+    assert left.read_bytes() == content

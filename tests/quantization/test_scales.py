@@ -1,0 +1,126 @@
+import pytest
+import torch
+from torch import nn
+
+from mixbit.core.scheme import Format
+from mixbit.graph import operators
+from mixbit.graph.capture import capture
+from mixbit.graph.layers import find_layers
+from mixbit.graph.operators import can_take_bias, run_operation
+from mixbit.quantization import scales
+from mixbit.quantization.affine import dequantize, min_max_factors, quantize
+from mixbit.quantization.calibrate import calibrate
+from mixbit.quantization.scales import LEAST_RATIO, LEAST_RATIO_OTHERWISE, NUM_RATIOS, weight_quantizer
+from tests.networks import OPERATORS, Net, batches_of, captured_operator
+
+
+def channel_format(bits):
+    return Format(bits, "channel", symmetric=True)
+
+
+def calibrated(kind):
+    _, x, graph = captured_operator(kind)
+    torch.manual_seed(1)
+    layers = find_layers(graph)
+    batches = batches_of(torch.randn(6, *x.shape[1:], dtype=torch.float64) + 0.5, 4)
+    return graph, layers[0], calibrate(graph, layers, batches)
+
+
+def rounded(weight, scale, axis, fmt):
+    zero = torch.zeros_like(scale)
+    return dequantize(quantize(weight, scale, zero, axis, *fmt.integer_range), scale, zero, axis)
+
+
+def output_error(graph, layer, calibration, scale, fmt):
+    """[channels] mean square of the operators' output error, each channel's mean taken off where a bias can."""
+    weight = graph.module.get_parameter(layer.name).detach()
+    error = rounded(weight, scale, layer.axis, fmt) - weight
+    total = torch.zeros(layer.shape[layer.axis], dtype=weight.dtype)
+    for operation in layer.operations:
+        if operation.input is None:
+            continue
+        node = graph.node(operation.node)
+        output = run_operation(node, operation, calibration.samples[operation.node], error)
+        rows = output.movedim(-1 if operation.channels_last else 1, 0).flatten(1)
+        for channel, values in enumerate(rows):  # groups of a transposed convolution share the weight's channels
+            mean = values.mean() if can_take_bias(node, operation) else 0
+            total[channel % len(total)] += ((values - mean) ** 2).mean()
+    return total
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("kind", [kind for kind in OPERATORS if "embedding" not in kind])
+def test_each_channel_takes_the_ratio_with_the_least_output_error(kind, bits):
+    graph, layer, calibration = calibrated(kind)
+    fmt = channel_format(bits)
+    widest = min_max_factors(graph.module.get_parameter(layer.name).detach(), layer.axis, fmt)[0]
+    ratios = torch.linspace(1, LEAST_RATIO.get(bits, LEAST_RATIO_OTHERWISE), NUM_RATIOS).double()
+    errors = torch.stack([output_error(graph, layer, calibration, ratio * widest, fmt) for ratio in ratios])
+    scale = weight_quantizer(graph, layer, fmt, calibration).scale
+    chosen = output_error(graph, layer, calibration, scale, fmt)
+    torch.testing.assert_close(chosen, errors.amin(0))
+    assert (chosen <= errors[0]).all()  # never worse than min-max, channel by channel
+
+
+def test_clipping_is_chosen_somewhere():
+    """With min-max scales throughout, the test above could not fail in its second half."""
+    graph, layer, calibration = calibrated("conv2d")
+    fmt = channel_format(2)
+    widest = min_max_factors(graph.module.get_parameter(layer.name).detach(), layer.axis, fmt)[0]
+    scale = weight_quantizer(graph, layer, fmt, calibration).scale
+    assert (scale < 0.99 * widest).any()
+    chosen, extremes = (output_error(graph, layer, calibration, one, fmt).sum() for one in (scale, widest))
+    assert chosen < 0.9 * extremes
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "grouped", "conv_transpose2d, grouped", "matmul, transposed"])
+def test_ratios_may_run_in_several_goes(kind, monkeypatch):
+    graph, layer, calibration = calibrated(kind)
+    together = weight_quantizer(graph, layer, channel_format(3), calibration).scale
+    calibration.scales.clear()
+    monkeypatch.setattr(scales, "FEW_ELEMENTS", 1)
+    assert operators.FEW_ELEMENTS > 1
+    assert torch.equal(weight_quantizer(graph, layer, channel_format(3), calibration).scale, together)
+
+
+def test_an_embedding_keeps_min_max_scales():
+    graph, layer, calibration = calibrated("embedding")
+    fmt = channel_format(4)
+    quantizer = weight_quantizer(graph, layer, fmt, calibration)
+    assert torch.equal(quantizer.scale, min_max_factors(graph.module.get_parameter("a.weight"), 0, fmt)[0])
+    assert (quantizer.tensor, quantizer.axis, quantizer.format) == ("a.weight", 0, fmt)
+
+
+def test_a_shared_weight_is_scaled_for_all_its_operators():
+    net = Net(lambda net, x: net.a(net.a(x).relu()), a=nn.Linear(4, 4)).double()
+    graph = capture(net, torch.randn(3, 4, dtype=torch.float64))
+    (layer,) = find_layers(graph)
+    calibration = calibrate(graph, (layer,), batches_of(torch.randn(9, 4, dtype=torch.float64), 4))
+    fmt = channel_format(2)
+    widest = min_max_factors(net.a.weight.detach(), 0, fmt)[0]
+    candidates = torch.linspace(1, LEAST_RATIO[2], NUM_RATIOS).double()
+    errors = torch.stack([output_error(graph, layer, calibration, ratio * widest, fmt) for ratio in candidates])
+    chosen = output_error(graph, layer, calibration, weight_quantizer(graph, layer, fmt, calibration).scale, fmt)
+    torch.testing.assert_close(chosen, errors.amin(0))
+
+
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_channels_of_one_value_and_of_zeros_are_kept(bits):
+    net = Net(lambda net, x: net.a(x), a=nn.Linear(4, 3))
+    with torch.no_grad():
+        net.a.weight[0] = 0.0
+        net.a.weight[1] = -0.25
+    graph = capture(net, torch.randn(3, 4))
+    (layer,) = find_layers(graph)
+    calibration = calibrate(graph, (layer,), batches_of(torch.randn(9, 4), 4))
+    quantizer = weight_quantizer(graph, layer, channel_format(bits), calibration)
+    assert torch.isfinite(quantizer.scale).all()
+    assert (quantizer.scale > 0).all()
+    torch.testing.assert_close(quantizer(net.a.weight)[:2], net.a.weight[:2])
+
+
+def test_scales_are_worked_out_once():
+    graph, layer, calibration = calibrated("linear")
+    first = weight_quantizer(graph, layer, channel_format(4), calibration)
+    assert weight_quantizer(graph, layer, channel_format(4), calibration).scale is first.scale
+    assert set(calibration.scales) == {("a.weight", channel_format(4))}

@@ -1,0 +1,131 @@
+"""What holds for every rounding: whole multiples of scales, the same for the same seed, graphs left as they were."""
+
+import functools
+
+import pytest
+import torch
+from torch import Tensor, fx
+
+from mixbit.core.batches import Inputs
+from mixbit.graph.capture import capture
+from mixbit.graph.graph import Graph
+from mixbit.graph.layers import find_layers
+from mixbit.graph.nodes import argument, get_tensor
+from mixbit.graph.operators import can_take_bias, run_operation
+from mixbit.quantization.assemble import quantizers_of
+from mixbit.roundings import ROUNDINGS
+from mixbit.roundings._input import Reconstruction
+from mixbit.roundings.quantize import quantize
+from tests.networks import (
+    OPERATORS,
+    Attention,
+    Residual,
+    assert_state_is,
+    batches_of,
+    operator_network,
+    plan_of,
+    state_of,
+)
+
+pytestmark = [pytest.mark.usefixtures("anything"), pytest.mark.parametrize("name", ROUNDINGS)]
+#: Roundings that make the mean square error of an operator's output smaller, on the data that they are given.
+OUTPUT_ERROR = ("gptq",)
+#: Those that make the distance of the network's output from the float one's smaller, biases and all.
+DISTANCE = ("adaround", "brecq")
+#: As many iterations as these small networks need.
+METHODS = ROUNDINGS | {name: functools.partial(ROUNDINGS[name], iterations=25) for name in DISTANCE}
+
+
+def question(graph: Graph, x: Tensor, scheme: str, seed: int = 0) -> Reconstruction:
+    """What `quantize` gives a rounding."""
+    given = []
+    plan = plan_of(find_layers(graph), scheme)
+    quantize(graph, plan, batches_of(x, 8), rounding=lambda it: given.append(it) or it.simulated, seed=seed)
+    return given[0]
+
+
+@functools.cache
+def operator_question(kind: str) -> tuple[Tensor, Reconstruction]:
+    model, x = operator_network(kind, 24)
+    return x, question(capture(model, x), x, "w3a8")
+
+
+@functools.cache
+def network_question(network: str) -> tuple[Tensor, Reconstruction]:
+    torch.manual_seed(0)
+    if network == "residual":
+        model, x = Residual().eval(), torch.randn(9, 2, 6, 6)
+    else:
+        model, x = Attention(), torch.arange(45).view(9, 5) % 6
+    return x, question(capture(model, x), x, "w4a8", seed=3)
+
+
+def output_error(asked: Reconstruction, result: Graph, x: Tensor) -> float:
+    """Mean square error of the only operator's output from its weight, the mean taken off where its bias does so."""
+    (layer,) = find_layers(asked.graph)
+    (operation,) = layer.operations
+    node = result.node(operation.node)
+    interpreter = fx.Interpreter(result.module, garbage_collect_values=False)
+    with torch.no_grad():
+        interpreter.run(*result.leaves(Inputs.of(x)), enable_io_processing=False)
+        quantizer = next(one for one in quantizers_of(result) if one.axis is not None)
+        weight = get_tensor(result.module, layer.name)
+        change = (quantizer(weight) - get_tensor(asked.graph.module, layer.name)).double()
+        error = run_operation(node, operation, interpreter.env[argument(node, operation.data)].double(), change)
+    channels = error.movedim(-1 if operation.channels_last else 1, 0).flatten(1)
+    if can_take_bias(node, operation):
+        channels = channels - channels.mean(1, keepdim=True)
+    return float(channels.square().mean())
+
+
+@torch.no_grad()
+def distance(asked: Reconstruction, result: Graph, x: Tensor) -> float:
+    """Mean square distance of the network's output from the float network's."""
+    return float((result(x) - asked.graph(x)).double().square().mean())
+
+
+@pytest.mark.parametrize("kind", OPERATORS)
+def test_weights_are_whole_multiples_of_their_scales_and_no_worse_than_the_nearest(name, kind):
+    x, asked = operator_question(kind)
+    result = METHODS[name](asked)
+    (quantizer,) = (one for one in quantizers_of(result) if one.axis is not None)
+    weight = get_tensor(result.module, quantizer.tensor).detach()
+    rounded = quantizer(weight)
+    if name in OUTPUT_ERROR and not kind.startswith(("conv_transpose", "embedding")):
+        assert torch.equal(rounded, weight), "the quantizer changes nothing"
+        assert output_error(asked, result, x) <= output_error(asked, asked.simulated, x) * (1 + 1e-5)
+    if name in DISTANCE:
+        assert distance(asked, result, x) <= distance(asked, asked.simulated, x) * (1 + 1e-5)
+    integers = rounded.movedim(quantizer.axis, 0).flatten(1) / quantizer.scale[:, None]
+    torch.testing.assert_close(integers, integers.round(), atol=1e-5, rtol=0)
+    assert integers.round().min() >= -4
+    assert integers.round().max() <= 3
+
+
+@pytest.mark.parametrize("network", ["residual", "attention"])
+def test_the_same_seed_gives_the_same_and_nothing_given_changes(name, network):
+    _, asked = network_question(network)
+    graphs = [asked.graph.module, asked.simulated.module]
+    before, codes = [state_of(one) for one in graphs], [one.code for one in graphs]
+    first, second = (state_of(METHODS[name](asked).module)["tensors"] for _ in range(2))
+    assert first.keys() == second.keys() == before[1]["tensors"].keys()
+    assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
+    for graph, state, code in zip(graphs, before, codes, strict=True):
+        assert_state_is(graph, state)
+        assert graph.code == code
+
+
+@pytest.mark.parametrize("network", ["residual", "attention"])
+def test_the_result_is_the_simulated_graph_with_other_numbers(name, network):
+    x, asked = network_question(network)
+    result = METHODS[name](asked)
+    assert result.plan == asked.simulated.plan
+    assert find_layers(result) == find_layers(asked.simulated)
+    result.module.graph.lint()
+    kinds = [[(node.op, str(node.target)) for node in one.module.graph.nodes] for one in (result, asked.simulated)]
+    assert sorted(kinds[0]) == sorted(kinds[1])
+    for ours, theirs in zip(quantizers_of(result), quantizers_of(asked.simulated), strict=True):
+        assert (ours.tensor, ours.format, ours.axis) == (theirs.tensor, theirs.format, theirs.axis)
+    with torch.no_grad():
+        expected = asked.graph(x)
+        assert (result(x) - expected).abs().max() < 0.5 * expected.abs().max()

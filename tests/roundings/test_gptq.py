@@ -1,0 +1,400 @@
+"""GPTQ on graphs, each layer against the plain loop on what the operator reads in the finished network."""
+
+import dataclasses
+import itertools
+import logging
+from importlib import import_module
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from mixbit.core.errors import InvalidInput
+from mixbit.graph.capture import capture
+from mixbit.graph.graph import Graph, Layer, Operation
+from mixbit.graph.layers import find_layers
+from mixbit.graph.nodes import argument, get_tensor
+from mixbit.graph.operators import can_take_bias, run_operation
+from mixbit.quantization.affine import along
+from mixbit.quantization.quantizer import Quantizer
+from mixbit.quantization.statistics import Moments
+from mixbit.roundings import _prefix
+from mixbit.roundings._compensate import rows_of
+from mixbit.roundings._input import Reconstruction
+from mixbit.roundings.gptq import gptq
+from mixbit.roundings.quantize import quantize
+from tests import networks
+from tests.networks import (
+    OPERATORS,
+    Attention,
+    Net,
+    Residual,
+    assert_state_is,
+    batches_of,
+    captured_operator,
+    plan_of,
+    state_of,
+)
+from tests.roundings.test_compensate import nearest, slow
+
+pytestmark = pytest.mark.usefixtures("everything")
+COVERED = [name for name in OPERATORS if not name.startswith(("conv_transpose", "embedding"))]
+
+
+@pytest.fixture
+def everything(anything, monkeypatch):
+    """The target `anything` has groups, zero points and single scales too."""
+    features = frozenset({"group", "zero point", "one scale", "float16"})
+    monkeypatch.setattr(networks, "TARGET", dataclasses.replace(networks.ANYTHING, features=features))
+
+
+def asked_about(graph: Graph, x: Tensor, schemes: str | dict[str, str], size: int = 2, **options) -> Reconstruction:
+    """What `quantize` gives a rounding."""
+    given = []
+    plan = plan_of(find_layers(graph), schemes)
+    quantize(graph, plan, batches_of(x, size), rounding=lambda asked: given.append(asked) or asked.simulated, **options)
+    return given[0]
+
+
+def tensors_read(graph: Graph, x: Tensor) -> dict[fx.Node, Tensor]:
+    interpreter = fx.Interpreter(graph.module, garbage_collect_values=False)
+    with torch.no_grad():
+        interpreter.run(*graph.leaves(networks.Inputs.of(x)), enable_io_processing=False)
+    return interpreter.env
+
+
+def columns(node: fx.Node, operation: Operation, weight: Tensor, axis: int, x: Tensor) -> Tensor:
+    """[G, positions, columns] what the operator multiplies with each weight of a row, by running it on unit weights."""
+    groups = operation.groups(node)
+    channels = weight.shape[axis]
+    rows = torch.eye(weight.numel() // channels, dtype=weight.dtype)
+    shape = weight.movedim(axis, 0).shape
+    found = []
+    for unit in rows:
+        unit_weight = unit.expand(channels, -1).reshape(shape).movedim(0, axis).contiguous()
+        output = run_operation(node, operation, x, unit_weight).movedim(-1 if operation.channels_last else 1, 0)
+        found.append(output.reshape(groups, channels // groups, -1)[:, 0])
+    return torch.stack(found, 2)
+
+
+def expected_weight(asked: Reconstruction, result: Graph, layer: Layer, x: Tensor, *, by_activation: bool) -> Tensor:
+    """The plain loop, for what the layer's operators read in the result."""
+    env, weight = tensors_read(result, x), get_tensor(asked.simulated.module, layer.name).detach()
+    quantizer = result.module.get_submodule(f"mixbit_quantizers.weights.{layer.name}")
+    hessian: Tensor | float = 0.0
+    for operation in layer.operations:
+        node = result.node(operation.node)
+        read = columns(node, operation, weight, layer.axis, env[argument(node, operation.data)])
+        if asked.bias_correction and can_take_bias(node, operation):
+            read = read - read.mean(1, keepdim=True)
+        hessian = hessian + read.mT @ read
+    groups = len(hessian)
+    scale, zero_point = (
+        along(factor, layer.axis, weight.shape)
+        .expand_as(weight)
+        .movedim(layer.axis, 0)
+        .reshape(groups, -1, hessian.shape[2])
+        for factor in (quantizer.scale, quantizer.zero_point)
+    )
+    rows = weight.movedim(layer.axis, 0)
+    limits = quantizer.format.integer_range
+    found = []
+    for given in zip(rows.reshape(scale.shape), hessian, scale, zero_point, strict=True):
+        tried = slow(*given, limits, damping=0.01, by_activation=by_activation)
+        near = nearest(given[0], *given[2:], limits)
+        for w, *both in zip(given[0], tried, near, strict=True):
+            found.append(min(both, key=lambda q: float((q - w) @ given[1] @ (q - w))))
+    return torch.stack(found).reshape(rows.shape).movedim(0, layer.axis)
+
+
+@pytest.mark.parametrize("kind", COVERED)
+def test_rows_times_weight_are_what_the_operator_returns(kind):
+    _, x, graph = captured_operator(kind)
+    (layer,) = find_layers(graph)
+    (operation,) = layer.operations
+    node, weight = graph.node(operation.node), get_tensor(graph.module, layer.name).detach()
+    read = tensors_read(graph, x)[argument(node, operation.data)]
+    rows = torch.cat(list(rows_of(node, operation, read, layer.shape[2:])), 1)
+    torch.testing.assert_close(rows, columns(node, operation, weight, layer.axis, read))
+
+
+def test_few_samples_at_a_time_give_the_same_rows(monkeypatch):
+    _, x, graph = captured_operator("conv2d")
+    (operation,) = find_layers(graph)[0].operations
+    node = graph.node(operation.node)
+    whole = list(rows_of(node, operation, x, (3, 3)))
+    monkeypatch.setattr("mixbit.roundings._compensate.FEW_ELEMENTS", 1)
+    parts = list(rows_of(node, operation, x, (3, 3)))
+    assert (len(whole), len(parts)) == (1, 3)
+    assert torch.equal(torch.cat(parts, 1), whole[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_moments_keep_their_digits_beside_a_large_mean(dtype):
+    x = torch.randn(2, 300, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1000
+    moments = Moments()
+    for part in x.to(dtype).split(70, 1):
+        moments.update(part)
+    x = x.to(dtype).double()
+    centred = x - x.mean(1, keepdim=True)
+    torch.testing.assert_close(moments.mean, x.mean(1))
+    torch.testing.assert_close(moments.hessian(centred=True), centred.mT @ centred, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(moments.hessian(centred=False), x.mT @ x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme"), list(zip(COVERED, itertools.cycle(["w3", "w2za8", "w3ta4"]), strict=False))
+)
+def test_every_operator_gets_what_the_plain_loop_finds(kind, scheme):
+    _, x, graph = captured_operator(kind)
+    asked = asked_about(graph, x, scheme)
+    result = gptq(asked)
+    (layer,) = find_layers(graph)
+    expected = expected_weight(asked, result, layer, x, by_activation=True)
+    torch.testing.assert_close(get_tensor(result.module, layer.name).detach(), expected, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["matmul", "matmul, permuted", "linear", "grouped"])
+def test_groups_share_scales_along_a_row(kind):
+    torch.manual_seed(0)
+    width = {"matmul, permuted": 2}.get(kind)
+    if kind == "grouped":
+        model, x, width = nn.Conv2d(8, 4, 1, groups=2).double(), torch.randn(6, 8, 3, 3).double(), 2
+    elif kind == "linear":
+        model, x, width = nn.Linear(8, 3).double(), torch.randn(9, 8).double(), 4
+    else:
+        _, x, _ = captured_operator(kind)
+        w = nn.Parameter(torch.randn(x.shape[-1], x.shape[-1]).double())
+        x = torch.cat([x, x * 0.5 + 1])
+        width = {5: 5, 4: 2}[x.shape[-1]]
+        model = Net((lambda net, x: x @ net.w.T) if "permuted" in kind else (lambda net, x: x @ net.w), w=w)
+    graph = capture(model, x)
+    asked = asked_about(graph, x, f"w3g{width}z")
+    result = gptq(asked, order="natural")
+    (layer,) = find_layers(graph)
+    expected = expected_weight(asked, result, layer, x, by_activation=False)
+    torch.testing.assert_close(get_tensor(result.module, layer.name).detach(), expected, atol=1e-8, rtol=0)
+
+
+def whole_networks() -> dict[str, tuple[nn.Module, Tensor]]:
+    torch.manual_seed(1)
+    chain = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    separate = Attention()
+    separate.head = nn.Linear(4, 6)
+    return {
+        "chain": (chain.double(), torch.randn(12, 5).double()),
+        "residual": (Residual().double().eval(), torch.randn(6, 2, 6, 6).double()),
+        "attention": (separate.double(), torch.randint(0, 6, (10, 5))),
+    }
+
+
+@pytest.mark.parametrize("scheme", ["w3", "w3a8"])
+@pytest.mark.parametrize("name", ["chain", "residual", "attention"])
+def test_layers_are_rounded_for_what_they_read_in_the_finished_network(name, scheme):
+    model, x = whole_networks()[name]
+    graph = capture(model, x)
+    asked = asked_about(graph, x, scheme, 4)
+    result = gptq(asked)
+    for layer in find_layers(graph):
+        weight = get_tensor(result.module, layer.name).detach()
+        if layer.operations[0].input is None:
+            assert torch.equal(weight, get_tensor(graph.module, layer.name))
+            continue
+        expected = expected_weight(asked, result, layer, x, by_activation=True)
+        torch.testing.assert_close(weight, expected, atol=1e-8, rtol=0, msg=layer.name)
+
+
+@pytest.mark.parametrize("scheme", ["w2", "w2a8"])
+def test_biases_take_off_the_mean_error(scheme):
+    _, x, graph = captured_operator("conv2d")
+    asked = asked_about(graph, x, scheme)
+    result = gptq(asked)
+    (operation,) = find_layers(graph)[0].operations
+    node = result.node(operation.node)
+    read = tensors_read(result, x)[argument(node, 0)]
+    change = get_tensor(result.module, "a.weight") - get_tensor(graph.module, "a.weight")
+    error = run_operation(node, operation, read, change).mean((0, 2, 3))
+    expected = get_tensor(graph.module, "a.bias") - error
+    step = 0.0
+    if scheme.endswith("a8"):
+        quantizers = {one.tensor: one for one in result.module.modules() if isinstance(one, Quantizer)}
+        step = quantizers[operation.input].scale * quantizers["a.weight"].scale
+        expected = torch.round(expected / step) * step
+    torch.testing.assert_close(get_tensor(result.module, "a.bias").detach(), expected.detach(), atol=1e-10, rtol=0)
+
+
+def test_without_bias_correction_rows_keep_their_mean_and_biases_stay():
+    _, x, graph = captured_operator("linear, 3 dimensions")
+    asked = asked_about(graph, x, "w3", bias_correction="off")
+    result = gptq(asked)
+    (layer,) = find_layers(graph)
+    torch.testing.assert_close(
+        get_tensor(result.module, layer.name).detach(),
+        expected_weight(asked, result, layer, x, by_activation=True),
+        atol=1e-8,
+        rtol=0,
+    )
+    assert torch.equal(get_tensor(result.module, "a.bias"), get_tensor(graph.module, "a.bias"))
+
+
+def twice(net: Net, x: Tensor) -> Tensor:
+    return net.a(torch.tanh(net.b(torch.tanh(net.a(x)))))
+
+
+def test_a_weight_read_twice_counts_all_that_reads_it():
+    torch.manual_seed(2)
+    x = torch.randn(16, 5).double()
+    graph = capture(Net(twice, a=nn.Linear(5, 5).double(), b=nn.Linear(5, 5).double()), x)
+    asked = asked_about(graph, x, "w3", 5)
+    result = gptq(asked)
+    shared, other = find_layers(graph)
+    # The shared one is rounded first, in the network as it is then: with itself and the other rounded to the nearest.
+    expected = expected_weight(asked, asked.simulated, shared, x, by_activation=True)
+    torch.testing.assert_close(get_tensor(result.module, shared.name).detach(), expected, atol=1e-8, rtol=0)
+    expected = expected_weight(asked, result, other, x, by_activation=True)
+    torch.testing.assert_close(get_tensor(result.module, other.name).detach(), expected, atol=1e-8, rtol=0)
+
+
+def test_a_head_tied_to_an_embedding_is_rounded_for_what_the_head_reads():
+    torch.manual_seed(3)
+    ids = torch.randint(0, 6, (10, 5))
+    graph = capture(Attention().double(), ids)
+    asked = asked_about(graph, ids, "w3", 4)
+    tied = next(layer for layer in find_layers(graph) if len(layer.operations) == 2)
+    head = dataclasses.replace(tied, operations=tied.operations[1:])
+    expected = expected_weight(asked, asked.simulated, head, ids, by_activation=True)
+    torch.testing.assert_close(get_tensor(gptq(asked).module, tied.name).detach(), expected, atol=1e-8, rtol=0)
+
+
+def test_a_matrix_read_from_both_sides_counts_the_side_of_its_channels():
+    torch.manual_seed(4)
+    x = torch.randn(12, 4).double()
+    graph = capture(Net(lambda net, x: F.linear(x, net.w) @ net.w, w=nn.Parameter(torch.randn(4, 4).double())), x)
+    asked = asked_about(graph, x, "w3", 4)
+    (layer,) = find_layers(graph)
+    first = dataclasses.replace(layer, operations=layer.operations[:1])
+    expected = expected_weight(asked, asked.simulated, first, x, by_activation=True)
+    torch.testing.assert_close(get_tensor(gptq(asked).module, "w").detach(), expected, atol=1e-8, rtol=0)
+
+
+def test_dead_inputs_and_unequal_batches():
+    torch.manual_seed(5)
+    x = torch.randn(11, 6).double()
+    x[:, 2] = 0
+    model = nn.Linear(6, 4).double()
+    graph = capture(model, x)
+    asked = asked_about(graph, x, "w3", 4)
+    result = gptq(asked)
+    found, near = get_tensor(result.module, "weight"), asked.simulated
+    quantizer = near.module.get_submodule("mixbit_quantizers.weights.weight")
+    assert torch.equal(found[:, 2], quantizer(get_tensor(near.module, "weight"))[:, 2])
+    assert torch.equal(gptq(asked_about(graph, x, "w3", 11)).module.weight, found)
+
+
+def test_sparse_formats_keep_their_zeros():
+    _, x, graph = captured_operator("linear, 3 dimensions")
+    asked = asked_about(graph, x, "w4")
+    quantizer = asked.simulated.module.get_submodule("mixbit_quantizers.weights.a.weight")
+    weight = get_tensor(graph.module, "a.weight").detach()
+    quantizer.mask = weight.abs() >= weight.abs().median()
+    found = get_tensor(gptq(asked).module, "a.weight")
+    assert (found[~quantizer.mask] == 0).all()
+    assert torch.equal(quantizer(found), found)
+    assert not torch.equal(found, quantizer(weight))
+
+
+def test_floats_stay():
+    model, x = whole_networks()["chain"]
+    graph = capture(model, x)
+    asked = asked_about(graph, x, {"0.weight": "float16", "2.weight": "float", "4.weight": "w3"})
+    result = gptq(asked)
+    for name in ("0.weight", "2.weight"):
+        assert torch.equal(get_tensor(result.module, name), get_tensor(graph.module, name))
+
+
+def test_tensors_between_layers_go_to_files_beyond_the_limit(monkeypatch, tmp_path, caplog):
+    model, x = whole_networks()["residual"]
+    asked = asked_about(capture(model, x), x, "w3a8")
+    expected = state_of(gptq(asked).module)["tensors"]
+    monkeypatch.setattr(_prefix, "MOST_BYTES", 10_000)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with caplog.at_level(logging.WARNING, "mixbit"):
+        found = state_of(gptq(asked).module)["tensors"]
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert f"activations are kept in {tmp_path}" in caplog.text
+    assert list(tmp_path.iterdir()) == []
+
+
+def interrupted(monkeypatch, after: int) -> None:
+    calls, module = [], import_module("mixbit.roundings.gptq")
+
+    def stop(*given, **options):
+        calls.append(1)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return compensated(*given, **options)
+
+    compensated = module.compensated
+    monkeypatch.setattr(module, "compensated", stop)
+
+
+def test_an_interrupted_run_goes_on_at_the_layer(monkeypatch, tmp_path):
+    model, x = whole_networks()["chain"]
+    graph = capture(model, x)
+    asked = dataclasses.replace(asked_about(graph, x, "w3a8", 4), folder=tmp_path / "parts")
+    expected = state_of(gptq(dataclasses.replace(asked, folder=None)).module)["tensors"]
+    with monkeypatch.context() as patched:
+        interrupted(patched, 2)
+        with pytest.raises(KeyboardInterrupt):
+            gptq(asked)
+    assert len(list((tmp_path / "parts").iterdir())) == 2
+    with monkeypatch.context() as patched:
+        interrupted(patched, 1)  # one layer is left
+        found = state_of(gptq(asked).module)["tensors"]
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    with monkeypatch.context() as patched:
+        interrupted(patched, 0)  # nothing is left
+        found = state_of(gptq(asked).module)["tensors"]
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+        for other in (dataclasses.replace(asked, batches=asked.batches[1:]), dataclasses.replace(asked, seed=1)):
+            with pytest.raises(KeyboardInterrupt):
+                gptq(other)
+        with pytest.raises(KeyboardInterrupt):
+            gptq(asked, damping=0.02)
+
+
+def test_a_file_that_is_no_part_is_named(tmp_path):
+    _, x, graph = captured_operator("linear")
+    (tmp_path / "gptq-0000.safetensors").write_text("something else")
+    with pytest.raises(InvalidInput, match=r"gptq-0000.*delete it"):
+        gptq(dataclasses.replace(asked_about(graph, x, "w3"), folder=tmp_path))
+
+
+def test_a_network_of_embeddings_alone_stays():
+    _, x, graph = captured_operator("embedding")
+    asked = asked_about(graph, x, "w3")
+    result = gptq(asked)
+    assert torch.equal(get_tensor(result.module, "a.weight"), get_tensor(graph.module, "a.weight"))
+
+
+def test_bad_options_are_refused():
+    _, x, graph = captured_operator("linear")
+    asked = asked_about(graph, x, "w3")
+    for damping in (-1.0, float("nan")):
+        with pytest.raises(InvalidInput, match="damping"):
+            gptq(asked, damping=damping)
+    with pytest.raises(InvalidInput, match="no batch"):
+        gptq(dataclasses.replace(asked, batches=[]))
+    with pytest.raises(InvalidInput, match="order=sideways"):
+        quantize(graph, plan_of(find_layers(graph), "w3"), batches_of(x, 2), rounding="gptq:order=sideways")
+
+
+def test_options_are_read_and_the_graphs_stay():
+    _, x, graph = captured_operator("conv1d")
+    before = state_of(graph.module)
+    plan = plan_of(find_layers(graph), "w2a8")
+    found = quantize(graph, plan, batches_of(x, 2), rounding="gptq:damping=0.5,order=natural")
+    expected = gptq(asked_about(graph, x, "w2a8"), damping=0.5, order="natural")
+    assert torch.equal(get_tensor(found.module, "a.weight"), get_tensor(expected.module, "a.weight"))
+    assert_state_is(graph.module, before)

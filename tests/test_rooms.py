@@ -1,0 +1,66 @@
+"""A room imports only rooms before it; methods do not import one another; what must stay light loads no torch."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mixbit
+
+PACKAGE = Path(mixbit.__file__).parent
+ROOMS = (
+    "core", "graph", "searches", "quantization", "training", "metrics", "roundings", "pruning", "targets",
+    "metric_study", "pipeline", "demo", "app",
+)  # fmt: skip
+METHODS = ("searches", "metrics", "roundings", "targets")
+
+
+def imports(path: Path) -> set[str]:
+    """Modules of the package that a file imports, by name after `mixbit.`."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import in line {node.lineno}"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("mixbit.") for name in names if name.startswith("mixbit.")}
+
+
+def test_a_room_imports_only_rooms_before_it():
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"} == set(ROOMS)
+    for path in PACKAGE.rglob("*/*.py"):
+        room = ROOMS.index(path.relative_to(PACKAGE).parts[0])
+        for name in imports(path):
+            assert ROOMS.index(name.split(".")[0]) <= room, f"{path} imports {name}"
+
+
+def test_methods_do_not_import_one_another():
+    for room in METHODS:
+        verbs = {"measure", "search", "front", "quantize", "export", "verify", "latency", "__init__"}
+        for path in (PACKAGE / room).glob("*.py"):
+            for name in imports(path):
+                module = name.split(".")[1] if name.startswith(f"{room}.") else "_"
+                assert path.stem in verbs or module.startswith("_") or module in verbs, f"{path} imports {name}"
+
+
+def test_search_never_loads_torch():
+    code = "import sys, mixbit.searches.search; print('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "False\n"
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    code = "import sys, mixbit; print(*{'torch', 'numpy', 'scipy'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "\n"
+
+
+def test_every_public_name_loads():
+    for name in mixbit.__all__:
+        assert callable(getattr(mixbit, name)), name
+    assert set(mixbit.__all__) <= set(dir(mixbit))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        mixbit.nothing  # noqa: B018
