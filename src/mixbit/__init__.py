@@ -7,26 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixbit.core.budget import Budget as Budget
-    from mixbit.core.budget import MaxDrop as MaxDrop
-    from mixbit.core.errors import (
+    from mixbit.core import (
+        Budget as Budget,
         InfeasibleBudget as InfeasibleBudget,
-    )
-    from mixbit.core.errors import (
         InvalidInput as InvalidInput,
-    )
-    from mixbit.core.errors import (
+        MaxDrop as MaxDrop,
         MixbitError as MixbitError,
-    )
-    from mixbit.core.errors import (
+        Plan as Plan,
+        Scheme as Scheme,
+        Sensitivity as Sensitivity,
         TargetMismatch as TargetMismatch,
-    )
-    from mixbit.core.errors import (
         UnsupportedModel as UnsupportedModel,
     )
-    from mixbit.core.plan import Plan as Plan
-    from mixbit.core.scheme import Scheme as Scheme
-    from mixbit.core.table import Sensitivity as Sensitivity
     from mixbit.core.task import Task as Task
     from mixbit.graph.capture import capture as capture
     from mixbit.graph.graph import Graph as Graph
@@ -38,8 +30,7 @@ if TYPE_CHECKING:
     from mixbit.metrics.measure import measure as measure
     from mixbit.pipeline.auto import auto_quantize as auto_quantize
     from mixbit.pipeline.settings import Settings as Settings
-    from mixbit.pruning.prune import Removal as Removal
-    from mixbit.pruning.prune import prune_channels as prune_channels
+    from mixbit.pruning.prune import Removal as Removal, prune_channels as prune_channels
     from mixbit.quantization.batchnorm import reestimated as reestimated
     from mixbit.quantization.equalize import equalized as equalized
     from mixbit.quantization.offers import uniform_plan as uniform_plan
@@ -49,8 +40,7 @@ if TYPE_CHECKING:
     from mixbit.targets.export import export as export
     from mixbit.targets.verify import verify as verify
     from mixbit.training.finetune import finetune as finetune
-    from mixbit.training.learnable import learnable as learnable
-    from mixbit.training.learnable import settled as settled
+    from mixbit.training.learnable import learnable as learnable, settled as settled
     from mixbit.training.loop import Training as Training
 
 _HOMES = {

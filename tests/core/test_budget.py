@@ -3,8 +3,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from mixbit.core.budget import RESOURCES, Budget, resource_usage
 from mixbit.core.errors import InvalidInput

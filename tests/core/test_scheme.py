@@ -1,6 +1,5 @@
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, strategies as st
 
 from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import INPUT_BITS, WEIGHT_BITS, Format, Scheme

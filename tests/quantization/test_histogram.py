@@ -3,8 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from mixbit.quantization.histogram import BINS_PER_OCTAVE, OCTAVES, RECENT, SAMPLES_PER_UPDATE, Histogram, _step
 

@@ -4,8 +4,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from mixbit.core.scheme import Scheme, Sparsity
 from mixbit.quantization.sparsity import choose_kept, fisher_weighted, magnitude, misfit, num_zeros

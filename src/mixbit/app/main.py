@@ -12,7 +12,7 @@ from mixbit.app.commands.quantize import quantize
 from mixbit.app.commands.search import front, search
 from mixbit.app.commands.study import study
 from mixbit.app.printing import say
-from mixbit.core.errors import InvalidInput, MixbitError
+from mixbit.core import InvalidInput, MixbitError
 
 INTERRUPTED = 130
 

@@ -15,9 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mixbit.core.budget import Budget
-from mixbit.core.errors import InvalidInput
-from mixbit.core.target import Target
+from mixbit.core import Budget, InvalidInput, Target
 
 #: NNCF's defaults; of autoq's episodes there is none that runs, and its examples have 300.
 BITS, HAWQ_RATIO, AUTOQ_RATIO, VECTORS, TOLERANCE, EPISODES = [2, 4, 8], 1.5, 0.15, 200, 1e-4, 300

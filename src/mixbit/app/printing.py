@@ -8,8 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from mixbit.core.plan import Plan
-    from mixbit.core.table import Sensitivity
+    from mixbit.core import Plan, Sensitivity
     from mixbit.metric_study.study import Study
     from mixbit.pipeline.folder import Pruned, Result
 

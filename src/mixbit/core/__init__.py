@@ -1,1 +1,52 @@
-"""The words: schemes, tables, plans, budgets, tasks, batches, targets and errors."""
+"""The words of the package, and what comes and goes: all of it but `task` and `batches`, which load torch."""
+
+from mixbit.core.budget import (
+    Budget as Budget,
+    Limit as Limit,
+    MaxDrop as MaxDrop,
+    activation_bytes as activation_bytes,
+    resource_usage as resource_usage,
+)
+from mixbit.core.errors import (
+    InfeasibleBudget as InfeasibleBudget,
+    InvalidInput as InvalidInput,
+    MixbitError as MixbitError,
+    TargetMismatch as TargetMismatch,
+    UnsupportedModel as UnsupportedModel,
+)
+from mixbit.core.io.files import (
+    check_new_file as check_new_file,
+    check_writable_folder as check_writable_folder,
+    read_json as read_json,
+    save_arrays as save_arrays,
+    sha256 as sha256,
+    whole_folder as whole_folder,
+    write_bytes as write_bytes,
+    write_text as write_text,
+)
+from mixbit.core.io.interrupts import (
+    children_uninterrupted as children_uninterrupted,
+    interrupts_later as interrupts_later,
+    time_limit as time_limit,
+)
+from mixbit.core.io.methods import with_options as with_options
+from mixbit.core.io.progress import draw_nothing as draw_nothing, track as track
+from mixbit.core.plan import Plan as Plan, Price as Price, fingerprint as fingerprint
+from mixbit.core.scheme import (
+    FLOATS as FLOATS,
+    INPUT_BITS as INPUT_BITS,
+    WEIGHT_BITS as WEIGHT_BITS,
+    Format as Format,
+    Scheme as Scheme,
+    Sparsity as Sparsity,
+)
+from mixbit.core.table import FloatArray as FloatArray, Sensitivity as Sensitivity, first_problem as first_problem
+from mixbit.core.target import (
+    DEFAULT_CHOICES as DEFAULT_CHOICES,
+    TARGETS as TARGETS,
+    Runner as Runner,
+    StoredWeight as StoredWeight,
+    Target as Target,
+    find_target as find_target,
+    target_module as target_module,
+)

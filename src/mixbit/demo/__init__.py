@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mixbit.core.budget import Budget
-from mixbit.core.io.files import check_writable_folder
-from mixbit.core.target import target_module
+from mixbit.core import Budget, check_writable_folder, target_module
 from mixbit.demo.data import BATCH_SIZE, calibration_batches, test_batches
 from mixbit.demo.network import trained
 from mixbit.pipeline.auto import auto_quantize

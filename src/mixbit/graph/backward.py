@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mixbit.core import track
 from mixbit.core.batches import Inputs
-from mixbit.core.io.progress import track
 from mixbit.graph.case import Case
 from mixbit.graph.graph import Graph, Layer, Operation
 from mixbit.graph.nodes import argument, get_tensor

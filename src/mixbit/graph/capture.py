@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from mixbit.core import InvalidInput, UnsupportedModel
 from mixbit.core.batches import Inputs
-from mixbit.core.errors import InvalidInput, UnsupportedModel
 from mixbit.graph.fold import fold_batch_norms
 from mixbit.graph.graph import Graph, _check_finite, _dynamic_batch
 from mixbit.graph.torch_export import copy_module, export_program

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixbit.core import InvalidInput, track
 from mixbit.core.batches import Batch, Inputs
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.progress import track
 from mixbit.core.task import Task
 from mixbit.graph.graph import Graph
 

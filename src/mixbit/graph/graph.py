@@ -13,9 +13,8 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
+from mixbit.core import InvalidInput, Plan
 from mixbit.core.batches import Inputs
-from mixbit.core.errors import InvalidInput
-from mixbit.core.plan import Plan
 from mixbit.core.task import Task
 from mixbit.graph.nodes import argument
 from mixbit.graph.torch_export import copy_module, export_program

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from mixbit.core.errors import InvalidInput
-from mixbit.core.plan import fingerprint
+from mixbit.core import InvalidInput, fingerprint
 from mixbit.graph.dataflow import _quantizes, activations, source_of
 from mixbit.graph.graph import Graph, Layer, Operation, OperatorKind
 from mixbit.graph.nodes import argument, get_tensor, is_parameter, packet

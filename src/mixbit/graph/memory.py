@@ -6,8 +6,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from mixbit.core.table import FloatArray
-from mixbit.core.target import Target
+from mixbit.core import FloatArray, Target
 from mixbit.graph.dataflow import activations, inputs_between, source_of
 from mixbit.graph.graph import Graph, Layer
 from mixbit.graph.nodes import packet

@@ -15,8 +15,8 @@ import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
+from mixbit.core import UnsupportedModel
 from mixbit.core.batches import Inputs
-from mixbit.core.errors import UnsupportedModel
 
 
 def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.core.errors import InvalidInput
+from mixbit.core import InvalidInput
 from mixbit.graph.blocks import Block
 from mixbit.graph.graph import Graph
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from mixbit.core.table import Sensitivity
+from mixbit.core import Sensitivity
 from mixbit.metric_study.truth import Truth
 
 Floats = NDArray[np.float64]

@@ -11,10 +11,16 @@ from urllib.parse import quote, unquote
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import check_writable_folder, read_json, write_text
-from mixbit.core.plan import Plan
-from mixbit.core.table import FloatArray, Sensitivity, first_problem
+from mixbit.core import (
+    FloatArray,
+    InvalidInput,
+    Plan,
+    Sensitivity,
+    check_writable_folder,
+    first_problem,
+    read_json,
+    write_text,
+)
 from mixbit.metric_study.truth import Predicted, Truth
 
 SETTINGS = "settings.json"

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import write_bytes
+from mixbit.core import InvalidInput, write_bytes
 
 #: Inches.
 SIZE = (6.4, 4.4)

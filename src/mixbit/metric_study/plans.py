@@ -6,10 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.core.budget import Budget, Limit
-from mixbit.core.errors import InvalidInput
-from mixbit.core.scheme import Scheme
-from mixbit.core.table import Sensitivity
+from mixbit.core import Budget, InvalidInput, Limit, Scheme, Sensitivity
 
 Integers = NDArray[np.int64]
 

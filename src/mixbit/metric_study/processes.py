@@ -16,9 +16,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
-from mixbit.core.errors import MixbitError
-from mixbit.core.io.interrupts import children_uninterrupted
-from mixbit.core.io.progress import draw_nothing
+from mixbit.core import MixbitError, children_uninterrupted, draw_nothing
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")

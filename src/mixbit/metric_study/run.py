@@ -15,13 +15,8 @@ import numpy as np
 import torch
 
 import mixbit
-from mixbit.core.budget import Budget
-from mixbit.core.errors import InfeasibleBudget, InvalidInput
+from mixbit.core import Budget, InfeasibleBudget, InvalidInput, Plan, Scheme, Sensitivity, track
 from mixbit.core.io.digest import source_digest, tensors_digest, text_digest
-from mixbit.core.io.progress import track
-from mixbit.core.plan import Plan
-from mixbit.core.scheme import Scheme
-from mixbit.core.table import Sensitivity
 from mixbit.metric_study.agreement import Integers
 from mixbit.metric_study.folder import StudyFolder
 from mixbit.metric_study.plans import RandomPlans

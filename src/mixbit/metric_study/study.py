@@ -10,12 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.core.errors import InvalidInput
+from mixbit.core import InvalidInput, Plan, Sensitivity, check_writable_folder, find_target, write_text
 from mixbit.core.io.environment import environment
-from mixbit.core.io.files import check_writable_folder, write_text
-from mixbit.core.plan import Plan
-from mixbit.core.table import Sensitivity
-from mixbit.core.target import find_target
 from mixbit.metric_study.agreement import (
     PlanSet,
     agreement_figures,

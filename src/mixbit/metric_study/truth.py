@@ -14,11 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixbit.core import InvalidInput, MixbitError, Plan, Sensitivity, track
 from mixbit.core.batches import Batch, split_batch
-from mixbit.core.errors import InvalidInput, MixbitError
-from mixbit.core.io.progress import track
-from mixbit.core.plan import Plan
-from mixbit.core.table import Sensitivity
 from mixbit.core.task import Task
 from mixbit.graph.evaluate import returned_by
 from mixbit.graph.graph import Graph

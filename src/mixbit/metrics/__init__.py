@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from mixbit.core.io.methods import with_options
+from mixbit.core import with_options
 from mixbit.metrics._input import Estimate, Question
 from mixbit.metrics.autoround import autoround
 from mixbit.metrics.fisher import fisher

@@ -9,10 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mixbit.core import FloatArray, Format, InvalidInput, Scheme
 from mixbit.core.batches import Batch
-from mixbit.core.errors import InvalidInput
-from mixbit.core.scheme import Format, Scheme
-from mixbit.core.table import FloatArray
 from mixbit.core.task import Task
 from mixbit.graph.case import Case
 from mixbit.graph.graph import Graph, Layer, Operation

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mixbit.core.scheme import Format
+from mixbit.core import Format
 from mixbit.graph.graph import Layer, Operation
 from mixbit.graph.nodes import get_tensor
 from mixbit.graph.operators import run_operation

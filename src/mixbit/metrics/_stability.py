@@ -5,10 +5,7 @@ import math
 
 import numpy as np
 
-from mixbit.core.budget import Budget
-from mixbit.core.errors import InfeasibleBudget
-from mixbit.core.plan import Plan
-from mixbit.core.table import Sensitivity
+from mixbit.core import Budget, InfeasibleBudget, Plan, Sensitivity
 from mixbit.searches.search import search
 
 #: Budgets at which plans are compared, as shares of the way from the cheapest plan to the dearest.

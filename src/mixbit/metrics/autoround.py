@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mixbit.core.io.progress import track
+from mixbit.core import track
 from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Layer, Operation
 from mixbit.graph.nodes import get_tensor

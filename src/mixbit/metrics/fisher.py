@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from mixbit.core.io.progress import track
+from mixbit.core import track
 from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Layer, Operation
 from mixbit.graph.operators import FEW_ELEMENTS, run_stacked, stack_weights

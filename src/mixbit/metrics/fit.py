@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mixbit.core import Format, InvalidInput, track
 from mixbit.core.batches import Inputs
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.progress import track
-from mixbit.core.scheme import Format
 from mixbit.graph.backward import Backward, SampleGradients
 from mixbit.graph.graph import Layer
 from mixbit.graph.nodes import get_tensor

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from mixbit.core import InvalidInput, track
 from mixbit.core.batches import Inputs
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.progress import track
 from mixbit.graph.nodes import get_tensor
 from mixbit.metrics._input import Estimate, Question
 from mixbit.quantization.statistics import RunningMean

@@ -7,12 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mixbit.core import FloatArray, InvalidInput, Scheme, Sensitivity, Target, find_target, track
 from mixbit.core.batches import Batch, split_all
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.progress import track
-from mixbit.core.scheme import Scheme
-from mixbit.core.table import FloatArray, Sensitivity
-from mixbit.core.target import Target, find_target
 from mixbit.core.task import Task
 from mixbit.graph.graph import Graph, Layer, check_arguments
 from mixbit.graph.layers import find_layers, model_fingerprint, shared_inputs

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from mixbit.core import track
 from mixbit.core.batches import Inputs
-from mixbit.core.io.progress import track
 from mixbit.graph.graph import Graph, Layer
 from mixbit.metrics._input import Estimate, Question
 from mixbit.quantization.offers import takes_weight

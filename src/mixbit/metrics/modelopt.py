@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from torch import Tensor, fx
 from torch.nn import functional
 
-from mixbit.core.io.progress import track
+from mixbit.core import track
 from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Layer, Operation
 from mixbit.graph.sample_axis import group_samples, sample_axis

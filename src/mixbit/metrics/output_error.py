@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.core.io.progress import track
+from mixbit.core import track
 from mixbit.graph.graph import Layer, Operation
 from mixbit.graph.nodes import argument
 from mixbit.graph.sample_axis import group_samples, sample_axis

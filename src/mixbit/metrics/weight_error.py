@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mixbit.core.io.progress import track
+from mixbit.core import track
 from mixbit.graph.nodes import get_tensor
 from mixbit.metrics._input import Estimate, Question
 

@@ -10,14 +10,10 @@ from typing import Any
 
 from torch import nn
 
+from mixbit.core import Budget, InvalidInput, MaxDrop, Plan, Scheme, Sensitivity
 from mixbit.core.batches import Batch, hold_out, split_batches
-from mixbit.core.budget import Budget, MaxDrop
-from mixbit.core.errors import InvalidInput
 from mixbit.core.io.digest import source_digest, tensors_digest
 from mixbit.core.io.store import Checkpoint, Journal
-from mixbit.core.plan import Plan
-from mixbit.core.scheme import Scheme
-from mixbit.core.table import Sensitivity
 from mixbit.graph.capture import capture, check_module
 from mixbit.graph.case import Case
 from mixbit.graph.evaluate import Evaluation, evaluate, graph_runner

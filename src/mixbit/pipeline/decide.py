@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass
 
+from mixbit.core import Plan, Sensitivity
 from mixbit.core.batches import Batch
-from mixbit.core.plan import Plan
-from mixbit.core.table import Sensitivity
 from mixbit.core.task import Task
 from mixbit.graph.evaluate import Evaluation
 from mixbit.graph.graph import Graph

@@ -4,11 +4,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mixbit.core import Plan, Runner, Sensitivity, sha256, whole_folder, write_text
 from mixbit.core.io.environment import environment
-from mixbit.core.io.files import sha256, whole_folder, write_text
-from mixbit.core.plan import Plan
-from mixbit.core.table import Sensitivity
-from mixbit.core.target import Runner
 from mixbit.graph.coverage import find_uncovered
 from mixbit.graph.evaluate import evaluate
 from mixbit.graph.graph import Graph

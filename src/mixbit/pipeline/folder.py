@@ -12,12 +12,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from mixbit.core import InvalidInput, Scheme, StoredWeight, first_problem, read_json, save_arrays
 from mixbit.core.batches import Batch
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import read_json, save_arrays
-from mixbit.core.scheme import Scheme
-from mixbit.core.table import first_problem
-from mixbit.core.target import StoredWeight
 from mixbit.core.task import output_of
 from mixbit.graph.graph import Graph
 from mixbit.targets.verify import Comparison

@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import check_writable_folder
-from mixbit.core.target import Target, find_target, target_module
+from mixbit.core import InvalidInput, Target, check_writable_folder, find_target, target_module
 from mixbit.core.task import Task
 from mixbit.metrics import Metric, find_metric
 from mixbit.pipeline.trials import Score

@@ -14,14 +14,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from mixbit.core import (
+    Budget,
+    FloatArray,
+    InvalidInput,
+    MaxDrop,
+    MixbitError,
+    Plan,
+    Sensitivity,
+    target_module,
+    time_limit,
+)
 from mixbit.core.batches import Batch, as_given
-from mixbit.core.budget import Budget, MaxDrop
-from mixbit.core.errors import InvalidInput, MixbitError
-from mixbit.core.io.interrupts import time_limit
 from mixbit.core.io.store import Journal
-from mixbit.core.plan import Plan
-from mixbit.core.table import FloatArray, Sensitivity
-from mixbit.core.target import target_module
 from mixbit.core.task import Task
 from mixbit.graph.evaluate import Evaluation, evaluate, graph_runner
 from mixbit.graph.graph import Graph, Layer

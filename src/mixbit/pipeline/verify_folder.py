@@ -7,11 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixbit.core.errors import InvalidInput, TargetMismatch
-from mixbit.core.io.files import sha256
+from mixbit.core import InvalidInput, Plan, Runner, TargetMismatch, sha256, target_module
 from mixbit.core.io.user_code import load_model
-from mixbit.core.plan import Plan
-from mixbit.core.target import Runner, target_module
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.evaluate import Evaluation

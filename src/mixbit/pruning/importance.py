@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mixbit.core import track
 from mixbit.core.batches import Batch
-from mixbit.core.io.progress import track
 from mixbit.core.task import Task
 from mixbit.graph.graph import Graph
 from mixbit.graph.sample_axis import SampleAxis, group_samples, sample_axis

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
+from mixbit.core import InvalidInput, track
 from mixbit.core.batches import Batch
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.progress import track
 from mixbit.graph.fold import set_bias
 from mixbit.graph.graph import Graph, Operation
 from mixbit.graph.nodes import argument, get_tensor, tensor_of

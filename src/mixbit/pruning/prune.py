@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from mixbit.core import InvalidInput, UnsupportedModel
 from mixbit.core.batches import Batch, split_all
-from mixbit.core.errors import InvalidInput, UnsupportedModel
 from mixbit.core.io.store import folder_of
 from mixbit.core.task import Task
 from mixbit.graph.capture import TOLERANCE, capture

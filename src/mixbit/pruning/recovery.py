@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, fx, nn
 
-from mixbit.core.io.progress import track
+from mixbit.core import track
 from mixbit.core.io.store import load, save
 from mixbit.graph.blocks import Block, find_blocks
 from mixbit.graph.graph import Graph

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixbit.core.scheme import Format
+from mixbit.core import Format
 
 #: Where every value of a tensor is zero, any scale serves; this one keeps the arithmetic finite.
 SCALE_OF_ZEROS = 1.0

@@ -4,10 +4,7 @@ import dataclasses
 
 from torch import Tensor, fx
 
-from mixbit.core.errors import InvalidInput
-from mixbit.core.plan import Plan
-from mixbit.core.scheme import Format
-from mixbit.core.target import Target, find_target
+from mixbit.core import Format, InvalidInput, Plan, Target, find_target
 from mixbit.graph.dataflow import convolved, inputs_between
 from mixbit.graph.fold import set_bias
 from mixbit.graph.graph import Graph, Layer

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mixbit.core import InvalidInput, track
 from mixbit.core.batches import Inputs, split_batches
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.progress import track
 from mixbit.quantization.statistics import RunningMean
 
 

@@ -7,10 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mixbit.core import Format, InvalidInput, track
 from mixbit.core.batches import Inputs
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.progress import track
-from mixbit.core.scheme import Format
 from mixbit.graph.fold import set_bias
 from mixbit.graph.graph import Graph, Layer, Operation
 from mixbit.graph.layers import find_layers

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from mixbit.core import Format, InvalidInput, Sparsity, track
 from mixbit.core.batches import Inputs
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.progress import track
-from mixbit.core.scheme import Format, Sparsity
 from mixbit.graph.dataflow import observable
 from mixbit.graph.graph import Graph, Layer, Operation
 from mixbit.graph.nodes import argument

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.progress import track
+from mixbit.core import InvalidInput, track
 from mixbit.graph.fold import num_uses
 from mixbit.graph.graph import Graph, Layer
 from mixbit.graph.layers import find_layers

@@ -6,9 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.progress import track
-from mixbit.core.scheme import Format, Sparsity
+from mixbit.core import Format, InvalidInput, Sparsity, track
 from mixbit.graph.backward import Backward, SampleGradients
 from mixbit.graph.case import Case
 from mixbit.graph.graph import Layer, Operation

@@ -7,10 +7,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.core.errors import InvalidInput
-from mixbit.core.plan import Plan
-from mixbit.core.scheme import Format, Scheme
-from mixbit.core.target import Target, find_target
+from mixbit.core import Format, InvalidInput, Plan, Scheme, Target, find_target
 from mixbit.graph.graph import Graph, Layer
 from mixbit.graph.layers import find_layers, model_fingerprint
 from mixbit.quantization import sparsity

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixbit.core.scheme import Format
+from mixbit.core import Format
 from mixbit.quantization import affine
 
 

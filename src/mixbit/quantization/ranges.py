@@ -5,9 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.methods import with_options
-from mixbit.core.scheme import Format
+from mixbit.core import Format, InvalidInput, with_options
 from mixbit.quantization.affine import range_to_affine
 from mixbit.quantization.histogram import BINS_PER_OCTAVE, FloatArray, Histogram
 

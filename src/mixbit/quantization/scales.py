@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from mixbit.core.scheme import Format
+from mixbit.core import Format
 from mixbit.graph.graph import Graph, Layer, Operation
 from mixbit.graph.nodes import argument, get_tensor, tensor_of
 from mixbit.graph.operators import FEW_ELEMENTS, can_take_bias, run_stacked, stack_weights

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-from mixbit.core.io.progress import track
-from mixbit.core.plan import Plan
-from mixbit.core.target import find_target
+from mixbit.core import Plan, find_target, track
 from mixbit.graph.graph import Graph, Layer
 from mixbit.graph.layers import find_layers
 from mixbit.graph.nodes import get_tensor

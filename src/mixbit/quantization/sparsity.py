@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor
 
-from mixbit.core.scheme import Sparsity
+from mixbit.core import Sparsity
 
 
 def num_zeros(numel: int, sparsity: Sparsity) -> int:

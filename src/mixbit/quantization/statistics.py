@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixbit.core.table import FloatArray
+from mixbit.core import FloatArray
 
 
 class RunningMean:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from mixbit.core.io.methods import with_options
+from mixbit.core import with_options
 from mixbit.graph.graph import Graph
 from mixbit.roundings._input import Reconstruction
 from mixbit.roundings.adaround import adaround

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from torch import Tensor, fx
 
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.progress import track
+from mixbit.core import InvalidInput, track
 from mixbit.core.io.store import load, save
 from mixbit.graph.blocks import Block
 from mixbit.graph.graph import Graph

@@ -11,9 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from mixbit.core.errors import InvalidInput
+from mixbit.core import InvalidInput, track
 from mixbit.core.io import store as parts
-from mixbit.core.io.progress import track
 from mixbit.graph.fold import set_bias
 from mixbit.graph.graph import Graph, Layer, Operation
 from mixbit.graph.layers import find_layers

@@ -5,10 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from mixbit.core import InvalidInput, Plan
 from mixbit.core.batches import check_iterable, loaded, split_batch
-from mixbit.core.errors import InvalidInput
 from mixbit.core.io.store import folder_of
-from mixbit.core.plan import Plan
 from mixbit.core.task import Task
 from mixbit.graph.graph import Graph, Layer, check_arguments
 from mixbit.quantization.assemble import check_plan

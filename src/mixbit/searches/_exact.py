@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, sparse
 
-from mixbit.core.errors import MixbitError
+from mixbit.core import MixbitError
 from mixbit.searches._problem import Floats, Groups, Integers, infeasible, taken
 
 TIME_LIMIT_S = 60.0

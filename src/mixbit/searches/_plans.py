@@ -6,10 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mixbit.core.budget import Budget, Limit, activation_bytes
-from mixbit.core.plan import Plan, Price
-from mixbit.core.scheme import Scheme
-from mixbit.core.table import Sensitivity
+from mixbit.core import Budget, Limit, Plan, Price, Scheme, Sensitivity, activation_bytes
 from mixbit.searches._exact import optimum, shadow_prices
 from mixbit.searches._problem import Floats, Integers, Problem, Trials, taken, uniform_choices
 

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from mixbit.core.errors import InfeasibleBudget, InvalidInput
+from mixbit.core import InfeasibleBudget, InvalidInput
 
 TOLERANCE = 1e-9  # share of a limit that rounding may add to a sum
 

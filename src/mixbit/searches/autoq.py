@@ -35,8 +35,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.progress import track
+from mixbit.core import InvalidInput, track
 from mixbit.searches._autoq_steps import Precisions
 from mixbit.searches._exact import optimum
 from mixbit.searches._problem import Floats, Integers, Problem

@@ -9,11 +9,17 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mixbit.core.budget import Budget, resource_usage
-from mixbit.core.errors import InfeasibleBudget, InvalidInput
-from mixbit.core.io.files import read_json, write_text
-from mixbit.core.plan import Plan
-from mixbit.core.table import Sensitivity, first_problem
+from mixbit.core import (
+    Budget,
+    InfeasibleBudget,
+    InvalidInput,
+    Plan,
+    Sensitivity,
+    first_problem,
+    read_json,
+    resource_usage,
+    write_text,
+)
 from mixbit.searches._pareto import pareto_choices
 from mixbit.searches._plans import predicted_figures, problem_over
 from mixbit.searches._problem import TOLERANCE, Floats, Integers

@@ -30,7 +30,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from mixbit.core.errors import InvalidInput
+from mixbit.core import InvalidInput
 from mixbit.searches._problem import Floats, Groups, Integers, Problem, none_found, taken
 
 Assignment = Literal["liberal", "strict"]

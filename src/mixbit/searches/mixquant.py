@@ -21,7 +21,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from mixbit.core.errors import InvalidInput
+from mixbit.core import InvalidInput
 from mixbit.searches._exact import optimum
 from mixbit.searches._problem import Floats, Integers, Problem, none_found
 

@@ -6,11 +6,7 @@ from types import ModuleType
 
 import numpy as np
 
-from mixbit.core.budget import Budget, Limit
-from mixbit.core.errors import InfeasibleBudget, MixbitError
-from mixbit.core.io.methods import with_options
-from mixbit.core.plan import Plan
-from mixbit.core.table import Sensitivity
+from mixbit.core import Budget, InfeasibleBudget, Limit, MixbitError, Plan, Sensitivity, with_options
 from mixbit.searches import autoq, greedy, hawq, ilp, mixquant, uniform
 from mixbit.searches._plans import plan_of, priced, problem_over, uniform_plans
 from mixbit.searches._problem import Integers, Problem, Trials, keeps, taken

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixbit.core.scheme import Format, Sparsity
+from mixbit.core import Format, Sparsity
 from mixbit.graph.graph import Graph
 from mixbit.graph.nodes import get_tensor
 from mixbit.quantization.affine import factor_bytes, pack, packed_bytes, unpack

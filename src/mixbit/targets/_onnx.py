@@ -7,8 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
-from mixbit.core.errors import UnsupportedModel
-from mixbit.core.io.interrupts import interrupts_later
+from mixbit.core import UnsupportedModel, interrupts_later
 from mixbit.graph.graph import Graph
 from mixbit.graph.torch_export import without_logs, without_torchs_warnings
 from mixbit.targets._integers import FURTHER

@@ -8,8 +8,7 @@ from xml.etree import ElementTree as ET
 import numpy as np
 from torch import Tensor
 
-from mixbit.core.errors import UnsupportedModel
-from mixbit.core.io.interrupts import interrupts_later
+from mixbit.core import UnsupportedModel, interrupts_later
 from mixbit.graph.graph import Graph
 from mixbit.graph.layers import find_layers
 from mixbit.graph.torch_export import without_torchs_warnings

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixbit.core.scheme import Scheme
+from mixbit.core import Scheme
 from mixbit.graph.graph import Graph
 from mixbit.graph.layers import find_layers
 from mixbit.targets._integers import IntegerWeight, float_weights, integer_weights

@@ -4,9 +4,7 @@ from pathlib import Path
 
 import torch
 
-from mixbit.core.errors import InvalidInput, UnsupportedModel
-from mixbit.core.io.files import whole_folder
-from mixbit.core.target import target_module
+from mixbit.core import InvalidInput, UnsupportedModel, target_module, whole_folder
 from mixbit.graph.graph import Graph
 from mixbit.quantization.assemble import quantizers_of
 from mixbit.targets._integers import FURTHER, SEPARATOR

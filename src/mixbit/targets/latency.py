@@ -12,10 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.core.io.progress import track
-from mixbit.core.plan import Plan
-from mixbit.core.table import FloatArray, Sensitivity
-from mixbit.core.target import Runner, target_module
+from mixbit.core import FloatArray, Plan, Runner, Sensitivity, target_module, track
 from mixbit.graph.graph import Graph
 from mixbit.quantization.calibrate import Calibration
 from mixbit.roundings.quantize import quantize

@@ -16,9 +16,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 
-from mixbit.core.errors import InvalidInput, TargetMismatch
-from mixbit.core.scheme import FLOATS
-from mixbit.core.target import DEFAULT_CHOICES, Runner, StoredWeight, Target
+from mixbit.core import DEFAULT_CHOICES, FLOATS, InvalidInput, Runner, StoredWeight, Target, TargetMismatch
 from mixbit.graph.graph import Graph
 from mixbit.graph.layers import find_layers
 from mixbit.quantization.assemble import quantizer_path

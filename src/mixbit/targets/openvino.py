@@ -14,9 +14,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mixbit.core.errors import InvalidInput, TargetMismatch
-from mixbit.core.scheme import FLOATS, Format
-from mixbit.core.target import DEFAULT_CHOICES, Runner, StoredWeight, Target
+from mixbit.core import DEFAULT_CHOICES, FLOATS, Format, InvalidInput, Runner, StoredWeight, Target, TargetMismatch
 from mixbit.graph.graph import Graph
 from mixbit.graph.nodes import get_tensor
 from mixbit.quantization.affine import factor_bytes

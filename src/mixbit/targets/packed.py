@@ -16,11 +16,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from mixbit.core.errors import InvalidInput, TargetMismatch
-from mixbit.core.io.files import save_arrays
-from mixbit.core.plan import Plan
-from mixbit.core.scheme import FLOATS, INPUT_BITS, WEIGHT_BITS, Format
-from mixbit.core.target import DEFAULT_CHOICES, Runner, StoredWeight, Target, find_target
+from mixbit.core import (
+    DEFAULT_CHOICES,
+    FLOATS,
+    INPUT_BITS,
+    WEIGHT_BITS,
+    Format,
+    InvalidInput,
+    Plan,
+    Runner,
+    StoredWeight,
+    Target,
+    TargetMismatch,
+    find_target,
+    save_arrays,
+)
 from mixbit.graph.graph import Graph, Layer
 from mixbit.graph.layers import find_layers
 from mixbit.quantization import affine

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from mixbit.core import InvalidInput, Plan, Runner, StoredWeight, TargetMismatch, find_target, target_module
 from mixbit.core.batches import Inputs, split_batch
-from mixbit.core.errors import InvalidInput, TargetMismatch
-from mixbit.core.plan import Plan
-from mixbit.core.target import Runner, StoredWeight, find_target, target_module
 from mixbit.core.task import Task
 from mixbit.graph.evaluate import Evaluation, evaluate, graph_runner
 from mixbit.graph.graph import Graph, Layer

@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
+from mixbit.core import InvalidInput, track
 from mixbit.core.batches import Batch, check_iterable, hold_out, loaded, split_all
-from mixbit.core.errors import InvalidInput
 from mixbit.core.io.digest import source_digest, tensors_digest
-from mixbit.core.io.progress import track
 from mixbit.core.io.store import Checkpoint, folder_of
 from mixbit.core.task import Task
 from mixbit.graph.graph import Graph, check_arguments, check_graph

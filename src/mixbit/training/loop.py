@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixbit.core import InvalidInput, track
 from mixbit.core.batches import Batch, Inputs, loaded, split_batch
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.progress import track
 from mixbit.core.io.store import Checkpoint
 from mixbit.core.task import Task, output_of
 from mixbit.graph.evaluate import returned_by

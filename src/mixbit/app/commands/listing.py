@@ -28,7 +28,7 @@ def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json:
 
 
 def _targets() -> list[tuple[str, str]]:
-    from mixbit.core.target import TARGETS, find_target
+    from mixbit.core import TARGETS, find_target
 
     found = [find_target(name) for name in TARGETS]
     widths = [f"weights {_widths(one.weight_bits)} bits, inputs {_widths(one.input_bits)} or float" for one in found]

@@ -47,8 +47,8 @@ def measure(
     as_json: AsJson = False,
 ) -> None:
     """Write the table of predicted loss increase, layers x choices."""
+    from mixbit.core import check_new_file
     from mixbit.core.batches import split_batches
-    from mixbit.core.io.files import check_new_file
     from mixbit.core.io.user_code import load_data, load_task
     from mixbit.graph.capture import capture
     from mixbit.graph.layers import find_layers

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from mixbit.app.printing import say
-from mixbit.core.errors import InvalidInput
+from mixbit.core import InvalidInput
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function or package.module:function")]
 Data = Annotated[str, typer.Option("--data", help="DATA: calibration batches; the same form as MODEL")]
@@ -44,7 +44,7 @@ def check_known(what: str, name: str, known: tuple[str, ...]) -> None:
 
 def pins_of(texts: list[str] | None) -> dict[str, str]:
     """Pattern -> scheme of `NAME=SCHEME` texts."""
-    from mixbit.core.scheme import Scheme
+    from mixbit.core import Scheme
 
     pins: dict[str, str] = {}
     for text in texts or []:

@@ -31,7 +31,7 @@ from mixbit.app.commands.options import (
     split,
 )
 from mixbit.app.printing import print_result, say
-from mixbit.core.errors import InvalidInput
+from mixbit.core import InvalidInput
 
 
 def quantize(
@@ -170,7 +170,7 @@ def quantize(
 
 
 def _budget(budget: list[str] | None, max_drop: str | None) -> Any:
-    from mixbit.core.budget import Budget, MaxDrop
+    from mixbit.core import Budget, MaxDrop
 
     if (max_drop is None) == (not budget):
         raise InvalidInput(
@@ -182,8 +182,7 @@ def _budget(budget: list[str] | None, max_drop: str | None) -> Any:
 def _nncf(path: Path, target: str, budget: list[str] | None, **others: Any) -> Any:
     """The configuration, with the command line's budget in the place of its own where one is given."""
     from mixbit.app.nncf import read_nncf_config
-    from mixbit.core.budget import Budget
-    from mixbit.core.target import find_target
+    from mixbit.core import Budget, find_target
 
     _refuse(others, "the configuration of --nncf-config has its own")
     found = read_nncf_config(path, find_target(target), Budget.parse(budget) if budget else None)

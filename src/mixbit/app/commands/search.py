@@ -7,7 +7,7 @@ import typer
 
 from mixbit.app.commands.options import BUDGET, SEARCH_HELP, AsJson, Force, Pins, function_or_name, pins_of
 from mixbit.app.printing import print_prices, print_rows, say
-from mixbit.core.errors import InvalidInput
+from mixbit.core import InvalidInput
 from mixbit.metric_study.pictures import SIZE, new_figure, save_figure
 from mixbit.searches.front import Front
 
@@ -43,9 +43,7 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Find the plan with the smallest predicted loss within the budget."""
-    from mixbit.core.budget import Budget
-    from mixbit.core.io.files import check_new_file, read_json
-    from mixbit.core.table import Sensitivity
+    from mixbit.core import Budget, Sensitivity, check_new_file, read_json
     from mixbit.searches._plans import priced
     from mixbit.searches.front import Front
     from mixbit.searches.search import search as search_
@@ -96,8 +94,7 @@ def front(
     as_json: AsJson = False,
 ) -> None:
     """Find all plans that are best at some budget of one resource."""
-    from mixbit.core.io.files import check_new_file
-    from mixbit.core.table import Sensitivity
+    from mixbit.core import Sensitivity, check_new_file
     from mixbit.metric_study.pictures import check_matplotlib
     from mixbit.searches.front import front as front_
 

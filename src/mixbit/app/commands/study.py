@@ -57,7 +57,7 @@ def study(
     """Tell which metric ranks plans best on this model, by what random plans truly cost."""
     from functools import partial
 
-    from mixbit.core.budget import Budget
+    from mixbit.core import Budget
     from mixbit.metric_study.plans import RandomPlans
     from mixbit.metric_study.study import study as study_
 
