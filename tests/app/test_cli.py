@@ -623,7 +623,7 @@ def test_interrupt_is_exit_130_and_leaves_nothing(code, run, tmp_path, monkeypat
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mixbit.metrics.measure.measure", interrupt)
+    monkeypatch.setattr("mixbit.pipeline.auto.measure", interrupt)
     status, _, _ = run(*quantize_words(code, tmp_path / "out"))
     assert status == 130
     assert list(tmp_path.iterdir()) == []

@@ -302,7 +302,7 @@ def test_inputs_by_keyword_may_come_in_any_order(tmp_path, monkeypatch):
     )  # fmt: skip
     assert found.comparison.problems == ()
     assert found.comparison.max_abs_diff < 1e-5
-    monkeypatch.setattr("mixbit.core.io.user_code.load_model", lambda spec: model)
+    monkeypatch.setattr("mixbit.pipeline.verify_folder.load_model", lambda spec: model)
     again = recheck(tmp_path / "out")
     assert again.problems == ()
     assert again.max_abs_diff < 1e-5
@@ -317,7 +317,7 @@ def test_twelve_inputs_keep_their_order(tmp_path, monkeypatch):
         model, rows, target="packed", budget=mb.Budget(mean_bits=8), out=tmp_path / "out",
         settings=Settings(model="somewhere:model"),
     )  # fmt: skip
-    monkeypatch.setattr("mixbit.core.io.user_code.load_model", lambda spec: model)
+    monkeypatch.setattr("mixbit.pipeline.verify_folder.load_model", lambda spec: model)
     assert recheck(tmp_path / "out").max_abs_diff < 1e-5
 
 
@@ -362,7 +362,7 @@ def test_files_have_the_permissions_of_any_new_file(deployed, tmp_path):
 SEARCHED = """
 import sys, os, torch
 import mixbit as mb
-from tests.test_pipeline import Net
+from tests.pipeline.test_auto import Net
 tried = []
 def score(model, batches):
     tried.append(1)
@@ -433,7 +433,7 @@ def test_qat_trains_on_other_data_and_goes_on_where_it_stopped(net, batches, tmp
     more = [(torch.randn(8, 1, 6, 6), torch.randint(0, 3, (8,))) for _ in range(6)]
     whole = fine_tuned(net, batches, tmp_path / "whole", epochs=2, train_batches=more)
     with monkeypatch.context() as patched:
-        patched.setattr("mixbit.pipeline.deploy.deploy", lambda *_: 1 / 0)
+        patched.setattr("mixbit.pipeline.auto.deploy", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             fine_tuned(net, batches, tmp_path / "out", epochs=2, train_batches=more)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["out.training.safetensors"]
@@ -579,7 +579,7 @@ def test_a_plan_that_destroys_the_network_is_said_to(tmp_path, caplog):
 def test_what_does_not_fit_is_refused_before_anything_is_measured(
     net, batches, tmp_path, monkeypatch, settings, message
 ):
-    monkeypatch.setattr("mixbit.metrics.measure.measure", None)
+    monkeypatch.setattr("mixbit.pipeline.auto.measure", None)
     with pytest.raises(mb.InvalidInput, match=message):
         mb.auto_quantize(
             net,
@@ -593,13 +593,13 @@ def test_what_does_not_fit_is_refused_before_anything_is_measured(
 
 def test_what_another_run_left_is_refused_early_or_left_alone(net, batches, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr("mixbit.pipeline.deploy.deploy", lambda *_: 1 / 0)
+        patched.setattr("mixbit.pipeline.auto.deploy", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             fine_tuned(net, batches, tmp_path / "out", epochs=1)
     left = tmp_path / "out.training.safetensors"
     content = left.read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr("mixbit.metrics.measure.measure", None)  # refused before
+        patched.setattr("mixbit.pipeline.auto.measure", None)  # refused before
         with pytest.raises(mb.InvalidInput, match=r"the checkpoint of another training .* or give --force"):
             fine_tuned(net, batches, tmp_path / "out", epochs=2)
     mb.auto_quantize(net, batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
