@@ -22,8 +22,7 @@ from benchmarks import cifar, paths, resnet20
 from mixbit.core.batches import Batch, Inputs
 from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
-from mixbit.metrics import METRICS
-from mixbit.metrics._input import Question
+from mixbit.metrics import METRICS, MetricInput
 from mixbit.metrics.hawq import hawq
 from mixbit.quantization.calibrate import calibrate
 from mixbit.quantization.scales import weight_quantizer
@@ -50,8 +49,8 @@ def sentences() -> tuple[nn.Module, list[Batch], Task]:
     return minilm.load(), batches, Task.regression()
 
 
-def question(network: nn.Module, batches: list[Batch], task: Task) -> Question:
-    """What metrics are asked, with the calibration and all scales at hand."""
+def metric_input(network: nn.Module, batches: list[Batch], task: Task) -> MetricInput:
+    """What metrics are given, with the calibration and all scales at hand."""
     inputs = [one for one, _ in batches]
     graph = mb.capture(network, inputs[0])
     layers = mb.find_layers(graph)
@@ -59,7 +58,7 @@ def question(network: nn.Module, batches: list[Batch], task: Task) -> Question:
     for layer in layers:
         for fmt in {scheme.weight for scheme in SCHEMES if scheme.weight is not None}:
             weight_quantizer(graph, layer, fmt, calibration)
-    return Question(graph, layers, SCHEMES, calibration, batches, task, 0)
+    return MetricInput(graph, layers, SCHEMES, calibration, batches, task, 0)
 
 
 def plain(network: nn.Module, batches: list[Batch], task: Task) -> None:
@@ -82,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("network", choices=("resnet20", "minilm"))
     network, batches, task = images() if parser.parse_args(arguments).network == "resnet20" else sentences()
-    asked = question(network, batches, task)
+    asked = metric_input(network, batches, task)
     plain(network, batches, task)
     for name in (*FAST, *SLOW):
         metric = partial(hawq, asked, vectors=5) if name == "hawq" else partial(METRICS[name], asked)

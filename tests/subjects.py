@@ -10,7 +10,7 @@ from mixbit.core.errors import InvalidInput
 from mixbit.core.task import Loss, Task
 from mixbit.graph.capture import capture
 from mixbit.metric_study.truth import Subject
-from mixbit.metrics._input import Estimate, Question
+from mixbit.metrics import Estimate, MetricInput
 
 
 def small_subject(labelled: bool = True, seed: int = 0, loss: Loss | None = None) -> Subject:
@@ -28,22 +28,20 @@ def small_subject(labelled: bool = True, seed: int = 0, loss: Loss | None = None
     return Subject(capture(model, x[:2]), [x[:32], x[32:64]], evaluation, task)
 
 
-def few_bits(question: Question) -> Estimate:
+def few_bits(inputs: MetricInput) -> Estimate:
     """A metric: the error variance of each width, times the number of weights."""
-    loss = np.array(
-        [[layer.numel * 4.0**-scheme.weight_bits for scheme in question.schemes] for layer in question.layers]
-    )
+    loss = np.array([[layer.numel * 4.0**-scheme.weight_bits for scheme in inputs.schemes] for layer in inputs.layers])
     return Estimate(loss, np.zeros_like(loss), 1)
 
 
-def constant(question: Question) -> Estimate:
+def constant(inputs: MetricInput) -> Estimate:
     """A metric that tells no choices apart."""
-    loss = np.full((len(question.layers), len(question.schemes)), 0.1)
+    loss = np.full((len(inputs.layers), len(inputs.schemes)), 0.1)
     return Estimate(loss, np.zeros_like(loss), 1)
 
 
-def needs_labels(question: Question) -> Estimate:
+def needs_labels(inputs: MetricInput) -> Estimate:
     """A metric that cannot do without labels."""
-    if any(labels is None for _, labels in question.batches):
+    if any(labels is None for _, labels in inputs.batches):
         raise InvalidInput("this metric needs labels: give batches that end with them")
-    return constant(question)
+    return constant(inputs)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mixbit.metric_study.plans import RandomPlans as RandomPlans
     from mixbit.metric_study.study import study as study
     from mixbit.metric_study.truth import Subject as Subject
-    from mixbit.metrics._input import Estimate as Estimate
+    from mixbit.metrics import Estimate as Estimate
     from mixbit.metrics.measure import measure as measure
     from mixbit.pipeline.auto import auto_quantize as auto_quantize
     from mixbit.pipeline.settings import Settings as Settings
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Budget": "core.budget",
-    "Estimate": "metrics._input",
+    "Estimate": "metrics",
     "Graph": "graph.graph",
     "InfeasibleBudget": "core.errors",
     "InvalidInput": "core.errors",

@@ -57,7 +57,7 @@ def loss(output, labels):
 def range_metric(question):
     import mixbit, numpy
     loss = numpy.array([[2.0 ** -s.weight_bits for s in question.schemes]] * len(question.layers))
-    return mixbit.Estimate(loss, loss / 10, 32)
+    return mixbit.metrics.Estimate(loss, loss / 10, 32)
 
 def narrowest(problem):
     return problem.usage[0].argmin(axis=1)

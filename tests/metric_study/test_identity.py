@@ -87,12 +87,12 @@ def test_values_count(make, one, other):
 
 
 def test_code_counts():
-    def one(question):
+    def one(inputs):
         return 1
 
     first = one
 
-    def one(question):
+    def one(inputs):
         return 2
 
     assert source_digest(first) != source_digest(one)

@@ -228,8 +228,8 @@ class Noisy:
         self.weight = weight
         self.__name__ = "mine/../x:weight=1,y"
 
-    def __call__(self, question):
-        answer = few_bits(question)
+    def __call__(self, inputs):
+        answer = few_bits(inputs)
         noise = np.random.default_rng(0).normal(size=answer.loss.shape)
         return dataclasses.replace(answer, loss=answer.loss + self.weight * noise)
 
@@ -250,19 +250,19 @@ def test_a_metric_of_mixbits_runs_again_once_its_source_is_another(tmp_path, cou
 
 
 def test_an_own_metric_with_the_name_of_one_of_mixbits_is_refused(tmp_path):
-    def fisher(question):
-        return few_bits(question)
+    def fisher(inputs):
+        return few_bits(inputs)
 
     with pytest.raises(InvalidInput, match="metrics: fisher is the name of one of mixbit's"):
         run(tmp_path, metrics=[fisher])
     assert list(tmp_path.iterdir()) == []
 
 
-def raising(question):
+def raising(inputs):
     raise LookupError("a bug of the user's")
 
 
-def answering_none(question):
+def answering_none(inputs):
     return None
 
 
@@ -271,9 +271,7 @@ def test_a_metric_that_fails_does_not_end_the_study(tmp_path):
     assert re.fullmatch(
         r"raising failed: LookupError: a bug of the user's \(.*test_study\.py:\d+\)", found["raising"]["reason"]
     )
-    assert found["answering_none"] == {
-        "reason": "returns a NoneType; a metric returns a mixbit.metrics._input.Estimate"
-    }
+    assert found["answering_none"] == {"reason": "returns a NoneType; a metric returns a mixbit.metrics.Estimate"}
     assert found["few_bits"]["spearman"] is not None
 
 

@@ -14,7 +14,7 @@ from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer
 from mixbit.graph.layers import find_layers
-from mixbit.metrics._input import Question
+from mixbit.metrics import MetricInput
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.scales import weight_quantizer
 from tests.networks import Attention, Net, batches_of
@@ -58,12 +58,12 @@ class Setting(NamedTuple):
     layers: tuple[Layer, ...]
     calibration: Calibration
 
-    def question(self, size=4, *, labelled=True, task=None, schemes=SCHEMES) -> Question:
+    def inputs(self, size=4, *, labelled=True, task=None, schemes=SCHEMES) -> MetricInput:
         """In batches of that size, the last one smaller where it does not divide 10."""
         labels = self.labels.split(size) if labelled else [None] * len(self.x.split(size))
         pairs = list(zip(batches_of(self.x, size), labels, strict=True))
         task = task or Task.classification()
-        return Question(self.graph, self.layers, schemes, self.calibration, pairs, task, 0)
+        return MetricInput(self.graph, self.layers, schemes, self.calibration, pairs, task, 0)
 
     def parameter(self, layer: Layer) -> nn.Parameter:
         return self.model.get_parameter(layer.name)

@@ -37,7 +37,7 @@ def rows_of(one, size):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_entries_are_sizes_of_gradients_times_errors(name):
     one = setting_of(name)
-    answer = autoround(one.question(size=5))
+    answer = autoround(one.inputs(size=5))
     rows = rows_of(one, 5)
     assert answer.num_samples == 2
     assert_agrees(answer.loss, rows.mean(0))
@@ -49,7 +49,7 @@ def test_entries_are_sizes_of_gradients_times_errors(name):
 
 def test_batches_count_by_their_size():
     one = setting_of("shared")
-    answer, rows = autoround(one.question(size=4)), rows_of(one, 4)
+    answer, rows = autoround(one.inputs(size=4)), rows_of(one, 4)
     shares = np.array([0.4, 0.4, 0.2]).reshape(3, 1, 1)
     mean = (shares * rows).sum(0)
     assert answer.num_samples == 3
@@ -58,11 +58,11 @@ def test_batches_count_by_their_size():
 
 
 def test_a_single_batch_is_a_single_sample():
-    answer = autoround(setting_of("shared").question(size=10))
+    answer = autoround(setting_of("shared").inputs(size=10))
     assert answer.num_samples == 1
     assert np.isinf(answer.standard_error).all()
 
 
 def test_labels_are_needed():
     with pytest.raises(InvalidInput, match="'autoround' needs labels, batch 0 has none"):
-        autoround(setting_of("shared").question(labelled=False))
+        autoround(setting_of("shared").inputs(labelled=False))

@@ -8,8 +8,7 @@ from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.layers import find_layers
-from mixbit.metrics import METRICS
-from mixbit.metrics._input import Question
+from mixbit.metrics import METRICS, MetricInput
 from mixbit.quantization.calibrate import calibrate
 from tests.networks import Attention, Residual, assert_state_is, batches_of, state_of
 
@@ -45,7 +44,7 @@ def setting(request):
 def question_of(setting, *, schemes=SCHEMES, seed=0, task=None):
     _, _, graph, layers, batches, calibration = setting
     task = task or Task.classification()
-    return Question(graph, layers, schemes, calibration, labelled(graph, task, batches), task, seed)
+    return MetricInput(graph, layers, schemes, calibration, labelled(graph, task, batches), task, seed)
 
 
 def labelled(graph, task, batches):

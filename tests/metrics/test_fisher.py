@@ -17,7 +17,7 @@ from mixbit.graph import operators
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer
 from mixbit.graph.layers import find_layers
-from mixbit.metrics._input import Question
+from mixbit.metrics import MetricInput
 from mixbit.metrics.fisher import fisher
 from mixbit.quantization.calibrate import Calibration, calibrate, mean_output
 from mixbit.quantization.scales import weight_quantizer
@@ -82,7 +82,7 @@ NETWORKS = {
 
 
 class Case(NamedTuple):
-    """A network in float64, its graph, and a question about it."""
+    """A network in float64, its graph, and what a metric is given of it."""
 
     model: nn.Module
     graph: Graph
@@ -90,9 +90,9 @@ class Case(NamedTuple):
     calibration: Calibration
     batches: list[Inputs]
 
-    def question(self, seed=0, task=None, schemes=SCHEMES):
+    def inputs(self, seed=0, task=None, schemes=SCHEMES):
         task = task or Task.classification()
-        return Question(self.graph, self.layers, schemes, self.calibration, unlabelled(self.batches), task, seed)
+        return MetricInput(self.graph, self.layers, schemes, self.calibration, unlabelled(self.batches), task, seed)
 
 
 @functools.cache
@@ -242,7 +242,7 @@ def assert_agrees(got, wanted):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_entries_are_half_the_mean_square_of_dense_gradients_times_errors(name):
     one = case(name)
-    answer = fisher(one.question(seed=3))
+    answer = fisher(one.inputs(seed=3))
     entries = exact_entries(one, mean_errors_of(one), drawn_vectors(3))
     assert answer.num_samples == 7
     assert_agrees(answer.loss, entries.mean(0))
@@ -259,7 +259,7 @@ def test_tensors_that_all_samples_share_count_by_the_whole_batch():
     """The position embedding has one gradient a batch; the square of it estimates the sum over samples."""
     torch.manual_seed(0)
     one = case_of(Attention(), torch.randint(0, 6, (7, 5)))
-    answer = fisher(one.question(seed=3))
+    answer = fisher(one.inputs(seed=3))
     names = [layer.name for layer in one.layers]
     entries = exact_entries(one, mean_errors_of(one), drawn_vectors(3))
     per_sample = [name for name in names if name != "positions.weight"]
@@ -280,7 +280,7 @@ def test_the_estimate_for_shared_tensors_is_unbiased_and_its_error_honest():
     one = case_of(Attention(), torch.randint(0, 6, (7, 5)))
     row = [layer.name for layer in one.layers].index("positions.weight")
     exact = exact_entries(one, mean_errors_of(one), label_vectors).mean(0)[row, 0]
-    answers = [fisher(one.question(seed, schemes=SCHEMES[:1])) for seed in range(150)]
+    answers = [fisher(one.inputs(seed, schemes=SCHEMES[:1])) for seed in range(150)]
     losses, errors = (np.array([getattr(one, name)[row, 0] for one in answers]) for name in ("loss", "standard_error"))
     spread = losses.std(ddof=1)
     assert abs(losses.mean() - exact) < 3 * spread / np.sqrt(len(losses))
@@ -292,7 +292,7 @@ def test_sampled_entries_agree_with_the_expectation_over_labels(name):
     """In 90 of 100 seeds, nearly every entry's 95 % interval holds the expectation over all labels."""
     one = case(name, 192)
     exact = exact_entries(one, mean_errors_of(one), label_vectors)
-    answers = [fisher(one.question(seed)) for seed in range(100)]
+    answers = [fisher(one.inputs(seed)) for seed in range(100)]
     losses, errors = (
         np.stack([getattr(one, part) for one in answers])[..., :-1] for part in ("loss", "standard_error")
     )
@@ -315,10 +315,10 @@ def test_every_operator_has_an_entry(kind, monkeypatch):
     batches = batches_of(x, 3)
     calibration = calibrate(graph, layers, batches)
     scheme, task = Scheme.parse("w2"), Task.regression()
-    question = Question(graph, layers, (scheme, Scheme.parse("w3")), calibration, unlabelled(batches), task, 7)
-    answer = fisher(question)
+    inputs = MetricInput(graph, layers, (scheme, Scheme.parse("w3")), calibration, unlabelled(batches), task, 7)
+    answer = fisher(inputs)
     monkeypatch.setattr(importlib.import_module("mixbit.metrics.fisher"), "FEW_ELEMENTS", 1)
-    np.testing.assert_allclose(fisher(question).loss, answer.loss, rtol=1e-12)  # however few rows run together
+    np.testing.assert_allclose(fisher(inputs).loss, answer.loss, rtol=1e-12)  # however few rows run together
     (layer,) = layers
     one = Case(graph.module, graph, layers, calibration, batches)
     error = weight_error(one, layer, scheme.weight)
@@ -345,7 +345,7 @@ def test_a_layer_without_a_bias_counts_as_one_with_zeros():
     zeros = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
     for one, other in ((plain[0], zeros[0]), (plain[2], zeros[2])):
         other.weight.data, other.bias.data = one.weight.data, torch.zeros(len(one.weight))
-    np.testing.assert_allclose(fisher(case_of(plain, x).question()).loss, fisher(case_of(zeros, x).question()).loss)
+    np.testing.assert_allclose(fisher(case_of(plain, x).inputs()).loss, fisher(case_of(zeros, x).inputs()).loss)
 
 
 def tokens():
@@ -375,8 +375,8 @@ def test_predictions_agree_with_the_divergence_of_small_changes(name):
     layers, task = find_layers(graph), Task.named(name)
     calibration = calibrate(graph, layers, batches_of(x, 100))
     scheme = Scheme.parse("w6")
-    question = Question(graph, layers, (scheme,), calibration, unlabelled(batches_of(x, 100)), task, 0)
-    answer = fisher(question)
+    inputs = MetricInput(graph, layers, (scheme,), calibration, unlabelled(batches_of(x, 100)), task, 0)
+    answer = fisher(inputs)
     for row, layer in enumerate(layers):
         schemes = dict.fromkeys((one.name for one in layers), "float") | {layer.name: "w6"}
         changed = quantize(graph, plan_of(layers, schemes), calibration)
@@ -395,10 +395,10 @@ def test_with_the_users_own_loss_gradients_are_those_of_its_labels():
     batches = [
         (inputs, part) for inputs, part in zip(one.batches, labels.split(len(one.batches[0].args[0])), strict=True)
     ]
-    question = Question(one.graph, one.layers, (Scheme.parse("w3"),), one.calibration, batches, task, 0)
-    answer = fisher(question)
+    inputs = MetricInput(one.graph, one.layers, (Scheme.parse("w3"),), one.calibration, batches, task, 0)
+    answer = fisher(inputs)
     for row, layer in enumerate(one.layers):
-        (error,) = question.weight_errors(layer)
+        (error,) = inputs.weight_errors(layer)
         weight = one.model.get_parameter(layer.name)
         operation = layer.operations[0]
         shift = mean_output(one.graph, operation, one.calibration, error)

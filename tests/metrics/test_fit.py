@@ -17,8 +17,7 @@ from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer
 from mixbit.graph.layers import find_layers
-from mixbit.metrics import METRICS
-from mixbit.metrics._input import Question
+from mixbit.metrics import METRICS, MetricInput
 from mixbit.metrics.fit import fit, fit_a, fit_w
 from mixbit.quantization.calibrate import Calibration, calibrate
 from tests.networks import OPERATORS, Attention, Net, batches_of, captured_operator
@@ -116,9 +115,9 @@ class Case(NamedTuple):
         zeros[sorted(range(weight.numel()), key=lambda place: float(weight.flatten()[place].abs()))[:count]] = True
         return zeros.reshape(weight.shape)
 
-    def question(self, batches=None, schemes=SCHEMES):
+    def inputs(self, batches=None, schemes=SCHEMES):
         batches = self.batches if batches is None else batches
-        return Question(self.graph, self.layers, schemes, self.calibration, batches, self.task, 0)
+        return MetricInput(self.graph, self.layers, schemes, self.calibration, batches, self.task, 0)
 
 
 @functools.cache
@@ -195,9 +194,7 @@ def reference(one, name):
                     slope = sum(sample[0][layer.name] for sample in batch) if index == 0 else torch.zeros_like(slope)
                 for column, scheme in enumerate(SCHEMES):
                     if scheme.weight is not None and name != "fit_a":
-                        errors = dict(
-                            zip(one.question().weight_formats, one.question().weight_errors(layer), strict=True)
-                        )
+                        errors = dict(zip(one.inputs().weight_formats, one.inputs().weight_errors(layer), strict=True))
                         power = errors[scheme.weight] ** 2
                         if name != "fit_error":
                             noise = noise_power(weight, scheme.weight)
@@ -221,7 +218,7 @@ def assert_agrees(got, wanted):
 @pytest.mark.parametrize("network", NETWORKS)
 def test_entries_are_mean_squares_of_dense_gradients_times_powers(network, name):
     one = case(network)
-    answer = METRICS[name](one.question())
+    answer = METRICS[name](one.inputs())
     entries = reference(one, name)
     assert answer.num_samples == 7
     assert_agrees(answer.loss, entries.mean(0))
@@ -242,27 +239,27 @@ def test_every_operator_has_an_entry(kind, monkeypatch):
     for inputs, labels in (sample for batch in one.batches for sample in samples_of(batch)):
         (slope,) = torch.autograd.grad(one.task.loss(graph(*inputs.args), labels), [weight])
         squares.append(float(slope.square().sum()))
-    question = one.question(schemes=SCHEMES[:1])
+    inputs = one.inputs(schemes=SCHEMES[:1])
     wanted = np.mean(squares) * float(noise_power(weight.detach(), SCHEMES[0].weight)) / 2
-    np.testing.assert_allclose(fit_w(question).loss, wanted, rtol=1e-9)
+    np.testing.assert_allclose(fit_w(inputs).loss, wanted, rtol=1e-9)
     monkeypatch.setattr(importlib.import_module("mixbit.graph.backward"), "FEW_ELEMENTS", 1)
-    np.testing.assert_allclose(fit_w(question).loss, wanted, rtol=1e-9)
+    np.testing.assert_allclose(fit_w(inputs).loss, wanted, rtol=1e-9)
 
 
 def test_the_parts_add_up():
-    question = case("convolutions").question()
-    np.testing.assert_allclose(fit_w(question).loss + fit_a(question).loss, fit(question).loss)
+    inputs = case("convolutions").inputs()
+    np.testing.assert_allclose(fit_w(inputs).loss + fit_a(inputs).loss, fit(inputs).loss)
 
 
 def test_samples_count_one_by_one_and_not_as_the_published_code_counts_batches():
     """B |mean of B gradients|^2 is far more where labels are one-sided: the mean gradient is not zero."""
     one = case("convolutions", 24, 12)
     batches = [(inputs, torch.zeros_like(labels)) for inputs, labels in one.batches]
-    answer = fit_w(one.question(batches, SCHEMES[:1]))
+    answer = fit_w(one.inputs(batches, SCHEMES[:1]))
     in_other_batches = [
         (Inputs.of(inputs.args[0][i : i + 1]), labels[i : i + 1]) for inputs, labels in batches for i in range(12)
     ]
-    np.testing.assert_allclose(answer.loss, fit_w(one.question(in_other_batches, SCHEMES[:1])).loss, rtol=1e-9)
+    np.testing.assert_allclose(answer.loss, fit_w(one.inputs(in_other_batches, SCHEMES[:1])).loss, rtol=1e-9)
     for row, layer in enumerate(one.layers):
         weight = one.graph.module.get_parameter(layer.name)
         published = 0.0
@@ -287,16 +284,16 @@ def test_the_tolerance_ends_it_once_every_trace_is_known():
     wanted = next(count for count, size in enumerate(worst, 1) if size < tolerance)
     assert wanted > 2
     dense = [scheme for scheme in SCHEMES if scheme.weight is None or scheme.weight.sparsity is None]
-    answer = fit(one.question(schemes=dense), tolerance=tolerance)
+    answer = fit(one.inputs(schemes=dense), tolerance=tolerance)
     assert answer.num_samples == 6 * wanted
-    assert_agrees(answer.loss, fit(one.question(one.batches[:wanted], dense)).loss)
+    assert_agrees(answer.loss, fit(one.inputs(one.batches[:wanted], dense)).loss)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_takes_two_batches_and_all_where_the_tolerance_is_small(name):
-    question = case("convolutions", 60, 6).question()
-    assert METRICS[name](question, tolerance=100.0).num_samples == 12
-    assert METRICS[name](question, tolerance=1e-9).num_samples == 60
+    inputs = case("convolutions", 60, 6).inputs()
+    assert METRICS[name](inputs, tolerance=100.0).num_samples == 12
+    assert METRICS[name](inputs, tolerance=1e-9).num_samples == 60
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -305,13 +302,13 @@ def test_labels_and_tolerances_are_checked(name):
     metric = METRICS[name]
     unlabelled = [one.batches[0], (one.batches[1][0], None)]
     with pytest.raises(InvalidInput, match=rf"metric '{name}' needs labels, batch 1 has none"):
-        metric(one.question(unlabelled))
+        metric(one.inputs(unlabelled))
     for tolerance in (0.0, -1.0, float("nan")):
         with pytest.raises(InvalidInput, match=rf"metric {name}: tolerance"):
-            metric(one.question(), tolerance=tolerance)
+            metric(one.inputs(), tolerance=tolerance)
 
 
 def test_float_alone_costs_nothing():
-    answer = fit(case("convolutions").question(schemes=SCHEMES[-1:]), tolerance=0.1)
+    answer = fit(case("convolutions").inputs(schemes=SCHEMES[-1:]), tolerance=0.1)
     assert not answer.loss.any()
     assert answer.num_samples == 7

@@ -58,8 +58,8 @@ def case(name, size=12):
 
 
 def asked(one, *, seed=0, schemes=SCHEMES, task=None, batches=None):
-    question = one.question(batches, schemes)
-    return type(question)(*(getattr(question, part) for part in list(vars(question))[:5]), task or one.task, seed)
+    inputs = one.inputs(batches, schemes)
+    return type(inputs)(*(getattr(inputs, part) for part in list(vars(inputs))[:5]), task or one.task, seed)
 
 
 @functools.cache
@@ -86,9 +86,9 @@ def slices(one):
 
 def squared_errors(one):
     """[L, C] |Q(W) - W|^2."""
-    question = one.question(schemes=SCHEMES)
-    by_layer = [[float(error.square().sum()) for error in question.weight_errors(layer)] for layer in one.layers]
-    formats = question.weight_formats
+    inputs = one.inputs(schemes=SCHEMES)
+    by_layer = [[float(error.square().sum()) for error in inputs.weight_errors(layer)] for layer in one.layers]
+    formats = inputs.weight_formats
     return np.array(
         [[0.0 if one.weight is None else row[formats.index(one.weight)] for one in SCHEMES] for row in by_layer]
     )

@@ -8,7 +8,7 @@ from mixbit.core.errors import InvalidInput
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.layers import find_layers, model_fingerprint
-from mixbit.metrics._input import Estimate
+from mixbit.metrics import Estimate
 from mixbit.metrics.measure import measure
 from mixbit.quantization.calibrate import calibrate
 from mixbit.roundings.quantize import quantize
@@ -29,11 +29,11 @@ def batches():
     return [(x, torch.zeros(len(x), dtype=torch.long)) for x in torch.randn(12, 2, 6, 6).split(5)]
 
 
-def bits_of_the_weight(question):
-    """A metric that says how narrow the weight is; it keeps the question for the test."""
-    bits_of_the_weight.question = question
-    row = [32.0 - scheme.weight_bits for scheme in question.schemes]
-    loss = np.array([row] * len(question.layers))
+def bits_of_the_weight(inputs):
+    """A metric that says how narrow the weight is; it keeps its input for the test."""
+    bits_of_the_weight.inputs = inputs
+    row = [32.0 - scheme.weight_bits for scheme in inputs.schemes]
+    loss = np.array([row] * len(inputs.layers))
     return Estimate(loss, np.zeros_like(loss), 12)
 
 
@@ -48,10 +48,10 @@ def test_the_table_holds_what_was_asked(graph, batches):
     assert table.fingerprint == model_fingerprint(layers)
     assert table.numel.tolist() == [4 * 2 * 9, 4 * 4 * 9, 3 * 4]
     assert table.macs.tolist() == [4 * 2 * 9 * 36, 4 * 4 * 9 * 36, 3 * 4]
-    question = bits_of_the_weight.question
-    assert (question.seed, question.task.name) == (5, "classification")
-    assert [inputs.batch_size for inputs, _ in question.batches] == [5, 5, 2]
-    assert question.calibration.num_samples == 12
+    inputs = bits_of_the_weight.inputs
+    assert (inputs.seed, inputs.task.name) == (5, "classification")
+    assert [batch.batch_size for batch, _ in inputs.batches] == [5, 5, 2]
+    assert inputs.calibration.num_samples == 12
 
 
 def test_usage_is_counted_by_the_target_and_by_hand(graph, batches):
@@ -87,12 +87,12 @@ def test_a_calibration_saves_a_pass(graph, batches):
     table = measure(graph, batches, target=ANYTHING, calibration=calibration)
     assert np.array_equal(table.loss, measure(graph, batches, target=ANYTHING).loss)
     measure(graph, batches, target=ANYTHING, calibration=calibration, metric=bits_of_the_weight)
-    assert bits_of_the_weight.question.calibration is calibration
+    assert bits_of_the_weight.inputs.calibration is calibration
 
 
 def test_the_task_reaches_the_metric(graph, batches):
     measure(graph, batches, target=ANYTHING, metric=bits_of_the_weight, task=Task.regression())
-    assert bits_of_the_weight.question.task.name == "regression"
+    assert bits_of_the_weight.inputs.task.name == "regression"
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_what_cannot_be_measured_is_refused(graph, batches):
 def answering(**changes):
     """A metric that answers with a table of ones, but for some parts."""
 
-    def mine(question):
-        ones = np.ones((len(question.layers), len(question.schemes)))
+    def mine(inputs):
+        ones = np.ones((len(inputs.layers), len(inputs.schemes)))
         return Estimate(**({"loss": ones, "standard_error": ones / 10, "num_samples": 12} | changes))
 
     return mine
@@ -136,8 +136,8 @@ def answering(**changes):
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        (lambda question: None, "returned a NoneType; return mixbit.Estimate"),
-        (lambda question: np.ones((3, 2)), "returned a ndarray; return mixbit.Estimate"),
+        (lambda inputs: None, "returned a NoneType; return mixbit.metrics.Estimate"),
+        (lambda inputs: np.ones((3, 2)), "returned a ndarray; return mixbit.metrics.Estimate"),
         (answering(loss=torch.ones(3, 2)), r"loss is a Tensor, torch.float32 \[3, 2\]; return float64 \(3, 2\)"),
         (answering(loss=np.ones((2, 2))), r"loss is a ndarray, float64 \[2, 2\]; return float64 \(3, 2\)"),
         (answering(loss=[[1, 2]] * 3), "loss is a list, no array"),
@@ -157,9 +157,9 @@ def test_what_a_metric_of_the_users_own_returns_is_checked(graph, batches, metri
 def test_a_metric_of_the_users_own_sees_all_the_data_at_once(graph):
     seen = []
 
-    def mine(question):
-        seen.append(len(question.batches))
-        return answering()(question)
+    def mine(inputs):
+        seen.append(len(inputs.batches))
+        return answering()(inputs)
 
     batches = [torch.randn(2, 2, 6, 6) for _ in range(16)]
     measure(graph, batches, target=ANYTHING, choices=["w4a8", "w8a8"], metric=mine)

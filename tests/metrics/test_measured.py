@@ -13,7 +13,7 @@ from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.layers import find_layers
-from mixbit.metrics._input import Question
+from mixbit.metrics import MetricInput
 from mixbit.metrics.measured import measured, measured_loss
 from mixbit.quantization.assemble import assemble
 from mixbit.quantization.calibrate import calibrate
@@ -63,7 +63,7 @@ def test_entries_are_the_divergence_of_whole_runs(name):
         return F.kl_div(logits.log_softmax(1), reference, reduction="none", log_target=True).sum(1).numpy()
 
     each = table_of(one, divergence)
-    answer = measured(one.question(labelled=False))
+    answer = measured(one.inputs(labelled=False))
     assert answer.num_samples == 10
     assert_agrees(answer.loss, each.mean(0))
     assert_agrees(answer.standard_error, each.std(0, ddof=1) / np.sqrt(10))
@@ -76,7 +76,7 @@ def test_entries_are_the_divergence_of_whole_runs(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_rounded_weight_is_what_quantize_deploys(name):
     one = setting_of(name)
-    answer = measured(one.question())
+    answer = measured(one.inputs())
     for row, layer in enumerate(one.layers):
         plan = plan_of(one.layers, {other.name: "float" for other in one.layers} | {layer.name: "w2"})
         changed = quantize(one.graph, plan, one.calibration)
@@ -96,7 +96,7 @@ def test_entries_of_the_loss_are_increases_of_whole_runs_or_nothing(name):
         return np.maximum(signs[-1], 0)
 
     table = table_of(one, increase)
-    answer = measured_loss(one.question(size=4))
+    answer = measured_loss(one.inputs(size=4))
     assert answer.num_samples == 3
     assert_agrees(answer.loss, table)
     assert min(signs) < 0 < max(signs)  # rounding gains something somewhere, which counts as nothing
@@ -105,7 +105,7 @@ def test_entries_of_the_loss_are_increases_of_whole_runs_or_nothing(name):
 @pytest.mark.parametrize("size", [5, 4])
 def test_the_error_of_the_loss_is_that_between_batches(size):
     one = setting_of("convolutions")
-    reference, answer = logits_of(one), measured_loss(one.question(size))
+    reference, answer = logits_of(one), measured_loss(one.inputs(size))
 
     def increases(logits):
         losses = (F.cross_entropy(part, one.labels, reduction="none") for part in (logits, reference))
@@ -128,14 +128,14 @@ def test_divergences_far_below_the_precision_of_float32_are_kept():
         graph = capture(model.to(dtype), x[:2].to(dtype))
         layers, batches = find_layers(graph), batches_of(x.to(dtype), 8)
         calibration, pairs = calibrate(graph, layers, batches), [(inputs, None) for inputs in batches]
-        tables.append(measured(Question(graph, layers, (Scheme.parse("w8"),), calibration, pairs, TASK, 0)).loss)
+        tables.append(measured(MetricInput(graph, layers, (Scheme.parse("w8"),), calibration, pairs, TASK, 0)).loss)
     assert (tables[1] < 1e-5).all()
     np.testing.assert_allclose(tables[0], tables[1], rtol=1e-2)
 
 
 def test_labels_are_needed_for_the_loss():
     with pytest.raises(InvalidInput, match="'measured_loss' needs labels, batch 0 has none"):
-        measured_loss(setting_of("shared").question(labelled=False))
+        measured_loss(setting_of("shared").inputs(labelled=False))
 
 
 @pytest.mark.usefixtures("anything")
@@ -145,7 +145,7 @@ def test_every_operator_is_measured_as_quantize_deploys_it(kind):
     layers, task, batches = find_layers(graph), Task.regression(), batches_of(x, 2)
     calibration = calibrate(graph, layers, batches)
     pairs = [(inputs, None) for inputs in batches]
-    answer = measured(Question(graph, layers, (Scheme.parse("w3"),), calibration, pairs, task, 0))
+    answer = measured(MetricInput(graph, layers, (Scheme.parse("w3"),), calibration, pairs, task, 0))
     changed = quantize(graph, plan_of(layers, "w3"), calibration)
     with torch.no_grad():
         wanted = task.divergence(task.outputs(graph(x)), task.outputs(changed(x))).mean()

@@ -10,7 +10,7 @@ from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
 from mixbit.graph.layers import find_layers
 from mixbit.graph.operators import run_operation
-from mixbit.metrics._input import Question
+from mixbit.metrics import MetricInput
 from mixbit.metrics.modelopt import modelopt
 from mixbit.quantization.calibrate import calibrate
 from mixbit.quantization.scales import weight_quantizer
@@ -38,7 +38,7 @@ def scores_of(one, layer, samples):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_entries_are_squares_of_gradients_times_errors(name):
     one = setting_of(name)
-    answer = modelopt(one.question())
+    answer = modelopt(one.inputs())
     names = [layer.name for layer in one.layers if layer.name != "positions.weight"]
     rows = [row for row, layer in enumerate(one.layers) if layer.name in names]
     each = np.array(
@@ -57,12 +57,12 @@ def test_an_output_that_all_samples_share_counts_by_the_whole_batch():
     names = [layer.name for layer in one.layers]
     row = names.index("positions.weight")
     batches = [scores_of(one, one.layers[row], slice(start, start + 4)) for start in (0, 4, 8)]
-    assert_agrees(modelopt(one.question()).loss[row], sum(batches) / 10)
+    assert_agrees(modelopt(one.inputs()).loss[row], sum(batches) / 10)
 
 
 def test_labels_are_needed():
     with pytest.raises(InvalidInput, match="'modelopt' needs labels, batch 0 has none"):
-        modelopt(setting_of("shared").question(labelled=False))
+        modelopt(setting_of("shared").inputs(labelled=False))
 
 
 @pytest.mark.parametrize("kind", OPERATORS)
@@ -74,7 +74,7 @@ def test_every_operator_has_scores(kind):
     calibration = calibrate(graph, layers, batches_of(x, 2))
     outputs = Task.regression().outputs(graph(x)).detach()
     answer, alone = (
-        modelopt(Question(graph, layers, (scheme,), calibration, pairs, Task.regression(), 0))
+        modelopt(MetricInput(graph, layers, (scheme,), calibration, pairs, Task.regression(), 0))
         for pairs in (list(zip(batches_of(x, size), (outputs - 1).split(size), strict=True)) for size in (2, 1))
     )
     run = torch.fx.Interpreter(graph.module, garbage_collect_values=False)

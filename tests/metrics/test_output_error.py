@@ -7,7 +7,7 @@ import torch
 from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
 from mixbit.graph.layers import find_layers
-from mixbit.metrics._input import Question
+from mixbit.metrics import MetricInput
 from mixbit.metrics.output_error import noise_to_signal, output_error
 from mixbit.quantization.calibrate import calibrate
 from tests.metrics.setting import NETWORKS, SCHEMES, assert_agrees, calls_of, mean_errors, setting_of
@@ -41,13 +41,13 @@ def squares_of(one):
 def test_entries_are_mean_squares_of_the_outputs_errors(name):
     one = setting_of(name)
     errors, outputs = squares_of(one)
-    answer = output_error(one.question(labelled=False))
+    answer = output_error(one.inputs(labelled=False))
     assert answer.num_samples == 10
     assert (answer.loss[:, :-1] > 0).all()
     assert_agrees(answer.loss, errors.mean(0))
     assert_agrees(answer.standard_error, errors.std(0, ddof=1) / np.sqrt(10))
 
-    relative = noise_to_signal(one.question(labelled=False))
+    relative = noise_to_signal(one.inputs(labelled=False))
     ratio = errors.mean(0) / outputs.mean(0)
     residuals = (errors - ratio * outputs) / outputs.mean(0)
     assert relative.num_samples == 10
@@ -59,8 +59,8 @@ def test_entries_are_mean_squares_of_the_outputs_errors(name):
 
 def test_a_single_sample_has_no_error_known():
     one = setting_of("convolutions")
-    question = one.question(size=1)
-    alone = type(question)(**{**vars(question), "batches": question.batches[:1]})
+    inputs = one.inputs(size=1)
+    alone = type(inputs)(**{**vars(inputs), "batches": inputs.batches[:1]})
     for metric in (output_error, noise_to_signal):
         answer = metric(alone)
         assert answer.num_samples == 1
@@ -75,7 +75,7 @@ def test_samples_are_told_apart_wherever_an_operator_keeps_them(kind):
     calibration = calibrate(graph, layers, batches_of(x, 2))
     schemes, task = (Scheme.parse("w3a4"),), Task.regression()
     together, alone = (
-        Question(graph, layers, schemes, calibration, [(part, None) for part in batches_of(x, size)], task, 0)
+        MetricInput(graph, layers, schemes, calibration, [(part, None) for part in batches_of(x, size)], task, 0)
         for size in (3, 1)
     )
     for metric in (output_error, noise_to_signal):

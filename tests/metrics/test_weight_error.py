@@ -17,7 +17,7 @@ SIZES = {
 @pytest.mark.parametrize("metric", SIZES)
 def test_entries_are_the_size_of_the_rounding_error(metric, name):
     one = setting_of(name)
-    answer = metric(one.question(labelled=False))
+    answer = metric(one.inputs(labelled=False))
     wanted = [
         [
             SIZES[metric](one.weight_error(layer, scheme).numpy(), one.parameter(layer).detach().numpy())
@@ -35,4 +35,4 @@ def test_entries_are_the_size_of_the_rounding_error(metric, name):
 def test_a_weight_of_zeros_costs_nothing():
     one = setting_of.__wrapped__("shared")  # its own, to be changed
     one.graph.module.get_parameter("a.weight").data.zero_()
-    assert (weight_error_relative(one.question()).loss == 0).all()
+    assert (weight_error_relative(one.inputs()).loss == 0).all()

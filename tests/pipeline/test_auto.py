@@ -82,7 +82,7 @@ def test_uniform_plans_within_the_budget_are_reported(deployed):
 
 
 def test_never_worse_than_the_best_uniform_plan_even_with_a_metric_that_lies(net, batches, tmp_path):
-    from mixbit.metrics._input import Estimate
+    from mixbit.metrics import Estimate
 
     def liar(question):
         """Says that the fewest bits are the best, so that the search takes the worst plan there is."""

@@ -22,8 +22,7 @@ from mixbit.metric_study.folder import StudyFolder
 from mixbit.metric_study.plans import RandomPlans
 from mixbit.metric_study.processes import in_processes
 from mixbit.metric_study.truth import Predicted, Prepared, Subject, Truth, predict
-from mixbit.metrics import METRICS, Metric
-from mixbit.metrics._input import Estimate, Question
+from mixbit.metrics import METRICS, Estimate, Metric, MetricInput
 from mixbit.metrics.measure import measure
 from mixbit.searches.search import search
 
@@ -198,8 +197,8 @@ def _truth(prepared: Prepared, job: tuple[str, Plan]) -> Truth:
     return prepared.truth(job[1])
 
 
-def _no_loss(question: Question) -> Estimate:
-    nothing = np.zeros((len(question.layers), len(question.schemes)))
+def _no_loss(inputs: MetricInput) -> Estimate:
+    nothing = np.zeros((len(inputs.layers), len(inputs.schemes)))
     return Estimate(nothing, nothing, 1)
 
 

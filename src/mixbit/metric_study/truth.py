@@ -20,8 +20,7 @@ from mixbit.core.task import Task
 from mixbit.graph.evaluate import returned_by
 from mixbit.graph.graph import Graph
 from mixbit.graph.layers import find_layers
-from mixbit.metrics import Metric, find_metric
-from mixbit.metrics._input import Estimate, Question
+from mixbit.metrics import Estimate, Metric, MetricInput, find_metric
 from mixbit.metrics.measure import measure
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.roundings.quantize import quantize
@@ -251,10 +250,10 @@ def predict(
 def _checked(metric: Metric) -> Metric:
     """The user's own metric, which may answer anything."""
 
-    def answer(question: Question) -> Estimate:
-        found = metric(question)
+    def answer(inputs: MetricInput) -> Estimate:
+        found = metric(inputs)
         if not isinstance(found, Estimate):
-            raise InvalidInput(f"returns a {type(found).__name__}; a metric returns a mixbit.metrics._input.Estimate")
+            raise InvalidInput(f"returns a {type(found).__name__}; a metric returns a mixbit.metrics.Estimate")
         return found
 
     answer.__name__ = find_metric(metric)[0]

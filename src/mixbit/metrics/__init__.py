@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from mixbit.core import with_options
-from mixbit.metrics._input import Estimate, Question
+from mixbit.metrics._input import Estimate as Estimate, MetricInput as MetricInput
 from mixbit.metrics.autoround import autoround
 from mixbit.metrics.fisher import fisher
 from mixbit.metrics.fit import fit, fit_a, fit_error, fit_w
@@ -13,7 +13,7 @@ from mixbit.metrics.modelopt import modelopt
 from mixbit.metrics.output_error import noise_to_signal, output_error
 from mixbit.metrics.weight_error import weight_error, weight_error_absolute, weight_error_relative
 
-Metric = Callable[[Question], Estimate]
+Metric = Callable[[MetricInput], Estimate]
 METRICS: dict[str, Metric] = {
     "fisher": fisher,
     "fit": fit,

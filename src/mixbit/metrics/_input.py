@@ -23,7 +23,7 @@ from mixbit.quantization.scales import weight_quantizer
 
 
 @dataclass(frozen=True)
-class Question:
+class MetricInput:
     """What a metric needs to fill a table.
 
     Attributes:
@@ -110,23 +110,23 @@ class Question:
             return None
         return torch.stack([mean_output(self.graph, operation, self.calibration, error) for error in errors])
 
-    def entries(self, weights: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
+    def entries(self, weights: Mapping[str, Tensor], reads: Mapping[str, Tensor]) -> Tensor:
         """[..., L, C] float64 from the costs of parts, [..., formats] each; parts that are missing cost nothing.
 
         Args:
             weights: Layer -> what its weight costs in each weight format.
-            inputs: Tensor -> what it costs in each input format; the layers that read it share that equally.
+            reads: Tensor -> what it costs in each input format; the layers that read it share that equally.
         """
         readers = self.readers
-        shape = next(iter({**weights, **inputs}.values())).shape[:-1]
+        shape = next(iter({**weights, **reads}.values())).shape[:-1]
         table = torch.zeros(*shape, len(self.layers), len(self.schemes), dtype=torch.float64)
         for row, layer in enumerate(self.layers):
             for column, scheme in enumerate(self.schemes):
                 if scheme.weight is not None and layer.name in weights:
                     table[..., row, column] += weights[layer.name][..., self.weight_formats.index(scheme.weight)]
                 for name in layer.inputs:
-                    if scheme.input is not None and name in inputs:
-                        part = inputs[name][..., self.input_formats.index(scheme.input)]
+                    if scheme.input is not None and name in reads:
+                        part = reads[name][..., self.input_formats.index(scheme.input)]
                         table[..., row, column] += part / readers[name]
         return table
 
@@ -148,14 +148,16 @@ class Estimate:
     trace: FloatArray | None = None
 
 
-def check_estimate(found: Any, metric: str, question: Question) -> None:
+def check_estimate(found: Any, metric: str, inputs: MetricInput) -> None:
     """Raise InvalidInput, which names the metric, unless it answered with an estimate of the table asked for.
 
     Numbers themselves are checked by the table; here that they are numbers, and how many.
     """
     if not isinstance(found, Estimate):
-        raise InvalidInput(f"metric {metric}: returned a {type(found).__name__}; return mixbit.Estimate(loss, ...)")
-    wanted = len(question.layers), len(question.schemes)
+        raise InvalidInput(
+            f"metric {metric}: returned a {type(found).__name__}; return mixbit.metrics.Estimate(loss, ...)"
+        )
+    wanted = len(inputs.layers), len(inputs.schemes)
     for name, values in (("loss", found.loss), ("standard_error", found.standard_error)):
         if not isinstance(values, np.ndarray) or values.shape != wanted or not np.issubdtype(values.dtype, np.floating):
             what = f"{values.dtype} {list(values.shape)}" if hasattr(values, "shape") else "no array"

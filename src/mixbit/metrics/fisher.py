@@ -11,11 +11,11 @@ from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Layer, Operation
 from mixbit.graph.operators import FEW_ELEMENTS, run_stacked, stack_weights
 from mixbit.graph.sample_axis import group_samples, sample_axis
-from mixbit.metrics._input import Estimate, Question
+from mixbit.metrics._input import Estimate, MetricInput
 from mixbit.quantization.statistics import RunningMean
 
 
-def fisher(question: Question) -> Estimate:
+def fisher(inputs: MetricInput) -> Estimate:
     """Expected KL divergence in nats that each choice makes, to second order, for weights and inputs alike.
 
     For sample i with loss l_i, labels drawn from the model, and a perturbation d, KL ~ 1/2 E_i[(g_i . d)^2] with
@@ -33,33 +33,33 @@ def fisher(question: Question) -> Estimate:
     Returns:
         loss and standard error [L, C].
     """
-    scorer = _Scorer(question)
-    generator = torch.Generator().manual_seed(question.seed)
+    scorer = _Scorer(inputs)
+    generator = torch.Generator().manual_seed(inputs.seed)
 
     def information(returned: Any, labels: Tensor | None) -> Tensor:
-        return question.task.information(returned, labels, generator)
+        return inputs.task.information(returned, labels, generator)
 
-    entries = RunningMean((len(question.layers), len(question.schemes)))
-    for inputs, labels in track(question.batches, "measure"):
-        scorer.backward.run_batch(inputs, labels, information)
-        entries.update(scorer.take_entries(inputs.batch_size))
+    entries = RunningMean((len(inputs.layers), len(inputs.schemes)))
+    for batch, labels in track(inputs.batches, "measure"):
+        scorer.backward.run_batch(batch, labels, information)
+        entries.update(scorer.take_entries(batch.batch_size))
     return Estimate(*entries.result())
 
 
 class _Scorer:
     """Collects, in backward, g_i . d of every weight format and input format per sample."""
 
-    def __init__(self, question: Question) -> None:
-        self.question = question
+    def __init__(self, inputs: MetricInput) -> None:
+        self.inputs = inputs
         self.small_errors: dict[str, list[Tensor]] = {}
-        self.weight_formats, self.input_formats = question.weight_formats, question.input_formats
-        operations = [(layer, operation) for layer in question.layers for operation in layer.operations]
+        self.weight_formats, self.input_formats = inputs.weight_formats, inputs.input_formats
+        operations = [(layer, operation) for layer in inputs.layers for operation in layer.operations]
         with torch.no_grad():
-            self.shifts = {one.node: question.mean_errors(one, self._errors(layer)) for layer, one in operations}
-        self.input_quantizers = question.input_quantizers()
+            self.shifts = {one.node: inputs.mean_errors(one, self._errors(layer)) for layer, one in operations}
+        self.input_quantizers = inputs.input_quantizers()
         self.backward = Backward(
-            question.graph,
-            question.layers,
+            inputs.graph,
+            inputs.layers,
             self._weight_scores if self.weight_formats else None,
             self._input_scores if self.input_formats else None,
         )
@@ -68,21 +68,21 @@ class _Scorer:
         self.input_scores: dict[str, list[Tensor]] = {}
 
     def _weight_scores(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
-        node = self.question.graph.node(operation.node)
+        node = self.inputs.graph.node(operation.node)
         scores = self._dot_with_errors(node, layer, operation, x, gradient)
         self.weight_scores.setdefault(layer.name, []).append(scores)
 
     def _input_scores(self, name: str, x: Tensor, gradient: Tensor) -> None:
-        axis = sample_axis(self.question.graph.node(name))
+        axis = sample_axis(self.inputs.graph.node(name))
         products = [quantizer(x).sub_(x).mul_(gradient) for quantizer in self.input_quantizers[name]]
         dots = [(part := group_samples(axis, product)).reshape(len(part), -1).sum(1) for product in products]
         self.input_scores.setdefault(name, []).append(torch.stack(dots, 1))
 
     def _errors(self, layer: Layer) -> list[Tensor]:
-        """As `Question.weight_errors`; small ones are kept for the next batch."""
+        """As `MetricInput.weight_errors`; small ones are kept for the next batch."""
         if layer.name in self.small_errors:
             return self.small_errors[layer.name]
-        errors = self.question.weight_errors(layer)
+        errors = self.inputs.weight_errors(layer)
         if layer.numel * len(errors) <= FEW_ELEMENTS:
             self.small_errors[layer.name] = errors
         return errors
@@ -95,7 +95,7 @@ class _Scorer:
         x, gradient = group_samples(axis, x), group_samples(axis, gradient)
         if operation.kind.input is None:
             rows, places = x.unique(return_inverse=True)  # a table is long, and a batch reads little of it
-            errors = self.question.weight_errors(layer, rows)
+            errors = self.inputs.weight_errors(layer, rows)
             return torch.stack([(gradient * error[places]).flatten(1).sum(1) for error in errors], 1)
         errors = self._errors(layer)
         if operation.channels_last:
@@ -112,12 +112,12 @@ class _Scorer:
     def take_entries(self, batch_size: int) -> Tensor:
         """[N, L, C] of 1/2 (g_i . d)^2, weights plus inputs, of the batch just run backward; forgets it."""
         weights = {name: _squares(scores, batch_size) for name, scores in self.weight_scores.items()}
-        inputs = {name: _squares(scores, batch_size) for name, scores in self.input_scores.items()}
+        reads = {name: _squares(scores, batch_size) for name, scores in self.input_scores.items()}
         self.weight_scores.clear()
         self.input_scores.clear()
-        if not weights and not inputs:
-            return torch.zeros(batch_size, len(self.question.layers), len(self.question.schemes), dtype=torch.float64)
-        return self.question.entries(weights, inputs)
+        if not weights and not reads:
+            return torch.zeros(batch_size, len(self.inputs.layers), len(self.inputs.schemes), dtype=torch.float64)
+        return self.inputs.entries(weights, reads)
 
 
 def _dot_with_matrices(x: Tensor, gradient: Tensor, errors: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from mixbit.graph.backward import Backward, SampleGradients
 from mixbit.graph.graph import Layer
 from mixbit.graph.nodes import get_tensor
 from mixbit.graph.sample_axis import group_samples, sample_axis
-from mixbit.metrics._input import Estimate, Question
+from mixbit.metrics._input import Estimate, MetricInput
 from mixbit.quantization.scales import weight_mask
 from mixbit.quantization.statistics import RunningMean
 
@@ -22,7 +22,7 @@ WeightPowers = Callable[[Layer], Tensor]
 InputPowers = Callable[[str, Tensor], list[Tensor]]
 
 
-def fit(question: Question, *, tolerance: float | None = None) -> Estimate:
+def fit(inputs: MetricInput, *, tolerance: float | None = None) -> Estimate:
     """Expected increase of the loss in nats under uniform rounding noise of each weight and each input; needs labels.
 
     The entry of a layer in a scheme is 1/2 Tr(F_W) D_W^2 / 12 + 1/2 Tr(F_x) D_x^2 / 12, for the weight W and each
@@ -40,7 +40,7 @@ def fit(question: Question, *, tolerance: float | None = None) -> Estimate:
     size.
 
     Args:
-        question: Its batches need labels; its seed has no effect, since nothing is drawn.
+        inputs: Its batches need labels; its seed has no effect, since nothing is drawn.
         tolerance: Stop once every trace has a standard error below this share of it, after two batches or more; a
             trace of zero counts as known, and that of a sparse format is weighted by what each weight adds. All
             batches where None.
@@ -53,14 +53,14 @@ def fit(question: Question, *, tolerance: float | None = None) -> Estimate:
     Raises:
         InvalidInput: a batch without labels, or with labels that do not fit; a tolerance that is not positive.
     """
-    return _estimate(question, "fit", _noise_of_weights(question), _noise_of_inputs(question), tolerance)
+    return _estimate(inputs, "fit", _noise_of_weights(inputs), _noise_of_inputs(inputs), tolerance)
 
 
-def fit_w(question: Question, *, tolerance: float | None = None) -> Estimate:
+def fit_w(inputs: MetricInput, *, tolerance: float | None = None) -> Estimate:
     """The weights' part of `fit`: expected increase of the loss under uniform noise of each weight; needs labels.
 
     Args:
-        question: As for `fit`.
+        inputs: As for `fit`.
         tolerance: As for `fit`.
 
     Returns:
@@ -69,14 +69,14 @@ def fit_w(question: Question, *, tolerance: float | None = None) -> Estimate:
     Raises:
         InvalidInput: as for `fit`.
     """
-    return _estimate(question, "fit_w", _noise_of_weights(question), None, tolerance)
+    return _estimate(inputs, "fit_w", _noise_of_weights(inputs), None, tolerance)
 
 
-def fit_a(question: Question, *, tolerance: float | None = None) -> Estimate:
+def fit_a(inputs: MetricInput, *, tolerance: float | None = None) -> Estimate:
     """The inputs' part of `fit`: expected increase of the loss under uniform noise of each input; needs labels.
 
     Args:
-        question: As for `fit`.
+        inputs: As for `fit`.
         tolerance: As for `fit`.
 
     Returns:
@@ -85,10 +85,10 @@ def fit_a(question: Question, *, tolerance: float | None = None) -> Estimate:
     Raises:
         InvalidInput: as for `fit`.
     """
-    return _estimate(question, "fit_a", None, _noise_of_inputs(question), tolerance)
+    return _estimate(inputs, "fit_a", None, _noise_of_inputs(inputs), tolerance)
 
 
-def fit_error(question: Question, *, tolerance: float | None = None) -> Estimate:
+def fit_error(inputs: MetricInput, *, tolerance: float | None = None) -> Estimate:
     """The `fit` of real rounding errors: squared gradients times squared errors, element by element; needs labels.
 
     The entry is 1/2 E_i[sum_j g_ij^2 e_j^2], for a weight with e = Q(W) - W, for an input with e_i = Q(x_i) - x_i:
@@ -96,7 +96,7 @@ def fit_error(question: Question, *, tolerance: float | None = None) -> Estimate
     gradients, sharing and constants holds here.
 
     Args:
-        question: As for `fit`.
+        inputs: As for `fit`.
         tolerance: As for `fit`, for the traces weighted by the squared errors.
 
     Source: as for `fit`; FITCompress (A. Zandonati et al., arXiv 2302.07612) weights errors of weights so.
@@ -107,7 +107,7 @@ def fit_error(question: Question, *, tolerance: float | None = None) -> Estimate
     Raises:
         InvalidInput: as for `fit`.
     """
-    return _estimate(question, "fit_error", _errors_of_weights(question), _errors_of_inputs(question), tolerance)
+    return _estimate(inputs, "fit_error", _errors_of_weights(inputs), _errors_of_inputs(inputs), tolerance)
 
 
 def _noise_power(low: float, high: float, formats: Sequence[Format]) -> Tensor:
@@ -116,14 +116,14 @@ def _noise_power(low: float, high: float, formats: Sequence[Format]) -> Tensor:
     return ((high - low) / steps).square() / 12
 
 
-def _noise_of_weights(question: Question) -> WeightPowers:
-    graph, formats = question.graph, question.weight_formats
+def _noise_of_weights(inputs: MetricInput) -> WeightPowers:
+    graph, formats = inputs.graph, inputs.weight_formats
 
     def powers(layer: Layer) -> Tensor:
         weight = get_tensor(graph.module, layer.name).detach()
         low, high = torch.aminmax(weight)
         noise = _noise_power(float(low), float(high), formats).unsqueeze(1)
-        masks = [weight_mask(graph, layer, fmt, question.calibration) for fmt in formats]
+        masks = [weight_mask(graph, layer, fmt, inputs.calibration) for fmt in formats]
         if all(mask is None for mask in masks):
             return noise
         flat = weight.flatten().double()
@@ -136,24 +136,24 @@ def _noise_of_weights(question: Question) -> WeightPowers:
     return powers
 
 
-def _errors_of_weights(question: Question) -> WeightPowers:
+def _errors_of_weights(inputs: MetricInput) -> WeightPowers:
     def powers(layer: Layer) -> Tensor:  # anew for every batch: all layers' at once would be as many models as formats
-        return torch.stack(question.weight_errors(layer)).square_().flatten(1)
+        return torch.stack(inputs.weight_errors(layer)).square_().flatten(1)
 
     return powers
 
 
-def _noise_of_inputs(question: Question) -> InputPowers:
-    histograms = question.calibration.histograms
+def _noise_of_inputs(inputs: MetricInput) -> InputPowers:
+    histograms = inputs.calibration.histograms
 
     def powers(name: str, _: Tensor) -> list[Tensor]:
-        return list(_noise_power(histograms[name].low, histograms[name].high, question.input_formats))
+        return list(_noise_power(histograms[name].low, histograms[name].high, inputs.input_formats))
 
     return powers
 
 
-def _errors_of_inputs(question: Question) -> InputPowers:
-    quantizers = question.input_quantizers()
+def _errors_of_inputs(inputs: MetricInput) -> InputPowers:
+    quantizers = inputs.input_quantizers()
 
     def powers(name: str, x: Tensor) -> list[Tensor]:
         return [quantizer(x).sub_(x).square_() for quantizer in quantizers[name]]
@@ -162,7 +162,7 @@ def _errors_of_inputs(question: Question) -> InputPowers:
 
 
 def _estimate(
-    question: Question,
+    inputs: MetricInput,
     metric: str,
     weight_powers: WeightPowers | None,
     input_powers: InputPowers | None,
@@ -171,16 +171,16 @@ def _estimate(
     """Mean of the samples' costs, over all batches or until the tolerance holds."""
     if tolerance is not None and not tolerance > 0:
         raise InvalidInput(f"metric {metric}: tolerance {tolerance}; give a positive share, as 0.05, or None")
-    question.check_labels(metric)
-    scorer = _Scorer(question, weight_powers, input_powers)
-    entries = RunningMean((len(question.layers), len(question.schemes)))
+    inputs.check_labels(metric)
+    scorer = _Scorer(inputs, weight_powers, input_powers)
+    entries = RunningMean((len(inputs.layers), len(inputs.schemes)))
     parts: RunningMean | None = None
-    for number, (inputs, labels) in enumerate(track(question.batches, "measure")):
-        weights, reads = scorer.run_batch(inputs, labels)
+    for number, (batch, labels) in enumerate(track(inputs.batches, "measure")):
+        weights, reads = scorer.run_batch(batch, labels)
         if not weights and not reads:
-            entries.update(torch.zeros(inputs.batch_size, *entries.mean.shape, dtype=torch.float64))
+            entries.update(torch.zeros(batch.batch_size, *entries.mean.shape, dtype=torch.float64))
             continue
-        entries.update(question.entries(weights, reads))
+        entries.update(inputs.entries(weights, reads))
         costs = torch.cat([*weights.values(), *reads.values()], 1)
         parts = parts or RunningMean((costs.shape[1],))
         parts.update(costs)
@@ -199,15 +199,15 @@ class _Scorer:
     """Collects, in backward, half the sum of g_i^2 times power for every weight format and input format, per sample."""
 
     def __init__(
-        self, question: Question, weight_powers: WeightPowers | None, input_powers: InputPowers | None
+        self, inputs: MetricInput, weight_powers: WeightPowers | None, input_powers: InputPowers | None
     ) -> None:
-        self.question = question
-        self.weight_powers = weight_powers if question.weight_formats else None
-        self.input_powers = input_powers if question.input_formats else None
-        self.gradients = SampleGradients(question.graph, self._score_weight)
+        self.inputs = inputs
+        self.weight_powers = weight_powers if inputs.weight_formats else None
+        self.input_powers = input_powers if inputs.input_formats else None
+        self.gradients = SampleGradients(inputs.graph, self._score_weight)
         self.backward = Backward(
-            question.graph,
-            question.layers,
+            inputs.graph,
+            inputs.layers,
             self.gradients.add_use if self.weight_powers else None,
             self._score_input if self.input_powers else None,
         )
@@ -215,15 +215,15 @@ class _Scorer:
         self.weight_scores: dict[str, Tensor] = {}
         self.input_scores: dict[str, Tensor] = {}
 
-    def run_batch(self, inputs: Inputs, labels: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def run_batch(self, batch: Inputs, labels: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """[N, formats] of each weight and of each input; zeros where the loss does not depend on it."""
-        question, count = self.question, inputs.batch_size
-        layers = [layer.name for layer in question.layers] if self.weight_powers else ()
-        reads = question.readers if self.input_powers else ()
-        self.weight_scores = {name: torch.zeros(1, len(question.weight_formats)) for name in layers}
-        self.input_scores = {name: torch.zeros(1, len(question.input_formats)) for name in reads}
-        self.backward.run_batch(inputs, labels, lambda returned, labels: question.task.loss(returned, labels) * count)
-        self.gradients.finish_batch(question.layers)
+        inputs, count = self.inputs, batch.batch_size
+        layers = [layer.name for layer in inputs.layers] if self.weight_powers else ()
+        reads = inputs.readers if self.input_powers else ()
+        self.weight_scores = {name: torch.zeros(1, len(inputs.weight_formats)) for name in layers}
+        self.input_scores = {name: torch.zeros(1, len(inputs.input_formats)) for name in reads}
+        self.backward.run_batch(batch, labels, lambda returned, labels: inputs.task.loss(returned, labels) * count)
+        self.gradients.finish_batch(inputs.layers)
         weights = {name: _halves(scores, count) for name, scores in self.weight_scores.items()}
         return weights, {name: _halves(scores, count) for name, scores in self.input_scores.items()}
 
@@ -241,7 +241,7 @@ class _Scorer:
     def _score_input(self, name: str, x: Tensor, gradient: Tensor) -> None:
         if self.input_powers is None:
             return
-        axis, squares = sample_axis(self.question.graph.node(name)), gradient.square()
+        axis, squares = sample_axis(self.inputs.graph.node(name)), gradient.square()
         scores = [group_samples(axis, squares * power).flatten(1).sum(1) for power in self.input_powers(name, x)]
         self.input_scores[name] = torch.stack(scores, 1)
 

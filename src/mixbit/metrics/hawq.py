@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mixbit.core import InvalidInput, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.nodes import get_tensor
-from mixbit.metrics._input import Estimate, Question
+from mixbit.metrics._input import Estimate, MetricInput
 from mixbit.quantization.statistics import RunningMean
 
 Rule = Literal["standard_error", "nncf"]
@@ -22,7 +22,7 @@ FEWEST_VECTORS = 5
 
 
 def hawq(
-    question: Question, *, vectors: int = 50, rule: Rule = "standard_error", tolerance: float | None = None
+    inputs: MetricInput, *, vectors: int = 50, rule: Rule = "standard_error", tolerance: float | None = None
 ) -> Estimate:
     """Expected increase of the loss in nats from the Hessian's average trace of each weight; needs labels.
 
@@ -40,7 +40,7 @@ def hawq(
     vector changes the mean and not how far it is from the truth.
 
     Args:
-        question: Its batches need labels.
+        inputs: Its batches need labels.
         vectors: How many to draw at most; two or more.
         rule: When to end before that.
         tolerance: Of the rule; where None, TOLERANCES of it.
@@ -62,21 +62,21 @@ def hawq(
         raise InvalidInput(
             f"metric hawq: {vectors} vectors, tolerance {tolerance}; give two or more, and a positive one"
         )
-    question.check_labels("hawq")
-    num_samples = sum(inputs.batch_size for inputs, _ in question.batches)
-    if not question.weight_formats:
-        nothing = np.zeros((len(question.layers), len(question.schemes)))
+    inputs.check_labels("hawq")
+    num_samples = sum(batch.batch_size for batch, _ in inputs.batches)
+    if not inputs.weight_formats:
+        nothing = np.zeros((len(inputs.layers), len(inputs.schemes)))
         return Estimate(nothing, nothing.copy(), num_samples)
-    traces, totals = RunningMean((len(question.layers),)), []
-    generator = torch.Generator().manual_seed(question.seed)
+    traces, totals = RunningMean((len(inputs.layers),)), []
+    generator = torch.Generator().manual_seed(inputs.seed)
     for _ in track(range(vectors), "measure"):
-        found = _average_traces(question, num_samples, generator)
+        found = _average_traces(inputs, num_samples, generator)
         traces.update(found.unsqueeze(0))
         totals.append(float(found.sum()))
         if _settled(totals, rule, tolerance):
             break
     mean, error, _ = traces.result()
-    return Estimate(_costs(question, mean).clip(min=0), _costs(question, error), num_samples, trace=mean)
+    return Estimate(_costs(inputs, mean).clip(min=0), _costs(inputs, error), num_samples, trace=mean)
 
 
 def _settled(totals: Sequence[float], rule: Rule, tolerance: float) -> bool:
@@ -91,42 +91,42 @@ def _settled(totals: Sequence[float], rule: Rule, tolerance: float) -> bool:
     return float(np.std(totals, ddof=1)) / len(totals) ** 0.5 < tolerance * abs(float(np.mean(totals)))
 
 
-def _costs(question: Question, traces: np.ndarray) -> np.ndarray:
+def _costs(inputs: MetricInput, traces: np.ndarray) -> np.ndarray:
     """[L, C] of 1/2 trace |Q(W) - W|^2 for average traces [L]."""
     costs = {}
-    for layer, trace in zip(question.layers, traces, strict=True):
-        powers = [error.double().square().sum().cpu() for error in question.weight_errors(layer)]
+    for layer, trace in zip(inputs.layers, traces, strict=True):
+        powers = [error.double().square().sum().cpu() for error in inputs.weight_errors(layer)]
         costs[layer.name] = torch.stack(powers) * float(trace) / 2
-    return question.entries(costs, {}).numpy()
+    return inputs.entries(costs, {}).numpy()
 
 
-def _average_traces(question: Question, num_samples: int, generator: torch.Generator) -> Tensor:
+def _average_traces(inputs: MetricInput, num_samples: int, generator: torch.Generator) -> Tensor:
     """[L] of <v_W, (H v)_W> / n for one vector of random signs."""
-    module = question.graph.module
-    weights = {layer.name: get_tensor(module, layer.name).detach().requires_grad_() for layer in question.layers}
+    module = inputs.graph.module
+    weights = {layer.name: get_tensor(module, layer.name).detach().requires_grad_() for layer in inputs.layers}
     signs = [(torch.randint(0, 2, one.shape, generator=generator) * 2 - 1).to(one) for one in weights.values()]
     traces = torch.zeros(len(weights), dtype=torch.float64)
-    for inputs, labels in question.batches:
-        products = _times_hessian(question, weights, inputs, labels, signs)
+    for batch, labels in inputs.batches:
+        products = _times_hessian(inputs, weights, batch, labels, signs)
         dots = [(sign * product).double().mean().cpu() for sign, product in zip(signs, products, strict=True)]
-        traces += torch.stack(dots) * (inputs.batch_size / num_samples)
+        traces += torch.stack(dots) * (batch.batch_size / num_samples)
     return traces
 
 
 def _times_hessian(
-    question: Question, weights: dict[str, Tensor], inputs: Inputs, labels: Tensor | None, signs: list[Tensor]
+    inputs: MetricInput, weights: dict[str, Tensor], batch: Inputs, labels: Tensor | None, signs: list[Tensor]
 ) -> Sequence[Tensor]:
     """H v of the batch's mean loss, by weight: the gradient of <gradient, v>."""
-    graph, leaves = question.graph, list(weights.values())
-    inputs = inputs.to(graph.device)
+    graph, leaves = inputs.graph, list(weights.values())
+    batch = batch.to(graph.device)
     # a module may know one parameter by several names, of which functional_call takes a single one
     names = {id(parameter): name for name, parameter in graph.module.named_parameters()}
     tensors = {name: parameter.detach() for name, parameter in graph.module.named_parameters()}
     tensors |= {names[id(get_tensor(graph.module, name))]: weight for name, weight in weights.items()}
     # the fused kernels of attention have no second derivative
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
-        returned = torch.func.functional_call(graph.module, tensors, inputs.args, dict(inputs.kwargs))
-        loss = question.task.loss(returned, labels)
+        returned = torch.func.functional_call(graph.module, tensors, batch.args, dict(batch.kwargs))
+        loss = inputs.task.loss(returned, labels)
         try:
             slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
             dot = torch.stack([(slope * sign).sum() for slope, sign in zip(slopes, signs, strict=True)]).sum()

@@ -14,7 +14,7 @@ from mixbit.graph.graph import Graph, Layer, check_arguments
 from mixbit.graph.layers import find_layers, model_fingerprint, shared_inputs
 from mixbit.graph.memory import live_activations
 from mixbit.metrics import BY_PARTS, Metric, find_metric
-from mixbit.metrics._input import Estimate, Question, check_estimate, joined
+from mixbit.metrics._input import Estimate, MetricInput, check_estimate, joined
 from mixbit.metrics._stability import ranking_problem
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.offers import misfit, takes_weight, with_fallbacks
@@ -47,7 +47,7 @@ def measure(
         batches: Calibration batches, with labels where the metric needs them; gone through twice, so kept in memory.
         target: Whose choices are offered, and whose file the bytes are counted in; its runtime is not needed.
         task: What the outputs mean; classification where None.
-        metric: Name of a metric, as `hawq` or `hawq:vectors=20`, or a function from a `Question` to an `Estimate`.
+        metric: Name of a metric, as `hawq` or `hawq:vectors=20`, or a function from a `MetricInput` to an `Estimate`.
         choices: Schemes to offer; the target's default ones where None. A layer that cannot take one is not offered it;
             in the place of one whose input is ranged at run time it is offered the same weight with an input in float.
         calibration: Of the same graph and batches, where it is at hand; sparse choices take the masks that it holds,
@@ -68,19 +68,19 @@ def measure(
     schemes, offered = with_fallbacks(layers, asked)
     _check_offered(layers, schemes, offered)
     pairs = split_all(batches, len(graph.example.args))
-    calibration = calibration or calibrate(graph, layers, [inputs for inputs, _ in pairs])
+    calibration = calibration or calibrate(graph, layers, [batch for batch, _ in pairs])
     calibration.check_layers(layers)
     for layer in track(layers, "choose scales"):  # kept in the calibration, for the metric and for quantize()
         for fmt in {scheme.weight for scheme in schemes if scheme.weight is not None}:
             if takes_weight(layer, fmt):
                 weight_quantizer(graph, layer, fmt, calibration)
-    question = Question(graph, layers, schemes, calibration, pairs, task or Task.classification(), seed)
+    inputs = MetricInput(graph, layers, schemes, calibration, pairs, task or Task.classification(), seed)
     rounds = [*_rounds(pairs)] if getattr(method, "func", method) in BY_PARTS else [pairs]
-    return _measured(question, name, method, rounds, (target, offered))
+    return _measured(inputs, name, method, rounds, (target, offered))
 
 
 def _measured(
-    question: Question, name: str, method: Metric, rounds: list[list[Batch]], offer: tuple[Target, NDArray[np.bool_]]
+    inputs: MetricInput, name: str, method: Metric, rounds: list[list[Batch]], offer: tuple[Target, NDArray[np.bool_]]
 ) -> Sensitivity:
     """Ask the metric about one round after the other, until plans are stable or all are spent.
 
@@ -88,14 +88,14 @@ def _measured(
     """
 
     def ask(number: int) -> Estimate:
-        found = method(dataclasses.replace(question, batches=rounds[number], seed=question.seed + number))
-        check_estimate(found, name, question)
+        found = method(dataclasses.replace(inputs, batches=rounds[number], seed=inputs.seed + number))
+        check_estimate(found, name, inputs)
         return found
 
     total, asked = ask(0), 1
     while True:
-        table = _table(question, total, name, *offer)
-        verdict = _verdict(ranking_problem(table), table, rounds[:asked], list(question.batches))
+        table = _table(inputs, total, name, *offer)
+        verdict = _verdict(ranking_problem(table), table, rounds[:asked], list(inputs.batches))
         if asked == len(rounds) or verdict.startswith(STABLE):
             return dataclasses.replace(table, verdict=verdict)
         total, asked = joined(total, ask(asked)), asked + 1
@@ -115,8 +115,8 @@ def _rounds(batches: list[Batch]) -> Iterator[list[Batch]]:
 
 
 def _verdict(problem: str | None, table: Sensitivity, rounds: list[list[Batch]], batches: list[Batch]) -> str:
-    seen = sum(inputs.batch_size for part in rounds for inputs, _ in part)
-    after = f"after {seen} of {sum(inputs.batch_size for inputs, _ in batches)} samples"
+    seen = sum(batch.batch_size for part in rounds for batch, _ in part)
+    after = f"after {seen} of {sum(batch.batch_size for batch, _ in batches)} samples"
     if problem is not None:
         return f"cannot rank plans for sure: {problem}, {after}; give other or more data, or take another metric"
     if not table.standard_error[np.isfinite(table.loss)].any():
@@ -132,16 +132,16 @@ def _check_offered(layers: tuple[Layer, ...], schemes: tuple[Scheme, ...], offer
 
 
 def _table(
-    question: Question, estimate: Estimate, metric: str, target: Target, offered: NDArray[np.bool_]
+    inputs: MetricInput, estimate: Estimate, metric: str, target: Target, offered: NDArray[np.bool_]
 ) -> Sensitivity:
-    layers = question.layers
-    dynamic = any(scheme.input is not None and scheme.input.dynamic for scheme in question.schemes)
+    layers = inputs.layers
+    dynamic = any(scheme.input is not None and scheme.input.dynamic for scheme in inputs.schemes)
     return Sensitivity(
         layers=tuple(layer.name for layer in layers),
-        choices=tuple(str(scheme) for scheme in question.schemes),
+        choices=tuple(str(scheme) for scheme in inputs.schemes),
         loss=np.where(offered, estimate.loss, np.inf),
         standard_error=estimate.standard_error,
-        usage=usage(layers, question.schemes, target),
+        usage=usage(layers, inputs.schemes, target),
         numel=np.array([float(layer.numel) for layer in layers]),
         macs=np.array([float(layer.macs) for layer in layers]),
         ties=(),
@@ -150,9 +150,9 @@ def _table(
         target=target.name,
         fingerprint=model_fingerprint(layers),
         num_samples=estimate.num_samples,
-        seed=question.seed,
+        seed=inputs.seed,
         trace=estimate.trace,
-        live=live_activations(question.graph, layers, target),
+        live=live_activations(inputs.graph, layers, target),
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from mixbit.core import track
 from mixbit.core.batches import Inputs
 from mixbit.graph.graph import Graph, Layer
-from mixbit.metrics._input import Estimate, Question
+from mixbit.metrics._input import Estimate, MetricInput
 from mixbit.quantization.offers import takes_weight
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.quantization.scales import weight_quantizer
@@ -21,7 +21,7 @@ from mixbit.quantization.statistics import RunningMean, batch_means
 Score = Callable[[Any, Any, Tensor | None], Tensor]
 
 
-def measured(question: Question) -> Estimate:
+def measured(inputs: MetricInput) -> Estimate:
     """KL divergence in nats of the network with one tensor rounded from the float network.
 
     One weight at a time in each format, for all that reads it, with the bias that is deployed: less the mean that the
@@ -36,19 +36,19 @@ def measured(question: Question) -> Estimate:
     Returns:
         loss and standard error [L, C] in nats.
     """
-    task = question.task
+    task = inputs.task
 
     def divergence(reference: Any, returned: Any, _: Tensor | None) -> Tensor:
         # In float32, the terms of a small divergence do not cancel.
         return task.divergence(task.outputs(reference).double(), task.outputs(returned).double()).clamp(min=0)
 
-    entries = RunningMean((len(question.layers), len(question.schemes)))
-    for weights, inputs in _costs(question, divergence):
-        entries.update(question.entries(weights, inputs))
+    entries = RunningMean((len(inputs.layers), len(inputs.schemes)))
+    for weights, reads in _costs(inputs, divergence):
+        entries.update(inputs.entries(weights, reads))
     return Estimate(*entries.result())
 
 
-def measured_loss(question: Question) -> Estimate:
+def measured_loss(inputs: MetricInput) -> Estimate:
     """Increase of the task's loss on labels; tensors are rounded and their costs added as in `measured`.
 
     A mean increase below 0, of a weight or of an input, counts as 0: it is chance, or fits the labels at hand alone,
@@ -62,22 +62,22 @@ def measured_loss(question: Question) -> Estimate:
     Raises:
         InvalidInput: batches without labels, or labels that do not fit the task.
     """
-    question.check_labels("measured_loss")
-    loss = question.task.loss
+    inputs.check_labels("measured_loss")
+    loss = inputs.task.loss
 
     def increase(reference: Any, returned: Any, labels: Tensor | None) -> Tensor:
         return (loss(returned, labels) - loss(reference, labels)).reshape(1)
 
-    batches = list(_costs(question, increase))
-    sizes = torch.tensor([inputs.batch_size for inputs, _ in question.batches])
-    weights, inputs = (
+    batches = list(_costs(inputs, increase))
+    sizes = torch.tensor([batch.batch_size for batch, _ in inputs.batches])
+    weights, reads = (
         {name: torch.cat([batch[part][name] for batch in batches]) for name in batches[0][part]} for part in (0, 1)
     )
-    _, standard_error = batch_means(question.entries(weights, inputs), sizes)
+    _, standard_error = batch_means(inputs.entries(weights, reads), sizes)
     gains_nothing = [
-        {name: batch_means(costs, sizes)[0].clamp(min=0) for name, costs in part.items()} for part in (weights, inputs)
+        {name: batch_means(costs, sizes)[0].clamp(min=0) for name, costs in part.items()} for part in (weights, reads)
     ]
-    return Estimate(question.entries(*gains_nothing).numpy(), standard_error.numpy(), len(batches))
+    return Estimate(inputs.entries(*gains_nothing).numpy(), standard_error.numpy(), len(batches))
 
 
 @dataclass(frozen=True)
@@ -97,17 +97,17 @@ class _Change:
     shifts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def _costs(question: Question, score: Score) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+def _costs(inputs: MetricInput, score: Score) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
     """Of every batch, layer -> costs of its weight [N, formats] and tensor -> costs of rounding it [N, formats]."""
-    weights = {layer.name: _weight_changes(question, layer) for layer in question.layers}
-    inputs = {name: _input_changes(question.graph, name, each) for name, each in question.input_quantizers().items()}
-    changes = [change for part in (weights, inputs) for each in part.values() for change in each]
+    weights = {layer.name: _weight_changes(inputs, layer) for layer in inputs.layers}
+    reads = {name: _input_changes(inputs.graph, name, each) for name, each in inputs.input_quantizers().items()}
+    changes = [change for part in (weights, reads) for each in part.values() for change in each]
     runs = 1 + len(changes)
-    scores = track(_scores(question, changes, score), "measure", runs * len(question.batches))
+    scores = track(_scores(inputs, changes, score), "measure", runs * len(inputs.batches))
     for batch in zip(*[scores] * runs, strict=True):  # as many at a time as a batch has
         unchanged, *rest = (costs.cpu().double() for costs in batch)
         remaining = iter(rest)
-        yield _by_name(weights, unchanged, remaining), _by_name(inputs, unchanged, remaining)
+        yield _by_name(weights, unchanged, remaining), _by_name(reads, unchanged, remaining)
 
 
 def _by_name(changes: Mapping[str, list[_Change]], unchanged: Tensor, scores: Iterator[Tensor]) -> dict[str, Tensor]:
@@ -116,26 +116,26 @@ def _by_name(changes: Mapping[str, list[_Change]], unchanged: Tensor, scores: It
 
 
 @torch.no_grad()
-def _scores(question: Question, changes: list[_Change], score: Score) -> Iterator[Tensor]:
+def _scores(inputs: MetricInput, changes: list[_Change], score: Score) -> Iterator[Tensor]:
     """Of every batch, the score of the float network itself and then of every change."""
-    rerun = _Rerun(question.graph)
-    for inputs, labels in question.batches:
-        reference = rerun.run_float(inputs)
+    rerun = _Rerun(inputs.graph)
+    for batch, labels in inputs.batches:
+        reference = rerun.run_float(batch)
         yield score(reference, reference, labels)
         for change in changes:
             yield score(reference, rerun.run_changed(change), labels)
 
 
 @torch.no_grad()
-def _weight_changes(question: Question, layer: Layer) -> list[_Change]:
-    graph, calibration = question.graph, question.calibration
+def _weight_changes(inputs: MetricInput, layer: Layer) -> list[_Change]:
+    graph, calibration = inputs.graph, inputs.calibration
     reads = graph.module.graph.find_nodes(op="get_attr")
     nodes = frozenset(node for node in reads if node.target == layer.name)
     after = _dependents(graph, nodes)
-    errors = question.weight_errors(layer)
-    means = {one: question.mean_errors(one, errors) for one in layer.operations}
+    errors = inputs.weight_errors(layer)
+    means = {one: inputs.mean_errors(one, errors) for one in layer.operations}
     changes = []
-    for column, fmt in enumerate(question.weight_formats):
+    for column, fmt in enumerate(inputs.weight_formats):
         shifts = {
             one.node: one.along_channels(found[column], len(graph.shapes[one.node]))
             for one, found in means.items()
@@ -171,10 +171,10 @@ class _Rerun(fx.Interpreter):
         self.values: dict[fx.Node, Any] = {}
         self.shifts: Mapping[str, Tensor] = {}
 
-    def run_float(self, inputs: Inputs) -> Any:
+    def run_float(self, batch: Inputs) -> Any:
         """What the float graph returns."""
         self.shifts = {}
-        returned = self.run(*self.graph_.leaves(inputs), enable_io_processing=False)
+        returned = self.run(*self.graph_.leaves(batch), enable_io_processing=False)
         self.values = self.env
         return returned
 

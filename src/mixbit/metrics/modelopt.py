@@ -9,12 +9,12 @@ from mixbit.core import track
 from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Layer, Operation
 from mixbit.graph.sample_axis import group_samples, sample_axis
-from mixbit.metrics._input import Estimate, Question
+from mixbit.metrics._input import Estimate, MetricInput
 from mixbit.metrics._outputs import from_inputs, from_weights, layer_entries, no_costs
 from mixbit.quantization.statistics import RunningMean
 
 
-def modelopt(question: Question) -> Estimate:
+def modelopt(inputs: MetricInput) -> Estimate:
     """Sum over the elements of an operator's output Y of (dl/dY (Y_q - Y))^2, the mean over samples.
 
     l is the loss of the sample's own label and Y_q the output with the rounded weight; for an input format, the same
@@ -30,36 +30,36 @@ def modelopt(question: Question) -> Estimate:
     Raises:
         InvalidInput: batches without labels, or labels that do not fit the task.
     """
-    question.check_labels("modelopt")
-    scorer = _Scorer(question)
-    entries = RunningMean((len(question.layers), len(question.schemes)))
-    for inputs, labels in track(question.batches, "measure"):
-        count = inputs.batch_size
+    inputs.check_labels("modelopt")
+    scorer = _Scorer(inputs)
+    entries = RunningMean((len(inputs.layers), len(inputs.schemes)))
+    for batch, labels in track(inputs.batches, "measure"):
+        count = batch.batch_size
         scorer.start(count)
         # The loss is the mean of the batch, and a sample's own gradient is wanted.
-        scorer.backward.run_batch(inputs, labels, lambda *pair, count=count: question.task.loss(*pair) * count)
-        entries.update(layer_entries(question, scorer.weights, scorer.inputs))
+        scorer.backward.run_batch(batch, labels, lambda *pair, count=count: inputs.task.loss(*pair) * count)
+        entries.update(layer_entries(inputs, scorer.weights, scorer.read_scores))
     return Estimate(*entries.result())
 
 
 class _Scorer:
     """Adds up, in backward, the scores of every layer: [N, formats] of its weight and of its inputs."""
 
-    def __init__(self, question: Question) -> None:
-        self.question = question
-        self.quantizers = question.input_quantizers()
-        self.backward = Backward(question.graph, question.layers, self._add, None)
+    def __init__(self, inputs: MetricInput) -> None:
+        self.inputs = inputs
+        self.quantizers = inputs.input_quantizers()
+        self.backward = Backward(inputs.graph, inputs.layers, self._add, None)
 
     def start(self, batch_size: int) -> None:
         """Forget the batch before."""
-        self.weights = no_costs(self.question, self.question.weight_formats, batch_size)
-        self.inputs = no_costs(self.question, self.question.input_formats, batch_size)
+        self.weights = no_costs(self.inputs, self.inputs.weight_formats, batch_size)
+        self.read_scores = no_costs(self.inputs, self.inputs.input_formats, batch_size)
 
     def _add(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
-        node = self.question.graph.node(operation.node)
-        _add_scores(self.weights[layer.name], node, gradient, from_weights(self.question, layer, operation, x))
-        errors = from_inputs(self.question, layer, operation, x, self.quantizers)
-        _add_scores(self.inputs[layer.name], node, gradient, errors)
+        node = self.inputs.graph.node(operation.node)
+        _add_scores(self.weights[layer.name], node, gradient, from_weights(self.inputs, layer, operation, x))
+        errors = from_inputs(self.inputs, layer, operation, x, self.quantizers)
+        _add_scores(self.read_scores[layer.name], node, gradient, errors)
 
 
 def _add_scores(table: Tensor, node: fx.Node, gradient: Tensor, errors: Iterable[Tensor]) -> None:

@@ -10,12 +10,12 @@ from mixbit.core import track
 from mixbit.graph.graph import Layer, Operation
 from mixbit.graph.nodes import argument
 from mixbit.graph.sample_axis import group_samples, sample_axis
-from mixbit.metrics._input import Estimate, Question
+from mixbit.metrics._input import Estimate, MetricInput
 from mixbit.metrics._outputs import from_inputs, from_weights, layer_entries, no_costs
 from mixbit.quantization.statistics import RunningMean
 
 
-def output_error(question: Question) -> Estimate:
+def output_error(inputs: MetricInput) -> Estimate:
     """Mean square error of the operator's output, from rounding its weight plus from rounding its input.
 
     For sample i, mean (op(x_i, Q(W) - W) - m)^2 + mean (op(Q(x_i) - x_i, W))^2 over the elements of the output, x from
@@ -29,13 +29,13 @@ def output_error(question: Question) -> Estimate:
     Returns:
         loss and standard error [L, C], in squares of the output's unit.
     """
-    errors = RunningMean((len(question.layers), len(question.schemes)))
-    for each, _ in _squares(question):
+    errors = RunningMean((len(inputs.layers), len(inputs.schemes)))
+    for each, _ in _squares(inputs):
         errors.update(each)
     return Estimate(*errors.result())
 
 
-def noise_to_signal(question: Question) -> Estimate:
+def noise_to_signal(inputs: MetricInput) -> Estimate:
     """`output_error` over the mean square of the output, bias included: 1 / SQNR.
 
     A ratio e / s of means over samples; its standard error is, to first order, that of the mean of
@@ -44,8 +44,8 @@ def noise_to_signal(question: Question) -> Estimate:
     Returns:
         loss and standard error [L, C], without a unit.
     """
-    parts = RunningMean((3, len(question.layers), len(question.schemes)))
-    for errors, outputs in _squares(question):
+    parts = RunningMean((3, len(inputs.layers), len(inputs.schemes)))
+    for errors, outputs in _squares(inputs):
         signals = outputs.unsqueeze(-1).expand_as(errors)
         parts.update(torch.stack([errors, signals, errors + signals], 1))
     mean, deviation, count = parts.result()
@@ -60,31 +60,31 @@ def noise_to_signal(question: Question) -> Estimate:
 
 
 @torch.no_grad()
-def _squares(question: Question) -> Iterator[tuple[Tensor, Tensor]]:
+def _squares(inputs: MetricInput) -> Iterator[tuple[Tensor, Tensor]]:
     """Of every batch, mean squares of the error [N, L, C] and of the output [N, L], summed over a layer's operators."""
-    run = _Run(question)
-    for inputs, _ in track(question.batches, "measure"):
-        run.start(inputs.batch_size)
-        run.run(*question.graph.leaves(inputs), enable_io_processing=False)
-        signals = torch.stack([run.signals[layer.name] for layer in question.layers], 1)
-        yield layer_entries(question, run.weights, run.inputs), signals
+    run = _Run(inputs)
+    for batch, _ in track(inputs.batches, "measure"):
+        run.start(batch.batch_size)
+        run.run(*inputs.graph.leaves(batch), enable_io_processing=False)
+        signals = torch.stack([run.signals[layer.name] for layer in inputs.layers], 1)
+        yield layer_entries(inputs, run.weights, run.read_scores), signals
 
 
 class _Run(fx.Interpreter):
     """Runs the float graph and adds up every layer's mean squares: [N, formats] of errors, [N] of outputs."""
 
-    def __init__(self, question: Question) -> None:
-        super().__init__(question.graph.module)
-        self.question = question
-        pairs = [(layer, operation) for layer in question.layers for operation in layer.operations]
+    def __init__(self, inputs: MetricInput) -> None:
+        super().__init__(inputs.graph.module)
+        self.inputs = inputs
+        pairs = [(layer, operation) for layer in inputs.layers for operation in layer.operations]
         self.operations = {operation.node: (layer, operation) for layer, operation in pairs}
         self.shifts = {operation.node: self._mean_errors(layer, operation) for layer, operation in pairs}
-        self.quantizers = question.input_quantizers()
+        self.quantizers = inputs.input_quantizers()
 
     def start(self, batch_size: int) -> None:
         """Forget the batch before."""
-        self.weights = no_costs(self.question, self.question.weight_formats, batch_size)
-        self.inputs = no_costs(self.question, self.question.input_formats, batch_size)
+        self.weights = no_costs(self.inputs, self.inputs.weight_formats, batch_size)
+        self.read_scores = no_costs(self.inputs, self.inputs.input_formats, batch_size)
         self.signals = {name: torch.zeros(batch_size, dtype=torch.float64) for name in self.weights}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -93,18 +93,18 @@ class _Run(fx.Interpreter):
             layer, operation = self.operations[n.name]
             x = self.env[argument(n, operation.data)]
             shifts = self.shifts[n.name]
-            for column, error in enumerate(from_weights(self.question, layer, operation, x)):
+            for column, error in enumerate(from_weights(self.inputs, layer, operation, x)):
                 centred = error if shifts is None else error - shifts[column]
                 self.weights[layer.name][:, column] += _mean_square(n, centred)
-            for column, error in enumerate(from_inputs(self.question, layer, operation, x, self.quantizers)):
-                self.inputs[layer.name][:, column] += _mean_square(n, error)
+            for column, error in enumerate(from_inputs(self.inputs, layer, operation, x, self.quantizers)):
+                self.read_scores[layer.name][:, column] += _mean_square(n, error)
             self.signals[layer.name] += _mean_square(n, value)
         return value
 
     def _mean_errors(self, layer: Layer, operation: Operation) -> list[Tensor] | None:
         """Mean output of each error, shaped to be taken off the output; None where no bias can do that."""
-        means = self.question.mean_errors(operation, self.question.weight_errors(layer))
-        ndim = len(self.question.graph.shapes[operation.node])
+        means = self.inputs.mean_errors(operation, self.inputs.weight_errors(layer))
+        ndim = len(self.inputs.graph.shapes[operation.node])
         return None if means is None else [operation.along_channels(mean, ndim) for mean in means]
 
 

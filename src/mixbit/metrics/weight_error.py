@@ -7,10 +7,10 @@ from torch import Tensor
 
 from mixbit.core import track
 from mixbit.graph.nodes import get_tensor
-from mixbit.metrics._input import Estimate, Question
+from mixbit.metrics._input import Estimate, MetricInput
 
 
-def weight_error(question: Question) -> Estimate:
+def weight_error(inputs: MetricInput) -> Estimate:
     """Mean square of the rounding error, mean (Q(W) - W)^2: exact, without a run of the network.
 
     No batch is read; data has a part only in the scales, which are chosen on it. Input formats contribute nothing.
@@ -21,37 +21,37 @@ def weight_error(question: Question) -> Estimate:
     Returns:
         loss [L, C] in squares of the weight's unit, and standard errors of 0.
     """
-    return _estimate(question, lambda error, _: error.square().mean())
+    return _estimate(inputs, lambda error, _: error.square().mean())
 
 
-def weight_error_absolute(question: Question) -> Estimate:
+def weight_error_absolute(inputs: MetricInput) -> Estimate:
     """Mean size of the rounding error, mean |Q(W) - W|; otherwise as `weight_error`.
 
     Returns:
         loss [L, C] in the weight's unit, and standard errors of 0.
     """
-    return _estimate(question, lambda error, _: error.abs().mean())
+    return _estimate(inputs, lambda error, _: error.abs().mean())
 
 
-def weight_error_relative(question: Question) -> Estimate:
+def weight_error_relative(inputs: MetricInput) -> Estimate:
     """Rounding error relative to the weight, ||Q(W) - W||^2 / ||W||^2; otherwise as `weight_error`.
 
     Returns:
         loss [L, C] without a unit, and standard errors of 0.
     """
-    return _estimate(question, _relative)
+    return _estimate(inputs, _relative)
 
 
 def _relative(error: Tensor, weight: Tensor) -> Tensor:
     return error.square().sum() / weight.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def _estimate(question: Question, size: Callable[[Tensor, Tensor], Tensor]) -> Estimate:
+def _estimate(inputs: MetricInput, size: Callable[[Tensor, Tensor], Tensor]) -> Estimate:
     """The table of size(error, weight), both in float64."""
     costs = {}
-    for layer in track(question.layers, "measure"):
-        weight = get_tensor(question.graph.module, layer.name).detach().double()
-        sizes = [float(size(error.double(), weight)) for error in question.weight_errors(layer)]
+    for layer in track(inputs.layers, "measure"):
+        weight = get_tensor(inputs.graph.module, layer.name).detach().double()
+        sizes = [float(size(error.double(), weight)) for error in inputs.weight_errors(layer)]
         costs[layer.name] = torch.tensor(sizes, dtype=torch.float64)
-    loss = question.entries(costs, {})
-    return Estimate(loss.numpy(), torch.zeros_like(loss).numpy(), question.calibration.num_samples)
+    loss = inputs.entries(costs, {})
+    return Estimate(loss.numpy(), torch.zeros_like(loss).numpy(), inputs.calibration.num_samples)
