@@ -18,7 +18,7 @@ from rich.table import Table
 import mixbit as mb
 from benchmarks.qat_resnet20 import TASK, Data, load
 from benchmarks.sparse_resnet20 import DENSE, sparse_plan
-from mixbit.graph.evaluate import evaluate, graph_runner
+from mixbit.graph.evaluate import evaluate
 from mixbit.training.finetune import train
 from mixbit.training.loop import Objective
 
@@ -29,7 +29,7 @@ TRAINING = {"2:4": {"lr": 9e-4}, "channels": {"lr": 3e-4}}
 
 def accuracy(data: Data, graph: mb.Graph) -> str:
     """On the test images."""
-    return f"{evaluate(graph_runner(graph, TASK), data.test, TASK, 'evaluate').accuracy:.2%}"
+    return f"{evaluate(graph, data.test, TASK, 'evaluate').accuracy:.2%}"
 
 
 def file_bytes(graph: mb.Graph) -> str:

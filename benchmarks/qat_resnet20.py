@@ -26,7 +26,7 @@ from benchmarks import cifar, paths, resnet20
 from mixbit.core.batches import Batch, split_batch
 from mixbit.core.target import target_module
 from mixbit.core.task import Task
-from mixbit.graph.evaluate import evaluate, graph_runner
+from mixbit.graph.evaluate import evaluate
 from mixbit.targets.verify import artefact_runner
 from mixbit.training.finetune import FILE_NAME, train
 from mixbit.training.loop import Objective
@@ -100,7 +100,7 @@ def plan_for(data: Data, text: str, target: str) -> mb.Plan:
 def row(data: Data, text: str, given: argparse.Namespace) -> tuple[str, ...]:
     """Accuracy and held-out loss of one plan before and after, and the minutes between."""
     simulated = mb.quantize(data.graph, plan_for(data, text, given.target), data.calibration, rounding=given.rounding)
-    before = evaluate(graph_runner(simulated, TASK), data.test, TASK, "evaluate before")
+    before = evaluate(simulated, data.test, TASK, "evaluate before")
     print(f"{text}: {before.accuracy:.2%} before", flush=True)
     settings = mb.Training(**dict(given.settings))
     objective = Objective(TASK, data.graph, settings.distil, settings.temperature)
@@ -111,7 +111,7 @@ def row(data: Data, text: str, given: argparse.Namespace) -> tuple[str, ...]:
         eval_batches=data.held_out, path=path,
     )  # fmt: skip
     minutes = (time.perf_counter() - began) / 60
-    after = evaluate(graph_runner(found.graph, TASK), data.test, TASK, "evaluate after")
+    after = evaluate(found.graph, data.test, TASK, "evaluate after")
     losses = " ".join(f"{loss:.4f}" for loss in found.losses)
     print(f"{text}: {after.accuracy:.2%} after {minutes:.1f} minutes; held-out loss {losses}", flush=True)
     run = deployed(data, found.graph, given.target)
@@ -123,7 +123,7 @@ def deployed(data: Data, graph: mb.Graph, target: str) -> float:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "out"
         mb.export(graph, target=target, path=path)
-        run = artefact_runner(target_module(target).load(path, data.graph), data.graph, TASK)
+        run = artefact_runner(target_module(target).load(path, data.graph), data.graph)
         return evaluate(run, data.test, TASK, f"run in {target}").accuracy or math.nan
 
 
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", help="for checkpoints: interrupted, the same command goes on")
     given = parser.parse_args(arguments)
     data = load(given.images)
-    reference = evaluate(graph_runner(data.graph, TASK), data.test, TASK, "evaluate float")
+    reference = evaluate(data.graph, data.test, TASK, "evaluate float")
     columns = ("plan", "before", "after", f"in {given.target}", "held-out loss before and after each epoch", "minutes")
     table = Table(*columns, title=f"ResNet-20, float32 {reference.accuracy:.2%}, {given.rounding}")
     for text in given.plans:

@@ -21,7 +21,7 @@ from benchmarks import cifar, paths, resnet20
 from mixbit.core.batches import Batch, split_batch
 from mixbit.core.target import Runner, target_module
 from mixbit.core.task import Task
-from mixbit.graph.evaluate import Evaluation, evaluate, graph_runner
+from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.targets.latency import paired_latency_ms
 from mixbit.targets.verify import Comparison, artefact_runner, compare, predicted_bytes
@@ -64,13 +64,13 @@ def plan_for(data: Data, target: str, mean_bits: float | None) -> mb.Plan:
 def deploy(data: Data, plan: mb.Plan, folder: Path) -> tuple[Evaluation, Comparison, Runner]:
     """Simulate, export into the folder, run the artefact on the test images and compare."""
     simulated = mb.quantize(data.graph, plan, data.calibration)
-    reference = evaluate(graph_runner(simulated, TASK), data.test, TASK, f"simulate for {plan.target}")
+    reference = evaluate(simulated, data.test, TASK, f"simulate for {plan.target}")
     mb.export(simulated, target=plan.target, path=folder)
     module = target_module(plan.target)
-    run = artefact_runner(module.load(folder, data.graph), data.graph, TASK)
+    run = artefact_runner(module.load(folder, data.graph), data.graph)
     deployed = evaluate(run, data.test, TASK, f"run in {plan.target}")
     predicted = predicted_bytes(mb.find_layers(data.graph), plan)
-    comparison = compare(folder, plan.target, predicted, reference, deployed, TASK)
+    comparison = compare(folder, plan.target, predicted, reference, deployed)
     return reference, comparison, module.load(folder, data.graph, batch_size=32)
 
 
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--targets", nargs="+", default=["openvino", "onnxruntime", "packed"])
     given = parser.parse_args(arguments)
     data = Data.load()
-    reference = evaluate(graph_runner(data.graph, TASK), data.test, TASK, "evaluate float")
+    reference = evaluate(data.graph, data.test, TASK, "evaluate float")
     columns = ("target", "plan", "simulated", "deployed", "agreement", "weight bytes", "of float", "predicted/actual",
                "file bytes", "ms", "of w8a8")  # fmt: skip
     table = Table(*columns, title=f"ResNet-20, float32 {reference.accuracy:.2%}")

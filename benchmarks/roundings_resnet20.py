@@ -19,7 +19,7 @@ from rich.table import Table
 
 import mixbit as mb
 from benchmarks.resnet20_table import TASK, Data, plan_for
-from mixbit.graph.evaluate import evaluate, graph_runner
+from mixbit.graph.evaluate import evaluate
 
 TARGET = "packed"
 ROWS = (
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plan, began = plans(name), time.perf_counter()
         rounded = mb.quantize(data.graph, plan, data.calibration_batches, rounding=rounding)
         seconds = time.perf_counter() - began
-        found = evaluate(graph_runner(rounded, TASK), data.test, TASK, row)
+        found = evaluate(rounded, data.test, TASK, row)
         layers = mb.find_layers(data.graph)
         bits = sum(one.numel * plan.scheme(one.name).weight_bits for one in layers) / sum(one.numel for one in layers)
         cells = name, rounding, f"{found.accuracy:.2%}", f"{bits:.2f}", f"{seconds:.0f}"

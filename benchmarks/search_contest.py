@@ -22,7 +22,7 @@ import mixbit as mb
 from benchmarks import cifar, paths, resnet20
 from mixbit.core.batches import Batch, split_batch
 from mixbit.core.task import Task
-from mixbit.graph.evaluate import evaluate, graph_runner
+from mixbit.graph.evaluate import evaluate
 from mixbit.pipeline.trials import Scoring, layer_features
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.searches._plans import plan_of
@@ -82,7 +82,7 @@ class Contest:
     def accuracy(self, plan: mb.Plan) -> float:
         """Share of right answers of the simulation on the test images."""
         simulated = mb.quantize(self.graph, plan, self.calibration)
-        found = evaluate(graph_runner(simulated, TASK), self.test, TASK, f"test {plan.made_by}").accuracy
+        found = evaluate(simulated, self.test, TASK, f"test {plan.made_by}").accuracy
         return found or 0.0
 
 

@@ -21,7 +21,7 @@ from benchmarks.resnet20_table import TASK, Data
 from mixbit.core.scheme import Scheme
 from mixbit.core.target import target_module
 from mixbit.graph.case import Case
-from mixbit.graph.evaluate import Evaluation, evaluate, graph_runner
+from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.layers import model_fingerprint
 from mixbit.quantization.calibrate import Calibration
 from mixbit.quantization.masks import choose_masks
@@ -74,9 +74,9 @@ def row_for(data: Data, simulated: mb.Graph, reference: Evaluation) -> tuple[str
         folder = Path(scratch) / "out"
         mb.export(simulated, target=plan.target, path=folder)
         runner = target_module(plan.target).load(folder, data.graph)
-        deployed = evaluate(artefact_runner(runner, data.graph, TASK), data.test, TASK, f"run in {plan.target}")
+        deployed = evaluate(artefact_runner(runner, data.graph), data.test, TASK, f"run in {plan.target}")
         predicted = predicted_bytes(mb.find_layers(data.graph), plan)
-        found = compare(folder, plan.target, predicted, reference, deployed, TASK)
+        found = compare(folder, plan.target, predicted, reference, deployed)
     integers = sum("int8" in text for text in runner.executed().values())
     return (
         plan.target,
@@ -93,13 +93,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--targets", nargs="+", default=["packed", "onnxruntime"])
     targets, data = parser.parse_args(arguments).targets, Data.load()
-    reference = evaluate(graph_runner(data.graph, TASK), data.test, TASK, "evaluate float")
+    reference = evaluate(data.graph, data.test, TASK, "evaluate float")
     columns = ("plan", "zeros by", "simulated", "target", "deployed", "weight bytes", "predicted", "file bytes", "int8")
     table = Table(*columns, title=f"ResNet-20, float32 {reference.accuracy:.2%}")
     for scheme, importance in PLANS:
         for target in targets:
             simulated = prepare(data, scheme, importance, target)
-            outputs = evaluate(graph_runner(simulated, TASK), data.test, TASK, f"simulate {scheme}")
+            outputs = evaluate(simulated, data.test, TASK, f"simulate {scheme}")
             figures = row_for(data, simulated, outputs)
             table.add_row(scheme, importance or "", f"{outputs.accuracy:.2%}", *figures)
     Console(width=160).print(table)

@@ -19,7 +19,7 @@ import mixbit as mb
 from benchmarks import cifar, paths, resnet20
 from mixbit.core.batches import Batch, Inputs, split_batch
 from mixbit.core.task import Task
-from mixbit.graph.evaluate import Evaluation, evaluate, graph_runner
+from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.quantization.batchnorm import reestimated
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.ranges import RANGES
@@ -71,7 +71,7 @@ WAYS = {
 
 def evaluated(graph: mb.Graph, data: Data, name: str) -> Evaluation:
     """Outputs on the test images."""
-    return evaluate(graph_runner(graph, TASK), data.test, TASK, name)
+    return evaluate(graph, data.test, TASK, name)
 
 
 def rows(data: Data) -> Iterator[tuple[str, ...]]:
@@ -91,7 +91,7 @@ def rows(data: Data) -> Iterator[tuple[str, ...]]:
             plan = mb.uniform_plan(graph, scheme, target="packed")
             simulated = mb.quantize(graph, plan, calibration, bias_correction=way.bias_correction)
             found = evaluated(simulated, data, f"{name}, {scheme}")
-            cells += [f"{found.accuracy:.2%}", f"{found.divergence(reference, TASK):.4f}"]
+            cells += [f"{found.accuracy:.2%}", f"{found.divergence(reference):.4f}"]
         yield tuple(cells)
 
 

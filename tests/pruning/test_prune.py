@@ -474,7 +474,7 @@ def test_smaller_graph_is_measured_quantized_and_exported(target: str, tmp_path:
         table = mb.measure(one, [x], target=target)
         simulated = mb.quantize(one, mb.search(table, mb.Budget(weight_ratio=0.3)), [x])
         mb.export(simulated, target=target, path=tmp_path / str(number))
-        run = artefact_runner(target_module(target).load(tmp_path / str(number), one), one, mb.Task.classification())
+        run = artefact_runner(target_module(target).load(tmp_path / str(number), one), one)
         torch.testing.assert_close(run(one.example), simulated(x), atol=1e-3, rtol=1e-3)
         sizes.append(
             sum(int(row.weight_bytes) for row in target_module(target).stored(tmp_path / str(number)).values())

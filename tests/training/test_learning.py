@@ -10,7 +10,7 @@ from mixbit.core.task import Task
 from mixbit.demo import data
 from mixbit.demo.network import trained
 from mixbit.graph.capture import capture
-from mixbit.graph.evaluate import evaluate, graph_runner
+from mixbit.graph.evaluate import evaluate
 from mixbit.graph.layers import find_layers
 from mixbit.graph.nodes import get_tensor
 from mixbit.quantization.assemble import assemble, quantizers_of
@@ -175,5 +175,5 @@ def test_a_trained_graph_runs_as_it_is_simulated(target, tmp_path):
     found = mb.verify(tmp_path / "out", graph, done, data.test_batches())
     assert found.problems == ()
     task, pairs = Task.classification(), [split_batch(batch) for batch in data.test_batches()]
-    reference = evaluate(graph_runner(done, task), pairs, task, "simulate")
+    reference = evaluate(done, pairs, task, "simulate")
     assert abs(found.accuracy - reference.accuracy) <= 0.0013  # one image of 797

@@ -1,10 +1,12 @@
-"""Running a network over labelled batches: outputs, accuracy, divergence from the float network."""
+"""evaluate(): try a network on labelled batches; its outputs, accuracy, loss and divergence from another network."""
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mixbit.core import InvalidInput, track
@@ -18,42 +20,76 @@ class Evaluation:
     """What a network does on a set of batches.
 
     Attributes:
+        task: What the outputs mean.
         outputs: [N, ..., C] on the CPU.
-        accuracy: Share of right top answers, None without labels or where the task has no top answer.
+        answers: [2, 2] how many top answers are right, and how many labels there are, of the samples with even numbers
+            and of those with odd ones; zeros without labels, or where the task has no top answer.
+        losses: Mean labelled loss (nats, or the unit of the user's own) and number of samples of each batch with
+            labels; empty unless asked for.
     """
 
+    task: Task
     outputs: Tensor
-    accuracy: float | None
+    answers: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 2), dtype=np.int64))
+    losses: tuple[tuple[float, int], ...] = ()
 
-    def divergence(self, reference: "Evaluation", task: Task) -> float:
+    @property
+    def accuracy(self) -> float | None:
+        """Share of right top answers; None without labels, or where the task has no top answer."""
+        right, labelled = self.answers.sum(axis=0).tolist()
+        return right / labelled if labelled else None
+
+    def divergences(self, reference: "Evaluation") -> Tensor:
+        """[N] Kullback-Leibler divergence of each sample from the reference's outputs, in nats."""
+        return self.task.divergence(reference.outputs.double(), self.outputs.double())
+
+    def divergence(self, reference: "Evaluation") -> float:
         """Mean Kullback-Leibler divergence from the reference's outputs, in nats."""
-        return float(task.divergence(reference.outputs.double(), self.outputs.double()).mean())
+        return float(self.divergences(reference).mean())
 
 
+@torch.no_grad()
 def evaluate(
-    run: Callable[[Inputs], Tensor], batches: Sequence[Batch] | Iterable[Batch], task: Task, label: str
+    network: Graph | Callable[[Inputs], Any],
+    batches: Iterable[Batch],
+    task: Task,
+    label: str,
+    *,
+    with_loss: bool = False,
 ) -> Evaluation:
-    """Run over the batches; `run` returns the task's output [n, ..., C] of one batch.
+    """Run a network over batches.
+
+    Args:
+        network: A graph, or a function that returns for the inputs of a batch what the user's model would.
+        batches: Inputs, and labels or None.
+        task: What the outputs mean.
+        label: Of the progress bar.
+        with_loss: Whether to take the labelled loss of each batch too.
 
     Raises:
-        InvalidInput: no batch, or labels that are not class numbers.
+        InvalidInput: no batch, inputs that do not fit the graph, outputs or labels that do not fit the task, or a loss
+            that is not finite; the message says in which batch, counted from 0.
     """
-    outputs, right, labelled = [], 0, 0
-    with torch.no_grad():
-        for inputs, labels in track(batches, label):
-            output = run(inputs).detach().float().cpu()
-            outputs.append(output)
+    outputs, losses, seen = [], [], 0
+    answers = np.zeros((2, 2), dtype=np.int64)
+    for number, (inputs, labels) in enumerate(track(batches, label)):
+        try:
+            returned = returned_by(network, inputs) if isinstance(network, Graph) else network(inputs)
+            output = task.outputs(returned).detach().float().cpu()
             if labels is not None and task.has_accuracy:
-                found = task.right_answers(output, labels)
-                right, labelled = right + found[0], labelled + found[1]
+                even = slice(seen % 2, None, 2)
+                every = np.array(task.right_answers(output, labels))
+                half = np.array(task.right_answers(output[even], labels[even]))
+                answers += (half, every - half)
+            if labels is not None and with_loss:
+                losses.append((float(task.loss(returned, labels)), len(output)))
+        except InvalidInput as error:
+            raise InvalidInput(f"batch {number}: {error}") from error
+        outputs.append(output)
+        seen += len(output)
     if not outputs:
         raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
-    return Evaluation(torch.cat(outputs), right / labelled if labelled else None)
-
-
-def graph_runner(graph: Graph, task: Task) -> Callable[[Inputs], Tensor]:
-    """The graph as `evaluate` wants it; each batch is checked against the example."""
-    return lambda inputs: task.outputs(returned_by(graph, inputs))
+    return Evaluation(task, torch.cat(outputs), answers, tuple(losses))
 
 
 def returned_by(graph: Graph, inputs: Inputs) -> Any:

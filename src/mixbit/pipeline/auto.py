@@ -16,7 +16,7 @@ from mixbit.core.io.digest import source_digest, tensors_digest
 from mixbit.core.io.store import Checkpoint, Journal
 from mixbit.graph.capture import capture, check_module
 from mixbit.graph.case import Case
-from mixbit.graph.evaluate import Evaluation, evaluate, graph_runner
+from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph
 from mixbit.graph.layers import find_layers
 from mixbit.metrics.measure import measure
@@ -197,7 +197,7 @@ class _Steps:
         if isinstance(budget, Budget) and "latency_ms" in budget.limits:
             with self.run.clock("time choices"):
                 table = timed(table, graph, calibration)
-        reference = evaluate(graph_runner(graph, self.task), data.held_out, self.task, "float on held-out data")
+        reference = evaluate(graph, data.held_out, self.task, "float on held-out data")
         return _Measured(graph, data, calibration, table, reference)
 
     def _table(self, graph: Graph, kept: list[Batch], calibration: Calibration) -> Sensitivity:
@@ -297,8 +297,8 @@ class _Steps:
             ]
 
     def _contender(self, known: _Measured, plan: Plan, simulated: Graph, label: str) -> Contender:
-        outputs = evaluate(graph_runner(simulated, self.task), known.data.held_out, self.task, f"simulate {label}")
-        return Contender(plan, simulated, outputs.divergence(known.reference, self.task))
+        outputs = evaluate(simulated, known.data.held_out, self.task, f"simulate {label}")
+        return Contender(plan, simulated, outputs.divergence(known.reference))
 
     def _simulated(
         self, graph: Graph, plan: Plan, calibration: Calibration, *, rounding: str | Rounding = "nearest"
@@ -371,7 +371,4 @@ class _Steps:
         runs |= {} if chosen.untrained is None else {"untrained": chosen.untrained}
         runs |= {} if dense is None else {"dense": dense}
         runs |= {one.uniform: one.simulated for one in contenders if one.uniform}
-        return {
-            name: evaluate(graph_runner(one, self.task), known.data.evaluated, self.task, f"evaluate {name}")
-            for name, one in runs.items()
-        }
+        return {name: evaluate(one, known.data.evaluated, self.task, f"evaluate {name}") for name, one in runs.items()}

@@ -60,16 +60,14 @@ def deploy(run: Run, decision: Decision) -> Deployed:
             model=run.settings.model,
             chosen=decision.grounds,
             float_=float_figures,
-            simulated=figures(
-                accuracy=decision.outputs["chosen"].accuracy, divergence=_divergence(run, decision, "chosen")
-            ),
-            untrained=_untrained_figures(run, decision),
+            simulated=figures(accuracy=decision.outputs["chosen"].accuracy, divergence=_divergence(decision, "chosen")),
+            untrained=_untrained_figures(decision),
             deployed=deployed_figures(comparison, latency_ms),
-            uniform=_uniform_rows(run, decision),
+            uniform=_uniform_rows(decision),
             layers=layer_rows(
                 chosen.plan.layers, decision.predicted_bytes, run.module.stored(folder), runner.executed()
             ),
-            pruned=_pruned(run, decision),
+            pruned=_pruned(decision),
             uncovered=[asdict(row) for row in find_uncovered(graph)],
             files={path.name: sha256(path) for path in sorted(folder.iterdir())},
             seconds={step: round(seconds, 3) for step, seconds in run.seconds.items()},
@@ -81,10 +79,10 @@ def deploy(run: Run, decision: Decision) -> Deployed:
 
 
 def _compare(run: Run, decision: Decision, folder: Path, runner: Runner) -> Comparison:
-    outputs_of = artefact_runner(runner, decision.graph, run.task)
+    outputs_of = artefact_runner(runner, decision.graph)
     deployed = evaluate(outputs_of, decision.batches, run.task, "run the artefact")
     reference, predicted = decision.outputs["chosen"], decision.predicted_bytes
-    return compare(folder, run.target.name, predicted, reference, deployed, run.task)
+    return compare(folder, run.target.name, predicted, reference, deployed)
 
 
 def _against_float(run: Run, decision: Decision, folder: Path) -> tuple[dict[str, float], float]:
@@ -112,7 +110,7 @@ def _against_float(run: Run, decision: Decision, folder: Path) -> tuple[dict[str
     return float_figures, latency["deployed"]
 
 
-def _pruned(run: Run, decision: Decision) -> Pruned | None:
+def _pruned(decision: Decision) -> Pruned | None:
     if decision.dense is None:
         return None
     gone = Removal.between(decision.dense, decision.graph)
@@ -122,25 +120,25 @@ def _pruned(run: Run, decision: Decision) -> Pruned | None:
         parameters=gone.parameters,
         macs=gone.macs,
         dense=figures(accuracy=dense.accuracy),
-        pruned=figures(accuracy=left.accuracy, divergence=left.divergence(dense, run.task)),
+        pruned=figures(accuracy=left.accuracy, divergence=left.divergence(dense)),
     )
 
 
-def _untrained_figures(run: Run, decision: Decision) -> dict[str, float]:
+def _untrained_figures(decision: Decision) -> dict[str, float]:
     if "untrained" not in decision.outputs:
         return {}
-    accuracy, divergence = decision.outputs["untrained"].accuracy, _divergence(run, decision, "untrained")
+    accuracy, divergence = decision.outputs["untrained"].accuracy, _divergence(decision, "untrained")
     return figures(accuracy=accuracy, divergence=divergence)
 
 
-def _uniform_rows(run: Run, decision: Decision) -> list[dict[str, float | str]]:
+def _uniform_rows(decision: Decision) -> list[dict[str, float | str]]:
     rows = []
     for contender in decision.contenders:
         name = contender.uniform
         if name:
             found = figures(
                 accuracy=decision.outputs[name].accuracy,
-                divergence=_divergence(run, decision, name),
+                divergence=_divergence(decision, name),
                 held_out_divergence=contender.divergence,
                 predicted_bytes=sum(predicted_bytes(find_layers(decision.graph), contender.plan).values()),
             )
@@ -148,5 +146,5 @@ def _uniform_rows(run: Run, decision: Decision) -> list[dict[str, float | str]]:
     return rows
 
 
-def _divergence(run: Run, decision: Decision, name: str) -> float:
-    return decision.outputs[name].divergence(decision.outputs["float"], run.task)
+def _divergence(decision: Decision, name: str) -> float:
+    return decision.outputs[name].divergence(decision.outputs["float"])

@@ -159,7 +159,7 @@ class CheckSet:
     Attributes:
         inputs: One tensor per input of the graph, samples first.
         names: Their keywords; empty where the model takes them by position.
-        outputs: [N, C] of the simulation.
+        outputs: [N, ..., C] of the simulation.
         output: Which of the tensors that the artefact returns `outputs` is about.
         labels: [N], or None.
     """
@@ -203,13 +203,13 @@ class CheckSet:
             raise InvalidInput(f"{path}: cannot be read ({error}); quantize again") from error
         labels = tensors.get("labels")
         counted = [one for one in (*inputs, labels) if one is not None and one.ndim > 0]
-        if not inputs or outputs.ndim != 2 or len(outputs) == 0 or any(len(one) != len(outputs) for one in counted):
+        if not inputs or outputs.ndim < 2 or len(outputs) == 0 or any(len(one) != len(outputs) for one in counted):
             raise InvalidInput(f"{path}: not a set of inputs and outputs; quantize again")
         return cls(inputs, names, outputs, output, labels)
 
 
 def check_set(graph: Graph, batches: list[Batch], outputs: Tensor) -> CheckSet:
-    """The first samples, at most MOST_SAMPLES and MOST_BYTES of inputs (one at least), with these outputs [N, C]."""
+    """The first samples, one or more, at most MOST_SAMPLES and MOST_BYTES of inputs, with these outputs [N, ..., C]."""
     kept: list[list[Tensor]] = []
     labels: list[Tensor | None] = []
     count = 0

@@ -28,7 +28,7 @@ from mixbit.core import (
 from mixbit.core.batches import Batch, as_given
 from mixbit.core.io.store import Journal
 from mixbit.core.task import Task
-from mixbit.graph.evaluate import Evaluation, evaluate, graph_runner
+from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph, Layer
 from mixbit.graph.layers import find_layers
 from mixbit.graph.nodes import argument
@@ -89,7 +89,7 @@ class Scoring:
     @cached_property
     def reference(self) -> Evaluation:
         """The float graph's outputs on the batches."""
-        return evaluate(graph_runner(self.graph, self.task), self.batches, self.task, "float")
+        return evaluate(self.graph, self.batches, self.task, "float")
 
     @property
     def in_accuracy(self) -> bool:
@@ -127,7 +127,7 @@ class Scoring:
     def _of_graph(self, graph: Graph) -> float:
         """The graph is one of its own, which the user's function may change."""
         if self.score is None:
-            return self._of_outputs(evaluate(graph_runner(graph, self.task), self.batches, self.task, "try a plan"))
+            return self._of_outputs(evaluate(graph, self.batches, self.task, "try a plan"))
         try:
             with torch.no_grad():
                 return float(self.score(_Model(graph), [as_given(batch) for batch in self.batches]))
@@ -141,13 +141,13 @@ class Scoring:
         with TemporaryDirectory() as scratch:
             module.write(simulated, Path(scratch))
             runner = module.load(Path(scratch), self.graph)
-            run = artefact_runner(runner, self.graph, self.task)
+            run = artefact_runner(runner, self.graph)
             return self._of_outputs(evaluate(run, self.batches, self.task, "run a plan"))
 
     def _of_outputs(self, outputs: Evaluation) -> float:
         if outputs.accuracy is not None:
             return outputs.accuracy
-        return -outputs.divergence(self.reference, self.task)
+        return -outputs.divergence(self.reference)
 
     def _timed(self, what: str, run: Callable[[], float]) -> float:
         late = MixbitError(f"the evaluation of {what} took more than {self.timeout_s} s (--eval-timeout)")

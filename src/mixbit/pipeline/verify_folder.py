@@ -8,10 +8,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mixbit.core import InvalidInput, Plan, Runner, TargetMismatch, sha256, target_module
+from mixbit.core.batches import Inputs
 from mixbit.core.io.user_code import load_model
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
-from mixbit.graph.evaluate import Evaluation
+from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph
 from mixbit.pipeline.folder import CheckSet, Result, in_float, layer_rows
 from mixbit.targets.latency import paired_latency_ms
@@ -27,15 +28,13 @@ def recheck(folder: Path) -> Comparison:
     """
     result, _, check, runner = _open(folder)
     task = Task.named(result.task)
-    arrays = [tensor.numpy() for tensor in check.inputs]
-    outputs = _task_output(runner.run(arrays), check)
-    accuracy = None
-    if check.labels is not None and task.has_accuracy:
-        right, labelled = task.right_answers(outputs, check.labels)
-        accuracy = right / labelled if labelled else None
+
+    def run(inputs: Inputs) -> Tensor:
+        return _output(runner.run([tensor.numpy() for tensor in inputs.args]), check)
+
+    deployed = evaluate(run, [(Inputs(tuple(check.inputs), {}), check.labels)], task, "run the artefact")
     predicted = {name: row.predicted_bytes for name, row in result.layers.items()}
-    reference, deployed = Evaluation(check.outputs, None), Evaluation(outputs, accuracy)
-    return compare(folder, result.target, predicted, reference, deployed, task)
+    return compare(folder, result.target, predicted, Evaluation(task, check.outputs), deployed)
 
 
 def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
@@ -97,9 +96,12 @@ def _graph(result: Result, check: CheckSet) -> Graph | None:
     return capture(load_model(result.model), check.example)
 
 
-def _task_output(returned: list[NDArray[Any]], check: CheckSet) -> Tensor:
-    """[N, C] of the output that the check set is about, flattened as the task does."""
+def _output(returned: list[NDArray[Any]], check: CheckSet) -> Tensor:
+    """The output that the check set is about, as the artefact returns it."""
     shapes = [output.shape for output in returned]
     if check.output < len(returned) and returned[check.output].size == check.outputs.numel():
-        return torch.from_numpy(returned[check.output].copy()).float().reshape(check.outputs.shape)
+        output = torch.from_numpy(returned[check.output].copy())
+        if not output.isfinite().all():
+            raise TargetMismatch("the artefact does not match: it returns NaN or inf where the simulation does not")
+        return output
     raise TargetMismatch(f"the artefact returns {shapes}; output {check.output} should be {list(check.outputs.shape)}")

@@ -13,25 +13,25 @@ from torch.utils import _pytree as pytree
 from mixbit.core import InvalidInput, Plan, Runner, StoredWeight, TargetMismatch, find_target, target_module
 from mixbit.core.batches import Inputs, split_batch
 from mixbit.core.task import Task
-from mixbit.graph.evaluate import Evaluation, evaluate, graph_runner
+from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph, Layer
 from mixbit.graph.layers import find_layers
 
 
-def artefact_runner(runner: Runner, graph: Graph, task: Task) -> Callable[[Inputs], Tensor]:
-    """An artefact of the graph as `evaluate` wants it."""
+def artefact_runner(runner: Runner, graph: Graph) -> Callable[[Inputs], Any]:
+    """An artefact of the graph as a function for `evaluate`: it returns what the graph would."""
     with torch.no_grad():
         example = graph.example.to(graph.device)
         leaves, structure = pytree.tree_flatten(graph(*example.args, **example.kwargs))
 
-    def run(inputs: Inputs) -> Tensor:
+    def run(inputs: Inputs) -> Any:
         arrays = [leaf.numpy() for leaf in graph.tensors(inputs)]
         outputs = [torch.from_numpy(np.array(output)) for output in runner.run(arrays)]
         if any(output.isnan().any() for output in outputs):
             raise TargetMismatch("the artefact returns NaN where the simulation does not")
         left = iter(outputs)
         returned = [next(left, leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        return task.outputs(pytree.tree_unflatten(returned, structure))
+        return pytree.tree_unflatten(returned, structure)
 
     return run
 
@@ -108,11 +108,11 @@ def verify(
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     task = task or Task.classification()
     pairs = [split_batch(batch, len(graph.example.args)) for batch in batches]
-    reference = evaluate(graph_runner(simulated, task), pairs, task, "simulate")
+    reference = evaluate(simulated, pairs, task, "simulate")
     module = target_module(simulated.plan.target)
-    deployed = evaluate(artefact_runner(module.load(folder, graph), graph, task), pairs, task, "run the artefact")
+    deployed = evaluate(artefact_runner(module.load(folder, graph), graph), pairs, task, "run the artefact")
     predicted = predicted_bytes(find_layers(graph), simulated.plan)
-    return compare(folder, simulated.plan.target, predicted, reference, deployed, task)
+    return compare(folder, simulated.plan.target, predicted, reference, deployed)
 
 
 def predicted_bytes(layers: tuple[Layer, ...], plan: Plan) -> dict[str, int]:
@@ -124,7 +124,7 @@ def predicted_bytes(layers: tuple[Layer, ...], plan: Plan) -> dict[str, int]:
 
 
 def compare(
-    folder: Path, target: str, predicted: dict[str, int], reference: Evaluation, deployed: Evaluation, task: Task
+    folder: Path, target: str, predicted: dict[str, int], reference: Evaluation, deployed: Evaluation
 ) -> Comparison:
     """The comparison of outputs already at hand, and of the file's bytes with the prediction."""
     module = target_module(target)
@@ -134,7 +134,7 @@ def compare(
     spread = float(reference.outputs.double().std()) if reference.outputs.numel() > 1 else 0.0
     rms = float(difference.square().mean().sqrt())
     relative = rms / spread if spread > 0 else rms
-    agree = agreement(reference.outputs, deployed.outputs) if task.has_accuracy else None
+    agree = agreement(reference.outputs, deployed.outputs) if reference.task.has_accuracy else None
     problems = _byte_problems(stored, predicted)
     if not relative <= OUTPUT_TOLERANCE:
         problems.append(f"outputs differ by {relative:.1%} of their spread (allowed {OUTPUT_TOLERANCE:.0%})")
