@@ -411,7 +411,7 @@ def test_wrong_arguments(tmp_path, monkeypatch):
     with pytest.raises(InvalidInput, match="or processes=1"):
         run(tmp_path, lambda: None, processes=2)
     with pytest.raises(InvalidInput, match=r"LookupError: cannot be made again.*or processes=1"):
-        run(tmp_path, NeverArrives(b""), processes=2)
+        run(tmp_path, NeverArrives(), processes=2)
     with pytest.raises(InvalidInput, match="processes=0"):
         run(tmp_path, processes=0)
     with pytest.raises(InvalidInput, match="metric 'x' is unknown"):

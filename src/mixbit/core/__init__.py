@@ -25,7 +25,6 @@ from mixbit.core.io.files import (
     write_text as write_text,
 )
 from mixbit.core.io.interrupts import (
-    children_uninterrupted as children_uninterrupted,
     interrupts_later as interrupts_later,
     time_limit as time_limit,
 )

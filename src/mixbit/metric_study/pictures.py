@@ -1,4 +1,4 @@
-"""Pictures, among them front.png; needs matplotlib."""
+"""Figures written as PNG; they need matplotlib."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from mixbit.core import InvalidInput, write_bytes
+from mixbit.core import FloatArray, InvalidInput, write_bytes
 
-#: Inches.
+#: Width and height in inches: of a figure, and of one panel among several.
 SIZE = (6.4, 4.4)
+PANEL = (3.6, 3.0)
 
 
 def check_matplotlib(picture: str) -> None:
@@ -39,19 +39,13 @@ def save_figure(path: Path, figure: Any) -> None:
     write_bytes(path, content.getvalue())
 
 
-Floats = NDArray[np.float64]
-
-#: Inches of one panel.
-PANEL = (3.6, 3.0)
-
-
 @dataclass(frozen=True)
 class Panel:
     """One scatter plot: the predicted loss [N] and the truth [N] of the plans of one set, under a title."""
 
     title: str
-    predicted: Floats
-    truth: Floats
+    predicted: FloatArray
+    truth: FloatArray
 
 
 def draw_panels(path: Path, rows: Mapping[str, list[Panel]], truth_label: str) -> None:

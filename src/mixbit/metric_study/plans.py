@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from mixbit.core import Budget, InvalidInput, Limit, Scheme, Sensitivity
 
-Integers = NDArray[np.int64]
+#: [L] the column of each layer's scheme.
+Choice = NDArray[np.int64]
 
 #: Share of the budget by which the usage of a plan near it may differ from it.
 NEAR = 0.05
@@ -33,7 +34,7 @@ class RandomPlans:
     seed: int = 0
 
 
-def draw_choices(table: Sensitivity, plans: RandomPlans) -> dict[str, list[Integers]]:
+def draw_choices(table: Sensitivity, plans: RandomPlans) -> dict[str, list[Choice]]:
     """Set (`random`, and `near` where asked for) -> the plans' choices [L] of a table that offers every choice.
 
     Raises:
@@ -54,7 +55,7 @@ def draw_choices(table: Sensitivity, plans: RandomPlans) -> dict[str, list[Integ
 
 def random_choice(
     num_layers: int, input_bits: Sequence[int], input_ties: Sequence[Sequence[int]], rng: np.random.Generator
-) -> Integers:
+) -> Choice:
     """A choice [L], each layer's uniform over the C choices and independent of the others, but where they are tied.
 
     Of tied layers, which read the same tensor, the input format is drawn first, uniformly over the formats offered;
@@ -76,7 +77,7 @@ def random_choice(
 
 def near_choice(
     limit: Limit, input_bits: Sequence[int], input_ties: Sequence[Sequence[int]], rng: np.random.Generator
-) -> Integers:
+) -> Choice:
     """A choice [L] whose usage differs from the limit's bound by at most NEAR of it.
 
     From a random one, single layers are moved to other choices, each move drawn uniformly among those that come

@@ -17,9 +17,8 @@ import torch
 import mixbit
 from mixbit.core import Budget, InfeasibleBudget, InvalidInput, Plan, Scheme, Sensitivity, track
 from mixbit.core.io.digest import source_digest, tensors_digest, text_digest
-from mixbit.metric_study.agreement import Integers
 from mixbit.metric_study.folder import StudyFolder
-from mixbit.metric_study.plans import RandomPlans
+from mixbit.metric_study.plans import Choice, RandomPlans
 from mixbit.metric_study.processes import in_processes
 from mixbit.metric_study.truth import Predicted, Prepared, Subject, Truth, predict
 from mixbit.metrics import METRICS, Estimate, Metric, MetricInput
@@ -132,7 +131,7 @@ class StudyRun:
         ((_, answer),) = in_processes(start, [metric], 1)
         return answer
 
-    def random_plans(self, drawn: Mapping[str, Sequence[Integers]]) -> dict[str, Plan]:
+    def random_plans(self, drawn: Mapping[str, Sequence[Choice]]) -> dict[str, Plan]:
         """Name in the folder -> plan, of the choices [L] of every set."""
         return {f"{name}-{i}": self._plan(choice) for name, some in drawn.items() for i, choice in enumerate(some)}
 
@@ -171,7 +170,7 @@ class StudyRun:
             for limit in budget.over(self.blank)
         )
 
-    def _plan(self, choice: Integers) -> Plan:
+    def _plan(self, choice: Choice) -> Plan:
         layers = {name: self.blank.choices[column] for name, column in zip(self.blank.layers, choice, strict=True)}
         return Plan(target=self.target, fingerprint=self.blank.fingerprint, layers=layers, made_by="drawn")
 

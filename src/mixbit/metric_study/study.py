@@ -7,16 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mixbit.core import InvalidInput, Plan, Sensitivity, check_writable_folder, find_target, write_text
 from mixbit.core.io.environment import environment
 from mixbit.metric_study.agreement import (
     PlanSet,
     agreement_figures,
     predicted_losses,
-    regrets,
+    regret,
     reliability_figures,
     true_costs,
 )
@@ -119,11 +116,10 @@ def study(
     every = _with_chosen(run.random_plans(drawn), chosen)
     truths = run.truths(folder, every)
     sets = {name: PlanSet(some, [truths[f"{name}-{i}"] for i in range(len(some))]) for name, some in drawn.items()}
-    within = {key: np.array([run.keeps(plan, one) for plan in every.values()]) for key, one in budgets.items()}
-    regret = _regrets(chosen, every, truths, within)
+    regrets = _regrets(chosen, every, truths, lambda plan, key: run.keeps(plan, budgets[key]))
     found = Study(
         truth=truths["random-0"].judged_by,
-        metrics={name: _figures(one, sets, plans.seed) | regret.get(name, {}) for name, one in predicted.items()},
+        metrics={name: _figures(one, sets, plans.seed) | regrets.get(name, {}) for name, one in predicted.items()},
         reliability=reliability_figures(sets, plans.seed),
         plans=[_plan_row(name, plan, truths[name]) for name, plan in every.items()],
         settings=settings,
@@ -145,16 +141,16 @@ def _regrets(
     chosen: Mapping[str, Mapping[str, Plan | None]],
     plans: Mapping[str, Plan],
     truths: Mapping[str, Truth],
-    within: Mapping[str, NDArray[np.bool_]],
+    keeps: Callable[[Plan, str], bool],
 ) -> dict[str, dict[str, Any]]:
     """Metric -> its figure `regret`."""
     known = {short_name(plan): truths[name] for name, plan in plans.items()}
-    costs = {
-        metric: {key: None if plan is None else known[short_name(plan)] for key, plan in found.items()}
+    budgets = list(dict.fromkeys(key for found in chosen.values() for key in found))
+    within = {key: [truths[name] for name, plan in plans.items() if keeps(plan, key)] for key in budgets}
+    return {
+        metric: {"regret": {key: regret(plan and known[short_name(plan)], within[key]) for key, plan in found.items()}}
         for metric, found in chosen.items()
     }
-    found = regrets(costs, within, [truths[name] for name in plans])
-    return {metric: {"regret": regret} for metric, regret in found.items()}
 
 
 def _plan_row(name: str, plan: Plan, truth: Truth) -> dict[str, Any]:

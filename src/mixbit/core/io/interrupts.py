@@ -48,13 +48,3 @@ def time_limit(seconds: float | None, error: Exception) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)
-
-
-@contextmanager
-def children_uninterrupted() -> Iterator[None]:
-    """Processes started within the block never see Ctrl-C, from their start; whoever started them ends them."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which they inherit
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
