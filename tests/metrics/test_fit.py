@@ -304,7 +304,7 @@ def test_labels_and_tolerances_are_checked(name):
     with pytest.raises(InvalidInput, match=rf"metric '{name}' needs labels, batch 1 has none"):
         metric(one.inputs(unlabelled))
     for tolerance in (0.0, -1.0, float("nan")):
-        with pytest.raises(InvalidInput, match=rf"metric {name}: tolerance"):
+        with pytest.raises(InvalidInput, match=rf"{name}: tolerance={tolerance}: give more than 0"):
             metric(one.inputs(), tolerance=tolerance)
 
 

@@ -17,7 +17,6 @@ from mixbit.quantization.ranges import (
     _divergence,
     _square_errors,
     entropy,
-    find_ranges,
     min_max,
     moving_average,
     mse,
@@ -258,11 +257,11 @@ def test_the_least_float_is_a_range_too(method):
 
 
 def test_methods_are_found_by_name_with_options():
-    name, method = find_ranges("percentile:share=0.9")
+    name, method = RANGES.find("percentile:share=0.9")
     assert name == "percentile:share=0.9"
     histogram = histogram_of(torch.linspace(0, 1, 1001))
     assert range_of(*method(histogram, EIGHT), EIGHT)[1] == pytest.approx(0.9, rel=0.01)
-    assert find_ranges(min_max)[1] is min_max
+    assert RANGES.find(min_max)[1] is min_max
 
 
 @pytest.mark.parametrize(
@@ -278,7 +277,7 @@ def test_methods_are_found_by_name_with_options():
 )
 def test_a_wrong_method_is_refused_at_once(given, message):
     with pytest.raises(InvalidInput, match=message):
-        find_ranges(given)
+        RANGES.find(given)
 
 
 def test_entropy_does_not_narrow_around_a_background():

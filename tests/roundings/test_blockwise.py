@@ -209,9 +209,9 @@ def test_batches_are_calibrated_and_learned_from():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"iterations": 0}, "iterations=0; give a whole number of at least 1"),
+        ({"iterations": 0}, "brecq: iterations=0: give a whole number, at least 1, as 1000"),
         ({"batch_size": -1}, "batch_size=-1"),
-        ({"drop": 2.0}, "drop=2.0; give a share between 0 and 1"),
+        ({"drop": 2.0}, "drop=2.0: give at least 0 and at most 1"),
         ({"cache_gib": float("nan")}, "cache_gib=nan"),
     ],
 )

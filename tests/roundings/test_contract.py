@@ -33,7 +33,7 @@ OUTPUT_ERROR = ("gptq",)
 #: Those that make the distance of the network's output from the float one's smaller, biases and all.
 DISTANCE = ("adaround", "brecq")
 #: As many iterations as these small networks need.
-METHODS = ROUNDINGS | {name: functools.partial(ROUNDINGS[name], iterations=25) for name in DISTANCE}
+METHODS = dict(ROUNDINGS) | {name: functools.partial(ROUNDINGS[name], iterations=25) for name in DISTANCE}
 
 
 def question(graph: Graph, x: Tensor, scheme: str, seed: int = 0) -> Reconstruction:

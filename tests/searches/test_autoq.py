@@ -3,9 +3,10 @@ import pytest
 
 from mixbit.core.budget import Budget
 from mixbit.core.errors import InfeasibleBudget, InvalidInput, MixbitError
-from mixbit.searches import autoq, ilp
 from mixbit.searches._autoq_steps import Precisions
 from mixbit.searches._problem import Problem, Trials
+from mixbit.searches.autoq import _decay, _unit, autoq
+from mixbit.searches.ilp import ilp
 from mixbit.searches.search import search
 from tests.searches.fixtures import small_table
 
@@ -103,7 +104,7 @@ def test_the_best_of_what_was_tried_is_the_answer():
         tried.append(tuple(choice.tolist()))
         return -abs(sum(choice) - 7.0)
 
-    found = autoq.solve(problem(20, score=score), episodes=8)
+    found = autoq(problem(20, score=score), episodes=8)
     assert len(tried) == 8
     best = max(tried, key=lambda choice: -abs(sum(choice) - 7.0))
     assert tuple(found.tolist()) == best
@@ -117,15 +118,15 @@ def test_it_learns():
         scores.append(1 - float(np.abs(WEIGHT_BITS[choice] - [2, 8, 8, 2]).sum()) / 24)
         return scores[-1]
 
-    autoq.solve(problem(1e9, input_ties=(), score=score), episodes=150, seed=1)
+    autoq(problem(1e9, input_ties=(), score=score), episodes=150, seed=1)
     assert np.mean(scores[-20:]) > np.mean(scores[:20]) + 0.15
 
 
 def test_a_warm_start_tries_the_plan_of_ilp_first():
     tried = []
     one = problem(20, input_ties=(), score=lambda choice: tried.append(choice.tolist()) or 0.0)
-    autoq.solve(one, episodes=4, warm_start=True)
-    assert tried[0] == ilp.solve(one).tolist()
+    autoq(one, episodes=4, warm_start=True)
+    assert tried[0] == ilp(one).tolist()
     assert tried[1] != tried[0]
 
 
@@ -135,7 +136,7 @@ def test_where_lowering_does_not_help_the_plan_of_ilp_is_tried():
     tried = []
     trials = Trials(lambda choice: tried.append(choice.tolist()) or 0.0, lambda: 1.0, lambda: np.ones((1, 7)))
     one = Problem(loss, usage, np.array([5.0]), (), (), [4, 8], [8, 8], None, None, trials)
-    assert autoq.solve(one, episodes=6).tolist() == [1]
+    assert autoq(one, episodes=6).tolist() == [1]
     assert tried == [[1]] * 6
 
 
@@ -143,7 +144,7 @@ def test_the_global_generators_are_left_alone():
     import torch
 
     before = torch.random.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    autoq.solve(problem(20), episodes=3)
+    autoq(problem(20), episodes=3)
     assert torch.equal(before[0], torch.random.get_rng_state())
     np.testing.assert_array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
 
@@ -156,30 +157,30 @@ def test_noise_of_the_evaluation_on_the_global_generators_changes_nothing():
         np.random.rand(3)  # noqa: NPY002
         return -float(sum(choice))
 
-    plain = autoq.solve(problem(20, score=lambda choice: -float(sum(choice))), episodes=30)
-    np.testing.assert_array_equal(autoq.solve(problem(20, score=noisy), episodes=30), plain)
+    plain = autoq(problem(20, score=lambda choice: -float(sum(choice))), episodes=30)
+    np.testing.assert_array_equal(autoq(problem(20, score=noisy), episodes=30), plain)
 
 
 @pytest.mark.parametrize(("episodes", "decay"), [(100, 0.96), (300, 0.987), (999, 0.996), (1000, 0.997), (5000, 0.999)])
 def test_decay_by_number_of_episodes(episodes, decay):
-    assert autoq._decay(episodes) == pytest.approx(decay)
+    assert _decay(episodes) == pytest.approx(decay)
 
 
 @pytest.mark.parametrize(("score", "unit"), [(0, 1), (0.75, 10), (75, 0.1), (-0.003, 1000), (1, 1)])
 def test_rewards_are_of_the_size_of_one(score, unit):
-    assert autoq._unit(score) == pytest.approx(unit)
+    assert _unit(score) == pytest.approx(unit)
 
 
 def test_bad_input():
     with pytest.raises(InvalidInput, match="autoq tries plans on the network: use mixbit quantize"):
         search(small_table(), Budget(mean_bits=6), method="autoq")
     with pytest.raises(InvalidInput, match="episodes=0"):
-        autoq.solve(problem(20), episodes=0)
+        autoq(problem(20), episodes=0)
     with pytest.raises(InfeasibleBudget):
-        autoq.solve(problem(1))
+        autoq(problem(1))
 
     def fails(choice):
         raise MixbitError("the evaluation returns nan")
 
     with pytest.raises(MixbitError, match="returns nan"):
-        autoq.solve(problem(20, score=fails))
+        autoq(problem(20, score=fails))

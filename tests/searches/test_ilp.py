@@ -10,14 +10,14 @@ import scipy.optimize
 from hypothesis import example, given, settings, strategies as st
 
 from mixbit.core.errors import InfeasibleBudget, InvalidInput, MixbitError
-from mixbit.searches import ilp
 from mixbit.searches._exact import Optimum, optimum, shadow_prices
 from mixbit.searches._problem import Problem
+from mixbit.searches.ilp import ilp
 from tests.searches.fixtures import RESNET18_OPTIMA, RESNET18_TIES, resnet18
 
 
 def solve(*arrays, **options):
-    return ilp.solve(Problem.of(*arrays, **options))
+    return ilp(Problem.of(*arrays, **options))
 
 
 @pytest.mark.parametrize(("resource", "alpha", "objective", "bits"), RESNET18_OPTIMA)

@@ -28,7 +28,7 @@ from mixbit.core.io.interrupts import (
     interrupts_later as interrupts_later,
     time_limit as time_limit,
 )
-from mixbit.core.io.methods import with_options as with_options
+from mixbit.core.io.methods import Methods as Methods, facts_of as facts_of, method as method, pick as pick
 from mixbit.core.io.progress import draw_nothing as draw_nothing, track as track
 from mixbit.core.plan import Plan as Plan, Price as Price, fingerprint as fingerprint
 from mixbit.core.scheme import (

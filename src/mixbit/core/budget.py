@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixbit.core.errors import InvalidInput
+from mixbit.core.io.methods import pick
 from mixbit.core.scheme import Scheme
 from mixbit.core.table import Sensitivity
 
@@ -64,8 +65,7 @@ class Budget:
         if not limits:
             raise InvalidInput(f"a budget needs at least one limit of: {', '.join(RESOURCES)}")
         for name, value in limits.items():
-            if name not in RESOURCES:
-                raise InvalidInput(f"budget {name!r} is unknown; known: {', '.join(RESOURCES)}")
+            pick("budget", name, RESOURCES)
             if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < math.inf:
                 raise InvalidInput(f"budget {name}={value}: give a positive finite number")
         if limits.get("weight_ratio", 0) > 1:

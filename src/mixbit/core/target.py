@@ -8,6 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from mixbit.core.errors import InvalidInput
+from mixbit.core.io.methods import pick
 from mixbit.core.scheme import Format, Scheme
 
 #: Target -> the module that holds its TARGET, write(), load() and stored().
@@ -147,6 +148,4 @@ def find_target(target: str | Target) -> Target:
 
 def target_module(name: str) -> Any:
     """The module under `targets/` of that name."""
-    if name not in TARGETS:
-        raise InvalidInput(f"target {name!r} is unknown; known: {', '.join(TARGETS)}")
-    return importlib.import_module(TARGETS[name])
+    return importlib.import_module(TARGETS[pick("target", name, TARGETS)])

@@ -13,6 +13,7 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from mixbit.core.errors import InvalidInput, MixbitError
+from mixbit.core.io.methods import pick
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -60,9 +61,7 @@ class Task:
     @classmethod
     def named(cls, name: str) -> "Task":
         """The task of that name; raises InvalidInput for an unknown one."""
-        if name not in TASKS:
-            raise InvalidInput(f"task {name!r} is unknown; known: {', '.join(TASKS)}")
-        return TASKS[name]()
+        return TASKS[pick("task", name, TASKS)]()
 
     def with_loss(self, loss: Loss) -> "Task":
         """The same task under the user's own mean loss of (output, labels); metrics then need labels."""

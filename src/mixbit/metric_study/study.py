@@ -22,7 +22,7 @@ from mixbit.metric_study.pictures import Panel, check_matplotlib, draw_panels
 from mixbit.metric_study.plans import RandomPlans, draw_choices
 from mixbit.metric_study.run import StudyRun, searched, short_name
 from mixbit.metric_study.truth import Predicted, Subject, Truth
-from mixbit.metrics import METRICS, Metric, find_metric
+from mixbit.metrics import METRICS, Metric
 
 _LABELS = {"accuracy": "accuracy", "loss": "loss", "kl": "KL divergence, nats"}
 
@@ -177,7 +177,7 @@ def _named(metrics: Sequence[str | Metric] | None) -> dict[str, str | Metric]:
     """Name -> metric, each name once and known; text where it is one of mixbit's."""
     named: dict[str, str | Metric] = {}
     for metric in METRICS if metrics is None else metrics:
-        name, method = find_metric(metric)
+        name, method = METRICS.find(metric)
         if name in named:
             raise InvalidInput(f"metrics: two are called {name}; give each once, under a name of its own")
         known = isinstance(metric, str) or METRICS.get(name) is method

@@ -20,7 +20,7 @@ from mixbit.core.task import Task
 from mixbit.graph.evaluate import returned_by
 from mixbit.graph.graph import Graph
 from mixbit.graph.layers import find_layers
-from mixbit.metrics import Estimate, Metric, MetricInput, find_metric
+from mixbit.metrics import METRICS, Estimate, Metric, MetricInput
 from mixbit.metrics.measure import measure
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.roundings.quantize import quantize
@@ -224,7 +224,7 @@ def predict(
     prepared: Prepared, metric: str | Metric, *, target: str, choices: Sequence[str] | None, seed: int
 ) -> Predicted:
     """Run the metric once; where it fails, that is the reason why there is no table."""
-    name, _ = find_metric(metric)
+    name, _ = METRICS.find(metric)
     before, began = _peak_mb(forget=True), time.perf_counter()
     try:
         table = measure(
@@ -256,7 +256,7 @@ def _checked(metric: Metric) -> Metric:
             raise InvalidInput(f"returns a {type(found).__name__}; a metric returns a mixbit.metrics.Estimate")
         return found
 
-    answer.__name__ = find_metric(metric)[0]
+    answer.__name__ = METRICS.find(metric)[0]
     return answer
 
 

@@ -21,6 +21,12 @@ from mixbit.quantization.offers import takes_weight
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.quantization.scales import weight_quantizer
 
+#: Facts about metrics, for `method`. Means over samples are asked about parts of the data in turn until plans are
+#: stable, others about all of it at once.
+MEAN_OVER_SAMPLES = "mean over samples"
+#: Looks at weights or outputs alone, whatever the loss.
+IGNORES_LOSS = "ignores the loss"
+
 
 @dataclass(frozen=True)
 class MetricInput:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mixbit.core import track
+from mixbit.core import method, track
 from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Layer, Operation
 from mixbit.graph.nodes import get_tensor
@@ -13,6 +13,7 @@ from mixbit.metrics._outputs import layer_entries, no_costs
 from mixbit.quantization.statistics import batch_means
 
 
+@method(rank=7)
 def autoround(inputs: MetricInput) -> Estimate:
     """Sum |g_W (Q(W) - W)| + sum |g_x (Q(x) - x)| over the elements of a layer's weight and of what it reads.
 

@@ -6,15 +6,16 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from mixbit.core import track
+from mixbit.core import method, track
 from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Layer, Operation
 from mixbit.graph.operators import FEW_ELEMENTS, run_stacked, stack_weights
 from mixbit.graph.sample_axis import group_samples, sample_axis
-from mixbit.metrics._input import Estimate, MetricInput
+from mixbit.metrics._input import MEAN_OVER_SAMPLES, Estimate, MetricInput
 from mixbit.quantization.statistics import RunningMean
 
 
+@method(MEAN_OVER_SAMPLES, rank=1)
 def fisher(inputs: MetricInput) -> Estimate:
     """Expected KL divergence in nats that each choice makes, to second order, for weights and inputs alike.
 

@@ -1,18 +1,20 @@
 """The metrics `fit`, `fit_w`, `fit_a` and `fit_error`: the Fisher information's trace times the power of an error."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated
 
 import torch
+from annotated_types import Gt
 from torch import Tensor
 from torch.nn import functional
 
-from mixbit.core import Format, InvalidInput, track
+from mixbit.core import Format, method, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.backward import Backward, SampleGradients
 from mixbit.graph.graph import Layer
 from mixbit.graph.nodes import get_tensor
 from mixbit.graph.sample_axis import group_samples, sample_axis
-from mixbit.metrics._input import Estimate, MetricInput
+from mixbit.metrics._input import MEAN_OVER_SAMPLES, Estimate, MetricInput
 from mixbit.quantization.scales import weight_mask
 from mixbit.quantization.statistics import RunningMean
 
@@ -22,7 +24,8 @@ WeightPowers = Callable[[Layer], Tensor]
 InputPowers = Callable[[str, Tensor], list[Tensor]]
 
 
-def fit(inputs: MetricInput, *, tolerance: float | None = None) -> Estimate:
+@method(MEAN_OVER_SAMPLES, rank=2)
+def fit(inputs: MetricInput, *, tolerance: Annotated[float, Gt(0)] | None = None) -> Estimate:
     """Expected increase of the loss in nats under uniform rounding noise of each weight and each input; needs labels.
 
     The entry of a layer in a scheme is 1/2 Tr(F_W) D_W^2 / 12 + 1/2 Tr(F_x) D_x^2 / 12, for the weight W and each
@@ -56,7 +59,8 @@ def fit(inputs: MetricInput, *, tolerance: float | None = None) -> Estimate:
     return _estimate(inputs, "fit", _noise_of_weights(inputs), _noise_of_inputs(inputs), tolerance)
 
 
-def fit_w(inputs: MetricInput, *, tolerance: float | None = None) -> Estimate:
+@method(MEAN_OVER_SAMPLES, rank=2)
+def fit_w(inputs: MetricInput, *, tolerance: Annotated[float, Gt(0)] | None = None) -> Estimate:
     """The weights' part of `fit`: expected increase of the loss under uniform noise of each weight; needs labels.
 
     Args:
@@ -72,7 +76,8 @@ def fit_w(inputs: MetricInput, *, tolerance: float | None = None) -> Estimate:
     return _estimate(inputs, "fit_w", _noise_of_weights(inputs), None, tolerance)
 
 
-def fit_a(inputs: MetricInput, *, tolerance: float | None = None) -> Estimate:
+@method(MEAN_OVER_SAMPLES, rank=2)
+def fit_a(inputs: MetricInput, *, tolerance: Annotated[float, Gt(0)] | None = None) -> Estimate:
     """The inputs' part of `fit`: expected increase of the loss under uniform noise of each input; needs labels.
 
     Args:
@@ -88,7 +93,8 @@ def fit_a(inputs: MetricInput, *, tolerance: float | None = None) -> Estimate:
     return _estimate(inputs, "fit_a", None, _noise_of_inputs(inputs), tolerance)
 
 
-def fit_error(inputs: MetricInput, *, tolerance: float | None = None) -> Estimate:
+@method(MEAN_OVER_SAMPLES, rank=2)
+def fit_error(inputs: MetricInput, *, tolerance: Annotated[float, Gt(0)] | None = None) -> Estimate:
     """The `fit` of real rounding errors: squared gradients times squared errors, element by element; needs labels.
 
     The entry is 1/2 E_i[sum_j g_ij^2 e_j^2], for a weight with e = Q(W) - W, for an input with e_i = Q(x_i) - x_i:
@@ -169,8 +175,6 @@ def _estimate(
     tolerance: float | None,
 ) -> Estimate:
     """Mean of the samples' costs, over all batches or until the tolerance holds."""
-    if tolerance is not None and not tolerance > 0:
-        raise InvalidInput(f"metric {metric}: tolerance {tolerance}; give a positive share, as 0.05, or None")
     inputs.check_labels(metric)
     scorer = _Scorer(inputs, weight_powers, input_powers)
     entries = RunningMean((len(inputs.layers), len(inputs.schemes)))

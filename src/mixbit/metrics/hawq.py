@@ -1,14 +1,15 @@
 """The metric `hawq`: the average trace of the Hessian, by Hutchinson's estimator, times the squared error."""
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mixbit.core import InvalidInput, track
+from mixbit.core import InvalidInput, method, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.nodes import get_tensor
 from mixbit.metrics._input import Estimate, MetricInput
@@ -21,8 +22,13 @@ TOLERANCES: dict[Rule, float] = {"standard_error": 0.1, "nncf": 1e-4}
 FEWEST_VECTORS = 5
 
 
+@method(rank=3)
 def hawq(
-    inputs: MetricInput, *, vectors: int = 50, rule: Rule = "standard_error", tolerance: float | None = None
+    inputs: MetricInput,
+    *,
+    vectors: Annotated[int, Ge(2)] = 50,
+    rule: Rule = "standard_error",
+    tolerance: Annotated[float, Gt(0)] | None = None,
 ) -> Estimate:
     """Expected increase of the loss in nats from the Hessian's average trace of each weight; needs labels.
 
@@ -55,13 +61,7 @@ def hawq(
         InvalidInput: a batch without labels, or with labels that do not fit; an operator without second derivatives;
             an option out of its range.
     """
-    if rule not in TOLERANCES:
-        raise InvalidInput(f"metric hawq: rule {rule!r} is unknown; known: {', '.join(get_args(Rule))}")
     tolerance = TOLERANCES[rule] if tolerance is None else tolerance
-    if vectors < 2 or not tolerance > 0:
-        raise InvalidInput(
-            f"metric hawq: {vectors} vectors, tolerance {tolerance}; give two or more, and a positive one"
-        )
     inputs.check_labels("hawq")
     num_samples = sum(batch.batch_size for batch, _ in inputs.batches)
     if not inputs.weight_formats:

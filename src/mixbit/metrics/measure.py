@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.core import FloatArray, InvalidInput, Scheme, Sensitivity, Target, find_target, track
+from mixbit.core import FloatArray, InvalidInput, Scheme, Sensitivity, Target, facts_of, find_target, track
 from mixbit.core.batches import Batch, split_all
 from mixbit.core.task import Task
 from mixbit.graph.graph import Graph, Layer, check_arguments
 from mixbit.graph.layers import find_layers, model_fingerprint, shared_inputs
 from mixbit.graph.memory import live_activations
-from mixbit.metrics import BY_PARTS, Metric, find_metric
-from mixbit.metrics._input import Estimate, MetricInput, check_estimate, joined
+from mixbit.metrics import METRICS, Metric
+from mixbit.metrics._input import MEAN_OVER_SAMPLES, Estimate, MetricInput, check_estimate, joined
 from mixbit.metrics._stability import ranking_problem
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.offers import misfit, takes_weight, with_fallbacks
@@ -60,7 +60,7 @@ def measure(
     """
     target = find_target(target)
     asked = target.schemes(choices)
-    name, method = find_metric(metric)
+    name, method = METRICS.find(metric)
     check_arguments(graph, task, seed)
     if graph.plan is not None:
         raise InvalidInput("graph: quantized already; measure the captured graph")
@@ -75,7 +75,7 @@ def measure(
             if takes_weight(layer, fmt):
                 weight_quantizer(graph, layer, fmt, calibration)
     inputs = MetricInput(graph, layers, schemes, calibration, pairs, task or Task.classification(), seed)
-    rounds = [*_rounds(pairs)] if getattr(method, "func", method) in BY_PARTS else [pairs]
+    rounds = [*_rounds(pairs)] if MEAN_OVER_SAMPLES in facts_of(method) else [pairs]
     return _measured(inputs, name, method, rounds, (target, offered))
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from mixbit.core import track
+from mixbit.core import method, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.graph import Graph, Layer
-from mixbit.metrics._input import Estimate, MetricInput
+from mixbit.metrics._input import IGNORES_LOSS, MEAN_OVER_SAMPLES, Estimate, MetricInput
 from mixbit.quantization.offers import takes_weight
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.quantization.scales import weight_quantizer
@@ -21,6 +21,7 @@ from mixbit.quantization.statistics import RunningMean, batch_means
 Score = Callable[[Any, Any, Tensor | None], Tensor]
 
 
+@method(IGNORES_LOSS, MEAN_OVER_SAMPLES, rank=8)
 def measured(inputs: MetricInput) -> Estimate:
     """KL divergence in nats of the network with one tensor rounded from the float network.
 
@@ -48,6 +49,7 @@ def measured(inputs: MetricInput) -> Estimate:
     return Estimate(*entries.result())
 
 
+@method(rank=8)
 def measured_loss(inputs: MetricInput) -> Estimate:
     """Increase of the task's loss on labels; tensors are rounded and their costs added as in `measured`.
 

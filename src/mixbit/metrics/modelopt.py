@@ -5,15 +5,16 @@ from collections.abc import Iterable
 from torch import Tensor, fx
 from torch.nn import functional
 
-from mixbit.core import track
+from mixbit.core import method, track
 from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Layer, Operation
 from mixbit.graph.sample_axis import group_samples, sample_axis
-from mixbit.metrics._input import Estimate, MetricInput
+from mixbit.metrics._input import MEAN_OVER_SAMPLES, Estimate, MetricInput
 from mixbit.metrics._outputs import from_inputs, from_weights, layer_entries, no_costs
 from mixbit.quantization.statistics import RunningMean
 
 
+@method(MEAN_OVER_SAMPLES, rank=6)
 def modelopt(inputs: MetricInput) -> Estimate:
     """Sum over the elements of an operator's output Y of (dl/dY (Y_q - Y))^2, the mean over samples.
 

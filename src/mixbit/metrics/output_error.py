@@ -6,15 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.core import track
+from mixbit.core import method, track
 from mixbit.graph.graph import Layer, Operation
 from mixbit.graph.nodes import argument
 from mixbit.graph.sample_axis import group_samples, sample_axis
-from mixbit.metrics._input import Estimate, MetricInput
+from mixbit.metrics._input import IGNORES_LOSS, MEAN_OVER_SAMPLES, Estimate, MetricInput
 from mixbit.metrics._outputs import from_inputs, from_weights, layer_entries, no_costs
 from mixbit.quantization.statistics import RunningMean
 
 
+@method(IGNORES_LOSS, MEAN_OVER_SAMPLES, rank=5)
 def output_error(inputs: MetricInput) -> Estimate:
     """Mean square error of the operator's output, from rounding its weight plus from rounding its input.
 
@@ -35,6 +36,7 @@ def output_error(inputs: MetricInput) -> Estimate:
     return Estimate(*errors.result())
 
 
+@method(IGNORES_LOSS, MEAN_OVER_SAMPLES, rank=5)
 def noise_to_signal(inputs: MetricInput) -> Estimate:
     """`output_error` over the mean square of the output, bias included: 1 / SQNR.
 

@@ -5,11 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mixbit.core import track
+from mixbit.core import method, track
 from mixbit.graph.nodes import get_tensor
-from mixbit.metrics._input import Estimate, MetricInput
+from mixbit.metrics._input import IGNORES_LOSS, Estimate, MetricInput
 
 
+@method(IGNORES_LOSS, rank=4)
 def weight_error(inputs: MetricInput) -> Estimate:
     """Mean square of the rounding error, mean (Q(W) - W)^2: exact, without a run of the network.
 
@@ -24,6 +25,7 @@ def weight_error(inputs: MetricInput) -> Estimate:
     return _estimate(inputs, lambda error, _: error.square().mean())
 
 
+@method(IGNORES_LOSS, rank=4)
 def weight_error_absolute(inputs: MetricInput) -> Estimate:
     """Mean size of the rounding error, mean |Q(W) - W|; otherwise as `weight_error`.
 
@@ -33,6 +35,7 @@ def weight_error_absolute(inputs: MetricInput) -> Estimate:
     return _estimate(inputs, lambda error, _: error.abs().mean())
 
 
+@method(IGNORES_LOSS, rank=4)
 def weight_error_relative(inputs: MetricInput) -> Estimate:
     """Rounding error relative to the weight, ||Q(W) - W||^2 / ||W||^2; otherwise as `weight_error`.
 

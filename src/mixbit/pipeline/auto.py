@@ -30,8 +30,8 @@ from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.equalize import equalized
 from mixbit.quantization.masks import choose_masks
 from mixbit.quantization.offers import check_pin, note_on_run_time_ranges
-from mixbit.quantization.ranges import find_ranges
-from mixbit.roundings import Rounding, find_rounding
+from mixbit.quantization.ranges import RANGES
+from mixbit.roundings import ROUNDINGS, Rounding
 from mixbit.roundings.nearest import nearest
 from mixbit.roundings.quantize import quantize
 from mixbit.searches._plans import uniform_plans
@@ -133,7 +133,7 @@ class _Steps:
         contenders = self._contenders(known, plan, limits)
         chosen = contenders[0] if grounds else min(contenders, key=lambda contender: contender.divergence)
         told = [grounds or said(contenders, chosen)]
-        if find_rounding(self.settings.rounding)[1] is not nearest:
+        if ROUNDINGS.find(self.settings.rounding)[1] is not nearest:
             with self.run.clock("round weights"):
                 chosen, more = self._rounded(known, chosen)
             told.append(more)
@@ -260,10 +260,10 @@ class _Steps:
         about = {
             "target": self.run.target.name,
             "task": self.task.name,
-            "rounding": source_digest(find_rounding(rounding)[1]),
+            "rounding": source_digest(ROUNDINGS.find(rounding)[1]),
             "seed": self.settings.seed,
             "bias_correction": self.settings.bias_correction,
-            "ranges": source_digest(find_ranges(self.settings.ranges)[1]),
+            "ranges": source_digest(RANGES.find(self.settings.ranges)[1]),
             "importance": self.settings.importance,
             "score": None if self.settings.score is None else source_digest(self.settings.score),
             "network": tensors_digest(known.graph.module.state_dict().values()),
@@ -312,7 +312,7 @@ class _Steps:
             bias_correction=self.settings.bias_correction,
             task=self.task,
             seed=self.settings.seed,
-            folder=None if find_rounding(rounding)[1] is nearest else self.run.keep("rounding"),
+            folder=None if ROUNDINGS.find(rounding)[1] is nearest else self.run.keep("rounding"),
         )
 
     def _rounded(self, known: _Measured, chosen: Contender) -> tuple[Contender, str]:
@@ -321,7 +321,7 @@ class _Steps:
         Where that is worse on held-out data it keeps the nearest integers, but not where it was found to keep within a
         largest drop: that holds for its rounding.
         """
-        (name, _), plan = find_rounding(self.settings.rounding), chosen.plan
+        (name, _), plan = ROUNDINGS.find(self.settings.rounding), chosen.plan
         simulated = self._simulated(known.graph, plan, known.calibration, rounding=self.settings.rounding)
         rounded = replace(self._contender(known, plan, simulated, name), uniform=chosen.uniform)
         figures_ = f"{rounded.divergence:.4g} against {chosen.divergence:.4g} nats"

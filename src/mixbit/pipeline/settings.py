@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mixbit.core import InvalidInput, Target, check_writable_folder, find_target, target_module
+from mixbit.core import InvalidInput, Target, check_writable_folder, find_target, pick, target_module
 from mixbit.core.task import Task
-from mixbit.metrics import Metric, find_metric
+from mixbit.metrics import METRICS, Metric
 from mixbit.pipeline.trials import Score
 from mixbit.pruning.prune import check_share
-from mixbit.quantization.biases import check_bias_correction
-from mixbit.quantization.masks import IMPORTANCE, check_importance
+from mixbit.quantization.biases import BIAS_CORRECTIONS
+from mixbit.quantization.masks import IMPORTANCE, IMPORTANCES
 from mixbit.quantization.offers import choices_of
-from mixbit.quantization.ranges import RangeMethod, find_ranges
-from mixbit.roundings import Rounding, find_rounding
-from mixbit.searches.search import Method, find_search
+from mixbit.quantization.ranges import RANGES, RangeMethod
+from mixbit.roundings import ROUNDINGS, Rounding
+from mixbit.searches.search import SEARCHES, Method
 from mixbit.training.loop import Training
 
 #: The longest time that an evaluation may be given: a week.
@@ -80,12 +80,12 @@ class Settings:
 
     def check(self) -> None:
         """Raise InvalidInput for a name that is unknown, or a number out of range."""
-        find_metric(self.metric)
-        find_search(self.search)
-        find_rounding(self.rounding)
-        find_ranges(self.ranges)
-        check_bias_correction(self.bias_correction)
-        check_importance(self.importance)
+        METRICS.find(self.metric)
+        SEARCHES.find(self.search)
+        ROUNDINGS.find(self.rounding)
+        RANGES.find(self.ranges)
+        pick("bias correction", self.bias_correction, BIAS_CORRECTIONS)
+        pick("importance", self.importance, IMPORTANCES)
         if not 0 < self.eval_subset_ratio <= 1:
             raise InvalidInput(f"eval_subset_ratio={self.eval_subset_ratio}: give a share between 0 and 1")
         if self.eval_timeout_s is not None and not 0 < self.eval_timeout_s <= LONGEST_S:

@@ -116,12 +116,6 @@ BIAS_CORRECTIONS = {
 }
 
 
-def check_bias_correction(name: str) -> None:
-    """Raise InvalidInput for a name that is not in BIAS_CORRECTIONS."""
-    if name not in BIAS_CORRECTIONS:
-        raise InvalidInput(f"bias correction {name!r} is unknown; known: {', '.join(BIAS_CORRECTIONS)}")
-
-
 @torch.no_grad()
 def corrected(graph: Graph, simulated: Graph, batches: Iterable[Inputs]) -> Graph:
     """The simulation with biases that take the mean error off every operator's output, channel by channel.

@@ -17,7 +17,7 @@ from mixbit.graph.operators import can_take_bias, run_operation
 from mixbit.graph.sample_axis import sample_axis
 from mixbit.quantization.histogram import Histogram
 from mixbit.quantization.quantizer import Quantizer, run_time_quantizer
-from mixbit.quantization.ranges import RangeMethod, find_ranges, mse
+from mixbit.quantization.ranges import RANGES, RangeMethod, mse
 
 #: Samples of an operator's input kept to choose scales on: enough for POSITIONS outputs a channel, within these bounds.
 POSITIONS = 512
@@ -94,7 +94,7 @@ def calibrate(
         InvalidInput: no batch at all, one that does not fit the graph, or one that makes a layer's input NaN or inf; or
             an unknown method.
     """
-    _, range_method = find_ranges(ranges)
+    _, range_method = RANGES.find(ranges)
     recorder = _Recorder(graph, layers)
     with torch.no_grad():
         for number, inputs in enumerate(track(batches, "calibrate")):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixbit.core import Format, InvalidInput, Sparsity, track
+from mixbit.core import Format, Sparsity, pick, track
 from mixbit.graph.backward import Backward, SampleGradients
 from mixbit.graph.case import Case
 from mixbit.graph.graph import Layer, Operation
@@ -24,12 +24,6 @@ IMPORTANCES = {
 IMPORTANCE = "magnitude"
 
 
-def check_importance(importance: str) -> None:
-    """Raise InvalidInput for an unknown name."""
-    if importance not in IMPORTANCES:
-        raise InvalidInput(f"importance {importance!r} is unknown; known: {', '.join(IMPORTANCES)}")
-
-
 def choose_masks(
     case: Case,
     calibration: Calibration,
@@ -45,7 +39,7 @@ def choose_masks(
     Raises:
         InvalidInput: an unknown name, or a loss of the user's own and batches without labels.
     """
-    check_importance(importance)
+    pick("importance", importance, IMPORTANCES)
     missing = list(_missing(calibration, layers, formats))
     sparse = tuple(dict.fromkeys(layer for layer, _ in missing))
     weights = {layer: get_tensor(case.graph.module, layer.name).detach() for layer in sparse}

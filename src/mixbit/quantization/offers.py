@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.core import Format, InvalidInput, Plan, Scheme, Target, find_target
+from mixbit.core import Format, InvalidInput, Plan, Scheme, Target, find_target, pick
 from mixbit.graph.graph import Graph, Layer
 from mixbit.graph.layers import find_layers, model_fingerprint
 from mixbit.quantization import sparsity
@@ -151,8 +151,7 @@ def choices_of(flavour: str, target: Target, choices: Sequence[str] | None) -> t
     Raises:
         InvalidInput: an unknown flavour, a scheme that the target does not run, or that is of the other flavour.
     """
-    if flavour not in FLAVOURS:
-        raise InvalidInput(f"flavour {flavour!r} is unknown; known: {', '.join(FLAVOURS)}")
+    pick("flavour", flavour, FLAVOURS)
     own = target.dynamic_choices if flavour == "dynamic" else target.default_choices
     schemes = target.schemes(own if choices is None else choices)
     for scheme in schemes:

@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
 
-from mixbit.core import Format, InvalidInput, with_options
+from mixbit.core import Format, Methods, method
 from mixbit.quantization.affine import range_to_affine
 from mixbit.quantization.histogram import BINS_PER_OCTAVE, FloatArray, Histogram
 
 RangeMethod = Callable[[Histogram, Format], tuple[float, int]]
 """From what was seen of a tensor to the scale and zero point of its quantizer."""
+RANGES: Methods[RangeMethod] = Methods("ranges", __name__)
 
 #: Steps in which the last octave of a search over ranges is gone through.
 NUM_CLIPS = 40
@@ -26,6 +29,7 @@ OCTAVES_OF_SHAPE = 11
 MOST_CLIPPED = 1e-3
 
 
+@method(rank=2)
 def min_max(histogram: Histogram, fmt: Format) -> tuple[float, int]:
     """The extremes of all the data: nothing is clipped.
 
@@ -39,7 +43,10 @@ def min_max(histogram: Histogram, fmt: Format) -> tuple[float, int]:
     return _affine(histogram, histogram.low, histogram.high, fmt)
 
 
-def moving_average(histogram: Histogram, fmt: Format, *, weight: float = 0.9) -> tuple[float, int]:
+@method(rank=3)
+def moving_average(
+    histogram: Histogram, fmt: Format, *, weight: Annotated[float, Ge(0), Lt(1)] = 0.9
+) -> tuple[float, int]:
     """The moving average of each batch's extremes: r_t = weight r_(t-1) + (1 - weight) x_t, r_0 = x_0.
 
     Over the last `histogram.RECENT` batches, which is all the same to weights up to 0.99. (Jacob et al. 2018, section
@@ -56,8 +63,6 @@ def moving_average(histogram: Histogram, fmt: Format, *, weight: float = 0.9) ->
     Raises:
         InvalidInput: the weight is not in [0, 1).
     """
-    if not 0 <= weight < 1:
-        raise InvalidInput(f"ranges moving_average: weight={weight}: give at least 0 and less than 1, as 0.9")
     if not histogram.recent:
         return range_to_affine(0.0, 0.0, fmt)
     low, high = histogram.recent[0]
@@ -66,7 +71,10 @@ def moving_average(histogram: Histogram, fmt: Format, *, weight: float = 0.9) ->
     return _affine(histogram, low, high, fmt)
 
 
-def percentile(histogram: Histogram, fmt: Format, *, share: float = 0.9999) -> tuple[float, int]:
+@method(rank=4)
+def percentile(
+    histogram: Histogram, fmt: Format, *, share: Annotated[float, Gt(0.5), Le(1)] = 0.9999
+) -> tuple[float, int]:
     """The range that leaves a share 1 - `share` of the values out at either end.
 
     Bins are taken as evenly filled, so an end is exact to 1/256 of itself. Where no more than zeros would be left, the
@@ -83,8 +91,6 @@ def percentile(histogram: Histogram, fmt: Format, *, share: float = 0.9999) -> t
     Raises:
         InvalidInput: the share is not in (0.5, 1].
     """
-    if not 0.5 < share <= 1:
-        raise InvalidInput(f"ranges percentile: share={share}: give more than 0.5 and at most 1, as 0.9999")
     start, end, count = histogram.bins()
     if not len(count):
         return range_to_affine(0.0, 0.0, fmt)
@@ -93,6 +99,7 @@ def percentile(histogram: Histogram, fmt: Format, *, share: float = 0.9999) -> t
     return _affine(histogram, float(low), float(high), fmt)
 
 
+@method(rank=1)
 def mse(histogram: Histogram, fmt: Format) -> tuple[float, int]:
     """The range with the least mean square error, sum over bins of count E[(x - Q(x))^2], x even within its bin.
 
@@ -120,6 +127,7 @@ def mse(histogram: Histogram, fmt: Format) -> tuple[float, int]:
     return _least(histogram, fmt, error)
 
 
+@method(rank=5)
 def entropy(histogram: Histogram, fmt: Format) -> tuple[float, int]:
     """The range whose rounded values have the distribution nearest to the data's, by Kullback-Leibler divergence.
 
@@ -152,23 +160,6 @@ def entropy(histogram: Histogram, fmt: Format) -> tuple[float, int]:
         return _divergence(edges, below, cells)
 
     return _least(histogram, fmt, divergence)
-
-
-RANGES: dict[str, RangeMethod] = {
-    "mse": mse,
-    "min_max": min_max,
-    "moving_average": moving_average,
-    "percentile": percentile,
-    "entropy": entropy,
-}
-
-
-def find_ranges(method: str | RangeMethod) -> tuple[str, RangeMethod]:
-    """Name and function of a range method; raises InvalidInput for an unknown name or option, or a wrong value."""
-    name, function = with_options("ranges", method, RANGES)
-    if isinstance(method, str):
-        function(Histogram(), Format(8, "tensor", symmetric=False))  # refuses its options before data is gone through
-    return name, function
 
 
 def _affine(histogram: Histogram, low: float, high: float, fmt: Format) -> tuple[float, int]:

@@ -180,14 +180,7 @@ class Schedule:
     cache_gib: float
 
     def check(self, asked: Reconstruction) -> None:
-        """Raise InvalidInput for an option out of range, or where there is no batch."""
-        for name, value in (("iterations", self.iterations), ("batch_size", self.batch_size)):
-            if value < 1:
-                raise InvalidInput(f"rounding: {name}={value}; give a whole number of at least 1")
-        if not 0 <= self.drop <= 1:
-            raise InvalidInput(f"rounding: drop={self.drop}; give a share between 0 and 1")
-        if not self.cache_gib >= 0:
-            raise InvalidInput(f"rounding: cache_gib={self.cache_gib}; give a number of at least 0")
+        """Raise InvalidInput where there is no batch, or `fisher` does not go with the task."""
         if self.fisher and asked.task.own_loss is not None:
             raise InvalidInput("rounding: fisher=true draws labels from the model, and knows no loss of your own")
         if not asked.batches:

@@ -1,5 +1,10 @@
 """AdaRound: the rounding of each layer's weights, learned from its output."""
 
+from typing import Annotated
+
+from annotated_types import Ge, Le
+
+from mixbit.core import method
 from mixbit.graph.blocks import single_layers
 from mixbit.graph.graph import Graph
 from mixbit.graph.layers import find_layers
@@ -7,13 +12,14 @@ from mixbit.roundings._input import Reconstruction
 from mixbit.roundings._learned import Schedule, reconstruct
 
 
+@method(rank=2)
 def adaround(
     asked: Reconstruction,
     *,
-    iterations: int = 500,
-    batch_size: int = 32,
-    drop: float = 0.5,
-    cache_gib: float = 2.0,
+    iterations: Annotated[int, Ge(1)] = 500,
+    batch_size: Annotated[int, Ge(1)] = 32,
+    drop: Annotated[float, Ge(0), Le(1)] = 0.5,
+    cache_gib: Annotated[float, Ge(0)] = 2.0,
 ) -> Graph:
     """Roundings learned from each layer's output, together with biases and the steps of coarse activations.
 

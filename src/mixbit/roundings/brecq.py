@@ -1,5 +1,10 @@
 """BRECQ: roundings learned together for each block of layers."""
 
+from typing import Annotated
+
+from annotated_types import Ge, Le
+
+from mixbit.core import method
 from mixbit.graph.blocks import find_blocks
 from mixbit.graph.graph import Graph
 from mixbit.graph.layers import find_layers
@@ -7,14 +12,15 @@ from mixbit.roundings._input import Reconstruction
 from mixbit.roundings._learned import Schedule, reconstruct
 
 
+@method(rank=3)
 def brecq(
     asked: Reconstruction,
     *,
-    iterations: int = 1000,
-    batch_size: int = 32,
-    drop: float = 0.5,
+    iterations: Annotated[int, Ge(1)] = 1000,
+    batch_size: Annotated[int, Ge(1)] = 32,
+    drop: Annotated[float, Ge(0), Le(1)] = 0.5,
     fisher: bool = False,
-    cache_gib: float = 2.0,
+    cache_gib: Annotated[float, Ge(0)] = 2.0,
 ) -> Graph:
     """Roundings learned from the output of each block, together with biases and the steps of coarse activations.
 

@@ -1,17 +1,17 @@
 """GPTQ: weights column by column, each error made up for by the weights that are still to come."""
 
 import dataclasses
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, fx
 
-from mixbit.core import InvalidInput, track
+from mixbit.core import InvalidInput, method, track
 from mixbit.core.io import store as parts
 from mixbit.graph.fold import set_bias
 from mixbit.graph.graph import Graph, Layer, Operation
@@ -32,9 +32,13 @@ from mixbit.roundings._prefix import Prefix
 _Rows = tuple[fx.Node, str]
 
 
+@method(rank=4)
 @torch.no_grad()
 def gptq(
-    asked: Reconstruction, *, damping: float = 0.01, order: Literal["activation", "natural"] = "activation"
+    asked: Reconstruction,
+    *,
+    damping: Annotated[float, Ge(0)] = 0.01,
+    order: Literal["activation", "natural"] = "activation",
 ) -> Graph:
     """Weights that keep the mean square error of every operator's output small, layer after layer.
 
@@ -64,8 +68,6 @@ def gptq(
     Source: E. Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
     arXiv:2210.17323.
     """
-    if not (math.isfinite(damping) and damping >= 0):
-        raise InvalidInput(f"gptq: damping {damping}; give a number of at least 0")
     if not asked.batches:
         raise InvalidInput("gptq: no batch to calibrate on; give at least one")
     rounded = dataclasses.replace(asked.simulated, module=copy_module(asked.simulated.module))

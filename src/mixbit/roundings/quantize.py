@@ -5,17 +5,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mixbit.core import InvalidInput, Plan
+from mixbit.core import InvalidInput, Plan, pick
 from mixbit.core.batches import check_iterable, loaded, split_batch
 from mixbit.core.io.store import folder_of
 from mixbit.core.task import Task
 from mixbit.graph.graph import Graph, Layer, check_arguments
 from mixbit.quantization.assemble import check_plan
-from mixbit.quantization.biases import check_bias_correction, corrected
+from mixbit.quantization.biases import BIAS_CORRECTIONS, corrected
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.ranges import RangeMethod
 from mixbit.quantization.simulate import _without_stale_claims, simulate
-from mixbit.roundings import Rounding, find_rounding
+from mixbit.roundings import ROUNDINGS, Rounding
 from mixbit.roundings._input import Reconstruction
 from mixbit.roundings.nearest import nearest
 
@@ -69,8 +69,8 @@ def quantize(
         raise InvalidInput(
             f"plan: a {type(plan).__name__}; give a Plan, as search() returns it and Plan.load() reads it"
         )
-    check_bias_correction(bias_correction)
-    name, method = find_rounding(rounding)
+    pick("bias correction", bias_correction, BIAS_CORRECTIONS)
+    name, method = ROUNDINGS.find(rounding)
     layers = check_plan(graph, plan)
     plan = _without_stale_claims(plan, layers)
     calibration = _calibration(graph, layers, plan, batches, ranges)

@@ -30,12 +30,13 @@ Hardware-Aware Automated Quantization", CVPR 2019; NNCF 2, `AutoQPrecisionInitia
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge
 from scipy import stats
 
-from mixbit.core import InvalidInput, track
+from mixbit.core import InvalidInput, method, track
 from mixbit.searches._autoq_steps import Precisions
 from mixbit.searches._exact import optimum
 from mixbit.searches._problem import Floats, Integers, Problem
@@ -50,8 +51,14 @@ WARM_NOISE = 0.2
 PAST = 0.5
 
 
-def solve(
-    problem: Problem, *, episodes: int = 100, warmup: int = 20, warm_start: bool = False, seed: int | None = None
+@method(rank=6)
+def autoq(
+    problem: Problem,
+    *,
+    episodes: Annotated[int, Ge(1)] = 100,
+    warmup: Annotated[int, Ge(0)] = 20,
+    warm_start: bool = False,
+    seed: Annotated[int, Ge(0)] | None = None,
 ) -> Integers:
     """AutoQ: an agent trained by reinforcement tries plans on the network; needs the extra `autoq`.
 
@@ -74,11 +81,8 @@ def solve(
             "search autoq tries plans on the network: use mixbit quantize --search autoq, or give trials"
         )
     seed = problem.trials.seed if seed is None else seed
-    if episodes < 1 or warmup < 0 or not 0 <= seed < 2**32 - episodes:
-        raise InvalidInput(
-            f"search autoq: episodes={episodes}, warmup={warmup}, seed={seed}; give 1 episode or more, 0 or more of "
-            "both others"
-        )
+    if not 0 <= seed < 2**32 - episodes:  # each episode has a seed of its own
+        raise InvalidInput(f"search autoq: seed={seed}: give 0 to 2^32 less the number of episodes")
     best = optimum(problem.groups).choice  # says so where nothing keeps within the limits
     precisions = Precisions(problem)
     if not precisions.steps:

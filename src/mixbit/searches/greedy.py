@@ -9,10 +9,12 @@ Source: the marginal analysis of B. Fox, "Discrete Optimization Via Marginal Ana
 
 import numpy as np
 
+from mixbit.core import method
 from mixbit.searches._problem import Floats, Groups, Integers, Problem, none_found, taken
 
 
-def solve(problem: Problem) -> Integers:
+@method(rank=2)
+def greedy(problem: Problem) -> Integers:
     """Greedy: from the smallest loss downwards, always the step that costs least for what it saves.
 
     Raises:

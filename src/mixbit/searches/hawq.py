@@ -26,11 +26,11 @@ Source: Z. Dong et al., "HAWQ-V2: Hessian Aware trace-Weighted Quantization of N
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
-from mixbit.core import InvalidInput
+from mixbit.core import InvalidInput, method
 from mixbit.searches._problem import Floats, Groups, Integers, Problem, none_found, taken
 
 Assignment = Literal["liberal", "strict"]
@@ -39,7 +39,8 @@ MOST_SEQUENCES = 3_000_000
 CHUNK = 20_000
 
 
-def solve(problem: Problem, *, assignment: Assignment = "liberal") -> Integers:
+@method(rank=3)
+def hawq(problem: Problem, *, assignment: Assignment = "liberal") -> Integers:
     """HAWQ-V2: bits that never fall along layers in the order of their Hessian's trace.
 
     Args:
@@ -50,10 +51,6 @@ def solve(problem: Problem, *, assignment: Assignment = "liberal") -> Integers:
         InfeasibleBudget: if no such sequence keeps within the limits.
         InvalidInput: an unknown assignment, or too many sequences.
     """
-    if assignment not in get_args(Assignment):
-        raise InvalidInput(
-            f"search hawq: assignment {assignment!r} is unknown; known: {', '.join(get_args(Assignment))}"
-        )
     groups = problem.groups
     weight_bits = problem.bits_of("weight_bits", "hawq")
     widths = np.unique(weight_bits)

@@ -8,11 +8,13 @@
 Source: the integer linear program of HAWQ-V3 (Yao et al., ICML 2021), here with any number of choices and limits.
 """
 
+from mixbit.core import method
 from mixbit.searches._exact import optimum
 from mixbit.searches._problem import Integers, Problem
 
 
-def solve(problem: Problem) -> Integers:
+@method(rank=1)
+def ilp(problem: Problem) -> Integers:
     """The choice of every layer with the smallest summed loss within every limit: the proven optimum.
 
     Returns:
@@ -23,7 +25,7 @@ def solve(problem: Problem) -> Integers:
         MixbitError: if the solver stops without an answer.
 
     Example:
-        >>> solve(Problem.of([[0.1, 0.9], [0.2, 0.3]], [[[8, 4], [8, 4]]], [12])).tolist()
+        >>> ilp(Problem.of([[0.1, 0.9], [0.2, 0.3]], [[[8, 4], [8, 4]]], [12])).tolist()
         [0, 1]
     """
     return optimum(problem.groups).choice[problem.groups.group]

@@ -17,11 +17,12 @@ Source: E. Kloberdanz, W. Le, "MixQuant: Mixed Precision Quantization with a Bit
 """
 
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Gt
 
-from mixbit.core import InvalidInput
+from mixbit.core import InvalidInput, method
 from mixbit.searches._exact import optimum
 from mixbit.searches._problem import Floats, Integers, Problem, none_found
 
@@ -30,7 +31,10 @@ Criterion = Literal["relative", "absolute", "budgeted"]
 INT8, FLOAT = 8, 32
 
 
-def solve(problem: Problem, *, criterion: Criterion = "relative", multiplier: float | None = None) -> Integers:
+@method(rank=4)
+def mixquant(
+    problem: Problem, *, criterion: Criterion = "relative", multiplier: Annotated[float, Gt(0)] | None = None
+) -> Integers:
     """MixQuant: per layer the fewest bits whose round-off error stays within a multiple of int8's.
 
     Args:
@@ -42,13 +46,9 @@ def solve(problem: Problem, *, criterion: Criterion = "relative", multiplier: fl
         InfeasibleBudget: if the multiplier, or any, leads to no choice within the limits.
         InvalidInput: an option out of its range, or no choice of 8 bits to compare with.
     """
-    if criterion not in get_args(Criterion):
-        raise InvalidInput(
-            f"search mixquant: criterion {criterion!r} is unknown; known: {', '.join(get_args(Criterion))}"
-        )
-    if multiplier is not None and (criterion == "budgeted" or not multiplier > 0):
-        raise InvalidInput(f"search mixquant: multiplier={multiplier} with {criterion}; give a positive one, or none")
     if criterion == "budgeted":
+        if multiplier is not None:
+            raise InvalidInput(f"search mixquant: multiplier={multiplier} with budgeted; give none")
         return _smallest_sum(problem)
     error = _widest_inputs(problem)
     if criterion == "relative":

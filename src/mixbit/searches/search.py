@@ -6,28 +6,20 @@ from types import ModuleType
 
 import numpy as np
 
-from mixbit.core import Budget, InfeasibleBudget, Limit, MixbitError, Plan, Sensitivity, with_options
-from mixbit.searches import autoq, greedy, hawq, ilp, mixquant, uniform
+from mixbit.core import Budget, InfeasibleBudget, Limit, Methods, MixbitError, Plan, Sensitivity
 from mixbit.searches._plans import plan_of, priced, problem_over, uniform_plans
 from mixbit.searches._problem import Integers, Problem, Trials, keeps, taken
 from mixbit.searches.front import Front, front
 
 __all__ = [
-    "SEARCHES", "Front", "Method", "Problem", "Trials", "find_search", "front", "plan_of", "priced", "search",
+    "SEARCHES", "Front", "Method", "Problem", "Trials", "front", "plan_of", "priced", "search",
     "uniform_plans",
 ]  # fmt: skip
 
 Method = Callable[[Problem], Integers]
 """From the arrays to the column [L] of each layer."""
 
-SEARCHES: dict[str, Method] = {
-    "ilp": ilp.solve,
-    "greedy": greedy.solve,
-    "hawq": hawq.solve,
-    "mixquant": mixquant.solve,
-    "uniform": uniform.solve,
-    "autoq": autoq.solve,
-}
+SEARCHES: Methods[Method] = Methods("search", "mixbit.searches")
 
 
 def search(table: Sensitivity, budget: Budget, *, method: str | Method = "ilp", trials: Trials | None = None) -> Plan:
@@ -47,7 +39,7 @@ def search(table: Sensitivity, budget: Budget, *, method: str | Method = "ilp", 
         InfeasibleBudget: if no plan keeps within the budget; it says what is reachable and which layers bind.
         MixbitError: if the method returns something that is not a plan within the budget.
     """
-    name, solve = find_search(method)
+    name, solve = SEARCHES.find(method)
     limits = budget.over(table)
     problem = problem_over(table, limits, trials)
     try:
@@ -60,11 +52,6 @@ def search(table: Sensitivity, budget: Budget, *, method: str | Method = "ilp", 
     if wrong:
         raise MixbitError(f"search {name}: returned a choice that {wrong}; this is an error in the method")
     return plan_of(table, choice, budget, f"{table.metric} + {name}")
-
-
-def find_search(method: str | Method) -> tuple[str, Method]:
-    """Name and function of a search; raises InvalidInput for an unknown name or option."""
-    return with_options("search", method, SEARCHES)
 
 
 def _problem_with(choice: Integers, table: Sensitivity, problem: Problem) -> str | None:

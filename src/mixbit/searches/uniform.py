@@ -2,10 +2,12 @@
 
 import numpy as np
 
+from mixbit.core import method
 from mixbit.searches._problem import Integers, Problem, none_found, taken, uniform_choices
 
 
-def solve(problem: Problem) -> Integers:
+@method(rank=5)
+def uniform(problem: Problem) -> Integers:
     """The same choice for every layer: of those within the limits, the one with the smallest loss.
 
     A layer that is offered one choice only, as one that is pinned, takes that.

@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from mixbit.app.commands.options import AsJson, check_known
+from mixbit.app.commands.options import AsJson
 from mixbit.app.printing import print_json, print_rows, say
+from mixbit.core import pick
 
 ADVICE = (
     "float16 where a GPU computes; w8a8 and narrower where a CPU does, which is faster than float in integers alone; "
@@ -17,7 +18,7 @@ LISTS = ("targets", "metrics", "searches", "ranges", "roundings")
 
 def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json: AsJson = False) -> None:
     """Name the targets, metrics, searches, ranges of activations or roundings."""
-    check_known("list", what, LISTS)
+    pick("list", what, LISTS)
     rows = _targets() if what == "targets" else _methods(what)
     if as_json:
         print_json(dict(rows))

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from mixbit.app.printing import say
-from mixbit.core import InvalidInput
+from mixbit.core import InvalidInput, facts_of
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function or package.module:function")]
 Data = Annotated[str, typer.Option("--data", help="DATA: calibration batches; the same form as MODEL")]
@@ -36,12 +36,6 @@ Ranges = Annotated[
 ]
 
 
-def check_known(what: str, name: str, known: tuple[str, ...]) -> None:
-    """Raise InvalidInput for a name that is not among the known ones."""
-    if name not in known:
-        raise InvalidInput(f"{what} {name!r} is unknown; known: {', '.join(known)}")
-
-
 def pins_of(texts: list[str] | None) -> dict[str, str]:
     """Pattern -> scheme of `NAME=SCHEME` texts."""
     from mixbit.core import Scheme
@@ -69,9 +63,11 @@ def function_or_name(name: str, what: str) -> Any:
 
 def say_unless_used(loss: str | None, metric: str) -> None:
     """Say so where a loss is given to a metric that looks at none."""
-    from mixbit.metrics import WITHOUT_LOSS
+    from mixbit.metrics import METRICS
+    from mixbit.metrics._input import IGNORES_LOSS
 
-    if loss is not None and metric in WITHOUT_LOSS:
+    function = METRICS.get(metric.partition(":")[0])
+    if loss is not None and function is not None and IGNORES_LOSS in facts_of(function):
         say(f"--loss {loss}: the metric {metric} looks at no loss; take another, as fisher")
 
 

@@ -23,7 +23,6 @@ from mixbit.app.commands.options import (
     Seed,
     TargetName,
     TaskName,
-    check_known,
     function_or_name,
     model_on,
     pins_of,
@@ -31,7 +30,7 @@ from mixbit.app.commands.options import (
     split,
 )
 from mixbit.app.printing import print_result, say
-from mixbit.core import InvalidInput
+from mixbit.core import InvalidInput, pick
 
 
 def quantize(
@@ -102,11 +101,11 @@ def quantize(
     from mixbit.core.io.user_code import absolute, load_data, load_function, load_loader, load_task
     from mixbit.pipeline.auto import auto_quantize
     from mixbit.pipeline.settings import Settings
-    from mixbit.quantization.masks import check_importance
+    from mixbit.quantization.masks import IMPORTANCES
     from mixbit.quantization.offers import FLAVOURS
     from mixbit.training.loop import Training
 
-    check_known("flavour", flavour, tuple(FLAVOURS))
+    pick("flavour", flavour, FLAVOURS)
     if flavour != "qat":
         _refuse({"epochs": epochs, "train": train, "lr": lr}, "only --flavour qat trains")
     pins, offered = pins_of(pin), split(choices)
@@ -119,7 +118,7 @@ def quantize(
         taken = _nncf(nncf_config, target, budget, max_drop=max_drop, metric=metric, **for_trials)
         limits, metric, search, eval_subset_ratio = taken.budget, taken.metric, taken.search, taken.eval_subset_ratio
         pins, offered = taken.pins | pins, offered or list(taken.choices)
-    check_importance(importance)
+    pick("importance", importance, IMPORTANCES)
     if importance != "magnitude" and not any("@" in text for text in (*(offered or ()), *pins.values())):
         raise InvalidInput(
             f"--importance {importance}: no scheme that is offered is sparse, as w8a8@2:4 is; leave it out"

@@ -1,74 +1,225 @@
-"""Methods by name, with options: `hawq`, `mixquant:multiplier=4,criterion=absolute`."""
+"""Methods by name, with options: `hawq`, `mixquant:multiplier=4,criterion=absolute`; one method a file."""
 
+import importlib
 import inspect
+import math
+import operator
+import pkgutil
 import types
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import astuple, dataclass
+from functools import cache, cached_property, partial, wraps
+from numbers import Integral, Real
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from annotated_types import Ge, Gt, Le, Lt
 
 from mixbit.core.errors import InvalidInput
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_MARK = "__mixbit_method__"
+_BOUNDS: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
+    Gt: ("more than", operator.gt),
+    Ge: ("at least", operator.ge),
+    Lt: ("less than", operator.lt),
+    Le: ("at most", operator.le),
+}
 
-def with_options(kind: str, method: str | F, known: Mapping[str, F]) -> tuple[str, Any]:
-    """Name and function of a method, its options set.
+
+@dataclass(frozen=True)
+class _Mark:
+    facts: frozenset[str]
+    rank: int
+    aliases: Mapping[str, Mapping[str, Any]]
+
+
+def method(*facts: str, rank: int = 99, aliases: Mapping[str, Mapping[str, Any]] | None = None) -> Callable[[F], F]:
+    """Mark a function as a method of its folder, under its own name; its keyword-only arguments are its options.
+
+    Every call checks the options against their annotations: a type, a Literal, and bounds as in
+    `Annotated[float, Gt(0)]`; numbers must be finite.
 
     Args:
-        kind: What it is, for errors: `metric`, `search`.
-        method: A name, a name with options, or a function, which is returned as it is.
-        known: Name -> function; its keyword-only arguments are its options.
+        facts: What the folder needs to know about it, see `facts_of`.
+        rank: Its place in lists; methods of equal rank stand in the order of their files' names.
+        aliases: Other names -> the options that each stands for, as `{"fit_w": {"of": "weights"}}`.
 
-    Returns:
-        The name as given, and the function.
-
-    Raises:
-        InvalidInput: an unknown name or option, or a value that is not of the option's type.
+    Example:
+        >>> @method()
+        ... def half(x: float, *, times: Annotated[int, Ge(1)] = 1) -> float:
+        ...     return x / 2**times
+        >>> half(8.0, times=3)
+        1.0
     """
-    if not isinstance(method, str):
+
+    def mark(function: F) -> F:
+        @wraps(function)
+        def checked(*args: Any, **options: Any) -> Any:
+            _check_options(function.__name__, function, options)
+            return function(*args, **options)
+
+        setattr(checked, _MARK, _Mark(frozenset(facts), rank, aliases or {}))
+        return cast("F", checked)
+
+    return mark
+
+
+def facts_of(function: Callable[..., Any]) -> frozenset[str]:
+    """What `method` was told about the function, whatever its options; nothing about a function of the user's own."""
+    mark = getattr(getattr(function, "func", function), _MARK, None)
+    return mark.facts if mark else frozenset()
+
+
+def pick(kind: str, name: str, known: Collection[str], otherwise: str = "") -> str:
+    """The name; raises InvalidInput where it is not among the known ones."""
+    if not isinstance(name, str) or name not in known:
+        raise InvalidInput(f"{kind} {name!r} is unknown; known: {', '.join(known)}{otherwise}")
+    return name
+
+
+class Methods(Mapping[str, F]):
+    """The methods of one kind by name: the marked functions of a folder or module, imported when first asked for.
+
+    Args:
+        kind: What they are, for errors: `metric`, `search`.
+        place: The folder, as a package, or the module. Files whose names begin with `_` hold no methods.
+    """
+
+    def __init__(self, kind: str, place: str) -> None:
+        self.kind, self.place = kind, place
+
+    def __getitem__(self, name: str) -> F:
+        return self._functions[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._functions)
+
+    def __len__(self) -> int:
+        return len(self._functions)
+
+    @cached_property
+    def _functions(self) -> dict[str, F]:
+        functions: dict[str, Any] = {}
+        for function in sorted(_marked(self.place), key=lambda function: getattr(function, _MARK).rank):
+            functions[function.__name__] = function
+            for alias, options in getattr(function, _MARK).aliases.items():
+                functions[alias] = partial(function, **options)
+                functions[alias].__name__ = alias
+                text = ",".join(f"{option}={value}" for option, value in options.items())
+                functions[alias].__doc__ = f"{function.__name__}:{text}: {function.__doc__}"
+        return functions
+
+    def find(self, method: str | F) -> tuple[str, F]:
+        """Name and function of a method, its options set and checked.
+
+        Args:
+            method: A name, a name with options, or a function, which is returned as it is.
+
+        Returns:
+            The name as given, and the function.
+
+        Raises:
+            InvalidInput: an unknown name or option, or a value that is not of the option's type or out of its bounds.
+        """
+        if isinstance(method, str):
+            name, _, text = method.partition(":")
+            function = self[pick(self.kind, name, self, "; or pass a function")]
+            options = _read_options(self.kind, name, function, text) if text else {}
+            return method, cast("F", partial(function, **options)) if options else function
         if not callable(method):
-            raise InvalidInput(f"{kind}: a {type(method).__name__}; give a name or a function")
-        plain = method.func if isinstance(method, partial) else method
-        return getattr(plain, "__name__", type(plain).__name__), method
-    name, _, text = method.partition(":")
-    if name not in known:
-        raise InvalidInput(f"{kind} {name!r} is unknown; known: {', '.join(known)}; or pass a function")
-    if not text:
-        return method, known[name]
-    types_ = _option_types(known[name])
+            raise InvalidInput(f"{self.kind}: a {type(method).__name__}; give a name or a function")
+        plain = getattr(method, "func", method)
+        name = getattr(method, "__name__", getattr(plain, "__name__", type(plain).__name__))
+        if isinstance(method, partial) and hasattr(plain, _MARK):
+            _check_options(f"{self.kind} {name}", plain, method.keywords)
+        return name, cast("F", method)
+
+
+def _marked(place: str) -> Iterator[Callable[..., Any]]:
+    """The marked functions that the module, or the files of the folder, define."""
+    package = importlib.import_module(place)
+    names = sorted(file.name for file in pkgutil.iter_modules(getattr(package, "__path__", ())))
+    files = (importlib.import_module(f"{place}.{name}") for name in names if not name.startswith("_"))
+    for module in (package, *files):
+        for value in vars(module).values():
+            if inspect.isfunction(value) and hasattr(value, _MARK) and value.__module__ == module.__name__:
+                yield value
+
+
+def _read_options(kind: str, name: str, function: Callable[..., Any], text: str) -> dict[str, Any]:
+    """The options of a text such as `multiplier=4,criterion=absolute`; what an alias stands for is not among them."""
+    set_already = function.keywords if isinstance(function, partial) else {}
+    hints = {option: hint for option, hint in _hints(function).items() if option not in set_already}
     values: dict[str, Any] = {}
     for part in text.split(","):
         option, separator, value = part.partition("=")
-        if option not in types_ or not separator or option in values:
+        if option not in hints or not separator or option in values:
             has = (
-                f"its options are {', '.join(types_)}, as in {name}:{next(iter(types_))}=..."
-                if types_
-                else "it has none"
+                f"its options are {', '.join(hints)}, as in {name}:{next(iter(hints))}=..." if hints else "it has none"
             )
             raise InvalidInput(f"{kind} {name}: option {part!r} is not understood; {has}, each once")
-        values[option] = _read(f"{kind} {name}: {option}={value}", value, types_[option])
-    return method, partial(known[name], **values)  # type: ignore[return-value] a partial is called alike
+        values[option] = _read(f"{kind} {name}: {option}={value}", value, hints[option])
+    _check_options(f"{kind} {name}", function, values)
+    return values
 
 
-def _option_types(method: Callable[..., Any]) -> dict[str, Any]:
-    hints = get_type_hints(method)
-    parameters = inspect.signature(method).parameters.values()
-    return {one.name: hints[one.name] for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
-
-
-def _read(place: str, text: str, wanted: Any) -> Any:
-    """The text as a value of a type: bool, int, float, str, a Literal of texts, or one of these or None."""
-    if get_origin(wanted) in (Union, types.UnionType):
-        (wanted,) = (one for one in get_args(wanted) if one is not type(None))
-    if get_origin(wanted) is Literal:
-        if text not in get_args(wanted):
-            raise InvalidInput(f"{place}: give one of {', '.join(get_args(wanted))}")
-        return text
+def _read(place: str, text: str, hint: Any) -> Any:
+    """The text as a value of a type: bool, int, float or str; a Literal stays a text."""
+    wanted, _ = _type_and_bounds(hint)
     if wanted is bool:
         if text not in ("true", "false"):
             raise InvalidInput(f"{place}: give true or false")
         return text == "true"
+    if get_origin(wanted) is Literal:
+        return text
     try:
         return wanted(text)
     except ValueError:
         raise InvalidInput(f"{place}: not {'a whole number' if wanted is int else 'a number'}") from None
+
+
+def _check_options(place: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise InvalidInput for a value that the option's annotation does not allow; Python refuses unknown options."""
+    for option, value in options.items():
+        hint = _hints(function).get(option)
+        wanted, bounds = _type_and_bounds(hint)
+        if value is None and type(None) in get_args(hint):
+            continue
+        if get_origin(wanted) is Literal:
+            pick(f"{place}: {option}", str(value), get_args(wanted))
+        if wanted not in (int, float):
+            continue
+        limits = [(*_BOUNDS[type(bound)], *astuple(bound)) for bound in bounds]
+        number = isinstance(value, Integral if wanted is int else Real) and not isinstance(value, bool)
+        if (
+            not number
+            or not math.isfinite(cast("float", value))
+            or not all(holds(value, limit) for _, holds, limit in limits)
+        ):
+            ranges = " and ".join(f"{words} {limit}" for words, _, limit in limits)
+            words = ", ".join(filter(None, ["a whole number" if wanted is int else "", ranges])) or "a finite number"
+            default = inspect.signature(function).parameters[option].default
+            example = "" if default is None else f", as {default}"
+            raise InvalidInput(f"{place}: {option}={value!r}: give {words}{example}")
+
+
+def _type_and_bounds(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """`int` and `(Ge(1),)` of `Annotated[int, Ge(1)] | None`."""
+    if get_origin(hint) in (Union, types.UnionType):
+        (hint,) = (part for part in get_args(hint) if part is not type(None))
+    if get_origin(hint) is Annotated:
+        return hint.__origin__, hint.__metadata__
+    return hint, ()
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    """Option -> its annotation."""
+    return _hints_of_function(getattr(function, "func", function))
+
+
+@cache
+def _hints_of_function(function: Callable[..., Any]) -> dict[str, Any]:
+    hints = get_type_hints(function, include_extras=True)
+    parameters = inspect.signature(function).parameters.values()
+    return {one.name: hints[one.name] for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
