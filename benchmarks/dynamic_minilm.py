@@ -25,7 +25,6 @@ from mixbit.core.scheme import Scheme
 from mixbit.core.target import find_target, target_module
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph
-from mixbit.graph.layers import find_layers
 from mixbit.quantization.offers import choices_of, misfit, note_on_run_time_ranges
 from mixbit.targets.latency import paired_latency_ms
 
@@ -52,7 +51,7 @@ def resnet20_says() -> str:
     """What a network of convolutions is told that asks for ranges at run time."""
     graph = capture(ResNet20().eval(), torch.zeros(2, 3, 32, 32))
     choices = choices_of("dynamic", find_target("onnxruntime"), None)
-    return note_on_run_time_ranges(find_layers(graph), choices) or "nothing"
+    return note_on_run_time_ranges(graph.layers, choices) or "nothing"
 
 
 def _figures(
@@ -77,7 +76,7 @@ def _figures(
 
 
 def _quantized(graph: Graph, target: str, scheme: str) -> Graph:
-    layers = find_layers(graph)
+    layers = graph.layers
     refused = [reason for layer in layers if (reason := misfit(layer, Scheme.parse(scheme)))]
     if refused:
         raise InvalidInput(refused[0])

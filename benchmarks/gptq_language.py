@@ -22,7 +22,7 @@ import mixbit as mb
 from benchmarks import gpt, paths
 from mixbit.core.batches import Inputs
 from mixbit.graph.graph import Graph
-from mixbit.graph.layers import find_layers, model_fingerprint
+from mixbit.graph.layers import model_fingerprint
 
 ROUNDINGS = ("nearest", "gptq")
 EMBEDDING = "characters.weight"
@@ -40,7 +40,7 @@ def held_out_loss(graph: Graph) -> float:
 
 def plan_of(graph: Graph, scheme: str, *, embedding: bool) -> mb.Plan:
     """That scheme for every layer, or for all but the embedding."""
-    layers = find_layers(graph)
+    layers = graph.layers
     schemes = {layer.name: scheme if embedding or layer.name != EMBEDDING else "float" for layer in layers}
     return mb.Plan(target="packed", fingerprint=model_fingerprint(layers), layers=schemes)
 

@@ -53,8 +53,8 @@ def metric_input(network: nn.Module, batches: list[Batch], task: Task) -> Metric
     """What metrics are given, with the calibration and all scales at hand."""
     inputs = [one for one, _ in batches]
     graph = mb.capture(network, inputs[0])
-    layers = mb.find_layers(graph)
-    calibration = calibrate(graph, layers, inputs)
+    layers = graph.layers
+    calibration = calibrate(graph, inputs)
     for layer in layers:
         for fmt in {scheme.weight for scheme in SCHEMES if scheme.weight is not None}:
             weight_quantizer(graph, layer, fmt, calibration)

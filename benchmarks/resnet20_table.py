@@ -48,7 +48,7 @@ class Data:
         pairs = [split_batch(batch) for batch in cifar.batches(images, labels, 64)]
         test = [split_batch(batch) for batch in cifar.batches(*cifar.load_images(source, "test"), 500)]
         graph = mb.capture(resnet20.load(paths.require("MIXBIT_RESNET20")), pairs[0][0].args)
-        calibration = calibrate(graph, mb.find_layers(graph), [inputs for inputs, _ in pairs])
+        calibration = calibrate(graph, [inputs for inputs, _ in pairs])
         return cls(graph, pairs, test, calibration)
 
 
@@ -69,14 +69,14 @@ def deploy(data: Data, plan: mb.Plan, folder: Path) -> tuple[Evaluation, Compari
     module = target_module(plan.target)
     run = artefact_runner(module.load(folder, data.graph), data.graph)
     deployed = evaluate(run, data.test, TASK, f"run in {plan.target}")
-    predicted = predicted_bytes(mb.find_layers(data.graph), plan)
+    predicted = predicted_bytes(data.graph.layers, plan)
     comparison = compare(folder, plan.target, predicted, reference, deployed)
     return reference, comparison, module.load(folder, data.graph, batch_size=32)
 
 
 def rows_for(data: Data, target: str) -> list[tuple[str, ...]]:
     """One row of the table per plan."""
-    float_bytes = 4 * sum(layer.numel for layer in mb.find_layers(data.graph))
+    float_bytes = 4 * sum(layer.numel for layer in data.graph.layers)
     found = []
     with TemporaryDirectory() as scratch:
         for name, mean_bits in BUDGETS:

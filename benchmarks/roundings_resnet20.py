@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rounded = mb.quantize(data.graph, plan, data.calibration_batches, rounding=rounding)
         seconds = time.perf_counter() - began
         found = evaluate(rounded, data.test, TASK, row)
-        layers = mb.find_layers(data.graph)
+        layers = data.graph.layers
         bits = sum(one.numel * plan.scheme(one.name).weight_bits for one in layers) / sum(one.numel for one in layers)
         cells = name, rounding, f"{found.accuracy:.2%}", f"{bits:.2f}", f"{seconds:.0f}"
         console.print(" ".join(cells))

@@ -67,7 +67,7 @@ class Contest:
         tried = [split_batch(one) for one in cifar.batches(images[NUM_CALIBRATION:], labels[NUM_CALIBRATION:], 250)]
         test = [split_batch(one) for one in cifar.batches(*cifar.load_images(source, "test"), 500)]
         graph = mb.capture(resnet20.load(paths.require("MIXBIT_RESNET20")), pairs[0][0].args)
-        calibration = calibrate(graph, mb.find_layers(graph), [inputs for inputs, _ in pairs])
+        calibration = calibrate(graph, [inputs for inputs, _ in pairs])
         tables = {
             metric: mb.measure(graph, pairs, target=TARGET, metric=metric, calibration=calibration)
             for metric in metrics
@@ -105,7 +105,7 @@ def enter(contest: Contest, metric: str, search: str, budget: mb.Budget) -> Entr
         return contest.scoring.simulated(plan_of(table, choice, budget, "a plan"))
 
     def features() -> object:
-        return layer_features(contest.graph, mb.find_layers(contest.graph))
+        return layer_features(contest.graph)
 
     trials = Trials(score, lambda: contest.scoring.float_score, features)  # type: ignore[arg-type]
     began = time.perf_counter()

@@ -41,7 +41,7 @@ PLANS = (
 
 def sparse_plan(graph: mb.Graph, scheme: str, target: str) -> mb.Plan:
     """That scheme for every layer, DENSE for those that its blocks do not fit."""
-    layers, weight = mb.find_layers(graph), Scheme.parse(scheme).weight
+    layers, weight = graph.layers, Scheme.parse(scheme).weight
     sparsity = None if weight is None else weight.sparsity
     schemes = {
         layer.name: DENSE if sparsity and misfit(layer.shape, layer.axis, sparsity) else scheme for layer in layers
@@ -55,7 +55,7 @@ def calibration_with_masks(data: Data, scheme: str, importance: str | None) -> C
     if importance is not None:
         weight = Scheme.parse(scheme).weight
         case = Case(data.graph, data.calibration_batches, TASK)
-        choose_masks(case, calibration, mb.find_layers(data.graph), [weight] if weight else [], importance)
+        choose_masks(case, calibration, data.graph.layers, [weight] if weight else [], importance)
     return calibration
 
 
@@ -75,7 +75,7 @@ def row_for(data: Data, simulated: mb.Graph, reference: Evaluation) -> tuple[str
         mb.export(simulated, target=plan.target, path=folder)
         runner = target_module(plan.target).load(folder, data.graph)
         deployed = evaluate(artefact_runner(runner, data.graph), data.test, TASK, f"run in {plan.target}")
-        predicted = predicted_bytes(mb.find_layers(data.graph), plan)
+        predicted = predicted_bytes(data.graph.layers, plan)
         found = compare(folder, plan.target, predicted, reference, deployed)
     integers = sum("int8" in text for text in runner.executed().values())
     return (

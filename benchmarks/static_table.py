@@ -82,11 +82,11 @@ def rows(data: Data) -> Iterator[tuple[str, ...]]:
         known = (way.model, way.graph)
         if known not in calibrations:
             graph = way.graph(mb.capture(way.model(data.model, data.calibration), data.calibration[0].args))
-            calibrations[known] = graph, calibrate(graph, mb.find_layers(graph), data.calibration)
+            calibrations[known] = graph, calibrate(graph, data.calibration)
         graph, calibration = calibrations[known]
-        layers, cells = mb.find_layers(graph), [name]
+        cells = [name]
         if way.ranges != "mse":
-            calibration = calibrate(graph, layers, data.calibration, ranges=way.ranges)
+            calibration = calibrate(graph, data.calibration, ranges=way.ranges)
         for scheme in SCHEMES:
             plan = mb.uniform_plan(graph, scheme, target="packed")
             simulated = mb.quantize(graph, plan, calibration, bias_correction=way.bias_correction)

@@ -121,7 +121,7 @@ def test_resnet20_keeps_its_accuracy_and_the_search_beats_uniform_widths() -> No
     pairs = [split_batch(batch) for batch in cifar.batches(*cifar.load_images(source, "train", 128, 0), 64)]
     test = [split_batch(batch) for batch in cifar.batches(*cifar.load_images(source, "test", 1000, 0), 250)]
     graph = mb.capture(network, pairs[0][0].args)
-    calibration = calibrate(graph, mb.find_layers(graph), [inputs for inputs, _ in pairs])
+    calibration = calibrate(graph, [inputs for inputs, _ in pairs])
     data, task = resnet20_table.Data(graph, pairs, test, calibration), resnet20_table.TASK
 
     def run(graph: mb.Graph) -> Evaluation:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from mixbit.core.task import Task as Task
     from mixbit.graph.capture import capture as capture
     from mixbit.graph.graph import Graph as Graph
-    from mixbit.graph.layers import find_layers as find_layers
     from mixbit.metric_study.plans import RandomPlans as RandomPlans
     from mixbit.metric_study.study import study as study
     from mixbit.metric_study.truth import Subject as Subject
@@ -66,7 +65,6 @@ _HOMES = {
     "capture": "graph.capture",
     "equalized": "quantization.equalize",
     "export": "targets.export",
-    "find_layers": "graph.layers",
     "finetune": "training.finetune",
     "front": "searches.front",
     "learnable": "training.learnable",

@@ -5,13 +5,12 @@ from torch.nn import functional as F
 
 from mixbit.graph.blocks import find_blocks, single_layers
 from mixbit.graph.capture import capture
-from mixbit.graph.layers import find_layers
 from tests.networks import Net
 
 
 def blocks_of(net, shape=(3, 8, 8), find=find_blocks):
     graph = capture(net, torch.randn(2, *shape))
-    return graph, find(graph, find_layers(graph))
+    return graph, find(graph)
 
 
 def conv(inputs, outputs):
@@ -63,7 +62,7 @@ class Transformer(nn.Module):
 
 def test_attention_and_feed_forward_fall_out_of_a_transformer_though_a_mask_passes_by():
     graph = capture(Transformer().eval(), (torch.randint(11, (2, 5)), torch.ones(2, 5)))
-    blocks = find_blocks(graph, find_layers(graph))
+    blocks = find_blocks(graph)
     names = [tuple(name.removesuffix(".weight") for name in block.layers) for block in blocks]
     assert names == [("embed",), ("q", "k", "v", "o"), ("up", "down"), ("head",)]
     assert all(len(block.outputs) == 1 for block in blocks)
@@ -89,6 +88,6 @@ def test_every_layer_is_in_one_block_and_no_node_in_two(find):
     for net, shape in ((residual(), (3, 8, 8)), (Net(lambda net, x: net.a(x), a=nn.Linear(5, 4)), (5,))):
         graph, blocks = blocks_of(net, shape, find)
         layers = [name for block in blocks for name in block.layers]
-        assert sorted(layers) == sorted(layer.name for layer in find_layers(graph))
+        assert sorted(layers) == sorted(layer.name for layer in graph.layers)
         nodes = [name for block in blocks for name in block.nodes]
         assert len(set(nodes)) == len(nodes)

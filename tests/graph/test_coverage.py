@@ -5,7 +5,6 @@ from torch.nn import functional as F
 
 from mixbit.graph.capture import capture
 from mixbit.graph.coverage import find_uncovered
-from mixbit.graph.layers import find_layers
 from tests.networks import Net, matrix
 
 
@@ -26,7 +25,7 @@ def test_attention_is_not_covered_but_its_projections_are():
     attention = nn.MultiheadAttention(4, 2, batch_first=True)
     net = Net(lambda net, x: net.a(x, x, x, need_weights=False)[0], a=attention).eval()
     graph = capture(net, torch.randn(3, 5, 4))
-    assert [layer.name for layer in find_layers(graph)] == ["a.in_proj_weight", "a.out_proj.weight"]
+    assert [layer.name for layer in graph.layers] == ["a.in_proj_weight", "a.out_proj.weight"]
     rows = {row.kind: row for row in find_uncovered(graph)}
     assert rows["scaled_dot_product_attention"].macs == 2 * (5 * 5 * 4)  # queries x keys x width, twice
 
@@ -64,7 +63,7 @@ def test_other_uses_of_parameters_are_no_layers():
     names = ("left", "transposed", "scaled")
     parts = {name: matrix(3, 3) for name in names} | {"factor": matrix(3), "vector": matrix(4)}
     graph = capture(Net(run, **parts, covered=nn.Linear(3, 3)), torch.randn(2, 4, 3))
-    assert [layer.name for layer in find_layers(graph)] == ["covered.weight"]
+    assert [layer.name for layer in graph.layers] == ["covered.weight"]
     assert {row.name for row in find_uncovered(graph) if row.kind == "parameter"} == {*parts, "biases"}
 
 

@@ -4,7 +4,6 @@ from torch import nn
 
 from mixbit.graph.capture import capture
 from mixbit.graph.dataflow import BETWEEN_KINDS, activations, convolved, inputs_between, observable
-from mixbit.graph.layers import find_layers
 from tests.networks import Net, Residual, matrix
 
 
@@ -17,7 +16,7 @@ def read_by(graph, name):
 
 
 def names_between(graph, *, inside=False, kinds=BETWEEN_KINDS):
-    names = inputs_between(graph, find_layers(graph), frozenset(kinds), inside=inside)
+    names = inputs_between(graph, frozenset(kinds), inside=inside)
     return [read_by(graph, name) for name in names]
 
 
@@ -89,14 +88,11 @@ def test_a_convolution_returns_its_output_clipped_where_nobody_reads_more():
     parts = {name: nn.Conv1d(3, 3, 1) for name in ("clipped", "unclipped", "read_twice", "returned")}
     net = Net(run, **parts, transposed=nn.ConvTranspose1d(3, 3, 1), linear=nn.Linear(4, 4))
     graph = capture(net, torch.randn(2, 3, 4))
-    got = {
-        layer.name.split(".")[0]: [read_by(graph, one) for one in convolved(graph, layer)]
-        for layer in find_layers(graph)
-    }
+    got = {layer.name.split(".")[0]: [read_by(graph, one) for one in convolved(graph, layer)] for layer in graph.layers}
     assert got == {**{name: ["conv1d"] for name in parts}, "clipped": ["relu"], "transposed": [], "linear": []}
 
 
 def test_every_tensor_that_some_plan_quantizes_is_observable():
     graph = capture(Residual().eval(), torch.randn(2, 2, 6, 6))
-    names = observable(graph, find_layers(graph))
+    names = observable(graph)
     assert sorted(read_by(graph, name) for name in names) == ["conv2d", "mean", "relu", "relu", "x"]

@@ -8,13 +8,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixbit.core.errors import InvalidInput
 from mixbit.graph.capture import capture
-from mixbit.graph.layers import find_layers, model_fingerprint, shared_inputs
-from mixbit.graph.operators import run_operation
+from mixbit.graph.graph import check_graph
+from mixbit.graph.layers import model_fingerprint, shared_inputs
 from tests.networks import OPERATORS, Attention, Net, Residual, captured_operator
 
 
 def layer_of(graph):
-    (layer,) = find_layers(graph)
+    (layer,) = graph.layers
     return layer
 
 
@@ -54,8 +54,8 @@ def test_the_axis_is_the_one_along_which_a_scale_scales_the_output(kind):
     factors = torch.arange(1, layer.shape[layer.axis] + 1, dtype=torch.float64)
     shape = [1] * weight.ndim
     shape[layer.axis] = -1
-    before = run_operation(node, operation, data, weight)
-    after = run_operation(node, operation, data, weight * factors.view(shape))
+    before = graph.run(operation, data, weight)
+    after = graph.run(operation, data, weight * factors.view(shape))
     channel = before.ndim - 1 if operation.channels_last else 1
     repeated = factors.repeat(before.shape[channel] // len(factors))
     shape = [1] * before.ndim
@@ -80,19 +80,17 @@ def test_macs_by_hand(kind, macs):
 
 def test_layers_stand_in_execution_order_under_their_full_names():
     graph = capture(Residual().eval(), torch.randn(2, 2, 6, 6))
-    layers = find_layers(graph)
+    layers = graph.layers
     assert [layer.name for layer in layers] == ["first.weight", "second.weight", "last.weight"]
     assert [read_by(graph, layer.inputs[0]) for layer in layers] == ["x", "relu", "mean"]
-    assert model_fingerprint(layers) == model_fingerprint(
-        find_layers(capture(Residual().eval(), torch.randn(3, 2, 8, 8)))
-    )
+    assert model_fingerprint(layers) == model_fingerprint(capture(Residual().eval(), torch.randn(3, 2, 8, 8)).layers)
     other = capture(nn.Linear(3, 2), torch.randn(2, 3))
-    assert model_fingerprint(layers) != model_fingerprint(find_layers(other))
+    assert model_fingerprint(layers) != model_fingerprint(other.layers)
 
 
 def test_a_tied_embedding_is_one_layer_with_two_operators():
     graph = capture(Attention(), torch.randint(0, 6, (2, 5)))
-    layers = {layer.name: layer for layer in find_layers(graph)}
+    layers = {layer.name: layer for layer in graph.layers}
     tied = [layer for layer in layers.values() if len(layer.operations) == 2]
     assert [(layer.shape, layer.axis) for layer in tied] == [((6, 4), 0)]
     assert [operation.kind.name for operation in tied[0].operations] == ["embedding", "linear"]
@@ -102,7 +100,7 @@ def test_a_tied_embedding_is_one_layer_with_two_operators():
 
 
 def test_layers_that_read_one_tensor_share_their_input():
-    layers = find_layers(capture(Attention(), torch.randint(0, 6, (2, 5))))
+    layers = capture(Attention(), torch.randint(0, 6, (2, 5))).layers
     names = [layer.name for layer in layers]
     assert shared_inputs(layers) == (tuple(names.index(f"{letter}.weight") for letter in "qkv"),)
 
@@ -115,7 +113,7 @@ def test_shared_inputs_join_through_a_layer_that_reads_two():
         c=nn.Linear(3, 3),
         d=nn.Linear(3, 3),
     )
-    layers = find_layers(capture(net, torch.randn(2, 3)))
+    layers = capture(net, torch.randn(2, 3)).layers
     assert [layer.name[0] for layer in layers] == ["a", "b", "c", "d"]
     assert shared_inputs(layers) == ((0, 1, 3),)
     assert len(layers[1].inputs) == 3
@@ -128,7 +126,7 @@ def test_values_that_only_move_keep_their_source():
         return net.a(left.reshape(x.size(0), -1, 2)[:, 1:].squeeze(-1)), net.b(right.unsqueeze(1).contiguous())
 
     graph = capture(Net(run, a=nn.Linear(2, 2), b=nn.Linear(2, 2)), torch.randn(3, 2, 6, 6))
-    layers = find_layers(graph)
+    layers = graph.layers
     assert [read_by(graph, name) for layer in layers for name in layer.inputs] == ["relu", "relu"]
     assert shared_inputs(layers) == ((0, 1),)
 
@@ -154,7 +152,7 @@ def test_only_what_keeps_values_moves_them():
         return [getattr(net, name)(change(x.relu())) for name, (change, _) in CHANGES.items()]
 
     graph = capture(Net(run, **{name: nn.Conv1d(3, 2, 1) for name in CHANGES}), torch.randn(2, 3, 4))
-    sources = {layer.name.split(".")[0]: read_by(graph, layer.inputs[0]) for layer in find_layers(graph)}
+    sources = {layer.name.split(".")[0]: read_by(graph, layer.inputs[0]) for layer in graph.layers}
     assert {name: source == "relu" for name, source in sources.items()} == {name: CHANGES[name][1] for name in CHANGES}
 
 
@@ -168,7 +166,7 @@ def test_a_layer_after_a_recurrent_one_reads_its_output():
 
 def test_a_model_without_layers_is_refused():
     with pytest.raises(InvalidInput, match="no linear, convolution, embedding or matmul with a parameter"):
-        find_layers(capture(nn.Softmax(1), torch.randn(2, 3)))
+        check_graph(capture(nn.Softmax(1), torch.randn(2, 3)))
 
 
 def test_a_buffer_serves_as_a_weight():

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from mixbit.graph.layers import find_layers
-from mixbit.graph.operators import can_take_bias, run_operation, run_stacked, stack_weights
+from mixbit.graph.operators import run_stacked, stack_weights
 from tests.networks import OPERATORS, captured_operator
 
 
@@ -22,11 +21,11 @@ class Reader(torch.fx.Interpreter):
 def operator(request):
     """Node, operation, what it reads, the weight, and its own output less its bias: all in float64."""
     _, x, graph = captured_operator(request.param)
-    (layer,) = find_layers(graph)
+    (layer,) = graph.layers
     (operation,) = layer.operations
-    node = graph.node(operation.node)
     values = Reader(graph).values(x)
     output = values[operation.node]
+    node = graph.node(operation.node)
     position = operation.kind.bias
     bias = node.args[position] if position is not None and len(node.args) > position else None
     if bias is not None:
@@ -34,25 +33,25 @@ def operator(request):
         shape[-1 if operation.channels_last else 1] = -1
         output = output - values[bias.name].reshape(shape)
     weight = graph.module.get_parameter(layer.name).detach()
-    return node, operation, values[node.args[operation.data].name], weight, output
+    return graph, operation, values[node.args[operation.data].name], weight, output
 
 
 def test_an_operator_runs_as_its_node_does_without_the_bias(operator):
-    node, operation, x, weight, output = operator
-    torch.testing.assert_close(run_operation(node, operation, x, weight), output)
-    torch.testing.assert_close(run_operation(node, operation, x, 0 * weight), 0 * output)
+    graph, operation, x, weight, output = operator
+    torch.testing.assert_close(graph.run(operation, x, weight), output)
+    torch.testing.assert_close(graph.run(operation, x, 0 * weight), 0 * output)
 
 
 def test_stacked_weights_run_as_each_does(operator):
-    node, operation, x, weight, _ = operator
+    graph, operation, x, weight, _ = operator
     torch.manual_seed(0)
     weights = [torch.randn_like(weight) for _ in range(3)]
     for some in (weights, weights[:1]):
-        outputs = run_stacked(node, operation, x, stack_weights(node, operation, some), len(some))
-        one_by_one = torch.stack([run_operation(node, operation, x, one) for one in some])
+        outputs = run_stacked(graph, operation, x, stack_weights(operation, some), len(some))
+        one_by_one = torch.stack([graph.run(operation, x, one) for one in some])
         torch.testing.assert_close(outputs, one_by_one)
 
 
 def test_a_bias_is_added_where_the_operator_has_a_place_for_it(operator):
-    node, operation, *_ = operator
-    assert can_take_bias(node, operation) == (operation.kind.name not in ("embedding", "matmul"))
+    _, operation, *_ = operator
+    assert operation.takes_bias == (operation.kind.name not in ("embedding", "matmul"))

@@ -21,7 +21,6 @@ from mixbit.core.errors import InvalidInput
 from mixbit.core.plan import Plan
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
-from mixbit.graph.layers import find_layers
 from mixbit.metric_study import truth
 from mixbit.metric_study.plans import RandomPlans
 from mixbit.metric_study.study import study
@@ -82,7 +81,7 @@ def test_plans_are_of_their_sets(done):
     plans = done[2]["plans"]
     sets = [plan["set"] for plan in plans]
     assert (sets.count("random"), sets.count("near")) == (30, 30)
-    numel = {layer.name: layer.numel for layer in find_layers(small_subject().graph)}
+    numel = {layer.name: layer.numel for layer in small_subject().graph.layers}
     for plan in plans:
         assert set(plan["layers"].values()) <= set(CHOICES)
         assert 0 <= plan["accuracy"] <= 1
@@ -96,7 +95,7 @@ def test_regret_is_what_the_best_known_plan_gains(done):
     regrets = [value for row in stored["metrics"].values() for value in row.get("regret", {}).values()]
     assert len(regrets) == 12
     assert all(0 <= value <= 1 for value in regrets)
-    numel = {layer.name: layer.numel for layer in find_layers(small_subject().graph)}
+    numel = {layer.name: layer.numel for layer in small_subject().graph.layers}
     for budget in (3.5, 4):
         accuracies = []
         for plan in stored["plans"]:
@@ -120,7 +119,7 @@ def test_a_metric_that_cannot_rank_or_answer_says_so(done):
 
 def test_truth_is_that_of_the_simulated_network():
     subject = small_subject()
-    plan = plan_of(find_layers(subject.graph), "w3a8", "packed")
+    plan = plan_of(subject.graph.layers, "w3a8", "packed")
     prepared = Prepared.of(subject)
     found = prepared.truth(plan)
     x, labels = (torch.cat(parts) for parts in zip(*subject.evaluation, strict=True))
@@ -145,7 +144,7 @@ def hinge(output, labels):
 def test_with_a_loss_of_the_users_own_plans_are_judged_by_it():
     subject = small_subject(loss=hinge)
     prepared = Prepared.of(subject)
-    plan = plan_of(find_layers(subject.graph), "w2a8", "packed")
+    plan = plan_of(subject.graph.layers, "w2a8", "packed")
     found = prepared.truth(plan)
     simulated = quantize(subject.graph, plan, prepared.calibration)
     x, labels = (torch.cat(parts) for parts in zip(*subject.evaluation, strict=True))
@@ -157,7 +156,7 @@ def test_a_language_model_is_judged_by_its_loss():
     graph = capture(nn.Sequential(nn.Embedding(9, 12), nn.Linear(12, 9)).eval(), torch.zeros(2, 4, dtype=torch.int64))
     batches = [(torch.randint(0, 9, (6, 4)), torch.randint(0, 9, (6, 4))) for _ in range(4)]
     prepared = Prepared.of(Subject(graph, batches, batches, Task.language()))
-    plan = plan_of(find_layers(graph), "w3a8", "packed")
+    plan = plan_of(graph.layers, "w3a8", "packed")
     found, simulated = prepared.truth(plan), quantize(graph, plan, prepared.calibration)
     losses = [functional.cross_entropy(simulated(x).flatten(0, 1), labels.flatten()).item() for x, labels in batches]
     assert (found.judged_by, found.cost) == ("loss", pytest.approx(np.mean(losses), rel=1e-6))
@@ -318,7 +317,7 @@ def test_a_regression_beside_labels_of_another_kind_is_judged_by_kl(tmp_path):
         evaluation = [(x, labels(old)) for x, old in subject.evaluation]
         prepared = Prepared.of(Subject(subject.graph, subject.calibration, evaluation, Task.regression()))
         prepared.check_evaluation()
-        found = prepared.truth(plan_of(find_layers(subject.graph), "w3a8", "packed"))
+        found = prepared.truth(plan_of(subject.graph.layers, "w3a8", "packed"))
         assert found.judged_by == "kl"
         assert (found.loss is not None) == told
 

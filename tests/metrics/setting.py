@@ -13,7 +13,6 @@ from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer
-from mixbit.graph.layers import find_layers
 from mixbit.metrics import MetricInput
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.scales import weight_quantizer
@@ -83,9 +82,9 @@ def setting_of(name: str) -> Setting:
     model, x = make().eval().double(), data()
     x = x.double() if x.is_floating_point() else x
     graph = capture(model, x[:2])
-    layers = find_layers(graph)
+    layers = graph.layers
     labels = torch.arange(10) % 3
-    return Setting(model, x, labels, graph, layers, calibrate(graph, layers, batches_of(x, 4)))
+    return Setting(model, x, labels, graph, layers, calibrate(graph, batches_of(x, 4)))
 
 
 class Call(NamedTuple):

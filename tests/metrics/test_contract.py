@@ -7,7 +7,6 @@ import torch
 from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
-from mixbit.graph.layers import find_layers
 from mixbit.metrics import METRICS, MetricInput
 from mixbit.quantization.calibrate import calibrate
 from tests.networks import Attention, Residual, assert_state_is, batches_of, state_of
@@ -37,8 +36,8 @@ def setting(request):
     model, x = make(), data()
     state = state_of(model)
     graph = capture(model, x[:2])
-    layers, batches = find_layers(graph), batches_of(x, 8)
-    return model, state, graph, layers, batches, calibrate(graph, layers, batches)
+    layers, batches = graph.layers, batches_of(x, 8)
+    return model, state, graph, layers, batches, calibrate(graph, batches)
 
 
 def question_of(setting, *, schemes=SCHEMES, seed=0, task=None):

@@ -16,7 +16,6 @@ from mixbit.core.task import Task
 from mixbit.graph import operators
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer
-from mixbit.graph.layers import find_layers
 from mixbit.metrics import MetricInput
 from mixbit.metrics.fisher import fisher
 from mixbit.quantization.calibrate import Calibration, calibrate, mean_output
@@ -110,9 +109,9 @@ def case_of(model, x):
     model = model.eval().double()
     x = x.double() if x.is_floating_point() else x
     graph = capture(model, x[:3])
-    layers = find_layers(graph)
+    layers = graph.layers
     batches = batches_of(x, max(4, len(x) // 3))
-    return Case(model, graph, layers, calibrate(graph, layers, batches), batches)
+    return Case(model, graph, layers, calibrate(graph, batches), batches)
 
 
 class Operations(torch.fx.Interpreter):
@@ -162,13 +161,13 @@ def means_of(case, layer, error):
     means = {}
     for operation in layer.operations:
         node = case.graph.node(operation.node)
-        if not operators.can_take_bias(node, operation):
+        if not operators.operation.takes_bias:
             means[operation.node] = None
             continue
         outputs = []
         for inputs in case.batches:
             x = Operations(case, inputs).value(node.args[operation.data].name).detach()
-            output = operators.run_operation(node, operation, x, error)
+            output = case.graph.run(operation, x, error)
             outputs.append(output.movedim(-1 if operation.channels_last else 1, -1).flatten(0, -2))
         means[operation.node] = torch.cat(outputs).mean(0)
     return means
@@ -310,10 +309,10 @@ def test_every_operator_has_an_entry(kind, monkeypatch):
     """A regression whose outputs are the operator's own: entries by finite differences of the graph itself."""
     _, _, graph = captured_operator(kind)
     torch.manual_seed(1)
-    layers = find_layers(graph)
+    layers = graph.layers
     x = torch.randn(4, *graph.example.args[0].shape[1:], dtype=torch.float64) + 0.5
     batches = batches_of(x, 3)
-    calibration = calibrate(graph, layers, batches)
+    calibration = calibrate(graph, batches)
     scheme, task = Scheme.parse("w2"), Task.regression()
     inputs = MetricInput(graph, layers, (scheme, Scheme.parse("w3")), calibration, unlabelled(batches), task, 7)
     answer = fisher(inputs)
@@ -372,8 +371,8 @@ def test_predictions_agree_with_the_divergence_of_small_changes(name):
     make, data = PREDICTED[name]
     model, x = make().eval().double(), data()
     graph = capture(model, x[:2])
-    layers, task = find_layers(graph), Task.named(name)
-    calibration = calibrate(graph, layers, batches_of(x, 100))
+    layers, task = graph.layers, Task.named(name)
+    calibration = calibrate(graph, batches_of(x, 100))
     scheme = Scheme.parse("w6")
     inputs = MetricInput(graph, layers, (scheme,), calibration, unlabelled(batches_of(x, 100)), task, 0)
     answer = fisher(inputs)

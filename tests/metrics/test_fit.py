@@ -16,7 +16,6 @@ from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer
-from mixbit.graph.layers import find_layers
 from mixbit.metrics import METRICS, MetricInput
 from mixbit.metrics.fit import fit, fit_a, fit_w
 from mixbit.quantization.calibrate import Calibration, calibrate
@@ -130,12 +129,10 @@ def case(name, count=7, size=3):
 
 def case_of(graph, x, task, size=3):
     x = x.double() if x.is_floating_point() else x
-    layers, batches = find_layers(graph), batches_of(x, size)
+    layers, batches = graph.layers, batches_of(x, size)
     outputs = task.outputs(graph(x)).detach()
     labels = torch.randint(0, outputs.shape[-1], outputs.shape[:-1]) if task.has_accuracy else torch.randn_like(outputs)
-    return Case(
-        graph, layers, calibrate(graph, layers, batches), list(zip(batches, labels.split(size), strict=True)), task
-    )
+    return Case(graph, layers, calibrate(graph, batches), list(zip(batches, labels.split(size), strict=True)), task)
 
 
 class Probed(torch.fx.Interpreter):

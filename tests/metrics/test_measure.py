@@ -7,7 +7,7 @@ import torch
 from mixbit.core.errors import InvalidInput
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
-from mixbit.graph.layers import find_layers, model_fingerprint
+from mixbit.graph.layers import model_fingerprint
 from mixbit.metrics import Estimate
 from mixbit.metrics.measure import measure
 from mixbit.quantization.calibrate import calibrate
@@ -40,7 +40,7 @@ def bits_of_the_weight(inputs):
 def test_the_table_holds_what_was_asked(graph, batches):
     choices = ["w2a8", "w4", "float"]
     table = measure(graph, batches, target=ANYTHING, choices=choices, metric=bits_of_the_weight, seed=5)
-    layers = find_layers(graph)
+    layers = graph.layers
     assert table.layers == tuple(layer.name for layer in layers)
     assert table.choices == ("w2a8", "w4", "float")
     assert table.loss.tolist() == [[30, 28, 0]] * 3
@@ -79,7 +79,7 @@ def test_an_iterator_serves_as_a_list_does(graph, batches):
 
 
 def calibrated(graph, batches):
-    return calibrate(graph, find_layers(graph), batches_of(torch.cat([x for x, _ in batches]), 5))
+    return calibrate(graph, batches_of(torch.cat([x for x, _ in batches]), 5))
 
 
 def test_a_calibration_saves_a_pass(graph, batches):
@@ -118,7 +118,7 @@ def test_what_cannot_be_measured_is_refused(graph, batches):
     other = capture(Attention().eval(), torch.randint(0, 6, (2, 5)))
     with pytest.raises(InvalidInput, match="calibration: of another graph"):
         measure(other, [torch.randint(0, 6, (4, 5))], target=ANYTHING, calibration=calibrated(graph, batches))
-    simulated = quantize(graph, plan_of(find_layers(graph), "w4"), batches)
+    simulated = quantize(graph, plan_of(graph.layers, "w4"), batches)
     with pytest.raises(InvalidInput, match="quantized already; measure the captured graph"):
         measure(simulated, batches, target=ANYTHING)
 

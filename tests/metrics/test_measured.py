@@ -12,7 +12,6 @@ from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
-from mixbit.graph.layers import find_layers
 from mixbit.metrics import MetricInput
 from mixbit.metrics.measured import measured, measured_loss
 from mixbit.quantization.assemble import assemble
@@ -126,8 +125,8 @@ def test_divergences_far_below_the_precision_of_float32_are_kept():
     tables = []
     for dtype in (torch.float32, torch.float64):
         graph = capture(model.to(dtype), x[:2].to(dtype))
-        layers, batches = find_layers(graph), batches_of(x.to(dtype), 8)
-        calibration, pairs = calibrate(graph, layers, batches), [(inputs, None) for inputs in batches]
+        layers, batches = graph.layers, batches_of(x.to(dtype), 8)
+        calibration, pairs = calibrate(graph, batches), [(inputs, None) for inputs in batches]
         tables.append(measured(MetricInput(graph, layers, (Scheme.parse("w8"),), calibration, pairs, TASK, 0)).loss)
     assert (tables[1] < 1e-5).all()
     np.testing.assert_allclose(tables[0], tables[1], rtol=1e-2)
@@ -142,8 +141,8 @@ def test_labels_are_needed_for_the_loss():
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_every_operator_is_measured_as_quantize_deploys_it(kind):
     _, x, graph = captured_operator(kind)
-    layers, task, batches = find_layers(graph), Task.regression(), batches_of(x, 2)
-    calibration = calibrate(graph, layers, batches)
+    layers, task, batches = graph.layers, Task.regression(), batches_of(x, 2)
+    calibration = calibrate(graph, batches)
     pairs = [(inputs, None) for inputs in batches]
     answer = measured(MetricInput(graph, layers, (Scheme.parse("w3"),), calibration, pairs, task, 0))
     changed = quantize(graph, plan_of(layers, "w3"), calibration)

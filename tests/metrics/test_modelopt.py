@@ -8,8 +8,6 @@ from torch.nn import functional as F
 from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
-from mixbit.graph.layers import find_layers
-from mixbit.graph.operators import run_operation
 from mixbit.metrics import MetricInput
 from mixbit.metrics.modelopt import modelopt
 from mixbit.quantization.calibrate import calibrate
@@ -69,9 +67,9 @@ def test_labels_are_needed():
 def test_every_operator_has_scores(kind):
     """Labels below all outputs by 1 make all gradients of a regression 1: what is left is the error itself."""
     _, x, graph = captured_operator(kind)
-    layers, scheme = find_layers(graph), Scheme.parse("w3")
+    layers, scheme = graph.layers, Scheme.parse("w3")
     (layer,), (operation,) = layers, layers[0].operations
-    calibration = calibrate(graph, layers, batches_of(x, 2))
+    calibration = calibrate(graph, batches_of(x, 2))
     outputs = Task.regression().outputs(graph(x)).detach()
     answer, alone = (
         modelopt(MetricInput(graph, layers, (scheme,), calibration, pairs, Task.regression(), 0))
@@ -82,6 +80,6 @@ def test_every_operator_has_scores(kind):
     node = graph.node(operation.node)
     weight = graph.module.get_parameter(layer.name).detach()
     error = weight_quantizer(graph, layer, scheme.weight, calibration)(weight) - weight
-    change = run_operation(node, operation, run.env[node.args[operation.data]].detach(), error)
+    change = graph.run(operation, run.env[node.args[operation.data]].detach(), error)
     assert_agrees(answer.loss, float(change.square().sum()) / len(x))
     assert_agrees(answer.standard_error, alone.standard_error)  # samples are told apart wherever they are kept

@@ -6,7 +6,6 @@ import torch
 
 from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
-from mixbit.graph.layers import find_layers
 from mixbit.metrics import MetricInput
 from mixbit.metrics.output_error import noise_to_signal, output_error
 from mixbit.quantization.calibrate import calibrate
@@ -71,8 +70,8 @@ def test_a_single_sample_has_no_error_known():
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_samples_are_told_apart_wherever_an_operator_keeps_them(kind):
     _, x, graph = captured_operator(kind)
-    layers = find_layers(graph)
-    calibration = calibrate(graph, layers, batches_of(x, 2))
+    layers = graph.layers
+    calibration = calibrate(graph, batches_of(x, 2))
     schemes, task = (Scheme.parse("w3a4"),), Task.regression()
     together, alone = (
         MetricInput(graph, layers, schemes, calibration, [(part, None) for part in batches_of(x, size)], task, 0)

@@ -12,7 +12,7 @@ from tests.networks import Net
 
 def features(network, x):
     graph = mb.capture(network.eval(), x)
-    return [dict(zip(FEATURES, row, strict=True)) for row in layer_features(graph, mb.find_layers(graph)).tolist()]
+    return [dict(zip(FEATURES, row, strict=True)) for row in layer_features(graph).tolist()]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def parts():
     labels = network(x).argmax(1)
     graph = mb.capture(network, x[:2])
     batches = split_batches(network, list(zip(x.split(32), labels.split(32), strict=True)))
-    calibration = calibrate(graph, mb.find_layers(graph), [inputs for inputs, _ in batches])
+    calibration = calibrate(graph, [inputs for inputs, _ in batches])
     table = mb.measure(graph, batches, target="packed", calibration=calibration)
     return graph, calibration, batches, table, x, labels
 

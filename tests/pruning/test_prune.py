@@ -16,8 +16,7 @@ from mixbit.core.batches import Inputs, split_all
 from mixbit.core.errors import InvalidInput, UnsupportedModel
 from mixbit.core.target import target_module
 from mixbit.graph.blocks import find_blocks
-from mixbit.graph.nodes import argument, tensor_of
-from mixbit.graph.operators import run_operation
+from mixbit.graph.graph import argument, tensor_of
 from mixbit.pipeline.folder import Result
 from mixbit.pipeline.verify_folder import recheck
 from mixbit.pruning import recovery
@@ -163,7 +162,7 @@ def test_smaller_graph_is_the_network_with_zeros_for_these_channels(name: str) -
     gone = mb.Removal.between(graph, smaller)
     assert gone.parameters[1] < gone.parameters[0]
     assert gone.macs[1] < gone.macs[0]
-    assert list(gone.layers) == [layer.name for layer in mb.find_layers(graph)]
+    assert list(gone.layers) == [layer.name for layer in graph.layers]
     assert gone.layers["d.weight"] == (4, 4)
     assert not torch.allclose(expected, model(x), atol=1e-6)
     assert (smaller(x) - expected).abs().max() < 1e-10
@@ -257,7 +256,7 @@ def test_layers_make_up_for_what_they_no_longer_read(name: str) -> None:
         made = masked.node(node.name)
         changed = masked.module.get_parameter(reader.layer.name)
         bias = tensor_of(masked.module, argument(made, 2)).detach()
-        change = run_operation(made, reader.operation, read["x"], changed).detach() - layer(read["x"]).detach()
+        change = masked.run(reader.operation, read["x"], changed).detach() - layer(read["x"]).detach()
         change = change + reader.operation.along_channels(bias, change.ndim)
         over = [dim for dim in range(change.ndim) if dim != (1 if conv else change.ndim - 1)]
         assert change.abs().max() > 1e-3, "some of it is lost"
@@ -331,7 +330,7 @@ def test_the_smaller_network_learns_block_by_block_and_goes_on_where_it_stopped(
     monkeypatch.setattr(recovery, "_learn", lambda *given: (calls.append(given), learn(*given)))
     again, wanted = pruned(60, tmp_path).module.state_dict(), learned.module.state_dict()
     assert all(torch.equal(again[name], wanted[name]) for name in wanted)
-    assert len(calls) == len(find_blocks(graph, mb.find_layers(graph))) - 2
+    assert len(calls) == len(find_blocks(graph)) - 2
 
 
 @pytest.mark.parametrize("iterations", [-1, 1.5, True, "9"])
@@ -407,7 +406,7 @@ def test_quantized_graphs_and_unfit_batches_are_refused(anything: str) -> None:
     graph = mb.capture(model, x)
     with pytest.raises(InvalidInput, match=r"batch 1: input 0 has shape"):
         mb.prune_channels(graph, [x, x[:, :, :4]])
-    quantized = mb.quantize(graph, plan_of(mb.find_layers(graph), "w8a8"), [x])
+    quantized = mb.quantize(graph, plan_of(graph.layers, "w8a8"), [x])
     with pytest.raises(InvalidInput, match="quantized already"):
         mb.prune_channels(quantized, [x])
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
@@ -6,8 +8,8 @@ from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Format
 from mixbit.graph.capture import capture
+from mixbit.graph.graph import Graph
 from mixbit.graph.layers import find_layers
-from mixbit.graph.operators import can_take_bias, run_operation
 from mixbit.quantization.calibrate import FEWEST_SAMPLES, MOST_SAMPLES, Calibration, _Reservoir, calibrate, mean_output
 from tests.networks import OPERATORS, Net, Residual, assert_state_is, batches_of, captured_operator, state_of
 
@@ -27,7 +29,7 @@ def plain_mean(graph, operation, weight, batches):
     node, rows = graph.node(operation.node), []
     for batch in batches:
         x = Values(graph, *batch.args).of[node.args[operation.data].name]
-        output = run_operation(node, operation, x, weight)
+        output = graph.run(operation, x, weight)
         rows.append(output.movedim(-1 if operation.channels_last else 1, -1).flatten(0, -2))
     return torch.cat(rows).mean(0)
 
@@ -37,10 +39,10 @@ def test_the_mean_output_is_the_plain_mean_over_the_data(kind):
     _, x, graph = captured_operator(kind)
     torch.manual_seed(1)
     batches = batches_of(torch.randn(8, *x.shape[1:], dtype=torch.float64) + 1, 3)
-    layers = find_layers(graph)
-    calibration = calibrate(graph, layers, batches)
+    layers = graph.layers
+    calibration = calibrate(graph, batches)
     (operation,) = layers[0].operations
-    if not can_take_bias(graph.node(operation.node), operation):
+    if not operation.takes_bias:
         assert operation.node not in calibration.mean_inputs
         return
     weight = torch.randn(layers[0].shape, dtype=torch.float64)
@@ -53,9 +55,9 @@ def test_one_weight_at_two_resolutions_has_a_mean_for_each():
         lambda net, x: net.a(x).mean((2, 3)) + net.a(x[:, :, ::2, ::2]).mean((2, 3)), a=nn.Conv2d(2, 3, 3)
     ).double()
     graph = capture(net, torch.randn(2, 2, 12, 12, dtype=torch.float64))
-    (layer,) = find_layers(graph)
+    (layer,) = graph.layers
     batches = batches_of(torch.randn(5, 2, 12, 12, dtype=torch.float64), 2)
-    calibration = calibrate(graph, (layer,), batches)
+    calibration = calibrate(graph, batches)
     weight = torch.randn(layer.shape, dtype=torch.float64)
     for operation in layer.operations:
         got = mean_output(graph, operation, calibration, weight)
@@ -64,14 +66,13 @@ def test_one_weight_at_two_resolutions_has_a_mean_for_each():
 
 def test_inputs_of_two_shapes_count_by_their_outputs():
     _, _, graph = captured_operator("conv2d")
-    (layer,) = find_layers(graph)
+    (layer,) = graph.layers
     (operation,) = layer.operations
-    node = graph.node(operation.node)
     small, large = torch.randn(2, 3, 6, 6, dtype=torch.float64), torch.randn(5, 3, 9, 8, dtype=torch.float64)
     means = {tuple(x.shape[1:]): (x.mean(0, keepdim=True), len(x)) for x in (small, large)}
     weight = torch.randn(layer.shape, dtype=torch.float64)
     got = mean_output(graph, operation, Calibration({}, {operation.node: means}, {}, 7), weight)
-    outputs = [run_operation(node, operation, x, weight).movedim(1, -1).flatten(0, -2) for x in (small, large)]
+    outputs = [graph.run(operation, x, weight).movedim(1, -1).flatten(0, -2) for x in (small, large)]
     torch.testing.assert_close(got, torch.cat(outputs).mean(0))
 
 
@@ -81,7 +82,7 @@ def numbered(count, *shape):
 
 
 def kept_samples(graph, x, batch_size):
-    return calibrate(graph, find_layers(graph), batches_of(x, batch_size)).samples
+    return calibrate(graph, batches_of(x, batch_size)).samples
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(200, 16), (200, 1), (40, 7)])
@@ -141,12 +142,11 @@ def test_a_sample_is_all_rows_of_one_sample(run):
 def test_samples_that_cannot_be_told_apart_are_kept_as_they_are():
     net = Net(lambda net, x: net.a(x.sum(0, keepdim=True)) + x, a=nn.Linear(2, 2))
     program = torch.export.export(net, (torch.randn(3, 2),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    from mixbit.graph.graph import Graph
-
     inputs = Inputs.of(torch.randn(3, 2))
     shapes = {node.name: tuple(node.meta["val"].shape) for node in program.graph.nodes if node.op == "call_function"}
     graph = Graph(program.run_decompositions({}).module(check_guards=False), inputs, shapes)
-    (samples,) = calibrate(graph, find_layers(graph), [inputs]).samples.values()
+    graph = dataclasses.replace(graph, layers=find_layers(graph))
+    (samples,) = calibrate(graph, [inputs]).samples.values()
     torch.testing.assert_close(samples, inputs.args[0].sum(0, keepdim=True))
 
 
@@ -155,7 +155,7 @@ def test_the_histograms_are_of_every_tensor_that_may_be_quantized():
     graph = capture(Residual().eval(), torch.randn(2, 2, 6, 6))
     state = state_of(graph.module)
     batches = batches_of(torch.randn(7, 2, 6, 6), 3)
-    calibration = calibrate(graph, find_layers(graph), iter(batches))
+    calibration = calibrate(graph, iter(batches))
     assert calibration.num_samples == 7
     assert_state_is(graph.module, state)
     values = [Values(graph, *batch.args).of for batch in batches]
@@ -171,10 +171,10 @@ def test_the_histograms_are_of_every_tensor_that_may_be_quantized():
 
 def test_the_range_of_an_activation_is_the_methods():
     _, _, graph = captured_operator("linear")
-    layers, fmt, x = find_layers(graph), Format(8, "tensor", symmetric=False), torch.randn(50, 5, dtype=torch.float64)
+    fmt, x = Format(8, "tensor", symmetric=False), torch.randn(50, 5, dtype=torch.float64)
 
     def ends(ranges):
-        found = calibrate(graph, layers, batches_of(x, 10), ranges=ranges).quantizer("x", fmt, x.device)
+        found = calibrate(graph, batches_of(x, 10), ranges=ranges).quantizer("x", fmt, x.device)
         return float(-found.zero_point * found.scale), float((255 - found.zero_point) * found.scale)
 
     assert ends("min_max") == pytest.approx((float(x.min()), float(x.max())), abs=0.02)
@@ -183,30 +183,30 @@ def test_the_range_of_an_activation_is_the_methods():
     )
     assert ends(lambda histogram, fmt: (0.5, 7)) == (-3.5, 124)
     with pytest.raises(InvalidInput, match="ranges 'nonsense' is unknown"):
-        calibrate(graph, layers, batches_of(x, 10), ranges="nonsense")
+        calibrate(graph, batches_of(x, 10), ranges="nonsense")
 
 
 def test_no_batch_at_all_is_refused():
     _, _, graph = captured_operator("linear")
     with pytest.raises(InvalidInput, match="holds no batch: an empty loader, or an iterator that was used up"):
-        calibrate(graph, find_layers(graph), [])
+        calibrate(graph, [])
 
 
 def test_a_batch_that_does_not_fit_is_refused():
     _, x, graph = captured_operator("linear")
     with pytest.raises(InvalidInput, match="input 0 has shape"):
-        calibrate(graph, find_layers(graph), [Inputs.of(x[:, :2])])
+        calibrate(graph, [Inputs.of(x[:, :2])])
 
 
 def test_a_layer_that_reads_what_is_not_finite_is_refused():
     graph = capture(Net(lambda net, x: net.a(x.log()), a=nn.Linear(3, 2)), torch.ones(2, 3))
     with pytest.raises(InvalidInput, match=r"a\.weight: its input log holds NaN or inf on the calibration data"):
-        calibrate(graph, find_layers(graph), [Inputs.of(torch.tensor([[1.0, 0.0, 1.0]]))])
+        calibrate(graph, [Inputs.of(torch.tensor([[1.0, 0.0, 1.0]]))])
 
 
 def test_a_calibration_of_another_graph_is_refused():
     _, x, graph = captured_operator("linear")
-    calibration = calibrate(graph, find_layers(graph), batches_of(x, 2))
-    other = find_layers(capture(Residual().eval(), torch.randn(2, 2, 6, 6)))
+    calibration = calibrate(graph, batches_of(x, 2))
+    other = capture(Residual().eval(), torch.randn(2, 2, 6, 6)).layers
     with pytest.raises(InvalidInput, match=r"of another graph, without relu, which second\.weight reads"):
         calibration.check_layers(other)

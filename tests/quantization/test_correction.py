@@ -8,9 +8,7 @@ from torch.nn import functional as F
 from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
 from mixbit.graph.capture import capture
-from mixbit.graph.layers import find_layers
-from mixbit.graph.nodes import tensor_of
-from mixbit.graph.operators import can_take_bias
+from mixbit.graph.graph import tensor_of
 from mixbit.quantization.biases import _operations, _stages, corrected
 from mixbit.quantization.calibrate import calibrate
 from mixbit.roundings.quantize import quantize
@@ -48,9 +46,9 @@ def mean_errors(graph, simulated, x):
         .movedim(-1 if operation.channels_last else 1, -1)
         .flatten(0, -2)
         .mean(0)
-        for layer in find_layers(graph)
+        for layer in graph.layers
         for operation in layer.operations
-        if can_take_bias(graph.node(operation.node), operation)
+        if operation.takes_bias
     }
 
 
@@ -66,14 +64,14 @@ def test_the_mean_error_of_every_kind_of_operator_is_cancelled(kind):
     _, x, graph = captured_operator(kind)
     torch.manual_seed(1)
     x = torch.randn(8, *x.shape[1:], dtype=torch.float64) + 0.5
-    simulated = quantize(graph, plan_of(find_layers(graph), "w2"), [x], bias_correction="off")
+    simulated = quantize(graph, plan_of(graph.layers, "w2"), [x], bias_correction="off")
     found = corrected(graph, simulated, batches_of(x, 3))
     assert all(error.abs().max() < 1e-12 for error in mean_errors(graph, found, x).values())
 
 
 def test_every_operator_of_a_network_is_corrected_behind_those_before_it():
     graph, x = residual()
-    simulated = quantize(graph, plan_of(find_layers(graph), "w2"), [x])
+    simulated = quantize(graph, plan_of(graph.layers, "w2"), [x])
     before, after = (
         mean_errors(graph, simulated, x),
         mean_errors(graph, corrected(graph, simulated, batches_of(x, 7)), x),
@@ -85,10 +83,10 @@ def test_every_operator_of_a_network_is_corrected_behind_those_before_it():
 
 def test_biases_stay_whole_multiples_where_inputs_are_integers():
     graph, x = residual()
-    simulated = quantize(graph, plan_of(find_layers(graph), "w4a3"), [x])
+    simulated = quantize(graph, plan_of(graph.layers, "w4a3"), [x])
     found = corrected(graph, simulated, batches_of(x, 10))
     errors, quantizers = mean_errors(graph, found, x), by_tensor(found)
-    for layer in find_layers(found):
+    for layer in found.layers:
         (operation,) = layer.operations
         step = quantizers[operation.input].scale * quantizers[layer.name].scale
         bias = tensor_of(found.module, found.node(operation.node).args[operation.kind.bias])
@@ -100,7 +98,7 @@ def test_biases_stay_whole_multiples_where_inputs_are_integers():
 
 def test_both_graphs_are_left_as_they_are():
     graph, x = residual()
-    simulated = quantize(graph, plan_of(find_layers(graph), "w3a4"), [x])
+    simulated = quantize(graph, plan_of(graph.layers, "w3a4"), [x])
     states, codes = [state_of(one.module) for one in (graph, simulated)], [graph.module.code, simulated.module.code]
     found = corrected(graph, simulated, batches_of(x, 10))
     for one, state, code in zip((graph, simulated), states, codes, strict=True):
@@ -121,14 +119,14 @@ def test_a_shared_weight_has_a_bias_for_each_use():
     net = Net(lambda net, x: net.a(F.relu(net.a(x))), a=nn.Linear(4, 4)).double()
     x = torch.randn(30, 4, dtype=torch.float64)
     graph = capture(net, x[:2])
-    simulated = quantize(graph, plan_of(find_layers(graph), "w2"), [x])
+    simulated = quantize(graph, plan_of(graph.layers, "w2"), [x])
     found = corrected(graph, simulated, batches_of(x, 8))
     assert max(error.abs().max() for error in mean_errors(graph, found, x).values()) < 1e-12
 
 
 def test_what_cannot_be_corrected_is_refused():
     graph, x = residual()
-    simulated = quantize(graph, plan_of(find_layers(graph), "w4"), [x])
+    simulated = quantize(graph, plan_of(graph.layers, "w4"), [x])
     with pytest.raises(InvalidInput, match="the captured graph first"):
         corrected(simulated, graph, [Inputs.of(x)])
     with pytest.raises(InvalidInput, match="holds no batch"):
@@ -141,7 +139,7 @@ def test_what_cannot_be_corrected_is_refused():
 
 def test_quantize_corrects_in_sequence_after_any_rounding():
     graph, x = residual()
-    plan, batches = plan_of(find_layers(graph), "w3a4"), list(x.split(10))
+    plan, batches = plan_of(graph.layers, "w3a4"), list(x.split(10))
     inputs, spoilt = [Inputs.of(batch) for batch in batches], []
 
     def spoils(asked):
@@ -159,8 +157,8 @@ def test_quantize_corrects_in_sequence_after_any_rounding():
 
 def test_correction_in_sequence_needs_the_batches():
     graph, x = residual()
-    layers = find_layers(graph)
-    calibration = calibrate(graph, layers, [Inputs.of(x)])
+    layers = graph.layers
+    calibration = calibrate(graph, [Inputs.of(x)])
     with pytest.raises(InvalidInput, match="sequential bias correction: a calibration alone does not tell it enough"):
         quantize(graph, plan_of(layers, "w3a4"), calibration, bias_correction="sequential")
     kept = replace(calibration, batches=[Inputs.of(x)])

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from mixbit.core.errors import InvalidInput
 from mixbit.graph.capture import capture
-from mixbit.graph.layers import find_layers
 from mixbit.quantization.equalize import _pairs, equalized, equalizing_factors
 from mixbit.roundings.quantize import quantize
 from tests.networks import Attention, Net, Residual, assert_state_is, plan_of, state_of
@@ -105,7 +104,7 @@ def test_a_depthwise_network_loses_less_behind_it(scheme):
 
     def error(graph):
         with torch.no_grad():
-            return float((quantize(graph, plan_of(find_layers(graph), scheme), [x])(x) - graph(x)).square().mean())
+            return float((quantize(graph, plan_of(graph.layers, scheme), [x])(x) - graph(x)).square().mean())
 
     assert error(equalized(graph)) < 0.2 * error(graph)
 
@@ -163,4 +162,4 @@ def test_a_quantized_graph_is_refused():
     x = torch.randn(3, 8, dtype=torch.float64)
     graph = capture(linear(), x)
     with pytest.raises(InvalidInput, match="quantized already"):
-        equalized(quantize(graph, plan_of(find_layers(graph), "w4"), [x]))
+        equalized(quantize(graph, plan_of(graph.layers, "w4"), [x]))

@@ -9,7 +9,6 @@ import mixbit as mb
 from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Scheme
 from mixbit.graph.capture import capture
-from mixbit.graph.layers import find_layers
 from mixbit.metrics.measure import measure
 from mixbit.quantization.offers import misfit, with_fallbacks
 from mixbit.roundings.quantize import quantize
@@ -56,7 +55,7 @@ def ids(count):
     ],
 )  # fmt: skip
 def test_a_misfit_says_why_and_what_to_do(graph, layer, scheme, message):
-    found = misfit(find_layers(graph)[layer], Scheme.parse(scheme))
+    found = misfit(graph.layers[layer], Scheme.parse(scheme))
     if message is None:
         assert found is None
     else:
@@ -65,9 +64,7 @@ def test_a_misfit_says_why_and_what_to_do(graph, layer, scheme, message):
 
 
 def test_layers_that_cannot_take_a_run_time_range_are_offered_its_weight_alone(graph):
-    schemes, offered = with_fallbacks(
-        find_layers(graph), [Scheme.parse(text) for text in ("w8a8d", "w4g8a8d", "float")]
-    )
+    schemes, offered = with_fallbacks(graph.layers, [Scheme.parse(text) for text in ("w8a8d", "w4g8a8d", "float")])
     assert [str(scheme) for scheme in schemes] == ["w8a8d", "w4g8a8d", "float", "w4", "w8"]
     np.testing.assert_array_equal(offered, [[1, 0, 1, 1, 0], [0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
 
@@ -79,7 +76,7 @@ def test_the_table_offers_what_fits_and_the_plan_is_refused_where_it_does_not(gr
     with pytest.raises(InvalidInput, match=r"choices: none fits a layer; table.weight: group 9 .* or offer float too"):
         measure(graph, batches, target="packed", choices=["w4g9"])
     with pytest.raises(InvalidInput, match=r"plan: table.weight: group 9 does not divide 12 inputs"):
-        quantize(graph, plan_of(find_layers(graph), "w4g9", "packed"), batches)
+        quantize(graph, plan_of(graph.layers, "w4g9", "packed"), batches)
 
 
 def test_ranges_at_run_time_tie_no_layers_and_leave_a_uniform_plan(graph):
@@ -98,7 +95,7 @@ def test_ranges_at_run_time_tie_no_layers_and_leave_a_uniform_plan(graph):
 
 def test_zeros_that_fit_no_block_of_a_layer_are_not_offered_beside_an_input_in_float():
     """A convolution's 27 weights of a row are no whole number of blocks of four."""
-    layers = find_layers(capture(nn.Conv2d(3, 4, 3).eval(), torch.randn(2, 3, 5, 5)))
+    layers = capture(nn.Conv2d(3, 4, 3).eval(), torch.randn(2, 3, 5, 5)).layers
     schemes, offered = with_fallbacks(layers, [Scheme.parse("w8a8d@2:4"), Scheme.parse("w8")])
     assert [str(scheme) for scheme in schemes] == ["w8a8d@2:4", "w8"]
     np.testing.assert_array_equal(offered, [[0, 1]])

@@ -12,8 +12,7 @@ import mixbit as mb
 from mixbit.core.errors import InvalidInput
 from mixbit.core.target import find_target
 from mixbit.graph.capture import capture
-from mixbit.graph.layers import find_layers
-from mixbit.graph.nodes import argument
+from mixbit.graph.graph import argument
 from mixbit.pipeline.settings import Settings
 from mixbit.quantization.offers import choices_of, note_on_run_time_ranges
 from mixbit.quantization.quantizer import Quantizer
@@ -39,7 +38,7 @@ def tokens(count):
 
 
 def test_only_products_read_the_quantized_tensor_and_nothing_between_them_is_quantized(graph):
-    simulated = quantize(graph, plan_of(find_layers(graph), "w8a8d", "packed"), None)
+    simulated = quantize(graph, plan_of(graph.layers, "w8a8d", "packed"), None)
     formats = {part.tensor: part.format for part in simulated.module.modules() if isinstance(part, Quantizer)}
     assert [name for name, fmt in formats.items() if fmt.dynamic] == ["x", "mean"]
     readers = [
@@ -51,7 +50,7 @@ def test_only_products_read_the_quantized_tensor_and_nothing_between_them_is_qua
 
 
 def test_without_data_weights_are_min_max_and_biases_stay(graph):
-    layers = find_layers(graph)
+    layers = graph.layers
     simulated = quantize(graph, plan_of(layers, "w8a8dr", "packed"), None)
     x = tokens(3)
 
@@ -71,7 +70,7 @@ def test_without_data_weights_are_min_max_and_biases_stay(graph):
 
 
 def test_without_data_a_static_range_or_another_rounding_is_refused(graph):
-    layers = find_layers(graph)
+    layers = graph.layers
     with pytest.raises(InvalidInput, match=r"batches: None, but q.weight \(w8a8\) has an input of static range"):
         quantize(graph, plan_of(layers, "w8a8", "packed"), None)
     with pytest.raises(InvalidInput, match="no data does not tell it enough; give the batches"):
@@ -111,7 +110,7 @@ def test_choices_are_of_the_flavour():
 
 
 def test_a_network_of_convolutions_is_told_that_it_gains_nothing():
-    layers = find_layers(capture(Residual().eval(), torch.randn(4, 2, 6, 6)))
+    layers = capture(Residual().eval(), torch.randn(4, 2, 6, 6)).layers
     share = 1 - layers[-1].macs / sum(layer.macs for layer in layers)
     assert share > 0.9
     note = note_on_run_time_ranges(layers, ("w8a8d",))
@@ -147,7 +146,7 @@ def test_a_network_with_convolutions_is_compared_with_uniform_plans(tmp_path):
 def test_pinned_layers_leave_uniform_plans(tmp_path):
     torch.manual_seed(0)
     x, model = torch.randn(32, 2, 6, 6), Residual().eval()
-    settings = Settings(pins={find_layers(capture(model, x[:2]))[0].name: "float"})
+    settings = Settings(pins={capture(model, x[:2]).layers[0].name: "float"})
     found = mb.auto_quantize(
         model, x.split(8), target="packed", budget=mb.Budget(mean_bits=20), out=tmp_path / "out", settings=settings
     )

@@ -14,7 +14,6 @@ from mixbit.core.scheme import Scheme, Sparsity
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.case import Case
-from mixbit.graph.layers import find_layers
 from mixbit.quantization.affine import min_max_factors
 from mixbit.quantization.assemble import quantizers_of
 from mixbit.quantization.calibrate import calibrate
@@ -135,8 +134,8 @@ def test_scales_are_those_of_the_weights_that_stay_and_errors_those_of_all(bits)
     layer_ = nn.Linear(8, 3).double()
     x = torch.randn(40, 8, dtype=torch.float64)
     graph = capture(nn.Sequential(layer_), x[:3])
-    (layer,) = find_layers(graph)
-    calibration = calibrate(graph, (layer,), batches_of(x, 40))
+    (layer,) = graph.layers
+    calibration = calibrate(graph, batches_of(x, 40))
     fmt = Scheme.parse(f"w{bits}@2:4").weight
     quantizer = weight_quantizer(graph, layer, fmt, calibration)
     weight, seen = layer_.weight.detach(), calibration.samples[layer.operations[0].node]
@@ -174,8 +173,8 @@ def captured():
 
 def test_quantized_weights_have_exactly_the_zeros_of_the_plan(captured):
     graph, batches = captured
-    simulated = quantize(graph, plan_of(find_layers(graph), SPARSE, "packed"), batches)
-    for layer in find_layers(graph):
+    simulated = quantize(graph, plan_of(graph.layers, SPARSE, "packed"), batches)
+    for layer in graph.layers:
         quantizer = by_tensor(simulated)[layer.name]
         sparsity = Scheme.parse(SPARSE[layer.name]).weight.sparsity
         assert int((~quantizer.mask).sum()) == num_zeros(layer.numel, sparsity)
@@ -185,7 +184,7 @@ def test_quantized_weights_have_exactly_the_zeros_of_the_plan(captured):
 
 def test_zeros_stay_zero_in_training_and_others_move(captured):
     graph, batches = captured
-    simulated = quantize(graph, plan_of(find_layers(graph), SPARSE, "packed"), batches)
+    simulated = quantize(graph, plan_of(graph.layers, SPARSE, "packed"), batches)
     weights = [quantizer for quantizer in quantizers_of(simulated) if quantizer.axis is not None]
     before = {one.tensor: simulated.module.get_parameter(one.tensor).detach().clone() for one in weights}
     optimizer = torch.optim.SGD(simulated.module.parameters(), lr=0.5)
@@ -201,7 +200,7 @@ def test_zeros_stay_zero_in_training_and_others_move(captured):
 
 def test_biases_take_up_the_mean_of_what_became_zero(captured):
     graph, batches = captured
-    plan = plan_of(find_layers(graph), dict.fromkeys(SPARSE, "float") | {"a.weight": "w8@90%"}, "packed")
+    plan = plan_of(graph.layers, dict.fromkeys(SPARSE, "float") | {"a.weight": "w8@90%"}, "packed")
     x = torch.cat([part for part, _ in batches])
     outputs = [_value_of(one, "conv2d", x).mean((0, 2, 3)) for one in (graph, quantize(graph, plan, batches))]
     torch.testing.assert_close(*outputs, rtol=0, atol=1e-5)
@@ -221,8 +220,8 @@ def _value_of(graph, name, x):
 
 def test_measure_and_quantize_take_the_same_weights_out(captured):
     graph, batches = captured
-    layers = find_layers(graph)
-    calibration = calibrate(graph, layers, [Inputs.of(x) for x, _ in batches])
+    layers = graph.layers
+    calibration = calibrate(graph, [Inputs.of(x) for x, _ in batches])
     table = mb.measure(graph, batches, target="packed", choices=["w8a8", "w4a8@30%"], calibration=calibration)
     simulated = quantize(graph, plan_of(layers, "w4a8@30%", "packed"), batches)
     for layer in layers:
@@ -238,7 +237,7 @@ def test_blocks_that_do_not_fit_are_not_offered_and_refused_in_a_plan(captured):
     assert np.isinf(table.loss).tolist() == [[False, True], [False, False], [False, False]]
     with pytest.raises(InvalidInput, match=r"^choices: none fits a layer; a.weight: blocks of 4 do not divide"):
         mb.measure(graph, batches, target="packed", choices=["w8a8@2:4"])
-    plan = plan_of(find_layers(graph), "w8a8@2:4", "packed")
+    plan = plan_of(graph.layers, "w8a8@2:4", "packed")
     with pytest.raises(InvalidInput, match=r"plan: a.weight: blocks of 4 .* 27 weights; take the scheme"):
         quantize(graph, plan, batches)
 
@@ -253,9 +252,9 @@ def test_uniform_plans_leave_out_layers_with_one_choice(captured):
 def masks_by(captured, importance):
     """Masks that the calibration is given, and those of what is quantized with it."""
     graph, batches = captured
-    layers, scheme = find_layers(graph), Scheme.parse("w4a8@30%")
+    layers, scheme = graph.layers, Scheme.parse("w4a8@30%")
     pairs = [(Inputs.of(x), None) for x, _ in batches]
-    calibration = calibrate(graph, layers, [inputs for inputs, _ in pairs])
+    calibration = calibrate(graph, [inputs for inputs, _ in pairs])
     case = Case(graph, pairs, Task.classification(), 3)
     choose_masks(case, calibration, layers, [scheme.weight], importance)
     found = by_tensor(quantize(graph, plan_of(layers, "w4a8@30%", "packed"), calibration))
@@ -271,5 +270,5 @@ def test_quantize_takes_the_masks_of_the_calibration(captured):
 
 def test_quantize_takes_masks_by_magnitude_without_one(captured):
     graph, batches = captured
-    found = by_tensor(quantize(graph, plan_of(find_layers(graph), "w4a8@30%", "packed"), batches))
+    found = by_tensor(quantize(graph, plan_of(graph.layers, "w4a8@30%", "packed"), batches))
     assert torch.equal(found["b.weight"].mask, masks_by(captured, "magnitude")["b.weight"].mask)

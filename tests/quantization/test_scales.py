@@ -5,8 +5,6 @@ from torch import nn
 from mixbit.core.scheme import Format
 from mixbit.graph import operators
 from mixbit.graph.capture import capture
-from mixbit.graph.layers import find_layers
-from mixbit.graph.operators import can_take_bias, run_operation
 from mixbit.quantization import scales
 from mixbit.quantization.affine import dequantize, min_max_factors, quantize
 from mixbit.quantization.calibrate import calibrate
@@ -21,9 +19,9 @@ def channel_format(bits):
 def calibrated(kind):
     _, x, graph = captured_operator(kind)
     torch.manual_seed(1)
-    layers = find_layers(graph)
+    layers = graph.layers
     batches = batches_of(torch.randn(6, *x.shape[1:], dtype=torch.float64) + 0.5, 4)
-    return graph, layers[0], calibrate(graph, layers, batches)
+    return graph, layers[0], calibrate(graph, batches)
 
 
 def rounded(weight, scale, axis, fmt):
@@ -39,11 +37,10 @@ def output_error(graph, layer, calibration, scale, fmt):
     for operation in layer.operations:
         if operation.input is None:
             continue
-        node = graph.node(operation.node)
-        output = run_operation(node, operation, calibration.samples[operation.node], error)
+        output = graph.run(operation, calibration.samples[operation.node], error)
         rows = output.movedim(-1 if operation.channels_last else 1, 0).flatten(1)
         for channel, values in enumerate(rows):  # groups of a transposed convolution share the weight's channels
-            mean = values.mean() if can_take_bias(node, operation) else 0
+            mean = values.mean() if operation.takes_bias else 0
             total[channel % len(total)] += ((values - mean) ** 2).mean()
     return total
 
@@ -94,8 +91,8 @@ def test_an_embedding_keeps_min_max_scales():
 def test_a_shared_weight_is_scaled_for_all_its_operators():
     net = Net(lambda net, x: net.a(net.a(x).relu()), a=nn.Linear(4, 4)).double()
     graph = capture(net, torch.randn(3, 4, dtype=torch.float64))
-    (layer,) = find_layers(graph)
-    calibration = calibrate(graph, (layer,), batches_of(torch.randn(9, 4, dtype=torch.float64), 4))
+    (layer,) = graph.layers
+    calibration = calibrate(graph, batches_of(torch.randn(9, 4, dtype=torch.float64), 4))
     fmt = channel_format(2)
     widest = min_max_factors(net.a.weight.detach(), 0, fmt)[0]
     candidates = torch.linspace(1, LEAST_RATIO[2], NUM_RATIOS).double()
@@ -111,8 +108,8 @@ def test_channels_of_one_value_and_of_zeros_are_kept(bits):
         net.a.weight[0] = 0.0
         net.a.weight[1] = -0.25
     graph = capture(net, torch.randn(3, 4))
-    (layer,) = find_layers(graph)
-    calibration = calibrate(graph, (layer,), batches_of(torch.randn(9, 4), 4))
+    (layer,) = graph.layers
+    calibration = calibrate(graph, batches_of(torch.randn(9, 4), 4))
     quantizer = weight_quantizer(graph, layer, channel_format(bits), calibration)
     assert torch.isfinite(quantizer.scale).all()
     assert (quantizer.scale > 0).all()

@@ -13,8 +13,7 @@ from mixbit.core.plan import Plan
 from mixbit.core.scheme import Format
 from mixbit.graph.capture import capture
 from mixbit.graph.dataflow import BETWEEN_KINDS
-from mixbit.graph.layers import find_layers, model_fingerprint
-from mixbit.graph.operators import can_take_bias
+from mixbit.graph.layers import model_fingerprint
 from mixbit.quantization.assemble import activation_formats, assemble
 from mixbit.quantization.calibrate import calibrate
 from mixbit.quantization.quantizer import Quantizer
@@ -59,9 +58,9 @@ def residual(dtype=torch.float32):
 def test_corrected_biases_take_the_mean_error_off_the_output(kind):
     """The rounding of a weight changes no output channel's mean over the calibration data."""
     _, _, graph = captured_operator(kind)
-    x, layers = data_for(kind), find_layers(graph)
+    x, layers = data_for(kind), graph.layers
     channel = 1 if layers[0].operations[0].kind.name.startswith("conv") else -1
-    corrects = can_take_bias(graph.node(layers[0].operations[0].node), layers[0].operations[0])
+    corrects = layers[0].operations[0].takes_bias
 
     def mean_error(**options):
         error = quantize(graph, plan_of(layers, "w2"), x.split(3), **options)(x) - graph(x)
@@ -83,9 +82,9 @@ def rounded_bias(bias, weight_scale, input_scale):
 def test_a_simulated_operator_reads_rounded_tensors(kind):
     """Weight by weight: the simulated output is the model's own with its weight replaced by the rounded one."""
     model, _, graph = captured_operator(kind)
-    x, layers = data_for(kind), find_layers(graph)
+    x, layers = data_for(kind), graph.layers
     name = layers[0].name
-    calibration = calibrate(graph, layers, [graph.example.map(lambda _: x)])
+    calibration = calibrate(graph, [graph.example.map(lambda _: x)])
     simulated = quantize(graph, plan_of(layers, "w3a8"), calibration, bias_correction="off")
     weight = weight_quantizer(graph, layers[0], Format(3, "channel", symmetric=True), calibration)
     expected = dict(model.named_parameters()) | {name: weight(model.get_parameter(name))}
@@ -101,7 +100,7 @@ def test_a_simulated_operator_reads_rounded_tensors(kind):
 def test_the_graph_is_left_as_it_is():
     _, graph, x = residual()
     state, code = state_of(graph.module), graph.module.code
-    quantize(graph, plan_of(find_layers(graph), "w4a8"), [x])
+    quantize(graph, plan_of(graph.layers, "w4a8"), [x])
     assert_state_is(graph.module, state)
     assert graph.module.code == code
     assert graph.plan is None
@@ -109,7 +108,7 @@ def test_the_graph_is_left_as_it_is():
 
 def test_one_quantizer_per_tensor():
     _, graph, x = residual()
-    layers = find_layers(graph)
+    layers = graph.layers
     plan = plan_of(layers, "w4a8")
     simulated = quantize(graph, plan, [x])
     assert simulated.plan is plan
@@ -133,7 +132,7 @@ def test_layers_that_share_a_tensor_share_its_quantizer():
     torch.manual_seed(0)
     model = Attention().eval()
     graph = capture(model, torch.randint(0, 6, (2, 5)))
-    layers = find_layers(graph)
+    layers = graph.layers
     simulated = quantize(graph, plan_of(layers, "w4a8"), [torch.randint(0, 6, (9, 5))])
     layer = {one.name: one for one in layers}
     read = {simulated.node(layer[f"{name}.weight"].operations[0].node).args[0] for name in "qkv"}
@@ -149,9 +148,9 @@ def test_layers_that_share_a_tensor_share_its_quantizer():
 def test_each_operator_of_a_shared_weight_gets_its_own_bias():
     net = Net(lambda net, x: net.a(net.a(x).relu()), a=nn.Linear(4, 4)).double()
     graph = capture(net, torch.randn(3, 4, dtype=torch.float64))
-    layers = find_layers(graph)
+    layers = graph.layers
     x = torch.randn(9, 4, dtype=torch.float64)
-    calibration = calibrate(graph, layers, [graph.example.map(lambda _: x)])
+    calibration = calibrate(graph, [graph.example.map(lambda _: x)])
     simulated = quantize(graph, plan_of(layers, "w2"), calibration)
     quantizer = weight_quantizer(graph, layers[0], Format(2, "channel", symmetric=True), calibration)
     error = quantizer(net.a.weight) - net.a.weight
@@ -165,7 +164,7 @@ def test_each_operator_of_a_shared_weight_gets_its_own_bias():
 
 def test_float_layers_stay_as_they_are():
     _, graph, x = residual()
-    layers = find_layers(graph)
+    layers = graph.layers
     same = quantize(graph, plan_of(layers, "float"), [x])
     assert not by_tensor(same)
     assert torch.equal(same(x), graph(x))
@@ -188,25 +187,25 @@ def test_float_layers_stay_as_they_are():
 )
 def test_a_target_that_runs_more_in_integers_quantizes_more(target, between):
     _, graph, _ = residual()
-    layers = find_layers(graph)
-    formats = activation_formats(graph, layers, plan_of(layers, "w4a6"), target)
+    layers = graph.layers
+    formats = activation_formats(graph, plan_of(layers, "w4a6"), target)
     read = {name for layer in layers for name in layer.inputs}
     assert {name: formats.pop(name) for name in read} == dict.fromkeys(read, Format(6, "tensor", symmetric=False))
     assert set(formats.values()) <= {Format(8, "tensor", symmetric=False)}
     assert sorted(graph.node(name).target.overloadpacket.__name__ for name in formats) == between
-    assert activation_formats(graph, layers, plan_of(layers, "w4"), target) == {}
+    assert activation_formats(graph, plan_of(layers, "w4"), target) == {}
 
 
 def test_weights_alone_leave_activations_in_float():
     _, graph, x = residual()
-    quantizers = by_tensor(quantize(graph, plan_of(find_layers(graph), "w4"), [x]))
+    quantizers = by_tensor(quantize(graph, plan_of(graph.layers, "w4"), [x]))
     assert len(quantizers) == 3
     assert all(one.axis is not None for one in quantizers.values())
 
 
 def test_more_bits_are_closer():
     _, graph, x = residual()
-    layers = find_layers(graph)
+    layers = graph.layers
     errors = [
         (quantize(graph, plan_of(layers, scheme), [x])(x) - graph(x)).square().mean().item()
         for scheme in ("w2a8", "w4a8", "w8a8")
@@ -229,8 +228,8 @@ def test_batches_come_as_they_are(data):
     """The same samples in other batches give the same quantizers, biases and outputs."""
     _, graph, x = residual(torch.float64)
     x = torch.cat([4 * x[:1], x[1:15]])  # the first batch has the extremes, from which bins of a histogram begin
-    layers = find_layers(graph)
-    needed = calibrate(graph, layers, [Inputs.of(x)]).samples
+    layers = graph.layers
+    needed = calibrate(graph, [Inputs.of(x)]).samples
     assert {len(kept) for kept in needed.values()} == {len(x)}, "few enough samples that every one is kept"
     whole = quantize(graph, plan_of(layers, "w4a8"), [x])
     parts = quantize(graph, plan_of(layers, "w4a8"), data(x))
@@ -240,7 +239,7 @@ def test_batches_come_as_they_are(data):
 
 def test_the_simulation_trains():
     _, graph, x = residual()
-    simulated = quantize(graph, plan_of(find_layers(graph), "w3a8"), [x])
+    simulated = quantize(graph, plan_of(graph.layers, "w3a8"), [x])
     parameters = dict(simulated.module.named_parameters())
     assert all(parameter.requires_grad for parameter in parameters.values())
     assert set(parameters) == {f"{name}.{part}" for name in ("first", "second", "last") for part in ("weight", "bias")}
@@ -258,7 +257,7 @@ def test_the_simulation_trains():
 
 def test_a_simulation_works_at_any_batch_size_and_exports():
     _, graph, x = residual()
-    simulated = quantize(graph, plan_of(find_layers(graph), "w4a8"), [x])
+    simulated = quantize(graph, plan_of(graph.layers, "w4a8"), [x])
     whole = simulated(x)
     torch.testing.assert_close(torch.cat([simulated(part) for part in (x[:1], x[1:8], x[8:])]), whole)
     program = simulated.export()
@@ -272,10 +271,10 @@ def test_names_that_look_alike_are_told_apart():
     inner, other = nn.Module(), nn.Module()
     inner.b_c, other.c = nn.Linear(3, 3), nn.Linear(3, 3)
     graph = capture(Net(lambda net, x: net.a.b_c(net.a_b.c(x)), a=inner, a_b=other), torch.randn(2, 3))
-    simulated = quantize(graph, plan_of(find_layers(graph), "w4"), [torch.randn(4, 3)])
+    simulated = quantize(graph, plan_of(graph.layers, "w4"), [torch.randn(4, 3)])
     assert set(by_tensor(simulated)) == {"a.b_c.weight", "a_b.c.weight"}
     graph = capture(Net(lambda net, x: net.a(x) @ net.x, a=nn.Linear(3, 3), x=matrix(3, 2)), torch.randn(4, 3))
-    simulated = quantize(graph, plan_of(find_layers(graph), "w4a8"), [torch.randn(4, 3)])
+    simulated = quantize(graph, plan_of(graph.layers, "w4a8"), [torch.randn(4, 3)])
     assert sum(isinstance(one, Quantizer) for one in simulated.module.modules()) == 4
 
 
@@ -290,7 +289,7 @@ def test_a_mask_of_infinities_stays_in_float(monkeypatch):
     x = torch.randn(12, 3, 4)
     graph = capture(net, x)
     monkeypatch.setattr("tests.networks.TARGET", dataclasses.replace(ANYTHING, integer_operators=BETWEEN_KINDS))
-    simulated = quantize(graph, plan_of(find_layers(graph), "w8a8"), [x])
+    simulated = quantize(graph, plan_of(graph.layers, "w8a8"), [x])
     assert "conv1d" in by_tensor(simulated)
     torch.testing.assert_close(simulated(x), graph(x), rtol=0, atol=0.05)
 
@@ -320,14 +319,14 @@ def with_changes(plan, **changes):
 )
 def test_a_plan_that_does_not_fit_is_refused(change, message):
     _, graph, x = residual()
-    plan = with_changes(plan_of(find_layers(graph), "w4a8"), **change)
+    plan = with_changes(plan_of(graph.layers, "w4a8"), **change)
     with pytest.raises(InvalidInput, match=message):
         quantize(graph, plan, [x])
 
 
 def test_different_formats_for_a_shared_input_are_refused():
     graph = capture(Attention().eval(), torch.randint(0, 6, (2, 5)))
-    layers = find_layers(graph)
+    layers = graph.layers
     schemes = dict.fromkeys((layer.name for layer in layers), "w4a8") | {"k.weight": "w4"}
     with pytest.raises(InvalidInput, match=r"q\.weight \(w4a8\) and k\.weight \(w4\) read the same tensor"):
         quantize(graph, plan_of(layers, schemes), [torch.randint(0, 6, (4, 5))])
@@ -335,20 +334,20 @@ def test_different_formats_for_a_shared_input_are_refused():
 
 def test_what_cannot_be_quantized_is_refused():
     _, graph, x = residual()
-    plan = plan_of(find_layers(graph), "w4a8")
+    plan = plan_of(graph.layers, "w4a8")
     with pytest.raises(InvalidInput, match="holds no batch"):
         quantize(graph, plan, [])
     with pytest.raises(InvalidInput, match="quantized already"):
         quantize(quantize(graph, plan, [x]), plan, [x])
     _, _, other = captured_operator("linear")
-    calibration = calibrate(other, find_layers(other), [other.example])
+    calibration = calibrate(other, [other.example])
     with pytest.raises(InvalidInput, match="calibration: of another graph"):
         quantize(graph, plan, calibration)
 
 
 def test_assembling_takes_quantizers_as_they_are():
     _, _, graph = captured_operator("linear")
-    layers = find_layers(graph)
+    layers = graph.layers
     scale = torch.full((4,), 0.5, dtype=torch.float64)
     quantizer = Quantizer("a.weight", Format(4, "channel", symmetric=True), 0, scale, torch.zeros_like(scale))
     (operation,) = layers[0].operations
@@ -363,7 +362,7 @@ def test_assembling_takes_quantizers_as_they_are():
 
 def test_a_rounding_goes_on_in_the_folder(tmp_path, monkeypatch):
     _, _, graph = captured_operator("linear")
-    x, plan = data_for("linear"), plan_of(find_layers(graph), "w3")
+    x, plan = data_for("linear"), plan_of(graph.layers, "w3")
     rounded = quantize(graph, plan, [x], rounding="gptq", folder=tmp_path / "parts")
     assert [path.suffix for path in (tmp_path / "parts").iterdir()] == [".safetensors"]
     monkeypatch.setattr(sys.modules["mixbit.roundings.gptq"], "compensated", None)  # nothing is left to do
@@ -374,7 +373,7 @@ def test_a_rounding_goes_on_in_the_folder(tmp_path, monkeypatch):
 def test_a_rounding_that_returns_no_graph_is_refused():
     _, _, graph = captured_operator("linear")
     with pytest.raises(InvalidInput, match="rounding forgets: returns a NoneType; return the simulated graph"):
-        quantize(graph, plan_of(find_layers(graph), "w3"), [data_for("linear")], rounding=forgets)
+        quantize(graph, plan_of(graph.layers, "w3"), [data_for("linear")], rounding=forgets)
 
 
 def forgets(asked):
@@ -394,7 +393,7 @@ def test_a_weight_read_from_both_sides_keeps_its_scales_on_one(bias, scheme):
     net = Net(run, e=nn.Linear(6, 9), b=nn.Parameter(torch.randn(6))).double().eval()
     x = torch.randn(30, 6, dtype=torch.float64)
     graph = capture(net, x)
-    plan = plan_of(find_layers(graph), scheme)
+    plan = plan_of(graph.layers, scheme)
     for method in ("at_once", "sequential", "off"):
         found = quantize(graph, plan, [x], bias_correction=method)
         assert (found(x) - graph(x)).square().mean() < (0.02 if scheme == "w4a8" else 2e-3) * graph(x).var()

@@ -13,7 +13,7 @@ from mixbit.core.scheme import Format
 from mixbit.core.task import Task
 from mixbit.graph.backward import squared_gradients
 from mixbit.graph.blocks import find_blocks
-from mixbit.graph.layers import find_layers, model_fingerprint
+from mixbit.graph.layers import model_fingerprint
 from mixbit.graph.walk import needed_later, stretches
 from mixbit.quantization.assemble import quantizers_of
 from mixbit.quantization.calibrate import calibrate
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("anything")
 
 def asked_of(net, batches, scheme, **others):
     graph = mb.capture(net, batches[0])
-    layers = find_layers(graph)
+    layers = graph.layers
     names = {layer.name: scheme for layer in layers}
     plan = mb.Plan(target="anything", fingerprint=model_fingerprint(layers), layers=names)
     simulated = quantize(graph, plan, batches)
@@ -99,7 +99,7 @@ def test_steps_of_coarse_activations_are_learned_and_others_left():
 def test_biases_are_whole_steps_again():
     rounded = brecq(asked_of(residual_net(), images(), "w3a8"), iterations=30)
     by_name = {one.tensor: one for one in quantizers_of(rounded)}
-    read = {layer.name: layer.inputs[0] for layer in find_layers(rounded)}
+    read = {layer.name: layer.inputs[0] for layer in rounded.layers}
     for name, tensor in read.items():
         step = by_name[name].scale * by_name[tensor].scale
         steps = rounded.module.get_parameter(name.replace("weight", "bias")).detach() / step
@@ -139,7 +139,7 @@ def test_activations_on_disk_give_the_same_rounding(caplog):
 
 def test_squared_gradients_are_those_of_each_samples_information():
     asked = asked_of(residual_net(), images(2), "w4a8")
-    name = find_blocks(asked.graph, find_layers(asked.graph))[1].outputs[0]
+    name = find_blocks(asked.graph)[1].outputs[0]
     found = squared_gradients(asked.case, (name,))
     net, generator, slow = residual_net(), torch.Generator().manual_seed(0), []
     for batch in images(2):
@@ -159,7 +159,7 @@ def test_the_fisher_weighted_error_is_reduced():
 
 def test_stretches_run_one_after_the_other_are_the_network():
     asked = asked_of(residual_net(), images(1), "w4a8")
-    blocks = find_blocks(asked.graph, find_layers(asked.graph))
+    blocks = find_blocks(asked.graph)
     for graph in (asked.graph, asked.simulated):
         (leaf,) = graph.leaves(asked.batches[0])
         tensors, parts = {graph.module.graph.find_nodes(op="placeholder")[0].name: leaf}, stretches(graph, blocks)
@@ -198,9 +198,9 @@ def test_formats_of_floats_are_left_alone():
 
 def test_batches_are_calibrated_and_learned_from():
     graph = mb.capture(residual_net(), images(1)[0])
-    calibration = calibrate(graph, find_layers(graph), [Inputs.of(batch) for batch in images(2)])
-    names = {layer.name: "w3a8" for layer in find_layers(graph)}
-    plan = mb.Plan(target="anything", fingerprint=model_fingerprint(find_layers(graph)), layers=names)
+    calibration = calibrate(graph, [Inputs.of(batch) for batch in images(2)])
+    names = {layer.name: "w3a8" for layer in graph.layers}
+    plan = mb.Plan(target="anything", fingerprint=model_fingerprint(graph.layers), layers=names)
     with pytest.raises(mb.InvalidInput, match="rounding brecq: a calibration alone does not tell it enough"):
         quantize(graph, plan, calibration, rounding="brecq")
     quantize(graph, plan, images(2), rounding="brecq:iterations=2")
@@ -248,7 +248,7 @@ def test_blocks_with_two_outputs_are_weighted_by_the_gradients_of_both():
     parts = {"stem": nn.Linear(6, 6), "a": nn.Linear(6, 3), "b": nn.Linear(6, 3)}
     net = Net(lambda net, x: (net.a(y := net.stem(x).relu()).tanh(), net.b(y)), **parts)
     asked = asked_of(net, [torch.randn(16, 6) for _ in range(3)], "w2")
-    blocks = find_blocks(asked.graph, find_layers(asked.graph))
+    blocks = find_blocks(asked.graph)
     found = squared_gradients(asked.case, blocks[1].outputs)
     assert {name for _, name in found} == set(blocks[1].outputs)
     assert not found[0, blocks[1].outputs[1]].any(), "the task looks at the first output alone"
@@ -263,7 +263,7 @@ def test_samples_are_drawn_along_their_own_dimension():
 
     net = Net(run, a=nn.Linear(5, 8), b=nn.Linear(8, 3))
     asked = asked_of(net, [torch.randn(size, 8, 5) for size in (8, 12)], "w3")
-    blocks = find_blocks(asked.graph, find_layers(asked.graph))
+    blocks = find_blocks(asked.graph)
     with closing(Passes(asked.case, 1.0, {})) as passes:
         assert not any(map(passes.parts_by_rows, stretches(asked.graph, blocks), (one.outputs for one in blocks)))
     brecq(asked, iterations=20, batch_size=4)
@@ -273,7 +273,7 @@ def test_biases_are_whole_steps_where_steps_are_learned_without_them():
     asked = asked_of(residual_net(), images(2), "w4a4")
     rounded = brecq(replace(asked, bias_correction=False), iterations=20)
     by_name = {one.tensor: one for one in quantizers_of(rounded)}
-    for layer in find_layers(rounded):
+    for layer in rounded.layers:
         step = by_name[layer.name].scale * by_name[layer.inputs[0]].scale
         steps = rounded.module.get_parameter(layer.name.replace("weight", "bias")).detach() / step
         assert (steps - steps.round()).abs().max() < 1e-3

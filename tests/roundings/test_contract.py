@@ -8,10 +8,7 @@ from torch import Tensor, fx
 
 from mixbit.core.batches import Inputs
 from mixbit.graph.capture import capture
-from mixbit.graph.graph import Graph
-from mixbit.graph.layers import find_layers
-from mixbit.graph.nodes import argument, get_tensor
-from mixbit.graph.operators import can_take_bias, run_operation
+from mixbit.graph.graph import Graph, argument
 from mixbit.quantization.assemble import quantizers_of
 from mixbit.roundings import ROUNDINGS
 from mixbit.roundings._input import Reconstruction
@@ -39,7 +36,7 @@ METHODS = dict(ROUNDINGS) | {name: functools.partial(ROUNDINGS[name], iterations
 def question(graph: Graph, x: Tensor, scheme: str, seed: int = 0) -> Reconstruction:
     """What `quantize` gives a rounding."""
     given = []
-    plan = plan_of(find_layers(graph), scheme)
+    plan = plan_of(graph.layers, scheme)
     quantize(graph, plan, batches_of(x, 8), rounding=lambda it: given.append(it) or it.simulated, seed=seed)
     return given[0]
 
@@ -62,18 +59,18 @@ def network_question(network: str) -> tuple[Tensor, Reconstruction]:
 
 def output_error(asked: Reconstruction, result: Graph, x: Tensor) -> float:
     """Mean square error of the only operator's output from its weight, the mean taken off where its bias does so."""
-    (layer,) = find_layers(asked.graph)
+    (layer,) = asked.graph.layers
     (operation,) = layer.operations
     node = result.node(operation.node)
     interpreter = fx.Interpreter(result.module, garbage_collect_values=False)
     with torch.no_grad():
         interpreter.run(*result.leaves(Inputs.of(x)), enable_io_processing=False)
         quantizer = next(one for one in quantizers_of(result) if one.axis is not None)
-        weight = get_tensor(result.module, layer.name)
-        change = (quantizer(weight) - get_tensor(asked.graph.module, layer.name)).double()
-        error = run_operation(node, operation, interpreter.env[argument(node, operation.data)].double(), change)
+        weight = result.parameter(layer.name)
+        change = (quantizer(weight) - asked.graph.parameter(layer.name)).double()
+        error = result.run(operation, interpreter.env[argument(node, operation.data)].double(), change)
     channels = error.movedim(-1 if operation.channels_last else 1, 0).flatten(1)
-    if can_take_bias(node, operation):
+    if operation.takes_bias:
         channels = channels - channels.mean(1, keepdim=True)
     return float(channels.square().mean())
 
@@ -89,7 +86,7 @@ def test_weights_are_whole_multiples_of_their_scales_and_no_worse_than_the_neare
     x, asked = operator_question(kind)
     result = METHODS[name](asked)
     (quantizer,) = (one for one in quantizers_of(result) if one.axis is not None)
-    weight = get_tensor(result.module, quantizer.tensor).detach()
+    weight = result.parameter(quantizer.tensor).detach()
     rounded = quantizer(weight)
     if name in OUTPUT_ERROR and not kind.startswith(("conv_transpose", "embedding")):
         assert torch.equal(rounded, weight), "the quantizer changes nothing"
@@ -120,7 +117,7 @@ def test_the_result_is_the_simulated_graph_with_other_numbers(name, network):
     x, asked = network_question(network)
     result = METHODS[name](asked)
     assert result.plan == asked.simulated.plan
-    assert find_layers(result) == find_layers(asked.simulated)
+    assert result.layers == asked.simulated.layers
     result.module.graph.lint()
     kinds = [[(node.op, str(node.target)) for node in one.module.graph.nodes] for one in (result, asked.simulated)]
     assert sorted(kinds[0]) == sorted(kinds[1])

@@ -12,10 +12,7 @@ from torch.nn import functional as F
 
 from mixbit.core.errors import InvalidInput
 from mixbit.graph.capture import capture
-from mixbit.graph.graph import Graph, Layer, Operation
-from mixbit.graph.layers import find_layers
-from mixbit.graph.nodes import argument, get_tensor
-from mixbit.graph.operators import can_take_bias, run_operation
+from mixbit.graph.graph import Graph, Layer, Operation, argument
 from mixbit.quantization.affine import along
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.quantization.statistics import Moments
@@ -52,7 +49,7 @@ def everything(anything, monkeypatch):
 def asked_about(graph: Graph, x: Tensor, schemes: str | dict[str, str], size: int = 2, **options) -> Reconstruction:
     """What `quantize` gives a rounding."""
     given = []
-    plan = plan_of(find_layers(graph), schemes)
+    plan = plan_of(graph.layers, schemes)
     quantize(graph, plan, batches_of(x, size), rounding=lambda asked: given.append(asked) or asked.simulated, **options)
     return given[0]
 
@@ -64,29 +61,29 @@ def tensors_read(graph: Graph, x: Tensor) -> dict[fx.Node, Tensor]:
     return interpreter.env
 
 
-def columns(node: fx.Node, operation: Operation, weight: Tensor, axis: int, x: Tensor) -> Tensor:
+def columns(graph: Graph, operation: Operation, weight: Tensor, axis: int, x: Tensor) -> Tensor:
     """[G, positions, columns] what the operator multiplies with each weight of a row, by running it on unit weights."""
-    groups = operation.groups(node)
+    groups = operation.groups
     channels = weight.shape[axis]
     rows = torch.eye(weight.numel() // channels, dtype=weight.dtype)
     shape = weight.movedim(axis, 0).shape
     found = []
     for unit in rows:
         unit_weight = unit.expand(channels, -1).reshape(shape).movedim(0, axis).contiguous()
-        output = run_operation(node, operation, x, unit_weight).movedim(-1 if operation.channels_last else 1, 0)
+        output = graph.run(operation, x, unit_weight).movedim(-1 if operation.channels_last else 1, 0)
         found.append(output.reshape(groups, channels // groups, -1)[:, 0])
     return torch.stack(found, 2)
 
 
 def expected_weight(asked: Reconstruction, result: Graph, layer: Layer, x: Tensor, *, by_activation: bool) -> Tensor:
     """The plain loop, for what the layer's operators read in the result."""
-    env, weight = tensors_read(result, x), get_tensor(asked.simulated.module, layer.name).detach()
+    env, weight = tensors_read(result, x), asked.simulated.parameter(layer.name).detach()
     quantizer = result.module.get_submodule(f"mixbit_quantizers.weights.{layer.name}")
     hessian: Tensor | float = 0.0
     for operation in layer.operations:
         node = result.node(operation.node)
-        read = columns(node, operation, weight, layer.axis, env[argument(node, operation.data)])
-        if asked.bias_correction and can_take_bias(node, operation):
+        read = columns(result, operation, weight, layer.axis, env[argument(node, operation.data)])
+        if asked.bias_correction and operation.takes_bias:
             read = read - read.mean(1, keepdim=True)
         hessian = hessian + read.mT @ read
     groups = len(hessian)
@@ -111,17 +108,17 @@ def expected_weight(asked: Reconstruction, result: Graph, layer: Layer, x: Tenso
 @pytest.mark.parametrize("kind", COVERED)
 def test_rows_times_weight_are_what_the_operator_returns(kind):
     _, x, graph = captured_operator(kind)
-    (layer,) = find_layers(graph)
+    (layer,) = graph.layers
     (operation,) = layer.operations
-    node, weight = graph.node(operation.node), get_tensor(graph.module, layer.name).detach()
+    node, weight = graph.node(operation.node), graph.parameter(layer.name).detach()
     read = tensors_read(graph, x)[argument(node, operation.data)]
     rows = torch.cat(list(rows_of(node, operation, read, layer.shape[2:])), 1)
-    torch.testing.assert_close(rows, columns(node, operation, weight, layer.axis, read))
+    torch.testing.assert_close(rows, columns(graph, operation, weight, layer.axis, read))
 
 
 def test_few_samples_at_a_time_give_the_same_rows(monkeypatch):
     _, x, graph = captured_operator("conv2d")
-    (operation,) = find_layers(graph)[0].operations
+    (operation,) = graph.layers[0].operations
     node = graph.node(operation.node)
     whole = list(rows_of(node, operation, x, (3, 3)))
     monkeypatch.setattr("mixbit.roundings._compensate.FEW_ELEMENTS", 1)
@@ -150,9 +147,9 @@ def test_every_operator_gets_what_the_plain_loop_finds(kind, scheme):
     _, x, graph = captured_operator(kind)
     asked = asked_about(graph, x, scheme)
     result = gptq(asked)
-    (layer,) = find_layers(graph)
+    (layer,) = graph.layers
     expected = expected_weight(asked, result, layer, x, by_activation=True)
-    torch.testing.assert_close(get_tensor(result.module, layer.name).detach(), expected, atol=1e-8, rtol=0)
+    torch.testing.assert_close(result.parameter(layer.name).detach(), expected, atol=1e-8, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["matmul", "matmul, permuted", "linear", "grouped"])
@@ -172,9 +169,9 @@ def test_groups_share_scales_along_a_row(kind):
     graph = capture(model, x)
     asked = asked_about(graph, x, f"w3g{width}z")
     result = gptq(asked, order="natural")
-    (layer,) = find_layers(graph)
+    (layer,) = graph.layers
     expected = expected_weight(asked, result, layer, x, by_activation=False)
-    torch.testing.assert_close(get_tensor(result.module, layer.name).detach(), expected, atol=1e-8, rtol=0)
+    torch.testing.assert_close(result.parameter(layer.name).detach(), expected, atol=1e-8, rtol=0)
 
 
 def whole_networks() -> dict[str, tuple[nn.Module, Tensor]]:
@@ -196,10 +193,10 @@ def test_layers_are_rounded_for_what_they_read_in_the_finished_network(name, sch
     graph = capture(model, x)
     asked = asked_about(graph, x, scheme, 4)
     result = gptq(asked)
-    for layer in find_layers(graph):
-        weight = get_tensor(result.module, layer.name).detach()
+    for layer in graph.layers:
+        weight = result.parameter(layer.name).detach()
         if layer.operations[0].input is None:
-            assert torch.equal(weight, get_tensor(graph.module, layer.name))
+            assert torch.equal(weight, graph.parameter(layer.name))
             continue
         expected = expected_weight(asked, result, layer, x, by_activation=True)
         torch.testing.assert_close(weight, expected, atol=1e-8, rtol=0, msg=layer.name)
@@ -210,32 +207,32 @@ def test_biases_take_off_the_mean_error(scheme):
     _, x, graph = captured_operator("conv2d")
     asked = asked_about(graph, x, scheme)
     result = gptq(asked)
-    (operation,) = find_layers(graph)[0].operations
+    (operation,) = graph.layers[0].operations
     node = result.node(operation.node)
     read = tensors_read(result, x)[argument(node, 0)]
-    change = get_tensor(result.module, "a.weight") - get_tensor(graph.module, "a.weight")
-    error = run_operation(node, operation, read, change).mean((0, 2, 3))
-    expected = get_tensor(graph.module, "a.bias") - error
+    change = result.parameter("a.weight") - graph.parameter("a.weight")
+    error = graph.run(operation, read, change).mean((0, 2, 3))
+    expected = graph.parameter("a.bias") - error
     step = 0.0
     if scheme.endswith("a8"):
         quantizers = {one.tensor: one for one in result.module.modules() if isinstance(one, Quantizer)}
         step = quantizers[operation.input].scale * quantizers["a.weight"].scale
         expected = torch.round(expected / step) * step
-    torch.testing.assert_close(get_tensor(result.module, "a.bias").detach(), expected.detach(), atol=1e-10, rtol=0)
+    torch.testing.assert_close(result.parameter("a.bias").detach(), expected.detach(), atol=1e-10, rtol=0)
 
 
 def test_without_bias_correction_rows_keep_their_mean_and_biases_stay():
     _, x, graph = captured_operator("linear, 3 dimensions")
     asked = asked_about(graph, x, "w3", bias_correction="off")
     result = gptq(asked)
-    (layer,) = find_layers(graph)
+    (layer,) = graph.layers
     torch.testing.assert_close(
-        get_tensor(result.module, layer.name).detach(),
+        result.parameter(layer.name).detach(),
         expected_weight(asked, result, layer, x, by_activation=True),
         atol=1e-8,
         rtol=0,
     )
-    assert torch.equal(get_tensor(result.module, "a.bias"), get_tensor(graph.module, "a.bias"))
+    assert torch.equal(result.parameter("a.bias"), graph.parameter("a.bias"))
 
 
 def twice(net: Net, x: Tensor) -> Tensor:
@@ -248,12 +245,12 @@ def test_a_weight_read_twice_counts_all_that_reads_it():
     graph = capture(Net(twice, a=nn.Linear(5, 5).double(), b=nn.Linear(5, 5).double()), x)
     asked = asked_about(graph, x, "w3", 5)
     result = gptq(asked)
-    shared, other = find_layers(graph)
+    shared, other = graph.layers
     # The shared one is rounded first, in the network as it is then: with itself and the other rounded to the nearest.
     expected = expected_weight(asked, asked.simulated, shared, x, by_activation=True)
-    torch.testing.assert_close(get_tensor(result.module, shared.name).detach(), expected, atol=1e-8, rtol=0)
+    torch.testing.assert_close(result.parameter(shared.name).detach(), expected, atol=1e-8, rtol=0)
     expected = expected_weight(asked, result, other, x, by_activation=True)
-    torch.testing.assert_close(get_tensor(result.module, other.name).detach(), expected, atol=1e-8, rtol=0)
+    torch.testing.assert_close(result.parameter(other.name).detach(), expected, atol=1e-8, rtol=0)
 
 
 def test_a_head_tied_to_an_embedding_is_rounded_for_what_the_head_reads():
@@ -261,10 +258,10 @@ def test_a_head_tied_to_an_embedding_is_rounded_for_what_the_head_reads():
     ids = torch.randint(0, 6, (10, 5))
     graph = capture(Attention().double(), ids)
     asked = asked_about(graph, ids, "w3", 4)
-    tied = next(layer for layer in find_layers(graph) if len(layer.operations) == 2)
+    tied = next(layer for layer in graph.layers if len(layer.operations) == 2)
     head = dataclasses.replace(tied, operations=tied.operations[1:])
     expected = expected_weight(asked, asked.simulated, head, ids, by_activation=True)
-    torch.testing.assert_close(get_tensor(gptq(asked).module, tied.name).detach(), expected, atol=1e-8, rtol=0)
+    torch.testing.assert_close(gptq(asked).parameter(tied.name).detach(), expected, atol=1e-8, rtol=0)
 
 
 def test_a_matrix_read_from_both_sides_counts_the_side_of_its_channels():
@@ -272,10 +269,10 @@ def test_a_matrix_read_from_both_sides_counts_the_side_of_its_channels():
     x = torch.randn(12, 4).double()
     graph = capture(Net(lambda net, x: F.linear(x, net.w) @ net.w, w=nn.Parameter(torch.randn(4, 4).double())), x)
     asked = asked_about(graph, x, "w3", 4)
-    (layer,) = find_layers(graph)
+    (layer,) = graph.layers
     first = dataclasses.replace(layer, operations=layer.operations[:1])
     expected = expected_weight(asked, asked.simulated, first, x, by_activation=True)
-    torch.testing.assert_close(get_tensor(gptq(asked).module, "w").detach(), expected, atol=1e-8, rtol=0)
+    torch.testing.assert_close(gptq(asked).parameter("w").detach(), expected, atol=1e-8, rtol=0)
 
 
 def test_dead_inputs_and_unequal_batches():
@@ -286,9 +283,9 @@ def test_dead_inputs_and_unequal_batches():
     graph = capture(model, x)
     asked = asked_about(graph, x, "w3", 4)
     result = gptq(asked)
-    found, near = get_tensor(result.module, "weight"), asked.simulated
+    found, near = result.parameter("weight"), asked.simulated
     quantizer = near.module.get_submodule("mixbit_quantizers.weights.weight")
-    assert torch.equal(found[:, 2], quantizer(get_tensor(near.module, "weight"))[:, 2])
+    assert torch.equal(found[:, 2], quantizer(near.parameter("weight"))[:, 2])
     assert torch.equal(gptq(asked_about(graph, x, "w3", 11)).module.weight, found)
 
 
@@ -296,9 +293,9 @@ def test_sparse_formats_keep_their_zeros():
     _, x, graph = captured_operator("linear, 3 dimensions")
     asked = asked_about(graph, x, "w4")
     quantizer = asked.simulated.module.get_submodule("mixbit_quantizers.weights.a.weight")
-    weight = get_tensor(graph.module, "a.weight").detach()
+    weight = graph.parameter("a.weight").detach()
     quantizer.mask = weight.abs() >= weight.abs().median()
-    found = get_tensor(gptq(asked).module, "a.weight")
+    found = gptq(asked).parameter("a.weight")
     assert (found[~quantizer.mask] == 0).all()
     assert torch.equal(quantizer(found), found)
     assert not torch.equal(found, quantizer(weight))
@@ -310,7 +307,7 @@ def test_floats_stay():
     asked = asked_about(graph, x, {"0.weight": "float16", "2.weight": "float", "4.weight": "w3"})
     result = gptq(asked)
     for name in ("0.weight", "2.weight"):
-        assert torch.equal(get_tensor(result.module, name), get_tensor(graph.module, name))
+        assert torch.equal(result.parameter(name), graph.parameter(name))
 
 
 def test_tensors_between_layers_go_to_files_beyond_the_limit(monkeypatch, tmp_path, caplog):
@@ -375,7 +372,7 @@ def test_a_network_of_embeddings_alone_stays():
     _, x, graph = captured_operator("embedding")
     asked = asked_about(graph, x, "w3")
     result = gptq(asked)
-    assert torch.equal(get_tensor(result.module, "a.weight"), get_tensor(graph.module, "a.weight"))
+    assert torch.equal(result.parameter("a.weight"), graph.parameter("a.weight"))
 
 
 def test_bad_options_are_refused():
@@ -387,14 +384,14 @@ def test_bad_options_are_refused():
     with pytest.raises(InvalidInput, match="no batch"):
         gptq(dataclasses.replace(asked, batches=[]))
     with pytest.raises(InvalidInput, match="order=sideways"):
-        quantize(graph, plan_of(find_layers(graph), "w3"), batches_of(x, 2), rounding="gptq:order=sideways")
+        quantize(graph, plan_of(graph.layers, "w3"), batches_of(x, 2), rounding="gptq:order=sideways")
 
 
 def test_options_are_read_and_the_graphs_stay():
     _, x, graph = captured_operator("conv1d")
     before = state_of(graph.module)
-    plan = plan_of(find_layers(graph), "w2a8")
+    plan = plan_of(graph.layers, "w2a8")
     found = quantize(graph, plan, batches_of(x, 2), rounding="gptq:damping=0.5,order=natural")
     expected = gptq(asked_about(graph, x, "w2a8"), damping=0.5, order="natural")
-    assert torch.equal(get_tensor(found.module, "a.weight"), get_tensor(expected.module, "a.weight"))
+    assert torch.equal(found.parameter("a.weight"), expected.parameter("a.weight"))
     assert_state_is(graph.module, before)

@@ -25,7 +25,6 @@ from mixbit.core.target import TARGETS, Runner, StoredWeight, find_target, targe
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer
-from mixbit.graph.layers import find_layers
 from mixbit.quantization.offers import misfit
 from mixbit.roundings.quantize import quantize
 from mixbit.targets.export import export
@@ -224,7 +223,7 @@ def batches(network: str) -> list[Any]:
 
 def simulate(graph: Graph, target: str, network: str, scheme: str) -> Graph:
     """Layers that the blocks of a sparse scheme do not fit take it without zeros."""
-    layers = find_layers(graph)
+    layers = graph.layers
     widths = target_module(target).TARGET.weight_bits
     kinds: dict[str, Any] = {
         "mixed": {layer.name: f"w{widths[index % len(widths)]}a8" for index, layer in enumerate(layers)},
@@ -303,7 +302,7 @@ def test_runs_nearly_as_simulated_under_the_runtimes_default_settings(written):
 
 def test_holds_exactly_the_bytes_that_were_predicted(written):
     held = {name: weight.weight_bytes for name, weight in written.stored.items()}
-    assert held == predicted_bytes(find_layers(written.graph), written.plan)
+    assert held == predicted_bytes(written.graph.layers, written.plan)
 
 
 def test_files_hold_little_else(written):
@@ -318,7 +317,7 @@ def test_files_hold_little_else(written):
 def test_layers_run_in_integers_where_their_input_is_quantized(written):
     executed = written.runner.executed()
     assert sorted(executed) == sorted(written.plan.layers)
-    for layer in find_layers(written.graph):
+    for layer in written.graph.layers:
         scheme = written.plan.scheme(layer.name)
         integer = layer.inputs and scheme.input is not None and not layer.name.startswith(FLOAT[written.target])
         assert ("int8" in executed[layer.name]) == bool(integer), f"{layer.name}: {executed[layer.name]}"

@@ -4,7 +4,6 @@ import torch
 
 from mixbit.core.scheme import Scheme
 from mixbit.graph.capture import capture
-from mixbit.graph.layers import find_layers
 from mixbit.quantization.affine import num_scales
 from mixbit.quantization.offers import misfit
 from mixbit.roundings.quantize import quantize
@@ -18,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("anything")
 @pytest.mark.parametrize("kind", ["linear", "conv2d", "grouped", "conv_transpose2d", "embedding", "matmul, transposed"])
 def test_integers_times_scales_are_the_simulated_weight(kind, bits):
     _, _, graph = captured_operator(kind)
-    layers = find_layers(graph)
+    layers = graph.layers
     simulated = quantize(graph, plan_of(layers, f"w{bits}"), [operator_network(kind)[1].double()])
     ((name, weight),) = integer_weights(simulated).items()
     assert (name, weight.name, weight.bits, weight.axis) == (layers[0].name, name, bits, layers[0].axis)
@@ -39,7 +38,7 @@ def test_integers_times_scales_are_the_simulated_weight(kind, bits):
 @pytest.mark.parametrize("kind", ["linear", "conv2d", "grouped", "conv_transpose2d", "embedding", "matmul, transposed"])
 def test_laid_out_integers_less_zero_points_times_scales_are_the_simulated_weight(kind, scheme):
     _, _, graph = captured_operator(kind)
-    layers = find_layers(graph)
+    layers = graph.layers
     if misfit(layers[0], Scheme.parse(scheme)):
         pytest.skip("the groups do not divide the layer")
     simulated = quantize(graph, plan_of(layers, scheme, "packed"), [operator_network(kind)[1].double()])
@@ -60,7 +59,7 @@ def test_laid_out_integers_less_zero_points_times_scales_are_the_simulated_weigh
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
 def test_small_floats_are_the_simulated_weight(kind):
     _, _, graph = captured_operator("conv2d")
-    simulated = quantize(graph, plan_of(find_layers(graph), kind, "packed"), [operator_network("conv2d")[1].double()])
+    simulated = quantize(graph, plan_of(graph.layers, kind, "packed"), [operator_network("conv2d")[1].double()])
     ((name, value),) = float_weights(simulated).items()
     assert value.dtype == getattr(torch, kind)
     weight = graph.module.get_parameter(name).detach()
@@ -71,7 +70,7 @@ def test_small_floats_are_the_simulated_weight(kind):
 
 def test_only_weights_have_integers():
     graph = capture(Residual().eval(), x := torch.randn(4, 2, 6, 6))
-    layers = find_layers(graph)
+    layers = graph.layers
     schemes = {"first.weight": "w4a8", "second.weight": "float", "last.weight": "w2"}
     assert set(integer_weights(quantize(graph, plan_of(layers, schemes), [x]))) == {"first.weight", "last.weight"}
     assert integer_weights(graph) == {}

@@ -30,7 +30,7 @@ def measured():
     network = Net(forward, a=nn.Linear(8, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 8), d=nn.Linear(8, 3))
     batches = [torch.randn(16, 8)]
     graph = mb.capture(network.eval(), batches[0])
-    calibration = calibrate(graph, mb.find_layers(graph), [Inputs.of(batches[0])])
+    calibration = calibrate(graph, [Inputs.of(batches[0])])
     table = mb.measure(graph, batches, target="packed", choices=CHOICES, metric="weight_error", calibration=calibration)
     return table, graph, calibration
 

@@ -16,7 +16,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns 
 faulthandler.enable()  # as pytest does: from here on the thread has a signal stack
 folder, net = pathlib.Path(sys.argv[1]), torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
 graph = mb.capture(net, torch.ones(2, 4))
-layers = mb.find_layers(graph)
+layers = graph.layers
 plan = mb.Plan(
     target="openvino", fingerprint=model_fingerprint(layers), layers={layer.name: "w4a8" for layer in layers}
 )

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from mixbit.core.plan import Plan
 from mixbit.core.target import target_module
 from mixbit.graph.capture import capture
-from mixbit.graph.layers import find_layers, model_fingerprint
+from mixbit.graph.layers import model_fingerprint
 from mixbit.roundings.quantize import quantize
 from mixbit.targets.export import export
 from tests.networks import Net
@@ -65,7 +65,7 @@ def network(name):
 
 def deploy(graph, scheme, target, folder):
     """Simulated and deployed outputs on the images, and what the runtime executed."""
-    layers = find_layers(graph)
+    layers = graph.layers
     plan = Plan(target=target, fingerprint=model_fingerprint(layers), layers={layer.name: scheme for layer in layers})
     simulated = quantize(graph, plan, [images()])
     export(simulated, target=target, path=folder)
@@ -80,7 +80,7 @@ def test_outputs_are_as_simulated_and_layers_run_in_int8(name, target, tmp_path)
     wanted, found, executed = deploy(network(name)[1], "w4a8", target, tmp_path)
     assert (found - wanted).square().mean().sqrt() <= 0.005 * wanted.std()
     assert all("int8" in text for text in executed.values()), executed
-    assert executed.keys() == {layer.name for layer in find_layers(network(name)[1])}
+    assert executed.keys() == {layer.name for layer in network(name)[1].layers}
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime", "packed"])
@@ -95,7 +95,7 @@ def test_dead_channels_keep_their_bias(target, tmp_path):
         net[4].weight[2] = 0
         net[4].bias[:3] = torch.tensor([3.0, 5.0, 7.0])
     graph = capture(net, images()[:2])
-    layers = find_layers(graph)
+    layers = graph.layers
     plan = Plan(target=target, fingerprint=model_fingerprint(layers), layers={layer.name: "w8a8" for layer in layers})
     simulated = quantize(graph, plan, [images()])
     with torch.no_grad():

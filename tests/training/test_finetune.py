@@ -14,7 +14,6 @@ from mixbit.core.task import Task
 from mixbit.demo import data
 from mixbit.demo.network import trained
 from mixbit.graph.capture import capture
-from mixbit.graph.layers import find_layers
 from mixbit.quantization.assemble import quantizers_of
 from mixbit.roundings.quantize import quantize
 from mixbit.training.finetune import FILE_NAME, check_first, finetune, train
@@ -37,7 +36,7 @@ def problem():
     points = torch.randn(192, 6)
     batches = list(zip(points.split(16), model(points).argmax(1).split(16), strict=True))
     graph = capture(model, points[:2])
-    return graph, quantize(graph, plan_of(find_layers(graph), "w2a4"), [points]), batches
+    return graph, quantize(graph, plan_of(graph.layers, "w2a4"), [points]), batches
 
 
 def run(*, graph=None, batches=None, teacher="float", task=None, settings=SETTINGS, epochs=3, held_out=None, path=None):
@@ -93,7 +92,7 @@ def test_training_lowers_the_loss_and_leaves_the_graph_alone(teacher, distil):
 def test_the_demos_network_gets_closer_to_its_float_self(scheme, lr, least):
     batches = [images for images, _ in data.calibration_batches()]
     graph = capture(trained(), batches[0])
-    simulated = quantize(graph, plan_of(find_layers(graph), scheme), batches)
+    simulated = quantize(graph, plan_of(graph.layers, scheme), batches)
     objective = Objective(Task.classification(), graph, 1.0, 1.0)
     found = train(simulated, batches, objective, epochs=2, settings=Training(lr=lr))
     assert found.losses[found.best] < least * found.losses[0]

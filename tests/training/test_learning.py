@@ -11,8 +11,6 @@ from mixbit.demo import data
 from mixbit.demo.network import trained
 from mixbit.graph.capture import capture
 from mixbit.graph.evaluate import evaluate
-from mixbit.graph.layers import find_layers
-from mixbit.graph.nodes import get_tensor
 from mixbit.quantization.assemble import assemble, quantizers_of
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.quantization.scales import LARGEST_BIAS
@@ -31,7 +29,7 @@ def residual(scheme="w3a4", target="anything"):
     torch.manual_seed(0)
     graph = capture(Residual().eval(), torch.randn(2, 2, 6, 6))
     x = torch.randn(20, 2, 6, 6)
-    return quantize(graph, plan_of(find_layers(graph), scheme, target), [x]), x
+    return quantize(graph, plan_of(graph.layers, scheme, target), [x]), x
 
 
 @pytest.mark.usefixtures("anything")
@@ -62,7 +60,7 @@ def test_gradients_of_scales_are_divided_by_the_root_of_their_sharers_and_their_
 def test_settled_biases_are_whole_multiples_of_their_steps(kind):
     model, x = operator_network(kind, 8)
     graph = capture(model, x)
-    trained = learnable(quantize(graph, plan_of(find_layers(graph), "w3a8"), [x]))
+    trained = learnable(quantize(graph, plan_of(graph.layers, "w3a8"), [x]))
     with torch.no_grad():
         for quantizer in quantizers_of(trained):
             quantizer.scale.mul_(torch.rand_like(quantizer.scale) + 0.5)
@@ -73,13 +71,13 @@ def test_settled_biases_are_whole_multiples_of_their_steps(kind):
     done = settled(trained)
     assert_state_is(trained.module, before)
     assert not any(quantizer.learns for quantizer in quantizers_of(done))
-    (layer,) = find_layers(done)
+    (layer,) = done.layers
     found = by_tensor(done)
     (operation,) = layer.operations
     if operation.input is None or operation.kind.bias is None:
         return
     node = done.node(operation.node)
-    bias = get_tensor(done.module, str(node.args[operation.kind.bias].target)).double()
+    bias = done.parameter(str(node.args[operation.kind.bias].target)).double()
     products = found[operation.input].scale.double() * found[layer.name].scale.double()
     steps = bias / products.repeat(len(bias) // len(products))
     assert (steps - steps.round()).abs().max() < 1e-3
@@ -102,7 +100,7 @@ def test_a_scale_too_small_for_its_bias_is_raised():
         by_tensor(graph)["last.weight"].scale[1] = -1.0
     done = settled(graph)
     scale = by_tensor(done)["last.weight"].scale
-    read = next(o.input for layer in find_layers(done) if layer.name == "last.weight" for o in layer.operations)
+    read = next(o.input for layer in done.layers if layer.name == "last.weight" for o in layer.operations)
     steps = 100 / (scale[1] * by_tensor(done)[read].scale)
     assert steps == pytest.approx(LARGEST_BIAS, rel=1e-3)
     assert torch.equal(scale[[0, 2]], by_tensor(graph)["last.weight"].scale[[0, 2]])
@@ -146,7 +144,7 @@ def test_small_floats_have_no_scale_and_groups_have_several():
         Quantizer("0.weight", groups, 0, scale, zero_point),
         Quantizer("2.weight", half, 0, torch.ones(1), torch.zeros(1)),
     ]
-    simulated = assemble(graph, plan_of(find_layers(graph), "w4"), quantizers, {})
+    simulated = assemble(graph, plan_of(graph.layers, "w4"), quantizers, {})
     training = learnable(simulated)
     assert [one.learns for one in quantizers_of(training)] == [True, False]
     training(torch.randn(3, 8)).sum().backward()
@@ -160,7 +158,7 @@ def test_a_trained_graph_runs_as_it_is_simulated(target, tmp_path):
     torch.manual_seed(0)
     pairs = [split_batch(batch) for batch in data.calibration_batches()]
     graph = capture(trained(), pairs[0][0].args)
-    simulated = quantize(graph, plan_of(find_layers(graph), "w3a8", target), [inputs for inputs, _ in pairs])
+    simulated = quantize(graph, plan_of(graph.layers, "w3a8", target), [inputs for inputs, _ in pairs])
     graph_in_training = learnable(simulated)
     optimizer = torch.optim.AdamW(graph_in_training.module.parameters(), lr=1e-3)
     for inputs, labels in pairs:

@@ -10,9 +10,8 @@ from torch import Tensor, fx
 from mixbit.core import track
 from mixbit.core.batches import Inputs
 from mixbit.graph.case import Case
-from mixbit.graph.graph import Graph, Layer, Operation
-from mixbit.graph.nodes import argument, get_tensor
-from mixbit.graph.operators import FEW_ELEMENTS, run_operation
+from mixbit.graph.graph import Graph, Layer, Operation, argument
+from mixbit.graph.operators import FEW_ELEMENTS
 from mixbit.graph.sample_axis import group_samples, sample_axis
 
 #: (layer, operation, what it reads, gradient by its output) and (tensor's name, its value, gradient by it).
@@ -126,9 +125,8 @@ class SampleGradients:
         self.at_weight(layer, self._gradients(layer, self.uses.pop(layer.name)))
 
     def _gradients(self, layer: Layer, uses: list[tuple[Operation, Tensor, Tensor]]) -> Iterator[Tensor]:
-        nodes = [self.graph.node(operation.node) for operation, _, _ in uses]
-        weight = get_tensor(self.graph.module, layer.name).detach()
-        axes = [sample_axis(node) for node in nodes]
+        weight = self.graph.parameter(layer.name).detach()
+        axes = [sample_axis(self.graph.node(operation.node)) for operation, _, _ in uses]
         if None in axes:
             axes = [None] * len(axes)
         reads = [group_samples(axis, x) for axis, (_, x, _) in zip(axes, uses, strict=True)]
@@ -137,21 +135,19 @@ class SampleGradients:
         for start in range(0, len(slopes[0]), size):
             some = slice(start, start + size)
             parts = (
-                self._sample_gradients(node, operation, weight, x[some], gradient[some])
-                for node, (operation, _, _), x, gradient in zip(nodes, uses, reads, slopes, strict=True)
+                self._sample_gradients(operation, weight, x[some], gradient[some])
+                for (operation, _, _), x, gradient in zip(uses, reads, slopes, strict=True)
             )
             yield reduce(torch.add, parts)
 
-    def _sample_gradients(
-        self, node: fx.Node, operation: Operation, weight: Tensor, x: Tensor, gradient: Tensor
-    ) -> Tensor:
+    def _sample_gradients(self, operation: Operation, weight: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
         """[N, *weight] of each sample's gradient, for what the operator reads and the gradient by its output.
 
         Both are [N, rows, ...].
         """
 
         def dot(weight: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
-            output = run_operation(node, operation, x, weight)
+            output = self.graph.run(operation, x, weight)
             mean = None if self.means is None else self.means(operation, weight)
             if mean is not None:
                 output = output - operation.along_channels(mean, output.ndim)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.graph.dataflow import activations
-from mixbit.graph.graph import Graph, Layer
-from mixbit.graph.nodes import packet
+from mixbit.graph.graph import Graph, packet
 from mixbit.graph.operators import NONLINEARITIES
 
 
@@ -28,7 +27,7 @@ class Block:
     layers: tuple[str, ...]
 
 
-def find_blocks(graph: Graph, layers: tuple[Layer, ...]) -> tuple[Block, ...]:
+def find_blocks(graph: Graph) -> tuple[Block, ...]:
     """The shortest stretches with a layer that end in a single tensor, through which all that follows goes.
 
     Tensors that depend on no layer, as masks do, may pass by. A function of each number (ReLU, GELU) right behind a
@@ -36,7 +35,7 @@ def find_blocks(graph: Graph, layers: tuple[Layer, ...]) -> tuple[Block, ...]:
     """
     nodes = _calls(graph)
     made = {node: place for place, node in enumerate(nodes)}
-    later = _depending(nodes, {graph.node(operation.node) for layer in layers for operation in layer.operations})
+    later = _depending(nodes, {graph.node(operation.node) for layer in graph.layers for operation in layer.operations})
     later &= activations(graph) | {node for node in later if not _is_float(node)}
     last = {node: max((made.get(user, len(nodes)) for user in node.users), default=0) for node in later}
     ends, alive = set(), set()
@@ -49,20 +48,20 @@ def find_blocks(graph: Graph, layers: tuple[Layer, ...]) -> tuple[Block, ...]:
             alive.add(node)
         if alive == {node} and _is_float(node):
             ends.add(place)
-    return _stretches(graph, layers, nodes, ends)
+    return _stretches(graph, nodes, ends)
 
 
-def single_layers(graph: Graph, layers: tuple[Layer, ...]) -> tuple[Block, ...]:
+def single_layers(graph: Graph) -> tuple[Block, ...]:
     """A stretch for each operator of a layer, which ends with it or with a function of each number right behind it."""
     nodes = _calls(graph)
     data = activations(graph)
-    operators = {graph.node(operation.node) for layer in layers for operation in layer.operations} & data
-    return _stretches(graph, layers, nodes, {place for place, node in enumerate(nodes) if node in operators})
+    operators = {graph.node(operation.node) for layer in graph.layers for operation in layer.operations} & data
+    return _stretches(graph, nodes, {place for place, node in enumerate(nodes) if node in operators})
 
 
-def _stretches(graph: Graph, layers: tuple[Layer, ...], nodes: list[fx.Node], ends: set[int]) -> tuple[Block, ...]:
+def _stretches(graph: Graph, nodes: list[fx.Node], ends: set[int]) -> tuple[Block, ...]:
     """The nodes parted behind these places, so that each part holds a layer."""
-    first = {graph.node(layer.operations[0].node): layer.name for layer in layers}
+    first = {graph.node(layer.operations[0].node): layer.name for layer in graph.layers}
     parts: list[list[fx.Node]] = [[]]
     for place, node in enumerate(nodes):
         if not parts[-1] and len(parts) > 1 and _follows(node, nodes[place - 1]):

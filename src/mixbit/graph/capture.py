@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from mixbit.core import InvalidInput, UnsupportedModel
 from mixbit.core.batches import Inputs
 from mixbit.graph.fold import fold_batch_norms
 from mixbit.graph.graph import Graph, _check_finite, _dynamic_batch
+from mixbit.graph.layers import find_layers
 from mixbit.graph.torch_export import copy_module, export_program
 
 _DROPOUTS = ("aten.dropout.default", "aten.alpha_dropout.default", "aten.feature_dropout.default")
@@ -44,6 +46,7 @@ def capture(model: nn.Module, example: Any) -> Graph:
     _remove_bookkeeping(module)
     fold_batch_norms(module)
     graph = Graph(module, inputs, _shapes(module, inputs))
+    graph = replace(graph, layers=find_layers(graph))
     _check_same(graph, inputs, expected)
     return graph
 

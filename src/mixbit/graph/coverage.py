@@ -7,9 +7,8 @@ import torch
 from torch import fx
 
 from mixbit.graph.dataflow import activations
-from mixbit.graph.graph import Graph, Layer
-from mixbit.graph.layers import count_macs, find_layers
-from mixbit.graph.nodes import argument, is_parameter, packet
+from mixbit.graph.graph import Graph, argument, packet
+from mixbit.graph.layers import count_macs
 from mixbit.graph.operators import OPERATOR_KINDS
 
 _aten = torch.ops.aten
@@ -44,8 +43,8 @@ class Uncovered:
 
 def find_uncovered(graph: Graph) -> tuple[Uncovered, ...]:
     """Operators and parameters that no layer covers: recurrent cells, products of activations, loose parameters."""
-    layers = find_layers(graph)
-    macs, sizes = _uncovered_operators(graph, layers), _uncovered_bytes(graph, layers)
+    layers = graph.layers
+    macs, sizes = _uncovered_operators(graph), _uncovered_bytes(graph)
     all_macs = sum(layer.macs for layer in layers) + sum(count for _, count in macs.values() if count is not None)
     all_bytes = sum(4 * layer.numel for layer in layers) + sum(sizes.values())
     rows = [
@@ -56,9 +55,9 @@ def find_uncovered(graph: Graph) -> tuple[Uncovered, ...]:
     return tuple(rows)
 
 
-def _uncovered_operators(graph: Graph, layers: tuple[Layer, ...]) -> dict[str, tuple[str, int | None]]:
+def _uncovered_operators(graph: Graph) -> dict[str, tuple[str, int | None]]:
     """Node -> operator and multiply-accumulates."""
-    data, covered = activations(graph), {operation.node for layer in layers for operation in layer.operations}
+    data, covered = activations(graph), {operation.node for layer in graph.layers for operation in layer.operations}
     return {
         node.name: (str(packet(node)).removeprefix("aten."), _count(graph, node))
         for node in graph.module.graph.nodes
@@ -67,16 +66,11 @@ def _uncovered_operators(graph: Graph, layers: tuple[Layer, ...]) -> dict[str, t
     }
 
 
-def _uncovered_bytes(graph: Graph, layers: tuple[Layer, ...]) -> dict[str, int]:
+def _uncovered_bytes(graph: Graph) -> dict[str, int]:
     """Parameter -> bytes, the biases of layers summed up."""
-    names = {layer.name for layer in layers}
+    names = {layer.name for layer in graph.layers}
     used = {node.target for node in graph.module.graph.find_nodes(op="get_attr")}
-    biases = {
-        bias.target
-        for layer in layers
-        for operation in layer.operations
-        if is_parameter(bias := argument(graph.node(operation.node), operation.kind.bias))
-    }
+    biases = {graph.bias(operation) for layer in graph.layers for operation in layer.operations}
     sizes: dict[str, int] = {}
     for name, parameter in graph.module.named_parameters():
         if name not in names and name in used:

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.graph.graph import Graph, Layer
-from mixbit.graph.nodes import argument, packet
+from mixbit.graph.graph import Graph, Layer, argument, packet
 
 _aten = torch.ops.aten
 # Operators that move values without changing them, or pick among them: what they return needs no quantizer of its own.
@@ -88,12 +87,12 @@ _BETWEEN = {
 BETWEEN_KINDS = frozenset(_BETWEEN.values())
 
 
-def inputs_between(graph: Graph, layers: tuple[Layer, ...], kinds: frozenset[str], *, inside: bool) -> list[str]:
+def inputs_between(graph: Graph, kinds: frozenset[str], *, inside: bool) -> list[str]:
     """Names of the nodes whose tensors operators of those kinds read, each once, in execution order.
 
     Only operators whose inputs all depend on the data count, and of additions those that `_added` says.
     """
-    operations = {operation.node: operation for layer in layers for operation in layer.operations}
+    operations = {operation.node: operation for layer in graph.layers for operation in layer.operations}
     convolutions = frozenset(name for name, operation in operations.items() if not operation.channels_last)
     data = activations(graph)
     names: list[str] = []
@@ -134,7 +133,7 @@ def convolved(graph: Graph, layer: Layer) -> tuple[str, ...]:
     return tuple(names)
 
 
-def observable(graph: Graph, layers: tuple[Layer, ...]) -> frozenset[str]:
+def observable(graph: Graph) -> frozenset[str]:
     """Names of all the nodes whose tensors some plan for some target may quantize."""
-    touched = {name for layer in layers for name in (*layer.inputs, *convolved(graph, layer))}
-    return frozenset(touched | set(inputs_between(graph, layers, BETWEEN_KINDS, inside=False)))
+    touched = {name for layer in graph.layers for name in (*layer.inputs, *convolved(graph, layer))}
+    return frozenset(touched | set(inputs_between(graph, BETWEEN_KINDS, inside=False)))

@@ -5,8 +5,7 @@ import operator
 import torch
 from torch import Tensor, fx, nn
 
-from mixbit.graph.graph import GROUPS
-from mixbit.graph.nodes import argument, is_parameter, packet, split_name, tensor_of
+from mixbit.graph.graph import GROUPS, argument, is_parameter, packet, split_name, tensor_of
 
 _aten = torch.ops.aten
 _TRAINABLE = _aten.batch_norm.default

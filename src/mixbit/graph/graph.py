@@ -1,4 +1,4 @@
-"""What functions of the Python interface are given, checked once."""
+"""The captured network: its nodes, the layers that can be quantized and their operators, and running it."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
@@ -16,14 +16,47 @@ from torch.utils import _pytree as pytree
 from mixbit.core import InvalidInput, Plan
 from mixbit.core.batches import Inputs
 from mixbit.core.task import Task
-from mixbit.graph.nodes import argument
 from mixbit.graph.torch_export import copy_module, export_program
 
 
+def argument(node: fx.Node, position: int | None, default: Any = None) -> Any:
+    """The positional argument of a node; the default where it takes none there."""
+    return node.args[position] if position is not None and position < len(node.args) else default
+
+
+def packet(node: fx.Node) -> Any:
+    """The operator of a node whatever its overload, as `torch.ops.aten.conv2d`; None where it calls no operator."""
+    return getattr(node.target, "overloadpacket", None)
+
+
+def is_parameter(node: object) -> bool:
+    """Whether the node reads a parameter or buffer as it is."""
+    return isinstance(node, fx.Node) and node.op == "get_attr"
+
+
+def split_name(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The submodule that holds the parameter, buffer or module of that full name, and its name there."""
+    owner, _, attribute = name.rpartition(".")
+    return module.get_submodule(owner), attribute
+
+
+def get_tensor(module: nn.Module, name: str) -> Tensor:
+    """The parameter or buffer of that full name."""
+    holder, attribute = split_name(module, name)
+    return getattr(holder, attribute)
+
+
+def tensor_of(module: nn.Module, node: fx.Node) -> Tensor:
+    """The parameter or buffer that the node reads."""
+    return get_tensor(module, str(node.target))
+
+
 def check_graph(graph: Any, name: str = "graph") -> None:
-    """Raise InvalidInput unless it is a graph."""
+    """Raise InvalidInput unless it is a graph with a layer."""
     if not isinstance(graph, Graph):
         raise InvalidInput(f"{name}: a {type(graph).__name__}; give what capture() or quantize() returned")
+    if not graph.layers:
+        raise InvalidInput("the model has no layer: no linear, convolution, embedding or matmul with a parameter")
 
 
 def check_arguments(graph: Any, task: Any, seed: Any) -> None:
@@ -45,12 +78,14 @@ class Graph:
         module: The graph as a module: evaluates and trains.
         example: The inputs it was captured with, at least two samples.
         shapes: Node name -> shape of its tensor on the example.
+        layers: The weights that can be quantized and the operators that use them, in execution order.
         plan: The plan whose quantizers it holds; None for a graph in float.
     """
 
     module: fx.GraphModule
     example: Inputs
     shapes: Mapping[str, tuple[int, ...]]
+    layers: tuple["Layer", ...] = ()
     plan: Plan | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -70,6 +105,34 @@ class Graph:
     def node(self, name: str) -> fx.Node:
         """The node of that name."""
         return self._nodes[name]
+
+    def parameter(self, name: str) -> Tensor:
+        """The parameter or buffer of that full name."""
+        return get_tensor(self.module, name)
+
+    def bias(self, operation: "Operation") -> str | None:
+        """Full name of the parameter that the operator adds to its output; None where it adds none."""
+        bias = argument(self.node(operation.node), operation.kind.bias)
+        return str(bias.target) if is_parameter(bias) else None
+
+    def run(self, operation: "Operation", x: Tensor, weight: Tensor) -> Tensor:
+        """The operator's output for another input and weight (shaped like the parameter), without its bias."""
+        kind, node = operation.kind, self.node(operation.node)
+        if operation.transposed:
+            weight = weight.t()
+        if kind.name in ("addmm", "matmul"):
+            return torch.matmul(x, weight)
+        arguments = list(node.args)
+        arguments[operation.data] = x
+        arguments[kind.weight] = weight
+        if kind.bias is not None and len(arguments) > kind.bias:
+            arguments[kind.bias] = None
+        run = node.target
+        return run(*arguments, **node.kwargs)  # type: ignore[operator] an operator is callable
+
+    def copy(self) -> "Graph":
+        """The same with a module of its own, for changes in place."""
+        return dataclasses.replace(self, module=copy_module(self.module))
 
     @cached_property
     def _nodes(self) -> dict[str, fx.Node]:
@@ -177,6 +240,8 @@ class Operation:
         kind: Where its arguments are.
         input: Name of the node that made the tensor it reads, None for indices.
         macs: Multiply-accumulates of one sample.
+        groups: Groups of a convolution; 1 for everything else.
+        takes_bias: Whether a correction of the output's mean can be added to its own bias.
         transposed: Whether the operator reads the parameter transposed.
     """
 
@@ -184,6 +249,8 @@ class Operation:
     kind: OperatorKind
     input: str | None
     macs: int
+    groups: int
+    takes_bias: bool
     transposed: bool = False
 
     @property
@@ -205,10 +272,6 @@ class Operation:
         """Values [channels], shaped to be added to the operator's output of that many dimensions."""
         behind = 0 if self.channels_last else num_dimensions - 2
         return values.reshape(-1, *[1] * behind)
-
-    def groups(self, node: fx.Node) -> int:
-        """Groups of a convolution; 1 for everything else."""
-        return 1 if self.channels_last else argument(node, GROUPS, 1)
 
 
 @dataclass(frozen=True)

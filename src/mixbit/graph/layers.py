@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from mixbit.core import InvalidInput, fingerprint
+from mixbit.core import fingerprint
 from mixbit.graph.dataflow import _quantizes, activations, source_of
-from mixbit.graph.graph import Graph, Layer, Operation, OperatorKind
-from mixbit.graph.nodes import argument, get_tensor, is_parameter, packet
+from mixbit.graph.graph import GROUPS, Graph, Layer, Operation, OperatorKind, argument, get_tensor, is_parameter, packet
 from mixbit.graph.operators import OPERATOR_KINDS
 
 _aten = torch.ops.aten
@@ -17,13 +16,10 @@ _TRANSPOSES = {_aten.t, _aten.numpy_T, _aten.transpose, _aten.permute}
 
 
 def find_layers(graph: Graph) -> tuple[Layer, ...]:
-    """Every operator linear in a parameter, grouped by the parameter, in execution order.
+    """Every operator linear in a parameter, grouped by the parameter, in execution order: what `Graph.layers` holds.
 
     Covered: linear, conv1d/2d/3d, transposed convolutions, embedding, and addmm, mm, matmul with a two-dimensional
     parameter on the right, transposed or not. A parameter used several times is one layer with several operators.
-
-    Raises:
-        InvalidInput: the model has no such operator.
     """
     found: dict[str, tuple[int, list[Operation]]] = {}
     data = activations(graph)
@@ -33,8 +29,6 @@ def find_layers(graph: Graph) -> tuple[Layer, ...]:
             continue
         name, axis, operation = located
         found.setdefault(name, (axis, []))[1].append(operation)
-    if not found:
-        raise InvalidInput("the model has no layer: no linear, convolution, embedding or matmul with a parameter")
     return tuple(
         Layer(name, tuple(get_tensor(graph.module, name).shape), axis, tuple(operations))
         for name, (axis, operations) in found.items()
@@ -82,8 +76,11 @@ def _locate(graph: Graph, node: fx.Node, data: frozenset[Any]) -> tuple[str, int
         if x not in data or x.meta["val"].ndim < 2:
             return None
         read = source_of(x).name
+    groups = argument(node, GROUPS, 1) if kind.name.startswith("conv") else 1
+    bias = argument(node, kind.bias)
+    takes_bias = kind.bias is not None and (bias is None or is_parameter(bias))
     macs = count_macs(graph, node, kind, tuple(weight.shape), axis)
-    return parameter, axis, Operation(node.name, kind, read, macs, transposed)
+    return parameter, axis, Operation(node.name, kind, read, macs, groups, takes_bias, transposed)
 
 
 def _parameter(node: Any) -> tuple[str | None, bool]:

@@ -8,8 +8,7 @@ from torch import fx
 
 from mixbit.core import FloatArray, Target
 from mixbit.graph.dataflow import activations, inputs_between, source_of
-from mixbit.graph.graph import Graph, Layer
-from mixbit.graph.nodes import packet
+from mixbit.graph.graph import Graph, packet
 from mixbit.graph.operators import ARITHMETIC, NONLINEARITIES
 
 _aten = torch.ops.aten
@@ -18,7 +17,7 @@ _aten = torch.ops.aten
 _IN_PLACE = NONLINEARITIES | ARITHMETIC | {_aten.softmax, _aten.layer_norm, _aten.batch_norm}
 
 
-def live_activations(graph: Graph, layers: tuple[Layer, ...], target: Target) -> FloatArray:
+def live_activations(graph: Graph, target: Target) -> FloatArray:
     """[S, 1 + L]: for each moment of one sample's run, what is alive.
 
     The first column is in bytes: tensors whose format no layer decides, 1 byte a number where the target's operators
@@ -37,10 +36,10 @@ def live_activations(graph: Graph, layers: tuple[Layer, ...], target: Target) ->
         for read in node.all_input_nodes:
             if read in data:
                 last[source_of(read)] = place
-    columns, owner, integer = _columns(graph, layers, target)
+    columns, owner, integer = _columns(graph, target)
     moments = []
     for place, node in enumerate(nodes):
-        row = np.zeros(1 + len(layers))
+        row = np.zeros(1 + len(graph.layers))
         replaced = _replaced(graph, node, place, last) if node in made else None
         for tensor, begin in made.items():
             if begin <= place <= last[tensor] and tensor is not replaced:
@@ -53,16 +52,14 @@ def live_activations(graph: Graph, layers: tuple[Layer, ...], target: Target) ->
     return _undominated(np.unique(np.array(moments), axis=0))
 
 
-def _columns(
-    graph: Graph, layers: tuple[Layer, ...], target: Target
-) -> tuple[dict[str, int], dict[str, str], set[str]]:
+def _columns(graph: Graph, target: Target) -> tuple[dict[str, int], dict[str, str], set[str]]:
     """Layer -> its column; tensor -> the first layer that reads it; tensors read in integers between layers."""
     owner: dict[str, str] = {}
-    for layer in layers:
+    for layer in graph.layers:
         for name in layer.inputs:
             owner.setdefault(name, layer.name)
-    between = inputs_between(graph, layers, target.integer_operators, inside=target.adds_into_layers)
-    return {layer.name: 1 + row for row, layer in enumerate(layers)}, owner, set(between)
+    between = inputs_between(graph, target.integer_operators, inside=target.adds_into_layers)
+    return {layer.name: 1 + row for row, layer in enumerate(graph.layers)}, owner, set(between)
 
 
 def _replaced(graph: Graph, node: fx.Node, place: int, last: dict[fx.Node, int]) -> fx.Node | None:

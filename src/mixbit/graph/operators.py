@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from mixbit.graph.graph import Operation, OperatorKind
-from mixbit.graph.nodes import argument, is_parameter
+from mixbit.graph.graph import Graph, Operation, OperatorKind
 
 _aten = torch.ops.aten
 
@@ -37,43 +36,19 @@ ARITHMETIC = frozenset({_aten.add, _aten.sub, _aten.mul, _aten.div})
 FEW_ELEMENTS = 2**20
 
 
-def run_operation(node: fx.Node, operation: Operation, x: Tensor, weight: Tensor) -> Tensor:
-    """The operator's output for another input and weight (shaped like the parameter), without its bias."""
-    kind = operation.kind
-    if operation.transposed:
-        weight = weight.t()
-    if kind.name in ("addmm", "matmul"):
-        return torch.matmul(x, weight)
-    arguments = list(node.args)
-    arguments[operation.data] = x
-    arguments[kind.weight] = weight
-    if kind.bias is not None and len(arguments) > kind.bias:
-        arguments[kind.bias] = None
-    run = node.target
-    return run(*arguments, **node.kwargs)  # type: ignore[operator] an operator is callable
-
-
-def stack_weights(node: fx.Node, operation: Operation, weights: Sequence[Tensor]) -> Tensor:
+def stack_weights(operation: Operation, weights: Sequence[Tensor]) -> Tensor:
     """Weights of one shape, for `run_stacked`: side by side along the output channels, or one by one with groups."""
-    if operation.groups(node) > 1:
+    if operation.groups > 1:
         return torch.stack(tuple(weights))
     axis = 1 if operation.kind.name == "embedding" else operation.kind.output_axis
     return torch.cat(tuple(weights), 1 - axis if operation.transposed else axis)
 
 
-def run_stacked(node: fx.Node, operation: Operation, x: Tensor, stacked: Tensor, count: int) -> Tensor:
+def run_stacked(graph: Graph, operation: Operation, x: Tensor, stacked: Tensor, count: int) -> Tensor:
     """[count, *output]: the operator's outputs for that many weights, in one run where it has no groups; no bias."""
-    if operation.groups(node) > 1:  # with several channels a group, depthwise convolutions are many times slower
-        return torch.stack([run_operation(node, operation, x, weight) for weight in stacked])
-    output = run_operation(node, operation, x, stacked)
+    if operation.groups > 1:  # with several channels a group, depthwise convolutions are many times slower
+        return torch.stack([graph.run(operation, x, weight) for weight in stacked])
+    output = graph.run(operation, x, stacked)
     if operation.channels_last:
         return output.unflatten(-1, (count, -1)).movedim(-2, 0)
     return output.unflatten(1, (count, -1)).movedim(1, 0)
-
-
-def can_take_bias(node: fx.Node, operation: Operation) -> bool:
-    """Whether a correction of the output's mean can be added to the operator's own bias."""
-    if operation.kind.bias is None:
-        return False
-    bias = argument(node, operation.kind.bias)
-    return bias is None or is_parameter(bias)

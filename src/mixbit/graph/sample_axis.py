@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.graph.nodes import packet
+from mixbit.graph.graph import packet
 
 _aten = torch.ops.aten
 _VIEWS = (_aten.view, _aten.reshape, _aten.flatten, _aten._unsafe_view)

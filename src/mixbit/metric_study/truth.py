@@ -19,7 +19,6 @@ from mixbit.core.batches import Batch, split_batch
 from mixbit.core.task import Task
 from mixbit.graph.evaluate import returned_by
 from mixbit.graph.graph import Graph
-from mixbit.graph.layers import find_layers
 from mixbit.metrics import METRICS, Estimate, Metric, MetricInput
 from mixbit.metrics.measure import measure
 from mixbit.quantization.calibrate import Calibration, calibrate
@@ -125,7 +124,7 @@ class Prepared:
         if sum(inputs.batch_size for inputs, _ in evaluation) < 2:
             raise InvalidInput("evaluation data: a study needs two samples or more, better a thousand")
         if calibration is None:
-            calibration = calibrate(graph, find_layers(graph), [inputs for inputs, _ in batches])
+            calibration = calibrate(graph, [inputs for inputs, _ in batches])
         return cls(graph, calibration, batches, evaluation, task)
 
     @cached_property

@@ -14,8 +14,6 @@ from mixbit.core.batches import Batch
 from mixbit.core.task import Task
 from mixbit.graph.case import Case
 from mixbit.graph.graph import Graph, Layer, Operation
-from mixbit.graph.nodes import get_tensor
-from mixbit.graph.operators import can_take_bias
 from mixbit.quantization.calibrate import Calibration, mean_output
 from mixbit.quantization.offers import takes_weight
 from mixbit.quantization.quantizer import Quantizer
@@ -93,7 +91,7 @@ class MetricInput:
             layer: One of `layers`.
             rows: Numbers of the rows that are wanted, where the weight is a table of embeddings; all where None.
         """
-        weight, errors = get_tensor(self.graph.module, layer.name).detach(), []
+        weight, errors = self.graph.parameter(layer.name).detach(), []
         weight = weight if rows is None else weight[rows]
         for fmt in self.weight_formats:
             if not takes_weight(layer, fmt):
@@ -112,7 +110,7 @@ class MetricInput:
 
     def mean_errors(self, operation: Operation, errors: Sequence[Tensor]) -> Tensor | None:
         """[F, channels] mean output of F errors of the weight, as bias correction takes off; None where it cannot."""
-        if not errors or not can_take_bias(self.graph.node(operation.node), operation):
+        if not errors or not operation.takes_bias:
             return None
         return torch.stack([mean_output(self.graph, operation, self.calibration, error) for error in errors])
 

@@ -7,16 +7,13 @@ from torch import Tensor
 
 from mixbit.core import Format
 from mixbit.graph.graph import Layer, Operation
-from mixbit.graph.nodes import get_tensor
-from mixbit.graph.operators import run_operation
 from mixbit.metrics._input import MetricInput
 from mixbit.quantization.quantizer import Quantizer
 
 
 def from_weights(inputs: MetricInput, layer: Layer, operation: Operation, x: Tensor) -> Iterator[Tensor]:
     """op(x, Q(W) - W), without the bias, in each of the weight formats."""
-    node = inputs.graph.node(operation.node)
-    return (run_operation(node, operation, x, error) for error in inputs.weight_errors(layer))
+    return (inputs.graph.run(operation, x, error) for error in inputs.weight_errors(layer))
 
 
 def from_inputs(
@@ -25,10 +22,9 @@ def from_inputs(
     """op(Q(x) - x, W), without the bias, in each of the input formats; nothing where the operator reads indices."""
     if operation.input is None:
         return
-    node = inputs.graph.node(operation.node)
-    weight = get_tensor(inputs.graph.module, layer.name).detach()
+    weight = inputs.graph.parameter(layer.name).detach()
     for quantizer in quantizers[operation.input]:
-        yield run_operation(node, operation, quantizer(x) - x, weight)
+        yield inputs.graph.run(operation, quantizer(x) - x, weight)
 
 
 def no_costs(inputs: MetricInput, formats: Sequence[Format], *shape: int) -> dict[str, Tensor]:

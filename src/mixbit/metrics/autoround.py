@@ -6,8 +6,6 @@ from torch import Tensor
 from mixbit.core import method, track
 from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Layer, Operation
-from mixbit.graph.nodes import get_tensor
-from mixbit.graph.operators import run_operation
 from mixbit.metrics._input import Estimate, MetricInput
 from mixbit.metrics._outputs import layer_entries, no_costs
 from mixbit.quantization.statistics import batch_means
@@ -64,11 +62,11 @@ class _Scorer:
         return scores
 
     def _add(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
-        node, quantizers = self.inputs.graph.node(operation.node), self.quantizers.get(operation.input or "", [])
-        weight = get_tensor(self.inputs.graph.module, layer.name).detach().requires_grad_()
+        quantizers = self.quantizers.get(operation.input or "", [])
+        weight = self.inputs.graph.parameter(layer.name).detach().requires_grad_()
         read = x.detach().requires_grad_(bool(quantizers))
         with torch.enable_grad():
-            output = run_operation(node, operation, read, weight)
+            output = self.inputs.graph.run(operation, read, weight)
         by_weight, *by_input = torch.autograd.grad(output, [weight, read] if quantizers else [weight], gradient)
         self.gradients[layer.name] = self.gradients.get(layer.name, 0) + by_weight
         for column, quantizer in enumerate(quantizers):

@@ -3,12 +3,12 @@
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.nn import functional
 
 from mixbit.core import method, track
 from mixbit.graph.backward import Backward
-from mixbit.graph.graph import Layer, Operation
+from mixbit.graph.graph import Graph, Layer, Operation
 from mixbit.graph.operators import FEW_ELEMENTS, run_stacked, stack_weights
 from mixbit.graph.sample_axis import group_samples, sample_axis
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, Estimate, MetricInput
@@ -69,8 +69,7 @@ class _Scorer:
         self.input_scores: dict[str, list[Tensor]] = {}
 
     def _weight_scores(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
-        node = self.inputs.graph.node(operation.node)
-        scores = self._dot_with_errors(node, layer, operation, x, gradient)
+        scores = self._dot_with_errors(layer, operation, x, gradient)
         self.weight_scores.setdefault(layer.name, []).append(scores)
 
     def _input_scores(self, name: str, x: Tensor, gradient: Tensor) -> None:
@@ -88,11 +87,9 @@ class _Scorer:
             self.small_errors[layer.name] = errors
         return errors
 
-    def _dot_with_errors(
-        self, node: fx.Node, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor
-    ) -> Tensor:
+    def _dot_with_errors(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> Tensor:
         """[N, formats] of <gradient_i, op(x_i, dW) - its mean>; [1, formats] where samples cannot be told apart."""
-        axis, shifts = sample_axis(node), self.shifts[node.name]
+        axis, shifts = sample_axis(self.inputs.graph.node(operation.node)), self.shifts[operation.node]
         x, gradient = group_samples(axis, x), group_samples(axis, gradient)
         if operation.kind.input is None:
             rows, places = x.unique(return_inverse=True)  # a table is long, and a batch reads little of it
@@ -103,7 +100,7 @@ class _Scorer:
             x, gradient = x.flatten(1, -2), gradient.flatten(1, -2)
             scores = _dot_with_matrices(x, gradient, torch.stack([error.movedim(layer.axis, 0) for error in errors]))
         else:
-            rows = _dot_with_outputs(node, operation, x.flatten(0, 1), gradient.flatten(0, 1), errors)
+            rows = _dot_with_outputs(self.inputs.graph, operation, x.flatten(0, 1), gradient.flatten(0, 1), errors)
             scores = rows.unflatten(0, gradient.shape[:2]).sum(1)
         if shifts is None:
             return scores
@@ -139,13 +136,13 @@ def _dot_with_matrices(x: Tensor, gradient: Tensor, errors: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _dot_with_outputs(node: fx.Node, operation: Operation, x: Tensor, gradient: Tensor, errors: list[Tensor]) -> Tensor:
+def _dot_with_outputs(graph: Graph, operation: Operation, x: Tensor, gradient: Tensor, errors: list[Tensor]) -> Tensor:
     """[rows, F] of <gradient_i, op(x_i, error)>, a few rows at a time."""
-    stacked, count = stack_weights(node, operation, errors), len(errors)
+    stacked, count = stack_weights(operation, errors), len(errors)
     size = max(1, FEW_ELEMENTS * len(gradient) // max(1, count * gradient.numel()))
     parts = []
     for some, slopes in zip(x.split(size), gradient.split(size), strict=True):
-        outputs = run_stacked(node, operation, some, stacked, count)
+        outputs = run_stacked(graph, operation, some, stacked, count)
         parts.append((outputs * slopes).flatten(2).sum(2).T)
     return torch.cat(parts)
 

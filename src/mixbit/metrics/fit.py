@@ -12,7 +12,6 @@ from mixbit.core import Format, method, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.backward import Backward, SampleGradients
 from mixbit.graph.graph import Layer
-from mixbit.graph.nodes import get_tensor
 from mixbit.graph.sample_axis import group_samples, sample_axis
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, Estimate, MetricInput
 from mixbit.quantization.scales import weight_mask
@@ -126,7 +125,7 @@ def _noise_of_weights(inputs: MetricInput) -> WeightPowers:
     graph, formats = inputs.graph, inputs.weight_formats
 
     def powers(layer: Layer) -> Tensor:
-        weight = get_tensor(graph.module, layer.name).detach()
+        weight = graph.parameter(layer.name).detach()
         low, high = torch.aminmax(weight)
         noise = _noise_power(float(low), float(high), formats).unsqueeze(1)
         masks = [weight_mask(graph, layer, fmt, inputs.calibration) for fmt in formats]

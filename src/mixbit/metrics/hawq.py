@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mixbit.core import InvalidInput, method, track
 from mixbit.core.batches import Inputs
-from mixbit.graph.nodes import get_tensor
+from mixbit.graph.graph import get_tensor
 from mixbit.metrics._input import Estimate, MetricInput
 from mixbit.quantization.statistics import RunningMean
 
@@ -122,7 +122,7 @@ def _times_hessian(
     # a module may know one parameter by several names, of which functional_call takes a single one
     names = {id(parameter): name for name, parameter in graph.module.named_parameters()}
     tensors = {name: parameter.detach() for name, parameter in graph.module.named_parameters()}
-    tensors |= {names[id(get_tensor(graph.module, name))]: weight for name, weight in weights.items()}
+    tensors |= {names[id(graph.parameter(name))]: weight for name, weight in weights.items()}
     # the fused kernels of attention have no second derivative
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         returned = torch.func.functional_call(graph.module, tensors, batch.args, dict(batch.kwargs))

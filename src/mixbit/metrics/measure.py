@@ -11,7 +11,7 @@ from mixbit.core import FloatArray, InvalidInput, Scheme, Sensitivity, Target, f
 from mixbit.core.batches import Batch, split_all
 from mixbit.core.task import Task
 from mixbit.graph.graph import Graph, Layer, check_arguments
-from mixbit.graph.layers import find_layers, model_fingerprint, shared_inputs
+from mixbit.graph.layers import model_fingerprint, shared_inputs
 from mixbit.graph.memory import live_activations
 from mixbit.metrics import METRICS, Metric
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, Estimate, MetricInput, check_estimate, joined
@@ -64,11 +64,11 @@ def measure(
     check_arguments(graph, task, seed)
     if graph.plan is not None:
         raise InvalidInput("graph: quantized already; measure the captured graph")
-    layers = find_layers(graph)
+    layers = graph.layers
     schemes, offered = with_fallbacks(layers, asked)
     _check_offered(layers, schemes, offered)
     pairs = split_all(batches, len(graph.example.args))
-    calibration = calibration or calibrate(graph, layers, [batch for batch, _ in pairs])
+    calibration = calibration or calibrate(graph, [batch for batch, _ in pairs])
     calibration.check_layers(layers)
     for layer in track(layers, "choose scales"):  # kept in the calibration, for the metric and for quantize()
         for fmt in {scheme.weight for scheme in schemes if scheme.weight is not None}:
@@ -152,7 +152,7 @@ def _table(
         num_samples=estimate.num_samples,
         seed=inputs.seed,
         trace=estimate.trace,
-        live=live_activations(inputs.graph, layers, target),
+        live=live_activations(inputs.graph, target),
     )
 
 

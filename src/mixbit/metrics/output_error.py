@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.core import method, track
-from mixbit.graph.graph import Layer, Operation
-from mixbit.graph.nodes import argument
+from mixbit.graph.graph import Layer, Operation, argument
 from mixbit.graph.sample_axis import group_samples, sample_axis
 from mixbit.metrics._input import IGNORES_LOSS, MEAN_OVER_SAMPLES, Estimate, MetricInput
 from mixbit.metrics._outputs import from_inputs, from_weights, layer_entries, no_costs

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from mixbit.core import method, track
-from mixbit.graph.nodes import get_tensor
 from mixbit.metrics._input import IGNORES_LOSS, Estimate, MetricInput
 
 
@@ -53,7 +52,7 @@ def _estimate(inputs: MetricInput, size: Callable[[Tensor, Tensor], Tensor]) -> 
     """The table of size(error, weight), both in float64."""
     costs = {}
     for layer in track(inputs.layers, "measure"):
-        weight = get_tensor(inputs.graph.module, layer.name).detach().double()
+        weight = inputs.graph.parameter(layer.name).detach().double()
         sizes = [float(size(error.double(), weight)) for error in inputs.weight_errors(layer)]
         costs[layer.name] = torch.tensor(sizes, dtype=torch.float64)
     loss = inputs.entries(costs, {})

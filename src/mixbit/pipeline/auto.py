@@ -18,7 +18,6 @@ from mixbit.graph.capture import capture, check_module
 from mixbit.graph.case import Case
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph
-from mixbit.graph.layers import find_layers
 from mixbit.metrics.measure import measure
 from mixbit.pipeline.decide import Contender, Decision, said, warning
 from mixbit.pipeline.deploy import Deployed, deploy
@@ -126,7 +125,7 @@ class _Steps:
         """Measure, search and simulate; nothing is written but the journal of what was tried."""
         self._check_drop(budget)
         graph, data = self._captured(model, batches, eval_batches)
-        note = note_on_run_time_ranges(find_layers(graph), self.run.choices)
+        note = note_on_run_time_ranges(graph.layers, self.run.choices)
         graph, dense = self._prune(graph, data, budget)
         known = self._measured(graph, data, budget)
         plan, limits, grounds = self._searched(known, budget)
@@ -185,12 +184,12 @@ class _Steps:
 
     def _check_pins(self, graph: Graph) -> None:
         for pattern, scheme in self.settings.pins.items():
-            check_pin(find_layers(graph), pattern, Scheme.parse(scheme))
+            check_pin(graph.layers, pattern, Scheme.parse(scheme))
 
     def _measured(self, graph: Graph, data: _Data, budget: Budget | MaxDrop) -> _Measured:
         with self.run.clock("calibrate"):
             inputs = [inputs for inputs, _ in data.kept]
-            calibration = calibrate(graph, find_layers(graph), inputs, ranges=self.settings.ranges)
+            calibration = calibrate(graph, inputs, ranges=self.settings.ranges)
             calibration = replace(calibration, batches=inputs)  # for roundings, and sequential correction
         with self.run.clock("measure"):
             table = self._table(graph, data.kept, calibration)
@@ -207,7 +206,7 @@ class _Steps:
         formats = [scheme.weight for scheme in schemes if scheme.weight]
         case = Case(graph, kept, self.task, self.settings.seed)
         choose_masks(
-            case, calibration, find_layers(graph), formats, self.settings.importance
+            case, calibration, graph.layers, formats, self.settings.importance
         )  # kept in the calibration, for measure() and quantize()
         table = measure(
             graph,

@@ -7,7 +7,6 @@ from mixbit.core.batches import Batch
 from mixbit.core.task import Task
 from mixbit.graph.evaluate import Evaluation
 from mixbit.graph.graph import Graph
-from mixbit.graph.layers import find_layers
 from mixbit.targets.verify import agreement, predicted_bytes
 
 #: Share of the top answers below which a plan has destroyed the network.
@@ -61,7 +60,7 @@ class Decision:
     @property
     def predicted_bytes(self) -> dict[str, int]:
         """Layer -> bytes of its weight and scales in the file."""
-        return predicted_bytes(find_layers(self.graph), self.chosen.plan)
+        return predicted_bytes(self.graph.layers, self.chosen.plan)
 
 
 def warning(outputs: dict[str, Evaluation], task: Task) -> str | None:

@@ -9,7 +9,7 @@ from mixbit.core.io.environment import environment
 from mixbit.graph.coverage import find_uncovered
 from mixbit.graph.evaluate import evaluate
 from mixbit.graph.graph import Graph
-from mixbit.graph.layers import find_layers, model_fingerprint
+from mixbit.graph.layers import model_fingerprint
 from mixbit.pipeline.decide import Decision
 from mixbit.pipeline.folder import RESULT_FILE, Pruned, Result, check_set, deployed_figures, figures, layer_rows
 from mixbit.pipeline.settings import Run
@@ -87,7 +87,7 @@ def _compare(run: Run, decision: Decision, folder: Path, runner: Runner) -> Comp
 
 def _against_float(run: Run, decision: Decision, folder: Path) -> tuple[dict[str, float], float]:
     """Figures of the float network in the same runtime, and the artefact's latency, paired: one sample each."""
-    graph, layers = decision.graph, find_layers(decision.graph)
+    graph, layers = decision.graph, decision.graph.layers
     sample = [leaf.numpy() for leaf in graph.tensors(decision.batches[0][0].rows([0]))]
     plan = Plan(
         target=run.target.name,
@@ -140,7 +140,7 @@ def _uniform_rows(decision: Decision) -> list[dict[str, float | str]]:
                 accuracy=decision.outputs[name].accuracy,
                 divergence=_divergence(decision, name),
                 held_out_divergence=contender.divergence,
-                predicted_bytes=sum(predicted_bytes(find_layers(decision.graph), contender.plan).values()),
+                predicted_bytes=sum(predicted_bytes(decision.graph.layers, contender.plan).values()),
             )
             rows.append({"scheme": name, **found})
     return rows

@@ -1,6 +1,5 @@
 """How good a plan truly is: the network is quantized so, and evaluated, in simulation or in its runtime."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,10 +28,7 @@ from mixbit.core.batches import Batch, as_given
 from mixbit.core.io.store import Journal
 from mixbit.core.task import Task
 from mixbit.graph.evaluate import Evaluation, evaluate
-from mixbit.graph.graph import Graph, Layer
-from mixbit.graph.layers import find_layers
-from mixbit.graph.nodes import argument
-from mixbit.graph.torch_export import copy_module
+from mixbit.graph.graph import Graph, Layer, argument
 from mixbit.quantization.calibrate import Calibration
 from mixbit.roundings.quantize import quantize
 from mixbit.searches._plans import plan_of, priced, uniform_plans
@@ -103,7 +99,7 @@ class Scoring:
         def score() -> float:
             if self.score is None:
                 return self._of_outputs(self.reference)
-            return self._of_graph(dataclasses.replace(self.graph, module=copy_module(self.graph.module)))
+            return self._of_graph(self.graph.copy())
 
         return self._timed("float", score)
 
@@ -168,7 +164,7 @@ def searched(table: Sensitivity, new_scoring: Callable[[], Scoring], budget: Bud
         return scoring().simulated(plan_of(table, choice, budget, "a plan"))
 
     def features() -> FloatArray:
-        return layer_features(scoring().graph, find_layers(scoring().graph))
+        return layer_features(scoring().graph)
 
     trials = Trials(evaluate, lambda: scoring().float_score, features, table.seed)
     return priced(table, budget, search(table, budget, method=method, trials=trials))
@@ -211,20 +207,20 @@ def cheapest_enough(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tupl
 _STRIDE = 3
 
 
-def layer_features(graph: Graph, layers: tuple[Layer, ...]) -> FloatArray:
+def layer_features(graph: Graph) -> FloatArray:
     """[L, F] in the order of `mixbit.searches.autoq.FEATURES`, of each layer's first operator.
 
     Strides and kernels are those of the first spatial dimension, 0 and 1 where there is none; the size of the input is
     its spatial extent, or else its last dimension, and 1 for indices.
     """
-    return np.array([[float(_features(graph, layer)[name]) for name in FEATURES] for layer in layers])
+    return np.array([[float(_features(graph, layer)[name]) for name in FEATURES] for layer in graph.layers])
 
 
 def _features(graph: Graph, layer: Layer) -> dict[str, Any]:
     operation = layer.operations[0]
     node = graph.node(operation.node)
     spatial = not operation.channels_last
-    groups = operation.groups(node)
+    groups = operation.groups
     outputs = layer.shape[layer.axis] * (groups if operation.kind.name.startswith("conv_transpose") else 1)
     inputs = math.prod(layer.shape) * groups // math.prod((outputs, *(layer.shape[2:] if spatial else ())))
     source = () if operation.input is None else graph.shapes[operation.input]

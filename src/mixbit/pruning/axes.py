@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.graph.nodes import argument, packet
+from mixbit.graph.graph import argument, packet
 
 _aten = torch.ops.aten
 

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from mixbit.graph.graph import GROUPS, Graph, Layer, Operation
-from mixbit.graph.layers import find_layers
-from mixbit.graph.nodes import argument, is_parameter, packet, tensor_of
+from mixbit.graph.graph import GROUPS, Graph, Layer, Operation, argument, is_parameter, packet, tensor_of
 from mixbit.graph.operators import ARITHMETIC, NONLINEARITIES
 from mixbit.pruning.axes import moved_axis, num_alike, sizes_of
 from mixbit.pruning.units import Channels, Units
@@ -53,7 +51,7 @@ class _Walk:
 
     def __init__(self, graph: Graph) -> None:
         self.module = graph.module
-        self.layers = {one.node: (layer, one) for layer in find_layers(graph) for one in layer.operations}
+        self.layers = {one.node: (layer, one) for layer in graph.layers for one in layer.operations}
         self.units = Units()
         self.places: dict[fx.Node, _Place] = {}
         self.outputs: dict[str, list[int]] = {}
@@ -126,7 +124,7 @@ class _Walk:
             return self._stop(node.all_input_nodes, node)
         dim = ndim - 1 if operation.channels_last else 1
         place = self.places.get(x)
-        if operation.groups(node) > 1:
+        if operation.groups > 1:
             units = self._depthwise(node, layer, place)
         else:
             units = self.units.new(layer.shape[layer.axis])

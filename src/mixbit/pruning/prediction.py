@@ -9,9 +9,7 @@ from torch import Tensor, fx
 from mixbit.core import InvalidInput, track
 from mixbit.core.batches import Batch
 from mixbit.graph.fold import set_bias
-from mixbit.graph.graph import Graph, Operation
-from mixbit.graph.nodes import argument, get_tensor, tensor_of
-from mixbit.graph.operators import can_take_bias, run_operation
+from mixbit.graph.graph import Graph, Operation, argument, tensor_of
 from mixbit.pruning.units import Channels, Reader
 from mixbit.quantization.statistics import Moments, inverse_factor
 
@@ -84,7 +82,7 @@ def predict(graph: Graph, channels: Channels, batches: list[Batch], keep: Tensor
     found = {}
     for reader in channels.cuttable_readers:
         node = graph.node(reader.operation.node)
-        centred = can_take_bias(node, reader.operation)
+        centred = reader.operation.takes_bias
         one, kept = seen[reader.data(node)], keep[reader.units].to(graph.device)
         if not one.moments.hessian(centred=False).isfinite().all():
             raise InvalidInput(
@@ -166,14 +164,14 @@ def make_up(
 
 def _make_up(graph: Graph, reader: Reader, prediction: Prediction, gone: Tensor) -> None:
     layer, operation, node = reader.layer, reader.operation, graph.node(reader.operation.node)
-    weight = get_tensor(graph.module, layer.name)
+    weight = graph.parameter(layer.name)
     read = weight.double().movedim(1 - layer.axis, 0)
     changed = read + torch.tensordot(prediction.coefficients(gone).T, read[gone], 1)
     changed[gone] = 0
     difference = (read - changed).movedim(0, 1 - layer.axis)
-    if can_take_bias(node, operation):
+    if operation.takes_bias:
         sample = prediction.sample if operation.channels_last else prediction.sample.unsqueeze(0)
-        shift = run_operation(node, operation, sample, difference)
+        shift = graph.run(operation, sample, difference)
         shift = shift if operation.channels_last else shift[0].flatten(1).mean(1)
         bias = argument(node, operation.kind.bias)
         shift = shift.to(weight) if bias is None else tensor_of(graph.module, bias) + shift.to(weight)

@@ -17,9 +17,8 @@ from mixbit.core.batches import Batch, split_all
 from mixbit.core.io.store import folder_of
 from mixbit.core.task import Task
 from mixbit.graph.capture import TOLERANCE, capture
-from mixbit.graph.graph import Graph, check_arguments
+from mixbit.graph.graph import Graph, argument, check_arguments, get_tensor, split_name
 from mixbit.graph.layers import find_layers
-from mixbit.graph.nodes import argument, get_tensor, split_name
 from mixbit.graph.torch_export import copy_module
 from mixbit.pruning.channels import find_channels
 from mixbit.pruning.importance import importance
@@ -50,6 +49,7 @@ def without_channels(graph: Graph, keep: Tensor) -> Graph:
         node.update_arg(count.position, new if count.index is None else _entries(node, count, new))
     module.recompile()
     smaller = dataclasses.replace(graph, module=module)
+    smaller = dataclasses.replace(smaller, layers=find_layers(smaller))
     _check_same(graph, smaller, int((~keep).sum()))
     return smaller
 
@@ -98,7 +98,7 @@ class Removal:
     @classmethod
     def between(cls, graph: Graph, smaller: Graph) -> "Removal":
         """What `prune_channels` removed from one graph to make the other."""
-        old, new = ({layer.name: layer for layer in find_layers(one)} for one in (graph, smaller))
+        old, new = ({layer.name: layer for layer in one.layers} for one in (graph, smaller))
         counts = [sum(parameter.numel() for parameter in one.module.parameters()) for one in (graph, smaller)]
         return cls(
             {name: (layer.shape[layer.axis], new[name].shape[layer.axis]) for name, layer in old.items()},
@@ -175,7 +175,7 @@ def _chosen(graph: Graph, pairs: list[Batch], share: float, task: Task, seed: in
             else "its weights serve twice, or are computed"
         )
         raise InvalidInput(f"the model has no channels that can be cut: {what}")
-    masked = dataclasses.replace(graph, module=copy_module(graph.module))
+    masked = graph.copy()
     keep, wanted = torch.ones(channels.num_units, dtype=torch.bool), share * int(able.sum())
     for number in range(1, ROUNDS + 1):
         predictions = predict(masked, channels, pairs, keep)

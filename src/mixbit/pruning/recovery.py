@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,10 +11,7 @@ from torch import Tensor, fx, nn
 from mixbit.core import track
 from mixbit.core.io.store import load, save
 from mixbit.graph.blocks import Block, find_blocks
-from mixbit.graph.graph import Graph
-from mixbit.graph.layers import find_layers
-from mixbit.graph.nodes import tensor_of
-from mixbit.graph.torch_export import copy_module
+from mixbit.graph.graph import Graph, tensor_of
 from mixbit.graph.walk import Stretch
 from mixbit.pruning.channels import find_channels
 from mixbit.roundings._input import Reconstruction, question_digest
@@ -41,12 +37,12 @@ def recovered(asked: Reconstruction, keep: Tensor, iterations: int) -> Graph:
 
     Source: the blocks and their loss are those of Y. Li et al., "BRECQ", arXiv 2102.05426, in float.
     """
-    learning = replace(asked.simulated, module=copy_module(asked.simulated.module))
+    learning = asked.simulated.copy()
     trained = [one for one in learning.module.parameters() if one.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
     question = question_digest(asked, "recovery", iterations=iterations)
-    blocks = find_blocks(asked.graph, find_layers(asked.graph)) if iterations else ()
+    blocks = find_blocks(asked.graph) if iterations else ()
     kept = {
         name: Kept(held.dim, keep[held.units].nonzero().flatten().to(asked.graph.device))
         for name, held in find_channels(asked.graph).tensors.items()

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx
 
-from mixbit.graph.graph import Layer, Operation
-from mixbit.graph.nodes import argument
+from mixbit.graph.graph import Layer, Operation, argument
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,8 @@ from torch import Tensor, fx
 from mixbit.core import Format, InvalidInput, Plan, Target, find_target
 from mixbit.graph.dataflow import convolved, inputs_between
 from mixbit.graph.fold import set_bias
-from mixbit.graph.graph import Graph, Layer
-from mixbit.graph.layers import find_layers, model_fingerprint
-from mixbit.graph.nodes import argument
-from mixbit.graph.torch_export import copy_module
+from mixbit.graph.graph import Graph, Layer, argument
+from mixbit.graph.layers import model_fingerprint
 from mixbit.quantization.offers import misfit
 from mixbit.quantization.quantizer import Quantizer
 
@@ -21,7 +19,7 @@ def check_plan(graph: Graph, plan: Plan) -> tuple[Layer, ...]:
     """The graph's layers; raise InvalidInput unless the plan fits them and its target runs every scheme."""
     if graph.plan is not None:
         raise InvalidInput("graph: quantized already; quantize the captured graph")
-    layers = find_layers(graph)
+    layers = graph.layers
     plan.check_model([layer.name for layer in layers], model_fingerprint(layers))
     find_target(plan.target).schemes(sorted(set(plan.layers.values())))
     for layer in layers:
@@ -31,7 +29,7 @@ def check_plan(graph: Graph, plan: Plan) -> tuple[Layer, ...]:
     return layers
 
 
-def activation_formats(graph: Graph, layers: tuple[Layer, ...], plan: Plan, target: Target) -> dict[str, Format]:
+def activation_formats(graph: Graph, plan: Plan, target: Target) -> dict[str, Format]:
     """Node name -> format, for every activation that the plan and the target quantize.
 
     The inputs of layers take their layer's input format; those of operators between layers take 8 bits where the
@@ -41,16 +39,16 @@ def activation_formats(graph: Graph, layers: tuple[Layer, ...], plan: Plan, targ
     Raises:
         InvalidInput: two layers that read the same tensor take different input formats.
     """
-    if any(_dynamic(plan, layer) for layer in layers):
+    if any(_dynamic(plan, layer) for layer in graph.layers):
         return {
             argument(graph.node(operation.node), operation.data).name: fmt
-            for layer in layers
+            for layer in graph.layers
             if (fmt := plan.scheme(layer.name).input) is not None
             for operation in layer.operations
             if operation.input is not None
         }
     wanted: dict[str, tuple[Format | None, str]] = {}
-    for layer in layers:
+    for layer in graph.layers:
         fmt = plan.scheme(layer.name).input
         for name in layer.inputs:
             other, owner = wanted.setdefault(name, (fmt, layer.name))
@@ -61,11 +59,11 @@ def activation_formats(graph: Graph, layers: tuple[Layer, ...], plan: Plan, targ
                 )
     formats = {name: fmt for name, (fmt, _) in wanted.items() if fmt is not None}
     if formats:
-        for name in inputs_between(graph, layers, target.integer_operators, inside=target.adds_into_layers):
+        for name in inputs_between(graph, target.integer_operators, inside=target.adds_into_layers):
             if name not in wanted:
                 formats[name] = BETWEEN
     if target.quantized_outputs:
-        for layer in layers:
+        for layer in graph.layers:
             if plan.scheme(layer.name).input is not None:
                 formats |= {name: BETWEEN for name in convolved(graph, layer) if name not in wanted | formats}
     return formats
@@ -73,9 +71,9 @@ def activation_formats(graph: Graph, layers: tuple[Layer, ...], plan: Plan, targ
 
 def assemble(graph: Graph, plan: Plan, quantizers: list[Quantizer], biases: dict[str, Tensor]) -> Graph:
     """A copy of the graph with these quantizers on their tensors and these biases (operator's node -> bias)."""
-    simulated = dataclasses.replace(graph, module=copy_module(graph.module), plan=plan)
+    simulated = dataclasses.replace(graph.copy(), plan=plan)
     module = simulated.module
-    operations = {operation.node: (layer, operation) for layer in find_layers(graph) for operation in layer.operations}
+    operations = {operation.node: (layer, operation) for layer in graph.layers for operation in layer.operations}
     for name, bias in biases.items():
         layer, operation = operations[name]
         if operation.kind.bias is not None:

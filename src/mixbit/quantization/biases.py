@@ -1,6 +1,5 @@
 """Biases of rounded layers: corrected by the mean error of the output, in the whole steps that runtimes hold."""
 
-import dataclasses
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +9,7 @@ from torch import Tensor, fx
 from mixbit.core import Format, InvalidInput, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.fold import set_bias
-from mixbit.graph.graph import Graph, Layer, Operation
-from mixbit.graph.layers import find_layers
-from mixbit.graph.nodes import argument, get_tensor, is_parameter, tensor_of
-from mixbit.graph.operators import can_take_bias
-from mixbit.graph.torch_export import copy_module
+from mixbit.graph.graph import Graph, Layer, Operation, argument, is_parameter, tensor_of
 from mixbit.quantization.affine import bias_step
 from mixbit.quantization.assemble import quantizers_of
 from mixbit.quantization.quantizer import Quantizer
@@ -44,7 +39,7 @@ def corrected_biases(
     for operation in layer.operations:
         node, error = graph.node(operation.node), mean_errors.get(operation.node)
         previous = argument(node, operation.kind.bias)
-        if not can_take_bias(node, operation) or (previous is None and error is None):
+        if not operation.takes_bias or (previous is None and error is None):
             continue
         bias = torch.zeros((), device=graph.device) if previous is None else tensor_of(graph.module, previous)
         if error is not None:
@@ -68,7 +63,7 @@ def in_steps(bias: Tensor, weight: Quantizer | None, read: Quantizer | None) -> 
 
 def biases_of(simulated: Graph) -> Iterator[tuple[Layer, Operation, str]]:
     """Layer, operation and full name of the bias, for every operator of a layer that has one."""
-    for layer in find_layers(simulated):
+    for layer in simulated.layers:
         for operation in layer.operations:
             bias = argument(simulated.node(operation.node), operation.kind.bias)
             if is_parameter(bias):
@@ -80,7 +75,7 @@ def settle_biases(simulated: Graph, names: Collection[str] | None = None) -> Non
     """Round the biases of these names, or all, to whole steps, in place."""
     for name, _, weight, read in _biases_in_steps(simulated):
         if names is None or name in names:
-            bias = get_tensor(simulated.module, name)
+            bias = simulated.parameter(name)
             bias.copy_(in_steps(bias, weight, read))
 
 
@@ -88,7 +83,7 @@ def settle_biases(simulated: Graph, names: Collection[str] | None = None) -> Non
 def make_room_for_biases(simulated: Graph) -> None:
     """Raise, in place, the scales of weights under which a bias would not fit into 32 bits."""
     for name, layer, weight, read in _biases_in_steps(simulated):
-        least = get_tensor(simulated.module, name).abs() / (read.scale * LARGEST_BIAS)
+        least = simulated.parameter(name).abs() / (read.scale * LARGEST_BIAS)
         least = least.reshape(-1, layer.shape[layer.axis]).amax(0)
         weight.scale.copy_(torch.maximum(weight.scale, least if len(weight.scale) > 1 else least.max()))
 
@@ -147,7 +142,7 @@ def corrected(graph: Graph, simulated: Graph, batches: Iterable[Inputs]) -> Grap
     operations = _operations(simulated)
     if not operations.keys() <= {node.name for node in graph.module.graph.nodes}:
         raise InvalidInput("correction: the simulation is of another graph")
-    result = dataclasses.replace(simulated, module=copy_module(simulated.module))
+    result = simulated.copy()
     quantizers = {(one.axis is not None, one.tensor): one for one in quantizers_of(result)}
     wanted = _means(graph, operations, leaves)
     for stage in track(_stages(result, operations), "correct biases"):
@@ -164,9 +159,9 @@ def _operations(graph: Graph) -> dict[str, tuple[Layer, Operation]]:
     """Operator's node -> its layer and itself, for those whose bias can be changed."""
     return {
         operation.node: (layer, operation)
-        for layer in find_layers(graph)
+        for layer in graph.layers
         for operation in layer.operations
-        if can_take_bias(graph.node(operation.node), operation)
+        if operation.takes_bias
     }
 
 
@@ -232,6 +227,6 @@ def _shift_bias(
     previous = argument(node, position)
     bias = torch.zeros_like(error) if previous is None else tensor_of(graph.module, previous).detach().double()
     read = None if operation.input is None else quantizers.get((False, operation.input))
-    bias = (bias - error).to(get_tensor(graph.module, layer.name).dtype)
+    bias = (bias - error).to(graph.parameter(layer.name).dtype)
     weight = quantizers.get((True, layer.name)) if operation.axis == layer.axis else None
     set_bias(graph.module, node, in_steps(bias, weight, read), layer.name, position)

@@ -11,9 +11,7 @@ from torch import Tensor, fx
 from mixbit.core import Format, InvalidInput, Sparsity, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.dataflow import observable
-from mixbit.graph.graph import Graph, Layer, Operation
-from mixbit.graph.nodes import argument
-from mixbit.graph.operators import can_take_bias, run_operation
+from mixbit.graph.graph import Graph, Layer, Operation, argument, check_graph
 from mixbit.graph.sample_axis import sample_axis
 from mixbit.quantization.histogram import Histogram
 from mixbit.quantization.quantizer import Quantizer, run_time_quantizer
@@ -75,14 +73,11 @@ class Calibration:
                     raise InvalidInput(f"{layer.name}: its input {name} holds NaN or inf on the calibration data")
 
 
-def calibrate(
-    graph: Graph, layers: tuple[Layer, ...], batches: Iterable[Inputs], *, ranges: str | RangeMethod = "mse"
-) -> Calibration:
+def calibrate(graph: Graph, batches: Iterable[Inputs], *, ranges: str | RangeMethod = "mse") -> Calibration:
     """Run the float graph over the batches; memory does not grow with their number.
 
     Args:
         graph: In float; it is left as it is.
-        layers: Its layers.
         batches: Inputs without labels.
         ranges: Name of the method that chooses ranges of activations, as `mse` or `percentile:share=0.999`, or a
             function from a `Histogram` and a `Format` to a scale and a zero point.
@@ -94,8 +89,9 @@ def calibrate(
         InvalidInput: no batch at all, one that does not fit the graph, or one that makes a layer's input NaN or inf; or
             an unknown method.
     """
+    check_graph(graph)
     _, range_method = RANGES.find(ranges)
-    recorder = _Recorder(graph, layers)
+    recorder = _Recorder(graph)
     with torch.no_grad():
         for number, inputs in enumerate(track(batches, "calibrate")):
             leaves = graph.leaves(inputs, f"batch {number}")
@@ -110,16 +106,16 @@ def calibrate(
     calibration = Calibration(
         recorder.histograms, recorder.mean_inputs, samples, recorder.num_samples, range_method=range_method
     )
-    calibration.check_layers(layers)
+    calibration.check_layers(graph.layers)
     return calibration
 
 
 class _Recorder(fx.Interpreter):
-    def __init__(self, graph: Graph, layers: tuple[Layer, ...]) -> None:
+    def __init__(self, graph: Graph) -> None:
         super().__init__(graph.module)
         self.operations = {
             operation.node: operation
-            for layer in layers
+            for layer in graph.layers
             for operation in layer.operations
             if operation.kind.input is not None
         }
@@ -127,7 +123,7 @@ class _Recorder(fx.Interpreter):
         self.axes = {
             name: sample_axis(argument(graph.node(name), operation.data)) for name, operation in self.operations.items()
         }
-        self.observed = observable(graph, layers)
+        self.observed = observable(graph)
         self.histograms: dict[str, Histogram] = {}
         self.mean_inputs: dict[str, dict[tuple[int, ...], tuple[Tensor, int]]] = {}
         self.samples: dict[str, list[Tensor]] = {}
@@ -148,7 +144,7 @@ class _Recorder(fx.Interpreter):
         if operation is not None:
             x = self.env[argument(n, operation.data)]
             self._keep_samples(n.name, x)
-            if can_take_bias(n, operation):
+            if operation.takes_bias:
                 self._add_to_mean(operation, x)
         return value
 
@@ -203,10 +199,9 @@ def mean_output(graph: Graph, operation: Operation, calibration: Calibration, we
 
     The operator is linear in its input, so this is its output for the mean input: exact, and one forward of one sample.
     """
-    node = graph.node(operation.node)
     total, count = torch.zeros((), device=weight.device), 0
     for mean, rows in calibration.mean_inputs[operation.node].values():
-        output = run_operation(node, operation, mean, weight)
+        output = graph.run(operation, mean, weight)
         channels = output.movedim(-1 if operation.channels_last else 1, 0).flatten(1)
         total, count = total + channels.sum(1) * rows, count + channels.shape[1] * rows
     return total / count

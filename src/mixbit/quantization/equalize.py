@@ -1,6 +1,5 @@
 """Cross-layer equalization: the channels between two layers scaled so that both weights are as large in each."""
 
-import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -8,11 +7,7 @@ from torch import Tensor, fx
 
 from mixbit.core import InvalidInput, track
 from mixbit.graph.fold import num_uses
-from mixbit.graph.graph import Graph, Layer
-from mixbit.graph.layers import find_layers
-from mixbit.graph.nodes import argument, get_tensor, is_parameter, packet
-from mixbit.graph.operators import can_take_bias
-from mixbit.graph.torch_export import copy_module
+from mixbit.graph.graph import Graph, Layer, argument, is_parameter, packet
 
 _aten = torch.ops.aten
 _KINDS = ("linear", "conv1d", "conv2d", "conv3d")
@@ -60,15 +55,15 @@ def equalized(graph: Graph) -> Graph:
     """
     if graph.plan is not None:
         raise InvalidInput("graph: quantized already; equalize the captured graph")
-    result = dataclasses.replace(graph, module=copy_module(graph.module))
+    result = graph.copy()
     pairs = _pairs(result)
     names = {name for pair in pairs for name in (pair.first, pair.bias, pair.second) if name is not None}
-    tensors = {name: get_tensor(result.module, name).double().contiguous() for name in names}
+    tensors = {name: result.parameter(name).double().contiguous() for name in names}
     for _ in track(range(MOST_ROUNDS), "equalize channels"):
         if max((_equalize(tensors, pair) for pair in pairs), default=0.0) < TOLERANCE:
             break
     for name, value in tensors.items():
-        get_tensor(result.module, name).copy_(value)
+        result.parameter(name).copy_(value)
     return result
 
 
@@ -97,7 +92,7 @@ def _equalize(tensors: dict[str, Tensor], pair: _Pair) -> float:
 
 def _pairs(graph: Graph) -> list[_Pair]:
     """Every two layers, in execution order, between which factors can be moved."""
-    layers = {layer.operations[0].node: layer for layer in find_layers(graph) if _is_plain(graph, layer)}
+    layers = {layer.operations[0].node: layer for layer in graph.layers if _is_plain(graph, layer)}
     pairs = []
     for name, first in layers.items():
         node, reader = graph.node(name), _reader(graph.node(name))
@@ -108,7 +103,7 @@ def _pairs(graph: Graph) -> list[_Pair]:
         if operation.channels_last == first.operations[0].channels_last:
             bias = argument(node, first.operations[0].kind.bias)
             named = None if bias is None else str(bias.target)
-            pairs.append(_Pair(first.name, named, second.name, operation.groups(reader)))
+            pairs.append(_Pair(first.name, named, second.name, operation.groups))
     return pairs
 
 
@@ -122,7 +117,7 @@ def _is_plain(graph: Graph, layer: Layer) -> bool:
 def _takes_factors(node: fx.Node, layer: Layer) -> bool:
     """Whether the operator's bias, if any, is a parameter of its own."""
     bias = argument(node, layer.operations[0].kind.bias)
-    return can_take_bias(node, layer.operations[0]) and (bias is None or num_uses(bias) == 1)
+    return layer.operations[0].takes_bias and (bias is None or num_uses(bias) == 1)
 
 
 def _reader(node: fx.Node) -> fx.Node | None:

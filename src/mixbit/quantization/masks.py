@@ -10,8 +10,6 @@ from mixbit.core import Format, Sparsity, pick, track
 from mixbit.graph.backward import Backward, SampleGradients
 from mixbit.graph.case import Case
 from mixbit.graph.graph import Layer, Operation
-from mixbit.graph.nodes import get_tensor
-from mixbit.graph.operators import can_take_bias
 from mixbit.quantization.calibrate import Calibration, mean_output
 from mixbit.quantization.sparsity import choose_kept, fisher_weighted, magnitude, misfit
 
@@ -42,7 +40,7 @@ def choose_masks(
     pick("importance", importance, IMPORTANCES)
     missing = list(_missing(calibration, layers, formats))
     sparse = tuple(dict.fromkeys(layer for layer, _ in missing))
-    weights = {layer: get_tensor(case.graph.module, layer.name).detach() for layer in sparse}
+    weights = {layer: case.graph.parameter(layer.name).detach() for layer in sparse}
     found = {}
     if importance == "fisher" and sparse:
         found = mean_square_gradients(case, calibration, sparse)
@@ -72,7 +70,7 @@ def mean_square_gradients(case: Case, calibration: Calibration, layers: Sequence
         return case.task.information(returned, labels, generator)
 
     def mean(operation: Operation, weight: Tensor) -> Tensor | None:
-        if not can_take_bias(graph.node(operation.node), operation):
+        if not operation.takes_bias:
             return None
         return mean_output(graph, operation, calibration, weight)
 

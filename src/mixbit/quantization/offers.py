@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixbit.core import Format, InvalidInput, Plan, Scheme, Target, find_target, pick
-from mixbit.graph.graph import Graph, Layer
-from mixbit.graph.layers import find_layers, model_fingerprint
+from mixbit.graph.graph import Graph, Layer, check_graph
+from mixbit.graph.layers import model_fingerprint
 from mixbit.quantization import sparsity
 
 #: Operators whose inputs runtimes quantize on the fly; lookups in a table read numbers of rows, which have no range.
@@ -78,8 +78,9 @@ def uniform_plan(graph: Graph, scheme: str, *, target: str) -> Plan:
     Raises:
         InvalidInput: the target is unknown or does not run the scheme, or a layer can take neither.
     """
+    check_graph(graph)
     (wanted,) = find_target(target).schemes([scheme])
-    layers, taken = find_layers(graph), {}
+    layers, taken = graph.layers, {}
     for layer in layers:
         reason = misfit(layer, wanted)
         found = wanted if reason is None else _in_float(layer, wanted)

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 
 from mixbit.core import Format
-from mixbit.graph.graph import Graph, Layer, Operation
-from mixbit.graph.nodes import argument, get_tensor, tensor_of
-from mixbit.graph.operators import FEW_ELEMENTS, can_take_bias, run_stacked, stack_weights
+from mixbit.graph.graph import Graph, Layer, Operation, argument, tensor_of
+from mixbit.graph.operators import FEW_ELEMENTS, run_stacked, stack_weights
 from mixbit.quantization.affine import along, dequantize, min_max_factors, quantize
 from mixbit.quantization.calibrate import Calibration
 from mixbit.quantization.quantizer import Quantizer
@@ -41,7 +40,7 @@ def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calib
     if fmt.floating is not None:
         one = torch.ones(1, device=graph.device)
         return Quantizer(layer.name, fmt, layer.axis, one, torch.zeros_like(one))
-    mask, weight = weight_mask(graph, layer, fmt, calibration), get_tensor(graph.module, layer.name).detach()
+    mask, weight = weight_mask(graph, layer, fmt, calibration), graph.parameter(layer.name).detach()
     pruned = weight if mask is None else weight * mask
     widest, zero_point = min_max_factors(pruned, layer.axis, fmt)
     if calibration is None:
@@ -67,7 +66,7 @@ def weight_mask(graph: Graph, layer: Layer, fmt: Format, calibration: Calibratio
         return None
     known = {} if calibration is None else calibration.masks
     if (layer.name, sparsity) not in known:
-        importance = magnitude(get_tensor(graph.module, layer.name).detach())
+        importance = magnitude(graph.parameter(layer.name).detach())
         known[layer.name, sparsity] = choose_kept(importance, layer.axis, sparsity)
     return known[layer.name, sparsity]
 
@@ -77,7 +76,7 @@ def _least_for_bias(graph: Graph, layer: Layer, operation: Operation, calibratio
     """[channels] the scale at which the operator's bias is LARGEST_BIAS steps; 0 where it has none."""
     node = graph.node(operation.node)
     bias = argument(node, operation.kind.bias)
-    if bias is None or operation.input is None or operation.axis != layer.axis or not can_take_bias(node, operation):
+    if bias is None or operation.input is None or operation.axis != layer.axis or not operation.takes_bias:
         return torch.zeros(())
     step = calibration.quantizer(operation.input, FINEST_INPUT, graph.device).scale * LARGEST_BIAS
     return (tensor_of(graph.module, bias).abs() / step).reshape(-1, layer.shape[layer.axis]).amax(0)
@@ -88,7 +87,7 @@ def _least_output_error(
     graph: Graph, layer: Layer, fmt: Format, calibration: Calibration, pruned: Tensor, factors: tuple[Tensor, Tensor]
 ) -> Tensor:
     """The best share of the widest scales for the weight with its zeros, which err from the weight as it was."""
-    (widest, zero_point), zeroed = factors, pruned - get_tensor(graph.module, layer.name).detach()
+    (widest, zero_point), zeroed = factors, pruned - graph.parameter(layer.name).detach()
     operations = [one for one in layer.operations if one.input is not None and one.axis == layer.axis]
     if not operations:
         return widest
@@ -120,15 +119,18 @@ def _output_errors(
 
     Its mean is taken off where a bias does so.
     """
-    node, x = graph.node(operation.node), calibration.samples[operation.node]
-    centred = can_take_bias(node, operation)
+    x = calibration.samples[operation.node]
+    centred = operation.takes_bias
     if operation.channels_last:
         return _matrix_errors(x.flatten(0, -2), errors.movedim(layer.axis + 1, 1), centred=centred)
-    example, output = graph.shapes[argument(node, operation.data).name], graph.shapes[operation.node]
+    example, output = (
+        graph.shapes[argument(graph.node(operation.node), operation.data).name],
+        graph.shapes[operation.node],
+    )
     elements = max(1, x.numel() * math.prod(output) // math.prod(example))
     rows = []
     for some in errors.split(max(1, FEW_ELEMENTS // elements)):
-        outputs = run_stacked(node, operation, x, stack_weights(node, operation, list(some)), len(some))
+        outputs = run_stacked(graph, operation, x, stack_weights(operation, list(some)), len(some))
         positions = [1, *range(3, outputs.ndim)]
         if centred:
             outputs = outputs - outputs.mean(positions, keepdim=True)

@@ -5,9 +5,6 @@ from torch import Tensor
 
 from mixbit.core import Plan, find_target, track
 from mixbit.graph.graph import Graph, Layer
-from mixbit.graph.layers import find_layers
-from mixbit.graph.nodes import get_tensor
-from mixbit.graph.operators import can_take_bias
 from mixbit.quantization.assemble import activation_formats, assemble
 from mixbit.quantization.biases import corrected_biases
 from mixbit.quantization.calibrate import Calibration, mean_output
@@ -20,10 +17,10 @@ def simulate(graph: Graph, plan: Plan, calibration: Calibration | None, *, bias_
 
     Without a calibration, weights take min-max scales, biases stay, and no input has a static range.
     """
-    layers = find_layers(graph)
+    layers = graph.layers
     if calibration is not None:
         calibration.check_layers(layers)
-    formats = activation_formats(graph, layers, plan, find_target(plan.target))
+    formats = activation_formats(graph, plan, find_target(plan.target))
     activations = {}
     for name, fmt in formats.items():
         if fmt.dynamic or calibration is None:
@@ -54,10 +51,10 @@ def _without_stale_claims(plan: Plan, layers: tuple[Layer, ...]) -> Plan:
 @torch.no_grad()
 def _mean_errors(graph: Graph, layer: Layer, quantizer: Quantizer, calibration: Calibration) -> dict[str, Tensor]:
     """Operator's node -> [channels] mean error of its output on the calibration data, where a bias can take it off."""
-    weight = get_tensor(graph.module, layer.name)
+    weight = graph.parameter(layer.name)
     error = quantizer(weight) - weight
     return {
         operation.node: mean_output(graph, operation, calibration, error)
         for operation in layer.operations
-        if can_take_bias(graph.node(operation.node), operation)
+        if operation.takes_bias
     }

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from mixbit.graph.graph import Operation
-from mixbit.graph.nodes import argument
+from mixbit.graph.graph import Operation, argument
 from mixbit.graph.operators import FEW_ELEMENTS
 from mixbit.quantization.affine import dequantize, quantize
 from mixbit.quantization.statistics import inverse_factor
@@ -115,7 +114,7 @@ def rows_of(node: fx.Node, operation: Operation, x: Tensor, kernel: Sequence[int
         x = x.unsqueeze(0)  # one sample
     elements = math.prod(x.shape[1:]) * math.prod(kernel)
     for some in x.split(max(1, 4 * FEW_ELEMENTS // elements)):
-        yield _windows(node, some, kernel, operation.groups(node))
+        yield _windows(node, some, kernel, operation.groups)
 
 
 def _windows(node: fx.Node, x: Tensor, kernel: Sequence[int], groups: int) -> Tensor:

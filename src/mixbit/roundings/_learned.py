@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, fx
@@ -10,10 +10,7 @@ from torch import Tensor, fx
 from mixbit.core import InvalidInput, track
 from mixbit.core.io.store import load, save
 from mixbit.graph.blocks import Block
-from mixbit.graph.graph import Graph
-from mixbit.graph.layers import find_layers
-from mixbit.graph.nodes import argument, get_tensor, tensor_of
-from mixbit.graph.torch_export import copy_module
+from mixbit.graph.graph import Graph, argument, tensor_of
 from mixbit.graph.walk import Stretch
 from mixbit.quantization.assemble import quantizer_path
 from mixbit.quantization.biases import biases_of, settle_biases
@@ -60,14 +57,14 @@ class Learned:
     def __init__(self, asked: Reconstruction, simulated: Graph, block: Block, part: Stretch) -> None:
         graph = asked.graph
         self.simulated, self.module = simulated, simulated.module
-        layers = {layer.name: layer for layer in find_layers(graph)}
+        layers = {layer.name: layer for layer in graph.layers}
         self.weights: dict[str, SoftWeight] = {}
         for name in block.layers:
             quantizer = _weight_quantizer(simulated, name)
             operations = layers[name].operations
             looked_up = any(one.input is None for one in operations)  # by indices: it has no output but itself
             if quantizer is not None and not looked_up:
-                weight = SoftWeight(quantizer, get_tensor(self.module, name))
+                weight = SoftWeight(quantizer, self.simulated.parameter(name))
                 self.weights[quantizer_path(name, of_weight=True)] = weight
         rounded = {one.quantizer.tensor for one in self.weights.values()}
         self.biases = {
@@ -86,7 +83,7 @@ class Learned:
     def begin(self) -> None:
         """Put biases as they are in the float network, and make the steps parameters."""
         for name, bias in self.biases.items():
-            parameter = get_tensor(self.module, name)
+            parameter = self.simulated.parameter(name)
             with torch.no_grad():
                 parameter.copy_(bias)
             parameter.requires_grad_(True)
@@ -97,7 +94,7 @@ class Learned:
         """Full name -> copy of each tensor that learning changes."""
         names = [*(one.quantizer.tensor for one in self.weights.values()), *self.biases]
         names += [f"{quantizer_path(one.tensor, of_weight=False)}.scale" for one in self.steps]
-        return {name: get_tensor(self.module, name).detach().clone() for name in names}
+        return {name: self.simulated.parameter(name).detach().clone() for name in names}
 
     @torch.no_grad()
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -105,7 +102,7 @@ class Learned:
         for quantizer in self.steps:
             quantizer.settle_scale()
         for name, tensor in state.items():
-            held = get_tensor(self.module, name)
+            held = self.simulated.parameter(name)
             held.requires_grad_(False)
             held.copy_(tensor)
 
@@ -196,7 +193,7 @@ def reconstruct(asked: Reconstruction, blocks: tuple[Block, ...], schedule: Sche
     """
     schedule.check(asked)
     question = question_digest(asked, label, **asdict(schedule))
-    simulated = replace(asked.simulated, module=copy_module(asked.simulated.module))
+    simulated = asked.simulated.copy()
     trained = [one for one in simulated.module.parameters() if one.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

@@ -7,7 +7,6 @@ from annotated_types import Ge, Le
 from mixbit.core import method
 from mixbit.graph.blocks import single_layers
 from mixbit.graph.graph import Graph
-from mixbit.graph.layers import find_layers
 from mixbit.roundings._input import Reconstruction
 from mixbit.roundings._learned import Schedule, reconstruct
 
@@ -40,5 +39,5 @@ def adaround(
     Source: M. Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020.
     """
     schedule = Schedule(iterations, batch_size, drop, fisher=False, cache_gib=cache_gib)
-    blocks = single_layers(asked.graph, find_layers(asked.graph))
+    blocks = single_layers(asked.graph)
     return reconstruct(asked, blocks, schedule, "learn roundings by layers")

@@ -7,7 +7,6 @@ from annotated_types import Ge, Le
 from mixbit.core import method
 from mixbit.graph.blocks import find_blocks
 from mixbit.graph.graph import Graph
-from mixbit.graph.layers import find_layers
 from mixbit.roundings._input import Reconstruction
 from mixbit.roundings._learned import Schedule, reconstruct
 
@@ -47,5 +46,5 @@ def brecq(
     X. Wei et al., "QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization", ICLR 2022.
     """
     schedule = Schedule(iterations, batch_size, drop, fisher=fisher, cache_gib=cache_gib)
-    blocks = find_blocks(asked.graph, find_layers(asked.graph))
+    blocks = find_blocks(asked.graph)
     return reconstruct(asked, blocks, schedule, "learn roundings by blocks")

@@ -14,11 +14,7 @@ from torch import Tensor, fx
 from mixbit.core import InvalidInput, method, track
 from mixbit.core.io import store as parts
 from mixbit.graph.fold import set_bias
-from mixbit.graph.graph import Graph, Layer, Operation
-from mixbit.graph.layers import find_layers
-from mixbit.graph.nodes import argument, get_tensor
-from mixbit.graph.operators import can_take_bias
-from mixbit.graph.torch_export import copy_module
+from mixbit.graph.graph import Graph, Layer, Operation, argument
 from mixbit.quantization.affine import along
 from mixbit.quantization.assemble import quantizers_of
 from mixbit.quantization.biases import corrected_biases
@@ -70,7 +66,7 @@ def gptq(
     """
     if not asked.batches:
         raise InvalidInput("gptq: no batch to calibrate on; give at least one")
-    rounded = dataclasses.replace(asked.simulated, module=copy_module(asked.simulated.module))
+    rounded = asked.simulated.copy()
     todo = _rounded_layers(asked, rounded)
     question = question_digest(asked, "gptq", damping=damping, order=order)
     missing = []
@@ -103,12 +99,12 @@ class _Rounded:
 def _rounded_layers(asked: Reconstruction, simulated: Graph) -> list[_Rounded]:
     quantizers = {one.tensor: one for one in quantizers_of(simulated) if one.axis is not None}
     found = []
-    for number, layer in enumerate(find_layers(asked.graph)):
+    for number, layer in enumerate(asked.graph.layers):
         quantizer = quantizers.get(layer.name)
         covered = [operation for operation in layer.operations if _is_covered(layer, operation)]
         if quantizer is None or quantizer.format.floating is not None or not covered:
             continue
-        groups = [operation.groups(simulated.node(operation.node)) for operation in covered]
+        groups = [operation.groups for operation in covered]
         same = tuple(one for one, its in zip(covered, groups, strict=True) if its == groups[0])
         found.append(_Rounded(layer, quantizer, same, groups[0], f"gptq-{number:04}"))
     return found
@@ -174,13 +170,9 @@ def _round(
 ) -> dict[str, Tensor]:
     """The new weight, by its name, and corrected biases, by the nodes of their operators."""
     layer, quantizer = one.layer, one.quantizer
-    weight = get_tensor(simulated.module, layer.name)
+    weight = simulated.parameter(layer.name)
     rows = _as_rows(weight, one)
-    centred = [
-        operation.node
-        for operation in one.operations
-        if asked.bias_correction and can_take_bias(asked.graph.node(operation.node), operation)
-    ]
+    centred = [operation.node for operation in one.operations if asked.bias_correction and operation.takes_bias]
     hessian = torch.stack([moments[name].hessian(centred=name in centred) for name in moments]).sum(0)
     if not hessian.isfinite().all():
         raise InvalidInput(f"{layer.name}: its input is NaN or inf, or its squares are; leave out such samples")
@@ -207,7 +199,7 @@ def _as_rows(weight: Tensor, one: _Rounded) -> Tensor:
 
 def _put(simulated: Graph, layer: Layer, found: Mapping[str, Tensor]) -> None:
     """Set the layer's weight and its operators' biases."""
-    weight = get_tensor(simulated.module, layer.name)
+    weight = simulated.parameter(layer.name)
     weight.copy_(found[layer.name])
     for operation in layer.operations:
         if operation.node in found and operation.kind.bias is not None:

@@ -9,7 +9,7 @@ from mixbit.core import InvalidInput, Plan, pick
 from mixbit.core.batches import check_iterable, loaded, split_batch
 from mixbit.core.io.store import folder_of
 from mixbit.core.task import Task
-from mixbit.graph.graph import Graph, Layer, check_arguments
+from mixbit.graph.graph import Graph, check_arguments
 from mixbit.quantization.assemble import check_plan
 from mixbit.quantization.biases import BIAS_CORRECTIONS, corrected
 from mixbit.quantization.calibrate import Calibration, calibrate
@@ -73,7 +73,7 @@ def quantize(
     name, method = ROUNDINGS.find(rounding)
     layers = check_plan(graph, plan)
     plan = _without_stale_claims(plan, layers)
-    calibration = _calibration(graph, layers, plan, batches, ranges)
+    calibration = _calibration(graph, plan, batches, ranges)
     inputs = () if calibration is None else calibration.batches
     if not inputs and (method is not nearest or bias_correction == "sequential"):
         what = "sequential bias correction" if method is nearest else f"rounding {name}"
@@ -91,7 +91,6 @@ def quantize(
 
 def _calibration(
     graph: Graph,
-    layers: tuple[Layer, ...],
     plan: Plan,
     batches: Iterable[Any] | Calibration | None,
     ranges: str | RangeMethod | None,
@@ -99,7 +98,7 @@ def _calibration(
     """The calibration given, or one of the batches given, which it keeps; None where the plan needs none."""
     if batches is not None and not isinstance(batches, Calibration):
         inputs = [split_batch(batch, len(graph.example.args))[0] for batch in loaded(check_iterable(batches))]
-        return dataclasses.replace(calibrate(graph, layers, inputs, ranges=ranges or "mse"), batches=inputs)
+        return dataclasses.replace(calibrate(graph, inputs, ranges=ranges or "mse"), batches=inputs)
     if batches is None:
         _check_without_data(plan)
     if ranges is not None:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from mixbit.core import Format, Sparsity
 from mixbit.graph.graph import Graph
-from mixbit.graph.nodes import get_tensor
 from mixbit.quantization.affine import factor_bytes, pack, packed_bytes, unpack
 from mixbit.quantization.assemble import quantizers_of
 from mixbit.quantization.quantizer import Quantizer
@@ -92,7 +91,7 @@ def integer_weights(graph: Graph) -> dict[str, IntegerWeight]:
     for quantizer in _of_weights(graph):
         if quantizer.format.floating is None:
             name, symmetric = quantizer.tensor, quantizer.format.symmetric
-            integers = _array(quantizer.integers(get_tensor(graph.module, name).detach()))
+            integers = _array(quantizer.integers(graph.parameter(name).detach()))
             zero_point = None if symmetric else _array(quantizer.zero_point).astype(np.uint8)
             weights[name] = IntegerWeight(
                 name,
@@ -109,7 +108,7 @@ def integer_weights(graph: Graph) -> dict[str, IntegerWeight]:
 def float_weights(graph: Graph) -> dict[str, Tensor]:
     """Name of the parameter -> the weight in float16 or bfloat16, for those that the plan stores so."""
     return {
-        quantizer.tensor: quantizer(get_tensor(graph.module, quantizer.tensor).detach())
+        quantizer.tensor: quantizer(graph.parameter(quantizer.tensor).detach())
         .cpu()
         .to(getattr(torch, quantizer.format.floating))
         for quantizer in _of_weights(graph)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mixbit.core import UnsupportedModel, interrupts_later
 from mixbit.graph.graph import Graph
-from mixbit.graph.layers import find_layers
 from mixbit.graph.torch_export import without_torchs_warnings
 from mixbit.targets._integers import FURTHER
 
@@ -22,7 +21,7 @@ def last_line(error: Exception) -> str:
 
 def weight_nodes(graph: Graph) -> dict[str, str]:
     """Node through which operators read a layer's weight, a quantizer or the parameter itself -> the layer's name."""
-    names = {layer.name for layer in find_layers(graph)}
+    names = {layer.name for layer in graph.layers}
     nodes = {}
     for node in graph.module.graph.find_nodes(op="get_attr"):
         if node.target in names:

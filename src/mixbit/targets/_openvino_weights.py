@@ -9,7 +9,6 @@ from torch import Tensor
 
 from mixbit.core import Scheme
 from mixbit.graph.graph import Graph
-from mixbit.graph.layers import find_layers
 from mixbit.targets._integers import IntegerWeight, float_weights, integer_weights
 
 #: Element type on disk by width; u types hold the integers plus their offset. With zero points all are u types.
@@ -23,7 +22,7 @@ class Weights:
         self.ov = ov
         self.integers, self.floats = integer_weights(graph), float_weights(graph)
         self.ranged = {name for name in self.integers if graph.plan is not None and _ranged(graph.plan.scheme(name))}
-        self.multiplied = {layer.name for layer in find_layers(graph) if layer.inputs}
+        self.multiplied = {layer.name for layer in graph.layers if layer.inputs}
         self.constants: dict[tuple[str, str], Any] = {}
 
     def read_by(self, name: str, value: Tensor, reader: Any) -> Any:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from mixbit.core import DEFAULT_CHOICES, FLOATS, InvalidInput, Runner, StoredWeight, Target, TargetMismatch
 from mixbit.graph.graph import Graph
-from mixbit.graph.layers import find_layers
 from mixbit.quantization.assemble import quantizer_path
 from mixbit.targets._integers import FURTHER, SEPARATOR, float_weights, integer_weights, weight_bytes
 from mixbit.targets._onnx import exported_graph
@@ -71,7 +70,7 @@ def write(graph: Graph, folder: Path) -> None:
     for cast in [node for node in edited if node.op_type == "Cast" and node.inputs[0].name in floats]:
         name = cast.inputs[0].name
         _onnx_weights.store_float(edited, cast, name, _small(floats[name]))
-    for name in [layer.name for layer in find_layers(graph) if layer.name not in weights | floats]:
+    for name in [layer.name for layer in graph.layers if layer.name not in weights | floats]:
         value = edited.initializers[name]
         value.name = f"{name}{SEPARATOR}weight"
         for number, (node, _, _) in enumerate(_onnx.readers(value)):

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from mixbit.core import DEFAULT_CHOICES, FLOATS, Format, InvalidInput, Runner, StoredWeight, Target, TargetMismatch
 from mixbit.graph.graph import Graph
-from mixbit.graph.nodes import get_tensor
 from mixbit.quantization.affine import factor_bytes
 from mixbit.targets._integers import FURTHER
 from mixbit.targets._openvino_graph import converted, last_line, name_readers, part_extremes, shorten, weight_nodes
@@ -89,7 +88,7 @@ def write(graph: Graph, folder: Path) -> None:
     """
     ov = _openvino()
     nodes = weight_nodes(graph)
-    values = {node: get_tensor(graph.module, name).detach() for node, name in nodes.items()}
+    values = {node: graph.parameter(name).detach() for node, name in nodes.items()}
     num_inputs = len(graph.example.tensors)
     model = converted(ov, graph, values)
     weights, num_readers = Weights(ov, graph), Counter[str]()

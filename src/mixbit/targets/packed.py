@@ -32,7 +32,6 @@ from mixbit.core import (
     save_arrays,
 )
 from mixbit.graph.graph import Graph, Layer
-from mixbit.graph.layers import find_layers
 from mixbit.quantization import affine
 from mixbit.quantization.assemble import activation_formats, assemble, check_plan, quantizer_path
 from mixbit.quantization.quantizer import Quantizer, run_time_quantizer
@@ -123,7 +122,7 @@ def restore(folder: Path, graph: Graph) -> Graph:
             run_time_quantizer(name, fmt, device)
             if fmt.dynamic
             else Quantizer(name, fmt, None, *_factors(tensors, name, device, of_weight=False))
-            for name, fmt in activation_formats(graph, layers, plan, find_target(plan.target)).items()
+            for name, fmt in activation_formats(graph, plan, find_target(plan.target)).items()
         ]
         restored = assemble(graph, plan, [*weights.values(), *activations], biases)
         state = {name: value for name, value in tensors.items() if SEPARATOR not in name}
@@ -160,7 +159,7 @@ def load(
             outputs = pytree.tree_leaves(restored(*call.args, **call.kwargs))
         return [output.detach().cpu().numpy() for output in outputs if isinstance(output, torch.Tensor)]
 
-    executed = {layer.name: "float32 on rounded values" for layer in find_layers(graph)}
+    executed = {layer.name: "float32 on rounded values" for layer in graph.layers}
     return Runner(run, lambda: executed, {"runtime": f"torch {torch.__version__}"})
 
 
@@ -200,7 +199,7 @@ def _plan_of(graph: Graph) -> Plan:
 def _biases(graph: Graph, rounded: list[str]) -> dict[str, str]:
     """Operator's node -> name of its bias, for the operators of rounded layers."""
     names = {}
-    for layer in find_layers(graph):
+    for layer in graph.layers:
         for operation in layer.operations if layer.name in rounded else ():
             node, position = graph.node(operation.node), operation.kind.bias
             bias = node.args[position] if position is not None and len(node.args) > position else None

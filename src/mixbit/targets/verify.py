@@ -15,7 +15,6 @@ from mixbit.core.batches import Inputs, split_batch
 from mixbit.core.task import Task
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph, Layer
-from mixbit.graph.layers import find_layers
 
 
 def artefact_runner(runner: Runner, graph: Graph) -> Callable[[Inputs], Any]:
@@ -111,7 +110,7 @@ def verify(
     reference = evaluate(simulated, pairs, task, "simulate")
     module = target_module(simulated.plan.target)
     deployed = evaluate(artefact_runner(module.load(folder, graph), graph), pairs, task, "run the artefact")
-    predicted = predicted_bytes(find_layers(graph), simulated.plan)
+    predicted = predicted_bytes(graph.layers, simulated.plan)
     return compare(folder, simulated.plan.target, predicted, reference, deployed)
 
 

@@ -1,13 +1,10 @@
 """A simulated graph whose scales train beside its weights, and the way back to whole numbers."""
 
-import dataclasses
 import math
 
 import torch
 
 from mixbit.graph.graph import Graph
-from mixbit.graph.nodes import get_tensor
-from mixbit.graph.torch_export import copy_module
 from mixbit.quantization.assemble import quantizers_of
 from mixbit.quantization.biases import make_room_for_biases, settle_biases
 from mixbit.quantization.quantizer import Quantizer
@@ -24,7 +21,7 @@ def learnable(graph: Graph) -> Graph:
     Args:
         graph: A captured or a quantized graph; it is left as it is.
     """
-    copied = dataclasses.replace(graph, module=copy_module(graph.module))
+    copied = graph.copy()
     for quantizer in quantizers_of(copied):
         if quantizer.format.floating is None and not quantizer.format.dynamic:
             sharers = _numel(copied, quantizer) / quantizer.scale.numel()
@@ -35,7 +32,7 @@ def learnable(graph: Graph) -> Graph:
 def _numel(graph: Graph, quantizer: Quantizer) -> float:
     if quantizer.axis is None:
         return math.prod(graph.shapes[quantizer.tensor]) / graph.batch_size
-    return get_tensor(graph.module, quantizer.tensor).numel()
+    return graph.parameter(quantizer.tensor).numel()
 
 
 @torch.no_grad()
@@ -48,11 +45,11 @@ def settled(graph: Graph) -> Graph:
     Args:
         graph: What `learnable` returned, trained; it is left as it is.
     """
-    copied = dataclasses.replace(graph, module=copy_module(graph.module))
+    copied = graph.copy()
     for quantizer in quantizers_of(copied):
         quantizer.settle_scale()
         if quantizer.mask is not None:
-            get_tensor(copied.module, quantizer.tensor).mul_(quantizer.mask)
+            copied.parameter(quantizer.tensor).mul_(quantizer.mask)
     make_room_for_biases(copied)
     settle_biases(copied)
     return copied

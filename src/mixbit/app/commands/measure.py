@@ -51,7 +51,6 @@ def measure(
     from mixbit.core.batches import split_batches
     from mixbit.core.io.user_code import load_data, load_task
     from mixbit.graph.capture import capture
-    from mixbit.graph.layers import find_layers
     from mixbit.metrics.measure import measure as measure_
     from mixbit.quantization.calibrate import calibrate
     from mixbit.targets.latency import timed
@@ -63,7 +62,7 @@ def measure(
     with redirect_stdout(sys.stderr):
         graph = capture(module, batches[0][0])
         inputs = [inputs for inputs, _ in batches]
-        calibration = calibrate(graph, find_layers(graph), inputs, ranges=function_or_name(ranges, "RANGES"))
+        calibration = calibrate(graph, inputs, ranges=function_or_name(ranges, "RANGES"))
         table = measure_(
             graph,
             batches,
