@@ -25,8 +25,8 @@ from mixbit.core.task import Task
 from mixbit.graph.evaluate import evaluate
 from mixbit.pipeline.trials import Scoring, layer_features
 from mixbit.quantization.calibrate import Calibration, calibrate
-from mixbit.searches._plans import plan_of
 from mixbit.searches._problem import Trials
+from mixbit.searches.search import plan_of
 
 TASK = Task.classification()
 TARGET = "packed"

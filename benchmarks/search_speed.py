@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from mixbit.core import Limit
 from mixbit.searches._exact import optimum
 from mixbit.searches._pareto import pareto_choices
 from mixbit.searches._problem import Problem
@@ -37,7 +38,16 @@ def random_problem(seed: int, num_layers: int, num_choices: int) -> Problem:
     loss = rng.lognormal(-6, 3, (num_layers, 1)) * 4.0**-bits * rng.lognormal(0, 0.2, (num_layers, num_choices))
     usage = np.stack([np.ceil(np.outer(weights, bits / 8)), np.outer(macs, bits**2)])
     limits = usage[:, :, num_choices // 2].sum(axis=1) * [0.9, 1.1]
-    return Problem.of(loss, usage, limits, weight_bits=bits.tolist(), input_bits=[8] * num_choices)
+    return Problem(
+        layers=[f"layer{row}" for row in range(num_layers)],
+        loss=loss,
+        budget=[
+            Limit(f"limit {row}", table, bound) for row, (table, bound) in enumerate(zip(usage, limits, strict=True))
+        ],
+        weight_bits=bits,
+        input_bits=np.full(num_choices, 8),
+        numel=weights,
+    )
 
 
 def timed(run: Callable[[Problem], Any], num_layers: int, num_choices: int) -> tuple[list[float], list[Any]]:
@@ -57,12 +67,10 @@ def main() -> None:
     for num_layers, num_choices, names in CASES:
         for name in names:
             if name == "front":
-                seconds, found = timed(
-                    lambda one: pareto_choices(one.groups, one.groups.usage[0]), num_layers, num_choices
-                )
+                seconds, found = timed(lambda one: pareto_choices(one, one.usage[0]), num_layers, num_choices)
                 said = f"{min(map(len, found)):,} to {max(map(len, found)):,} plans, one resource"
             elif name == "ilp":
-                seconds, found = timed(lambda one: optimum(one.groups), num_layers, num_choices)
+                seconds, found = timed(optimum, num_layers, num_choices)
                 said = f"largest gap {max(one.gap for one in found):.1e}"
             else:
                 seconds, _ = timed(SEARCHES[name], num_layers, num_choices)

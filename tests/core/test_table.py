@@ -21,7 +21,7 @@ def assert_same_table(one, other):
 def edited(tmp_path, edit):
     """The file of the small table after `edit` changed its JSON."""
     path = tmp_path / "sensitivity.json"
-    small_table(ties=((0, 1),), input_ties=((1, 2),)).save(path)
+    small_table(input_ties=((1, 2),)).save(path)
     stored = json.loads(path.read_text())
     edit(stored)
     path.write_text(json.dumps(stored))
@@ -29,7 +29,7 @@ def edited(tmp_path, edit):
 
 
 def test_round_trip(tmp_path):
-    table = small_table(ties=((0, 1),), input_ties=((1, 2), (0, 2)))
+    table = small_table(input_ties=((1, 2), (0, 2)))
     table.save(tmp_path / "sensitivity.json")
     assert_same_table(Sensitivity.load(tmp_path / "sensitivity.json"), table)
 
@@ -61,7 +61,11 @@ def test_what_is_not_offered_is_null(tmp_path):
         (lambda stored: stored["loss"].pop(), r"loss has shape \(2, 3\), expected \(3, 3\)"),
         (lambda stored: stored["usage"]["bit_ops"].pop(), r"bit_ops has shape \(2, 3\)"),
         (lambda stored: stored["loss"].__setitem__(1, [None] * 3), "no choice of second.weight can run"),
-        (lambda stored: stored["ties"].append([0, 3]), "a tie names layer 3, but there are 3 layers"),
+        (lambda stored: stored["input_ties"].append([0, 3]), "a tie names layer 3, but there are 3 layers"),
+        (
+            lambda stored: stored["ties"].append([0, 1]),
+            r"ties of layers to one scheme, \[\[0, 1\]\], are not supported",
+        ),
         (lambda stored: stored["input_ties"].append([0, -1]), "a tie names layer"),
         (lambda stored: stored["choices"].__setitem__(1, "w9"), "weights have 2 to 8 bits"),
         (lambda stored: stored.update(layers=[]), "layers: .*at least 1 item"),

@@ -94,7 +94,7 @@ def test_a_budget_of_activations(table):
 
 
 def test_its_price_and_that_it_has_no_front(table):
-    from mixbit.searches._plans import priced
+    from mixbit.searches.search import priced
 
     budget = mb.Budget(activation_bytes=140)
     plan = priced(table, budget, mb.search(table, budget))

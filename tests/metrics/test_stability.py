@@ -21,7 +21,6 @@ def table(loss, standard_error=0.0, num_samples=10, **changes):
         usage={"weight_bytes": bits / 8, "weight_bits": bits, "bit_ops": bits * 32},
         numel=numel,
         macs=numel,
-        ties=(),
         input_ties=(),
         metric="test",
         target="packed",
@@ -82,7 +81,8 @@ def test_tables_whose_choices_differ_in_inputs_alone_compare_bit_operations():
 def test_layers_that_are_tied_are_searched_within_what_they_reach():
     offered = costs()
     offered[0, 0], offered[1, 2] = np.inf, np.inf
-    assert ranking_problem(table(offered, ties=((0, 1),))) is None
+    one_input = {"choices": ("w8a2", "w8a4", "w8a8"), "input_ties": ((0, 1),)}
+    assert ranking_problem(table(offered, **one_input)) is None
 
 
 def test_a_best_plan_that_loses_nothing_does_not_hide_standard_errors():

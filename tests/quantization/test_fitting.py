@@ -12,7 +12,7 @@ from mixbit.graph.capture import capture
 from mixbit.metrics.measure import measure
 from mixbit.quantization.offers import misfit, with_fallbacks
 from mixbit.roundings.quantize import quantize
-from mixbit.searches._plans import uniform_plans
+from mixbit.searches.search import uniform_plans
 from tests.networks import Net, plan_of
 
 PARTS = {

@@ -21,7 +21,7 @@ from mixbit.quantization.masks import choose_masks, mean_square_gradients
 from mixbit.quantization.scales import weight_quantizer
 from mixbit.quantization.sparsity import choose_kept, num_zeros
 from mixbit.roundings.quantize import quantize
-from mixbit.searches._plans import uniform_plans
+from mixbit.searches.search import uniform_plans
 from tests.metrics.setting import Calls, calls_of, mean_errors, setting_of
 from tests.networks import Net, batches_of, by_tensor, plan_of
 

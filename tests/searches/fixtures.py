@@ -1,8 +1,9 @@
-"""Problems whose answers are known, and small tables made by hand."""
+"""Problems from arrays, problems whose answers are known, and small tables made by hand."""
 
 import numpy as np
 
-from mixbit.core.table import Sensitivity
+from mixbit.core import Limit, Sensitivity
+from mixbit.searches._problem import Problem
 
 # ResNet-18 on ImageNet as HAWQ-V3 published it: 19 layers in execution order, without the first convolution and the
 # last linear layer, each down-sampling convolution after the main branch of its unit; sizes and MACs in millions,
@@ -66,6 +67,23 @@ def resnet18() -> tuple[np.ndarray, dict[str, np.ndarray]]:
     return loss, usage
 
 
+def problem_of(loss, usage, limits, **changes: object) -> Problem:
+    """A problem from numbers; all weights and inputs have 8 bits, and each layer one weight, unless told otherwise."""
+    loss, usage = np.array(loss, dtype=float), np.array(usage, dtype=float)
+    num_layers, num_choices = len(loss), loss.shape[-1]
+    fields: dict[str, object] = {
+        "layers": [f"layer {row}" for row in range(num_layers)],
+        "loss": loss,
+        "budget": [Limit(f"limit {row}", usage[row], float(bound)) for row, bound in enumerate(limits)],
+        "weight_bits": [8] * num_choices,
+        "input_bits": [8] * num_choices,
+        "numel": np.ones(num_layers),
+    }
+    fields |= changes
+    bits = {name: np.array(fields[name]) for name in ("weight_bits", "input_bits")}
+    return Problem(**{**fields, **bits})  # type: ignore[arg-type]
+
+
 def small_table(**changes: object) -> Sensitivity:
     """Three layers of 100, 200 and 300 weights, 1000 MACs each, with choices w8a8, w4a8 and w4a4."""
     numel = np.array([100.0, 200.0, 300.0])
@@ -82,7 +100,6 @@ def small_table(**changes: object) -> Sensitivity:
         },
         "numel": numel,
         "macs": np.array([1000.0] * 3),
-        "ties": (),
         "input_ties": (),
         "metric": "fisher",
         "target": "openvino",

@@ -3,12 +3,11 @@ import pytest
 
 from mixbit.core.budget import Budget
 from mixbit.core.errors import InfeasibleBudget, InvalidInput, MixbitError
-from mixbit.searches._autoq_steps import Precisions
-from mixbit.searches._problem import Problem, Trials
-from mixbit.searches.autoq import _decay, _unit, autoq
+from mixbit.searches._problem import Trials
+from mixbit.searches.autoq import Precisions, _decay, _unit, autoq
 from mixbit.searches.ilp import ilp
 from mixbit.searches.search import search
-from tests.searches.fixtures import small_table
+from tests.searches.fixtures import problem_of, small_table
 
 pytest.importorskip("stable_baselines3")
 
@@ -25,18 +24,13 @@ def problem(limit, num_layers=4, input_ties=((1, 2),), offered=None, score=None)
     trials = Trials(
         score or (lambda choice: 1 - float(loss[rows, choice].sum())), lambda: 1.0, lambda: np.eye(num_layers, 7)
     )
-    return Problem(
-        loss,
-        usage,
-        np.array([float(limit)]),
-        (),
-        input_ties,
-        WEIGHT_BITS.tolist(),
-        INPUT_BITS.tolist(),
-        None,
-        None,
-        trials,
-    )
+    bits = {"weight_bits": WEIGHT_BITS, "input_bits": INPUT_BITS}
+    return problem_of(loss, usage, [limit], input_ties=input_ties, trials=trials, **bits)
+
+
+def precisions_of(*arguments, **changes):
+    made = problem(*arguments, **changes)
+    return Precisions(made, made.trials)
 
 
 def bits_of(choice):
@@ -44,44 +38,44 @@ def bits_of(choice):
 
 
 def test_one_step_for_each_quantizer_in_execution_order():
-    steps = Precisions(problem(32)).steps
-    assert [step.group for step in steps] == [None, 0, None, 1, 2, None, 3]  # layers 1 and 2 read one tensor
+    steps = precisions_of(32).steps
+    assert [step.layer for step in steps] == [None, 0, None, 1, 2, None, 3]  # layers 1 and 2 read one tensor
     assert [step.widths for step in steps] == [(4, 8), (2, 4, 8), (4, 8), (2, 4, 8), (2, 4, 8), (4, 8), (2, 4, 8)]
 
 
 def test_quantizers_with_one_width_take_no_step():
     offered = np.ones((4, 6), bool)
     offered[0] = (WEIGHT_BITS == 8) & (INPUT_BITS == 8)
-    assert [step.group for step in Precisions(problem(32, offered=offered)).steps] == [None, 1, 2, None, 3]
+    assert [step.layer for step in precisions_of(32, offered=offered).steps] == [None, 1, 2, None, 3]
 
 
 @pytest.mark.parametrize(("action", "width"), [(0.0, 2), (0.33, 2), (0.34, 4), (0.66, 4), (0.67, 8), (1.0, 8)])
 def test_actions_pick_among_the_quantizers_own_widths(action, width):
-    assert Precisions(problem(32)).steps[1].width(action) == width
+    assert precisions_of(32).steps[1].width(action) == width
 
 
 def test_too_large_a_plan_is_lowered_from_the_last_layer():
     """All at 8 bits use 32. For 26, the last goes to 4, which is 28, then the one before: 24."""
-    found = bits_of(Precisions(problem(26, input_ties=())).choice_of(np.ones(8)))
+    found = bits_of(precisions_of(26, input_ties=()).choice_of(np.ones(8)))
     assert [weight for weight, _ in found] == [8, 8, 4, 4]
 
 
 def test_round_after_round_where_one_is_not_enough():
-    found = bits_of(Precisions(problem(12, input_ties=())).choice_of(np.ones(8)))
+    found = bits_of(precisions_of(12, input_ties=()).choice_of(np.ones(8)))
     assert [weight for weight, _ in found] == [4, 4, 2, 2]
 
 
 def test_adjacent_quantizers_are_aligned():
     """Layers 1 and 2 read one tensor. With weights of 8 and 4 bits and an input of 8, all three take 4."""
     actions = np.array([1, 1, 1, 1, 0.5, 1, 1])
-    assert bits_of(Precisions(problem(32)).choice_of(actions)) == [(8, 8), (4, 4), (4, 4), (8, 8)]
+    assert bits_of(precisions_of(32).choice_of(actions)) == [(8, 8), (4, 4), (4, 4), (8, 8)]
     # 2 bits are offered to weights alone: the input takes the smallest width that all have, 4, and the other weight too
     actions = np.array([1, 1, 1, 1, 0, 1, 1])
-    assert bits_of(Precisions(problem(32)).choice_of(actions)) == [(8, 8), (4, 4), (2, 4), (8, 8)]
+    assert bits_of(precisions_of(32).choice_of(actions)) == [(8, 8), (4, 4), (2, 4), (8, 8)]
 
 
 def test_observations_are_scaled_and_hold_the_previous_bits():
-    precisions = Precisions(problem(32))
+    precisions = precisions_of(32)
     seen = precisions.observations(np.array([8.0, 2, 4, 8, 4, 8, 8]))
     assert seen.shape == (7, 10)
     assert seen.min() == 0
@@ -92,7 +86,7 @@ def test_observations_are_scaled_and_hold_the_previous_bits():
 
 
 def test_actions_of_a_choice_lead_back_to_it():
-    precisions = Precisions(problem(32, input_ties=()))
+    precisions = precisions_of(32, input_ties=())
     choice = precisions.choice_of(np.array([0, 0, 1, 1, 0, 0.5, 1, 1]))
     np.testing.assert_array_equal(precisions.choice_of(precisions.actions_of(choice)), choice)
 
@@ -135,7 +129,7 @@ def test_where_lowering_does_not_help_the_plan_of_ilp_is_tried():
     loss, usage = np.array([[1.0, 0.5]]), np.array([[[9.0, 4.0]]])
     tried = []
     trials = Trials(lambda choice: tried.append(choice.tolist()) or 0.0, lambda: 1.0, lambda: np.ones((1, 7)))
-    one = Problem(loss, usage, np.array([5.0]), (), (), [4, 8], [8, 8], None, None, trials)
+    one = problem_of(loss, usage, [5], weight_bits=[4, 8], trials=trials)
     assert autoq(one, episodes=6).tolist() == [1]
     assert tried == [[1]] * 6
 

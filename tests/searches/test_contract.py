@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from mixbit.core.budget import Budget
-from mixbit.core.errors import InfeasibleBudget, InvalidInput
-from mixbit.searches._autoq_steps import Precisions
-from mixbit.searches._problem import Problem, Trials
+from mixbit.core.errors import InfeasibleBudget
+from mixbit.searches._problem import Trials
+from mixbit.searches.autoq import Precisions
 from mixbit.searches.search import SEARCHES, search
-from tests.searches.fixtures import small_table
+from tests.searches.fixtures import problem_of, small_table
 
 CHEAP = [name for name in SEARCHES if name != "autoq"]
 #: Schemes with weight and input bits: what a target with narrow inputs offers.
@@ -37,13 +37,12 @@ def problems(draw):
     usage = np.outer(numel, weight_bits)[None].astype(float)
     low, high = usage.min(axis=2).sum(), usage.max(axis=2).sum()
     tie = st.lists(st.integers(0, num_layers - 1), min_size=1, max_size=3)
-    ties, input_ties = draw(st.lists(tie, max_size=1)), draw(st.lists(tie, max_size=2))
+    input_ties = draw(st.lists(tie, max_size=3))
     limit = low + draw(st.floats(0, 1)) * (high - low)
-    trials = trials_for(loss)
-    return Problem(
-        loss, usage, np.array([limit]), ties, input_ties, weight_bits.tolist(), input_bits.tolist(),
-        numel.astype(float), None, trials,
-    )  # fmt: skip
+    bits = {"weight_bits": weight_bits, "input_bits": input_bits}
+    return problem_of(
+        loss, usage, [limit], input_ties=input_ties, numel=numel.astype(float), trials=trials_for(loss), **bits
+    )
 
 
 @settings(deadline=None, max_examples=60)
@@ -59,16 +58,13 @@ def test_within_limits_ties_obeyed_and_never_better_than_exact(problem):
             fell_short.append(name)
             continue
         assert problem.usage[0][rows, choice].sum() <= problem.limits[0] * (1 + 1e-9), name
-        assert all(len({choice[i] for i in tie}) == 1 for tie in problem.ties), name
         assert all(len({input_bits[choice[i]] for i in tie}) == 1 for tie in problem.input_ties), name
         assert problem.loss[rows, exact].sum() <= problem.loss[rows, choice].sum() * (1 + 1e-9), name
     assert set(fell_short) <= {"hawq", "uniform", "mixquant"}  # which do not try everything
-    precisions = Precisions(problem)
-    tried = precisions.choice_of(np.random.default_rng(0).random(len(precisions.steps)))
-    if tried is not None:
-        choice = tried[problem.groups.group]
+    precisions = Precisions(problem, problem.trials)
+    choice = precisions.choice_of(np.random.default_rng(0).random(len(precisions.steps)))
+    if choice is not None:
         assert problem.usage[0][rows, choice].sum() <= problem.limits[0] * (1 + 1e-9)
-        assert all(len({choice[i] for i in tie}) == 1 for tie in problem.ties)
         assert all(len({input_bits[choice[i]] for i in tie}) == 1 for tie in problem.input_ties)
 
 
@@ -93,10 +89,3 @@ def test_same_answer_every_time_and_arrays_left_alone(name):
 def test_infeasible_says_so(name):
     with pytest.raises(InfeasibleBudget, match=r"no plan keeps mean_bits=3 \(reachable: 4 to 8\)"):
         search(small_table(), Budget(mean_bits=3), method=name, trials=trials_for(small_table().loss))
-
-
-@pytest.mark.parametrize("name", ["hawq", "mixquant"])
-def test_bits_of_choices_are_asked_for(name):
-    problem = Problem.of([[1, 2]], [[[1, 2]]], [3])
-    with pytest.raises(InvalidInput, match=f"search {name}: "):
-        SEARCHES[name](problem)

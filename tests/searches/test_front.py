@@ -11,10 +11,9 @@ import mixbit as mb
 from mixbit.core.budget import Budget
 from mixbit.core.errors import InfeasibleBudget, InvalidInput
 from mixbit.searches._pareto import pareto_choices
-from mixbit.searches._problem import Problem
 from mixbit.searches.front import Front, front
 from mixbit.searches.search import search
-from tests.searches.fixtures import small_table
+from tests.searches.fixtures import problem_of, small_table
 
 
 @st.composite
@@ -28,31 +27,25 @@ def problems(draw):
     usage = rng.integers(0, 6, (num_layers, num_choices)).astype(float)
     tie = st.lists(st.integers(0, num_layers - 1), min_size=1, max_size=3)
     input_bits = rng.choice([4, 8], num_choices).tolist()
-    return loss, usage, draw(st.lists(tie, max_size=1)), draw(st.lists(tie, max_size=1)), input_bits
+    return loss, usage, draw(st.lists(tie, max_size=2)), input_bits
 
 
 @settings(deadline=None, max_examples=200)
 @given(problems())
 def test_equals_all_choices_tried_out(problem):
-    loss, usage, ties, input_ties, input_bits = problem
+    loss, usage, input_ties, input_bits = problem
     rows, points = np.arange(len(loss)), set()
     for choice in itertools.product(range(loss.shape[1]), repeat=len(loss)):
-        obeyed = all(len({choice[i] for i in tie}) == 1 for tie in ties) and all(
-            len({input_bits[choice[i]] for i in tie}) == 1 for tie in input_ties
-        )
+        obeyed = all(len({input_bits[choice[i]] for i in tie}) == 1 for tie in input_ties)
         if obeyed and np.isfinite(total := loss[rows, list(choice)].sum()):
             points.add((usage[rows, list(choice)].sum(), total))
     expected = sorted(p for p in points if not any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points))
     try:
-        groups = Problem.of(
-            loss, np.zeros((0, *loss.shape)), [], ties, input_ties=input_ties, input_bits=input_bits
-        ).groups
+        unlimited = problem_of(loss, np.zeros((0, *loss.shape)), [], input_ties=input_ties, input_bits=input_bits)
     except InfeasibleBudget:
         assert not points
         return
-    merged = np.zeros(groups.loss.shape)
-    np.add.at(merged, groups.group, np.where(np.isfinite(loss), usage, 0))
-    choices = pareto_choices(groups, merged)[:, groups.group]
+    choices = pareto_choices(unlimited, usage)
     assert [(usage[rows, c].sum(), loss[rows, c].sum()) for c in choices] == expected
 
 
@@ -88,9 +81,9 @@ def test_53_layers_7_choices_at_once_and_equal_to_ilp():
     table = random_table(53, 7)
     seconds = []
     for _ in range(2):
-        start = time.perf_counter()
+        start = time.process_time()
         found = front(table)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert min(seconds) < 2  # under one on a machine of its own
     assert len(found) > 1000
     used, loss = found.figures["weight_bytes"], found.figures["loss"]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mixbit.core.errors import InfeasibleBudget, InvalidInput
-from mixbit.searches._problem import Problem
 from mixbit.searches.hawq import _sequences, hawq, num_sequences
+from tests.searches.fixtures import problem_of
 
 
 @pytest.mark.parametrize(("layers", "widths", "count"), [(53, 3, 1485), (3, 2, 4), (4, 1, 1), (1, 5, 5)])
@@ -21,12 +21,9 @@ def test_count_of_sequences(layers, widths, count):
 
 def problem(trace, loss, limit, input_ties=(), bits=((4, 8), (8, 8)), offered=None):
     weight_bits, input_bits = np.array(bits).T
-    loss = np.array(loss, dtype=float)
-    usage = np.tile(weight_bits, (len(loss), 1))[None].astype(float)
     trace = None if trace is None else np.array(trace, dtype=float)
-    return Problem(
-        loss, usage, np.array([limit], float), (), input_ties, weight_bits.tolist(), input_bits.tolist(), None, trace
-    )
+    fields = {"weight_bits": weight_bits, "input_bits": input_bits, "input_ties": input_ties, "trace": trace}
+    return problem_of(loss, np.tile(weight_bits, (1, len(loss), 1)), [limit], **fields)
 
 
 def test_a_hand_worked_example():
@@ -96,7 +93,7 @@ def test_limits_nobody_reaches_in_order():
     weight_bits = [4, 8]
     usage = np.array([[[4.0, 8.0], [8.0, 4.0]]])  # the second layer uses more at 4 bits
     loss = np.array([[1.0, 0.5], [1.0, 0.5]])
-    one = Problem(loss, usage, np.array([8.0]), (), (), weight_bits, [8, 8], None, np.array([9.0, 1.0]))
+    one = problem_of(loss, usage, [8], weight_bits=weight_bits, trace=np.array([9.0, 1.0]))
     with pytest.raises(InfeasibleBudget, match="no sequence of bits in the order of the layers' traces keeps"):
         hawq(one)
 

@@ -1,6 +1,4 @@
 import itertools
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -11,37 +9,35 @@ from hypothesis import example, given, settings, strategies as st
 
 from mixbit.core.errors import InfeasibleBudget, InvalidInput, MixbitError
 from mixbit.searches._exact import Optimum, optimum, shadow_prices
-from mixbit.searches._problem import Problem
 from mixbit.searches.ilp import ilp
-from tests.searches.fixtures import RESNET18_OPTIMA, RESNET18_TIES, resnet18
+from tests.searches.fixtures import RESNET18_OPTIMA, RESNET18_TIES, problem_of, resnet18
 
 
 def solve(*arrays, **options):
-    return ilp(Problem.of(*arrays, **options))
+    return ilp(problem_of(*arrays, **options))
 
 
 @pytest.mark.parametrize(("resource", "alpha", "objective", "bits"), RESNET18_OPTIMA)
 def test_published_resnet18(resource, alpha, objective, bits):
     loss, usage = resnet18()
     four, eight = usage[resource].sum(axis=0)
-    choice = solve(loss, usage[resource][None], [four + alpha * (eight - four)], RESNET18_TIES)
+    limit = four + alpha * (eight - four)
+    choice = solve(loss, usage[resource][None], [limit], input_ties=RESNET18_TIES, input_bits=[4, 8])
     assert "".join("48"[column] for column in choice) == bits
     assert f"{loss[np.arange(19), choice].sum():.6f}" == f"{objective:.6f}"
 
 
-def obeys(choice, ties, input_ties, classes):
-    return all(len({choice[i] for i in tie}) == 1 for tie in ties) and all(
-        len({classes[choice[i]] for i in tie}) == 1 for tie in input_ties
-    )
+def obeys(choice, input_ties, classes):
+    return all(len({classes[choice[i]] for i in tie}) == 1 for tie in input_ties)
 
 
-def brute_force(loss, usage, limits, ties, input_ties, classes):
+def brute_force(loss, usage, limits, input_ties, classes):
     """The smallest loss within the limits (None where nothing is) and the range of each resource without limits."""
     best, used_by_all = None, []
     num_layers, num_choices = loss.shape
     for choice in itertools.product(range(num_choices), repeat=num_layers):
         total = sum(loss[layer, column] for layer, column in enumerate(choice))
-        if total == np.inf or not obeys(choice, ties, input_ties, classes):
+        if total == np.inf or not obeys(choice, input_ties, classes):
             continue
         used = [sum(table[layer, column] for layer, column in enumerate(choice)) for table in usage]
         used_by_all.append(used)
@@ -70,27 +66,25 @@ def problems(draw):
         limits.append(draw(st.integers(3 * num_layers, 12 * num_layers)) * scale)
     tie = st.lists(st.integers(0, num_layers - 1), min_size=1, max_size=3)
     classes = draw(st.lists(st.sampled_from([4, 8]), min_size=num_choices, max_size=num_choices))
-    ties, input_ties = draw(st.lists(tie, max_size=1)), draw(st.lists(tie, max_size=2))
-    return loss, np.array(usage), limits, ties, input_ties, classes
+    return loss, np.array(usage), limits, draw(st.lists(tie, max_size=3)), classes
 
 
 @settings(deadline=None, max_examples=200)
 @given(problems())
-@example((np.array([[np.inf, 1.0], [2.0, np.inf]]), np.ones((1, 2, 2)), [9.0], [[0, 1]], [], [8, 8]))
-@example((np.array([[np.inf, 1.0], [2.0, np.inf]]), np.ones((1, 2, 2)), [9.0], [], [[0, 1]], [8, 4]))
-@example((np.array([[1.0, 1.0]]), np.array([[[1.0, 9.0]], [[9.0, 1.0]]]), [5.0, 5.0], [], [], [8, 8]))
+@example((np.array([[np.inf, 1.0], [2.0, np.inf]]), np.ones((1, 2, 2)), [9.0], [[0, 1]], [8, 4]))
+@example((np.array([[1.0, 1.0]]), np.array([[[1.0, 9.0]], [[9.0, 1.0]]]), [5.0, 5.0], [], [8, 8]))
 def test_equals_brute_force(problem):
-    loss, usage, limits, ties, input_ties, classes = problem
+    loss, usage, limits, input_ties, classes = problem
     best, reachable = brute_force(*problem)
     if best is None:
         with pytest.raises(InfeasibleBudget) as caught:
-            solve(loss, usage, limits, ties, input_ties=input_ties, input_bits=classes)
+            solve(loss, usage, limits, input_ties=input_ties, input_bits=classes)
         assert caught.value.binding
         np.testing.assert_allclose(caught.value.reachable, reachable, rtol=1e-12)
         return
-    choice = solve(loss, usage, limits, ties, input_ties=input_ties, input_bits=classes)
+    choice = solve(loss, usage, limits, input_ties=input_ties, input_bits=classes)
     layers = np.arange(len(loss))
-    assert obeys(choice, ties, input_ties, classes)
+    assert obeys(choice, input_ties, classes)
     assert np.all(usage[:, layers, choice].sum(axis=1) <= np.array(limits) * (1 + 1e-9))
     assert loss[layers, choice].sum() == pytest.approx(best, rel=1e-9, abs=1e-9 * np.abs(loss[np.isfinite(loss)]).max())
 
@@ -116,7 +110,7 @@ def test_small_differences_under_large_losses(seed):
     loss, usage, limits = random_problem(seed, num_layers=5, num_choices=4)
     loss[:, 0] += 1e6
     choice = solve(loss, usage, limits)
-    best, _ = brute_force(loss, usage, limits, (), (), ())
+    best, _ = brute_force(loss, usage, limits, (), ())
     assert loss[np.arange(5), choice].sum() == pytest.approx(best, rel=1e-12)
 
 
@@ -149,9 +143,9 @@ def test_53_layers_7_choices_2_limits_in_half_a_second():
     solve(loss, usage, limits)
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         choice = solve(loss, usage, limits)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     assert np.all(usage[:, np.arange(53), choice].sum(axis=1) <= limits)
     assert min(seconds) < 0.5
 
@@ -175,31 +169,22 @@ def test_usage_of_what_is_not_offered_does_not_matter():
     assert solve([[np.inf, 2.0]], [[[np.inf, 1.0]]], [1]).tolist() == [1]
 
 
-def test_the_solver_prints_nothing():
-    code = (
-        "import sys; sys.path.insert(0, '.'); from tests.searches.test_ilp import random_problem, solve\n"
-        "for seed in range(4): solve(*random_problem(seed))"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == ""
-
-
 def test_infeasible_says_what_is_reachable_and_what_binds():
-    with pytest.raises(InfeasibleBudget, match=r"limit 0 is 3 and sums reach 12 to 14; layers \[1, 0\]") as caught:
+    with pytest.raises(
+        InfeasibleBudget, match=r"limit 0=3 \(reachable: 12 to 14\); layer 1, layer 0 use most"
+    ) as caught:
         solve([[1, 2], [1, 2]], [[[5, 6], [7, 8]]], [3])
     assert caught.value.reachable == ((12, 14),)
     assert caught.value.binding == (1, 0)
 
 
 def test_infeasible_together_but_not_alone():
-    with pytest.raises(InfeasibleBudget, match="each limit can be kept alone, but not all together"):
+    with pytest.raises(InfeasibleBudget, match="each can be kept alone, but not all together"):
         solve([[1, 2]], [[[1, 9]], [[9, 1]]], [5, 5])
 
 
 def test_ties_without_a_common_choice_are_named():
-    with pytest.raises(InfeasibleBudget, match=r"layers \[0, 2\] are tied"):
-        solve([[1, np.inf], [1, 1], [np.inf, 1]], np.ones((1, 3, 2)), [9], [[0, 2]])
-    with pytest.raises(InfeasibleBudget, match=r"layers \[0, 2\] share an input"):
+    with pytest.raises(InfeasibleBudget, match="layer 0, layer 2 are tied"):
         solve([[1, np.inf], [1, 1], [np.inf, 1]], np.ones((1, 3, 2)), [9], input_ties=[[0, 2]], input_bits=[8, 4])
 
 
@@ -207,15 +192,13 @@ def test_ties_without_a_common_choice_are_named():
     ("arguments", "message"),
     [
         (([1, 2], [[1, 2]], [1]), "loss has shape"),
-        (([[1, 2]], [[1, 2]], [1]), "usage has shape"),
-        (([[1, 2]], [[[1, 2]]], [np.nan]), "limits are"),
+        (([[1, 2]], [[1, 2]], [1]), "usage of limit 0 has shape"),
+        (([[1, 2]], [[[1, 2]]], [np.nan]), "limit limit 0 is nan"),
         (([[1, np.nan]], [[[1, 2]]], [1]), "loss of layer 0"),
         (([[1, -np.inf]], [[[1, 2]]], [1]), "loss of layer 0"),
         (([[1, 2], [np.inf, np.inf]], [[[1, 2], [1, 2]]], [9]), "layer 1 is offered no choice"),
-        (([[1, 2]], [[[1, np.nan]]], [1]), r"usage\[0, 0, 1\] is nan"),
-        (([[1, 2]], [[[1, np.inf]]], [1]), r"usage\[0, 0, 1\] is inf"),
-        (([[1, 2]], [[[1, 2]]], [1], [[]]), "empty tie"),
-        (([[1, 2]], [[[1, 2]]], [1], [[0, 1]]), r"tie \[0, 1\] names layer 1, but there are 1 layers"),
+        (([[1, 2]], [[[1, np.nan]]], [1]), "usage of limit 0 is not finite"),
+        (([[1, 2]], [[[1, np.inf]]], [1]), "usage of limit 0 is not finite"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
@@ -223,9 +206,11 @@ def test_bad_arguments_are_refused(arguments, message):
         solve(*arguments)
 
 
-def test_input_ties_need_bits():
-    with pytest.raises(InvalidInput, match="input_bits is None"):
-        solve([[1, 2]], [[[1, 2]]], [1], input_ties=[[0]])
+def test_bad_ties_are_refused():
+    with pytest.raises(InvalidInput, match="empty input tie"):
+        solve([[1, 2]], [[[1, 2]]], [1], input_ties=[[]])
+    with pytest.raises(InvalidInput, match=r"tie \[0, 1\] names layer 1, but there are 1 layers"):
+        solve([[1, 2]], [[[1, 2]]], [1], input_ties=[[0, 1]])
 
 
 @pytest.mark.parametrize("gap", [None, np.inf, 0.01])
@@ -239,15 +224,14 @@ def test_a_solver_that_gives_up_is_an_error(gap, monkeypatch):
 def test_out_of_time_an_answer_proven_to_be_close_is_taken(monkeypatch):
     stopped = SimpleNamespace(status=1, message="Time limit reached", x=np.array([0.0, 1.0]), mip_gap=5e-4)
     monkeypatch.setattr(scipy.optimize, "milp", lambda *args, **options: stopped)
-    groups = Problem.of([[1, 2]], [[[1, 2]]], [3]).groups
-    assert optimum(groups) == Optimum(pytest.approx([1]), 5e-4)
+    assert optimum(problem_of([[1, 2]], [[[1, 2]]], [3])) == Optimum(pytest.approx([1]), 5e-4)
 
 
 def test_shadow_prices_are_the_slope_of_the_smallest_loss():
     """Two layers, two choices: of the relaxation, one more unit moves a share of the better step."""
-    groups = Problem.of([[4, 0], [1, 0]], [[[0, 2], [0, 2]], [[0, 0], [0, 1]]], [1, 9]).groups
+    problem = problem_of([[4, 0], [1, 0]], [[[0, 2], [0, 2]], [[0, 0], [0, 1]]], [1, 9])
     # the first layer gains 4 for 2 units: 2 a unit; the second limit does not bind
-    np.testing.assert_allclose(shadow_prices(groups), [2, 0], atol=1e-9)
+    np.testing.assert_allclose(shadow_prices(problem), [2, 0], atol=1e-9)
 
 
 def test_an_answer_over_the_limit_is_solved_again(monkeypatch):

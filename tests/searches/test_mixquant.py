@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from mixbit.core.errors import InfeasibleBudget, InvalidInput
-from mixbit.searches._problem import Problem
 from mixbit.searches.mixquant import mixquant
+from tests.searches.fixtures import problem_of
 
 BITS = [2, 3, 4, 5, 6, 7, 8]
 # Round-off error at 2 .. 8 bits over that at 8: published analysis of min-max quantizers, 300,000 samples each.
@@ -18,9 +18,7 @@ INT8 = np.array([1e-5, 1e-4, 5e-4, 2e-2])
 
 def problem(limit=1e9, **changes):
     loss = np.array(list(RATIOS.values())) * INT8[:, None]
-    usage = np.tile(np.array(BITS, dtype=float), (4, 1))[None]
-    limits, bits_ = np.array([float(limit)]), {"weight_bits": BITS, "input_bits": [8] * 7}
-    return Problem(loss, usage, limits, **({"numel": np.ones(4)} | bits_ | changes))
+    return problem_of(loss, np.tile(BITS, (1, 4, 1)), [limit], **({"weight_bits": BITS} | changes))
 
 
 def bits(choice):
@@ -73,7 +71,7 @@ def test_budgeted_is_the_smallest_sum_of_squares():
 def test_inputs_take_the_widest():
     loss = np.array([[4.0, 4.0, 1.0, 1.0]])
     usage = np.array([[[4.0, 4.0, 8.0, 8.0]]])
-    one = Problem(loss, usage, np.array([9.0]), (), (), [4, 4, 8, 8], [4, 8, 4, 8])
+    one = problem_of(loss, usage, [9], weight_bits=[4, 4, 8, 8], input_bits=[4, 8, 4, 8])
     assert mixquant(one, multiplier=5).tolist() == [1]
     assert mixquant(one, multiplier=2).tolist() == [3]
 
@@ -82,11 +80,9 @@ BOTH = [(4, 4), (4, 8), (8, 4), (8, 8), (32, 32)]
 
 
 def of_both(loss, limit=1e9, **changes):
-    loss = np.array(loss, dtype=float)
     weight_bits, input_bits = np.array(BOTH).T
-    usage = np.tile(weight_bits.astype(float), (len(loss), 1))[None]
-    fields = {"weight_bits": weight_bits.tolist(), "input_bits": input_bits.tolist(), "numel": np.ones(len(loss))}
-    return Problem(loss, usage, np.array([float(limit)]), **(fields | changes))
+    fields = {"weight_bits": weight_bits, "input_bits": input_bits}
+    return problem_of(loss, np.tile(weight_bits, (1, len(loss), 1)), [limit], **(fields | changes))
 
 
 @pytest.mark.parametrize("options", [{"criterion": "absolute", "multiplier": 1e-9}, {"multiplier": 0.5}])
@@ -104,8 +100,7 @@ def test_a_choice_in_float_does_not_hide_the_quantized_ones():
 
 def test_each_width_of_weight_takes_the_input_that_it_is_offered():
     """As of the choices w4, whose input is in float, and w8a8."""
-    weight_bits, input_bits = [4, 8], [32, 8]
-    one = Problem(np.array([[4.0, 1.0]]), np.array([[[4.0, 8.0]]]), np.array([9.0]), (), (), weight_bits, input_bits)
+    one = problem_of([[4, 1]], [[[4, 8]]], [9], weight_bits=[4, 8], input_bits=[32, 8])
     assert mixquant(one, multiplier=5).tolist() == [0]
     assert mixquant(one, multiplier=2).tolist() == [1]
 
@@ -114,15 +109,16 @@ def test_budgeted_counts_the_weights_of_each_tied_layer():
     """Tied layers of 1 and 100 weights: 4 bits cost 1 x 1 + 100 x 3 = 301, against 100 for the third layer alone."""
     loss = np.array([[1.0, 0.0], [3.0, 0.0], [10.0, 0.0]])
     usage = np.array([[[4.0, 8.0], [4.0, 8.0], [8.0, 16.0]]])
-    one = Problem(loss, usage, np.array([24.0]), [[0, 1]], (), [4, 8], [8, 8], np.array([1.0, 100.0, 10.0]))
+    bits_ = {"weight_bits": [4, 8], "input_bits": [4, 8], "input_ties": [[0, 1]]}
+    one = problem_of(loss, usage, [24], numel=np.array([1.0, 100.0, 10.0]), **bits_)
     assert mixquant(one, criterion="budgeted").tolist() == [1, 1, 0]
 
 
 def test_a_layer_without_any_error_at_8_bits():
     loss = np.array([[1.0, 0.0]])
-    one = Problem(loss, np.array([[[4.0, 8.0]]]), np.array([9.0]), (), (), [4, 8], [8, 8])
+    one = problem_of(loss, [[[4, 8]]], [9], weight_bits=[4, 8])
     assert mixquant(one, multiplier=100).tolist() == [1]
-    both_exact = Problem(np.zeros((1, 2)), np.array([[[4.0, 8.0]]]), np.array([9.0]), (), (), [4, 8], [8, 8])
+    both_exact = problem_of(np.zeros((1, 2)), [[[4, 8]]], [9], weight_bits=[4, 8])
     assert mixquant(both_exact, multiplier=1).tolist() == [0]
 
 
@@ -141,9 +137,7 @@ def test_options_out_of_range(options, message):
 
 
 def test_what_is_missing_is_named():
-    with pytest.raises(InvalidInput, match=r"layers \[0\] are offered no choice of 8 bits to compare with"):
-        mixquant(Problem(np.ones((1, 1)), np.ones((1, 1, 1)), np.array([9.0]), (), (), [4], [8]))
-    with pytest.raises(InvalidInput, match="criterion budgeted needs numel"):
-        mixquant(problem(numel=None), criterion="budgeted")
+    with pytest.raises(InvalidInput, match="layer 0 is offered no choice of 8 bits to compare with"):
+        mixquant(problem_of(np.ones((1, 1)), np.ones((1, 1, 1)), [9], weight_bits=[4]))
     with pytest.raises(InfeasibleBudget, match="multiplier=4 does not lead to a choice within every limit"):
         mixquant(problem(limit=20), multiplier=4)

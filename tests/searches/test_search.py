@@ -5,8 +5,7 @@ import pytest
 
 from mixbit.core.budget import Budget
 from mixbit.core.errors import InfeasibleBudget, InvalidInput, MixbitError
-from mixbit.searches._plans import uniform_plans
-from mixbit.searches.search import SEARCHES, search
+from mixbit.searches.search import SEARCHES, search, uniform_plans
 from tests.searches.fixtures import small_table
 
 
@@ -39,11 +38,6 @@ def test_several_limits_hold_together():
     plan = search(small_table(), Budget(mean_bits=6, bit_ops_ratio=2))
     assert plan.predicted["mean_bits"] <= 6
     assert plan.predicted["bit_ops"] <= 3 * 64000 / 2
-
-
-def test_ties_take_the_same_choice():
-    plan = search(small_table(ties=((0, 1),)), Budget(mean_bits=6))
-    assert plan.layers["first.weight"] == plan.layers["second.weight"]
 
 
 def test_layers_that_read_one_tensor_take_the_same_input_format():
@@ -85,7 +79,7 @@ def test_an_unknown_method_lists_the_known_ones():
         ([1, 1], {}, r"has shape \(2,\)"),
         ([1.0, 1.0, 1.0], {}, "type float64"),
         ([1, 1, 3], {}, "has columns from 1 to 3, expected 0 to 2"),
-        ([1, 2, 1], {"ties": ((0, 1),)}, "breaks the tie of first.weight, second.weight"),
+        ([1, 2, 1], {"input_ties": ((0, 1),)}, "breaks the tie of first.weight, second.weight"),
         ([1, 2, 1], {"input_ties": ((1, 2),)}, "breaks the tie of second.weight, last.weight"),
     ],
 )
@@ -126,9 +120,9 @@ def test_infeasible_only_together():
 
 
 def test_ties_that_share_no_scheme_are_named():
-    loss = np.array([[0.1, np.inf, 0.1], [np.inf, 0.1, np.inf], [0.1, 0.1, 0.1]])
+    loss = np.array([[0.1, 0.1, np.inf], [np.inf, np.inf, 0.1], [0.1, 0.1, 0.1]])
     with pytest.raises(InfeasibleBudget, match=r"first\.weight, second\.weight are tied .* no scheme fits them all"):
-        search(small_table(loss=loss, standard_error=loss, ties=((0, 1),)), Budget(mean_bits=6))
+        search(small_table(loss=loss, standard_error=loss, input_ties=((0, 1),)), Budget(mean_bits=6))
 
 
 def test_uniform_plans_keep_the_budget():

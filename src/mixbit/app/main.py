@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Figures and tables go to standard output, progress and messages to error."""
 
+import os
 import sys
 
 import typer
@@ -24,6 +25,8 @@ app.command(name="list")(list_)
 
 def main() -> None:
     """Run the command line; exit 0 done, 2 bad input, 3 infeasible budget, 4 not as promised, 130 interrupted."""
+    if sys.stdout is not None and sys.stdout is sys.__stdout__:
+        _reserve_standard_output()
     try:
         status = app(standalone_mode=False)
         if status == INTERRUPTED:
@@ -38,6 +41,19 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         say("mixbit: interrupted")
         sys.exit(INTERRUPTED)
+
+
+def _reserve_standard_output() -> None:
+    """Send what C code prints to standard error, so that only results go to standard output, as JSON must.
+
+    HiGHS 1.12, the one inside scipy 1.17, prints a debug line whatever its options say.
+    """
+    try:
+        results = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:  # one of them is closed
+        return
+    sys.stdout = open(results, "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)  # noqa: SIM115
 
 
 if __name__ == "__main__":

@@ -37,7 +37,6 @@ class Sensitivity:
         usage: Resource -> [L, C]: `weight_bytes`, `weight_bits`, `bit_ops`, and any other.
         numel: [L] number of weights.
         macs: [L] multiply-accumulates of one sample.
-        ties: Groups of layers that take the same choice.
         input_ties: Groups of layers that read the same tensor and so take the same input format.
         metric: Name of the metric that made the table.
         target: Name of the target whose choices these are.
@@ -57,7 +56,6 @@ class Sensitivity:
     usage: dict[str, FloatArray]
     numel: FloatArray
     macs: FloatArray
-    ties: tuple[tuple[int, ...], ...]
     input_ties: tuple[tuple[int, ...], ...]
     metric: str
     target: str
@@ -99,7 +97,7 @@ class Sensitivity:
                 raise InvalidInput(f"sensitivity: {word} {max(names, key=names.count)} stands twice; measure again")
         for choice in self.choices:
             Scheme.parse(choice)
-        for index in (index for tie in (*self.ties, *self.input_ties) for index in tie):
+        for index in (index for tie in self.input_ties for index in tie):
             if not 0 <= index < len(self.layers):
                 raise InvalidInput(f"sensitivity: a tie names layer {index}, but there are {len(self.layers)} layers")
 
@@ -164,7 +162,7 @@ class Sensitivity:
             usage={name: _nullable(values) for name, values in self.usage.items()},
             numel=self.numel.tolist(),
             macs=self.macs.tolist(),
-            ties=[list(group) for group in self.ties],
+            ties=[],
             input_ties=[list(group) for group in self.input_ties],
             metric=self.metric,
             target=self.target,
@@ -184,6 +182,8 @@ class Sensitivity:
             stored = _Stored.model_validate(read_json(Path(path)))
         except ValidationError as error:
             raise InvalidInput(f"{path}: not a sensitivity table: {first_problem(error)}") from error
+        if stored.ties:
+            raise InvalidInput(f"{path}: ties of layers to one scheme, {stored.ties}, are not supported; measure again")
         try:
             return cls(
                 layers=tuple(stored.layers),
@@ -193,7 +193,6 @@ class Sensitivity:
                 usage={name: _array(values) for name, values in stored.usage.items()},
                 numel=np.array(stored.numel),
                 macs=np.array(stored.macs),
-                ties=tuple(tuple(group) for group in stored.ties),
                 input_ties=tuple(tuple(group) for group in stored.input_ties),
                 metric=stored.metric,
                 target=stored.target,
@@ -226,7 +225,7 @@ class _Stored(BaseModel):
     usage: dict[str, list[list[Entry]]]
     numel: list[float]
     macs: list[float]
-    ties: list[list[int]]
+    ties: list[list[int]]  # of weights: always empty
     input_ties: list[list[int]]
     metric: str
     target: str

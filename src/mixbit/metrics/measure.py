@@ -144,7 +144,6 @@ def _table(
         usage=usage(layers, inputs.schemes, target),
         numel=np.array([float(layer.numel) for layer in layers]),
         macs=np.array([float(layer.macs) for layer in layers]),
-        ties=(),
         input_ties=() if dynamic else shared_inputs(layers),  # each operator takes its range itself
         metric=metric,
         target=target.name,

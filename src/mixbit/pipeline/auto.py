@@ -33,7 +33,7 @@ from mixbit.quantization.ranges import RANGES
 from mixbit.roundings import ROUNDINGS, Rounding
 from mixbit.roundings.nearest import nearest
 from mixbit.roundings.quantize import quantize
-from mixbit.searches._plans import uniform_plans
+from mixbit.searches.search import uniform_plans
 from mixbit.targets.export import check_exportable
 from mixbit.targets.latency import timed
 from mixbit.training.finetune import check_first, settings_of, train

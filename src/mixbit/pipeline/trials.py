@@ -31,11 +31,10 @@ from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph, Layer, argument
 from mixbit.quantization.calibrate import Calibration
 from mixbit.roundings.quantize import quantize
-from mixbit.searches._plans import plan_of, priced, uniform_plans
 from mixbit.searches._problem import Trials
 from mixbit.searches.autoq import FEATURES
 from mixbit.searches.front import front
-from mixbit.searches.search import Method, search
+from mixbit.searches.search import Method, plan_of, priced, search, uniform_plans
 from mixbit.targets.verify import artefact_runner
 
 Score = Callable[[nn.Module, Sequence[Any]], float]

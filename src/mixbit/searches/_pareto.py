@@ -2,32 +2,31 @@
 
 import numpy as np
 
-from mixbit.searches._problem import Floats, Groups, Integers
+from mixbit.searches._problem import Floats, Integers, Problem
 
 
-def pareto_choices(groups: Groups, usage: Floats) -> Integers:
-    """[N, G] every choice that no other beats, by ascending use of the resource and so descending loss.
+def pareto_choices(problem: Problem, usage: Floats) -> Integers:
+    """[N, L] every choice that no other beats, by ascending use of the resource and so descending loss.
 
     Unit after unit, each choice on the front so far is joined with each of the unit's own, and of the joined ones those
     that another beats go: with a choice that was beaten, every continuation would be beaten too.
 
     Args:
-        groups: Layers merged by their ties; its own usage and limits are not looked at.
-        usage: [G, C] what each choice uses of the resource; of what is not offered, anything.
+        problem: Losses and input ties; its own limits do not count.
+        usage: [L, C] what each choice uses of the resource; of what is not offered, anything.
     """
     loss, used = np.zeros(1), np.zeros(1)
     stages: list[tuple[Integers, Integers, Integers, Integers]] = []
-    for unit in groups.units:
-        options = _options(groups, unit, usage)
+    for unit in problem.units:
+        options = _options(problem, unit, usage)
         rows = np.arange(len(unit))
-        option_loss = groups.loss[unit][rows, options].sum(axis=1)
-        option_used = usage[unit][rows, options].sum(axis=1)
-        joined_loss = (option_loss[:, None] + loss).ravel()
-        joined_used = (option_used[:, None] + used).ravel()
-        kept = _unbeaten(joined_loss, joined_used)
-        stages.append((unit, options, kept // len(loss), kept % len(loss)))
-        loss, used = joined_loss[kept], joined_used[kept]
-    choices, at = np.zeros((len(loss), len(groups.loss)), dtype=np.int64), np.arange(len(loss))
+        joined_loss = (problem.loss[unit][rows, options].sum(axis=1)[:, None] + loss).ravel()
+        joined_used = (usage[unit][rows, options].sum(axis=1)[:, None] + used).ravel()
+        unbeaten = _unbeaten(joined_loss, joined_used)
+        stages.append((unit, options, unbeaten // len(loss), unbeaten % len(loss)))
+        loss, used = joined_loss[unbeaten], joined_used[unbeaten]
+    # written, and later added up, layer by layer: so the columns are contiguous
+    choices, at = np.zeros((len(problem.loss), len(loss)), dtype=np.int64).T, np.arange(len(loss))
     for unit, options, option, parent in reversed(stages):
         choices[:, unit] = options[option[at]]
         at = parent[at]
@@ -46,19 +45,19 @@ def _unbeaten(loss: Floats, used: Floats) -> Integers:
     return order[np.concatenate([[True], losses[1:] < best[:-1]])]
 
 
-def _options(groups: Groups, unit: Integers, usage: Floats) -> Integers:
-    """[n, members] the choices of a unit's groups together that no other beats."""
-    found = []
-    for columns in groups.columns(unit):
-        part = np.zeros((1, 0), dtype=np.int64)
-        for member in range(len(unit)):
-            offered = columns[groups.offered[unit[member], columns]]
-            part = np.concatenate([np.repeat(part, len(offered), axis=0), np.tile(offered, len(part))[:, None]], axis=1)
-            part = _best_of(groups, unit[: member + 1], usage, part)
-        found.append(part)
-    return _best_of(groups, unit, usage, np.concatenate(found))
+def _options(problem: Problem, unit: Integers, usage: Floats) -> Integers:
+    """[n, members] the choices of a unit's layers together that no other beats."""
+    by_class = []
+    for columns in problem.columns(unit):
+        options = np.zeros((1, 0), dtype=np.int64)
+        for member, layer in enumerate(unit):
+            offered = columns[problem.offered[layer, columns]]
+            joined = np.repeat(options, len(offered), axis=0), np.tile(offered, len(options))[:, None]
+            options = _best_of(problem, unit[: member + 1], usage, np.concatenate(joined, axis=1))
+        by_class.append(options)
+    return _best_of(problem, unit, usage, np.concatenate(by_class))
 
 
-def _best_of(groups: Groups, unit: Integers, usage: Floats, options: Integers) -> Integers:
+def _best_of(problem: Problem, unit: Integers, usage: Floats, options: Integers) -> Integers:
     rows = np.arange(len(unit))
-    return options[_unbeaten(groups.loss[unit][rows, options].sum(axis=1), usage[unit][rows, options].sum(axis=1))]
+    return options[_unbeaten(problem.loss[unit][rows, options].sum(axis=1), usage[unit][rows, options].sum(axis=1))]

@@ -21,8 +21,13 @@ from mixbit.core import (
     write_text,
 )
 from mixbit.searches._pareto import pareto_choices
-from mixbit.searches._plans import predicted_figures, problem_over
-from mixbit.searches._problem import TOLERANCE, Floats, Integers
+from mixbit.searches._problem import TOLERANCE, Floats, Integers, Problem
+from mixbit.searches.search import predicted_figures
+
+#: How many steps below the cheapest plan known to be enough to look for others: scores do not fall evenly.
+PROBES = (2, 4, 8, 16, 32)
+#: Units of one resource: what is within a limit in one is within the same limit in the other.
+_SAME = {"weight_ratio": "weight_bytes"}
 
 
 def front(table: Sensitivity, resource: str = "weight_bytes") -> "Front":
@@ -42,11 +47,8 @@ def front(table: Sensitivity, resource: str = "weight_bytes") -> "Front":
     Source: the dominance rule of G. Nemhauser and Z. Ullmann, "Discrete Dynamic Programming and Capital Allocation",
     Management Science 1969, for several choices an item.
     """
-    groups = problem_over(table, []).groups
-    usage = _whole(np.where(np.isfinite(table.loss), resource_usage(resource, table), 0.0))
-    merged = np.zeros(groups.loss.shape)
-    np.add.at(merged, groups.group, usage)
-    choices = pareto_choices(groups, merged)[:, groups.group]
+    problem = Problem.of(table, [])
+    choices = pareto_choices(problem, _whole(np.where(problem.offered, resource_usage(resource, table), 0.0)))
     figures = predicted_figures(table, choices)
     return Front(
         resource=resource,
@@ -131,8 +133,9 @@ class Front:
     def cheapest_enough(self, score: Callable[[Plan], float], least: float) -> int:
         """Place of the cheapest plan that truly scores no less than `least`; the one a step cheaper does not.
 
-        A binary search, with probes further down since scores do not fall evenly along the front: some 2 log2(N) + 5
-        plans are scored.
+        A binary search; then probes 2, 4, 8, 16 and 32 steps below its answer, since scores do not fall evenly along
+        the front, and where one is enough, a binary search below that, until none is. So about 2 log2(N) + 5 plans are
+        scored, each once.
 
         Args:
             score: Of a plan, the higher the better.
@@ -141,12 +144,27 @@ class Front:
         Raises:
             InfeasibleBudget: the dearest plan does not score enough.
         """
-        found = first_enough(len(self), lambda index: score(self.plan(index)) >= least)
-        if found is None:
+        tried: dict[int, bool] = {}
+
+        def enough(index: int) -> bool:
+            if index not in tried:
+                tried[index] = score(self.plan(index)) >= least
+            return tried[index]
+
+        best, below = len(self) - 1, -1
+        if not enough(best):
             raise InfeasibleBudget(
                 f"the dearest plan scores less than {least:.6g}: allow a larger drop, or offer wider schemes"
             )
-        return found
+        while True:
+            while best - below > 1:
+                middle = (best + below) // 2
+                best, below = (middle, below) if enough(middle) else (best, middle)
+            cheaper = next((best - step for step in PROBES if best >= step and enough(best - step)), None)
+            if cheaper is None:
+                return best
+            best = cheaper
+            below = max((index for index in tried if index < best and not tried[index]), default=-1)
 
     def thinned(self, number: int) -> "Front":
         """At most that many points, two or more: the ends, and the others as evenly as the resource allows."""
@@ -208,10 +226,6 @@ class Front:
         return {layer: self.schemes[column] for layer, column in zip(self.layers, self.choices[index], strict=True)}
 
 
-#: Units of one resource: what is within a limit in one is within the same limit in the other.
-_SAME = {"weight_ratio": "weight_bytes"}
-
-
 def _short(value: float) -> float | int:
     return int(value) if float(value).is_integer() and abs(value) < 2**53 else float(value)
 
@@ -237,39 +251,3 @@ class _Stored(BaseModel):
     made_by: str
     thinned_from: Annotated[int, Field(ge=1)] | None = None
     points: Annotated[list[_Point], Field(min_length=1)]
-
-
-#: How many steps below the found place to look for others, since not all after the first are good enough.
-PROBES = (2, 4, 8, 16, 32)
-
-
-def first_enough(number: int, enough: Callable[[int], bool]) -> int | None:
-    """A place that is good enough and whose predecessor is not; None where the last is not good enough.
-
-    A binary search; then probes 2, 4, 8, 16 and 32 steps below the found place, and where one is good enough, a binary
-    search below that, until none is. So about 2 log2(number) + 5 are asked about, each once.
-    """
-    known: dict[int, bool] = {}
-
-    def good(index: int) -> bool:
-        if index not in known:
-            known[index] = enough(index)
-        return known[index]
-
-    found, below = number - 1, -1
-    if not good(found):
-        return None
-    while True:
-        while found - below > 1:
-            middle = (found + below) // 2
-            if good(middle):
-                found = middle
-            else:
-                below = middle
-        lower = next((found - step for step in PROBES if found >= step and good(found - step)), None)
-        if lower is None:
-            return found
-        found, below = (
-            lower,
-            max((index for index, is_good in known.items() if index < lower and not is_good), default=-1),
-        )

@@ -1,8 +1,8 @@
 """Greedy search: from the smallest loss downwards, always the step that costs least for what it saves.
 
-Steps are one group of tied layers to a choice of the same input format, or all groups that share an input to another
-input format. What a step saves is the sum, over the limits that are still exceeded, of its saving as a share of the
-limit. Once within the limits, what room is left is spent on steps back, the largest gain first.
+Steps are one layer to a choice of the same input format, or all layers that read one tensor to another input format.
+What a step saves is the sum, over the limits that are still exceeded, of its saving as a share of the limit. Once
+within the limits, what room is left is spent on steps back, the largest gain first.
 
 Source: the marginal analysis of B. Fox, "Discrete Optimization Via Marginal Analysis", Management Science 1966.
 """
@@ -10,7 +10,7 @@ Source: the marginal analysis of B. Fox, "Discrete Optimization Via Marginal Ana
 import numpy as np
 
 from mixbit.core import method
-from mixbit.searches._problem import Floats, Groups, Integers, Problem, none_found, taken
+from mixbit.searches._problem import Floats, Integers, Problem, taken
 
 
 @method(rank=2)
@@ -20,28 +20,28 @@ def greedy(problem: Problem) -> Integers:
     Raises:
         InfeasibleBudget: if no step leads to within the limits.
     """
-    groups = problem.groups
-    choice = _cheapest(groups)
-    while not groups.keeps(choice):
-        used = np.array([taken(table, choice).sum() for table in groups.usage])
-        largest = groups.usage.max(axis=(1, 2))
-        scale = np.maximum(np.maximum(np.abs(groups.limits), 1e-9 * largest), np.finfo(float).tiny)
-        exceeded = np.where(used > groups.limits, 1 / scale, 0.0)
+    usage = np.where(problem.offered, problem.usage, 0.0)
+    scale = np.maximum(np.abs(problem.limits), 1e-9 * usage.max(axis=(1, 2)))
+    weight = 1 / np.maximum(scale, np.finfo(float).tiny)
+    choice = _cheapest(problem)
+    while not problem.keeps(choice):
+        used = np.array([taken(table, choice).sum() for table in usage])
+        exceeded = np.where(used > problem.limits, weight, 0.0)
         if not exceeded.any():
-            exceeded = 1 / scale  # over by rounding alone
-        step = _best_step(groups, choice, np.tensordot(exceeded, groups.usage, 1))
+            exceeded = weight  # over by rounding alone
+        step = _best_step(problem, choice, np.tensordot(exceeded, usage, 1))
         if step is None:
-            raise none_found(problem, "no step saves any more, and the choice is over a limit")
+            raise problem.none_found("no step saves any more, and the choice is over a limit")
         choice = step
-    return _spend(groups, choice)[groups.group]
+    return _spend(problem, choice)
 
 
-def _cheapest(groups: Groups) -> Integers:
-    """[G] the smallest loss without limits."""
-    choice = np.zeros(len(groups.loss), dtype=np.int64)
-    for unit in groups.units:
-        options = [_columns(groups.loss[unit], columns) for columns in groups.columns(unit)]
-        choice[unit] = min(options, key=lambda option: taken(groups.loss[unit], option).sum())
+def _cheapest(problem: Problem) -> Integers:
+    """[L] the smallest loss without limits."""
+    choice = np.zeros(len(problem.loss), dtype=np.int64)
+    for unit in problem.units:
+        options = [_columns(problem.loss[unit], columns) for columns in problem.columns(unit)]
+        choice[unit] = min(options, key=lambda option: taken(problem.loss[unit], option).sum())
     return choice
 
 
@@ -50,50 +50,49 @@ def _columns(values: Floats, columns: Integers) -> Integers:
     return columns[values[:, columns].argmin(axis=1)]
 
 
-def _best_step(groups: Groups, choice: Integers, weight: Floats) -> Integers | None:
-    """The choice after the step with the least loss for each unit saved of `weight` [G, C]; None where none saves."""
+def _best_step(problem: Problem, choice: Integers, use: Floats) -> Integers | None:
+    """The choice after the step with the least loss for each unit saved of `use` [L, C]; None where none saves."""
     best, least = None, np.inf
-    for unit in groups.units:
-        for option in _options(groups, unit, choice, weight):
-            saved = taken(weight[unit], choice[unit]).sum() - taken(weight[unit], option).sum()
+    for unit in problem.units:
+        for option in _options(problem, unit, choice, use):
+            saved = taken(use[unit], choice[unit]).sum() - taken(use[unit], option).sum()
             if saved <= 0:
                 continue
-            cost = taken(groups.loss[unit], option).sum() - taken(groups.loss[unit], choice[unit]).sum()
+            cost = taken(problem.loss[unit], option).sum() - taken(problem.loss[unit], choice[unit]).sum()
             if cost / saved < least:
                 best, least = choice.copy(), cost / saved
                 best[unit] = option
     return best
 
 
-def _options(groups: Groups, unit: Integers, choice: Integers, weight: Floats) -> list[Integers]:
-    """Where the groups of a unit can go in one step."""
-    now, found = choice[unit], []
-    for columns in groups.columns(unit):
-        if groups.classes[columns[0]] == groups.classes[now[0]]:
+def _options(problem: Problem, unit: Integers, choice: Integers, use: Floats) -> list[Integers]:
+    """Where the layers of a unit can go in one step."""
+    now, options = choice[unit], []
+    for columns in problem.columns(unit):
+        if problem.classes[columns[0]] == problem.classes[now[0]]:
             for index, column in np.ndindex(len(unit), len(columns)):
-                if groups.offered[unit[index], columns[column]]:
-                    option = now.copy()
-                    option[index] = columns[column]
-                    found.append(option)
+                option = now.copy()
+                option[index] = columns[column]
+                options.append(option)
         else:
-            saving = weight[unit] <= taken(weight[unit], now)[:, None]
-            found.append(_columns(np.where(saving, groups.loss[unit], np.inf), columns))
-            found.append(_columns(np.where(groups.offered[unit], weight[unit], np.inf), columns))
-    return [option for option in found if np.isfinite(taken(groups.loss[unit], option)).all()]
+            saving = use[unit] <= taken(use[unit], now)[:, None]
+            options.append(_columns(np.where(saving, problem.loss[unit], np.inf), columns))
+            options.append(_columns(np.where(problem.offered[unit], use[unit], np.inf), columns))
+    return [option for option in options if taken(problem.offered[unit], option).all()]
 
 
-def _spend(groups: Groups, choice: Integers) -> Integers:
+def _spend(problem: Problem, choice: Integers) -> Integers:
     """The choice after single layers went to a better choice of the same input format while the limits allow it."""
     while True:
-        same = groups.classes == groups.classes[choice][:, None]
-        gain = np.where(groups.offered & same, taken(groups.loss, choice)[:, None] - groups.loss, 0.0)
+        same = problem.classes == problem.classes[choice][:, None]
+        gain = np.where(problem.offered & same, taken(problem.loss, choice)[:, None] - problem.loss, 0.0)
         for index in np.argsort(-gain, axis=None, kind="stable"):
-            group, column = np.unravel_index(index, gain.shape)
-            if gain[group, column] <= 0:
+            layer, column = np.unravel_index(index, gain.shape)
+            if gain[layer, column] <= 0:
                 return choice
             option = choice.copy()
-            option[group] = column
-            if groups.keeps(option):
+            option[layer] = column
+            if problem.keeps(option):
                 choice = option
                 break
         else:

@@ -31,7 +31,7 @@ from typing import Literal
 import numpy as np
 
 from mixbit.core import InvalidInput, method
-from mixbit.searches._problem import Floats, Groups, Integers, Problem, none_found, taken
+from mixbit.searches._problem import Integers, Problem, taken
 
 Assignment = Literal["liberal", "strict"]
 #: More sequences take minutes, and say that the method is the wrong one.
@@ -44,17 +44,15 @@ def hawq(problem: Problem, *, assignment: Assignment = "liberal") -> Integers:
     """HAWQ-V2: bits that never fall along layers in the order of their Hessian's trace.
 
     Args:
-        problem: With `weight_bits` and `input_bits`; `trace` where the metric estimates it.
+        problem: With `trace` where the metric estimates it.
         assignment: How bits of inputs follow from those of weights.
 
     Raises:
         InfeasibleBudget: if no such sequence keeps within the limits.
         InvalidInput: an unknown assignment, or too many sequences.
     """
-    groups = problem.groups
-    weight_bits = problem.bits_of("weight_bits", "hawq")
-    widths = np.unique(weight_bits)
-    offered = np.stack([groups.offered[:, weight_bits == width].any(axis=1) for width in widths], axis=1)
+    widths = np.unique(problem.weight_bits)
+    offered = np.stack([problem.offered[:, problem.weight_bits == width].any(axis=1) for width in widths], axis=1)
     free = np.flatnonzero(offered.sum(axis=1) > 1)
     tried = np.flatnonzero(offered[free].any(axis=0))
     count = num_sequences(len(free), max(len(tried), 1))
@@ -64,20 +62,20 @@ def hawq(problem: Problem, *, assignment: Assignment = "liberal") -> Integers:
             f"{MOST_SEQUENCES:,}; offer fewer widths, or take ilp"
         )
     distance = np.abs(widths[:, None] - widths).astype(float)
-    nearest = np.where(offered[:, None, :], distance, np.inf).argmin(axis=2)  # [G, m] index of an offered width
+    nearest = np.where(offered[:, None, :], distance, np.inf).argmin(axis=2)  # [L, m] index of an offered width
     columns = _Columns(problem, widths, assignment == "strict")
     best, smallest = None, math.inf
-    sequences = _sequences([int(group) for group in _order(problem) if group in free], len(tried))
+    sequences = _sequences([layer for layer in _order(problem).tolist() if layer in free], len(tried))
     while part := list(itertools.islice(sequences, CHUNK)):
         rows = np.tile(offered.argmax(axis=1), (len(part), 1))
         if len(free):
             rows[:, free] = nearest[free, tried[np.array(part)]]
-        found = _cheapest_within(groups, columns.of(rows))
-        if found is not None and (loss := taken(groups.loss, found).sum()) < smallest:
-            best, smallest = found, loss
+        choice = _cheapest_within(problem, columns.of(rows))
+        if choice is not None and (loss := taken(problem.loss, choice).sum()) < smallest:
+            best, smallest = choice, loss
     if best is None:
-        raise none_found(problem, "no sequence of bits in the order of the layers' traces keeps within every limit")
-    return best[groups.group]
+        raise problem.none_found("no sequence of bits in the order of the layers' traces keeps within every limit")
+    return best
 
 
 def num_sequences(num_layers: int, num_widths: int) -> int:
@@ -86,51 +84,46 @@ def num_sequences(num_layers: int, num_widths: int) -> int:
 
 
 def _sequences(order: Sequence[int], num_widths: int) -> Iterator[Integers]:
-    """Index of the width of each group, by ascending number, of all sequences that never fall in that order."""
+    """Index of the width of each layer, by ascending number, of all sequences that never fall in that order."""
     place = np.argsort(order)
     for cuts in itertools.combinations_with_replacement(range(len(order) + 1), max(num_widths - 1, 0)):
         yield np.searchsorted(cuts, place, side="right")
 
 
 def _order(problem: Problem) -> Integers:
-    """[G] groups by ascending trace, which of tied layers is their mean; else by the loss of the narrowest choice."""
-    groups = problem.groups
+    """[L] layers by ascending trace; where there is none, by the loss of the narrowest choice."""
     if problem.trace is not None:
-        sums = np.bincount(groups.group, weights=problem.trace)
-        return np.argsort(sums / np.bincount(groups.group), kind="stable")
-    bits = np.where(groups.offered, problem.bits_of("weight_bits", "hawq"), np.inf)
+        return np.argsort(problem.trace, kind="stable")
+    bits = np.where(problem.offered, problem.weight_bits, np.inf)
     narrowest = bits == bits.min(axis=1, keepdims=True)
-    return np.argsort(np.where(narrowest, groups.loss, np.inf).min(axis=1), kind="stable")
+    return np.argsort(np.where(narrowest, problem.loss, np.inf).min(axis=1), kind="stable")
 
 
-def _cheapest_within(groups: Groups, choices: Integers) -> Integers | None:
-    """That of the choices [N, G] within the limits that costs least; -1 stands for no column."""
+def _cheapest_within(problem: Problem, choices: Integers) -> Integers | None:
+    """That of the choices [N, L] within the limits that costs least; -1 stands for no column."""
     rows = np.arange(choices.shape[1])
-    whole = choices[(choices >= 0).all(axis=1)]
-    losses = groups.loss[rows, whole].sum(axis=1)
-    fits = np.ones(len(whole), dtype=bool)
-    for table, limit in zip(groups.usage, groups.limits + groups.slack, strict=True):
-        fits &= table[rows, whole].sum(axis=1) <= limit
-    whole, losses = whole[fits], losses[fits]
-    found = (whole[index] for index in np.argsort(losses, kind="stable"))
-    return next((choice for choice in found if groups.keeps(choice)), None)
+    choices = choices[(choices >= 0).all(axis=1)]
+    fits = np.ones(len(choices), dtype=bool)
+    for table, limit in zip(problem.usage, problem.limits + problem.slack, strict=True):
+        fits &= table[rows, choices].sum(axis=1) <= limit
+    choices = choices[fits]
+    by_loss = np.argsort(problem.loss[rows, choices].sum(axis=1), kind="stable")
+    return next((choice for choice in choices[by_loss] if problem.keeps(choice)), None)
 
 
 class _Columns:
-    """From widths of weights to columns: the rule for inputs, group of layers by group of layers."""
+    """From widths of weights to columns: the rule for inputs, unit by unit."""
 
     def __init__(self, problem: Problem, widths: Integers, strict: bool) -> None:
-        groups = problem.groups
-        self.widths, self.strict, self.units = widths, strict, groups.units
-        weight_bits, input_bits = problem.bits_of("weight_bits", "hawq"), problem.bits_of("input_bits", "hawq")
-        self.inputs = np.unique(input_bits)
-        # [G, m, i] the column with these widths that costs least, -1 where none is offered
-        self.column = np.full((len(groups.loss), len(widths), len(self.inputs)), -1)
+        self.widths, self.strict, self.units = widths, strict, problem.units
+        self.inputs = np.unique(problem.input_bits)
+        # [L, m, i] the column with these widths that costs least, -1 where none is offered
+        self.column = np.full((len(problem.loss), len(widths), len(self.inputs)), -1)
         for m, i in np.ndindex(self.column.shape[1:]):
-            columns = np.flatnonzero((weight_bits == widths[m]) & (input_bits == self.inputs[i]))
+            columns = np.flatnonzero((problem.weight_bits == widths[m]) & (problem.input_bits == self.inputs[i]))
             if columns.size:
-                losses: Floats = groups.loss[:, columns]
-                self.column[:, m, i] = np.where(np.isfinite(losses).any(axis=1), columns[np.argmin(losses, axis=1)], -1)
+                offered = problem.offered[:, columns].any(axis=1)
+                self.column[:, m, i] = np.where(offered, columns[problem.loss[:, columns].argmin(axis=1)], -1)
 
     def of(self, rows: Integers) -> Integers:
         """[N, G] columns for indices of widths [N, G]; -1 where the rule leads to none."""

@@ -2,7 +2,6 @@
 
     minimise    sum_l loss[l, c_l]
     subject to  sum_l usage[r, l, c_l] <= limits[r]      for every limit r
-                c_l = c_m                                for l, m in one tie
                 input_bits[c_l] = input_bits[c_m]        for l, m in one input tie
 
 Source: the integer linear program of HAWQ-V3 (Yao et al., ICML 2021), here with any number of choices and limits.
@@ -21,11 +20,7 @@ def ilp(problem: Problem) -> Integers:
         [L] the column that each layer takes.
 
     Raises:
-        InfeasibleBudget: if no choice keeps within the limits, or layers that are tied have no choice in common.
+        InfeasibleBudget: if no choice keeps within the limits.
         MixbitError: if the solver stops without an answer.
-
-    Example:
-        >>> ilp(Problem.of([[0.1, 0.9], [0.2, 0.3]], [[[8, 4], [8, 4]]], [12])).tolist()
-        [0, 1]
     """
-    return optimum(problem.groups).choice[problem.groups.group]
+    return optimum(problem).choice

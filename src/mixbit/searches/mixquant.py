@@ -24,7 +24,7 @@ from annotated_types import Gt
 
 from mixbit.core import InvalidInput, method
 from mixbit.searches._exact import optimum
-from mixbit.searches._problem import Floats, Integers, Problem, none_found
+from mixbit.searches._problem import Floats, Integers, Problem
 
 Criterion = Literal["relative", "absolute", "budgeted"]
 #: Bits of weights to compare with, and of inputs in float.
@@ -38,7 +38,7 @@ def mixquant(
     """MixQuant: per layer the fewest bits whose round-off error stays within a multiple of int8's.
 
     Args:
-        problem: With `weight_bits` and `input_bits`, and with `numel` for the criterion `budgeted`.
+        problem: Errors as losses.
         criterion: See above.
         multiplier: Of int8's error, or the bound itself; where None, the smallest that keeps within the limits.
 
@@ -49,62 +49,54 @@ def mixquant(
     if criterion == "budgeted":
         if multiplier is not None:
             raise InvalidInput(f"search mixquant: multiplier={multiplier} with budgeted; give none")
-        return _smallest_sum(problem)
+        weighted = replace(problem, loss=problem.loss * problem.numel[:, None])
+        return optimum(replace(weighted, loss=_widest_inputs(weighted))).choice
     error = _widest_inputs(problem)
     if criterion == "relative":
         with np.errstate(over="ignore"):
             ratio = np.minimum(error / _int8_error(problem, error), np.finfo(float).max)
         error = np.where(np.isfinite(error), ratio, np.inf)
-    bits, offered = problem.bits_of("weight_bits", "mixquant"), np.isfinite(error)
-    widest = np.where(offered, -bits, np.inf)  # where no width is within the bound
+    offered = np.isfinite(error)
+    widest = np.where(offered, -problem.weight_bits, np.inf)  # where no width is within the bound
     for bound in np.unique(error[offered]) if multiplier is None else [multiplier]:
         within = error <= bound
         reached = within.any(axis=1, keepdims=True)
         if multiplier is None and not reached.all():
             continue
-        choice = np.where(reached, np.where(within, bits, np.inf), widest).argmin(axis=1)
-        if problem.groups.keeps(choice):
-            return choice[problem.groups.group]
-    said = "no multiplier leads" if multiplier is None else f"multiplier={multiplier:g} does not lead"
-    raise none_found(problem, f"{said} to a choice within every limit")
+        choice = np.where(reached, np.where(within, problem.weight_bits, np.inf), widest).argmin(axis=1)
+        if problem.keeps(choice):
+            return choice
+    reason = "no multiplier leads" if multiplier is None else f"multiplier={multiplier:g} does not lead"
+    raise problem.none_found(f"{reason} to a choice within every limit")
 
 
 def _widest_inputs(problem: Problem) -> Floats:
-    """[G, C] the groups' losses, +inf but for the choices whose input this search takes."""
-    groups, error = problem.groups, np.full_like(problem.groups.loss, np.inf)
-    weight_bits, input_bits = (problem.bits_of(what, "mixquant") for what in ("weight_bits", "input_bits"))
-    rank = np.where(input_bits == FLOAT, 0, input_bits)  # float comes last
-    for unit in groups.units:
+    """[L, C] the losses, +inf but for the choices whose input this search takes."""
+    error = np.full_like(problem.loss, np.inf)
+    rank = np.where(problem.input_bits == FLOAT, 0, problem.input_bits)  # float comes last
+    for unit in problem.units:
         if len(unit) == 1:
-            (row,) = groups.offered[unit]
-            for width in np.unique(weight_bits[row]):
-                same = row & (weight_bits == width)
-                kept = unit[0], same & (rank == rank[same].max())
-                error[kept] = groups.loss[kept]
+            (offered,) = problem.offered[unit]
+            for width in np.unique(problem.weight_bits[offered]):
+                same = offered & (problem.weight_bits == width)
+                widest = unit[0], same & (rank == rank[same].max())
+                error[widest] = problem.loss[widest]
             continue
-        fits = [bits for bits in np.unique(rank) if groups.offered[np.ix_(unit, rank == bits)].any(1).all()]
-        best = max(fits, key=lambda bits: (groups.offered[np.ix_(unit, rank == bits)].sum(), bits))
-        kept = np.ix_(unit, rank == best)
-        error[kept] = groups.loss[kept]
+        offered = {bits: problem.offered[np.ix_(unit, rank == bits)] for bits in np.unique(rank)}
+        common = [bits for bits, choices in offered.items() if choices.any(axis=1).all()]
+        best = max(common, key=lambda bits: (offered[bits].sum(), bits))
+        widest = np.ix_(unit, rank == best)
+        error[widest] = problem.loss[widest]
     return error
 
 
 def _int8_error(problem: Problem, error: Floats) -> Floats:
-    """[G, 1] the error at 8 bits; the smallest positive number for none at all, so that ratios stay finite."""
-    columns = problem.bits_of("weight_bits", "mixquant") == INT8
-    int8 = error[:, columns].min(axis=1, initial=np.inf)
-    if not np.isfinite(int8).all():
-        layer = int(np.flatnonzero(~np.isfinite(int8))[0])
-        members = np.flatnonzero(problem.groups.group == layer).tolist()
-        raise InvalidInput(
-            f"search mixquant: layers {members} are offered no choice of 8 bits to compare with; offer w8a8, or take "
-            "criterion=absolute"
-        )
+    """[L, 1] the error at 8 bits; the smallest positive number for none at all, so that ratios stay finite."""
+    int8 = error[:, problem.weight_bits == INT8].min(axis=1, initial=np.inf)
+    for layer, value in zip(problem.layers, int8, strict=True):
+        if not np.isfinite(value):
+            raise InvalidInput(
+                f"search mixquant: {layer} is offered no choice of 8 bits to compare with; offer w8a8, or take "
+                "criterion=absolute"
+            )
     return np.maximum(int8, np.finfo(float).tiny)[:, None]
-
-
-def _smallest_sum(problem: Problem) -> Integers:
-    if problem.numel is None:
-        raise InvalidInput("search mixquant: criterion budgeted needs numel, the number of weights of each layer")
-    weighted = replace(problem, loss=problem.loss * problem.numel[:, None])
-    return optimum(replace(weighted.groups, loss=_widest_inputs(weighted))).choice[weighted.groups.group]

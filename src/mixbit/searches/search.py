@@ -1,25 +1,22 @@
-"""Search: from a table of sensitivities and a budget to a plan. Arrays only, never torch; one method a file."""
+"""Search: from a table of sensitivities and a budget to a plan, and what a plan costs. Arrays only, never torch."""
 
-import sys
-from collections.abc import Callable
-from types import ModuleType
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mixbit.core import Budget, InfeasibleBudget, Limit, Methods, MixbitError, Plan, Sensitivity
-from mixbit.searches._plans import plan_of, priced, problem_over, uniform_plans
-from mixbit.searches._problem import Integers, Problem, Trials, keeps, taken
-from mixbit.searches.front import Front, front
-
-__all__ = [
-    "SEARCHES", "Front", "Method", "Problem", "Trials", "front", "plan_of", "priced", "search",
-    "uniform_plans",
-]  # fmt: skip
+from mixbit.core import Budget, Limit, Methods, MixbitError, Plan, Price, Sensitivity, activation_bytes
+from mixbit.searches._exact import optimum, shadow_prices
+from mixbit.searches._problem import Floats, Integers, Problem, Trials, taken
+from mixbit.searches.uniform import uniform_choices
 
 Method = Callable[[Problem], Integers]
 """From the arrays to the column [L] of each layer."""
 
 SEARCHES: Methods[Method] = Methods("search", "mixbit.searches")
+#: By what share a limit is loosened to see what that buys.
+MORE = 0.05
 
 
 def search(table: Sensitivity, budget: Budget, *, method: str | Method = "ilp", trials: Trials | None = None) -> Plan:
@@ -39,23 +36,17 @@ def search(table: Sensitivity, budget: Budget, *, method: str | Method = "ilp", 
         InfeasibleBudget: if no plan keeps within the budget; it says what is reachable and which layers bind.
         MixbitError: if the method returns something that is not a plan within the budget.
     """
-    name, solve = SEARCHES.find(method)
-    limits = budget.over(table)
-    problem = problem_over(table, limits, trials)
-    try:
-        choice = np.asarray(solve(problem))
-    except InfeasibleBudget as error:
-        raise _named(error, table, budget, limits) from error
+    name, function = SEARCHES.find(method)
+    problem = Problem.of(table, budget.over(table), trials)
+    choice = np.asarray(function(problem))
     wrong = _problem_with(choice, table, problem)
-    if wrong is None and not keeps(problem.usage, problem.limits, choice):
-        wrong = "is over the budget"
     if wrong:
         raise MixbitError(f"search {name}: returned a choice that {wrong}; this is an error in the method")
     return plan_of(table, choice, budget, f"{table.metric} + {name}")
 
 
 def _problem_with(choice: Integers, table: Sensitivity, problem: Problem) -> str | None:
-    """What keeps a method's answer from being a plan, if anything."""
+    """What keeps a method's answer from being a plan within the budget, if anything."""
     num_layers, num_choices = table.loss.shape
     if choice.shape != (num_layers,) or not np.issubdtype(choice.dtype, np.integer):
         return f"has shape {choice.shape} and type {choice.dtype}, expected ({num_layers},) and integers"
@@ -64,58 +55,127 @@ def _problem_with(choice: Integers, table: Sensitivity, problem: Problem) -> str
     missing = np.flatnonzero(~np.isfinite(taken(table.loss, choice)))
     if missing.size:
         return f"gives {table.layers[missing[0]]} the scheme {table.choices[choice[missing[0]]]}, which is not offered"
-    for ties, kinds in ((table.ties, choice), (table.input_ties, np.array(problem.input_bits)[choice])):
-        for tie in ties:
-            if len(np.unique(kinds[list(tie)])) > 1:
-                return f"breaks the tie of {_names(table, tie)}"
-    return None
+    for tie in table.input_ties:
+        if len(np.unique(problem.input_bits[choice[list(tie)]])) > 1:
+            return f"breaks the tie of {', '.join(table.layers[layer] for layer in tie)}"
+    return None if problem.keeps(choice) else "is over the budget"
 
 
-def _named(error: InfeasibleBudget, table: Sensitivity, budget: Budget, limits: list[Limit]) -> InfeasibleBudget:
-    """The same error in the words of the table: names of limits and layers for their indices."""
-    if not error.binding:
-        return error
-    names = _names(table, error.binding)
-    if not error.reachable:
-        return InfeasibleBudget(
-            f"no plan: {names} are tied (one tensor is stored, or read, by all), but no scheme fits them all; "
-            "offer one that does",
-            binding=error.binding,
-        )
-    unreachable, kept = [], []
-    for name, asked in budget.limits.items():
-        pairs = [pair for pair in zip(limits, error.reachable, strict=True) if pair[0].name == name]
-        ends = sorted(max(limit.named(used[end]) for limit, used in pairs) for end in (0, 1))
-        text = f"{name}={_number(asked)} (reachable: {' to '.join(map(_number, ends))})"
-        (kept if all(low <= limit.bound for limit, (low, _) in pairs) else unreachable).append(text)
-    alone = f"; {' and '.join(kept)} could be kept" if kept else ""
-    together = "; each can be kept alone, but not all together"
-    return InfeasibleBudget(
-        f"no plan keeps {' and '.join(unreachable or kept)}{alone if unreachable else together}; "
-        f"{names} use most even at their cheapest choice; loosen the limit or offer narrower schemes",
-        reachable=error.reachable,
-        binding=error.binding,
+def uniform_plans(table: Sensitivity, budget: Budget) -> list[Plan]:
+    """All plans with the same choice for every layer that keep within the budget, in the table's order of choices.
+
+    A layer that is not offered a choice whose input is ranged at run time takes what takes its place, see
+    `Scheme.fallbacks`; a layer that is offered one choice only takes that. Any other choice that some layer is not
+    offered makes no uniform plan.
+
+    Args:
+        table: Layers and choices, with their usage.
+        budget: Limits that each plan keeps.
+
+    Returns:
+        The plans, made by `uniform w8a8`, or `uniform w8a8d (w8 elsewhere)` where some layers take another choice;
+        empty where none fits.
+    """
+    plans = []
+    for column, choice in uniform_choices(Problem.of(table, budget.over(table))).items():
+        others = [table.choices[other] for other in np.unique(choice) if other != column]
+        elsewhere = f" ({' and '.join(others)} elsewhere)" if others else ""
+        plans.append(plan_of(table, choice, budget, f"uniform {table.choices[column]}{elsewhere}"))
+    return plans
+
+
+def plan_of(table: Sensitivity, choice: Sequence[int] | Integers, budget: Budget, made_by: str) -> Plan:
+    """The plan of a choice [L], with its predicted figures, but for those that are not known."""
+    figures = {name: float(values[0]) for name, values in predicted_figures(table, np.asarray(choice)[None]).items()}
+    return Plan(
+        target=table.target,
+        fingerprint=table.fingerprint,
+        layers={layer: table.choices[column] for layer, column in zip(table.layers, choice, strict=True)},
+        budget=dict(budget.limits),
+        predicted={name: value for name, value in figures.items() if math.isfinite(value)},
+        made_by=made_by,
     )
 
 
-def _names(table: Sensitivity, indices: tuple[int, ...]) -> str:
-    return ", ".join(table.layers[index] for index in indices)
+def predicted_figures(table: Sensitivity, choices: Integers) -> dict[str, Floats]:
+    """Figure -> [N] for N choices [N, L]: predicted loss, its standard error, and usage.
 
-
-def _number(value: float) -> str:
-    return f"{value:.0f}" if float(value).is_integer() else f"{value:.6g}"
-
-
-class _CallableModule(ModuleType):
-    """This folder and the public function share the name `mixbit.searches.search`.
-
-    Importing anything of the folder puts this module in the function's place, so the module is called like it.
+    Entries of different layers count as independent: the standard error is the root of the summed squares; it is inf
+    for a table of a single sample.
     """
+    rows = np.arange(len(table.layers))
+    used = {name: values[rows, choices].sum(axis=1) for name, values in table.usage.items()}
+    weights = float(table.numel.sum())
+    figures = {
+        "loss": table.loss[rows, choices].sum(axis=1),
+        "standard_error": np.sqrt(np.square(table.standard_error[rows, choices]).sum(axis=1)),
+        "weight_bytes": used["weight_bytes"],
+        "weight_ratio": used["weight_bytes"] / (4 * weights),
+        "mean_bits": used["weight_bits"] / weights,
+        "bit_ops": used["bit_ops"],
+    }
+    if table.live is not None:
+        figures["activation_bytes"] = activation_bytes(table, choices)
+    if "latency_ms" in used:
+        figures["latency_ms"] = used["latency_ms"]
+    return figures
 
-    def __call__(
-        self, table: Sensitivity, budget: Budget, *, method: str | Method = "ilp", trials: Trials | None = None
-    ) -> Plan:
-        return search(table, budget, method=method, trials=trials)
+
+def priced(table: Sensitivity, budget: Budget, plan: Plan) -> Plan:
+    """The plan with `prices`, and `optimality_gap` among its predictions.
+
+    The gap is the share of the predicted loss by which another plan could at most be better, zero for the exact search.
+    It is absolute, in units of the loss, where the loss is not positive.
+
+    Args:
+        table: What the plan was searched on.
+        budget: What it was searched for.
+        plan: From any search.
+
+    Raises:
+        InfeasibleBudget: nothing keeps within the budget.
+    """
+    problem = Problem.of(table, budget.over(table))
+    best = optimum(problem)
+    choice = np.array([table.choices.index(plan.layers[layer]) for layer in table.layers])
+    loss, smallest = (float(taken(table.loss, columns).sum()) for columns in (choice, best.choice))
+    excess = loss - smallest
+    gap = best.gap + max(excess / loss if loss > 0 else excess, 0.0)
+    slopes = shadow_prices(problem)
+    prices = {name: _price(table, problem, name, choice, slopes) for name in budget.limits}
+    return plan.model_copy(update={"prices": prices, "predicted": plan.predicted | {"optimality_gap": gap}})
 
 
-sys.modules[__name__].__class__ = _CallableModule
+def _price(table: Sensitivity, problem: Problem, name: str, choice: Integers, slopes: Floats) -> Price:
+    """The price of the limits of one name: of a peak, all moments are loosened alike."""
+    used = {
+        row: float(taken(limit.usage, choice).sum()) for row, limit in enumerate(problem.budget) if limit.name == name
+    }
+    fullest = max(used, key=lambda row: used[row] + problem.budget[row].offset)
+    limit = problem.budget[fullest]
+    more = MORE * (abs(limit.bound) + limit.offset)
+    looser = [
+        dataclasses.replace(other, bound=other.bound + more) if row in used else other
+        for row, other in enumerate(problem.budget)
+    ]
+    wider = optimum(dataclasses.replace(problem, budget=looser)).choice
+    gains = taken(table.loss, choice) - taken(table.loss, wider)
+    bits = list(zip(problem.weight_bits, problem.input_bits, strict=True))
+    return Price(
+        used=limit.named(used[fullest]),
+        price=_per_unit(limit, float(slopes[list(used)].sum())),
+        looser=limit.named(looser[fullest].bound),
+        gain=max(float(gains.sum()), 0.0),
+        widens={
+            table.layers[row]: f"{table.choices[choice[row]]} to {table.choices[wider[row]]}"
+            for row in np.argsort(-gains, kind="stable").tolist()
+            if bits[wider[row]] > bits[choice[row]]
+        },
+    )
+
+
+def _per_unit(limit: Limit, slope: float) -> float:
+    """A slope per unit of usage as one per unit of the name: for a ratio r = c / usage, per unit that r falls."""
+    if limit.ratio_of is None:
+        return slope
+    return slope * limit.bound**2 / limit.ratio_of if limit.ratio_of else 0.0

@@ -44,9 +44,8 @@ def search(
 ) -> None:
     """Find the plan with the smallest predicted loss within the budget."""
     from mixbit.core import Budget, Sensitivity, check_new_file, read_json
-    from mixbit.searches._plans import priced
     from mixbit.searches.front import Front
-    from mixbit.searches.search import search as search_
+    from mixbit.searches.search import priced, search as search_
 
     check_new_file(out, force=force)
     limits, verdict = Budget.parse(budget), ""
