@@ -1,5 +1,10 @@
-import gc
+"""What holds for every test: one thread, the same random numbers every time, and the target `anything`."""
 
+import gc
+import random
+
+import hypothesis
+import numpy as np
 import pytest
 import torch
 
@@ -7,6 +12,26 @@ from mixbit.core.target import TARGETS
 
 torch.set_num_threads(1)  # tests are small, and threads cost them more than they gain
 gc.set_threshold(200_000, 20, 100)  # torch.export leaves many small cycles; walking all of torch for them is slow
+hypothesis.settings.register_profile("same examples", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("same examples")
+
+
+def seed_everything() -> None:
+    torch.manual_seed(0)
+    np.random.seed(0)  # noqa: NPY002 libraries draw from it
+    random.seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef, request):
+    """Seed each fixture, so that what it draws does not depend on the tests before it."""
+    seed_everything()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item):
+    """Seed each test, so that it draws the same alone and in the whole suite."""
+    seed_everything()
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import stat
@@ -5,7 +6,7 @@ import stat
 import pytest
 
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import check_writable_folder, read_json, whole_folder, write_text
+from mixbit.core.io.files import check_new_file, check_writable_folder, read_json, whole_folder, write_text
 
 
 def names(folder):
@@ -137,14 +138,22 @@ def test_a_link_to_nowhere_is_in_the_way(tmp_path):
         check_writable_folder(tmp_path / "out", force=True)
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
-def test_a_folder_without_permission_is_refused(tmp_path):
+def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
+    def refuse(path, *_, **__):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
     tmp_path.chmod(0o500)
+    if os.geteuid() == 0:  # may write anywhere
+        monkeypatch.setattr(os, "mkdir", refuse)
+        monkeypatch.setattr(os, "access", lambda *_: False)
     try:
-        with pytest.raises(InvalidInput, match="no permission to write there"):
+        with pytest.raises(InvalidInput, match=r"out: cannot be written \(Permission denied\); choose another folder"):
             check_writable_folder(tmp_path / "out", force=False)
+        with pytest.raises(InvalidInput, match=r"plan\.json: no folder that can be written to"):
+            check_new_file(tmp_path / "plan.json", force=False)
     finally:
         tmp_path.chmod(0o700)
+    assert names(tmp_path) == []
 
 
 def test_checking_creates_nothing(tmp_path):
