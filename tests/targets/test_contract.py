@@ -3,10 +3,12 @@
 Layers are named for how a runtime executes them, so that a failure names the operator. Known limits stand in FLOAT.
 """
 
+import functools
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from mixbit.core.target import TARGETS, Runner, StoredWeight, find_target, targe
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer
+from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.offers import misfit
 from mixbit.roundings.quantize import quantize
 from mixbit.targets.export import export
@@ -175,6 +178,10 @@ CASES = [
         ],
     )
 ]
+#: Those that are also loaded for a fixed batch size and with a runtime's default settings.
+LOADED_IN_EVERY_WAY = [("everything", "mixed"), ("everything", "w4"), ("everything", "dynamic"), ("shared", "w4a8")]
+#: Those that are also verified; the first is what damaged files are made of.
+VERIFIED = [("widths", "w3a8"), ("everything", "formats"), ("shared", "w4a8")]
 
 
 @dataclass(frozen=True)
@@ -198,10 +205,11 @@ class Written:
         return target_module(self.target).stored(self.folder)
 
 
-@pytest.fixture(scope="module")
-def graphs() -> dict[str, Graph]:
+@functools.cache
+def captured(network: str) -> Graph:
     torch.manual_seed(0)
-    return {name: capture(network().eval(), inputs(4)) for name, (network, inputs) in NETWORKS.items()}
+    model, inputs = NETWORKS[network]
+    return capture(model().eval(), inputs(4))
 
 
 def requires(target: str) -> Any:
@@ -213,16 +221,17 @@ def requires(target: str) -> Any:
     return module
 
 
-def batches(network: str) -> list[Any]:
-    """Calibration data: two batches of eight, with labels where inputs are positional."""
+@functools.cache
+def calibrated(network: str) -> Calibration:
+    """On two batches of eight."""
     inputs = NETWORKS[network][1](16)
-    if isinstance(inputs, dict):
-        return [{name: value[part] for name, value in inputs.items()} for part in (slice(8), slice(8, 16))]
-    return [(*(value[part] for value in inputs), torch.zeros(8)) for part in (slice(8), slice(8, 16))]
+    batches = [pytree.tree_map(itemgetter(part), inputs) for part in (slice(8), slice(8, 16))]
+    return calibrate(captured(network), [Inputs.of(batch) for batch in batches])
 
 
-def simulate(graph: Graph, target: str, network: str, scheme: str) -> Graph:
+def simulate(target: str, network: str, scheme: str) -> Graph:
     """Layers that the blocks of a sparse scheme do not fit take it without zeros."""
+    graph = captured(network)
     layers = graph.layers
     widths = target_module(target).TARGET.weight_bits
     kinds: dict[str, Any] = {
@@ -235,7 +244,7 @@ def simulate(graph: Graph, target: str, network: str, scheme: str) -> Graph:
         kinds[scheme] = {
             layer.name: scheme if misfit(layer, Scheme.parse(scheme)) is None else dense for layer in layers
         }
-    return quantize(graph, plan_of(layers, kinds.get(scheme, scheme), target), batches(network))
+    return quantize(graph, plan_of(layers, kinds.get(scheme, scheme), target), calibrated(network))
 
 
 def run_time_schemes(target: str) -> tuple[str, ...]:
@@ -259,14 +268,31 @@ def fitting(layers: tuple[Layer, ...], schemes: tuple[str, ...], target: str) ->
     return chosen
 
 
-@pytest.fixture(scope="module", params=CASES, ids="-".join)
-def written(request, graphs, tmp_path_factory) -> Written:
-    target, network, scheme = request.param
-    module, folder = requires(target), tmp_path_factory.mktemp("written") / "out"
-    simulated = simulate(graphs[network], target, network, scheme)
-    export(simulated, target=target, path=folder)
-    runner = module.load(folder, graphs[network])
-    return Written(target, folder, graphs[network], simulated, runner, NETWORKS[network][1](max(BATCH_SIZES)))
+@pytest.fixture(scope="module")
+def write(tmp_path_factory) -> Callable[[str, str, str], Written]:
+    """Write and load the artefact of a case, once."""
+
+    @functools.cache
+    def once(target: str, network: str, scheme: str) -> Written:
+        module, folder = requires(target), tmp_path_factory.mktemp("written") / "out"
+        simulated = simulate(target, network, scheme)
+        export(simulated, target=target, path=folder)
+        graph = captured(network)
+        runner = module.load(folder, graph)
+        return Written(target, folder, graph, simulated, runner, NETWORKS[network][1](max(BATCH_SIZES)))
+
+    return once
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def written(request, write) -> Written:
+    return write(*request.param)
+
+
+def only(cases: list[tuple[str, str]]) -> Any:
+    """These networks and schemes, for every target."""
+    cases_of_targets = [(target, *case) for target in TARGETS for case in cases]
+    return pytest.mark.parametrize("written", cases_of_targets, indirect=True, ids="-".join)
 
 
 def assert_runs_as_simulated(written: Written, runner: Runner, count: int, tolerance: float | None = None) -> None:
@@ -284,16 +310,18 @@ def assert_runs_as_simulated(written: Written, runner: Runner, count: int, toler
         assert difference <= tolerance
 
 
-@pytest.mark.parametrize("count", BATCH_SIZES)
-def test_runs_as_simulated(written, count):
-    assert_runs_as_simulated(written, written.runner, count)
+def test_runs_as_simulated_at_every_batch_size(written):
+    for count in BATCH_SIZES:
+        assert_runs_as_simulated(written, written.runner, count)
 
 
+@only(LOADED_IN_EVERY_WAY)
 def test_runs_as_simulated_at_a_fixed_batch_size(written):
     runner = target_module(written.target).load(written.folder, written.graph, batch_size=2)
     assert_runs_as_simulated(written, runner, 2)
 
 
+@only(LOADED_IN_EVERY_WAY)
 def test_runs_nearly_as_simulated_under_the_runtimes_default_settings(written):
     runner = target_module(written.target).load(written.folder, written.graph, default_settings=True)
     assert_runs_as_simulated(written, runner, 2, BFLOAT16)
@@ -323,6 +351,7 @@ def test_layers_run_in_integers_where_their_input_is_quantized(written):
         assert ("int8" in executed[layer.name]) == bool(integer), f"{layer.name}: {executed[layer.name]}"
 
 
+@only(VERIFIED)
 def test_verification_finds_nothing(written):
     first = written.inputs if isinstance(written.inputs, dict) else (*written.inputs, torch.zeros(max(BATCH_SIZES)))
     comparison = verify(written.folder, written.graph, written.simulated, [first], task=Task.regression())
@@ -330,8 +359,8 @@ def test_verification_finds_nothing(written):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_writing_leaves_the_graph_as_it_is(target, graphs, tmp_path):
-    module, simulated = requires(target), simulate(graphs["widths"], target, "widths", "w3a8")
+def test_writing_leaves_the_graph_as_it_is(target, tmp_path):
+    module, simulated = requires(target), simulate(target, "widths", "w3a8")
     before, code = state_of(simulated.module), simulated.module.code
     module.write(simulated, tmp_path)
     assert_state_is(simulated.module, before)
@@ -339,33 +368,25 @@ def test_writing_leaves_the_graph_as_it_is(target, graphs, tmp_path):
 
 
 @pytest.mark.parametrize(("target", "package"), [("openvino", "openvino"), ("onnxruntime", "onnxruntime")])
-def test_a_missing_runtime_is_named(target, package, graphs, tmp_path, monkeypatch):
-    module, simulated = requires(target), simulate(graphs["widths"], target, "widths", "w8a8")
+def test_a_missing_runtime_is_named(target, package, tmp_path, monkeypatch):
+    module, simulated = requires(target), simulate(target, "widths", "w8a8")
     monkeypatch.setitem(sys.modules, package, None)
     for use in (module.require, lambda: export(simulated, target=target, path=tmp_path), lambda: module.load(tmp_path)):
         with pytest.raises(InvalidInput, match=rf"pip install 'mixbit\[{target}\]'"):
             use()
 
 
-def test_export_refuses_another_target_and_a_graph_in_float(graphs, tmp_path):
+def test_export_refuses_another_target_and_a_graph_in_float(tmp_path):
     with pytest.raises(InvalidInput, match="not quantized"):
-        export(graphs["widths"], target="packed", path=tmp_path)
+        export(captured("widths"), target="packed", path=tmp_path)
     with pytest.raises(InvalidInput, match="the plan is for packed"):
-        export(simulate(graphs["widths"], "packed", "widths", "w4"), target="openvino", path=tmp_path)
+        export(simulate("packed", "widths", "w4"), target="openvino", path=tmp_path)
 
 
-@pytest.fixture(scope="module", params=TARGETS)
-def intact(request, graphs, tmp_path_factory) -> tuple[Written, Path]:
+@pytest.fixture(params=TARGETS)
+def intact(request, write) -> tuple[Written, Path]:
     """An artefact, and the folder of another network's."""
-    target = request.param
-    module = requires(target)
-    folders = [tmp_path_factory.mktemp("intact") / name for name in ("this", "other")]
-    for folder, network in zip(folders, ("widths", "shared"), strict=True):
-        simulated = simulate(graphs[network], target, network, "w3a8")
-        export(simulated, target=target, path=folder)
-    simulated = simulate(graphs["widths"], target, "widths", "w3a8")
-    runner = module.load(folders[0], graphs["widths"])
-    return Written(target, folders[0], graphs["widths"], simulated, runner, images_and_ids(7)), folders[1]
+    return write(request.param, "widths", "w3a8"), write(request.param, "shared", "w3a8").folder
 
 
 def middle(data: bytes) -> bytes:
@@ -426,10 +447,3 @@ def test_files_of_another_network_are_refused(intact, tmp_path):
         shutil.copytree(written.folder, folder)
         shutil.copy(other / name, folder / name)
         assert_refused(written, folder)
-
-
-def test_the_intact_one_is_not_refused(intact):
-    written, _ = intact
-    verify(
-        written.folder, written.graph, written.simulated, [(*written.inputs, torch.zeros(7))], task=Task.regression()
-    ).check()
