@@ -1,4 +1,7 @@
-"""The networks and the data of the benchmarks."""
+"""The networks and the data of the benchmarks, and the script that trains the demo's network: `pytest benchmarks`.
+
+`make test` leaves them out, as no user runs the scripts. Tests that need data or weights skip where `paths` finds none.
+"""
 
 from pathlib import Path
 from zipfile import ZipFile
@@ -7,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import mixbit as mb
-from benchmarks import cifar, paths, qat_resnet20, resnet20, resnet20_table, resnet50
+from benchmarks import cifar, paths, qat_resnet20, resnet20, resnet20_table, resnet50, train_digits
 from mixbit.core.batches import split_batch
 from mixbit.core.errors import InvalidInput
+from mixbit.demo import data as digits
+from mixbit.demo.network import DigitsNet, trained
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.quantization.calibrate import calibrate
 
@@ -152,3 +158,46 @@ def test_random_resnet50_is_sane_and_seeded() -> None:
     assert 0.1 < logits.std() < 10
     assert torch.equal(logits, resnet50.random_resnet50(0)(images))
     assert not torch.equal(logits, resnet50.random_resnet50(1)(images))
+
+
+def assert_equal_weights(a: DigitsNet, b: DigitsNet) -> None:
+    assert all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_training_twice_gives_equal_weights() -> None:
+    num_threads, state = torch.get_num_threads(), torch.random.get_rng_state()
+    first = train_digits.train(num_epochs=1)
+    assert torch.get_num_threads() == num_threads
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.rand(1)
+    assert_equal_weights(first, train_digits.train(num_epochs=1))
+    assert not torch.equal(first.linear.weight, train_digits.train(num_epochs=1, seed=1).linear.weight)
+
+
+def test_script_writes_what_train_returns(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["train", "--out", str(tmp_path / "new"), "--epochs", "1"])
+    train_digits.main()
+    network = DigitsNet()
+    network.load_state_dict(load_file(tmp_path / "new" / "digits_net.safetensors"))
+    assert_equal_weights(network, train_digits.train(num_epochs=1))
+    assert "test accuracy" in capsys.readouterr().out
+
+
+def test_shift_moves_by_at_most_one_pixel_and_fills_with_background() -> None:
+    images = digits.images_and_labels()[0][:200]
+    moved = train_digits.shift(images, torch.Generator().manual_seed(0))
+    seen = set()
+    for image, result in zip(images.numpy(), moved.numpy(), strict=True):
+        padded = np.pad(image, 1)
+        matches = [(i, j) for i in range(3) for j in range(3) if (padded[i : i + 8, j : j + 8] == result).all()]
+        assert matches
+        seen.update(matches)
+    assert len(seen) == 9
+
+
+def test_accuracy_is_the_share_of_right_answers() -> None:
+    network = trained()
+    correct = [network(images).argmax(1) == labels for images, labels in digits.test_batches()]
+    assert train_digits.accuracy(network, digits.test_batches()) == pytest.approx(
+        torch.cat(correct).double().mean().item()
+    )

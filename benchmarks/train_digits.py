@@ -1,4 +1,4 @@
-"""Train DigitsNet again: `python -m mixbit.demo.train --out DIR` writes DIR/digits_net.safetensors.
+"""Train DigitsNet again: `python -m benchmarks.train_digits --out DIR` writes DIR/digits_net.safetensors.
 
 The same release of torch on the same kind of processor gives the shipped file bit for bit.
 """

@@ -55,7 +55,7 @@ class DigitsNet(nn.Module):
 
 
 def trained() -> DigitsNet:
-    """The network with the shipped weights, in eval mode; `mixbit.demo.train` made them."""
+    """The network with the shipped weights, in eval mode; `benchmarks.train_digits` made them."""
     network = DigitsNet()
     network.load_state_dict(
         safetensors.torch.load(files("mixbit.demo").joinpath("digits_net.safetensors").read_bytes())
