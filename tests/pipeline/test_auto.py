@@ -1,11 +1,13 @@
 """The whole loop on a small network with target packed, which needs no runtime; other targets have contract tests."""
 
 import copy
+import functools
 import json
+import multiprocessing
+import os
 import re
 import shutil
-import subprocess
-import sys
+import signal
 
 import numpy as np
 import pytest
@@ -15,9 +17,14 @@ from torch import Tensor, nn
 import mixbit as mb
 from mixbit.core.io.store import Journal
 from mixbit.core.task import Task
+from mixbit.metrics import Estimate
+from mixbit.pipeline import auto, verify_folder
 from mixbit.pipeline.folder import Result
 from mixbit.pipeline.settings import Settings
 from mixbit.pipeline.verify_folder import recheck
+from mixbit.targets import latency, packed
+
+BUDGET = mb.Budget(mean_bits=4)
 
 
 class Net(nn.Module):
@@ -48,10 +55,41 @@ def batches() -> list[tuple[Tensor, Tensor]]:
     ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick():
+    """The tests capture each model once between them, and take latencies from few rounds."""
+    capture, graphs = auto.capture, {}
+
+    def capture_once(model, example):
+        if model not in graphs:
+            graphs[model] = capture(model, example)
+        return graphs[model]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(auto, "capture", capture_once)
+        patch.setattr(verify_folder, "capture", capture_once)
+        patch.setattr(latency, "ROUNDS", 5)
+        yield
+
+
+@pytest.fixture
+def run(net, batches, tmp_path):
+    """Run auto_quantize with target packed into the folder `name`; further arguments are settings."""
+
+    def call(name="out", model=net, data=batches, *, budget=BUDGET, eval_batches=None, spec="", **settings):
+        out, settings = tmp_path / name, Settings(model=spec, **settings)
+        return mb.auto_quantize(
+            model, data, target="packed", budget=budget, out=out, eval_batches=eval_batches, settings=settings
+        )
+
+    return call
+
+
 @pytest.fixture(scope="module")
 def deployed(net, batches, tmp_path_factory):
-    out = tmp_path_factory.mktemp("pipeline") / "out"
-    return mb.auto_quantize(net, batches, target="packed", budget=mb.Budget(mean_bits=4), out=out)
+    return mb.auto_quantize(
+        net, batches, target="packed", budget=BUDGET, out=tmp_path_factory.mktemp("pipeline") / "out"
+    )
 
 
 def test_folder_holds_everything_and_nothing_else(deployed):
@@ -79,29 +117,24 @@ def test_uniform_plans_within_the_budget_are_reported(deployed):
     assert {row["scheme"] for row in deployed.result.uniform} == {"w2a8", "w3a8", "w4a8"}
 
 
-def test_never_worse_than_the_best_uniform_plan_even_with_a_metric_that_lies(net, batches, tmp_path):
-    from mixbit.metrics import Estimate
-
+def test_never_worse_than_the_best_uniform_plan_even_with_a_metric_that_lies(run):
     def liar(question):
         """Says that the fewest bits are the best, so that the search takes the worst plan there is."""
         columns = torch.tensor([float(scheme.weight_bits) for scheme in question.schemes]).double()
         loss = columns.expand(len(question.layers), -1).numpy().copy()
         return Estimate(loss, loss * 0, 2)
 
-    settings = Settings(metric=liar)
-    found = mb.auto_quantize(
-        net, batches, target="packed", budget=mb.Budget(mean_bits=6), out=tmp_path / "o", settings=settings
-    )
+    found = run(budget=mb.Budget(mean_bits=6), metric=liar)
     divergences = {row["scheme"]: row["held_out_divergence"] for row in found.result.uniform}
     assert set(found.plan.layers.values()) == {min(divergences, key=divergences.get)} == {"w6a8"}
     assert "uniform w6a8 is deployed" in found.result.chosen
 
 
-def test_user_model_is_bit_identical_after(batches, tmp_path):
+def test_user_model_is_bit_identical_after(run):
     model = Net().train()
     model.second.weight.requires_grad_(False)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    mb.auto_quantize(model, batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+    run(model=model)
     assert model.training
     assert model.norm.training
     assert not model.second.weight.requires_grad
@@ -109,16 +142,16 @@ def test_user_model_is_bit_identical_after(batches, tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_same_seed_same_plan_and_table(net, batches, deployed, tmp_path):
-    again = mb.auto_quantize(net, batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+def test_same_seed_same_plan_and_table(run, net, deployed):
+    again = run(model=copy.deepcopy(net))
     assert again.plan == deployed.plan
     assert (again.table.loss == deployed.table.loss).all()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch has no CUDA here")
-def test_the_loop_runs_on_cuda(net, batches, deployed, tmp_path):
+def test_the_loop_runs_on_cuda(run, net, batches, deployed):
     model = copy.deepcopy(net).cuda()
-    found = mb.auto_quantize(model, batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+    found = run(model=model)
     for module in (model, found.simulated.module):
         assert {tensor.device.type for tensor in module.state_dict().values()} == {"cuda"}
     assert found.plan.predicted["mean_bits"] <= 4
@@ -140,26 +173,21 @@ def test_verify_compares_with_the_simulation(net, batches, deployed):
         comparison.check()
 
 
-def test_regression_needs_no_labels(net, batches, tmp_path):
-    settings = Settings(task=Task.regression())
+def test_regression_needs_no_labels(run, batches):
     data = [images for images, _ in batches]
-    found = mb.auto_quantize(
-        net, data, target="packed", budget=mb.Budget(weight_ratio=0.3), out=tmp_path / "o", settings=settings
-    )
+    found = run(data=data, budget=mb.Budget(weight_ratio=0.3), task=Task.regression())
     assert found.comparison.agreement is None
     assert "accuracy" not in found.result.deployed
     assert found.comparison.problems == ()
 
 
-def test_nothing_is_left_where_the_run_fails(net, batches, tmp_path, monkeypatch):
-    from mixbit.targets import packed
-
+def test_nothing_is_left_where_the_run_fails(run, tmp_path, monkeypatch):
     def fail(*_):
         raise mb.TargetMismatch("broken on purpose")
 
     monkeypatch.setattr(packed, "load", fail)
     with pytest.raises(mb.TargetMismatch, match="on purpose"):
-        mb.auto_quantize(net, batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+        run()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -173,31 +201,33 @@ def test_nothing_is_left_where_the_run_fails(net, batches, tmp_path, monkeypatch
         (lambda images, labels: (images, labels.float()), "labels"),
     ],
 )
-def test_bad_batches_are_refused_and_leave_nothing(net, batches, tmp_path, change, message):
-    bad = [*batches[:3], change(*batches[3]), batches[4]]
+def test_bad_batches_are_refused_and_leave_nothing(run, batches, tmp_path, change, message):
     with pytest.raises(mb.InvalidInput, match=message):
-        mb.auto_quantize(net, bad, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+        run(data=[*batches[:3], change(*batches[3]), batches[4]])
     assert list(tmp_path.iterdir()) == []
 
 
-def test_empty_data(net, tmp_path):
+def test_empty_data(run):
     with pytest.raises(mb.InvalidInput, match="no batch"):
-        mb.auto_quantize(net, [], target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+        run(data=[])
 
 
-def test_the_ranges_of_activations_are_chosen_as_asked(net, batches, tmp_path):
-    def run(name, **options):
-        budget, settings = mb.Budget(mean_bits=4), Settings(choices=["w4a4"], **options)
-        return mb.auto_quantize(
-            net, batches, target="packed", budget=budget, out=tmp_path / name, settings=settings
-        ).simulated
+def test_the_ranges_of_activations_are_chosen_as_asked(run, batches):
+    def outputs(name, **ranges):
+        return run(name, choices=["w4a4"], **ranges).simulated(batches[0][0])
 
-    x = batches[0][0]
-    plain, same, other = run("a")(x), run("b", ranges="mse")(x), run("c", ranges="percentile:share=0.9")(x)
+    plain, same, other = outputs("a"), outputs("b", ranges="mse"), outputs("c", ranges="percentile:share=0.9")
     assert torch.equal(plain, same)
     assert not torch.allclose(plain, other)
     with pytest.raises(mb.InvalidInput, match="percentile: share=2"):
         run("d", ranges="percentile:share=2")
+
+
+@pytest.fixture(scope="module")
+def normed() -> nn.Module:
+    torch.manual_seed(0)
+    parts = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 3)
+    return nn.Sequential(*parts).eval()
 
 
 @pytest.mark.parametrize(
@@ -210,45 +240,38 @@ def test_the_ranges_of_activations_are_chosen_as_asked(net, batches, tmp_path):
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_every_option_of_static_quantization_reaches_the_artefact(batches, tmp_path, options):
-    torch.manual_seed(0)
-    parts = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 3)
-    net = nn.Sequential(*parts).eval()
-
-    def run(name, **options):
-        budget, settings = mb.Budget(mean_bits=4), Settings(choices=["w4a4"], **options)
-        return mb.auto_quantize(net, batches, target="packed", budget=budget, out=tmp_path / name, settings=settings)
-
-    plain, other = run("plain"), run("other", **options)
+def test_every_option_of_static_quantization_reaches_the_artefact(run, normed, batches, options):
+    plain = run("plain", normed, choices=["w4a4"])
+    other = run("other", normed, choices=["w4a4"], **options)
     assert not torch.allclose(plain.simulated(batches[0][0]), other.simulated(batches[0][0]))
     assert other.comparison.problems == ()
     assert other.comparison.max_abs_diff < 1e-5
 
 
-def test_an_unknown_bias_correction_is_refused(net, batches, tmp_path):
-    with pytest.raises(mb.InvalidInput, match="bias correction 'twice' is unknown; known: at_once, sequential, off"):
-        mb.auto_quantize(
-            net,
-            batches,
-            target="packed",
-            budget=mb.Budget(mean_bits=4),
-            out=tmp_path / "out",
-            settings=Settings(bias_correction="twice"),
-        )
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"bias_correction": "twice"}, "bias correction 'twice' is unknown; known: at_once, sequential, off"),
+        ({"flavour": "dynamo"}, "flavour 'dynamo' is unknown; known: static, dynamic, qat"),
+        ({"importance": "size"}, "importance 'size' is unknown"),
+    ],
+)
+def test_unknown_names_are_refused(run, setting, message):
+    with pytest.raises(mb.InvalidInput, match=message):
+        run(**setting)
 
 
-def test_infeasible_budget_says_what_is_reachable(net, batches, tmp_path):
+def test_infeasible_budget_says_what_is_reachable(run):
     with pytest.raises(mb.InfeasibleBudget, match=r"mean_bits.*2.*8"):
-        mb.auto_quantize(net, batches, target="packed", budget=mb.Budget(mean_bits=1.5), out=tmp_path / "out")
+        run(budget=mb.Budget(mean_bits=1.5))
 
 
-def test_a_constant_channel_is_fine(batches, tmp_path):
+def test_a_constant_channel_is_fine(run):
     model = Net().eval()
     with torch.no_grad():
         model.first.weight[2] = 0
         model.second.weight[:, 3] = 0
-    found = mb.auto_quantize(model, batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
-    assert found.comparison.problems == ()
+    assert run(model=model).comparison.problems == ()
 
 
 def test_result_round_trip(deployed):
@@ -275,51 +298,54 @@ class Many(nn.Module):
         raise NotImplementedError
 
 
+@functools.cache
 def many_inputs() -> nn.Module:
-    """Twelve inputs, of which each counts for itself."""
+    """Twelve inputs, each of which counts differently."""
     names = [f"x{index}" for index in range(12)]
     source = f"def forward(self, {', '.join(names)}):\n    return " + " + ".join(
         f"{index + 1} * self.parts[{index}]({name})" for index, name in enumerate(names)
     )
     namespace = {}
     exec(source, namespace)
-    return type("Twelve", (Many,), {"forward": namespace["forward"]})()
-
-
-def test_inputs_by_keyword_may_come_in_any_order(tmp_path, monkeypatch):
     torch.manual_seed(0)
-    model = Keywords().eval()
+    return type("Twelve", (Many,), {"forward": namespace["forward"]})().eval()
+
+
+def keywords() -> nn.Module:
+    torch.manual_seed(0)
+    return Keywords().eval()
+
+
+def test_inputs_by_keyword_may_come_in_any_order(run, tmp_path):
     rows = [
         {"right": torch.randn(8, 6), "labels": torch.zeros(8, dtype=torch.int64), "left": torch.randn(8, 4)}
         for _ in range(4)
     ]
     turned = [{"left": row["left"], "right": row["right"], "labels": row["labels"]} for row in rows]
-    found = mb.auto_quantize(
-        model, rows, target="packed", budget=mb.Budget(mean_bits=8), out=tmp_path / "out", eval_batches=turned,
-        settings=Settings(model="somewhere:model"),
-    )  # fmt: skip
+    found = run(
+        "out",
+        keywords(),
+        rows,
+        eval_batches=turned,
+        budget=mb.Budget(mean_bits=8),
+        choices=["w8a8"],
+        spec=f"{__name__}:keywords",
+    )
     assert found.comparison.problems == ()
     assert found.comparison.max_abs_diff < 1e-5
-    monkeypatch.setattr("mixbit.pipeline.verify_folder.load_model", lambda spec: model)
     again = recheck(tmp_path / "out")
     assert again.problems == ()
     assert again.max_abs_diff < 1e-5
     assert again.num_samples == 32
 
 
-def test_twelve_inputs_keep_their_order(tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    model = many_inputs().eval()
+def test_twelve_inputs_keep_their_order(run, tmp_path):
     rows = [tuple(torch.randn(8, 1) for _ in range(12)) for _ in range(4)]
-    mb.auto_quantize(
-        model, rows, target="packed", budget=mb.Budget(mean_bits=8), out=tmp_path / "out",
-        settings=Settings(model="somewhere:model"),
-    )  # fmt: skip
-    monkeypatch.setattr("mixbit.pipeline.verify_folder.load_model", lambda spec: model)
+    run("out", many_inputs(), rows, budget=mb.Budget(mean_bits=8), choices=["w8a8"], spec=f"{__name__}:many_inputs")
     assert recheck(tmp_path / "out").max_abs_diff < 1e-5
 
 
-def test_outputs_that_are_no_numbers_are_refused(tmp_path):
+def test_outputs_that_are_no_numbers_are_refused(run, tmp_path):
     class Root(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -331,15 +357,14 @@ def test_outputs_that_are_no_numbers_are_refused(tmp_path):
     batches = [torch.rand(8, 2) for _ in range(4)]
     batches[3] = batches[3] + 1  # the one that is held out
     with pytest.raises(mb.InvalidInput, match="returns NaN or inf"):
-        mb.auto_quantize(Root(), batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+        run(model=Root(), data=batches)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_models_in_float64_are_refused(net, batches, tmp_path):
+def test_models_in_float64_are_refused(run, batches):
     doubled = [(images.double(), labels) for images, labels in batches]
-    model = Net().double().eval()
     with pytest.raises(mb.UnsupportedModel, match=r"float64.*model\.float\(\)"):
-        mb.auto_quantize(model, doubled, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+        run(model=Net().double().eval(), data=doubled)
 
 
 def test_files_that_were_changed_are_noticed(deployed, tmp_path):
@@ -357,61 +382,53 @@ def test_files_have_the_permissions_of_any_new_file(deployed, tmp_path):
     assert {path.stat().st_mode for path in deployed.folder.iterdir()} == {(tmp_path / "new").stat().st_mode}
 
 
-SEARCHED = """
-import sys, os, torch
-import mixbit as mb
-from tests.pipeline.test_auto import Net
-tried = []
-def score(model, batches):
-    tried.append(1)
-    if len(tried) == int(sys.argv[2]):
-        os.kill(os.getpid(), 9)
-    return -sum(float((model(x) - net(x)).square().mean()) for x, _ in batches)
-torch.manual_seed(0)
-net = Net().eval()
-generator = torch.Generator().manual_seed(1)
-batches = [(torch.randn(16, 1, 6, 6, generator=generator), torch.zeros(16, dtype=torch.long)) for _ in range(5)]
-settings = mb.Settings(search="autoq:episodes=14", score=score)
-budget, out = mb.Budget(mean_bits=4), sys.argv[1]
-done = mb.auto_quantize(net, batches, target="packed", budget=budget, out=out, settings=settings)
-print(len(tried), dict(done.plan.layers), done.plan.predicted["loss"])
-"""
+class Kill:
+    """A score that ends its process at one call; counts and number stand outside of it, as a run notes its score."""
+
+    calls = 0
+    last: int | None = None
+
+    @staticmethod
+    def score(model, batches):
+        Kill.calls += 1
+        if Kill.calls == Kill.last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return -sum(float(model(x).square().mean()) for x, _ in batches)
 
 
-def test_autoq_killed_three_times_ends_with_the_same_plan(tmp_path):
+def test_autoq_killed_three_times_ends_with_the_same_plan(run, tmp_path, monkeypatch):
     pytest.importorskip("stable_baselines3")
 
-    def run(out, end):
-        words = [sys.executable, "-c", SEARCHED, str(tmp_path / out), str(end)]
-        return subprocess.run(words, capture_output=True, text=True, check=False)
+    def searched(name):
+        monkeypatch.setattr(Kill, "calls", 0)
+        found = run(name, search="autoq:episodes=14", score=Kill.score)
+        return found.plan.layers, found.plan.predicted["loss"], Kill.calls
 
-    whole = run("whole", -1)
-    assert whole.returncode == 0, whole.stderr
-    for end in (3, 4, 2):
-        killed = run("killed", end)
-        assert killed.returncode == -9
+    *whole, num_calls = searched("whole")
+    for last in (3, 4, 2):
+        monkeypatch.setattr(Kill, "last", last)
+        process = multiprocessing.get_context("fork").Process(target=searched, args=("killed",))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
         assert (tmp_path / "killed.trials.jsonl").exists()
-    last = run("killed", -1)
-    assert last.returncode == 0, last.stderr
-    tried, plan = last.stdout.split(" ", 1)
-    assert plan == whole.stdout.split(" ", 1)[1]
-    assert int(tried) < int(whole.stdout.split(" ", 1)[0])
+    monkeypatch.setattr(Kill, "last", None)
+    *resumed, num_more = searched("killed")
+    assert resumed == whole
+    assert num_more < num_calls
     assert not (tmp_path / "killed.trials.jsonl").exists()
 
 
-def fine_tuned(net, batches, out, **settings):
-    return mb.auto_quantize(
-        net,
-        batches,
-        target="packed",
-        budget=mb.Budget(mean_bits=3),
-        out=out,
-        settings=Settings(flavour="qat", **settings),
-    )
+@pytest.fixture
+def fine_tuned(run):
+    def call(name="out", **settings):
+        return run(name, budget=mb.Budget(mean_bits=3), flavour="qat", **settings)
+
+    return call
 
 
-def test_qat_fine_tunes_the_chosen_plan_and_says_what_it_was_before(net, batches, deployed, tmp_path):
-    found = fine_tuned(net, batches, tmp_path / "out", epochs=4, training=mb.Training(lr=3e-4))
+def test_qat_fine_tunes_the_chosen_plan_and_says_what_it_was_before(fine_tuned, deployed, tmp_path):
+    found = fine_tuned(epochs=4, training=mb.Training(lr=3e-4))
     assert "; fine-tuned, best after epoch " in found.result.chosen
     assert found.result.simulated["divergence"] < 0.8 * found.result.untrained["divergence"]
     assert set(found.result.untrained) == {"accuracy", "divergence"}
@@ -421,48 +438,35 @@ def test_qat_fine_tunes_the_chosen_plan_and_says_what_it_was_before(net, batches
     assert deployed.result.untrained == {}
 
 
-def test_qat_is_left_out_where_it_makes_nothing_better(net, batches, tmp_path):
-    found = fine_tuned(net, batches, tmp_path / "out", epochs=1, training=mb.Training(lr=1.0, max_norm=1e9))
+def test_qat_is_left_out_where_it_makes_nothing_better(fine_tuned):
+    found = fine_tuned(epochs=1, training=mb.Training(lr=1.0, max_norm=1e9))
     assert "fine-tuning made it no better and is left out" in found.result.chosen
     assert found.result.simulated == found.result.untrained
 
 
-def test_qat_trains_on_other_data_and_goes_on_where_it_stopped(net, batches, tmp_path, monkeypatch):
+def test_qat_trains_on_other_data_and_goes_on_where_it_stopped(fine_tuned, tmp_path, monkeypatch):
     more = [(torch.randn(8, 1, 6, 6), torch.randint(0, 3, (8,))) for _ in range(6)]
-    whole = fine_tuned(net, batches, tmp_path / "whole", epochs=2, train_batches=more)
+    whole = fine_tuned("whole", epochs=2, train_batches=more)
     with monkeypatch.context() as patched:
-        patched.setattr("mixbit.pipeline.auto.deploy", lambda *_: 1 / 0)
+        patched.setattr(auto, "deploy", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            fine_tuned(net, batches, tmp_path / "out", epochs=2, train_batches=more)
+            fine_tuned(epochs=2, train_batches=more)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["out.training.safetensors"]
     monkeypatch.setattr("mixbit.training.loop.rate", None)  # nothing is left to train
-    found = fine_tuned(net, batches, tmp_path / "out", epochs=2, train_batches=more)
+    found = fine_tuned(epochs=2, train_batches=more)
     assert found.result.simulated == whole.result.simulated
     assert not (tmp_path / "out.training.safetensors").exists()
 
 
-def test_an_unknown_flavour_is_refused(net, batches, tmp_path):
-    with pytest.raises(mb.InvalidInput, match="flavour 'dynamo' is unknown; known: static, dynamic, qat"):
-        mb.auto_quantize(
-            net,
-            batches,
-            target="packed",
-            budget=mb.Budget(mean_bits=4),
-            out=tmp_path / "o",
-            settings=Settings(flavour="dynamo"),
-        )
-
-
-def test_sparse_choices_go_the_whole_way(net, batches, tmp_path):
+def test_sparse_choices_go_the_whole_way(run):
     """Pinned and searched for; the layer that blocks do not fit keeps its zeros out, and the file is smaller."""
     dense, sparse = (
-        mb.auto_quantize(
-            net,
-            batches,
-            target="packed",
+        run(
+            name,
             budget=mb.Budget(weight_bytes=size),
-            out=tmp_path / name,
-            settings=Settings(choices=choices, pins={"head.weight": "w8a8"}, importance="fisher"),
+            choices=choices,
+            pins={"head.weight": "w8a8"},
+            importance="fisher",
         )
         for name, size, choices in (("dense", 900, ["w8a8"]), ("sparse", 560, ["w8a8", "w8a8@2:4", "w4a8@50%"]))
     )
@@ -473,15 +477,6 @@ def test_sparse_choices_go_the_whole_way(net, batches, tmp_path):
     assert sparse.comparison.weight_bytes == sparse.comparison.predicted_bytes <= 560
     assert sparse.comparison.weight_bytes < dense.comparison.weight_bytes
     assert sparse.comparison.file_bytes < dense.comparison.file_bytes
-    with pytest.raises(mb.InvalidInput, match="importance 'size' is unknown"):
-        mb.auto_quantize(
-            net,
-            batches,
-            target="packed",
-            budget=mb.Budget(weight_bytes=900),
-            out=tmp_path / "unknown",
-            settings=Settings(importance="size"),
-        )
 
 
 def test_a_target_that_stores_zeros_offers_no_sparse_choice(net, batches):
@@ -489,7 +484,7 @@ def test_a_target_that_stores_zeros_offers_no_sparse_choice(net, batches):
         mb.measure(mb.capture(net, batches[0][0]), batches, target="openvino", choices=["w8a8@2:4"])
 
 
-def test_plans_within_a_largest_drop_are_tried_and_deployed_with_their_rounding(net, batches, tmp_path, monkeypatch):
+def test_plans_within_a_largest_drop_are_tried_and_deployed_with_their_rounding(run, net, batches, monkeypatch):
     """Also where the held-out data likes the nearest integers better."""
     labelled = [(images, net(images).argmax(1)) for images, _ in batches]
     journals, rounded = [], []
@@ -505,18 +500,11 @@ def test_plans_within_a_largest_drop_are_tried_and_deployed_with_their_rounding(
             simulated.module.get_parameter("second.weight").mul_(0.98)
         return simulated
 
-    def run(name, rounding, flavour="static"):
-        return mb.auto_quantize(
-            net,
-            labelled,
-            target="packed",
-            budget=mb.MaxDrop(0.1),
-            out=tmp_path / name,
-            settings=Settings(rounding=rounding, flavour=flavour),
-        )
+    def within(name, rounding, flavour="static"):
+        return run(name, net, labelled, budget=mb.MaxDrop(0.1), rounding=rounding, flavour=flavour)
 
-    monkeypatch.setattr("mixbit.pipeline.auto.Journal", journal)
-    plain, found = run("plain", "nearest"), run("found", spoils)
+    monkeypatch.setattr(auto, "Journal", journal)
+    plain, found = within("plain", "nearest"), within("found", spoils)
     assert len(rounded) >= 3
     assert rounded[-1].layers == found.plan.layers
     pattern = (
@@ -531,10 +519,10 @@ def test_plans_within_a_largest_drop_are_tried_and_deployed_with_their_rounding(
     assert not torch.allclose(found.simulated(batches[0][0]), again(batches[0][0]), atol=1e-3)
     assert "rounded" not in plain.result.chosen
     with pytest.raises(mb.InvalidInput, match="flavour qat: to keep within a largest drop, every plan tried would"):
-        run("trained", "nearest", "qat")
+        within("trained", "nearest", "qat")
 
 
-def test_a_plan_that_destroys_the_network_is_said_to(tmp_path, caplog):
+def test_a_plan_that_destroys_the_network_is_said_to(run, caplog):
     """One pixel of a million in the calibration data leaves one level to all others, where the range is to hold it."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 16), nn.ReLU(), nn.Linear(16, 3, bias=False)).eval()
@@ -542,25 +530,23 @@ def test_a_plan_that_destroys_the_network_is_said_to(tmp_path, caplog):
     spoilt = [clean[0].clone(), *clean[1:]]
     spoilt[0][0, 0, 0, 0] = 1e6
 
-    def run(name, batches, **settings):
-        budget, settings = mb.Budget(mean_bits=8), Settings(choices=["w8a8"], **settings)
+    def chosen(name, batches, **settings):
         caplog.clear()
-        return mb.auto_quantize(
-            net, batches, target="packed", budget=budget, out=tmp_path / name, eval_batches=clean, settings=settings
-        ).result.chosen
+        budget = mb.Budget(mean_bits=8)
+        return run(name, net, batches, budget=budget, eval_batches=clean, choices=["w8a8"], **settings).result.chosen
 
     said = "the deployed plan does not do what the network does: only "
-    assert said in run("spoilt", spoilt, ranges="min_max")
+    assert said in chosen("spoilt", spoilt, ranges="min_max")
     assert [record.levelname for record in caplog.records if said in record.message] == ["WARNING"]
     assert "--ranges percentile" in caplog.text
     clipped = {"ranges": "percentile:share=0.95", "bias_correction": "off"}  # the mean of that pixel is far off too
     for name, batches, options in (("clean", clean, {}), ("clipped", spoilt, clipped)):
-        assert said not in run(name, batches, **options)
+        assert said not in chosen(name, batches, **options)
         assert said not in caplog.text
-    chosen = run("regression", spoilt, ranges="min_max", task=Task.regression())
-    assert "its outputs are" in chosen
-    assert "from the float network's, whose spread is" in chosen
-    assert said[:30] not in run("good", clean, task=Task.regression())
+    reason = chosen("regression", spoilt, ranges="min_max", task=Task.regression())
+    assert "its outputs are" in reason
+    assert "from the float network's, whose spread is" in reason
+    assert said[:30] not in chosen("good", clean, task=Task.regression())
 
 
 @pytest.mark.parametrize(
@@ -574,31 +560,22 @@ def test_a_plan_that_destroys_the_network_is_said_to(tmp_path, caplog):
     ],
     ids=["train", "pins"],
 )
-def test_what_does_not_fit_is_refused_before_anything_is_measured(
-    net, batches, tmp_path, monkeypatch, settings, message
-):
-    monkeypatch.setattr("mixbit.pipeline.auto.measure", None)
+def test_what_does_not_fit_is_refused_before_anything_is_measured(run, monkeypatch, settings, message):
+    monkeypatch.setattr(auto, "measure", None)
     with pytest.raises(mb.InvalidInput, match=message):
-        mb.auto_quantize(
-            net,
-            batches,
-            target="packed",
-            budget=mb.Budget(mean_bits=4),
-            out=tmp_path / "out",
-            settings=Settings(**settings),
-        )
+        run(**settings)
 
 
-def test_what_another_run_left_is_refused_early_or_left_alone(net, batches, tmp_path, monkeypatch):
+def test_what_another_run_left_is_refused_early_or_left_alone(run, fine_tuned, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr("mixbit.pipeline.auto.deploy", lambda *_: 1 / 0)
+        patched.setattr(auto, "deploy", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            fine_tuned(net, batches, tmp_path / "out", epochs=1)
+            fine_tuned(epochs=1)
     left = tmp_path / "out.training.safetensors"
     content = left.read_bytes()
     with monkeypatch.context() as patched:
-        patched.setattr("mixbit.pipeline.auto.measure", None)  # refused before
+        patched.setattr(auto, "measure", None)  # refused before
         with pytest.raises(mb.InvalidInput, match=r"the checkpoint of another training .* or give --force"):
-            fine_tuned(net, batches, tmp_path / "out", epochs=2)
-    mb.auto_quantize(net, batches, target="packed", budget=mb.Budget(mean_bits=4), out=tmp_path / "out")
+            fine_tuned(epochs=2)
+    run()
     assert left.read_bytes() == content
