@@ -89,3 +89,11 @@ def test_same_answer_every_time_and_arrays_left_alone(name):
 def test_infeasible_says_so(name):
     with pytest.raises(InfeasibleBudget, match=r"no plan keeps mean_bits=3 \(reachable: 4 to 8\)"):
         search(small_table(), Budget(mean_bits=3), method=name, trials=trials_for(small_table().loss))
+
+
+def test_greedy_stops_where_its_steps_go_round_in_circles():
+    usage = [[[6, 6, 0], [3, 5, 1]], [[1, 1, 1], [6, 1, 1]]]
+    problem = problem_of([[3, 0, 3], [1, 1, 2]], usage, [2, 2])
+    assert SEARCHES["ilp"](problem).tolist() == [2, 2]
+    with pytest.raises(InfeasibleBudget, match="go round in circles between the limits; the search ilp finds a plan"):
+        SEARCHES["greedy"](problem)

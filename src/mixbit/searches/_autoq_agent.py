@@ -16,7 +16,7 @@ from mixbit.searches._problem import Floats
 
 #: As in NNCF.
 HIDDEN, ACTOR_RATE, CRITIC_RATE, BATCH_SIZE, TAU, DISCOUNT = [300, 300], 1e-4, 1e-3, 64, 0.01, 1.0
-#: Episodes that are remembered.
+#: How many of the last episodes the agent remembers.
 MEMORY = 20
 
 
@@ -24,7 +24,7 @@ class Agent:
     """Actor and critic, and a memory of the last episodes."""
 
     def __init__(self, num_steps: int, num_features: int, seed: int) -> None:
-        with _global_randomness_kept(seed):
+        with _global_generators_seeded(seed):
             self.model = DDPG(
                 "MlpPolicy",
                 _Spaces(num_features),
@@ -54,7 +54,7 @@ class Agent:
             observations: [S, F].
             actions: [S] in [0, 1].
             reward: Of the whole episode; each step gets an equal part.
-            seed: Of what is drawn from memory.
+            seed: Random seed of what is drawn from memory.
         """
         following = np.concatenate([observations[1:], observations[-1:]])
         memory: Any = self.model.replay_buffer
@@ -67,12 +67,12 @@ class Agent:
                 np.array([step == len(actions) - 1]),
                 [{}],
             )
-        with _global_randomness_kept(seed):
+        with _global_generators_seeded(seed):
             self.model.train(gradient_steps=len(actions), batch_size=BATCH_SIZE)
 
 
 class _Spaces(gymnasium.Env):
-    """What the agent sees and does; episodes are walked by the search, which knows the outcome only at their end."""
+    """The spaces of observations and actions alone: the search runs the episodes, and knows rewards at their end."""
 
     def __init__(self, num_features: int) -> None:
         self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (num_features,), np.float32)
@@ -80,13 +80,13 @@ class _Spaces(gymnasium.Env):
 
 
 @contextmanager
-def _global_randomness_kept(seed: int) -> Iterator[None]:
-    """Seed the global generators, from which the library draws, and put them back as they were."""
-    kept = random.getstate(), np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002 the library's own
+def _global_generators_seeded(seed: int) -> Iterator[None]:
+    """Seed the global generators, from which the library draws, and restore their states at the end."""
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002 the library's own
     set_random_seed(seed)
     try:
         yield
     finally:
-        random.setstate(kept[0])
-        np.random.set_state(kept[1])  # noqa: NPY002
-        torch.random.set_rng_state(kept[2])
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.random.set_rng_state(states[2])

@@ -20,7 +20,7 @@ from mixbit.core import (
     resource_usage,
     write_text,
 )
-from mixbit.searches._pareto import pareto_choices
+from mixbit.searches._exact import pareto_choices
 from mixbit.searches._problem import TOLERANCE, Floats, Integers, Problem
 from mixbit.searches.search import predicted_figures
 
@@ -33,8 +33,8 @@ _SAME = {"weight_ratio": "weight_bytes"}
 def front(table: Sensitivity, resource: str = "weight_bytes") -> "Front":
     """All plans that no other plan beats in both loss and use of the resource, from the cheapest to the dearest.
 
-    Exact for any table: what is found within a limit is what `ilp` finds. Uses that differ by less than 1e-12 of the
-    largest are one. The number of plans grows with layers and choices; 53 layers with 7 choices have some 25,000.
+    Exact for any table: within a limit it has the plan that `ilp` finds. Uses that differ by less than 1e-12 of the
+    largest count as equal. The more layers and choices, the more plans: 53 layers with 7 choices have some 25,000.
 
     Args:
         table: Predicted loss and usage of every choice of every layer.
@@ -112,7 +112,7 @@ class Front:
     def within(self, budget: Budget) -> Plan:
         """The best plan within the budget, which limits the front's resource in any of its units and nothing else.
 
-        Of a front that was thinned, the best of what was kept.
+        Of a thinned front, the best of its points.
 
         Raises:
             InvalidInput: a budget of another resource: points that are best there are not all on this front.

@@ -23,8 +23,9 @@ def greedy(problem: Problem) -> Integers:
     usage = np.where(problem.offered, problem.usage, 0.0)
     scale = np.maximum(np.abs(problem.limits), 1e-9 * usage.max(axis=(1, 2)))
     weight = 1 / np.maximum(scale, np.finfo(float).tiny)
-    choice = _cheapest(problem)
+    choice, passed = _cheapest(problem), set[bytes]()
     while not problem.keeps(choice):
+        passed.add(choice.tobytes())
         used = np.array([taken(table, choice).sum() for table in usage])
         exceeded = np.where(used > problem.limits, weight, 0.0)
         if not exceeded.any():
@@ -32,6 +33,8 @@ def greedy(problem: Problem) -> Integers:
         step = _best_step(problem, choice, np.tensordot(exceeded, usage, 1))
         if step is None:
             raise problem.none_found("no step saves any more, and the choice is over a limit")
+        if step.tobytes() in passed:  # what saves of one limit adds to another
+            raise problem.none_found("the steps go round in circles between the limits")
         choice = step
     return _spend(problem, choice)
 
