@@ -77,7 +77,7 @@ class Contest:
     @cached_property
     def scoring(self) -> Scoring:
         """The evaluation function of searches that try plans: accuracy on images that nothing else sees."""
-        return Scoring(self.graph, self.calibration, self.tried, TASK)
+        return Scoring(self.graph, self.tried, TASK, lambda plan: mb.quantize(self.graph, plan, self.calibration))
 
     def accuracy(self, plan: mb.Plan) -> float:
         """Share of right answers of the simulation on the test images."""

@@ -12,7 +12,7 @@ import mixbit as mb
 from mixbit.core.batches import split_batches
 from mixbit.core.budget import MaxDrop
 from mixbit.core.task import Task
-from mixbit.pipeline.trials import Scoring, cheapest_enough, searched
+from mixbit.pipeline.trials import Scoring, cheapest_plan, searched_plan
 from mixbit.quantization.calibrate import calibrate
 
 
@@ -32,7 +32,7 @@ def parts():
 def scoring(parts, *, labelled=True, **options):
     graph, calibration, batches, *_ = parts
     batches = batches if labelled else [(inputs, None) for inputs, _ in batches]
-    return Scoring(graph, calibration, batches, Task.classification(), **options)
+    return Scoring(graph, batches, Task.classification(), lambda plan: mb.quantize(graph, plan, calibration), **options)
 
 
 def test_accuracy_with_labels(parts):
@@ -81,7 +81,7 @@ def test_each_plan_is_scored_once(parts):
 @pytest.mark.parametrize("drop", [0.02, 0.05, 0.2])
 def test_a_largest_drop_against_every_plan_of_the_front(parts, drop):
     table, one = parts[3], scoring(parts)
-    plan, grounds = cheapest_enough(table, one, MaxDrop(drop))
+    plan, grounds = cheapest_plan(table, one, MaxDrop(drop))
     points = mb.front(table)
     scores = [one.deployed(points.plan(index)) for index in range(len(points))]
     index = next(i for i in range(len(points)) if points.plan(i).layers == plan.layers)
@@ -95,7 +95,7 @@ def test_a_search_that_tries_nothing_makes_no_scoring(parts):
     def never():
         raise AssertionError("made")
 
-    plan = searched(parts[3], never, mb.Budget(mean_bits=4), "ilp")
+    plan = searched_plan(parts[3], never, mb.Budget(mean_bits=4), "ilp")
     assert plan.predicted["optimality_gap"] == 0
 
 
@@ -117,7 +117,7 @@ def test_a_function_may_do_with_the_model_what_it_likes(parts):
 @pytest.mark.parametrize("value", [1, 5])
 def test_a_drop_of_all_right_answers_is_refused(parts, value):
     with pytest.raises(mb.InvalidInput, match=f"max drop {value}: of right answers, give less than 1"):
-        cheapest_enough(parts[3], scoring(parts), MaxDrop(value))
+        cheapest_plan(parts[3], scoring(parts), MaxDrop(value))
 
 
 def test_an_exit_in_a_function_is_an_error_of_it(parts):

@@ -10,7 +10,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from mixbit.core import Plan, Sensitivity
     from mixbit.metric_study.study import Study
-    from mixbit.pipeline.folder import Pruned, Result
+    from mixbit.pipeline.folder import Result
 
 
 #: Columns of a table that goes to a file or another program.
@@ -33,23 +33,9 @@ def print_result(result: "Result") -> None:
         "plan", ("layer", "scheme", "executed"), [(n, row.scheme, row.executed) for n, row in result.layers.items()]
     )
     if result.pruned is not None:
-        say_what_was_pruned(result.pruned)
+        say(f"{result.pruned}; --flavour qat --train DATA fine-tunes what is left")
     say(result.chosen)
     say_what_runs_in_float(in_float(result.layers), len(result.layers))
-
-
-def say_what_was_pruned(pruned: "Pruned") -> None:
-    """Say how much smaller the network became, and what that cost."""
-    from mixbit.pruning.prune import Removal
-
-    before, after = pruned.dense.get("accuracy"), pruned.pruned.get("accuracy")
-    cost = f"{pruned.pruned['divergence']:.3g} nats from the network with all channels"
-    if before is not None and after is not None:
-        cost = f"accuracy in float {before:.2%} -> {after:.2%}, {cost}"
-    say(
-        f"channels removed: {Removal(pruned.layers, pruned.parameters, pruned.macs)}; {cost}; "
-        "--flavour qat --train DATA fine-tunes what is left"
-    )
 
 
 def print_prices(plan: "Plan") -> None:

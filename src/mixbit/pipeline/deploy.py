@@ -1,22 +1,29 @@
-"""From a decision to verified files."""
+"""From the chosen plan to verified files, and every figure of them."""
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mixbit.core import Plan, Runner, Sensitivity, sha256, whole_folder, write_text
+from mixbit.core import Plan, Sensitivity, sha256, whole_folder, write_text
 from mixbit.core.io.environment import environment
 from mixbit.graph.coverage import find_uncovered
-from mixbit.graph.evaluate import evaluate
+from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph
 from mixbit.graph.layers import model_fingerprint
-from mixbit.pipeline.decide import Decision
-from mixbit.pipeline.folder import RESULT_FILE, Pruned, Result, check_set, deployed_figures, figures, layer_rows
-from mixbit.pipeline.settings import Run
+from mixbit.pipeline.folder import RESULT_FILE, Pruned, Result, check_set, figures, layer_rows
+from mixbit.pipeline.settings import Candidate, Measured, Run
 from mixbit.pruning.prune import Removal
 from mixbit.quantization.assemble import assemble
 from mixbit.targets.latency import paired_latency_ms
-from mixbit.targets.verify import Comparison, artefact_runner, compare, predicted_bytes
+from mixbit.targets.verify import Comparison, agreement, artefact_runner, compare, predicted_bytes
+
+#: Share of the top answers below which a plan has destroyed the network.
+LEAST_AGREEMENT = 0.5
+#: Figures of the comparison that result.json holds.
+COMPARED = ("accuracy", "agreement", "max_abs_diff", "relative_rms", "weight_bytes", "predicted_bytes", "file_bytes")
+
+_log = logging.getLogger("mixbit")
 
 
 @dataclass(frozen=True)
@@ -40,34 +47,39 @@ class Deployed:
     result: Result
 
 
-def deploy(run: Run, decision: Decision) -> Deployed:
-    """Write the chosen plan's files, run the artefact and compare."""
-    graph, chosen = decision.graph, decision.chosen
+def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candidate) -> Deployed:
+    """Write the chosen plan's files, run the artefact, compare it, and report all figures beside the candidates'."""
+    graph, batches = known.graph, known.data.evaluation
+    with run.clock("evaluate"):
+        outputs = _evaluated(run, known, candidates, chosen)
+    destroyed = warning(outputs["float"], outputs["chosen"])
+    if destroyed:
+        _log.warning("%s", destroyed)
+    predicted = predicted_bytes(graph.layers, chosen.plan)
     with whole_folder(run.out, force=run.force) as folder:
         with run.clock("export"):
             run.module.write(chosen.simulated, folder)
             runner = run.module.load(folder, graph)
         with run.clock("verify"):
-            comparison = _compare(run, decision, folder, runner)
+            deployed = evaluate(artefact_runner(runner, graph), batches, run.task, "run the artefact")
+            comparison = compare(folder, run.target.name, predicted, outputs["chosen"], deployed)
         with run.clock("time"):
-            float_figures, latency_ms = _against_float(run, decision, folder)
+            float_figures, latency_ms = _beside_float(run, known, folder)
         chosen.plan.save(folder / "plan.json")
-        decision.table.save(folder / "sensitivity.json")
-        check_set(graph, decision.batches, decision.outputs["chosen"].outputs).save(folder)
+        known.table.save(folder / "sensitivity.json")
+        check_set(graph, batches, outputs["chosen"].outputs).save(folder)
         result = Result(
             target=run.target.name,
             task=run.task.name,
             model=run.settings.model,
-            chosen=decision.grounds,
-            float_=float_figures,
-            simulated=figures(accuracy=decision.outputs["chosen"].accuracy, divergence=_divergence(decision, "chosen")),
-            untrained=_untrained_figures(decision),
-            deployed=deployed_figures(comparison, latency_ms),
-            uniform=_uniform_rows(decision),
-            layers=layer_rows(
-                chosen.plan.layers, decision.predicted_bytes, run.module.stored(folder), runner.executed()
-            ),
-            pruned=_pruned(decision),
+            chosen="; ".join([*chosen.reasons, *([destroyed] if destroyed else [])]),
+            float_=figures(accuracy=outputs["float"].accuracy, **float_figures),
+            simulated=_of_outputs(outputs, "chosen"),
+            untrained=_of_outputs(outputs, "untrained") if chosen.untrained else {},
+            deployed=figures(**{name: getattr(comparison, name) for name in COMPARED}, latency_ms=latency_ms),
+            uniform=_uniform_rows(known, candidates, outputs),
+            layers=layer_rows(chosen.plan.layers, predicted, run.module.stored(folder), runner.executed()),
+            pruned=_pruned(known, outputs),
             uncovered=[asdict(row) for row in find_uncovered(graph)],
             files={path.name: sha256(path) for path in sorted(folder.iterdir())},
             seconds={step: round(seconds, 3) for step, seconds in run.seconds.items()},
@@ -75,20 +87,51 @@ def deploy(run: Run, decision: Decision) -> Deployed:
         )
         write_text(folder / RESULT_FILE, result.to_json())
     run.clear()
-    return Deployed(run.out, chosen.plan, decision.table, chosen.simulated, comparison, result)
+    return Deployed(run.out, chosen.plan, known.table, chosen.simulated, comparison, result)
 
 
-def _compare(run: Run, decision: Decision, folder: Path, runner: Runner) -> Comparison:
-    outputs_of = artefact_runner(runner, decision.graph)
-    deployed = evaluate(outputs_of, decision.batches, run.task, "run the artefact")
-    reference, predicted = decision.outputs["chosen"], decision.predicted_bytes
-    return compare(folder, run.target.name, predicted, reference, deployed)
+def warning(wanted: Evaluation, deployed: Evaluation) -> str | None:
+    """One sentence where the deployed plan no longer does what the float network does on the same data; else None.
+
+    That is where less than half of the top answers are the float network's; or, where the task has none, where outputs
+    are further from the float network's, in root mean square, than the mean of those is.
+    """
+    reference, outputs, what = wanted.outputs.double(), deployed.outputs.double(), None
+    if wanted.task.has_accuracy:
+        share = agreement(reference, outputs)
+        if share < LEAST_AGREEMENT:
+            what = f"only {share:.1%} of its top answers are the float network's"
+    else:
+        distance = (outputs - reference).square().mean().sqrt()
+        spread = (reference - reference.mean()).square().mean().sqrt()
+        if distance > spread:
+            what = f"its outputs are {distance:.3g} from the float network's, whose spread is {spread:.3g}"
+    if what is None:
+        return None
+    return (
+        f"the deployed plan does not do what the network does: {what}; leave outliers out of the calibration data, "
+        "take --ranges percentile and --bias-correction off, or give a larger budget"
+    )
 
 
-def _against_float(run: Run, decision: Decision, folder: Path) -> tuple[dict[str, float], float]:
-    """Figures of the float network in the same runtime, and the artefact's latency, paired: one sample each."""
-    graph, layers = decision.graph, decision.graph.layers
-    sample = [leaf.numpy() for leaf in graph.tensors(decision.batches[0][0].rows([0]))]
+def _evaluated(run: Run, known: Measured, candidates: list[Candidate], chosen: Candidate) -> dict[str, Evaluation]:
+    """Name -> what it does on the evaluation data, of the networks that there are.
+
+    `float`, `chosen`, `untrained` (the plan before training), `dense` (with all channels), and the uniform plans.
+    """
+    graphs = {"float": known.graph, "chosen": chosen.simulated, "untrained": chosen.untrained, "dense": known.dense}
+    graphs |= {candidate.uniform: candidate.simulated for candidate in candidates if candidate.uniform}
+    return {
+        name: evaluate(graph, known.data.evaluation, run.task, f"evaluate {name}")
+        for name, graph in graphs.items()
+        if graph is not None
+    }
+
+
+def _beside_float(run: Run, known: Measured, folder: Path) -> tuple[dict[str, float], float]:
+    """Figures of the float network in the same runtime, and the artefact's latency, timed in turn on one sample."""
+    graph, layers = known.graph, known.graph.layers
+    sample = [leaf.numpy() for leaf in graph.tensors(known.data.evaluation[0][0].rows([0]))]
     plan = Plan(
         target=run.target.name,
         fingerprint=model_fingerprint(layers),
@@ -98,53 +141,35 @@ def _against_float(run: Run, decision: Decision, folder: Path) -> tuple[dict[str
     with TemporaryDirectory() as scratch:
         run.module.write(assemble(graph, plan, [], {}), Path(scratch))
         folders = {"float": Path(scratch), "deployed": folder}
-        runs = {name: run.module.load(one, graph, batch_size=1).run for name, one in folders.items()}
+        runs = {name: run.module.load(place, graph, batch_size=1).run for name, place in folders.items()}
         latency = paired_latency_ms(runs, sample, "time the artefact")
         size = sum((Path(scratch) / name).stat().st_size for name in run.target.files)
-    float_figures = figures(
-        accuracy=decision.outputs["float"].accuracy,
-        weight_bytes=sum(predicted_bytes(layers, plan).values()),
-        file_bytes=size,
-        latency_ms=latency["float"],
-    )
-    return float_figures, latency["deployed"]
+    weight_bytes = sum(predicted_bytes(layers, plan).values())
+    return {"weight_bytes": weight_bytes, "file_bytes": size, "latency_ms": latency["float"]}, latency["deployed"]
 
 
-def _pruned(decision: Decision) -> Pruned | None:
-    if decision.dense is None:
-        return None
-    gone = Removal.between(decision.dense, decision.graph)
-    dense, left = decision.outputs["dense"], decision.outputs["float"]
-    return Pruned(
-        layers=gone.layers,
-        parameters=gone.parameters,
-        macs=gone.macs,
-        dense=figures(accuracy=dense.accuracy),
-        pruned=figures(accuracy=left.accuracy, divergence=left.divergence(dense)),
-    )
+def _of_outputs(outputs: dict[str, Evaluation], name: str, reference: str = "float") -> dict[str, float]:
+    return figures(accuracy=outputs[name].accuracy, divergence=outputs[name].divergence(outputs[reference]))
 
 
-def _untrained_figures(decision: Decision) -> dict[str, float]:
-    if "untrained" not in decision.outputs:
-        return {}
-    accuracy, divergence = decision.outputs["untrained"].accuracy, _divergence(decision, "untrained")
-    return figures(accuracy=accuracy, divergence=divergence)
-
-
-def _uniform_rows(decision: Decision) -> list[dict[str, float | str]]:
+def _uniform_rows(
+    known: Measured, candidates: list[Candidate], outputs: dict[str, Evaluation]
+) -> list[dict[str, float | str]]:
     rows = []
-    for contender in decision.contenders:
-        name = contender.uniform
-        if name:
-            found = figures(
-                accuracy=decision.outputs[name].accuracy,
-                divergence=_divergence(decision, name),
-                held_out_divergence=contender.divergence,
-                predicted_bytes=sum(predicted_bytes(decision.graph.layers, contender.plan).values()),
-            )
-            rows.append({"scheme": name, **found})
+    for candidate in candidates:
+        if candidate.uniform:
+            size = sum(predicted_bytes(known.graph.layers, candidate.plan).values())
+            further = figures(held_out_divergence=candidate.divergence, predicted_bytes=size)
+            rows.append({"scheme": candidate.uniform, **_of_outputs(outputs, candidate.uniform), **further})
     return rows
 
 
-def _divergence(decision: Decision, name: str) -> float:
-    return decision.outputs[name].divergence(decision.outputs["float"])
+def _pruned(known: Measured, outputs: dict[str, Evaluation]) -> Pruned | None:
+    if known.dense is None:
+        return None
+    removal = Removal.between(known.dense, known.graph)
+    return Pruned(
+        **vars(removal),
+        dense=figures(accuracy=outputs["dense"].accuracy),
+        pruned=_of_outputs(outputs, "float", "dense"),
+    )

@@ -1,8 +1,8 @@
-"""result.json: every figure of a run, for people and programs."""
+"""What a run's folder holds beside plan, table and artefact: result.json with every figure, and check.safetensors."""
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,9 +16,11 @@ from mixbit.core import InvalidInput, Scheme, StoredWeight, first_problem, read_
 from mixbit.core.batches import Batch
 from mixbit.core.task import output_of
 from mixbit.graph.graph import Graph
-from mixbit.targets.verify import Comparison
+from mixbit.pruning.prune import Removal
 
-RESULT_FILE = "result.json"
+RESULT_FILE, CHECK_FILE = "result.json", "check.safetensors"
+#: Of a check set, in samples and in bytes of inputs.
+MOST_SAMPLES, MOST_BYTES = 512, 16 * 2**20
 
 
 class LayerRow(BaseModel):
@@ -33,41 +35,43 @@ class LayerRow(BaseModel):
     executed: str
 
 
-class Pruned(BaseModel):
-    """What was removed before quantization, before and after it, and what that alone did on the evaluation data.
+@dataclass(frozen=True)
+class Pruned(Removal):
+    """What was removed before quantization, and what that alone did on the evaluation data.
 
     Attributes:
-        layers: Layer -> its output channels.
-        parameters: Numbers in all parameters.
-        macs: Multiply-accumulates of one sample.
         dense: `accuracy` of the network with all channels.
         pruned: `accuracy` of the network without them, in float, and `divergence` from the other (nats).
     """
 
-    model_config = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
-    layers: dict[str, tuple[int, int]]
-    parameters: tuple[int, int]
-    macs: tuple[int, int]
     dense: dict[str, float]
     pruned: dict[str, float]
 
+    def __str__(self) -> str:
+        cost = f"{self.pruned['divergence']:.3g} nats from the network with all channels"
+        if "accuracy" in self.dense and "accuracy" in self.pruned:
+            accuracies = f"{self.dense['accuracy']:.2%} -> {self.pruned['accuracy']:.2%}"
+            cost = f"accuracy in float {accuracies}, {cost}"
+        return f"channels removed: {super().__str__()}; {cost}"
+
 
 class Result(BaseModel):
-    """The file. Parts that hold figures are plain dictionaries, without the figures that do not apply.
+    """The file result.json. Parts are plain dictionaries, without the figures that do not apply.
 
     Attributes:
         target: Name of the target.
         task: Name of the task.
         model: MODEL of the command line, its file as an absolute path; None where a module was handed over.
-        chosen: How the plan was chosen against the uniform ones, in a sentence.
+        chosen: Why this plan was deployed, in a sentence.
         float_: `accuracy`, `weight_bytes`, `file_bytes`, `latency_ms` of the float network in the same runtime.
         simulated: `accuracy`, `divergence` (nats) of the simulation.
         untrained: The same before fine-tuning; empty where there was none.
         deployed: `accuracy`, `agreement`, `max_abs_diff`, `relative_rms`, `weight_bytes`, `predicted_bytes`,
             `file_bytes`, `latency_ms` of the artefact.
         uniform: The uniform plans within the budget: `scheme`, as `w4a8` or `w8a8d (w8 elsewhere)`, `accuracy`,
-            `divergence`, `predicted_bytes`.
+            `divergence`, `held_out_divergence`, `predicted_bytes`.
         layers: Layer -> LayerRow.
         pruned: What was removed before quantization; None where nothing was. `float` is the network without it.
         uncovered: What no layer covers, with their shares of work and storage.
@@ -108,17 +112,15 @@ class Result(BaseModel):
         """The file's text."""
         return self.model_dump_json(by_alias=True, indent=2) + "\n"
 
+    @property
+    def predicted_bytes(self) -> dict[str, int]:
+        """Layer -> bytes of its weight and scales, as predicted."""
+        return {name: row.predicted_bytes for name, row in self.layers.items()}
+
 
 def figures(**values: float | None) -> dict[str, float]:
     """The figures that apply: those that are finite numbers."""
     return {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
-
-
-def deployed_figures(comparison: Comparison, latency_ms: float) -> dict[str, float]:
-    """The part `deployed`."""
-    wanted = ("accuracy", "agreement", "max_abs_diff", "relative_rms", "weight_bytes", "predicted_bytes", "file_bytes")
-    values = asdict(comparison)
-    return figures(**{name: values[name] for name in wanted}, latency_ms=latency_ms)
 
 
 def layer_rows(
@@ -147,21 +149,16 @@ def in_float(layers: dict[str, LayerRow]) -> list[str]:
     ]
 
 
-CHECK_FILE = "check.safetensors"
-MOST_SAMPLES = 512
-MOST_BYTES = 16 * 2**20
-
-
 @dataclass(frozen=True)
 class CheckSet:
-    """The first samples of the data that a run was verified on.
+    """The first samples of the data that a run was verified on, in check.safetensors.
 
     Attributes:
         inputs: One tensor per input of the graph, samples first.
         names: Their keywords; empty where the model takes them by position.
         outputs: [N, ..., C] of the simulation.
         output: Which of the tensors that the artefact returns `outputs` is about.
-        labels: [N], or None.
+        labels: [N, ...], or None.
     """
 
     inputs: list[Tensor]
@@ -185,8 +182,8 @@ class CheckSet:
         tensors = {f"input.{index}": tensor for index, tensor in enumerate(self.inputs)} | {"outputs": self.outputs}
         if self.labels is not None:
             tensors["labels"] = self.labels
-        metadata = {"names": json.dumps(self.names), "output": str(self.output)}
-        save_arrays(folder / CHECK_FILE, {name: one.detach().cpu().numpy() for name, one in tensors.items()}, metadata)
+        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
+        save_arrays(folder / CHECK_FILE, arrays, {"names": json.dumps(self.names), "output": str(self.output)})
 
     @classmethod
     def load(cls, folder: Path) -> "CheckSet":
@@ -198,41 +195,38 @@ class CheckSet:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
             names, output = json.loads(metadata["names"]), int(metadata["output"])
             inputs = [tensors[f"input.{index}"] for index in range(sum(name.startswith("input.") for name in tensors))]
-            outputs = tensors["outputs"]
+            outputs, labels = tensors["outputs"], tensors.get("labels")
         except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
             raise InvalidInput(f"{path}: cannot be read ({error}); quantize again") from error
-        labels = tensors.get("labels")
-        counted = [one for one in (*inputs, labels) if one is not None and one.ndim > 0]
-        if not inputs or outputs.ndim < 2 or len(outputs) == 0 or any(len(one) != len(outputs) for one in counted):
+        sizes = {len(tensor) for tensor in (*inputs, labels) if tensor is not None and tensor.ndim > 0}
+        if not inputs or outputs.ndim < 2 or len(outputs) == 0 or sizes - {len(outputs)}:
             raise InvalidInput(f"{path}: not a set of inputs and outputs; quantize again")
         return cls(inputs, names, outputs, output, labels)
 
 
 def check_set(graph: Graph, batches: list[Batch], outputs: Tensor) -> CheckSet:
     """The first samples, one or more, at most MOST_SAMPLES and MOST_BYTES of inputs, with these outputs [N, ..., C]."""
-    kept: list[list[Tensor]] = []
-    labels: list[Tensor | None] = []
-    count = 0
-    for inputs, given in batches:
-        if count >= MOST_SAMPLES:
-            break
-        kept.append(graph.tensors(inputs))
-        labels.append(given)
-        count += inputs.batch_size
-    tensors = [torch.cat(parts) if parts[0].ndim > 0 else parts[0] for parts in zip(*kept, strict=True)]
+    chosen, count = [], 0
+    for inputs, labels in batches:
+        if count < MOST_SAMPLES:
+            chosen.append((graph.tensors(inputs), labels))
+            count += inputs.batch_size
+    columns = zip(*(tensors for tensors, _ in chosen), strict=True)
+    tensors = [torch.cat(parts) if parts[0].ndim > 0 else parts[0] for parts in columns]
     per_sample = sum(tensor[:1].numel() * tensor.element_size() for tensor in tensors if tensor.ndim > 0)
     size = max(1, min(count, MOST_SAMPLES, MOST_BYTES // max(1, per_sample)))
-    known = [one.cpu() for one in labels if one is not None]
+    labels = [labels.cpu() for _, labels in chosen if labels is not None]
     return CheckSet(
         inputs=[tensor[:size] if tensor.ndim > 0 else tensor for tensor in tensors],
         names=list(graph.example.kwargs) if len(graph.example.kwargs) == len(tensors) else [],
         outputs=outputs[:size],
         output=_number_of_output(graph),
-        labels=torch.cat(known)[:size] if len(known) == len(labels) else None,
+        labels=torch.cat(labels)[:size] if len(labels) == len(chosen) else None,
     )
 
 
 def _number_of_output(graph: Graph) -> int:
+    """Which of the tensors that the graph returns the task is about."""
     with torch.no_grad():
         returned = graph(*graph.example.args, **graph.example.kwargs)
     tensors = [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, Tensor)]

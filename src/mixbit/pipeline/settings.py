@@ -1,19 +1,24 @@
-"""How auto_quantize() makes a plan: every choice of methods, in one value."""
+"""What a run of auto_quantize() is asked to do, and what its steps share and hand on."""
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mixbit.core import InvalidInput, Target, check_writable_folder, find_target, pick, target_module
+from torch import nn
+
+from mixbit.core import Budget, InvalidInput, MaxDrop, Plan, Sensitivity, check_writable_folder, pick, target_module
+from mixbit.core.batches import Batch
 from mixbit.core.task import Task
+from mixbit.graph.evaluate import Evaluation
+from mixbit.graph.graph import Graph
 from mixbit.metrics import METRICS, Metric
-from mixbit.pipeline.trials import Score
 from mixbit.pruning.prune import check_share
 from mixbit.quantization.biases import BIAS_CORRECTIONS
+from mixbit.quantization.calibrate import Calibration
 from mixbit.quantization.masks import IMPORTANCE, IMPORTANCES
 from mixbit.quantization.offers import choices_of
 from mixbit.quantization.ranges import RANGES, RangeMethod
@@ -23,6 +28,12 @@ from mixbit.training.loop import Training
 
 #: The longest time that an evaluation may be given: a week.
 LONGEST_S = 7 * 24 * 3600
+
+Score = Callable[[nn.Module, Sequence[Any]], float]
+"""`score(model, batches) -> float`, the higher the better: an evaluation function of the user's own.
+
+A batch is what the model takes, with labels last or under `labels` where there are any.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,10 +60,10 @@ class Settings:
         prune_channels: Share of the output channels to remove before everything else, see `mixbit.prune_channels`;
             without fine-tuning it costs accuracy.
         flavour: One of FLAVOURS.
-        epochs: Of the training, for the flavour `qat`.
+        epochs: Epochs of training, for the flavour `qat`.
         training: How to train there; its seed is the one below.
         train_batches: Data to train on there; the calibration data apart from what is held out where None.
-        seed: Of every draw.
+        seed: Seed of all random numbers.
         model: Where the model came from, to be noted in result.json.
     """
 
@@ -100,28 +111,42 @@ class Settings:
 
 
 class Run:
-    """What the steps share: the target, the settings, the places of files, and the clock.
+    """What all steps share: target, budget, settings, the places of unfinished work, and the seconds of each step.
 
     Raises:
-        InvalidInput: names, settings or the folder cannot be used, or the runtime is not installed.
+        InvalidInput: names, settings, the budget or the folder cannot be used, or the runtime is not installed.
     """
 
-    def __init__(self, target: str, out: Path, settings: Settings, *, force: bool) -> None:
-        self.target: Target = find_target(target)
+    def __init__(self, target: str, budget: Budget | MaxDrop, out: Path, settings: Settings, *, force: bool) -> None:
         self.module = target_module(target)
         self.module.require()
+        self.target = self.module.TARGET
         settings.check()
         self.choices = choices_of(settings.flavour, self.target, settings.choices)
         check_writable_folder(out, force=force)
-        if settings.prune_channels != 0 and self.module.NEEDS_GRAPH:
+        self.budget, self.out, self.settings, self.force = budget, out, settings, force
+        self.task = settings.task
+        self.training = replace(settings.training, seed=settings.seed)
+        self.seconds: dict[str, float] = {}
+        self._places: set[Path] = set()
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        share = self.settings.prune_channels
+        if share != 0 and self.module.NEEDS_GRAPH:
             raise InvalidInput(
-                f"prune_channels={settings.prune_channels}: a file for {target} runs on the model's own graph, "
+                f"prune_channels={share}: a file for {self.target.name} runs on the model's own graph, "
                 "which has all channels; take another target"
             )
-        self.out, self.settings, self.force = out, settings, force
-        self.kept: set[Path] = set()
-        self.task = settings.task
-        self.seconds: dict[str, float] = {}
+        if isinstance(self.budget, MaxDrop) and self.settings.flavour == "qat":
+            raise InvalidInput(
+                "flavour qat: to keep within a largest drop, every plan tried would have to be trained; give a budget "
+                "instead, say the weight_bytes of the plan that --max-drop finds, or a --rounding in place of training"
+            )
+        if isinstance(self.budget, MaxDrop) and share != 0:
+            raise InvalidInput(
+                f"prune_channels={share}: a largest drop would be counted from the pruned network; give a budget"
+            )
 
     @contextmanager
     def clock(self, step: str) -> Iterator[None]:
@@ -130,16 +155,67 @@ class Run:
         yield
         self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - began
 
-    def keep(self, ending: str) -> Path:
-        """The place beside the results of what an interrupted run goes on with; `clear` removes it."""
+    def place(self, ending: str) -> Path:
+        """Where unfinished work is stored beside the results, for an interrupted run; `clear` removes it."""
         path = self.out.absolute().with_name(f"{self.out.absolute().name}.{ending}")
-        self.kept.add(path)
+        self._places.add(path)
         return path
 
     def clear(self) -> None:
-        """Remove what this run kept for itself; what another left there stays."""
-        for path in self.kept:
+        """Remove the unfinished work of this run; that of another run stays."""
+        for path in self._places:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Batches to calibrate, measure and train on, to compare plans on, and to report on."""
+
+    calibration: list[Batch]
+    held_out: list[Batch]
+    evaluation: list[Batch]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The float network and what was measured of it: all that plans are made from.
+
+    Attributes:
+        graph: The float graph to quantize.
+        dense: The graph with all its channels, where some were removed from `graph`.
+        data: That fits the graph.
+        calibration: Of the graph.
+        table: The sensitivities.
+        reference: What the graph does on the held-out data.
+    """
+
+    graph: Graph
+    dense: Graph | None
+    data: Data
+    calibration: Calibration
+    table: Sensitivity
+    reference: Evaluation
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One plan, simulated.
+
+    Attributes:
+        plan: The plan.
+        simulated: Its simulation.
+        divergence: From the float network on the held-out data (nats), with weights rounded to the nearest integers.
+        uniform: What the same uniform plan is called, as `w4a8`, or `w8a8d (w8 elsewhere)`; None where it is none.
+        untrained: The simulation before training, where it was trained.
+        reasons: Why it is deployed, one sentence a step.
+    """
+
+    plan: Plan
+    simulated: Graph
+    divergence: float
+    uniform: str | None = None
+    untrained: Graph | None = None
+    reasons: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""How good a plan truly is: the network is quantized so, and evaluated, in simulation or in its runtime."""
+"""Trying plans: each is simulated, or written and run, and scored; searches and the largest drop choose by scores."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -29,27 +29,20 @@ from mixbit.core.io.store import Journal
 from mixbit.core.task import Task
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph, Layer, argument
-from mixbit.quantization.calibrate import Calibration
-from mixbit.roundings.quantize import quantize
+from mixbit.pipeline.settings import Score
 from mixbit.searches._problem import Trials
 from mixbit.searches.autoq import FEATURES
 from mixbit.searches.front import front
 from mixbit.searches.search import Method, plan_of, priced, search, uniform_plans
 from mixbit.targets.verify import artefact_runner
 
-Score = Callable[[nn.Module, Sequence[Any]], float]
-"""`score(model, batches) -> float`, the higher the better: the user's own evaluation function.
-
-A batch is what the model takes, with labels last or under `labels` where there are any.
-"""
-
 
 class _Model(nn.Module):
-    """A graph of its own for a function of the user's own, which may call and change it like any module."""
+    """A graph as a module, which a function of the user's own may call and change like any other."""
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
-        self.graph_module = graph.module  # so that it is found among the parameters
+        self.graph_module = graph.module  # so that its parameters are found
         self.graph = graph
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -62,28 +55,26 @@ class Scoring:
 
     Attributes:
         graph: The float graph.
-        calibration: Of the graph.
         batches: To evaluate on.
         task: What the outputs mean.
+        simulate: Makes the simulation of a plan, a graph of its own.
         score: The user's own function; where None, the share of right answers, or without labels the divergence from
             the float network, negative.
         timeout_s: Longest time of one evaluation; None for any.
-        journal: Keeps the scores, so that none is taken twice.
-        simulate: Makes the simulation of a plan.
+        journal: Stores the scores, so that none is taken twice.
     """
 
     graph: Graph
-    calibration: Calibration
     batches: Sequence[Batch]
     task: Task
+    simulate: Callable[[Plan], Graph]
     score: Score | None = None
     timeout_s: float | None = None
     journal: Journal = field(default_factory=Journal)
-    simulate: Callable[[Graph, Plan, Calibration], Graph] = quantize
 
     @cached_property
     def reference(self) -> Evaluation:
-        """The float graph's outputs on the batches."""
+        """What the float graph does on the batches."""
         return evaluate(self.graph, self.batches, self.task, "float")
 
     @property
@@ -94,33 +85,25 @@ class Scoring:
     @cached_property
     def float_score(self) -> float:
         """The score of the float network."""
-
-        def score() -> float:
-            if self.score is None:
-                return self._of_outputs(self.reference)
-            return self._of_graph(self.graph.copy())
-
-        return self._timed("float", score)
+        if self.score is None:
+            return self._timed("float", lambda: self._of_outputs(self.reference))
+        return self._timed("float", lambda: self._of_graph(self.graph.copy()))
 
     def simulated(self, plan: Plan) -> float:
         """The score of the plan's simulation."""
-        return self._known_or("simulated", plan, lambda: self._of_graph(self._simulation(plan)))
+        return self._stored("simulated", plan, lambda: self._of_graph(self.simulate(plan)))
 
     def deployed(self, plan: Plan) -> float:
         """The score of the plan's artefact, run in its runtime; a function of the user's own sees the simulation."""
         if self.score is not None:
             return self.simulated(plan)
-        return self._known_or("deployed", plan, lambda: self._of_artefact(plan))
+        return self._stored("deployed", plan, lambda: self._of_artefact(plan))
 
-    def _simulation(self, plan: Plan) -> Graph:
-        return self.simulate(self.graph, plan, self.calibration)
-
-    def _known_or(self, how: str, plan: Plan, score: Callable[[], float]) -> float:
+    def _stored(self, how: str, plan: Plan, score: Callable[[], float]) -> float:
         key = (how, plan.target, *plan.layers.values())
         return self.journal.score_of(key, lambda: self._timed(plan.made_by, score))
 
     def _of_graph(self, graph: Graph) -> float:
-        """The graph is one of its own, which the user's function may change."""
         if self.score is None:
             return self._of_outputs(evaluate(graph, self.batches, self.task, "try a plan"))
         try:
@@ -132,22 +115,19 @@ class Scoring:
             raise InvalidInput(f"the evaluation function fails on a plan: {type(error).__name__}: {error}") from error
 
     def _of_artefact(self, plan: Plan) -> float:
-        module, simulated = target_module(plan.target), self._simulation(plan)
+        module = target_module(plan.target)
         with TemporaryDirectory() as scratch:
-            module.write(simulated, Path(scratch))
-            runner = module.load(Path(scratch), self.graph)
-            run = artefact_runner(runner, self.graph)
-            return self._of_outputs(evaluate(run, self.batches, self.task, "run a plan"))
+            module.write(self.simulate(plan), Path(scratch))
+            artefact = artefact_runner(module.load(Path(scratch), self.graph), self.graph)
+            return self._of_outputs(evaluate(artefact, self.batches, self.task, "run a plan"))
 
     def _of_outputs(self, outputs: Evaluation) -> float:
-        if outputs.accuracy is not None:
-            return outputs.accuracy
-        return -outputs.divergence(self.reference)
+        return -outputs.divergence(self.reference) if outputs.accuracy is None else outputs.accuracy
 
-    def _timed(self, what: str, run: Callable[[], float]) -> float:
+    def _timed(self, what: str, score: Callable[[], float]) -> float:
         late = MixbitError(f"the evaluation of {what} took more than {self.timeout_s} s (--eval-timeout)")
         with time_limit(self.timeout_s, late):
-            value = run()
+            value = score()
         if not math.isfinite(value):
             raise MixbitError(
                 f"the evaluation of {what} returns {value}; it must return a finite number, the higher the better"
@@ -155,22 +135,22 @@ class Scoring:
         return value
 
 
-def searched(table: Sensitivity, new_scoring: Callable[[], Scoring], budget: Budget, method: str | Method) -> Plan:
-    """The plan of a search, with its prices; the scoring is made where the search tries plans."""
+def searched_plan(table: Sensitivity, new_scoring: Callable[[], Scoring], budget: Budget, method: str | Method) -> Plan:
+    """The plan of a search, with its prices; the scoring is made only where the search tries plans."""
     scoring = cache(new_scoring)
 
-    def evaluate(choice: NDArray[np.int64]) -> float:
+    def score(choice: NDArray[np.int64]) -> float:
         return scoring().simulated(plan_of(table, choice, budget, "a plan"))
 
     def features() -> FloatArray:
         return layer_features(scoring().graph)
 
-    trials = Trials(evaluate, lambda: scoring().float_score, features, table.seed)
+    trials = Trials(score, lambda: scoring().float_score, features, table.seed)
     return priced(table, budget, search(table, budget, method=method, trials=trials))
 
 
-def cheapest_enough(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tuple[Plan, str]:
-    """The plan with the fewest bytes whose artefact drops no more, and the grounds for it in a sentence.
+def cheapest_plan(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tuple[Plan, str]:
+    """The plan with the fewest bytes whose artefact drops no more, and the reason for it in a sentence.
 
     It is on the front of bytes, or uniform where that is cheaper still.
 
@@ -185,21 +165,21 @@ def cheapest_enough(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tupl
         raise InvalidInput(f"max drop {drop}: of right answers, give less than 1; five points are 5% or 0.05")
     points, least = front(table, "weight_bytes"), scoring.float_score - drop.value
     index = points.cheapest_enough(scoring.deployed, least)
-    found = points.plan(index)
-    limits = Budget(weight_bytes=found.predicted["weight_bytes"])
+    on_front = points.plan(index)
+    limits = Budget(weight_bytes=on_front.predicted["weight_bytes"])
     uniform = [plan for plan in uniform_plans(table, limits) if scoring.deployed(plan) >= least]
-    best = min([found, *uniform], key=lambda plan: plan.predicted["weight_bytes"])
+    best = min([on_front, *uniform], key=lambda plan: plan.predicted["weight_bytes"])
     what = "whose artefact gives" if scoring.in_accuracy else "whose simulation scores" if scoring.score else "at"
     unit = " of right answers" if scoring.in_accuracy else "" if scoring.score else " nats, negative,"
-    grounds = (
+    reason = (
         f"the cheapest plan {what} {least:.6g}{unit} or more (float {scoring.float_score:.6g}, allowed drop {drop}): "
         f"{best.made_by}, {scoring.deployed(best):.6g}, after {len(scoring.journal.scores)} plans"
     )
-    if best is found and index:
+    if best is on_front and index:
         cheaper = points.plan(index - 1)
         size, score = cheaper.predicted["weight_bytes"], scoring.deployed(cheaper)
-        grounds += f"; the one a step cheaper, {size:.0f} bytes, has {score:.6g}"
-    return best.model_copy(update={"budget": {"max_drop": drop.value}}), grounds
+        reason += f"; the one a step cheaper, {size:.0f} bytes, has {score:.6g}"
+    return best.model_copy(update={"budget": {"max_drop": drop.value}}), reason
 
 
 #: Where a convolution keeps its strides.

@@ -1,4 +1,4 @@
-"""Verifying and timing a folder that `auto_quantize` wrote, with nothing but its files (and, for packed, the model)."""
+"""Verify and time a folder that auto_quantize() wrote, from its files alone (and, for packed, the model)."""
 
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,7 @@ def recheck(folder: Path) -> Comparison:
         return _output(runner.run([tensor.numpy() for tensor in inputs.args]), check)
 
     deployed = evaluate(run, [(Inputs(tuple(check.inputs), {}), check.labels)], task, "run the artefact")
-    predicted = {name: row.predicted_bytes for name, row in result.layers.items()}
-    return compare(folder, result.target, predicted, Evaluation(task, check.outputs), deployed)
+    return compare(folder, result.target, result.predicted_bytes, Evaluation(task, check.outputs), deployed)
 
 
 def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
@@ -51,16 +50,18 @@ def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
         raise InvalidInput(f"batch sizes {batch_sizes}: give whole numbers from 1")
     result, plan, check, runner = _open(folder)
     module = target_module(result.target)
-    predicted = {name: row.predicted_bytes for name, row in result.layers.items()}
     graph, latency, default_latency = _graph(result, check), {}, {}
     for size in batch_sizes:
         inputs = [tensor.numpy() for tensor in check.rows(size)]
         exact = module.load(folder, graph, batch_size=size)
         default = module.load(folder, graph, batch_size=size, default_settings=True)
         runs = {"artefact": exact.run} | ({"default": default.run} if default.environment != exact.environment else {})
-        found = paired_latency_ms(runs, inputs, f"time batch {size}")
-        latency[str(size)], default_latency[str(size)] = found["artefact"], found.get("default", found["artefact"])
-    rows = layer_rows(plan.layers, predicted, module.stored(folder), runner.executed())
+        medians = paired_latency_ms(runs, inputs, f"time batch {size}")
+        latency[str(size)], default_latency[str(size)] = (
+            medians["artefact"],
+            medians.get("default", medians["artefact"]),
+        )
+    rows = layer_rows(plan.layers, result.predicted_bytes, module.stored(folder), runner.executed())
     return {
         "target": result.target,
         "latency_ms": latency,
