@@ -22,10 +22,10 @@ from benchmarks.resnet20 import ResNet20
 from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Scheme
-from mixbit.core.target import find_target, target_module
+from mixbit.core.target import find_target
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph
-from mixbit.quantization.offers import choices_of, misfit, note_on_run_time_ranges
+from mixbit.quantization.offers import choices_of, note_on_run_time_ranges, why_not
 from mixbit.targets.latency import paired_latency_ms
 
 #: Target -> the scheme of every layer that takes it; tables of embeddings do.
@@ -61,8 +61,8 @@ def _figures(
     with TemporaryDirectory() as scratch:
         folders = {name: Path(scratch) / name for name in ("float", "dynamic")}
         for name, folder in folders.items():
-            mb.export(_quantized(graph, target, scheme if name == "dynamic" else "float"), target=target, path=folder)
-        runners = {name: target_module(target).load(folder, graph) for name, folder in folders.items()}
+            mb.export(_quantized(graph, target, scheme if name == "dynamic" else "float"), folder)
+        runners = {name: find_target(target).load(folder, graph) for name, folder in folders.items()}
         found = np.concatenate([runners["dynamic"].run(one)[0] for one in arrays])
         cosine = (found * reference.numpy()).sum(1)
         latency = paired_latency_ms({name: one.run for name, one in runners.items()}, arrays[0], "time")
@@ -77,7 +77,7 @@ def _figures(
 
 def _quantized(graph: Graph, target: str, scheme: str) -> Graph:
     layers = graph.layers
-    refused = [reason for layer in layers if (reason := misfit(layer, Scheme.parse(scheme)))]
+    refused = [reason for layer in layers if (reason := why_not(layer, Scheme.parse(scheme)))]
     if refused:
         raise InvalidInput(refused[0])
     return mb.quantize(graph, mb.uniform_plan(graph, scheme, target=target), None)

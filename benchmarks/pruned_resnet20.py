@@ -35,7 +35,7 @@ def accuracy(data: Data, graph: mb.Graph) -> str:
 def file_bytes(graph: mb.Graph) -> str:
     """Of the target's file."""
     with TemporaryDirectory() as scratch:
-        return f"{mb.export(graph, target=TARGET, path=Path(scratch) / 'out').stat().st_size:,}"
+        return f"{mb.export(graph, Path(scratch) / 'out').stat().st_size:,}"
 
 
 def fine_tuned(data: Data, graph: mb.Graph, settings: mb.Training) -> mb.Graph:

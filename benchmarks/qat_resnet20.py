@@ -24,7 +24,7 @@ from torch.nn import functional as F
 import mixbit as mb
 from benchmarks import cifar, paths, resnet20
 from mixbit.core.batches import Batch, split_batch
-from mixbit.core.target import target_module
+from mixbit.core.target import find_target
 from mixbit.core.task import Task
 from mixbit.graph.evaluate import evaluate
 from mixbit.targets.verify import artefact_runner
@@ -122,8 +122,8 @@ def deployed(data: Data, graph: mb.Graph, target: str) -> float:
     """Accuracy of the graph's artefact, run in the target's runtime."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "out"
-        mb.export(graph, target=target, path=path)
-        run = artefact_runner(target_module(target).load(path, data.graph), data.graph)
+        mb.export(graph, path)
+        run = artefact_runner(find_target(target).load(path, data.graph), data.graph)
         return evaluate(run, data.test, TASK, f"run in {target}").accuracy or math.nan
 
 

@@ -19,7 +19,7 @@ from rich.table import Table
 import mixbit as mb
 from benchmarks import cifar, paths, resnet20
 from mixbit.core.batches import Batch, split_batch
-from mixbit.core.target import Runner, target_module
+from mixbit.core.target import Runner, find_target
 from mixbit.core.task import Task
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.quantization.calibrate import Calibration, calibrate
@@ -65,8 +65,8 @@ def deploy(data: Data, plan: mb.Plan, folder: Path) -> tuple[Evaluation, Compari
     """Simulate, export into the folder, run the artefact on the test images and compare."""
     simulated = mb.quantize(data.graph, plan, data.calibration)
     reference = evaluate(simulated, data.test, TASK, f"simulate for {plan.target}")
-    mb.export(simulated, target=plan.target, path=folder)
-    module = target_module(plan.target)
+    mb.export(simulated, folder)
+    module = find_target(plan.target)
     run = artefact_runner(module.load(folder, data.graph), data.graph)
     deployed = evaluate(run, data.test, TASK, f"run in {plan.target}")
     predicted = predicted_bytes(data.graph.layers, plan)

@@ -67,7 +67,7 @@ def mixbit_run(model: nn.Module, images: Tensor, scheme: str, folder: Path) -> R
     graph = capture(model, images[:2])
     plan = uniform_plan(graph, scheme, target="openvino")
     simulated = quantize(graph, plan, [images[index : index + 4] for index in range(0, len(images), 4)])
-    export(simulated, target="openvino", path=folder)
+    export(simulated, folder)
     return load(folder, batch_size=1).run
 
 

@@ -19,7 +19,7 @@ from rich.table import Table
 import mixbit as mb
 from benchmarks.resnet20_table import TASK, Data
 from mixbit.core.scheme import Scheme
-from mixbit.core.target import target_module
+from mixbit.core.target import find_target
 from mixbit.graph.case import Case
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.layers import model_fingerprint
@@ -72,8 +72,8 @@ def row_for(data: Data, simulated: mb.Graph, reference: Evaluation) -> tuple[str
         raise mb.InvalidInput("simulated: a graph in float")
     with TemporaryDirectory() as scratch:
         folder = Path(scratch) / "out"
-        mb.export(simulated, target=plan.target, path=folder)
-        runner = target_module(plan.target).load(folder, data.graph)
+        mb.export(simulated, folder)
+        runner = find_target(plan.target).load(folder, data.graph)
         deployed = evaluate(artefact_runner(runner, data.graph), data.test, TASK, f"run in {plan.target}")
         predicted = predicted_bytes(data.graph.layers, plan)
         found = compare(folder, plan.target, predicted, reference, deployed)

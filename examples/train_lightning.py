@@ -46,7 +46,7 @@ def main(out: Path, *, target: str = "onnxruntime", epochs: int = 3) -> None:
     )
     trainer.fit(model, DataLoader(data.train_batches(), batch_size=None))  # a bare list would be several loaders
     done = mb.settled(model.training_graph)
-    mb.export(done, target=target, path=out)
+    mb.export(done, out)
     print(mb.verify(out, graph, done, data.test_batches()))
 
 

@@ -36,7 +36,7 @@ def main(out: Path, *, target: str = "onnxruntime", epochs: int = 3) -> None:
         print(f"epoch {epoch}: loss {loss.item():.4f}")
     done = mb.settled(training)  # scales fixed, biases whole multiples of their steps
     for name, one in (("before", simulated), ("after", done)):
-        mb.export(one, target=target, path=out / name)
+        mb.export(one, out / name)
         print(f"{name}: {mb.verify(out / name, graph, one, data.test_batches())}")
 
 

@@ -17,19 +17,26 @@ from mixbit.graph.layers import model_fingerprint
 from mixbit.quantization.assemble import quantizers_of
 from mixbit.quantization.quantizer import Quantizer
 
+
+def _nothing(*_: Any, **__: Any) -> Any:
+    """For what no test asks of the target."""
+    raise NotImplementedError
+
+
 #: A target that runs everything, and nothing between layers in integers; the fixture `anything` gives it its name.
 ANYTHING = TARGET = Target(
     name="anything",
-    artefact="file",
     files=("file",),
     weight_bits=(2, 3, 4, 5, 6, 7, 8),
     input_bits=(2, 3, 4, 5, 6, 7, 8),
     default_choices=("w4a8", "w8a8"),
-    integer_operators=frozenset(),
-    adds_into_layers=False,
-    weight_bytes=lambda shape, axis, fmt: 1,
     note="for tests",
-    features=frozenset({"one scale", "group", "zero point", "float16", "bfloat16"}),
+    lacks=lambda scheme: "nothing but weights and static ranges" if "@" in str(scheme) or "d" in str(scheme) else None,
+    weight_bytes=lambda shape, axis, fmt: 1,
+    require=lambda: None,
+    write=_nothing,
+    load=_nothing,
+    stored=_nothing,
 )
 
 

@@ -16,20 +16,19 @@ def test_parse_reads_what_str_writes(weight_bits, input_bits):
 
 
 @pytest.mark.parametrize(
-    ("text", "granularity", "group", "features"),
+    ("text", "granularity", "group"),
     [
-        ("w8a8d", "tensor", None, {"dynamic"}),
-        ("w8a8dr", "row", None, {"dynamic rows"}),
-        ("w4g64za8dg32", "group", 32, {"dynamic groups", "group", "zero point"}),
-        ("w8ta16", "tensor", None, {"one scale"}),
+        ("w8a8d", "tensor", None),
+        ("w8a8dr", "row", None),
+        ("w4g64za8dg32", "group", 32),
+        ("w8ta16", "tensor", None),
     ],
 )
-def test_inputs_share_ranges_as_the_text_says(text, granularity, group, features):
+def test_inputs_share_ranges_as_the_text_says(text, granularity, group):
     scheme = Scheme.parse(text)
     assert str(scheme) == text
     assert (scheme.input.granularity, scheme.input.group) == (granularity, group)
     assert (scheme.input.dynamic, scheme.input.symmetric) == ("d" in text, granularity != "tensor")
-    assert scheme.features == features
 
 
 @given(st.from_regex(r"w[0-9]{1,2}(a[0-9]{1,2})?", fullmatch=True) | st.text(max_size=6))

@@ -14,7 +14,7 @@ import mixbit as mb
 from mixbit.app.printing import print_result
 from mixbit.core.batches import Inputs, split_all
 from mixbit.core.errors import InvalidInput, UnsupportedModel
-from mixbit.core.target import target_module
+from mixbit.core.target import find_target
 from mixbit.graph.blocks import find_blocks
 from mixbit.graph.graph import argument, tensor_of
 from mixbit.pipeline.folder import Result
@@ -472,12 +472,10 @@ def test_smaller_graph_is_measured_quantized_and_exported(target: str, tmp_path:
     for number, one in enumerate((graph, smaller)):
         table = mb.measure(one, [x], target=target)
         simulated = mb.quantize(one, mb.search(table, mb.Budget(weight_ratio=0.3)), [x])
-        mb.export(simulated, target=target, path=tmp_path / str(number))
-        run = artefact_runner(target_module(target).load(tmp_path / str(number), one), one)
+        mb.export(simulated, tmp_path / str(number))
+        run = artefact_runner(find_target(target).load(tmp_path / str(number), one), one)
         torch.testing.assert_close(run(one.example), simulated(x), atol=1e-3, rtol=1e-3)
-        sizes.append(
-            sum(int(row.weight_bytes) for row in target_module(target).stored(tmp_path / str(number)).values())
-        )
+        sizes.append(sum(int(row.weight_bytes) for row in find_target(target).stored(tmp_path / str(number)).values()))
     assert sizes[1] < sizes[0]
     with pytest.raises(InvalidInput):
         smaller.check(Inputs.of(x[:, :1]), "batch")

@@ -8,13 +8,15 @@ from torch import nn
 import mixbit as mb
 from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Scheme
+from mixbit.core.target import find_target
 from mixbit.graph.capture import capture
 from mixbit.metrics.measure import measure
-from mixbit.quantization.offers import misfit, with_fallbacks
+from mixbit.quantization.offers import why_not, with_fallbacks
 from mixbit.roundings.quantize import quantize
 from mixbit.searches.search import uniform_plans
 from tests.networks import Net, plan_of
 
+PACKED = find_target("packed")
 PARTS = {
     "table": lambda: nn.Embedding(7, 12),
     "conv": lambda: nn.Conv1d(12, 8, 3, padding=1),
@@ -55,7 +57,7 @@ def ids(count):
     ],
 )  # fmt: skip
 def test_a_misfit_says_why_and_what_to_do(graph, layer, scheme, message):
-    found = misfit(graph.layers[layer], Scheme.parse(scheme))
+    found = why_not(graph.layers[layer], Scheme.parse(scheme))
     if message is None:
         assert found is None
     else:
@@ -64,7 +66,9 @@ def test_a_misfit_says_why_and_what_to_do(graph, layer, scheme, message):
 
 
 def test_layers_that_cannot_take_a_run_time_range_are_offered_its_weight_alone(graph):
-    schemes, offered = with_fallbacks(graph.layers, [Scheme.parse(text) for text in ("w8a8d", "w4g8a8d", "float")])
+    schemes, offered = with_fallbacks(
+        graph.layers, [Scheme.parse(text) for text in ("w8a8d", "w4g8a8d", "float")], PACKED
+    )
     assert [str(scheme) for scheme in schemes] == ["w8a8d", "w4g8a8d", "float", "w4", "w8"]
     np.testing.assert_array_equal(offered, [[1, 0, 1, 1, 0], [0, 0, 1, 1, 1], [1, 1, 1, 0, 0]])
 
@@ -96,7 +100,7 @@ def test_ranges_at_run_time_tie_no_layers_and_leave_a_uniform_plan(graph):
 def test_zeros_that_fit_no_block_of_a_layer_are_not_offered_beside_an_input_in_float():
     """A convolution's 27 weights of a row are no whole number of blocks of four."""
     layers = capture(nn.Conv2d(3, 4, 3).eval(), torch.randn(2, 3, 5, 5)).layers
-    schemes, offered = with_fallbacks(layers, [Scheme.parse("w8a8d@2:4"), Scheme.parse("w8")])
+    schemes, offered = with_fallbacks(layers, [Scheme.parse("w8a8d@2:4"), Scheme.parse("w8")], PACKED)
     assert [str(scheme) for scheme in schemes] == ["w8a8d@2:4", "w8"]
     np.testing.assert_array_equal(offered, [[0, 1]])
 

@@ -1,6 +1,5 @@
 """Flavours, and plans whose ranges are taken at run time, through the whole loop with target packed."""
 
-import dataclasses
 import math
 
 import pytest
@@ -126,7 +125,32 @@ def test_default_choices_are_offered(target):
     one = find_target(target)
     assert one.schemes(one.dynamic_choices)
     assert math.prod(scheme.input.dynamic for scheme in one.schemes(one.dynamic_choices))
-    assert dataclasses.replace(one, dynamic_group=64).offers(mb.Scheme.parse("w4"))
+
+
+@pytest.mark.parametrize(
+    ("target", "scheme", "reason"),
+    [
+        ("onnxruntime", "w8a8dr", "no dynamic rows"),
+        ("onnxruntime", "w4g32a8", "group not beside inputs of static range"),
+        ("onnxruntime", "w8za8d", "zero point not beside inputs ranged at run time"),
+        ("onnxruntime", "w4a4", "inputs a8 or float"),
+        ("openvino", "w5", "weights w2, w3, w4, w6, w8"),
+        ("openvino", "w8a8d", "inputs ranged at run time in groups of 32"),
+        ("openvino", "w8a8dg64", "inputs ranged at run time in groups of 32"),
+        ("openvino", "w4g32a8", "group not beside inputs of static range"),
+        ("openvino", "w8@2:4", "no sparsity"),
+        ("packed", "w4g32@2:4", "group not beside zeros"),
+        ("packed", "w4z@50%", "zero point not beside zeros"),
+        ("onnxruntime", "w4g32", None),
+        ("onnxruntime", "w8ta8d", None),
+        ("openvino", "w4g64za8dg32", None),
+        ("openvino", "bfloat16", None),
+        ("packed", "w5g32za16dr", None),
+    ],
+)
+def test_a_target_says_why_it_does_not_run_a_scheme(target, scheme, reason):
+    refusal = find_target(target).refuses(mb.Scheme.parse(scheme))
+    assert refusal is None if reason is None else reason in refusal
 
 
 def test_a_network_with_convolutions_is_compared_with_uniform_plans(tmp_path):

@@ -23,12 +23,12 @@ from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput, TargetMismatch
 from mixbit.core.plan import Plan
 from mixbit.core.scheme import Scheme
-from mixbit.core.target import TARGETS, Runner, StoredWeight, find_target, target_module
+from mixbit.core.target import TARGETS, Runner, StoredWeight, find_target
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer
 from mixbit.quantization.calibrate import Calibration, calibrate
-from mixbit.quantization.offers import misfit
+from mixbit.quantization.offers import why_not
 from mixbit.roundings.quantize import quantize
 from mixbit.targets.export import export
 from mixbit.targets.verify import predicted_bytes, verify
@@ -160,21 +160,21 @@ CASES = [
     (name, network, scheme)
     for name in TARGETS
     for network, scheme in (
-        *[("widths", f"w{bits}a8") for bits in target_module(name).TARGET.weight_bits],
+        *[("widths", f"w{bits}a8") for bits in find_target(name).weight_bits],
         *[("everything", scheme) for scheme in ("mixed", "w4", "float")],
         *[("shared", scheme) for scheme in ("w4a8", "w3", "float")],
-        *[("widths", f"w4a{bits}") for bits in target_module(name).TARGET.input_bits if bits != 8],
+        *[("widths", f"w4a{bits}") for bits in find_target(name).input_bits if bits != 8],
         ("everything", "w8ta8"),
         *[("everything", "formats"), ("tokens", "formats")],
         *[("tokens", "dynamic"), ("everything", "dynamic")],
         *[
             case
             for case in (
-                *[("widths", f"w{bits}a8@{bits}0%") for bits in target_module(name).TARGET.weight_bits],
+                *[("widths", f"w{bits}a8@{bits}0%") for bits in find_target(name).weight_bits],
                 *[("everything", scheme) for scheme in ("w8a8@2:4", "w4@1:2", "w8a8@99%")],
                 ("shared", "w3@2:4"),
             )
-            if "sparsity" in target_module(name).TARGET.features
+            if find_target(name).refuses(Scheme.parse("w8@50%")) is None
         ],
     )
 ]
@@ -202,7 +202,7 @@ class Written:
 
     @property
     def stored(self) -> dict[str, StoredWeight]:
-        return target_module(self.target).stored(self.folder)
+        return find_target(self.target).stored(self.folder)
 
 
 @functools.cache
@@ -213,7 +213,7 @@ def captured(network: str) -> Graph:
 
 
 def requires(target: str) -> Any:
-    module = target_module(target)
+    module = find_target(target)
     try:
         module.require()
     except InvalidInput as error:
@@ -233,7 +233,7 @@ def simulate(target: str, network: str, scheme: str) -> Graph:
     """Layers that the blocks of a sparse scheme do not fit take it without zeros."""
     graph = captured(network)
     layers = graph.layers
-    widths = target_module(target).TARGET.weight_bits
+    widths = find_target(target).weight_bits
     kinds: dict[str, Any] = {
         "mixed": {layer.name: f"w{widths[index % len(widths)]}a8" for index, layer in enumerate(layers)},
         "formats": fitting(layers, FORMATS, target),
@@ -242,7 +242,7 @@ def simulate(target: str, network: str, scheme: str) -> Graph:
     if "@" in scheme:
         dense = scheme.partition("@")[0]
         kinds[scheme] = {
-            layer.name: scheme if misfit(layer, Scheme.parse(scheme)) is None else dense for layer in layers
+            layer.name: scheme if why_not(layer, Scheme.parse(scheme)) is None else dense for layer in layers
         }
     return quantize(graph, plan_of(layers, kinds.get(scheme, scheme), target), calibrated(network))
 
@@ -253,15 +253,21 @@ def run_time_schemes(target: str) -> tuple[str, ...]:
     further = [
         choice.replace("a8", f"{kind}a8") for choice in one.dynamic_choices for kind in ("g32", "t", "z", "g64z")
     ]
-    return (*one.dynamic_choices, *(text for text in further if one.offers(Scheme.parse(text))), "w4", "float16", "w8")
+    return (
+        *one.dynamic_choices,
+        *(text for text in further if one.refuses(Scheme.parse(text)) is None),
+        "w4",
+        "float16",
+        "w8",
+    )
 
 
 def fitting(layers: tuple[Layer, ...], schemes: tuple[str, ...], target: str) -> dict[str, str]:
     """Layer -> the next of the schemes, going round, that the layer and the target take."""
-    offered = [text for text in schemes if find_target(target).offers(Scheme.parse(text))]
+    offered = [text for text in schemes if find_target(target).refuses(Scheme.parse(text)) is None]
     chosen, number = {}, 0
     for layer in layers:
-        while misfit(layer, Scheme.parse(offered[number % len(offered)])) is not None:
+        while why_not(layer, Scheme.parse(offered[number % len(offered)])) is not None:
             number += 1
         chosen[layer.name] = offered[number % len(offered)]
         number += 1
@@ -276,7 +282,7 @@ def write(tmp_path_factory) -> Callable[[str, str, str], Written]:
     def once(target: str, network: str, scheme: str) -> Written:
         module, folder = requires(target), tmp_path_factory.mktemp("written") / "out"
         simulated = simulate(target, network, scheme)
-        export(simulated, target=target, path=folder)
+        export(simulated, folder)
         graph = captured(network)
         runner = module.load(folder, graph)
         return Written(target, folder, graph, simulated, runner, NETWORKS[network][1](max(BATCH_SIZES)))
@@ -317,13 +323,13 @@ def test_runs_as_simulated_at_every_batch_size(written):
 
 @only(LOADED_IN_EVERY_WAY)
 def test_runs_as_simulated_at_a_fixed_batch_size(written):
-    runner = target_module(written.target).load(written.folder, written.graph, batch_size=2)
+    runner = find_target(written.target).load(written.folder, written.graph, batch_size=2)
     assert_runs_as_simulated(written, runner, 2)
 
 
 @only(LOADED_IN_EVERY_WAY)
 def test_runs_nearly_as_simulated_under_the_runtimes_default_settings(written):
-    runner = target_module(written.target).load(written.folder, written.graph, default_settings=True)
+    runner = find_target(written.target).load(written.folder, written.graph, default_settings=True)
     assert_runs_as_simulated(written, runner, 2, BFLOAT16)
     assert (runner.environment == written.runner.environment) == (written.target != "openvino")
 
@@ -335,7 +341,7 @@ def test_holds_exactly_the_bytes_that_were_predicted(written):
 
 def test_files_hold_little_else(written):
     """Operators, biases and quantizers: at most two kilobytes for each node of the graph, most of it OpenVINO's XML."""
-    files = [written.folder / name for name in target_module(written.target).TARGET.files]
+    files = [written.folder / name for name in find_target(written.target).files]
     assert {path.name for path in written.folder.iterdir()} == {"plan.json", *(path.name for path in files)}
     held = sum(weight.weight_bytes for weight in written.stored.values())
     size = sum(path.stat().st_size for path in files)
@@ -371,16 +377,14 @@ def test_writing_leaves_the_graph_as_it_is(target, tmp_path):
 def test_a_missing_runtime_is_named(target, package, tmp_path, monkeypatch):
     module, simulated = requires(target), simulate(target, "widths", "w8a8")
     monkeypatch.setitem(sys.modules, package, None)
-    for use in (module.require, lambda: export(simulated, target=target, path=tmp_path), lambda: module.load(tmp_path)):
+    for use in (module.require, lambda: export(simulated, tmp_path), lambda: module.load(tmp_path)):
         with pytest.raises(InvalidInput, match=rf"pip install 'mixbit\[{target}\]'"):
             use()
 
 
-def test_export_refuses_another_target_and_a_graph_in_float(tmp_path):
+def test_export_refuses_a_graph_in_float(tmp_path):
     with pytest.raises(InvalidInput, match="not quantized"):
-        export(captured("widths"), target="packed", path=tmp_path)
-    with pytest.raises(InvalidInput, match="the plan is for packed"):
-        export(simulate("packed", "widths", "w4"), target="openvino", path=tmp_path)
+        export(captured("widths"), tmp_path)
 
 
 @pytest.fixture(params=TARGETS)
@@ -419,7 +423,7 @@ def assert_refused(written: Written, folder: Path) -> None:
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_files_are_refused(intact, damage, tmp_path):
     written, _ = intact
-    for name in target_module(written.target).TARGET.files:
+    for name in find_target(written.target).files:
         folder = tmp_path / name
         shutil.copytree(written.folder, folder)
         (folder / name).write_bytes(DAMAGES[damage]((folder / name).read_bytes()))
@@ -429,7 +433,7 @@ def test_damaged_files_are_refused(intact, damage, tmp_path):
 def test_missing_files_are_refused(intact, tmp_path):
     written, _ = intact
     assert_refused(written, tmp_path)
-    for name in target_module(written.target).TARGET.files:
+    for name in find_target(written.target).files:
         folder = tmp_path / name
         shutil.copytree(written.folder, folder)
         (folder / name).unlink()
@@ -441,7 +445,7 @@ def test_missing_files_are_refused(intact, tmp_path):
 def test_files_of_another_network_are_refused(intact, tmp_path):
     written, other = intact
     assert_refused(written, other)
-    files = target_module(written.target).TARGET.files
+    files = find_target(written.target).files
     for name in files if len(files) > 1 else ():
         folder = tmp_path / name
         shutil.copytree(written.folder, folder)

@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 import torch
 
+from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Scheme
 from mixbit.graph.capture import capture
 from mixbit.quantization.affine import num_scales
-from mixbit.quantization.offers import misfit
+from mixbit.quantization.offers import why_not
 from mixbit.roundings.quantize import quantize
-from mixbit.targets._integers import float_weights, integer_weights
+from mixbit.targets._integers import stored_weights
 from tests.networks import Residual, by_tensor, captured_operator, operator_network, plan_of
 
 pytestmark = pytest.mark.usefixtures("anything")
@@ -19,7 +20,7 @@ def test_integers_times_scales_are_the_simulated_weight(kind, bits):
     _, _, graph = captured_operator(kind)
     layers = graph.layers
     simulated = quantize(graph, plan_of(layers, f"w{bits}"), [operator_network(kind)[1].double()])
-    ((name, weight),) = integer_weights(simulated).items()
+    ((name, weight),) = stored_weights(simulated)[0].items()
     assert (name, weight.name, weight.bits, weight.axis) == (layers[0].name, name, bits, layers[0].axis)
     assert weight.integers.dtype == np.int8
     assert weight.integers.shape == layers[0].shape
@@ -39,10 +40,10 @@ def test_integers_times_scales_are_the_simulated_weight(kind, bits):
 def test_laid_out_integers_less_zero_points_times_scales_are_the_simulated_weight(kind, scheme):
     _, _, graph = captured_operator(kind)
     layers = graph.layers
-    if misfit(layers[0], Scheme.parse(scheme)):
+    if why_not(layers[0], Scheme.parse(scheme)):
         pytest.skip("the groups do not divide the layer")
     simulated = quantize(graph, plan_of(layers, scheme, "packed"), [operator_network(kind)[1].double()])
-    ((name, weight),) = integer_weights(simulated).items()
+    ((name, weight),) = stored_weights(simulated)[0].items()
     fmt = Scheme.parse(scheme).weight
     assert weight.scale.size == num_scales(layers[0].shape, layers[0].axis, fmt)
     assert (weight.zero_point is None) == fmt.symmetric
@@ -60,17 +61,18 @@ def test_laid_out_integers_less_zero_points_times_scales_are_the_simulated_weigh
 def test_small_floats_are_the_simulated_weight(kind):
     _, _, graph = captured_operator("conv2d")
     simulated = quantize(graph, plan_of(graph.layers, kind, "packed"), [operator_network("conv2d")[1].double()])
-    ((name, value),) = float_weights(simulated).items()
+    ((name, value),) = stored_weights(simulated)[1].items()
     assert value.dtype == getattr(torch, kind)
     weight = graph.module.get_parameter(name).detach()
     assert torch.equal(value, weight.to(value.dtype))
     assert torch.equal(by_tensor(simulated)[name](weight), value.double())
-    assert integer_weights(simulated) == {}
+    assert stored_weights(simulated)[0] == {}
 
 
 def test_only_weights_have_integers():
     graph = capture(Residual().eval(), x := torch.randn(4, 2, 6, 6))
     layers = graph.layers
     schemes = {"first.weight": "w4a8", "second.weight": "float", "last.weight": "w2"}
-    assert set(integer_weights(quantize(graph, plan_of(layers, schemes), [x]))) == {"first.weight", "last.weight"}
-    assert integer_weights(graph) == {}
+    assert set(stored_weights(quantize(graph, plan_of(layers, schemes), [x]))[0]) == {"first.weight", "last.weight"}
+    with pytest.raises(InvalidInput, match="not quantized"):
+        stored_weights(graph)

@@ -9,8 +9,8 @@ INTERRUPTED = """
 import faulthandler, gc, pathlib, signal, sys
 import torch
 import mixbit as mb
-from mixbit.layers import model_fingerprint
-from mixbit.target import target_module
+from mixbit.graph.layers import model_fingerprint
+from mixbit.core.target import find_target
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off for what runs in its background
 faulthandler.enable()  # as pytest does: from here on the thread has a signal stack
@@ -20,8 +20,8 @@ layers = graph.layers
 plan = mb.Plan(
     target="openvino", fingerprint=model_fingerprint(layers), layers={layer.name: "w4a8" for layer in layers}
 )
-mb.export(mb.quantize(graph, plan, [torch.randn(8, 4)]), target="openvino", path=folder)
-load = target_module("openvino").load
+mb.export(mb.quantize(graph, plan, [torch.randn(8, 4)]), folder)
+load = find_target("openvino").load
 runners = [load(folder), load(folder)]
 while runners:  # the first one ends first
     del runners[0]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixbit.core.plan import Plan
-from mixbit.core.target import target_module
+from mixbit.core.target import find_target
 from mixbit.graph.capture import capture
 from mixbit.graph.layers import model_fingerprint
 from mixbit.roundings.quantize import quantize
@@ -68,8 +68,8 @@ def deploy(graph, scheme, target, folder):
     layers = graph.layers
     plan = Plan(target=target, fingerprint=model_fingerprint(layers), layers={layer.name: scheme for layer in layers})
     simulated = quantize(graph, plan, [images()])
-    export(simulated, target=target, path=folder)
-    runner = target_module(target).load(folder)
+    export(simulated, folder)
+    runner = find_target(target).load(folder)
     with torch.no_grad():
         return simulated(images()), torch.from_numpy(runner.run([images().numpy()])[0]), runner.executed()
 
@@ -101,7 +101,7 @@ def test_dead_channels_keep_their_bias(target, tmp_path):
     with torch.no_grad():
         wanted, expected = simulated(images()), net(images())
     assert (wanted - expected)[:, 1:3].abs().max() < 0.01
-    export(simulated, target=target, path=tmp_path)
-    runner = target_module(target).load(tmp_path, graph)
+    export(simulated, tmp_path)
+    runner = find_target(target).load(tmp_path, graph)
     found = torch.from_numpy(runner.run([images().numpy()])[0])
     assert (found - wanted).square().mean().sqrt() <= 0.005 * wanted.std()

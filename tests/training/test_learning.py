@@ -166,10 +166,10 @@ def test_a_trained_graph_runs_as_it_is_simulated(target, tmp_path):
         torch.nn.functional.cross_entropy(graph_in_training(*inputs.args), labels).backward()
         optimizer.step()
     with pytest.raises(mb.InvalidInput, match="settled"):
-        mb.export(graph_in_training, target=target, path=tmp_path / "early")
+        mb.export(graph_in_training, tmp_path / "early")
     done = settled(graph_in_training)
     assert not torch.equal(done(*pairs[0][0].args), simulated(*pairs[0][0].args))
-    mb.export(done, target=target, path=tmp_path / "out")
+    mb.export(done, tmp_path / "out")
     found = mb.verify(tmp_path / "out", graph, done, data.test_batches())
     assert found.problems == ()
     task, pairs = Task.classification(), [split_batch(batch) for batch in data.test_batches()]

@@ -47,5 +47,4 @@ from mixbit.core.target import (
     StoredWeight as StoredWeight,
     Target as Target,
     find_target as find_target,
-    target_module as target_module,
 )

@@ -129,19 +129,6 @@ class Scheme:
         return text + (f"@{self.weight.sparsity}" if self.weight.sparsity else "")
 
     @property
-    def features(self) -> frozenset[str]:
-        """What it takes beyond a symmetric scale per channel and static ranges, in words of `Target.features`."""
-        found: set[str | None] = set()
-        if self.weight is not None:
-            found |= {{"tensor": "one scale", "group": "group"}.get(self.weight.granularity), self.weight.floating}
-            found |= {None if self.weight.symmetric else "zero point", "sparsity" if self.weight.sparsity else None}
-            if self.weight.floating:
-                found.discard("one scale")
-        if self.input is not None and self.input.dynamic:
-            found.add({"row": "dynamic rows", "group": "dynamic groups"}.get(self.input.granularity, "dynamic"))
-        return frozenset(word for word in found if word is not None)
-
-    @property
     def fallbacks(self) -> tuple["Scheme", ...]:
         """What takes the place of a scheme whose input is ranged at run time, the first of these that a layer can take.
 

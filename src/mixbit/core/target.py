@@ -1,9 +1,11 @@
-"""Targets: what a runtime can store and execute; the file of each under `targets/` also writes and runs."""
+"""Targets: what a runtime stores and executes, and how its files are written and run; one file each in `targets/`."""
 
 import importlib
+import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
@@ -11,109 +13,17 @@ from mixbit.core.errors import InvalidInput
 from mixbit.core.io.methods import pick
 from mixbit.core.scheme import Format, Scheme
 
-#: Target -> the module that holds its TARGET, write(), load() and stored().
+#: Files of the room `targets` that hold no target, beside those whose names begin with `_`.
+VERBS = ("export", "verify", "latency")
+#: Name -> module that ends with its TARGET.
 TARGETS = {
-    "onnxruntime": "mixbit.targets.onnxruntime",
-    "openvino": "mixbit.targets.openvino",
-    "packed": "mixbit.targets.packed",
+    file.name: f"mixbit.targets.{file.name}"
+    for file in pkgutil.iter_modules([str(Path(__file__).parents[1] / "targets")])
+    if not file.name.startswith("_") and file.name not in VERBS
 }
 
 #: Offered where nothing else is asked for: the widths that every target stores, executed in int8.
 DEFAULT_CHOICES = ("w2a8", "w3a8", "w4a8", "w6a8", "w8a8")
-
-#: What becomes of a feature that a target does not have, where that needs saying.
-WITHOUT = {"sparsity": " (its file would hold the zeros too and be no smaller)"}
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a runtime stores and executes.
-
-    Attributes:
-        name: As in `--target`.
-        artefact: Name of the file that it loads.
-        files: Names of all the files that hold the network.
-        weight_bits: Widths it stores.
-        input_bits: Widths of layer inputs it executes.
-        default_choices: The schemes offered when none are asked for.
-        integer_operators: Kinds of operators between layers (`add`, `cat`, `average_pool`, `matmul`) that run in
-            integers when their inputs are quantized.
-        adds_into_layers: Whether an addition runs inside a convolution that feeds it and nothing else, whose output
-            then is never rounded.
-        weight_bytes: (shape, axis, format) -> bytes in the file for that weight and its scales.
-        note: What happens to each width when the file is loaded, for people.
-        quantized_outputs: Whether a convolution runs in integers only where its output is quantized too.
-        features: What it stores and executes beyond one symmetric scale a channel and static ranges: of `one scale`,
-            `group`, `zero point`, `float16`, `bfloat16`, `sparsity`, `dynamic`, `dynamic rows` and `dynamic groups`.
-        not_beside_static: Of `features`, those of weights that it does not execute with an input of static range.
-        not_beside_dynamic: Of `features`, those of weights that it does not execute with an input ranged at run time.
-        dynamic_group: Values of a row that share a range taken at run time; any number where None.
-        dynamic_choices: The schemes offered where ranges are to be taken at run time and none are asked for.
-    """
-
-    name: str
-    artefact: str
-    files: tuple[str, ...]
-    weight_bits: tuple[int, ...]
-    input_bits: tuple[int, ...]
-    default_choices: tuple[str, ...]
-    integer_operators: frozenset[str]
-    adds_into_layers: bool
-    weight_bytes: Callable[[tuple[int, ...], int, Format | None], int]
-    note: str
-    quantized_outputs: bool = False
-    features: frozenset[str] = frozenset()
-    not_beside_static: frozenset[str] = frozenset()
-    not_beside_dynamic: frozenset[str] = frozenset()
-    dynamic_group: int | None = None
-    dynamic_choices: tuple[str, ...] = ()
-
-    def offers(self, scheme: Scheme) -> bool:
-        """Whether the target stores and executes layers of that scheme."""
-        weight = scheme.weight is None or scheme.weight.floating or scheme.weight.bits in self.weight_bits
-        read = scheme.input is None or scheme.input.bits in self.input_bits
-        return bool(weight) and read and not self.missing(scheme)
-
-    def missing(self, scheme: Scheme) -> list[str]:
-        """Features of the scheme that the target does not have, or not beside such an input, for people."""
-        absent, read = sorted(scheme.features - self.features), scheme.input
-        lacks = [f"no {word}{WITHOUT.get(word, '')}" for word in absent]
-        if not absent and "sparsity" in scheme.features:
-            lacks += [f"{word} not beside zeros" for word in sorted(scheme.features & {"group", "zero point"})]
-        if read is not None:
-            apart, kind = self.not_beside_static, "of static range"
-            if read.dynamic:
-                apart, kind = self.not_beside_dynamic, "ranged at run time"
-            lacks += [f"{word} not beside inputs {kind}" for word in sorted(scheme.features & apart)]
-            if read.group is not None and self.dynamic_group not in (None, read.group):
-                lacks.append(f"inputs in groups of {self.dynamic_group}")
-        return lacks
-
-    def schemes(self, choices: Sequence[str] | None) -> tuple[Scheme, ...]:
-        """The choices as schemes, its own default ones where none are given; each must be offered and stand once.
-
-        Where one takes the range of its input at run time, none takes it in another way.
-        """
-        texts = tuple(choices) if choices is not None else self.default_choices
-        if not texts or len(set(texts)) != len(texts):
-            raise InvalidInput(f"choices {list(texts)}: give one scheme or more, each once")
-        schemes = tuple(Scheme.parse(text) for text in texts)
-        for scheme in schemes:
-            if not self.offers(scheme):
-                widths = ", ".join(f"w{bits}" for bits in self.weight_bits)
-                inputs = ", ".join(f"a{bits}" for bits in self.input_bits)
-                missing = "".join(f", {text}" for text in self.missing(scheme))
-                raise InvalidInput(
-                    f"choice {scheme}: target {self.name} does not run it; weights {widths}, inputs {inputs} or float"
-                    f"{missing}"
-                )
-        read = list(dict.fromkeys(scheme.input for scheme in schemes if scheme.input is not None))
-        if len(read) > 1 and any(fmt.dynamic for fmt in read):
-            kinds = [str(next(scheme for scheme in schemes if scheme.input == fmt)) for fmt in read]
-            raise InvalidInput(
-                f"choices {', '.join(kinds)}: a plan takes all ranges at run time, in one way, or none; offer one kind"
-            )
-        return schemes
 
 
 @dataclass(frozen=True)
@@ -139,13 +49,107 @@ class Runner:
     environment: dict[str, str]
 
 
+class Load(Protocol):
+    """Open the files in a folder with the runtime.
+
+    Args of a call: the folder; the captured graph of the user's model, where the target needs it; `batch_size` fixes
+    the first dimension of every input where the runtime gains by that; `default_settings` takes the runtime's own
+    settings in place of those under which it computes as the simulation does.
+
+    A call raises InvalidInput where the runtime is not installed or a file is missing, and TargetMismatch where the
+    runtime cannot load the file; so does the runner where the file does not take the inputs.
+    """
+
+    def __call__(  # noqa: D102 the class says it
+        self, folder: Path, graph: Any = None, /, *, batch_size: int | None = None, default_settings: bool = False
+    ) -> Runner: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A runtime: what it stores and executes, and how its files are written, read and run.
+
+    Attributes:
+        name: As in `--target`.
+        files: Names of the files that hold the network; the runtime loads the first.
+        weight_bits: Widths it stores.
+        input_bits: Widths of layer inputs it executes.
+        default_choices: The schemes offered when none are asked for.
+        dynamic_choices: The schemes offered where ranges are to be taken at run time and none are asked for.
+        integer_operators: Kinds of operators between layers (`add`, `cat`, `average_pool`, `matmul`) that run in
+            integers when their inputs are quantized.
+        adds_into_layers: Whether an addition runs inside a convolution that feeds it and nothing else, whose output
+            then is never rounded.
+        quantized_outputs: Whether a convolution runs in integers only where its output is quantized too.
+        needs_graph: Whether `load` needs the captured graph, since the file holds no code.
+        note: What happens to each width when the file is loaded, and what it stores beside them, for people.
+        lacks: Scheme of these widths -> what the runtime lacks for it, for people; None where nothing.
+        weight_bytes: (shape, axis, format) -> bytes in the file for that weight and its scales.
+        require: Raises InvalidInput where the runtime is not installed.
+        write: (what `quantize` returned, folder) -> writes `files`; raises UnsupportedModel where the runtime cannot
+            express the model.
+        load: See `Load`.
+        stored: Folder -> layer -> bytes and types of its weight and scales, read from the file.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    weight_bits: tuple[int, ...]
+    input_bits: tuple[int, ...]
+    default_choices: tuple[str, ...] = DEFAULT_CHOICES
+    dynamic_choices: tuple[str, ...] = ()
+    integer_operators: frozenset[str] = frozenset()
+    adds_into_layers: bool = False
+    quantized_outputs: bool = False
+    needs_graph: bool = False
+    note: str
+    lacks: Callable[[Scheme], str | None]
+    weight_bytes: Callable[[tuple[int, ...], int, Format | None], int]
+    require: Callable[[], None]
+    write: Callable[[Any, Path], None]
+    load: Load
+    stored: Callable[[Path], dict[str, StoredWeight]]
+
+    def refuses(self, scheme: Scheme) -> str | None:
+        """Why the target does not store and execute layers of that scheme; None where it does."""
+        weight, read = scheme.weight, scheme.input
+        reason = self.lacks(scheme)
+        if reason is None and weight is not None and weight.sparsity and (weight.group or not weight.symmetric):
+            reason = f"{'group' if weight.group else 'zero point'} not beside zeros"
+        stores = weight is None or weight.floating or weight.bits in self.weight_bits
+        if reason is None and stores and (read is None or read.bits in self.input_bits):
+            return None
+        widths = ", ".join(f"w{bits}" for bits in self.weight_bits)
+        inputs = ", ".join(f"a{bits}" for bits in self.input_bits)
+        return (
+            f"target {self.name} does not run it; weights {widths}, inputs {inputs} or float"
+            f"{'' if reason is None else f', {reason}'}"
+        )
+
+    def schemes(self, choices: Sequence[str] | None) -> tuple[Scheme, ...]:
+        """The choices as schemes, its own default ones where none are given; each must be offered and stand once.
+
+        Where one takes the range of its input at run time, none takes it in another way.
+        """
+        texts = tuple(choices) if choices is not None else self.default_choices
+        if not texts or len(set(texts)) != len(texts):
+            raise InvalidInput(f"choices {list(texts)}: give one scheme or more, each once")
+        schemes, kinds = tuple(Scheme.parse(text) for text in texts), dict[Format, str]()
+        for scheme in schemes:
+            if (reason := self.refuses(scheme)) is not None:
+                raise InvalidInput(f"choice {scheme}: {reason}")
+            if scheme.input is not None:
+                kinds.setdefault(scheme.input, str(scheme))
+        if len(kinds) > 1 and any(fmt.dynamic for fmt in kinds):
+            raise InvalidInput(
+                f"choices {', '.join(kinds.values())}: a plan takes all ranges at run time, in one way, or none; offer "
+                "one kind"
+            )
+        return schemes
+
+
 def find_target(target: str | Target) -> Target:
-    """The target of that name, or the target itself."""
+    """The target of that name, or the target itself; raises InvalidInput for an unknown name."""
     if isinstance(target, Target):
         return target
-    return target_module(target).TARGET
-
-
-def target_module(name: str) -> Any:
-    """The module under `targets/` of that name."""
-    return importlib.import_module(TARGETS[pick("target", name, TARGETS)])
+    return importlib.import_module(TARGETS[pick("target", target, TARGETS)]).TARGET

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mixbit.core import Budget, check_writable_folder, target_module
+from mixbit.core import Budget, check_writable_folder, find_target
 from mixbit.demo.data import BATCH_SIZE, calibration_batches, test_batches
 from mixbit.demo.network import trained
 from mixbit.pipeline.auto import auto_quantize
@@ -76,8 +76,8 @@ def _deploy(target: str, folder: Path) -> list[Row]:
             settings=Settings(choices=choices, model=MODEL),
         )
         deployed[name].comparison.check()
-    module = target_module(target)
-    runs = {name: module.load(one.folder, batch_size=BATCH_SIZE).run for name, one in deployed.items()}
+    load = find_target(target).load
+    runs = {name: load(one.folder, batch_size=BATCH_SIZE).run for name, one in deployed.items()}
     latency = paired_latency_ms(runs, [test[0][0].numpy()], f"time {target}")
     return [_row(target, name, one, latency[name]) for name, one in deployed.items()]
 

@@ -15,7 +15,7 @@ from mixbit.core.task import Task
 from mixbit.graph.case import Case
 from mixbit.graph.graph import Graph, Layer, Operation
 from mixbit.quantization.calibrate import Calibration, mean_output
-from mixbit.quantization.offers import takes_weight
+from mixbit.quantization.offers import why_not
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.quantization.scales import weight_quantizer
 
@@ -94,7 +94,7 @@ class MetricInput:
         weight, errors = self.graph.parameter(layer.name).detach(), []
         weight = weight if rows is None else weight[rows]
         for fmt in self.weight_formats:
-            if not takes_weight(layer, fmt):
+            if why_not(layer, Scheme(fmt)) is not None:
                 errors.append(torch.zeros_like(weight))
                 continue
             quantizer = weight_quantizer(self.graph, layer, fmt, self.calibration)

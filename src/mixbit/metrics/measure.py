@@ -17,7 +17,7 @@ from mixbit.metrics import METRICS, Metric
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, Estimate, MetricInput, check_estimate, joined
 from mixbit.metrics._stability import ranking_problem
 from mixbit.quantization.calibrate import Calibration, calibrate
-from mixbit.quantization.offers import misfit, takes_weight, with_fallbacks
+from mixbit.quantization.offers import why_not, with_fallbacks
 from mixbit.quantization.scales import weight_quantizer
 
 #: How the verdict on a good table begins.
@@ -65,14 +65,14 @@ def measure(
     if graph.plan is not None:
         raise InvalidInput("graph: quantized already; measure the captured graph")
     layers = graph.layers
-    schemes, offered = with_fallbacks(layers, asked)
+    schemes, offered = with_fallbacks(layers, asked, target)
     _check_offered(layers, schemes, offered)
     pairs = split_all(batches, len(graph.example.args))
     calibration = calibration or calibrate(graph, [batch for batch, _ in pairs])
     calibration.check_layers(layers)
     for layer in track(layers, "choose scales"):  # kept in the calibration, for the metric and for quantize()
         for fmt in {scheme.weight for scheme in schemes if scheme.weight is not None}:
-            if takes_weight(layer, fmt):
+            if why_not(layer, Scheme(fmt)) is None:
                 weight_quantizer(graph, layer, fmt, calibration)
     inputs = MetricInput(graph, layers, schemes, calibration, pairs, task or Task.classification(), seed)
     rounds = [*_rounds(pairs)] if MEAN_OVER_SAMPLES in facts_of(method) else [pairs]
@@ -128,7 +128,7 @@ def _check_offered(layers: tuple[Layer, ...], schemes: tuple[Scheme, ...], offer
     """Raise InvalidInput where a layer can take none of the schemes."""
     for layer, row in zip(layers, offered, strict=True):
         if not row.any():
-            raise InvalidInput(f"choices: none fits a layer; {misfit(layer, schemes[0])}; or offer float too")
+            raise InvalidInput(f"choices: none fits a layer; {why_not(layer, schemes[0])}; or offer float too")
 
 
 def _table(

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from mixbit.core import method, track
+from mixbit.core import Scheme, method, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.graph import Graph, Layer
 from mixbit.metrics._input import IGNORES_LOSS, MEAN_OVER_SAMPLES, Estimate, MetricInput
-from mixbit.quantization.offers import takes_weight
+from mixbit.quantization.offers import why_not
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.quantization.scales import weight_quantizer
 from mixbit.quantization.statistics import RunningMean, batch_means
@@ -143,7 +143,7 @@ def _weight_changes(inputs: MetricInput, layer: Layer) -> list[_Change]:
             for one, found in means.items()
             if found is not None
         }
-        fits = takes_weight(layer, fmt)
+        fits = why_not(layer, Scheme(fmt)) is None
         quantizer = weight_quantizer(graph, layer, fmt, calibration) if fits else nn.Identity()
         changes.append(_Change(nodes, quantizer, after, shifts))
     return changes

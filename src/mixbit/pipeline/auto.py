@@ -27,7 +27,7 @@ from mixbit.quantization.batchnorm import reestimated
 from mixbit.quantization.calibrate import calibrate
 from mixbit.quantization.equalize import equalized
 from mixbit.quantization.masks import choose_masks
-from mixbit.quantization.offers import check_pin, note_on_run_time_ranges
+from mixbit.quantization.offers import check_pins, note_on_run_time_ranges
 from mixbit.quantization.ranges import RANGES
 from mixbit.roundings import ROUNDINGS, Rounding
 from mixbit.targets.export import check_exportable
@@ -117,13 +117,8 @@ def captured(
     if settings.flavour == "qat":
         for ending in (PRUNED, TRAINING) if settings.prune_channels else (TRAINING,):
             Checkpoint(run.place(ending), settings_of(settings.epochs, run.training)).check(force=run.force)
-    _check_pins(run, graph)
+    check_pins(graph.layers, run.settings.pins, run.target)
     return graph, Data(calibration, held_out, evaluation)
-
-
-def _check_pins(run: Run, graph: Graph) -> None:
-    for pattern, scheme in run.settings.pins.items():
-        check_pin(graph.layers, pattern, Scheme.parse(scheme))
 
 
 def pruned(run: Run, graph: Graph, data: Data) -> tuple[Graph, Graph | None]:
@@ -135,7 +130,7 @@ def pruned(run: Run, graph: Graph, data: Data) -> tuple[Graph, Graph | None]:
         place = run.place("channels")
         smaller = prune_channels(graph, data.calibration, share=share, task=run.task, seed=seed, folder=place)
     try:
-        _check_pins(run, smaller)
+        check_pins(smaller.layers, run.settings.pins, run.target)
     except InvalidInput as error:
         raise InvalidInput(f"with prune_channels={share}, which changes sizes: {error}") from None
     if run.settings.flavour == "qat":

@@ -58,8 +58,8 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
     predicted = predicted_bytes(graph.layers, chosen.plan)
     with whole_folder(run.out, force=run.force) as folder:
         with run.clock("export"):
-            run.module.write(chosen.simulated, folder)
-            runner = run.module.load(folder, graph)
+            run.target.write(chosen.simulated, folder)
+            runner = run.target.load(folder, graph)
         with run.clock("verify"):
             deployed = evaluate(artefact_runner(runner, graph), batches, run.task, "run the artefact")
             comparison = compare(folder, run.target.name, predicted, outputs["chosen"], deployed)
@@ -78,7 +78,7 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
             untrained=_of_outputs(outputs, "untrained") if chosen.untrained else {},
             deployed=figures(**{name: getattr(comparison, name) for name in COMPARED}, latency_ms=latency_ms),
             uniform=_uniform_rows(known, candidates, outputs),
-            layers=layer_rows(chosen.plan.layers, predicted, run.module.stored(folder), runner.executed()),
+            layers=layer_rows(chosen.plan.layers, predicted, run.target.stored(folder), runner.executed()),
             pruned=_pruned(known, outputs),
             uncovered=[asdict(row) for row in find_uncovered(graph)],
             files={path.name: sha256(path) for path in sorted(folder.iterdir())},
@@ -139,9 +139,9 @@ def _beside_float(run: Run, known: Measured, folder: Path) -> tuple[dict[str, fl
         made_by="float",
     )
     with TemporaryDirectory() as scratch:
-        run.module.write(assemble(graph, plan, [], {}), Path(scratch))
+        run.target.write(assemble(graph, plan, [], {}), Path(scratch))
         folders = {"float": Path(scratch), "deployed": folder}
-        runs = {name: run.module.load(place, graph, batch_size=1).run for name, place in folders.items()}
+        runs = {name: run.target.load(place, graph, batch_size=1).run for name, place in folders.items()}
         latency = paired_latency_ms(runs, sample, "time the artefact")
         size = sum((Path(scratch) / name).stat().st_size for name in run.target.files)
     weight_bytes = sum(predicted_bytes(layers, plan).values())

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from mixbit.core import Budget, InvalidInput, MaxDrop, Plan, Sensitivity, check_writable_folder, pick, target_module
+from mixbit.core import Budget, InvalidInput, MaxDrop, Plan, Sensitivity, check_writable_folder, find_target, pick
 from mixbit.core.batches import Batch
 from mixbit.core.task import Task
 from mixbit.graph.evaluate import Evaluation
@@ -118,9 +118,8 @@ class Run:
     """
 
     def __init__(self, target: str, budget: Budget | MaxDrop, out: Path, settings: Settings, *, force: bool) -> None:
-        self.module = target_module(target)
-        self.module.require()
-        self.target = self.module.TARGET
+        self.target = find_target(target)
+        self.target.require()
         settings.check()
         self.choices = choices_of(settings.flavour, self.target, settings.choices)
         check_writable_folder(out, force=force)
@@ -133,7 +132,7 @@ class Run:
 
     def _check_combination(self) -> None:
         share = self.settings.prune_channels
-        if share != 0 and self.module.NEEDS_GRAPH:
+        if share != 0 and self.target.needs_graph:
             raise InvalidInput(
                 f"prune_channels={share}: a file for {self.target.name} runs on the model's own graph, "
                 "which has all channels; take another target"

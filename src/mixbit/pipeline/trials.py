@@ -21,7 +21,7 @@ from mixbit.core import (
     MixbitError,
     Plan,
     Sensitivity,
-    target_module,
+    find_target,
     time_limit,
 )
 from mixbit.core.batches import Batch, as_given
@@ -115,10 +115,10 @@ class Scoring:
             raise InvalidInput(f"the evaluation function fails on a plan: {type(error).__name__}: {error}") from error
 
     def _of_artefact(self, plan: Plan) -> float:
-        module = target_module(plan.target)
+        target = find_target(plan.target)
         with TemporaryDirectory() as scratch:
-            module.write(self.simulate(plan), Path(scratch))
-            artefact = artefact_runner(module.load(Path(scratch), self.graph), self.graph)
+            target.write(self.simulate(plan), Path(scratch))
+            artefact = artefact_runner(target.load(Path(scratch), self.graph), self.graph)
             return self._of_outputs(evaluate(artefact, self.batches, self.task, "run a plan"))
 
     def _of_outputs(self, outputs: Evaluation) -> float:

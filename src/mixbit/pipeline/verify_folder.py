@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixbit.core import InvalidInput, Plan, Runner, TargetMismatch, sha256, target_module
+from mixbit.core import InvalidInput, Plan, Runner, TargetMismatch, find_target, sha256
 from mixbit.core.batches import Inputs
 from mixbit.core.io.user_code import load_model
 from mixbit.core.task import Task
@@ -49,19 +49,19 @@ def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
     if any(size < 1 for size in batch_sizes):
         raise InvalidInput(f"batch sizes {batch_sizes}: give whole numbers from 1")
     result, plan, check, runner = _open(folder)
-    module = target_module(result.target)
+    target = find_target(result.target)
     graph, latency, default_latency = _graph(result, check), {}, {}
     for size in batch_sizes:
         inputs = [tensor.numpy() for tensor in check.rows(size)]
-        exact = module.load(folder, graph, batch_size=size)
-        default = module.load(folder, graph, batch_size=size, default_settings=True)
+        exact = target.load(folder, graph, batch_size=size)
+        default = target.load(folder, graph, batch_size=size, default_settings=True)
         runs = {"artefact": exact.run} | ({"default": default.run} if default.environment != exact.environment else {})
         medians = paired_latency_ms(runs, inputs, f"time batch {size}")
         latency[str(size)], default_latency[str(size)] = (
             medians["artefact"],
             medians.get("default", medians["artefact"]),
         )
-    rows = layer_rows(plan.layers, result.predicted_bytes, module.stored(folder), runner.executed())
+    rows = layer_rows(plan.layers, result.predicted_bytes, target.stored(folder), runner.executed())
     return {
         "target": result.target,
         "latency_ms": latency,
@@ -83,14 +83,14 @@ def _open(folder: Path) -> tuple[Result, Plan, CheckSet, Runner]:
             raise TargetMismatch(
                 f"the artefact does not match: {name} is not the file that was verified; quantize again"
             )
-    module, check = target_module(result.target), CheckSet.load(folder)
-    module.require()
-    return result, plan, check, module.load(folder, _graph(result, check))
+    target, check = find_target(result.target), CheckSet.load(folder)
+    target.require()
+    return result, plan, check, target.load(folder, _graph(result, check))
 
 
 def _graph(result: Result, check: CheckSet) -> Graph | None:
     """The captured graph of the user's model, for the target whose file holds no code."""
-    if not target_module(result.target).NEEDS_GRAPH:
+    if not find_target(result.target).needs_graph:
         return None
     if result.model is None:
         raise InvalidInput(f"target {result.target}: the folder does not say where the model is; use mixbit.verify()")

@@ -9,7 +9,7 @@ from mixbit.graph.dataflow import convolved, inputs_between
 from mixbit.graph.fold import set_bias
 from mixbit.graph.graph import Graph, Layer, argument
 from mixbit.graph.layers import model_fingerprint
-from mixbit.quantization.offers import misfit
+from mixbit.quantization.offers import why_not
 from mixbit.quantization.quantizer import Quantizer
 
 BETWEEN = Format(8, "tensor", symmetric=False)
@@ -23,7 +23,7 @@ def check_plan(graph: Graph, plan: Plan) -> tuple[Layer, ...]:
     plan.check_model([layer.name for layer in layers], model_fingerprint(layers))
     find_target(plan.target).schemes(sorted(set(plan.layers.values())))
     for layer in layers:
-        reason = misfit(layer, plan.scheme(layer.name))
+        reason = why_not(layer, plan.scheme(layer.name))
         if reason is not None:
             raise InvalidInput(f"plan: {reason}")
     return layers

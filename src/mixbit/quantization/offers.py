@@ -1,7 +1,7 @@
-"""Which layer takes which scheme for a target: groups that divide, inputs whose range the runtime takes itself."""
+"""Which layer takes which scheme on which target: groups that divide, inputs whose range the runtime takes itself."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -18,51 +18,54 @@ RANGED_AT_RUN_TIME = ("linear", "addmm", "matmul")
 LISTED = 4
 
 
-def misfit(layer: Layer, scheme: Scheme) -> str | None:
-    """Why the layer cannot take the scheme, whatever the target, and what to do; None where it can.
+def why_not(layer: Layer, scheme: Scheme, target: Target | None = None) -> str | None:
+    """Why the layer cannot take the scheme on the target, and what to do; None where it can.
 
     Args:
         layer: By its shape, output axis and operators.
-        scheme: One that the target offers, see `Target.schemes`.
+        scheme: A scheme, or that of the weight alone.
+        target: None where it is known to run the scheme, see `Target.schemes`.
     """
-    found = _misfit_of_weight(layer, scheme.weight)
-    if found is None and scheme.input is not None and scheme.input.dynamic:
-        found = _misfit_of_input(layer, scheme, scheme.input)
-    return None if found is None else f"{layer.name}: {found}"
+    reason = None if target is None else target.refuses(scheme)
+    if reason is not None:
+        return reason
+    reason = _why_not_the_weight(layer, scheme.weight)
+    if reason is None and scheme.input is not None and scheme.input.dynamic:
+        reason = _why_not_the_input(layer, scheme, scheme.input)
+    return None if reason is None else f"{layer.name}: {reason}"
 
 
-def check_pin(layers: Sequence[Layer], pattern: str, scheme: Scheme) -> None:
-    """Raise InvalidInput, with the reason, where a layer whose name matches the pattern cannot take the scheme."""
-    for layer in layers:
-        reason = misfit(layer, scheme) if fnmatchcase(layer.name, pattern) else None
-        if reason is not None:
-            raise InvalidInput(f"pin {pattern}={scheme}: {reason}")
+def check_pins(layers: Sequence[Layer], pins: Mapping[str, str], target: Target) -> None:
+    """Raise InvalidInput, with the reason, where a layer whose name matches a pin's pattern cannot take its scheme."""
+    for pattern, scheme in pins.items():
+        for layer in layers:
+            reason = why_not(layer, Scheme.parse(scheme), target) if fnmatchcase(layer.name, pattern) else None
+            if reason is not None:
+                raise InvalidInput(f"pin {pattern}={scheme}: {reason}")
 
 
-def takes_weight(layer: Layer, fmt: Format) -> bool:
-    """Whether the layer's weight can be stored in the format."""
-    return _misfit_of_weight(layer, fmt) is None
-
-
-def with_fallbacks(layers: Sequence[Layer], schemes: Sequence[Scheme]) -> tuple[tuple[Scheme, ...], NDArray[np.bool_]]:
+def with_fallbacks(
+    layers: Sequence[Layer], schemes: Sequence[Scheme], target: Target
+) -> tuple[tuple[Scheme, ...], NDArray[np.bool_]]:
     """The schemes with those that take the place of dynamic ones, and [L, C] which layer is offered which.
 
     A layer that cannot take a scheme whose input is ranged at run time is offered the same weight beside an input in
     float, per channel where its groups do not divide the layer; such schemes are offered to no other layer.
     """
-    dynamic = [scheme for scheme in schemes if scheme.input is not None and scheme.input.dynamic]
-    places = [
-        (row, instead)
+    fallbacks = [
+        (row, fallback)
         for row, layer in enumerate(layers)
-        for scheme in dynamic
-        if misfit(layer, scheme) is not None and (instead := _in_float(layer, scheme)) is not None
+        for scheme in schemes
+        if why_not(layer, scheme, target) is not None and (fallback := _fallback(layer, scheme, target)) is not None
     ]
-    added = tuple(dict.fromkeys(scheme for _, scheme in places if scheme not in schemes))
-    every = (*schemes, *added)
-    asked = np.arange(len(every)) < len(schemes)
-    fits = np.array([[misfit(layer, scheme) is None for scheme in every] for layer in layers])
-    offered = fits & asked
-    for row, scheme in places:
+    every = tuple(dict.fromkeys((*schemes, *(scheme for _, scheme in fallbacks))))
+    offered = np.array(
+        [
+            [column < len(schemes) and why_not(layer, scheme, target) is None for column, scheme in enumerate(every)]
+            for layer in layers
+        ]
+    )
+    for row, scheme in fallbacks:
         offered[row, every.index(scheme)] = True
     return every, offered
 
@@ -79,23 +82,23 @@ def uniform_plan(graph: Graph, scheme: str, *, target: str) -> Plan:
         InvalidInput: the target is unknown or does not run the scheme, or a layer can take neither.
     """
     check_graph(graph)
-    (wanted,) = find_target(target).schemes([scheme])
-    layers, taken = graph.layers, {}
-    for layer in layers:
-        reason = misfit(layer, wanted)
-        found = wanted if reason is None else _in_float(layer, wanted)
-        if found is None:
+    runtime, schemes = find_target(target), dict[str, str]()
+    (wanted,) = runtime.schemes([scheme])
+    for layer in graph.layers:
+        reason = why_not(layer, wanted)
+        taken = wanted if reason is None else _fallback(layer, wanted, runtime)
+        if taken is None:
             raise InvalidInput(f"uniform {scheme}: {reason}")
-        taken[layer.name] = str(found)
-    fingerprint = model_fingerprint(layers)
-    return Plan(target=target, fingerprint=fingerprint, layers=taken, made_by=f"uniform {scheme}")
+        schemes[layer.name] = str(taken)
+    fingerprint = model_fingerprint(graph.layers)
+    return Plan(target=target, fingerprint=fingerprint, layers=schemes, made_by=f"uniform {scheme}")
 
 
-def _in_float(layer: Layer, scheme: Scheme) -> Scheme | None:
-    return next((one for one in scheme.fallbacks if misfit(layer, one) is None), None)
+def _fallback(layer: Layer, scheme: Scheme, target: Target | None = None) -> Scheme | None:
+    return next((other for other in scheme.fallbacks if why_not(layer, other, target) is None), None)
 
 
-def _misfit_of_weight(layer: Layer, fmt: Format | None) -> str | None:
+def _why_not_the_weight(layer: Layer, fmt: Format | None) -> str | None:
     rest = layer.numel // max(1, layer.shape[layer.axis])
     if fmt is not None and fmt.sparsity is not None:
         return sparsity.misfit(layer.shape, layer.axis, fmt.sparsity)
@@ -104,33 +107,32 @@ def _misfit_of_weight(layer: Layer, fmt: Format | None) -> str | None:
     return f"group {fmt.group} does not divide {rest} inputs; use one of {_divisors(rest)}"
 
 
-def _misfit_of_input(layer: Layer, scheme: Scheme, fmt: Format) -> str | None:
+def _why_not_the_input(layer: Layer, scheme: Scheme, fmt: Format) -> str | None:
     kinds = [operation.kind.name for operation in layer.operations if operation.input is not None]
     others = [kind for kind in kinds if kind not in RANGED_AT_RUN_TIME]
-    weight, instead = scheme.weight, _in_float(layer, scheme)
+    weight, fallback = scheme.weight, _fallback(layer, scheme)
     if others:
         return (
             f"ranges are taken at run time for linear layers and products of matrices, not for {others[0]}; "
-            f"give it {instead}, or a static range"
+            f"give it {fallback}, or a static range"
         )
     if fmt.group is None or not kinds:
         return None
     inputs = layer.numel // layer.shape[layer.axis]
     if inputs % fmt.group:
-        return f"groups of {fmt.group} do not divide its {inputs} inputs; give it {instead}"
+        return f"groups of {fmt.group} do not divide its {inputs} inputs; give it {fallback}"
     if weight is not None and weight.group is not None and weight.group % fmt.group:
         return (
             f"weights in groups of {weight.group}, inputs in groups of {fmt.group}: the former must be multiples of "
-            f"the latter; give it {instead}, or w{weight.bits}g{fmt.group}"
+            f"the latter; give it {fallback}, or w{weight.bits}g{fmt.group}"
         )
     return None
 
 
 def _divisors(number: int) -> str:
     """The divisors, the smallest ones and the number itself where they are many."""
-    found = [one for one in range(1, math.isqrt(number) + 1) if number % one == 0]
-    every = sorted({*found, *(number // one for one in found)})
-    texts = [str(one) for one in every]
+    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
+    texts = [str(divisor) for divisor in sorted({*small, *(number // divisor for divisor in small)})]
     if len(texts) <= LISTED:
         return ", ".join(texts)
     return f"{', '.join(texts[: LISTED - 1])}, ... {texts[-1]}"
@@ -171,10 +173,10 @@ def note_on_run_time_ranges(layers: Sequence[Layer], choices: Sequence[str]) -> 
     dynamic = [scheme for text in choices if (scheme := Scheme.parse(text)).input is not None and scheme.input.dynamic]
     if not dynamic:
         return None
-    left_out = [layer for layer in layers if all(misfit(layer, scheme) is not None for scheme in dynamic)]
+    left_out = [layer for layer in layers if all(why_not(layer, scheme) is not None for scheme in dynamic)]
     if all(layer in left_out or not layer.inputs for layer in layers):
         raise InvalidInput(
-            f"flavour dynamic: no layer can take its range at run time: {misfit(left_out[0], dynamic[0])}; "
+            f"flavour dynamic: no layer can take its range at run time: {why_not(left_out[0], dynamic[0])}; "
             "take --flavour static"
         )
     share = sum(layer.macs for layer in left_out) / max(1, sum(layer.macs for layer in layers))

@@ -1,6 +1,5 @@
 """The stored weights of a quantized graph, integers and small floats, as the writers of targets need them."""
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -10,12 +9,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixbit.core import Format, Sparsity
+from mixbit.core import Format, InvalidInput, Plan, Scheme, Sparsity
 from mixbit.graph.graph import Graph
-from mixbit.quantization.affine import factor_bytes, pack, packed_bytes, unpack
+from mixbit.quantization.affine import factor_bytes, pack, packed_bytes
 from mixbit.quantization.assemble import quantizers_of
-from mixbit.quantization.quantizer import Quantizer
 from mixbit.quantization.sparsity import num_zeros
+
+#: Between a layer's name and the part of its weight, in names of tensors.
+SEPARATOR = "::"
+#: Between a layer's name and the number of a further operator that reads its weight, in names of operators.
+FURTHER = "#"
+#: What the stored mask is called, behind the weight's name.
+MASK = "mask"
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,7 @@ class IntegerWeight:
         scale: float32: [channels], [1] for the tensor, or [channels, groups].
         axis: The channels' axis.
         bits: Width in the file.
+        read: Format of the layer's input; None where that stays in float.
         zero_point: uint8, shaped like the scale; None where the format is symmetric.
         mask: Where the integers of a sparse format stay, in their shape; the others are 0. None elsewhere.
     """
@@ -37,8 +43,9 @@ class IntegerWeight:
     scale: NDArray[np.float32]
     axis: int
     bits: int
-    zero_point: NDArray[np.uint8] | None = None
-    mask: NDArray[np.bool_] | None = None
+    read: Format | None
+    zero_point: NDArray[np.uint8] | None
+    mask: NDArray[np.bool_] | None
 
     @property
     def unsigned(self) -> NDArray[np.uint8]:
@@ -57,10 +64,18 @@ class IntegerWeight:
 
     @property
     def laid_out(self) -> NDArray[Any]:
-        """The integers in the order in which files hold them: as they are, or [channels, groups, weights]."""
+        """The integers as files hold them: in their shape, [channels, groups, weights], or in a row those that stay."""
+        if self.mask is not None:
+            return self.integers[self.mask]
         if not self.grouped:
             return self.integers
         return np.moveaxis(self.integers, self.axis, 0).reshape(*self.scale.shape, -1)
+
+    @property
+    def packed_mask(self) -> NDArray[np.uint8]:
+        """The mask in bits, in the order of `mixbit.quantization.affine.pack`; only of a sparse format."""
+        (bits,) = pack(np.asarray(self.mask, dtype=np.uint8), 1)
+        return bits
 
     @property
     def channels_first(self) -> tuple[int, ...]:
@@ -68,64 +83,66 @@ class IntegerWeight:
         return tuple(np.moveaxis(self.integers, self.axis, 0).shape)
 
     @property
+    def from_channels_first(self) -> list[int]:
+        """The permutation of dimensions that puts the channels back where they belong."""
+        return [*range(1, self.axis + 1), 0, *range(self.axis + 1, self.integers.ndim)]
+
+    @property
     def column(self) -> NDArray[np.float32]:
-        """The scale, shaped to multiply the integers as they are `laid_out`."""
-        return self.scale.reshape(self._broadcast())
+        """The scale, shaped to multiply the integers, in groups as they are `laid_out`."""
+        return self.scale.reshape(self._column_shape)
 
     @property
     def zero_column(self) -> NDArray[np.uint8] | None:
-        """The zero points, shaped to be taken from the integers as they are `laid_out`."""
-        return None if self.zero_point is None else self.zero_point.reshape(self._broadcast())
+        """The zero points, shaped to be taken from the integers, in groups as they are `laid_out`."""
+        return None if self.zero_point is None else self.zero_point.reshape(self._column_shape)
 
-    def _broadcast(self) -> list[int]:
+    @property
+    def _column_shape(self) -> list[int]:
         if self.grouped:
             return [*self.scale.shape, 1]
-        shape = [1] * self.integers.ndim
-        shape[self.axis] = -1
-        return shape
+        return [-1 if dimension == self.axis else 1 for dimension in range(self.integers.ndim)]
 
 
-def integer_weights(graph: Graph) -> dict[str, IntegerWeight]:
-    """Name of the parameter -> its integers, for every weight of the graph that is quantized to integers."""
-    weights = {}
-    for quantizer in _of_weights(graph):
-        if quantizer.format.floating is None:
-            name, symmetric = quantizer.tensor, quantizer.format.symmetric
-            integers = _array(quantizer.integers(graph.parameter(name).detach()))
-            zero_point = None if symmetric else _array(quantizer.zero_point).astype(np.uint8)
-            weights[name] = IntegerWeight(
-                name,
-                integers.astype(np.int8 if symmetric else np.uint8),
-                _array(quantizer.scale.float()),
-                0 if quantizer.axis is None else quantizer.axis,
-                quantizer.format.bits,
-                zero_point,
-                None if quantizer.mask is None else _array(quantizer.mask),
-            )
-    return weights
+def stored_weights(simulated: Graph) -> tuple[dict[str, IntegerWeight], dict[str, Tensor]]:
+    """Layer -> its integers, and layer -> its weight in float16 or bfloat16; all other layers stay in float32.
+
+    Raises:
+        InvalidInput: the graph is not quantized.
+    """
+    plan = plan_of(simulated)
+    quantizers = {quantizer.tensor: quantizer for quantizer in quantizers_of(simulated) if quantizer.axis is not None}
+    integers, floats = {}, {}
+    for layer in simulated.layers:
+        if layer.name not in quantizers:
+            continue
+        quantizer, weight = quantizers[layer.name], simulated.parameter(layer.name).detach()
+        fmt = quantizer.format
+        if fmt.floating is not None:
+            floats[layer.name] = quantizer(weight).cpu().to(getattr(torch, fmt.floating))
+            continue
+        integers[layer.name] = IntegerWeight(
+            layer.name,
+            _array(quantizer.integers(weight)).astype(np.int8 if fmt.symmetric else np.uint8),
+            _array(quantizer.scale.float()),
+            layer.axis,
+            fmt.bits,
+            plan.scheme(layer.name).input,
+            None if fmt.symmetric else _array(quantizer.zero_point).astype(np.uint8),
+            None if quantizer.mask is None else _array(quantizer.mask),
+        )
+    return integers, floats
 
 
-def float_weights(graph: Graph) -> dict[str, Tensor]:
-    """Name of the parameter -> the weight in float16 or bfloat16, for those that the plan stores so."""
-    return {
-        quantizer.tensor: quantizer(graph.parameter(quantizer.tensor).detach())
-        .cpu()
-        .to(getattr(torch, quantizer.format.floating))
-        for quantizer in _of_weights(graph)
-        if quantizer.format.floating is not None
-    }
-
-
-def _of_weights(graph: Graph) -> list[Quantizer]:
-    return [quantizer for quantizer in quantizers_of(graph) if quantizer.axis is not None]
+def plan_of(simulated: Graph) -> Plan:
+    """The plan of a quantized graph; raises InvalidInput for another."""
+    if simulated.plan is None:
+        raise InvalidInput("graph: not quantized, but in float; give what quantize() returned")
+    return simulated.plan
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
     return tensor.detach().cpu().numpy()
-
-
-#: What the stored mask is called, behind the weight's name.
-MASK = "mask"
 
 
 def num_stored(numel: int, sparsity: Sparsity | None) -> int:
@@ -135,45 +152,24 @@ def num_stored(numel: int, sparsity: Sparsity | None) -> int:
 
 def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
     """Integers packed per plane with float32 scales, zero points of a byte and the mask; or numbers of 2 bytes."""
-    if fmt is None:
-        return 4 * math.prod(shape)
-    if fmt.floating is not None:
-        return 2 * math.prod(shape)
     numel = math.prod(shape)
+    if fmt is None:
+        return 4 * numel
+    if fmt.floating is not None:
+        return 2 * numel
     mask = 0 if fmt.sparsity is None else packed_bytes(numel, 1)
     return packed_bytes(num_stored(numel, fmt.sparsity), fmt.bits) + mask + factor_bytes(shape, axis, fmt)
 
 
-def packed_mask(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """The mask in bits, in the order of `mixbit.quantization.affine.pack`."""
-    (bits,) = pack(mask.astype(np.uint8), 1)
-    return bits
+def last_line(error: Exception) -> str:
+    """What went wrong, of an error whose other lines say where in the runtime."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-def unpacked_mask(bits: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """The mask that `packed_mask` wrote."""
-    return unpack([bits], 1, int(np.prod(shape))).astype(bool).reshape(shape)
-
-
-def without_zeros(weight: IntegerWeight) -> IntegerWeight:
-    """The weight with the integers that its mask keeps, flat and in order; the weight itself where it has no mask."""
-    if weight.mask is None:
-        return weight
-    return dataclasses.replace(weight, integers=weight.integers[weight.mask], mask=None)
-
-
-def expanded(
-    integers: NDArray[np.float32], shape: tuple[int, ...], mask: NDArray[np.bool_] | None
-) -> NDArray[np.float32]:
-    """The integers of a weight of that shape from those that its mask keeps, or from all of them."""
-    if mask is None:
-        return integers.reshape(shape)
-    weight = np.zeros(shape, dtype=integers.dtype)
-    weight[mask] = integers
-    return weight
-
-
-#: Between a layer's name and the part of its weight, in names of tensors.
-SEPARATOR = "::"
-#: Between a layer's name and the number of a further operator that reads its weight, in names of operators.
-FURTHER = "#"
+def only_beside_float(scheme: Scheme) -> str | None:
+    """What of the weight's format int8 arithmetic has no room for beside a quantized input, for people; else None."""
+    weight, read = scheme.weight, scheme.input
+    if weight is None or read is None or (weight.group is None and weight.symmetric):
+        return None
+    kind = "ranged at run time" if read.dynamic else "of static range"
+    return f"{'zero point' if weight.group is None else 'group'} not beside inputs {kind}"

@@ -1,10 +1,11 @@
-"""The ONNX graph that torch exports, with every quantizer in standard operators."""
+"""The ONNX graph that torch exports, with every quantizer in standard operators, made ready for onnxruntime."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxscript
 import torch
 
 from mixbit.core import UnsupportedModel, interrupts_later
@@ -13,9 +14,18 @@ from mixbit.graph.torch_export import without_logs, without_torchs_warnings
 from mixbit.targets._integers import FURTHER
 
 OPSET = 21  # the first with INT4 and per-channel DequantizeLinear of it
+#: Operators that onnxruntime runs in integers when both inputs are; others read weights as float32.
+INTEGER_OPERATORS = ("Conv", "Gemm", "MatMul")
+#: Operators that move values or pick among them; they do not change the scale that the values were quantized with.
+_MOVES = (
+    "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Gather", "Slice", "Split", "Expand",
+    "MaxPool",
+)  # fmt: skip
+
+_op: Any = onnxscript.opset21
 
 
-def exported_graph(graph: Graph) -> Any:
+def exported_model(simulated: Graph) -> Any:
     """The graph as an onnx_ir model, with every quantizer as QuantizeLinear and DequantizeLinear."""
     translations = {
         torch.ops.mixbit.quantize_dequantize.default: _quantize_dequantize,
@@ -25,7 +35,7 @@ def exported_graph(graph: Graph) -> Any:
     try:
         with without_torchs_warnings(), without_logs(), interrupts_later():
             exported: Any = torch.onnx.export(
-                graph.export(), (), dynamo=True, verbose=False, optimize=False, opset_version=OPSET,
+                simulated.export(), (), dynamo=True, verbose=False, optimize=False, opset_version=OPSET,
                 custom_translation_table=translations,
             )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:
@@ -38,44 +48,36 @@ def exported_graph(graph: Graph) -> Any:
 def _quantize_dequantize(  # noqa: PLR0917 the arguments of mixbit.quantization.quantizer's operator
     x: Any, scale: Any, zero_point: Any, axis: int, low: int, high: int, tensor: str  # noqa: ARG001
 ) -> Any:  # fmt: skip
-    """A quantizer as standard operators; `targets._onnx` gives it its constants after the export."""
-    import onnxscript
-
-    op: Any = onnxscript.opset21
-    zero = op.Cast(zero_point, to=3 if low < 0 else 2)
+    """A quantizer as standard operators; `store_weight` and `finish_activation` give it its constants."""
+    zero = _op.Cast(zero_point, to=3 if low < 0 else 2)
     where = {"axis": axis} if axis >= 0 else {}
-    return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero, **where), scale, zero, **where)
+    return _op.DequantizeLinear(_op.QuantizeLinear(x, scale, zero, **where), scale, zero, **where)
 
 
 def _quantize_at_run_time(
     x: Any, bits: int, rows: bool, group: int, tensor: str  # noqa: ARG001
 ) -> Any:  # fmt: skip
     """Uint8 with one range for the tensor; `targets._onnx_weights` lets products read the integers."""
-    import onnxscript
-
-    op: Any = onnxscript.opset21
-    return op.DequantizeLinear(*op.DynamicQuantizeLinear(x))
+    return _op.DequantizeLinear(*_op.DynamicQuantizeLinear(x))
 
 
 def _round_to_type(x: Any, kind: str, tensor: str) -> Any:  # noqa: ARG001
-    import onnxscript
-
-    op: Any = onnxscript.opset21
-    return op.Cast(op.Cast(x, to=10 if kind == "float16" else 16), to=1)
+    return _op.Cast(_op.Cast(x, to=10 if kind == "float16" else 16), to=1)
 
 
-#: Operators that onnxruntime runs in integers when both inputs are; others read weights as float32.
-INTEGER_OPERATORS = ("Conv", "Gemm", "MatMul")
-#: Operators that move values or pick among them; they do not change the scale that the values were quantized with.
-_MOVES = (
-    "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Identity", "Gather", "Slice", "Split", "Expand",
-    "MaxPool",
-)  # fmt: skip
+def finish(graph: Any) -> None:
+    """Change what keeps onnxruntime from running operators in integers or fusing them, and drop what nobody reads."""
+    _requantize(graph)
+    for gemm in [node for node in graph if node.op_type == "Gemm"]:
+        _quantize_bias(graph, gemm)
+    _fold_numbers(graph)
+    _drop_unused(graph)
 
 
-def name_reader(node: Any, layer: str, number: int) -> None:
-    """Give an operator the name of the layer whose weight it reads; onnxruntime keeps names of operators."""
-    node.name = layer if number == 0 else f"{layer}{FURTHER}{number}"
+def name_readers(nodes: Iterable[Any], layer: str) -> None:
+    """Give operators the name of the layer whose weight they read; onnxruntime keeps names of operators."""
+    for number, node in enumerate(nodes):
+        node.name = layer if number == 0 else f"{layer}{FURTHER}{number}"
 
 
 def readers(value: Any, *, transposed: bool = False) -> Iterator[tuple[Any, int, bool]]:
@@ -89,6 +91,12 @@ def readers(value: Any, *, transposed: bool = False) -> Iterator[tuple[Any, int,
             yield node, index, transposed
 
 
+def producer(value: Any, *kinds: str) -> Any:
+    """The operator that computes the value, where it is of one of these kinds; else None."""
+    node = value.producer()
+    return node if node is not None and node.op_type in kinds else None
+
+
 def finish_activation(graph: Any, quantize: Any) -> None:
     """Replace the cast zero point of a QuantizeLinear and its DequantizeLinear by a constant."""
     (dequantize,) = quantize.outputs[0].consumers()
@@ -99,16 +107,18 @@ def finish_activation(graph: Any, quantize: Any) -> None:
         node.replace_input_with(2, initializer(graph, f"{quantize.inputs[1].name}.zero_point", zero_point))
 
 
-def requantize(graph: Any) -> None:
+def _requantize(graph: Any) -> None:
     """Repeat the quantizer of an activation right before each operator that reads it through others.
 
     The second rounding changes nothing, and onnxruntime runs an operator in integers only where it stands.
     """
     for node in [node for node in graph if node.op_type in INTEGER_OPERATORS]:
         for index, value in enumerate(node.inputs[:2]):
-            before = value.producer()
-            dequantize = _before_moves(before)
-            if dequantize is before or not _dequantizes_activation(dequantize):
+            moved = value
+            while (move := producer(moved, *_MOVES)) is not None:
+                moved = move.inputs[0]
+            dequantize = producer(moved, "DequantizeLinear")
+            if moved is value or dequantize is None or producer(dequantize.inputs[0], "QuantizeLinear") is None:
                 continue
             factors = list(dequantize.inputs[1:])
             rounded = ir.node("QuantizeLinear", [value, *factors])
@@ -117,20 +127,11 @@ def requantize(graph: Any) -> None:
             node.replace_input_with(index, restored.outputs[0])
 
 
-def _dequantizes_activation(node: Any) -> bool:
-    if node is None or node.op_type != "DequantizeLinear":
-        return False
-    before = node.inputs[0].producer()
-    return before is not None and before.op_type == "QuantizeLinear"
-
-
-def quantize_bias(graph: Any, gemm: Any) -> None:
+def _quantize_bias(graph: Any, gemm: Any) -> None:
     """Store a Gemm's bias in int32 at the scale of its products: onnxruntime runs it in integers only then."""
-    sources = [value.producer() for value in gemm.inputs[:2]]
+    sources = [producer(value, "DequantizeLinear") for value in gemm.inputs[:2]]
     bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
-    if any(node is None or node.op_type != "DequantizeLinear" for node in sources):
-        return
-    if bias is None or not bias.is_initializer() or len(bias.uses()) > 1:
+    if None in sources or bias is None or not bias.is_initializer() or len(bias.uses()) > 1:
         return
     x_scale, w_scale = (node.inputs[1].const_value.numpy().astype(np.float64) for node in sources)
     scale = (x_scale * w_scale).astype(np.float32)
@@ -141,7 +142,7 @@ def quantize_bias(graph: Any, gemm: Any) -> None:
     gemm.replace_input_with(2, node.outputs[0])
 
 
-def fold_numbers(graph: Any) -> None:
+def _fold_numbers(graph: Any) -> None:
     """Make initializers of numbers behind a CastLike, which onnxruntime folds too late to fuse the clipping by them."""
     for node in [node for node in graph if node.op_type == "CastLike"]:
         number, kind = ir.convenience.get_const_tensor(node.inputs[0]), node.inputs[1].dtype
@@ -151,7 +152,7 @@ def fold_numbers(graph: Any) -> None:
             ir.convenience.replace_all_uses_with(node.outputs[0], folded)
 
 
-def drop_unused(graph: Any) -> None:
+def _drop_unused(graph: Any) -> None:
     """Drop what nobody reads, and the exporter's notes on where each node came from, larger than small weights."""
     for node in reversed(list(graph)):
         if not any(value.uses() or value.is_graph_output() for value in node.outputs):
@@ -177,9 +178,3 @@ def initializer(graph: Any, name: str, array: Any) -> Any:
             name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
     return graph.initializers[name]
-
-
-def _before_moves(node: Any) -> Any:
-    while node is not None and node.op_type in _MOVES:
-        node = node.inputs[0].producer()
-    return node

@@ -5,11 +5,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
+from mixbit.graph.graph import Graph
 from mixbit.quantization.affine import PLANES, pack
-from mixbit.targets._integers import MASK, SEPARATOR, IntegerWeight, packed_mask, without_zeros
-from mixbit.targets._onnx import INTEGER_OPERATORS, initializer, name_reader, readers
+from mixbit.quantization.assemble import quantizer_path
+from mixbit.targets._integers import MASK, SEPARATOR, IntegerWeight, stored_weights
+from mixbit.targets._onnx import INTEGER_OPERATORS, finish_activation, initializer, name_readers, producer, readers
 
 #: Dimensions of a weight that Gemm and MatMul read.
 MATRIX = 2
@@ -18,41 +21,64 @@ PRODUCTS = ("Gemm", "MatMul")
 MICROSOFT, BLOCK_BITS, BLOCK_SIZES = "com.microsoft", (2, 4, 8), (16, 32, 64, 128, 256)
 
 
-def store_weight(graph: Any, dequantize: Any, weight: IntegerWeight, *, quantized_input: bool) -> None:
-    """Put the weight's stored integers and the operators that unpack them in place of its DequantizeLinear.
+def finish_quantizers(graph: Any, simulated: Graph) -> None:
+    """Put every weight as it is stored in place of its quantizer, and name the operators that read it."""
+    weights, floats = stored_weights(simulated)
+    for name in [layer.name for layer in simulated.layers if layer.name not in weights | floats]:
+        value = graph.initializers[name]
+        value.name = f"{name}{SEPARATOR}weight"
+        name_readers([node for node, _, _ in readers(value)], name)
+    of_scales = {f"{quantizer_path(name, of_weight=True)}.scale": weight for name, weight in weights.items()}
+    for node in list(graph):
+        if node.op_type == "Cast" and node.inputs[0].name in floats:
+            _store_float(graph, node, node.inputs[0].name, floats[node.inputs[0].name])
+        elif node.op_type == "QuantizeLinear":
+            weight = of_scales.get(node.inputs[1].name)  # between a sparse weight and its quantizer is its mask
+            if weight is None:
+                finish_activation(graph, node)
+            else:
+                _store_integers(graph, node, weight)
+
+
+def _store_float(graph: Any, cast: Any, name: str, value: Tensor) -> None:
+    """Put a weight in a small floating-point type in place of its two casts, which onnxruntime folds at loading."""
+    bits = value.view(torch.int16).numpy()  # numpy has no bfloat16
+    array = bits.view(np.float16 if value.dtype == torch.float16 else ml_dtypes.bfloat16)
+    (back,) = cast.outputs[0].consumers()
+    back.replace_input_with(0, initializer(graph, f"{name}{SEPARATOR}weight", array))
+    name_readers([node for node, _, _ in readers(back.outputs[0])], name)
+
+
+def _store_integers(graph: Any, quantize: Any, weight: IntegerWeight) -> None:
+    """Put the weight's stored integers and the operators that unpack them in place of its quantizer.
 
     An operator that runs in integers reads them through a DequantizeLinear of its own, a product whose other factor is
     quantized at run time as they are, and one with a matrix in groups packed as they are stored. Anything else reads
     their product with the scales: onnxruntime computes that when it loads the file, a DequantizeLinear in every run.
     """
-    places = list(readers(dequantize.outputs[0]))
-    if in_blocks(weight) and all(node.op_type in PRODUCTS and index == 1 for node, index, _ in places):
+    (dequantize,) = quantize.outputs[0].consumers()
+    places, owners = list(readers(dequantize.outputs[0])), []
+    if _in_blocks(weight) and all(node.op_type in PRODUCTS and index == 1 for node, index, _ in places):
         blocks = _blocks(graph, weight)
-        for number, (node, _, _) in enumerate(places):
-            name_reader(_replace(graph, node, _product_of_blocks(node, weight, blocks)), weight.name, number)
+        name_readers(
+            [_replace(graph, node, _product_of_blocks(node, weight, blocks)) for node, _, _ in places], weight.name
+        )
         return
     unpacked = _Unpacking(graph, weight, dequantize)
     forms: dict[tuple[bool, bool], Any] = {}
-    for number, (node, index, transposed) in enumerate(places):
-        if run_time_factors(node) is not None:
-            name_reader(_replace(graph, node, _integer_product(node, unpacked, transposed)), weight.name, number)
+    for node, index, transposed in places:
+        if _run_time_factors(node) is not None:
+            owners.append(_replace(graph, node, _integer_product(node, unpacked, transposed)))
             continue
-        form = transposed, quantized_input and node.op_type in INTEGER_OPERATORS
+        form = transposed, weight.read is not None and node.op_type in INTEGER_OPERATORS
         if form not in forms:
             forms[form] = unpacked.integers(transposed) if form[1] else unpacked.floats(transposed)
         node.replace_input_with(index, forms[form])
-        name_reader(node, weight.name, number)
+        owners.append(node)
+    name_readers(owners, weight.name)
 
 
-def store_float(graph: Any, cast: Any, name: str, array: Any) -> None:
-    """Put a weight in a small floating-point type in place of its two casts, which onnxruntime folds at loading."""
-    (back,) = cast.outputs[0].consumers()
-    back.replace_input_with(0, initializer(graph, f"{name}{SEPARATOR}weight", array))
-    for number, (node, _, _) in enumerate(list(readers(back.outputs[0]))):
-        name_reader(node, name, number)
-
-
-def in_blocks(weight: IntegerWeight) -> bool:
+def _in_blocks(weight: IntegerWeight) -> bool:
     """Whether onnxruntime multiplies by the weight as it is stored: MatMulNBits, which computes in float32."""
     block = weight.laid_out.shape[-1]
     return (
@@ -64,13 +90,10 @@ def in_blocks(weight: IntegerWeight) -> bool:
     )
 
 
-def run_time_factors(node: Any) -> Any:
+def _run_time_factors(node: Any) -> Any:
     """The DynamicQuantizeLinear of a product's first factor; None where it is not quantized at run time."""
-    before = node.inputs[0].producer() if node.op_type in PRODUCTS else None
-    if before is None or before.op_type != "DequantizeLinear":
-        return None
-    source = before.inputs[0].producer()
-    return source if source is not None and source.op_type == "DynamicQuantizeLinear" else None
+    dequantize = producer(node.inputs[0], "DequantizeLinear") if node.op_type in PRODUCTS else None
+    return None if dequantize is None else producer(dequantize.inputs[0], "DynamicQuantizeLinear")
 
 
 def _integer_product(node: Any, unpacked: "_Unpacking", transposed: bool) -> list[Any]:
@@ -80,7 +103,7 @@ def _integer_product(node: Any, unpacked: "_Unpacking", transposed: bool) -> lis
     """
     turned = transposed ^ bool(node.attributes.get_int("transB", 0))
     matrix = unpacked.add("Transpose", unpacked.stored, perm=[1, 0]) if turned else unpacked.stored
-    integers, scale, zero_point = run_time_factors(node).outputs
+    integers, scale, zero_point = _run_time_factors(node).outputs
     product = ir.node("MatMulInteger", [integers, matrix, zero_point])
     wide = ir.node("Cast", product.outputs, {"to": ir.DataType.FLOAT})
     both = ir.node("Mul", [scale, unpacked.scale])
@@ -120,9 +143,9 @@ class _Unpacking:
     def __init__(self, graph: Any, weight: IntegerWeight, before: Any) -> None:
         self.graph, self.weight, self.before = graph, weight, before
         self.scale = self.part("scale", weight.scale)
-        self.stored = self._unpack(without_zeros(weight))
+        self.stored = self._unpack()
         if weight.mask is not None:
-            self.stored = self._expand(self.stored, weight.mask)
+            self.stored = self._expand(self.stored)
 
     def integers(self, transposed: bool) -> Any:
         """Through a DequantizeLinear, for operators that run in integers."""
@@ -147,12 +170,12 @@ class _Unpacking:
         if weight.grouped:
             product = self.add("Reshape", product, self.shape(weight.channels_first))
             if weight.axis > 0:
-                order = [*range(1, weight.axis + 1), 0, *range(weight.axis + 1, weight.integers.ndim)]
-                product = self.add("Transpose", product, perm=order)
+                product = self.add("Transpose", product, perm=weight.from_channels_first)
         return self.add("Transpose", product, perm=[1, 0]) if transposed else product
 
-    def _unpack(self, weight: IntegerWeight) -> Any:
+    def _unpack(self) -> Any:
         """The weight's integers, laid out as in the file: int8, or uint8 where they have zero points."""
+        weight = self.weight
         bits, integers, symmetric = weight.bits, weight.laid_out, weight.zero_point is None
         if bits == 8:
             return self.part("integers", integers)
@@ -174,17 +197,17 @@ class _Unpacking:
         wide = self.add("Cast", shaped, to=ir.DataType.INT32)
         return self.add("Cast", self.add("Sub", wide, self.number(weight.offset, np.int32)), to=ir.DataType.INT8)
 
-    def _expand(self, values: Any, mask: NDArray[np.bool_]) -> Any:
+    def _expand(self, values: Any) -> Any:
         """The integers that stay, put where the mask's bits stand; 0 elsewhere.
 
         With 0 in front of the values, the index of a weight is its number among those that stay, or 0.
         """
-        bits = self._unpack_plane(self.part(MASK, packed_mask(mask)), 1, mask.size)
+        bits = self._unpack_plane(self.part(MASK, self.weight.packed_mask), 1, self.weight.integers.size)
         bits = self.add("Cast", bits, to=ir.DataType.INT32)
         index = self.add("Mul", self.add("CumSum", bits, self.number(0, np.int32)), bits)
         zero = initializer(self.graph, "int8_zeros_1", np.zeros(1, dtype=np.int8))
         placed = self.add("Gather", self.add("Concat", zero, values, axis=0), index)
-        return self.add("Reshape", placed, self.shape(mask.shape))
+        return self.add("Reshape", placed, self.shape(self.weight.integers.shape))
 
     def _unpack_plane(self, words: Any, plane: int, count: int) -> Any:
         """The values of one plane, in order: those in the lowest bits of every word, then in the next, and so on."""

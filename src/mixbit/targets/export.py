@@ -1,21 +1,20 @@
-"""Targets: one runtime a file, each with TARGET, write(), load() and stored()."""
+"""export(): write a quantized graph as the files of its target."""
 
 from pathlib import Path
 
 import torch
 
-from mixbit.core import InvalidInput, UnsupportedModel, target_module, whole_folder
-from mixbit.graph.graph import Graph
+from mixbit.core import InvalidInput, UnsupportedModel, find_target, whole_folder
+from mixbit.graph.graph import Graph, check_graph
 from mixbit.quantization.assemble import quantizers_of
-from mixbit.targets._integers import FURTHER, SEPARATOR
+from mixbit.targets._integers import FURTHER, SEPARATOR, plan_of
 
 
-def export(graph: Graph, *, target: str, path: str | Path, force: bool = False) -> Path:
-    """Write the quantized graph as the target's files, with plan.json beside them.
+def export(graph: Graph, path: str | Path, *, force: bool = False) -> Path:
+    """Write the quantized graph as the files of its plan's target, with plan.json beside them.
 
     Args:
         graph: What `quantize` returned.
-        target: Name of the target, the one that the plan was made for.
         path: Folder; made where it does not exist.
         force: Whether files of the same names may be replaced in a folder that is not empty.
 
@@ -23,21 +22,18 @@ def export(graph: Graph, *, target: str, path: str | Path, force: bool = False) 
         Path of the artefact.
 
     Raises:
-        InvalidInput: the graph is not quantized, in training or for another target, the folder cannot be used, or the
-            target's runtime is not installed.
+        InvalidInput: the graph is not quantized, or in training, the folder cannot be used, or the target's runtime is
+            not installed.
         UnsupportedModel: the model is not in float32, or the runtime cannot express it.
     """
-    module = target_module(target)
+    check_graph(graph)
+    plan, folder = plan_of(graph), Path(path)
+    target = find_target(plan.target)
     check_exportable(graph)
-    if graph.plan is None:
-        raise InvalidInput("graph: not quantized; call quantize() before export()")
-    if graph.plan.target != target:
-        raise InvalidInput(f"target {target!r}: the plan is for {graph.plan.target}; plan again for {target}")
-    folder = Path(path)
     with whole_folder(folder, force=force) as temporary:
-        module.write(graph, temporary)
-        graph.plan.save(temporary / "plan.json")
-    return folder / module.TARGET.artefact
+        target.write(graph, temporary)
+        plan.save(temporary / "plan.json")
+    return folder / target.files[0]
 
 
 def check_exportable(graph: Graph) -> None:

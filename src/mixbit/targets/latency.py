@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.core import FloatArray, Plan, Runner, Sensitivity, target_module, track
+from mixbit.core import FloatArray, Plan, Runner, Sensitivity, Target, find_target, track
 from mixbit.graph.graph import Graph
 from mixbit.quantization.calibrate import Calibration
 from mixbit.roundings.quantize import quantize
@@ -65,12 +65,12 @@ def timed(table: Sensitivity, graph: Graph, calibration: Calibration) -> Sensiti
     Raises:
         InvalidInput: the target's runtime is not installed.
     """
-    module = target_module(table.target)
-    module.require()
+    target = find_target(table.target)
+    target.require()
     (num_layers, num_choices), groups = table.loss.shape, _groups(table)
     with ExitStack() as stack:
         runners = {
-            str(column): _runner(stack, module, graph, _plan(table, np.full(num_layers, column)), calibration)
+            str(column): _runner(stack, target, graph, _plan(table, np.full(num_layers, column)), calibration)
             for column in track(range(num_choices), "write choices")
         }
         executed = [runners[str(column)].executed() for column in range(num_choices)]
@@ -84,7 +84,7 @@ def timed(table: Sensitivity, graph: Graph, calibration: Calibration) -> Sensiti
         }
         for name, (rows, column) in track(alone.items(), "write layers alone", len(alone)):
             plan = _plan(table, np.where(np.isin(np.arange(num_layers), rows), column, 0))
-            runners[name] = _runner(stack, module, graph, plan, calibration)
+            runners[name] = _runner(stack, target, graph, plan, calibration)
         sample = [leaf.numpy() for leaf in graph.tensors(graph.example.rows([0]))]
         times = paired_latency_ms({name: runner.run for name, runner in runners.items()}, sample, "time choices")
     changes = np.zeros((num_layers, num_choices))
@@ -125,7 +125,7 @@ def _plan(table: Sensitivity, choice: Any) -> Plan:
     return Plan(target=table.target, fingerprint=table.fingerprint, layers=schemes, made_by="timing")
 
 
-def _runner(stack: ExitStack, module: Any, graph: Graph, plan: Plan, calibration: Calibration) -> Runner:
+def _runner(stack: ExitStack, target: Target, graph: Graph, plan: Plan, calibration: Calibration) -> Runner:
     folder = Path(stack.enter_context(TemporaryDirectory()))
-    module.write(quantize(graph, plan, calibration), folder)
-    return module.load(folder, graph, batch_size=1)
+    target.write(quantize(graph, plan, calibration), folder)
+    return target.load(folder, graph, batch_size=1)

@@ -13,43 +13,25 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from numpy.typing import NDArray
 
-from mixbit.core import DEFAULT_CHOICES, FLOATS, InvalidInput, Runner, StoredWeight, Target, TargetMismatch
+from mixbit.core import InvalidInput, Runner, Scheme, StoredWeight, Target, TargetMismatch
 from mixbit.graph.graph import Graph
-from mixbit.quantization.assemble import quantizer_path
-from mixbit.targets._integers import FURTHER, SEPARATOR, float_weights, integer_weights, weight_bytes
-from mixbit.targets._onnx import exported_graph
+from mixbit.targets._integers import FURTHER, SEPARATOR, only_beside_float, weight_bytes
 
-ARTEFACT = "model.onnx"
+FILE = "model.onnx"
 #: Operators of onnxruntime that compute in integers, by the beginning of their names.
 INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 #: Activation functions that it fuses into convolutions.
 FUSED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")
 
-#: Whether load() needs the captured graph of the model.
-NEEDS_GRAPH = False
 
-
-TARGET = Target(
-    name="onnxruntime",
-    artefact=ARTEFACT,
-    files=(ARTEFACT,),
-    weight_bits=(2, 3, 4, 5, 6, 7, 8),
-    input_bits=(8,),
-    default_choices=DEFAULT_CHOICES,
-    integer_operators=frozenset({"add", "cat", "average_pool", "matmul"}),
-    adds_into_layers=False,
-    weight_bytes=weight_bytes,
-    note="weights stored at their width, zeros as bits of a mask, unpacked to int8 when loaded, int8 arithmetic under "
-    "a8; zeros make the file smaller and nothing faster",
-    quantized_outputs=True,
-    features=frozenset({"one scale", "group", "zero point", *FLOATS, "dynamic", "sparsity"}),
-    not_beside_static=frozenset({"group", "zero point"}),
-    not_beside_dynamic=frozenset({"group", "zero point"}),
-    dynamic_choices=("w4a8d", "w6a8d", "w8a8d"),
-)
+def lacks(scheme: Scheme) -> str | None:
+    """Ranges taken at run time for parts of a tensor; groups or zero points beside any quantized input."""
+    read = scheme.input
+    if read is not None and read.granularity != "tensor":
+        return f"no dynamic {read.granularity}s"
+    return only_beside_float(scheme)
 
 
 def require() -> None:
@@ -57,66 +39,35 @@ def require() -> None:
     _import_extra()
 
 
-def write(graph: Graph, folder: Path) -> None:
+def write(simulated: Graph, folder: Path) -> None:
     """Write model.onnx."""
-    _import_extra()
+    require()
     import onnx_ir as ir
 
-    from mixbit.targets import _onnx, _onnx_weights
+    from mixbit.targets._onnx import exported_model, finish
+    from mixbit.targets._onnx_weights import MICROSOFT, finish_quantizers
 
-    exported, weights, floats = exported_graph(graph), integer_weights(graph), float_weights(graph)
-    edited = exported.graph
-    of_scales = {f"{quantizer_path(name, of_weight=True)}.scale": weight for name, weight in weights.items()}
-    for cast in [node for node in edited if node.op_type == "Cast" and node.inputs[0].name in floats]:
-        name = cast.inputs[0].name
-        _onnx_weights.store_float(edited, cast, name, _small(floats[name]))
-    for name in [layer.name for layer in graph.layers if layer.name not in weights | floats]:
-        value = edited.initializers[name]
-        value.name = f"{name}{SEPARATOR}weight"
-        for number, (node, _, _) in enumerate(_onnx.readers(value)):
-            _onnx.name_reader(node, name, number)
-    for quantize in [node for node in edited if node.op_type == "QuantizeLinear"]:
-        weight = of_scales.get(quantize.inputs[1].name)  # between a sparse weight and its quantizer is its mask
-        if weight is None:
-            _onnx.finish_activation(edited, quantize)
-        else:
-            (dequantize,) = quantize.outputs[0].consumers()
-            quantized_input = graph.plan is not None and graph.plan.scheme(weight.name).input is not None
-            _onnx_weights.store_weight(edited, dequantize, weight, quantized_input=quantized_input)
-    _onnx.requantize(edited)
-    for gemm in [node for node in edited if node.op_type == "Gemm"]:
-        _onnx.quantize_bias(edited, gemm)
-    _onnx.fold_numbers(edited)
-    _onnx.drop_unused(edited)
-    if any(node.domain == _onnx_weights.MICROSOFT for node in edited):
-        exported.opset_imports[_onnx_weights.MICROSOFT] = 1
-    ir.save(exported, folder / ARTEFACT)
+    model = exported_model(simulated)
+    finish_quantizers(model.graph, simulated)
+    finish(model.graph)
+    if any(node.domain == MICROSOFT for node in model.graph):
+        model.opset_imports[MICROSOFT] = 1
+    ir.save(model, folder / FILE)
 
 
-def load(
-    folder: Path,
-    graph: Graph | None = None,  # noqa: ARG001
-    *,
-    batch_size: int | None = None,  # noqa: ARG001
-    default_settings: bool = False,  # noqa: ARG001
-) -> Runner:
-    """Open a session on the CPU with the runtime's own settings; the batch size is taken from each call.
-
-    Raises:
-        InvalidInput: onnxruntime is not installed, or the file is missing.
-        TargetMismatch: it is not a model that onnxruntime loads; from run(), it does not take those inputs.
-    """
+def load(folder: Path, _: Graph | None = None, /, **_settings: Any) -> Runner:
+    """Open a session on the CPU with the runtime's own settings; the batch size is taken from each call."""
     ort = _import_extra()
-    path = folder / ARTEFACT
+    path, errors = folder / FILE, _errors(ort)
     proto = _read(path)
     options = ort.SessionOptions()
     options.log_severity_level = 4
     with TemporaryDirectory() as scratch:
-        optimized = Path(scratch) / ARTEFACT
+        optimized = Path(scratch) / FILE
         options.optimized_model_filepath = str(optimized)
         try:
             session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except Exception as error:
+        except errors as error:
             raise TargetMismatch(f"{path}: onnxruntime cannot load it: {str(error).splitlines()[0]}") from error
         executed = _executed(proto, _read(optimized), list(stored(folder)))
     names = [port.name for port in session.get_inputs()]
@@ -126,7 +77,7 @@ def load(
             raise TargetMismatch(f"{path}: takes {len(names)} inputs, the model {len(inputs)}; export again")
         try:
             return session.run(None, dict(zip(names, inputs, strict=True)))
-        except Exception as error:
+        except errors as error:
             raise TargetMismatch(f"{path}: onnxruntime cannot run it: {str(error).splitlines()[0]}") from error
 
     return Runner(run, lambda: executed, {"runtime": f"onnxruntime {ort.__version__}"})
@@ -137,7 +88,7 @@ def stored(folder: Path) -> dict[str, StoredWeight]:
     import onnx
 
     rows: dict[str, list[tuple[int, str]]] = {}
-    for tensor in _read(folder / ARTEFACT).graph.initializer:
+    for tensor in _read(folder / FILE).graph.initializer:
         name, separator, part = tensor.name.rpartition(SEPARATOR)
         if separator:
             kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
@@ -162,24 +113,22 @@ def _import_extra() -> Any:
     return onnxruntime
 
 
+def _errors(ort: Any) -> tuple[type[Exception], ...]:
+    """What onnxruntime raises: classes of its own, which share no base, and Python's."""
+    own = vars(ort.capi.onnxruntime_pybind11_state).values()
+    return ValueError, RuntimeError, *(kind for kind in own if isinstance(kind, type) and issubclass(kind, Exception))
+
+
 def _read(path: Path) -> Any:
     import onnx
+    from google.protobuf.message import DecodeError
 
     try:
-        return onnx.load(path)
+        return onnx.ModelProto.FromString(path.read_bytes())
     except OSError as error:
         raise InvalidInput(f"{path}: cannot be read ({error.strerror}); export again") from error
-    except Exception as error:
+    except DecodeError as error:
         raise TargetMismatch(f"{path}: not an ONNX file ({error})") from error
-
-
-def _small(value: torch.Tensor) -> NDArray[Any]:
-    """A tensor of float16 or bfloat16 as an array."""
-    import ml_dtypes
-
-    if value.dtype == torch.float16:
-        return value.numpy()
-    return value.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
 
 
 def _executed(written: Any, optimized: Any, layers: list[str]) -> dict[str, str]:
@@ -212,3 +161,23 @@ def _owners(written: Any, layers: frozenset[str]) -> dict[str, str]:
             fused = after if len(after) == 1 and after[0].op_type in FUSED else []
             owners |= {f"{one.output[0]}_nchwc": layer for one in (node, *fused)} | {node.name: layer}
     return owners
+
+
+TARGET = Target(
+    name="onnxruntime",
+    files=(FILE,),
+    weight_bits=(2, 3, 4, 5, 6, 7, 8),
+    input_bits=(8,),
+    dynamic_choices=("w4a8d", "w6a8d", "w8a8d"),
+    integer_operators=frozenset({"add", "cat", "average_pool", "matmul"}),
+    quantized_outputs=True,
+    note="weights stored at their width, zeros as bits of a mask, unpacked to int8 when loaded, int8 arithmetic under "
+    "a8; zeros make the file smaller and nothing faster; also bfloat16, dynamic, float16, group, one scale, sparsity, "
+    "zero point",
+    lacks=lacks,
+    weight_bytes=weight_bytes,
+    require=require,
+    write=write,
+    load=load,
+    stored=stored,
+)

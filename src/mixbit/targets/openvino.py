@@ -7,21 +7,20 @@ products in groups itself, and the plugin multiplies them by the weights as they
 """
 
 import math
-from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from mixbit.core import DEFAULT_CHOICES, FLOATS, Format, InvalidInput, Runner, StoredWeight, Target, TargetMismatch
+from mixbit.core import Format, InvalidInput, Runner, Scheme, StoredWeight, Target, TargetMismatch
 from mixbit.graph.graph import Graph
 from mixbit.quantization.affine import factor_bytes
-from mixbit.targets._integers import FURTHER
-from mixbit.targets._openvino_graph import converted, last_line, name_readers, part_extremes, shorten, weight_nodes
-from mixbit.targets._openvino_weights import TYPES, Weights, shape_of
+from mixbit.targets._integers import FURTHER, last_line, only_beside_float, plan_of
 
-ARTEFACT = "model.xml"
+FILE, WEIGHTS = "model.xml", "model.bin"
+#: Element type on disk by width; u types hold the integers plus their offset. With zero points all are u types.
+TYPES = {2: "u2", 3: "u3", 4: "i4", 6: "u6", 8: "i8"}
 #: Kinds of operators of the compiled graph that compute no layer: constants, moves, and what was not fused into one.
 OTHER_KINDS = ("Const", "Input", "Output", "Reorder", "Reshape", "Transpose", "Convert", "Eltwise", "Subgraph")
 #: Makes the plugin compute as the simulation does: no bfloat16, no quantization on the fly.
@@ -29,11 +28,18 @@ SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 
 #: Values of a row that share a range where the plugin takes it at run time: its own default on CPUs.
 GROUP = 32
-#: Where a file keeps the plugin's property: compiling it obeys, unless told otherwise.
+#: Where a file keeps the plugin's property: compiling it obeys, unless another value is given.
 RUN_TIME_OPTION = ("runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
 
-#: Whether load() needs the captured graph of the model.
-NEEDS_GRAPH = False
+
+def lacks(scheme: Scheme) -> str | None:
+    """Zeros, other ranges at run time than those of GROUP values, groups or zero points beside a static range."""
+    read = scheme.input
+    if scheme.weight is not None and scheme.weight.sparsity is not None:
+        return "no sparsity (its file would hold the zeros too and be no smaller)"
+    if read is None or not read.dynamic:
+        return only_beside_float(scheme)
+    return None if read.group == GROUP else f"inputs ranged at run time in groups of {GROUP}"
 
 
 def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
@@ -41,36 +47,15 @@ def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
 
     Numbers of 2 bytes in a small floating-point type.
     """
+    numel = math.prod(shape)
     if fmt is None:
-        return 4 * math.prod(shape)
+        return 4 * numel
     if fmt.floating is not None:
-        return 2 * math.prod(shape)
+        return 2 * numel
+    per_group = {3: 8, 6: 4}.get(fmt.bits)  # u3 and u6 hold 8 and 4 integers in each 3 bytes, the others fill bytes
+    integers = -(-numel // per_group) * 3 if per_group else -(-numel * fmt.bits // 8)
     offset = 1 if fmt.symmetric and TYPES[fmt.bits].startswith("u") else 0
-    return packed_size(math.prod(shape), fmt.bits) + factor_bytes(shape, axis, fmt) + offset
-
-
-def packed_size(count: int, bits: int) -> int:
-    """Bytes of a constant: u3 and u6 hold 8 and 4 integers in each 3 bytes, the others fill bytes."""
-    per_group = {3: 8, 6: 4}.get(bits)
-    return -(-count // per_group) * 3 if per_group else -(-count * bits // 8)
-
-
-TARGET = Target(
-    name="openvino",
-    artefact=ARTEFACT,
-    files=(ARTEFACT, "model.bin"),
-    weight_bits=tuple(TYPES),
-    input_bits=(8,),
-    default_choices=DEFAULT_CHOICES,
-    integer_operators=frozenset({"add", "cat", "average_pool", "matmul"}),
-    adds_into_layers=True,
-    weight_bytes=weight_bytes,
-    note="weights stored at their width, unpacked to int8 when compiled, int8 arithmetic under a8",
-    features=frozenset({"one scale", "group", "zero point", *FLOATS, "dynamic groups"}),
-    not_beside_static=frozenset({"group", "zero point"}),
-    dynamic_group=GROUP,
-    dynamic_choices=tuple(f"w{bits}a8dg{GROUP}" for bits in (4, 6, 8)),
-)
+    return integers + factor_bytes(shape, axis, fmt) + offset
 
 
 def require() -> None:
@@ -78,54 +63,26 @@ def require() -> None:
     _openvino()
 
 
-def write(graph: Graph, folder: Path) -> None:
-    """Write model.xml and model.bin.
-
-    The weights enter the conversion as inputs, so that nothing folds them, and are replaced by constants after it.
-
-    Raises:
-        UnsupportedModel: OpenVINO cannot convert the model.
-    """
+def write(simulated: Graph, folder: Path) -> None:
+    """Write model.xml and model.bin."""
     ov = _openvino()
-    nodes = weight_nodes(graph)
-    values = {node: graph.parameter(name).detach() for node, name in nodes.items()}
-    num_inputs = len(graph.example.tensors)
-    model = converted(ov, graph, values)
-    weights, num_readers = Weights(ov, graph), Counter[str]()
-    for parameter, name, value in zip(
-        model.get_parameters()[num_inputs:], nodes.values(), values.values(), strict=True
-    ):
-        num_readers[name] += name_readers(parameter, name, num_readers[name])
-        for port in parameter.output(0).get_target_inputs():
-            if port.get_node().get_type_name() == "ShapeOf":
-                port.get_node().output(0).replace(shape_of(port.get_node(), value).output(0))
-            else:
-                port.replace_source_output(weights.read_by(name, value, port.get_node()).output(0))
-        model.remove_parameter(parameter)
-    part_extremes(model)
-    if weights.ranged:
+    from mixbit.targets._openvino import converted, shorten
+
+    plan, model = plan_of(simulated), converted(simulated, TYPES)
+    if any((read := plan.scheme(name).input) is not None and read.dynamic for name in plan.layers):
         model.set_rt_info(str(GROUP), list(RUN_TIME_OPTION))
     try:
-        ov.serialize(model, folder / ARTEFACT, folder / "model.bin")
+        ov.serialize(model, folder / FILE, folder / WEIGHTS)
     except RuntimeError as error:
         raise InvalidInput(f"{folder}: OpenVINO cannot write there: {last_line(error)}") from error
-    shorten(folder / ARTEFACT)
+    shorten(folder / FILE)
 
 
 def load(
-    folder: Path,
-    graph: Graph | None = None,  # noqa: ARG001
-    *,
-    batch_size: int | None = None,
-    default_settings: bool = False,
+    folder: Path, _: Graph | None = None, /, *, batch_size: int | None = None, default_settings: bool = False
 ) -> Runner:
-    """Compile the IR on the CPU, with SETTINGS or the plugin's own; a batch size fixes every input's first dimension.
-
-    Raises:
-        InvalidInput: OpenVINO is not installed, or the file is missing.
-        TargetMismatch: it is not an IR that OpenVINO compiles; from run(), it does not take those inputs.
-    """
-    ov, path = _openvino(), folder / ARTEFACT
+    """Compile the IR on the CPU, with SETTINGS or the plugin's own; a batch size fixes the inputs' first dimension."""
+    ov, path = _openvino(), folder / FILE
     model, layers = _read(folder), list(stored(folder))
     settings = {} if default_settings else dict(SETTINGS)
     if settings and model.has_rt_info(list(RUN_TIME_OPTION)):
@@ -185,7 +142,7 @@ def _core() -> Any:
 
 
 def _read(folder: Path) -> Any:
-    path = folder / ARTEFACT
+    path = folder / FILE
     if not path.is_file() or not path.with_suffix(".bin").is_file():
         raise InvalidInput(f"{path}: the file or its .bin is missing; export again")
     try:
@@ -212,8 +169,8 @@ def _executed(compiled: Any, layers: list[str]) -> dict[str, str]:
             rows.setdefault(_owner(name, layers), {})[text] = None
         for value in operator.input_values():  # a product with compressed weights may have no other mark of its layer
             of_constants.setdefault(_owner(value.get_node().get_friendly_name(), layers), text)
-    found = of_constants | {layer: ", ".join(texts) for layer, texts in rows.items()}
-    return {layer: found[layer] for layer in layers if layer in found}
+    texts = of_constants | {layer: ", ".join(texts) for layer, texts in rows.items()}
+    return {layer: texts[layer] for layer in layers if layer in texts}
 
 
 def _reads_integers(operator: Any) -> bool:
@@ -227,3 +184,22 @@ def _owner(name: str, layers: list[str]) -> str:
     while name and name not in layers:
         name = name[: max(name.rfind("/"), name.rfind(FURTHER), 0)]
     return name
+
+
+TARGET = Target(
+    name="openvino",
+    files=(FILE, WEIGHTS),
+    weight_bits=tuple(TYPES),
+    input_bits=(8,),
+    dynamic_choices=tuple(f"w{bits}a8dg{GROUP}" for bits in (4, 6, 8)),
+    integer_operators=frozenset({"add", "cat", "average_pool", "matmul"}),
+    adds_into_layers=True,
+    note="weights stored at their width, unpacked to int8 when compiled, int8 arithmetic under a8; also bfloat16, "
+    "dynamic groups, float16, group, one scale, zero point",
+    lacks=lacks,
+    weight_bytes=weight_bytes,
+    require=require,
+    write=write,
+    load=load,
+    stored=stored,
+)

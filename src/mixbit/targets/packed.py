@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, fx
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mixbit.core import (
-    DEFAULT_CHOICES,
-    FLOATS,
     INPUT_BITS,
     WEIGHT_BITS,
     Format,
@@ -34,70 +32,32 @@ from mixbit.core import (
 from mixbit.graph.graph import Graph, Layer
 from mixbit.quantization import affine
 from mixbit.quantization.assemble import activation_formats, assemble, check_plan, quantizer_path
+from mixbit.quantization.biases import biases_of
 from mixbit.quantization.quantizer import Quantizer, run_time_quantizer
-from mixbit.targets._integers import (
-    MASK,
-    SEPARATOR,
-    expanded,
-    float_weights,
-    integer_weights,
-    num_stored,
-    packed_mask,
-    unpacked_mask,
-    weight_bytes,
-    without_zeros,
-)
+from mixbit.targets._integers import MASK, SEPARATOR, num_stored, plan_of, stored_weights, weight_bytes
 
-ARTEFACT = "model.safetensors"
+FILE = "model.safetensors"
 FORMAT = "mixbit packed 1"
 
-#: Whether load() needs the captured graph of the model.
-NEEDS_GRAPH = True
 
-
-TARGET = Target(
-    name="packed",
-    artefact=ARTEFACT,
-    files=(ARTEFACT,),
-    weight_bits=WEIGHT_BITS,
-    input_bits=INPUT_BITS,
-    default_choices=DEFAULT_CHOICES,
-    integer_operators=frozenset(),
-    adds_into_layers=False,
-    weight_bytes=weight_bytes,
-    note="weights stored at their width, zeros as bits of a mask; a PyTorch module computes in float32 on the rounded "
-    "values",
-    features=frozenset(
-        {"one scale", "group", "zero point", *FLOATS, "sparsity", "dynamic", "dynamic rows", "dynamic groups"}
-    ),
-    dynamic_choices=("w4a8d", "w6a8d", "w8a8d"),
-)
-
-
-def require() -> None:
-    """Needs nothing beyond mixbit itself."""
-
-
-def write(graph: Graph, folder: Path) -> None:
+def write(simulated: Graph, folder: Path) -> None:
     """Write model.safetensors."""
-    weights, floats = integer_weights(graph), float_weights(graph)
-    state = graph.module.state_dict()
-    arrays = {name: value.cpu().numpy() for name, value in state.items() if name not in weights | floats}
+    weights, floats = stored_weights(simulated)
+    rounded = weights | floats
+    state = simulated.module.state_dict()
+    arrays = {name: value.cpu().numpy() for name, value in state.items() if name not in rounded}
     for name, weight in weights.items():
-        for index, plane in enumerate(affine.pack(without_zeros(weight).unsigned, weight.bits)):
+        for index, plane in enumerate(affine.pack(weight.unsigned, weight.bits)):
             arrays[f"{name}{SEPARATOR}{index}"] = plane
         if weight.mask is not None:
-            arrays[f"{name}{SEPARATOR}{MASK}"] = packed_mask(weight.mask)
+            arrays[f"{name}{SEPARATOR}{MASK}"] = weight.packed_mask
         if weight.zero_point is not None:
             arrays[f"{quantizer_path(name, of_weight=True)}.zero_point"] = weight.zero_point
     for name, value in floats.items():  # numpy has no bfloat16
         arrays[f"{name}{SEPARATOR}0"] = value.view(torch.int16).numpy()
-    metadata = {
-        "format": FORMAT,
-        "plan": _plan_of(graph).model_dump_json(),
-        "biases": json.dumps(_biases(graph, [*weights, *floats])),
-    }
-    save_arrays(folder / ARTEFACT, arrays, metadata)
+    biases = {operation.node: bias for layer, operation, bias in biases_of(simulated) if layer.name in rounded}
+    metadata = {"format": FORMAT, "plan": plan_of(simulated).model_dump_json(), "biases": json.dumps(biases)}
+    save_arrays(folder / FILE, arrays, metadata)
 
 
 def restore(folder: Path, graph: Graph) -> Graph:
@@ -106,7 +66,7 @@ def restore(folder: Path, graph: Graph) -> Graph:
     Raises:
         TargetMismatch: the file is damaged, or not of this model.
     """
-    path = folder / ARTEFACT
+    path = folder / FILE
     tensors, metadata = _read(path)
     plan = Plan.from_json(metadata["plan"], str(path))
     layers = check_plan(graph, plan)
@@ -135,19 +95,8 @@ def restore(folder: Path, graph: Graph) -> Graph:
     return restored
 
 
-def load(
-    folder: Path,
-    graph: Graph | None = None,
-    *,
-    batch_size: int | None = None,  # noqa: ARG001
-    default_settings: bool = False,  # noqa: ARG001
-) -> Runner:
-    """The module in the file, as a runner.
-
-    Raises:
-        InvalidInput: no captured graph of the user's model is given, or it is not the one of the file's plan.
-        TargetMismatch: the file is not what mixbit wrote.
-    """
+def load(folder: Path, graph: Graph | None = None, /, **_: Any) -> Runner:
+    """The module in the file, as a runner; the graph is the captured one of the user's model."""
     if graph is None:
         raise InvalidInput("target packed: the file holds no code; give the captured graph of the model it was made of")
     restored = restore(folder, graph)
@@ -165,8 +114,8 @@ def load(
 
 def stored(folder: Path) -> dict[str, StoredWeight]:
     """Layer -> bytes and types of its weight and scales, read from the file."""
-    tensors, metadata = _read(folder / ARTEFACT)
-    plan = Plan.from_json(metadata["plan"], str(folder / ARTEFACT))
+    tensors, metadata = _read(folder / FILE)
+    plan = Plan.from_json(metadata["plan"], str(folder / FILE))
     rows = {}
     for name in plan.layers:
         fmt, path = plan.scheme(name).weight, quantizer_path(name, of_weight=True)
@@ -175,7 +124,7 @@ def stored(folder: Path) -> dict[str, StoredWeight]:
         parts = [*(parts or [name]), *(f"{path}.{factor}" for factor in factors)]
         missing = [part for part in parts if part not in tensors]
         if missing:
-            raise TargetMismatch(f"{folder / ARTEFACT}: {missing[0]} is missing; export again")
+            raise TargetMismatch(f"{folder / FILE}: {missing[0]} is missing; export again")
         size = sum(tensors[part].numel() * tensors[part].element_size() for part in parts)
         rows[name] = StoredWeight(size, _types(fmt))
     return rows
@@ -188,24 +137,6 @@ def _types(fmt: Format | None) -> str:
         return fmt.floating
     mask = ", 1-bit mask" if fmt.sparsity else ""
     return f"{fmt.bits}-bit planes{mask}, float32 scale" + ("" if fmt.symmetric else ", uint8 zero_point")
-
-
-def _plan_of(graph: Graph) -> Plan:
-    if graph.plan is None:
-        raise InvalidInput("graph: not quantized; call quantize() before export")
-    return graph.plan
-
-
-def _biases(graph: Graph, rounded: list[str]) -> dict[str, str]:
-    """Operator's node -> name of its bias, for the operators of rounded layers."""
-    names = {}
-    for layer in graph.layers:
-        for operation in layer.operations if layer.name in rounded else ():
-            node, position = graph.node(operation.node), operation.kind.bias
-            bias = node.args[position] if position is not None and len(node.args) > position else None
-            if isinstance(bias, fx.Node) and bias.op == "get_attr":
-                names[operation.node] = str(bias.target)
-    return names
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -226,7 +157,10 @@ def _of_weight(tensors: dict[str, Tensor], layer: Layer, fmt: Format, device: to
     if fmt.floating is not None:
         one = torch.ones(1, device=device)
         return Quantizer(layer.name, fmt, layer.axis, one, torch.zeros_like(one))
-    mask = None if fmt.sparsity is None else _mask(tensors, layer).to(device)
+    mask = None
+    if fmt.sparsity is not None:
+        bits = affine.unpack([tensors[f"{layer.name}{SEPARATOR}{MASK}"].numpy()], 1, layer.numel)
+        mask = torch.from_numpy(bits).to(device, torch.bool).reshape(layer.shape)
     return Quantizer(layer.name, fmt, layer.axis, *_factors(tensors, layer.name, device, of_weight=True), mask)
 
 
@@ -236,21 +170,37 @@ def _factors(tensors: dict[str, Tensor], name: str, device: torch.device, *, of_
     return scale, tensors.get(f"{path}.zero_point", torch.zeros_like(scale)).to(scale)
 
 
-def _mask(tensors: dict[str, Tensor], layer: Layer) -> Tensor:
-    return torch.from_numpy(unpacked_mask(tensors[f"{layer.name}{SEPARATOR}{MASK}"].numpy(), layer.shape))
-
-
 def _unpacked(tensors: dict[str, Tensor], layer: Layer, quantizer: Quantizer) -> Tensor:
     fmt, bits = quantizer.format, quantizer.format.bits
     if fmt.floating is not None:
         return tensors[f"{layer.name}{SEPARATOR}0"].view(getattr(torch, fmt.floating)).float()
     planes = [tensors[f"{layer.name}{SEPARATOR}{index}"].numpy() for index in range(len(affine.PLANES[bits]))]
-    low, count = fmt.integer_range[0], num_stored(layer.numel, fmt.sparsity)
-    stored = affine.unpack(planes, bits, count).astype(np.float32) + low
-    if fmt.group is None:
-        mask = None if quantizer.mask is None else quantizer.mask.cpu().numpy()
-        integers = torch.from_numpy(expanded(stored, layer.shape, mask))
+    unsigned = affine.unpack(planes, bits, num_stored(layer.numel, fmt.sparsity)).astype(np.float32)
+    stored_integers = torch.from_numpy(unsigned + fmt.integer_range[0])
+    if quantizer.mask is not None:
+        integers = torch.zeros(layer.shape)
+        integers[quantizer.mask.cpu()] = stored_integers
+    elif fmt.group is None:
+        integers = stored_integers.reshape(layer.shape)
     else:  # in channels and groups
         rest = [size for axis, size in enumerate(layer.shape) if axis != layer.axis]
-        integers = torch.from_numpy(stored).reshape(-1, *rest).movedim(0, layer.axis)
+        integers = stored_integers.reshape(-1, *rest).movedim(0, layer.axis)
     return affine.dequantize(integers, quantizer.scale.cpu(), quantizer.zero_point.cpu(), layer.axis)
+
+
+TARGET = Target(
+    name="packed",
+    files=(FILE,),
+    weight_bits=WEIGHT_BITS,
+    input_bits=INPUT_BITS,
+    dynamic_choices=("w4a8d", "w6a8d", "w8a8d"),
+    needs_graph=True,
+    note="weights stored at their width, zeros as bits of a mask; a PyTorch module computes in float32 on the rounded "
+    "values; also bfloat16, dynamic, dynamic groups, dynamic rows, float16, group, one scale, sparsity, zero point",
+    lacks=lambda scheme: None,  # noqa: ARG005
+    weight_bytes=weight_bytes,
+    require=lambda: None,
+    write=write,
+    load=load,
+    stored=stored,
+)

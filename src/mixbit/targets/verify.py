@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mixbit.core import InvalidInput, Plan, Runner, StoredWeight, TargetMismatch, find_target, target_module
+from mixbit.core import Plan, Runner, StoredWeight, Target, TargetMismatch, find_target
 from mixbit.core.batches import Inputs, split_batch
 from mixbit.core.task import Task
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph, Layer
+from mixbit.targets._integers import plan_of
 
 
 def artefact_runner(runner: Runner, graph: Graph) -> Callable[[Inputs], Any]:
@@ -102,16 +103,15 @@ def verify(
         InvalidInput: the folder does not hold the artefact, or the data does not fit.
         TargetMismatch: the runtime cannot load the artefact. Differences are in the result's `problems`.
     """
-    if simulated.plan is None:
-        raise InvalidInput("simulated: a graph in float; give what quantize() returned")
+    plan = plan_of(simulated)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     task = task or Task.classification()
     pairs = [split_batch(batch, len(graph.example.args)) for batch in batches]
     reference = evaluate(simulated, pairs, task, "simulate")
-    module = target_module(simulated.plan.target)
-    deployed = evaluate(artefact_runner(module.load(folder, graph), graph), pairs, task, "run the artefact")
-    predicted = predicted_bytes(graph.layers, simulated.plan)
-    return compare(folder, simulated.plan.target, predicted, reference, deployed)
+    load = find_target(plan.target).load
+    deployed = evaluate(artefact_runner(load(folder, graph), graph), pairs, task, "run the artefact")
+    predicted = predicted_bytes(graph.layers, plan)
+    return compare(folder, plan.target, predicted, reference, deployed)
 
 
 def predicted_bytes(layers: tuple[Layer, ...], plan: Plan) -> dict[str, int]:
@@ -123,11 +123,11 @@ def predicted_bytes(layers: tuple[Layer, ...], plan: Plan) -> dict[str, int]:
 
 
 def compare(
-    folder: Path, target: str, predicted: dict[str, int], reference: Evaluation, deployed: Evaluation
+    folder: Path, target: str | Target, predicted: dict[str, int], reference: Evaluation, deployed: Evaluation
 ) -> Comparison:
     """The comparison of outputs already at hand, and of the file's bytes with the prediction."""
-    module = target_module(target)
-    stored: dict[str, StoredWeight] = module.stored(folder)
+    target = find_target(target)
+    stored = target.stored(folder)
     held = sum(weight.weight_bytes for weight in stored.values())
     difference = (deployed.outputs - reference.outputs).double()
     spread = float(reference.outputs.double().std()) if reference.outputs.numel() > 1 else 0.0
@@ -148,7 +148,7 @@ def compare(
         accuracy=deployed.accuracy,
         weight_bytes=held,
         predicted_bytes=sum(predicted.values()),
-        file_bytes=sum((folder / name).stat().st_size for name in module.TARGET.files),
+        file_bytes=sum((folder / name).stat().st_size for name in target.files),
         problems=tuple(problems),
     )
 

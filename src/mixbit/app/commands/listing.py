@@ -31,12 +31,9 @@ def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json:
 def _targets() -> list[tuple[str, str]]:
     from mixbit.core import TARGETS, find_target
 
-    found = [find_target(name) for name in TARGETS]
-    widths = [f"weights {_widths(one.weight_bits)} bits, inputs {_widths(one.input_bits)} or float" for one in found]
-    return [
-        (one.name, f"{text}: {one.note}; also {', '.join(sorted(one.features))}")
-        for one, text in zip(found, widths, strict=True)
-    ]
+    targets = [find_target(name) for name in TARGETS]
+    widths = [f"weights {_widths(one.weight_bits)} bits, inputs {_widths(one.input_bits)} or float" for one in targets]
+    return [(target.name, f"{text}: {target.note}") for target, text in zip(targets, widths, strict=True)]
 
 
 def _widths(bits: tuple[int, ...]) -> str:

@@ -1,0 +1,204 @@
+"""The OpenVINO model of a graph: converted with its weights as inputs, which constants and their operators replace."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import openvino as ov
+import torch
+from numpy.typing import NDArray
+from openvino.frontend.pytorch import ConversionExtension
+from torch import Tensor
+
+from mixbit.core import UnsupportedModel, interrupts_later
+from mixbit.graph.graph import Graph
+from mixbit.graph.torch_export import without_torchs_warnings
+from mixbit.targets._integers import FURTHER, IntegerWeight, last_line, stored_weights
+
+_ops: Any = ov.opset15
+
+
+def converted(simulated: Graph, types: Mapping[int, str]) -> Any:
+    """The model, for a batch of any size, with every weight as it is stored.
+
+    The weights enter the conversion as inputs, so that nothing folds them, and are replaced by constants after it.
+
+    Args:
+        simulated: The quantized graph.
+        types: Width -> element type of a weight's integers without zero points.
+
+    Raises:
+        UnsupportedModel: OpenVINO cannot convert the model.
+    """
+    names = _weight_nodes(simulated)
+    values = {node: simulated.parameter(name).detach() for node, name in names.items()}
+    model = _convert(simulated, values)
+    weights, num_readers = _Weights(simulated, types), Counter[str]()
+    parameters = model.get_parameters()[len(simulated.example.tensors) :]
+    for parameter, name, value in zip(parameters, names.values(), values.values(), strict=True):
+        num_readers[name] += _name_readers(parameter, name, num_readers[name])
+        for port in parameter.output(0).get_target_inputs():
+            reader = port.get_node()
+            if reader.get_type_name() == "ShapeOf":  # who reads a weight for its shape keeps the plugin from it
+                shape = _ops.constant(np.array(value.shape), dtype=reader.get_output_element_type(0))
+                reader.output(0).replace(shape.output(0))
+            else:
+                port.replace_source_output(weights.read_by(name, value, reader).output(0))
+        model.remove_parameter(parameter)
+    _part_extremes(model)
+    return model
+
+
+def _weight_nodes(graph: Graph) -> dict[str, str]:
+    """Node through which operators read a layer's weight, a quantizer or the parameter itself -> the layer's name."""
+    names = {layer.name for layer in graph.layers}
+    nodes = {}
+    for node in graph.module.graph.find_nodes(op="get_attr"):
+        if node.target in names:
+            quantizers = [user for user in node.users if user.op == "call_module"]
+            nodes[(quantizers or [node])[0].name] = str(node.target)
+    return nodes
+
+
+def _convert(simulated: Graph, values: dict[str, Tensor]) -> Any:
+    """The graph with these nodes as further inputs."""
+    shapes = [[-1, *leaf.shape[1:]] if leaf.ndim > 0 else [] for leaf in simulated.example.tensors]
+    shapes += [list(value.shape) for value in values.values()]
+    translations = [
+        ConversionExtension("mixbit.quantize_dequantize.default", _fake_quantize),
+        # the plugin takes such ranges itself
+        ConversionExtension("mixbit.quantize_at_run_time.default", lambda context: [context.get_input(0)]),
+    ]
+    try:
+        with without_torchs_warnings(), interrupts_later():
+            model = ov.convert_model(simulated.export(values), extension=translations)
+        model.reshape({port: ov.PartialShape(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
+    except (RuntimeError, ov.frontend.OpConversionFailure) as error:
+        raise UnsupportedModel(f"OpenVINO cannot convert the model: {last_line(error)}") from error
+    return model
+
+
+def _fake_quantize(context: Any) -> list[Any]:
+    scale, zero_point = (context.get_input(index).get_node().data.astype(np.float32) for index in (1, 2))
+    low, high = (context.get_values_from_const_input(index) for index in (4, 5))
+    first, last = (low - zero_point) * scale, (high - zero_point) * scale
+    return _ops.fake_quantize(context.get_input(0), first, last, first, last, high - low + 1).outputs()
+
+
+def _part_extremes(model: Any) -> None:
+    """Put the change of rank of every maximum and minimum into an operator of its own.
+
+    The CPU plugin fuses a quantizer right behind them and then returns other values (OpenVINO 2026.4).
+    """
+    for node in [node for node in model.get_ops() if node.get_type_name() in {"ReduceMax", "ReduceMin"}]:
+        reduce = _ops.reduce_max if node.get_type_name() == "ReduceMax" else _ops.reduce_min
+        change = _ops.unsqueeze if node.get_keep_dims() else _ops.squeeze
+        x, axes = node.input_values()
+        node.output(0).replace(change(reduce(x, axes, keep_dims=not node.get_keep_dims()), axes).output(0))
+
+
+def _name_readers(parameter: Any, layer: str, first: int) -> int:
+    """Name the operators that read a layer's weight after it, numbered from `first`; how many there are."""
+    readers = list(_readers(parameter))
+    for number, reader in enumerate(readers, first):
+        _name(reader, layer if number == 0 else f"{layer}{FURTHER}{number}")
+    return len(readers)
+
+
+def _name(reader: Any, name: str) -> None:
+    """Name an operator after its layer, and the addition of its bias too: a fused pair keeps one name of the two."""
+    reader.set_friendly_name(name)
+    for port in reader.output(0).get_target_inputs():
+        after = port.get_node()
+        if after.get_type_name() == "Add" and any(_is_constant(value.get_node()) for value in after.input_values()):
+            after.set_friendly_name(f"{name}/bias")
+
+
+def _is_constant(node: Any) -> bool:
+    while node.get_type_name() in ("Reshape", "Convert"):
+        node = node.input_value(0).get_node()
+    return node.get_type_name() == "Constant"
+
+
+def _readers(node: Any) -> Iterator[Any]:
+    """The operators that read the weight, through reshapes and transposes."""
+    nodes = [port.get_node() for port in node.output(0).get_target_inputs()]
+    for reader in sorted(nodes, key=lambda node: node.get_friendly_name()):
+        if reader.get_type_name() in ("Reshape", "Transpose", "Convert"):
+            yield from _readers(reader)
+        elif reader.get_type_name() != "ShapeOf":
+            yield reader
+
+
+class _Weights:
+    """The constants of all layers, and the operators that make of them what an operator reads."""
+
+    def __init__(self, simulated: Graph, types: Mapping[int, str]) -> None:
+        self.types = types
+        self.integers, self.floats = stored_weights(simulated)
+        self.ranged = {name for name, weight in self.integers.items() if weight.read and weight.read.dynamic}
+        self.multiplied = {layer.name for layer in simulated.layers if layer.inputs}
+        self.constants: dict[tuple[str, str], Any] = {}
+
+    def read_by(self, name: str, value: Tensor, reader: Any) -> Any:
+        """The layer's weight in float32, computed from what is stored, for one operator."""
+        if name in self.floats:
+            kind = ov.Type.f16 if self.floats[name].dtype == torch.float16 else ov.Type.bf16
+            return _ops.convert(self._constant(name, "weight", self.floats[name].float().numpy(), kind), "f32")
+        if name not in self.integers:
+            return self._constant(name, "weight", value.cpu().numpy())
+        apart = name not in self.ranged or reader.get_type_name() == "Gather"
+        return self._unpacked(self.integers[name], whole=bool(self.ranged) and name in self.multiplied and apart)
+
+    def _unpacked(self, weight: IntegerWeight, *, whole: bool) -> Any:
+        """Constant at the plan's width -> less the offset or the zero points -> float32 -> times the scales.
+
+        Unpacked as a `whole`, it is float32 in the compiled model. Where the plugin takes ranges at run time, it would
+        otherwise quantize the inputs of all layers, and not those of a table that is a matrix too.
+        """
+        symmetric = weight.zero_column is None
+        kind = self.types[weight.bits] if symmetric else f"u{weight.bits}"
+        unsigned = kind.startswith("u")
+        integers = weight.unsigned if unsigned else weight.laid_out
+        node = self._constant(weight.name, "integers", integers, getattr(ov.Type, kind))
+        if symmetric and kind != "i8" and not (weight.grouped and kind == "i4"):
+            node = _ops.convert(node, "i8")
+        if symmetric and unsigned:
+            node = _ops.subtract(node, self._constant(weight.name, "offset", np.array(weight.offset, dtype=np.int8)))
+        if not symmetric and weight.bits not in (4, 8):  # else the plugin multiplies by them as they are
+            node = _ops.convert(node, "u8")
+        node = _ops.convert(_ops.convert(node, "i32") if whole else node, "f32")
+        if weight.zero_column is not None:
+            zero = self._constant(weight.name, "zero_point", weight.zero_column)
+            node = _ops.subtract(node, _ops.convert(_ops.convert(zero, "i32") if whole else zero, "f32"))
+        node = _ops.multiply(node, self._constant(weight.name, "scale", weight.column))
+        if not weight.grouped:
+            return node
+        node = _ops.reshape(node, _ops.constant(np.array(weight.channels_first)), False)
+        return node if weight.axis == 0 else _ops.transpose(node, _ops.constant(np.array(weight.from_channels_first)))
+
+    def _constant(self, layer: str, part: str, array: NDArray[Any], kind: Any = None) -> Any:
+        """The constant of that part of a layer, made where there is none."""
+        if (layer, part) not in self.constants:
+            constant = _ops.constant(array) if kind is None else _ops.constant(array, dtype=kind)
+            constant.set_friendly_name(f"{layer}/{part}")
+            self.constants[layer, part] = constant
+        return self.constants[layer, part]
+
+
+def shorten(path: Path) -> None:
+    """Drop indentation and the history of fused names, more than half of the file, from the description."""
+    tree = ET.parse(path)
+    for element in tree.iter():
+        element.tail = None
+        if element.text is not None and not element.text.strip():
+            element.text = None
+        for info in element.findall("rt_info"):
+            for attribute in [child for child in info if child.get("name") == "fused_names"]:
+                info.remove(attribute)
+            if len(info) == 0:
+                element.remove(info)
+    tree.write(path, xml_declaration=True)
