@@ -139,7 +139,7 @@ def test_labels_that_are_no_class_numbers_are_refused(labels, message):
 @pytest.mark.parametrize("labels", [[0, 3], []])
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.int64])
 def test_class_numbers_are_accepted(labels, dtype):
-    CLASSIFICATION.check_labels(torch.tensor(labels, dtype=dtype), torch.zeros(len(labels), 4))
+    assert CLASSIFICATION.check_labels(torch.tensor(labels, dtype=dtype), torch.zeros(len(labels), 4)) is None
 
 
 X, M = torch.randn(3, 2), torch.randn(3, 5)

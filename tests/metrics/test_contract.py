@@ -1,5 +1,7 @@
 """What every metric keeps to, whatever it estimates."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -23,21 +25,41 @@ MODELS = {
 }
 
 
-@pytest.fixture(params=METRICS, scope="module")
+@pytest.fixture(params=METRICS)
 def metric(request):
     return METRICS[request.param]
 
 
-@pytest.fixture(params=MODELS, scope="module")
-def setting(request):
+@pytest.fixture(params=MODELS)
+def network(request):
+    return request.param
+
+
+@pytest.fixture
+def setting(network):
+    return setting_of(network)
+
+
+@pytest.fixture
+def answer(metric, network):
+    return answer_of(metric, network)
+
+
+@functools.cache
+def setting_of(network):
     """A model, its state before it was captured, its graph, layers, data and calibration."""
     torch.manual_seed(0)
-    make, data = MODELS[request.param]
+    make, data = MODELS[network]
     model, x = make(), data()
     state = state_of(model)
     graph = capture(model, x[:2])
     layers, batches = graph.layers, batches_of(x, 8)
     return model, state, graph, layers, batches, calibrate(graph, batches)
+
+
+@functools.cache
+def answer_of(metric, network):
+    return metric(question_of(setting_of(network)))
 
 
 def question_of(setting, *, schemes=SCHEMES, seed=0, task=None):
@@ -59,8 +81,7 @@ def labelled(graph, task, batches):
     return pairs
 
 
-def test_the_table_is_finite_and_nowhere_negative(metric, setting):
-    answer = metric(question_of(setting))
+def test_the_table_is_finite_and_nowhere_negative(answer, setting):
     shape = (len(setting[3]), len(SCHEMES))
     assert answer.loss.shape == answer.standard_error.shape == shape
     assert answer.loss.dtype == answer.standard_error.dtype == np.float64
@@ -71,8 +92,7 @@ def test_the_table_is_finite_and_nowhere_negative(metric, setting):
     assert 0 < answer.num_samples <= 20
 
 
-def test_float_costs_nothing_and_bits_pay(metric, setting):
-    answer = metric(question_of(setting))
+def test_float_costs_nothing_and_bits_pay(metric, answer):
     cost = dict(zip(CHOICES, answer.loss.mean(0), strict=True))
     assert (answer.loss[:, 0] == 0).all()
     assert (answer.standard_error[:, 0] == 0).all()
@@ -88,11 +108,10 @@ def test_float_costs_nothing_and_bits_pay(metric, setting):
         assert cost["w8a3"] > cost["w8a8"]
 
 
-def test_an_entry_does_not_depend_on_the_other_choices(metric, setting):
-    together = metric(question_of(setting)).loss
+def test_an_entry_does_not_depend_on_the_other_choices(metric, answer, setting):
     for column in (0, 3, 5):
         alone = metric(question_of(setting, schemes=SCHEMES[column : column + 1])).loss
-        np.testing.assert_allclose(alone[:, 0], together[:, column], rtol=1e-4, atol=1e-12)
+        np.testing.assert_allclose(alone[:, 0], answer.loss[:, column], rtol=1e-4, atol=1e-12)
 
 
 def test_a_seed_gives_the_same_table_and_another_seed_another(metric, setting):

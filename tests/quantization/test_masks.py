@@ -47,7 +47,7 @@ def test_mean_squares_are_those_of_each_samples_gradient_by_autograd(name):
     """By the weight, of the network whose outputs' means stay: a change takes its own mean output off."""
     setting, signs = setting_of(name), Signs(Task.classification())
     found = mean_square_gradients(
-        setting.question(labelled=False, task=signs.task).case, setting.calibration, setting.layers
+        setting.inputs(labelled=False, task=signs.task).case, setting.calibration, setting.layers
     )
     factors = torch.cat(signs.factors)
     for layer in setting.layers:
@@ -78,7 +78,7 @@ def calibrated(schemes, importance=None):
     """The convolutions' question with nothing known of masks, and those of an importance chosen."""
     one = setting_of("convolutions")
     question = dataclasses.replace(
-        one.question(labelled=False, schemes=schemes),
+        one.inputs(labelled=False, schemes=schemes),
         calibration=dataclasses.replace(one.calibration, masks={}, scales={}),
     )
     if importance is not None:

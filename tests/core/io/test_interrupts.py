@@ -23,8 +23,16 @@ def test_an_interrupt_waits_for_the_end_of_the_block():
 
 
 def test_without_an_interrupt_nothing_happens():
-    with interrupts_later():
-        pass
-    thread = threading.Thread(target=lambda: interrupts_later().__enter__())  # only the main thread has signals
+    before = signal.getsignal(signal.SIGINT)
+    handlers = []
+
+    def work():
+        with interrupts_later():
+            handlers.append(signal.getsignal(signal.SIGINT))
+
+    work()
+    thread = threading.Thread(target=work)  # only the main thread may set handlers
     thread.start()
     thread.join()
+    assert handlers[0] is not before
+    assert handlers[1] is signal.getsignal(signal.SIGINT) is before
