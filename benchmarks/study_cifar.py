@@ -14,7 +14,7 @@ import torch
 
 import mixbit as mb
 from benchmarks import cifar, paths, resnet20
-from mixbit.app.printing import print_study
+from mixbit.app.commands.study import print_study
 from mixbit.metric_study.plans import RandomPlans
 from mixbit.metric_study.study import study
 from mixbit.metric_study.truth import Subject

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mixbit as mb
 from benchmarks import gpt, paths
-from mixbit.app.printing import print_study
+from mixbit.app.commands.study import print_study
 from mixbit.core.task import Task
 from mixbit.metric_study.plans import RandomPlans
 from mixbit.metric_study.study import study

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 from mixbit.app import main as cli
-from mixbit.app.printing import print_study
+from mixbit.app.commands.study import print_study
 from mixbit.core.budget import Budget
 from mixbit.core.errors import InvalidInput
 from mixbit.core.plan import Plan

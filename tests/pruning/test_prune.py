@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import mixbit as mb
-from mixbit.app.printing import print_result
+from mixbit.app.commands.quantize import print_result
 from mixbit.core.batches import Inputs, split_all
 from mixbit.core.errors import InvalidInput, UnsupportedModel
 from mixbit.core.target import find_target

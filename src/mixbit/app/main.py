@@ -5,13 +5,13 @@ import sys
 
 import typer
 
-from mixbit.app.commands.artefact import bench, verify
 from mixbit.app.commands.demo import demo
 from mixbit.app.commands.listing import list_
 from mixbit.app.commands.measure import measure
 from mixbit.app.commands.quantize import quantize
 from mixbit.app.commands.search import front, search
 from mixbit.app.commands.study import study
+from mixbit.app.commands.verify import bench, verify
 from mixbit.app.printing import say
 from mixbit.core import InvalidInput, MixbitError
 

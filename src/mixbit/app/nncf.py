@@ -8,17 +8,14 @@ Understood is the form `{"target_device": ..., "compression": {"algorithm": "qua
 """
 
 import json
-import math
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from mixbit.core import Budget, InvalidInput, Target
-
-#: NNCF's defaults; of autoq's episodes there is none that runs, and its examples have 300.
-BITS, HAWQ_RATIO, AUTOQ_RATIO, VECTORS, TOLERANCE, EPISODES = [2, 4, 8], 1.5, 0.15, 200, 1e-4, 300
 
 
 @dataclass(frozen=True)
@@ -50,14 +47,14 @@ def read_nncf_config(path: str | Path, target: Target, budget: Budget | None = N
     Args:
         path: The file.
         target: What is offered.
-        budget: Takes the place of the file's own, where one is given.
+        budget: Replaces the file's own, where one is given.
 
     Raises:
         InvalidInput: no such file, not that form, or a key that cannot be honoured; it is named.
     """
     try:
-        found = _read(_read_json(Path(path)), target)
-        if budget is None and "bit_complexity_ratio" in found.budget.limits and target.input_bits == (8,):
+        config = _read(_read_json(Path(path)), target)
+        if budget is None and "bit_complexity_ratio" in config.budget.limits and target.input_bits == (8,):
             raise InvalidInput(
                 "HAWQ's ratio counts the larger of weight and input bits, and target "
                 f"{target.name} runs inputs in 8 bits alone: no plan reaches more than 1; give --budget "
@@ -65,189 +62,220 @@ def read_nncf_config(path: str | Path, target: Target, budget: Budget | None = N
             )
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}") from error
-    return found if budget is None else replace(found, budget=budget)
+    return config if budget is None else replace(config, budget=budget)
 
 
 def _read_json(path: Path) -> Any:
     """The file, without its comments, which NNCF allows."""
     try:
         text = path.read_text(encoding="utf-8")
-        return json.loads(re.sub(r'("(?:\\.|[^"\\])*")|//[^\n]*', lambda found: found[1] or "", text))
+        return json.loads(re.sub(r'("(?:\\.|[^"\\])*")|//[^\n]*', lambda match: match[1] or "", text))
     except (OSError, ValueError) as error:
         raise InvalidInput(f"cannot be read as JSON: {error}") from error
 
 
+Scopes = Annotated[list[Any], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
+Count = Annotated[
+    int,
+    BeforeValidator(lambda value: int(value) if isinstance(value, float) and value.is_integer() else value),
+    Field(gt=0, description="a positive whole number"),
+]
+Number = Annotated[float, Field(gt=0, allow_inf_nan=False, description="a positive number")]
+
+
+class _Part(BaseModel):
+    """A part of the file whose layers may be ignored; further keys are listed in the notes."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    ignored_scopes: Scopes = []
+    target_scopes: Any = None
+
+    def pins(self, notes: dict[str, str]) -> dict[str, str]:
+        """Layer -> float, of the scopes that are ignored."""
+        if self.target_scopes:
+            raise InvalidInput("target_scopes: not read; leave them out, and give the other layers --pin NAME=float")
+        pins = {}
+        for scope in self.ignored_scopes:
+            layer, _ = _layer(scope)
+            if layer is None:
+                notes[scope] = "not needed: no layer with a weight"
+            else:
+                pins[layer] = "float"
+                notes[scope] = f"mapped: pin {layer}=float"
+        return pins
+
+
+class _Quantization(_Part):
+    algorithm: str
+    initializer: dict[str, Any] = Field(None, validate_default=True)
+    weights: _Part = _Part()
+    activations: _Part = _Part()
+
+
+class _File(_Part):
+    compression: Any = None
+
+
+class _Precision(BaseModel):
+    """How bits are chosen; NNCF's defaults."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: str
+
+
+class _Searched(_Precision):
+    bits: Annotated[list[int], Field(min_length=1, description="a list of whole numbers")] = [2, 4, 8]
+    dump_init_precision_data: Any = None
+
+    def choices(self, target: Target, notes: dict[str, str]) -> tuple[str, ...]:
+        """Schemes of the bits that the target offers."""
+        weights = sorted({bits for bits in self.bits if bits in target.weight_bits})
+        inputs = sorted({bits for bits in self.bits if bits in target.input_bits}) or [8]
+        if not weights:
+            raise InvalidInput(
+                f"precision.bits {self.bits}: target {target.name} stores weights of {target.weight_bits}"
+            )
+        left_out = sorted(set(self.bits) - set(weights))
+        without = f"; {left_out} are not stored by {target.name}" if left_out else ""
+        notes["precision.bits"] = f"honoured: weights of {weights}, inputs of {inputs} bits{without}"
+        if "dump_init_precision_data" in self.model_fields_set:
+            notes["precision.dump_init_precision_data"] = "not needed: sensitivity.json and plan.json hold the data"
+        return tuple(f"w{weight}a{input_}" for weight in weights for input_ in inputs)
+
+
+class _Hawq(_Searched):
+    iter_number: Count = 200
+    tolerance: Number = 1e-4
+    compression_ratio: Number = 1.5
+    bitwidth_assignment_mode: Literal["liberal", "strict"] = Field("liberal", description="liberal or strict")
+    num_data_points: Any = None
+    traces_per_layer_path: Any = None
+
+    def config(self, target: Target, pins: dict[str, str], notes: dict[str, str]) -> NncfConfig:
+        vectors, tolerance, ratio = self.iter_number, self.tolerance, self.compression_ratio
+        if "traces_per_layer_path" in self.model_fields_set:
+            raise InvalidInput(
+                "precision.traces_per_layer_path: a pickle, which is never read; leave it out, and measure"
+            )
+        notes["precision.type=hawq"] = "honoured: metric hawq, search hawq"
+        notes["precision.iter_number"] = f"honoured: {vectors} vectors at most"
+        notes["precision.tolerance"] = f"honoured: {tolerance:g}, by NNCF's rule"
+        notes["precision.bitwidth_assignment_mode"] = f"honoured: {self.bitwidth_assignment_mode}"
+        notes["precision.compression_ratio"] = f"mapped: bit_complexity_ratio={ratio:g}, at least"
+        if "num_data_points" in self.model_fields_set:
+            notes["precision.num_data_points"] = "not needed: every vector goes over all of DATA"
+        metric = f"hawq:vectors={vectors},rule=nncf,tolerance={tolerance:g}"
+        search = f"hawq:assignment={self.bitwidth_assignment_mode}"
+        budget = Budget(bit_complexity_ratio=ratio)
+        return NncfConfig(metric, search, budget, self.choices(target, notes), pins, 1.0, notes)
+
+
+class _Autoq(_Searched):
+    iter_number: Count = 300  # NNCF has no default that runs; this is that of its examples
+    warmup_iter_number: Count = 20
+    eval_subset_ratio: Number = 1.0
+    compression_ratio: Number = 0.15
+
+    def config(self, target: Target, pins: dict[str, str], notes: dict[str, str]) -> NncfConfig:
+        episodes, warmup, ratio = self.iter_number, self.warmup_iter_number, self.compression_ratio
+        notes["precision.type=autoq"] = "honoured: search autoq; plans are tried by --score, or accuracy on DATA"
+        notes["precision.iter_number"] = f"honoured: {episodes} episodes"
+        random = min(warmup, episodes // 2)
+        notes["precision.warmup_iter_number"] = f"honoured: {random} of them at random, at most half"
+        notes["precision.eval_subset_ratio"] = f"honoured: {self.eval_subset_ratio:g} of DATA"
+        notes["precision.compression_ratio"] = f"mapped: weight_ratio={ratio:g}, at most, scales included"
+        search, budget = f"autoq:episodes={episodes},warmup={warmup}", Budget(weight_ratio=ratio)
+        choices = self.choices(target, notes)
+        return NncfConfig("fisher", search, budget, choices, pins, self.eval_subset_ratio, notes)
+
+
+class _Manual(_Precision):
+    bitwidth_per_scope: list[Any] = []
+
+    def config(self, target: Target, pins: dict[str, str], notes: dict[str, str]) -> NncfConfig:
+        notes["precision.type=manual"] = "honoured: the layers named are pinned, the others take 8 bits"
+        for entry in self.bitwidth_per_scope:
+            if not isinstance(entry, list) or len(entry) != 2:
+                raise InvalidInput(f"precision.bitwidth_per_scope: {entry!r}; each is [bits, scope]")
+            bits, scope = entry
+            layer, what = _layer(scope)
+            if what != "WEIGHT" or layer is None:
+                notes[scope] = "refused: inputs take 8 bits where precisions are set by hand"
+                continue
+            if not isinstance(bits, int) or bits not in target.weight_bits:
+                raise InvalidInput(
+                    f"{scope}: {bits!r} bits; target {target.name} stores weights of {target.weight_bits}"
+                )
+            pins[layer] = f"w{bits}a8"
+            notes[scope] = f"mapped: pin {layer}=w{bits}a8"
+        return NncfConfig("weight_error", "ilp", Budget(weight_ratio=1), ("w8a8",), pins, 1.0, notes)
+
+
+_KINDS = {"hawq": _Hawq, "autoq": _Autoq, "manual": _Manual}
+_FORMATS = {
+    "weights.bits": "not needed: the precision decides",
+    "weights.mode": "not needed: weights are symmetric",
+    "weights.per_channel": "not needed: weights have a scale per output channel",
+    "activations.bits": "not needed: the precision decides",
+    "activations.mode": "not needed: inputs are asymmetric",
+    "activations.per_channel": "not needed: inputs have a scale per tensor",
+}
+
+
 def _read(stored: Any, target: Target) -> NncfConfig:
     notes: dict[str, str] = {}
-    config = _mapping(stored, "the file")
-    quantization = _quantization(config.get("compression"))
-    precision = dict(_mapping(_mapping(quantization.get("initializer"), "initializer").get("precision"), "precision"))
-    kind = precision.pop("type", None)
-    if not isinstance(kind, str) or kind not in _KINDS:
+    file = _checked(_File, stored)
+    quantization = _checked(_Quantization, _entry(file.compression))
+    precision = quantization.initializer.get("precision")
+    kind = precision.get("type") if isinstance(precision, dict) else None
+    if kind not in list(_KINDS):
         raise InvalidInput(f"compression.initializer.precision.type is {kind!r}; known: {', '.join(_KINDS)}")
-    pins = _ignored(config, notes)
-    for key in config:
-        if key in ("ignored_scopes", "target_scopes"):
-            continue
-        if key == "target_device":
-            notes[key] = f"not needed: --target {target.name} decides what is offered"
-        elif key != "compression":
-            notes[key] = "not needed: no part of quantization"
-    pins |= _quantizer_keys(quantization, target, notes)
-    read, known = _KINDS[kind]
-    unknown = sorted(set(precision) - known)
-    if unknown:
-        raise InvalidInput(f"precision.{unknown[0]} is no key of {kind}; known: {', '.join(sorted(known))}")
-    if "traces_per_layer_path" in precision:
-        raise InvalidInput("precision.traces_per_layer_path: a pickle, which is never read; leave it out, and measure")
-    if "dump_init_precision_data" in precision:
-        notes["precision.dump_init_precision_data"] = "not needed: sensitivity.json and plan.json hold the data"
-    return read(precision, target, pins, notes)
+    pins = file.pins(notes) | quantization.pins(notes)
+    notes |= dict.fromkeys(file.model_extra or (), "not needed: no part of quantization")
+    if "target_device" in notes:
+        notes["target_device"] = f"not needed: --target {target.name} decides what is offered"
+    for name, part in (("weights", quantization.weights), ("activations", quantization.activations)):
+        pins |= part.pins(notes)
+        for key in part.model_extra or ():
+            place = f"{name}.{key}"
+            notes[place] = _FORMATS.get(place, f"refused: {name} have one form, see --choices")
+    notes |= dict.fromkeys(quantization.model_extra or (), "not needed, or a part of training")
+    for key in [key for key in quantization.initializer if key != "precision"]:
+        notes[f"initializer.{key}"] = f"not needed: ranges and scales are chosen on DATA for {target.name}"
+    return _checked(_KINDS[kind], precision, "precision.").config(target, pins, notes)
 
 
-def _hawq(precision: dict[str, Any], target: Target, pins: dict[str, str], notes: dict[str, str]) -> NncfConfig:
-    vectors = _number(precision, "iter_number", VECTORS, int)
-    tolerance = _number(precision, "tolerance", TOLERANCE)
-    mode = precision.get("bitwidth_assignment_mode", "liberal")
-    if mode not in ("liberal", "strict"):
-        raise InvalidInput(f"precision.bitwidth_assignment_mode is {mode!r}; give liberal or strict")
-    ratio = _number(precision, "compression_ratio", HAWQ_RATIO)
-    notes["precision.type=hawq"] = "honoured: metric hawq, search hawq"
-    notes["precision.iter_number"] = f"honoured: {vectors} vectors at most"
-    notes["precision.tolerance"] = f"honoured: {tolerance:g}, by NNCF's rule"
-    notes["precision.bitwidth_assignment_mode"] = f"honoured: {mode}"
-    notes["precision.compression_ratio"] = f"mapped: bit_complexity_ratio={ratio:g}, at least"
-    if "num_data_points" in precision:
-        notes["precision.num_data_points"] = "not needed: every vector goes over all of DATA"
-    return NncfConfig(
-        metric=f"hawq:vectors={vectors},rule=nncf,tolerance={tolerance:g}",
-        search=f"hawq:assignment={mode}",
-        budget=Budget(bit_complexity_ratio=ratio),
-        choices=_choices(precision, target, notes),
-        pins=pins,
-        eval_subset_ratio=1.0,
-        notes=notes,
-    )
-
-
-def _autoq(precision: dict[str, Any], target: Target, pins: dict[str, str], notes: dict[str, str]) -> NncfConfig:
-    episodes = _number(precision, "iter_number", EPISODES, int)
-    warmup = _number(precision, "warmup_iter_number", 20, int)
-    subset = _number(precision, "eval_subset_ratio", 1.0)
-    ratio = _number(precision, "compression_ratio", AUTOQ_RATIO)
-    notes["precision.type=autoq"] = "honoured: search autoq; plans are tried by --score, or accuracy on DATA"
-    notes["precision.iter_number"] = f"honoured: {episodes} episodes"
-    notes["precision.warmup_iter_number"] = f"honoured: {min(warmup, episodes // 2)} of them at random, at most half"
-    notes["precision.eval_subset_ratio"] = f"honoured: {subset:g} of DATA"
-    notes["precision.compression_ratio"] = f"mapped: weight_ratio={ratio:g}, at most, scales included"
-    return NncfConfig(
-        metric="fisher",
-        search=f"autoq:episodes={episodes},warmup={warmup}",
-        budget=Budget(weight_ratio=ratio),
-        choices=_choices(precision, target, notes),
-        pins=pins,
-        eval_subset_ratio=subset,
-        notes=notes,
-    )
-
-
-def _manual(precision: dict[str, Any], target: Target, pins: dict[str, str], notes: dict[str, str]) -> NncfConfig:
-    notes["precision.type=manual"] = "honoured: the layers named are pinned, the others take 8 bits"
-    found = dict(pins)
-    for entry in _list(precision.get("bitwidth_per_scope", []), "precision.bitwidth_per_scope"):
-        if not isinstance(entry, list) or len(entry) != 2:
-            raise InvalidInput(f"precision.bitwidth_per_scope: {entry!r}; each is [bits, scope]")
-        bits, scope = entry
-        layer, what = _layer(scope)
-        if what != "WEIGHT" or layer is None:
-            notes[scope] = "refused: inputs take 8 bits where precisions are set by hand"
-            continue
-        if not isinstance(bits, int) or bits not in target.weight_bits:
-            raise InvalidInput(f"{scope}: {bits!r} bits; target {target.name} stores weights of {target.weight_bits}")
-        found[layer] = f"w{bits}a8"
-        notes[scope] = f"mapped: pin {layer}=w{bits}a8"
-    return NncfConfig("weight_error", "ilp", Budget(weight_ratio=1), ("w8a8",), found, 1.0, notes)
-
-
-_COMMON = {"bits", "iter_number", "compression_ratio", "dump_init_precision_data"}
-_Read = Callable[[dict[str, Any], Target, dict[str, str], dict[str, str]], NncfConfig]
-#: Type -> how it is read, and its keys.
-_KINDS: dict[str, tuple[_Read, set[str]]] = {
-    "hawq": (
-        _hawq,
-        _COMMON | {"num_data_points", "tolerance", "traces_per_layer_path", "bitwidth_assignment_mode"},
-    ),
-    "autoq": (_autoq, _COMMON | {"eval_subset_ratio", "warmup_iter_number"}),
-    "manual": (_manual, {"bitwidth_per_scope"}),
-}
-
-
-def _quantization(compression: Any) -> Mapping[str, Any]:
-    """The entry of the algorithm quantization, of one or of a list."""
+def _entry(compression: Any) -> Any:
+    """The entry of the algorithm quantization, alone or the only one of a list."""
     entries = compression if isinstance(compression, list) else [compression]
-    found = [one for one in entries if isinstance(one, Mapping) and one.get("algorithm") == "quantization"]
-    others = [one for one in entries if not isinstance(one, Mapping) or one.get("algorithm") != "quantization"]
-    if len(found) != 1 or others:
-        algorithms = [one.get("algorithm") if isinstance(one, Mapping) else one for one in entries]
+    algorithms = [entry.get("algorithm") if isinstance(entry, dict) else entry for entry in entries]
+    if algorithms != ["quantization"] or not isinstance(entries[0], dict):
         raise InvalidInput(f"compression: algorithms {algorithms}; expected one, quantization")
-    return found[0]
+    return entries[0]
 
 
-def _quantizer_keys(quantization: Mapping[str, Any], target: Target, notes: dict[str, str]) -> dict[str, str]:
-    """Notes for the keys beside the precision; layers in ignored scopes are pinned to float."""
-    pins = _ignored(quantization, notes)
-    for part in ("weights", "activations"):
-        entry = _mapping(quantization.get(part, {}), part)
-        pins |= _ignored(entry, notes)
-        for key in entry:
-            if key != "ignored_scopes":
-                notes[f"{part}.{key}"] = _FORMATS.get((part, key), f"refused: {part} have one form, see --choices")
-    for key in quantization:
-        if key not in ("algorithm", "initializer", "ignored_scopes", "weights", "activations"):
-            notes[key] = "not needed, or a part of training"
-    for key in _mapping(quantization.get("initializer"), "initializer"):
-        if key != "precision":
-            notes[f"initializer.{key}"] = f"not needed: ranges and scales are chosen on DATA for {target.name}"
-    return pins
+M = TypeVar("M", bound=BaseModel)
 
 
-_FORMATS = {
-    ("weights", "bits"): "not needed: the precision decides",
-    ("weights", "mode"): "not needed: weights are symmetric",
-    ("weights", "per_channel"): "not needed: weights have a scale per output channel",
-    ("activations", "bits"): "not needed: the precision decides",
-    ("activations", "mode"): "not needed: inputs are asymmetric",
-    ("activations", "per_channel"): "not needed: inputs have a scale per tensor",
-}
-
-
-def _ignored(entry: Mapping[str, Any], notes: dict[str, str]) -> dict[str, str]:
-    """Layer -> float, of the scopes that are ignored."""
-    if entry.get("target_scopes"):
-        raise InvalidInput("target_scopes: not read; leave them out, and give the other layers --pin NAME=float")
-    scopes, pins = entry.get("ignored_scopes", []), {}
-    for scope in [scopes] if isinstance(scopes, str) else _list(scopes, "ignored_scopes"):
-        layer, _ = _layer(scope)
-        if layer is None:
-            notes[scope] = "not needed: no layer with a weight"
-        else:
-            pins[layer] = "float"
-            notes[scope] = f"mapped: pin {layer}=float"
-    return pins
-
-
-def _choices(precision: dict[str, Any], target: Target, notes: dict[str, str]) -> tuple[str, ...]:
-    bits = precision.get("bits", BITS)
-    if not isinstance(bits, list) or not bits or not all(isinstance(one, int) for one in bits):
-        raise InvalidInput(f"precision.bits is {bits!r}; give a list of whole numbers")
-    weights = sorted({one for one in bits if one in target.weight_bits})
-    inputs = sorted({one for one in bits if one in target.input_bits}) or [8]
-    if not weights:
-        raise InvalidInput(f"precision.bits {bits}: target {target.name} stores weights of {target.weight_bits}")
-    left_out = sorted(set(bits) - set(weights))
-    said = f"; {left_out} are not stored by {target.name}" if left_out else ""
-    notes["precision.bits"] = f"honoured: weights of {weights}, inputs of {inputs} bits{said}"
-    return tuple(f"w{weight}a{input_}" for weight in weights for input_ in inputs)
+def _checked(model: type[M], stored: Any, place: str = "") -> M:
+    """What is stored as a part of the file; raises InvalidInput, which names the key, for anything else."""
+    try:
+        return model.model_validate(stored)
+    except ValidationError as error:
+        first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+        key = str(first["loc"][0]) if first["loc"] else ""
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(sorted(set(model.model_fields) - {"type"}))
+            raise InvalidInput(f"{place}{key} is no key of {stored['type']}; known: {known}") from None
+        wanted = "expected an object with keys, as NNCF's schema has it"
+        if first["type"] == "list_type":
+            wanted = "expected a list"
+        elif key and model.model_fields[key].description:
+            wanted = f"give {model.model_fields[key].description}"
+        value = stored.get(key) if key else stored
+        raise InvalidInput(f"{place}{key or 'the file'} is {value!r:.60}; {wanted}") from None
 
 
 def _layer(scope: Any) -> tuple[str | None, str]:
@@ -263,27 +291,3 @@ def _layer(scope: Any) -> tuple[str | None, str]:
     names = re.findall(r"\[([^\]]+)\]", scope)
     _, _, what = scope.partition("|")
     return ".".join(names) + ".weight" if names else None, re.sub(r"\d+$", "", what) or "WEIGHT"
-
-
-def _mapping(value: Any, place: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise InvalidInput(f"{place} is {value!r:.60}; expected an object with keys, as NNCF's schema has it")
-    return value
-
-
-def _list(value: Any, place: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise InvalidInput(f"{place} is {value!r:.60}; expected a list")
-    return value
-
-
-def _number(precision: dict[str, Any], key: str, default: float, kind: type = float) -> Any:
-    value = precision.get(key, default)
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or not 0 < value < math.inf
-        or value != kind(value)
-    ):
-        raise InvalidInput(f"precision.{key} is {value!r}; give a positive {'whole ' if kind is int else ''}number")
-    return kind(value)

@@ -5,13 +5,13 @@ from typing import Annotated
 
 import typer
 
-from mixbit.app.commands.options import AsJson
+from mixbit.app.commands import options
 from mixbit.app.printing import print_json, print_rows, say
 
 
 def demo(
     out: Annotated[Path | None, typer.Option("--out", help="keep the folders here")] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """The whole loop on the shipped network and data, for OpenVINO and onnxruntime."""
     from mixbit.demo import COLUMNS, run_demo

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mixbit.app.commands.options import AsJson
+from mixbit.app.commands import options
 from mixbit.app.printing import print_json, print_rows, say
 from mixbit.core import pick
 
@@ -16,7 +16,7 @@ ADVICE = (
 LISTS = ("targets", "metrics", "searches", "ranges", "roundings")
 
 
-def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json: AsJson = False) -> None:
+def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json: options.AsJson = False) -> None:
     """Name the targets, metrics, searches, ranges of activations or roundings."""
     pick("list", what, LISTS)
     rows = _targets() if what == "targets" else _methods(what)

@@ -7,44 +7,28 @@ from typing import Annotated
 
 import typer
 
-from mixbit.app.commands.options import (
-    AsJson,
-    Choices,
-    Data,
-    Device,
-    Force,
-    LossSpec,
-    Metric,
-    Model,
-    Ranges,
-    Seed,
-    TargetName,
-    TaskName,
-    function_or_name,
-    model_on,
-    say_unless_used,
-    split,
-)
-from mixbit.app.printing import print_sensitivities, say
+from mixbit.app.commands import options
+from mixbit.app.printing import print_rows, say
+from mixbit.core import Sensitivity
 
 
 def measure(
-    model: Model,
-    data: Data,
-    target: TargetName,
+    model: options.Model,
+    data: options.Data,
+    target: options.TargetName,
     out: Annotated[Path, typer.Option("--out", help="sensitivity.json")],
-    metric: Metric = "fisher",
-    choices: Choices = None,
+    metric: options.Metric = "fisher",
+    choices: options.Choices = None,
     latency: Annotated[
-        bool, typer.Option("--latency", help="also time the choices in the target's runtime, for budgets of latency_ms")
+        bool, typer.Option("--latency", help="also time each choice in the target's runtime, for budgets of latency_ms")
     ] = False,
-    ranges: Ranges = "mse",
-    task: TaskName = "classification",
-    loss: LossSpec = None,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    force: Force = False,
-    as_json: AsJson = False,
+    ranges: options.Ranges = "mse",
+    task: options.TaskName = "classification",
+    loss: options.LossSpec = None,
+    device: options.Device = "cpu",
+    seed: options.Seed = 0,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Write the table of predicted loss increase, layers x choices."""
     from mixbit.core import check_new_file
@@ -56,20 +40,20 @@ def measure(
     from mixbit.targets.latency import timed
 
     check_new_file(out, force=force)
-    say_unless_used(loss, metric)
-    module = model_on(model, device)
+    options.say_unless_used(loss, metric)
+    module = options.model_on(model, device)
     batches = split_batches(module, load_data(data))
     with redirect_stdout(sys.stderr):
         graph = capture(module, batches[0][0])
         inputs = [inputs for inputs, _ in batches]
-        calibration = calibrate(graph, inputs, ranges=function_or_name(ranges, "RANGES"))
+        calibration = calibrate(graph, inputs, ranges=options.function_or_name(ranges, "RANGES"))
         table = measure_(
             graph,
             batches,
             target=target,
             task=load_task(task, loss),
-            metric=function_or_name(metric, "METRIC"),
-            choices=split(choices),
+            metric=options.function_or_name(metric, "METRIC"),
+            choices=options.split(choices),
             calibration=calibration,
             seed=seed,
         )
@@ -81,3 +65,11 @@ def measure(
     else:
         print_sensitivities(table)
         say(f"{table.verdict}\nwritten to {out}")
+
+
+def print_sensitivities(table: Sensitivity) -> None:
+    """Print the table with its standard errors."""
+    rows = []
+    for layer, losses, errors in zip(table.layers, table.loss, table.standard_error, strict=True):
+        rows.append((layer, *[f"{loss:.2e} ±{error:.0e}" for loss, error in zip(losses, errors, strict=True)]))
+    print_rows(f"predicted loss increase by {table.metric}", ("layer", *table.choices), rows)

@@ -3,99 +3,81 @@
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixbit.app.commands.options import (
-    BUDGET,
-    SEARCH_HELP,
-    AsJson,
-    Choices,
-    Data,
-    Device,
-    Force,
-    LossSpec,
-    Metric,
-    Model,
-    Pins,
-    Ranges,
-    Seed,
-    TargetName,
-    TaskName,
-    function_or_name,
-    model_on,
-    pins_of,
-    say_unless_used,
-    split,
-)
-from mixbit.app.printing import print_result, say
+from mixbit.app.commands import options
+from mixbit.app.printing import print_rows, say, say_what_runs_in_float
 from mixbit.core import InvalidInput, pick
+
+if TYPE_CHECKING:
+    from mixbit.pipeline.folder import Result
 
 
 def quantize(
-    model: Model,
-    data: Data,
-    target: TargetName,
+    model: options.Model,
+    data: options.Data,
+    target: options.TargetName,
     out: Annotated[Path, typer.Option("--out", help="folder for the results")],
-    budget: Annotated[list[str] | None, BUDGET] = None,
+    budget: Annotated[list[str] | None, options.BUDGET] = None,
     max_drop: Annotated[
         str | None,
-        typer.Option("--max-drop", help="in place of a budget: as in 1%, one point of accuracy; without labels, nats"),
+        typer.Option(
+            "--max-drop", help="instead of a budget: largest loss of accuracy, e.g. 1% (without labels: nats)"
+        ),
     ] = None,
     evaluate: Annotated[
-        str | None, typer.Option("--eval", help="DATA to report accuracy on, and to take --max-drop on")
+        str | None, typer.Option("--eval", help="DATA to report accuracy on, and to check --max-drop on")
     ] = None,
     nncf_config: Annotated[
         Path | None,
-        typer.Option(
-            "--nncf-config", help="file.json of NNCF 2 with hawq, autoq or manual precisions, to be taken over"
-        ),
+        typer.Option("--nncf-config", help="file.json of NNCF 2 with hawq, autoq or manual precisions"),
     ] = None,
-    choices: Choices = None,
-    pin: Pins = None,
-    metric: Metric = "fisher",
-    search: Annotated[str, typer.Option("--search", help=SEARCH_HELP)] = "ilp",
+    choices: options.Choices = None,
+    pin: options.Pins = None,
+    metric: options.Metric = "fisher",
+    search: Annotated[str, typer.Option("--search", help=options.SEARCH_HELP)] = "ilp",
     warm_start: Annotated[bool, typer.Option("--warm-start", help="autoq starts from the plan of ilp")] = False,
     importance: Annotated[
-        str, typer.Option("--importance", help="which weights sparse schemes zero first: magnitude, or fisher")
+        str, typer.Option("--importance", help="which weights sparse schemes set to zero first: magnitude or fisher")
     ] = "magnitude",
     score: Annotated[
         str | None,
-        typer.Option("--score", help="file.py:function of (model, batches), the higher the better, to try plans by"),
+        typer.Option("--score", help="file.py:function of (model, batches) that scores a plan; higher is better"),
     ] = None,
     eval_subset_ratio: Annotated[
         float, typer.Option("--eval-subset-ratio", help="share of the calibration batches that plans are tried on")
     ] = 1.0,
     eval_timeout: Annotated[
-        float | None, typer.Option("--eval-timeout", help="seconds that trying one plan may take")
+        float | None, typer.Option("--eval-timeout", help="longest time to try one plan, in seconds")
     ] = None,
     rounding: Annotated[
         str, typer.Option("--rounding", help="see: mixbit list roundings; with options as in brecq:iterations=500")
     ] = "nearest",
-    ranges: Ranges = "mse",
+    ranges: options.Ranges = "mse",
     bias_correction: Annotated[str, typer.Option("--bias-correction", help="at_once, sequential or off")] = "at_once",
     reestimate_bn: Annotated[
-        bool, typer.Option("--reestimate-bn", help="batch norms take their statistics from the calibration data")
+        bool, typer.Option("--reestimate-bn", help="take statistics of batch norms from the calibration data")
     ] = False,
     equalize: Annotated[
-        bool, typer.Option("--equalize", help="scale channels between layers first: for depthwise networks")
+        bool, typer.Option("--equalize", help="scale channels between layers first, for depthwise networks")
     ] = False,
     prune_channels: Annotated[
         float, typer.Option("--prune-channels", help="share of output channels to remove first, as in 0.3")
     ] = 0.0,
-    flavour: Annotated[str, typer.Option("--flavour", help="static, dynamic, or qat, which fine-tunes")] = "static",
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="of --flavour qat; 3 where left out")] = None,
+    flavour: Annotated[str, typer.Option("--flavour", help="static, dynamic, or qat (fine-tunes)")] = "static",
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="epochs of --flavour qat; 3 by default")] = None,
     train: Annotated[
-        str | None, typer.Option("--train", help="DATA to fine-tune on; the calibration data where left out")
+        str | None, typer.Option("--train", help="DATA to fine-tune on; by default the calibration data")
     ] = None,
     lr: Annotated[float | None, typer.Option("--lr", help="largest learning rate of --flavour qat")] = None,
-    task: TaskName = "classification",
-    loss: LossSpec = None,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    force: Force = False,
-    as_json: AsJson = False,
+    task: options.TaskName = "classification",
+    loss: options.LossSpec = None,
+    device: options.Device = "cpu",
+    seed: options.Seed = 0,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Measure, search, quantize, export, run the artefact and compare."""
     from mixbit.core.io.user_code import absolute, load_data, load_function, load_loader, load_task
@@ -108,7 +90,7 @@ def quantize(
     pick("flavour", flavour, FLAVOURS)
     if flavour != "qat":
         _refuse({"epochs": epochs, "train": train, "lr": lr}, "only --flavour qat trains")
-    pins, offered = pins_of(pin), split(choices)
+    pins, offered = options.pins_of(pin), options.split(choices)
     for_trials = {"search": search, "eval_subset_ratio": eval_subset_ratio}
     if nncf_config is None:
         limits = _budget(budget, max_drop)
@@ -126,15 +108,15 @@ def quantize(
     settings = Settings(
         task=load_task(task, loss),
         choices=offered,
-        metric=function_or_name(metric, "METRIC"),
-        search=function_or_name(_warm(search) if warm_start else search, "SEARCH"),
-        rounding=function_or_name(rounding, "ROUNDING"),
+        metric=options.function_or_name(metric, "METRIC"),
+        search=options.function_or_name(_warm(search) if warm_start else search, "SEARCH"),
+        rounding=options.function_or_name(rounding, "ROUNDING"),
         importance=importance,
         pins=pins,
         score=None if score is None else load_function(score, "SCORE"),
         eval_subset_ratio=eval_subset_ratio,
         eval_timeout_s=eval_timeout,
-        ranges=function_or_name(ranges, "RANGES"),
+        ranges=options.function_or_name(ranges, "RANGES"),
         bias_correction=bias_correction,
         reestimate_batch_norms=reestimate_bn,
         equalize=equalize,
@@ -146,8 +128,8 @@ def quantize(
         seed=seed,
         model=absolute(model),
     )
-    say_unless_used(loss, metric)
-    module, batches = model_on(model, device), load_data(data)
+    options.say_unless_used(loss, metric)
+    module, batches = options.model_on(model, device), load_data(data)
     eval_batches = None if evaluate is None else load_data(evaluate)
     with redirect_stdout(sys.stderr):  # standard output is for results, whatever the user's code prints
         deployed = auto_quantize(
@@ -203,3 +185,36 @@ def _warm(search: str) -> str:
     if name != "autoq":
         raise InvalidInput(f"--warm-start is for the search autoq, not {search}")
     return f"{name}:{options},warm_start=true" if options else f"{name}:warm_start=true"
+
+
+def print_result(result: "Result") -> None:
+    """Print the figures of a run, its plan, and how it was chosen."""
+    from mixbit.pipeline.folder import in_float
+
+    rows = [("float", *_cells(result.float_))]
+    rows += [("before fine-tuning, simulated", *_cells(result.untrained))] if result.untrained else []
+    rows.append(("simulated", *_cells(result.simulated)))
+    rows += [(f"uniform {row['scheme']}, simulated", *_cells(row)) for row in result.uniform]
+    rows.append(("deployed", *_cells(result.deployed)))
+    print_rows(result.target, ("network", "accuracy", "weight bytes", "file bytes", "ms", "agreement"), rows)
+    print_rows(
+        "plan", ("layer", "scheme", "executed"), [(n, row.scheme, row.executed) for n, row in result.layers.items()]
+    )
+    if result.pruned is not None:
+        say(f"{result.pruned}; --flavour qat --train DATA fine-tunes what is left")
+    say(result.chosen)
+    say_what_runs_in_float(in_float(result.layers), len(result.layers))
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    def cell(name: str, form: str) -> str:
+        return format(row[name], form) if name in row else ""
+
+    size = cell("weight_bytes", ",.0f") or cell("predicted_bytes", ",.0f")
+    return (
+        cell("accuracy", ".2%"),
+        size,
+        cell("file_bytes", ",.0f"),
+        cell("latency_ms", ".3f"),
+        cell("agreement", ".2%"),
+    )

@@ -5,11 +5,14 @@ from typing import Annotated
 
 import typer
 
-from mixbit.app.commands.options import BUDGET, SEARCH_HELP, AsJson, Force, Pins, function_or_name, pins_of
-from mixbit.app.printing import print_prices, print_rows, say
-from mixbit.core import InvalidInput
+from mixbit.app.commands import options
+from mixbit.app.printing import print_rows, say
+from mixbit.core import InvalidInput, Plan
 from mixbit.metric_study.pictures import SIZE, new_figure, save_figure
 from mixbit.searches.front import Front
+
+#: Smaller shares are rounding.
+GAP = 1e-4
 
 
 def draw_front(path: Path, front: Front) -> None:
@@ -35,12 +38,12 @@ def search(
     sensitivity: Annotated[
         Path, typer.Argument(help="sensitivity.json, as measure wrote it; or front.json, as front did")
     ],
-    budget: Annotated[list[str], BUDGET],
+    budget: Annotated[list[str], options.BUDGET],
     out: Annotated[Path, typer.Option("--out", help="plan.json")],
-    method: Annotated[str, typer.Option("--method", help=SEARCH_HELP)] = "ilp",
-    pin: Pins = None,
-    force: Force = False,
-    as_json: AsJson = False,
+    method: Annotated[str, typer.Option("--method", help=options.SEARCH_HELP)] = "ilp",
+    pin: options.Pins = None,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Find the plan with the smallest predicted loss within the budget."""
     from mixbit.core import Budget, Sensitivity, check_new_file, read_json
@@ -60,8 +63,8 @@ def search(
     else:
         table = Sensitivity.load(sensitivity)
         verdict = table.verdict
-        table = table.pinned(pins_of(pin))
-        plan = priced(table, limits, search_(table, limits, method=function_or_name(method, "SEARCH")))
+        table = table.pinned(options.pins_of(pin))
+        plan = priced(table, limits, search_(table, limits, method=options.function_or_name(method, "SEARCH")))
     plan.save(out)
     if as_json:
         print(out.read_text(encoding="utf-8"), end="")
@@ -72,6 +75,23 @@ def search(
         say(f"written to {out}")
     if verdict.startswith("cannot rank"):
         say(verdict)
+
+
+def print_prices(plan: Plan) -> None:
+    """Say what each limit costs, and how far the plan may be from the best."""
+    gap = plan.predicted.get("optimality_gap", 0.0)
+    if gap > GAP:
+        say(f"another plan within the budget may have {gap:.1%} less predicted loss; the search ilp finds it")
+    for name, price in plan.prices.items():
+        line = f"{name}={plan.budget[name]:g} (used {price.used:.6g}): "
+        if price.gain <= 0:
+            say(f"{line}looser by 5 %, it would change nothing")
+            continue
+        widens = "; ".join(f"{layer} {change}" for layer, change in list(price.widens.items())[:3])
+        say(
+            f"{line}{price.looser:.6g} would lower the predicted loss by {price.gain:.3g}"
+            f"{f', first to widen: {widens}' if widens else ''} (shadow price {price.price:.3g} a unit)"
+        )
 
 
 #: Rows of a front that are printed.
@@ -85,12 +105,12 @@ def front(
         str, typer.Option("--resource", help="weight_bytes, weight_ratio, mean_bits, bit_ops or latency_ms")
     ] = "weight_bytes",
     points: Annotated[
-        int | None, typer.Option("--points", min=2, help="write at most so many, evenly; all where left out")
+        int | None, typer.Option("--points", min=2, help="write at most this many plans, evenly spaced; all by default")
     ] = None,
     picture: Annotated[Path | None, typer.Option("--picture", help="front.png; needs matplotlib")] = None,
-    pin: Pins = None,
-    force: Force = False,
-    as_json: AsJson = False,
+    pin: options.Pins = None,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Find all plans that are best at some budget of one resource."""
     from mixbit.core import Sensitivity, check_new_file
@@ -101,7 +121,7 @@ def front(
     if picture is not None:
         check_new_file(picture, force=force)
         check_matplotlib(picture.name)
-    found = front_(Sensitivity.load(sensitivity).pinned(pins_of(pin)), resource)
+    found = front_(Sensitivity.load(sensitivity).pinned(options.pins_of(pin)), resource)
     written = found if points is None else found.thinned(points)
     written.save(out)
     if picture is not None:

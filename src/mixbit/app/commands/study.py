@@ -3,58 +3,53 @@
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mixbit.app.commands.options import (
-    AsJson,
-    Choices,
-    Data,
-    Device,
-    LossSpec,
-    Model,
-    Seed,
-    TargetName,
-    TaskName,
-    device_of,
-    split,
-)
-from mixbit.app.printing import print_study, say
-from mixbit.core.batches import split_batches
-from mixbit.core.io.user_code import load_data, load_model, load_task
-from mixbit.graph.capture import capture
-from mixbit.metric_study.truth import Subject
+from mixbit.app.commands import options
+from mixbit.app.printing import print_rows, say
+
+if TYPE_CHECKING:
+    from mixbit.metric_study.study import Study
+    from mixbit.metric_study.truth import Subject
 
 
-def load_subject(model: str, data: tuple[str, str], task: str, loss: str | None, device: str) -> Subject:
+def load_subject(model: str, data: tuple[str, str], task: str, loss: str | None, device: str) -> "Subject":
     """What a study is about: the captured MODEL, DATA to calibrate and to evaluate on, task and loss."""
+    from mixbit.core.batches import split_batches
+    from mixbit.core.io.user_code import load_data, load_model, load_task
+    from mixbit.graph.capture import capture
+    from mixbit.metric_study.truth import Subject
+
     module = load_model(model).to(device)
     calibration, evaluated = (split_batches(module, load_data(spec)) for spec in data)
     return Subject(capture(module, calibration[0][0]), calibration, evaluated, load_task(task, loss))
 
 
 def study(
-    model: Model,
-    data: Data,
-    evaluate: Annotated[str, typer.Option("--eval", help="DATA to take the truth on, with labels where there are any")],
-    target: TargetName,
-    out: Annotated[Path, typer.Option("--out", help="folder for the results; started again, a study goes on there")],
-    plans: Annotated[int, typer.Option("--plans", min=3, help="how many random plans of each set")] = 150,
-    metrics: Annotated[str | None, typer.Option("--metrics", help="as in fisher,other; all where left out")] = None,
+    model: options.Model,
+    data: options.Data,
+    evaluate: Annotated[str, typer.Option("--eval", help="DATA to evaluate plans on, with labels where there are any")],
+    target: options.TargetName,
+    out: Annotated[Path, typer.Option("--out", help="folder for the results; the same call resumes there")],
+    plans: Annotated[int, typer.Option("--plans", min=3, help="number of random plans in each set")] = 150,
+    metrics: Annotated[str | None, typer.Option("--metrics", help="as in fisher,hawq; all by default")] = None,
     near_budget: Annotated[
         str | None, typer.Option("--near-budget", help="name=value; a second set of plans within 5 % of it")
     ] = None,
-    processes: Annotated[int, typer.Option("--processes", min=1, help="that evaluate plans, sharing the cores")] = 2,
-    choices: Choices = None,
-    task: TaskName = "classification",
-    loss: LossSpec = None,
-    device: Device = "cpu",
-    seed: Seed = 0,
-    force: Annotated[bool, typer.Option("--force", help="clear a study that is in --out, and start over")] = False,
-    as_json: AsJson = False,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="processes that evaluate plans and share the cores")
+    ] = 2,
+    choices: options.Choices = None,
+    task: options.TaskName = "classification",
+    loss: options.LossSpec = None,
+    device: options.Device = "cpu",
+    seed: options.Seed = 0,
+    force: Annotated[bool, typer.Option("--force", help="delete the study in --out and start over")] = False,
+    as_json: options.AsJson = False,
 ) -> None:
-    """Tell which metric ranks plans best on this model, by what random plans truly cost."""
+    """Report which metric ranks plans best on this model, by the true cost of random plans."""
     from functools import partial
 
     from mixbit.core import Budget
@@ -64,11 +59,11 @@ def study(
     near = None if near_budget is None else Budget.parse([near_budget])
     with redirect_stdout(sys.stderr):
         found = study_(
-            partial(load_subject, model, (data, evaluate), task, loss, str(device_of(device))),
+            partial(load_subject, model, (data, evaluate), task, loss, str(options.device_of(device))),
             target=target,
             out=out,
-            choices=split(choices),
-            metrics=split(metrics),
+            choices=options.split(choices),
+            metrics=options.split(metrics),
             plans=RandomPlans(plans, near, seed),
             processes=processes,
             force=force,
@@ -78,3 +73,51 @@ def study(
     else:
         print_study(found)
         say(f"written to {out}")
+
+
+def print_study(found: "Study") -> None:
+    """Print a study's table, the best metric first, what limits it, and which metrics have no figures and why."""
+
+    def with_interval(row: dict[str, Any], name: str) -> str:
+        if row[f"{name}_interval"] is None:
+            return _or_dash(row[name], ".3f")
+        low, high = row[f"{name}_interval"]
+        return f"{row[name]:.3f} ({low:.2f} to {high:.2f})"
+
+    answered = {metric: row for metric, row in found.metrics.items() if "seconds" in row}
+    sets = [prefix for prefix in ("", "near_") if f"{prefix}ceiling" in found.reliability]
+    names = [f"{prefix}{name}" for prefix in sets for name in ("spearman", "kendall", "kl_spearman")]
+    if found.truth == "kl":
+        names = [name for name in names if "kl_" not in name]
+    budgets = list(dict.fromkeys(budget for row in answered.values() for budget in row["regret"]))
+    rows = []
+    for metric, row in sorted(answered.items(), key=lambda one: -_or_last(one[1]["spearman"])):
+        regret = [_or_dash(row["regret"][budget], ".4f") for budget in budgets]
+        spent = _or_dash(row["seconds"], ".1f"), _or_dash(row["peak_mb"], ".0f")
+        rows.append((metric, *[with_interval(row, name) for name in names], *regret, *spent))
+    columns = ("metric", *names, *[f"regret at {budget}" for budget in budgets], "seconds", "peak MB")
+    print_rows(f"rank correlation with {found.truth}, and 95 % intervals from 20 different plans on", columns, rows)
+    for prefix in sets:
+        which = "plans near the budget" if prefix else "random plans"
+        reliability = found.reliability[f"{prefix}reliability"]
+        if reliability > 0:
+            ceiling = with_interval(found.reliability, f"{prefix}ceiling")
+            what = f"has reliability {reliability:.3f}; a perfect metric would correlate by about {ceiling}"
+        else:
+            what = "does not agree between halves of the data; evaluate on more data, or more plans"
+        say(f"{which}: {found.truth} {what}")
+    reasons = {metric: row["reason"] for metric, row in found.metrics.items() if "reason" in row}
+    unlabelled = [metric for metric in reasons if metric not in answered and "needs labels" in reasons[metric]]
+    if unlabelled:
+        say(f"{', '.join(unlabelled)}: need labels in the calibration data; give batches that end with them")
+    for metric, reason in reasons.items():
+        if metric not in unlabelled:
+            say(f"{metric}: {reason}")
+
+
+def _or_last(correlation: float | None) -> float:
+    return -2 if correlation is None else correlation
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

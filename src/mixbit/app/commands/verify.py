@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from mixbit.app.commands.options import AsJson
+from mixbit.app.commands import options
 from mixbit.app.printing import print_json, print_rows, say_what_runs_in_float
 
 
-def verify(folder: Annotated[Path, typer.Argument(metavar="DIR")], as_json: AsJson = False) -> None:
+def verify(folder: Annotated[Path, typer.Argument(metavar="DIR")], as_json: options.AsJson = False) -> None:
     """Run the artefact in DIR on its check set and compare it with the simulation and the prediction."""
     from mixbit.pipeline.verify_folder import recheck
 
@@ -26,7 +26,7 @@ def bench(
     batch: Annotated[
         list[int] | None, typer.Option("--batch", min=1, max=2**20, help="batch sizes; 1 and 32 by default")
     ] = None,
-    as_json: AsJson = False,
+    as_json: options.AsJson = False,
 ) -> None:
     """Time the artefact in DIR, and say for every layer how it is stored and how the runtime executed it."""
     from mixbit.pipeline.verify_folder import bench as bench_
