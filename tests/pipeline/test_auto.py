@@ -339,6 +339,24 @@ def test_inputs_by_keyword_may_come_in_any_order(run, tmp_path):
     assert again.num_samples == 32
 
 
+def segments():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 1)).eval()
+
+
+def test_a_folder_with_an_answer_per_pixel_is_verified(run, tmp_path):
+    model = segments()
+    images = [torch.randn(8, 1, 4, 5) for _ in range(4)]
+    pairs = [(x, model(x).argmax(1)) for x in images]
+    found = run(
+        "out", model, pairs, budget=mb.Budget(mean_bits=8), task=Task.segmentation(), spec=f"{__name__}:segments"
+    )
+    again = recheck(tmp_path / "out")
+    assert again.problems == ()
+    assert again.num_samples == 8
+    assert again.accuracy == found.comparison.accuracy > 0.9
+
+
 def test_twelve_inputs_keep_their_order(run, tmp_path):
     rows = [tuple(torch.randn(8, 1) for _ in range(12)) for _ in range(4)]
     run("out", many_inputs(), rows, budget=mb.Budget(mean_bits=8), choices=["w8a8"], spec=f"{__name__}:many_inputs")

@@ -10,11 +10,11 @@ from mixbit.core.io.environment import environment
 from mixbit.graph.coverage import find_uncovered
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph
-from mixbit.graph.layers import model_fingerprint
 from mixbit.pipeline.folder import RESULT_FILE, Pruned, Result, check_set, figures, layer_rows
 from mixbit.pipeline.settings import Candidate, Measured, Run
 from mixbit.pruning.prune import Removal
 from mixbit.quantization.assemble import assemble
+from mixbit.quantization.offers import uniform_plan
 from mixbit.targets.latency import paired_latency_ms
 from mixbit.targets.verify import Comparison, agreement, artefact_runner, compare, predicted_bytes
 
@@ -132,12 +132,7 @@ def _beside_float(run: Run, known: Measured, folder: Path) -> tuple[dict[str, fl
     """Figures of the float network in the same runtime, and the artefact's latency, timed in turn on one sample."""
     graph, layers = known.graph, known.graph.layers
     sample = [leaf.numpy() for leaf in graph.tensors(known.data.evaluation[0][0].rows([0]))]
-    plan = Plan(
-        target=run.target.name,
-        fingerprint=model_fingerprint(layers),
-        layers={layer.name: "float" for layer in layers},
-        made_by="float",
-    )
+    plan = uniform_plan(graph, "float", target=run.target.name)
     with TemporaryDirectory() as scratch:
         run.target.write(assemble(graph, plan, [], {}), Path(scratch))
         folders = {"float": Path(scratch), "deployed": folder}

@@ -113,6 +113,11 @@ class Result(BaseModel):
         return self.model_dump_json(by_alias=True, indent=2) + "\n"
 
     @property
+    def schemes(self) -> dict[str, str]:
+        """Layer -> its scheme."""
+        return {name: row.scheme for name, row in self.layers.items()}
+
+    @property
     def predicted_bytes(self) -> dict[str, int]:
         """Layer -> bytes of its weight and scales, as predicted."""
         return {name: row.predicted_bytes for name, row in self.layers.items()}

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from mixbit.core import (
     Budget,
@@ -35,18 +34,6 @@ from mixbit.searches.autoq import FEATURES
 from mixbit.searches.front import front
 from mixbit.searches.search import Method, plan_of, priced, search, uniform_plans
 from mixbit.targets.verify import artefact_runner
-
-
-class _Model(nn.Module):
-    """A graph as a module, which a function of the user's own may call and change like any other."""
-
-    def __init__(self, graph: Graph) -> None:
-        super().__init__()
-        self.graph_module = graph.module  # so that its parameters are found
-        self.graph = graph
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.graph(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -108,7 +95,7 @@ class Scoring:
             return self._of_outputs(evaluate(graph, self.batches, self.task, "try a plan"))
         try:
             with torch.no_grad():
-                return float(self.score(_Model(graph), [as_given(batch) for batch in self.batches]))
+                return float(self.score(graph.module, [as_given(batch) for batch in self.batches]))
         except MixbitError:
             raise
         except (Exception, SystemExit) as error:

@@ -26,7 +26,7 @@ def recheck(folder: Path) -> Comparison:
         InvalidInput: a file of the folder is missing or not what mixbit writes.
         TargetMismatch: the runtime cannot load the artefact. Differences are in the result's `problems`.
     """
-    result, _, check, runner = _open(folder)
+    result, check, runner = _open(folder)
     task = Task.named(result.task)
 
     def run(inputs: Inputs) -> Tensor:
@@ -48,7 +48,7 @@ def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
     """
     if any(size < 1 for size in batch_sizes):
         raise InvalidInput(f"batch sizes {batch_sizes}: give whole numbers from 1")
-    result, plan, check, runner = _open(folder)
+    result, check, runner = _open(folder)
     target = find_target(result.target)
     graph, latency, default_latency = _graph(result, check), {}, {}
     for size in batch_sizes:
@@ -57,11 +57,9 @@ def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
         default = target.load(folder, graph, batch_size=size, default_settings=True)
         runs = {"artefact": exact.run} | ({"default": default.run} if default.environment != exact.environment else {})
         medians = paired_latency_ms(runs, inputs, f"time batch {size}")
-        latency[str(size)], default_latency[str(size)] = (
-            medians["artefact"],
-            medians.get("default", medians["artefact"]),
-        )
-    rows = layer_rows(plan.layers, result.predicted_bytes, target.stored(folder), runner.executed())
+        latency[str(size)] = medians["artefact"]
+        default_latency[str(size)] = medians.get("default", medians["artefact"])
+    rows = layer_rows(result.schemes, result.predicted_bytes, target.stored(folder), runner.executed())
     return {
         "target": result.target,
         "latency_ms": latency,
@@ -72,11 +70,12 @@ def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _open(folder: Path) -> tuple[Result, Plan, CheckSet, Runner]:
+def _open(folder: Path) -> tuple[Result, CheckSet, Runner]:
+    """What the folder holds, none of it changed since, and the artefact, loaded."""
     if not folder.is_dir():
         raise InvalidInput(f"{folder}: no such folder; give the --out of mixbit quantize")
     result, plan = Result.load(folder), Plan.load(folder / "plan.json")
-    if plan.target != result.target or plan.layers != {name: row.scheme for name, row in result.layers.items()}:
+    if plan.target != result.target or plan.layers != result.schemes:
         raise InvalidInput(f"{folder}: plan.json is not the plan of result.json; quantize again")
     for name, digest in result.files.items():
         if sha256(folder / name) != digest:
@@ -85,7 +84,7 @@ def _open(folder: Path) -> tuple[Result, Plan, CheckSet, Runner]:
             )
     target, check = find_target(result.target), CheckSet.load(folder)
     target.require()
-    return result, plan, check, target.load(folder, _graph(result, check))
+    return result, check, target.load(folder, _graph(result, check))
 
 
 def _graph(result: Result, check: CheckSet) -> Graph | None:
