@@ -24,8 +24,8 @@ from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
 from mixbit.metrics import METRICS, MetricInput
 from mixbit.metrics.hawq import hawq
+from mixbit.metrics.measure import choose_scales
 from mixbit.quantization.calibrate import calibrate
-from mixbit.quantization.scales import weight_quantizer
 
 SCHEMES = tuple(Scheme.parse(f"w{weight}a{input_}") for weight in (2, 3, 4, 6, 8) for input_ in (4, 8))
 FAST, SLOW = ("fisher", "fit", "modelopt", "autoround", "output_error"), ("hawq", "measured")
@@ -51,14 +51,10 @@ def sentences() -> tuple[nn.Module, list[Batch], Task]:
 
 def metric_input(network: nn.Module, batches: list[Batch], task: Task) -> MetricInput:
     """What metrics are given, with the calibration and all scales at hand."""
-    inputs = [one for one, _ in batches]
-    graph = mb.capture(network, inputs[0])
-    layers = graph.layers
-    calibration = calibrate(graph, inputs)
-    for layer in layers:
-        for fmt in {scheme.weight for scheme in SCHEMES if scheme.weight is not None}:
-            weight_quantizer(graph, layer, fmt, calibration)
-    return MetricInput(graph, layers, SCHEMES, calibration, batches, task, 0)
+    graph = mb.capture(network, batches[0][0])
+    calibration = calibrate(graph, batches)
+    choose_scales(graph, calibration, SCHEMES)
+    return MetricInput(graph, SCHEMES, calibration, batches, task, 0)
 
 
 def plain(network: nn.Module, batches: list[Batch], task: Task) -> None:

@@ -48,7 +48,7 @@ class Data:
         pairs = [split_batch(batch) for batch in cifar.batches(images, labels, 64)]
         test = [split_batch(batch) for batch in cifar.batches(*cifar.load_images(source, "test"), 500)]
         graph = mb.capture(resnet20.load(paths.require("MIXBIT_RESNET20")), pairs[0][0].args)
-        calibration = calibrate(graph, [inputs for inputs, _ in pairs])
+        calibration = calibrate(graph, pairs)
         return cls(graph, pairs, test, calibration)
 
 
@@ -56,8 +56,7 @@ def plan_for(data: Data, target: str, mean_bits: float | None) -> mb.Plan:
     """The plan that `fisher` and `ilp` make for that mean weight width; uniform w8a8 for None."""
     if mean_bits is None:
         return mb.uniform_plan(data.graph, "w8a8", target=target)
-    batches = [inputs.args for inputs, _ in data.calibration_batches]
-    table = mb.measure(data.graph, batches, target=target, calibration=data.calibration)
+    table = mb.measure(data.graph, data.calibration, target=target)
     return mb.search(table, mb.Budget(mean_bits=mean_bits))
 
 

@@ -38,8 +38,7 @@ def plan_of(data: Data, name: str) -> mb.Plan:
         return plan_for(data, TARGET, float(rest.split()[0]))
     if kind == "uniform":
         return mb.uniform_plan(data.graph, rest, target=TARGET)
-    batches = [inputs.args for inputs, _ in data.calibration_batches]
-    table = mb.measure(data.graph, batches, target=TARGET, metric="weight_error_relative", calibration=data.calibration)
+    table = mb.measure(data.graph, data.calibration, target=TARGET, metric="weight_error_relative")
     in_bytes = float(table.usage["weight_bytes"][:, table.choices.index("w3a8")].sum())
     return mb.search(table, mb.Budget(weight_bytes=in_bytes), method="mixquant")
 

@@ -67,11 +67,8 @@ class Contest:
         tried = [split_batch(one) for one in cifar.batches(images[NUM_CALIBRATION:], labels[NUM_CALIBRATION:], 250)]
         test = [split_batch(one) for one in cifar.batches(*cifar.load_images(source, "test"), 500)]
         graph = mb.capture(resnet20.load(paths.require("MIXBIT_RESNET20")), pairs[0][0].args)
-        calibration = calibrate(graph, [inputs for inputs, _ in pairs])
-        tables = {
-            metric: mb.measure(graph, pairs, target=TARGET, metric=metric, calibration=calibration)
-            for metric in metrics
-        }
+        calibration = calibrate(graph, pairs)
+        tables = {metric: mb.measure(graph, calibration, target=TARGET, metric=metric) for metric in metrics}
         return cls(graph, calibration, pairs, tried, test, tables)
 
     @cached_property

@@ -62,7 +62,7 @@ class Setting(NamedTuple):
         labels = self.labels.split(size) if labelled else [None] * len(self.x.split(size))
         pairs = list(zip(batches_of(self.x, size), labels, strict=True))
         task = task or Task.classification()
-        return MetricInput(self.graph, self.layers, schemes, self.calibration, pairs, task, 0)
+        return MetricInput(self.graph, schemes, self.calibration, pairs, task, 0)
 
     def parameter(self, layer: Layer) -> nn.Parameter:
         return self.model.get_parameter(layer.name)

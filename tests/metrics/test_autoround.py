@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mixbit.core.errors import InvalidInput
 from mixbit.core.task import Task
 from mixbit.metrics.autoround import autoround
 from tests.metrics.setting import NETWORKS, SCHEMES, assert_agrees, calls_of, setting_of
@@ -61,8 +60,3 @@ def test_a_single_batch_is_a_single_sample():
     answer = autoround(setting_of("shared").inputs(size=10))
     assert answer.num_samples == 1
     assert np.isinf(answer.standard_error).all()
-
-
-def test_labels_are_needed():
-    with pytest.raises(InvalidInput, match="'autoround' needs labels, batch 0 has none"):
-        autoround(setting_of("shared").inputs(labelled=False))

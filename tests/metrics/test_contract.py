@@ -6,19 +6,18 @@ import numpy as np
 import pytest
 import torch
 
+from mixbit.core import InvalidInput, facts_of
 from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.metrics import METRICS, MetricInput
+from mixbit.metrics._input import NEEDS_LABELS
+from mixbit.metrics.measure import measure
 from mixbit.quantization.calibrate import calibrate
-from tests.networks import Attention, Residual, assert_state_is, batches_of, state_of
+from tests.networks import ANYTHING, Attention, Residual, assert_state_is, batches_of, state_of
 
 CHOICES = ("float", "w2", "w4", "w8", "w2a8", "w4a8", "w8a8", "w8a3")
 SCHEMES = tuple(Scheme.parse(text) for text in CHOICES)
-#: What some metrics do not look at; all others look at weights and inputs, and draw.
-WEIGHTS_ONLY = {"fit_w", "hawq", "weight_error", "weight_error_absolute", "weight_error_relative"}
-INPUTS_ONLY = {"fit_a"}
-DRAW_NOTHING = set(METRICS) - {"fisher", "hawq"}
 MODELS = {
     "convolutions": (Residual, lambda: torch.randn(20, 2, 6, 6)),
     "attention": (Attention, lambda: torch.randint(0, 6, (20, 5))),
@@ -59,13 +58,13 @@ def setting_of(network):
 
 @functools.cache
 def answer_of(metric, network):
-    return metric(question_of(setting_of(network)))
+    return metric(inputs_of(setting_of(network)))
 
 
-def question_of(setting, *, schemes=SCHEMES, seed=0, task=None):
-    _, _, graph, layers, batches, calibration = setting
+def inputs_of(setting, *, schemes=SCHEMES, seed=0, task=None):
+    _, _, graph, _, batches, calibration = setting
     task = task or Task.classification()
-    return MetricInput(graph, layers, schemes, calibration, labelled(graph, task, batches), task, seed)
+    return MetricInput(graph, schemes, calibration, labelled(graph, task, batches), task, seed)
 
 
 def labelled(graph, task, batches):
@@ -92,33 +91,45 @@ def test_the_table_is_finite_and_nowhere_negative(answer, setting):
     assert 0 < answer.num_samples <= 20
 
 
-def test_float_costs_nothing_and_bits_pay(metric, answer):
+def test_float_costs_nothing_and_bits_pay(answer):
     cost = dict(zip(CHOICES, answer.loss.mean(0), strict=True))
     assert (answer.loss[:, 0] == 0).all()
     assert (answer.standard_error[:, 0] == 0).all()
-    if metric.__name__ in INPUTS_ONLY:
-        assert cost["w2"] == cost["w4"] == cost["w8"] == 0
-        assert cost["w2a8"] == cost["w4a8"] == cost["w8a8"] > 0
-    else:
+    of_weights, of_inputs = cost["w2"] > 0, cost["w8a3"] > cost["w8"]
+    assert of_weights or of_inputs
+    if of_weights:
         assert cost["w2"] > cost["w4"] > cost["w8"] > 0
         assert cost["w2a8"] > cost["w4a8"] > cost["w8a8"] >= cost["w8"]
-    if metric.__name__ in WEIGHTS_ONLY:
-        assert cost["w8a3"] == cost["w8a8"] == cost["w8"]
     else:
+        assert cost["w2"] == cost["w4"] == cost["w8"] == 0
+        assert cost["w2a8"] == cost["w4a8"] == cost["w8a8"] > 0
+    if of_inputs:
         assert cost["w8a3"] > cost["w8a8"]
+    else:
+        assert cost["w8a3"] == cost["w8a8"] == cost["w8"]
 
 
 def test_an_entry_does_not_depend_on_the_other_choices(metric, answer, setting):
     for column in (0, 3, 5):
-        alone = metric(question_of(setting, schemes=SCHEMES[column : column + 1])).loss
+        alone = metric(inputs_of(setting, schemes=SCHEMES[column : column + 1])).loss
         np.testing.assert_allclose(alone[:, 0], answer.loss[:, column], rtol=1e-4, atol=1e-12)
 
 
-def test_a_seed_gives_the_same_table_and_another_seed_another(metric, setting):
-    first, again, other = (metric(question_of(setting, seed=seed)) for seed in (1, 1, 2))
+def test_a_seed_gives_the_same_table(metric, setting):
+    first, again = (metric(inputs_of(setting, seed=1)) for _ in range(2))
     assert np.array_equal(first.loss, again.loss)
     assert np.array_equal(first.standard_error, again.standard_error)
-    assert np.array_equal(first.loss, other.loss) == (metric.__name__ in DRAW_NOTHING)
+
+
+@pytest.mark.usefixtures("anything")
+def test_labels_are_needed_where_the_metric_says_so(metric, setting):
+    (first, labels), (second, _), *_ = inputs_of(setting).batches
+    batches, name = [(first, labels), (second, None)], metric.__name__
+    if NEEDS_LABELS in facts_of(metric):
+        with pytest.raises(InvalidInput, match=f"metric '{name}' needs labels, batch 1 has none"):
+            measure(setting[2], batches, target=ANYTHING, metric=name)
+    else:
+        assert measure(setting[2], batches, target=ANYTHING, metric=name, choices=["w4a8"]).metric == name
 
 
 def test_nothing_of_the_users_changes(metric, setting):
@@ -127,7 +138,7 @@ def test_nothing_of_the_users_changes(metric, setting):
     tensors = [leaf for inputs in batches for leaf in inputs.tensors]
     values = [leaf.clone() for leaf in tensors]
     generator = torch.get_rng_state()
-    metric(question_of(setting))
+    metric(inputs_of(setting))
     assert torch.equal(torch.get_rng_state(), generator)
     assert_state_is(model, state)
     assert_state_is(graph.module, graph_state)
@@ -139,9 +150,9 @@ def test_nothing_of_the_users_changes(metric, setting):
 
 
 def test_regression_has_a_table_too(metric, setting):
-    answer = metric(question_of(setting, task=Task.regression()))
+    answer = metric(inputs_of(setting, task=Task.regression()))
     assert np.isfinite(answer.loss).all()
-    if metric.__name__ in INPUTS_ONLY:
-        assert ((answer.loss[:, -1] > 0) == [bool(layer.inputs) for layer in setting[3]]).all()
-    else:
+    if answer.loss[:, 1].any():
         assert (answer.loss[:, 1] > 0).all()
+    else:  # of inputs alone
+        assert ((answer.loss[:, -1] > 0) == [bool(layer.inputs) for layer in setting[3]]).all()

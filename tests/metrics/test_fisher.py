@@ -91,7 +91,7 @@ class Case(NamedTuple):
 
     def inputs(self, seed=0, task=None, schemes=SCHEMES):
         task = task or Task.classification()
-        return MetricInput(self.graph, self.layers, schemes, self.calibration, unlabelled(self.batches), task, seed)
+        return MetricInput(self.graph, schemes, self.calibration, unlabelled(self.batches), task, seed)
 
 
 @functools.cache
@@ -314,7 +314,7 @@ def test_every_operator_has_an_entry(kind, monkeypatch):
     batches = batches_of(x, 3)
     calibration = calibrate(graph, batches)
     scheme, task = Scheme.parse("w2"), Task.regression()
-    inputs = MetricInput(graph, layers, (scheme, Scheme.parse("w3")), calibration, unlabelled(batches), task, 7)
+    inputs = MetricInput(graph, (scheme, Scheme.parse("w3")), calibration, unlabelled(batches), task, 7)
     answer = fisher(inputs)
     monkeypatch.setattr(importlib.import_module("mixbit.metrics.fisher"), "FEW_ELEMENTS", 1)
     np.testing.assert_allclose(fisher(inputs).loss, answer.loss, rtol=1e-12)  # however few rows run together
@@ -374,7 +374,7 @@ def test_predictions_agree_with_the_divergence_of_small_changes(name):
     layers, task = graph.layers, Task.named(name)
     calibration = calibrate(graph, batches_of(x, 100))
     scheme = Scheme.parse("w6")
-    inputs = MetricInput(graph, layers, (scheme,), calibration, unlabelled(batches_of(x, 100)), task, 0)
+    inputs = MetricInput(graph, (scheme,), calibration, unlabelled(batches_of(x, 100)), task, 0)
     answer = fisher(inputs)
     for row, layer in enumerate(layers):
         schemes = dict.fromkeys((one.name for one in layers), "float") | {layer.name: "w6"}
@@ -394,7 +394,7 @@ def test_with_the_users_own_loss_gradients_are_those_of_its_labels():
     batches = [
         (inputs, part) for inputs, part in zip(one.batches, labels.split(len(one.batches[0].args[0])), strict=True)
     ]
-    inputs = MetricInput(one.graph, one.layers, (Scheme.parse("w3"),), one.calibration, batches, task, 0)
+    inputs = MetricInput(one.graph, (Scheme.parse("w3"),), one.calibration, batches, task, 0)
     answer = fisher(inputs)
     for row, layer in enumerate(one.layers):
         (error,) = inputs.weight_errors(layer)

@@ -84,9 +84,9 @@ def calibrated(graph, batches):
 
 def test_a_calibration_saves_a_pass(graph, batches):
     calibration = calibrated(graph, batches)
-    table = measure(graph, batches, target=ANYTHING, calibration=calibration)
+    table = measure(graph, calibration, target=ANYTHING)
     assert np.array_equal(table.loss, measure(graph, batches, target=ANYTHING).loss)
-    measure(graph, batches, target=ANYTHING, calibration=calibration, metric=bits_of_the_weight)
+    measure(graph, calibration, target=ANYTHING, metric=bits_of_the_weight)
     assert bits_of_the_weight.inputs.calibration is calibration
 
 
@@ -117,7 +117,7 @@ def test_what_cannot_be_measured_is_refused(graph, batches):
         measure(graph, [torch.randn(3, 2, 5, 5)], target=ANYTHING)
     other = capture(Attention().eval(), torch.randint(0, 6, (2, 5)))
     with pytest.raises(InvalidInput, match="calibration: of another graph"):
-        measure(other, [torch.randint(0, 6, (4, 5))], target=ANYTHING, calibration=calibrated(graph, batches))
+        measure(other, calibrated(graph, batches), target=ANYTHING)
     simulated = quantize(graph, plan_of(graph.layers, "w4"), batches)
     with pytest.raises(InvalidInput, match="quantized already; measure the captured graph"):
         measure(simulated, batches, target=ANYTHING)

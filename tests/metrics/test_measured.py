@@ -8,7 +8,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
@@ -125,16 +124,11 @@ def test_divergences_far_below_the_precision_of_float32_are_kept():
     tables = []
     for dtype in (torch.float32, torch.float64):
         graph = capture(model.to(dtype), x[:2].to(dtype))
-        layers, batches = graph.layers, batches_of(x.to(dtype), 8)
+        batches = batches_of(x.to(dtype), 8)
         calibration, pairs = calibrate(graph, batches), [(inputs, None) for inputs in batches]
-        tables.append(measured(MetricInput(graph, layers, (Scheme.parse("w8"),), calibration, pairs, TASK, 0)).loss)
+        tables.append(measured(MetricInput(graph, (Scheme.parse("w8"),), calibration, pairs, TASK, 0)).loss)
     assert (tables[1] < 1e-5).all()
     np.testing.assert_allclose(tables[0], tables[1], rtol=1e-2)
-
-
-def test_labels_are_needed_for_the_loss():
-    with pytest.raises(InvalidInput, match="'measured_loss' needs labels, batch 0 has none"):
-        measured_loss(setting_of("shared").inputs(labelled=False))
 
 
 @pytest.mark.usefixtures("anything")
@@ -144,7 +138,7 @@ def test_every_operator_is_measured_as_quantize_deploys_it(kind):
     layers, task, batches = graph.layers, Task.regression(), batches_of(x, 2)
     calibration = calibrate(graph, batches)
     pairs = [(inputs, None) for inputs in batches]
-    answer = measured(MetricInput(graph, layers, (Scheme.parse("w3"),), calibration, pairs, task, 0))
+    answer = measured(MetricInput(graph, (Scheme.parse("w3"),), calibration, pairs, task, 0))
     changed = quantize(graph, plan_of(layers, "w3"), calibration)
     with torch.no_grad():
         wanted = task.divergence(task.outputs(graph(x)), task.outputs(changed(x))).mean()

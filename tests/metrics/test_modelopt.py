@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
 from mixbit.metrics import MetricInput
@@ -58,11 +57,6 @@ def test_an_output_that_all_samples_share_counts_by_the_whole_batch():
     assert_agrees(modelopt(one.inputs()).loss[row], sum(batches) / 10)
 
 
-def test_labels_are_needed():
-    with pytest.raises(InvalidInput, match="'modelopt' needs labels, batch 0 has none"):
-        modelopt(setting_of("shared").inputs(labelled=False))
-
-
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_every_operator_has_scores(kind):
     """Labels below all outputs by 1 make all gradients of a regression 1: what is left is the error itself."""
@@ -72,7 +66,7 @@ def test_every_operator_has_scores(kind):
     calibration = calibrate(graph, batches_of(x, 2))
     outputs = Task.regression().outputs(graph(x)).detach()
     answer, alone = (
-        modelopt(MetricInput(graph, layers, (scheme,), calibration, pairs, Task.regression(), 0))
+        modelopt(MetricInput(graph, (scheme,), calibration, pairs, Task.regression(), 0))
         for pairs in (list(zip(batches_of(x, size), (outputs - 1).split(size), strict=True)) for size in (2, 1))
     )
     run = torch.fx.Interpreter(graph.module, garbage_collect_values=False)

@@ -1,16 +1,20 @@
 """The metrics of outputs against the plain model's own operators, a sample at a time."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
-from mixbit.metrics import MetricInput
-from mixbit.metrics.output_error import noise_to_signal, output_error
+from mixbit.metrics import METRICS, MetricInput
+from mixbit.metrics.output_error import output_error
 from mixbit.quantization.calibrate import calibrate
 from tests.metrics.setting import NETWORKS, SCHEMES, assert_agrees, calls_of, mean_errors, setting_of
 from tests.networks import OPERATORS, batches_of, captured_operator
+
+noise_to_signal = METRICS["noise_to_signal"]
 
 
 @torch.no_grad()
@@ -59,7 +63,7 @@ def test_entries_are_mean_squares_of_the_outputs_errors(name):
 def test_a_single_sample_has_no_error_known():
     one = setting_of("convolutions")
     inputs = one.inputs(size=1)
-    alone = type(inputs)(**{**vars(inputs), "batches": inputs.batches[:1]})
+    alone = dataclasses.replace(inputs, batches=inputs.batches[:1])
     for metric in (output_error, noise_to_signal):
         answer = metric(alone)
         assert answer.num_samples == 1
@@ -70,11 +74,10 @@ def test_a_single_sample_has_no_error_known():
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_samples_are_told_apart_wherever_an_operator_keeps_them(kind):
     _, x, graph = captured_operator(kind)
-    layers = graph.layers
     calibration = calibrate(graph, batches_of(x, 2))
     schemes, task = (Scheme.parse("w3a4"),), Task.regression()
     together, alone = (
-        MetricInput(graph, layers, schemes, calibration, [(part, None) for part in batches_of(x, size)], task, 0)
+        MetricInput(graph, schemes, calibration, [(part, None) for part in batches_of(x, size)], task, 0)
         for size in (3, 1)
     )
     for metric in (output_error, noise_to_signal):

@@ -25,7 +25,7 @@ def parts():
     graph = mb.capture(network, x[:2])
     batches = split_batches(network, list(zip(x.split(32), labels.split(32), strict=True)))
     calibration = calibrate(graph, [inputs for inputs, _ in batches])
-    table = mb.measure(graph, batches, target="packed", calibration=calibration)
+    table = mb.measure(graph, calibration, target="packed")
     return graph, calibration, batches, table, x, labels
 
 

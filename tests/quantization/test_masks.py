@@ -222,7 +222,7 @@ def test_measure_and_quantize_take_the_same_weights_out(captured):
     graph, batches = captured
     layers = graph.layers
     calibration = calibrate(graph, [Inputs.of(x) for x, _ in batches])
-    table = mb.measure(graph, batches, target="packed", choices=["w8a8", "w4a8@30%"], calibration=calibration)
+    table = mb.measure(graph, calibration, target="packed", choices=["w8a8", "w4a8@30%"])
     simulated = quantize(graph, plan_of(layers, "w4a8@30%", "packed"), batches)
     for layer in layers:
         assert torch.equal(by_tensor(simulated)[layer.name].mask, calibration.masks[layer.name, Sparsity(30)])

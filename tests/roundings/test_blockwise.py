@@ -198,12 +198,13 @@ def test_formats_of_floats_are_left_alone():
 
 def test_batches_are_calibrated_and_learned_from():
     graph = mb.capture(residual_net(), images(1)[0])
-    calibration = calibrate(graph, [Inputs.of(batch) for batch in images(2)])
+    calibration = calibrate(graph, images(2))
     names = {layer.name: "w3a8" for layer in graph.layers}
     plan = mb.Plan(target="anything", fingerprint=model_fingerprint(graph.layers), layers=names)
     with pytest.raises(mb.InvalidInput, match="rounding brecq: a calibration alone does not tell it enough"):
-        quantize(graph, plan, calibration, rounding="brecq")
-    quantize(graph, plan, images(2), rounding="brecq:iterations=2")
+        quantize(graph, plan, replace(calibration, batches=()), rounding="brecq")
+    for batches in (images(2), calibration):
+        quantize(graph, plan, batches, rounding="brecq:iterations=2")
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ def measured():
     batches = [torch.randn(16, 8)]
     graph = mb.capture(network.eval(), batches[0])
     calibration = calibrate(graph, [Inputs.of(batches[0])])
-    table = mb.measure(graph, batches, target="packed", choices=CHOICES, metric="weight_error", calibration=calibration)
+    table = mb.measure(graph, calibration, target="packed", choices=CHOICES, metric="weight_error")
     return table, graph, calibration
 
 

@@ -21,8 +21,8 @@ from mixbit.metric_study.folder import StudyFolder
 from mixbit.metric_study.plans import Choice, RandomPlans
 from mixbit.metric_study.processes import in_processes
 from mixbit.metric_study.truth import Predicted, Prepared, Subject, Truth, predict
-from mixbit.metrics import METRICS, Estimate, Metric, MetricInput
-from mixbit.metrics.measure import measure
+from mixbit.metrics import METRICS, Metric
+from mixbit.metrics.measure import blank_table, choose_scales
 from mixbit.searches.search import search
 
 
@@ -82,16 +82,11 @@ class StudyRun:
         subject = setup()
         self.prepared, self.digests = Prepared.of(subject), digests(subject)
         self.prepared.check_evaluation()
-        self.blank = measure(  # which also chooses the scales, once for all
-            self.prepared.graph,
-            self.prepared.batches,
-            target=target,
-            task=self.prepared.task,
-            metric=_no_loss,
-            choices=choices,
-            calibration=self.prepared.calibration,
-        )
-        self.calibration = pickle.dumps(self.prepared.calibration)
+        self.blank = blank_table(self.prepared.graph, target=target, choices=choices)
+        schemes = [Scheme.parse(choice) for choice in self.blank.choices]
+        choose_scales(self.prepared.graph, self.prepared.calibration, schemes)  # once for all
+        # A process that makes the subject again has its batches.
+        self.calibration = pickle.dumps(dataclasses.replace(self.prepared.calibration, batches=()))
 
     def settings(self, plans: RandomPlans) -> dict[str, Any]:
         """What must be the same for a study to go on."""
@@ -194,11 +189,6 @@ def _ready(
 
 def _truth(prepared: Prepared, job: tuple[str, Plan]) -> Truth:
     return prepared.truth(job[1])
-
-
-def _no_loss(inputs: MetricInput) -> Estimate:
-    nothing = np.zeros((len(inputs.layers), len(inputs.schemes)))
-    return Estimate(nothing, nothing, 1)
 
 
 def searched(table: Sensitivity, budget: Budget) -> Plan | None:

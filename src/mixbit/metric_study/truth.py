@@ -1,5 +1,6 @@
 """What plans truly cost on labelled data, and what metrics predict, with their time and memory."""
 
+import dataclasses
 import math
 import time
 import traceback
@@ -124,8 +125,8 @@ class Prepared:
         if sum(inputs.batch_size for inputs, _ in evaluation) < 2:
             raise InvalidInput("evaluation data: a study needs two samples or more, better a thousand")
         if calibration is None:
-            calibration = calibrate(graph, [inputs for inputs, _ in batches])
-        return cls(graph, calibration, batches, evaluation, task)
+            calibration = calibrate(graph, batches)
+        return cls(graph, dataclasses.replace(calibration, batches=batches), batches, evaluation, task)
 
     @cached_property
     def outputs(self) -> list[Tensor]:
@@ -228,12 +229,11 @@ def predict(
     try:
         table = measure(
             prepared.graph,
-            prepared.batches,
+            prepared.calibration,
             target=target,
             task=prepared.task,
             metric=metric if isinstance(metric, str) else _checked(metric),
             choices=choices,
-            calibration=prepared.calibration,
             seed=seed,
         )
     except MixbitError as error:

@@ -1,8 +1,9 @@
-"""What a metric is asked, and what it answers."""
+"""What every metric is given and returns, and what several of them share."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,22 @@ from torch import Tensor
 from mixbit.core import FloatArray, Format, InvalidInput, Scheme
 from mixbit.core.batches import Batch
 from mixbit.core.task import Task
-from mixbit.graph.case import Case
 from mixbit.graph.graph import Graph, Layer, Operation
 from mixbit.quantization.calibrate import Calibration, mean_output
 from mixbit.quantization.offers import why_not
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.quantization.scales import weight_quantizer
+from mixbit.quantization.statistics import RunningMean
 
-#: Facts about metrics, for `method`. Means over samples are asked about parts of the data in turn until plans are
-#: stable, others about all of it at once.
+#: Facts about metrics, for `method`. `measure` gives a mean over samples parts of the data in turn until plans are
+#: stable, and others all of it at once; it refuses data without labels where they are needed.
 MEAN_OVER_SAMPLES = "mean over samples"
-#: Looks at weights or outputs alone, whatever the loss.
+NEEDS_LABELS = "needs labels"
+#: It looks at weights or outputs alone, so that a loss has no effect.
 IGNORES_LOSS = "ignores the loss"
+
+#: Name of a layer or tensor -> what rounding it costs, [..., formats].
+Costs = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,7 @@ class MetricInput:
     """What a metric needs to fill a table.
 
     Attributes:
-        graph: The float graph.
-        layers: L rows.
+        graph: The float graph, with its L layers, which are rows.
         schemes: C columns.
         calibration: Ranges and mean inputs on the same data.
         batches: Inputs, and labels where there are any.
@@ -41,7 +45,6 @@ class MetricInput:
     """
 
     graph: Graph
-    layers: tuple[Layer, ...]
     schemes: tuple[Scheme, ...]
     calibration: Calibration
     batches: Sequence[Batch]
@@ -49,35 +52,27 @@ class MetricInput:
     seed: int
 
     @property
-    def case(self) -> Case:
-        """The network and the data."""
-        return Case(self.graph, self.batches, self.task, self.seed)
+    def layers(self) -> tuple[Layer, ...]:
+        """Those of the graph."""
+        return self.graph.layers
 
-    @property
+    @cached_property
     def weight_formats(self) -> tuple[Format, ...]:
         """Formats of weights among the schemes, each once."""
         return tuple(dict.fromkeys(scheme.weight for scheme in self.schemes if scheme.weight))
 
-    @property
+    @cached_property
     def input_formats(self) -> tuple[Format, ...]:
         """Formats of inputs among the schemes, each once."""
         return tuple(dict.fromkeys(scheme.input for scheme in self.schemes if scheme.input))
 
-    @property
+    @cached_property
     def readers(self) -> dict[str, int]:
         """Tensor that layers read -> how many of them do."""
         return dict(Counter(name for layer in self.layers for name in layer.inputs))
 
-    def check_labels(self, metric: str) -> None:
-        """Raise InvalidInput, which names the metric, unless every batch has labels."""
-        for number, (_, labels) in enumerate(self.batches):
-            if labels is None:
-                raise InvalidInput(
-                    f"metric {metric!r} needs labels, batch {number} has none: give batches that end with them, or "
-                    "take a metric that needs none, as fisher"
-                )
-
-    def input_quantizers(self) -> dict[str, list[Quantizer]]:
+    @cached_property
+    def quantizers(self) -> dict[str, list[Quantizer]]:
         """Tensor that layers read -> its quantizer in each of the input formats."""
         device = self.graph.device
         return {
@@ -114,24 +109,26 @@ class MetricInput:
             return None
         return torch.stack([mean_output(self.graph, operation, self.calibration, error) for error in errors])
 
-    def entries(self, weights: Mapping[str, Tensor], reads: Mapping[str, Tensor]) -> Tensor:
-        """[..., L, C] float64 from the costs of parts, [..., formats] each; parts that are missing cost nothing.
+    def entries(self, weights: Costs, reads: Costs, *, shared: bool = True) -> Tensor:
+        """[..., L, C] float64 from the costs of parts.
 
         Args:
-            weights: Layer -> what its weight costs in each weight format.
-            reads: Tensor -> what it costs in each input format; the layers that read it share that equally.
+            weights: Layer -> what its weight costs in each weight format, for every layer.
+            reads: Tensor -> what it costs in each input format; one that is missing costs nothing. The layers that
+                read it share that equally. Where not `shared`, layer -> what rounding its inputs costs it alone.
+            shared: Whether inputs go by tensors.
         """
-        readers = self.readers
-        shape = next(iter({**weights, **reads}.values())).shape[:-1]
+        shape = weights[self.layers[0].name].shape[:-1]
         table = torch.zeros(*shape, len(self.layers), len(self.schemes), dtype=torch.float64)
         for row, layer in enumerate(self.layers):
+            names = [name for name in layer.inputs if name in reads]
+            parts = [reads[name] / self.readers[name] for name in names] if shared else [reads[layer.name]]
             for column, scheme in enumerate(self.schemes):
-                if scheme.weight is not None and layer.name in weights:
+                if scheme.weight is not None:
                     table[..., row, column] += weights[layer.name][..., self.weight_formats.index(scheme.weight)]
-                for name in layer.inputs:
-                    if scheme.input is not None and name in reads:
-                        part = reads[name][..., self.input_formats.index(scheme.input)]
-                        table[..., row, column] += part / readers[name]
+                for part in parts:
+                    if scheme.input is not None:
+                        table[..., row, column] += part[..., self.input_formats.index(scheme.input)]
         return table
 
 
@@ -152,24 +149,24 @@ class Estimate:
     trace: FloatArray | None = None
 
 
-def check_estimate(found: Any, metric: str, inputs: MetricInput) -> None:
-    """Raise InvalidInput, which names the metric, unless it answered with an estimate of the table asked for.
+def check_estimate(answer: Any, metric: str, inputs: MetricInput) -> None:
+    """Raise InvalidInput, which names the metric, unless it returned an estimate of the table's shape.
 
-    Numbers themselves are checked by the table; here that they are numbers, and how many.
+    The table checks the numbers themselves; here that they are numbers, and how many.
     """
-    if not isinstance(found, Estimate):
+    if not isinstance(answer, Estimate):
         raise InvalidInput(
-            f"metric {metric}: returned a {type(found).__name__}; return mixbit.metrics.Estimate(loss, ...)"
+            f"metric {metric}: returned a {type(answer).__name__}; return mixbit.metrics.Estimate(loss, ...)"
         )
     wanted = len(inputs.layers), len(inputs.schemes)
-    for name, values in (("loss", found.loss), ("standard_error", found.standard_error)):
+    for name, values in (("loss", answer.loss), ("standard_error", answer.standard_error)):
         if not isinstance(values, np.ndarray) or values.shape != wanted or not np.issubdtype(values.dtype, np.floating):
             what = f"{values.dtype} {list(values.shape)}" if hasattr(values, "shape") else "no array"
             raise InvalidInput(f"metric {metric}: {name} is a {type(values).__name__}, {what}; return float64 {wanted}")
         if np.isnan(values).any() or (name == "standard_error" and (values < 0).any()):
             raise InvalidInput(f"metric {metric}: {name} holds NaN or negative errors: {values[~(values >= 0)][:3]}")
-    if not isinstance(found.num_samples, int) or found.num_samples < 1:
-        raise InvalidInput(f"metric {metric}: num_samples is {found.num_samples!r}; return a whole number, 1 or more")
+    if not isinstance(answer.num_samples, int) or answer.num_samples < 1:
+        raise InvalidInput(f"metric {metric}: num_samples is {answer.num_samples!r}; return a whole number, 1 or more")
 
 
 def joined(first: Estimate, second: Estimate) -> Estimate:
@@ -178,3 +175,38 @@ def joined(first: Estimate, second: Estimate) -> Estimate:
     a, b = first.num_samples / count, second.num_samples / count
     error = np.hypot(a * first.standard_error, b * second.standard_error)
     return Estimate(a * first.loss + b * second.loss, error, count)
+
+
+def averaged(inputs: MetricInput, costs: Iterable[tuple[Costs, Costs]], *, shared: bool = True) -> Estimate:
+    """Mean over samples, with its standard error, of the entries of every batch's costs [N, formats].
+
+    Args:
+        inputs: Which layers and schemes.
+        costs: For every batch, those of weights and those of inputs, see `MetricInput.entries`.
+        shared: As there.
+    """
+    entries = RunningMean((len(inputs.layers), len(inputs.schemes)))
+    for weights, reads in costs:
+        entries.update(inputs.entries(weights, reads, shared=shared))
+    return Estimate(*entries.result())
+
+
+def no_costs(inputs: MetricInput, formats: Sequence[Format], *shape: int) -> dict[str, Tensor]:
+    """Layer -> zeros [*shape, formats] in float64, to add to."""
+    return {layer.name: torch.zeros(*shape, len(formats), dtype=torch.float64) for layer in inputs.layers}
+
+
+def output_errors(
+    inputs: MetricInput, layer: Layer, operation: Operation, x: Tensor
+) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
+    """What rounding adds to the output of one operator that reads x, one output at a time.
+
+    op(x, Q(W) - W) in each of the weight formats, and op(Q(x) - x, W) in each of the input formats, or nothing where
+    the operator reads indices.
+    """
+    graph, weight = inputs.graph, inputs.graph.parameter(layer.name).detach()
+    quantizers = [] if operation.input is None else inputs.quantizers[operation.input]
+    return (
+        (graph.run(operation, x, error) for error in inputs.weight_errors(layer)),
+        (graph.run(operation, quantizer(x) - x, weight) for quantizer in quantizers),
+    )

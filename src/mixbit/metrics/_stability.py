@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -33,10 +34,10 @@ def ranking_problem(table: Sensitivity) -> str | None:
         return (
             f"all costs are about zero (at most {table.loss[offered].max():.1g}): the data does not challenge the model"
         )
-    several = [row[kept] for row, kept in zip(table.loss, offered, strict=True) if kept.sum() > 1]
-    flat = sum(len(np.unique(row)) == 1 for row in several)
-    if several and flat > len(several) / 2:
-        return f"{flat} of {len(several)} layers cost the same whatever their scheme"
+    rows = [row[choices] for row, choices in zip(table.loss, offered, strict=True) if choices.sum() > 1]
+    flat = sum(len(np.unique(row)) == 1 for row in rows)
+    if rows and flat > len(rows) / 2:
+        return f"{flat} of {len(rows)} layers cost the same whatever their scheme"
     if np.isinf(table.standard_error[offered]).any():
         return "a single sample has no standard error"
     excess = resampled_excess(table)
@@ -50,40 +51,34 @@ def resampled_excess(table: Sensitivity) -> float:
 
     A best plan that loses next to nothing counts as LEAST_BEST of what the dearest choices lose.
     """
-    if not table.standard_error[np.isfinite(table.loss)].any():
+    offered = np.isfinite(table.loss)
+    errors = np.where(offered, table.standard_error, 0)
+    if not errors.any():
         return 0.0
     generator = np.random.default_rng(table.seed)
-    floor = max(LEAST_BEST * float(np.where(np.isfinite(table.loss), table.loss, 0).max(1).sum()), TINIEST)
-    found = []
+    floor = max(LEAST_BEST * float(np.where(offered, table.loss, 0).max(1).sum()), TINIEST)
+    excesses = []
     for budget in _budgets(table):
-        best = _loss_of(table, search(table, budget))
+        try:
+            best = _loss_of(table, search(table, budget))
+        except InfeasibleBudget:  # layers that are tied can need more than each alone
+            continue
         for _ in range(DRAWS):
-            noise = np.where(np.isfinite(table.loss), table.standard_error, 0) * generator.standard_normal(
-                table.loss.shape
-            )
-            drawn = dataclasses.replace(table, loss=table.loss + noise)
-            found.append((_loss_of(table, search(drawn, budget)) - best) / max(best, floor))
-    return float(np.mean(found)) if found else 0.0
+            drawn = dataclasses.replace(table, loss=table.loss + errors * generator.standard_normal(table.loss.shape))
+            excesses.append((_loss_of(table, search(drawn, budget)) - best) / max(best, floor))
+    return float(np.mean(excesses)) if excesses else 0.0
 
 
-def _budgets(table: Sensitivity) -> list[Budget]:
-    """Limits on the mean bits of weights or, where all choices have the same, on bit operations; reachable ones."""
+def _budgets(table: Sensitivity) -> Iterator[Budget]:
+    """Limits on the mean bits of weights or, where all choices have the same, on bit operations."""
     offered = np.isfinite(table.loss)
     for name, resource, unit in (("mean_bits", "weight_bits", table.numel.sum()), ("bit_ops", "bit_ops", 1.0)):
         usage = table.usage[resource]
         low = np.where(offered, usage, np.inf).min(1).sum() / unit
         high = np.where(offered, usage, -np.inf).max(1).sum() / unit
         if high > low:
-            return [one for share in SHARES if _reachable(table, one := Budget(**{name: low + share * (high - low)}))]
-    return []
-
-
-def _reachable(table: Sensitivity, budget: Budget) -> bool:
-    try:
-        search(table, budget)
-    except InfeasibleBudget:  # layers that are tied can need more than each alone
-        return False
-    return True
+            yield from (Budget(**{name: low + share * (high - low)}) for share in SHARES)
+            return
 
 
 def _loss_of(table: Sensitivity, plan: Plan) -> float:

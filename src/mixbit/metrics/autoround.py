@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from mixbit.core import method, track
+from mixbit.core.batches import Inputs
 from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Layer, Operation
-from mixbit.metrics._input import Estimate, MetricInput
-from mixbit.metrics._outputs import layer_entries, no_costs
+from mixbit.metrics._input import NEEDS_LABELS, Estimate, MetricInput, no_costs
 from mixbit.quantization.statistics import batch_means
 
 
-@method(rank=7)
+@method(NEEDS_LABELS, rank=7)
 def autoround(inputs: MetricInput) -> Estimate:
     """Sum |g_W (Q(W) - W)| + sum |g_x (Q(x) - x)| over the elements of a layer's weight and of what it reads.
 
@@ -25,17 +25,12 @@ def autoround(inputs: MetricInput) -> Estimate:
         loss and standard error [L, C] in the unit of the loss; its samples are the batches, weighted by size.
 
     Raises:
-        InvalidInput: batches without labels, or labels that do not fit the task.
+        InvalidInput: labels that do not fit the task.
     """
-    inputs.check_labels("autoround")
     scorer = _Scorer(inputs)
-    rows = []
-    for batch, labels in track(inputs.batches, "measure"):
-        scorer.start()
-        scorer.backward.run_batch(batch, labels, inputs.task.loss)
-        rows.append(layer_entries(inputs, scorer.weight_scores(), scorer.read_scores))
+    rows = torch.stack([scorer.of_batch(*pair) for pair in track(inputs.batches, "measure")])
     sizes = torch.tensor([batch.batch_size for batch, _ in inputs.batches])
-    loss, standard_error = batch_means(torch.stack(rows), sizes)
+    loss, standard_error = batch_means(rows, sizes)
     return Estimate(loss.numpy(), standard_error.numpy(), len(rows))
 
 
@@ -44,30 +39,28 @@ class _Scorer:
 
     def __init__(self, inputs: MetricInput) -> None:
         self.inputs = inputs
-        self.quantizers = inputs.input_quantizers()
         self.backward = Backward(inputs.graph, inputs.layers, self._add, None)
 
-    def start(self) -> None:
-        """Forget the batch before."""
+    def of_batch(self, batch: Inputs, labels: Tensor | None) -> Tensor:
+        """[L, C] of one batch; 0 where the loss does not depend on the layer."""
+        inputs = self.inputs
         self.gradients: dict[str, Tensor] = {}
-        self.read_scores = no_costs(self.inputs, self.inputs.input_formats)
-
-    def weight_scores(self) -> dict[str, Tensor]:
-        """Layer -> [formats] sum |g_W (Q(W) - W)| of the batch; 0 where the loss does not depend on the layer."""
-        scores = no_costs(self.inputs, self.inputs.weight_formats)
-        for layer in self.inputs.layers:
+        self.reads = no_costs(inputs, inputs.input_formats)
+        self.backward.run_batch(batch, labels, inputs.task.loss)
+        weights = no_costs(inputs, inputs.weight_formats)
+        for layer in inputs.layers:
             if layer.name in self.gradients:
-                for column, error in enumerate(self.inputs.weight_errors(layer)):
-                    scores[layer.name][column] = (self.gradients[layer.name] * error).abs().sum().cpu()
-        return scores
+                for column, error in enumerate(inputs.weight_errors(layer)):
+                    weights[layer.name][column] = (self.gradients[layer.name] * error).abs().sum().cpu()
+        return inputs.entries(weights, self.reads, shared=False)
 
     def _add(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
-        quantizers = self.quantizers.get(operation.input or "", [])
-        weight = self.inputs.graph.parameter(layer.name).detach().requires_grad_()
+        graph, quantizers = self.inputs.graph, self.inputs.quantizers.get(operation.input or "", [])
+        weight = graph.parameter(layer.name).detach().requires_grad_()
         read = x.detach().requires_grad_(bool(quantizers))
         with torch.enable_grad():
-            output = self.inputs.graph.run(operation, read, weight)
+            output = graph.run(operation, read, weight)
         by_weight, *by_input = torch.autograd.grad(output, [weight, read] if quantizers else [weight], gradient)
         self.gradients[layer.name] = self.gradients.get(layer.name, 0) + by_weight
         for column, quantizer in enumerate(quantizers):
-            self.read_scores[layer.name][column] += ((quantizer(x) - x) * by_input[0]).abs().sum().cpu()
+            self.reads[layer.name][column] += ((quantizer(x) - x) * by_input[0]).abs().sum().cpu()

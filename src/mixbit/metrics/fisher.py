@@ -1,5 +1,6 @@
 """The metric `fisher`: predicted KL divergence from per-sample gradients and the real quantization error."""
 
+from collections import defaultdict
 from typing import Any
 
 import torch
@@ -7,12 +8,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from mixbit.core import method, track
+from mixbit.core.batches import Inputs
 from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Graph, Layer, Operation
 from mixbit.graph.operators import FEW_ELEMENTS, run_stacked, stack_weights
 from mixbit.graph.sample_axis import group_samples, sample_axis
-from mixbit.metrics._input import MEAN_OVER_SAMPLES, Estimate, MetricInput
-from mixbit.quantization.statistics import RunningMean
+from mixbit.metrics._input import MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged, no_costs
 
 
 @method(MEAN_OVER_SAMPLES, rank=1)
@@ -35,16 +36,7 @@ def fisher(inputs: MetricInput) -> Estimate:
         loss and standard error [L, C].
     """
     scorer = _Scorer(inputs)
-    generator = torch.Generator().manual_seed(inputs.seed)
-
-    def information(returned: Any, labels: Tensor | None) -> Tensor:
-        return inputs.task.information(returned, labels, generator)
-
-    entries = RunningMean((len(inputs.layers), len(inputs.schemes)))
-    for batch, labels in track(inputs.batches, "measure"):
-        scorer.backward.run_batch(batch, labels, information)
-        entries.update(scorer.take_entries(batch.batch_size))
-    return Estimate(*entries.result())
+    return averaged(inputs, (scorer.of_batch(*pair) for pair in track(inputs.batches, "measure")))
 
 
 class _Scorer:
@@ -52,31 +44,59 @@ class _Scorer:
 
     def __init__(self, inputs: MetricInput) -> None:
         self.inputs = inputs
+        self.generator = torch.Generator().manual_seed(inputs.seed)
         self.small_errors: dict[str, list[Tensor]] = {}
-        self.weight_formats, self.input_formats = inputs.weight_formats, inputs.input_formats
         operations = [(layer, operation) for layer in inputs.layers for operation in layer.operations]
         with torch.no_grad():
             self.shifts = {one.node: inputs.mean_errors(one, self._errors(layer)) for layer, one in operations}
-        self.input_quantizers = inputs.input_quantizers()
         self.backward = Backward(
             inputs.graph,
             inputs.layers,
-            self._weight_scores if self.weight_formats else None,
-            self._input_scores if self.input_formats else None,
+            self._score_weight if inputs.weight_formats else None,
+            self._score_read if inputs.input_formats else None,
         )
+
+    def of_batch(self, batch: Inputs, labels: Tensor | None) -> tuple[Costs, Costs]:
+        """[N, formats] of 1/2 (g_i . d)^2 of each weight and of each tensor that the loss depends on."""
         #: Layer or tensor -> [N, formats] or, where samples cannot be told apart, [1, formats], once per operation.
-        self.weight_scores: dict[str, list[Tensor]] = {}
-        self.input_scores: dict[str, list[Tensor]] = {}
+        self.weight_scores: dict[str, list[Tensor]] = defaultdict(list)
+        self.read_scores: dict[str, list[Tensor]] = defaultdict(list)
+        self.backward.run_batch(batch, labels, self._information)
+        weights, reads = (
+            {name: _squares(parts, batch.batch_size) for name, parts in scores.items()}
+            for scores in (self.weight_scores, self.read_scores)
+        )
+        return no_costs(self.inputs, self.inputs.weight_formats, batch.batch_size) | weights, reads
 
-    def _weight_scores(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
-        scores = self._dot_with_errors(layer, operation, x, gradient)
-        self.weight_scores.setdefault(layer.name, []).append(scores)
+    def _information(self, returned: Any, labels: Tensor | None) -> Tensor:
+        return self.inputs.task.information(returned, labels, self.generator)
 
-    def _input_scores(self, name: str, x: Tensor, gradient: Tensor) -> None:
+    def _score_read(self, name: str, x: Tensor, gradient: Tensor) -> None:
         axis = sample_axis(self.inputs.graph.node(name))
-        products = [quantizer(x).sub_(x).mul_(gradient) for quantizer in self.input_quantizers[name]]
+        products = [quantizer(x).sub_(x).mul_(gradient) for quantizer in self.inputs.quantizers[name]]
         dots = [(part := group_samples(axis, product)).reshape(len(part), -1).sum(1) for product in products]
-        self.input_scores.setdefault(name, []).append(torch.stack(dots, 1))
+        self.read_scores[name].append(torch.stack(dots, 1))
+
+    def _score_weight(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
+        """[N, formats] of <gradient_i, op(x_i, dW) - its mean>; [1, formats] where samples cannot be told apart."""
+        axis, shifts = sample_axis(self.inputs.graph.node(operation.node)), self.shifts[operation.node]
+        x, gradient = group_samples(axis, x), group_samples(axis, gradient)
+        if operation.kind.input is None:
+            rows, places = x.unique(return_inverse=True)  # a table is long, and a batch reads little of it
+            errors = self.inputs.weight_errors(layer, rows)
+            scores = torch.stack([(gradient * error[places]).flatten(1).sum(1) for error in errors], 1)
+        elif operation.channels_last:
+            x, gradient = x.flatten(1, -2), gradient.flatten(1, -2)
+            errors = torch.stack([error.movedim(layer.axis, 0) for error in self._errors(layer)])
+            scores = _dot_with_matrices(x, gradient, errors)
+        else:
+            outputs = x.flatten(0, 1), gradient.flatten(0, 1)
+            rows = _dot_with_outputs(self.inputs.graph, operation, *outputs, self._errors(layer))
+            scores = rows.unflatten(0, gradient.shape[:2]).sum(1)
+        if shifts is not None:
+            sums = gradient.sum(1) if operation.channels_last else gradient.flatten(3).sum((1, 3))
+            scores = scores - sums @ shifts.T
+        self.weight_scores[layer.name].append(scores)
 
     def _errors(self, layer: Layer) -> list[Tensor]:
         """As `MetricInput.weight_errors`; small ones are kept for the next batch."""
@@ -86,36 +106,6 @@ class _Scorer:
         if layer.numel * len(errors) <= FEW_ELEMENTS:
             self.small_errors[layer.name] = errors
         return errors
-
-    def _dot_with_errors(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> Tensor:
-        """[N, formats] of <gradient_i, op(x_i, dW) - its mean>; [1, formats] where samples cannot be told apart."""
-        axis, shifts = sample_axis(self.inputs.graph.node(operation.node)), self.shifts[operation.node]
-        x, gradient = group_samples(axis, x), group_samples(axis, gradient)
-        if operation.kind.input is None:
-            rows, places = x.unique(return_inverse=True)  # a table is long, and a batch reads little of it
-            errors = self.inputs.weight_errors(layer, rows)
-            return torch.stack([(gradient * error[places]).flatten(1).sum(1) for error in errors], 1)
-        errors = self._errors(layer)
-        if operation.channels_last:
-            x, gradient = x.flatten(1, -2), gradient.flatten(1, -2)
-            scores = _dot_with_matrices(x, gradient, torch.stack([error.movedim(layer.axis, 0) for error in errors]))
-        else:
-            rows = _dot_with_outputs(self.inputs.graph, operation, x.flatten(0, 1), gradient.flatten(0, 1), errors)
-            scores = rows.unflatten(0, gradient.shape[:2]).sum(1)
-        if shifts is None:
-            return scores
-        sums = gradient.sum(1) if operation.channels_last else gradient.flatten(3).sum((1, 3))
-        return scores - sums @ shifts.T
-
-    def take_entries(self, batch_size: int) -> Tensor:
-        """[N, L, C] of 1/2 (g_i . d)^2, weights plus inputs, of the batch just run backward; forgets it."""
-        weights = {name: _squares(scores, batch_size) for name, scores in self.weight_scores.items()}
-        reads = {name: _squares(scores, batch_size) for name, scores in self.input_scores.items()}
-        self.weight_scores.clear()
-        self.input_scores.clear()
-        if not weights and not reads:
-            return torch.zeros(batch_size, len(self.inputs.layers), len(self.inputs.schemes), dtype=torch.float64)
-        return self.inputs.entries(weights, reads)
 
 
 def _dot_with_matrices(x: Tensor, gradient: Tensor, errors: Tensor) -> Tensor:

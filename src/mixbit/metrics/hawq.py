@@ -11,8 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mixbit.core import InvalidInput, method, track
 from mixbit.core.batches import Inputs
-from mixbit.graph.graph import get_tensor
-from mixbit.metrics._input import Estimate, MetricInput
+from mixbit.metrics._input import NEEDS_LABELS, Estimate, MetricInput
 from mixbit.quantization.statistics import RunningMean
 
 Rule = Literal["standard_error", "nncf"]
@@ -22,7 +21,7 @@ TOLERANCES: dict[Rule, float] = {"standard_error": 0.1, "nncf": 1e-4}
 FEWEST_VECTORS = 5
 
 
-@method(rank=3)
+@method(NEEDS_LABELS, rank=3)
 def hawq(
     inputs: MetricInput,
     *,
@@ -46,7 +45,7 @@ def hawq(
     vector changes the mean and not how far it is from the truth.
 
     Args:
-        inputs: Its batches need labels.
+        inputs: Its seed draws the vectors.
         vectors: How many to draw at most; two or more.
         rule: When to end before that.
         tolerance: Of the rule; where None, TOLERANCES of it.
@@ -58,11 +57,10 @@ def hawq(
         loss and its standard error over vectors [L, C], which says nothing of how samples differ; trace [L].
 
     Raises:
-        InvalidInput: a batch without labels, or with labels that do not fit; an operator without second derivatives;
-            an option out of its range.
+        InvalidInput: labels that do not fit the task; an operator without second derivatives; an option out of its
+            range.
     """
     tolerance = TOLERANCES[rule] if tolerance is None else tolerance
-    inputs.check_labels("hawq")
     num_samples = sum(batch.batch_size for batch, _ in inputs.batches)
     if not inputs.weight_formats:
         nothing = np.zeros((len(inputs.layers), len(inputs.schemes)))
@@ -70,9 +68,9 @@ def hawq(
     traces, totals = RunningMean((len(inputs.layers),)), []
     generator = torch.Generator().manual_seed(inputs.seed)
     for _ in track(range(vectors), "measure"):
-        found = _average_traces(inputs, num_samples, generator)
-        traces.update(found.unsqueeze(0))
-        totals.append(float(found.sum()))
+        drawn = _average_traces(inputs, num_samples, generator)
+        traces.update(drawn.unsqueeze(0))
+        totals.append(float(drawn.sum()))
         if _settled(totals, rule, tolerance):
             break
     mean, error, _ = traces.result()
@@ -102,8 +100,7 @@ def _costs(inputs: MetricInput, traces: np.ndarray) -> np.ndarray:
 
 def _average_traces(inputs: MetricInput, num_samples: int, generator: torch.Generator) -> Tensor:
     """[L] of <v_W, (H v)_W> / n for one vector of random signs."""
-    module = inputs.graph.module
-    weights = {layer.name: get_tensor(module, layer.name).detach().requires_grad_() for layer in inputs.layers}
+    weights = {layer.name: inputs.graph.parameter(layer.name).detach().requires_grad_() for layer in inputs.layers}
     signs = [(torch.randint(0, 2, one.shape, generator=generator) * 2 - 1).to(one) for one in weights.values()]
     traces = torch.zeros(len(weights), dtype=torch.float64)
     for batch, labels in inputs.batches:

@@ -1,8 +1,8 @@
 """The metrics `measured` and `measured_loss`: the network run with one tensor rounded at a time, the slow truth."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
@@ -11,17 +11,24 @@ from torch import Tensor, fx, nn
 from mixbit.core import Scheme, method, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.graph import Graph, Layer
-from mixbit.metrics._input import IGNORES_LOSS, MEAN_OVER_SAMPLES, Estimate, MetricInput
+from mixbit.metrics._input import (
+    IGNORES_LOSS,
+    MEAN_OVER_SAMPLES,
+    NEEDS_LABELS,
+    Costs,
+    Estimate,
+    MetricInput,
+    averaged,
+)
 from mixbit.quantization.offers import why_not
-from mixbit.quantization.quantizer import Quantizer
 from mixbit.quantization.scales import weight_quantizer
-from mixbit.quantization.statistics import RunningMean, batch_means
+from mixbit.quantization.statistics import batch_means
 
 #: (what the float network returns, what the changed one returns, labels) -> costs, [N] or [1].
 Score = Callable[[Any, Any, Tensor | None], Tensor]
 
 
-@method(IGNORES_LOSS, MEAN_OVER_SAMPLES, rank=8)
+@method(MEAN_OVER_SAMPLES, IGNORES_LOSS, rank=8)
 def measured(inputs: MetricInput) -> Estimate:
     """KL divergence in nats of the network with one tensor rounded from the float network.
 
@@ -43,13 +50,10 @@ def measured(inputs: MetricInput) -> Estimate:
         # In float32, the terms of a small divergence do not cancel.
         return task.divergence(task.outputs(reference).double(), task.outputs(returned).double()).clamp(min=0)
 
-    entries = RunningMean((len(inputs.layers), len(inputs.schemes)))
-    for weights, reads in _costs(inputs, divergence):
-        entries.update(inputs.entries(weights, reads))
-    return Estimate(*entries.result())
+    return averaged(inputs, _costs(inputs, divergence))
 
 
-@method(rank=8)
+@method(NEEDS_LABELS, rank=8)
 def measured_loss(inputs: MetricInput) -> Estimate:
     """Increase of the task's loss on labels; tensors are rounded and their costs added as in `measured`.
 
@@ -62,9 +66,8 @@ def measured_loss(inputs: MetricInput) -> Estimate:
         a loss is the mean of a batch.
 
     Raises:
-        InvalidInput: batches without labels, or labels that do not fit the task.
+        InvalidInput: labels that do not fit the task.
     """
-    inputs.check_labels("measured_loss")
     loss = inputs.task.loss
 
     def increase(reference: Any, returned: Any, labels: Tensor | None) -> Tensor:
@@ -99,49 +102,47 @@ class _Change:
     shifts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def _costs(inputs: MetricInput, score: Score) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+@torch.no_grad()
+def _costs(inputs: MetricInput, score: Score) -> Iterator[tuple[Costs, Costs]]:
     """Of every batch, layer -> costs of its weight [N, formats] and tensor -> costs of rounding it [N, formats]."""
-    weights = {layer.name: _weight_changes(inputs, layer) for layer in inputs.layers}
-    reads = {name: _input_changes(inputs.graph, name, each) for name, each in inputs.input_quantizers().items()}
-    changes = [change for part in (weights, reads) for each in part.values() for change in each]
-    runs = 1 + len(changes)
-    scores = track(_scores(inputs, changes, score), "measure", runs * len(inputs.batches))
-    for batch in zip(*[scores] * runs, strict=True):  # as many at a time as a batch has
-        unchanged, *rest = (costs.cpu().double() for costs in batch)
-        remaining = iter(rest)
-        yield _by_name(weights, unchanged, remaining), _by_name(reads, unchanged, remaining)
+    changes = (
+        {layer.name: _weight_changes(inputs, layer) for layer in inputs.layers},
+        {name: _read_changes(inputs, name) for name in inputs.readers},
+    )
+    runs = sum(len(variants) for part in changes for variants in part.values())
+    rerun, progress = _Rerun(inputs.graph), track(range(runs * len(inputs.batches)), "measure")
 
-
-def _by_name(changes: Mapping[str, list[_Change]], unchanged: Tensor, scores: Iterator[Tensor]) -> dict[str, Tensor]:
-    """Name -> scores of its changes side by side, [N, formats], taken in order; [N, 0] where there is no format."""
-    return {name: torch.stack([unchanged, *islice(scores, len(each))], -1)[:, 1:] for name, each in changes.items()}
-
-
-@torch.no_grad()
-def _scores(inputs: MetricInput, changes: list[_Change], score: Score) -> Iterator[Tensor]:
-    """Of every batch, the score of the float network itself and then of every change."""
-    rerun = _Rerun(inputs.graph)
-    for batch, labels in inputs.batches:
+    def of_batch(batch: Inputs, labels: Tensor | None) -> tuple[Costs, Costs]:
         reference = rerun.run_float(batch)
-        yield score(reference, reference, labels)
-        for change in changes:
-            yield score(reference, rerun.run_changed(change), labels)
+        unchanged = score(reference, reference, labels)
+
+        def costs(variants: list[_Change]) -> Tensor:
+            scores = [unchanged]  # which makes the shape where there is no format
+            for change in variants:
+                next(progress)
+                scores.append(score(reference, rerun.run_changed(change), labels))
+            return torch.stack([part.cpu().double() for part in scores], -1)[..., 1:]
+
+        weights, reads = ({name: costs(variants) for name, variants in part.items()} for part in changes)
+        return weights, reads
+
+    with closing(progress):
+        for batch, labels in inputs.batches:
+            yield of_batch(batch, labels)
 
 
-@torch.no_grad()
 def _weight_changes(inputs: MetricInput, layer: Layer) -> list[_Change]:
     graph, calibration = inputs.graph, inputs.calibration
-    reads = graph.module.graph.find_nodes(op="get_attr")
-    nodes = frozenset(node for node in reads if node.target == layer.name)
+    nodes = frozenset(node for node in graph.module.graph.find_nodes(op="get_attr") if node.target == layer.name)
     after = _dependents(graph, nodes)
     errors = inputs.weight_errors(layer)
-    means = {one: inputs.mean_errors(one, errors) for one in layer.operations}
+    means = {operation: inputs.mean_errors(operation, errors) for operation in layer.operations}
     changes = []
     for column, fmt in enumerate(inputs.weight_formats):
         shifts = {
-            one.node: one.along_channels(found[column], len(graph.shapes[one.node]))
-            for one, found in means.items()
-            if found is not None
+            operation.node: operation.along_channels(mean[column], len(graph.shapes[operation.node]))
+            for operation, mean in means.items()
+            if mean is not None
         }
         fits = why_not(layer, Scheme(fmt)) is None
         quantizer = weight_quantizer(graph, layer, fmt, calibration) if fits else nn.Identity()
@@ -149,10 +150,10 @@ def _weight_changes(inputs: MetricInput, layer: Layer) -> list[_Change]:
     return changes
 
 
-def _input_changes(graph: Graph, name: str, quantizers: list[Quantizer]) -> list[_Change]:
-    nodes = frozenset([graph.node(name)])
-    after = _dependents(graph, nodes)
-    return [_Change(nodes, quantizer, after) for quantizer in quantizers]
+def _read_changes(inputs: MetricInput, name: str) -> list[_Change]:
+    nodes = frozenset([inputs.graph.node(name)])
+    after = _dependents(inputs.graph, nodes)
+    return [_Change(nodes, quantizer, after) for quantizer in inputs.quantizers[name]]
 
 
 def _dependents(graph: Graph, sources: frozenset[fx.Node]) -> frozenset[fx.Node]:

@@ -2,19 +2,27 @@
 
 from collections.abc import Iterable
 
-from torch import Tensor, fx
+from torch import Tensor
 from torch.nn import functional
 
 from mixbit.core import method, track
+from mixbit.core.batches import Inputs
 from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Layer, Operation
 from mixbit.graph.sample_axis import group_samples, sample_axis
-from mixbit.metrics._input import MEAN_OVER_SAMPLES, Estimate, MetricInput
-from mixbit.metrics._outputs import from_inputs, from_weights, layer_entries, no_costs
-from mixbit.quantization.statistics import RunningMean
+from mixbit.metrics._input import (
+    MEAN_OVER_SAMPLES,
+    NEEDS_LABELS,
+    Costs,
+    Estimate,
+    MetricInput,
+    averaged,
+    no_costs,
+    output_errors,
+)
 
 
-@method(MEAN_OVER_SAMPLES, rank=6)
+@method(MEAN_OVER_SAMPLES, NEEDS_LABELS, rank=6)
 def modelopt(inputs: MetricInput) -> Estimate:
     """Sum over the elements of an operator's output Y of (dl/dY (Y_q - Y))^2, the mean over samples.
 
@@ -29,18 +37,10 @@ def modelopt(inputs: MetricInput) -> Estimate:
         loss and standard error [L, C], in squares of the loss.
 
     Raises:
-        InvalidInput: batches without labels, or labels that do not fit the task.
+        InvalidInput: labels that do not fit the task.
     """
-    inputs.check_labels("modelopt")
     scorer = _Scorer(inputs)
-    entries = RunningMean((len(inputs.layers), len(inputs.schemes)))
-    for batch, labels in track(inputs.batches, "measure"):
-        count = batch.batch_size
-        scorer.start(count)
-        # The loss is the mean of the batch, and a sample's own gradient is wanted.
-        scorer.backward.run_batch(batch, labels, lambda *pair, count=count: inputs.task.loss(*pair) * count)
-        entries.update(layer_entries(inputs, scorer.weights, scorer.read_scores))
-    return Estimate(*entries.result())
+    return averaged(inputs, (scorer.of_batch(*pair) for pair in track(inputs.batches, "measure")), shared=False)
 
 
 class _Scorer:
@@ -48,23 +48,25 @@ class _Scorer:
 
     def __init__(self, inputs: MetricInput) -> None:
         self.inputs = inputs
-        self.quantizers = inputs.input_quantizers()
         self.backward = Backward(inputs.graph, inputs.layers, self._add, None)
 
-    def start(self, batch_size: int) -> None:
-        """Forget the batch before."""
-        self.weights = no_costs(self.inputs, self.inputs.weight_formats, batch_size)
-        self.read_scores = no_costs(self.inputs, self.inputs.input_formats, batch_size)
+    def of_batch(self, batch: Inputs, labels: Tensor | None) -> tuple[Costs, Costs]:
+        """Layer -> [N, formats] of its weight, and of its inputs."""
+        inputs, count = self.inputs, batch.batch_size
+        self.weights = no_costs(inputs, inputs.weight_formats, count)
+        self.reads = no_costs(inputs, inputs.input_formats, count)
+        # The loss is the mean of the batch, and a sample's own gradient is wanted.
+        self.backward.run_batch(batch, labels, lambda *pair: inputs.task.loss(*pair) * count)
+        return self.weights, self.reads
 
     def _add(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
-        node = self.inputs.graph.node(operation.node)
-        _add_scores(self.weights[layer.name], node, gradient, from_weights(self.inputs, layer, operation, x))
-        errors = from_inputs(self.inputs, layer, operation, x, self.quantizers)
-        _add_scores(self.read_scores[layer.name], node, gradient, errors)
+        from_weights, from_reads = output_errors(self.inputs, layer, operation, x)
+        self._add_scores(self.weights[layer.name], operation, gradient, from_weights)
+        self._add_scores(self.reads[layer.name], operation, gradient, from_reads)
 
-
-def _add_scores(table: Tensor, node: fx.Node, gradient: Tensor, errors: Iterable[Tensor]) -> None:
-    """Add sum (gradient x error)^2 of each sample to the column of each error."""
-    for column, error in enumerate(errors):
-        scores = group_samples(sample_axis(node), gradient * error).flatten(1).square().sum(1).cpu().double()
-        table[:, column] += functional.pad(scores, (0, len(table) - len(scores)))
+    def _add_scores(self, table: Tensor, operation: Operation, gradient: Tensor, errors: Iterable[Tensor]) -> None:
+        """Add sum (gradient x error)^2 of each sample to the column of each error."""
+        axis = sample_axis(self.inputs.graph.node(operation.node))
+        for column, error in enumerate(errors):
+            scores = group_samples(axis, gradient * error).flatten(1).square().sum(1).cpu().double()
+            table[:, column] += functional.pad(scores, (0, len(table) - len(scores)))

@@ -143,9 +143,7 @@ def measured(run: Run, graph: Graph, dense: Graph | None, data: Data) -> Measure
     """Calibrate the graph, and predict what each choice of each layer costs."""
     settings = run.settings
     with run.clock("calibrate"):
-        inputs = [inputs for inputs, _ in data.calibration]
-        calibration = calibrate(graph, inputs, ranges=settings.ranges)
-        calibration = replace(calibration, batches=inputs)  # for roundings, and sequential correction
+        calibration = calibrate(graph, data.calibration, ranges=settings.ranges)
     with run.clock("measure"):
         only_pinned = [scheme for scheme in dict.fromkeys(settings.pins.values()) if scheme not in run.choices]
         choices = [*run.choices, *only_pinned]
@@ -156,12 +154,11 @@ def measured(run: Run, graph: Graph, dense: Graph | None, data: Data) -> Measure
         )  # measure() and quantize() look them up
         table = measure(
             graph,
-            data.calibration,
+            calibration,
             target=run.target,
             task=run.task,
             metric=settings.metric,
             choices=choices,
-            calibration=calibration,
             seed=settings.seed,
         )
         table = table.pinned(settings.pins, only_pinned) if settings.pins else table

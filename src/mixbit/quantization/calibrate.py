@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.core import Format, InvalidInput, Sparsity, track
-from mixbit.core.batches import Inputs
+from mixbit.core.batches import Batch, split_all
 from mixbit.graph.dataflow import observable
 from mixbit.graph.graph import Graph, Layer, Operation, argument, check_graph
 from mixbit.graph.sample_axis import sample_axis
@@ -39,7 +39,7 @@ class Calibration:
         masks: (layer, sparsity) -> which of its weights stay; filled by
             `mixbit.quantization.masks`, or by magnitude as they
             are asked for.
-        batches: The data itself, where it is kept for those that go through it again; `calibrate` keeps none.
+        batches: The data itself, with labels where it has any, for metrics, roundings and sequential correction.
     """
 
     histograms: dict[str, Histogram]
@@ -50,7 +50,7 @@ class Calibration:
     ranges: dict[tuple[str, Format], tuple[float, int]] = field(default_factory=dict)
     range_method: RangeMethod = mse
     masks: dict[tuple[str, Sparsity], Tensor] = field(default_factory=dict)
-    batches: Sequence[Inputs] = ()
+    batches: Sequence[Batch] = ()
 
     def quantizer(self, node: str, fmt: Format, device: torch.device) -> Quantizer:
         """The quantizer of one activation, on the range that the method chooses, or on its own at run time."""
@@ -73,12 +73,12 @@ class Calibration:
                     raise InvalidInput(f"{layer.name}: its input {name} holds NaN or inf on the calibration data")
 
 
-def calibrate(graph: Graph, batches: Iterable[Inputs], *, ranges: str | RangeMethod = "mse") -> Calibration:
-    """Run the float graph over the batches; memory does not grow with their number.
+def calibrate(graph: Graph, batches: Iterable[Any], *, ranges: str | RangeMethod = "mse") -> Calibration:
+    """Run the float graph over the batches, which the calibration keeps; what else it holds does not grow with them.
 
     Args:
         graph: In float; it is left as it is.
-        batches: Inputs without labels.
+        batches: What the model takes, with or without labels: a tensor, a tuple that may end with labels, or a dict.
         ranges: Name of the method that chooses ranges of activations, as `mse` or `percentile:share=0.999`, or a
             function from a `Histogram` and a `Format` to a scale and a zero point.
 
@@ -86,25 +86,28 @@ def calibrate(graph: Graph, batches: Iterable[Inputs], *, ranges: str | RangeMet
         What was seen.
 
     Raises:
-        InvalidInput: no batch at all, one that does not fit the graph, or one that makes a layer's input NaN or inf; or
-            an unknown method.
+        InvalidInput: no batch at all, one that is not understood or does not fit the graph, or one that makes a layer's
+            input NaN or inf; or an unknown method.
     """
     check_graph(graph)
     _, range_method = RANGES.find(ranges)
-    recorder = _Recorder(graph)
+    recorder, pairs = _Recorder(graph), split_all(batches, len(graph.example.args))
     with torch.no_grad():
-        for number, inputs in enumerate(track(batches, "calibrate")):
+        for number, (inputs, _) in enumerate(track(pairs, "calibrate")):
             leaves = graph.leaves(inputs, f"batch {number}")
             recorder.choose_samples(inputs.batch_size)
             try:
                 recorder.run(*leaves, enable_io_processing=False)
             except (IndexError, RuntimeError) as error:
                 raise InvalidInput(f"batch {number}: the model fails on it: {str(error).splitlines()[0]}") from error
-    if recorder.num_samples == 0:
-        raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
     samples = {name: torch.cat(kept) for name, kept in recorder.samples.items()}
     calibration = Calibration(
-        recorder.histograms, recorder.mean_inputs, samples, recorder.num_samples, range_method=range_method
+        recorder.histograms,
+        recorder.mean_inputs,
+        samples,
+        recorder.num_samples,
+        range_method=range_method,
+        batches=pairs,
     )
     calibration.check_layers(graph.layers)
     return calibration

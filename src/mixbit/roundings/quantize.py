@@ -1,12 +1,10 @@
 """quantize(): from a float graph and a plan to the simulated graph, its weights rounded and its biases corrected."""
 
-import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from mixbit.core import InvalidInput, Plan, pick
-from mixbit.core.batches import check_iterable, loaded, split_batch
 from mixbit.core.io.store import folder_of
 from mixbit.core.task import Task
 from mixbit.graph.graph import Graph, check_arguments
@@ -74,7 +72,7 @@ def quantize(
     layers = check_plan(graph, plan)
     plan = _without_stale_claims(plan, layers)
     calibration = _calibration(graph, plan, batches, ranges)
-    inputs = () if calibration is None else calibration.batches
+    inputs = () if calibration is None else [inputs for inputs, _ in calibration.batches]
     if not inputs and (method is not nearest or bias_correction == "sequential"):
         what = "sequential bias correction" if method is nearest else f"rounding {name}"
         raise InvalidInput(f"{what}: {_given(calibration)} does not tell it enough; give the batches")
@@ -97,8 +95,7 @@ def _calibration(
 ) -> Calibration | None:
     """The calibration given, or one of the batches given, which it keeps; None where the plan needs none."""
     if batches is not None and not isinstance(batches, Calibration):
-        inputs = [split_batch(batch, len(graph.example.args))[0] for batch in loaded(check_iterable(batches))]
-        return dataclasses.replace(calibrate(graph, inputs, ranges=ranges or "mse"), batches=inputs)
+        return calibrate(graph, batches, ranges=ranges or "mse")
     if batches is None:
         _check_without_data(plan)
     if ranges is not None:

@@ -45,16 +45,14 @@ def measure(
     batches = split_batches(module, load_data(data))
     with redirect_stdout(sys.stderr):
         graph = capture(module, batches[0][0])
-        inputs = [inputs for inputs, _ in batches]
-        calibration = calibrate(graph, inputs, ranges=options.function_or_name(ranges, "RANGES"))
+        calibration = calibrate(graph, batches, ranges=options.function_or_name(ranges, "RANGES"))
         table = measure_(
             graph,
-            batches,
+            calibration,
             target=target,
             task=load_task(task, loss),
             metric=options.function_or_name(metric, "METRIC"),
             choices=options.split(choices),
-            calibration=calibration,
             seed=seed,
         )
         if latency:
