@@ -39,7 +39,12 @@ from mixbit.core.scheme import (
     Scheme as Scheme,
     Sparsity as Sparsity,
 )
-from mixbit.core.table import FloatArray as FloatArray, Sensitivity as Sensitivity, first_problem as first_problem
+from mixbit.core.table import (
+    FloatArray as FloatArray,
+    Sensitivity as Sensitivity,
+    first_problem as first_problem,
+    pinned_schemes as pinned_schemes,
+)
 from mixbit.core.target import (
     DEFAULT_CHOICES as DEFAULT_CHOICES,
     TARGETS as TARGETS,

@@ -1,7 +1,7 @@
 """The table of predicted loss increase: layers x choices, with standard errors and usage (numpy only)."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -130,24 +130,15 @@ class Sensitivity:
             InvalidInput: a pattern that matches no layer, or a scheme that the table does not hold or a layer is not
                 offered.
         """
-        schemes: dict[int, str] = {}
-        for pattern, scheme in pins.items():
-            matched = [row for row, layer in enumerate(self.layers) if fnmatchcase(layer, pattern)]
-            if not matched:
-                near = get_close_matches(pattern, self.layers, 3, 0.3) or self.layers[:3]
-                raise InvalidInput(
-                    f"pin {pattern}={scheme}: no layer has such a name; there are {', '.join(near)}, ..."
-                )
-            if scheme not in self.choices:
-                raise InvalidInput(f"pin {pattern}={scheme}: the table holds {', '.join(self.choices)}; measure it too")
-            schemes |= dict.fromkeys(matched, scheme)
         every = np.isfinite(self.loss)
         others = every & ~np.isin(self.choices, list(only_pinned))
         offered = np.where(others.any(axis=1, keepdims=True), others, every)
-        for row, scheme in schemes.items():
-            column = self.choices.index(scheme)
-            if not np.isfinite(self.loss[row, column]):
-                raise InvalidInput(f"pin {self.layers[row]}={scheme}: the layer is not offered that scheme")
+        for layer, (pattern, scheme) in pinned_schemes(self.layers, pins).items():
+            if scheme not in self.choices:
+                raise InvalidInput(f"pin {pattern}={scheme}: the table holds {', '.join(self.choices)}; measure it too")
+            row, column = self.layers.index(layer), self.choices.index(scheme)
+            if not every[row, column]:
+                raise InvalidInput(f"pin {pattern}={scheme}: {layer} is not offered that scheme")
             offered[row] = np.arange(len(self.choices)) == column
         return dataclasses.replace(self, loss=np.where(offered, self.loss, np.inf))
 
@@ -210,6 +201,22 @@ class Sensitivity:
 
 
 Entry = Annotated[float, Field(allow_inf_nan=False)] | None
+
+
+def pinned_schemes(layers: Sequence[str], pins: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Layer -> the pattern that pins it and its scheme; of several patterns that match a layer, the last counts.
+
+    Raises:
+        InvalidInput: a pattern that matches no layer.
+    """
+    pinned: dict[str, tuple[str, str]] = {}
+    for pattern, scheme in pins.items():
+        matching = [layer for layer in layers if fnmatchcase(layer, pattern)]
+        if not matching:
+            near = get_close_matches(pattern, layers, 3, 0.3) or layers[:3]
+            raise InvalidInput(f"pin {pattern}={scheme}: no layer has such a name; there are {', '.join(near)}, ...")
+        pinned |= dict.fromkeys(matching, (pattern, scheme))
+    return pinned
 
 
 class _Stored(BaseModel):

@@ -105,7 +105,7 @@ class Target:
     note: str
     lacks: Callable[[Scheme], str | None]
     weight_bytes: Callable[[tuple[int, ...], int, Format | None], int]
-    require: Callable[[], None]
+    require: Callable[[], object]
     write: Callable[[Any, Path], None]
     load: Load
     stored: Callable[[Path], dict[str, StoredWeight]]

@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.core import Format, InvalidInput, Plan, Scheme, Target, find_target, pick
+from mixbit.core import Format, InvalidInput, Plan, Scheme, Target, find_target, pick, pinned_schemes
 from mixbit.graph.graph import Graph, Layer, check_graph
 from mixbit.graph.layers import model_fingerprint
 from mixbit.quantization import sparsity
@@ -36,10 +35,12 @@ def why_not(layer: Layer, scheme: Scheme, target: Target | None = None) -> str |
 
 
 def check_pins(layers: Sequence[Layer], pins: Mapping[str, str], target: Target) -> None:
-    """Raise InvalidInput, with the reason, where a layer whose name matches a pin's pattern cannot take its scheme."""
-    for pattern, scheme in pins.items():
-        for layer in layers:
-            reason = why_not(layer, Scheme.parse(scheme), target) if fnmatchcase(layer.name, pattern) else None
+    """Raise InvalidInput, with the reason, where a pin matches no layer, or a layer cannot take its pin's scheme."""
+    pinned = pinned_schemes([layer.name for layer in layers], pins)
+    for layer in layers:
+        if layer.name in pinned:
+            pattern, scheme = pinned[layer.name]
+            reason = why_not(layer, Scheme.parse(scheme), target)
             if reason is not None:
                 raise InvalidInput(f"pin {pattern}={scheme}: {reason}")
 

@@ -34,14 +34,9 @@ def lacks(scheme: Scheme) -> str | None:
     return only_beside_float(scheme)
 
 
-def require() -> None:
-    """Raise InvalidInput where the runtime is not installed."""
-    _import_extra()
-
-
 def write(simulated: Graph, folder: Path) -> None:
     """Write model.onnx."""
-    require()
+    _runtime()
     import onnx_ir as ir
 
     from mixbit.targets._onnx import exported_model, finish
@@ -57,7 +52,7 @@ def write(simulated: Graph, folder: Path) -> None:
 
 def load(folder: Path, _: Graph | None = None, /, **_settings: Any) -> Runner:
     """Open a session on the CPU with the runtime's own settings; the batch size is taken from each call."""
-    ort = _import_extra()
+    ort = _runtime()
     path, errors = folder / FILE, _errors(ort)
     proto = _read(path)
     options = ort.SessionOptions()
@@ -101,7 +96,8 @@ def _types(parts: list[tuple[int, str]]) -> str:
     return ", ".join(sorted({text for _, text in parts}, key=lambda text: text.endswith("scale")))
 
 
-def _import_extra() -> Any:
+def _runtime() -> Any:
+    """Onnxruntime; raises InvalidInput unless it and what writes its files are installed."""
     try:
         import ml_dtypes  # noqa: F401
         import onnx  # noqa: F401
@@ -176,7 +172,7 @@ TARGET = Target(
     "zero point",
     lacks=lacks,
     weight_bytes=weight_bytes,
-    require=require,
+    require=_runtime,
     write=write,
     load=load,
     stored=stored,

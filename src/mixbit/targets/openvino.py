@@ -58,11 +58,6 @@ def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
     return integers + factor_bytes(shape, axis, fmt) + offset
 
 
-def require() -> None:
-    """Raise InvalidInput where the runtime is not installed."""
-    _openvino()
-
-
 def write(simulated: Graph, folder: Path) -> None:
     """Write model.xml and model.bin."""
     ov = _openvino()
@@ -123,6 +118,7 @@ def stored(folder: Path) -> dict[str, StoredWeight]:
 
 
 def _openvino() -> Any:
+    """OpenVINO; raises InvalidInput unless it is installed."""
     try:
         import openvino
     except ImportError as error:
@@ -162,7 +158,8 @@ def _executed(compiled: Any, layers: list[str]) -> dict[str, str]:
         if kind in OTHER_KINDS:
             continue
         computes = {"I8": "int8"}.get((last := kernel.rpartition("_")[2]), last)
-        if kind == "FullyConnected" and in_groups and kernel.startswith("brgemm") and _reads_integers(operator):
+        read = {value.get_element_type().get_type_name() for value in operator.input_values()}
+        if kind == "FullyConnected" and in_groups and kernel.startswith("brgemm") and read & {"i4", "u4", "i8", "u8"}:
             computes = f"int8, inputs in groups of {in_groups}"
         text = f"{kind} {computes} ({kernel})"
         for name in info.get("originalLayersNames", "").split(","):
@@ -171,12 +168,6 @@ def _executed(compiled: Any, layers: list[str]) -> dict[str, str]:
             of_constants.setdefault(_owner(value.get_node().get_friendly_name(), layers), text)
     texts = of_constants | {layer: ", ".join(texts) for layer, texts in rows.items()}
     return {layer: texts[layer] for layer in layers if layer in texts}
-
-
-def _reads_integers(operator: Any) -> bool:
-    return any(
-        value.get_element_type().get_type_name() in ("i4", "u4", "i8", "u8") for value in operator.input_values()
-    )
 
 
 def _owner(name: str, layers: list[str]) -> str:
@@ -198,7 +189,7 @@ TARGET = Target(
     "dynamic groups, float16, group, one scale, zero point",
     lacks=lacks,
     weight_bytes=weight_bytes,
-    require=require,
+    require=_openvino,
     write=write,
     load=load,
     stored=stored,
