@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mixbit.core.errors import InvalidInput, MixbitError
+from mixbit.core.errors import InvalidInput
+from mixbit.core.io.user_code import users_code
 
 
 @dataclass(frozen=True)
@@ -149,13 +150,8 @@ def check_iterable(batches: Any) -> Iterable[Any]:
 
 def loaded(batches: Iterable[Any]) -> Iterator[Any]:
     """The batches in their own order; raises InvalidInput where what yields them fails."""
-    try:
+    with users_code("the data fails while iterated"):
         yield from batches
-    except MixbitError:
-        raise
-    except Exception as error:  # code of the user's own, or tensors that differ in shape and are stacked
-        first = str(error).strip().partition("\n")[0]
-        raise InvalidInput(f"the data fails while iterated: {type(error).__name__}: {first}") from error
 
 
 def split_all(batches: Iterable[Any], num_inputs: int | None) -> list[Batch]:

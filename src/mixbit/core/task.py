@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from mixbit.core.errors import InvalidInput, MixbitError
+from mixbit.core.errors import InvalidInput
 from mixbit.core.io.methods import pick
+from mixbit.core.io.user_code import users_code
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -113,15 +113,8 @@ class Task:
     @staticmethod
     def _own_loss_of(loss: Loss, output: Tensor, labels: Tensor) -> Tensor:
         """The user's own loss, of a copy of the output, which it may change."""
-        try:
+        with users_code("the loss fails"):
             value = loss(output.clone(), labels)
-        except MixbitError:
-            raise
-        except Exception as error:
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            raise InvalidInput(
-                f"the loss fails: {type(error).__name__}: {error} ({place.filename}:{place.lineno})"
-            ) from error
         if not isinstance(value, Tensor):
             raise InvalidInput(f"the loss returns a {type(value).__name__}; return a tensor, without .item()")
         if value.numel() != 1 or not torch.isfinite(value).all():

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from mixbit.core import InvalidInput, UnsupportedModel
 from mixbit.core.batches import Inputs
+from mixbit.core.io.user_code import users_code
 from mixbit.graph.fold import fold_batch_norms
 from mixbit.graph.graph import Graph, _check_finite, _dynamic_batch
 from mixbit.graph.layers import find_layers
@@ -127,11 +128,8 @@ def _at_least_two(inputs: Inputs) -> Inputs:
 
 
 def _run_eagerly(model: nn.Module, inputs: Inputs) -> Any:
-    try:
-        with torch.no_grad():
-            return model(*inputs.args, **inputs.kwargs)
-    except Exception as error:  # whatever the user's code raises is the answer
-        raise InvalidInput(f"the model fails on inputs {inputs.describe()}: {type(error).__name__}: {error}") from error
+    with users_code(f"the model fails on inputs {inputs.describe()}"), torch.no_grad():
+        return model(*inputs.args, **inputs.kwargs)
 
 
 def _remove_bookkeeping(module: fx.GraphModule) -> None:

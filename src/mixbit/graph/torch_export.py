@@ -2,21 +2,20 @@
 
 import copy
 import logging
-import os
 import re
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
 
-from mixbit.core import UnsupportedModel
+from mixbit.core import InvalidInput, UnsupportedModel
 from mixbit.core.batches import Inputs
+from mixbit.core.io.user_code import users_code, users_frames
 
 
 def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
@@ -25,11 +24,12 @@ def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     Raises:
         UnsupportedModel: `torch.export` cannot follow the code.
     """
-    try:
-        with without_torchs_warnings(), without_logs():
-            return torch.export.export(model, args, kwargs, dynamic_shapes=shapes).run_decompositions({})
-    except Exception as error:  # torch.export raises errors of a dozen unrelated types, all of which end here
-        raise UnsupportedModel(_explain(error, model, Inputs(args, kwargs))) from error
+
+    def explained(error: BaseException) -> UnsupportedModel:
+        return UnsupportedModel(_explain(error, model, Inputs(args, kwargs)))
+
+    with users_code(explained), without_torchs_warnings(), without_logs():
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes).run_decompositions({})
 
 
 def copy_module(module: fx.GraphModule) -> fx.GraphModule:
@@ -58,7 +58,7 @@ def without_logs() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def _explain(error: Exception, model: nn.Module, inputs: Inputs) -> str:
+def _explain(error: BaseException, model: nn.Module, inputs: Inputs) -> str:
     """The line of the user's code where the export stopped, torch's reason, and what to do."""
     frames = _frames(error) or _frames(_failure_of_a_larger_batch(model, inputs))
     forward = [frame for frame in frames if frame.name == "forward"] or frames
@@ -77,22 +77,16 @@ def _explain(error: Exception, model: nn.Module, inputs: Inputs) -> str:
 
 def _frames(error: BaseException | None) -> list[traceback.FrameSummary]:
     """The frames of the error and of its causes that are the user's code, not torch's or ours."""
-    ours = [str(Path(file).parent) + os.sep for file in (str(torch.__file__), __file__)]
-    return [
-        frame
-        for cause in _causes(error)
-        for frame in traceback.extract_tb(cause.__traceback__)
-        if not frame.filename.startswith((*ours, "<"))
-    ]
+    return [frame for cause in _causes(error) for frame in users_frames(cause)]
 
 
-def _failure_of_a_larger_batch(model: nn.Module, inputs: Inputs) -> Exception | None:
+def _failure_of_a_larger_batch(model: nn.Module, inputs: Inputs) -> BaseException | None:
     """What the model raises for one sample more: where the batch size is fixed, its traceback names the place."""
     larger = inputs.map(lambda leaf: torch.cat([leaf, leaf[:1]]) if leaf.ndim > 0 else leaf)
     try:
-        with torch.no_grad():
+        with users_code("the model fails"), torch.no_grad():
             model(*larger.args, **larger.kwargs)
-    except Exception as error:  # noqa: BLE001 whatever the user's code raises is wanted
+    except InvalidInput as error:
         return error
     return None
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from mixbit.core import InvalidInput, Plan, Sensitivity, check_writable_folder, find_target, write_text
 from mixbit.core.io.environment import environment
+from mixbit.core.io.user_code import reason_of, users_code
 from mixbit.metric_study.agreement import (
     PlanSet,
     agreement_figures,
@@ -196,11 +197,13 @@ def _check_processes(processes: int, *sent: Any) -> None:
         raise InvalidInput(f"processes={processes}: give 1 or more")
     if processes == 1:
         return
-    try:
+
+    def explained(error: BaseException) -> InvalidInput:
+        return InvalidInput(
+            f"setup and metrics go to other processes, and one of them cannot ({reason_of(error)}); give functions of "
+            "the top level of a module that make what they need, or functools.partial of them with plain values, or "
+            "processes=1"
+        )
+
+    with users_code(explained):
         pickle.loads(pickle.dumps(sent))
-    except Exception as error:  # of any class that the user's objects are of
-        raise InvalidInput(
-            f"setup and metrics go to other processes, and one of them cannot ({type(error).__name__}: {error}); give "
-            "functions of the top level of a module that make what they need, or functools.partial of them with plain "
-            "values, or processes=1"
-        ) from error

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import time
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from mixbit.core import InvalidInput, MixbitError, Plan, Sensitivity, track
 from mixbit.core.batches import Batch, split_batch
+from mixbit.core.io.user_code import users_code
 from mixbit.core.task import Task
 from mixbit.graph.evaluate import returned_by
 from mixbit.graph.graph import Graph
@@ -227,21 +227,18 @@ def predict(
     name, _ = METRICS.find(metric)
     before, began = _peak_mb(forget=True), time.perf_counter()
     try:
-        table = measure(
-            prepared.graph,
-            prepared.calibration,
-            target=target,
-            task=prepared.task,
-            metric=metric if isinstance(metric, str) else _checked(metric),
-            choices=choices,
-            seed=seed,
-        )
+        with users_code(f"{name} failed"):
+            table = measure(
+                prepared.graph,
+                prepared.calibration,
+                target=target,
+                task=prepared.task,
+                metric=metric if isinstance(metric, str) else _checked(metric),
+                choices=choices,
+                seed=seed,
+            )
     except MixbitError as error:
         return Predicted(None, str(error), time.perf_counter() - began, None)
-    except Exception as error:  # noqa: BLE001 whatever the code of a metric raises, which may be the user's
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{name} failed: {type(error).__name__}: {error} ({place.filename}:{place.lineno})"
-        return Predicted(None, reason, time.perf_counter() - began, None)
     seconds, after = time.perf_counter() - began, _peak_mb()
     return Predicted(table, None, seconds, None if before is None or after is None else after - before)
 

@@ -25,6 +25,7 @@ from mixbit.core import (
 )
 from mixbit.core.batches import Batch, as_given
 from mixbit.core.io.store import Journal
+from mixbit.core.io.user_code import users_code
 from mixbit.core.task import Task
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph, Layer, argument
@@ -93,13 +94,8 @@ class Scoring:
     def _of_graph(self, graph: Graph) -> float:
         if self.score is None:
             return self._of_outputs(evaluate(graph, self.batches, self.task, "try a plan"))
-        try:
-            with torch.no_grad():
-                return float(self.score(graph.module, [as_given(batch) for batch in self.batches]))
-        except MixbitError:
-            raise
-        except (Exception, SystemExit) as error:
-            raise InvalidInput(f"the evaluation function fails on a plan: {type(error).__name__}: {error}") from error
+        with users_code("the evaluation function fails on a plan"), torch.no_grad():
+            return float(self.score(graph.module, [as_given(batch) for batch in self.batches]))
 
     def _of_artefact(self, plan: Plan) -> float:
         target = find_target(plan.target)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixbit.core import InvalidInput, track
 from mixbit.core.batches import Inputs, split_batches
+from mixbit.core.io.user_code import users_code
 from mixbit.quantization.statistics import RunningMean
 
 
@@ -93,11 +95,8 @@ def _run(
     inputs = inputs.to(device)
     hooks = [norm.register_forward_pre_hook(see) for norm in norms]
     try:
-        model(*inputs.args, **inputs.kwargs)
-    except _Seen:
-        pass
-    except Exception as error:  # whatever the user's code raises is the answer
-        raise InvalidInput(f"{place}: the model fails on it: {type(error).__name__}: {error}") from error
+        with users_code(f"{place}: the model fails on it"), suppress(_Seen):
+            model(*inputs.args, **inputs.kwargs)
     finally:
         for hook in hooks:
             hook.remove()

@@ -33,7 +33,7 @@ def measure(
     """Write the table of predicted loss increase, layers x choices."""
     from mixbit.core import check_new_file
     from mixbit.core.batches import split_batches
-    from mixbit.core.io.user_code import load_data, load_task
+    from mixbit.core.io.user_code import load_data
     from mixbit.graph.capture import capture
     from mixbit.metrics.measure import measure as measure_
     from mixbit.quantization.calibrate import calibrate
@@ -50,7 +50,7 @@ def measure(
             graph,
             calibration,
             target=target,
-            task=load_task(task, loss),
+            task=options.task_of(task, loss),
             metric=options.function_or_name(metric, "METRIC"),
             choices=options.split(choices),
             seed=seed,

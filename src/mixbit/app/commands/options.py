@@ -63,6 +63,15 @@ def function_or_name(name: str, what: str) -> Any:
     return load_function(name, what)
 
 
+def task_of(name: str, loss: str | None) -> Any:
+    """The task of that name, under the loss that the spec names: a function (output, labels) -> mean of the batch."""
+    from mixbit.core.io.user_code import load_function
+    from mixbit.core.task import Task
+
+    task = Task.named(name)
+    return task if loss is None else task.with_loss(load_function(loss, "LOSS"))
+
+
 def say_unless_used(loss: str | None, metric: str) -> None:
     """Say so where a loss is given to a metric that looks at none."""
     from mixbit.metrics import METRICS

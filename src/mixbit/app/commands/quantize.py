@@ -80,7 +80,7 @@ def quantize(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure, search, quantize, export, run the artefact and compare."""
-    from mixbit.core.io.user_code import absolute, load_data, load_function, load_loader, load_task
+    from mixbit.core.io.user_code import absolute, load_data, load_function, load_loader
     from mixbit.pipeline.auto import auto_quantize
     from mixbit.pipeline.settings import Settings
     from mixbit.quantization.masks import IMPORTANCES
@@ -106,7 +106,7 @@ def quantize(
             f"--importance {importance}: no scheme that is offered is sparse, as w8a8@2:4 is; leave it out"
         )
     settings = Settings(
-        task=load_task(task, loss),
+        task=options.task_of(task, loss),
         choices=offered,
         metric=options.function_or_name(metric, "METRIC"),
         search=options.function_or_name(_warm(search) if warm_start else search, "SEARCH"),

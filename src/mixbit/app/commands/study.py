@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 def load_subject(model: str, data: tuple[str, str], task: str, loss: str | None, device: str) -> "Subject":
     """What a study is about: the captured MODEL, DATA to calibrate and to evaluate on, task and loss."""
     from mixbit.core.batches import split_batches
-    from mixbit.core.io.user_code import load_data, load_model, load_task
+    from mixbit.core.io.user_code import load_data, load_model
     from mixbit.graph.capture import capture
     from mixbit.metric_study.truth import Subject
 
     module = load_model(model).to(device)
     calibration, evaluated = (split_batches(module, load_data(spec)) for spec in data)
-    return Subject(capture(module, calibration[0][0]), calibration, evaluated, load_task(task, loss))
+    return Subject(capture(module, calibration[0][0]), calibration, evaluated, options.task_of(task, loss))
 
 
 def study(

@@ -1,18 +1,66 @@
-"""MODEL and DATA as the command line names them: `file.py:function` or `package.module:function`."""
+"""The user's code: run it, say where it fails, find it as `file.py:function` or `package.module:function`."""
 
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import redirect_stdout
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from mixbit.core.errors import InvalidInput
-from mixbit.core.task import Task
+from mixbit.core.errors import InvalidInput, MixbitError
+
+#: Folders whose code is not the user's: this package and torch.
+_NOT_THEIRS = tuple(str(folder) + os.sep for folder in (Path(__file__).parents[2], Path(torch.__file__).parent))
+
+
+@contextmanager
+def users_code(what: str | Callable[[BaseException], MixbitError]) -> Iterator[None]:
+    """Run code that may raise anything: the user's, or that of a library which documents no errors.
+
+    Args:
+        what: Says what fails, as in `the loss fails`; or makes the error of what was raised.
+
+    Raises:
+        InvalidInput: the block raised an error, or ended the program: `the loss fails: KeyError: 'x' (net.py:7)`.
+            Errors that mixbit raises on purpose pass as they are.
+    """
+    try:
+        yield
+    except MixbitError:
+        raise
+    except (Exception, SystemExit) as error:  # the only place that catches everything
+        if isinstance(what, str):
+            raise InvalidInput(f"{what}: {reason_of(error)}") from error
+        raise what(error) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """Type and first line of an error, and the line of the user's code that it came from."""
+    message = error.msg if isinstance(error, SyntaxError) else str(error)
+    text = ": ".join(filter(None, [type(error).__name__, message.strip().partition("\n")[0]]))
+    frames = users_frames(error)
+    if isinstance(error, SyntaxError):
+        return f"{text} ({error.filename}:{error.lineno})"
+    return f"{text} ({frames[-1].filename}:{frames[-1].lineno})" if frames else text
+
+
+def users_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    """The frames of an error that are neither torch's, nor Python's importing, nor this package's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return [frame for frame in frames if not frame.filename.startswith(("<", *_NOT_THEIRS))]
+
+
+@contextmanager
+def _users_program(what: str) -> Iterator[None]:
+    """Run code that the command line names; it prints to standard error, since standard output is for results."""
+    with users_code(what), redirect_stdout(sys.stderr):
+        yield
 
 
 def load_model(spec: str) -> nn.Module:
@@ -32,11 +80,8 @@ def absolute(spec: str) -> str:
 def load_data(spec: str) -> list[Any]:
     """The batches that the function returns, as a list; raises InvalidInput where there are none."""
     data = _iterable(spec)
-    try:
-        with redirect_stdout(sys.stderr):  # standard output is for results
-            batches = list(data)
-    except (Exception, SystemExit) as error:  # the user's own code fails while it yields
-        raise InvalidInput(f"DATA {spec}: fails while iterated: {_last_line(error)}") from error
+    with _users_program(f"DATA {spec}: fails while iterated"):
+        batches = list(data)
     if not batches:
         raise InvalidInput(f"DATA {spec}: holds no batch; return an iterable of at least one batch")
     return batches
@@ -55,12 +100,6 @@ def _iterable(spec: str) -> Iterable[Any]:
     return data
 
 
-def load_task(name: str, loss: str | None) -> Task:
-    """The task of that name, under the loss that the spec names: a function (output, labels) -> mean of the batch."""
-    task = Task.named(name)
-    return task if loss is None else task.with_loss(load_function(loss, "LOSS"))
-
-
 def load_function(spec: str, what: str) -> Any:
     """The function that the spec names; raises InvalidInput, which names what it is for, where there is none."""
     place, separator, name = spec.rpartition(":")
@@ -76,49 +115,31 @@ def load_function(spec: str, what: str) -> Any:
 
 def _call(spec: str, what: str) -> Any:
     function = load_function(spec, what)
-    try:
-        with redirect_stdout(sys.stderr):
-            return function()
-    except (Exception, SystemExit) as error:  # whatever the user's code raises is shown as it is
-        raise InvalidInput(f"{what} {spec}: fails when called: {_last_line(error)}") from error
+    with _users_program(f"{what} {spec}: fails when called"):
+        return function()
 
 
 def _module(place: str, spec: str, what: str) -> Any:
-    if not place.endswith(".py"):
-        sys.path.insert(0, str(Path.cwd()))
-        try:
-            with redirect_stdout(sys.stderr):
-                return importlib.import_module(place)
-        except (Exception, SystemExit) as error:
-            raise InvalidInput(f"{what} {spec}: does not import: {_last_line(error)}") from error
-        finally:
-            sys.path.remove(str(Path.cwd()))
     path = Path(place)
-    if not path.is_file():
+    is_file = place.endswith(".py")
+    if is_file and not path.is_file():
         raise InvalidInput(f"{what} {spec}: no file {path}")
-    name = f"mixbit_user_{path.stem}"
-    loader = importlib.util.spec_from_file_location(name, path)
-    if loader is None or loader.loader is None:
-        raise InvalidInput(f"{what} {spec}: {path} is not a Python file")
-    module = importlib.util.module_from_spec(loader)
-    sys.modules[name] = module
-    sys.path.insert(0, str(path.parent.absolute()))
+    folder = str(path.parent.absolute() if is_file else Path.cwd())
+    sys.path.insert(0, folder)
     try:
-        with redirect_stdout(sys.stderr):
-            loader.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise InvalidInput(f"{what} {spec}: does not import: {_last_line(error)}") from error
+        with _users_program(f"{what} {spec}: does not import"):
+            return _import_file(path) if is_file else importlib.import_module(place)
     finally:
-        sys.path.remove(str(path.parent.absolute()))
+        sys.path.remove(folder)
+
+
+def _import_file(path: Path) -> Any:
+    name = f"mixbit_user_{path.stem}"
+    spec: Any = importlib.util.spec_from_file_location(name, path)  # there is one, and a loader: the name ends with .py
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     return module
-
-
-def _last_line(error: BaseException) -> str:
-    """The last line of the user's traceback, and the place it came from."""
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if "importlib" not in frame.filename and frame.filename != __file__]
-    place = f" ({theirs[-1].filename}:{theirs[-1].lineno})" if theirs else ""
-    if isinstance(error, SyntaxError):
-        place = f" ({error.filename}:{error.lineno})"
-    return (traceback.format_exception_only(error)[-1].strip().splitlines() or [type(error).__name__])[-1] + place
