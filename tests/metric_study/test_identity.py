@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.digest import source_digest
+from mixbit.core.io.digest import digest
 from mixbit.metric_study.run import digests, metric_digest, same_subject
 from tests.subjects import few_bits, small_subject
 
@@ -82,8 +82,8 @@ def a_method(weight):
     ],
 )
 def test_values_count(make, one, other):
-    assert source_digest(make(one)) == source_digest(make(one))
-    assert source_digest(make(one)) != source_digest(make(other))
+    assert digest(make(one)) == digest(make(one))
+    assert digest(make(one)) != digest(make(other))
 
 
 def test_code_counts():
@@ -95,14 +95,14 @@ def test_code_counts():
     def one(inputs):
         return 2
 
-    assert source_digest(first) != source_digest(one)
-    assert source_digest(torch.add) != source_digest(torch.sub)
+    assert digest(first) != digest(one)
+    assert digest(torch.add) != digest(torch.sub)
 
 
 def test_a_fresh_process_finds_the_same():
-    code = "from tests.metric_study import test_identity as t; print(t.source_digest(t.Weighted({'b', 'a', t.plain})))"
+    code = "from tests.metric_study import test_identity as t; print(t.digest(t.Weighted({'b', 'a', t.plain})))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert found.strip() == source_digest(Weighted({"b", "a", plain}))
+    assert found.strip() == digest(Weighted({"b", "a", plain}))
 
 
 def test_what_is_nested_too_deeply_is_refused():
@@ -110,12 +110,12 @@ def test_what_is_nested_too_deeply_is_refused():
     for _ in range(sys.getrecursionlimit()):
         deep = [deep]
     with pytest.raises(InvalidInput, match="Weighted: holds values that are nested too deeply"):
-        source_digest(Weighted(deep))
+        digest(Weighted(deep))
 
 
 def test_metrics_of_mixbits_change_with_its_source_and_own_ones_with_theirs(monkeypatch):
     assert metric_digest("fisher") == metric_digest("hawq")
-    assert metric_digest(few_bits) == source_digest(few_bits) != metric_digest("fisher")
+    assert metric_digest(few_bits) == digest(few_bits) != metric_digest("fisher")
 
 
 def test_the_loss_of_a_subject_counts_with_its_values():

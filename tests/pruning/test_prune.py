@@ -14,6 +14,7 @@ import mixbit as mb
 from mixbit.app.commands.quantize import print_result
 from mixbit.core.batches import Inputs, split_all
 from mixbit.core.errors import InvalidInput, UnsupportedModel
+from mixbit.core.io.store import Store
 from mixbit.core.target import find_target
 from mixbit.graph.blocks import find_blocks
 from mixbit.graph.graph import argument, tensor_of
@@ -315,17 +316,17 @@ def test_the_smaller_network_learns_block_by_block_and_goes_on_where_it_stopped(
     assert_state_is(graph.module, state)
     saved: list[str] = []
 
-    def save(folder: Path, name: str, *given: Any) -> None:
+    def put(store: Store, name: str, *given: Any) -> None:
         if len(saved) == 2:
             raise KeyboardInterrupt
         saved.append(name)
-        keep_part(folder, name, *given)
+        put_part(store, name, *given)
 
-    keep_part = recovery.save
-    monkeypatch.setattr(recovery, "save", save)
+    put_part = Store.put
+    monkeypatch.setattr(Store, "put", put)
     with pytest.raises(KeyboardInterrupt):
         pruned(60, tmp_path)
-    monkeypatch.setattr(recovery, "save", keep_part)
+    monkeypatch.setattr(Store, "put", put_part)
     learn, calls = recovery._learn, []
     monkeypatch.setattr(recovery, "_learn", lambda *given: (calls.append(given), learn(*given)))
     again, wanted = pruned(60, tmp_path).module.state_dict(), learned.module.state_dict()

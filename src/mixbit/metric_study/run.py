@@ -16,7 +16,7 @@ import torch
 
 import mixbit
 from mixbit.core import Budget, InfeasibleBudget, InvalidInput, Plan, Scheme, Sensitivity, track
-from mixbit.core.io.digest import source_digest, tensors_digest, text_digest
+from mixbit.core.io.digest import digest
 from mixbit.metric_study.folder import StudyFolder
 from mixbit.metric_study.plans import Choice, RandomPlans
 from mixbit.metric_study.processes import in_processes
@@ -28,18 +28,14 @@ from mixbit.searches.search import search
 
 def digests(subject: Subject) -> dict[str, str]:
     """What tells this subject from another: hashes of the graph's code and tensors, of the user's loss, of the data."""
-    weights, loss = subject.graph.module.state_dict(), subject.task.own_loss
-    found = {
-        "code": text_digest(subject.graph.module.code),
-        "loss": "the task's" if loss is None else source_digest(loss),
-        "weights": tensors_digest(weights[name] for name in sorted(weights)),
+    module, loss = subject.graph.module, subject.task.own_loss
+    return {
+        "code": digest(module.code),
+        "loss": "the task's" if loss is None else digest(loss),
+        "weights": digest(module.state_dict()),
+        "calibration": digest(subject.pairs("calibration")),
+        "evaluation": digest(subject.pairs("evaluation")),
     }
-    for name in ("calibration", "evaluation"):
-        pairs = subject.pairs(name)
-        found[name] = tensors_digest(
-            leaf for inputs, labels in pairs for leaf in (*inputs.tensors, labels) if leaf is not None
-        )
-    return found
 
 
 def same_subject(setup: Callable[[], Subject], expected: Mapping[str, str]) -> Subject:
@@ -57,13 +53,13 @@ def same_subject(setup: Callable[[], Subject], expected: Mapping[str, str]) -> S
 
 def metric_digest(metric: str | Metric) -> str:
     """Of one of mixbit's by name, a hash of mixbit's source; of the user's own, of its own."""
-    return _own_source() if isinstance(metric, str) else source_digest(metric)
+    return _own_source() if isinstance(metric, str) else digest(metric)
 
 
 @cache
 def _own_source() -> str:
     package = Path(mixbit.__file__).parent
-    return text_digest("".join(path.read_text(encoding="utf-8") for path in sorted(package.rglob("*.py"))))
+    return digest("".join(path.read_text(encoding="utf-8") for path in sorted(package.rglob("*.py"))))
 
 
 #: Where the budgets lie, by whose plans regret is told, between the least and the largest mean bits of the choices.
@@ -106,11 +102,11 @@ class StudyRun:
         """What every metric predicts, from the folder where it is there; and mixbit's others that are there."""
         found = {}
         for name, metric in track(list(named.items()), "run metrics"):
-            digest = metric_digest(metric)
-            known = folder.predicted(name, digest, self.blank)
+            code = metric_digest(metric)
+            known = folder.predicted(name, code, self.blank)
             if known is None:
                 known = self._predict(metric)
-                folder.save_predicted(name, digest, known)
+                folder.save_predicted(name, code, known)
             found[name] = known
         for name in folder.metrics():
             if name not in found and name.partition(":")[0] in METRICS:

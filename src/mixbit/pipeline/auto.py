@@ -11,8 +11,8 @@ from torch import nn
 
 from mixbit.core import Budget, InvalidInput, MaxDrop, Plan, Scheme
 from mixbit.core.batches import Batch, hold_out, split_batches
-from mixbit.core.io.digest import source_digest, tensors_digest
-from mixbit.core.io.store import Checkpoint, Journal
+from mixbit.core.io.digest import digest
+from mixbit.core.io.store import Journal, Store
 from mixbit.graph.capture import capture, check_module
 from mixbit.graph.case import Case
 from mixbit.graph.evaluate import evaluate
@@ -116,7 +116,9 @@ def captured(
         check_first(graph, settings.train_batches)
     if settings.flavour == "qat":
         for ending in (PRUNED, TRAINING) if settings.prune_channels else (TRAINING,):
-            Checkpoint(run.place(ending), settings_of(settings.epochs, run.training)).check(force=run.force)
+            place = run.place(ending)
+            if not run.force:
+                Store(place.parent).check(place.stem, settings_of(settings.epochs, run.training))
     check_pins(graph.layers, run.settings.pins, run.target)
     return graph, Data(calibration, held_out, evaluation)
 
@@ -189,17 +191,16 @@ def scored(run: Run, known: Measured, batches: list[Batch], rounding: str | Roun
     about = {
         "target": run.target.name,
         "task": run.task.name,
-        "rounding": source_digest(ROUNDINGS.find(rounding)[1]),
+        "rounding": digest(ROUNDINGS.find(rounding)[1]),
         "seed": settings.seed,
         "bias_correction": settings.bias_correction,
-        "ranges": source_digest(RANGES.find(settings.ranges)[1]),
+        "ranges": digest(RANGES.find(settings.ranges)[1]),
         "importance": settings.importance,
-        "score": None if settings.score is None else source_digest(settings.score),
-        "network": tensors_digest(known.graph.module.state_dict().values()),
+        "score": None if settings.score is None else digest(settings.score),
+        "network": digest(known.graph.module.state_dict()),
+        "calibration": digest(known.data.calibration),
+        "evaluation": digest(batches),
     }
-    for name, part in (("calibration", known.data.calibration), ("evaluation", batches)):
-        leaves = (leaf for inputs, labels in part for leaf in (*inputs.tensors, labels) if leaf is not None)
-        about[name] = tensors_digest(leaves)
     return Scoring(
         known.graph,
         batches,

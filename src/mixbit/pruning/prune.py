@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from mixbit.core import InvalidInput, UnsupportedModel
 from mixbit.core.batches import Batch, split_all
-from mixbit.core.io.store import folder_of
+from mixbit.core.io.store import Store
 from mixbit.core.task import Task
 from mixbit.graph.capture import TOLERANCE, capture
 from mixbit.graph.graph import Graph, argument, check_arguments, get_tensor, split_name
@@ -149,7 +149,7 @@ def prune_channels(
     """
     check_arguments(graph, task, seed)
     check_share(share)
-    kept_in = folder_of(folder)
+    kept_in = Store(folder).folder
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
         raise InvalidInput(f"iterations={iterations!r}: give a whole number from 0")
     if graph.plan is not None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from mixbit.core import track
-from mixbit.core.io.store import load, save
+from mixbit.core.io.store import Store
 from mixbit.graph.blocks import Block, find_blocks
 from mixbit.graph.graph import Graph, tensor_of
 from mixbit.graph.walk import Stretch
@@ -41,7 +41,7 @@ def recovered(asked: Reconstruction, keep: Tensor, iterations: int) -> Graph:
     trained = [one for one in learning.module.parameters() if one.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)
-    question = question_digest(asked, "recovery", iterations=iterations)
+    store, question = Store(asked.folder), question_digest(asked, "recovery", iterations=iterations)
     blocks = find_blocks(asked.graph) if iterations else ()
     kept = {
         name: Kept(held.dim, keep[held.units].nonzero().flatten().to(asked.graph.device))
@@ -54,13 +54,13 @@ def recovered(asked: Reconstruction, keep: Tensor, iterations: int) -> Graph:
         for number, block, part, passes in passing:
             parameters = _own_parameters(learning.module, part)
             pace = Pace(iterations, bar, torch.Generator().manual_seed(asked.seed + number))
-            known = load(asked.folder, f"recovered-{number}", question)
+            known = store.get(f"recovered-{number}", question)
             if known is not None:
-                _put(parameters, known)
+                _put(parameters, known.tensors)
                 pace.skip()
             else:
                 _learn(parameters, block, part, passes, pace)
-                save(asked.folder, f"recovered-{number}", question, parameters)
+                store.put(f"recovered-{number}", question, parameters)
     for parameter in trained:
         parameter.requires_grad_(True)
     return learning

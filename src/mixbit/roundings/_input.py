@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixbit.core.batches import Inputs
-from mixbit.core.io.digest import source_digest, tensors_digest, text_digest
+from mixbit.core.io.digest import digest
 from mixbit.core.task import Task
 from mixbit.graph.case import Case
 from mixbit.graph.graph import Graph
@@ -14,17 +14,15 @@ from mixbit.quantization.assemble import quantizers_of
 
 def question_digest(asked: "Reconstruction", method: str, **options: object) -> str:
     """A hash of all that the result depends on: networks, plan, data, task, seed, and the method with its options."""
-    networks = [asked.graph.module, asked.simulated.module]
-    told = [
-        *(network.code for network in networks),
-        *(tensors_digest(state[name] for name in sorted(state)) for state in (net.state_dict() for net in networks)),
-        "" if asked.simulated.plan is None else asked.simulated.plan.model_dump_json(),
-        *(inputs.describe() + tensors_digest(inputs.tensors) for inputs in asked.batches),
-        tensors_digest(one.mask for one in quantizers_of(asked.simulated) if one.mask is not None),
-        source_digest(asked.task),
-        f"{asked.seed} {asked.bias_correction} {method} {sorted(options.items())}",
-    ]
-    return text_digest("\n".join(told))
+    return digest(
+        asked.graph.module,
+        asked.simulated.module,
+        None if asked.simulated.plan is None else asked.simulated.plan.model_dump_json(),
+        asked.batches,
+        [quantizer.mask for quantizer in quantizers_of(asked.simulated)],  # no part of a module's state
+        asked.task,
+        (asked.seed, asked.bias_correction, method, sorted(options.items())),
+    )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.core import InvalidInput, track
-from mixbit.core.io.store import load, save
+from mixbit.core.io.store import Store
 from mixbit.graph.blocks import Block
 from mixbit.graph.graph import Graph, argument, tensor_of
 from mixbit.graph.walk import Stretch
@@ -192,7 +192,7 @@ def reconstruct(asked: Reconstruction, blocks: tuple[Block, ...], schedule: Sche
     weight is itself and are driven to 0 or 1 by the penalty. A block that the nearest rounding serves better keeps it.
     """
     schedule.check(asked)
-    question = question_digest(asked, label, **asdict(schedule))
+    store, question = Store(asked.folder), question_digest(asked, label, **asdict(schedule))
     simulated = asked.simulated.copy()
     trained = [one for one in simulated.module.parameters() if one.requires_grad]
     for parameter in trained:
@@ -203,13 +203,13 @@ def reconstruct(asked: Reconstruction, blocks: tuple[Block, ...], schedule: Sche
         for number, block, part, passes in passing:
             learned = Learned(asked, simulated, block, part)
             pace = Pace(schedule.iterations, bar, torch.Generator().manual_seed(asked.seed + number))
-            known = load(asked.folder, f"block-{number}", question)
+            known = store.get(f"block-{number}", question)
             if known is not None:
-                learned.restore(known)
+                learned.restore(known.tensors)
                 pace.skip()
             else:
                 _learn(learned, block, part, passes, schedule, pace)
-                save(asked.folder, f"block-{number}", question, learned.state())
+                store.put(f"block-{number}", question, learned.state())
     settle_biases(simulated)  # steps of what they read may be others now
     for parameter in trained:
         parameter.requires_grad_(True)

@@ -12,7 +12,7 @@ from annotated_types import Ge
 from torch import Tensor, fx
 
 from mixbit.core import InvalidInput, method, track
-from mixbit.core.io import store as parts
+from mixbit.core.io.store import Store
 from mixbit.graph.fold import set_bias
 from mixbit.graph.graph import Graph, Layer, Operation, argument
 from mixbit.quantization.affine import along
@@ -68,17 +68,17 @@ def gptq(
         raise InvalidInput("gptq: no batch to calibrate on; give at least one")
     rounded = asked.simulated.copy()
     todo = _rounded_layers(asked, rounded)
-    question = question_digest(asked, "gptq", damping=damping, order=order)
+    store, question = Store(asked.folder), question_digest(asked, "gptq", damping=damping, order=order)
     missing = []
     for one in todo:
-        known = parts.load(asked.folder, one.part, question)
+        known = store.get(one.part, question)
         if known is None:
             missing.append(one)
         else:
-            _put(rounded, one.layer, known)
+            _put(rounded, one.layer, known.tensors)
     for one, moments in _moments_in_order(asked, rounded, todo, missing):
         found = _round(asked, rounded, one, moments, {"damping": damping, "by_activation": order == "activation"})
-        parts.save(asked.folder, one.part, question, found)
+        store.put(one.part, question, found)
         _put(rounded, one.layer, found)
     rounded.module.graph.eliminate_dead_code()
     rounded.module.recompile()

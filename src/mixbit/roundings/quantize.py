@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mixbit.core import InvalidInput, Plan, pick
-from mixbit.core.io.store import folder_of
+from mixbit.core.io.store import Store
 from mixbit.core.task import Task
 from mixbit.graph.graph import Graph, check_arguments
 from mixbit.quantization.assemble import check_plan
@@ -76,7 +76,7 @@ def quantize(
     if not inputs and (method is not nearest or bias_correction == "sequential"):
         what = "sequential bias correction" if method is nearest else f"rounding {name}"
         raise InvalidInput(f"{what}: {_given(calibration)} does not tell it enough; give the batches")
-    corrects, kept_in = bias_correction != "off", folder_of(folder)
+    corrects, kept_in = bias_correction != "off", Store(folder).folder
     simulated = simulate(graph, plan, calibration, bias_correction=corrects)
     task = task or Task.classification()
     rounded = method(Reconstruction(graph, simulated, inputs, task, seed, kept_in, corrects))

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch
 
 from mixbit.core import InvalidInput, track
 from mixbit.core.batches import Batch, check_iterable, hold_out, loaded, split_all
-from mixbit.core.io.digest import source_digest, tensors_digest
-from mixbit.core.io.store import Checkpoint, folder_of
+from mixbit.core.io.digest import digest
+from mixbit.core.io.store import Store
 from mixbit.core.task import Task
 from mixbit.graph.graph import Graph, check_arguments, check_graph
 from mixbit.quantization.assemble import quantizers_of
@@ -59,7 +60,7 @@ def finetune(
         check_graph(teacher, "teacher")
     settings = settings or Training()
     objective = Objective(task or Task.classification(), teacher, settings.distil, settings.temperature)
-    place = folder_of(folder)
+    place = Store(folder).folder
     path = None if place is None else place / FILE_NAME
     return train(
         graph, batches, objective, epochs=epochs, eval_batches=eval_batches, settings=settings, path=path
@@ -75,11 +76,11 @@ def train(
     settings: Training,
     eval_batches: Iterable[Any] | None = None,
     path: Path | None = None,
-    force: bool | None = None,
+    force: bool = False,
 ) -> Trained:
     """What `finetune` does, and the losses.
 
-    With `force` a checkpoint of another training is thrown away; None where the caller has no such option.
+    With `force` a checkpoint of another training is thrown away.
     """
     settings.check()
     if not isinstance(epochs, int) or epochs < 1:
@@ -97,9 +98,12 @@ def train(
         )
     loop = Loop(graph, objective, settings, epochs, _count(batches))
     if path is None:
-        return loop.run(batches, held_out, Checkpoint(None, {}))
-    about = _about(graph, objective, batches, held_out) | settings_of(epochs, settings)
-    return loop.run(batches, held_out, Checkpoint(path, about), force=force)
+        return loop.run(batches, held_out, None, lambda *_: None)
+    store = Store(path.parent)
+    question = _about(graph, objective, batches, held_out) | settings_of(epochs, settings)
+    if not force:
+        store.check(path.stem, question)
+    return loop.run(batches, held_out, store.get(path.stem, question), partial(store.put, path.stem, question))
 
 
 def check_first(graph: Graph, batches: Iterable[Any]) -> None:
@@ -142,16 +146,12 @@ def _about(graph: Graph, objective: Objective, batches: Iterable[Any], held_out:
     task, teacher, count = objective.task, objective.teacher, len(graph.example.args)
     known = split_all(batches, count) if isinstance(batches, Sequence) else None
     return {
-        "graph": tensors_digest(graph.module.state_dict().values()),
-        "masks": tensors_digest(one.mask for one in quantizers_of(graph) if one.mask is not None),
+        "graph": digest(graph.module.state_dict()),
+        "masks": digest([quantizer.mask for quantizer in quantizers_of(graph)]),
         "plan": None if graph.plan is None else graph.plan.layers,
         "task": task.name,
-        "loss": None if task.own_loss is None else source_digest(task.own_loss),
-        "teacher": None if teacher is None else tensors_digest(teacher.module.state_dict().values()),
-        "data": _count(batches) if known is None else _digest(known),
-        "held_out": _digest(held_out),
+        "loss": None if task.own_loss is None else digest(task.own_loss),
+        "teacher": None if teacher is None else digest(teacher.module.state_dict()),
+        "data": _count(batches) if known is None else digest(known),
+        "held_out": digest(held_out),
     }
-
-
-def _digest(pairs: list[Batch]) -> str:
-    return tensors_digest(leaf for inputs, labels in pairs for leaf in (*inputs.tensors, labels) if leaf is not None)

@@ -1,7 +1,7 @@
 """What fine-tuning makes small: the task's loss, the distance from a teacher, or a mixture of both."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mixbit.core import InvalidInput, track
 from mixbit.core.batches import Batch, Inputs, loaded, split_batch
-from mixbit.core.io.store import Checkpoint
+from mixbit.core.io.store import Stored
 from mixbit.core.task import Task, output_of
 from mixbit.graph.evaluate import returned_by
 from mixbit.graph.graph import Graph
@@ -153,21 +153,24 @@ class Loop:
         self.best: dict[str, Tensor] = {}
 
     def run(
-        self, batches: Iterable[Any], held_out: list[Batch], checkpoint: Checkpoint, *, force: bool | None = None
+        self,
+        batches: Iterable[Any],
+        held_out: list[Batch],
+        stored: Stored | None,
+        store: Callable[[dict[str, Tensor], list[float]], None],
     ) -> Trained:
-        """Go through the epochs that are left, keep each, and settle the best."""
-        found = checkpoint.load(force=force)
-        if found is None:
+        """Go through the epochs after the one that is stored, store each, and settle the best."""
+        if stored is None:
             self._score(held_out)
         else:
-            self._restore(*found, batches)
+            self._restore(stored.notes, stored.tensors, batches)
         devices = [self.graph.device] if self.graph.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             for epoch in range(len(self.losses), self.epochs + 1):
                 torch.manual_seed(self.settings.seed + (epoch << 32))  # so that an epoch needs nothing of the last one
                 self._epoch(epoch, batches)
                 self._score(held_out)
-                checkpoint.save(self.losses, self._tensors(batches))
+                store(self._tensors(batches), self.losses)
         best = settled(self.graph)
         best.module.load_state_dict(self.best)
         return Trained(best, tuple(self.losses))

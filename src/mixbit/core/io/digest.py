@@ -1,9 +1,9 @@
-"""What tells one function, object or set of tensors from another: digests, to take up only results that still hold."""
+"""digest(): what tells values from others, so that only results that still hold are resumed from."""
 
 import hashlib
 import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -16,37 +16,40 @@ from torch.fx import GraphModule
 from mixbit.core.errors import InvalidInput
 
 
-def source_digest(value: Any) -> str:
-    """A hash of what a function or an object does: its source, and the values that it holds.
+def digest(*values: Any) -> str:
+    """16 hex digits that tell these values from others: tensors, functions, objects, and collections of them.
 
-    These are the arguments of a partial, the attributes of an object, the defaults of a function and what it takes
-    from the function around it. Other functions that it calls, and global values, are not looked into.
+    A function or object is known by its source and the values that it holds: the arguments of a partial, the attributes
+    of an object, the defaults of a function and what it takes from the function around it. Other functions that it
+    calls, and global values, are not looked into.
 
     Raises:
         InvalidInput: the values are nested too deeply.
     """
     try:
-        return text_digest(re.sub(r" at 0x[0-9a-f]+", "", _told(value, ())))
+        text = re.sub(r" at 0x[0-9a-f]+", "", "\n".join(_described(value, ()) for value in values))
     except RecursionError:
-        name = getattr(value, "__name__", type(value).__name__)
+        names = ", ".join(getattr(value, "__name__", type(value).__name__) for value in values)
         raise InvalidInput(
-            f"{name}: holds values that are nested too deeply to tell it from another; give a plain function"
+            f"{names}: holds values that are nested too deeply to tell it from another; give a plain function"
         ) from None
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _told(value: Any, around: tuple[int, ...]) -> str:
+def _described(value: Any, around: tuple[int, ...]) -> str:
     """The value as text; `around` are the ids of those that hold it, which it may hold in turn."""
     if id(value) in around:
         return "..."
     text, held = _parts(value)
-    return f"{text}({', '.join(_told(one, (*around, id(value))) for one in held)})" if held else text
+    return f"{text}({', '.join(_described(part, (*around, id(value))) for part in held)})" if held else text
 
 
 def _parts(value: Any) -> tuple[str, Sequence[Any]]:
     """The value's own text, and what it holds."""
     match value:
         case Tensor():
-            found = tensors_digest([value]), ()
+            flat = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            found = f"{value.dtype}{list(value.shape)}{hashlib.sha256(flat.data).hexdigest()}", ()
         case np.ndarray():
             found = f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}", ()
         case Mapping():
@@ -79,17 +82,3 @@ def _source(code: Any) -> str:
         return inspect.getsource(code)
     except (OSError, TypeError):
         return getattr(code, "__qualname__", code.__name__)
-
-
-def tensors_digest(tensors: Iterable[Tensor]) -> str:
-    """A hash of the tensors' types, shapes and values, in order."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype}{list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def text_digest(text: str) -> str:
-    """A hash of a text: 16 hex digits of its SHA-256."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,12 +1,11 @@
-"""Tensors kept in one safetensors file, with the question that they answer, so that an interrupted run goes on."""
+"""Unfinished work in files, with the question that it answers, so that an interrupted run resumes."""
 
 import json
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 from safetensors import SafetensorError, safe_open
@@ -15,63 +14,79 @@ from torch import Tensor
 from mixbit.core.errors import InvalidInput
 from mixbit.core.io.files import write_bytes, write_text
 
-QUESTION, NOTES = "question", "notes"
+
+class Stored(NamedTuple):
+    """Tensors by name, on the CPU, and what was noted beside them."""
+
+    tensors: dict[str, Tensor]
+    notes: Any
 
 
-def folder_of(folder: str | Path | None) -> Path | None:
-    """The folder to keep files in; raises InvalidInput for what names none."""
-    if folder is None:
-        return None
-    if not isinstance(folder, str | Path) or not str(folder):
-        raise InvalidInput(f"folder={folder!r}: give the path of a folder, or None to keep nothing")
-    return Path(folder)
+class Store:
+    """Finished steps of a run, each in the file `<name>.safetensors` of a folder with the question that it answers.
 
-
-def keep(path: Path | None, question: str, tensors: Mapping[str, Tensor], notes: str = "") -> None:
-    """Write the file in place of the one before it, whole or not at all; nothing where there is no path.
+    A question is a JSON value that names all that a step depends on. Files appear whole or not at all.
 
     Args:
-        path: Its folder is made where it is not there.
-        question: What the tensors depend on.
-        tensors: By name.
-        notes: What else to keep.
+        folder: Made where it is not there; None stores nothing.
 
     Raises:
-        InvalidInput: it cannot be written there.
+        InvalidInput: it is no path.
     """
-    if path is not None:
-        _make_folder(path)
-        copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-        write_bytes(path, safetensors.torch.save(copies, {QUESTION: question, NOTES: notes}))
 
+    def __init__(self, folder: str | Path | None) -> None:
+        if folder is not None and (not isinstance(folder, str | Path) or not str(folder)):
+            raise InvalidInput(f"folder={folder!r}: give the path of a folder, or None to keep nothing")
+        self.folder = None if folder is None else Path(folder)
 
-def take_up(path: Path | None) -> tuple[str, dict[str, Tensor], str] | None:
-    """Question, tensors on the CPU and notes, as `keep` wrote them; None where there is no file.
+    def put(self, name: str, question: Any, tensors: Mapping[str, Tensor], notes: Any = None) -> None:
+        """Replace what is stored under the name; raises InvalidInput where it cannot be written."""
+        if self.folder is not None:
+            copies = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
+            metadata = {"question": json.dumps(question), "notes": json.dumps(notes)}
+            write_bytes(self._path(self.folder, name), safetensors.torch.save(copies, metadata))
 
-    The folder is made already here, since work that cannot be kept had better not begin.
+    def get(self, name: str, question: Any) -> Stored | None:
+        """What is stored under the name; None where that is nothing, or answers another question.
 
-    Raises:
-        InvalidInput: the file is something else, or its folder cannot be made.
-    """
-    if path is None:
-        return None
-    _make_folder(path)
-    if not path.exists():
-        return None
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
-        return metadata[QUESTION], tensors, metadata.get(NOTES, "")
-    except (OSError, SafetensorError, KeyError) as error:
-        raise InvalidInput(f"{path}: holds nothing to go on with ({error}); delete it") from error
+        The folder is made already here: work that cannot be stored should not begin.
 
+        Raises:
+            InvalidInput: the file is something else, or its folder cannot be made.
+        """
+        read = self._read(name)
+        return None if read is None or read[0] != json.loads(json.dumps(question)) else read[1]
 
-def _make_folder(path: Path) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"{path.parent}: cannot be made ({error.strerror}); choose another folder") from error
+    def check(self, name: str, question: Mapping[str, Any]) -> None:
+        """Raise InvalidInput where what is stored under the name has another value for one of these fields."""
+        read = self._read(name)
+        if read is None:
+            return
+        asked = json.loads(json.dumps(question))
+        if not isinstance(read[0], dict) or any(read[0].get(field) != value for field, value in asked.items()):
+            raise InvalidInput(
+                f"{self._path(self.folder or Path(), name)}: the checkpoint of another training (graph, data or "
+                "settings differ); delete it, choose another folder, or give --force to throw it away"
+            )
+
+    def _path(self, folder: Path, name: str) -> Path:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInput(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
+        return folder / f"{name}.safetensors"
+
+    def _read(self, name: str) -> tuple[Any, Stored] | None:
+        """Question and answer."""
+        if self.folder is None or not (path := self._path(self.folder, name)).exists():
+            return None
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 not a dict
+            return json.loads(metadata["question"]), Stored(tensors, json.loads(metadata["notes"]))
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise InvalidInput(f"{path}: holds nothing to resume from ({error}); delete it") from error
 
 
 class Journal:
@@ -146,75 +161,3 @@ def _lines(path: Path) -> list[Any]:
         return [json.loads(text) for text in whole]
     except ValueError as error:
         raise InvalidInput(f"{path}: not a journal of trials ({error}); delete it") from error
-
-
-def save(folder: Path | None, name: str, question: str, tensors: Mapping[str, Tensor]) -> None:
-    """Keep one part as `name`.safetensors in the folder, which answers what `question_digest` returned."""
-    keep(_path(folder, name), question, tensors)
-
-
-def load(folder: Path | None, name: str, question: str) -> dict[str, Tensor] | None:
-    """The part that `save` kept under that name; None where there is none, or of another question."""
-    found = take_up(_path(folder, name))
-    return found[1] if found is not None and found[0] == question else None
-
-
-def _path(folder: Path | None, name: str) -> Path | None:
-    return None if folder is None else folder / f"{name}.safetensors"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The file of one training.
-
-    Attributes:
-        path: The file; None keeps nothing.
-        about: What the training depends on, as JSON.
-    """
-
-    path: Path | None
-    about: Mapping[str, Any]
-
-    def save(self, losses: list[float], tensors: Mapping[str, Tensor]) -> None:
-        """Write the file in place of the one before it, whole or not at all."""
-        keep(self.path, json.dumps(self.about), tensors, notes=json.dumps(losses))
-
-    def check(self, *, force: bool) -> None:
-        """Raise InvalidInput where there is a file about another training, as far as `about` tells; not with force."""
-        found = self._found()
-        if found is not None and not force:
-            self._check_about({name: value for name, value in found[0].items() if name in self.about}, force=force)
-
-    def load(self, *, force: bool | None = None) -> tuple[list[float], dict[str, Tensor]] | None:
-        """Losses and tensors as they were saved; None where there are none, or of another training and with force.
-
-        Force is None where the caller has no such option.
-
-        Raises:
-            InvalidInput: the file is about another training, or cannot be read; or its folder cannot be made.
-        """
-        found = self._found()
-        if found is None:
-            return None
-        about, losses, tensors = found
-        if force and about != json.loads(json.dumps(self.about)):
-            return None
-        self._check_about(about, force=force)
-        return losses, tensors
-
-    def _found(self) -> tuple[dict[str, Any], list[float], dict[str, Tensor]] | None:
-        found = take_up(self.path)
-        if found is None:
-            return None
-        try:
-            return json.loads(found[0]), json.loads(found[2]), found[1]
-        except ValueError as error:
-            raise InvalidInput(f"{self.path}: is no checkpoint of a training; delete it") from error
-
-    def _check_about(self, about: Mapping[str, Any], *, force: bool | None) -> None:
-        if about != json.loads(json.dumps(self.about)):
-            otherwise = "choose another folder" if force is None else "give --force to throw it away"
-            raise InvalidInput(
-                f"{self.path}: the checkpoint of another training (graph, data or settings differ); delete it, or "
-                f"{otherwise}"
-            )
