@@ -187,7 +187,7 @@ class Graph:
         module.recompile()
         leaves = tuple(self._ordered(self.example))
         shapes = (*(_dynamic_batch(leaf) for leaf in leaves), *[None] * len(lifted or ()))
-        return export_program(module, (*leaves, *(lifted or {}).values()), {}, shapes)
+        return export_program(module, (*leaves, *(lifted or {}).values()), {}, shapes, functional=True)
 
 
 def _dynamic_batch(leaf: Any) -> dict[int, Any] | None:

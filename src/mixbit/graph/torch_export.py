@@ -18,8 +18,17 @@ from mixbit.core.batches import Inputs
 from mixbit.core.io.user_code import users_code, users_frames
 
 
-def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> ExportedProgram:
+def export_program(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, *, functional: bool = False
+) -> ExportedProgram:
     """The model as an exported program of functional operators.
+
+    Args:
+        model: The module.
+        args: Example inputs by position.
+        kwargs: Example inputs by keyword.
+        shapes: The dimensions that may change, as torch.export takes them.
+        functional: Whether the module holds functional operators alone, as a captured one does, which saves a pass.
 
     Raises:
         UnsupportedModel: `torch.export` cannot follow the code.
@@ -29,7 +38,8 @@ def export_program(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
         return UnsupportedModel(_explain(error, model, Inputs(args, kwargs)))
 
     with users_code(explained), without_torchs_warnings(), without_logs():
-        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes).run_decompositions({})
+        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+        return program if functional else program.run_decompositions({})
 
 
 def copy_module(module: fx.GraphModule) -> fx.GraphModule:
