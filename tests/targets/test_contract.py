@@ -48,21 +48,29 @@ BFLOAT16 = 0.05
 BATCH_SIZES = (1, 2, 7)
 
 
-class Widths(nn.Module):
-    """One layer of each kind."""
+class Kinds(nn.Module):
+    """Branches of one layer of each kind; an output for each branch."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 9, 3)
-        self.depthwise = nn.Conv2d(9, 9, 3, groups=9)
-        self.up = nn.ConvTranspose2d(9, 8, 2, stride=2)
-        self.table = nn.Embedding(11, 8)
-        self.tokens = nn.Linear(8, 7)
-        self.head = nn.Linear(15, 5)
+        self.conv = branches(lambda: nn.Conv2d(3, 9, 3))
+        self.depthwise = branches(lambda: nn.Conv2d(9, 9, 3, groups=9))
+        self.up = branches(lambda: nn.ConvTranspose2d(9, 8, 2, stride=2))
+        self.table = branches(lambda: nn.Embedding(11, 8))
+        self.tokens = branches(lambda: nn.Linear(8, 7))
+        self.head = branches(lambda: nn.Linear(15, 5))
 
-    def forward(self, image: Tensor, ids: Tensor) -> Tensor:
-        x = F.relu(self.up(F.relu(self.depthwise(F.relu(self.conv(image)))))).mean((2, 3))
-        return self.head(torch.cat([x, F.gelu(self.tokens(self.table(ids))).mean(1)], 1))
+    def forward(self, image: Tensor, ids: Tensor) -> list[Tensor]:
+        outputs = []
+        for conv, depthwise, up, table, tokens, head in zip(*self.children(), strict=True):
+            x = F.relu(up(F.relu(depthwise(F.relu(conv(image)))))).mean((2, 3))
+            outputs.append(head(torch.cat([x, F.gelu(tokens(table(ids))).mean(1)], 1)))
+        return outputs
+
+
+def branches(make: Callable[[], nn.Module]) -> nn.ModuleList:
+    """One for each width of the target with the most, and one more."""
+    return nn.ModuleList(make() for _ in range(8))
 
 
 class Everything(nn.Module):
@@ -147,30 +155,29 @@ class Tokens(nn.Module):
 
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any]]] = {
-    "widths": (Widths, images_and_ids),
+    "kinds": (Kinds, images_and_ids),
     "everything": (Everything, images_and_ids),
     "shared": (Shared, keywords),
     "tokens": (Tokens, keywords),
 }
 #: Weights in groups, with zero points and in small floats, for layers to take in turn where they fit.
 FORMATS = ("w4g32", "w3g16z", "float16", "w8z", "w8g32", "bfloat16", "w4g9z", "w2g4", "w8t", "w4z", "w6g12z", "float")
-#: Network and scheme; `mixed` gives the layers the target's widths in turn, all with a8; `formats` those of FORMATS
-#: that fit; `dynamic` the schemes with ranges taken at run time, and `w8` where there are none.
+#: Network and scheme. `widths` gives the branches of `kinds` the target's widths in turn, and the last one scale for a
+#: whole weight, all with a8; `mixed` does so layer by layer; `formats` gives the layers those of FORMATS that fit,
+#: `dynamic` the schemes with ranges taken at run time, and `w8` where there are none.
 CASES = [
     (name, network, scheme)
     for name in TARGETS
     for network, scheme in (
-        *[("widths", f"w{bits}a8") for bits in find_target(name).weight_bits],
-        *[("everything", scheme) for scheme in ("mixed", "w4", "float")],
+        ("kinds", "widths"),
+        *[("kinds", f"w4a{bits}") for bits in find_target(name).input_bits if bits != 8],
+        *[("everything", scheme) for scheme in ("mixed", "w4", "formats", "dynamic")],
         *[("shared", scheme) for scheme in ("w4a8", "w3", "float")],
-        *[("widths", f"w4a{bits}") for bits in find_target(name).input_bits if bits != 8],
-        ("everything", "w8ta8"),
-        *[("everything", "formats"), ("tokens", "formats")],
-        *[("tokens", "dynamic"), ("everything", "dynamic")],
+        *[("tokens", scheme) for scheme in ("formats", "dynamic")],
         *[
             case
             for case in (
-                *[("widths", f"w{bits}a8@{bits}0%") for bits in find_target(name).weight_bits],
+                ("kinds", "sparse widths"),
                 *[("everything", scheme) for scheme in ("w8a8@2:4", "w4@1:2", "w8a8@99%")],
                 ("shared", "w3@2:4"),
             )
@@ -181,7 +188,7 @@ CASES = [
 #: Those that are also loaded for a fixed batch size and with a runtime's default settings.
 LOADED_IN_EVERY_WAY = [("everything", "mixed"), ("everything", "w4"), ("everything", "dynamic"), ("shared", "w4a8")]
 #: Those that are also verified; the first is what damaged files are made of.
-VERIFIED = [("widths", "w3a8"), ("everything", "formats"), ("shared", "w4a8")]
+VERIFIED = [("everything", "mixed"), ("everything", "formats"), ("shared", "w4a8")]
 
 
 @dataclass(frozen=True)
@@ -230,21 +237,30 @@ def calibrated(network: str) -> Calibration:
 
 
 def simulate(target: str, network: str, scheme: str) -> Graph:
-    """Layers that the blocks of a sparse scheme do not fit take it without zeros."""
     graph = captured(network)
-    layers = graph.layers
+    return quantize(graph, plan_of(graph.layers, schemes_of(graph.layers, target, scheme), target), calibrated(network))
+
+
+def schemes_of(layers: tuple[Layer, ...], target: str, scheme: str) -> str | dict[str, str]:
+    """Layer -> scheme; layers that the blocks of a sparse scheme do not fit take it without zeros."""
     widths = find_target(target).weight_bits
-    kinds: dict[str, Any] = {
-        "mixed": {layer.name: f"w{widths[index % len(widths)]}a8" for index, layer in enumerate(layers)},
-        "formats": fitting(layers, FORMATS, target),
-        "dynamic": fitting(layers, run_time_schemes(target), target) if scheme == "dynamic" else {},
-    }
-    if "@" in scheme:
-        dense = scheme.partition("@")[0]
-        kinds[scheme] = {
-            layer.name: scheme if why_not(layer, Scheme.parse(scheme)) is None else dense for layer in layers
-        }
-    return quantize(graph, plan_of(layers, kinds.get(scheme, scheme), target), calibrated(network))
+    if scheme == "widths":
+        return by_branch(layers, [*(f"w{bits}a8" for bits in widths), "w8ta8"])
+    if scheme == "sparse widths":
+        return by_branch(layers, [f"w{bits}a8@{bits}0%" for bits in widths])
+    if scheme == "mixed":
+        return {layer.name: f"w{widths[index % len(widths)]}a8" for index, layer in enumerate(layers)}
+    if scheme == "formats":
+        return fitting(layers, FORMATS, target)
+    if scheme == "dynamic":
+        return fitting(layers, run_time_schemes(target), target)
+    dense = scheme.partition("@")[0]
+    return {layer.name: scheme if why_not(layer, Scheme.parse(scheme)) is None else dense for layer in layers}
+
+
+def by_branch(layers: tuple[Layer, ...], schemes: list[str]) -> dict[str, str]:
+    """The schemes for the branches of `Kinds` in turn: the second part of a layer's name is the branch's number."""
+    return {layer.name: schemes[int(layer.name.split(".")[1]) % len(schemes)] for layer in layers}
 
 
 def run_time_schemes(target: str) -> tuple[str, ...]:
@@ -366,7 +382,7 @@ def test_verification_finds_nothing(written):
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_writing_leaves_the_graph_as_it_is(target, tmp_path):
-    module, simulated = requires(target), simulate(target, "widths", "w3a8")
+    module, simulated = requires(target), simulate(target, "shared", "w3a8")
     before, code = state_of(simulated.module), simulated.module.code
     module.write(simulated, tmp_path)
     assert_state_is(simulated.module, before)
@@ -375,7 +391,7 @@ def test_writing_leaves_the_graph_as_it_is(target, tmp_path):
 
 @pytest.mark.parametrize(("target", "package"), [("openvino", "openvino"), ("onnxruntime", "onnxruntime")])
 def test_a_missing_runtime_is_named(target, package, tmp_path, monkeypatch):
-    module, simulated = requires(target), simulate(target, "widths", "w8a8")
+    module, simulated = requires(target), simulate(target, "shared", "w8a8")
     monkeypatch.setitem(sys.modules, package, None)
     for use in (module.require, lambda: export(simulated, tmp_path), lambda: module.load(tmp_path)):
         with pytest.raises(InvalidInput, match=rf"pip install 'mixbit\[{target}\]'"):
@@ -384,13 +400,13 @@ def test_a_missing_runtime_is_named(target, package, tmp_path, monkeypatch):
 
 def test_export_refuses_a_graph_in_float(tmp_path):
     with pytest.raises(InvalidInput, match="not quantized"):
-        export(captured("widths"), tmp_path)
+        export(captured("shared"), tmp_path)
 
 
 @pytest.fixture(params=TARGETS)
 def intact(request, write) -> tuple[Written, Path]:
     """An artefact, and the folder of another network's."""
-    return write(request.param, "widths", "w3a8"), write(request.param, "shared", "w3a8").folder
+    return write(request.param, "everything", "mixed"), write(request.param, "shared", "w3").folder
 
 
 def middle(data: bytes) -> bytes:
