@@ -9,20 +9,18 @@ Calibrated on 512 training images. About 20 minutes on two cores, the slow metri
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import mixbit as mb
 from benchmarks import cifar, paths, resnet20
 from mixbit.app.commands.study import print_study
-from mixbit.metric_study.plans import RandomPlans
-from mixbit.metric_study.study import study
-from mixbit.metric_study.truth import Subject
 
 BITS = (3, 4, 6, 8)
 
 
-def setup() -> Subject:
+def setup() -> tuple[Any, ...]:
     """The network, 512 training images in batches of 64, and the test images."""
     source = paths.require("MIXBIT_CIFAR10")
     calibration = cifar.batches(*cifar.load_images(source, "train", limit=512, seed=0), 64)
@@ -31,7 +29,7 @@ def setup() -> Subject:
         for images, labels in cifar.batches(*cifar.load_images(source, "test"), 125)
     ]
     graph = mb.capture(resnet20.load(paths.require("MIXBIT_RESNET20")), calibration[0][:1])
-    return Subject(graph, calibration, test)
+    return graph, calibration, test
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,8 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--metrics", nargs="+")
     given = parser.parse_args(arguments)
     choices = [f"w{weight}a{input_}" for weight in BITS for input_ in (BITS if given.both else (8,))]
-    plans = RandomPlans(given.plans)
-    print_study(study(setup, target="packed", out=given.out, choices=choices, metrics=given.metrics, plans=plans))
+    found = mb.study(
+        setup, target="packed", out=given.out, choices=choices, metrics=given.metrics, num_plans=given.plans
+    )
+    print_study(found)
 
 
 if __name__ == "__main__":

@@ -10,19 +10,16 @@ the text `MIXBIT_TEXT`. They go on where they stopped.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import mixbit as mb
 from benchmarks import gpt, paths
 from mixbit.app.commands.study import print_study
-from mixbit.core.task import Task
-from mixbit.metric_study.plans import RandomPlans
-from mixbit.metric_study.study import study
-from mixbit.metric_study.truth import Subject
 
 CHOICES = [f"w{weight}a{input_}" for weight in (3, 4, 6, 8) for input_ in (6, 8)]
 
 
-def encoder() -> Subject:
+def encoder() -> tuple[Any, ...]:
     """all-MiniLM-L6-v2 on 128 sentences to calibrate and 256 others; embeddings have length 1.
 
     The divergence of the Gaussian task, half the squared distance of two embeddings, is 1 less their cosine. There are
@@ -33,15 +30,15 @@ def encoder() -> Subject:
     texts = minilm.draw(minilm.sentences(paths.require("MIXBIT_TEXT")), 384, seed=0)
     network, batches = minilm.load(), minilm.batches(texts, 32)
     graph = mb.capture(network, batches[0])
-    return Subject(graph, batches[:4], batches[4:], Task.regression())
+    return graph, batches[:4], batches[4:], mb.Task.regression()
 
 
-def language() -> Subject:
+def language() -> tuple[Any, ...]:
     """The language model on 128 windows of held-out text to calibrate, and 512 others."""
     source = paths.require("MIXBIT_TEXT")
     batches = gpt.held_out_batches(source, 640, 32)
     graph = mb.capture(gpt.load(paths.require("MIXBIT_GPT"), source), batches[0][:1])
-    return Subject(graph, batches[:4], batches[4:], Task.language())
+    return graph, batches[:4], batches[4:], mb.Task.language()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -53,8 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--metrics", nargs="+")
     given = parser.parse_args(arguments)
     setup = encoder if given.network == "encoder" else language
-    plans = RandomPlans(given.plans)
-    print_study(study(setup, target="packed", out=given.out, choices=CHOICES, metrics=given.metrics, plans=plans))
+    found = mb.study(
+        setup, target="packed", out=given.out, choices=CHOICES, metrics=given.metrics, num_plans=given.plans
+    )
+    print_study(found)
 
 
 if __name__ == "__main__":

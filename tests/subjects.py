@@ -9,11 +9,11 @@ from torch import nn
 from mixbit.core.errors import InvalidInput
 from mixbit.core.task import Loss, Task
 from mixbit.graph.capture import capture
-from mixbit.metric_study.truth import Subject
+from mixbit.graph.graph import Graph
 from mixbit.metrics import Estimate, MetricInput
 
 
-def small_subject(labelled: bool = True, seed: int = 0, loss: Loss | None = None) -> Subject:
+def small_subject(labelled: bool = True, seed: int = 0, loss: Loss | None = None) -> tuple[Graph, list, list, Task]:
     """Five layers, the labels what the network answers, so that its accuracy is 1."""
     torch.manual_seed(seed)
     sizes = (6, 10, 9, 8, 7, 4)
@@ -25,7 +25,7 @@ def small_subject(labelled: bool = True, seed: int = 0, loss: Loss | None = None
         labels = model(x).argmax(1)
     evaluation = [(x[i : i + 33], labels[i : i + 33]) if labelled else x[i : i + 33] for i in (0, 33, 66)]
     task = Task.classification() if loss is None else Task.classification().with_loss(loss)
-    return Subject(capture(model, x[:2]), [x[:32], x[32:64]], evaluation, task)
+    return capture(model, x[:2]), [x[:32], x[32:64]], evaluation, task
 
 
 def few_bits(inputs: MetricInput) -> Estimate:

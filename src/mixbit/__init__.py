@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from mixbit.core.task import Task as Task
     from mixbit.graph.capture import capture as capture
     from mixbit.graph.graph import Graph as Graph
-    from mixbit.metric_study.plans import RandomPlans as RandomPlans
     from mixbit.metric_study.study import study as study
-    from mixbit.metric_study.truth import Subject as Subject
     from mixbit.metrics import Estimate as Estimate
     from mixbit.metrics.measure import measure as measure
     from mixbit.pipeline.auto import auto_quantize as auto_quantize
@@ -51,12 +49,10 @@ _HOMES = {
     "MaxDrop": "core.budget",
     "MixbitError": "core.errors",
     "Plan": "core.plan",
-    "RandomPlans": "metric_study.plans",
     "Removal": "pruning.prune",
     "Scheme": "core.scheme",
     "Sensitivity": "core.table",
     "Settings": "pipeline.settings",
-    "Subject": "metric_study.truth",
     "TargetMismatch": "core.errors",
     "Task": "core.task",
     "Training": "training.loop",

@@ -12,7 +12,8 @@ from torch import nn
 
 from mixbit.core.errors import InvalidInput
 from mixbit.core.io.digest import digest
-from mixbit.metric_study.run import digests, metric_digest, same_subject
+from mixbit.metric_study.study import metric_digest
+from mixbit.metric_study.truth import Subject, same_subject
 from tests.subjects import few_bits, small_subject
 
 
@@ -120,7 +121,7 @@ def test_metrics_of_mixbits_change_with_its_source_and_own_ones_with_theirs(monk
 
 def test_the_loss_of_a_subject_counts_with_its_values():
     found = [
-        digests(small_subject(loss=loss))["loss"]
+        Subject.of(small_subject(loss=loss)).digests["loss"]
         for loss in (None, Weighted(1), Weighted(1), Weighted(2), a_partial(2))
     ]
     assert found[1] == found[2]
@@ -128,9 +129,9 @@ def test_the_loss_of_a_subject_counts_with_its_values():
 
 
 def test_a_setup_that_draws_anew_is_refused():
-    expected = digests(small_subject())
-    assert same_subject(small_subject, expected).graph is not None
+    subject = Subject.of(small_subject())
+    assert same_subject(small_subject, subject.calibration, subject.digests).graph is not None
     with pytest.raises(InvalidInput, match="setup: returns other weights each time") as error:
-        same_subject(functools.partial(small_subject, seed=1), expected)
+        same_subject(functools.partial(small_subject, seed=1), subject.calibration, subject.digests)
     for way_out in ("seed what it draws", "load weights from a file", "processes=1"):
         assert way_out in str(error.value)

@@ -7,7 +7,7 @@ from scipy import stats
 
 from mixbit.core.budget import Budget, Limit
 from mixbit.core.errors import InvalidInput
-from mixbit.metric_study.plans import NEAR, RandomPlans, draw_choices, near_choice, random_choice
+from mixbit.metric_study.plans import NEAR, draw_choices, near_choice, random_choice
 from tests.searches.fixtures import small_table
 
 BITS = [8, 8, 8, 32]
@@ -53,15 +53,15 @@ def test_a_budget_out_of_reach_says_what_is_in_reach():
 
 def test_a_plan_does_not_depend_on_how_many_are_drawn():
     table = small_table()
-    few, many = (draw_choices(table, RandomPlans(number, Budget(mean_bits=5.4), 7)) for number in (4, 9))
+    few, many = (draw_choices(table, number, Budget(mean_bits=5.4), 7) for number in (4, 9))
     for name in ("random", "near"):
         assert np.array_equal(few[name], many[name][:4])
-    other = draw_choices(table, RandomPlans(9, Budget(mean_bits=5.4), 8))
+    other = draw_choices(table, 9, Budget(mean_bits=5.4), 8)
     assert not np.array_equal(other["random"], many["random"])
 
 
 def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(InvalidInput, match="2 plans"):
-        draw_choices(small_table(), RandomPlans(2))
+        draw_choices(small_table(), 2, None, 0)
     with pytest.raises(InvalidInput, match="one limit"):
-        draw_choices(small_table(), RandomPlans(5, Budget(mean_bits=5, weight_ratio=0.2)))
+        draw_choices(small_table(), 5, Budget(mean_bits=5, weight_ratio=0.2), 0)

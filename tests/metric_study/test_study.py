@@ -22,9 +22,8 @@ from mixbit.core.plan import Plan
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.metric_study import truth
-from mixbit.metric_study.plans import RandomPlans
 from mixbit.metric_study.study import study
-from mixbit.metric_study.truth import Prepared, Subject
+from mixbit.metric_study.truth import Subject
 from mixbit.roundings.quantize import quantize
 from tests.metric_study.jobs import NeverArrives
 from tests.networks import plan_of
@@ -37,13 +36,13 @@ from tests.subjects import (
 
 CHOICES = ("w2a8", "w3a8", "w8a8")
 METRICS = ("fisher", few_bits, constant, needs_labels)
-FEW = RandomPlans(5)
-PLANS = RandomPlans(30, Budget(mean_bits=4), seed=3)
+FEW = {"num_plans": 5, "near_budget": None}
 
 
 def run(out, setup=small_subject, **options):
-    options = {"target": "packed", "choices": CHOICES, "metrics": METRICS, "plans": PLANS, "processes": 1} | options
-    return study(setup, out=out, **options)
+    defaults = {"target": "packed", "choices": CHOICES, "metrics": METRICS, "processes": 1}
+    plans = {"num_plans": 30, "near_budget": Budget(mean_bits=4), "seed": 3}
+    return study(setup, out=out, **(defaults | plans | options))
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +80,7 @@ def test_plans_are_of_their_sets(done):
     plans = done[2]["plans"]
     sets = [plan["set"] for plan in plans]
     assert (sets.count("random"), sets.count("near")) == (30, 30)
-    numel = {layer.name: layer.numel for layer in small_subject().graph.layers}
+    numel = {layer.name: layer.numel for layer in small_subject()[0].layers}
     for plan in plans:
         assert set(plan["layers"].values()) <= set(CHOICES)
         assert 0 <= plan["accuracy"] <= 1
@@ -95,7 +94,7 @@ def test_regret_is_what_the_best_known_plan_gains(done):
     regrets = [value for row in stored["metrics"].values() for value in row.get("regret", {}).values()]
     assert len(regrets) == 12
     assert all(0 <= value <= 1 for value in regrets)
-    numel = {layer.name: layer.numel for layer in small_subject().graph.layers}
+    numel = {layer.name: layer.numel for layer in small_subject()[0].layers}
     for budget in (3.5, 4):
         accuracies = []
         for plan in stored["plans"]:
@@ -118,13 +117,13 @@ def test_a_metric_that_cannot_rank_or_answer_says_so(done):
 
 
 def test_truth_is_that_of_the_simulated_network():
-    subject = small_subject()
-    plan = plan_of(subject.graph.layers, "w3a8", "packed")
-    prepared = Prepared.of(subject)
-    found = prepared.truth(plan)
-    x, labels = (torch.cat(parts) for parts in zip(*subject.evaluation, strict=True))
+    graph, _, evaluation, _ = small_subject()
+    plan = plan_of(graph.layers, "w3a8", "packed")
+    subject = Subject.of(small_subject())
+    found = subject.truth(plan)
+    x, labels = (torch.cat(parts) for parts in zip(*evaluation, strict=True))
     with torch.no_grad():
-        reference, outputs = subject.graph(x).double(), quantize(subject.graph, plan, prepared.calibration)(x).double()
+        reference, outputs = graph(x).double(), quantize(graph, plan, subject.calibration)(x).double()
     right = (outputs.argmax(1) == labels).double()
     kl = functional.kl_div(outputs.log_softmax(1), reference.log_softmax(1), log_target=True, reduction="none").sum(1)
     assert found.accuracy == pytest.approx(right.mean().item())
@@ -132,7 +131,7 @@ def test_truth_is_that_of_the_simulated_network():
     assert found.kl == pytest.approx(kl.mean().item())
     assert found.loss == pytest.approx(functional.cross_entropy(outputs, labels).item(), rel=1e-6)
     assert (found.judged_by, found.cost) == ("accuracy", -found.accuracy)
-    unlabelled = Prepared.of(small_subject(labelled=False)).truth(plan)
+    unlabelled = Subject.of(small_subject(labelled=False)).truth(plan)
     assert (unlabelled.judged_by, unlabelled.cost) == ("kl", unlabelled.kl)
     assert unlabelled.halves == pytest.approx((kl[::2].mean().item(), kl[1::2].mean().item()))
 
@@ -142,12 +141,12 @@ def hinge(output, labels):
 
 
 def test_with_a_loss_of_the_users_own_plans_are_judged_by_it():
-    subject = small_subject(loss=hinge)
-    prepared = Prepared.of(subject)
-    plan = plan_of(subject.graph.layers, "w2a8", "packed")
-    found = prepared.truth(plan)
-    simulated = quantize(subject.graph, plan, prepared.calibration)
-    x, labels = (torch.cat(parts) for parts in zip(*subject.evaluation, strict=True))
+    graph, _, evaluation, _ = small_subject()
+    subject = Subject.of(small_subject(loss=hinge))
+    plan = plan_of(graph.layers, "w2a8", "packed")
+    found = subject.truth(plan)
+    simulated = quantize(graph, plan, subject.calibration)
+    x, labels = (torch.cat(parts) for parts in zip(*evaluation, strict=True))
     assert (found.judged_by, found.cost) == ("loss", pytest.approx(hinge(simulated(x), labels).item(), rel=1e-5))
 
 
@@ -155,16 +154,16 @@ def test_a_language_model_is_judged_by_its_loss():
     torch.manual_seed(0)
     graph = capture(nn.Sequential(nn.Embedding(9, 12), nn.Linear(12, 9)).eval(), torch.zeros(2, 4, dtype=torch.int64))
     batches = [(torch.randint(0, 9, (6, 4)), torch.randint(0, 9, (6, 4))) for _ in range(4)]
-    prepared = Prepared.of(Subject(graph, batches, batches, Task.language()))
+    subject = Subject.of((graph, batches, batches, Task.language()))
     plan = plan_of(graph.layers, "w3a8", "packed")
-    found, simulated = prepared.truth(plan), quantize(graph, plan, prepared.calibration)
+    found, simulated = subject.truth(plan), quantize(graph, plan, subject.calibration)
     losses = [functional.cross_entropy(simulated(x).flatten(0, 1), labels.flatten()).item() for x, labels in batches]
     assert (found.judged_by, found.cost) == ("loss", pytest.approx(np.mean(losses), rel=1e-6))
     assert found.halves == pytest.approx((np.mean(losses[::2]), np.mean(losses[1::2])), rel=1e-6)
 
 
 def test_without_labels_kl_is_the_truth(tmp_path, capsys):
-    found = run(tmp_path, functools.partial(small_subject, labelled=False), metrics=[few_bits], plans=RandomPlans(5))
+    found = run(tmp_path, functools.partial(small_subject, labelled=False), metrics=[few_bits], **FEW)
     assert found.truth == "kl"
     assert {plan["accuracy"] for plan in found.plans} == {plan["loss"] for plan in found.plans} == {None}
     row = found.metrics["few_bits"]
@@ -178,14 +177,14 @@ def test_without_labels_kl_is_the_truth(tmp_path, capsys):
 def counted(monkeypatch):
     """The plans and metrics that were evaluated, in this process."""
     found = []
-    evaluate, measure = Prepared.truth, truth.measure
-    monkeypatch.setattr(Prepared, "truth", lambda self, plan: found.append(plan) or evaluate(self, plan))
+    evaluate, measure = Subject.truth, truth.measure
+    monkeypatch.setattr(Subject, "truth", lambda self, plan: found.append(plan) or evaluate(self, plan))
     monkeypatch.setattr(truth, "measure", lambda *args, **more: found.append(more["metric"]) or measure(*args, **more))
     return found
 
 
 def test_an_interrupted_study_goes_on_and_repeats_nothing(done, tmp_path, counted, monkeypatch):
-    evaluate = Prepared.truth
+    evaluate = Subject.truth
 
     def interrupt(self, plan):
         if len(counted) == 10:
@@ -193,7 +192,7 @@ def test_an_interrupted_study_goes_on_and_repeats_nothing(done, tmp_path, counte
         return evaluate(self, plan)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Prepared, "truth", interrupt)
+        patch.setattr(Subject, "truth", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, metrics=["fisher", few_bits])
     assert len({json.dumps(json.loads(path.read_text())["layers"]) for path in (tmp_path / "plans").iterdir()}) == 8
@@ -212,7 +211,7 @@ def test_an_interrupted_study_goes_on_and_repeats_nothing(done, tmp_path, counte
 
 def test_more_plans_and_metrics_add_to_what_is_there(done, tmp_path, counted):
     out = shutil.copytree(done[1], tmp_path / "out")
-    found = run(out, metrics=[few_bits], plans=RandomPlans(31, PLANS.near, 3))
+    found = run(out, metrics=[few_bits], num_plans=31)
     assert len([one for one in counted if isinstance(one, Plan)]) == 2
     assert [one for one in counted if not isinstance(one, Plan)] == []
     assert len([plan for plan in found.plans if plan["set"] == "random"]) == 31
@@ -234,8 +233,8 @@ class Noisy:
 
 
 def test_an_own_metric_runs_again_once_it_is_another(tmp_path):
-    (name,) = run(tmp_path, metrics=[Noisy(0)], plans=FEW).metrics
-    found = [run(tmp_path, metrics=[Noisy(weight)], plans=FEW).metrics[name]["spearman"] for weight in (0, 1e4, 0)]
+    (name,) = run(tmp_path, metrics=[Noisy(0)], **FEW).metrics
+    found = [run(tmp_path, metrics=[Noisy(weight)], **FEW).metrics[name]["spearman"] for weight in (0, 1e4, 0)]
     assert name == "mine/../x:weight=1,y"
     assert len([*(tmp_path / "metrics").iterdir()]) == 1
     assert found[0] == found[2] != found[1]
@@ -243,8 +242,8 @@ def test_an_own_metric_runs_again_once_it_is_another(tmp_path):
 
 def test_a_metric_of_mixbits_runs_again_once_its_source_is_another(tmp_path, counted, monkeypatch):
     for source, times in (("a", 1), ("a", 1), ("b", 2)):
-        monkeypatch.setattr("mixbit.metric_study.run._own_source", lambda source=source: source)
-        run(tmp_path, metrics=["fisher"], plans=FEW)
+        monkeypatch.setattr("mixbit.metric_study.study._own_source", lambda source=source: source)
+        run(tmp_path, metrics=["fisher"], **FEW)
         assert len([one for one in counted if one == "fisher"]) == times
 
 
@@ -266,26 +265,28 @@ def answering_none(inputs):
 
 
 def test_a_metric_that_fails_does_not_end_the_study(tmp_path):
-    found = run(tmp_path, metrics=[raising, few_bits, answering_none], plans=FEW).metrics
+    found = run(tmp_path, metrics=[raising, few_bits, answering_none], **FEW).metrics
     assert re.fullmatch(
         r"raising failed: LookupError: a bug of the user's \(.*test_study\.py:\d+\)", found["raising"]["reason"]
     )
-    assert found["answering_none"] == {"reason": "returns a NoneType; a metric returns a mixbit.metrics.Estimate"}
+    assert found["answering_none"] == {
+        "reason": "metric answering_none: returned a NoneType; return mixbit.metrics.Estimate(loss, ...)"
+    }
     assert found["few_bits"]["spearman"] is not None
 
 
 def once(moved=0.0):
     """The small subject, whose data can be gone through once."""
-    subject = small_subject()
-    return Subject(subject.graph, (x + moved for x in subject.calibration), iter(subject.evaluation))
+    graph, calibration, evaluation, _ = small_subject()
+    return graph, (x + moved for x in calibration), iter(evaluation)
 
 
 def test_data_that_can_be_gone_through_once(tmp_path):
-    first = run(tmp_path, once, metrics=[few_bits], plans=FEW)
+    first = run(tmp_path, once, metrics=[few_bits], **FEW)
     assert first.settings["num_calibration"] == 64
-    assert run(tmp_path, once, metrics=[few_bits], plans=FEW).to_json() == first.to_json()
+    assert run(tmp_path, once, metrics=[few_bits], **FEW).to_json() == first.to_json()
     with pytest.raises(InvalidInput, match="another calibration"):
-        run(tmp_path, functools.partial(once, 0.1), metrics=[few_bits], plans=FEW)
+        run(tmp_path, functools.partial(once, 0.1), metrics=[few_bits], **FEW)
 
 
 @pytest.mark.parametrize(
@@ -301,9 +302,8 @@ def test_data_that_can_be_gone_through_once(tmp_path):
 )
 def test_evaluation_data_is_checked_before_any_metric_runs(tmp_path, counted, change, message):
     def setup():
-        subject = small_subject()
-        first, second, third = subject.evaluation
-        return Subject(subject.graph, subject.calibration, [first, change(*second), third])
+        graph, calibration, (first, second, third), _ = small_subject()
+        return graph, calibration, [first, change(*second), third]
 
     with pytest.raises(InvalidInput, match=f"evaluation batch 1: .*{message}"):
         run(tmp_path, setup)
@@ -312,12 +312,11 @@ def test_evaluation_data_is_checked_before_any_metric_runs(tmp_path, counted, ch
 
 
 def test_a_regression_beside_labels_of_another_kind_is_judged_by_kl(tmp_path):
-    subject = small_subject()
+    graph, calibration, batches, _ = small_subject()
     for labels, told in ((lambda old: old, False), (lambda old: torch.zeros(len(old), 4), True)):
-        evaluation = [(x, labels(old)) for x, old in subject.evaluation]
-        prepared = Prepared.of(Subject(subject.graph, subject.calibration, evaluation, Task.regression()))
-        prepared.check_evaluation()
-        found = prepared.truth(plan_of(subject.graph.layers, "w3a8", "packed"))
+        evaluation = [(x, labels(old)) for x, old in batches]
+        subject = Subject.of((graph, calibration, evaluation, Task.regression()))
+        found = subject.truth(plan_of(graph.layers, "w3a8", "packed"))
         assert found.judged_by == "kl"
         assert (found.loss is not None) == told
 
@@ -325,8 +324,8 @@ def test_a_regression_beside_labels_of_another_kind_is_judged_by_kl(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"plans": RandomPlans(30, PLANS.near, 4)}, r"another seed \(3, here 4\)"),
-        ({"plans": RandomPlans(30, None, 3)}, r"another near_budget \(mean_bits=4, here None\)"),
+        ({"seed": 4}, r"another seed \(3, here 4\)"),
+        ({"near_budget": None}, r"another near_budget \(mean_bits=4, here None\)"),
         ({"choices": ("w2a8", "w4a8")}, "another choices"),
         ({"target": "onnxruntime"}, r"another target \(packed, here onnxruntime\)"),
         ({"setup": functools.partial(small_subject, seed=1)}, "another weights"),
@@ -344,7 +343,7 @@ def test_other_settings_are_refused(done, options, message):
 def test_force_clears_a_study_and_nothing_else(done, tmp_path):
     out = shutil.copytree(done[1], tmp_path / "out")
     (out / "mine.txt").write_text("keep")
-    found = run(out, metrics=[few_bits], plans=RandomPlans(3), force=True)
+    found = run(out, metrics=[few_bits], num_plans=3, near_budget=None, force=True)
     assert (out / "mine.txt").read_text() == "keep"
     assert len(list((out / "plans").iterdir())) == len(found.plans)
 
@@ -411,6 +410,8 @@ def test_wrong_arguments(tmp_path, monkeypatch):
         run(tmp_path, lambda: None, processes=2)
     with pytest.raises(InvalidInput, match=r"LookupError: cannot be made again.*or processes=1"):
         run(tmp_path, NeverArrives(), processes=2)
+    with pytest.raises(InvalidInput, match="setup: a tuple; give a function"):
+        run(tmp_path, small_subject(), processes=2)
     with pytest.raises(InvalidInput, match="processes=0"):
         run(tmp_path, processes=0)
     with pytest.raises(InvalidInput, match="metric 'x' is unknown"):
@@ -420,7 +421,7 @@ def test_wrong_arguments(tmp_path, monkeypatch):
     with pytest.raises(InvalidInput, match="none given"):
         run(tmp_path, metrics=[])
     with pytest.raises(InvalidInput, match="reach 2 to 8"):
-        run(tmp_path, plans=RandomPlans(3, Budget(mean_bits=20)))
+        run(tmp_path, num_plans=3, near_budget=Budget(mean_bits=20))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr("mixbit.metric_study.pictures.find_spec", lambda name: None)
     with pytest.raises(InvalidInput, match=r"matplotlib.*mixbit\[plot\]"):
@@ -429,14 +430,17 @@ def test_wrong_arguments(tmp_path, monkeypatch):
 
 
 def test_evaluation_data_that_cannot_be_used():
-    subject = small_subject()
-    (x, labels), *_ = subject.evaluation
+    graph, calibration, ((x, labels), *_), _ = small_subject()
     with pytest.raises(InvalidInput, match="all or none"):
-        Prepared.of(Subject(subject.graph, subject.calibration, [(x, labels), x]))
+        Subject.of((graph, calibration, [(x, labels), x]))
     with pytest.raises(InvalidInput, match="two samples"):
-        Prepared.of(Subject(subject.graph, subject.calibration, [(x[:1], labels[:1])]))
+        Subject.of((graph, calibration, [(x[:1], labels[:1])]))
     with pytest.raises(InvalidInput, match="evaluation data: a Tensor, not an iterable of batches"):
-        Subject(subject.graph, subject.calibration, x)
+        Subject.of((graph, calibration, x))
+    with pytest.raises(InvalidInput, match="evaluation data holds no batch"):
+        Subject.of((graph, calibration, []))
+    with pytest.raises(InvalidInput, match="setup: a Graph; give"):
+        Subject.of(graph)
 
 
 def test_what_is_printed(done, capsys):
@@ -457,13 +461,13 @@ CODE = """
 from tests.subjects import small_subject
 
 def model():
-    return small_subject().graph.module
+    return small_subject()[0].module
 
 def data():
-    return small_subject().calibration
+    return small_subject()[1]
 
 def test():
-    return small_subject().evaluation
+    return small_subject()[2]
 """
 
 
@@ -524,5 +528,5 @@ def test_command_interrupted_is_exit_130(command, monkeypatch):
     def interrupt(self, plan):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Prepared, "truth", interrupt)
+    monkeypatch.setattr(Subject, "truth", interrupt)
     assert command("--plans", "3", "--processes", "1", "--metrics", "fisher")[0] == 130

@@ -1,7 +1,6 @@
 """Figures written as PNG; they need matplotlib."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -39,28 +38,25 @@ def save_figure(path: Path, figure: Any) -> None:
     write_bytes(path, content.getvalue())
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One scatter plot: the predicted loss [N] and the truth [N] of the plans of one set, under a title."""
+def draw_panels(path: Path, rows: Mapping[str, tuple[FloatArray, Mapping[str, FloatArray]]], truth_label: str) -> None:
+    """Draw scatter plots of the true cost over the predicted loss; predicted losses that are infinite are left out.
 
-    title: str
-    predicted: FloatArray
-    truth: FloatArray
-
-
-def draw_panels(path: Path, rows: Mapping[str, list[Panel]], truth_label: str) -> None:
-    """Draw the panels, one row for each set of plans; predicted losses that are infinite are left out."""
-    columns = max(len(panels) for panels in rows.values())
+    Args:
+        path: The PNG file.
+        rows: Set of N plans -> their truth [N], and metric -> its predicted losses [N].
+        truth_label: What the truth is.
+    """
+    columns = max(len(predictions) for _, predictions in rows.values())
     figure = new_figure((PANEL[0] * columns, PANEL[1] * len(rows)))
     grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes_row, (name, panels) in zip(grid, rows.items(), strict=True):
-        for axes, panel in zip(axes_row, panels, strict=True):
-            shown = np.isfinite(panel.predicted)
-            axes.scatter(panel.predicted[shown], panel.truth[shown], s=8, alpha=0.6)
-            if shown.any() and panel.predicted[shown].min() > 0:
+    for axes_row, (name, (truth, predictions)) in zip(grid, rows.items(), strict=True):
+        for axes, (metric, predicted) in zip(axes_row, predictions.items(), strict=True):
+            shown = np.isfinite(predicted)
+            axes.scatter(predicted[shown], truth[shown], s=8, alpha=0.6)
+            if shown.any() and predicted[shown].min() > 0:
                 axes.set_xscale("log")
             axes.tick_params(axis="x", which="both", labelsize="x-small", labelrotation=45)
-            axes.set_title(panel.title, fontsize="medium")
+            axes.set_title(metric, fontsize="medium")
             axes.set_xlabel(f"predicted loss, {name} plans")
         axes_row[0].set_ylabel(truth_label)
     save_figure(path, figure)

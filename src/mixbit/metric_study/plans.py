@@ -1,7 +1,6 @@
 """Random plans: over all choices, or near a budget (arrays only)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,36 +18,27 @@ MOST_STARTS = 100
 ROUNDING = 1e-9
 
 
-@dataclass(frozen=True)
-class RandomPlans:
-    """Which random plans to draw.
+def draw_choices(table: Sensitivity, number: int, near: Budget | None, seed: int) -> dict[str, list[Choice]]:
+    """Set (`random`, and `near` where a budget is given) -> its random plans.
 
-    Attributes:
-        number: How many of each set.
-        near: A budget of one limit; where given, a second set is drawn whose usage is within NEAR of it.
+    Args:
+        table: One that offers every choice.
+        number: How many plans of each set.
+        near: A budget of one limit; the usage of the plans of the second set is within NEAR of it.
         seed: Plan i of a set is always the same, whatever the number.
-    """
-
-    number: int = 150
-    near: Budget | None = None
-    seed: int = 0
-
-
-def draw_choices(table: Sensitivity, plans: RandomPlans) -> dict[str, list[Choice]]:
-    """Set (`random`, and `near` where asked for) -> the plans' choices [L] of a table that offers every choice.
 
     Raises:
         InvalidInput: fewer than three plans, a budget of several limits, or one that no plan comes near.
     """
-    if plans.number < 3:
-        raise InvalidInput(f"{plans.number} plans: a ranking needs at least 3, better 100")
-    if plans.near is not None and len(plans.near.limits) != 1:
-        raise InvalidInput(f"near budget {plans.near}: give one limit")
+    if number < 3:
+        raise InvalidInput(f"{number} plans: a ranking needs at least 3, better 100")
+    if near is not None and len(near.limits) != 1:
+        raise InvalidInput(f"near budget {near}: give one limit")
     bits = [Scheme.parse(choice).input_bits for choice in table.choices]
-    rngs = [[np.random.default_rng([plans.seed, number, i]) for i in range(plans.number)] for number in range(2)]
+    rngs = [[np.random.default_rng([seed, of_set, plan]) for plan in range(number)] for of_set in range(2)]
     drawn = {"random": [random_choice(len(table.layers), bits, table.input_ties, rng) for rng in rngs[0]]}
-    if plans.near is not None:
-        (limit,) = plans.near.over(table)
+    if near is not None:
+        (limit,) = near.over(table)
         drawn["near"] = [near_choice(limit, bits, table.input_ties, rng) for rng in rngs[1]]
     return drawn
 

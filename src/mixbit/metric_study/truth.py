@@ -1,75 +1,37 @@
-"""What plans truly cost on labelled data, and what metrics predict, with their time and memory."""
+"""What plans truly cost on the evaluation data, and what metrics predict, with their time and memory."""
 
 import dataclasses
-import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
-import torch
-from torch import Tensor
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mixbit.core import InvalidInput, MixbitError, Plan, Sensitivity, track
-from mixbit.core.batches import Batch, split_batch
+from mixbit.core import InvalidInput, MixbitError, Plan, Sensitivity
+from mixbit.core.batches import Batch, split_all
+from mixbit.core.io.digest import digest
 from mixbit.core.io.user_code import users_code
 from mixbit.core.task import Task
-from mixbit.graph.evaluate import returned_by
+from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph
-from mixbit.metrics import METRICS, Estimate, Metric, MetricInput
+from mixbit.metrics import METRICS, Metric
 from mixbit.metrics.measure import measure
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.roundings.quantize import quantize
 
-
-@dataclass(frozen=True)
-class Subject:
-    """The network that a study is about, and its data.
-
-    Attributes:
-        graph: A captured graph in float.
-        calibration: Batches to calibrate and to run the metrics on, with labels where a metric needs them; any
-            iterable, kept as a list.
-        evaluation: Batches to take the truth on, with labels where there are any; likewise.
-        task: What the outputs mean.
-
-    Raises:
-        InvalidInput: data that is no iterable of batches.
-    """
-
-    graph: Graph
-    calibration: Iterable[Any]
-    evaluation: Iterable[Any]
-    task: Task = field(default_factory=Task.classification)
-
-    def __post_init__(self) -> None:
-        for name in ("calibration", "evaluation"):
-            batches = getattr(self, name)
-            if isinstance(batches, Mapping | Tensor | str) or not isinstance(batches, Iterable):
-                found = type(batches).__name__
-                raise InvalidInput(f"{name} data: a {found}, not an iterable of batches; put a single one in a list")
-            object.__setattr__(self, name, list(batches))
-
-    def pairs(self, name: str) -> list[Batch]:
-        """Inputs and labels of `calibration` or `evaluation`; an error says which batch, counted from 0."""
-        found = []
-        for number, batch in enumerate(getattr(self, name)):
-            try:
-                found.append(split_batch(batch, len(self.graph.example.args)))
-            except InvalidInput as error:
-                raise InvalidInput(f"{name} batch {number}: {error}") from error
-        return found
+Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What one plan costs on the evaluation data.
+class Truth(BaseModel):
+    """What one plan costs on the evaluation data; the file of a plan.
 
     Attributes:
+        layers: The plan: layer -> scheme.
         accuracy: Share of right top answers; None without labels, or where the task has no top answer.
         kl: Mean Kullback-Leibler divergence from the float network, in nats.
         loss: Mean labelled loss, in nats (or the unit of the user's own); None without labels, and for a regression
@@ -79,11 +41,20 @@ class Truth:
         halves: That figure on two halves of the data: samples of even and odd number, for a loss batches.
     """
 
-    accuracy: float | None
-    kl: float
-    loss: float | None
-    judged_by: str
-    halves: tuple[float, float]
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layers: dict[str, str]
+    accuracy: Annotated[float, Field(ge=0, le=1)] | None
+    kl: Number
+    loss: Number | None
+    judged_by: Literal["accuracy", "loss", "kl"]
+    halves: tuple[Number, Number]
+
+    @model_validator(mode="after")
+    def _is_judged(self) -> Self:
+        if getattr(self, self.judged_by) is None:
+            raise ValueError(f"judged by {self.judged_by}, which is null")
+        return self
 
     @property
     def cost(self) -> float:
@@ -93,114 +64,120 @@ class Truth:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A subject, ready for plans and metrics.
+class Subject:
+    """The network that a study is about, ready for plans and metrics.
 
     Attributes:
-        graph: The float graph.
-        calibration: Of the graph, on the calibration batches.
-        batches: The calibration batches.
+        graph: In float.
         evaluation: The evaluation batches; all have labels, or none.
         task: What the outputs mean.
+        calibration: Of the graph, with its batches.
     """
 
     graph: Graph
-    calibration: Calibration
-    batches: Sequence[Batch]
     evaluation: Sequence[Batch]
     task: Task
+    calibration: Calibration
 
     @classmethod
-    def of(cls, subject: Subject, calibration: Calibration | None = None) -> "Prepared":
-        """Calibrate, unless that was done.
+    def of(cls, parts: Any, calibration: Calibration | None = None) -> "Subject":
+        """From what the `setup` of `study()` returns; calibrates, unless that was done.
 
         Raises:
-            InvalidInput: data that does not fit the graph, some batches with labels and some without, or fewer than
-                two samples to evaluate on.
+            InvalidInput: it is something else, data that does not fit the graph, some batches with labels and some
+                without, or fewer than two samples to evaluate on.
         """
-        graph, task = subject.graph, subject.task
-        batches, evaluation = subject.pairs("calibration"), subject.pairs("evaluation")
+        if not isinstance(parts, tuple) or len(parts) not in (3, 4) or not isinstance(parts[0], Graph):
+            raise InvalidInput(
+                f"setup: a {type(parts).__name__}; give (graph, calibration batches, evaluation batches), and last a "
+                "task where it is not classification"
+            )
+        graph, task = parts[0], parts[3] if len(parts) == 4 else Task.classification()
+        batches, evaluation = _split("calibration", parts[1], graph), _split("evaluation", parts[2], graph)
         if len({labels is None for _, labels in evaluation}) > 1:
             raise InvalidInput("evaluation data: some batches have labels and some have none; give all or none")
         if sum(inputs.batch_size for inputs, _ in evaluation) < 2:
             raise InvalidInput("evaluation data: a study needs two samples or more, better a thousand")
         if calibration is None:
             calibration = calibrate(graph, batches)
-        return cls(graph, dataclasses.replace(calibration, batches=batches), batches, evaluation, task)
+        return cls(graph, evaluation, task, dataclasses.replace(calibration, batches=batches))
 
     @cached_property
-    def outputs(self) -> list[Tensor]:
-        """Of the float graph, for each evaluation batch; metrics never ask."""
-        with torch.no_grad():
-            returned = (returned_by(self.graph, inputs) for inputs, _ in track(self.evaluation, "evaluate float"))
-            return [self.task.outputs(one).cpu() for one in returned]
+    def reference(self) -> Evaluation:
+        """The float graph on the evaluation data; metrics never ask."""
+        return self.evaluate_float()
 
-    @torch.no_grad()
-    def check_evaluation(self) -> None:
-        """Run the float graph on the evaluation data.
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """What tells it from another: digests of the graph's code and tensors, of the user's loss, of the data."""
+        module, loss = self.graph.module, self.task.own_loss
+        return {
+            "code": digest(module.code),
+            "loss": "the task's" if loss is None else digest(loss),
+            "weights": digest(module.state_dict()),
+            "calibration": digest(self.calibration.batches),
+            "evaluation": digest(self.evaluation),
+        }
+
+    def evaluate_float(self, *, with_loss: bool = True) -> Evaluation:
+        """Run the float graph on the evaluation data; losses are left out where labels are not values of a regression.
 
         Raises:
             InvalidInput: it cannot be run on a batch, or the labels do not fit; the message says which, counted from 0.
         """
-        for number, (inputs, labels) in enumerate(track(self.evaluation, "check evaluation data")):
-            try:
-                returned = returned_by(self.graph, inputs)
-                outputs = self.task.outputs(returned)
-                if labels is not None:
-                    self.task.check_labels(labels, outputs)
-                    self._loss(returned, labels)
-            except MixbitError as error:
-                raise InvalidInput(f"evaluation batch {number}: {error}") from error
-
-    def _loss(self, returned: Any, labels: Tensor) -> float:
-        """The labelled loss of a batch; NaN for labels that are not values of a regression's outputs."""
         try:
-            return float(self.task.loss(returned, labels))
-        except InvalidInput:
-            if self.task.has_accuracy or self.task.own_loss is not None:
-                raise
-            return math.nan
+            return evaluate(self.graph, self.evaluation, self.task, "evaluate float", with_loss=with_loss)
+        except InvalidInput as error:
+            if with_loss and self.task.name == "regression" and self.task.own_loss is None:
+                return self.evaluate_float(with_loss=False)
+            raise InvalidInput(f"evaluation {error}") from error
 
-    @torch.no_grad()
     def truth(self, plan: Plan) -> Truth:
         """Simulate the plan on the evaluation data; the labelled loss is the batches' mean, weighted by samples."""
-        simulated = quantize(self.graph, plan, self.calibration)
-        divergence, losses = [], []
-        answers = np.zeros((2, 2))  # half x (right, labelled)
-        seen = 0
-        for (inputs, labels), reference in zip(self.evaluation, self.outputs, strict=True):
-            returned = returned_by(simulated, inputs)
-            output = self.task.outputs(returned).double().cpu()
-            divergence.append(self.task.divergence(reference.double(), output))
-            if labels is not None:
-                losses.append((self._loss(returned, labels), len(output)))
-                if self.task.has_accuracy:
-                    for half in range(2):
-                        rows = slice((half + seen) % 2, None, 2)
-                        answers[half] += self.task.right_answers(output[rows], labels[rows])
-            seen += len(output)
-        kl = torch.cat(divergence)
-        loss = _weighted_mean(losses)
+        simulated, with_loss = quantize(self.graph, plan, self.calibration), bool(self.reference.losses)
+        evaluation = evaluate(simulated, self.evaluation, self.task, "evaluate", with_loss=with_loss)
+        kl, losses = evaluation.divergences(self.reference), evaluation.losses
+        right, counted = np.array(evaluation.answers, dtype=float).T
         judged_by, halves = "kl", (float(kl[0::2].mean()), float(kl[1::2].mean()))
-        if (self.task.name == "language" or self.task.own_loss is not None) and math.isfinite(loss):
+        if losses and (self.task.name == "language" or self.task.own_loss is not None):
             judged_by = "loss"
             if len(losses) > 1:  # else the halves of the divergence stand for those of the loss
                 halves = (_weighted_mean(losses[0::2]), _weighted_mean(losses[1::2]))
-        elif (answers[:, 1] > 0).all():
-            judged_by, halves = "accuracy", tuple((answers[:, 0] / answers[:, 1]).tolist())
+        elif counted.all():
+            judged_by, halves = "accuracy", tuple((right / counted).tolist())
         return Truth(
-            accuracy=float(answers[:, 0].sum() / answers[:, 1].sum()) if (answers[:, 1] > 0).all() else None,
+            layers=plan.layers,
+            accuracy=float(right.sum() / counted.sum()) if counted.all() else None,
             kl=float(kl.mean()),
-            loss=loss if math.isfinite(loss) else None,
+            loss=_weighted_mean(losses) if losses else None,
             judged_by=judged_by,
             halves=halves,
         )
 
 
+def _split(name: str, batches: Any, graph: Graph) -> list[Batch]:
+    try:
+        return split_all(batches, len(graph.example.args))
+    except InvalidInput as error:
+        raise InvalidInput(f"{name} {str(error).removeprefix('the ')}") from error
+
+
+def same_subject(setup: Callable[[], Any], calibration: Calibration, expected: Mapping[str, str]) -> Subject:
+    """What the setup returns; raises InvalidInput where its digests are not as expected."""
+    subject = Subject.of(setup(), calibration)
+    for name, value in subject.digests.items():
+        if value != expected[name]:
+            raise InvalidInput(
+                f"setup: returns other {name} each time it is called; seed what it draws, and load weights from a file "
+                "instead of training them, which gives others with another number of threads; or pass processes=1 "
+                "(--processes 1), which calls it once"
+            )
+    return subject
+
+
 def _weighted_mean(values: Sequence[tuple[float, int]]) -> float:
-    """Of (value, weight); NaN of none."""
-    weights = sum(weight for _, weight in values)
-    return sum(value * weight for value, weight in values) / weights if weights else math.nan
+    """Of (value, weight)."""
+    return sum(value * weight for value, weight in values) / sum(weight for _, weight in values)
 
 
 @dataclass(frozen=True)
@@ -220,40 +197,25 @@ class Predicted:
     peak_mb: float | None
 
 
-def predict(
-    prepared: Prepared, metric: str | Metric, *, target: str, choices: Sequence[str] | None, seed: int
-) -> Predicted:
+def predict(subject: Subject, metric: str | Metric, *, target: str, choices: Sequence[str], seed: int) -> Predicted:
     """Run the metric once; where it fails, that is the reason why there is no table."""
-    name, _ = METRICS.find(metric)
     before, began = _peak_mb(forget=True), time.perf_counter()
+    table, reason = None, None
     try:
-        with users_code(f"{name} failed"):
+        with users_code(f"{METRICS.find(metric)[0]} failed"):
             table = measure(
-                prepared.graph,
-                prepared.calibration,
+                subject.graph,
+                subject.calibration,
                 target=target,
-                task=prepared.task,
-                metric=metric if isinstance(metric, str) else _checked(metric),
+                task=subject.task,
+                metric=metric,
                 choices=choices,
                 seed=seed,
             )
     except MixbitError as error:
-        return Predicted(None, str(error), time.perf_counter() - began, None)
+        reason = str(error)
     seconds, after = time.perf_counter() - began, _peak_mb()
-    return Predicted(table, None, seconds, None if before is None or after is None else after - before)
-
-
-def _checked(metric: Metric) -> Metric:
-    """The user's own metric, which may answer anything."""
-
-    def answer(inputs: MetricInput) -> Estimate:
-        found = metric(inputs)
-        if not isinstance(found, Estimate):
-            raise InvalidInput(f"returns a {type(found).__name__}; a metric returns a mixbit.metrics.Estimate")
-        return found
-
-    answer.__name__ = METRICS.find(metric)[0]
-    return answer
+    return Predicted(table, reason, seconds, None if before is None or after is None else after - before)
 
 
 def _peak_mb(*, forget: bool = False) -> float | None:

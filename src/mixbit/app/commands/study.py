@@ -12,19 +12,17 @@ from mixbit.app.printing import print_rows, say
 
 if TYPE_CHECKING:
     from mixbit.metric_study.study import Study
-    from mixbit.metric_study.truth import Subject
 
 
-def load_subject(model: str, data: tuple[str, str], task: str, loss: str | None, device: str) -> "Subject":
-    """What a study is about: the captured MODEL, DATA to calibrate and to evaluate on, task and loss."""
+def load_subject(model: str, data: tuple[str, str], task: str, loss: str | None, device: str) -> tuple[Any, ...]:
+    """What a study is about: the captured MODEL, DATA to calibrate and to evaluate on, and the task with its loss."""
     from mixbit.core.batches import split_batches
     from mixbit.core.io.user_code import load_data, load_model
     from mixbit.graph.capture import capture
-    from mixbit.metric_study.truth import Subject
 
     module = load_model(model).to(device)
     calibration, evaluated = (split_batches(module, load_data(spec)) for spec in data)
-    return Subject(capture(module, calibration[0][0]), calibration, evaluated, options.task_of(task, loss))
+    return capture(module, calibration[0][0]), calibration, evaluated, options.task_of(task, loss)
 
 
 def study(
@@ -53,10 +51,8 @@ def study(
     from functools import partial
 
     from mixbit.core import Budget
-    from mixbit.metric_study.plans import RandomPlans
     from mixbit.metric_study.study import study as study_
 
-    near = None if near_budget is None else Budget.parse([near_budget])
     with redirect_stdout(sys.stderr):
         found = study_(
             partial(load_subject, model, (data, evaluate), task, loss, str(options.device_of(device))),
@@ -64,7 +60,9 @@ def study(
             out=out,
             choices=options.split(choices),
             metrics=options.split(metrics),
-            plans=RandomPlans(plans, near, seed),
+            num_plans=plans,
+            near_budget=None if near_budget is None else Budget.parse([near_budget]),
+            seed=seed,
             processes=processes,
             force=force,
         )
