@@ -1,6 +1,7 @@
 """The whole loop on a small network with target packed, which needs no runtime; other targets have contract tests."""
 
 import copy
+import dataclasses
 import functools
 import json
 import multiprocessing
@@ -185,7 +186,7 @@ def test_nothing_is_left_where_the_run_fails(run, tmp_path, monkeypatch):
     def fail(*_):
         raise mb.TargetMismatch("broken on purpose")
 
-    monkeypatch.setattr(packed, "load", fail)
+    monkeypatch.setattr(packed, "TARGET", dataclasses.replace(packed.TARGET, load=fail))
     with pytest.raises(mb.TargetMismatch, match="on purpose"):
         run()
     assert list(tmp_path.iterdir()) == []

@@ -166,10 +166,10 @@ def _nncf(path: Path, target: str, budget: list[str] | None, **others: Any) -> A
     from mixbit.core import Budget, find_target
 
     _refuse(others, "the configuration of --nncf-config has its own")
-    found = read_nncf_config(path, find_target(target), Budget.parse(budget) if budget else None)
-    for key, note in found.notes.items():
+    config = read_nncf_config(path, find_target(target), Budget.parse(budget) if budget else None)
+    for key, note in config.notes.items():
         say(f"{path.name}: {key}: {note}")
-    return found
+    return config
 
 
 def _refuse(given: dict[str, Any], why: str) -> None:

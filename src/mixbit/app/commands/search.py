@@ -56,10 +56,10 @@ def search(
     if isinstance(stored, dict) and "points" in stored:
         if method != "ilp" or pin:
             raise InvalidInput(f"{sensitivity}: a front; --method and --pin need the table that measure wrote")
-        found = Front.load(sensitivity)
-        plan = found.within(limits)
-        if found.thinned_from is not None:
-            say(f"{sensitivity} holds {len(found)} of {found.thinned_from} plans: a better one may be left out")
+        plans = Front.load(sensitivity)
+        plan = plans.within(limits)
+        if plans.thinned_from is not None:
+            say(f"{sensitivity} holds {len(plans)} of {plans.thinned_from} plans: a better one may be left out")
     else:
         table = Sensitivity.load(sensitivity)
         verdict = table.verdict
@@ -121,16 +121,16 @@ def front(
     if picture is not None:
         check_new_file(picture, force=force)
         check_matplotlib(picture.name)
-    found = front_(Sensitivity.load(sensitivity).pinned(options.pins_of(pin)), resource)
-    written = found if points is None else found.thinned(points)
+    plans = front_(Sensitivity.load(sensitivity).pinned(options.pins_of(pin)), resource)
+    written = plans if points is None else plans.thinned(points)
     written.save(out)
     if picture is not None:
-        draw_front(picture, found)
+        draw_front(picture, plans)
     if as_json:
         print(out.read_text(encoding="utf-8"), end="")
         return
-    shown = found.thinned(ROWS)
+    shown = plans.thinned(ROWS)
     names = ("loss", "weight_bytes", "mean_bits", *({resource} - {"weight_bytes", "mean_bits"}))
     rows = [tuple(f"{shown.figures[name][i]:.6g}" for name in names) for i in range(len(shown))]
     print_rows(f"front over {resource}", names, rows)
-    say(f"{len(shown)} of {len(found)} plans shown, {len(written)} written to {out}")
+    say(f"{len(shown)} of {len(plans)} plans shown, {len(written)} written to {out}")

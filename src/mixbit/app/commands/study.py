@@ -54,7 +54,7 @@ def study(
     from mixbit.metric_study.study import study as study_
 
     with redirect_stdout(sys.stderr):
-        found = study_(
+        result = study_(
             partial(load_subject, model, (data, evaluate), task, loss, str(options.device_of(device))),
             target=target,
             out=out,
@@ -67,13 +67,13 @@ def study(
             force=force,
         )
     if as_json:
-        print(found.to_json(), end="")
+        print(result.to_json(), end="")
     else:
-        print_study(found)
+        print_study(result)
         say(f"written to {out}")
 
 
-def print_study(found: "Study") -> None:
+def print_study(result: "Study") -> None:
     """Print a study's table, the best metric first, what limits it, and which metrics have no figures and why."""
 
     def with_interval(row: dict[str, Any], name: str) -> str:
@@ -82,10 +82,10 @@ def print_study(found: "Study") -> None:
         low, high = row[f"{name}_interval"]
         return f"{row[name]:.3f} ({low:.2f} to {high:.2f})"
 
-    answered = {metric: row for metric, row in found.metrics.items() if "seconds" in row}
-    sets = [prefix for prefix in ("", "near_") if f"{prefix}ceiling" in found.reliability]
+    answered = {metric: row for metric, row in result.metrics.items() if "seconds" in row}
+    sets = [prefix for prefix in ("", "near_") if f"{prefix}ceiling" in result.reliability]
     names = [f"{prefix}{name}" for prefix in sets for name in ("spearman", "kendall", "kl_spearman")]
-    if found.truth == "kl":
+    if result.truth == "kl":
         names = [name for name in names if "kl_" not in name]
     budgets = list(dict.fromkeys(budget for row in answered.values() for budget in row["regret"]))
     rows = []
@@ -94,17 +94,17 @@ def print_study(found: "Study") -> None:
         spent = _or_dash(row["seconds"], ".1f"), _or_dash(row["peak_mb"], ".0f")
         rows.append((metric, *[with_interval(row, name) for name in names], *regret, *spent))
     columns = ("metric", *names, *[f"regret at {budget}" for budget in budgets], "seconds", "peak MB")
-    print_rows(f"rank correlation with {found.truth}, and 95 % intervals from 20 different plans on", columns, rows)
+    print_rows(f"rank correlation with {result.truth}, and 95 % intervals from 20 different plans on", columns, rows)
     for prefix in sets:
         which = "plans near the budget" if prefix else "random plans"
-        reliability = found.reliability[f"{prefix}reliability"]
+        reliability = result.reliability[f"{prefix}reliability"]
         if reliability > 0:
-            ceiling = with_interval(found.reliability, f"{prefix}ceiling")
+            ceiling = with_interval(result.reliability, f"{prefix}ceiling")
             what = f"has reliability {reliability:.3f}; a perfect metric would correlate by about {ceiling}"
         else:
             what = "does not agree between halves of the data; evaluate on more data, or more plans"
-        say(f"{which}: {found.truth} {what}")
-    reasons = {metric: row["reason"] for metric, row in found.metrics.items() if "reason" in row}
+        say(f"{which}: {result.truth} {what}")
+    reasons = {metric: row["reason"] for metric, row in result.metrics.items() if "reason" in row}
     unlabelled = [metric for metric in reasons if metric not in answered and "needs labels" in reasons[metric]]
     if unlabelled:
         say(f"{', '.join(unlabelled)}: need labels in the calibration data; give batches that end with them")
