@@ -102,8 +102,8 @@ def test_a_constant_channel_keeps_its_variance():
         (lambda: nn.Linear(2, 2), [torch.randn(4, 2)], "runs no batch norm"),
         (lambda: nn.BatchNorm1d(2, track_running_stats=False), [torch.randn(4, 2)], "runs no batch norm"),
         (lambda: nn.BatchNorm1d(2), [], "holds no batch"),
-        (lambda: nn.BatchNorm1d(2), [torch.randn(4, 2), torch.randn(4, 3)], "batch 1: the model fails on it"),
-        (lambda: nn.BatchNorm1d(2), [torch.tensor([[1.0, 2.0], [float("nan"), 1.0]])], "reads NaN or inf"),
+        (lambda: nn.BatchNorm1d(2), [torch.randn(4, 2), torch.randn(4, 3)], "batch 1: input 0 has shape"),
+        (lambda: nn.BatchNorm1d(2), [torch.tensor([[1.0, 2.0], [float("nan"), 1.0]])], "holds NaN or inf"),
     ],
     ids=["one value", "batch of one", "no norm", "no statistics", "no batch", "shape", "nan"],
 )

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
 from mixbit.graph.capture import capture
+from mixbit.graph.dataflow import depths
 from mixbit.graph.graph import tensor_of
-from mixbit.quantization.biases import _operations, _stages, corrected
+from mixbit.quantization.biases import _operations, corrected
 from mixbit.quantization.calibrate import calibrate
 from mixbit.roundings.quantize import quantize
 from tests.networks import (
@@ -110,8 +111,9 @@ def test_both_graphs_are_left_as_they_are():
 
 def test_operators_that_do_not_depend_on_one_another_take_one_pass():
     graph = capture(Attention(), torch.randint(0, 6, (3, 5)))
-    kinds = [len(stage) for stage in _stages(graph, _operations(graph))]
-    assert kinds == [3, 1], "queries, keys and values together, then the head"
+    operators = _operations(graph)
+    levels = [level for node, level in depths(graph.module.graph, operators).items() if node.name in operators]
+    assert levels == [1, 1, 1, 2], "queries, keys and values together, then the head"
 
 
 def test_a_shared_weight_has_a_bias_for_each_use():

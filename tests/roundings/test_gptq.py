@@ -11,12 +11,12 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from mixbit.core.errors import InvalidInput
+from mixbit.graph import walk
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer, Operation, argument
 from mixbit.quantization.affine import along
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.quantization.statistics import Moments
-from mixbit.roundings import _prefix
 from mixbit.roundings._compensate import rows_of
 from mixbit.roundings._input import Reconstruction
 from mixbit.roundings.gptq import gptq
@@ -314,7 +314,7 @@ def test_tensors_between_layers_go_to_files_beyond_the_limit(monkeypatch, tmp_pa
     model, x = whole_networks()["residual"]
     asked = asked_about(capture(model, x), x, "w3a8")
     expected = state_of(gptq(asked).module)["tensors"]
-    monkeypatch.setattr(_prefix, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(walk, "MOST_BYTES", 10_000)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with caplog.at_level(logging.WARNING, "mixbit"):
         found = state_of(gptq(asked).module)["tensors"]

@@ -1,26 +1,37 @@
 """One forward and backward pass of the float graph that hands over the gradient at every layer and every input."""
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from mixbit.core import track
 from mixbit.core.batches import Inputs
 from mixbit.graph.case import Case
-from mixbit.graph.graph import Graph, Layer, Operation, argument
+from mixbit.graph.graph import Graph, Layer, Operation
 from mixbit.graph.operators import FEW_ELEMENTS
 from mixbit.graph.sample_axis import group_samples, sample_axis
+from mixbit.graph.walk import Around, Walker, seen
 
 #: (layer, operation, what it reads, gradient by its output) and (tensor's name, its value, gradient by it).
 AtOperation = Callable[[Layer, Operation, Tensor, Tensor], None]
 AtInput = Callable[[str, Tensor, Tensor], None]
 
 
-class Backward(fx.Interpreter):
-    """Calls back during backward, without gradients being recorded; parameters take none.
+def run_for_gradients(graph: Graph, inputs: Inputs, around: Mapping[str, Around]) -> Any:
+    """What the graph returns, with gradients recorded for its inputs and its tensors but not for its parameters."""
+    leaves = [
+        leaf.detach().requires_grad_(leaf.is_floating_point()) if isinstance(leaf, Tensor) else leaf
+        for leaf in graph.leaves(inputs)
+    ]
+    with torch.enable_grad():
+        return Walker(graph.module, around, frozen=True).returned(leaves)
+
+
+class Backward:
+    """Runs the float graph forward and backward, and hands over the gradients at operations and at inputs of layers.
 
     Args:
         graph: The float graph.
@@ -32,56 +43,30 @@ class Backward(fx.Interpreter):
     def __init__(
         self, graph: Graph, layers: Sequence[Layer], at_operation: AtOperation | None, at_input: AtInput | None
     ) -> None:
-        super().__init__(graph.module)
-        self.graph_ = graph
+        self.graph = graph
         pairs = [(layer, operation) for layer in layers for operation in layer.operations]
-        self.operations = {one.node: (layer, one) for layer, one in pairs} if at_operation else {}
+        self.operations = {operation.node: (layer, operation) for layer, operation in pairs} if at_operation else {}
         self.inputs = {name for layer in layers for name in layer.inputs} if at_input else set()
         self.at_operation, self.at_input = at_operation, at_input
+        self.around = {name: seen(partial(self._watch, name)) for name in {*self.operations, *self.inputs}}
 
     def run_batch(self, inputs: Inputs, labels: Tensor | None, loss: Callable[[Any, Tensor | None], Tensor]) -> None:
         """Run forward, take the loss of what the model returns and the labels, run backward."""
-        leaves = [
-            leaf.detach().requires_grad_(leaf.is_floating_point()) if isinstance(leaf, Tensor) else leaf
-            for leaf in self.graph_.leaves(inputs)
-        ]
         with torch.enable_grad():
-            value = loss(self.run(*leaves, enable_io_processing=False), labels)
+            value = loss(run_for_gradients(self.graph, inputs, self.around), labels)
             if value.requires_grad:  # nothing does where nothing is watched
                 value.backward()
 
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """A parameter, without its gradient."""
-        return super().get_attr(target, args, kwargs).detach()
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run one node, and wait for the gradient by its output where it is watched."""
-        value = super().run_node(n)
-        if n.name not in self.operations and n.name not in self.inputs:
-            return value
+    def _watch(self, name: str, value: Tensor, args: tuple[Any, ...]) -> None:
         if not value.requires_grad:
             value.requires_grad_(True)
-        if n.name in self.operations:
-            layer, operation = self.operations[n.name]
-            x = self.env[argument(n, operation.data)].detach()
-            value.register_hook(self._operation_hook(layer, operation, x))
-        if n.name in self.inputs:
-            value.register_hook(self._input_hook(n.name, value.detach()))
-        return value
-
-    def _operation_hook(self, layer: Layer, operation: Operation, x: Tensor) -> Callable[[Tensor], None]:
-        @torch.no_grad()
-        def hook(gradient: Tensor) -> None:
-            self.at_operation(layer, operation, x, gradient)  # type: ignore[misc] watched only where it is given
-
-        return hook
-
-    def _input_hook(self, name: str, x: Tensor) -> Callable[[Tensor], None]:
-        @torch.no_grad()
-        def hook(gradient: Tensor) -> None:
-            self.at_input(name, x, gradient)  # type: ignore[misc] as above
-
-        return hook
+        if name in self.operations:
+            layer, operation = self.operations[name]
+            x = args[operation.data].detach()
+            value.register_hook(torch.no_grad()(lambda gradient: self.at_operation(layer, operation, x, gradient)))  # type: ignore[misc] watched only where it is given
+        if name in self.inputs:
+            held = value.detach()
+            value.register_hook(torch.no_grad()(lambda gradient: self.at_input(name, held, gradient)))  # type: ignore[misc] as above
 
 
 #: (layer, its samples' gradients [N, *weight], a few samples at a time; one for the batch where none can be told apart)
@@ -165,13 +150,13 @@ def squared_gradients(case: Case, names: tuple[str, ...]) -> dict[tuple[int, str
     generator = torch.Generator().manual_seed(case.seed)
     found = {}
     for number, (inputs, _) in enumerate(track(case.batches, "weigh errors")):
-        watching = _Watching(case.graph.module, names)
+        tensors: dict[str, Tensor] = {}
         with torch.enable_grad():
-            returned = watching.run(*case.graph.leaves(inputs), enable_io_processing=False)
+            around = {name: seen(partial(_record, tensors, name)) for name in names}
+            returned = Walker(case.graph.module, around).returned(case.graph.leaves(inputs))
             value = case.task.draw(case.task.outputs(returned), generator)
-            wanted = list(watching.watched.values())
-            gradients = torch.autograd.grad(value, wanted, allow_unused=True, materialize_grads=True)
-        found |= {(number, name): one.square() for name, one in zip(watching.watched, gradients, strict=True)}
+            gradients = torch.autograd.grad(value, [*tensors.values()], allow_unused=True, materialize_grads=True)
+        found |= {(number, name): slope.square() for name, slope in zip(tensors, gradients, strict=True)}
     for name in names:
         mean = torch.stack([one.mean() for (_, other), one in found.items() if other == name]).mean()
         if mean > 0:
@@ -179,16 +164,5 @@ def squared_gradients(case: Case, names: tuple[str, ...]) -> dict[tuple[int, str
     return found
 
 
-class _Watching(fx.Interpreter):
-    def __init__(self, module: fx.GraphModule, names: tuple[str, ...]) -> None:
-        super().__init__(module)
-        self.names = names
-        self.watched: dict[str, Tensor] = {}
-
-    def run_node(self, n: fx.Node) -> object:
-        value = super().run_node(n)
-        if n.name in self.names:
-            if not value.requires_grad:
-                value.requires_grad_()
-            self.watched[n.name] = value
-        return value
+def _record(tensors: dict[str, Tensor], name: str, value: Tensor, _: tuple[Any, ...]) -> None:
+    tensors[name] = value if value.requires_grad else value.requires_grad_()

@@ -4,10 +4,9 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
-from mixbit.graph.dataflow import activations
+from mixbit.graph.dataflow import activations, after
 from mixbit.graph.graph import Graph, packet
 from mixbit.graph.operators import NONLINEARITIES
 
@@ -35,7 +34,8 @@ def find_blocks(graph: Graph) -> tuple[Block, ...]:
     """
     nodes = _calls(graph)
     made = {node: place for place, node in enumerate(nodes)}
-    later = _depending(nodes, {graph.node(operation.node) for layer in graph.layers for operation in layer.operations})
+    operators = {graph.node(operation.node) for layer in graph.layers for operation in layer.operations}
+    later = after(graph.module.graph, operators) & set(nodes)
     later &= activations(graph) | {node for node in later if not _is_float(node)}
     last = {node: max((made.get(user, len(nodes)) for user in node.users), default=0) for node in later}
     ends, alive = set(), set()
@@ -83,26 +83,17 @@ def _follows(node: fx.Node, before: fx.Node) -> bool:
 
 def _block(part: list[fx.Node], first: dict[fx.Node, str], data: frozenset[fx.Node]) -> Block:
     held = set(part)
+    later = after(part[0].graph, held & first.keys())
     outputs = [node for node in part if node in data and any(user not in held for user in node.users)]
     return Block(
         tuple(node.name for node in part),
-        tuple(node.name for node in outputs if node in _depending(part, {one for one in part if one in first})),
+        tuple(node.name for node in outputs if node in later),
         tuple(first[node] for node in part if node in first),
     )
 
 
 def _calls(graph: Graph) -> list[fx.Node]:
     return [node for node in graph.module.graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
-
-
-def _depending(nodes: list[fx.Node], start: set[fx.Node]) -> set[fx.Node]:
-    """The nodes to start from and those that depend on their values, sizes apart."""
-    found: set[fx.Node] = set()
-    for node in nodes:
-        is_size = isinstance(node.meta.get("val"), torch.SymInt | int)
-        if not is_size and (node in start or any(before in found for before in node.all_input_nodes)):
-            found.add(node)
-    return found
 
 
 def _is_float(node: Any) -> bool:

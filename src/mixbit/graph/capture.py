@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from mixbit.graph.fold import fold_batch_norms
 from mixbit.graph.graph import Graph, _check_finite, _dynamic_batch
 from mixbit.graph.layers import find_layers
 from mixbit.graph.torch_export import copy_module, export_program
+from mixbit.graph.walk import Walker, seen
 
 _DROPOUTS = ("aten.dropout.default", "aten.alpha_dropout.default", "aten.feature_dropout.default")
 #: Largest difference that capture's own check allows, relative to the largest output.
@@ -33,6 +35,19 @@ def capture(model: nn.Module, example: Any) -> Graph:
         InvalidInput: the model is no module, holds NaN or inf, or fails on the example.
         UnsupportedModel: `torch.export` cannot follow the code; the message names the line and the way out.
     """
+    module, inputs, expected = exported(model, example)
+    fold_batch_norms(module)
+    graph = Graph(module, inputs, _shapes(module, inputs))
+    graph = replace(graph, layers=find_layers(graph))
+    _check_same(graph, inputs, expected)
+    return graph
+
+
+def exported(model: nn.Module, example: Any) -> tuple[fx.GraphModule, Inputs, Any]:
+    """The functional graph with its batch norms, the example's inputs, and what the model returns for them.
+
+    Raises as `capture` does.
+    """
     check_module(model)
     _check_tensors(model)
     inputs = _at_least_two(Inputs.of(example)).to(_device_of(model))
@@ -45,11 +60,7 @@ def capture(model: nn.Module, example: Any) -> Graph:
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     _remove_bookkeeping(module)
-    fold_batch_norms(module)
-    graph = Graph(module, inputs, _shapes(module, inputs))
-    graph = replace(graph, layers=find_layers(graph))
-    _check_same(graph, inputs, expected)
-    return graph
+    return module, inputs, expected
 
 
 def check_module(model: Any) -> None:
@@ -151,16 +162,13 @@ def _remove_bookkeeping(module: fx.GraphModule) -> None:
 def _shapes(module: fx.GraphModule, inputs: Inputs) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
 
-    class Recorder(fx.Interpreter):
-        def run_node(self, n: fx.Node) -> Any:
-            value = super().run_node(n)
-            if isinstance(value, Tensor):
-                shapes[n.name] = tuple(value.shape)
-            return value
+    def note(name: str, value: Any, _: tuple[Any, ...]) -> None:
+        if isinstance(value, Tensor):
+            shapes[name] = tuple(value.shape)
 
+    around = {node.name: seen(partial(note, node.name)) for node in module.graph.nodes if node.op != "output"}
     with torch.no_grad():
-        leaves = pytree.tree_leaves((inputs.args, inputs.kwargs))
-        Recorder(module).run(*leaves, enable_io_processing=False)
+        Walker(module, around).returned(pytree.tree_leaves((inputs.args, inputs.kwargs)))
     return shapes
 
 

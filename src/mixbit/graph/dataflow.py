@@ -1,6 +1,7 @@
 """What is quantized between layers: the inputs of additions, concatenations, poolings and products of activations."""
 
 import operator
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -21,6 +22,26 @@ _FILLS = {
     _aten.new_empty, _aten.new_zeros, _aten.new_ones, _aten.new_full, _aten.empty_like, _aten.zeros_like,
     _aten.ones_like, _aten.full_like,
 }  # fmt: skip
+
+
+def after(graph: fx.Graph, sources: Collection[fx.Node]) -> frozenset[fx.Node]:
+    """The sources, and the nodes that depend on their values; sizes, which can be read again, are none."""
+    reached: set[fx.Node] = set()
+    for node in graph.nodes:
+        is_size = isinstance(node.meta.get("val"), torch.SymInt | int)
+        if not is_size and (node in sources or any(before in reached for before in node.all_input_nodes)):
+            reached.add(node)
+    return frozenset(reached)
+
+
+def depths(graph: fx.Graph, operators: Collection[str]) -> dict[fx.Node, int]:
+    """Node -> how many of the operators there are before it, itself included; for all that depend on the inputs."""
+    depth: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        before = [depth[other] for other in node.all_input_nodes if other in depth]
+        if node.op == "placeholder" or (before and node.op != "output"):
+            depth[node] = max(before, default=0) + (node.name in operators)
+    return depth
 
 
 def source_of(node: fx.Node) -> fx.Node:

@@ -46,13 +46,19 @@ def fold_batch_norms(module: fx.GraphModule) -> None:
     module.recompile()
 
 
+def running_statistics(node: fx.Node) -> tuple[str, str] | None:
+    """Full names of mean and variance of a batch norm that normalises by its own; None for other nodes."""
+    if node.target not in _BATCH_NORMS or (node.target is _TRAINABLE and argument(node, 5)):
+        return None
+    mean, variance = argument(node, 3), argument(node, 4)
+    return (str(mean.target), str(variance.target)) if is_parameter(mean) and is_parameter(variance) else None
+
+
 def _foldable(norm: fx.Node) -> bool:
     before = norm.args[0]
     if not isinstance(before, fx.Node) or len(before.users) != 1 or packet(before) not in _OUTPUT_AXIS:
         return False
-    if norm.target is _TRAINABLE and argument(norm, 5):
-        return False  # it normalises by the batch
-    if not all(is_parameter(node) for node in norm.args[3:5]):
+    if running_statistics(norm) is None:
         return False
     if not all(node is None or is_parameter(node) for node in norm.args[1:3]):
         return False

@@ -1,7 +1,10 @@
-"""Running a stretch of a graph alone, on cached tensors."""
+"""Running a graph: whole, piece by piece, or operator after operator, with others looking on."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -9,9 +12,176 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.core import InvalidInput
+from mixbit.core import InvalidInput, track
+from mixbit.core.batches import Inputs
 from mixbit.graph.blocks import Block
+from mixbit.graph.dataflow import after, depths
 from mixbit.graph.graph import Graph
+
+#: Called in the place of a node, as around(run, args): run(*args) is what the node does, args what it reads.
+Around = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
+#: Bytes of tensors between two levels of operators that stay in memory; more of them lie in files.
+MOST_BYTES = 2**30
+
+
+class Walker(fx.Interpreter):
+    """Runs a graph or some of its nodes, and lets others look on or take part.
+
+    Args:
+        module: The graph.
+        around: Name of a node -> what is called in its place.
+        frozen: Whether parameters take no gradients.
+        hold: Whether `env` holds every tensor after a run.
+    """
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        around: Mapping[str, Around] | None = None,
+        *,
+        frozen: bool = False,
+        hold: bool = False,
+    ) -> None:
+        super().__init__(module, garbage_collect_values=not hold)
+        self.around, self.frozen = around or {}, frozen
+
+    def returned(self, leaves: Sequence[Any]) -> Any:
+        """What the graph returns for its inputs, in the order of its placeholders."""
+        return self.run(*leaves, enable_io_processing=False)
+
+    def run_node(self, n: fx.Node) -> Any:
+        """What the node returns, or what is called in its place."""
+        around = self.around.get(n.name)
+        return super().run_node(n) if around is None else around(*self.call_of(n))
+
+    def call_of(self, node: fx.Node) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """What the node does, as a function of what it reads, and what it reads in `env`."""
+        args, kwargs = self.fetch_args_kwargs_from_env(node)
+        run = getattr(self, node.op)
+        return lambda *values: run(node.target, values, kwargs), args
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A parameter or buffer."""
+        value = super().get_attr(target, args, kwargs)
+        return value.detach() if self.frozen else value
+
+
+def seen(see: Callable[[Any, tuple[Any, ...]], None]) -> Around:
+    """Call see(value, args) once the node has run: what it returns, and what it reads."""
+
+    def around(run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        value = run(*args)
+        see(value, args)
+        return value
+
+    return around
+
+
+def in_order(
+    graph: Graph,
+    operators: Collection[str],
+    groups: Sequence[Sequence[str]],
+    batches: Iterable[Inputs],
+    see: Callable[[int, fx.Node, Callable[..., Any], tuple[Any, ...]], None],
+    label: str,
+) -> Iterator[list[int]]:
+    """Numbers of groups of operators, in the order of the network, once all that they read has been seen.
+
+    The turn of a group comes when all operators before its first one have had theirs. Then `see` was called for each
+    of its operators and each batch, on what they read in the network as it is; what the caller changes in their
+    parameters before it asks for more holds for all that runs later. So all groups together cost one run of the
+    network, and the calls of `see`; for a group with operators at several depths, the network runs ahead as far.
+
+    Args:
+        graph: Its parameters may change between two turns.
+        operators: Names of the nodes that wait for those before them.
+        groups: Names of operators, and those that are looked at.
+        batches: Inputs of the network. Tensors that are still to be read are kept for all of them, in memory up to
+            MOST_BYTES, in temporary files beyond.
+        see: Gets the number of the batch, the node, and its call: run(*args) is what it does.
+        label: Of the progress.
+    """
+    with closing(_Levels(graph, operators, batches)) as run:
+        turns: dict[int, list[int]] = defaultdict(list)
+        for number, names in enumerate(groups):
+            turns[min(run.levels[graph.node(name)] for name in names if graph.node(name) in run.levels)].append(number)
+        levels = range(1, max(turns, default=0) + 1)
+        steps = [(level, batch) for level in levels for batch in range(run.num_batches)]
+        for level, batch in track(steps, label):
+            values = run.advance(batch, level - 1)
+            nodes = dict.fromkeys(graph.node(name) for number in turns[level] for name in groups[number])
+            for now in range(level, 1 + max((run.levels.get(node, 0) for node in nodes), default=level)):
+                if now > level:
+                    values = run.from_values(now - 1, values)
+                for node in nodes:
+                    if run.levels.get(node) == now:
+                        see(batch, node, *run.call_of(node, values))
+            if batch == run.num_batches - 1 and turns[level]:
+                yield turns[level]
+                run.forget_parameters()
+
+
+class _Levels:
+    """Every batch, run as far as the operators that have had their turn.
+
+    A node's level is the number of operators before it, itself included, on the longest way from the inputs. Operators
+    of one level do not depend on one another, and all they read is there once the levels below have run.
+    """
+
+    def __init__(self, graph: Graph, operators: Collection[str], batches: Iterable[Inputs]) -> None:
+        self.graph, self.levels = graph, depths(graph.module.graph, operators)
+        self._walker = Walker(graph.module)
+        self._constants: dict[fx.Node, Any] = {}
+        self._cache = ActivationCache(MOST_BYTES, graph.device)
+        self.num_batches = 0
+        placeholders = graph.module.graph.find_nodes(op="placeholder")
+        for number, inputs in enumerate(batches):
+            for node, leaf in zip(placeholders, graph.leaves(inputs, f"batch {number}"), strict=True):
+                self._cache.put(number, node.name, leaf)
+            self.num_batches += 1
+
+    def advance(self, batch: int, level: int) -> dict[fx.Node, Any]:
+        """Run that level of the batch, the ones below having run; returns the tensors that higher levels read."""
+        held = {self.graph.node(name): value for name, value in self._cache.take(batch).items()}
+        values = self.from_values(level, held)
+        for node, value in values.items():
+            self._cache.put(batch, node.name, value)
+        return values
+
+    def from_values(self, level: int, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
+        """As `advance`, from the given tensors, and keeps nothing."""
+        reached = dict(values)
+        for node in (node for node, its in self.levels.items() if its == level and node.op != "placeholder"):
+            self._walker.env = reached | self._constants_of(node)
+            reached[node] = self._walker.run_node(node)
+        return {
+            node: value
+            for node, value in reached.items()
+            if node in self.levels and any(self.levels.get(user, 0) > level for user in node.users)
+        }
+
+    def call_of(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        """What the node does, and what it reads among the values."""
+        self._walker.env = dict(values) | self._constants_of(node)
+        return self._walker.call_of(node)
+
+    def close(self) -> None:
+        """Drop all tensors."""
+        self._cache.close()
+
+    def forget_parameters(self) -> None:
+        """Read parameters again, since some have changed."""
+        self._constants.clear()
+
+    def _constants_of(self, node: fx.Node) -> dict[fx.Node, Any]:
+        return {before: self._constant(before) for before in node.all_input_nodes if before not in self.levels}
+
+    def _constant(self, node: fx.Node) -> Any:
+        """The value of a node that depends on no input: a weight, or what is made of one."""
+        if node not in self._constants:
+            self._walker.env = self._constants_of(node)
+            self._constants[node] = self._walker.run_node(node)
+        return self._constants[node]
 
 
 class Stretch:
@@ -24,7 +194,7 @@ class Stretch:
     """
 
     def __init__(self, graph: Graph, own: frozenset[fx.Node], carried: frozenset[fx.Node]) -> None:
-        self.graph, self.interpreter = graph, _Interpreter(graph.module)
+        self.graph = graph
         inputs: dict[str, None] = {}
         needed: set[fx.Node] = set()
 
@@ -53,20 +223,20 @@ class Stretch:
             outputs: Names of wanted nodes: of the block, or inputs that pass by.
             replaced: Path of a module in the graph -> what to call in its place.
         """
-        self.interpreter.replaced = replaced or {}
-        env = self.interpreter.env = {self.graph.node(name): tensors[name] for name in self.inputs}
+        calls = {
+            node.name: partial(_instead, replaced[str(node.target)])
+            for node in self.nodes
+            if replaced and node.op == "call_module" and str(node.target) in replaced
+        }
+        walker = Walker(self.graph.module, calls)
+        env = walker.env = {self.graph.node(name): tensors[name] for name in self.inputs}
         for node in self.nodes:
-            env[node] = self.interpreter.run_node(node)
-        self.interpreter.env = {}
+            env[node] = walker.run_node(node)
         return {name: env[self.graph.node(name)] for name in outputs}
 
 
-class _Interpreter(fx.Interpreter):
-    replaced: Mapping[str, Callable[[Tensor], Tensor]]
-
-    def call_module(self, target: Any, args: Any, kwargs: Any) -> Any:
-        call = self.replaced.get(str(target))
-        return super().call_module(target, args, kwargs) if call is None else call(*args)
+def _instead(call: Callable[..., Any], _: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    return call(*args)
 
 
 def stretches(graph: Graph, blocks: tuple[Block, ...]) -> list[Stretch]:
@@ -81,19 +251,8 @@ def stretches(graph: Graph, blocks: tuple[Block, ...]) -> list[Stretch]:
             places[node.name] = min((places[user.name] for user in node.users if user.name in places), default=-1)
         if places.get(node.name, -1) >= 0:
             own[places[node.name]].add(node)
-    carried = _carried(graph.module)
+    carried = after(graph.module.graph, graph.module.graph.find_nodes(op="placeholder"))
     return [Stretch(graph, frozenset(nodes & carried), carried) for nodes in own]
-
-
-def _carried(module: fx.GraphModule) -> frozenset[fx.Node]:
-    """The nodes whose tensors depend on the inputs; sizes, which can be read again, are none."""
-    found: set[fx.Node] = set()
-    for node in module.graph.nodes:
-        if isinstance(node.meta.get("val"), torch.SymInt | int):
-            continue
-        if node.op == "placeholder" or any(before in found for before in node.all_input_nodes):
-            found.add(node)
-    return frozenset(found)
 
 
 def needed_later(parts: list[Stretch]) -> list[set[str]]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, fx, nn
 
 from mixbit.core import Scheme, method, track
 from mixbit.core.batches import Inputs
+from mixbit.graph.dataflow import after
 from mixbit.graph.graph import Graph, Layer
+from mixbit.graph.walk import Walker
 from mixbit.metrics._input import (
     IGNORES_LOSS,
     MEAN_OVER_SAMPLES,
@@ -134,7 +137,7 @@ def _costs(inputs: MetricInput, score: Score) -> Iterator[tuple[Costs, Costs]]:
 def _weight_changes(inputs: MetricInput, layer: Layer) -> list[_Change]:
     graph, calibration = inputs.graph, inputs.calibration
     nodes = frozenset(node for node in graph.module.graph.find_nodes(op="get_attr") if node.target == layer.name)
-    after = _dependents(graph, nodes)
+    later = after(graph.module.graph, nodes) - nodes
     errors = inputs.weight_errors(layer)
     means = {operation: inputs.mean_errors(operation, errors) for operation in layer.operations}
     changes = []
@@ -146,48 +149,37 @@ def _weight_changes(inputs: MetricInput, layer: Layer) -> list[_Change]:
         }
         fits = why_not(layer, Scheme(fmt)) is None
         quantizer = weight_quantizer(graph, layer, fmt, calibration) if fits else nn.Identity()
-        changes.append(_Change(nodes, quantizer, after, shifts))
+        changes.append(_Change(nodes, quantizer, later, shifts))
     return changes
 
 
 def _read_changes(inputs: MetricInput, name: str) -> list[_Change]:
     nodes = frozenset([inputs.graph.node(name)])
-    after = _dependents(inputs.graph, nodes)
-    return [_Change(nodes, quantizer, after) for quantizer in inputs.quantizers[name]]
+    later = after(inputs.graph.module.graph, nodes) - nodes
+    return [_Change(nodes, quantizer, later) for quantizer in inputs.quantizers[name]]
 
 
-def _dependents(graph: Graph, sources: frozenset[fx.Node]) -> frozenset[fx.Node]:
-    """All that depends on the nodes, which do not depend on one another."""
-    found: set[fx.Node] = set()
-    for node in graph.module.graph.nodes:
-        if any(before in found or before in sources for before in node.all_input_nodes):
-            found.add(node)
-    return frozenset(found)
-
-
-class _Rerun(fx.Interpreter):
+class _Rerun:
     """Runs the graph in float, and then again and again from a change on."""
 
     def __init__(self, graph: Graph) -> None:
-        super().__init__(graph.module, garbage_collect_values=False)
-        self.graph_ = graph
-        self.values: dict[fx.Node, Any] = {}
-        self.shifts: Mapping[str, Tensor] = {}
+        self.graph, self.values = graph, {}
 
     def run_float(self, batch: Inputs) -> Any:
         """What the float graph returns."""
-        self.shifts = {}
-        returned = self.run(*self.graph_.leaves(batch), enable_io_processing=False)
-        self.values = self.env
+        walker = Walker(self.graph.module, hold=True)
+        returned = walker.returned(self.graph.leaves(batch))
+        self.values = walker.env
         return returned
 
     def run_changed(self, change: _Change) -> Any:
         """What it returns on the same inputs with the change."""
-        self.shifts = change.shifts
         known = {node: value for node, value in self.values.items() if node not in change.after}
         known |= {node: change.quantizer(self.values[node]) for node in change.nodes}
-        return self.run(initial_env=known, enable_io_processing=False)  # runs what is not known
+        shifted = {name: partial(_shifted, shift) for name, shift in change.shifts.items()}
+        walker = Walker(self.graph.module, shifted, hold=True)
+        return walker.run(initial_env=known, enable_io_processing=False)  # runs what is not known
 
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        return value - self.shifts[n.name] if n.name in self.shifts else value
+
+def _shifted(shift: Tensor, run: Callable[..., Tensor], args: tuple[Any, ...]) -> Tensor:
+    return run(*args) - shift

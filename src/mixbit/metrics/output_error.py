@@ -1,14 +1,16 @@
 """The metric `output_error`: mean square error of every operator's output, absolute or over its signal."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from mixbit.core import method, track
-from mixbit.graph.graph import Layer, Operation, argument
+from mixbit.graph.graph import Layer, Operation
 from mixbit.graph.sample_axis import group_samples, sample_axis
+from mixbit.graph.walk import Walker, seen
 from mixbit.metrics._input import (
     IGNORES_LOSS,
     MEAN_OVER_SAMPLES,
@@ -67,17 +69,17 @@ def _squares(inputs: MetricInput) -> Iterator[tuple[Costs, Costs, Tensor]]:
     Layer -> [N, formats] of the error by its weight and by its inputs, and [N, L] of the output.
     """
     run = _Run(inputs)
+    walker = Walker(inputs.graph.module, {name: seen(partial(run.see, name)) for name in run.operations})
     for batch, _ in track(inputs.batches, "measure"):
         run.start(batch.batch_size)
-        run.run(*inputs.graph.leaves(batch), enable_io_processing=False)
+        walker.returned(inputs.graph.leaves(batch))
         yield run.weights, run.reads, torch.stack([run.signals[layer.name] for layer in inputs.layers], 1)
 
 
-class _Run(fx.Interpreter):
-    """Runs the float graph and adds up every layer's mean squares: [N, formats] of errors, [N] of outputs."""
+class _Run:
+    """Adds up, in a run of the float graph, every layer's mean squares: [N, formats] of errors, [N] of outputs."""
 
     def __init__(self, inputs: MetricInput) -> None:
-        super().__init__(inputs.graph.module)
         self.inputs = inputs
         pairs = [(layer, operation) for layer in inputs.layers for operation in layer.operations]
         self.operations = {operation.node: (layer, operation) for layer, operation in pairs}
@@ -89,21 +91,17 @@ class _Run(fx.Interpreter):
         self.reads = no_costs(self.inputs, self.inputs.input_formats, batch_size)
         self.signals = {name: torch.zeros(batch_size, dtype=torch.float64) for name in self.weights}
 
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.name in self.operations:
-            layer, operation = self.operations[n.name]
-            shifts = self.shifts[n.name]
-            from_weights, from_reads = output_errors(
-                self.inputs, layer, operation, self.env[argument(n, operation.data)]
-            )
-            for column, error in enumerate(from_weights):
-                centred = error if shifts is None else error - shifts[column]
-                self.weights[layer.name][:, column] += _mean_square(n, centred)
-            for column, error in enumerate(from_reads):
-                self.reads[layer.name][:, column] += _mean_square(n, error)
-            self.signals[layer.name] += _mean_square(n, value)
-        return value
+    def see(self, name: str, value: Tensor, args: tuple[Any, ...]) -> None:
+        """Add the errors of one operator, by what it returns and reads."""
+        layer, operation = self.operations[name]
+        node, shifts = self.inputs.graph.node(name), self.shifts[name]
+        from_weights, from_reads = output_errors(self.inputs, layer, operation, args[operation.data])
+        for column, error in enumerate(from_weights):
+            centred = error if shifts is None else error - shifts[column]
+            self.weights[layer.name][:, column] += _mean_square(node, centred)
+        for column, error in enumerate(from_reads):
+            self.reads[layer.name][:, column] += _mean_square(node, error)
+        self.signals[layer.name] += _mean_square(node, value)
 
     def _mean_errors(self, layer: Layer, operation: Operation) -> list[Tensor] | None:
         """Mean output of each error, shaped to be taken off the output; None where no bias can do that."""

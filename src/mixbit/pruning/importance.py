@@ -1,6 +1,7 @@
 """What the network loses with every unit of channels, where the others make up for it: Fisher information of masks."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, fx
 from mixbit.core import track
 from mixbit.core.batches import Batch
 from mixbit.core.task import Task
+from mixbit.graph.backward import run_for_gradients
 from mixbit.graph.graph import Graph
 from mixbit.graph.sample_axis import SampleAxis, group_samples, sample_axis
 from mixbit.pruning.prediction import Prediction, rows_last
@@ -36,44 +38,20 @@ def importance(
         seed: Of the draws.
     """
     scores = _Scores(channels.num_units, predictions)
-    reading = _Reading(graph, channels, scores.watch)
+    around = {
+        reader.operation.node: partial(scores.around, graph.node(reader.operation.node), reader)
+        for reader in channels.cuttable_readers
+    }
     generator = torch.Generator().manual_seed(seed)
     total, count = torch.zeros(channels.num_units, dtype=torch.float64), 0
     for inputs, labels in track(batches, "measure channels"):
-        leaves = [
-            leaf.detach().requires_grad_(leaf.is_floating_point()) if isinstance(leaf, Tensor) else leaf
-            for leaf in graph.leaves(inputs)
-        ]
         with torch.enable_grad():
-            loss = task.information(reading.run(*leaves, enable_io_processing=False), labels, generator)
+            loss = task.information(run_for_gradients(graph, inputs, around), labels, generator)
             if loss.requires_grad:  # it depends on what some reader reads
                 loss.backward()
         total += scores.take_squares() / 2
         count += inputs.batch_size
     return total / count
-
-
-class _Reading(fx.Interpreter):
-    """The graph, with something in the place of what every reader reads; its parameters take no gradients."""
-
-    def __init__(self, graph: Graph, channels: Channels, watch: Callable[[fx.Node, Reader, Tensor], Tensor]) -> None:
-        super().__init__(graph.module)
-        self.readers = {one.operation.node: one for one in channels.cuttable_readers}
-        self.watch = watch
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """Read a parameter or buffer, without its gradient."""
-        return super().get_attr(target, args, kwargs).detach()
-
-    def run_node(self, n: fx.Node) -> Any:
-        """Run an operator, watched where it is a reader."""
-        if n.name not in self.readers:
-            return super().run_node(n)
-        reader = self.readers[n.name]
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        position = reader.operation.data
-        arguments = (*args[:position], self.watch(n, reader, args[position]), *args[position + 1 :])
-        return self.call_function(n.target, arguments, kwargs)  # type: ignore[arg-type] an operator is callable
 
 
 class _Scores:
@@ -84,7 +62,12 @@ class _Scores:
         #: [N, units] of the samples, and [1, units] of what cannot be told apart by sample.
         self.scores: dict[bool, Tensor] = {}
 
-    def watch(self, node: fx.Node, reader: Reader, x: Tensor) -> Tensor:
+    def around(self, node: fx.Node, reader: Reader, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Run a reader on what it reads, watched."""
+        position = reader.operation.data
+        return run(*args[:position], self._watched(node, reader, args[position]), *args[position + 1 :])
+
+    def _watched(self, node: fx.Node, reader: Reader, x: Tensor) -> Tensor:
         x = x if x.requires_grad else x.detach().requires_grad_()
         own = x.view_as(x)  # others may read the same tensor
         missing = self.predictions[node.name].missing(rows_last(own.detach(), reader.operation))

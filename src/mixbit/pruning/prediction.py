@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -10,6 +12,7 @@ from mixbit.core import InvalidInput, track
 from mixbit.core.batches import Batch
 from mixbit.graph.fold import set_bias
 from mixbit.graph.graph import Graph, Operation, argument, tensor_of
+from mixbit.graph.walk import Walker, seen
 from mixbit.pruning.units import Channels, Reader
 from mixbit.quantization.statistics import Moments, inverse_factor
 
@@ -76,14 +79,24 @@ def predict(graph: Graph, channels: Channels, batches: list[Batch], keep: Tensor
     Raises:
         InvalidInput: what a reader reads is not finite.
     """
-    seen: dict[fx.Node, _Seen] = {}
+    statistics: dict[fx.Node, _Seen] = {}
+    readers = {reader.data(graph.node(reader.operation.node)): reader for reader in reversed(channels.cuttable_readers)}
+
+    def see(read: fx.Node, reader: Reader, _: Any, args: tuple[Any, ...]) -> None:
+        alone = len(reader.units) > MOST_CHANNELS or len(reader.units.unique()) < len(reader.units)
+        statistics.setdefault(read, _Seen(alone=alone)).update(args[reader.operation.data], reader.operation)
+
+    walker = Walker(
+        graph.module,
+        {reader.operation.node: seen(partial(see, read, reader)) for read, reader in readers.items()},
+    )
     for inputs, _ in track(batches, "take moments of channels"):
-        _Watching(graph, channels, seen).run(*graph.leaves(inputs), enable_io_processing=False)
+        walker.returned(graph.leaves(inputs))
     found = {}
     for reader in channels.cuttable_readers:
         node = graph.node(reader.operation.node)
         centred = reader.operation.takes_bias
-        one, kept = seen[reader.data(node)], keep[reader.units].to(graph.device)
+        one, kept = statistics[reader.data(node)], keep[reader.units].to(graph.device)
         if not one.moments.hessian(centred=False).isfinite().all():
             raise InvalidInput(
                 f"{reader.layer.name}: its input is NaN or inf, or its squares are; leave out such samples"
@@ -105,25 +118,6 @@ class _Seen:
         samples = rows if operation.channels_last else x
         self.total = self.total.to(x.device) + samples.sum(0, dtype=torch.float64)
         self.count += len(samples)
-
-
-class _Watching(fx.Interpreter):
-    """Runs one batch and takes in every tensor that readers read, once."""
-
-    def __init__(self, graph: Graph, channels: Channels, seen: dict[fx.Node, _Seen]) -> None:
-        super().__init__(graph.module)
-        self.readers = {one.operation.node: one for one in channels.cuttable_readers}
-        self.seen = seen
-        self.done: set[fx.Node] = set()
-
-    def run_node(self, n: fx.Node) -> object:
-        """Run an operator."""
-        reader = self.readers.get(n.name)
-        if reader is not None and (read := reader.data(n)) not in self.done:
-            self.done.add(read)
-            alone = len(reader.units) > MOST_CHANNELS or len(reader.units.unique()) < len(reader.units)
-            self.seen.setdefault(read, _Seen(alone=alone)).update(self.env[read], reader.operation)
-        return super().run_node(n)
 
 
 def _prediction(seen: _Seen, kept: Tensor, *, centred: bool) -> Prediction:

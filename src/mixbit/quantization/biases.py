@@ -1,15 +1,17 @@
 """Biases of rounded layers: corrected by the mean error of the output, in the whole steps that runtimes hold."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from mixbit.core import Format, InvalidInput, track
+from mixbit.core import Format, InvalidInput
 from mixbit.core.batches import Inputs
 from mixbit.graph.fold import set_bias
 from mixbit.graph.graph import Graph, Layer, Operation, argument, is_parameter, tensor_of
+from mixbit.graph.walk import Walker, in_order, seen
 from mixbit.quantization.affine import bias_step
 from mixbit.quantization.assemble import quantizers_of
 from mixbit.quantization.quantizer import Quantizer
@@ -120,8 +122,8 @@ def corrected(graph: Graph, simulated: Graph, batches: Iterable[Inputs]) -> Grap
     weights. Where weight and input are integers, b' is a whole multiple of the product of their scales, and an error of
     up to half of it stays. (Nagel et al. 2019, section 4.2 and appendix D, arXiv 1906.04721.)
 
-    The data is gone through once for the float graph, and once for each operator on the longest path through the
-    simulation, as far as that operator.
+    The data is gone through once for the float graph and once for the simulation, whose operators run twice: before
+    and after their correction.
 
     Args:
         graph: The captured graph in float.
@@ -136,19 +138,28 @@ def corrected(graph: Graph, simulated: Graph, batches: Iterable[Inputs]) -> Grap
     """
     if simulated.plan is None or graph.plan is not None:
         raise InvalidInput("correction: give the captured graph first, then what quantize() made of it")
-    leaves = [graph.leaves(inputs, f"batch {number}") for number, inputs in enumerate(batches)]
-    if not leaves:
+    batches = list(batches)
+    batches_leaves = [graph.leaves(inputs, f"batch {number}") for number, inputs in enumerate(batches)]
+    if not batches_leaves:
         raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
     operations = _operations(simulated)
     if not operations.keys() <= {node.name for node in graph.module.graph.nodes}:
         raise InvalidInput("correction: the simulation is of another graph")
     result = simulated.copy()
-    quantizers = {(one.axis is not None, one.tensor): one for one in quantizers_of(result)}
-    wanted = _means(graph, operations, leaves)
-    for stage in track(_stages(result, operations), "correct biases"):
-        for name, mean in _means(result, {name: operations[name] for name in stage}, leaves).items():
+    quantizers = {(quantizer.axis is not None, quantizer.tensor): quantizer for quantizer in quantizers_of(result)}
+    wanted, means = _Means(operations), _Means(operations)
+    watched = Walker(graph.module, {name: seen(partial(wanted.see, name)) for name in operations})
+    for leaves in batches_leaves:
+        watched.returned(leaves)
+    names = list(operations)
+
+    def see(_: int, node: fx.Node, run: Callable[..., Tensor], args: tuple[Any, ...]) -> None:
+        means.see(node.name, run(*args), args)
+
+    for turns in in_order(result, operations, [[name] for name in names], batches, see, "correct biases"):
+        for name in (names[turn] for turn in turns):
             layer, operation = operations[name]
-            _shift_bias(result, layer, operation, mean - wanted[name], quantizers)
+            _shift_bias(result, layer, operation, means.mean(name) - wanted.mean(name), quantizers)
     result.module.graph.eliminate_dead_code()
     result.module.graph.lint()
     result.module.recompile()
@@ -165,55 +176,24 @@ def _operations(graph: Graph) -> dict[str, tuple[Layer, Operation]]:
     }
 
 
-def _stages(graph: Graph, operations: Mapping[str, Any]) -> list[list[str]]:
-    """Names of the operators in execution order, those together that do not depend on one another."""
-    depth: dict[fx.Node, int] = {}
-    stages: list[list[str]] = []
-    for node in graph.module.graph.nodes:
-        depth[node] = max((depth[before] for before in node.all_input_nodes), default=0)
-        if node.name in operations:
-            if depth[node] == len(stages):
-                stages.append([])
-            stages[depth[node]].append(node.name)
-            depth[node] += 1
-    return stages
+class _Means:
+    """Mean outputs of operators by channel, over all samples and positions, in float64."""
 
-
-class _Means(fx.Interpreter):
-    """Runs what some operators depend on, and sums up their outputs by channel."""
-
-    def __init__(self, graph: Graph, operations: Mapping[str, tuple[Layer, Operation]]) -> None:
-        super().__init__(graph.module)
+    def __init__(self, operations: Mapping[str, tuple[Layer, Operation]]) -> None:
         self.operations = operations
         self.sums: dict[str, tuple[Tensor, int]] = {}
-        self.needed: set[fx.Node] = set()
-        waiting = [graph.node(name) for name in operations]
-        while waiting:
-            node = waiting.pop()
-            if node not in self.needed:
-                self.needed.add(node)
-                waiting += node.all_input_nodes
 
-    def run_node(self, n: fx.Node) -> Any:
-        if n not in self.needed and n.op != "placeholder":
-            return None
-        value = super().run_node(n)
-        if n.name in self.operations:
-            _, operation = self.operations[n.name]
-            rows = value.movedim(-1 if operation.channels_last else 1, -1).flatten(0, -2).double()
-            total, count = self.sums.get(n.name, (torch.zeros_like(rows[0]), 0))
-            self.sums[n.name] = total + rows.sum(0), count + len(rows)
-        return value
+    def see(self, name: str, value: Tensor, _: tuple[Any, ...]) -> None:
+        """Add what an operator returns for one batch."""
+        operation = self.operations[name][1]
+        rows = value.movedim(-1 if operation.channels_last else 1, -1).flatten(0, -2).double()
+        total, count = self.sums.get(name, (torch.zeros_like(rows[0]), 0))
+        self.sums[name] = total + rows.sum(0), count + len(rows)
 
-
-def _means(
-    graph: Graph, operations: Mapping[str, tuple[Layer, Operation]], batches: Sequence[Sequence[Any]]
-) -> dict[str, Tensor]:
-    """Operator's node -> [channels] mean of its output over all samples and positions, in float64."""
-    run = _Means(graph, operations)
-    for leaves in batches:
-        run.run(*leaves, enable_io_processing=False)
-    return {name: total / count for name, (total, count) in run.sums.items()}
+    def mean(self, name: str) -> Tensor:
+        """[channels]."""
+        total, count = self.sums[name]
+        return total / count
 
 
 def _shift_bias(

@@ -3,16 +3,18 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from mixbit.core import Format, InvalidInput, Sparsity, track
 from mixbit.core.batches import Batch, split_all
 from mixbit.graph.dataflow import observable
 from mixbit.graph.graph import Graph, Layer, Operation, argument, check_graph
 from mixbit.graph.sample_axis import sample_axis
+from mixbit.graph.walk import Walker, seen
 from mixbit.quantization.histogram import Histogram
 from mixbit.quantization.quantizer import Quantizer, run_time_quantizer
 from mixbit.quantization.ranges import RANGES, RangeMethod, mse
@@ -92,12 +94,13 @@ def calibrate(graph: Graph, batches: Iterable[Any], *, ranges: str | RangeMethod
     check_graph(graph)
     _, range_method = RANGES.find(ranges)
     recorder, pairs = _Recorder(graph), split_all(batches, len(graph.example.args))
+    walker = Walker(graph.module, {name: seen(partial(recorder.see, name)) for name in recorder.watched})
     with torch.no_grad():
         for number, (inputs, _) in enumerate(track(pairs, "calibrate")):
             leaves = graph.leaves(inputs, f"batch {number}")
             recorder.choose_samples(inputs.batch_size)
             try:
-                recorder.run(*leaves, enable_io_processing=False)
+                walker.returned(leaves)
             except (IndexError, RuntimeError) as error:
                 raise InvalidInput(f"batch {number}: the model fails on it: {str(error).splitlines()[0]}") from error
     samples = {name: torch.cat(kept) for name, kept in recorder.samples.items()}
@@ -113,9 +116,10 @@ def calibrate(graph: Graph, batches: Iterable[Any], *, ranges: str | RangeMethod
     return calibration
 
 
-class _Recorder(fx.Interpreter):
+class _Recorder:
+    """What a calibration keeps of the tensors of one batch after another."""
+
     def __init__(self, graph: Graph) -> None:
-        super().__init__(graph.module)
         self.operations = {
             operation.node: operation
             for layer in graph.layers
@@ -127,6 +131,7 @@ class _Recorder(fx.Interpreter):
             name: sample_axis(argument(graph.node(name), operation.data)) for name, operation in self.operations.items()
         }
         self.observed = observable(graph)
+        self.watched = self.observed | self.operations.keys()
         self.histograms: dict[str, Histogram] = {}
         self.mean_inputs: dict[str, dict[tuple[int, ...], tuple[Tensor, int]]] = {}
         self.samples: dict[str, list[Tensor]] = {}
@@ -139,17 +144,16 @@ class _Recorder(fx.Interpreter):
             reservoir.choose(batch_size)
         self.num_samples += batch_size
 
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if n.name in self.observed:
-            self.histograms.setdefault(n.name, Histogram()).update(value)
-        operation = self.operations.get(n.name)
+    def see(self, name: str, value: Tensor, args: tuple[Any, ...]) -> None:
+        """Take in what a node returns and reads."""
+        if name in self.observed:
+            self.histograms.setdefault(name, Histogram()).update(value)
+        operation = self.operations.get(name)
         if operation is not None:
-            x = self.env[argument(n, operation.data)]
-            self._keep_samples(n.name, x)
+            x = args[operation.data]
+            self._keep_samples(name, x)
             if operation.takes_bias:
                 self._add_to_mean(operation, x)
-        return value
 
     def _keep_samples(self, node: str, x: Tensor) -> None:
         kept, axis = self.samples.setdefault(node, []), self.axes[node]

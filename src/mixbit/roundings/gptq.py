@@ -2,8 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -11,10 +10,11 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, fx
 
-from mixbit.core import InvalidInput, method, track
+from mixbit.core import InvalidInput, method
 from mixbit.core.io.store import Store
 from mixbit.graph.fold import set_bias
 from mixbit.graph.graph import Graph, Layer, Operation, argument
+from mixbit.graph.walk import in_order
 from mixbit.quantization.affine import along
 from mixbit.quantization.assemble import quantizers_of
 from mixbit.quantization.biases import corrected_biases
@@ -22,7 +22,6 @@ from mixbit.quantization.quantizer import Quantizer
 from mixbit.quantization.statistics import Moments
 from mixbit.roundings._compensate import compensated, least_error, rows_of
 from mixbit.roundings._input import Reconstruction, question_digest
-from mixbit.roundings._prefix import Prefix
 
 #: Which rows: the tensor that is read, and how an operator cuts it up. Operators that share them share their moments.
 _Rows = tuple[fx.Node, str]
@@ -50,7 +49,7 @@ def gptq(
 
     The cost is one run of the simulated network over the data, for each layer n k^2 multiplications for the second
     moments of its n rows of k columns, and about k^3 + out k^2 for the rounding; tensors that are still to be read are
-    kept as `Prefix` says. Nothing is drawn.
+    kept as `in_order` says. Nothing is drawn.
 
     Args:
         asked: What to round, on which data; with a folder, finished layers are kept there and taken up again.
@@ -119,44 +118,27 @@ def _moments_in_order(
     asked: Reconstruction, simulated: Graph, todo: list[_Rounded], missing: list[_Rounded]
 ) -> Iterator[tuple[_Rounded, dict[str, Moments]]]:
     """Every missing layer with the moments of what its operators read, once all layers before it are final."""
-    operators = {operation.node for one in todo for operation in one.layer.operations}
-    with closing(Prefix(simulated, operators, asked.batches)) as prefix:
-        reached: dict[int, list[_Rounded]] = defaultdict(list)
-        for one in missing:
-            reached[_first_level(prefix, one)].append(one)
-        levels = range(1, max(reached, default=0) + 1)
-        steps = [(level, batch) for level in levels for batch in range(prefix.num_batches)]
-        moments: dict[_Rows, Moments] = {}
-        for level, batch in track(steps, "round weights"):
-            if batch == 0:
-                moments = defaultdict(Moments)
-            _observe(prefix, level, prefix.advance(batch, level - 1), reached[level], moments)
-            if batch == prefix.num_batches - 1:
-                for one in reached[level]:
-                    yield one, {read.node: moments[_rows(simulated, one, read)] for read in one.operations}
-                prefix.forget_weights()
+    operators = {operation.node for rounded in todo for operation in rounded.layer.operations}
+    groups = [[operation.node for operation in rounded.layer.operations] for rounded in missing]
+    reads = {operation.node: (rounded, operation) for rounded in missing for operation in rounded.operations}
+    moments: dict[_Rows, Moments] = defaultdict(Moments)
+    counted: set[tuple[int, _Rows]] = set()
 
-
-def _first_level(prefix: Prefix, one: _Rounded) -> int:
-    nodes = [prefix.graph.node(operation.node) for operation in one.layer.operations]
-    return min(prefix.levels[node] for node in nodes if node in prefix.levels)
-
-
-def _observe(
-    prefix: Prefix, level: int, values: dict[fx.Node, Any], layers: list[_Rounded], moments: dict[_Rows, Moments]
-) -> None:
-    """Add the rows of one batch to the moments, running ahead for layers that are read at higher levels too."""
-    reads: dict[int, dict[_Rows, tuple[Operation, tuple[int, ...]]]] = defaultdict(dict)
-    for one in layers:
-        for operation in one.operations:
-            where = prefix.levels[prefix.graph.node(operation.node)]
-            reads[where][_rows(prefix.graph, one, operation)] = (operation, one.layer.shape[2:])
-    for now in range(level, max(reads, default=level) + 1):
-        if now > level:
-            values = prefix.run(now - 1, values)
-        for key, (operation, kernel) in reads[now].items():
-            for rows in rows_of(prefix.graph.node(operation.node), operation, values[key[0]], kernel):
+    def see(batch: int, node: fx.Node, _: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        if node.name not in reads:
+            return
+        rounded, operation = reads[node.name]
+        key = _rows(simulated, rounded, operation)
+        if (batch, key) not in counted:  # operators that share their rows count them once
+            counted.add((batch, key))
+            for rows in rows_of(node, operation, args[operation.data], rounded.layer.shape[2:]):
                 moments[key].update(rows)
+
+    for turns in in_order(simulated, operators, groups, asked.batches, see, "round weights"):
+        for rounded in (missing[turn] for turn in turns):
+            yield rounded, {read.node: moments[_rows(simulated, rounded, read)] for read in rounded.operations}
+        moments.clear()
+        counted.clear()
 
 
 def _rows(simulated: Graph, one: _Rounded, operation: Operation) -> _Rows:
