@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from mixbit.core.batches import Inputs
 from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
-from mixbit.graph import operators
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer
 from mixbit.metrics import MetricInput
@@ -161,7 +160,7 @@ def means_of(case, layer, error):
     means = {}
     for operation in layer.operations:
         node = case.graph.node(operation.node)
-        if not operators.operation.takes_bias:
+        if not operation.takes_bias:
             means[operation.node] = None
             continue
         outputs = []

@@ -20,13 +20,13 @@ from mixbit.graph.blocks import find_blocks
 from mixbit.graph.graph import argument, tensor_of
 from mixbit.pipeline.folder import Result
 from mixbit.pipeline.verify_folder import recheck
-from mixbit.pruning import recovery
 from mixbit.pruning.channels import find_channels
 from mixbit.pruning.importance import importance
 from mixbit.pruning.prediction import DAMPING, make_up, predict
 from mixbit.pruning.prune import KEPT_EVERYWHERE, choose, without_channels
 from mixbit.pruning.units import Channels
 from mixbit.targets.verify import artefact_runner
+from mixbit.training import blockwise
 from tests.networks import Attention, Net, Residual, assert_state_is, batches_of, plan_of, state_of
 
 IMAGES = (3, 8, 8)
@@ -327,8 +327,8 @@ def test_the_smaller_network_learns_block_by_block_and_goes_on_where_it_stopped(
     with pytest.raises(KeyboardInterrupt):
         pruned(60, tmp_path)
     monkeypatch.setattr(Store, "put", put_part)
-    learn, calls = recovery._learn, []
-    monkeypatch.setattr(recovery, "_learn", lambda *given: (calls.append(given), learn(*given)))
+    learn, calls = blockwise._learn, []
+    monkeypatch.setattr(blockwise, "_learn", lambda *given, **options: (calls.append(given), learn(*given, **options)))
     again, wanted = pruned(60, tmp_path).module.state_dict(), learned.module.state_dict()
     assert all(torch.equal(again[name], wanted[name]) for name in wanted)
     assert len(calls) == len(find_blocks(graph)) - 2

@@ -17,11 +17,12 @@ from mixbit.graph.layers import model_fingerprint
 from mixbit.graph.walk import needed_later, stretches
 from mixbit.quantization.assemble import quantizers_of
 from mixbit.quantization.calibrate import calibrate
-from mixbit.roundings import _learned as _blockwise
+from mixbit.roundings import _learned
 from mixbit.roundings._input import Reconstruction, question_digest
 from mixbit.roundings.adaround import adaround
 from mixbit.roundings.brecq import brecq
 from mixbit.roundings.quantize import quantize
+from mixbit.training import blockwise
 from mixbit.training.blockwise import Passes
 from tests.networks import Net
 
@@ -107,7 +108,7 @@ def test_biases_are_whole_steps_again():
 
 
 def test_a_block_that_nearest_serves_better_keeps_it(monkeypatch):
-    monkeypatch.setattr(_blockwise, "RATE", 100.0)  # learning that fails
+    monkeypatch.setattr(_learned, "RATE", 100.0)  # learning that fails
     asked = asked_of(residual_net(), images(2), "w4a8")
     rounded = brecq(asked, iterations=4)
     assert distance(asked, rounded) == pytest.approx(distance(asked, asked.simulated))
@@ -115,11 +116,11 @@ def test_a_block_that_nearest_serves_better_keeps_it(monkeypatch):
 
 def test_an_interrupted_run_goes_on_at_the_block(tmp_path, monkeypatch):
     asked = asked_of(residual_net(), images(2), "w3a4", folder=tmp_path / "parts")
-    whole, learn, calls = brecq(asked, iterations=20), _blockwise._learn, []
+    whole, learn, calls = brecq(asked, iterations=20), blockwise._learn, []
     kept = sorted((tmp_path / "parts").iterdir())
     assert [path.name for path in kept] == ["block-0.safetensors", "block-1.safetensors", "block-2.safetensors"]
     kept[-1].unlink()
-    monkeypatch.setattr(_blockwise, "_learn", lambda *arguments: (calls.append(1), learn(*arguments)))
+    monkeypatch.setattr(blockwise, "_learn", lambda *args, **options: (calls.append(1), learn(*args, **options)))
     again = brecq(asked, iterations=20)
     assert len(calls) == 1
     state = again.module.state_dict()

@@ -3,19 +3,18 @@
 import math
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import closing
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from mixbit.core import track
 from mixbit.core.io.store import Store
 from mixbit.graph.blocks import Block, find_blocks
 from mixbit.graph.graph import Graph, tensor_of
 from mixbit.graph.walk import Stretch
 from mixbit.pruning.channels import find_channels
 from mixbit.roundings._input import Reconstruction, question_digest
-from mixbit.training.blockwise import Kept, Pace, Passes, side_by_side
+from mixbit.training.blockwise import Parts, Passes, Schedule, TensorSlice, learn_blocks
 
 #: Steps of Adam: of weights, in their own root mean squares; of biases, in root mean square errors of the block.
 RATE, BIAS_RATE = 0.01, 0.05
@@ -37,33 +36,64 @@ def recovered(asked: Reconstruction, keep: Tensor, iterations: int) -> Graph:
 
     Source: the blocks and their loss are those of Y. Li et al., "BRECQ", arXiv 2102.05426, in float.
     """
-    learning = asked.simulated.copy()
-    trained = [one for one in learning.module.parameters() if one.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    store, question = Store(asked.folder), question_digest(asked, "recovery", iterations=iterations)
-    blocks = find_blocks(asked.graph) if iterations else ()
-    kept = {
-        name: Kept(held.dim, keep[held.units].nonzero().flatten().to(asked.graph.device))
+    slices = {
+        name: TensorSlice(held.dim, keep[held.units].nonzero().flatten().to(asked.graph.device))
         for name, held in find_channels(asked.graph).tensors.items()
         if not keep[held.units].all()
     }
-    bar = track(range(len(blocks) * iterations), "learn blocks")
-    passing = side_by_side(asked.case, learning, blocks, cache_gib=CACHE_GIB, kept=kept)
-    with closing(bar), closing(passing):
-        for number, block, part, passes in passing:
-            parameters = _own_parameters(learning.module, part)
-            pace = Pace(iterations, bar, torch.Generator().manual_seed(asked.seed + number))
-            known = store.get(f"recovered-{number}", question)
-            if known is not None:
-                _put(parameters, known.tensors)
-                pace.skip()
-            else:
-                _learn(parameters, block, part, passes, pace)
-                store.put(f"recovered-{number}", question, parameters)
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    return learning
+    return learn_blocks(
+        asked.case,
+        asked.simulated,
+        find_blocks(asked.graph) if iterations else (),
+        _Parameters,
+        Schedule(iterations, BATCH_SIZE, CACHE_GIB),
+        label="learn blocks",
+        parts=Parts(Store(asked.folder), "recovered", question_digest(asked, "recovery", iterations=iterations)),
+        slices=slices,
+    )
+
+
+class _Parameters:
+    """The parameters of one block in float; a `Learner`."""
+
+    def __init__(self, learning: Graph, block: Block, part: Stretch) -> None:
+        self.block, self.part, self.parameters = block, part, _own_parameters(learning.module, part)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Full name -> copy of each parameter."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the parameters."""
+        for name, tensor in tensors.items():
+            self.parameters[name].copy_(tensor)
+
+    def begin(self, error: float) -> list[dict[str, Any]]:
+        """Matrices learn at a rate relative to their size, vectors at one relative to the error."""
+        groups = []
+        for parameter in self.parameters.values():
+            size = float(parameter.detach().square().mean().sqrt())
+            groups.append({"params": [parameter], "lr": RATE * size if parameter.ndim > 1 else BIAS_RATE * error})
+            parameter.requires_grad_(True)
+        return groups
+
+    def rate(self, progress: float) -> float:
+        """Half a cosine, from 1 to 0."""
+        return (1 + math.cos(math.pi * progress)) / 2
+
+    def outputs(self, passes: Passes, batch: int, rows: Tensor | None, _: torch.Generator) -> Mapping[str, Tensor]:
+        """What the block returns."""
+        return self.part.run(passes.inputs(self.part, batch, rows), self.block.outputs)
+
+    def penalty(self, _: float) -> float:
+        """None."""
+        return 0.0
+
+    def settle(self) -> None:
+        """Take no gradients any more."""
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(False)
 
 
 def _own_parameters(module: fx.GraphModule, part: Stretch) -> dict[str, nn.Parameter]:
@@ -71,49 +101,9 @@ def _own_parameters(module: fx.GraphModule, part: Stretch) -> dict[str, nn.Param
     places = Counter(id(tensor_of(module, node)) for node in module.graph.find_nodes(op="get_attr"))
     inside = [node for node in part.nodes if node.op == "get_attr"]
     within = Counter(id(tensor_of(module, node)) for node in inside)
-    found = {str(node.target): tensor_of(module, node) for node in inside}
+    tensors = {str(node.target): tensor_of(module, node) for node in inside}
     return {
-        name: one
-        for name, one in found.items()
-        if isinstance(one, nn.Parameter) and one.is_floating_point() and within[id(one)] == places[id(one)]
+        name: tensor
+        for name, tensor in tensors.items()
+        if isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and within[id(tensor)] == places[id(tensor)]
     }
-
-
-@torch.no_grad()
-def _put(parameters: Mapping[str, Tensor], known: Mapping[str, Tensor]) -> None:
-    for name, tensor in known.items():
-        parameters[name].copy_(tensor)
-
-
-@torch.enable_grad()
-def _learn(parameters: dict[str, nn.Parameter], block: Block, part: Stretch, passes: Passes, pace: Pace) -> None:
-    """Learn one block, unless it is better as it is."""
-    error = passes.mean_error(part, block.outputs)
-    if not parameters or error == 0:
-        pace.skip()
-        return
-    before = {name: one.detach().clone() for name, one in parameters.items()}
-    optimizer, by_rows = _optimizer(parameters, error**0.5), passes.parts_by_rows(part, block.outputs)
-    largest = [group["lr"] for group in optimizer.param_groups]
-    for one in parameters.values():
-        one.requires_grad_(True)
-    for progress in pace.steps():
-        for group, rate in zip(optimizer.param_groups, largest, strict=True):
-            group["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
-        batch, rows = passes.draw(BATCH_SIZE, pace.generator, by_rows=by_rows)
-        loss = passes.error(part.run(passes.inputs(part, batch, rows), block.outputs), batch, rows) / error
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    for one in parameters.values():
-        one.requires_grad_(False)
-    if not passes.mean_error(part, block.outputs) <= error:  # NaN is no improvement
-        _put(parameters, before)
-
-
-def _optimizer(parameters: dict[str, nn.Parameter], error: float) -> torch.optim.Optimizer:
-    groups = []
-    for one in parameters.values():
-        size = float(one.detach().square().mean().sqrt())
-        groups.append({"params": [one], "lr": RATE * size if one.ndim > 1 else BIAS_RATE * error})
-    return torch.optim.Adam(groups)

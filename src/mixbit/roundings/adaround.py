@@ -8,7 +8,8 @@ from mixbit.core import method
 from mixbit.graph.blocks import single_layers
 from mixbit.graph.graph import Graph
 from mixbit.roundings._input import Reconstruction
-from mixbit.roundings._learned import Schedule, reconstruct
+from mixbit.roundings._learned import learned_roundings
+from mixbit.training.blockwise import Schedule
 
 
 @method(rank=2)
@@ -38,6 +39,5 @@ def adaround(
 
     Source: M. Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020.
     """
-    schedule = Schedule(iterations, batch_size, drop, fisher=False, cache_gib=cache_gib)
-    blocks = single_layers(asked.graph)
-    return reconstruct(asked, blocks, schedule, "learn roundings by layers")
+    schedule = Schedule(iterations, batch_size, cache_gib)
+    return learned_roundings(asked, single_layers(asked.graph), schedule, drop=drop, label="learn roundings by layers")

@@ -8,7 +8,8 @@ from mixbit.core import method
 from mixbit.graph.blocks import find_blocks
 from mixbit.graph.graph import Graph
 from mixbit.roundings._input import Reconstruction
-from mixbit.roundings._learned import Schedule, reconstruct
+from mixbit.roundings._learned import learned_roundings
+from mixbit.training.blockwise import Schedule
 
 
 @method(rank=3)
@@ -45,6 +46,5 @@ def brecq(
     Sources: Y. Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction", ICLR 2021;
     X. Wei et al., "QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization", ICLR 2022.
     """
-    schedule = Schedule(iterations, batch_size, drop, fisher=fisher, cache_gib=cache_gib)
-    blocks = find_blocks(asked.graph)
-    return reconstruct(asked, blocks, schedule, "learn roundings by blocks")
+    schedule = Schedule(iterations, batch_size, cache_gib, fisher)
+    return learned_roundings(asked, find_blocks(asked.graph), schedule, drop=drop, label="learn roundings by blocks")

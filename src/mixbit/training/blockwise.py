@@ -1,12 +1,15 @@
-"""The steps in which one block learns, shown as part of those of all blocks."""
+"""Learning block by block what the float network returns: the loop, and what both networks hold between two blocks."""
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from mixbit.core import track
+from mixbit.core.io.store import Store
 from mixbit.graph.backward import squared_gradients
 from mixbit.graph.blocks import Block
 from mixbit.graph.case import Case
@@ -14,39 +17,12 @@ from mixbit.graph.graph import Graph
 from mixbit.graph.sample_axis import SampleAxis, sample_axis
 from mixbit.graph.walk import ActivationCache, Stretch, needed_later, stretches
 
-
-@dataclass(frozen=True)
-class Pace:
-    """Of one block.
-
-    Attributes:
-        iterations: How many steps.
-        bar: Yields once for each step of each block.
-        generator: Draws of the block.
-    """
-
-    iterations: int
-    bar: Iterator[int]
-    generator: torch.Generator
-
-    def steps(self) -> Iterator[float]:
-        """The share of the iterations that are done, before each of them."""
-        for step in range(self.iterations):
-            next(self.bar)
-            yield step / self.iterations
-
-    def skip(self) -> None:
-        """Go through all iterations, for a block that has nothing to learn."""
-        for _ in self.steps():
-            pass
-
-
 #: Which network a cached tensor is of, before its node's name.
 _FLOAT, _LEARNING = "float: ", "learning: "
 
 
 @dataclass(frozen=True)
-class Kept:
+class TensorSlice:
     """The part of a float tensor that the learning network has too: these indices of a dimension."""
 
     dim: int
@@ -59,14 +35,14 @@ class Passes:
     Args:
         case: The float network and the data.
         cache_gib: GiB of activations held in memory.
-        kept: Node -> part of its tensor, where the learning network has less of it.
+        slices: Node -> part of its tensor, where the learning network has less of it.
 
     Attributes:
         sizes: Samples of each batch.
     """
 
-    def __init__(self, case: Case, cache_gib: float, kept: Mapping[str, Kept]) -> None:
-        self.case, self.kept = case, kept
+    def __init__(self, case: Case, cache_gib: float, slices: Mapping[str, TensorSlice]) -> None:
+        self.case, self.slices = case, slices
         self.sizes = [inputs.batch_size for inputs, _ in case.batches]
         self.cache = ActivationCache(cache_gib * 2**30, case.graph.device)
         self.weights: dict[tuple[int, str], Tensor] = {}
@@ -143,22 +119,22 @@ class Passes:
 
     def _of_float(self, name: str, tensor: Tensor, rows: Tensor | None) -> Tensor:
         """The rows of a tensor of the float network, as far as the learning network has it."""
-        some, kept = _some(tensor, rows), self.kept.get(name)
-        return some if kept is None else some.index_select(kept.dim, kept.indices)
+        some, part = _some(tensor, rows), self.slices.get(name)
+        return some if part is None else some.index_select(part.dim, part.indices)
 
 
 def _some(tensor: Tensor, rows: Tensor | None) -> Tensor:
     return tensor if rows is None or not isinstance(tensor, Tensor) else tensor[rows]
 
 
-def side_by_side(
+def _side_by_side(
     case: Case,
     learning: Graph,
     blocks: tuple[Block, ...],
     *,
     cache_gib: float,
     fisher: bool = False,
-    kept: Mapping[str, Kept] | None = None,
+    slices: Mapping[str, TensorSlice] | None = None,
 ) -> Generator[tuple[int, Block, Stretch, Passes], None, None]:
     """Number, block, its stretch of the learning network, and the passes, once both networks have come to the block.
 
@@ -170,11 +146,11 @@ def side_by_side(
         blocks: Of the float graph.
         cache_gib: GiB of activations held in memory.
         fisher: Whether errors are weighted by the Fisher information of the block's outputs.
-        kept: Node -> part of its tensor, where the learning network has less of it.
+        slices: Node -> part of its tensor, where the learning network has less of it.
     """
     parts = stretches(case.graph, blocks), stretches(learning, blocks)
     later = [set.union(*both) for both in zip(*map(needed_later, parts), strict=True)]
-    with closing(Passes(case, cache_gib, kept or {})) as passes:
+    with closing(Passes(case, cache_gib, slices or {})) as passes:
         for number, block in enumerate(blocks):
             in_float, part = (both[number] for both in parts)
             passes.advance_float(in_float, later[number] | set(block.outputs))
@@ -183,3 +159,158 @@ def side_by_side(
             yield number, block, part, passes
             passes.advance_learning(part, later[number])
             passes.keep_only(later[number])
+
+
+class Learner(Protocol):
+    """What is learned of one block of the learning network."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Full name -> copy of each tensor that learning changes; empty where there is nothing to learn."""
+        ...
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the tensors, which take no gradients from then on."""
+        ...
+
+    def begin(self, error: float) -> list[dict[str, Any]]:
+        """Make the tensors learnable; groups of parameters for Adam, by the root mean square error of the block."""
+        ...
+
+    def rate(self, progress: float) -> float:
+        """What rates are multiplied with, once that share of the steps is done."""
+        ...
+
+    def outputs(
+        self, passes: Passes, batch: int, rows: Tensor | None, generator: torch.Generator
+    ) -> Mapping[str, Tensor]:
+        """What the block returns while it learns, for those samples of the batch."""
+        ...
+
+    def penalty(self, progress: float) -> Tensor | float:
+        """What is added to the error relative to that at the beginning."""
+        ...
+
+    def settle(self) -> None:
+        """End learning."""
+        ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How each block is learned.
+
+    Attributes:
+        iterations: Steps of Adam.
+        batch_size: Samples of a step, at most those of a calibration batch.
+        cache_gib: GiB of activations held in memory.
+        fisher: Whether errors are weighted by the Fisher information of the block's outputs.
+    """
+
+    iterations: int
+    batch_size: int
+    cache_gib: float
+    fisher: bool = False
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Where finished blocks are kept.
+
+    Attributes:
+        store: Of finished blocks.
+        name: Of their files, before the number of the block.
+        question: Digest of what the result depends on.
+    """
+
+    store: Store
+    name: str
+    question: str
+
+
+def learn_blocks(
+    case: Case,
+    graph: Graph,
+    blocks: tuple[Block, ...],
+    learner_of: Callable[[Graph, Block, Stretch], Learner],
+    schedule: Schedule,
+    *,
+    label: str,
+    parts: Parts,
+    slices: Mapping[str, TensorSlice] | None = None,
+) -> Graph:
+    """A copy of the graph that has learned to return what the float network does, one block after the other.
+
+    For each block, min mean (z - z')^2, with z the float network's output of the block and z' that of the copy, which
+    reads what the learned blocks before it return. A block that learning does not make better stays as it was.
+
+    Args:
+        case: The float network and the data.
+        graph: A graph of the same nodes, apart from quantizers.
+        blocks: Of the float graph.
+        learner_of: What is learned of a block, from the copy, the block, and its stretch of the copy.
+        schedule: Steps, samples and memory.
+        label: Of the progress.
+        parts: Where finished blocks are kept, for an interrupted run to resume.
+        slices: Node -> part of its tensor, where the graph has less of it than the float network.
+    """
+    learning = graph.copy()
+    trainable = [parameter for parameter in learning.module.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    bar = track(range(len(blocks) * schedule.iterations), label)
+    passing = _side_by_side(case, learning, blocks, cache_gib=schedule.cache_gib, fisher=schedule.fisher, slices=slices)
+    with closing(bar), closing(passing):
+        for number, block, part, passes in passing:
+            learner = learner_of(learning, block, part)
+            steps = _steps(bar, schedule.iterations)
+            known = parts.store.get(f"{parts.name}-{number}", parts.question)
+            if known is not None:
+                learner.put(known.tensors)
+            else:
+                generator = torch.Generator().manual_seed(case.seed + number)
+                _learn(learner, block, part, passes, schedule, steps=steps, generator=generator)
+                parts.store.put(f"{parts.name}-{number}", parts.question, learner.tensors())
+            for _ in steps:  # none is left where the block has learned
+                pass
+    for parameter in trainable:
+        parameter.requires_grad_(True)
+    return learning
+
+
+def _steps(bar: Iterator[int], iterations: int) -> Iterator[float]:
+    """The share of the iterations that are done, before each of them."""
+    for step in range(iterations):
+        next(bar)
+        yield step / iterations
+
+
+@torch.enable_grad()
+def _learn(
+    learner: Learner,
+    block: Block,
+    part: Stretch,
+    passes: Passes,
+    schedule: Schedule,
+    *,
+    steps: Iterator[float],
+    generator: torch.Generator,
+) -> None:
+    """Learn one block, unless it is better as it is."""
+    error, before = passes.mean_error(part, block.outputs), learner.tensors()
+    if not before or error == 0:
+        return
+    optimizer = torch.optim.Adam(learner.begin(error**0.5))
+    largest = [group["lr"] for group in optimizer.param_groups]
+    by_rows = passes.parts_by_rows(part, block.outputs)
+    for progress in steps:
+        for group, rate in zip(optimizer.param_groups, largest, strict=True):
+            group["lr"] = rate * learner.rate(progress)
+        batch, rows = passes.draw(schedule.batch_size, generator, by_rows=by_rows)
+        outputs = learner.outputs(passes, batch, rows, generator)
+        loss = passes.error(outputs, batch, rows) / error + learner.penalty(progress)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    learner.settle()
+    if not passes.mean_error(part, block.outputs) <= error:  # NaN is no improvement
+        learner.put(before)
