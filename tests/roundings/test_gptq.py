@@ -383,7 +383,7 @@ def test_bad_options_are_refused():
             gptq(asked, damping=damping)
     with pytest.raises(InvalidInput, match="no batch"):
         gptq(dataclasses.replace(asked, batches=[]))
-    with pytest.raises(InvalidInput, match="order=sideways"):
+    with pytest.raises(InvalidInput, match="order 'sideways' is unknown; known: activation, natural"):
         quantize(graph, plan_of(graph.layers, "w3"), batches_of(x, 2), rounding="gptq:order=sideways")
 
 
