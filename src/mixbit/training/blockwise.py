@@ -176,17 +176,17 @@ class Learner(Protocol):
         """Make the tensors learnable; groups of parameters for Adam, by the root mean square error of the block."""
         ...
 
-    def rate(self, progress: float) -> float:
+    def rate(self, progress: float, /) -> float:
         """What rates are multiplied with, once that share of the steps is done."""
         ...
 
     def outputs(
-        self, passes: Passes, batch: int, rows: Tensor | None, generator: torch.Generator
+        self, passes: Passes, batch: int, rows: Tensor | None, generator: torch.Generator, /
     ) -> Mapping[str, Tensor]:
         """What the block returns while it learns, for those samples of the batch."""
         ...
 
-    def penalty(self, progress: float) -> Tensor | float:
+    def penalty(self, progress: float, /) -> Tensor | float:
         """What is added to the error relative to that at the beginning."""
         ...
 
