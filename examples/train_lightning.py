@@ -1,4 +1,4 @@
-"""The same as train_plain.py under Lightning, which is not installed with mixbit: pip install lightning.
+"""The loop of train_plain.py in Lightning, which is not installed with mixbit: pip install lightning.
 
 python -m examples.train_lightning OUT
 """
@@ -15,14 +15,16 @@ from torch.utils.data import DataLoader
 import mixbit as mb
 from examples.train_plain import quantized
 from mixbit.demo import data
+from mixbit.graph import Graph
+from mixbit.training import learnable, settled
 
 
 class FineTuning(lightning.LightningModule):
-    """Any LightningModule: the graph's module is one of its own."""
+    """An ordinary LightningModule that holds the graph's module."""
 
-    def __init__(self, simulated: mb.Graph) -> None:
+    def __init__(self, simulated: Graph) -> None:
         super().__init__()
-        self.training_graph = mb.learnable(simulated)
+        self.training_graph = learnable(simulated)
         self.module = self.training_graph.module
 
     def training_step(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -33,7 +35,7 @@ class FineTuning(lightning.LightningModule):
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """AdamW without decay, of which scales want none."""
+        """AdamW without weight decay, which scales do not need."""
         return torch.optim.AdamW(self.parameters(), lr=2e-4, weight_decay=0.0)
 
 
@@ -45,7 +47,7 @@ def main(out: Path, *, target: str = "onnxruntime", epochs: int = 3) -> None:
         max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False, enable_model_summary=False
     )
     trainer.fit(model, DataLoader(data.train_batches(), batch_size=None))  # a bare list would be several loaders
-    done = mb.settled(model.training_graph)
+    done = settled(model.training_graph)
     mb.export(done, out)
     print(mb.verify(out, graph, done, data.test_batches()))
 

@@ -1,4 +1,4 @@
-"""A training loop of one's own, in plain torch: the demo's network at two and a half bits.
+"""Your own training loop in plain torch: the demo's network at two and a half bits.
 
 python -m examples.train_plain OUT
 """
@@ -12,20 +12,24 @@ from torch.nn import functional as F
 import mixbit as mb
 from mixbit.demo import data
 from mixbit.demo.network import trained
+from mixbit.graph import Graph
+from mixbit.quantization import calibrate
+from mixbit.training import learnable, settled
 
 
-def quantized(target: str) -> tuple[mb.Graph, mb.Graph]:
+def quantized(target: str) -> tuple[Graph, Graph]:
     """The float graph, and its simulation under the best plan of 2.5 bits."""
     images = [images for images, _ in data.calibration_batches()]
     graph = mb.capture(trained(), images[0])
-    plan = mb.search(mb.measure(graph, images, target=target), mb.Budget(mean_bits=2.5))
-    return graph, mb.quantize(graph, plan, images)
+    calibration = calibrate(graph, images)
+    plan = mb.search(mb.measure(graph, calibration, target=target), mb.Budget(mean_bits=2.5))
+    return graph, mb.quantize(graph, plan, calibration)
 
 
 def main(out: Path, *, target: str = "onnxruntime", epochs: int = 3) -> None:
     """Train, export, run the file and compare."""
     graph, simulated = quantized(target)
-    training = mb.learnable(simulated)  # a copy; training.module holds weights, biases and scales as parameters
+    training = learnable(simulated)  # a copy; training.module holds weights, biases and scales as parameters
     optimizer = torch.optim.AdamW(training.module.parameters(), lr=2e-4, weight_decay=0.0)
     for epoch in range(epochs):
         for images, labels in data.train_batches():
@@ -34,10 +38,10 @@ def main(out: Path, *, target: str = "onnxruntime", epochs: int = 3) -> None:
             loss.backward()
             optimizer.step()
         print(f"epoch {epoch}: loss {loss.item():.4f}")
-    done = mb.settled(training)  # scales fixed, biases whole multiples of their steps
-    for name, one in (("before", simulated), ("after", done)):
-        mb.export(one, out / name)
-        print(f"{name}: {mb.verify(out / name, graph, one, data.test_batches())}")
+    done = settled(training)  # scales fixed, biases whole multiples of their steps
+    for name, quantized_graph in (("before", simulated), ("after", done)):
+        mb.export(quantized_graph, out / name)
+        print(f"{name}: {mb.verify(out / name, graph, quantized_graph, data.test_batches())}")
 
 
 if __name__ == "__main__":
