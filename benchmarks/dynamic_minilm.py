@@ -25,6 +25,7 @@ from mixbit.core.scheme import Scheme
 from mixbit.core.target import find_target
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph
+from mixbit.quantization import uniform_plan
 from mixbit.quantization.offers import choices_of, note_on_run_time_ranges, why_not
 from mixbit.targets.latency import paired_latency_ms
 
@@ -80,7 +81,7 @@ def _quantized(graph: Graph, target: str, scheme: str) -> Graph:
     refused = [reason for layer in layers if (reason := why_not(layer, Scheme.parse(scheme)))]
     if refused:
         raise InvalidInput(refused[0])
-    return mb.quantize(graph, mb.uniform_plan(graph, scheme, target=target), None)
+    return mb.quantize(graph, uniform_plan(graph, scheme, target=target), None)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from rich.table import Table
 
 import mixbit as mb
 from benchmarks import paths, resnet20, resnet20_table
+from mixbit.core import MaxDrop
 
 
-def row(data: resnet20_table.Data, network: object, target: str, drop: mb.MaxDrop) -> tuple[str, ...]:
+def row(data: resnet20_table.Data, network: object, target: str, drop: MaxDrop) -> tuple[str, ...]:
     """Find the plan, and print what the one a step cheaper on the front scores."""
     began = time.perf_counter()
     with TemporaryDirectory() as scratch:
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--targets", nargs="+", default=["openvino", "packed"])
     parser.add_argument("--drop", default="1%")
     given = parser.parse_args(arguments)
-    data, drop = resnet20_table.Data.load(), mb.MaxDrop.parse(given.drop)
+    data, drop = resnet20_table.Data.load(), MaxDrop.parse(given.drop)
     network = resnet20.load(paths.require("MIXBIT_RESNET20"))
     columns = (
         "target",

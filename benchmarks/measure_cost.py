@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 import mixbit as mb
 from benchmarks import cifar, paths, resnet20
+from mixbit.graph import Graph
 
 ROUNDS = 5
 Batches = list[tuple[Tensor, Tensor]]
@@ -30,7 +31,7 @@ class Loaded:
     """The network, its captured graph, and 512 training images in batches of 64."""
 
     network: nn.Module
-    graph: mb.Graph
+    graph: Graph
     batches: list[tuple[Tensor, Tensor]]
 
     @classmethod

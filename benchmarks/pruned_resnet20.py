@@ -18,7 +18,10 @@ from rich.table import Table
 import mixbit as mb
 from benchmarks.qat_resnet20 import TASK, Data, load
 from benchmarks.sparse_resnet20 import DENSE, sparse_plan
+from mixbit.graph import Graph
 from mixbit.graph.evaluate import evaluate
+from mixbit.pruning.prune import Removal
+from mixbit.training import Training
 from mixbit.training.finetune import train
 from mixbit.training.loop import Objective
 
@@ -27,18 +30,18 @@ TARGET, SHARE, EPOCHS, ITERATIONS = "onnxruntime", 0.3, 3, 500
 TRAINING = {"2:4": {"lr": 9e-4}, "channels": {"lr": 3e-4}}
 
 
-def accuracy(data: Data, graph: mb.Graph) -> str:
+def accuracy(data: Data, graph: Graph) -> str:
     """On the test images."""
     return f"{evaluate(graph, data.test, TASK, 'evaluate').accuracy:.2%}"
 
 
-def file_bytes(graph: mb.Graph) -> str:
+def file_bytes(graph: Graph) -> str:
     """Of the target's file."""
     with TemporaryDirectory() as scratch:
         return f"{mb.export(graph, Path(scratch) / 'out').stat().st_size:,}"
 
 
-def fine_tuned(data: Data, graph: mb.Graph, settings: mb.Training) -> mb.Graph:
+def fine_tuned(data: Data, graph: Graph, settings: Training) -> Graph:
     """Trained as the table says."""
     objective = Objective(TASK, data.graph, settings.distil, settings.temperature)
     found = train(graph, data.train, objective, epochs=EPOCHS, settings=settings, eval_batches=data.held_out, path=None)
@@ -46,7 +49,7 @@ def fine_tuned(data: Data, graph: mb.Graph, settings: mb.Training) -> mb.Graph:
     return found.graph
 
 
-def rows_for(data: Data, way: str, settings: mb.Training) -> list[tuple[str, ...]]:
+def rows_for(data: Data, way: str, settings: Training) -> list[tuple[str, ...]]:
     """Before and after fine-tuning."""
     if way == "2:4":
         plan = sparse_plan(data.graph, "w8a8@2:4", TARGET)
@@ -58,7 +61,7 @@ def rows_for(data: Data, way: str, settings: mb.Training) -> list[tuple[str, ...
         mb.prune_channels(data.graph, data.calibration, share=SHARE, task=TASK, iterations=iterations)
         for iterations in (0, ITERATIONS)
     )
-    print(mb.Removal.between(data.graph, smaller), flush=True)
+    print(Removal.between(data.graph, smaller), flush=True)
     name = f"{SHARE:.0%} of channels"
     rows = [(f"{name}, float", accuracy(data, cut), ""), (f"{name}, learned by blocks", accuracy(data, smaller), "")]
     trained = fine_tuned(data, smaller, settings)
@@ -71,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ways", nargs="+", default=list(TRAINING), choices=list(TRAINING))
-    parser.add_argument("--settings", nargs="*", default=[], metavar="NAME=VALUE", help="of mixbit.Training")
+    parser.add_argument("--settings", nargs="*", default=[], metavar="NAME=VALUE", help="of mixbit.training.Training")
     given = parser.parse_args(arguments)
     data = load(10_000)
     dense = mb.quantize(data.graph, sparse_plan(data.graph, DENSE, TARGET), data.calibration)
@@ -79,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table.add_row(DENSE, accuracy(data, dense), file_bytes(dense))
     for way in given.ways:
         values = TRAINING[way] | {name: float(value) for name, value in (text.split("=", 1) for text in given.settings)}
-        for row in rows_for(data, way, mb.Training(**values)):
+        for row in rows_for(data, way, Training(**values)):
             print(*row, flush=True)
             table.add_row(*row)
     Console(width=120).print(table)

@@ -26,8 +26,11 @@ from benchmarks import cifar, paths, resnet20
 from mixbit.core.batches import Batch, split_batch
 from mixbit.core.target import find_target
 from mixbit.core.task import Task
+from mixbit.graph import Graph
 from mixbit.graph.evaluate import evaluate
+from mixbit.quantization import uniform_plan
 from mixbit.targets.verify import artefact_runner
+from mixbit.training import Training
 from mixbit.training.finetune import FILE_NAME, train
 from mixbit.training.loop import Objective
 
@@ -64,7 +67,7 @@ class Augmented:
 class Data:
     """The network and its data."""
 
-    graph: mb.Graph
+    graph: Graph
     calibration: list[Batch]
     train: Augmented
     held_out: list[Batch]
@@ -94,7 +97,7 @@ def plan_for(data: Data, text: str, target: str) -> mb.Plan:
     if "=" in text:
         inputs = [inputs for inputs, _ in data.calibration]
         return mb.search(mb.measure(data.graph, inputs, target=target, choices=CHOICES), mb.Budget.parse([text]))
-    return mb.uniform_plan(data.graph, text, target=target)
+    return uniform_plan(data.graph, text, target=target)
 
 
 def row(data: Data, text: str, given: argparse.Namespace) -> tuple[str, ...]:
@@ -102,7 +105,7 @@ def row(data: Data, text: str, given: argparse.Namespace) -> tuple[str, ...]:
     simulated = mb.quantize(data.graph, plan_for(data, text, given.target), data.calibration, rounding=given.rounding)
     before = evaluate(simulated, data.test, TASK, "evaluate before")
     print(f"{text}: {before.accuracy:.2%} before", flush=True)
-    settings = mb.Training(**dict(given.settings))
+    settings = Training(**dict(given.settings))
     objective = Objective(TASK, data.graph, settings.distil, settings.temperature)
     path = None if given.folder is None else Path(given.folder) / text / FILE_NAME
     began = time.perf_counter()
@@ -118,7 +121,7 @@ def row(data: Data, text: str, given: argparse.Namespace) -> tuple[str, ...]:
     return text, f"{before.accuracy:.2%}", f"{after.accuracy:.2%}", f"{run:.2%}", losses, f"{minutes:.1f}"
 
 
-def deployed(data: Data, graph: mb.Graph, target: str) -> float:
+def deployed(data: Data, graph: Graph, target: str) -> float:
     """Accuracy of the graph's artefact, run in the target's runtime."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "out"
@@ -140,7 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--target", default="packed")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--images", type=int, default=NUM_TRAIN)
-    parser.add_argument("--settings", nargs="*", type=_setting, default=[], help="of mixbit.Training, as in lr=0.001")
+    parser.add_argument(
+        "--settings", nargs="*", type=_setting, default=[], help="of mixbit.training.Training, as in lr=0.001"
+    )
     parser.add_argument("--folder", help="for checkpoints: interrupted, the same command goes on")
     given = parser.parse_args(arguments)
     data = load(given.images)

@@ -21,7 +21,9 @@ from benchmarks import cifar, paths, resnet20
 from mixbit.core.batches import Batch, split_batch
 from mixbit.core.target import Runner, find_target
 from mixbit.core.task import Task
+from mixbit.graph import Graph
 from mixbit.graph.evaluate import Evaluation, evaluate
+from mixbit.quantization import uniform_plan
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.targets.latency import paired_latency_ms
 from mixbit.targets.verify import Comparison, artefact_runner, compare, predicted_bytes
@@ -35,7 +37,7 @@ TASK = Task.classification()
 class Data:
     """The network and its data."""
 
-    graph: mb.Graph
+    graph: Graph
     calibration_batches: list[Batch]
     test: list[Batch]
     calibration: Calibration
@@ -55,7 +57,7 @@ class Data:
 def plan_for(data: Data, target: str, mean_bits: float | None) -> mb.Plan:
     """The plan that `fisher` and `ilp` make for that mean weight width; uniform w8a8 for None."""
     if mean_bits is None:
-        return mb.uniform_plan(data.graph, "w8a8", target=target)
+        return uniform_plan(data.graph, "w8a8", target=target)
     table = mb.measure(data.graph, data.calibration, target=target)
     return mb.search(table, mb.Budget(mean_bits=mean_bits))
 

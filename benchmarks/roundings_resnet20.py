@@ -20,6 +20,7 @@ from rich.table import Table
 import mixbit as mb
 from benchmarks.resnet20_table import TASK, Data, plan_for
 from mixbit.graph.evaluate import evaluate
+from mixbit.quantization import uniform_plan
 
 TARGET = "packed"
 ROWS = (
@@ -37,7 +38,7 @@ def plan_of(data: Data, name: str) -> mb.Plan:
     if kind == "mean":
         return plan_for(data, TARGET, float(rest.split()[0]))
     if kind == "uniform":
-        return mb.uniform_plan(data.graph, rest, target=TARGET)
+        return uniform_plan(data.graph, rest, target=TARGET)
     table = mb.measure(data.graph, data.calibration, target=TARGET, metric="weight_error_relative")
     in_bytes = float(table.usage["weight_bytes"][:, table.choices.index("w3a8")].sum())
     return mb.search(table, mb.Budget(weight_bytes=in_bytes), method="mixquant")

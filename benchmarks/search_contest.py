@@ -22,6 +22,7 @@ import mixbit as mb
 from benchmarks import cifar, paths, resnet20
 from mixbit.core.batches import Batch, split_batch
 from mixbit.core.task import Task
+from mixbit.graph import Graph
 from mixbit.graph.evaluate import evaluate
 from mixbit.pipeline.trials import Scoring, layer_features
 from mixbit.quantization.calibrate import Calibration, calibrate
@@ -51,7 +52,7 @@ NUM_CALIBRATION, NUM_TRIED = 512, 1000
 class Contest:
     """The network, its data, and the tables of the metrics."""
 
-    graph: mb.Graph
+    graph: Graph
     calibration: Calibration
     batches: list[Batch]
     tried: list[Batch]

@@ -18,8 +18,10 @@ from rich.table import Table
 
 import mixbit as mb
 from benchmarks.resnet20_table import TASK, Data
+from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Scheme
 from mixbit.core.target import find_target
+from mixbit.graph import Graph
 from mixbit.graph.case import Case
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.layers import model_fingerprint
@@ -39,7 +41,7 @@ PLANS = (
 )
 
 
-def sparse_plan(graph: mb.Graph, scheme: str, target: str) -> mb.Plan:
+def sparse_plan(graph: Graph, scheme: str, target: str) -> mb.Plan:
     """That scheme for every layer, DENSE for those that its blocks do not fit."""
     layers, weight = graph.layers, Scheme.parse(scheme).weight
     sparsity = None if weight is None else weight.sparsity
@@ -59,17 +61,17 @@ def calibration_with_masks(data: Data, scheme: str, importance: str | None) -> C
     return calibration
 
 
-def prepare(data: Data, scheme: str, importance: str | None, target: str) -> mb.Graph:
+def prepare(data: Data, scheme: str, importance: str | None, target: str) -> Graph:
     """The simulated graph that is evaluated and exported."""
     calibration = calibration_with_masks(data, scheme, importance)
     return mb.quantize(data.graph, sparse_plan(data.graph, scheme, target), calibration)
 
 
-def row_for(data: Data, simulated: mb.Graph, reference: Evaluation) -> tuple[str, ...]:
+def row_for(data: Data, simulated: Graph, reference: Evaluation) -> tuple[str, ...]:
     """Exported to the plan's target, run there on the test images."""
     plan = simulated.plan
     if plan is None:
-        raise mb.InvalidInput("simulated: a graph in float")
+        raise InvalidInput("simulated: a graph in float")
     with TemporaryDirectory() as scratch:
         folder = Path(scratch) / "out"
         mb.export(simulated, folder)

@@ -19,7 +19,9 @@ import mixbit as mb
 from benchmarks import cifar, paths, resnet20
 from mixbit.core.batches import Batch, Inputs, split_batch
 from mixbit.core.task import Task
+from mixbit.graph import Graph
 from mixbit.graph.evaluate import Evaluation, evaluate
+from mixbit.quantization import equalized, uniform_plan
 from mixbit.quantization.batchnorm import reestimated
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.ranges import RANGES
@@ -54,7 +56,7 @@ class Way:
     ranges: str = "mse"
     bias_correction: str = "at_once"
     model: Callable[[nn.Module, list[Inputs]], nn.Module] = lambda model, _: model
-    graph: Callable[[mb.Graph], mb.Graph] = lambda graph: graph
+    graph: Callable[[Graph], Graph] = lambda graph: graph
 
 
 DEFAULT = Way()
@@ -65,11 +67,11 @@ WAYS = {
     "biases not corrected": replace(DEFAULT, bias_correction="off"),
     "biases corrected in sequence": replace(DEFAULT, bias_correction="sequential"),
     "batch norms re-estimated": replace(DEFAULT, model=reestimated),
-    "equalized": replace(DEFAULT, graph=mb.equalized),
+    "equalized": replace(DEFAULT, graph=equalized),
 }
 
 
-def evaluated(graph: mb.Graph, data: Data, name: str) -> Evaluation:
+def evaluated(graph: Graph, data: Data, name: str) -> Evaluation:
     """Outputs on the test images."""
     return evaluate(graph, data.test, TASK, name)
 
@@ -77,7 +79,7 @@ def evaluated(graph: mb.Graph, data: Data, name: str) -> Evaluation:
 def rows(data: Data) -> Iterator[tuple[str, ...]]:
     """One row of the table per way: accuracy and divergence under each scheme."""
     reference = evaluated(mb.capture(data.model, data.calibration[0].args), data, "float")
-    calibrations: dict[tuple[object, object], tuple[mb.Graph, Calibration]] = {}
+    calibrations: dict[tuple[object, object], tuple[Graph, Calibration]] = {}
     for name, way in WAYS.items():
         known = (way.model, way.graph)
         if known not in calibrations:
@@ -88,7 +90,7 @@ def rows(data: Data) -> Iterator[tuple[str, ...]]:
         if way.ranges != "mse":
             calibration = calibrate(graph, data.calibration, ranges=way.ranges)
         for scheme in SCHEMES:
-            plan = mb.uniform_plan(graph, scheme, target="packed")
+            plan = uniform_plan(graph, scheme, target="packed")
             simulated = mb.quantize(graph, plan, calibration, bias_correction=way.bias_correction)
             found = evaluated(simulated, data, f"{name}, {scheme}")
             cells += [f"{found.accuracy:.2%}", f"{found.divergence(reference):.4f}"]

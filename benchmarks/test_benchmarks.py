@@ -18,6 +18,7 @@ from mixbit.core.batches import split_batch
 from mixbit.core.errors import InvalidInput
 from mixbit.demo import data as digits
 from mixbit.demo.network import DigitsNet, trained
+from mixbit.graph import Graph
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.quantization.calibrate import calibrate
 
@@ -130,7 +131,7 @@ def test_resnet20_keeps_its_accuracy_and_the_search_beats_uniform_widths() -> No
     calibration = calibrate(graph, [inputs for inputs, _ in pairs])
     data, task = resnet20_table.Data(graph, pairs, test, calibration), resnet20_table.TASK
 
-    def run(graph: mb.Graph) -> Evaluation:
+    def run(graph: Graph) -> Evaluation:
         return evaluate(graph, test, task, "evaluate")
 
     int8, searched = (resnet20_table.plan_for(data, "packed", mean_bits) for mean_bits in (None, 3))

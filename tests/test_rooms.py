@@ -1,6 +1,7 @@
 """A room imports only rooms before it; methods do not import one another; what must stay light loads no torch."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -59,8 +60,19 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_every_public_name_loads():
+    assert len(mixbit.__all__) == 16
     for name in mixbit.__all__:
         assert callable(getattr(mixbit, name)), name
     assert set(mixbit.__all__) <= set(dir(mixbit))
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         mixbit.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize("name", sorted(mixbit._MOVED))
+def test_a_name_that_has_moved_says_where_to(name):
+    with pytest.raises(AttributeError, match=f"mixbit.{name} has moved: ") as caught:
+        getattr(mixbit, name)
+    place = str(caught.value).partition(": ")[2]
+    if place.startswith("mixbit.") and place[7:].replace(".", "").replace("_", "").isalpha() and place[7].islower():
+        module, _, attribute = place.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), place

@@ -1,4 +1,4 @@
-"""mixbit: how many bits each weight and each activation of a trained network needs.
+"""mixbit chooses how many bits each weight and each activation of a trained network needs, and proves the result.
 
 Names load on first use, so that `import mixbit` and the command line start without torch.
 """
@@ -7,80 +7,84 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixbit.core import (
-        Budget as Budget,
-        InfeasibleBudget as InfeasibleBudget,
-        InvalidInput as InvalidInput,
-        MaxDrop as MaxDrop,
-        MixbitError as MixbitError,
-        Plan as Plan,
-        Scheme as Scheme,
-        Sensitivity as Sensitivity,
-        TargetMismatch as TargetMismatch,
-        UnsupportedModel as UnsupportedModel,
-    )
-    from mixbit.core.task import Task as Task
-    from mixbit.graph.capture import capture as capture
-    from mixbit.graph.graph import Graph as Graph
-    from mixbit.metric_study.study import study as study
-    from mixbit.metrics import Estimate as Estimate
-    from mixbit.metrics.measure import measure as measure
-    from mixbit.pipeline.auto import auto_quantize as auto_quantize
-    from mixbit.pipeline.settings import Settings as Settings
-    from mixbit.pruning.prune import Removal as Removal, prune_channels as prune_channels
-    from mixbit.quantization.batchnorm import reestimated as reestimated
-    from mixbit.quantization.equalize import equalized as equalized
-    from mixbit.quantization.offers import uniform_plan as uniform_plan
-    from mixbit.roundings.quantize import quantize as quantize
-    from mixbit.searches.front import front as front
-    from mixbit.searches.search import search as search
-    from mixbit.targets.export import export as export
-    from mixbit.targets.verify import verify as verify
-    from mixbit.training.finetune import finetune as finetune
-    from mixbit.training.learnable import learnable as learnable, settled as settled
-    from mixbit.training.loop import Training as Training
+    from mixbit.core import Budget, MixbitError, Plan, Sensitivity
+    from mixbit.core.task import Task
+    from mixbit.graph.capture import capture
+    from mixbit.metric_study.study import study
+    from mixbit.metrics.measure import measure
+    from mixbit.pipeline.auto import auto_quantize
+    from mixbit.pruning.prune import prune_channels
+    from mixbit.roundings.quantize import quantize
+    from mixbit.searches.front import front
+    from mixbit.searches.search import search
+    from mixbit.targets.export import export
+    from mixbit.targets.verify import verify
+    from mixbit.training.finetune import finetune
 
+__all__ = [
+    "Budget",
+    "MixbitError",
+    "Plan",
+    "Sensitivity",
+    "Task",
+    "auto_quantize",
+    "capture",
+    "export",
+    "finetune",
+    "front",
+    "measure",
+    "prune_channels",
+    "quantize",
+    "search",
+    "study",
+    "verify",
+]
+
+#: Name -> its module, for those that are not in `core`.
 _HOMES = {
-    "Budget": "core.budget",
-    "Estimate": "metrics",
-    "Graph": "graph.graph",
-    "InfeasibleBudget": "core.errors",
-    "InvalidInput": "core.errors",
-    "MaxDrop": "core.budget",
-    "MixbitError": "core.errors",
-    "Plan": "core.plan",
-    "Removal": "pruning.prune",
-    "Scheme": "core.scheme",
-    "Sensitivity": "core.table",
-    "Settings": "pipeline.settings",
-    "TargetMismatch": "core.errors",
     "Task": "core.task",
-    "Training": "training.loop",
-    "UnsupportedModel": "core.errors",
     "auto_quantize": "pipeline.auto",
     "capture": "graph.capture",
-    "equalized": "quantization.equalize",
     "export": "targets.export",
     "finetune": "training.finetune",
     "front": "searches.front",
-    "learnable": "training.learnable",
     "measure": "metrics.measure",
     "prune_channels": "pruning.prune",
     "quantize": "roundings.quantize",
-    "reestimated": "quantization.batchnorm",
     "search": "searches.search",
-    "settled": "training.learnable",
     "study": "metric_study.study",
-    "uniform_plan": "quantization.offers",
     "verify": "targets.verify",
 }
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+#: Names that stood here before -> what to write instead.
+_MOVED = {
+    "Estimate": "mixbit.metrics.Estimate",
+    "Graph": "mixbit.graph.Graph",
+    "InfeasibleBudget": "mixbit.core.errors.InfeasibleBudget",
+    "InvalidInput": "mixbit.core.errors.InvalidInput",
+    "MaxDrop": "mixbit.Budget(max_drop=...)",
+    "RandomPlans": "keyword arguments of mixbit.study",
+    "Removal": "what mixbit.prune_channels returns beside the graph",
+    "Scheme": "mixbit.core.Scheme",
+    "Settings": "mixbit.pipeline.Settings",
+    "Subject": "the tuple (graph, calibration_batches, evaluation_batches) for mixbit.study",
+    "TargetMismatch": "mixbit.core.errors.TargetMismatch",
+    "Training": "mixbit.training.Training",
+    "UnsupportedModel": "mixbit.core.errors.UnsupportedModel",
+    "equalized": "mixbit.quantization.equalized",
+    "find_layers": "graph.layers, of what mixbit.capture returns",
+    "learnable": "mixbit.training.learnable",
+    "reestimated": "mixbit.quantization.reestimated",
+    "settled": "mixbit.training.settled",
+    "uniform_plan": "mixbit.quantization.uniform_plan",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name in _MOVED:
+        raise AttributeError(f"mixbit.{name} has moved: {_MOVED[name]}")
+    if name not in __all__:
         raise AttributeError(f"module 'mixbit' has no attribute {name!r}")
-    value = getattr(import_module(f"mixbit.{_HOMES[name]}"), name)
+    value = getattr(import_module(f"mixbit.{_HOMES.get(name, 'core')}"), name)
     globals()[name] = value
     return value
 

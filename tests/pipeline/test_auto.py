@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import mixbit as mb
+from mixbit.core import MaxDrop
+from mixbit.core.errors import InfeasibleBudget, InvalidInput, TargetMismatch, UnsupportedModel
 from mixbit.core.io.store import Journal
 from mixbit.core.task import Task
 from mixbit.metrics import Estimate
@@ -24,6 +26,7 @@ from mixbit.pipeline.folder import Result
 from mixbit.pipeline.settings import Settings
 from mixbit.pipeline.verify_folder import recheck
 from mixbit.targets import latency, packed
+from mixbit.training import Training
 
 BUDGET = mb.Budget(mean_bits=4)
 
@@ -170,7 +173,7 @@ def test_verify_compares_with_the_simulation(net, batches, deployed):
     )
     comparison = mb.verify(deployed.folder, graph, other, batches)
     assert any("bytes" in problem for problem in comparison.problems)
-    with pytest.raises(mb.TargetMismatch, match="does not match"):
+    with pytest.raises(TargetMismatch, match="does not match"):
         comparison.check()
 
 
@@ -184,10 +187,10 @@ def test_regression_needs_no_labels(run, batches):
 
 def test_nothing_is_left_where_the_run_fails(run, tmp_path, monkeypatch):
     def fail(*_):
-        raise mb.TargetMismatch("broken on purpose")
+        raise TargetMismatch("broken on purpose")
 
     monkeypatch.setattr(packed, "TARGET", dataclasses.replace(packed.TARGET, load=fail))
-    with pytest.raises(mb.TargetMismatch, match="on purpose"):
+    with pytest.raises(TargetMismatch, match="on purpose"):
         run()
     assert list(tmp_path.iterdir()) == []
 
@@ -203,13 +206,13 @@ def test_nothing_is_left_where_the_run_fails(run, tmp_path, monkeypatch):
     ],
 )
 def test_bad_batches_are_refused_and_leave_nothing(run, batches, tmp_path, change, message):
-    with pytest.raises(mb.InvalidInput, match=message):
+    with pytest.raises(InvalidInput, match=message):
         run(data=[*batches[:3], change(*batches[3]), batches[4]])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_empty_data(run):
-    with pytest.raises(mb.InvalidInput, match="no batch"):
+    with pytest.raises(InvalidInput, match="no batch"):
         run(data=[])
 
 
@@ -220,7 +223,7 @@ def test_the_ranges_of_activations_are_chosen_as_asked(run, batches):
     plain, same, other = outputs("a"), outputs("b", ranges="mse"), outputs("c", ranges="percentile:share=0.9")
     assert torch.equal(plain, same)
     assert not torch.allclose(plain, other)
-    with pytest.raises(mb.InvalidInput, match="percentile: share=2"):
+    with pytest.raises(InvalidInput, match="percentile: share=2"):
         run("d", ranges="percentile:share=2")
 
 
@@ -258,12 +261,12 @@ def test_every_option_of_static_quantization_reaches_the_artefact(run, normed, b
     ],
 )
 def test_unknown_names_are_refused(run, setting, message):
-    with pytest.raises(mb.InvalidInput, match=message):
+    with pytest.raises(InvalidInput, match=message):
         run(**setting)
 
 
 def test_infeasible_budget_says_what_is_reachable(run):
-    with pytest.raises(mb.InfeasibleBudget, match=r"mean_bits.*2.*8"):
+    with pytest.raises(InfeasibleBudget, match=r"mean_bits.*2.*8"):
         run(budget=mb.Budget(mean_bits=1.5))
 
 
@@ -375,14 +378,14 @@ def test_outputs_that_are_no_numbers_are_refused(run, tmp_path):
 
     batches = [torch.rand(8, 2) for _ in range(4)]
     batches[3] = batches[3] + 1  # the one that is held out
-    with pytest.raises(mb.InvalidInput, match="returns NaN or inf"):
+    with pytest.raises(InvalidInput, match="returns NaN or inf"):
         run(model=Root(), data=batches)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_models_in_float64_are_refused(run, batches):
     doubled = [(images.double(), labels) for images, labels in batches]
-    with pytest.raises(mb.UnsupportedModel, match=r"float64.*model\.float\(\)"):
+    with pytest.raises(UnsupportedModel, match=r"float64.*model\.float\(\)"):
         run(model=Net().double().eval(), data=doubled)
 
 
@@ -391,7 +394,7 @@ def test_files_that_were_changed_are_noticed(deployed, tmp_path):
         folder = shutil.copytree(deployed.folder, tmp_path / name)
         with (folder / name).open("ab") as file:
             file.write(b" ")
-        with pytest.raises(mb.TargetMismatch, match=f"{name} is not the file"):
+        with pytest.raises(TargetMismatch, match=f"{name} is not the file"):
             recheck(folder)
     assert {"plan.json", "sensitivity.json", "check.safetensors", "model.safetensors"} == deployed.result.files.keys()
 
@@ -447,7 +450,7 @@ def fine_tuned(run):
 
 
 def test_qat_fine_tunes_the_chosen_plan_and_says_what_it_was_before(fine_tuned, deployed, tmp_path):
-    found = fine_tuned(epochs=4, training=mb.Training(lr=3e-4))
+    found = fine_tuned(epochs=4, training=Training(lr=3e-4))
     assert "; fine-tuned, best after epoch " in found.result.chosen
     assert found.result.simulated["divergence"] < 0.8 * found.result.untrained["divergence"]
     assert set(found.result.untrained) == {"accuracy", "divergence"}
@@ -458,7 +461,7 @@ def test_qat_fine_tunes_the_chosen_plan_and_says_what_it_was_before(fine_tuned, 
 
 
 def test_qat_is_left_out_where_it_makes_nothing_better(fine_tuned):
-    found = fine_tuned(epochs=1, training=mb.Training(lr=1.0, max_norm=1e9))
+    found = fine_tuned(epochs=1, training=Training(lr=1.0, max_norm=1e9))
     assert "fine-tuning made it no better and is left out" in found.result.chosen
     assert found.result.simulated == found.result.untrained
 
@@ -499,7 +502,7 @@ def test_sparse_choices_go_the_whole_way(run):
 
 
 def test_a_target_that_stores_zeros_offers_no_sparse_choice(net, batches):
-    with pytest.raises(mb.InvalidInput, match=r"no sparsity \(its file would hold the zeros too and be no smaller\)"):
+    with pytest.raises(InvalidInput, match=r"no sparsity \(its file would hold the zeros too and be no smaller\)"):
         mb.measure(mb.capture(net, batches[0][0]), batches, target="openvino", choices=["w8a8@2:4"])
 
 
@@ -520,7 +523,7 @@ def test_plans_within_a_largest_drop_are_tried_and_deployed_with_their_rounding(
         return simulated
 
     def within(name, rounding, flavour="static"):
-        return run(name, net, labelled, budget=mb.MaxDrop(0.1), rounding=rounding, flavour=flavour)
+        return run(name, net, labelled, budget=MaxDrop(0.1), rounding=rounding, flavour=flavour)
 
     monkeypatch.setattr(auto, "Journal", journal)
     plain, found = within("plain", "nearest"), within("found", spoils)
@@ -537,7 +540,7 @@ def test_plans_within_a_largest_drop_are_tried_and_deployed_with_their_rounding(
     again = mb.quantize(mb.capture(net, batches[0][0]), found.plan, [images for images, _ in batches])
     assert not torch.allclose(found.simulated(batches[0][0]), again(batches[0][0]), atol=1e-3)
     assert "rounded" not in plain.result.chosen
-    with pytest.raises(mb.InvalidInput, match="flavour qat: to keep within a largest drop, every plan tried would"):
+    with pytest.raises(InvalidInput, match="flavour qat: to keep within a largest drop, every plan tried would"):
         within("trained", "nearest", "qat")
 
 
@@ -581,7 +584,7 @@ def test_a_plan_that_destroys_the_network_is_said_to(run, caplog):
 )
 def test_what_does_not_fit_is_refused_before_anything_is_measured(run, monkeypatch, settings, message):
     monkeypatch.setattr(auto, "measure", None)
-    with pytest.raises(mb.InvalidInput, match=message):
+    with pytest.raises(InvalidInput, match=message):
         run(**settings)
 
 
@@ -594,7 +597,7 @@ def test_what_another_run_left_is_refused_early_or_left_alone(run, fine_tuned, t
     content = left.read_bytes()
     with monkeypatch.context() as patched:
         patched.setattr(auto, "measure", None)  # refused before
-        with pytest.raises(mb.InvalidInput, match=r"the checkpoint of another training .* or give --force"):
+        with pytest.raises(InvalidInput, match=r"the checkpoint of another training .* or give --force"):
             fine_tuned(epochs=2)
     run()
     assert left.read_bytes() == content

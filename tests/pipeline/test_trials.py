@@ -11,6 +11,7 @@ from torch.nn import functional as F
 import mixbit as mb
 from mixbit.core.batches import split_batches
 from mixbit.core.budget import MaxDrop
+from mixbit.core.errors import InvalidInput
 from mixbit.core.task import Task
 from mixbit.pipeline.trials import Scoring, cheapest_plan, searched_plan
 from mixbit.quantization.calibrate import calibrate
@@ -116,7 +117,7 @@ def test_a_function_may_do_with_the_model_what_it_likes(parts):
 
 @pytest.mark.parametrize("value", [1, 5])
 def test_a_drop_of_all_right_answers_is_refused(parts, value):
-    with pytest.raises(mb.InvalidInput, match=f"max drop {value}: of right answers, give less than 1"):
+    with pytest.raises(InvalidInput, match=f"max drop {value}: of right answers, give less than 1"):
         cheapest_plan(parts[3], scoring(parts), MaxDrop(value))
 
 
@@ -124,7 +125,7 @@ def test_an_exit_in_a_function_is_an_error_of_it(parts):
     def score(model, batches):
         raise SystemExit(3)
 
-    with pytest.raises(mb.InvalidInput, match="the evaluation function fails on a plan: SystemExit: 3"):
+    with pytest.raises(InvalidInput, match="the evaluation function fails on a plan: SystemExit: 3"):
         scoring(parts, score=score).simulated(mb.search(parts[3], mb.Budget(mean_bits=4)))
 
 

@@ -12,18 +12,21 @@ from torch.nn import functional as F
 
 import mixbit as mb
 from mixbit.app.commands.quantize import print_result
+from mixbit.core import MaxDrop
 from mixbit.core.batches import Inputs, split_all
 from mixbit.core.errors import InvalidInput, UnsupportedModel
 from mixbit.core.io.store import Store
 from mixbit.core.target import find_target
+from mixbit.graph import Graph
 from mixbit.graph.blocks import find_blocks
 from mixbit.graph.graph import argument, tensor_of
+from mixbit.pipeline import Settings
 from mixbit.pipeline.folder import Result
 from mixbit.pipeline.verify_folder import recheck
 from mixbit.pruning.channels import find_channels
 from mixbit.pruning.importance import importance
 from mixbit.pruning.prediction import DAMPING, make_up, predict
-from mixbit.pruning.prune import KEPT_EVERYWHERE, choose, without_channels
+from mixbit.pruning.prune import KEPT_EVERYWHERE, Removal, choose, without_channels
 from mixbit.pruning.units import Channels
 from mixbit.targets.verify import artefact_runner
 from mixbit.training import blockwise
@@ -160,7 +163,7 @@ def test_smaller_graph_is_the_network_with_zeros_for_these_channels(name: str) -
     state = state_of(graph.module)
     smaller = mb.capture(without_channels(graph, keep).module, x)
     assert_state_is(graph.module, state)
-    gone = mb.Removal.between(graph, smaller)
+    gone = Removal.between(graph, smaller)
     assert gone.parameters[1] < gone.parameters[0]
     assert gone.macs[1] < gone.macs[0]
     assert list(gone.layers) == [layer.name for layer in graph.layers]
@@ -304,11 +307,11 @@ def test_the_smaller_network_learns_block_by_block_and_goes_on_where_it_stopped(
     graph = mb.capture(model, x)
     state = state_of(graph.module)
 
-    def pruned(iterations: int, folder: Path | None = None) -> mb.Graph:
+    def pruned(iterations: int, folder: Path | None = None) -> Graph:
         return mb.prune_channels(graph, batches_of(x, 5), share=0.4, iterations=iterations, folder=folder)
 
     @torch.no_grad()
-    def distance(smaller: mb.Graph) -> float:
+    def distance(smaller: Graph) -> float:
         return float((smaller(x) - model(x)).square().mean())
 
     learned = pruned(60)
@@ -341,12 +344,12 @@ def test_iterations_out_of_range(iterations: Any) -> None:
         mb.prune_channels(mb.capture(model, x), [x], iterations=iterations)
 
 
-def held(run: Callable[[Any, Tensor], Any], **parts: Any) -> mb.Graph:
+def held(run: Callable[[Any, Tensor], Any], **parts: Any) -> Graph:
     torch.manual_seed(0)
     return mb.capture(Net(run, **parts).double().eval(), torch.randn(4, *IMAGES, dtype=torch.float64))
 
 
-UNTOUCHABLE: dict[str, Callable[[], mb.Graph]] = {
+UNTOUCHABLE: dict[str, Callable[[], Graph]] = {
     "output": lambda: held(lambda net, x: net.a(x), a=conv(3, 4)),
     "added to the input": lambda: held(
         lambda net, x: net.d((net.a(x) + x).mean((2, 3))), a=conv(3, 3), d=nn.Linear(3, 4)
@@ -485,7 +488,7 @@ def test_smaller_graph_is_measured_quantized_and_exported(target: str, tmp_path:
 def test_pipeline_prunes_before_it_quantizes(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     model, _ = network("residual")
     batches = [(torch.randn(8, *IMAGES), torch.randint(0, 4, (8,))) for _ in range(4)]
-    settings, budget = mb.Settings(prune_channels=0.4), mb.Budget(weight_ratio=0.3)
+    settings, budget = Settings(prune_channels=0.4), mb.Budget(weight_ratio=0.3)
     made = mb.auto_quantize(
         model.float(), batches, target="onnxruntime", budget=budget, out=tmp_path / "out", settings=settings
     )
@@ -507,7 +510,7 @@ def test_pipeline_refuses_what_pruning_does_not_fit(tmp_path: Any) -> None:
     x, model, budget = torch.randn(4, 2, 8, 8), Residual().eval(), mb.Budget(mean_bits=8)
 
     def run(target: str, share: float, limit: Any) -> None:
-        settings = mb.Settings(prune_channels=share)
+        settings = Settings(prune_channels=share)
         mb.auto_quantize(model, [x], target=target, budget=limit, out=tmp_path / "out", settings=settings)
 
     with pytest.raises(InvalidInput, match="take another target"):
@@ -515,5 +518,5 @@ def test_pipeline_refuses_what_pruning_does_not_fit(tmp_path: Any) -> None:
     with pytest.raises(InvalidInput, match="share=1"):
         run("onnxruntime", 1, budget)
     with pytest.raises(InvalidInput, match="give a budget"):
-        run("onnxruntime", 0.3, mb.MaxDrop(0.01))
+        run("onnxruntime", 0.3, MaxDrop(0.01))
     assert not (tmp_path / "out").exists()

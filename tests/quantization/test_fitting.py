@@ -11,6 +11,7 @@ from mixbit.core.scheme import Scheme
 from mixbit.core.target import find_target
 from mixbit.graph.capture import capture
 from mixbit.metrics.measure import measure
+from mixbit.quantization import uniform_plan
 from mixbit.quantization.offers import why_not, with_fallbacks
 from mixbit.roundings.quantize import quantize
 from mixbit.searches.search import uniform_plans
@@ -119,11 +120,11 @@ def test_every_metric_skips_what_does_not_fit(graph, metric):
 
 
 def test_a_uniform_plan_gives_layers_what_they_can_take(graph):
-    plan = mb.uniform_plan(graph, "w8a8d", target="onnxruntime")
+    plan = uniform_plan(graph, "w8a8d", target="onnxruntime")
     assert plan.layers == {"table.weight": "w8a8d", "conv.weight": "w8", "fc.weight": "w8a8d"}
     assert plan.made_by == "uniform w8a8d"
     mb.quantize(graph, plan, None)
-    assert set(mb.uniform_plan(graph, "w4a8", target="packed").layers.values()) == {"w4a8"}
+    assert set(uniform_plan(graph, "w4a8", target="packed").layers.values()) == {"w4a8"}
 
 
 @pytest.mark.parametrize(
@@ -137,4 +138,4 @@ def test_a_uniform_plan_gives_layers_what_they_can_take(graph):
 )
 def test_a_uniform_plan_that_cannot_be_is_refused(graph, scheme, target, message):
     with pytest.raises(InvalidInput, match=message):
-        mb.uniform_plan(graph, scheme, target=target)
+        uniform_plan(graph, scheme, target=target)

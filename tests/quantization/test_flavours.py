@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import mixbit as mb
+from mixbit.core import Scheme
 from mixbit.core.errors import InvalidInput
 from mixbit.core.target import find_target
 from mixbit.graph.capture import capture
@@ -149,7 +150,7 @@ def test_default_choices_are_offered(target):
     ],
 )
 def test_a_target_says_why_it_does_not_run_a_scheme(target, scheme, reason):
-    refusal = find_target(target).refuses(mb.Scheme.parse(scheme))
+    refusal = find_target(target).refuses(Scheme.parse(scheme))
     assert refusal is None if reason is None else reason in refusal
 
 

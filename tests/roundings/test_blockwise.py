@@ -9,6 +9,7 @@ from torch import nn
 
 import mixbit as mb
 from mixbit.core.batches import Inputs
+from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Format
 from mixbit.core.task import Task
 from mixbit.graph.backward import squared_gradients
@@ -202,7 +203,7 @@ def test_batches_are_calibrated_and_learned_from():
     calibration = calibrate(graph, images(2))
     names = {layer.name: "w3a8" for layer in graph.layers}
     plan = mb.Plan(target="anything", fingerprint=model_fingerprint(graph.layers), layers=names)
-    with pytest.raises(mb.InvalidInput, match="rounding brecq: a calibration alone does not tell it enough"):
+    with pytest.raises(InvalidInput, match="rounding brecq: a calibration alone does not tell it enough"):
         quantize(graph, plan, replace(calibration, batches=()), rounding="brecq")
     for batches in (images(2), calibration):
         quantize(graph, plan, batches, rounding="brecq:iterations=2")
@@ -218,7 +219,7 @@ def test_batches_are_calibrated_and_learned_from():
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
-    with pytest.raises(mb.InvalidInput, match=message):
+    with pytest.raises(InvalidInput, match=message):
         brecq(asked_of(residual_net(), images(1), "w3a8"), **options)
 
 

@@ -5,6 +5,7 @@ import torch
 
 import mixbit as mb
 from mixbit.core.batches import split_batch
+from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
 from mixbit.demo import data
@@ -165,7 +166,7 @@ def test_a_trained_graph_runs_as_it_is_simulated(target, tmp_path):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(graph_in_training(*inputs.args), labels).backward()
         optimizer.step()
-    with pytest.raises(mb.InvalidInput, match="settled"):
+    with pytest.raises(InvalidInput, match="settled"):
         mb.export(graph_in_training, tmp_path / "early")
     done = settled(graph_in_training)
     assert not torch.equal(done(*pairs[0][0].args), simulated(*pairs[0][0].args))

@@ -39,7 +39,7 @@ def export(graph: Graph, path: str | Path, *, force: bool = False) -> Path:
 def check_exportable(graph: Graph) -> None:
     """Raise unless every parameter is float32, has a name that no file gives a meaning to, and no scale is learned."""
     if any(quantizer.learns for quantizer in quantizers_of(graph)):
-        raise InvalidInput("graph: its scales are parameters in training; export what mixbit.settled() makes")
+        raise InvalidInput("graph: its scales are parameters in training; export what mixbit.training.settled() makes")
     for name, parameter in graph.module.named_parameters():
         if any(mark in name for mark in (SEPARATOR, FURTHER, "/", "__metadata__")):
             raise UnsupportedModel(f"{name!r}: files give {SEPARATOR} {FURTHER} / a meaning; rename the parameter")
