@@ -382,7 +382,7 @@ def test_edited_parts_are_refused(done, tmp_path, part, content):
 def test_damaged_figures_are_refused(done, tmp_path, part, change):
     out = shutil.copytree(done[1], tmp_path / "out")
     (out / part).write_text(json.dumps(json.loads((out / part).read_text()) | change))
-    with pytest.raises(InvalidInput, match=rf"{re.escape(part)}: not what a study wrote .*; delete it"):
+    with pytest.raises(InvalidInput, match=rf"{re.escape(part)}: not what a study wrote.*; delete it"):
         run(out)
 
 

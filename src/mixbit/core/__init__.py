@@ -18,6 +18,7 @@ from mixbit.core.io.files import (
     check_new_file as check_new_file,
     check_writable_folder as check_writable_folder,
     read_json as read_json,
+    read_model as read_model,
     save_arrays as save_arrays,
     sha256 as sha256,
     whole_folder as whole_folder,
@@ -42,7 +43,7 @@ from mixbit.core.scheme import (
 from mixbit.core.table import (
     FloatArray as FloatArray,
     Sensitivity as Sensitivity,
-    first_problem as first_problem,
+    Table as Table,
     pinned_schemes as pinned_schemes,
 )
 from mixbit.core.target import (

@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import read_json, write_text
+from mixbit.core.io.files import model_of, read_model, write_text
 from mixbit.core.scheme import Scheme
-from mixbit.core.table import first_problem
 
 
 class Price(BaseModel):
@@ -96,15 +95,12 @@ class Plan(BaseModel):
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
         """Read a plan; raise InvalidInput that names the first key, layer or scheme that is wrong."""
-        return cls.from_json(json.dumps(read_json(Path(path))), str(path))
+        return read_model(Path(path), cls, "a plan")
 
     @classmethod
     def from_json(cls, text: str, place: str) -> "Plan":
         """Read a plan from JSON text; `place` names its origin in errors."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            raise InvalidInput(f"{place}: not a plan: {first_problem(error)}") from error
+        return model_of(text, place, cls, "a plan")
 
 
 def fingerprint(shapes: dict[str, tuple[int, ...]]) -> str:

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from mixbit.core.errors import InvalidInput
@@ -89,6 +90,7 @@ class Scheme:
     input: Format | None = None
 
     @classmethod
+    @cache
     def parse(cls, text: str) -> "Scheme":
         """Read a scheme as text; raise InvalidInput for anything else."""
         if text == "float":

@@ -1,27 +1,60 @@
 """The table of predicted loss increase: layers x choices, with standard errors and usage (numpy only)."""
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+import json
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, SerializationInfo, TypeAdapter, field_validator
+from pydantic_core import core_schema
 
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import read_json, write_text
+from mixbit.core.io.files import model_of, read_json, write_text
 from mixbit.core.scheme import Scheme
 
 FloatArray = NDArray[np.float64]
 
+_Entry = Annotated[float, Field(allow_inf_nan=False)] | None
+
+
+def _array(rows: list[list[float | None]]) -> FloatArray:
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError("rows of different lengths")
+    return np.array([[np.inf if value is None else value for value in row] for row in rows], dtype=float)
+
+
+def _rows(values: FloatArray) -> list[list[float | None]]:
+    return [[value if math.isfinite(value) else None for value in row] for row in values.tolist()]
+
+
+def _read_as(form: Any, read: Callable[[Any], FloatArray], write: Callable[[FloatArray], Any]) -> GetPydanticSchema:
+    def array(value: Any, validate: Callable[[Any], Any]) -> FloatArray:
+        return value if isinstance(value, np.ndarray) else read(validate(value))
+
+    def lists(value: FloatArray, info: SerializationInfo) -> Any:
+        return write(value) if info.mode == "json" else value
+
+    written = core_schema.plain_serializer_function_ser_schema(lists, info_arg=True)
+    return GetPydanticSchema(
+        lambda _, handler: core_schema.no_info_wrap_validator_function(array, handler(form), serialization=written)
+    )
+
+
+#: Arrays that pydantic reads from lists and writes as lists in JSON; in tables, null stands for inf.
+Table = Annotated[FloatArray, _read_as(list[list[_Entry]], _array, _rows)]
+Row = Annotated[FloatArray, _read_as(list[float], np.array, np.ndarray.tolist)]
+
 USAGE = {"weight_bytes", "weight_bits", "bit_ops"}  # what every table holds
 
 
-#: Larger numbers are no measurements, and sums of them no numbers.
+#: Larger entries are not measurements, and their sums would overflow.
 LARGEST = 1e100
 
 
@@ -49,13 +82,15 @@ class Sensitivity:
             that is not known.
     """
 
-    layers: tuple[str, ...]
-    choices: tuple[str, ...]
-    loss: FloatArray
-    standard_error: FloatArray
-    usage: dict[str, FloatArray]
-    numel: FloatArray
-    macs: FloatArray
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    layers: Annotated[tuple[str, ...], Field(min_length=1)]
+    choices: Annotated[tuple[str, ...], Field(min_length=1)]
+    loss: Table
+    standard_error: Table
+    usage: dict[str, Table]
+    numel: Row
+    macs: Row
     input_ties: tuple[tuple[int, ...], ...]
     metric: str
     target: str
@@ -63,8 +98,8 @@ class Sensitivity:
     num_samples: int
     seed: int
     verdict: str = ""
-    trace: FloatArray | None = None
-    live: FloatArray | None = None
+    trace: Row | None = None
+    live: Table | None = None
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -144,63 +179,36 @@ class Sensitivity:
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON; entries that are not offered are null."""
-        stored = _Stored(
-            version=1,
-            layers=list(self.layers),
-            choices=list(self.choices),
-            loss=_nullable(self.loss),
-            standard_error=_nullable(self.standard_error),
-            usage={name: _nullable(values) for name, values in self.usage.items()},
-            numel=self.numel.tolist(),
-            macs=self.macs.tolist(),
-            ties=[],
-            input_ties=[list(group) for group in self.input_ties],
-            metric=self.metric,
-            target=self.target,
-            fingerprint=self.fingerprint,
-            num_samples=self.num_samples,
-            seed=self.seed,
-            verdict=self.verdict,
-            trace=None if self.trace is None else self.trace.tolist(),
-            live=None if self.live is None else self.live.tolist(),
-        )
-        write_text(Path(path), stored.model_dump_json(indent=2) + "\n")
+        # No layers are tied to one scheme; the file says so, as it always did.
+        content = {"version": 1, **TypeAdapter(Sensitivity).dump_python(self, mode="json"), "ties": []}
+        write_text(Path(path), json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "Sensitivity":
         """Read a table that `save` wrote; raise InvalidInput for anything else."""
+        content = read_json(Path(path))
+        parts: tuple[dict[str, Any], dict[str, Any]] = {}, {}
+        for name, value in content.items() if isinstance(content, dict) else ():
+            parts[name in _Frame.model_fields][name] = value
+        model_of(json.dumps(parts[True]), path, _Frame, "a sensitivity table")
         try:
-            stored = _Stored.model_validate(read_json(Path(path)))
-        except ValidationError as error:
-            raise InvalidInput(f"{path}: not a sensitivity table: {first_problem(error)}") from error
-        if stored.ties:
-            raise InvalidInput(f"{path}: ties of layers to one scheme, {stored.ties}, are not supported; measure again")
-        try:
-            return cls(
-                layers=tuple(stored.layers),
-                choices=tuple(stored.choices),
-                loss=_array(stored.loss),
-                standard_error=_array(stored.standard_error),
-                usage={name: _array(values) for name, values in stored.usage.items()},
-                numel=np.array(stored.numel),
-                macs=np.array(stored.macs),
-                input_ties=tuple(tuple(group) for group in stored.input_ties),
-                metric=stored.metric,
-                target=stored.target,
-                fingerprint=stored.fingerprint,
-                num_samples=stored.num_samples,
-                seed=stored.seed,
-                verdict=stored.verdict,
-                trace=None if stored.trace is None else np.array(stored.trace),
-                live=None if stored.live is None else np.array(stored.live),
-            )
+            return model_of(json.dumps(parts[False]), path, cls, "a sensitivity table")
         except InvalidInput as error:
-            raise InvalidInput(f"{path}: {error}") from error
-        except ValueError as error:
-            raise InvalidInput(f"{path}: rows of different lengths ({error})") from error
+            raise error if str(error).startswith(str(path)) else InvalidInput(f"{path}: {error}") from error
 
 
-Entry = Annotated[float, Field(allow_inf_nan=False)] | None
+class _Frame(BaseModel):
+    """What the file holds beside the table."""
+
+    version: Annotated[int, Field(ge=1, le=1)]
+    ties: list[list[int]] = []
+
+    @field_validator("ties")
+    @classmethod
+    def _there_are_none(cls, ties: list[list[int]]) -> list[list[int]]:
+        if ties:
+            raise ValueError("ties of layers to one scheme are not supported; measure again")
+        return ties
 
 
 def pinned_schemes(layers: Sequence[str], pins: Mapping[str, str]) -> dict[str, tuple[str, str]]:
@@ -217,43 +225,3 @@ def pinned_schemes(layers: Sequence[str], pins: Mapping[str, str]) -> dict[str, 
             raise InvalidInput(f"pin {pattern}={scheme}: no layer has such a name; there are {', '.join(near)}, ...")
         pinned |= dict.fromkeys(matching, (pattern, scheme))
     return pinned
-
-
-class _Stored(BaseModel):
-    """The file: unknown keys refused, null for entries that are not offered."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    version: Annotated[int, Field(ge=1, le=1)]
-    layers: Annotated[list[str], Field(min_length=1)]
-    choices: Annotated[list[str], Field(min_length=1)]
-    loss: list[list[Entry]]
-    standard_error: list[list[Entry]]
-    usage: dict[str, list[list[Entry]]]
-    numel: list[float]
-    macs: list[float]
-    ties: list[list[int]]  # of weights: always empty
-    input_ties: list[list[int]]
-    metric: str
-    target: str
-    fingerprint: str
-    num_samples: int
-    seed: int
-    verdict: str
-    trace: list[float] | None = None
-    live: list[list[float]] | None = None
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first problem that pydantic found, as `place: what (value)`."""
-    problem = error.errors()[0]
-    place = ".".join(str(part) for part in problem["loc"]) or "the file"
-    return f"{place}: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r:.80})"
-
-
-def _nullable(values: FloatArray) -> list[list[Entry]]:
-    return [[float(value) if np.isfinite(value) else None for value in row] for row in values]
-
-
-def _array(rows: list[list[Entry]]) -> FloatArray:
-    return np.array([[np.inf if value is None else value for value in row] for row in rows], dtype=float)

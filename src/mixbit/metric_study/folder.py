@@ -5,13 +5,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
-import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from mixbit.core import FloatArray, InvalidInput, Plan, Sensitivity, first_problem, read_json, write_text
+from mixbit.core import InvalidInput, Plan, Sensitivity, Table, read_json, read_model, write_text
 from mixbit.metric_study.truth import Number, Predicted, Truth
 
 SETTINGS = "settings.json"
@@ -106,20 +105,6 @@ class StudyFolder:
         return self.path / "metrics" / f"{quote(name, safe=':=,')}.json"
 
 
-def _nullable(values: FloatArray) -> list[list[float | None]]:
-    return [[float(value) if np.isfinite(value) else None for value in row] for row in values]
-
-
-def _array(rows: Any) -> FloatArray:
-    if isinstance(rows, np.ndarray):
-        return rows
-    rows = TypeAdapter(list[list[Number | None]]).validate_python(rows)
-    return np.array([[np.inf if value is None else value for value in row] for row in rows], dtype=float)
-
-
-Entries = Annotated[np.ndarray, BeforeValidator(_array), PlainSerializer(_nullable, when_used="json")]
-
-
 class _StoredMetric(BaseModel):
     """The file of a metric: null for entries that are not offered."""
 
@@ -129,8 +114,8 @@ class _StoredMetric(BaseModel):
     seconds: Number
     peak_mb: Number | None
     num_samples: int
-    loss: Entries
-    standard_error: Entries
+    loss: Table
+    standard_error: Table
 
 
 _WAY_OUT = "delete it, and the study finds it again"
@@ -141,9 +126,7 @@ def _read(path: Path, model: type[T]) -> T | None:
     if not path.exists():
         return None
     try:
-        return model.model_validate(read_json(path))
-    except ValidationError as error:
-        raise InvalidInput(f"{path}: not what a study wrote ({first_problem(error)}); {_WAY_OUT}") from error
+        return read_model(path, model, "what a study wrote")
     except InvalidInput as error:
         raise InvalidInput(f"{error}; {_WAY_OUT}") from error
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mixbit.core import InvalidInput, Scheme, StoredWeight, first_problem, read_json, save_arrays
+from mixbit.core import InvalidInput, Scheme, StoredWeight, read_model, save_arrays
 from mixbit.core.batches import Batch
 from mixbit.core.task import output_of
 from mixbit.graph.graph import Graph
@@ -103,10 +103,7 @@ class Result(BaseModel):
     def load(cls, folder: Path) -> "Result":
         """Read result.json of a folder; raise InvalidInput for anything else."""
         path = folder / RESULT_FILE
-        try:
-            return cls.model_validate(read_json(path))
-        except ValidationError as error:
-            raise InvalidInput(f"{path}: not a result: {first_problem(error)}") from error
+        return read_model(path, cls, "a result")
 
     def to_json(self) -> str:
         """The file's text."""

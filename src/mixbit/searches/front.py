@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from mixbit.core import (
     Budget,
@@ -15,8 +15,7 @@ from mixbit.core import (
     InvalidInput,
     Plan,
     Sensitivity,
-    first_problem,
-    read_json,
+    read_model,
     resource_usage,
     write_text,
 )
@@ -196,10 +195,7 @@ class Front:
     @classmethod
     def load(cls, path: str | Path) -> "Front":
         """Read a front that `save` wrote; raise InvalidInput for anything else."""
-        try:
-            stored = _Stored.model_validate(read_json(Path(path)))
-        except ValidationError as error:
-            raise InvalidInput(f"{path}: not a front: {first_problem(error)}") from error
+        stored = read_model(Path(path), _Stored, "a front")
         points, layers = stored.points, tuple(stored.points[0].layers)
         schemes = tuple(dict.fromkeys(scheme for point in points for scheme in point.layers.values()))
         number = {scheme: index for index, scheme in enumerate(schemes)}

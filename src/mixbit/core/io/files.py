@@ -8,12 +8,15 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.numpy
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from mixbit.core.errors import InvalidInput
+
+M = TypeVar("M")
 
 
 def read_json(path: Path) -> Any:
@@ -28,6 +31,26 @@ def read_json(path: Path) -> Any:
         raise InvalidInput(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, endless digits, endless brackets
         raise InvalidInput(f"{path}: not valid JSON ({error})") from error
+
+
+def read_model(path: Path, model: type[M], what: str) -> M:
+    """Read a file of JSON as a pydantic model; raises InvalidInput, which names the first problem, for another."""
+    return model_of(json.dumps(read_json(path)), path, model, what)
+
+
+def model_of(text: str, place: str | Path, model: Any, what: str) -> Any:
+    """JSON text as a type that pydantic knows; raises InvalidInput, which names its place and the first problem."""
+    try:
+        return TypeAdapter(model).validate_json(text)
+    except ValidationError as error:
+        raise InvalidInput(f"{place}: not {what}: {first_problem(error)}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem that pydantic found, as `place: what (value)`."""
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"]) or "the file"
+    return f"{place}: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r:.80})"
 
 
 def write_text(path: Path, text: str) -> None:
