@@ -28,7 +28,7 @@ def row(data: resnet20_table.Data, network: object, target: str, drop: MaxDrop) 
             network,  # type: ignore[arg-type]
             data.calibration_batches,
             target=target,
-            budget=drop,
+            budget=mb.Budget(max_drop=drop),
             out=Path(scratch) / "out",
             eval_batches=data.test,
         )

@@ -405,7 +405,7 @@ def test_pins(code, table, run, tmp_path):
 def test_a_largest_drop_in_place_of_a_budget(code, run, asked, tmp_path):
     words = ["quantize", f"{code}:model", "--data", f"{code}:unlabelled", "--target", "packed"]
     words += ["--out", tmp_path / "out", "--max-drop"]
-    assert asked(*words, "30%")["budget"] == MaxDrop(0.3, True)
+    assert asked(*words, "30%")["budget"].max_drop == MaxDrop(0.3, True)
     status, out, err = run(*words, "0.01", "--json")
     assert status == 0, err
     result = json.loads(out)

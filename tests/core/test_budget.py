@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, strategies as st
 
-from mixbit.core.budget import RESOURCES, Budget, resource_usage
+from mixbit.core.budget import RESOURCES, Budget, MaxDrop, resource_usage
 from mixbit.core.errors import InvalidInput
 from tests.searches.fixtures import small_table
 
@@ -113,3 +113,15 @@ def test_a_ratio_that_is_no_limit():
 def test_a_resource_must_add_up(name, instead):
     with pytest.raises(InvalidInput, match=f"resource '{name}' does not add up over layers.*{instead}"):
         resource_usage(name, small_table())
+
+
+def test_a_largest_drop_stands_alone_and_is_not_for_tables():
+    budget = Budget(max_drop=0.01)
+    assert (budget.max_drop, dict(budget.limits), str(budget)) == (MaxDrop(0.01), {}, "max_drop=0.01")
+    assert Budget(mean_bits=4).max_drop is None
+    with pytest.raises(InvalidInput, match="needs max_drop, or at least one limit of: weight_bytes"):
+        Budget(max_drop=0.01, mean_bits=4)
+    with pytest.raises(InvalidInput, match="max drop -1: give a positive finite number"):
+        Budget(max_drop=-1)
+    with pytest.raises(InvalidInput, match="a table does not tell accuracy"):
+        budget.over(None)

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 import mixbit as mb
-from mixbit.core import MaxDrop
 from mixbit.core.errors import InfeasibleBudget, InvalidInput, TargetMismatch, UnsupportedModel
 from mixbit.core.io.store import Journal
 from mixbit.core.task import Task
@@ -523,7 +522,7 @@ def test_plans_within_a_largest_drop_are_tried_and_deployed_with_their_rounding(
         return simulated
 
     def within(name, rounding, flavour="static"):
-        return run(name, net, labelled, budget=MaxDrop(0.1), rounding=rounding, flavour=flavour)
+        return run(name, net, labelled, budget=mb.Budget(max_drop=0.1), rounding=rounding, flavour=flavour)
 
     monkeypatch.setattr(auto, "Journal", journal)
     plain, found = within("plain", "nearest"), within("found", spoils)

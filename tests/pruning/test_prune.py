@@ -12,7 +12,6 @@ from torch.nn import functional as F
 
 import mixbit as mb
 from mixbit.app.commands.quantize import print_result
-from mixbit.core import MaxDrop
 from mixbit.core.batches import Inputs, split_all
 from mixbit.core.errors import InvalidInput, UnsupportedModel
 from mixbit.core.io.store import Store
@@ -518,5 +517,5 @@ def test_pipeline_refuses_what_pruning_does_not_fit(tmp_path: Any) -> None:
     with pytest.raises(InvalidInput, match="share=1"):
         run("onnxruntime", 1, budget)
     with pytest.raises(InvalidInput, match="give a budget"):
-        run("onnxruntime", 0.3, MaxDrop(0.01))
+        run("onnxruntime", 0.3, mb.Budget(max_drop=0.01))
     assert not (tmp_path / "out").exists()

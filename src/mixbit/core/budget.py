@@ -52,61 +52,9 @@ class Limit:
         return self.ratio_of / used if used else math.inf
 
 
-class Budget:
-    """Limits by name, all of which a plan keeps: `Budget(mean_bits=4, weight_bytes=120_000)`.
-
-    Each is an upper limit, `bit_ops_ratio` and `bit_complexity_ratio` are lower ones; RESOURCES says what they mean.
-
-    Raises:
-        InvalidInput: for an unknown name, no limit at all, or a value that is not a positive finite number.
-    """
-
-    def __init__(self, **limits: float) -> None:
-        if not limits:
-            raise InvalidInput(f"a budget needs at least one limit of: {', '.join(RESOURCES)}")
-        for name, value in limits.items():
-            pick("budget", name, RESOURCES)
-            if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < math.inf:
-                raise InvalidInput(f"budget {name}={value}: give a positive finite number")
-        if limits.get("weight_ratio", 0) > 1:
-            raise InvalidInput(
-                f"budget weight_ratio={limits['weight_ratio']}: a share of float32's bytes is at most 1; "
-                "15 % is weight_ratio=0.15"
-            )
-        self.limits: Mapping[str, float] = {name: float(value) for name, value in limits.items()}
-
-    @classmethod
-    def parse(cls, texts: list[str]) -> "Budget":
-        """Read `name=value` texts as the command line gives them; raises InvalidInput for anything else."""
-        limits: dict[str, float] = {}
-        for text in texts:
-            name, separator, value = text.partition("=")
-            if not separator:
-                raise InvalidInput(f"budget {text!r} is not understood; write name=value, as in mean_bits=4")
-            if name in limits:
-                raise InvalidInput(f"budget {name} is given twice ({_in_full(limits[name])} and {value}); give it once")
-            if value.endswith("%"):
-                raise InvalidInput(f"budget {text!r}: write a ratio, not a percentage (15 % is 0.15)")
-            try:
-                limits[name] = float(value)
-            except ValueError:
-                raise InvalidInput(f"budget {text!r}: {value!r} is not a number") from None
-        return cls(**limits)
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name}={_in_full(value)}" for name, value in self.limits.items())
-
-    def __repr__(self) -> str:
-        return f"Budget({self})"
-
-    def over(self, table: Sensitivity) -> list[Limit]:
-        """The limits as sums over the table's choices; several of one name for a peak, one for each moment."""
-        return [limit for name, value in self.limits.items() for limit in _limits(name, value, table)]
-
-
 @dataclass(frozen=True)
 class MaxDrop:
-    """A budget in accuracy: the cheapest plan whose artefact, run on the evaluation data, loses no more than this.
+    """The largest loss of accuracy, of the artefact on the evaluation data.
 
     Attributes:
         value: With labels, of the share of right answers: 0.01 is one point, 88.2 % to 87.2 %. Without labels, mean
@@ -139,6 +87,68 @@ class MaxDrop:
 
     def __str__(self) -> str:
         return f"{100 * self.value:g}%" if self.percent else f"{self.value:g}"
+
+
+class Budget:
+    """What a plan must keep: limits by name, `Budget(mean_bits=4, weight_bytes=120_000)`, or `Budget(max_drop=0.01)`.
+
+    Each is an upper limit, `bit_ops_ratio` and `bit_complexity_ratio` are lower ones; RESOURCES says what they mean.
+
+    Args:
+        max_drop: Instead of limits: the cheapest plan whose artefact loses no more, see `MaxDrop`.
+        limits: Name -> limit.
+
+    Raises:
+        InvalidInput: for an unknown name, no limit at all, limits beside a drop, or a value that is not a positive
+            finite number.
+    """
+
+    def __init__(self, *, max_drop: "float | MaxDrop | None" = None, **limits: float) -> None:
+        if (not limits) == (max_drop is None):
+            raise InvalidInput(f"a budget needs max_drop, or at least one limit of: {', '.join(RESOURCES)}")
+        self.max_drop = max_drop if isinstance(max_drop, MaxDrop | None) else MaxDrop(max_drop)
+        for name, value in limits.items():
+            pick("budget", name, RESOURCES)
+            if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < math.inf:
+                raise InvalidInput(f"budget {name}={value}: give a positive finite number")
+        if limits.get("weight_ratio", 0) > 1:
+            raise InvalidInput(
+                f"budget weight_ratio={limits['weight_ratio']}: a share of float32's bytes is at most 1; "
+                "15 % is weight_ratio=0.15"
+            )
+        self.limits: Mapping[str, float] = {name: float(value) for name, value in limits.items()}
+
+    @classmethod
+    def parse(cls, texts: list[str]) -> "Budget":
+        """Read `name=value` texts as the command line gives them; raises InvalidInput for anything else."""
+        limits: dict[str, float] = {}
+        for text in texts:
+            name, separator, value = text.partition("=")
+            if not separator:
+                raise InvalidInput(f"budget {text!r} is not understood; write name=value, as in mean_bits=4")
+            if name in limits:
+                raise InvalidInput(f"budget {name} is given twice ({_in_full(limits[name])} and {value}); give it once")
+            if value.endswith("%"):
+                raise InvalidInput(f"budget {text!r}: write a ratio, not a percentage (15 % is 0.15)")
+            try:
+                limits[name] = float(value)
+            except ValueError:
+                raise InvalidInput(f"budget {text!r}: {value!r} is not a number") from None
+        return cls(**limits)
+
+    def __str__(self) -> str:
+        if self.max_drop is not None:
+            return f"max_drop={self.max_drop}"
+        return ", ".join(f"{name}={_in_full(value)}" for name, value in self.limits.items())
+
+    def __repr__(self) -> str:
+        return f"Budget({self})"
+
+    def over(self, table: Sensitivity) -> list[Limit]:
+        """The limits as sums over the table's choices; several of one name for a peak, one for each moment."""
+        if self.max_drop is not None:
+            raise InvalidInput(f"budget {self}: a table does not tell accuracy; auto_quantize() measures it on files")
+        return [limit for name, value in self.limits.items() for limit in _limits(name, value, table)]
 
 
 def _in_full(value: float) -> str:

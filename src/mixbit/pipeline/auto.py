@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from mixbit.core import Budget, InvalidInput, MaxDrop, Plan, Scheme
+from mixbit.core import Budget, InvalidInput, Plan, Scheme
 from mixbit.core.batches import Batch, hold_out, split_batches
 from mixbit.core.io.digest import digest
 from mixbit.core.io.store import Journal, Store
@@ -43,7 +43,7 @@ def auto_quantize(
     batches: Iterable[Any],
     *,
     target: str,
-    budget: Budget | MaxDrop,
+    budget: Budget,
     out: str | Path,
     eval_batches: Iterable[Any] | None = None,
     settings: Settings | None = None,
@@ -164,7 +164,7 @@ def measured(run: Run, graph: Graph, dense: Graph | None, data: Data) -> Measure
             seed=settings.seed,
         )
         table = table.pinned(settings.pins, only_pinned) if settings.pins else table
-    if isinstance(run.budget, Budget) and "latency_ms" in run.budget.limits:
+    if "latency_ms" in run.budget.limits:
         with run.clock("time choices"):
             table = timed(table, graph, calibration)
     reference = evaluate(graph, data.held_out, run.task, "float on held-out data")
@@ -175,9 +175,9 @@ def planned(run: Run, known: Measured) -> tuple[Plan, Budget, str | None]:
     """The searched plan, the limits that it keeps, and the reason for it where only it keeps within a largest drop."""
     settings, batches = run.settings, known.data.calibration
     with run.clock("search"):
-        if isinstance(run.budget, MaxDrop):
+        if run.budget.max_drop is not None:
             scoring = scored(run, known, known.data.evaluation, settings.rounding)
-            plan, reason = cheapest_plan(known.table, scoring, run.budget)
+            plan, reason = cheapest_plan(known.table, scoring, run.budget.max_drop)
             return plan, Budget(weight_bytes=plan.predicted["weight_bytes"]), reason
         count = math.ceil(settings.eval_subset_ratio * len(batches))
         some = [batches[index * len(batches) // count] for index in range(count)]  # from all over the data

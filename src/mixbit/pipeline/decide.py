@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from mixbit.core import Budget, MaxDrop, Plan
+from mixbit.core import Budget, Plan
 from mixbit.graph.evaluate import evaluate
 from mixbit.graph.graph import Graph
 from mixbit.pipeline.settings import Candidate, Data, Measured, Run
@@ -48,7 +48,7 @@ def rounded(run: Run, known: Measured, chosen: Candidate) -> Candidate:
     with run.clock("round weights"):
         other = _candidate(run, known, chosen.plan, run.settings.rounding, name)
     figures = f"{other.divergence:.4g} against {chosen.divergence:.4g} nats"
-    if isinstance(run.budget, MaxDrop):
+    if run.budget.max_drop is not None:
         reason = f"weights are rounded by {name}, as in every plan that was tried ({figures} with the nearest)"
         return _replaced(chosen, other.simulated, reason)
     if other.divergence <= chosen.divergence:  # NaN is no improvement

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from mixbit.core import Budget, InvalidInput, MaxDrop, Plan, Sensitivity, check_writable_folder, find_target, pick
+from mixbit.core import Budget, InvalidInput, Plan, Sensitivity, check_writable_folder, find_target, pick
 from mixbit.core.batches import Batch
 from mixbit.core.task import Task
 from mixbit.graph.evaluate import Evaluation
@@ -117,7 +117,7 @@ class Run:
         InvalidInput: names, settings, the budget or the folder cannot be used, or the runtime is not installed.
     """
 
-    def __init__(self, target: str, budget: Budget | MaxDrop, out: Path, settings: Settings, *, force: bool) -> None:
+    def __init__(self, target: str, budget: Budget, out: Path, settings: Settings, *, force: bool) -> None:
         self.target = find_target(target)
         self.target.require()
         settings.check()
@@ -137,12 +137,12 @@ class Run:
                 f"prune_channels={share}: a file for {self.target.name} runs on the model's own graph, "
                 "which has all channels; take another target"
             )
-        if isinstance(self.budget, MaxDrop) and self.settings.flavour == "qat":
+        if self.budget.max_drop is not None and self.settings.flavour == "qat":
             raise InvalidInput(
                 "flavour qat: to keep within a largest drop, every plan tried would have to be trained; give a budget "
                 "instead, say the weight_bytes of the plan that --max-drop finds, or a --rounding in place of training"
             )
-        if isinstance(self.budget, MaxDrop) and share != 0:
+        if self.budget.max_drop is not None and share != 0:
             raise InvalidInput(
                 f"prune_channels={share}: a largest drop would be counted from the pruned network; give a budget"
             )

@@ -157,7 +157,7 @@ def _budget(budget: list[str] | None, max_drop: str | None) -> Any:
         raise InvalidInput(
             "give --budget, as in --budget mean_bits=4, or --max-drop, as in --max-drop 1%; one of the two"
         )
-    return Budget.parse(budget or []) if max_drop is None else MaxDrop.parse(max_drop)
+    return Budget.parse(budget or []) if max_drop is None else Budget(max_drop=MaxDrop.parse(max_drop))
 
 
 def _nncf(path: Path, target: str, budget: list[str] | None, **others: Any) -> Any:
