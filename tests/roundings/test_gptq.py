@@ -35,15 +35,8 @@ from tests.networks import (
 )
 from tests.roundings.test_compensate import nearest, slow
 
-pytestmark = pytest.mark.usefixtures("everything")
+pytestmark = pytest.mark.usefixtures("anything")
 COVERED = [name for name in OPERATORS if not name.startswith(("conv_transpose", "embedding"))]
-
-
-@pytest.fixture
-def everything(anything, monkeypatch):
-    """The target `anything` has groups, zero points and single scales too."""
-    features = frozenset({"group", "zero point", "one scale", "float16"})
-    monkeypatch.setattr(networks, "TARGET", dataclasses.replace(networks.ANYTHING, features=features))
 
 
 def asked_about(graph: Graph, x: Tensor, schemes: str | dict[str, str], size: int = 2, **options) -> Reconstruction:
