@@ -14,15 +14,7 @@ from mixbit.core.batches import Inputs
 from mixbit.graph.dataflow import after
 from mixbit.graph.graph import Graph, Layer
 from mixbit.graph.walk import Walker
-from mixbit.metrics._input import (
-    IGNORES_LOSS,
-    MEAN_OVER_SAMPLES,
-    NEEDS_LABELS,
-    Costs,
-    Estimate,
-    MetricInput,
-    averaged,
-)
+from mixbit.metrics._input import IGNORES_LOSS, MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
 from mixbit.quantization.offers import why_not
 from mixbit.quantization.scales import weight_quantizer
 from mixbit.quantization.statistics import batch_means

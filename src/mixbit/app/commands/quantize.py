@@ -31,8 +31,7 @@ def quantize(
         str | None, typer.Option("--eval", help="DATA to report accuracy on, and to check --max-drop on")
     ] = None,
     nncf_config: Annotated[
-        Path | None,
-        typer.Option("--nncf-config", help="file.json of NNCF 2 with hawq, autoq or manual precisions"),
+        Path | None, typer.Option("--nncf-config", help="file.json of NNCF 2 with hawq, autoq or manual precisions")
     ] = None,
     choices: options.Choices = None,
     pin: options.Pins = None,
