@@ -46,9 +46,11 @@ class _Scorer:
         self.inputs = inputs
         self.generator = torch.Generator().manual_seed(inputs.seed)
         self.small_errors: dict[str, list[Tensor]] = {}
-        operations = [(layer, operation) for layer in inputs.layers for operation in layer.operations]
+        pairs = [(layer, operation) for layer in inputs.layers for operation in layer.operations]
         with torch.no_grad():
-            self.shifts = {one.node: inputs.mean_errors(one, self._errors(layer)) for layer, one in operations}
+            self.shifts = {
+                operation.node: inputs.mean_errors(operation, self._errors(layer)) for layer, operation in pairs
+            }
         self.backward = Backward(
             inputs.graph,
             inputs.layers,
@@ -99,10 +101,8 @@ class _Scorer:
         self.weight_scores[layer.name].append(scores)
 
     def _errors(self, layer: Layer) -> list[Tensor]:
-        """As `MetricInput.weight_errors`; small ones are kept for the next batch."""
-        if layer.name in self.small_errors:
-            return self.small_errors[layer.name]
-        errors = self.inputs.weight_errors(layer)
+        """As `MetricInput.weight_errors`; small ones stay for the next batch."""
+        errors = self.small_errors.get(layer.name) or self.inputs.weight_errors(layer)
         if layer.numel * len(errors) <= FEW_ELEMENTS:
             self.small_errors[layer.name] = errors
         return errors
@@ -111,7 +111,7 @@ class _Scorer:
 def _dot_with_matrices(x: Tensor, gradient: Tensor, errors: Tensor) -> Tensor:
     """[N, F] of <gradient_i, x_i @ error'> for x [N, T, K], gradient [N, T, C] and errors [F, C, K].
 
-    Equal to <gradient_i' @ x_i, error>, which is one product of matrices in place of F where T is large.
+    Equal to <gradient_i' @ x_i, error>, which is one product of matrices instead of F where T is large.
     """
     (_, positions, _), (count, channels, _) = x.shape, errors.shape
     through_gradients = positions > count
