@@ -75,8 +75,8 @@ def reliability_figures(sets: Mapping[str, PlanSet], seed: int) -> dict[str, Any
     figures = {}
     for name, plans in sets.items():
         first, second = np.array([truth.halves for truth in plans.truths]).T
-        found = reliability(first, second, plans.num_distinct, np.random.default_rng(seed))
-        figures |= {f"{_prefix(name)}{key}": value for key, value in found.items()}
+        figures_of_set = reliability(first, second, plans.num_distinct, np.random.default_rng(seed))
+        figures |= {f"{_prefix(name)}{key}": value for key, value in figures_of_set.items()}
     return figures
 
 

@@ -41,7 +41,7 @@ class MetricInput:
         calibration: Ranges and mean inputs on the same data.
         batches: Inputs, and labels where there are any.
         task: What the outputs mean.
-        seed: Of every draw.
+        seed: Random seed.
     """
 
     graph: Graph

@@ -36,7 +36,7 @@ def fit(
     The entry of a layer in a scheme is 1/2 Tr(F_W) D_W^2 / 12 + 1/2 Tr(F_x) D_x^2 / 12, for the weight W and each
     input x that the scheme rounds. F = E_i[g_i g_i'] is the empirical Fisher information, g_i the gradient of sample
     i's loss under its label; D = (max - min) / (2^bits - 1) is the step of a format over the range of the whole
-    tensor, whatever the format's own scales are, and D^2 / 12 the power of noise that is uniform within a step. The
+    tensor, not that of the format's own scales, and D^2 / 12 the power of noise that is uniform within a step. The
     published score has neither the 1/2, which makes it the second order of a divergence, nor the 1/12; constants
     change no ranking. A weight that a sparse format makes zero adds its own square instead of the noise's power.
 

@@ -38,7 +38,7 @@ STABLE = "plans are stable against sampling noise"
 FEWEST_BATCHES = 8
 #: Budgets at which plans are compared, as shares of the way from the cheapest plan to the dearest.
 SHARES = (0.25, 0.5, 0.75)
-#: Tables drawn anew from the standard errors.
+#: Tables drawn from the standard errors.
 DRAWS = 8
 #: A plan is stable where those of the drawn tables lose no more than this share on average by the table itself.
 TOLERANCE = 0.05
@@ -72,8 +72,8 @@ def measure(
         task: What the outputs mean; classification where None.
         metric: Name of a metric, as `hawq` or `hawq:vectors=20`, or a function from a `MetricInput` to an `Estimate`.
         choices: Schemes to offer; the target's default ones where None. A layer that cannot take one is not offered it;
-            in the place of one whose input is ranged at run time it is offered the same weight with an input in float.
-        seed: Of every draw.
+            instead of one whose input is ranged at run time it is offered the same weight with an input in float.
+        seed: Random seed.
 
     Raises:
         InvalidInput: an unknown name, a choice that the target does not run, choices none of which a layer can take, a
@@ -217,7 +217,7 @@ def ranking_problem(table: Sensitivity) -> str | None:
     """Why the table cannot rank plans, None where it can.
 
     It cannot where all costs are about zero, as those of a model that has memorised its data; where most layers cost
-    the same whatever their scheme; or where plans are not stable under resampling: entries are drawn anew as normal
+    the same whatever their scheme; or where plans are not stable under resampling: entries are drawn again as normal
     with their standard errors, and the plans searched on such tables lose more than TOLERANCE over the best one.
     """
     offered = np.isfinite(table.loss)

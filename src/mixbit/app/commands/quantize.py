@@ -160,7 +160,7 @@ def _budget(budget: list[str] | None, max_drop: str | None) -> Any:
 
 
 def _nncf(path: Path, target: str, budget: list[str] | None, **others: Any) -> Any:
-    """The configuration, with the command line's budget in the place of its own where one is given."""
+    """The configuration, with the command line's budget instead of its own where it is given."""
     from mixbit.app.nncf import read_nncf_config
     from mixbit.core import Budget, find_target
 
