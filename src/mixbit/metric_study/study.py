@@ -148,9 +148,8 @@ def study(  # noqa: PLR0913
     subject.evaluate_float()
     workers = _Workers(setup, subject, processes)
     frame = blank_table(subject.graph, target=target, choices=choices)
-    choose_scales(
-        subject.graph, subject.calibration, [Scheme.parse(choice) for choice in frame.choices]
-    )  # once for all
+    schemes = [Scheme.parse(choice) for choice in frame.choices]
+    choose_scales(subject.graph, subject.calibration, schemes)  # once for all metrics
     drawn = draw_choices(frame, num_plans, near_budget, seed)
     settings = {
         "model": frame.fingerprint,

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from mixbit.core import (
     Budget,
@@ -121,14 +120,12 @@ class Scoring:
 def searched_plan(table: Sensitivity, new_scoring: Callable[[], Scoring], budget: Budget, method: str | Method) -> Plan:
     """The plan of a search, with its prices; the scoring is made only where the search tries plans."""
     scoring = cache(new_scoring)
-
-    def score(choice: NDArray[np.int64]) -> float:
-        return scoring().simulated(plan_of(table, choice, budget, "a plan"))
-
-    def features() -> FloatArray:
-        return layer_features(scoring().graph)
-
-    trials = Trials(score, lambda: scoring().float_score, features, table.seed)
+    trials = Trials(
+        evaluate=lambda choice: scoring().simulated(plan_of(table, choice, budget, "a plan")),
+        evaluate_float=lambda: scoring().float_score,
+        features=lambda: layer_features(scoring().graph),
+        seed=table.seed,
+    )
     return priced(table, budget, search(table, budget, method=method, trials=trials))
 
 

@@ -97,8 +97,7 @@ def autoq(
     unit = _unit(trials.evaluate_float())
     for episode in track(range(episodes), lambda: f"autoq, best score {max(scores):.4f}"):
         noise = NOISE * _decay(episodes) ** (episode - warmup) if episode >= warmup else None
-        actions = np.zeros(len(precisions.steps))
-        widths = np.zeros(len(precisions.steps))
+        actions, widths = np.zeros((2, len(precisions.steps)))
         for number, step in enumerate(precisions.steps):
             if noise is not None:
                 actions[number] = _near(agent.act(precisions.observations(widths)[number]), noise, rng)

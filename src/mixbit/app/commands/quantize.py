@@ -206,14 +206,7 @@ def print_result(result: "Result") -> None:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    def cell(name: str, form: str) -> str:
-        return format(row[name], form) if name in row else ""
-
-    size = cell("weight_bytes", ",.0f") or cell("predicted_bytes", ",.0f")
-    return (
-        cell("accuracy", ".2%"),
-        size,
-        cell("file_bytes", ",.0f"),
-        cell("latency_ms", ".3f"),
-        cell("agreement", ".2%"),
-    )
+    if "predicted_bytes" in row:  # stands for the bytes of what is only simulated
+        row = {"weight_bytes": row["predicted_bytes"]} | row
+    forms = {"accuracy": ".2%", "weight_bytes": ",.0f", "file_bytes": ",.0f", "latency_ms": ".3f", "agreement": ".2%"}
+    return tuple(format(row[name], form) if name in row else "" for name, form in forms.items())
