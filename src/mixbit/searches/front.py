@@ -236,9 +236,8 @@ class Front:
 
     def to_json(self) -> str:
         """The file's text: one point a line."""
-        head = {name: getattr(self, name) for name in ("resource", "target", "fingerprint", "made_by")}
-        if self.thinned_from is not None:
-            head["thinned_from"] = self.thinned_from
+        names = ("resource", "target", "fingerprint", "made_by", "thinned_from")
+        head = {name: value for name in names if (value := getattr(self, name)) is not None}
         points = (
             json.dumps({name: _short(values[i]) for name, values in self.figures.items()} | {"layers": self._layers(i)})
             for i in range(len(self))
