@@ -1,8 +1,8 @@
 """How well predicted losses rank plans: rank correlations with intervals, reliability of the truth, and regret.
 
 Spearman's correlation is Pearson's of the ranks, those of equal values averaged. Kendall's is tau-b: pairs in the same
-order less pairs in the opposite one, over the root of the product of the pairs that each side tells apart. Intervals
-are bootstrap percentiles: N plans are drawn with replacement, NUM_RESAMPLES times.
+order less pairs in the opposite one, over the root of the product of the pairs that are not tied on each side.
+Intervals are bootstrap percentiles: N plans are drawn with replacement, NUM_RESAMPLES times.
 """
 
 import math

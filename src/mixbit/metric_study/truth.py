@@ -104,7 +104,7 @@ class Subject:
 
     @cached_property
     def reference(self) -> Evaluation:
-        """The float graph on the evaluation data; metrics never ask."""
+        """The float graph on the evaluation data; evaluated when first needed, which metrics never do."""
         return self.evaluate_float()
 
     @cached_property

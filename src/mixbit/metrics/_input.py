@@ -191,9 +191,13 @@ def averaged(inputs: MetricInput, costs: Iterable[tuple[Costs, Costs]], *, share
     return Estimate(*entries.result())
 
 
-def no_costs(inputs: MetricInput, formats: Sequence[Format], *shape: int) -> dict[str, Tensor]:
-    """Layer -> zeros [*shape, formats] in float64, to add to."""
-    return {layer.name: torch.zeros(*shape, len(formats), dtype=torch.float64) for layer in inputs.layers}
+def no_costs(inputs: MetricInput, *shape: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Layer -> zeros [*shape, formats] in float64, to add to: for weight formats, and for input formats."""
+    weights, reads = (
+        {layer.name: torch.zeros(*shape, len(formats), dtype=torch.float64) for layer in inputs.layers}
+        for formats in (inputs.weight_formats, inputs.input_formats)
+    )
+    return weights, reads
 
 
 def output_errors(

@@ -36,7 +36,7 @@ def autoround(inputs: MetricInput) -> Estimate:
 def _entries(inputs: MetricInput, batch: Inputs, labels: Tensor | None) -> Tensor:
     """[L, C] of one batch; 0 where the loss does not depend on the layer."""
     graph, gradients = inputs.graph, dict[str, Tensor]()
-    weights, reads = no_costs(inputs, inputs.weight_formats), no_costs(inputs, inputs.input_formats)
+    weights, reads = no_costs(inputs)
 
     def add(layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
         quantizers = inputs.quantizers.get(operation.input or "", [])

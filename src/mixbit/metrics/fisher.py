@@ -1,7 +1,7 @@
 """The metric `fisher`: predicted KL divergence from per-sample gradients and the real quantization error."""
 
 from collections import defaultdict
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -63,15 +63,12 @@ class _Scorer:
         #: Layer or tensor -> [N, formats] or, where samples cannot be told apart, [1, formats], once per operation.
         self.weight_scores: dict[str, list[Tensor]] = defaultdict(list)
         self.read_scores: dict[str, list[Tensor]] = defaultdict(list)
-        self.backward.run_batch(batch, labels, self._information)
+        self.backward.run_batch(batch, labels, partial(self.inputs.task.information, generator=self.generator))
         weights, reads = (
             {name: _squares(parts, batch.batch_size) for name, parts in scores.items()}
             for scores in (self.weight_scores, self.read_scores)
         )
-        return no_costs(self.inputs, self.inputs.weight_formats, batch.batch_size) | weights, reads
-
-    def _information(self, returned: Any, labels: Tensor | None) -> Tensor:
-        return self.inputs.task.information(returned, labels, self.generator)
+        return no_costs(self.inputs, batch.batch_size)[0] | weights, reads
 
     def _score_read(self, name: str, x: Tensor, gradient: Tensor) -> None:
         axis = sample_axis(self.inputs.graph.node(name))

@@ -160,7 +160,7 @@ class _Scorer:
         return weights, reads
 
     def _score_weight(self, layer: Layer, gradients: Iterator[Tensor]) -> None:
-        # Anew for every batch: the errors of all layers at once would be as many models as there are formats.
+        # Again for every batch: the errors of all layers at once would be as many models as there are formats.
         powers, scores = self.weight_powers(self.inputs, layer), []
         for some in gradients:
             squares = some.square_().flatten(1)

@@ -43,7 +43,7 @@ def modelopt(inputs: MetricInput) -> Estimate:
 def _scores(inputs: MetricInput, batch: Inputs, labels: Tensor | None) -> tuple[Costs, Costs]:
     """Layer -> [N, formats] of its weight, and of its inputs: sums of (gradient x error)^2 of each sample."""
     count = batch.batch_size
-    weights, reads = (no_costs(inputs, formats, count) for formats in (inputs.weight_formats, inputs.input_formats))
+    weights, reads = no_costs(inputs, count)
 
     def add(layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
         axis = sample_axis(inputs.graph.node(operation.node))

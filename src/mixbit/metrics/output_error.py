@@ -85,7 +85,7 @@ def _squares(inputs: MetricInput) -> Iterator[tuple[Costs, Costs, Tensor]]:
     walker = Walker(graph.module, {pair[1].node: seen(partial(see, *pair)) for pair in pairs})
     for batch, _ in track(inputs.batches, "measure"):
         count = batch.batch_size
-        weights, reads = (no_costs(inputs, formats, count) for formats in (inputs.weight_formats, inputs.input_formats))
+        weights, reads = no_costs(inputs, count)
         signals = {layer.name: torch.zeros(count, dtype=torch.float64) for layer in inputs.layers}
         walker.returned(graph.leaves(batch))
         yield weights, reads, torch.stack([*signals.values()], 1)

@@ -83,7 +83,7 @@ def say_unless_used(loss: str | None, metric: str) -> None:
 
 
 def split(choices: str | None) -> list[str] | None:
-    """What stands between commas."""
+    """The texts between commas."""
     return None if choices is None else [text.strip() for text in choices.split(",")]
 
 
