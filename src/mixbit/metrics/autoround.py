@@ -7,7 +7,7 @@ from mixbit.core import method, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Layer, Operation
-from mixbit.metrics._input import NEEDS_LABELS, Estimate, MetricInput, no_costs
+from mixbit.metrics._input import NEEDS_LABELS, Estimate, MetricInput
 from mixbit.quantization.statistics import batch_means
 
 
@@ -36,7 +36,7 @@ def autoround(inputs: MetricInput) -> Estimate:
 def _entries(inputs: MetricInput, batch: Inputs, labels: Tensor | None) -> Tensor:
     """[L, C] of one batch; 0 where the loss does not depend on the layer."""
     graph, gradients = inputs.graph, dict[str, Tensor]()
-    weights, reads = no_costs(inputs)
+    weights, reads = inputs.no_costs()
 
     def add(layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
         quantizers = inputs.quantizers.get(operation.input or "", [])

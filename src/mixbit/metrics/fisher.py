@@ -13,7 +13,7 @@ from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Graph, Layer, Operation
 from mixbit.graph.operators import FEW_ELEMENTS, run_stacked, stack_weights
 from mixbit.graph.sample_axis import group_samples, sample_axis
-from mixbit.metrics._input import MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged, no_costs
+from mixbit.metrics._input import MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
 
 
 @method(MEAN_OVER_SAMPLES, rank=1)
@@ -68,7 +68,7 @@ class _Scorer:
             {name: _squares(parts, batch.batch_size) for name, parts in scores.items()}
             for scores in (self.weight_scores, self.read_scores)
         )
-        return no_costs(self.inputs, batch.batch_size)[0] | weights, reads
+        return self.inputs.no_costs(batch.batch_size)[0] | weights, reads
 
     def _score_read(self, name: str, x: Tensor, gradient: Tensor) -> None:
         axis = sample_axis(self.inputs.graph.node(name))

@@ -8,16 +8,7 @@ from mixbit.core.batches import Inputs
 from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Layer, Operation
 from mixbit.graph.sample_axis import group_samples, sample_axis
-from mixbit.metrics._input import (
-    MEAN_OVER_SAMPLES,
-    NEEDS_LABELS,
-    Costs,
-    Estimate,
-    MetricInput,
-    averaged,
-    no_costs,
-    output_errors,
-)
+from mixbit.metrics._input import MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
 
 
 @method(MEAN_OVER_SAMPLES, NEEDS_LABELS, rank=6)
@@ -43,11 +34,11 @@ def modelopt(inputs: MetricInput) -> Estimate:
 def _scores(inputs: MetricInput, batch: Inputs, labels: Tensor | None) -> tuple[Costs, Costs]:
     """Layer -> [N, formats] of its weight, and of its inputs: sums of (gradient x error)^2 of each sample."""
     count = batch.batch_size
-    weights, reads = no_costs(inputs, count)
+    weights, reads = inputs.no_costs(count)
 
     def add(layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
         axis = sample_axis(inputs.graph.node(operation.node))
-        for costs, errors in zip((weights, reads), output_errors(inputs, layer, operation, x), strict=True):
+        for costs, errors in zip((weights, reads), inputs.output_errors(layer, operation, x), strict=True):
             for column, error in enumerate(errors):
                 scores = group_samples(axis, gradient * error).flatten(1).square().sum(1).cpu().double()
                 costs[layer.name][:, column] += functional.pad(scores, (0, count - len(scores)))

@@ -11,16 +11,7 @@ from mixbit.core import method, track
 from mixbit.graph.graph import Layer, Operation
 from mixbit.graph.sample_axis import group_samples, sample_axis
 from mixbit.graph.walk import Walker, seen
-from mixbit.metrics._input import (
-    IGNORES_LOSS,
-    MEAN_OVER_SAMPLES,
-    Costs,
-    Estimate,
-    MetricInput,
-    averaged,
-    no_costs,
-    output_errors,
-)
+from mixbit.metrics._input import IGNORES_LOSS, MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
 from mixbit.quantization.statistics import RunningMean
 
 
@@ -74,7 +65,7 @@ def _squares(inputs: MetricInput) -> Iterator[tuple[Costs, Costs, Tensor]]:
 
     def see(layer: Layer, operation: Operation, value: Tensor, args: tuple[Any, ...]) -> None:
         node, means = graph.node(operation.node), shifts[operation.node]
-        from_weights, from_reads = output_errors(inputs, layer, operation, args[operation.data])
+        from_weights, from_reads = inputs.output_errors(layer, operation, args[operation.data])
         for column, error in enumerate(from_weights):
             centred = error if means is None else error - means[column]
             weights[layer.name][:, column] += _mean_square(node, centred)
@@ -85,7 +76,7 @@ def _squares(inputs: MetricInput) -> Iterator[tuple[Costs, Costs, Tensor]]:
     walker = Walker(graph.module, {pair[1].node: seen(partial(see, *pair)) for pair in pairs})
     for batch, _ in track(inputs.batches, "measure"):
         count = batch.batch_size
-        weights, reads = no_costs(inputs, count)
+        weights, reads = inputs.no_costs(count)
         signals = {layer.name: torch.zeros(count, dtype=torch.float64) for layer in inputs.layers}
         walker.returned(graph.leaves(batch))
         yield weights, reads, torch.stack([*signals.values()], 1)
