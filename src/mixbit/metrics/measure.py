@@ -97,8 +97,7 @@ def measure(
 
 def _measured(frame: Sensitivity, inputs: MetricInput, method: Metric, parts: list[Sequence[Batch]]) -> Sensitivity:
     """The table of as many parts of the batches as make plans stable, or of all."""
-    total, seen = None, 0
-    table = frame
+    total, seen, table = None, 0, frame
     for number, part in enumerate(parts):
         estimate = method(dataclasses.replace(inputs, batches=part, seed=inputs.seed + number))
         check_estimate(estimate, frame.metric, inputs)

@@ -73,7 +73,8 @@ def _squares(inputs: MetricInput) -> Iterator[tuple[Costs, Costs, Tensor]]:
             reads[layer.name][:, column] += _mean_square(node, error)
         signals[layer.name] += _mean_square(node, value)
 
-    walker = Walker(graph.module, {pair[1].node: seen(partial(see, *pair)) for pair in pairs})
+    around = {operation.node: seen(partial(see, layer, operation)) for layer, operation in pairs}
+    walker = Walker(graph.module, around)
     for batch, _ in track(inputs.batches, "measure"):
         count = batch.batch_size
         weights, reads = inputs.no_costs(count)

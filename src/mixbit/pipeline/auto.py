@@ -161,8 +161,7 @@ def measured(run: Run, graph: Graph, dense: Graph | None, data: Data) -> Measure
             metric=settings.metric,
             choices=choices,
             seed=settings.seed,
-        )
-        table = table.pinned(settings.pins, only_pinned) if settings.pins else table
+        ).pinned(settings.pins, only_pinned)
     if "latency_ms" in run.budget.limits:
         with run.clock("time choices"):
             table = timed(table, graph, calibration)
