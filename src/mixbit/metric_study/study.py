@@ -31,14 +31,7 @@ from mixbit.core import (
 from mixbit.core.io.digest import digest
 from mixbit.core.io.environment import environment
 from mixbit.core.io.user_code import reason_of, users_code
-from mixbit.metric_study.agreement import (
-    PlanSet,
-    agreement_figures,
-    predicted_losses,
-    regret,
-    reliability_figures,
-    true_costs,
-)
+from mixbit.metric_study.agreement import PlanSet, agreement_figures, predicted_losses, regret, reliability_figures
 from mixbit.metric_study.folder import SETTINGS, StudyFolder
 from mixbit.metric_study.pictures import check_matplotlib, draw_panels
 from mixbit.metric_study.plans import Choice, draw_choices
@@ -364,7 +357,7 @@ def _others(plans: Mapping[str, Plan], chosen: Mapping[str, Mapping[str, Plan | 
 def _draw(path: Path, tables: Mapping[str, Sensitivity], sets: Mapping[str, PlanSet], judged_by: str) -> None:
     sign = -1 if judged_by == "accuracy" else 1
     rows = {
-        name: (sign * true_costs(plans.truths), {k: predicted_losses(t, plans.choices) for k, t in tables.items()})
+        name: (sign * plans.costs, {k: predicted_losses(t, plans.choices) for k, t in tables.items()})
         for name, plans in sets.items()
     }
     if tables:
