@@ -11,17 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mixbit.core import (
-    Budget,
-    FloatArray,
-    InvalidInput,
-    MaxDrop,
-    MixbitError,
-    Plan,
-    Sensitivity,
-    find_target,
-    time_limit,
-)
+from mixbit.core import Budget, InvalidInput, MaxDrop, MixbitError, Plan, Sensitivity, find_target, time_limit
 from mixbit.core.batches import Batch, as_given
 from mixbit.core.io.store import Journal
 from mixbit.core.io.user_code import users_code
@@ -29,7 +19,7 @@ from mixbit.core.task import Task
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph, Layer, argument
 from mixbit.pipeline.settings import Score
-from mixbit.searches._problem import Trials
+from mixbit.searches._problem import Floats, Trials
 from mixbit.searches.autoq import FEATURES
 from mixbit.searches.front import front
 from mixbit.searches.search import Method, plan_of, priced, search, uniform_plans
@@ -166,7 +156,7 @@ def cheapest_plan(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tuple[
 _STRIDE = 3
 
 
-def layer_features(graph: Graph) -> FloatArray:
+def layer_features(graph: Graph) -> Floats:
     """[L, F] in the order of `mixbit.searches.autoq.FEATURES`, of each layer's first operator.
 
     Strides and kernels are those of the first spatial dimension, 0 and 1 where there is none; the size of the input is
