@@ -40,6 +40,7 @@ from mixbit.metric_study.truth import Predicted, Subject, Truth, predict, same_s
 from mixbit.metrics import METRICS, Metric
 from mixbit.metrics.measure import blank_table, choose_scales
 from mixbit.quantization.calibrate import Calibration
+from mixbit.searches._problem import TOLERANCE, taken
 from mixbit.searches.search import search
 
 Job = TypeVar("Job")
@@ -47,8 +48,6 @@ Answer = TypeVar("Answer")
 
 #: Budgets at which regret is reported, as shares of the way from the least to the largest mean bits of the choices.
 BUDGETS_AT = (0.25, 0.5, 0.75)
-#: Share of a budget that rounding may add to a sum.
-TOLERANCE = 1e-9
 _LABELS = {"accuracy": "accuracy", "loss": "loss", "kl": "KL divergence, nats"}
 
 
@@ -332,11 +331,8 @@ def _budgets(frame: Sensitivity, near: Budget | None) -> dict[str, Budget]:
 
 def _keeps(plan: Plan, budget: Budget, frame: Sensitivity) -> bool:
     """Whether the plan is within the budget."""
-    columns = [frame.choices.index(plan.layers[name]) for name in frame.layers]
-    return all(
-        limit.usage[np.arange(len(columns)), columns].sum() <= limit.bound * (1 + TOLERANCE)
-        for limit in budget.over(frame)
-    )
+    columns = np.array([frame.choices.index(plan.layers[name]) for name in frame.layers])
+    return all(taken(limit.usage, columns).sum() <= limit.bound * (1 + TOLERANCE) for limit in budget.over(frame))
 
 
 def _searched(table: Sensitivity, budget: Budget) -> Plan | None:
