@@ -42,12 +42,16 @@ class Signs:
         return (factors * outputs).sum()
 
 
+def case_of(inputs):
+    return Case(inputs.graph, inputs.batches, inputs.task, inputs.seed)
+
+
 @pytest.mark.parametrize("name", ["convolutions", "shared", "attention", "two heads"])
 def test_mean_squares_are_those_of_each_samples_gradient_by_autograd(name):
     """By the weight, of the network whose outputs' means stay: a change takes its own mean output off."""
     setting, signs = setting_of(name), Signs(Task.classification())
     found = mean_square_gradients(
-        setting.inputs(labelled=False, task=signs.task).case, setting.calibration, setting.layers
+        case_of(setting.inputs(labelled=False, task=signs.task)), setting.calibration, setting.layers
     )
     factors = torch.cat(signs.factors)
     for layer in setting.layers:
@@ -82,14 +86,14 @@ def calibrated(schemes, importance=None):
         calibration=dataclasses.replace(one.calibration, masks={}, scales={}),
     )
     if importance is not None:
-        choose_masks(question.case, question.calibration, question.layers, question.weight_formats, importance)
+        choose_masks(case_of(question), question.calibration, question.layers, question.weight_formats, importance)
     return one, question
 
 
 def test_fisher_keeps_what_costs_most_to_zero():
     """The importance is twice what the metric `fisher` says of zeroing one weight, biases corrected."""
     one, question = calibrated((HALF,), "fisher")
-    squares = mean_square_gradients(question.case, question.calibration, question.layers)
+    squares = mean_square_gradients(case_of(question), question.calibration, question.layers)
     for layer in one.layers:
         worth = one.parameter(layer).detach() ** 2 * squares[layer.name]
         kept = question.calibration.masks[layer.name, Sparsity(50)]
@@ -110,7 +114,7 @@ def test_magnitude_keeps_the_largest_and_is_taken_where_nothing_was_chosen():
 def test_masks_that_are_there_stay():
     _, question = calibrated((HALF,), "magnitude")
     before = dict(question.calibration.masks)
-    choose_masks(question.case, question.calibration, question.layers, question.weight_formats, "fisher")
+    choose_masks(case_of(question), question.calibration, question.layers, question.weight_formats, "fisher")
     assert question.calibration.masks == before
     assert all(question.calibration.masks[key] is mask for key, mask in before.items())
 
