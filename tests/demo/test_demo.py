@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from mixbit.app.commands.demo import run_demo
 from mixbit.core.errors import InvalidInput
-from mixbit.demo import data, run_demo
+from mixbit.demo import data
 from mixbit.demo.network import trained
 from mixbit.pipeline.folder import Result
 

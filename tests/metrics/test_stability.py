@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mixbit.core.table import Sensitivity
-from mixbit.metrics._stability import ranking_problem, resampled_excess
+from mixbit.metrics.measure import ranking_problem, resampled_excess
 
 BITS = (2, 4, 8)
 

@@ -10,8 +10,7 @@ from hypothesis import given, settings, strategies as st
 import mixbit as mb
 from mixbit.core.budget import Budget
 from mixbit.core.errors import InfeasibleBudget, InvalidInput
-from mixbit.searches._exact import pareto_choices
-from mixbit.searches.front import Front, front
+from mixbit.searches.front import Front, front, pareto_choices
 from mixbit.searches.search import search
 from tests.searches.fixtures import problem_of, small_table
 

@@ -12,7 +12,7 @@ WIDE = 200
 
 
 def say_what_runs_in_float(names: list[str], count: int) -> None:
-    """Name the layers, of so many, that a runtime did not run in integers."""
+    """Name the layers that a runtime did not run in integers, and the count of all."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     if names:
         say(f"{len(names)} of {count} layers did not run in int8: {', '.join(names[:5])}{more}")

@@ -1,8 +1,8 @@
 """How well predicted losses rank plans: rank correlations with intervals, reliability of the truth, and regret.
 
 Spearman's correlation is Pearson's of the ranks, those of equal values averaged. Kendall's is tau-b: pairs in the same
-order less pairs in the opposite one, over the root of the product of the pairs that each side tells apart. Intervals
-are bootstrap percentiles: N plans are drawn with replacement, NUM_RESAMPLES times.
+order less pairs in the opposite one, over the root of the product of the pairs that are not tied on each side.
+Intervals are bootstrap percentiles: N plans are drawn with replacement, NUM_RESAMPLES times.
 """
 
 import math
@@ -39,16 +39,16 @@ class PlanSet:
         """How many of the plans are different."""
         return len({tuple(choice) for choice in self.choices})
 
+    @property
+    def costs(self) -> FloatArray:
+        """[N] what the metrics are to predict, the higher the worse: see `Truth.cost`."""
+        return np.array([truth.cost for truth in self.truths])
+
 
 def predicted_losses(table: Sensitivity, choices: Iterable[Choice]) -> FloatArray:
     """[N] predicted loss of each plan, the sum of its entries; exact, so that plans which use the same are tied."""
     rows = np.arange(len(table.layers))
     return np.array([math.fsum(table.loss[rows, choice]) for choice in choices])
-
-
-def true_costs(truths: Iterable[Truth]) -> FloatArray:
-    """[N] what the metrics are to predict, the higher the worse: see `Truth.cost`."""
-    return np.array([truth.cost for truth in truths])
 
 
 def agreement_figures(table: Sensitivity, sets: Mapping[str, PlanSet], seed: int) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def agreement_figures(table: Sensitivity, sets: Mapping[str, PlanSet], seed: int
     """
     figures: dict[str, Any] = {}
     for name, plans in sets.items():
-        predicted, costs = predicted_losses(table, plans.choices), true_costs(plans.truths)
+        predicted, costs = predicted_losses(table, plans.choices), plans.costs
         for word, cost in (("", costs), ("kl_", np.array([truth.kl for truth in plans.truths]))):
             correlations = rank_correlation(predicted, cost, plans.num_distinct, np.random.default_rng(seed))
             figures |= {f"{_prefix(name)}{word}{key}": value for key, value in correlations.items()}
@@ -75,8 +75,8 @@ def reliability_figures(sets: Mapping[str, PlanSet], seed: int) -> dict[str, Any
     figures = {}
     for name, plans in sets.items():
         first, second = np.array([truth.halves for truth in plans.truths]).T
-        found = reliability(first, second, plans.num_distinct, np.random.default_rng(seed))
-        figures |= {f"{_prefix(name)}{key}": value for key, value in found.items()}
+        figures_of_set = reliability(first, second, plans.num_distinct, np.random.default_rng(seed))
+        figures |= {f"{_prefix(name)}{key}": value for key, value in figures_of_set.items()}
     return figures
 
 
@@ -142,7 +142,7 @@ def regret(truth: Truth | None, within: Iterable[Truth]) -> float | None:
         truth: Of its plan; None where it leads to none.
         within: Of all known plans within the budget.
     """
-    return None if truth is None else float(truth.cost - true_costs(within).min())
+    return None if truth is None else truth.cost - min(other.cost for other in within)
 
 
 def _spearman_brown(halves: FloatArray) -> FloatArray:

@@ -1,4 +1,4 @@
-"""The folder of a study: settings, and every finished plan and metric, so that it can go on where it stopped."""
+"""The folder of a study: settings, and every finished plan and metric, so that it resumes where it stopped."""
 
 import dataclasses
 import json
@@ -59,7 +59,7 @@ class StudyFolder:
         return truth
 
     def save_truth(self, name: str, truth: Truth) -> None:
-        """Keep what the plan of that name costs."""
+        """Store what the plan of that name costs."""
         write_text(self.path / "plans" / f"{name}.json", truth.model_dump_json(indent=2) + "\n")
 
     def metrics(self) -> list[str]:
@@ -89,7 +89,7 @@ class StudyFolder:
         return Predicted(table, None, stored.seconds, stored.peak_mb)
 
     def save_predicted(self, name: str, digest: str, predicted: Predicted) -> None:
-        """Keep what the metric predicts, unless it does not: whatever hindered it may be gone the next time."""
+        """Store what the metric predicts, if it does: what hindered it may be gone the next time."""
         if (table := predicted.table) is not None:
             stored = _StoredMetric(
                 digest=digest,

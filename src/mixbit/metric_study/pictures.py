@@ -23,12 +23,9 @@ def check_matplotlib(picture: str) -> None:
 
 def new_figure(size: tuple[float, float]) -> Any:
     """An empty figure, in inches, that no window shows."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(size, layout="constrained")
 
 
 def save_figure(path: Path, figure: Any) -> None:

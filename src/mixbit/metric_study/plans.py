@@ -12,7 +12,7 @@ Choice = NDArray[np.int64]
 
 #: Share of the budget by which the usage of a plan near it may differ from it.
 NEAR = 0.05
-#: How often to start anew where no move comes closer.
+#: How often to start again where no move comes closer.
 MOST_STARTS = 100
 #: A move that comes closer by a smaller share does so by rounding alone, and could be taken back and forth for ever.
 ROUNDING = 1e-9
@@ -25,7 +25,7 @@ def draw_choices(table: Sensitivity, number: int, near: Budget | None, seed: int
         table: One that offers every choice.
         number: How many plans of each set.
         near: A budget of one limit; the usage of the plans of the second set is within NEAR of it.
-        seed: Plan i of a set is always the same, whatever the number.
+        seed: Plan i of a set is always the same, for any number of plans.
 
     Raises:
         InvalidInput: fewer than three plans, a budget of several limits, or one that no plan comes near.

@@ -43,9 +43,8 @@ def in_processes(
         TemporaryDirectory(prefix="mixbit-") as folder,
         ProcessPoolExecutor(min(processes, len(jobs)), context, _begin) as pool,
     ):
-        file = (
-            Path(folder) / "start"
-        )  # in a pipe, what is large would block this process where the other fails to start
+        # in a pipe, what is large would block this process where the other fails to start
+        file = Path(folder) / "start"
         file.write_bytes(pickle.dumps(start))
         futures: dict[Future[Answer], Job] = {}
         try:

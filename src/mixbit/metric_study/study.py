@@ -31,14 +31,7 @@ from mixbit.core import (
 from mixbit.core.io.digest import digest
 from mixbit.core.io.environment import environment
 from mixbit.core.io.user_code import reason_of, users_code
-from mixbit.metric_study.agreement import (
-    PlanSet,
-    agreement_figures,
-    predicted_losses,
-    regret,
-    reliability_figures,
-    true_costs,
-)
+from mixbit.metric_study.agreement import PlanSet, agreement_figures, predicted_losses, regret, reliability_figures
 from mixbit.metric_study.folder import SETTINGS, StudyFolder
 from mixbit.metric_study.pictures import check_matplotlib, draw_panels
 from mixbit.metric_study.plans import Choice, draw_choices
@@ -47,21 +40,20 @@ from mixbit.metric_study.truth import Predicted, Subject, Truth, predict, same_s
 from mixbit.metrics import METRICS, Metric
 from mixbit.metrics.measure import blank_table, choose_scales
 from mixbit.quantization.calibrate import Calibration
+from mixbit.searches._problem import TOLERANCE, taken
 from mixbit.searches.search import search
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
 
-#: Where the budgets lie, by whose plans regret is told, between the least and the largest mean bits of the choices.
+#: Budgets at which regret is reported, as shares of the way from the least to the largest mean bits of the choices.
 BUDGETS_AT = (0.25, 0.5, 0.75)
-#: Share of a budget that rounding may add to a sum.
-TOLERANCE = 1e-9
 _LABELS = {"accuracy": "accuracy", "loss": "loss", "kl": "KL divergence, nats"}
 
 
 @dataclass(frozen=True)
 class Study:
-    """What study() found; the text of study.json.
+    """The result of study(); the text of study.json.
 
     Attributes:
         truth: `accuracy`, `loss` or `kl`: what the metrics were judged by, see `Truth`.
@@ -75,7 +67,7 @@ class Study:
         reliability: `reliability` of the truth, from its two halves; its root, the `ceiling`, about what a perfect
             prediction would correlate by; and the `ceiling_interval`. Under `near_` on the plans near the budget.
         plans: Every plan with what it truly costs: `set` is `random`, `near`, or `chosen` by a metric.
-        settings: What the study was asked.
+        settings: Data, choices and seed of the study.
         environment: Versions and machine.
     """
 
@@ -126,9 +118,9 @@ def study(  # noqa: PLR0913
             the reason.
         num_plans: How many random plans of each set.
         near_budget: A budget of one limit; where given, a second set of plans is drawn whose usage is near it.
-        seed: Random seed. Plan i of a set is always the same, whatever their number.
+        seed: Random seed. Plan i of a set is always the same, for any number of plans.
         processes: How many evaluate plans, sharing the cores. Each metric runs in a fresh process, with all cores;
-            with processes=1 all happens in this one, and the memory of metrics is not told apart.
+            with processes=1 all happens in this one, and the memory of metrics is not separated.
         force: Whether to clear a study that is in the folder.
 
     Returns:
@@ -148,9 +140,8 @@ def study(  # noqa: PLR0913
     subject.evaluate_float()
     workers = _Workers(setup, subject, processes)
     frame = blank_table(subject.graph, target=target, choices=choices)
-    choose_scales(
-        subject.graph, subject.calibration, [Scheme.parse(choice) for choice in frame.choices]
-    )  # once for all
+    schemes = [Scheme.parse(choice) for choice in frame.choices]
+    choose_scales(subject.graph, subject.calibration, schemes)  # once for all metrics
     drawn = draw_choices(frame, num_plans, near_budget, seed)
     settings = {
         "model": frame.fingerprint,
@@ -182,7 +173,7 @@ def study(  # noqa: PLR0913
         regrets = {key: regret(plan and costs[_short_name(plan)], within[key]) for key, plan in chosen[name].items()}
         cost = {"seconds": predicted[name].seconds, "peak_mb": predicted[name].peak_mb}
         figures[name] = agreement_figures(table, sets, seed) | cost | {"regret": regrets}
-    found = Study(
+    result = Study(
         truth=truths["random-0"].judged_by,
         metrics=figures,
         reliability=reliability_figures(sets, seed),
@@ -190,9 +181,9 @@ def study(  # noqa: PLR0913
         settings=settings,
         environment=environment(),
     )
-    write_text(out / "study.json", found.to_json())
-    _draw(out / "study.png", tables, sets, found.truth)
-    return found
+    write_text(out / "study.json", result.to_json())
+    _draw(out / "study.png", tables, sets, result.truth)
+    return result
 
 
 def _named(metrics: Sequence[str | Metric] | None) -> dict[str, str | Metric]:
@@ -332,7 +323,7 @@ def _short_name(plan: Plan) -> str:
 
 
 def _budgets(frame: Sensitivity, near: Budget | None) -> dict[str, Budget]:
-    """Those at which regret is told, by their text."""
+    """Budgets at which regret is reported, by their text."""
     widths = [Scheme.parse(choice).weight_bits for choice in frame.choices]
     budgets = [Budget(mean_bits=min(widths) + share * (max(widths) - min(widths))) for share in BUDGETS_AT]
     return {str(budget): budget for budget in (*budgets, near) if budget is not None}
@@ -340,11 +331,8 @@ def _budgets(frame: Sensitivity, near: Budget | None) -> dict[str, Budget]:
 
 def _keeps(plan: Plan, budget: Budget, frame: Sensitivity) -> bool:
     """Whether the plan is within the budget."""
-    columns = [frame.choices.index(plan.layers[name]) for name in frame.layers]
-    return all(
-        limit.usage[np.arange(len(columns)), columns].sum() <= limit.bound * (1 + TOLERANCE)
-        for limit in budget.over(frame)
-    )
+    columns = np.array([frame.choices.index(plan.layers[name]) for name in frame.layers])
+    return all(taken(limit.usage, columns).sum() <= limit.bound * (1 + TOLERANCE) for limit in budget.over(frame))
 
 
 def _searched(table: Sensitivity, budget: Budget) -> Plan | None:
@@ -365,7 +353,7 @@ def _others(plans: Mapping[str, Plan], chosen: Mapping[str, Mapping[str, Plan | 
 def _draw(path: Path, tables: Mapping[str, Sensitivity], sets: Mapping[str, PlanSet], judged_by: str) -> None:
     sign = -1 if judged_by == "accuracy" else 1
     rows = {
-        name: (sign * true_costs(plans.truths), {k: predicted_losses(t, plans.choices) for k, t in tables.items()})
+        name: (sign * plans.costs, {k: predicted_losses(t, plans.choices) for k, t in tables.items()})
         for name, plans in sets.items()
     }
     if tables:

@@ -104,12 +104,12 @@ class Subject:
 
     @cached_property
     def reference(self) -> Evaluation:
-        """The float graph on the evaluation data; metrics never ask."""
+        """The float graph on the evaluation data; evaluated when first needed, which metrics never do."""
         return self.evaluate_float()
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """What tells it from another: digests of the graph's code and tensors, of the user's loss, of the data."""
+        """Its identity: digests of the graph's code and tensors, of the user's loss, of the data."""
         module, loss = self.graph.module, self.task.own_loss
         return {
             "code": digest(module.code),
@@ -221,7 +221,7 @@ def predict(subject: Subject, metric: str | Metric, *, target: str, choices: Seq
 def _peak_mb(*, forget: bool = False) -> float | None:
     """Peak resident memory of this process, in 2^20 bytes; after forgetting the past one, what is resident now.
 
-    Linux alone tells. `getrusage` would not: a process that another one started begins with the peak of that one.
+    Only on Linux. `getrusage` does not serve: a process that another one started begins with the peak of that one.
     """
     if forget:
         with suppress(OSError):

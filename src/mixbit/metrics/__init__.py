@@ -3,11 +3,7 @@
 from collections.abc import Callable
 
 from mixbit.core import Methods
-from mixbit.metrics._input import (
-    IGNORES_LOSS as IGNORES_LOSS,
-    Estimate as Estimate,
-    MetricInput as MetricInput,
-)
+from mixbit.metrics._input import IGNORES_LOSS as IGNORES_LOSS, Estimate as Estimate, MetricInput as MetricInput
 
 Metric = Callable[[MetricInput], Estimate]
 METRICS: Methods[Metric] = Methods("metric", __name__)

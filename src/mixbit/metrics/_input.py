@@ -41,7 +41,7 @@ class MetricInput:
         calibration: Ranges and mean inputs on the same data.
         batches: Inputs, and labels where there are any.
         task: What the outputs mean.
-        seed: Of every draw.
+        seed: Random seed.
     """
 
     graph: Graph
@@ -108,6 +108,27 @@ class MetricInput:
         if not errors or not operation.takes_bias:
             return None
         return torch.stack([mean_output(self.graph, operation, self.calibration, error) for error in errors])
+
+    def no_costs(self, *shape: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Layer -> zeros [*shape, formats] in float64, to add to: for weight formats, and for input formats."""
+        weights, reads = (
+            {layer.name: torch.zeros(*shape, len(formats), dtype=torch.float64) for layer in self.layers}
+            for formats in (self.weight_formats, self.input_formats)
+        )
+        return weights, reads
+
+    def output_errors(self, layer: Layer, operation: Operation, x: Tensor) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
+        """What rounding adds to the output of one operator that reads x, one output at a time.
+
+        op(x, Q(W) - W) in each of the weight formats, and op(Q(x) - x, W) in each of the input formats, or nothing
+        where the operator reads indices.
+        """
+        graph, weight = self.graph, self.graph.parameter(layer.name).detach()
+        quantizers = [] if operation.input is None else self.quantizers[operation.input]
+        return (
+            (graph.run(operation, x, error) for error in self.weight_errors(layer)),
+            (graph.run(operation, quantizer(x) - x, weight) for quantizer in quantizers),
+        )
 
     def entries(self, weights: Costs, reads: Costs, *, shared: bool = True) -> Tensor:
         """[..., L, C] float64 from the costs of parts.
@@ -189,24 +210,3 @@ def averaged(inputs: MetricInput, costs: Iterable[tuple[Costs, Costs]], *, share
     for weights, reads in costs:
         entries.update(inputs.entries(weights, reads, shared=shared))
     return Estimate(*entries.result())
-
-
-def no_costs(inputs: MetricInput, formats: Sequence[Format], *shape: int) -> dict[str, Tensor]:
-    """Layer -> zeros [*shape, formats] in float64, to add to."""
-    return {layer.name: torch.zeros(*shape, len(formats), dtype=torch.float64) for layer in inputs.layers}
-
-
-def output_errors(
-    inputs: MetricInput, layer: Layer, operation: Operation, x: Tensor
-) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
-    """What rounding adds to the output of one operator that reads x, one output at a time.
-
-    op(x, Q(W) - W) in each of the weight formats, and op(Q(x) - x, W) in each of the input formats, or nothing where
-    the operator reads indices.
-    """
-    graph, weight = inputs.graph, inputs.graph.parameter(layer.name).detach()
-    quantizers = [] if operation.input is None else inputs.quantizers[operation.input]
-    return (
-        (graph.run(operation, x, error) for error in inputs.weight_errors(layer)),
-        (graph.run(operation, quantizer(x) - x, weight) for quantizer in quantizers),
-    )

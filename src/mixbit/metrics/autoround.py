@@ -7,7 +7,7 @@ from mixbit.core import method, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Layer, Operation
-from mixbit.metrics._input import NEEDS_LABELS, Estimate, MetricInput, no_costs
+from mixbit.metrics._input import NEEDS_LABELS, Estimate, MetricInput
 from mixbit.quantization.statistics import batch_means
 
 
@@ -27,40 +27,31 @@ def autoround(inputs: MetricInput) -> Estimate:
     Raises:
         InvalidInput: labels that do not fit the task.
     """
-    scorer = _Scorer(inputs)
-    rows = torch.stack([scorer.of_batch(*pair) for pair in track(inputs.batches, "measure")])
+    rows = torch.stack([_entries(inputs, *pair) for pair in track(inputs.batches, "measure")])
     sizes = torch.tensor([batch.batch_size for batch, _ in inputs.batches])
     loss, standard_error = batch_means(rows, sizes)
     return Estimate(loss.numpy(), standard_error.numpy(), len(rows))
 
 
-class _Scorer:
-    """Adds up, in backward, every weight's gradient and the scores of every layer's inputs, [formats]."""
+def _entries(inputs: MetricInput, batch: Inputs, labels: Tensor | None) -> Tensor:
+    """[L, C] of one batch; 0 where the loss does not depend on the layer."""
+    graph, gradients = inputs.graph, dict[str, Tensor]()
+    weights, reads = inputs.no_costs()
 
-    def __init__(self, inputs: MetricInput) -> None:
-        self.inputs = inputs
-        self.backward = Backward(inputs.graph, inputs.layers, self._add, None)
-
-    def of_batch(self, batch: Inputs, labels: Tensor | None) -> Tensor:
-        """[L, C] of one batch; 0 where the loss does not depend on the layer."""
-        inputs = self.inputs
-        self.gradients: dict[str, Tensor] = {}
-        self.reads = no_costs(inputs, inputs.input_formats)
-        self.backward.run_batch(batch, labels, inputs.task.loss)
-        weights = no_costs(inputs, inputs.weight_formats)
-        for layer in inputs.layers:
-            if layer.name in self.gradients:
-                for column, error in enumerate(inputs.weight_errors(layer)):
-                    weights[layer.name][column] = (self.gradients[layer.name] * error).abs().sum().cpu()
-        return inputs.entries(weights, self.reads, shared=False)
-
-    def _add(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
-        graph, quantizers = self.inputs.graph, self.inputs.quantizers.get(operation.input or "", [])
+    def add(layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
+        quantizers = inputs.quantizers.get(operation.input or "", [])
         weight = graph.parameter(layer.name).detach().requires_grad_()
         read = x.detach().requires_grad_(bool(quantizers))
         with torch.enable_grad():
             output = graph.run(operation, read, weight)
         by_weight, *by_input = torch.autograd.grad(output, [weight, read] if quantizers else [weight], gradient)
-        self.gradients[layer.name] = self.gradients.get(layer.name, 0) + by_weight
+        gradients[layer.name] = gradients.get(layer.name, 0) + by_weight
         for column, quantizer in enumerate(quantizers):
-            self.reads[layer.name][column] += ((quantizer(x) - x) * by_input[0]).abs().sum().cpu()
+            reads[layer.name][column] += ((quantizer(x) - x) * by_input[0]).abs().sum().cpu()
+
+    Backward(graph, inputs.layers, add, None).run_batch(batch, labels, inputs.task.loss)
+    for layer in inputs.layers:
+        if layer.name in gradients:
+            for column, error in enumerate(inputs.weight_errors(layer)):
+                weights[layer.name][column] = (gradients[layer.name] * error).abs().sum().cpu()
+    return inputs.entries(weights, reads, shared=False)

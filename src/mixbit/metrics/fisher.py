@@ -1,7 +1,7 @@
 """The metric `fisher`: predicted KL divergence from per-sample gradients and the real quantization error."""
 
 from collections import defaultdict
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Graph, Layer, Operation
 from mixbit.graph.operators import FEW_ELEMENTS, run_stacked, stack_weights
 from mixbit.graph.sample_axis import group_samples, sample_axis
-from mixbit.metrics._input import MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged, no_costs
+from mixbit.metrics._input import MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
 
 
 @method(MEAN_OVER_SAMPLES, rank=1)
@@ -46,9 +46,11 @@ class _Scorer:
         self.inputs = inputs
         self.generator = torch.Generator().manual_seed(inputs.seed)
         self.small_errors: dict[str, list[Tensor]] = {}
-        operations = [(layer, operation) for layer in inputs.layers for operation in layer.operations]
+        pairs = [(layer, operation) for layer in inputs.layers for operation in layer.operations]
         with torch.no_grad():
-            self.shifts = {one.node: inputs.mean_errors(one, self._errors(layer)) for layer, one in operations}
+            self.shifts = {
+                operation.node: inputs.mean_errors(operation, self._errors(layer)) for layer, operation in pairs
+            }
         self.backward = Backward(
             inputs.graph,
             inputs.layers,
@@ -61,15 +63,12 @@ class _Scorer:
         #: Layer or tensor -> [N, formats] or, where samples cannot be told apart, [1, formats], once per operation.
         self.weight_scores: dict[str, list[Tensor]] = defaultdict(list)
         self.read_scores: dict[str, list[Tensor]] = defaultdict(list)
-        self.backward.run_batch(batch, labels, self._information)
+        self.backward.run_batch(batch, labels, partial(self.inputs.task.information, generator=self.generator))
         weights, reads = (
             {name: _squares(parts, batch.batch_size) for name, parts in scores.items()}
             for scores in (self.weight_scores, self.read_scores)
         )
-        return no_costs(self.inputs, self.inputs.weight_formats, batch.batch_size) | weights, reads
-
-    def _information(self, returned: Any, labels: Tensor | None) -> Tensor:
-        return self.inputs.task.information(returned, labels, self.generator)
+        return self.inputs.no_costs(batch.batch_size)[0] | weights, reads
 
     def _score_read(self, name: str, x: Tensor, gradient: Tensor) -> None:
         axis = sample_axis(self.inputs.graph.node(name))
@@ -99,10 +98,8 @@ class _Scorer:
         self.weight_scores[layer.name].append(scores)
 
     def _errors(self, layer: Layer) -> list[Tensor]:
-        """As `MetricInput.weight_errors`; small ones are kept for the next batch."""
-        if layer.name in self.small_errors:
-            return self.small_errors[layer.name]
-        errors = self.inputs.weight_errors(layer)
+        """As `MetricInput.weight_errors`; small ones stay for the next batch."""
+        errors = self.small_errors.get(layer.name) or self.inputs.weight_errors(layer)
         if layer.numel * len(errors) <= FEW_ELEMENTS:
             self.small_errors[layer.name] = errors
         return errors
@@ -111,7 +108,7 @@ class _Scorer:
 def _dot_with_matrices(x: Tensor, gradient: Tensor, errors: Tensor) -> Tensor:
     """[N, F] of <gradient_i, x_i @ error'> for x [N, T, K], gradient [N, T, C] and errors [F, C, K].
 
-    Equal to <gradient_i' @ x_i, error>, which is one product of matrices in place of F where T is large.
+    Equal to <gradient_i' @ x_i, error>, which is one product of matrices instead of F where T is large.
     """
     (_, positions, _), (count, channels, _) = x.shape, errors.shape
     through_gradients = positions > count

@@ -1,6 +1,6 @@
 """The metric `fit`: the Fisher information's trace times the power of an error."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -16,11 +16,6 @@ from mixbit.graph.sample_axis import group_samples, sample_axis
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
 from mixbit.quantization.scales import weight_mask
 from mixbit.quantization.statistics import RunningMean
-
-#: Layer -> [F, elements] squares of the weight's error in each weight format, or [F, 1] where they are one number.
-WeightPowers = Callable[[MetricInput, Layer], Tensor]
-#: (name, value of the tensor) -> for each input format the square of the error, of the tensor's shape or one number.
-ReadPowers = Callable[[MetricInput, str, Tensor], list[Tensor]]
 
 
 @method(
@@ -41,9 +36,9 @@ def fit(
     The entry of a layer in a scheme is 1/2 Tr(F_W) D_W^2 / 12 + 1/2 Tr(F_x) D_x^2 / 12, for the weight W and each
     input x that the scheme rounds. F = E_i[g_i g_i'] is the empirical Fisher information, g_i the gradient of sample
     i's loss under its label; D = (max - min) / (2^bits - 1) is the step of a format over the range of the whole
-    tensor, whatever the format's own scales are, and D^2 / 12 the power of noise that is uniform within a step. The
+    tensor, not that of the format's own scales, and D^2 / 12 the power of noise that is uniform within a step. The
     published score has neither the 1/2, which makes it the second order of a divergence, nor the 1/12; constants
-    change no ranking. A weight that a sparse format makes zero adds its own square in place of the noise's power.
+    change no ranking. A weight that a sparse format makes zero adds its own square instead of the noise's power.
 
     With real errors the entry is 1/2 E_i[sum_j g_ij^2 e_j^2], for a weight with e = Q(W) - W, for an input with
     e_i = Q(x_i) - x_i: the errors of the formats' own scales, clipping included, element by element.
@@ -72,10 +67,7 @@ def fit(
     Raises:
         InvalidInput: labels that do not fit the task.
     """
-    noise = error == "noise"
-    weight_powers = None if of == "inputs" else _noise_of_weight if noise else _error_of_weight
-    read_powers = None if of == "weights" else _noise_of_read if noise else _error_of_read
-    return averaged(inputs, _costs(inputs, _Scorer(inputs, weight_powers, read_powers), tolerance))
+    return averaged(inputs, _costs(inputs, _Scorer(inputs, of, error), tolerance))
 
 
 def _costs(inputs: MetricInput, scorer: "_Scorer", tolerance: float | None) -> Iterator[tuple[Costs, Costs]]:
@@ -89,14 +81,10 @@ def _costs(inputs: MetricInput, scorer: "_Scorer", tolerance: float | None) -> I
             continue
         means = means or RunningMean((costs.shape[1],))
         means.update(costs)
-        if number > 0 and _relative_error(means) < tolerance:
+        mean, error, _ = means.result()
+        positive = mean > 0  # costs are never negative, and one that is zero has no error
+        if number > 0 and (error[positive] / mean[positive] < tolerance).all():
             break
-
-
-def _relative_error(means: RunningMean) -> float:
-    """The largest standard error relative to its mean; a mean of zero, of costs that are never negative, has none."""
-    mean, error, _ = means.result()
-    return max((float(one / of) for one, of in zip(error, mean, strict=True) if of > 0), default=0.0)
 
 
 def _noise_power(low: float, high: float, formats: Sequence[Format]) -> Tensor:
@@ -106,6 +94,7 @@ def _noise_power(low: float, high: float, formats: Sequence[Format]) -> Tensor:
 
 
 def _noise_of_weight(inputs: MetricInput, layer: Layer) -> Tensor:
+    """[F, elements] squares of the weight's error in each weight format, or [F, 1] where they are one number."""
     weight = inputs.graph.parameter(layer.name).detach()
     low, high = torch.aminmax(weight)
     noise = _noise_power(float(low), float(high), inputs.weight_formats).unsqueeze(1)
@@ -121,29 +110,34 @@ def _noise_of_weight(inputs: MetricInput, layer: Layer) -> Tensor:
 
 
 def _error_of_weight(inputs: MetricInput, layer: Layer) -> Tensor:
+    """[F, elements] the same of the real errors."""
     return torch.stack(inputs.weight_errors(layer)).square_().flatten(1)
 
 
 def _noise_of_read(inputs: MetricInput, name: str, _: Tensor) -> list[Tensor]:
+    """For each input format the square of the error, one number."""
     histogram = inputs.calibration.histograms[name]
     return list(_noise_power(histogram.low, histogram.high, inputs.input_formats))
 
 
 def _error_of_read(inputs: MetricInput, name: str, x: Tensor) -> list[Tensor]:
+    """For each input format the squares of the real errors, of the shape of x."""
     return [quantizer(x).sub_(x).square_() for quantizer in inputs.quantizers[name]]
 
 
 class _Scorer:
     """Collects, in backward, half the sum of g_i^2 times power for every weight format and input format, per sample."""
 
-    def __init__(self, inputs: MetricInput, weight_powers: WeightPowers | None, read_powers: ReadPowers | None) -> None:
-        self.inputs, self.weight_powers, self.read_powers = inputs, weight_powers, read_powers
+    def __init__(self, inputs: MetricInput, of: str, error: str) -> None:
+        self.inputs = inputs
+        self.weight_powers = _noise_of_weight if error == "noise" else _error_of_weight
+        self.read_powers = _noise_of_read if error == "noise" else _error_of_read
         self.gradients = SampleGradients(inputs.graph, self._score_weight)
         self.backward = Backward(
             inputs.graph,
             inputs.layers,
-            self.gradients.add_use if weight_powers and inputs.weight_formats else None,
-            self._score_read if read_powers and inputs.input_formats else None,
+            self.gradients.add_use if of != "inputs" and inputs.weight_formats else None,
+            self._score_read if of != "weights" and inputs.input_formats else None,
         )
 
     def of_batch(self, batch: Inputs, labels: Tensor | None) -> tuple[Costs, Costs]:
@@ -155,15 +149,19 @@ class _Scorer:
         # The loss is the mean of the batch, and a sample's own gradient is wanted.
         self.backward.run_batch(batch, labels, lambda *pair: inputs.task.loss(*pair) * count)
         self.gradients.finish_batch(inputs.layers)
+        # A sum over the batch stands in the first row, zeros in the others.
         weights, reads = (
-            {name: _halves(scores, count) for name, scores in part.items()}
-            for part in (self.weight_scores, self.read_scores)
+            {
+                name: functional.pad(part.cpu().double() / 2, (0, 0, 0, count - len(part)))
+                for name, part in parts.items()
+            }
+            for parts in (self.weight_scores, self.read_scores)
         )
         return weights, reads
 
     def _score_weight(self, layer: Layer, gradients: Iterator[Tensor]) -> None:
-        # Anew for every batch: the errors of all layers at once would be as many models as there are formats.
-        powers, scores = self.weight_powers(self.inputs, layer), []  # type: ignore[misc] watched only where it is given
+        # Again for every batch: the errors of all layers at once would be as many models as there are formats.
+        powers, scores = self.weight_powers(self.inputs, layer), []
         for some in gradients:
             squares = some.square_().flatten(1)
             if powers.shape[1] == 1:
@@ -173,11 +171,6 @@ class _Scorer:
 
     def _score_read(self, name: str, x: Tensor, gradient: Tensor) -> None:
         axis, squares = sample_axis(self.inputs.graph.node(name)), gradient.square()
-        powers = self.read_powers(self.inputs, name, x)  # type: ignore[misc] as above
+        powers = self.read_powers(self.inputs, name, x)
         scores = [group_samples(axis, squares * power).flatten(1).sum(1) for power in powers]
         self.read_scores[name] = torch.stack(scores, 1)
-
-
-def _halves(scores: Tensor, batch_size: int) -> Tensor:
-    """1/2 [N, formats]; a sum over the batch stands in the first row, zeros in the others."""
-    return functional.pad(scores.cpu().double() / 2, (0, 0, 0, batch_size - len(scores)))

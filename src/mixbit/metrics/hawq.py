@@ -101,7 +101,7 @@ def _costs(inputs: MetricInput, traces: np.ndarray) -> np.ndarray:
 def _average_traces(inputs: MetricInput, num_samples: int, generator: torch.Generator) -> Tensor:
     """[L] of <v_W, (H v)_W> / n for one vector of random signs."""
     weights = {layer.name: inputs.graph.parameter(layer.name).detach().requires_grad_() for layer in inputs.layers}
-    signs = [(torch.randint(0, 2, one.shape, generator=generator) * 2 - 1).to(one) for one in weights.values()]
+    signs = [(torch.randint(0, 2, w.shape, generator=generator) * 2 - 1).to(w) for w in weights.values()]
     traces = torch.zeros(len(weights), dtype=torch.float64)
     for batch, labels in inputs.batches:
         products = _times_hessian(inputs, weights, batch, labels, signs)

@@ -14,15 +14,7 @@ from mixbit.core.batches import Inputs
 from mixbit.graph.dataflow import after
 from mixbit.graph.graph import Graph, Layer
 from mixbit.graph.walk import Walker
-from mixbit.metrics._input import (
-    IGNORES_LOSS,
-    MEAN_OVER_SAMPLES,
-    NEEDS_LABELS,
-    Costs,
-    Estimate,
-    MetricInput,
-    averaged,
-)
+from mixbit.metrics._input import IGNORES_LOSS, MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
 from mixbit.quantization.offers import why_not
 from mixbit.quantization.scales import weight_quantizer
 from mixbit.quantization.statistics import batch_means
@@ -113,17 +105,18 @@ def _costs(inputs: MetricInput, score: Score) -> Iterator[tuple[Costs, Costs]]:
         {name: _read_changes(inputs, name) for name in inputs.readers},
     )
     runs = sum(len(variants) for part in changes for variants in part.values())
-    rerun, progress = _Rerun(inputs.graph), track(range(runs * len(inputs.batches)), "measure")
+    progress = track(range(runs * len(inputs.batches)), "measure")
 
     def of_batch(batch: Inputs, labels: Tensor | None) -> tuple[Costs, Costs]:
-        reference = rerun.run_float(batch)
+        walker = Walker(inputs.graph.module, hold=True)
+        reference = walker.returned(inputs.graph.leaves(batch))
         unchanged = score(reference, reference, labels)
 
         def costs(variants: list[_Change]) -> Tensor:
             scores = [unchanged]  # which makes the shape where there is no format
             for change in variants:
                 next(progress)
-                scores.append(score(reference, rerun.run_changed(change), labels))
+                scores.append(score(reference, _rerun(inputs.graph, walker.env, change), labels))
             return torch.stack([part.cpu().double() for part in scores], -1)[..., 1:]
 
         weights, reads = ({name: costs(variants) for name, variants in part.items()} for part in changes)
@@ -159,26 +152,13 @@ def _read_changes(inputs: MetricInput, name: str) -> list[_Change]:
     return [_Change(nodes, quantizer, later) for quantizer in inputs.quantizers[name]]
 
 
-class _Rerun:
-    """Runs the graph in float, and then again and again from a change on."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.graph, self.values = graph, {}
-
-    def run_float(self, batch: Inputs) -> Any:
-        """What the float graph returns."""
-        walker = Walker(self.graph.module, hold=True)
-        returned = walker.returned(self.graph.leaves(batch))
-        self.values = walker.env
-        return returned
-
-    def run_changed(self, change: _Change) -> Any:
-        """What it returns on the same inputs with the change."""
-        known = {node: value for node, value in self.values.items() if node not in change.after}
-        known |= {node: change.quantizer(self.values[node]) for node in change.nodes}
-        shifted = {name: partial(_shifted, shift) for name, shift in change.shifts.items()}
-        walker = Walker(self.graph.module, shifted, hold=True)
-        return walker.run(initial_env=known, enable_io_processing=False)  # runs what is not known
+def _rerun(graph: Graph, values: Mapping[fx.Node, Any], change: _Change) -> Any:
+    """What the graph returns with the change, from the values of its nodes on the same inputs without it."""
+    known = {node: value for node, value in values.items() if node not in change.after}
+    known |= {node: change.quantizer(values[node]) for node in change.nodes}
+    shifted = {name: partial(_shifted, shift) for name, shift in change.shifts.items()}
+    walker = Walker(graph.module, shifted, hold=True)
+    return walker.run(initial_env=known, enable_io_processing=False)  # runs what is not known
 
 
 def _shifted(shift: Tensor, run: Callable[..., Tensor], args: tuple[Any, ...]) -> Tensor:

@@ -11,16 +11,7 @@ from mixbit.core import method, track
 from mixbit.graph.graph import Layer, Operation
 from mixbit.graph.sample_axis import group_samples, sample_axis
 from mixbit.graph.walk import Walker, seen
-from mixbit.metrics._input import (
-    IGNORES_LOSS,
-    MEAN_OVER_SAMPLES,
-    Costs,
-    Estimate,
-    MetricInput,
-    averaged,
-    no_costs,
-    output_errors,
-)
+from mixbit.metrics._input import IGNORES_LOSS, MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
 from mixbit.quantization.statistics import RunningMean
 
 
@@ -68,46 +59,35 @@ def _squares(inputs: MetricInput) -> Iterator[tuple[Costs, Costs, Tensor]]:
 
     Layer -> [N, formats] of the error by its weight and by its inputs, and [N, L] of the output.
     """
-    run = _Run(inputs)
-    walker = Walker(inputs.graph.module, {name: seen(partial(run.see, name)) for name in run.operations})
-    for batch, _ in track(inputs.batches, "measure"):
-        run.start(batch.batch_size)
-        walker.returned(inputs.graph.leaves(batch))
-        yield run.weights, run.reads, torch.stack([run.signals[layer.name] for layer in inputs.layers], 1)
+    graph = inputs.graph
+    pairs = [(layer, operation) for layer in inputs.layers for operation in layer.operations]
+    shifts = {operation.node: _mean_errors(inputs, layer, operation) for layer, operation in pairs}
 
-
-class _Run:
-    """Adds up, in a run of the float graph, every layer's mean squares: [N, formats] of errors, [N] of outputs."""
-
-    def __init__(self, inputs: MetricInput) -> None:
-        self.inputs = inputs
-        pairs = [(layer, operation) for layer in inputs.layers for operation in layer.operations]
-        self.operations = {operation.node: (layer, operation) for layer, operation in pairs}
-        self.shifts = {operation.node: self._mean_errors(layer, operation) for layer, operation in pairs}
-
-    def start(self, batch_size: int) -> None:
-        """Forget the batch before."""
-        self.weights = no_costs(self.inputs, self.inputs.weight_formats, batch_size)
-        self.reads = no_costs(self.inputs, self.inputs.input_formats, batch_size)
-        self.signals = {name: torch.zeros(batch_size, dtype=torch.float64) for name in self.weights}
-
-    def see(self, name: str, value: Tensor, args: tuple[Any, ...]) -> None:
-        """Add the errors of one operator, by what it returns and reads."""
-        layer, operation = self.operations[name]
-        node, shifts = self.inputs.graph.node(name), self.shifts[name]
-        from_weights, from_reads = output_errors(self.inputs, layer, operation, args[operation.data])
+    def see(layer: Layer, operation: Operation, value: Tensor, args: tuple[Any, ...]) -> None:
+        node, means = graph.node(operation.node), shifts[operation.node]
+        from_weights, from_reads = inputs.output_errors(layer, operation, args[operation.data])
         for column, error in enumerate(from_weights):
-            centred = error if shifts is None else error - shifts[column]
-            self.weights[layer.name][:, column] += _mean_square(node, centred)
+            centred = error if means is None else error - means[column]
+            weights[layer.name][:, column] += _mean_square(node, centred)
         for column, error in enumerate(from_reads):
-            self.reads[layer.name][:, column] += _mean_square(node, error)
-        self.signals[layer.name] += _mean_square(node, value)
+            reads[layer.name][:, column] += _mean_square(node, error)
+        signals[layer.name] += _mean_square(node, value)
 
-    def _mean_errors(self, layer: Layer, operation: Operation) -> list[Tensor] | None:
-        """Mean output of each error, shaped to be taken off the output; None where no bias can do that."""
-        means = self.inputs.mean_errors(operation, self.inputs.weight_errors(layer))
-        ndim = len(self.inputs.graph.shapes[operation.node])
-        return None if means is None else [operation.along_channels(mean, ndim) for mean in means]
+    around = {operation.node: seen(partial(see, layer, operation)) for layer, operation in pairs}
+    walker = Walker(graph.module, around)
+    for batch, _ in track(inputs.batches, "measure"):
+        count = batch.batch_size
+        weights, reads = inputs.no_costs(count)
+        signals = {layer.name: torch.zeros(count, dtype=torch.float64) for layer in inputs.layers}
+        walker.returned(graph.leaves(batch))
+        yield weights, reads, torch.stack([*signals.values()], 1)
+
+
+def _mean_errors(inputs: MetricInput, layer: Layer, operation: Operation) -> list[Tensor] | None:
+    """Mean output of each error, shaped to be taken off the output; None where no bias can do that."""
+    means = inputs.mean_errors(operation, inputs.weight_errors(layer))
+    ndim = len(inputs.graph.shapes[operation.node])
+    return None if means is None else [operation.along_channels(mean, ndim) for mean in means]
 
 
 def _mean_square(node: fx.Node, output: Tensor) -> Tensor:

@@ -151,9 +151,8 @@ def measured(run: Run, graph: Graph, dense: Graph | None, data: Data) -> Measure
         choices = [*run.choices, *only_pinned]
         formats = [weight for choice in choices if (weight := Scheme.parse(choice).weight)]
         case = Case(graph, data.calibration, run.task, settings.seed)
-        choose_masks(
-            case, calibration, graph.layers, formats, settings.importance
-        )  # measure() and quantize() look them up
+        # measure() and quantize() look the masks up
+        choose_masks(case, calibration, graph.layers, formats, settings.importance)
         table = measure(
             graph,
             calibration,
@@ -162,8 +161,7 @@ def measured(run: Run, graph: Graph, dense: Graph | None, data: Data) -> Measure
             metric=settings.metric,
             choices=choices,
             seed=settings.seed,
-        )
-        table = table.pinned(settings.pins, only_pinned) if settings.pins else table
+        ).pinned(settings.pins, only_pinned)
     if "latency_ms" in run.budget.limits:
         with run.clock("time choices"):
             table = timed(table, graph, calibration)

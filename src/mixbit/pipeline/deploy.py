@@ -162,9 +162,8 @@ def _uniform_rows(
 def _pruned(known: Measured, outputs: dict[str, Evaluation]) -> Pruned | None:
     if known.dense is None:
         return None
-    removal = Removal.between(known.dense, known.graph)
     return Pruned(
-        **vars(removal),
+        **vars(Removal.between(known.dense, known.graph)),
         dense=figures(accuracy=outputs["dense"].accuracy),
         pruned=_of_outputs(outputs, "float", "dense"),
     )

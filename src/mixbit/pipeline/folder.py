@@ -102,8 +102,7 @@ class Result(BaseModel):
     @classmethod
     def load(cls, folder: Path) -> "Result":
         """Read result.json of a folder; raise InvalidInput for anything else."""
-        path = folder / RESULT_FILE
-        return read_model(path, cls, "a result")
+        return read_model(folder / RESULT_FILE, cls, "a result")
 
     def to_json(self) -> str:
         """The file's text."""

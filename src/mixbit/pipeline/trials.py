@@ -10,19 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from mixbit.core import (
-    Budget,
-    FloatArray,
-    InvalidInput,
-    MaxDrop,
-    MixbitError,
-    Plan,
-    Sensitivity,
-    find_target,
-    time_limit,
-)
+from mixbit.core import Budget, InvalidInput, MaxDrop, MixbitError, Plan, Sensitivity, find_target, time_limit
 from mixbit.core.batches import Batch, as_given
 from mixbit.core.io.store import Journal
 from mixbit.core.io.user_code import users_code
@@ -30,7 +19,7 @@ from mixbit.core.task import Task
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph, Layer, argument
 from mixbit.pipeline.settings import Score
-from mixbit.searches._problem import Trials
+from mixbit.searches._problem import Floats, Trials
 from mixbit.searches.autoq import FEATURES
 from mixbit.searches.front import front
 from mixbit.searches.search import Method, plan_of, priced, search, uniform_plans
@@ -121,14 +110,12 @@ class Scoring:
 def searched_plan(table: Sensitivity, new_scoring: Callable[[], Scoring], budget: Budget, method: str | Method) -> Plan:
     """The plan of a search, with its prices; the scoring is made only where the search tries plans."""
     scoring = cache(new_scoring)
-
-    def score(choice: NDArray[np.int64]) -> float:
-        return scoring().simulated(plan_of(table, choice, budget, "a plan"))
-
-    def features() -> FloatArray:
-        return layer_features(scoring().graph)
-
-    trials = Trials(score, lambda: scoring().float_score, features, table.seed)
+    trials = Trials(
+        evaluate=lambda choice: scoring().simulated(plan_of(table, choice, budget, "a plan")),
+        evaluate_float=lambda: scoring().float_score,
+        features=lambda: layer_features(scoring().graph),
+        seed=table.seed,
+    )
     return priced(table, budget, search(table, budget, method=method, trials=trials))
 
 
@@ -169,7 +156,7 @@ def cheapest_plan(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tuple[
 _STRIDE = 3
 
 
-def layer_features(graph: Graph) -> FloatArray:
+def layer_features(graph: Graph) -> Floats:
     """[L, F] in the order of `mixbit.searches.autoq.FEATURES`, of each layer's first operator.
 
     Strides and kernels are those of the first spatial dimension, 0 and 1 where there is none; the size of the input is

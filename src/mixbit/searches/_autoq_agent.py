@@ -38,7 +38,7 @@ class Agent:
                 device="cpu",
             )
         self.model.set_logger(Logger(None, []))
-        # the library has one rate for both, and would set it anew with every training
+        # the library has one rate for both, and would set it again at every training
         self.model.critic.optimizer.param_groups[0]["lr"] = CRITIC_RATE
         self.model._update_learning_rate = lambda optimizers: None  # noqa: ARG005
 

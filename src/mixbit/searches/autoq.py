@@ -38,8 +38,8 @@ from annotated_types import Ge
 from scipy import stats
 
 from mixbit.core import InvalidInput, method, track
-from mixbit.searches._exact import optimum
 from mixbit.searches._problem import Floats, Integers, Problem, Trials
+from mixbit.searches.ilp import optimum
 
 #: Of each layer: the columns of `Trials.features`.
 FEATURES = ("depthwise", "input_channels", "output_channels", "stride", "kernel", "num_weights", "input_size")
@@ -97,8 +97,7 @@ def autoq(
     unit = _unit(trials.evaluate_float())
     for episode in track(range(episodes), lambda: f"autoq, best score {max(scores):.4f}"):
         noise = NOISE * _decay(episodes) ** (episode - warmup) if episode >= warmup else None
-        actions = np.zeros(len(precisions.steps))
-        widths = np.zeros(len(precisions.steps))
+        actions, widths = np.zeros((2, len(precisions.steps)))
         for number, step in enumerate(precisions.steps):
             if noise is not None:
                 actions[number] = _near(agent.act(precisions.observations(widths)[number]), noise, rng)

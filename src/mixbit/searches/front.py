@@ -19,7 +19,6 @@ from mixbit.core import (
     resource_usage,
     write_text,
 )
-from mixbit.searches._exact import pareto_choices
 from mixbit.searches._problem import TOLERANCE, Floats, Integers, Problem
 from mixbit.searches.search import predicted_figures
 
@@ -67,6 +66,64 @@ def _whole(usage: Floats) -> Floats:
     if (usage == np.round(usage)).all() or not largest:
         return usage
     return np.round(usage / (largest * 1e-12))
+
+
+def pareto_choices(problem: Problem, usage: Floats) -> Integers:
+    """[N, L] every choice that no other beats, by ascending use of the resource and so descending loss.
+
+    Unit after unit, each choice on the front so far is joined with each of the unit's own, and of the joined ones those
+    that another beats go: with a choice that was beaten, every continuation would be beaten too.
+
+    Args:
+        problem: Losses and input ties; its own limits do not count.
+        usage: [L, C] what each choice uses of the resource; of what is not offered, anything.
+    """
+    loss, used = np.zeros(1), np.zeros(1)
+    stages: list[tuple[Integers, Integers, Integers, Integers]] = []
+    for unit in problem.units:
+        options = _options(problem, unit, usage)
+        rows = np.arange(len(unit))
+        joined_loss = (problem.loss[unit][rows, options].sum(axis=1)[:, None] + loss).ravel()
+        joined_used = (usage[unit][rows, options].sum(axis=1)[:, None] + used).ravel()
+        unbeaten = _unbeaten(joined_loss, joined_used)
+        stages.append((unit, options, unbeaten // len(loss), unbeaten % len(loss)))
+        loss, used = joined_loss[unbeaten], joined_used[unbeaten]
+    # written, and later added up, layer by layer: so the columns are contiguous
+    choices, at = np.zeros((len(problem.loss), len(loss)), dtype=np.int64).T, np.arange(len(loss))
+    for unit, options, option, parent in reversed(stages):
+        choices[:, unit] = options[option[at]]
+        at = parent[at]
+    return choices
+
+
+def _unbeaten(loss: Floats, used: Floats) -> Integers:
+    """Indices of those that no other beats, by ascending use; of equal ones the first."""
+    order = np.argsort(used, kind="stable")
+    # among equal uses the smallest loss first: a second sort, where there are any
+    ascending, losses = used[order], loss[order]
+    if (ascending[1:] == ascending[:-1]).any():
+        order = order[np.lexsort((losses, ascending))]
+        losses = loss[order]
+    best = np.minimum.accumulate(losses)
+    return order[np.concatenate([[True], losses[1:] < best[:-1]])]
+
+
+def _options(problem: Problem, unit: Integers, usage: Floats) -> Integers:
+    """[n, members] the choices of a unit's layers together that no other beats."""
+    by_class = []
+    for columns in problem.columns(unit):
+        options = np.zeros((1, 0), dtype=np.int64)
+        for member, layer in enumerate(unit):
+            offered = columns[problem.offered[layer, columns]]
+            joined = np.repeat(options, len(offered), axis=0), np.tile(offered, len(options))[:, None]
+            options = _best_of(problem, unit[: member + 1], usage, np.concatenate(joined, axis=1))
+        by_class.append(options)
+    return _best_of(problem, unit, usage, np.concatenate(by_class))
+
+
+def _best_of(problem: Problem, unit: Integers, usage: Floats, options: Integers) -> Integers:
+    rows = np.arange(len(unit))
+    return options[_unbeaten(problem.loss[unit][rows, options].sum(axis=1), usage[unit][rows, options].sum(axis=1))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,9 +236,8 @@ class Front:
 
     def to_json(self) -> str:
         """The file's text: one point a line."""
-        head = {name: getattr(self, name) for name in ("resource", "target", "fingerprint", "made_by")}
-        if self.thinned_from is not None:
-            head["thinned_from"] = self.thinned_from
+        names = ("resource", "target", "fingerprint", "made_by", "thinned_from")
+        head = {name: value for name in names if (value := getattr(self, name)) is not None}
         points = (
             json.dumps({name: _short(values[i]) for name, values in self.figures.items()} | {"layers": self._layers(i)})
             for i in range(len(self))
@@ -197,25 +253,21 @@ class Front:
         """Read a front that `save` wrote; raise InvalidInput for anything else."""
         stored = read_model(Path(path), _Stored, "a front")
         points, layers = stored.points, tuple(stored.points[0].layers)
+        values = [point.model_extra or {} for point in points]
         schemes = tuple(dict.fromkeys(scheme for point in points for scheme in point.layers.values()))
         number = {scheme: index for index, scheme in enumerate(schemes)}
-        names = list(points[0].model_extra or {})
         for place, point in enumerate(points):
-            if tuple(point.layers) != layers or set(point.model_extra or {}) != set(names):
+            if tuple(point.layers) != layers or values[place].keys() != values[0].keys():
                 raise InvalidInput(f"{path}: point {place} has other layers or figures than point 0; make it again")
-        figures = {name: np.array([point.model_extra[name] for point in points]) for name in names}  # type: ignore[index]
-        if stored.resource not in names or (np.diff(figures[stored.resource]) < 0).any():
+        figures = {name: np.array([row[name] for row in values]) for name in values[0]}
+        if stored.resource not in figures or (np.diff(figures[stored.resource]) < 0).any():
             raise InvalidInput(f"{path}: points are not in the order of {stored.resource}; make the front again")
         return cls(
-            resource=stored.resource,
-            target=stored.target,
-            fingerprint=stored.fingerprint,
-            made_by=stored.made_by,
+            **stored.model_dump(exclude={"version", "points"}),
             layers=layers,
             schemes=schemes,
             choices=np.array([[number[scheme] for scheme in point.layers.values()] for point in points]),
             figures=figures,
-            thinned_from=stored.thinned_from,
         )
 
     def _layers(self, index: int) -> dict[str, str]:

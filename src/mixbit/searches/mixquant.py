@@ -3,7 +3,7 @@
 The error QE_b of a layer at b bits is its entry in the table, which one of the metrics `weight_error` fills. Criteria:
 
 -   `relative`, the published one: the fewest bits with QE_b <= multiplier x QE_8. For a uniform quantizer QE_b / QE_8
-    is (255 / (2^b - 1))^2 whatever the layer, so well-behaved layers all take the same width; and layers with outliers,
+    is (255 / (2^b - 1))^2 for every layer, so well-behaved layers all take the same width; and layers with outliers,
     whose error is large at 8 bits already, take fewer bits than they should.
 -   `absolute`: the fewest bits with QE_b <= multiplier; with the metric `weight_error_relative` a bound on the share of
     noise in each weight.
@@ -23,8 +23,8 @@ import numpy as np
 from annotated_types import Gt
 
 from mixbit.core import InvalidInput, method
-from mixbit.searches._exact import optimum
 from mixbit.searches._problem import Floats, Integers, Problem
+from mixbit.searches.ilp import optimum
 
 Criterion = Literal["relative", "absolute", "budgeted"]
 #: Bits of weights to compare with, and of inputs in float.

@@ -31,13 +31,11 @@ def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json:
 def _targets() -> list[tuple[str, str]]:
     from mixbit.core import TARGETS, find_target
 
-    targets = [find_target(name) for name in TARGETS]
-    widths = [f"weights {_widths(one.weight_bits)} bits, inputs {_widths(one.input_bits)} or float" for one in targets]
-    return [(target.name, f"{text}: {target.note}") for target, text in zip(targets, widths, strict=True)]
-
-
-def _widths(bits: tuple[int, ...]) -> str:
-    return ", ".join(str(one) for one in bits)
+    rows = []
+    for target in map(find_target, TARGETS):
+        weights, inputs = (", ".join(map(str, bits)) for bits in (target.weight_bits, target.input_bits))
+        rows.append((target.name, f"weights {weights} bits, inputs {inputs} or float: {target.note}"))
+    return rows
 
 
 def _methods(what: str) -> list[tuple[str, str]]:

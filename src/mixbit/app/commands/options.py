@@ -83,8 +83,8 @@ def say_unless_used(loss: str | None, metric: str) -> None:
 
 
 def split(choices: str | None) -> list[str] | None:
-    """What stands between commas."""
-    return None if choices is None else [one.strip() for one in choices.split(",")]
+    """The texts between commas."""
+    return None if choices is None else [text.strip() for text in choices.split(",")]
 
 
 def model_on(spec: str, device: str) -> Any:

@@ -31,8 +31,7 @@ def quantize(
         str | None, typer.Option("--eval", help="DATA to report accuracy on, and to check --max-drop on")
     ] = None,
     nncf_config: Annotated[
-        Path | None,
-        typer.Option("--nncf-config", help="file.json of NNCF 2 with hawq, autoq or manual precisions"),
+        Path | None, typer.Option("--nncf-config", help="file.json of NNCF 2 with hawq, autoq or manual precisions")
     ] = None,
     choices: options.Choices = None,
     pin: options.Pins = None,
@@ -161,7 +160,7 @@ def _budget(budget: list[str] | None, max_drop: str | None) -> Any:
 
 
 def _nncf(path: Path, target: str, budget: list[str] | None, **others: Any) -> Any:
-    """The configuration, with the command line's budget in the place of its own where one is given."""
+    """The configuration, with the command line's budget instead of its own where it is given."""
     from mixbit.app.nncf import read_nncf_config
     from mixbit.core import Budget, find_target
 
@@ -207,14 +206,7 @@ def print_result(result: "Result") -> None:
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    def cell(name: str, form: str) -> str:
-        return format(row[name], form) if name in row else ""
-
-    size = cell("weight_bytes", ",.0f") or cell("predicted_bytes", ",.0f")
-    return (
-        cell("accuracy", ".2%"),
-        size,
-        cell("file_bytes", ",.0f"),
-        cell("latency_ms", ".3f"),
-        cell("agreement", ".2%"),
-    )
+    if "predicted_bytes" in row:  # stands for the bytes of what is only simulated
+        row = {"weight_bytes": row["predicted_bytes"]} | row
+    forms = {"accuracy": ".2%", "weight_bytes": ",.0f", "file_bytes": ",.0f", "latency_ms": ".3f", "agreement": ".2%"}
+    return tuple(format(row[name], form) if name in row else "" for name, form in forms.items())

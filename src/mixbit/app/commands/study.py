@@ -89,7 +89,7 @@ def print_study(result: "Study") -> None:
         names = [name for name in names if "kl_" not in name]
     budgets = list(dict.fromkeys(budget for row in answered.values() for budget in row["regret"]))
     rows = []
-    for metric, row in sorted(answered.items(), key=lambda one: -_or_last(one[1]["spearman"])):
+    for metric, row in sorted(answered.items(), key=lambda item: 2 if (rank := item[1]["spearman"]) is None else -rank):
         regret = [_or_dash(row["regret"][budget], ".4f") for budget in budgets]
         spent = _or_dash(row["seconds"], ".1f"), _or_dash(row["peak_mb"], ".0f")
         rows.append((metric, *[with_interval(row, name) for name in names], *regret, *spent))
@@ -111,10 +111,6 @@ def print_study(result: "Study") -> None:
     for metric, reason in reasons.items():
         if metric not in unlabelled:
             say(f"{metric}: {reason}")
-
-
-def _or_last(correlation: float | None) -> float:
-    return -2 if correlation is None else correlation
 
 
 def _or_dash(value: float | None, form: str) -> str:
