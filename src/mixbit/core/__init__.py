@@ -25,10 +25,7 @@ from mixbit.core.io.files import (
     write_bytes as write_bytes,
     write_text as write_text,
 )
-from mixbit.core.io.interrupts import (
-    interrupts_later as interrupts_later,
-    time_limit as time_limit,
-)
+from mixbit.core.io.interrupts import interrupts_later as interrupts_later, time_limit as time_limit
 from mixbit.core.io.methods import Methods as Methods, facts_of as facts_of, method as method, pick as pick
 from mixbit.core.io.progress import draw_nothing as draw_nothing, track as track
 from mixbit.core.plan import Plan as Plan, Price as Price, fingerprint as fingerprint

@@ -1,4 +1,4 @@
-"""digest(): what tells values from others, so that only results that still hold are resumed from."""
+"""digest(): a short name for values, so that a run resumes only from results of the same values."""
 
 import hashlib
 import inspect
@@ -49,31 +49,31 @@ def _parts(value: Any) -> tuple[str, Sequence[Any]]:
     match value:
         case Tensor():
             flat = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            found = f"{value.dtype}{list(value.shape)}{hashlib.sha256(flat.data).hexdigest()}", ()
+            parts = f"{value.dtype}{list(value.shape)}{hashlib.sha256(flat.data).hexdigest()}", ()
         case np.ndarray():
-            found = f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}", ()
+            parts = f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}", ()
         case Mapping():
-            found = "mapping", [*value.items()]
+            parts = "mapping", [*value.items()]
         case list() | tuple():
-            found = "sequence", value
+            parts = "sequence", value
         case set() | frozenset():
-            found = "set", sorted(value, key=repr)
+            parts = "set", sorted(value, key=repr)
         case GraphModule():
-            found = value.code, [value.state_dict()]
+            parts = value.code, [value.state_dict()]
         case partial():
-            found = "partial", [value.func, value.args, value.keywords]
+            parts = "partial", [value.func, value.args, value.keywords]
         case MethodType():
-            found = _source(value), [value.__self__]
+            parts = _source(value), [value.__self__]
         case FunctionType():
             cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            found = _source(value), [cells, value.__defaults__, value.__kwdefaults__]
+            parts = _source(value), [cells, value.__defaults__, value.__kwdefaults__]
         case type() | BuiltinFunctionType() | ModuleType():
-            found = _source(value), ()
+            parts = _source(value), ()
         case _ if value.__getstate__() is None and not callable(value):
-            found = repr(value), ()
+            parts = repr(value), ()
         case _:
-            found = _source(type(value)), [value.__getstate__()]
-    return found
+            parts = _source(type(value)), [value.__getstate__()]
+    return parts
 
 
 def _source(code: Any) -> str:

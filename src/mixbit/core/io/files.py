@@ -126,7 +126,7 @@ def whole_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     With `force` the files replace those of the same names at `path`, one by one; other files there stay.
     """
     check_writable_folder(path, force=force)
-    missing = [one for one in path.absolute().parents if not one.exists()]
+    missing = [parent for parent in path.absolute().parents if not parent.exists()]
     # A rename does not leave a file system, and a folder that is there already may be one of its own (a mount point).
     place = path if path.exists() else path.absolute().parent
     try:

@@ -26,7 +26,7 @@ def interrupts_later() -> Iterator[None]:
 
 
 class _TimeIsUp(BaseException):
-    """No Exception, which the block may catch."""
+    """A BaseException, since the block may catch every Exception."""
 
 
 @contextmanager

@@ -62,8 +62,8 @@ class Store:
         read = self._read(name)
         if read is None:
             return
-        asked = json.loads(json.dumps(question))
-        if not isinstance(read[0], dict) or any(read[0].get(field) != value for field, value in asked.items()):
+        fields = json.loads(json.dumps(question))
+        if not isinstance(read[0], dict) or any(read[0].get(field) != value for field, value in fields.items()):
             raise InvalidInput(
                 f"{self._path(self.folder or Path(), name)}: the checkpoint of another training (graph, data or "
                 "settings differ); delete it, choose another folder, or give --force to throw it away"
