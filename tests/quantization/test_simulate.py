@@ -13,7 +13,7 @@ from mixbit.core.plan import Plan
 from mixbit.core.scheme import Format
 from mixbit.graph.capture import capture
 from mixbit.graph.dataflow import BETWEEN_KINDS
-from mixbit.graph.layers import model_fingerprint
+from mixbit.graph.graph import model_fingerprint
 from mixbit.quantization.assemble import activation_formats, assemble
 from mixbit.quantization.calibrate import calibrate
 from mixbit.quantization.quantizer import Quantizer

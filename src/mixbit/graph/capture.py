@@ -54,7 +54,9 @@ def exported(model: nn.Module, example: Any) -> tuple[fx.GraphModule, Inputs, An
     for number, leaf in enumerate(inputs.tensors):
         _check_finite(f"example: input {number}", leaf)
     with _evaluating(model):
-        expected = _run_eagerly(model, inputs.map(torch.clone))
+        with users_code(f"the model fails on inputs {inputs.describe()}"), torch.no_grad():
+            copies = inputs.map(torch.clone)
+            expected = model(*copies.args, **copies.kwargs)
         program = export_program(model, inputs.args, dict(inputs.kwargs), _dynamic_shapes(inputs))
     module = copy_module(program.module(check_guards=False))
     for parameter in module.parameters():
@@ -138,13 +140,8 @@ def _at_least_two(inputs: Inputs) -> Inputs:
     return inputs.map(lambda leaf: torch.cat([leaf, leaf]) if leaf.ndim > 0 else leaf)
 
 
-def _run_eagerly(model: nn.Module, inputs: Inputs) -> Any:
-    with users_code(f"the model fails on inputs {inputs.describe()}"), torch.no_grad():
-        return model(*inputs.args, **inputs.kwargs)
-
-
 def _remove_bookkeeping(module: fx.GraphModule) -> None:
-    """Drop guards, assertions, updates of buffers and inputs, dropouts that do nothing, and what nobody reads."""
+    """Drop guards, assertions, updates of buffers and inputs, dropouts that do nothing, and what no node reads."""
     for node in list(module.graph.nodes):
         name = str(node.target)
         if node.op == "call_module" or name.startswith(("aten._assert", "aten.sym_constrain")):
@@ -174,11 +171,11 @@ def _shapes(module: fx.GraphModule, inputs: Inputs) -> dict[str, tuple[int, ...]
 
 def _check_same(graph: Graph, inputs: Inputs, expected: Any) -> None:
     """Raise unless the graph returns what the model did, and for the first sample alone what it did in the batch."""
-    single = inputs.map(lambda leaf: leaf[:1] if leaf.ndim > 0 else leaf)
+    single = inputs.rows(slice(1))
     with torch.no_grad():
         actual = graph(*inputs.args, **inputs.kwargs)
-        one = graph(*single.args, **single.kwargs)
-    for got, want, first in zip(*(pytree.tree_leaves(tree) for tree in (actual, expected, one)), strict=True):
+        alone = graph(*single.args, **single.kwargs)
+    for got, want, first in zip(*(pytree.tree_leaves(tree) for tree in (actual, expected, alone)), strict=True):
         if not isinstance(want, Tensor) or not want.is_floating_point():
             continue
         if want.isnan().any():

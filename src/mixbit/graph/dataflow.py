@@ -24,24 +24,17 @@ _FILLS = {
 }  # fmt: skip
 
 
-def after(graph: fx.Graph, sources: Collection[fx.Node]) -> frozenset[fx.Node]:
-    """The sources, and the nodes that depend on their values; sizes, which can be read again, are none."""
+def after(graph: fx.Graph, sources: Collection[fx.Node], apart: Collection[Any] = frozenset()) -> frozenset[fx.Node]:
+    """The sources, and the nodes that depend on their values; sizes, which can be read again, are none.
+
+    Neither are the operators `apart`, nor what depends on the sources through them alone.
+    """
     reached: set[fx.Node] = set()
     for node in graph.nodes:
-        is_size = isinstance(node.meta.get("val"), torch.SymInt | int)
+        is_size = isinstance(node.meta.get("val"), torch.SymInt | int) or packet(node) in apart
         if not is_size and (node in sources or any(before in reached for before in node.all_input_nodes)):
             reached.add(node)
     return frozenset(reached)
-
-
-def depths(graph: fx.Graph, operators: Collection[str]) -> dict[fx.Node, int]:
-    """Node -> how many of the operators there are before it, itself included; for all that depend on the inputs."""
-    depth: dict[fx.Node, int] = {}
-    for node in graph.nodes:
-        before = [depth[other] for other in node.all_input_nodes if other in depth]
-        if node.op == "placeholder" or (before and node.op != "output"):
-            depth[node] = max(before, default=0) + (node.name in operators)
-    return depth
 
 
 def source_of(node: fx.Node) -> fx.Node:
@@ -51,19 +44,16 @@ def source_of(node: fx.Node) -> fx.Node:
     return node
 
 
-def activations(graph: Graph) -> frozenset[Any]:
+def activations(graph: Graph) -> frozenset[fx.Node]:
     """The nodes whose tensors are floating-point and depend on the values of the inputs, not on their shapes alone."""
-    depend: set[fx.Node] = set()
-    found = []
-    for node in graph.module.graph.nodes:
-        value = node.meta.get("val")
-        if isinstance(value, torch.SymInt | int) or packet(node) in _FILLS:
-            continue
-        if node.op == "placeholder" or any(before in depend for before in node.all_input_nodes):
-            depend.add(node)
-            if isinstance(value, Tensor) and value.is_floating_point():
-                found.append(node)
-    return frozenset(found)
+    nodes = graph.module.graph
+    return frozenset(filter(is_float, after(nodes, nodes.find_nodes(op="placeholder"), _FILLS)))
+
+
+def is_float(node: fx.Node) -> bool:
+    """Whether the node makes a tensor of floating-point numbers."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _moves(node: fx.Node) -> bool:
@@ -86,8 +76,6 @@ def _is_zero_padding(node: fx.Node) -> bool:
         return argument(node, 2, "constant") != "constant" or not argument(node, 3)
     return False
 
-
-_aten = torch.ops.aten
 
 #: Functions that clip from below at least, which quantization does as well.
 _CLIPS = {_aten.relu, _aten.relu6, _aten.hardtanh, _aten.clamp, _aten.clamp_min}
@@ -134,13 +122,13 @@ def _added(sources: list[fx.Node], convolutions: frozenset[str], inside: bool) -
 
     None where no convolution feeds it, itself or through one function: the residual stream of a transformer is not
     added faster in integers, and quantizing it makes the network's error several times larger (measured in OpenVINO).
-    With `inside`, an addition runs inside a convolution whose output nobody else reads: that output is left out,
+    With `inside`, an addition runs inside a convolution whose output it alone reads: that output is left out,
     since its runtime would not round it either.
     """
-    if not any(one.name in convolutions for source in sources for one in (source, *source.all_input_nodes)):
+    if not any(node.name in convolutions for source in sources for node in (source, *source.all_input_nodes)):
         return []
-    own = next((one for one in sources if one.name in convolutions and len(one.users) == 1), None)
-    return [one for one in sources if not (inside and one is own and len(set(sources)) > 1)]
+    own = next((source for source in sources if source.name in convolutions and len(source.users) == 1), None)
+    return [source for source in sources if not (inside and source is own and len(set(sources)) > 1)]
 
 
 def convolved(graph: Graph, layer: Layer) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,8 +13,8 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-from mixbit.core import InvalidInput, Plan
-from mixbit.core.batches import Inputs
+from mixbit.core import InvalidInput, Plan, fingerprint
+from mixbit.core.batches import Batch, Inputs
 from mixbit.core.task import Task
 from mixbit.graph.torch_export import copy_module, export_program
 
@@ -127,8 +127,7 @@ class Graph:
         arguments[kind.weight] = weight
         if kind.bias is not None and len(arguments) > kind.bias:
             arguments[kind.bias] = None
-        run = node.target
-        return run(*arguments, **node.kwargs)  # type: ignore[operator] an operator is callable
+        return node.target(*arguments, **node.kwargs)  # type: ignore[operator] an operator is callable
 
     def copy(self) -> "Graph":
         """The same with a module of its own, for changes in place."""
@@ -188,6 +187,23 @@ class Graph:
         leaves = tuple(self._ordered(self.example))
         shapes = (*(_dynamic_batch(leaf) for leaf in leaves), *[None] * len(lifted or ()))
         return export_program(module, (*leaves, *(lifted or {}).values()), {}, shapes, functional=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A float network, data, and what the outputs mean.
+
+    Attributes:
+        graph: The float graph.
+        batches: Inputs, and labels or None.
+        task: What the outputs mean.
+        seed: Of every draw.
+    """
+
+    graph: Graph
+    batches: Sequence[Batch]
+    task: Task
+    seed: int = 0
 
 
 def _dynamic_batch(leaf: Any) -> dict[int, Any] | None:
@@ -304,3 +320,8 @@ class Layer:
     def inputs(self) -> tuple[str, ...]:
         """Names of the tensors it reads, each once."""
         return tuple(dict.fromkeys(operation.input for operation in self.operations if operation.input is not None))
+
+
+def model_fingerprint(layers: tuple[Layer, ...]) -> str:
+    """Which model: a short hash of the layers' names and shapes."""
+    return fingerprint({layer.name: layer.shape for layer in layers})

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from mixbit.core import fingerprint
 from mixbit.graph.dataflow import _quantizes, activations, source_of
-from mixbit.graph.graph import GROUPS, Graph, Layer, Operation, OperatorKind, argument, get_tensor, is_parameter, packet
+from mixbit.graph.graph import GROUPS, Graph, Layer, Operation, OperatorKind, argument, is_parameter, packet
 from mixbit.graph.operators import OPERATOR_KINDS
 
 _aten = torch.ops.aten
@@ -21,17 +20,15 @@ def find_layers(graph: Graph) -> tuple[Layer, ...]:
     Covered: linear, conv1d/2d/3d, transposed convolutions, embedding, and addmm, mm, matmul with a two-dimensional
     parameter on the right, transposed or not. A parameter used several times is one layer with several operators.
     """
-    found: dict[str, tuple[int, list[Operation]]] = {}
+    operations: dict[str, list[Operation]] = {}
     data = activations(graph)
     for node in graph.module.graph.nodes:
         located = _locate(graph, node, data)
-        if located is None:
-            continue
-        name, axis, operation = located
-        found.setdefault(name, (axis, []))[1].append(operation)
+        if located is not None:
+            operations.setdefault(located[0], []).append(located[1])
     return tuple(
-        Layer(name, tuple(get_tensor(graph.module, name).shape), axis, tuple(operations))
-        for name, (axis, operations) in found.items()
+        Layer(name, tuple(graph.parameter(name).shape), readers[0].axis, tuple(readers))
+        for name, readers in operations.items()
     )
 
 
@@ -50,20 +47,15 @@ def shared_inputs(layers: tuple[Layer, ...]) -> tuple[tuple[int, ...], ...]:
     return tuple(sorted(tuple(sorted(members)) for members, _ in groups if len(members) > 1))
 
 
-def model_fingerprint(layers: tuple[Layer, ...]) -> str:
-    """Which model: a short hash of the layers' names and shapes."""
-    return fingerprint({layer.name: layer.shape for layer in layers})
-
-
-def _locate(graph: Graph, node: fx.Node, data: frozenset[Any]) -> tuple[str, int, Operation] | None:
-    """Name of the parameter, its output axis, and the operation, where the node is linear in a parameter."""
+def _locate(graph: Graph, node: fx.Node, data: frozenset[Any]) -> tuple[str, Operation] | None:
+    """Name of the parameter and the operation, where the node is linear in a parameter."""
     kind = OPERATOR_KINDS.get(packet(node))
     if kind is None:
         return None
     parameter, transposed = _parameter(argument(node, kind.weight))
     if parameter is None:
         return None
-    weight = get_tensor(graph.module, parameter)
+    weight = graph.parameter(parameter)
     is_product = kind.name in ("matmul", "addmm")
     if not weight.is_floating_point() or (is_product and weight.ndim != 2) or (transposed and not is_product):
         return None
@@ -80,7 +72,7 @@ def _locate(graph: Graph, node: fx.Node, data: frozenset[Any]) -> tuple[str, int
     bias = argument(node, kind.bias)
     takes_bias = kind.bias is not None and (bias is None or is_parameter(bias))
     macs = count_macs(graph, node, kind, tuple(weight.shape), axis)
-    return parameter, axis, Operation(node.name, kind, read, macs, groups, takes_bias, transposed)
+    return parameter, Operation(node.name, kind, read, macs, groups, takes_bias, transposed)
 
 
 def _parameter(node: Any) -> tuple[str | None, bool]:

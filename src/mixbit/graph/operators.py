@@ -9,7 +9,6 @@ from mixbit.graph.graph import Graph, Operation, OperatorKind
 
 _aten = torch.ops.aten
 
-
 OPERATOR_KINDS = {
     _aten.linear: OperatorKind("linear", 0, 1, 2, 0),
     _aten.conv1d: OperatorKind("conv1d", 0, 1, 2, 0),
