@@ -8,7 +8,7 @@ from torch import Tensor, fx
 
 from mixbit.graph.dataflow import activations, after, is_float
 from mixbit.graph.graph import Graph, packet
-from mixbit.graph.operators import NONLINEARITIES
+from mixbit.graph.layers import NONLINEARITIES
 from mixbit.graph.walk import Walker
 
 

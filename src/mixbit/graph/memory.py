@@ -9,7 +9,7 @@ from torch import fx
 from mixbit.core import FloatArray, Target
 from mixbit.graph.dataflow import activations, inputs_between, source_of
 from mixbit.graph.graph import Graph, packet
-from mixbit.graph.operators import ARITHMETIC, NONLINEARITIES
+from mixbit.graph.layers import ARITHMETIC, NONLINEARITIES
 
 _aten = torch.ops.aten
 

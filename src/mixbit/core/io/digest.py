@@ -1,14 +1,18 @@
-"""digest(): a short name for values, so that a run resumes only from results of the same values."""
+"""What a result came from: a digest of values, by which a run knows results of the same, and the machine it ran on."""
 
 import hashlib
 import inspect
+import os
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
@@ -82,3 +86,25 @@ def _source(code: Any) -> str:
         return inspect.getsource(code)
     except (OSError, TypeError):
         return getattr(code, "__qualname__", code.__name__)
+
+
+def environment() -> dict[str, str]:
+    """What a run ran on: the processor and the versions of packages."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "torch_threads": str(torch.get_num_threads()),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import write_bytes, write_text
+from mixbit.core.io.files import file_errors, write_bytes, write_text
 
 
 class Stored(NamedTuple):
@@ -70,10 +70,8 @@ class Store:
             )
 
     def _path(self, folder: Path, name: str) -> Path:
-        try:
+        with file_errors(f"{folder}: cannot be made", "; choose another folder"):
             folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InvalidInput(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
         return folder / f"{name}.safetensors"
 
     def _read(self, name: str) -> tuple[Any, Stored] | None:
