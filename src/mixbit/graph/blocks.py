@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from mixbit.graph.dataflow import activations, after, is_float
 from mixbit.graph.graph import Graph, packet
-from mixbit.graph.layers import NONLINEARITIES
+from mixbit.graph.layers import NONLINEARITIES, activations, after, is_float
 from mixbit.graph.walk import Walker
 
 

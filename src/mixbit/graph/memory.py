@@ -7,9 +7,8 @@ import torch
 from torch import fx
 
 from mixbit.core import FloatArray, Target
-from mixbit.graph.dataflow import activations, inputs_between, source_of
 from mixbit.graph.graph import Graph, packet
-from mixbit.graph.layers import ARITHMETIC, NONLINEARITIES
+from mixbit.graph.layers import ARITHMETIC, NONLINEARITIES, activations, inputs_between, source_of
 
 _aten = torch.ops.aten
 
