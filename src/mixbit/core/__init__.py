@@ -1,4 +1,4 @@
-"""The words of the package, and what comes and goes: all of it but `task` and `batches`, which load torch."""
+"""The terms of the package, its files and its terminal: all that loads no torch, as `task` and `batches` do."""
 
 from mixbit.core.budget import (
     Budget as Budget,
