@@ -33,7 +33,7 @@ from mixbit.core.io.terminal import (
     time_limit as time_limit,
     track as track,
 )
-from mixbit.core.plan import Plan as Plan, Price as Price, fingerprint as fingerprint
+from mixbit.core.plan import Plan as Plan, Price as Price
 from mixbit.core.scheme import (
     FLOATS as FLOATS,
     INPUT_BITS as INPUT_BITS,

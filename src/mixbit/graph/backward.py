@@ -1,4 +1,4 @@
-"""One forward and backward pass of the float graph that hands over the gradient at every layer and every input."""
+"""Gradients of the float graph at its layers and their inputs, from one forward and backward pass."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, reduce
@@ -30,7 +30,7 @@ def run_for_gradients(graph: Graph, inputs: Inputs, around: Mapping[str, Around]
 
 
 class Backward:
-    """Runs the float graph forward and backward, and hands over the gradients at operations and at inputs of layers.
+    """Runs the float graph forward and backward, and passes on the gradients at operations and at inputs of layers.
 
     Args:
         graph: The float graph.

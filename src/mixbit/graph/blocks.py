@@ -17,7 +17,7 @@ class Block:
 
     Attributes:
         nodes: Their names, in execution order.
-        outputs: Names of its nodes whose tensors it is there to make: what later nodes read of it.
+        outputs: Names of its nodes whose tensors depend on its layers and are read by later nodes.
         layers: Names of the layers whose weight is first read in it.
     """
 

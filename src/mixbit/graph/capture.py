@@ -14,7 +14,7 @@ from mixbit.core import InvalidInput, UnsupportedModel
 from mixbit.core.batches import Inputs
 from mixbit.core.io.user_code import users_code
 from mixbit.graph.fold import fold_batch_norms
-from mixbit.graph.graph import Graph, _check_finite, _dynamic_batch
+from mixbit.graph.graph import Graph, _check_finite, _dynamic_batch, device_of
 from mixbit.graph.layers import find_layers
 from mixbit.graph.torch_export import copy_module, export_program
 from mixbit.graph.walk import Walker, seen
@@ -50,7 +50,7 @@ def exported(model: nn.Module, example: Any) -> tuple[fx.GraphModule, Inputs, An
     """
     check_module(model)
     _check_tensors(model)
-    inputs = _at_least_two(Inputs.of(example)).to(_device_of(model))
+    inputs = _at_least_two(Inputs.of(example)).to(device_of(model))
     for number, leaf in enumerate(inputs.tensors):
         _check_finite(f"example: input {number}", leaf)
     with _evaluating(model):
@@ -125,10 +125,6 @@ def _check_tensors(model: nn.Module) -> None:
             raise InvalidInput(f"{name}: holds inf; train or load the model again")
         if parameter.is_floating_point() and parameter.dtype not in (torch.float32, torch.float64):
             raise InvalidInput(f"{name}: {parameter.dtype}; quantize the model in float32, as model.float() gives it")
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def _at_least_two(inputs: Inputs) -> Inputs:

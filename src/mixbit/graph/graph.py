@@ -1,6 +1,8 @@
 """The captured network: its nodes, the layers that can be quantized and their operators, and running it."""
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-from mixbit.core import InvalidInput, Plan, fingerprint
+from mixbit.core import InvalidInput, Plan
 from mixbit.core.batches import Batch, Inputs
 from mixbit.core.task import Task
 from mixbit.graph.torch_export import copy_module, export_program
@@ -49,6 +51,11 @@ def get_tensor(module: nn.Module, name: str) -> Tensor:
 def tensor_of(module: nn.Module, node: fx.Node) -> Tensor:
     """The parameter or buffer that the node reads."""
     return get_tensor(module, str(node.target))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the parameters are; the CPU for a module without any."""
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def check_graph(graph: Any, name: str = "graph") -> None:
@@ -100,7 +107,7 @@ class Graph:
     @property
     def device(self) -> torch.device:
         """Where the parameters are; the CPU for a graph without any."""
-        return next((parameter.device for parameter in self.module.parameters()), torch.device("cpu"))
+        return device_of(self.module)
 
     def node(self, name: str) -> fx.Node:
         """The node of that name."""
@@ -173,7 +180,7 @@ class Graph:
         """The graph, quantizers included, as an exported program of flat inputs with a dynamic batch.
 
         Args:
-            lifted: Name of a node -> its value, to be handed in as one more input, in that order, in place of it.
+            lifted: Name of a node -> its value, which becomes one more input, in that order, instead.
         """
         module = copy_module(self.module).eval()
         module.graph.set_codegen(CodeGen())
@@ -323,5 +330,6 @@ class Layer:
 
 
 def model_fingerprint(layers: tuple[Layer, ...]) -> str:
-    """Which model: a short hash of the layers' names and shapes."""
-    return fingerprint({layer.name: layer.shape for layer in layers})
+    """Which model: the first 16 hex digits of the SHA-256 of its layers' names and weight shapes."""
+    text = json.dumps({layer.name: list(layer.shape) for layer in sorted(layers, key=lambda layer: layer.name)})
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -25,13 +25,13 @@ OPERATOR_KINDS = {
     _aten.mm: OperatorKind("matmul", 0, 1, None, 1),
     _aten.matmul: OperatorKind("matmul", 0, 1, None, 1),
 }
-#: Functions of each number alone, as they stand behind layers.
+#: Elementwise functions that follow layers.
 NONLINEARITIES = frozenset({
     _aten.relu, _aten.relu6, _aten.leaky_relu, _aten.elu, _aten.selu, _aten.silu, _aten.gelu, _aten.mish,
     _aten.sigmoid, _aten.tanh, _aten.softplus, _aten.hardtanh, _aten.hardswish, _aten.hardsigmoid, _aten.clamp,
     _aten.clamp_min, _aten.clamp_max,
 })  # fmt: skip
-#: Operators on two tensors, number by number.
+#: Elementwise operators on two tensors.
 ARITHMETIC = frozenset({_aten.add, _aten.sub, _aten.mul, _aten.div})
 #: Numbers that one run on several weights should return, where that can be chosen (4 MB of float32): more leave the
 #: caches, and memory fresh from the system costs more than the arithmetic.
