@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +14,7 @@ from mixbit.core.batches import Inputs
 from mixbit.core.io.user_code import users_code
 from mixbit.graph.fold import fold_batch_norms
 from mixbit.graph.graph import Graph, _check_finite, _dynamic_batch, device_of
-from mixbit.graph.layers import find_layers
+from mixbit.graph.layers import with_layers
 from mixbit.graph.torch_export import copy_module, export_program
 from mixbit.graph.walk import Walker, seen
 
@@ -37,8 +36,7 @@ def capture(model: nn.Module, example: Any) -> Graph:
     """
     module, inputs, expected = exported(model, example)
     fold_batch_norms(module)
-    graph = Graph(module, inputs, _shapes(module, inputs))
-    graph = replace(graph, layers=find_layers(graph))
+    graph = with_layers(Graph(module, inputs, _shapes(module, inputs)))
     _check_same(graph, inputs, expected)
     return graph
 

@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -61,8 +62,8 @@ BETWEEN_KINDS = frozenset(_BETWEEN.values())
 _TRANSPOSES = {_aten.t, _aten.numpy_T, _aten.transpose, _aten.permute}
 
 
-def find_layers(graph: Graph) -> tuple[Layer, ...]:
-    """Every operator linear in a parameter, grouped by the parameter, in execution order: what `Graph.layers` holds.
+def with_layers(graph: Graph) -> Graph:
+    """The graph with its layers: every operator linear in a parameter, grouped by the parameter, in execution order.
 
     Covered: linear, conv1d/2d/3d, transposed convolutions, embedding, and addmm, mm, matmul with a two-dimensional
     parameter on the right, transposed or not. A parameter used several times is one layer with several operators.
@@ -73,10 +74,11 @@ def find_layers(graph: Graph) -> tuple[Layer, ...]:
         located = _locate(graph, node, data)
         if located is not None:
             operations.setdefault(located[0], []).append(located[1])
-    return tuple(
+    layers = (
         Layer(name, tuple(graph.parameter(name).shape), readers[0].axis, tuple(readers))
         for name, readers in operations.items()
     )
+    return replace(graph, layers=tuple(layers))
 
 
 def shared_inputs(layers: tuple[Layer, ...]) -> tuple[tuple[int, ...], ...]:
