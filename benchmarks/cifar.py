@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mixbit.core import track
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.progress import track
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from benchmarks import paths
-from mixbit.core.io.progress import track
+from mixbit.core import track
 
 WIDTH, HEADS, BLOCKS, CONTEXT = 128, 4, 4, 128
 STEPS, BATCH, RATE, SEED = 1500, 32, 1e-3, 0

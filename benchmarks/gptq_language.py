@@ -21,8 +21,7 @@ from torch.nn import functional
 import mixbit as mb
 from benchmarks import gpt, paths
 from mixbit.core.batches import Inputs
-from mixbit.graph.graph import Graph
-from mixbit.graph.layers import model_fingerprint
+from mixbit.graph.graph import Graph, model_fingerprint
 
 ROUNDINGS = ("nearest", "gptq")
 EMBEDDING = "characters.weight"

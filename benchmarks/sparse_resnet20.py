@@ -22,9 +22,8 @@ from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Scheme
 from mixbit.core.target import find_target
 from mixbit.graph import Graph
-from mixbit.graph.case import Case
 from mixbit.graph.evaluate import Evaluation, evaluate
-from mixbit.graph.layers import model_fingerprint
+from mixbit.graph.graph import Case, model_fingerprint
 from mixbit.quantization.calibrate import Calibration
 from mixbit.quantization.masks import choose_masks
 from mixbit.quantization.sparsity import misfit

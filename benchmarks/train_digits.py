@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixbit.core.io.progress import track
+from mixbit.core import track
 from mixbit.demo import data
 from mixbit.demo.network import DigitsNet
 

@@ -12,8 +12,7 @@ from mixbit.core.batches import Inputs
 from mixbit.core.plan import Plan
 from mixbit.core.target import Target
 from mixbit.graph.capture import capture
-from mixbit.graph.graph import Graph, Layer
-from mixbit.graph.layers import model_fingerprint
+from mixbit.graph.graph import Graph, Layer, model_fingerprint
 from mixbit.quantization.assemble import quantizers_of
 from mixbit.quantization.quantizer import Quantizer
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from mixbit.graph.capture import capture
-from mixbit.graph.dataflow import BETWEEN_KINDS, activations, convolved, inputs_between, observable
+from mixbit.graph.layers import BETWEEN_KINDS, activations, convolved, inputs_between, observable
 from tests.networks import Net, Residual, matrix
 
 

@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixbit.core.errors import InvalidInput
 from mixbit.graph.capture import capture
-from mixbit.graph.graph import check_graph
-from mixbit.graph.layers import model_fingerprint, shared_inputs
+from mixbit.graph.graph import check_graph, model_fingerprint
+from mixbit.graph.layers import shared_inputs
 from tests.networks import OPERATORS, Attention, Net, Residual, captured_operator
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mixbit.graph.operators import run_stacked, stack_weights
+from mixbit.graph.layers import run_stacked, stack_weights
 from tests.networks import OPERATORS, captured_operator
 
 

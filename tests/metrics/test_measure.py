@@ -7,7 +7,7 @@ import torch
 from mixbit.core.errors import InvalidInput
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
-from mixbit.graph.layers import model_fingerprint
+from mixbit.graph.graph import model_fingerprint
 from mixbit.metrics import Estimate
 from mixbit.metrics.measure import measure
 from mixbit.quantization.calibrate import calibrate

@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 import torch
 from torch import nn
@@ -9,7 +7,7 @@ from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Format
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph
-from mixbit.graph.layers import find_layers
+from mixbit.graph.layers import with_layers
 from mixbit.quantization.calibrate import FEWEST_SAMPLES, MOST_SAMPLES, Calibration, _Reservoir, calibrate, mean_output
 from tests.networks import OPERATORS, Net, Residual, assert_state_is, batches_of, captured_operator, state_of
 
@@ -145,7 +143,7 @@ def test_samples_that_cannot_be_told_apart_are_kept_as_they_are():
     inputs = Inputs.of(torch.randn(3, 2))
     shapes = {node.name: tuple(node.meta["val"].shape) for node in program.graph.nodes if node.op == "call_function"}
     graph = Graph(program.run_decompositions({}).module(check_guards=False), inputs, shapes)
-    graph = dataclasses.replace(graph, layers=find_layers(graph))
+    graph = with_layers(graph)
     (samples,) = calibrate(graph, [inputs]).samples.values()
     torch.testing.assert_close(samples, inputs.args[0].sum(0, keepdim=True))
 

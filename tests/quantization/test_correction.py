@@ -8,8 +8,8 @@ from torch.nn import functional as F
 from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
 from mixbit.graph.capture import capture
-from mixbit.graph.dataflow import depths
 from mixbit.graph.graph import tensor_of
+from mixbit.graph.walk import depths
 from mixbit.quantization.biases import _operations, corrected
 from mixbit.quantization.calibrate import calibrate
 from mixbit.roundings.quantize import quantize

@@ -13,7 +13,7 @@ from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Scheme, Sparsity
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
-from mixbit.graph.case import Case
+from mixbit.graph.graph import Case
 from mixbit.quantization.affine import min_max_factors
 from mixbit.quantization.assemble import quantizers_of
 from mixbit.quantization.calibrate import calibrate

@@ -12,8 +12,8 @@ from mixbit.core.errors import InvalidInput
 from mixbit.core.plan import Plan
 from mixbit.core.scheme import Format
 from mixbit.graph.capture import capture
-from mixbit.graph.dataflow import BETWEEN_KINDS
-from mixbit.graph.layers import model_fingerprint
+from mixbit.graph.graph import model_fingerprint
+from mixbit.graph.layers import BETWEEN_KINDS
 from mixbit.quantization.assemble import activation_formats, assemble
 from mixbit.quantization.calibrate import calibrate
 from mixbit.quantization.quantizer import Quantizer

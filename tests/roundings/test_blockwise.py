@@ -13,9 +13,8 @@ from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Format
 from mixbit.core.task import Task
 from mixbit.graph.backward import squared_gradients
-from mixbit.graph.blocks import find_blocks
-from mixbit.graph.layers import model_fingerprint
-from mixbit.graph.walk import needed_later, stretches
+from mixbit.graph.blocks import find_blocks, needed_later, stretches
+from mixbit.graph.graph import model_fingerprint
 from mixbit.quantization.assemble import quantizers_of
 from mixbit.quantization.calibrate import calibrate
 from mixbit.roundings import _learned

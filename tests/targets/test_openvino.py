@@ -9,7 +9,7 @@ INTERRUPTED = """
 import faulthandler, gc, pathlib, signal, sys
 import torch
 import mixbit as mb
-from mixbit.graph.layers import model_fingerprint
+from mixbit.graph.graph import model_fingerprint
 from mixbit.core.target import find_target
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell turns off for what runs in its background

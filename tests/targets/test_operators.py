@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from mixbit.core.plan import Plan
 from mixbit.core.target import find_target
 from mixbit.graph.capture import capture
-from mixbit.graph.layers import model_fingerprint
+from mixbit.graph.graph import model_fingerprint
 from mixbit.roundings.quantize import quantize
 from mixbit.targets.export import export
 from tests.networks import Net

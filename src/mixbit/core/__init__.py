@@ -1,4 +1,4 @@
-"""The words of the package, and what comes and goes: all of it but `task` and `batches`, which load torch."""
+"""The terms of the package, its files and its terminal: all that loads no torch, as `task` and `batches` do."""
 
 from mixbit.core.budget import (
     Budget as Budget,
@@ -17,6 +17,7 @@ from mixbit.core.errors import (
 from mixbit.core.io.files import (
     check_new_file as check_new_file,
     check_writable_folder as check_writable_folder,
+    file_errors as file_errors,
     read_json as read_json,
     read_model as read_model,
     save_arrays as save_arrays,
@@ -25,13 +26,14 @@ from mixbit.core.io.files import (
     write_bytes as write_bytes,
     write_text as write_text,
 )
-from mixbit.core.io.interrupts import (
+from mixbit.core.io.methods import Methods as Methods, facts_of as facts_of, method as method, pick as pick
+from mixbit.core.io.terminal import (
+    draw_nothing as draw_nothing,
     interrupts_later as interrupts_later,
     time_limit as time_limit,
+    track as track,
 )
-from mixbit.core.io.methods import Methods as Methods, facts_of as facts_of, method as method, pick as pick
-from mixbit.core.io.progress import draw_nothing as draw_nothing, track as track
-from mixbit.core.plan import Plan as Plan, Price as Price, fingerprint as fingerprint
+from mixbit.core.plan import Plan as Plan, Price as Price
 from mixbit.core.scheme import (
     FLOATS as FLOATS,
     INPUT_BITS as INPUT_BITS,

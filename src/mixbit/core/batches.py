@@ -173,9 +173,9 @@ def split_all(batches: Iterable[Any], num_inputs: int | None) -> list[Batch]:
 
 def _num_inputs(model: nn.Module, batch: Sequence[Any]) -> int:
     parameters = list(inspect.signature(model.forward).parameters.values())
-    positional = [one for one in parameters if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
-    required = sum(one.default is one.empty for one in positional)
-    takes_any = any(one.kind is one.VAR_POSITIONAL for one in parameters)
+    positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    required = sum(each.default is each.empty for each in positional)
+    takes_any = any(each.kind is each.VAR_POSITIONAL for each in parameters)
     last, others = batch[-1], len(batch) - 1
     looks_like_labels = isinstance(last, Tensor) and last.ndim == 1 and not last.is_floating_point()
     if (not takes_any and len(batch) > len(positional)) or (others >= max(1, required) and looks_like_labels):
@@ -184,7 +184,7 @@ def _num_inputs(model: nn.Module, batch: Sequence[Any]) -> int:
 
 
 def hold_out(pairs: list[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Held-out and kept data: every HELD_OUT-th batch, or of a single batch every HELD_OUT-th sample.
+    """Held-out data and the rest: every HELD_OUT-th batch, or of a single batch every HELD_OUT-th sample.
 
     One sample alone serves as both.
     """
@@ -196,7 +196,7 @@ def hold_out(pairs: list[Batch]) -> tuple[list[Batch], list[Batch]]:
     if count == 1:
         return pairs, pairs
     every = min(HELD_OUT, count)
-    out = [index for index in range(count) if index % every == every - 1]
-    kept = [index for index in range(count) if index % every != every - 1]
-    held_out, rest = ((inputs.rows(rows), None if labels is None else labels[rows]) for rows in (out, kept))
+    out = list(range(every - 1, count, every))
+    others = [index for index in range(count) if index not in out]
+    held_out, rest = ((inputs.rows(rows), None if labels is None else labels[rows]) for rows in (out, others))
     return [held_out], [rest]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mixbit.core.errors import InvalidInput
 from mixbit.core.io.methods import pick
 from mixbit.core.scheme import Scheme
-from mixbit.core.table import Sensitivity
+from mixbit.core.table import FloatArray, Sensitivity
 
 RESOURCES = {
     "weight_bytes": "bytes in the file for weights and their scales",
@@ -40,7 +40,7 @@ class Limit:
     """
 
     name: str
-    usage: NDArray[np.float64]
+    usage: FloatArray
     bound: float
     ratio_of: float | None = None
     offset: float = 0.0
@@ -156,14 +156,14 @@ def _in_full(value: float) -> str:
     return repr(value).removesuffix(".0")
 
 
-def resource_usage(name: str, table: Sensitivity) -> NDArray[np.float64]:
+def resource_usage(name: str, table: Sensitivity) -> FloatArray:
     """[L, C] what each choice adds to a resource, in the unit that its name states.
 
     Raises:
         InvalidInput: a name that is unknown or stands for a ratio to uniform w8a8, which does not add up; or a
             resource that the table does not hold.
     """
-    known = [one for one in RESOURCES if one not in _RATIOS and one != "activation_bytes"]
+    known = [resource for resource in RESOURCES if resource not in _RATIOS and resource != "activation_bytes"]
     if name not in known:
         instead = f"; take {_RATIOS[name]}" if name == "bit_ops_ratio" else ""
         raise InvalidInput(f"resource {name!r} does not add up over layers; known: {', '.join(known)}{instead}")
@@ -194,19 +194,19 @@ def _limits(name: str, value: float, table: Sensitivity) -> list[Limit]:
     return [Limit(name, usage, int8 / value, int8)]
 
 
-def _bit_complexity(table: Sensitivity) -> NDArray[np.float64]:
+def _bit_complexity(table: Sensitivity) -> FloatArray:
     """[L, C] multiply-accumulates x the larger of weight and input bits."""
     schemes = [Scheme.parse(choice) for choice in table.choices]
-    return np.outer(table.macs, [float(max(one.weight_bits, one.input_bits)) for one in schemes])
+    return np.outer(table.macs, [float(max(scheme.weight_bits, scheme.input_bits)) for scheme in schemes])
 
 
-def activation_bytes(table: Sensitivity, choices: NDArray[np.int64]) -> NDArray[np.float64]:
+def activation_bytes(table: Sensitivity, choices: NDArray[np.int64]) -> FloatArray:
     """[N] the most bytes of activations that N choices [N, L] have alive at once; see `live_activations`."""
     fixed, numbers = _live(table)
     return (fixed + _bytes_of_inputs(table)[choices] @ numbers.T).max(axis=1)
 
 
-def _live(table: Sensitivity) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _live(table: Sensitivity) -> tuple[FloatArray, FloatArray]:
     """[S] bytes that are alive at each moment whatever the plan, and [S, L] numbers that each layer's choice stores."""
     if table.live is None:
         raise InvalidInput(
@@ -215,6 +215,6 @@ def _live(table: Sensitivity) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     return table.live[:, 0], table.live[:, 1:]
 
 
-def _bytes_of_inputs(table: Sensitivity) -> NDArray[np.float64]:
+def _bytes_of_inputs(table: Sensitivity) -> FloatArray:
     """[C] of one number."""
     return np.array([4.0 if Scheme.parse(choice).input is None else 1.0 for choice in table.choices])

@@ -26,11 +26,7 @@ class InfeasibleBudget(MixbitError):
     exit_code = 3
 
     def __init__(
-        self,
-        message: str,
-        *,
-        reachable: tuple[tuple[float, float], ...] = (),
-        binding: tuple[int, ...] = (),
+        self, message: str, *, reachable: tuple[tuple[float, float], ...] = (), binding: tuple[int, ...] = ()
     ) -> None:
         super().__init__(message)
         self.reachable = reachable

@@ -1,7 +1,5 @@
 """Plans: layer -> scheme, a JSON file that people read, diff and edit."""
 
-import hashlib
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -39,7 +37,7 @@ class Plan(BaseModel):
 
     Attributes:
         target: Name of the target that the plan is for.
-        fingerprint: Which model the plan is for: see `fingerprint`.
+        fingerprint: Which model the plan is for: see `model_fingerprint`.
         layers: Layer -> scheme as text, in execution order.
         budget: The limits that the plan was made under, or `max_drop`; empty for a plan written by hand.
         predicted: What the search expected: `loss`, its `standard_error` where known, `weight_bytes`, `weight_ratio`,
@@ -101,12 +99,6 @@ class Plan(BaseModel):
     def from_json(cls, text: str, place: str) -> "Plan":
         """Read a plan from JSON text; `place` names its origin in errors."""
         return model_of(text, place, cls, "a plan")
-
-
-def fingerprint(shapes: dict[str, tuple[int, ...]]) -> str:
-    """A short name of a model's layers: the first 16 hex digits of the SHA-256 of their names and weight shapes."""
-    text = json.dumps({name: list(shape) for name, shape in sorted(shapes.items())})
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _some(names: Iterable[str]) -> str:

@@ -132,16 +132,15 @@ class Scheme:
 
     @property
     def fallbacks(self) -> tuple["Scheme", ...]:
-        """What takes the place of a scheme whose input is ranged at run time, the first of these that a layer can take.
+        """What replaces a scheme whose input is ranged at run time: the first of these that a layer can take.
 
         The same weight beside an input in float, or that without its groups; of other schemes, none.
         """
         if self.input is None or not self.input.dynamic:
             return ()
-        found = [Scheme(self.weight)]
-        if self.weight is not None and self.weight.group is not None:
-            found.append(Scheme(dataclasses.replace(self.weight, granularity="channel", group=None)))
-        return tuple(found)
+        if self.weight is None or self.weight.group is None:
+            return (Scheme(self.weight),)
+        return Scheme(self.weight), Scheme(dataclasses.replace(self.weight, granularity="channel", group=None))
 
     @property
     def weight_bits(self) -> int:

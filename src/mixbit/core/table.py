@@ -179,7 +179,7 @@ class Sensitivity:
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON; entries that are not offered are null."""
-        # No layers are tied to one scheme; the file says so, as it always did.
+        # No layers are tied to one scheme; readers of the file's format expect the field.
         content = {"version": 1, **TypeAdapter(Sensitivity).dump_python(self, mode="json"), "ties": []}
         write_text(Path(path), json.dumps(content, indent=2) + "\n")
 

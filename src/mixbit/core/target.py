@@ -54,7 +54,7 @@ class Load(Protocol):
 
     Args of a call: the folder; the captured graph of the user's model, where the target needs it; `batch_size` fixes
     the first dimension of every input where the runtime gains by that; `default_settings` takes the runtime's own
-    settings in place of those under which it computes as the simulation does.
+    settings instead of those under which it computes as the simulation does.
 
     A call raises InvalidInput where the runtime is not installed or a file is missing, and TargetMismatch where the
     runtime cannot load the file; so does the runner where the file does not take the inputs.

@@ -73,7 +73,7 @@ class Task:
         Raises:
             InvalidInput: there is none, it does not have that shape, or it holds NaN or inf.
         """
-        output = _found(returned)
+        output = _output(returned)
         if self.name == "regression":
             return output.flatten(1) if output.ndim > 1 else output.unsqueeze(1)
         wanted, axis = _SHAPES[self.name]
@@ -97,7 +97,7 @@ class Task:
         outputs = self.outputs(returned)
         labels = labels.to(outputs.device)
         if self.own_loss is not None:
-            return self._own_loss_of(self.own_loss, _found(returned), labels)
+            return self._own_loss_of(self.own_loss, _output(returned), labels)
         if not self.has_accuracy:
             if labels.shape[:1] != outputs.shape[:1] or labels.numel() != outputs.numel():
                 raise InvalidInput(f"labels: {list(labels.shape)} for outputs {list(outputs.shape)}")
@@ -118,8 +118,8 @@ class Task:
         if not isinstance(value, Tensor):
             raise InvalidInput(f"the loss returns a {type(value).__name__}; return a tensor, without .item()")
         if value.numel() != 1 or not torch.isfinite(value).all():
-            found = f"{list(value.shape)}" if value.numel() != 1 else f"{value.item()}"
-            raise InvalidInput(f"the loss must be one finite number, the mean of the batch; it is {found}")
+            text = f"{list(value.shape)}" if value.numel() != 1 else f"{value.item()}"
+            raise InvalidInput(f"the loss must be one finite number, the mean of the batch; it is {text}")
         if output.requires_grad and not value.requires_grad:
             raise InvalidInput(
                 "the loss has no gradient by the output: it is detached, or made of argmax, rounding or new tensors; "
@@ -166,7 +166,7 @@ class Task:
             raise InvalidInput(f"labels: {low}..{high} found, but the model has classes 0..{num_classes - 1}")
 
 
-def _found(returned: Any) -> Tensor:
+def _output(returned: Any) -> Tensor:
     output = output_of(returned)
     if output is None or not output.is_floating_point() or output.ndim == 0:
         raise InvalidInput("the model returns no floating-point tensor with a batch dimension")

@@ -1,4 +1,4 @@
-"""One forward and backward pass of the float graph that hands over the gradient at every layer and every input."""
+"""Gradients of the float graph at its layers and their inputs, from one forward and backward pass."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, reduce
@@ -9,9 +9,8 @@ from torch import Tensor
 
 from mixbit.core import track
 from mixbit.core.batches import Inputs
-from mixbit.graph.case import Case
-from mixbit.graph.graph import Graph, Layer, Operation
-from mixbit.graph.operators import FEW_ELEMENTS
+from mixbit.graph.graph import Case, Graph, Layer, Operation
+from mixbit.graph.layers import FEW_ELEMENTS
 from mixbit.graph.sample_axis import group_samples, sample_axis
 from mixbit.graph.walk import Around, Walker, seen
 
@@ -31,13 +30,13 @@ def run_for_gradients(graph: Graph, inputs: Inputs, around: Mapping[str, Around]
 
 
 class Backward:
-    """Runs the float graph forward and backward, and hands over the gradients at operations and at inputs of layers.
+    """Runs the float graph forward and backward, and passes on the gradients at operations and at inputs of layers.
 
     Args:
         graph: The float graph.
         layers: Their operations and inputs are watched.
-        at_operation: Called once for every operation that the loss depends on; None where nobody asks.
-        at_input: Called once for every tensor that layers read and the loss depends on; None where nobody asks.
+        at_operation: Called once for every operation that the loss depends on; None where it is not needed.
+        at_input: Called once for every tensor that layers read and the loss depends on; None where it is not needed.
     """
 
     def __init__(
@@ -148,7 +147,7 @@ def squared_gradients(case: Case, names: tuple[str, ...]) -> dict[tuple[int, str
     float network's output (Li et al. 2021, BRECQ, equation 10); one draw for each sample.
     """
     generator = torch.Generator().manual_seed(case.seed)
-    found = {}
+    squares = {}
     for number, (inputs, _) in enumerate(track(case.batches, "weigh errors")):
         tensors: dict[str, Tensor] = {}
         with torch.enable_grad():
@@ -156,12 +155,12 @@ def squared_gradients(case: Case, names: tuple[str, ...]) -> dict[tuple[int, str
             returned = Walker(case.graph.module, around).returned(case.graph.leaves(inputs))
             value = case.task.draw(case.task.outputs(returned), generator)
             gradients = torch.autograd.grad(value, [*tensors.values()], allow_unused=True, materialize_grads=True)
-        found |= {(number, name): slope.square() for name, slope in zip(tensors, gradients, strict=True)}
+        squares |= {(number, name): slope.square() for name, slope in zip(tensors, gradients, strict=True)}
     for name in names:
-        mean = torch.stack([one.mean() for (_, other), one in found.items() if other == name]).mean()
+        mean = torch.stack([square.mean() for (_, other), square in squares.items() if other == name]).mean()
         if mean > 0:
-            found |= {key: one / mean for key, one in found.items() if key[1] == name}
-    return found
+            squares |= {key: square / mean for key, square in squares.items() if key[1] == name}
+    return squares
 
 
 def _record(tensors: dict[str, Tensor], name: str, value: Tensor, _: tuple[Any, ...]) -> None:

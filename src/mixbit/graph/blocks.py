@@ -1,14 +1,14 @@
 """Blocks: stretches of a graph between tensors through which everything flows, as residual blocks are."""
 
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, fx
 
-from mixbit.graph.dataflow import activations, after
 from mixbit.graph.graph import Graph, packet
-from mixbit.graph.operators import NONLINEARITIES
+from mixbit.graph.layers import NONLINEARITIES, activations, after, is_float
+from mixbit.graph.walk import Walker
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Block:
 
     Attributes:
         nodes: Their names, in execution order.
-        outputs: Names of its nodes whose tensors it is there to make: what later nodes read of it.
+        outputs: Names of its nodes whose tensors depend on its layers and are read by later nodes.
         layers: Names of the layers whose weight is first read in it.
     """
 
@@ -36,7 +36,7 @@ def find_blocks(graph: Graph) -> tuple[Block, ...]:
     made = {node: place for place, node in enumerate(nodes)}
     operators = {graph.node(operation.node) for layer in graph.layers for operation in layer.operations}
     later = after(graph.module.graph, operators) & set(nodes)
-    later &= activations(graph) | {node for node in later if not _is_float(node)}
+    later &= activations(graph) | {node for node in later if not is_float(node)}
     last = {node: max((made.get(user, len(nodes)) for user in node.users), default=0) for node in later}
     ends, alive = set(), set()
     dying = defaultdict(set)
@@ -46,7 +46,7 @@ def find_blocks(graph: Graph) -> tuple[Block, ...]:
         alive -= dying[place]
         if node in later and last[node] > place:
             alive.add(node)
-        if alive == {node} and _is_float(node):
+        if alive == {node} and is_float(node):
             ends.add(place)
     return _stretches(graph, nodes, ends)
 
@@ -68,16 +68,16 @@ def _stretches(graph: Graph, nodes: list[fx.Node], ends: set[int]) -> tuple[Bloc
             parts[-2].append(node)
             continue
         parts[-1].append(node)
-        if place in ends and any(one in first for one in parts[-1]):
+        if place in ends and not first.keys().isdisjoint(parts[-1]):
             parts.append([])
-    if not any(node in first for node in parts[-1]) and len(parts) > 1:
+    if first.keys().isdisjoint(parts[-1]) and len(parts) > 1:
         parts.pop()  # what follows the last layer, to the outputs
     data = activations(graph)
     return tuple(_block(part, first, data) for part in parts)
 
 
 def _follows(node: fx.Node, before: fx.Node) -> bool:
-    """Whether the node is a function of each number of the one before it, which nobody else reads."""
+    """Whether the node is a function of each number of the one before it, which it alone reads."""
     return packet(node) in NONLINEARITIES and node.all_input_nodes == [before] and len(before.users) == 1
 
 
@@ -96,6 +96,77 @@ def _calls(graph: Graph) -> list[fx.Node]:
     return [node for node in graph.module.graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
 
 
-def _is_float(node: Any) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.is_floating_point()
+class Stretch:
+    """One block of a float or simulated graph: the nodes to run, and the tensors it reads from outside.
+
+    Attributes:
+        inputs: Names of nodes outside whose tensors depend on the data.
+        nodes: The nodes to run, parameters, constants and sizes among them.
+        made: Names of the nodes whose tensors it makes.
+    """
+
+    def __init__(self, graph: Graph, own: frozenset[fx.Node], carried: frozenset[fx.Node]) -> None:
+        self.graph = graph
+        inputs: set[fx.Node] = set()
+        needed: set[fx.Node] = set()
+        waiting = list(own)
+        while waiting:
+            node = waiting.pop()
+            if node in carried and node not in own:
+                inputs.add(node)
+            elif node not in needed:
+                needed.add(node)
+                waiting += node.all_input_nodes
+        self.nodes = [node for node in graph.module.graph.nodes if node in needed]
+        self.made = frozenset(node.name for node in own)
+        self.inputs = tuple(node.name for node in graph.module.graph.nodes if node in inputs)
+
+    def run(
+        self,
+        tensors: Mapping[str, Tensor],
+        outputs: Iterable[str],
+        replaced: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    ) -> dict[str, Tensor]:
+        """Name -> tensor for the wanted nodes.
+
+        Args:
+            tensors: Those of `inputs`, by name.
+            outputs: Names of wanted nodes: of the block, or inputs that pass by.
+            replaced: Path of a module in the graph -> what to call in its place.
+        """
+        calls = {
+            node.name: lambda _, args, call=replaced[str(node.target)]: call(*args)
+            for node in self.nodes
+            if replaced and node.op == "call_module" and str(node.target) in replaced
+        }
+        walker = Walker(self.graph.module, calls)
+        env = walker.env = {self.graph.node(name): tensors[name] for name in self.inputs}
+        for node in self.nodes:
+            env[node] = walker.run_node(node)
+        return {name: env[self.graph.node(name)] for name in outputs}
+
+
+def stretches(graph: Graph, blocks: tuple[Block, ...]) -> list[Stretch]:
+    """The blocks as stretches of the graph they were found in, or of its simulation.
+
+    Quantizers of activations run in the block that first reads what they return.
+    """
+    places = {name: number for number, block in enumerate(blocks) for name in block.nodes}
+    own: list[set[fx.Node]] = [set() for _ in blocks]
+    for node in reversed(graph.module.graph.nodes):
+        if node.op == "call_module":
+            places[node.name] = min((places[user.name] for user in node.users if user.name in places), default=-1)
+        if places.get(node.name, -1) >= 0:
+            own[places[node.name]].add(node)
+    carried = after(graph.module.graph, graph.module.graph.find_nodes(op="placeholder"))
+    return [Stretch(graph, frozenset(nodes & carried), carried) for nodes in own]
+
+
+def needed_later(parts: list[Stretch]) -> list[set[str]]:
+    """For each stretch, the tensors that those after it read."""
+    later: list[set[str]] = []
+    wanted: set[str] = set()
+    for part in reversed(parts):
+        later.append(set(wanted))
+        wanted |= set(part.inputs)
+    return later[::-1]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,8 +13,8 @@ from mixbit.core import InvalidInput, UnsupportedModel
 from mixbit.core.batches import Inputs
 from mixbit.core.io.user_code import users_code
 from mixbit.graph.fold import fold_batch_norms
-from mixbit.graph.graph import Graph, _check_finite, _dynamic_batch
-from mixbit.graph.layers import find_layers
+from mixbit.graph.graph import Graph, _check_finite, _dynamic_batch, device_of
+from mixbit.graph.layers import with_layers
 from mixbit.graph.torch_export import copy_module, export_program
 from mixbit.graph.walk import Walker, seen
 
@@ -37,8 +36,7 @@ def capture(model: nn.Module, example: Any) -> Graph:
     """
     module, inputs, expected = exported(model, example)
     fold_batch_norms(module)
-    graph = Graph(module, inputs, _shapes(module, inputs))
-    graph = replace(graph, layers=find_layers(graph))
+    graph = with_layers(Graph(module, inputs, _shapes(module, inputs)))
     _check_same(graph, inputs, expected)
     return graph
 
@@ -50,11 +48,13 @@ def exported(model: nn.Module, example: Any) -> tuple[fx.GraphModule, Inputs, An
     """
     check_module(model)
     _check_tensors(model)
-    inputs = _at_least_two(Inputs.of(example)).to(_device_of(model))
+    inputs = _at_least_two(Inputs.of(example)).to(device_of(model))
     for number, leaf in enumerate(inputs.tensors):
         _check_finite(f"example: input {number}", leaf)
     with _evaluating(model):
-        expected = _run_eagerly(model, inputs.map(torch.clone))
+        with users_code(f"the model fails on inputs {inputs.describe()}"), torch.no_grad():
+            copies = inputs.map(torch.clone)
+            expected = model(*copies.args, **copies.kwargs)
         program = export_program(model, inputs.args, dict(inputs.kwargs), _dynamic_shapes(inputs))
     module = copy_module(program.module(check_guards=False))
     for parameter in module.parameters():
@@ -125,10 +125,6 @@ def _check_tensors(model: nn.Module) -> None:
             raise InvalidInput(f"{name}: {parameter.dtype}; quantize the model in float32, as model.float() gives it")
 
 
-def _device_of(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
 def _at_least_two(inputs: Inputs) -> Inputs:
     """The example with its sample doubled where there is only one: a batch of one is exported as a constant."""
     if inputs.batch_size == 0:
@@ -138,13 +134,8 @@ def _at_least_two(inputs: Inputs) -> Inputs:
     return inputs.map(lambda leaf: torch.cat([leaf, leaf]) if leaf.ndim > 0 else leaf)
 
 
-def _run_eagerly(model: nn.Module, inputs: Inputs) -> Any:
-    with users_code(f"the model fails on inputs {inputs.describe()}"), torch.no_grad():
-        return model(*inputs.args, **inputs.kwargs)
-
-
 def _remove_bookkeeping(module: fx.GraphModule) -> None:
-    """Drop guards, assertions, updates of buffers and inputs, dropouts that do nothing, and what nobody reads."""
+    """Drop guards, assertions, updates of buffers and inputs, dropouts that do nothing, and what no node reads."""
     for node in list(module.graph.nodes):
         name = str(node.target)
         if node.op == "call_module" or name.startswith(("aten._assert", "aten.sym_constrain")):
@@ -174,11 +165,11 @@ def _shapes(module: fx.GraphModule, inputs: Inputs) -> dict[str, tuple[int, ...]
 
 def _check_same(graph: Graph, inputs: Inputs, expected: Any) -> None:
     """Raise unless the graph returns what the model did, and for the first sample alone what it did in the batch."""
-    single = inputs.map(lambda leaf: leaf[:1] if leaf.ndim > 0 else leaf)
+    single = inputs.rows(slice(1))
     with torch.no_grad():
         actual = graph(*inputs.args, **inputs.kwargs)
-        one = graph(*single.args, **single.kwargs)
-    for got, want, first in zip(*(pytree.tree_leaves(tree) for tree in (actual, expected, one)), strict=True):
+        alone = graph(*single.args, **single.kwargs)
+    for got, want, first in zip(*(pytree.tree_leaves(tree) for tree in (actual, expected, alone)), strict=True):
         if not isinstance(want, Tensor) or not want.is_floating_point():
             continue
         if want.isnan().any():

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from mixbit.graph.dataflow import activations
 from mixbit.graph.graph import Graph, argument, packet
-from mixbit.graph.layers import count_macs
-from mixbit.graph.operators import OPERATOR_KINDS
+from mixbit.graph.layers import OPERATOR_KINDS, activations, count_macs
 
 _aten = torch.ops.aten
 

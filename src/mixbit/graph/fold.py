@@ -10,15 +10,8 @@ from mixbit.graph.graph import GROUPS, argument, is_parameter, packet, split_nam
 _aten = torch.ops.aten
 _TRAINABLE = _aten.batch_norm.default
 _BATCH_NORMS = (_aten._native_batch_norm_legit_no_training.default, _TRAINABLE)
-_OUTPUT_AXIS = {
-    _aten.linear: 0,
-    _aten.conv1d: 0,
-    _aten.conv2d: 0,
-    _aten.conv3d: 0,
-    _aten.conv_transpose1d: 1,
-    _aten.conv_transpose2d: 1,
-    _aten.conv_transpose3d: 1,
-}
+_OUTPUT_AXIS = dict.fromkeys((_aten.linear, _aten.conv1d, _aten.conv2d, _aten.conv3d), 0)
+_OUTPUT_AXIS |= dict.fromkeys((_aten.conv_transpose1d, _aten.conv_transpose2d, _aten.conv_transpose3d), 1)
 
 
 def scaled(
@@ -37,7 +30,7 @@ def scaled(
 
 
 def fold_batch_norms(module: fx.GraphModule) -> None:
-    """Fold every batch norm whose input is read by nobody else and whose weight serves one operator."""
+    """Fold every batch norm that is the only reader of an operator whose weight no other operator uses."""
     for node in list(module.graph.nodes):
         if node.target in _BATCH_NORMS and _foldable(node):
             _fold(module, node)

@@ -1,8 +1,10 @@
 """The captured network: its nodes, the layers that can be quantized and their operators, and running it."""
 
 import dataclasses
+import hashlib
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,7 +16,7 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from mixbit.core import InvalidInput, Plan
-from mixbit.core.batches import Inputs
+from mixbit.core.batches import Batch, Inputs
 from mixbit.core.task import Task
 from mixbit.graph.torch_export import copy_module, export_program
 
@@ -49,6 +51,11 @@ def get_tensor(module: nn.Module, name: str) -> Tensor:
 def tensor_of(module: nn.Module, node: fx.Node) -> Tensor:
     """The parameter or buffer that the node reads."""
     return get_tensor(module, str(node.target))
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the parameters are; the CPU for a module without any."""
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def check_graph(graph: Any, name: str = "graph") -> None:
@@ -100,7 +107,7 @@ class Graph:
     @property
     def device(self) -> torch.device:
         """Where the parameters are; the CPU for a graph without any."""
-        return next((parameter.device for parameter in self.module.parameters()), torch.device("cpu"))
+        return device_of(self.module)
 
     def node(self, name: str) -> fx.Node:
         """The node of that name."""
@@ -127,8 +134,7 @@ class Graph:
         arguments[kind.weight] = weight
         if kind.bias is not None and len(arguments) > kind.bias:
             arguments[kind.bias] = None
-        run = node.target
-        return run(*arguments, **node.kwargs)  # type: ignore[operator] an operator is callable
+        return node.target(*arguments, **node.kwargs)  # type: ignore[operator] an operator is callable
 
     def copy(self) -> "Graph":
         """The same with a module of its own, for changes in place."""
@@ -174,7 +180,7 @@ class Graph:
         """The graph, quantizers included, as an exported program of flat inputs with a dynamic batch.
 
         Args:
-            lifted: Name of a node -> its value, to be handed in as one more input, in that order, in place of it.
+            lifted: Name of a node -> its value, which becomes one more input, in that order, instead.
         """
         module = copy_module(self.module).eval()
         module.graph.set_codegen(CodeGen())
@@ -188,6 +194,23 @@ class Graph:
         leaves = tuple(self._ordered(self.example))
         shapes = (*(_dynamic_batch(leaf) for leaf in leaves), *[None] * len(lifted or ()))
         return export_program(module, (*leaves, *(lifted or {}).values()), {}, shapes, functional=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A float network, data, and what the outputs mean.
+
+    Attributes:
+        graph: The float graph.
+        batches: Inputs, and labels or None.
+        task: What the outputs mean.
+        seed: Of every draw.
+    """
+
+    graph: Graph
+    batches: Sequence[Batch]
+    task: Task
+    seed: int = 0
 
 
 def _dynamic_batch(leaf: Any) -> dict[int, Any] | None:
@@ -304,3 +327,9 @@ class Layer:
     def inputs(self) -> tuple[str, ...]:
         """Names of the tensors it reads, each once."""
         return tuple(dict.fromkeys(operation.input for operation in self.operations if operation.input is not None))
+
+
+def model_fingerprint(layers: tuple[Layer, ...]) -> str:
+    """Which model: the first 16 hex digits of the SHA-256 of its layers' names and weight shapes."""
+    text = json.dumps({layer.name: list(layer.shape) for layer in sorted(layers, key=lambda layer: layer.name)})
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

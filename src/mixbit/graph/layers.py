@@ -1,69 +1,107 @@
-"""Layers: the operators that are linear in a parameter, the tensors they read, and what they cost."""
+"""Layers, which are the operators linear in a parameter, and the tensors that flow between them."""
 
 import math
+import operator
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
-from mixbit.core import fingerprint
-from mixbit.graph.dataflow import _quantizes, activations, source_of
-from mixbit.graph.graph import GROUPS, Graph, Layer, Operation, OperatorKind, argument, get_tensor, is_parameter, packet
-from mixbit.graph.operators import OPERATOR_KINDS
+from mixbit.graph.graph import GROUPS, Graph, Layer, Operation, OperatorKind, argument, is_parameter, packet
 
 _aten = torch.ops.aten
+
+OPERATOR_KINDS = {
+    _aten.linear: OperatorKind("linear", 0, 1, 2, 0),
+    _aten.conv1d: OperatorKind("conv1d", 0, 1, 2, 0),
+    _aten.conv2d: OperatorKind("conv2d", 0, 1, 2, 0),
+    _aten.conv3d: OperatorKind("conv3d", 0, 1, 2, 0),
+    _aten.conv_transpose1d: OperatorKind("conv_transpose1d", 0, 1, 2, 1),
+    _aten.conv_transpose2d: OperatorKind("conv_transpose2d", 0, 1, 2, 1),
+    _aten.conv_transpose3d: OperatorKind("conv_transpose3d", 0, 1, 2, 1),
+    _aten.embedding: OperatorKind("embedding", None, 0, None, 0),
+    _aten.addmm: OperatorKind("addmm", 1, 2, 0, 1),
+    _aten.mm: OperatorKind("matmul", 0, 1, None, 1),
+    _aten.matmul: OperatorKind("matmul", 0, 1, None, 1),
+}
+#: Elementwise functions that follow layers.
+NONLINEARITIES = frozenset({
+    _aten.relu, _aten.relu6, _aten.leaky_relu, _aten.elu, _aten.selu, _aten.silu, _aten.gelu, _aten.mish,
+    _aten.sigmoid, _aten.tanh, _aten.softplus, _aten.hardtanh, _aten.hardswish, _aten.hardsigmoid, _aten.clamp,
+    _aten.clamp_min, _aten.clamp_max,
+})  # fmt: skip
+#: Elementwise operators on two tensors.
+ARITHMETIC = frozenset({_aten.add, _aten.sub, _aten.mul, _aten.div})
+#: Numbers that one run on several weights should return, where that can be chosen (4 MB of float32): more leave the
+#: caches, and memory fresh from the system costs more than the arithmetic.
+FEW_ELEMENTS = 2**20
+# Operators that move values without changing them, or pick among them: what they return needs no quantizer of its own.
+_MOVES = {
+    _aten.view, _aten.reshape, _aten.flatten, _aten.permute, _aten.transpose, _aten.t, _aten.numpy_T, _aten.squeeze,
+    _aten.unsqueeze, _aten.slice, _aten.select, _aten.contiguous, _aten.clone, _aten.expand, _aten.alias, _aten.detach,
+    _aten.split, _aten.split_with_sizes, _aten.chunk, _aten.unbind, _aten.max_pool1d, _aten.max_pool2d,
+    _aten.max_pool3d, _aten.pixel_shuffle, _aten.channel_shuffle, _aten.roll, _aten.flip,
+}  # fmt: skip
+#: Operators that read the shape of a tensor and nothing else.
+_FILLS = {
+    _aten.new_empty, _aten.new_zeros, _aten.new_ones, _aten.new_full, _aten.empty_like, _aten.zeros_like,
+    _aten.ones_like, _aten.full_like,
+}  # fmt: skip
+#: Functions that clip from below at least, which quantization does as well.
+_CLIPS = {_aten.relu, _aten.relu6, _aten.hardtanh, _aten.clamp, _aten.clamp_min}
+_POOLS = (
+    _aten.avg_pool1d, _aten.avg_pool2d, _aten.avg_pool3d, _aten.adaptive_avg_pool1d, _aten.adaptive_avg_pool2d,
+    _aten.adaptive_avg_pool3d, _aten.mean,
+)  # fmt: skip
+_BETWEEN = {_aten.add: "add", _aten.cat: "cat", _aten.matmul: "matmul", _aten.bmm: "matmul"}
+_BETWEEN |= dict.fromkeys(_POOLS, "average_pool")
+#: Kinds of operators between layers that some target runs in integers.
+BETWEEN_KINDS = frozenset(_BETWEEN.values())
 _TRANSPOSES = {_aten.t, _aten.numpy_T, _aten.transpose, _aten.permute}
 
 
-def find_layers(graph: Graph) -> tuple[Layer, ...]:
-    """Every operator linear in a parameter, grouped by the parameter, in execution order: what `Graph.layers` holds.
+def with_layers(graph: Graph) -> Graph:
+    """The graph with its layers: every operator linear in a parameter, grouped by the parameter, in execution order.
 
     Covered: linear, conv1d/2d/3d, transposed convolutions, embedding, and addmm, mm, matmul with a two-dimensional
     parameter on the right, transposed or not. A parameter used several times is one layer with several operators.
     """
-    found: dict[str, tuple[int, list[Operation]]] = {}
+    operations: dict[str, list[Operation]] = {}
     data = activations(graph)
     for node in graph.module.graph.nodes:
         located = _locate(graph, node, data)
-        if located is None:
-            continue
-        name, axis, operation = located
-        found.setdefault(name, (axis, []))[1].append(operation)
-    return tuple(
-        Layer(name, tuple(get_tensor(graph.module, name).shape), axis, tuple(operations))
-        for name, (axis, operations) in found.items()
+        if located is not None:
+            operations.setdefault(located[0], []).append(located[1])
+    layers = (
+        Layer(name, tuple(graph.parameter(name).shape), readers[0].axis, tuple(readers))
+        for name, readers in operations.items()
     )
+    return replace(graph, layers=tuple(layers))
 
 
 def shared_inputs(layers: tuple[Layer, ...]) -> tuple[tuple[int, ...], ...]:
     """Groups of layers that read a common tensor, directly or through one another; each group has two or more."""
     groups: list[tuple[set[int], set[str]]] = []
     for index, layer in enumerate(layers):
-        members, tensors = {index}, set(layer.inputs)
-        apart = []
-        for other_members, other_tensors in groups:
-            if other_tensors & tensors:
-                members, tensors = members | other_members, tensors | other_tensors
-            else:
-                apart.append((other_members, other_tensors))
-        groups = [*apart, (members, tensors)]
+        tensors = set(layer.inputs)
+        joined = [group for group in groups if group[1] & tensors]
+        groups = [group for group in groups if group not in joined]
+        members = {index}.union(*(others for others, _ in joined))
+        groups.append((members, tensors.union(*(read for _, read in joined))))
     return tuple(sorted(tuple(sorted(members)) for members, _ in groups if len(members) > 1))
 
 
-def model_fingerprint(layers: tuple[Layer, ...]) -> str:
-    """Which model: a short hash of the layers' names and shapes."""
-    return fingerprint({layer.name: layer.shape for layer in layers})
-
-
-def _locate(graph: Graph, node: fx.Node, data: frozenset[Any]) -> tuple[str, int, Operation] | None:
-    """Name of the parameter, its output axis, and the operation, where the node is linear in a parameter."""
+def _locate(graph: Graph, node: fx.Node, data: frozenset[Any]) -> tuple[str, Operation] | None:
+    """Name of the parameter and the operation, where the node is linear in a parameter."""
     kind = OPERATOR_KINDS.get(packet(node))
     if kind is None:
         return None
     parameter, transposed = _parameter(argument(node, kind.weight))
     if parameter is None:
         return None
-    weight = get_tensor(graph.module, parameter)
+    weight = graph.parameter(parameter)
     is_product = kind.name in ("matmul", "addmm")
     if not weight.is_floating_point() or (is_product and weight.ndim != 2) or (transposed and not is_product):
         return None
@@ -80,7 +118,7 @@ def _locate(graph: Graph, node: fx.Node, data: frozenset[Any]) -> tuple[str, int
     bias = argument(node, kind.bias)
     takes_bias = kind.bias is not None and (bias is None or is_parameter(bias))
     macs = count_macs(graph, node, kind, tuple(weight.shape), axis)
-    return parameter, axis, Operation(node.name, kind, read, macs, groups, takes_bias, transposed)
+    return parameter, Operation(node.name, kind, read, macs, groups, takes_bias, transposed)
 
 
 def _parameter(node: Any) -> tuple[str | None, bool]:
@@ -112,3 +150,126 @@ def count_macs(graph: Graph, node: fx.Node, kind: OperatorKind, shape: tuple[int
         source = graph.shapes[(argument(x, 0) if _quantizes(x) else x).name]
         return math.prod(source) // graph.batch_size * (math.prod(shape) // shape[0])
     return math.prod(graph.shapes[node.name]) // graph.batch_size * per_channel
+
+
+def stack_weights(operation: Operation, weights: Sequence[Tensor]) -> Tensor:
+    """Weights of one shape, for `run_stacked`: side by side along the output channels, or one by one with groups."""
+    if operation.groups > 1:
+        return torch.stack(tuple(weights))
+    axis = 1 if operation.kind.name == "embedding" else operation.kind.output_axis
+    return torch.cat(tuple(weights), 1 - axis if operation.transposed else axis)
+
+
+def run_stacked(graph: Graph, operation: Operation, x: Tensor, stacked: Tensor, count: int) -> Tensor:
+    """[count, *output]: the operator's outputs for that many weights, in one run where it has no groups; no bias."""
+    if operation.groups > 1:  # with several channels a group, depthwise convolutions are many times slower
+        return torch.stack([graph.run(operation, x, weight) for weight in stacked])
+    output = graph.run(operation, x, stacked)
+    if operation.channels_last:
+        return output.unflatten(-1, (count, -1)).movedim(-2, 0)
+    return output.unflatten(1, (count, -1)).movedim(1, 0)
+
+
+def after(graph: fx.Graph, sources: Collection[fx.Node], apart: Collection[Any] = frozenset()) -> frozenset[fx.Node]:
+    """The sources, and the nodes that depend on their values; sizes, which can be read again, are none.
+
+    Neither are the operators `apart`, nor what depends on the sources through them alone.
+    """
+    reached: set[fx.Node] = set()
+    for node in graph.nodes:
+        is_size = isinstance(node.meta.get("val"), torch.SymInt | int) or packet(node) in apart
+        if not is_size and (node in sources or any(before in reached for before in node.all_input_nodes)):
+            reached.add(node)
+    return frozenset(reached)
+
+
+def source_of(node: fx.Node) -> fx.Node:
+    """The node that made the values that `node` moves: the place of the quantizer."""
+    while _moves(node):
+        node = argument(node, 0)
+    return node
+
+
+def activations(graph: Graph) -> frozenset[fx.Node]:
+    """The nodes whose tensors are floating-point and depend on the values of the inputs, not on their shapes alone."""
+    nodes = graph.module.graph
+    return frozenset(filter(is_float, after(nodes, nodes.find_nodes(op="placeholder"), _FILLS)))
+
+
+def is_float(node: fx.Node) -> bool:
+    """Whether the node makes a tensor of floating-point numbers."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _moves(node: fx.Node) -> bool:
+    before = argument(node, 0)
+    if not isinstance(before, fx.Node):
+        return False
+    if node.target is operator.getitem:
+        return packet(before) in _MOVES
+    return packet(node) in _MOVES or _is_zero_padding(node) or _quantizes(node)
+
+
+def _quantizes(node: fx.Node) -> bool:
+    return node.op == "call_module"
+
+
+def _is_zero_padding(node: fx.Node) -> bool:
+    if packet(node) is _aten.constant_pad_nd:
+        return argument(node, 2, 0) == 0
+    if packet(node) is _aten.pad:
+        return argument(node, 2, "constant") != "constant" or not argument(node, 3)
+    return False
+
+
+def inputs_between(graph: Graph, kinds: frozenset[str], *, inside: bool) -> list[str]:
+    """Names of the nodes whose tensors operators of those kinds read, each once, in execution order.
+
+    Only operators whose inputs all depend on the data count, and of additions those that `_added` says.
+    """
+    operations = {operation.node: operation for layer in graph.layers for operation in layer.operations}
+    convolutions = frozenset(name for name, operation in operations.items() if not operation.channels_last)
+    data = activations(graph)
+    names: list[str] = []
+    for node in graph.module.graph.nodes:
+        kind = _BETWEEN.get(packet(node))
+        if kind not in kinds or node.name in operations:
+            continue
+        read = argument(node, 0) if kind == "cat" else node.args[: 2 if kind in ("add", "matmul") else 1]
+        if not all(value in data for value in read):
+            continue
+        sources = [source_of(value) for value in read]
+        names.extend(source.name for source in (_added(sources, convolutions, inside) if kind == "add" else sources))
+    return list(dict.fromkeys(names))
+
+
+def _added(sources: list[fx.Node], convolutions: frozenset[str], inside: bool) -> list[fx.Node]:
+    """Of the tensors that an addition reads, those to quantize.
+
+    None where no convolution feeds it, itself or through one function: the residual stream of a transformer is not
+    added faster in integers, and quantizing it makes the network's error several times larger (measured in OpenVINO).
+    With `inside`, an addition runs inside a convolution whose output it alone reads: that output is left out,
+    since its runtime would not round it either.
+    """
+    if not any(node.name in convolutions for source in sources for node in (source, *source.all_input_nodes)):
+        return []
+    own = next((source for source in sources if source.name in convolutions and len(source.users) == 1), None)
+    return [source for source in sources if not (inside and source is own and len(set(sources)) > 1)]
+
+
+def convolved(graph: Graph, layer: Layer) -> tuple[str, ...]:
+    """Names of the nodes that hold what the layer's convolutions return, clipped where they are read only to clip."""
+    names = []
+    for operation in layer.operations:
+        if operation.kind.name in ("conv1d", "conv2d", "conv3d"):
+            node = graph.node(operation.node)
+            clipped = [user for user in node.users if packet(user) in _CLIPS]
+            names.append(clipped[0].name if len(node.users) == len(clipped) == 1 else node.name)
+    return tuple(names)
+
+
+def observable(graph: Graph) -> frozenset[str]:
+    """Names of all the nodes whose tensors some plan for some target may quantize."""
+    touched = {name for layer in graph.layers for name in (*layer.inputs, *convolved(graph, layer))}
+    return frozenset(touched | set(inputs_between(graph, BETWEEN_KINDS, inside=False)))

@@ -7,13 +7,12 @@ import torch
 from torch import fx
 
 from mixbit.core import FloatArray, Target
-from mixbit.graph.dataflow import activations, inputs_between, source_of
 from mixbit.graph.graph import Graph, packet
-from mixbit.graph.operators import ARITHMETIC, NONLINEARITIES
+from mixbit.graph.layers import ARITHMETIC, NONLINEARITIES, activations, inputs_between, source_of
 
 _aten = torch.ops.aten
 
-#: Operators that can put their result in the place of what they read last.
+#: Operators that can overwrite what they are the last to read.
 _IN_PLACE = NONLINEARITIES | ARITHMETIC | {_aten.softmax, _aten.layer_norm, _aten.batch_norm}
 
 
@@ -25,8 +24,8 @@ def live_activations(graph: Graph, target: Target) -> FloatArray:
     take the bytes of its input's format; of layers that read one tensor, the first has it.
 
     A tensor lives from the operator that makes it to the last that reads it; what only moves values shares its memory;
-    an element-wise operator works in place of a tensor that nobody reads after it. Moments at which no more is alive
-    than at another are left out. Runtimes that plan their memory worse need more.
+    an element-wise operator works in place of a tensor that no other operator reads later. Moments at which no more is
+    alive than at another are left out. Runtimes that plan their memory worse need more.
     """
     nodes = list(graph.module.graph.nodes)
     data = activations(graph)
@@ -36,38 +35,29 @@ def live_activations(graph: Graph, target: Target) -> FloatArray:
         for read in node.all_input_nodes:
             if read in data:
                 last[source_of(read)] = place
-    columns, owner, integer = _columns(graph, target)
+    columns: dict[str, int] = {}
+    for column, layer in enumerate(graph.layers, 1):
+        for name in layer.inputs:
+            columns.setdefault(name, column)
+    integer = set(inputs_between(graph, target.integer_operators, inside=target.adds_into_layers))
     moments = []
     for place, node in enumerate(nodes):
         row = np.zeros(1 + len(graph.layers))
         replaced = _replaced(graph, node, place, last) if node in made else None
         for tensor, begin in made.items():
             if begin <= place <= last[tensor] and tensor is not replaced:
-                size = _numbers(graph, tensor)
-                if tensor.name in owner:
-                    row[columns[owner[tensor.name]]] += size
-                else:
-                    row[0] += size * (1 if tensor.name in integer else 4)
+                size = 1 if tensor.name in columns or tensor.name in integer else 4
+                row[columns.get(tensor.name, 0)] += size * _numbers(graph, tensor)
         moments.append(row)
     return _undominated(np.unique(np.array(moments), axis=0))
-
-
-def _columns(graph: Graph, target: Target) -> tuple[dict[str, int], dict[str, str], set[str]]:
-    """Layer -> its column; tensor -> the first layer that reads it; tensors read in integers between layers."""
-    owner: dict[str, str] = {}
-    for layer in graph.layers:
-        for name in layer.inputs:
-            owner.setdefault(name, layer.name)
-    between = inputs_between(graph, target.integer_operators, inside=target.adds_into_layers)
-    return {layer.name: 1 + row for row, layer in enumerate(graph.layers)}, owner, set(between)
 
 
 def _replaced(graph: Graph, node: fx.Node, place: int, last: dict[fx.Node, int]) -> fx.Node | None:
     """The tensor in whose memory the node puts its result, if any."""
     if packet(node) not in _IN_PLACE:
         return None
-    read = [source_of(one) for one in node.all_input_nodes if source_of(one) in last]
-    return next((one for one in read if last[one] == place and _numbers(graph, one) == _numbers(graph, node)), None)
+    read = [source for source in map(source_of, node.all_input_nodes) if last.get(source) == place]
+    return next((source for source in read if _numbers(graph, source) == _numbers(graph, node)), None)
 
 
 def _numbers(graph: Graph, node: fx.Node) -> int:
@@ -77,9 +67,9 @@ def _numbers(graph: Graph, node: fx.Node) -> int:
 
 def _undominated(moments: FloatArray) -> FloatArray:
     """The moments at which another is not at least as full in every column; there is always one."""
-    kept = [
+    fullest = [
         row
         for number, row in enumerate(moments)
         if not any((other >= row).all() for place, other in enumerate(moments) if place != number)
     ]
-    return np.array(kept)
+    return np.array(fullest)

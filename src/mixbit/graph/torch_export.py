@@ -50,7 +50,7 @@ def copy_module(module: fx.GraphModule) -> fx.GraphModule:
 
 @contextmanager
 def without_torchs_warnings() -> Iterator[None]:
-    """Silence what torch says about itself: its class of tree leaves, and the list of weights in recurrent modules."""
+    """Silence two warnings of torch about its own code: on tree leaves, and on weights of recurrent modules."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*_flat_weights.*", category=UserWarning)
@@ -59,7 +59,7 @@ def without_torchs_warnings() -> Iterator[None]:
 
 @contextmanager
 def without_logs() -> Iterator[None]:
-    """Silence logs: what torch's exporters say there, errors say better."""
+    """Silence the logs of torch's exporters: the errors that they raise say more."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

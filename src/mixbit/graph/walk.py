@@ -4,7 +4,6 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,12 +13,11 @@ from torch import Tensor, fx
 
 from mixbit.core import InvalidInput, track
 from mixbit.core.batches import Inputs
-from mixbit.graph.blocks import Block
-from mixbit.graph.dataflow import after, depths
 from mixbit.graph.graph import Graph
 
-#: Called in the place of a node, as around(run, args): run(*args) is what the node does, args what it reads.
+#: Called instead of a node, as around(run, args): run(*args) is what the node does, args what it reads.
 Around = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
+_log = logging.getLogger("mixbit")
 #: Bytes of tensors between two levels of operators that stay in memory; more of them lie in files.
 MOST_BYTES = 2**30
 
@@ -29,7 +27,7 @@ class Walker(fx.Interpreter):
 
     Args:
         module: The graph.
-        around: Name of a node -> what is called in its place.
+        around: Name of a node -> what is called instead of it.
         frozen: Whether parameters take no gradients.
         hold: Whether `env` holds every tensor after a run.
     """
@@ -50,7 +48,7 @@ class Walker(fx.Interpreter):
         return self.run(*leaves, enable_io_processing=False)
 
     def run_node(self, n: fx.Node) -> Any:
-        """What the node returns, or what is called in its place."""
+        """What the node returns, or what `around` holds for it."""
         around = self.around.get(n.name)
         return super().run_node(n) if around is None else around(*self.call_of(n))
 
@@ -121,6 +119,16 @@ def in_order(
                 run.forget_parameters()
 
 
+def depths(graph: fx.Graph, operators: Collection[str]) -> dict[fx.Node, int]:
+    """Node -> how many of the operators there are before it, itself included; for all that depend on the inputs."""
+    depth: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        before = [depth[other] for other in node.all_input_nodes if other in depth]
+        if node.op == "placeholder" or (before and node.op != "output"):
+            depth[node] = max(before, default=0) + (node.name in operators)
+    return depth
+
+
 class _Levels:
     """Every batch, run as far as the operators that have had their turn.
 
@@ -184,95 +192,11 @@ class _Levels:
         return self._constants[node]
 
 
-class Stretch:
-    """One block of a float or simulated graph: the nodes to run, and the tensors it reads from outside.
-
-    Attributes:
-        inputs: Names of nodes outside whose tensors depend on the data.
-        nodes: The nodes to run, parameters, constants and sizes among them.
-        made: Names of the nodes whose tensors it makes.
-    """
-
-    def __init__(self, graph: Graph, own: frozenset[fx.Node], carried: frozenset[fx.Node]) -> None:
-        self.graph = graph
-        inputs: dict[str, None] = {}
-        needed: set[fx.Node] = set()
-
-        waiting = list(own)
-        while waiting:
-            node = waiting.pop()
-            if node in carried and node not in own:
-                inputs[node.name] = None
-            elif node not in needed:
-                needed.add(node)
-                waiting += node.all_input_nodes
-        self.nodes = [node for node in graph.module.graph.nodes if node in needed]
-        self.made = frozenset(node.name for node in own)
-        self.inputs = tuple(node.name for node in graph.module.graph.nodes if node.name in inputs)
-
-    def run(
-        self,
-        tensors: Mapping[str, Tensor],
-        outputs: Iterable[str],
-        replaced: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
-    ) -> dict[str, Tensor]:
-        """Name -> tensor for the wanted nodes.
-
-        Args:
-            tensors: Those of `inputs`, by name.
-            outputs: Names of wanted nodes: of the block, or inputs that pass by.
-            replaced: Path of a module in the graph -> what to call in its place.
-        """
-        calls = {
-            node.name: partial(_instead, replaced[str(node.target)])
-            for node in self.nodes
-            if replaced and node.op == "call_module" and str(node.target) in replaced
-        }
-        walker = Walker(self.graph.module, calls)
-        env = walker.env = {self.graph.node(name): tensors[name] for name in self.inputs}
-        for node in self.nodes:
-            env[node] = walker.run_node(node)
-        return {name: env[self.graph.node(name)] for name in outputs}
-
-
-def _instead(call: Callable[..., Any], _: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    return call(*args)
-
-
-def stretches(graph: Graph, blocks: tuple[Block, ...]) -> list[Stretch]:
-    """The blocks as stretches of the graph they were found in, or of its simulation.
-
-    Quantizers of activations run in the block that first reads what they return.
-    """
-    places = {name: number for number, block in enumerate(blocks) for name in block.nodes}
-    own: list[set[fx.Node]] = [set() for _ in blocks]
-    for node in reversed(graph.module.graph.nodes):
-        if node.op == "call_module":
-            places[node.name] = min((places[user.name] for user in node.users if user.name in places), default=-1)
-        if places.get(node.name, -1) >= 0:
-            own[places[node.name]].add(node)
-    carried = after(graph.module.graph, graph.module.graph.find_nodes(op="placeholder"))
-    return [Stretch(graph, frozenset(nodes & carried), carried) for nodes in own]
-
-
-def needed_later(parts: list[Stretch]) -> list[set[str]]:
-    """For each stretch, the tensors that those after it read."""
-    later: list[set[str]] = []
-    wanted: set[str] = set()
-    for part in reversed(parts):
-        later.append(set(wanted))
-        wanted |= set(part.inputs)
-    return later[::-1]
-
-
-_log = logging.getLogger("mixbit")
-
-
 class ActivationCache:
     """(batch, name) -> tensor without its gradients' history, or what else a node returns.
 
     Args:
-        limit_bytes: What may be held in memory; further tensors go to a temporary folder, which is said once.
+        limit_bytes: What may be held in memory; further tensors go to a temporary folder, which is logged once.
         device: Where tensors come back.
     """
 
@@ -286,7 +210,7 @@ class ActivationCache:
         self.number = 0
 
     def put(self, batch: int, name: str, value: Any) -> None:
-        """Keep a value; nobody else changes its memory."""
+        """Hold a copy of a value."""
         if isinstance(value, Tensor):
             value, size = value.detach(), _size(value)
             if self.in_memory + size > self.limit_bytes:
@@ -310,10 +234,10 @@ class ActivationCache:
 
     def take(self, batch: int) -> dict[str, Any]:
         """Name -> value of all that was put for a batch, which is dropped here."""
-        found = {name: self.get(number, name) for number, name in self.values if number == batch}
-        for name in found:
+        taken = {name: self.get(number, name) for number, name in self.values if number == batch}
+        for name in taken:
             self._drop(batch, name)
-        return found
+        return taken
 
     def keep_only(self, names: set[str]) -> None:
         """Drop the values of other names."""

@@ -28,8 +28,7 @@ from mixbit.core import (
     track,
     write_text,
 )
-from mixbit.core.io.digest import digest
-from mixbit.core.io.environment import environment
+from mixbit.core.io.digest import digest, environment
 from mixbit.core.io.user_code import reason_of, users_code
 from mixbit.metric_study.agreement import PlanSet, agreement_figures, predicted_losses, regret, reliability_figures
 from mixbit.metric_study.folder import SETTINGS, StudyFolder

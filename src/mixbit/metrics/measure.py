@@ -22,8 +22,8 @@ from mixbit.core import (
 )
 from mixbit.core.batches import Batch
 from mixbit.core.task import Task
-from mixbit.graph.graph import Graph, Layer, check_arguments, check_graph
-from mixbit.graph.layers import model_fingerprint, shared_inputs
+from mixbit.graph.graph import Graph, Layer, check_arguments, check_graph, model_fingerprint
+from mixbit.graph.layers import shared_inputs
 from mixbit.graph.memory import live_activations
 from mixbit.metrics import METRICS, Metric
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, NEEDS_LABELS, MetricInput, check_estimate, joined

@@ -11,8 +11,8 @@ from torch import Tensor, fx, nn
 
 from mixbit.core import Scheme, method, track
 from mixbit.core.batches import Inputs
-from mixbit.graph.dataflow import after
 from mixbit.graph.graph import Graph, Layer
+from mixbit.graph.layers import after
 from mixbit.graph.walk import Walker
 from mixbit.metrics._input import IGNORES_LOSS, MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
 from mixbit.quantization.offers import why_not

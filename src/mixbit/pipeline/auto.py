@@ -14,9 +14,8 @@ from mixbit.core.batches import Batch, hold_out, split_batches
 from mixbit.core.io.digest import digest
 from mixbit.core.io.store import Journal, Store
 from mixbit.graph.capture import capture, check_module
-from mixbit.graph.case import Case
 from mixbit.graph.evaluate import evaluate
-from mixbit.graph.graph import Graph
+from mixbit.graph.graph import Case, Graph
 from mixbit.metrics.measure import measure
 from mixbit.pipeline.decide import TRAINING, best_of, compared, quantized, rounded, trained, tuned
 from mixbit.pipeline.deploy import Deployed, deploy

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mixbit.core import Plan, Sensitivity, sha256, whole_folder, write_text
-from mixbit.core.io.environment import environment
+from mixbit.core.io.digest import environment
 from mixbit.graph.coverage import find_uncovered
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from mixbit.graph.graph import GROUPS, Graph, Layer, Operation, argument, is_parameter, packet, tensor_of
-from mixbit.graph.operators import ARITHMETIC, NONLINEARITIES
+from mixbit.graph.layers import ARITHMETIC, NONLINEARITIES
 from mixbit.pruning.axes import moved_axis, num_alike, sizes_of
 from mixbit.pruning.units import Channels, Units
 

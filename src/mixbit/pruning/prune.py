@@ -18,7 +18,7 @@ from mixbit.core.io.store import Store
 from mixbit.core.task import Task
 from mixbit.graph.capture import TOLERANCE, capture
 from mixbit.graph.graph import Graph, argument, check_arguments, get_tensor, split_name
-from mixbit.graph.layers import find_layers
+from mixbit.graph.layers import with_layers
 from mixbit.graph.torch_export import copy_module
 from mixbit.pruning.channels import find_channels
 from mixbit.pruning.importance import importance
@@ -48,8 +48,7 @@ def without_channels(graph: Graph, keep: Tensor) -> Graph:
         node, new = nodes[count.node], int(keep[count.units].sum())
         node.update_arg(count.position, new if count.index is None else _entries(node, count, new))
     module.recompile()
-    smaller = dataclasses.replace(graph, module=module)
-    smaller = dataclasses.replace(smaller, layers=find_layers(smaller))
+    smaller = with_layers(dataclasses.replace(graph, module=module))
     _check_same(graph, smaller, int((~keep).sum()))
     return smaller
 

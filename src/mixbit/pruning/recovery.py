@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from mixbit.core.io.store import Store
-from mixbit.graph.blocks import Block, find_blocks
+from mixbit.graph.blocks import Block, Stretch, find_blocks
 from mixbit.graph.graph import Graph, tensor_of
-from mixbit.graph.walk import Stretch
 from mixbit.pruning.channels import find_channels
 from mixbit.roundings._input import Reconstruction, question_digest
 from mixbit.training.blockwise import Parts, Passes, Schedule, TensorSlice, learn_blocks

@@ -5,10 +5,9 @@ import dataclasses
 from torch import Tensor, fx
 
 from mixbit.core import Format, InvalidInput, Plan, Target, find_target
-from mixbit.graph.dataflow import convolved, inputs_between
 from mixbit.graph.fold import set_bias
-from mixbit.graph.graph import Graph, Layer, argument
-from mixbit.graph.layers import model_fingerprint
+from mixbit.graph.graph import Graph, Layer, argument, model_fingerprint
+from mixbit.graph.layers import convolved, inputs_between
 from mixbit.quantization.offers import why_not
 from mixbit.quantization.quantizer import Quantizer
 

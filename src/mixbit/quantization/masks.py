@@ -8,8 +8,7 @@ from torch import Tensor
 
 from mixbit.core import Format, Sparsity, pick, track
 from mixbit.graph.backward import Backward, SampleGradients
-from mixbit.graph.case import Case
-from mixbit.graph.graph import Layer, Operation
+from mixbit.graph.graph import Case, Layer, Operation
 from mixbit.quantization.calibrate import Calibration, mean_output
 from mixbit.quantization.sparsity import choose_kept, fisher_weighted, magnitude, misfit
 

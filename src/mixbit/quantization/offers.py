@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixbit.core import Format, InvalidInput, Plan, Scheme, Target, find_target, pick, pinned_schemes
-from mixbit.graph.graph import Graph, Layer, check_graph
-from mixbit.graph.layers import model_fingerprint
+from mixbit.graph.graph import Graph, Layer, check_graph, model_fingerprint
 from mixbit.quantization import sparsity
 
 #: Operators whose inputs runtimes quantize on the fly; lookups in a table read numbers of rows, which have no range.

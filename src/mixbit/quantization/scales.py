@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mixbit.core import Format
 from mixbit.graph.graph import Graph, Layer, Operation, argument, tensor_of
-from mixbit.graph.operators import FEW_ELEMENTS, run_stacked, stack_weights
+from mixbit.graph.layers import FEW_ELEMENTS, run_stacked, stack_weights
 from mixbit.quantization.affine import along, dequantize, min_max_factors, quantize
 from mixbit.quantization.calibrate import Calibration
 from mixbit.quantization.quantizer import Quantizer

@@ -8,7 +8,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from mixbit.graph.graph import Operation, argument
-from mixbit.graph.operators import FEW_ELEMENTS
+from mixbit.graph.layers import FEW_ELEMENTS
 from mixbit.quantization.affine import dequantize, quantize
 from mixbit.quantization.statistics import inverse_factor
 

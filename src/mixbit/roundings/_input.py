@@ -7,8 +7,7 @@ from pathlib import Path
 from mixbit.core.batches import Inputs
 from mixbit.core.io.digest import digest
 from mixbit.core.task import Task
-from mixbit.graph.case import Case
-from mixbit.graph.graph import Graph
+from mixbit.graph.graph import Case, Graph
 from mixbit.quantization.assemble import quantizers_of
 
 

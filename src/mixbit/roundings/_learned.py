@@ -9,9 +9,8 @@ from torch import Tensor
 
 from mixbit.core import InvalidInput
 from mixbit.core.io.store import Store
-from mixbit.graph.blocks import Block
+from mixbit.graph.blocks import Block, Stretch
 from mixbit.graph.graph import Graph
-from mixbit.graph.walk import Stretch
 from mixbit.quantization.assemble import quantizer_path
 from mixbit.quantization.biases import biases_of, settle_biases
 from mixbit.quantization.quantizer import Quantizer

@@ -66,7 +66,7 @@ def _round_to_type(x: Any, kind: str, tensor: str) -> Any:  # noqa: ARG001
 
 
 def finish(graph: Any) -> None:
-    """Change what keeps onnxruntime from running operators in integers or fusing them, and drop what nobody reads."""
+    """Change what keeps onnxruntime from running operators in integers or fusing them, and drop what no node reads."""
     _requantize(graph)
     for gemm in [node for node in graph if node.op_type == "Gemm"]:
         _quantize_bias(graph, gemm)
@@ -153,7 +153,7 @@ def _fold_numbers(graph: Any) -> None:
 
 
 def _drop_unused(graph: Any) -> None:
-    """Drop what nobody reads, and the exporter's notes on where each node came from, larger than small weights."""
+    """Drop what no node reads, and the exporter's notes on where each node came from, larger than small weights."""
     for node in reversed(list(graph)):
         if not any(value.uses() or value.is_graph_output() for value in node.outputs):
             graph.remove(node, safe=True)

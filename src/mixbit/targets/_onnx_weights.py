@@ -22,7 +22,7 @@ MICROSOFT, BLOCK_BITS, BLOCK_SIZES = "com.microsoft", (2, 4, 8), (16, 32, 64, 12
 
 
 def finish_quantizers(graph: Any, simulated: Graph) -> None:
-    """Put every weight as it is stored in place of its quantizer, and name the operators that read it."""
+    """Replace the quantizer of every weight by what is stored, and name the operators that read it."""
     weights, floats = stored_weights(simulated)
     for name in [layer.name for layer in simulated.layers if layer.name not in weights | floats]:
         value = graph.initializers[name]
@@ -41,7 +41,7 @@ def finish_quantizers(graph: Any, simulated: Graph) -> None:
 
 
 def _store_float(graph: Any, cast: Any, name: str, value: Tensor) -> None:
-    """Put a weight in a small floating-point type in place of its two casts, which onnxruntime folds at loading."""
+    """Store a weight in a small floating-point type before its cast to float32, which onnxruntime folds at loading."""
     bits = value.view(torch.int16).numpy()  # numpy has no bfloat16
     array = bits.view(np.float16 if value.dtype == torch.float16 else ml_dtypes.bfloat16)
     (back,) = cast.outputs[0].consumers()
@@ -50,7 +50,7 @@ def _store_float(graph: Any, cast: Any, name: str, value: Tensor) -> None:
 
 
 def _store_integers(graph: Any, quantize: Any, weight: IntegerWeight) -> None:
-    """Put the weight's stored integers and the operators that unpack them in place of its quantizer.
+    """Replace the weight's quantizer by its stored integers and the operators that unpack them.
 
     An operator that runs in integers reads them through a DequantizeLinear of its own, a product whose other factor is
     quantized at run time as they are, and one with a matrix in groups packed as they are stored. Anything else reads
@@ -59,10 +59,8 @@ def _store_integers(graph: Any, quantize: Any, weight: IntegerWeight) -> None:
     (dequantize,) = quantize.outputs[0].consumers()
     places, owners = list(readers(dequantize.outputs[0])), []
     if _in_blocks(weight) and all(node.op_type in PRODUCTS and index == 1 for node, index, _ in places):
-        blocks = _blocks(graph, weight)
-        name_readers(
-            [_replace(graph, node, _product_of_blocks(node, weight, blocks)) for node, _, _ in places], weight.name
-        )
+        owners = [_replace(graph, node, _product_of_blocks(graph, node, weight)) for node, _, _ in places]
+        name_readers(owners, weight.name)
         return
     unpacked = _Unpacking(graph, weight, dequantize)
     forms: dict[tuple[bool, bool], Any] = {}
@@ -97,7 +95,7 @@ def _run_time_factors(node: Any) -> Any:
 
 
 def _integer_product(node: Any, unpacked: "_Unpacking", transposed: bool) -> list[Any]:
-    """The operators of x @ W in integers, their last one's output in place of the node's, its product first.
+    """The operators of x @ W in integers: the product first, and last the one whose output replaces the node's.
 
     In this order onnxruntime fuses all into one DynamicQuantizeMatMul or MatMulIntegerToFloat.
     """
@@ -110,25 +108,21 @@ def _integer_product(node: Any, unpacked: "_Unpacking", transposed: bool) -> lis
     return [product, wide, both, ir.node("Mul", [wide.outputs[0], both.outputs[0]])]
 
 
-def _blocks(graph: Any, weight: IntegerWeight) -> tuple[Any, Any]:
-    """The integers as MatMulNBits holds them, [channels, groups, bytes], lowest bits first; and their scales."""
-    per_byte = 8 // weight.bits
-    words = np.zeros((*weight.scale.shape, weight.laid_out.shape[-1] // per_byte), dtype=np.uint8)
+def _product_of_blocks(graph: Any, node: Any, weight: IntegerWeight) -> list[Any]:
+    """A product as MatMulNBits, which holds integers as [channels, groups, bytes], lowest bits first."""
+    per_byte, size = 8 // weight.bits, weight.laid_out.shape[-1]
+    words = np.zeros((*weight.scale.shape, size // per_byte), dtype=np.uint8)
     for index in range(per_byte):
         words |= weight.unsigned[..., index::per_byte] << (index * weight.bits)
     parts = (("blocks", words), ("scale", weight.scale))
-    blocks, scale = (initializer(graph, f"{weight.name}{SEPARATOR}{part}", array) for part, array in parts)
-    return blocks, scale
-
-
-def _product_of_blocks(node: Any, weight: IntegerWeight, blocks: tuple[Any, Any]) -> list[Any]:
+    stored = [initializer(graph, f"{weight.name}{SEPARATOR}{part}", array) for part, array in parts]
     channels, inputs = weight.channels_first
-    attributes = {"K": inputs, "N": channels, "bits": weight.bits, "block_size": weight.laid_out.shape[-1]}
-    return [ir.node("MatMulNBits", [node.inputs[0], *blocks], attributes, domain=MICROSOFT)]
+    attributes = {"K": inputs, "N": channels, "bits": weight.bits, "block_size": size}
+    return [ir.node("MatMulNBits", [node.inputs[0], *stored], attributes, domain=MICROSOFT)]
 
 
 def _replace(graph: Any, node: Any, operators: list[Any]) -> Any:
-    """Put the operators, and an addition of the bias where there is one, in place of a product; the first of them."""
+    """Replace a product by the operators, and an addition of the bias where there is one; returns the first of them."""
     if len(node.inputs) > MATRIX:
         operators = [*operators, ir.node("Add", [operators[-1].outputs[0], node.inputs[2]])]
     graph.insert_before(node, operators)

@@ -15,7 +15,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mixbit.core import InvalidInput, Runner, Scheme, StoredWeight, Target, TargetMismatch
+from mixbit.core import InvalidInput, Runner, Scheme, StoredWeight, Target, TargetMismatch, file_errors
 from mixbit.graph.graph import Graph
 from mixbit.targets._integers import FURTHER, SEPARATOR, only_beside_float, weight_bytes
 
@@ -93,7 +93,7 @@ def stored(folder: Path) -> dict[str, StoredWeight]:
 
 def _types(parts: list[tuple[int, str]]) -> str:
     """What the parts are, each kind once, the integers before their scales."""
-    return ", ".join(sorted({text for _, text in parts}, key=lambda text: text.endswith("scale")))
+    return ", ".join(sorted(dict.fromkeys(text for _, text in parts), key=lambda text: text.endswith("scale")))
 
 
 def _runtime() -> Any:
@@ -120,9 +120,8 @@ def _read(path: Path) -> Any:
     from google.protobuf.message import DecodeError
 
     try:
-        return onnx.ModelProto.FromString(path.read_bytes())
-    except OSError as error:
-        raise InvalidInput(f"{path}: cannot be read ({error.strerror}); export again") from error
+        with file_errors(f"{path}: cannot be read", "; export again"):
+            return onnx.ModelProto.FromString(path.read_bytes())
     except DecodeError as error:
         raise TargetMismatch(f"{path}: not an ONNX file ({error})") from error
 
@@ -155,7 +154,7 @@ def _owners(written: Any, layers: frozenset[str]) -> dict[str, str]:
         if layer in layers:
             after = readers.get(node.output[0], [])
             fused = after if len(after) == 1 and after[0].op_type in FUSED else []
-            owners |= {f"{one.output[0]}_nchwc": layer for one in (node, *fused)} | {node.name: layer}
+            owners |= {f"{each.output[0]}_nchwc": layer for each in (node, *fused)} | {node.name: layer}
     return owners
 
 

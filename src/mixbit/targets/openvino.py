@@ -171,7 +171,7 @@ def _executed(compiled: Any, layers: list[str]) -> dict[str, str]:
 
 
 def _owner(name: str, layers: list[str]) -> str:
-    """The layer after which an operator or constant is named, else nothing; more may stand behind a slash."""
+    """The layer that an operator or constant is named after, else ""; a slash and more may follow its name."""
     while name and name not in layers:
         name = name[: max(name.rfind("/"), name.rfind(FURTHER), 0)]
     return name

@@ -155,8 +155,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _of_weight(tensors: dict[str, Tensor], layer: Layer, fmt: Format, device: torch.device) -> Quantizer:
     if fmt.floating is not None:
-        one = torch.ones(1, device=device)
-        return Quantizer(layer.name, fmt, layer.axis, one, torch.zeros_like(one))
+        scale = torch.ones(1, device=device)
+        return Quantizer(layer.name, fmt, layer.axis, scale, torch.zeros_like(scale))
     mask = None
     if fmt.sparsity is not None:
         bits = affine.unpack([tensors[f"{layer.name}{SEPARATOR}{MASK}"].numpy()], 1, layer.numel)

@@ -108,10 +108,9 @@ def verify(
     task = task or Task.classification()
     pairs = [split_batch(batch, len(graph.example.args)) for batch in batches]
     reference = evaluate(simulated, pairs, task, "simulate")
-    load = find_target(plan.target).load
-    deployed = evaluate(artefact_runner(load(folder, graph), graph), pairs, task, "run the artefact")
-    predicted = predicted_bytes(graph.layers, plan)
-    return compare(folder, plan.target, predicted, reference, deployed)
+    runner = find_target(plan.target).load(folder, graph)
+    deployed = evaluate(artefact_runner(runner, graph), pairs, task, "run the artefact")
+    return compare(folder, plan.target, predicted_bytes(graph.layers, plan), reference, deployed)
 
 
 def predicted_bytes(layers: tuple[Layer, ...], plan: Plan) -> dict[str, int]:

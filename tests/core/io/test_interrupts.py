@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from mixbit.core.io.interrupts import interrupts_later
+from mixbit.core.io.terminal import interrupts_later
 
 
 def test_an_interrupt_waits_for_the_end_of_the_block():

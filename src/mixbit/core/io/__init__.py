@@ -1,1 +1,1 @@
-"""What comes and goes: files, unfinished work, named methods, progress, code of the user."""
+"""Around a computation: files, unfinished work, methods by name, the terminal, the user's code."""

@@ -1,14 +1,18 @@
-"""digest(): what tells values from others, so that only results that still hold are resumed from."""
+"""What a result came from: a digest of values, by which a run knows results of the same, and the machine it ran on."""
 
 import hashlib
 import inspect
+import os
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import numpy as np
+import scipy
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
@@ -49,31 +53,31 @@ def _parts(value: Any) -> tuple[str, Sequence[Any]]:
     match value:
         case Tensor():
             flat = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            found = f"{value.dtype}{list(value.shape)}{hashlib.sha256(flat.data).hexdigest()}", ()
+            parts = f"{value.dtype}{list(value.shape)}{hashlib.sha256(flat.data).hexdigest()}", ()
         case np.ndarray():
-            found = f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}", ()
+            parts = f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}", ()
         case Mapping():
-            found = "mapping", [*value.items()]
+            parts = "mapping", [*value.items()]
         case list() | tuple():
-            found = "sequence", value
+            parts = "sequence", value
         case set() | frozenset():
-            found = "set", sorted(value, key=repr)
+            parts = "set", sorted(value, key=repr)
         case GraphModule():
-            found = value.code, [value.state_dict()]
+            parts = value.code, [value.state_dict()]
         case partial():
-            found = "partial", [value.func, value.args, value.keywords]
+            parts = "partial", [value.func, value.args, value.keywords]
         case MethodType():
-            found = _source(value), [value.__self__]
+            parts = _source(value), [value.__self__]
         case FunctionType():
             cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            found = _source(value), [cells, value.__defaults__, value.__kwdefaults__]
+            parts = _source(value), [cells, value.__defaults__, value.__kwdefaults__]
         case type() | BuiltinFunctionType() | ModuleType():
-            found = _source(value), ()
+            parts = _source(value), ()
         case _ if value.__getstate__() is None and not callable(value):
-            found = repr(value), ()
+            parts = repr(value), ()
         case _:
-            found = _source(type(value)), [value.__getstate__()]
-    return found
+            parts = _source(type(value)), [value.__getstate__()]
+    return parts
 
 
 def _source(code: Any) -> str:
@@ -82,3 +86,25 @@ def _source(code: Any) -> str:
         return inspect.getsource(code)
     except (OSError, TypeError):
         return getattr(code, "__qualname__", code.__name__)
+
+
+def environment() -> dict[str, str]:
+    """What a run ran on: the processor and the versions of packages."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": str(os.cpu_count()),
+        "torch_threads": str(torch.get_num_threads()),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -19,6 +19,15 @@ from mixbit.core.errors import InvalidInput
 M = TypeVar("M")
 
 
+@contextmanager
+def file_errors(failure: str, way_out: str = "") -> Iterator[None]:
+    """Raise InvalidInput where the block raises an OSError: `net.json: cannot be written (Disk full); free some`."""
+    try:
+        yield
+    except OSError as error:
+        raise InvalidInput(f"{failure} ({error.strerror or error}){way_out}") from error
+
+
 def read_json(path: Path) -> Any:
     """Read one JSON value.
 
@@ -26,9 +35,8 @@ def read_json(path: Path) -> Any:
         InvalidInput: the file cannot be read; or is not JSON, with the place where it stops being so.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InvalidInput(f"{path}: cannot be read ({error.strerror})") from error
+        with file_errors(f"{path}: cannot be read"):
+            return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, endless digits, endless brackets
         raise InvalidInput(f"{path}: not valid JSON ({error})") from error
 
@@ -64,7 +72,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         InvalidInput: it cannot be written there.
     """
-    try:
+    with file_errors(f"{path}: cannot be written", "; choose another place"):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -73,8 +81,6 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.replace(name, path)
         finally:
             Path(name).unlink(missing_ok=True)
-    except OSError as error:
-        raise InvalidInput(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
@@ -84,11 +90,8 @@ def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mappin
 
 def sha256(path: Path) -> str:
     """The file's SHA-256 in hexadecimal digits; raises InvalidInput where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise InvalidInput(f"{path}: cannot be read ({error.strerror}); quantize again") from error
+    with file_errors(f"{path}: cannot be read", "; quantize again"), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_new_file(path: Path, *, force: bool) -> None:
@@ -108,11 +111,9 @@ def check_writable_folder(path: Path, *, force: bool) -> None:
         nearest = nearest.parent
     if not nearest.is_dir():
         raise InvalidInput(f"{nearest}: a file is in the way; choose another folder")
-    try:
+    with file_errors(f"{path}: cannot be written", "; choose another folder"):
         os.rmdir(tempfile.mkdtemp(dir=nearest))
         path.absolute().is_dir()
-    except OSError as error:
-        raise InvalidInput(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
     if not force and nearest == path.absolute() and any(path.iterdir()):
         raise InvalidInput(
             f"{path}: the folder is not empty; choose another or pass --force (force=True) to replace it"
@@ -126,22 +127,16 @@ def whole_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     With `force` the files replace those of the same names at `path`, one by one; other files there stay.
     """
     check_writable_folder(path, force=force)
-    missing = [one for one in path.absolute().parents if not one.exists()]
+    missing = [parent for parent in path.absolute().parents if not parent.exists()]
     # A rename does not leave a file system, and a folder that is there already may be one of its own (a mount point).
     place = path if path.exists() else path.absolute().parent
-    try:
+    with file_errors(f"{path}: cannot be made", "; choose another folder"):
         place.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=place, prefix=f".{path.name[:50]}."))
-    except OSError as error:
-        raise InvalidInput(f"{path}: cannot be made ({error.strerror}); choose another folder") from error
     try:
-        try:
-            yield temporary
-        except OSError as error:  # a full disk
-            raise InvalidInput(
-                f"{path}: cannot be written ({error.strerror or error}); choose another folder"
-            ) from error
-        _move(temporary, path)
+        with file_errors(f"{path}: cannot be written", "; choose another folder"):
+            yield temporary  # the disk may become full
+            _move(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         for parent in missing:  # the nearest first; they stay where they hold the results
@@ -150,20 +145,17 @@ def whole_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def _move(temporary: Path, path: Path) -> None:
-    """Put the folder at the path, or its files into the folder that is there."""
-    try:
-        os.chmod(temporary, 0o777 & ~_umask())
-        if not path.exists():
-            os.replace(temporary, path)
-            return
-        files = sorted(temporary.iterdir())
-        for file in files:
-            if (path / file.name).is_dir():
-                raise InvalidInput(f"{path / file.name}: a folder is in the way; choose another place")
-        for file in files:
-            os.replace(file, path / file.name)
-    except OSError as error:
-        raise InvalidInput(f"{path}: cannot be written ({error.strerror}); choose another folder") from error
+    """Put the folder at the path, or its files into the folder that is there; raises OSError."""
+    os.chmod(temporary, 0o777 & ~_umask())
+    if not path.exists():
+        os.replace(temporary, path)
+        return
+    files = sorted(temporary.iterdir())
+    for file in files:
+        if (path / file.name).is_dir():
+            raise InvalidInput(f"{path / file.name}: a folder is in the way; choose another place")
+    for file in files:
+        os.replace(file, path / file.name)
 
 
 def _umask() -> int:

@@ -66,7 +66,7 @@ def method(*facts: str, rank: int = 99, aliases: Mapping[str, Mapping[str, Any]]
 
 
 def facts_of(function: Callable[..., Any]) -> frozenset[str]:
-    """What `method` was told about the function, whatever its options; nothing about a function of the user's own."""
+    """The facts that `method` notes about the function, whatever its options; none of a function of the user's own."""
     mark = getattr(getattr(function, "func", function), _MARK, None)
     return mark.facts if mark else frozenset()
 
@@ -213,13 +213,9 @@ def _type_and_bounds(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     return hint, ()
 
 
+@cache
 def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """Option -> its annotation."""
-    return _hints_of_function(getattr(function, "func", function))
-
-
-@cache
-def _hints_of_function(function: Callable[..., Any]) -> dict[str, Any]:
-    hints = get_type_hints(function, include_extras=True)
-    parameters = inspect.signature(function).parameters.values()
-    return {one.name: hints[one.name] for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY}
+    plain = getattr(function, "func", function)
+    hints, parameters = get_type_hints(plain, include_extras=True), inspect.signature(plain).parameters
+    return {name: hints[name] for name in parameters if parameters[name].kind is inspect.Parameter.KEYWORD_ONLY}

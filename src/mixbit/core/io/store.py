@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import write_bytes, write_text
+from mixbit.core.io.files import file_errors, write_bytes, write_text
 
 
 class Stored(NamedTuple):
@@ -41,10 +41,10 @@ class Store:
 
     def put(self, name: str, question: Any, tensors: Mapping[str, Tensor], notes: Any = None) -> None:
         """Replace what is stored under the name; raises InvalidInput where it cannot be written."""
-        if self.folder is not None:
+        if (path := self._path(name)) is not None:
             copies = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
             metadata = {"question": json.dumps(question), "notes": json.dumps(notes)}
-            write_bytes(self._path(self.folder, name), safetensors.torch.save(copies, metadata))
+            write_bytes(path, safetensors.torch.save(copies, metadata))
 
     def get(self, name: str, question: Any) -> Stored | None:
         """What is stored under the name; None where that is nothing, or answers another question.
@@ -59,26 +59,25 @@ class Store:
 
     def check(self, name: str, question: Mapping[str, Any]) -> None:
         """Raise InvalidInput where what is stored under the name has another value for one of these fields."""
-        read = self._read(name)
-        if read is None:
+        if (read := self._read(name)) is None:
             return
-        asked = json.loads(json.dumps(question))
-        if not isinstance(read[0], dict) or any(read[0].get(field) != value for field, value in asked.items()):
+        fields = json.loads(json.dumps(question))
+        if not isinstance(read[0], dict) or any(read[0].get(field) != value for field, value in fields.items()):
             raise InvalidInput(
-                f"{self._path(self.folder or Path(), name)}: the checkpoint of another training (graph, data or "
+                f"{self._path(name)}: the checkpoint of another training (graph, data or "
                 "settings differ); delete it, choose another folder, or give --force to throw it away"
             )
 
-    def _path(self, folder: Path, name: str) -> Path:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InvalidInput(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
-        return folder / f"{name}.safetensors"
+    def _path(self, name: str) -> Path | None:
+        if self.folder is None:
+            return None
+        with file_errors(f"{self.folder}: cannot be made", "; choose another folder"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / f"{name}.safetensors"
 
     def _read(self, name: str) -> tuple[Any, Stored] | None:
         """Question and answer."""
-        if self.folder is None or not (path := self._path(self.folder, name)).exists():
+        if (path := self._path(name)) is None or not path.exists():
             return None
         try:
             with safe_open(path, "pt") as file:
@@ -128,7 +127,7 @@ class Journal:
             self.scores[tuple(plan)] = float(score)
 
     def score_of(self, plan: Sequence[str], score: Callable[[], float]) -> float:
-        """The score of a plan, given as its schemes in order: what is known, or else what the function returns."""
+        """The score of a plan, given as its schemes in order: from the file, or else what the function returns."""
         key = tuple(plan)
         if key not in self.scores:
             self.scores[key] = score()

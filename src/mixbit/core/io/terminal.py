@@ -1,0 +1,86 @@
+"""The terminal: progress, interrupts (Ctrl-C) while code of other languages runs, and time limits."""
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+_DRAWS = ContextVar("draws", default=True)
+#: After the time is up, in case the block caught that.
+SECONDS_BETWEEN = 1.0
+
+
+def track(items: Iterable[T], label: str | Callable[[], str], total: int | None = None) -> Generator[T, None, None]:
+    """Yield the items while a bar on standard error shows the label, work done and time left.
+
+    A label that changes is a function, asked after each item. Nothing is drawn where standard error is not a terminal.
+    """
+    if total is None and hasattr(items, "__len__"):
+        total = len(items)  # type: ignore[arg-type]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    hidden = not (_DRAWS.get() and sys.stderr.isatty())
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+        if isinstance(label, str):
+            yield from progress.track(items, total=total, description=label)
+            return
+        task = progress.add_task(label(), total=total)
+        for item in items:
+            yield item
+            progress.update(task, advance=1, description=label())
+
+
+def draw_nothing() -> None:
+    """Draw no progress from now on, since another process draws that of this one."""
+    _DRAWS.set(False)
+
+
+@contextmanager
+def interrupts_later() -> Iterator[None]:
+    """Raise KeyboardInterrupt for an interrupt within the block when the block has ended; main thread only.
+
+    Code of other languages would be aborted by a Python exception.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    seen: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        if seen:
+            raise KeyboardInterrupt
+
+
+class _TimeIsUp(BaseException):
+    """A BaseException, since the block may catch every Exception."""
+
+
+@contextmanager
+def time_limit(seconds: float | None, error: Exception) -> Iterator[None]:
+    """Raise the error where the block takes longer; in the main thread, and once code of other languages returns."""
+    if seconds is None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise _TimeIsUp
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, SECONDS_BETWEEN)
+    try:
+        yield
+    except _TimeIsUp:
+        raise error from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
