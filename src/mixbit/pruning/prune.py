@@ -25,7 +25,7 @@ from mixbit.pruning.importance import importance
 from mixbit.pruning.prediction import make_up, predict
 from mixbit.pruning.recovery import recovered
 from mixbit.pruning.units import Channels, Count
-from mixbit.roundings._input import Reconstruction
+from mixbit.roundings._input import RoundingInput
 
 
 def without_channels(graph: Graph, keep: Tensor) -> Graph:
@@ -160,8 +160,8 @@ def prune_channels(
     task = task or Task.classification()
     masked, keep = _chosen(graph, pairs, share, task, seed)
     smaller = without_channels(masked, keep)
-    asked = Reconstruction(graph, smaller, [inputs for inputs, _ in pairs], task, seed=seed, folder=kept_in)
-    return capture(recovered(asked, keep, iterations).module, graph.example)
+    given = RoundingInput(graph, smaller, [inputs for inputs, _ in pairs], task, seed=seed, folder=kept_in)
+    return capture(recovered(given, keep, iterations).module, graph.example)
 
 
 def _chosen(graph: Graph, pairs: list[Batch], share: float, task: Task, seed: int) -> tuple[Graph, Tensor]:

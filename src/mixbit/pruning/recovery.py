@@ -13,7 +13,7 @@ from mixbit.graph.blocks import Block, find_blocks
 from mixbit.graph.graph import Graph, tensor_of
 from mixbit.graph.walk import Stretch
 from mixbit.pruning.channels import find_channels
-from mixbit.roundings._input import Reconstruction, question_digest
+from mixbit.roundings._input import RoundingInput, question_digest
 from mixbit.training.blockwise import Parts, Passes, Schedule, TensorSlice, learn_blocks
 
 #: Steps of Adam: of weights, in their own root mean squares; of biases, in root mean square errors of the block.
@@ -22,7 +22,7 @@ RATE, BIAS_RATE = 0.01, 0.05
 BATCH_SIZE, CACHE_GIB = 32, 2.0
 
 
-def recovered(asked: Reconstruction, keep: Tensor, iterations: int) -> Graph:
+def recovered(inputs: RoundingInput, keep: Tensor, iterations: int) -> Graph:
     """The smaller graph with weights and biases learned from the whole one, one block after the other.
 
     For each block, min mean (z - z')^2 over all parameters that it alone reads, with z the whole network's output of
@@ -30,25 +30,25 @@ def recovered(asked: Reconstruction, keep: Tensor, iterations: int) -> Graph:
     it return: errors of earlier blocks are made up for by later ones. A block that learns nothing stays as it was.
 
     Args:
-        asked: The whole network, and the smaller one of the same nodes as `simulated`.
+        inputs: The whole network, and the smaller one of the same nodes as `simulated`.
         keep: [units] of the whole network's channels that the smaller one has.
         iterations: Steps of Adam for each block, the rate falling along half a cosine.
 
     Source: the blocks and their loss are those of Y. Li et al., "BRECQ", arXiv 2102.05426, in float.
     """
     slices = {
-        name: TensorSlice(held.dim, keep[held.units].nonzero().flatten().to(asked.graph.device))
-        for name, held in find_channels(asked.graph).tensors.items()
+        name: TensorSlice(held.dim, keep[held.units].nonzero().flatten().to(inputs.graph.device))
+        for name, held in find_channels(inputs.graph).tensors.items()
         if not keep[held.units].all()
     }
     return learn_blocks(
-        asked.case,
-        asked.simulated,
-        find_blocks(asked.graph) if iterations else (),
+        inputs.case,
+        inputs.simulated,
+        find_blocks(inputs.graph) if iterations else (),
         _Parameters,
         Schedule(iterations, BATCH_SIZE, CACHE_GIB),
         label="learn blocks",
-        parts=Parts(Store(asked.folder), "recovered", question_digest(asked, "recovery", iterations=iterations)),
+        parts=Parts(Store(inputs.folder), "recovered", question_digest(inputs, "recovery", iterations=iterations)),
         slices=slices,
     )
 

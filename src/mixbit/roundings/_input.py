@@ -12,21 +12,21 @@ from mixbit.graph.graph import Graph
 from mixbit.quantization.assemble import quantizers_of
 
 
-def question_digest(asked: "Reconstruction", method: str, **options: object) -> str:
+def question_digest(inputs: "RoundingInput", method: str, **options: object) -> str:
     """A hash of all that the result depends on: networks, plan, data, task, seed, and the method with its options."""
     return digest(
-        asked.graph.module,
-        asked.simulated.module,
-        None if asked.simulated.plan is None else asked.simulated.plan.model_dump_json(),
-        asked.batches,
-        [quantizer.mask for quantizer in quantizers_of(asked.simulated)],  # no part of a module's state
-        asked.task,
-        (asked.seed, asked.bias_correction, method, sorted(options.items())),
+        inputs.graph.module,
+        inputs.simulated.module,
+        None if inputs.simulated.plan is None else inputs.simulated.plan.model_dump_json(),
+        inputs.batches,
+        [quantizer.mask for quantizer in quantizers_of(inputs.simulated)],  # no part of a module's state
+        inputs.task,
+        (inputs.seed, inputs.bias_correction, method, sorted(options.items())),
     )
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class RoundingInput:
     """The outputs of the float network are to be reconstructed by integers.
 
     A rounding returns the simulated graph with other weights: whole multiples of their scales already, so that its

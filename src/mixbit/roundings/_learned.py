@@ -15,7 +15,7 @@ from mixbit.graph.walk import Stretch
 from mixbit.quantization.assemble import quantizer_path
 from mixbit.quantization.biases import biases_of, settle_biases
 from mixbit.quantization.quantizer import Quantizer
-from mixbit.roundings._input import Reconstruction, question_digest
+from mixbit.roundings._input import RoundingInput, question_digest
 from mixbit.roundings._soft import beta_at, hard_weight, penalty, soft_weight, start
 from mixbit.training.blockwise import Parts, Passes, Schedule, learn_blocks
 
@@ -31,7 +31,7 @@ WARM_UP, FIRST_BETA, LAST_BETA = 0.1, 20.0, 2.0
 
 
 def learned_roundings(
-    asked: Reconstruction, blocks: tuple[Block, ...], schedule: Schedule, *, drop: float, label: str
+    inputs: RoundingInput, blocks: tuple[Block, ...], schedule: Schedule, *, drop: float, label: str
 ) -> Graph:
     """The simulated graph with weights, biases and steps learned, one block after the other.
 
@@ -42,18 +42,18 @@ def learned_roundings(
     Raises:
         InvalidInput: there is no batch, or errors are to be weighted by draws from a loss of the user's own.
     """
-    if schedule.fisher and asked.task.own_loss is not None:
+    if schedule.fisher and inputs.task.own_loss is not None:
         raise InvalidInput("rounding: fisher=true draws labels from the model, and knows no loss of your own")
-    if not asked.batches:
+    if not inputs.batches:
         raise InvalidInput("rounding: no batch to learn on; give at least one")
     learned = learn_blocks(
-        asked.case,
-        asked.simulated,
+        inputs.case,
+        inputs.simulated,
         blocks,
-        partial(_Rounding, asked, drop),
+        partial(_Rounding, inputs, drop),
         schedule,
         label=label,
-        parts=Parts(Store(asked.folder), "block", question_digest(asked, label, schedule=schedule, drop=drop)),
+        parts=Parts(Store(inputs.folder), "block", question_digest(inputs, label, schedule=schedule, drop=drop)),
     )
     settle_biases(learned)  # steps of what they read may be others now
     return learned
@@ -91,9 +91,9 @@ class _Rounding:
         steps: Quantizers of coarse activations.
     """
 
-    def __init__(self, asked: Reconstruction, drop: float, simulated: Graph, block: Block, part: Stretch) -> None:
+    def __init__(self, inputs: RoundingInput, drop: float, simulated: Graph, block: Block, part: Stretch) -> None:
         self.simulated, self.block, self.part = simulated, block, part
-        looked_up = {layer.name for layer in asked.graph.layers if any(op.input is None for op in layer.operations)}
+        looked_up = {layer.name for layer in inputs.graph.layers if any(op.input is None for op in layer.operations)}
         quantizers = {name: _weight_quantizer(simulated, name) for name in block.layers if name not in looked_up}
         self.weights = {
             quantizer_path(name, of_weight=True): _SoftWeight(quantizer, simulated.parameter(name))
@@ -102,9 +102,9 @@ class _Rounding:
         }
         rounded = {weight.quantizer.tensor for weight in self.weights.values()}
         self.biases = {
-            name: _float_bias(asked.graph, asked.graph.bias(operation))
+            name: _float_bias(inputs.graph, inputs.graph.bias(operation))
             for layer, operation, name in biases_of(simulated)
-            if layer.name in rounded and operation.node in block.nodes and asked.bias_correction
+            if layer.name in rounded and operation.node in block.nodes and inputs.bias_correction
         }
         modules = [simulated.module.get_submodule(str(node.target)) for node in part.nodes if node.op == "call_module"]
         self.steps = [

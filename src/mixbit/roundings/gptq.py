@@ -21,7 +21,7 @@ from mixbit.quantization.biases import corrected_biases
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.quantization.statistics import Moments
 from mixbit.roundings._compensate import compensated, least_error, rows_of
-from mixbit.roundings._input import Reconstruction, question_digest
+from mixbit.roundings._input import RoundingInput, question_digest
 
 #: Which rows: the tensor that is read, and how an operator cuts it up. Operators that share them share their moments.
 _Rows = tuple[fx.Node, str]
@@ -30,7 +30,7 @@ _Rows = tuple[fx.Node, str]
 @method(rank=4)
 @torch.no_grad()
 def gptq(
-    asked: Reconstruction,
+    inputs: RoundingInput,
     *,
     damping: Annotated[float, Ge(0)] = 0.01,
     order: Literal["activation", "natural"] = "activation",
@@ -52,7 +52,7 @@ def gptq(
     kept as `in_order` says. Nothing is drawn.
 
     Args:
-        asked: What to round, on which data; with a folder, finished layers are kept there and taken up again.
+        inputs: What to round, on which data; with a folder, finished layers are kept there and taken up again.
         damping: Share of the mean of the second moments' diagonal that is added to it, at least 0; it grows by itself
             tenfold where the moments cannot be inverted otherwise.
         order: Of the columns: those with the largest second moments first, or as they stand.
@@ -63,11 +63,11 @@ def gptq(
     Source: E. Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers",
     arXiv:2210.17323.
     """
-    if not asked.batches:
+    if not inputs.batches:
         raise InvalidInput("gptq: no batch to calibrate on; give at least one")
-    rounded = asked.simulated.copy()
-    todo = _rounded_layers(asked, rounded)
-    store, question = Store(asked.folder), question_digest(asked, "gptq", damping=damping, order=order)
+    rounded = inputs.simulated.copy()
+    todo = _rounded_layers(inputs, rounded)
+    store, question = Store(inputs.folder), question_digest(inputs, "gptq", damping=damping, order=order)
     missing = []
     for one in todo:
         known = store.get(one.part, question)
@@ -75,8 +75,8 @@ def gptq(
             missing.append(one)
         else:
             _put(rounded, one.layer, known.tensors)
-    for one, moments in _moments_in_order(asked, rounded, todo, missing):
-        found = _round(asked, rounded, one, moments, {"damping": damping, "by_activation": order == "activation"})
+    for one, moments in _moments_in_order(inputs, rounded, todo, missing):
+        found = _round(inputs, rounded, one, moments, {"damping": damping, "by_activation": order == "activation"})
         store.put(one.part, question, found)
         _put(rounded, one.layer, found)
     rounded.module.graph.eliminate_dead_code()
@@ -95,10 +95,10 @@ class _Rounded:
     part: str
 
 
-def _rounded_layers(asked: Reconstruction, simulated: Graph) -> list[_Rounded]:
+def _rounded_layers(inputs: RoundingInput, simulated: Graph) -> list[_Rounded]:
     quantizers = {one.tensor: one for one in quantizers_of(simulated) if one.axis is not None}
     found = []
-    for number, layer in enumerate(asked.graph.layers):
+    for number, layer in enumerate(inputs.graph.layers):
         quantizer = quantizers.get(layer.name)
         covered = [operation for operation in layer.operations if _is_covered(layer, operation)]
         if quantizer is None or quantizer.format.floating is not None or not covered:
@@ -115,7 +115,7 @@ def _is_covered(layer: Layer, operation: Operation) -> bool:
 
 
 def _moments_in_order(
-    asked: Reconstruction, simulated: Graph, todo: list[_Rounded], missing: list[_Rounded]
+    inputs: RoundingInput, simulated: Graph, todo: list[_Rounded], missing: list[_Rounded]
 ) -> Iterator[tuple[_Rounded, dict[str, Moments]]]:
     """Every missing layer with the moments of what its operators read, once all layers before it are final."""
     operators = {operation.node for rounded in todo for operation in rounded.layer.operations}
@@ -134,7 +134,7 @@ def _moments_in_order(
             for rows in rows_of(node, operation, args[operation.data], rounded.layer.shape[2:]):
                 moments[key].update(rows)
 
-    for turns in in_order(simulated, operators, groups, asked.batches, see, "round weights"):
+    for turns in in_order(simulated, operators, groups, inputs.batches, see, "round weights"):
         for rounded in (missing[turn] for turn in turns):
             yield rounded, {read.node: moments[_rows(simulated, rounded, read)] for read in rounded.operations}
         moments.clear()
@@ -148,13 +148,13 @@ def _rows(simulated: Graph, one: _Rounded, operation: Operation) -> _Rows:
 
 
 def _round(
-    asked: Reconstruction, simulated: Graph, one: _Rounded, moments: Mapping[str, Moments], options: dict[str, Any]
+    inputs: RoundingInput, simulated: Graph, one: _Rounded, moments: Mapping[str, Moments], options: dict[str, Any]
 ) -> dict[str, Tensor]:
     """The new weight, by its name, and corrected biases, by the nodes of their operators."""
     layer, quantizer = one.layer, one.quantizer
     weight = simulated.parameter(layer.name)
     rows = _as_rows(weight, one)
-    centred = [operation.node for operation in one.operations if asked.bias_correction and operation.takes_bias]
+    centred = [operation.node for operation in one.operations if inputs.bias_correction and operation.takes_bias]
     hessian = torch.stack([moments[name].hessian(centred=name in centred) for name in moments]).sum(0)
     if not hessian.isfinite().all():
         raise InvalidInput(f"{layer.name}: its input is NaN or inf, or its squares are; leave out such samples")
@@ -170,7 +170,7 @@ def _round(
     error = _as_rows(found - weight, one)
     means = {name: (error.double() @ moments[name].mean.unsqueeze(2)).flatten().to(weight) for name in centred}
     activations = {other.tensor: other for other in quantizers_of(simulated) if other.axis is None}
-    biases = corrected_biases(asked.graph, layer, quantizer, means, activations)
+    biases = corrected_biases(inputs.graph, layer, quantizer, means, activations)
     return {layer.name: found} | {name: biases[name] for name in centred}
 
 

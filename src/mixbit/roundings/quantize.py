@@ -14,7 +14,7 @@ from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.ranges import RangeMethod
 from mixbit.quantization.simulate import _without_stale_claims, simulate
 from mixbit.roundings import ROUNDINGS, Rounding
-from mixbit.roundings._input import Reconstruction
+from mixbit.roundings._input import RoundingInput
 from mixbit.roundings.nearest import nearest
 
 
@@ -49,7 +49,7 @@ def quantize(
             nearest and for sequential correction, its `batches`; or None where no input has a static range: weights
             then take min-max scales, and biases stay.
         rounding: How weights become integers: a name in ROUNDINGS, with options as in `brecq:iterations=500`, or a
-            function from a `Reconstruction` to a graph.
+            function from a `RoundingInput` to a graph.
         bias_correction: A name in `mixbit.quantization.biases.BIAS_CORRECTIONS`.
         ranges: How ranges of activations are chosen, see `mixbit.quantization.ranges.RANGES`: `mse` where None; a
             calibration has its own way.
@@ -79,7 +79,7 @@ def quantize(
     corrects, kept_in = bias_correction != "off", Store(folder).folder
     simulated = simulate(graph, plan, calibration, bias_correction=corrects)
     task = task or Task.classification()
-    rounded = method(Reconstruction(graph, simulated, inputs, task, seed, kept_in, corrects))
+    rounded = method(RoundingInput(graph, simulated, inputs, task, seed, kept_in, corrects))
     if not isinstance(rounded, Graph):
         raise InvalidInput(
             f"rounding {name}: returns a {type(rounded).__name__}; return the simulated graph with other weights"
