@@ -16,8 +16,8 @@ from mixbit.graph.backward import squared_gradients
 from mixbit.graph.blocks import find_blocks
 from mixbit.graph.layers import model_fingerprint
 from mixbit.graph.walk import needed_later, stretches
-from mixbit.quantization.assemble import quantizers_of
 from mixbit.quantization.calibrate import calibrate
+from mixbit.quantization.quantizer import quantizers_of
 from mixbit.roundings import _learned
 from mixbit.roundings._input import RoundingInput, question_digest
 from mixbit.roundings.adaround import adaround

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from mixbit.core.batches import Inputs
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, argument
-from mixbit.quantization.assemble import quantizers_of
+from mixbit.quantization.quantizer import quantizers_of
 from mixbit.roundings import ROUNDINGS
 from mixbit.roundings._input import RoundingInput
 from mixbit.roundings.quantize import quantize

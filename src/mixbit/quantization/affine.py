@@ -16,6 +16,8 @@ SCALE_OF_ZEROS = 1.0
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 #: Numbers that are worked on at a time where that takes many passes over them: they stay in a core's own cache.
 FEW_ELEMENTS = 2**16
+#: Largest bias in steps of input scale x weight scale: half of what 32 bits hold, so that sums have room.
+LARGEST_BIAS = 2**30
 
 
 def along(values: Tensor, axis: int | None, shape: Sequence[int]) -> Tensor:

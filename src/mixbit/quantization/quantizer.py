@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mixbit.core import Format
+from mixbit.graph.graph import Graph
 from mixbit.quantization import affine
 
 
@@ -203,3 +204,24 @@ def run_time_quantizer(tensor: str, fmt: Format, device: torch.device) -> Quanti
     """The quantizer of an activation whose range is taken at run time."""
     one = torch.ones((), device=device)
     return Quantizer(tensor, fmt, None, one, torch.zeros_like(one))
+
+
+def quantizers_of(graph: Graph) -> list[Quantizer]:
+    """The graph's quantizers, those of weights first."""
+    quantizers = [module for module in graph.module.modules() if isinstance(module, Quantizer)]
+    return sorted(quantizers, key=lambda quantizer: quantizer.axis is None)
+
+
+def weight_quantizers(graph: Graph) -> dict[str, Quantizer]:
+    """Layer -> quantizer of its weight."""
+    return {quantizer.tensor: quantizer for quantizer in quantizers_of(graph) if quantizer.axis is not None}
+
+
+def activation_quantizers(graph: Graph) -> dict[str, Quantizer]:
+    """Node -> quantizer of its tensor."""
+    return {quantizer.tensor: quantizer for quantizer in quantizers_of(graph) if quantizer.axis is None}
+
+
+def quantizer_path(tensor: str, *, of_weight: bool) -> str:
+    """Full name of the quantizer's module in the graph; parameters and nodes may have the same names."""
+    return f"mixbit_quantizers.{'weights' if of_weight else 'activations'}.{tensor}"

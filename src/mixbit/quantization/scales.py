@@ -8,7 +8,7 @@ from torch import Tensor
 from mixbit.core import Format
 from mixbit.graph.graph import Graph, Layer, Operation, argument, tensor_of
 from mixbit.graph.operators import FEW_ELEMENTS, run_stacked, stack_weights
-from mixbit.quantization.affine import along, dequantize, min_max_factors, quantize
+from mixbit.quantization.affine import LARGEST_BIAS, along, dequantize, min_max_factors, quantize
 from mixbit.quantization.calibrate import Calibration
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.quantization.sparsity import choose_kept, magnitude, misfit
@@ -18,8 +18,6 @@ NUM_RATIOS = 12
 #: layers and that one layer's output does not show, so it is kept small; with two bits rounding costs more than that.
 LEAST_RATIO = {2: 0.45}
 LEAST_RATIO_OTHERWISE = 0.6
-#: Largest bias in steps of input scale x weight scale: half of what 32 bits hold, so that sums have room.
-LARGEST_BIAS = 2**30
 #: The finest input format, whose scale is the smallest.
 FINEST_INPUT = Format(8, "tensor", symmetric=False)
 

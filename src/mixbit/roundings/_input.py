@@ -9,7 +9,7 @@ from mixbit.core.io.digest import digest
 from mixbit.core.task import Task
 from mixbit.graph.case import Case
 from mixbit.graph.graph import Graph
-from mixbit.quantization.assemble import quantizers_of
+from mixbit.quantization.quantizer import quantizers_of
 
 
 def question_digest(inputs: "RoundingInput", method: str, **options: object) -> str:

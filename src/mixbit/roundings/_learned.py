@@ -12,9 +12,8 @@ from mixbit.core.io.store import Store
 from mixbit.graph.blocks import Block
 from mixbit.graph.graph import Graph
 from mixbit.graph.walk import Stretch
-from mixbit.quantization.assemble import quantizer_path
 from mixbit.quantization.biases import biases_of, settle_biases
-from mixbit.quantization.quantizer import Quantizer
+from mixbit.quantization.quantizer import Quantizer, quantizer_path
 from mixbit.roundings._input import RoundingInput, question_digest
 from mixbit.roundings._soft import beta_at, hard_weight, penalty, soft_weight, start
 from mixbit.training.blockwise import Parts, Passes, Schedule, learn_blocks

@@ -16,9 +16,8 @@ from mixbit.graph.fold import set_bias
 from mixbit.graph.graph import Graph, Layer, Operation, argument
 from mixbit.graph.walk import in_order
 from mixbit.quantization.affine import along
-from mixbit.quantization.assemble import quantizers_of
 from mixbit.quantization.biases import corrected_biases
-from mixbit.quantization.quantizer import Quantizer
+from mixbit.quantization.quantizer import Quantizer, activation_quantizers, weight_quantizers
 from mixbit.quantization.statistics import Moments
 from mixbit.roundings._compensate import compensated, least_error, rows_of
 from mixbit.roundings._input import RoundingInput, question_digest
@@ -96,7 +95,7 @@ class _Rounded:
 
 
 def _rounded_layers(inputs: RoundingInput, simulated: Graph) -> list[_Rounded]:
-    quantizers = {one.tensor: one for one in quantizers_of(simulated) if one.axis is not None}
+    quantizers = weight_quantizers(simulated)
     found = []
     for number, layer in enumerate(inputs.graph.layers):
         quantizer = quantizers.get(layer.name)
@@ -169,8 +168,7 @@ def _round(
     found = quantizer(best.reshape(weight.movedim(layer.axis, 0).shape).movedim(0, layer.axis).contiguous())
     error = _as_rows(found - weight, one)
     means = {name: (error.double() @ moments[name].mean.unsqueeze(2)).flatten().to(weight) for name in centred}
-    activations = {other.tensor: other for other in quantizers_of(simulated) if other.axis is None}
-    biases = corrected_biases(inputs.graph, layer, quantizer, means, activations)
+    biases = corrected_biases(inputs.graph, layer, quantizer, means, activation_quantizers(simulated))
     return {layer.name: found} | {name: biases[name] for name in centred}
 
 

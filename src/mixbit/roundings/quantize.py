@@ -4,15 +4,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mixbit.core import InvalidInput, Plan, pick
+from mixbit.core import InvalidInput, Plan, find_target, pick
 from mixbit.core.io.store import Store
 from mixbit.core.task import Task
-from mixbit.graph.graph import Graph, check_arguments
-from mixbit.quantization.assemble import check_plan
+from mixbit.graph.graph import Graph, Layer, check_arguments
 from mixbit.quantization.biases import BIAS_CORRECTIONS, corrected
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.ranges import RangeMethod
-from mixbit.quantization.simulate import _without_stale_claims, simulate
+from mixbit.quantization.simulate import check_plan, simulate
 from mixbit.roundings import ROUNDINGS, Rounding
 from mixbit.roundings._input import RoundingInput
 from mixbit.roundings.nearest import nearest
@@ -70,7 +69,7 @@ def quantize(
     pick("bias correction", bias_correction, BIAS_CORRECTIONS)
     name, method = ROUNDINGS.find(rounding)
     layers = check_plan(graph, plan)
-    plan = _without_stale_claims(plan, layers)
+    plan = _without_outdated_predictions(plan, layers)
     calibration = _calibration(graph, plan, batches, ranges)
     inputs = () if calibration is None else [inputs for inputs, _ in calibration.batches]
     if not inputs and (method is not nearest or bias_correction == "sequential"):
@@ -117,3 +116,12 @@ def _check_without_data(plan: Plan) -> None:
                 f"batches: None, but {name} ({text}) has an input of static range; give calibration data, or take a "
                 "scheme whose range is taken at run time, as w8a8d"
             )
+
+
+def _without_outdated_predictions(plan: Plan, layers: tuple[Layer, ...]) -> Plan:
+    """The plan without what was predicted of it, where its schemes were edited since: its bytes are others now."""
+    weight_bytes = find_target(plan.target).weight_bytes
+    held = sum(weight_bytes(layer.shape, layer.axis, plan.scheme(layer.name).weight) for layer in layers)
+    if plan.predicted.get("weight_bytes", held) == held:
+        return plan
+    return plan.model_copy(update={"predicted": {}, "made_by": f"{plan.made_by}, edited"})

@@ -14,7 +14,7 @@ from mixbit.core.io.digest import digest
 from mixbit.core.io.store import Store
 from mixbit.core.task import Task
 from mixbit.graph.graph import Graph, check_arguments, check_graph
-from mixbit.quantization.assemble import quantizers_of
+from mixbit.quantization.quantizer import quantizers_of
 from mixbit.training.loop import Loop, Objective, Trained, Training, generator_of
 
 FILE_NAME = "training.safetensors"

@@ -5,9 +5,8 @@ import math
 import torch
 
 from mixbit.graph.graph import Graph
-from mixbit.quantization.assemble import quantizers_of
 from mixbit.quantization.biases import make_room_for_biases, settle_biases
-from mixbit.quantization.quantizer import Quantizer
+from mixbit.quantization.quantizer import Quantizer, quantizers_of
 
 
 def learnable(graph: Graph) -> Graph:

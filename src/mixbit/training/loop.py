@@ -14,7 +14,7 @@ from mixbit.core.io.store import Stored
 from mixbit.core.task import Task, output_of
 from mixbit.graph.evaluate import returned_by
 from mixbit.graph.graph import Graph
-from mixbit.quantization.assemble import quantizers_of
+from mixbit.quantization.quantizer import quantizers_of
 from mixbit.training.learnable import learnable, settled
 
 
