@@ -39,6 +39,7 @@ class Passes:
 
     Attributes:
         sizes: Samples of each batch.
+        weights: (batch, node) -> weights of the errors of its tensor; 1 where there are none.
     """
 
     def __init__(self, case: Case, cache_gib: float, slices: Mapping[str, TensorSlice]) -> None:
@@ -50,18 +51,13 @@ class Passes:
         self.leaves = [dict(zip(names, case.graph.leaves(inputs), strict=True)) for inputs, _ in case.batches]
 
     @torch.no_grad()
-    def advance_float(self, part: Stretch, wanted: set[str]) -> None:
-        """Run the next stretch of the float network and keep what is wanted of it."""
-        self._advance(_FLOAT, part, wanted)
-
-    @torch.no_grad()
-    def advance_learning(self, part: Stretch, wanted: set[str]) -> None:
-        """Run the next stretch of the learning network and keep what is wanted of it."""
-        self._advance(_LEARNING, part, wanted)
-
-    def weigh(self, outputs: tuple[str, ...]) -> None:
-        """Take the squared gradients of the float network's information by these tensors as weights of their errors."""
-        self.weights = squared_gradients(self.case, outputs)
+    def advance(self, which: str, part: Stretch, wanted: set[str]) -> None:
+        """Run the next stretch of one of the networks and store what is wanted of it."""
+        names = wanted & part.made
+        for batch in range(len(self.sizes)):
+            read = {name: self._get(which, batch, name) for name in part.inputs}
+            for name, tensor in part.run(read, names).items():
+                self.cache.put(batch, which + name, tensor)
 
     def keep_only(self, names: set[str]) -> None:
         """Drop the tensors of other names."""
@@ -88,7 +84,7 @@ class Passes:
         return {name: self._of_float(name, self.cache.get(batch, _FLOAT + name), rows) for name in known}
 
     def error(self, outputs: Mapping[str, Tensor], batch: int, rows: Tensor | None = None) -> Tensor:
-        """Mean square of the outputs' distance from the float network's, weighted where `weigh` was called."""
+        """Mean square of the outputs' distance from the float network's, weighted by `weights`."""
         total = torch.zeros((), device=self.case.graph.device)
         for name, output in outputs.items():
             square = (output - self._of_float(name, self.cache.get(batch, _FLOAT + name), rows)).square()
@@ -105,13 +101,6 @@ class Passes:
     def parts_by_rows(self, part: Stretch, outputs: tuple[str, ...]) -> bool:
         """Whether the first dimension of all that the stretch reads and makes is the batch."""
         return all(sample_axis(part.graph.node(name)) == SampleAxis(0) for name in (*part.inputs, *outputs))
-
-    def _advance(self, which: str, part: Stretch, wanted: set[str]) -> None:
-        names = wanted & part.made
-        for batch in range(len(self.sizes)):
-            read = {name: self._get(which, batch, name) for name in part.inputs}
-            for name, tensor in part.run(read, names).items():
-                self.cache.put(batch, which + name, tensor)
 
     def _get(self, which: str, batch: int, name: str) -> Tensor:
         leaves = self.leaves[batch]
@@ -153,11 +142,11 @@ def _side_by_side(
     with closing(Passes(case, cache_gib, slices or {})) as passes:
         for number, block in enumerate(blocks):
             in_float, part = (both[number] for both in parts)
-            passes.advance_float(in_float, later[number] | set(block.outputs))
+            passes.advance(_FLOAT, in_float, later[number] | set(block.outputs))
             if fisher:
-                passes.weigh(block.outputs)
+                passes.weights = squared_gradients(case, block.outputs)
             yield number, block, part, passes
-            passes.advance_learning(part, later[number])
+            passes.advance(_LEARNING, part, later[number])
             passes.keep_only(later[number])
 
 
