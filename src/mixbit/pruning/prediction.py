@@ -54,11 +54,11 @@ class Prediction:
         Args:
             gone: [C] which of the channels go.
         """
-        found = torch.zeros(int(gone.sum()), len(gone), dtype=torch.float64, device=gone.device)
+        coefficients = torch.zeros(int(gone.sum()), len(gone), dtype=torch.float64, device=gone.device)
         if self.precision.ndim == 2:
             rows = self.precision[gone]
-            found[:, ~gone] = -torch.linalg.solve(rows[:, gone], rows[:, ~gone])
-        return found
+            coefficients[:, ~gone] = -torch.linalg.solve(rows[:, gone], rows[:, ~gone])
+        return coefficients
 
 
 def rows_last(x: Tensor, operation: Operation) -> Tensor:
@@ -92,17 +92,16 @@ def predict(graph: Graph, channels: Channels, batches: list[Batch], keep: Tensor
     )
     for inputs, _ in track(batches, "take moments of channels"):
         walker.returned(graph.leaves(inputs))
-    found = {}
+    predictions = {}
     for reader in channels.cuttable_readers:
         node = graph.node(reader.operation.node)
-        centred = reader.operation.takes_bias
-        one, kept = statistics[reader.data(node)], keep[reader.units].to(graph.device)
-        if not one.moments.hessian(centred=False).isfinite().all():
+        tensor, stays = statistics[reader.data(node)], keep[reader.units].to(graph.device)
+        if not tensor.moments.hessian(centred=False).isfinite().all():
             raise InvalidInput(
                 f"{reader.layer.name}: its input is NaN or inf, or its squares are; leave out such samples"
             )
-        found[node.name] = _prediction(one, kept, centred=centred)
-    return found
+        predictions[node.name] = _prediction(tensor, stays, centred=reader.operation.takes_bias)
+    return predictions
 
 
 class _Seen:
@@ -120,16 +119,16 @@ class _Seen:
         self.count += len(samples)
 
 
-def _prediction(seen: _Seen, kept: Tensor, *, centred: bool) -> Prediction:
-    mean = seen.moments.mean.flatten() * kept * centred
-    sample = seen.total / seen.count
-    sample = sample * kept.reshape(-1, *[1] * (sample.ndim - 1))
-    if seen.alone:
-        return Prediction(kept.double(), mean, sample)
-    hessian = seen.moments.hessian(centred=centred)[0] / seen.moments.count
-    factor = inverse_factor(hessian[kept][:, kept].unsqueeze(0), DAMPING)[0]
+def _prediction(tensor: _Seen, stays: Tensor, *, centred: bool) -> Prediction:
+    mean = tensor.moments.mean.flatten() * stays * centred
+    sample = tensor.total / tensor.count
+    sample = sample * stays.reshape(-1, *[1] * (sample.ndim - 1))
+    if tensor.alone:
+        return Prediction(stays.double(), mean, sample)
+    hessian = tensor.moments.hessian(centred=centred)[0] / tensor.moments.count
+    factor = inverse_factor(hessian[stays][:, stays].unsqueeze(0), DAMPING)[0]
     precision = torch.zeros_like(hessian)
-    precision[kept.unsqueeze(1) & kept] = (factor.T @ factor).flatten()
+    precision[stays.unsqueeze(1) & stays] = (factor.T @ factor).flatten()
     return Prediction(precision, mean, sample)
 
 

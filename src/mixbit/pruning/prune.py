@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mixbit.core import InvalidInput, UnsupportedModel
@@ -17,14 +17,13 @@ from mixbit.core.batches import Batch, split_all
 from mixbit.core.io.store import Store
 from mixbit.core.task import Task
 from mixbit.graph.capture import TOLERANCE, capture
-from mixbit.graph.graph import Graph, argument, check_arguments, get_tensor, split_name
+from mixbit.graph.graph import Graph, argument, check_arguments, split_name
 from mixbit.graph.layers import find_layers
-from mixbit.graph.torch_export import copy_module
 from mixbit.pruning.channels import find_channels
 from mixbit.pruning.importance import importance
 from mixbit.pruning.prediction import make_up, predict
 from mixbit.pruning.recovery import recovered
-from mixbit.pruning.units import Channels, Count
+from mixbit.pruning.units import Channels
 from mixbit.roundings._input import RoundingInput
 
 
@@ -38,25 +37,22 @@ def without_channels(graph: Graph, keep: Tensor) -> Graph:
     Raises:
         UnsupportedModel: on the example the copy returns something else.
     """
-    channels, module = find_channels(graph), copy_module(graph.module)
+    channels, smaller = find_channels(graph), graph.copy()
     for part in channels.parts:
-        tensor = get_tensor(module, part.parameter)
-        kept = keep[part.units].nonzero().flatten().to(tensor.device)
-        _set(module, part.parameter, tensor.detach().index_select(part.axis, kept))
-    nodes = {node.name: node for node in module.graph.nodes}
+        tensor = smaller.parameter(part.parameter)
+        places = keep[part.units].nonzero().flatten().to(tensor.device)
+        _set(smaller.module, part.parameter, tensor.detach().index_select(part.axis, places))
     for count in channels.counts:
-        node, new = nodes[count.node], int(keep[count.units].sum())
-        node.update_arg(count.position, new if count.index is None else _entries(node, count, new))
-    module.recompile()
-    smaller = dataclasses.replace(graph, module=module)
+        node, number = smaller.node(count.node), int(keep[count.units].sum())
+        new: Any = number
+        if count.index is not None:
+            new = list(argument(node, count.position))
+            new[count.index] = number
+        node.update_arg(count.position, new)
+    smaller.module.recompile()
     smaller = dataclasses.replace(smaller, layers=find_layers(smaller))
     _check_same(graph, smaller, int((~keep).sum()))
     return smaller
-
-
-def _entries(node: fx.Node, count: Count, new: int) -> list[Any]:
-    """The list that holds the count, with the new number."""
-    return [new if index == count.index else entry for index, entry in enumerate(argument(node, count.position))]
 
 
 def _set(module: nn.Module, name: str, value: Tensor) -> None:
@@ -66,7 +62,7 @@ def _set(module: nn.Module, name: str, value: Tensor) -> None:
 
 @torch.no_grad()
 def _check_same(graph: Graph, smaller: Graph, num_units: int) -> None:
-    leaves = [pytree.tree_leaves(one(*graph.example.args, **graph.example.kwargs)) for one in (graph, smaller)]
+    leaves = [pytree.tree_leaves(each(*graph.example.args, **graph.example.kwargs)) for each in (graph, smaller)]
     for want, got in zip(*leaves, strict=True):
         if isinstance(want, Tensor) and not torch.allclose(got, want, TOLERANCE, TOLERANCE * float(want.abs().max())):
             raise UnsupportedModel(
@@ -98,8 +94,8 @@ class Removal:
     @classmethod
     def between(cls, graph: Graph, smaller: Graph) -> "Removal":
         """What `prune_channels` removed from one graph to make the other."""
-        old, new = ({layer.name: layer for layer in one.layers} for one in (graph, smaller))
-        counts = [sum(parameter.numel() for parameter in one.module.parameters()) for one in (graph, smaller)]
+        old, new = ({layer.name: layer for layer in each.layers} for each in (graph, smaller))
+        counts = [sum(parameter.numel() for parameter in each.module.parameters()) for each in (graph, smaller)]
         return cls(
             {name: (layer.shape[layer.axis], new[name].shape[layer.axis]) for name, layer in old.items()},
             (counts[0], counts[1]),
@@ -141,7 +137,7 @@ def prune_channels(
         task: What the outputs mean; classification where None.
         iterations: Steps of Adam for each block, 0 for none: half a minute to minutes for a small network.
         seed: Of the labels drawn from the model, and the samples of a step.
-        folder: Where learned blocks are kept, for an interrupted call to go on; None keeps nothing.
+        folder: Where learned blocks are stored, so that an interrupted call resumes; None stores nothing.
 
     Raises:
         InvalidInput: a share out of range, a quantized graph, no channel that can be cut, or data that does not fit.
@@ -149,7 +145,7 @@ def prune_channels(
     """
     check_arguments(graph, task, seed)
     check_share(share)
-    kept_in = Store(folder).folder
+    place = Store(folder).folder
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
         raise InvalidInput(f"iterations={iterations!r}: give a whole number from 0")
     if graph.plan is not None:
@@ -160,21 +156,20 @@ def prune_channels(
     task = task or Task.classification()
     masked, keep = _chosen(graph, pairs, share, task, seed)
     smaller = without_channels(masked, keep)
-    given = RoundingInput(graph, smaller, [inputs for inputs, _ in pairs], task, seed=seed, folder=kept_in)
+    given = RoundingInput(graph, smaller, [inputs for inputs, _ in pairs], task, seed, place)
     return capture(recovered(given, keep, iterations).module, graph.example)
 
 
 def _chosen(graph: Graph, pairs: list[Batch], share: float, task: Task, seed: int) -> tuple[Graph, Tensor]:
     """The graph whose layers read only the units that stay, its shapes as before; and [units] which stay."""
     channels = find_channels(graph)
-    able = channels.free & _of_layers(channels)
+    able = torch.zeros_like(channels.free)
+    for units in channels.outputs.values():
+        able[units] = channels.free[units]
     if not able.any():
-        what = (
-            f"all reach {', '.join(channels.obstacles)}"
-            if channels.obstacles
-            else "its weights serve twice, or are computed"
-        )
-        raise InvalidInput(f"the model has no channels that can be cut: {what}")
+        obstacles = f"all reach {', '.join(channels.obstacles)}" if channels.obstacles else None
+        reason = obstacles or "its weights serve twice, or are computed"
+        raise InvalidInput(f"the model has no channels that can be cut: {reason}")
     masked = graph.copy()
     keep, wanted = torch.ones(channels.num_units, dtype=torch.bool), share * int(able.sum())
     for number in range(1, ROUNDS + 1):
@@ -212,7 +207,7 @@ def choose(losses: Tensor, able: Tensor, channels: Channels, keep: Tensor, count
     """
     members: list[Counter[int]] = [Counter() for _ in range(channels.num_units)]
     spare = []
-    for index, units in enumerate({tuple(one.units.tolist()) for one in channels.tensors.values()}):
+    for index, units in enumerate({tuple(held.units.tolist()) for held in channels.tensors.values()}):
         spare.append(int(keep[list(units)].sum()) - max(1, math.ceil(KEPT_EVERYWHERE * len(units))))
         for unit in units:
             members[unit][index] += 1
@@ -225,11 +220,3 @@ def choose(losses: Tensor, able: Tensor, channels: Channels, keep: Tensor, count
         for index, number in members[unit].items():
             spare[index] -= number
     return keep
-
-
-def _of_layers(channels: Channels) -> Tensor:
-    """[units] which hold an output channel of a layer."""
-    found = torch.zeros(channels.num_units, dtype=torch.bool)
-    for units in channels.outputs.values():
-        found[units] = True
-    return found

@@ -51,7 +51,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Channels:
-    """What hangs together. A unit is a set of channels, of several tensors, that are cut all or none.
+    """Which channels are cut together. A unit is a set of channels, of several tensors, that are cut all or none.
 
     Attributes:
         parts: The parameters and buffers that have channels.
@@ -83,7 +83,7 @@ class Channels:
 
 
 class Units:
-    """What is found out about units, one by one. A unit is a number here; those that are joined are one in the end."""
+    """The units of a graph while it is analysed. A unit is a number; joined units get the same one in the end."""
 
     def __init__(self) -> None:
         self._parents: list[int] = []
@@ -98,9 +98,9 @@ class Units:
         self._parents.extend(range(first, first + count))
         return list(range(first, first + count))
 
-    def join(self, one: Sequence[int], other: Sequence[int]) -> None:
-        """Each of one with its counterpart is cut together."""
-        for a, b in zip(one, other, strict=True):
+    def join(self, first: Sequence[int], second: Sequence[int]) -> None:
+        """Cut each unit of the first together with its counterpart of the second."""
+        for a, b in zip(first, second, strict=True):
             self._parents[self._root(a)] = self._root(b)
 
     def hold(self, units: Sequence[int], obstacle: str) -> None:
