@@ -136,13 +136,13 @@ class _Walk:
         else:
             units = self.units.new(layer.shape[layer.axis])
             if place is not None and place.dim == dim:
-                self.units.add_part(layer.name, 1 - layer.axis, place.units)
-                self.units.add_reader(layer, operation, place.units)
+                self.units.parts.append((layer.name, 1 - layer.axis, place.units))
+                self.units.readers.append((layer, operation, place.units))
             else:
                 self._stop([x], node)
         if units is None:
             return self._stop([x], node)
-        self.units.add_part(layer.name, layer.axis, units)
+        self.units.parts.append((layer.name, layer.axis, units))
         self.outputs[layer.name] = units
         bias = argument(node, kind.bias)
         if bias is not None and not self._add_vector(bias, units):
@@ -154,14 +154,14 @@ class _Walk:
         groups, transposed = argument(node, GROUPS), layer.axis == 1
         if place is None or place.dim != 1 or transposed or layer.shape[:2] != (groups, 1):
             return None
-        self.units.add_count(node.name, GROUPS, None, place.units)
+        self.units.counts.append((node.name, GROUPS, None, place.units))
         return place.units
 
     def _add_vector(self, node: Any, units: list[int]) -> bool:
         """Note a parameter [channels]; False where it is something else."""
         if not self._own(node) or not is_parameter(node) or self._shape(node) != (len(units),):
             return False
-        self.units.add_part(str(node.target), 0, units)
+        self.units.parts.append((str(node.target), 0, units))
         return True
 
     def _elementwise(self, node: fx.Node) -> _Place | None:
@@ -183,7 +183,7 @@ class _Walk:
             if not is_parameter(source) or not self._own(source) or self._shape(source)[axis] != len(units):
                 self._hold(units, node)
             else:
-                self.units.add_part(str(source.target), axis, units)
+                self.units.parts.append((str(source.target), axis, units))
         return _Place(dim, units)
 
     def _concatenation(self, node: fx.Node) -> _Place | None:
@@ -234,7 +234,7 @@ class _Walk:
             return None
         sides = self.units.new(before), self.units.new(behind)
         for index, units in enumerate(sides):
-            self.units.add_count(node.name, 1, first + index, units)
+            self.units.counts.append((node.name, 1, first + index, units))
         return _Place(place.dim, [*sides[0], *place.units, *sides[1]])
 
     def _slice(self, node: fx.Node, place: _Place) -> _Place | None:
@@ -247,7 +247,7 @@ class _Walk:
         start, end, _ = slice(start, end).indices(size)
         for position, bound in ((2, start), (3, end)):
             if position < len(node.args):
-                self.units.add_count(node.name, position, None, place.units[:bound])
+                self.units.counts.append((node.name, position, None, place.units[:bound]))
         return _Place(place.dim, place.units[start:end]) if start < end else None
 
     def _view(self, node: fx.Node, place: _Place) -> _Place | None:
@@ -271,7 +271,7 @@ class _Walk:
             if not isinstance(size, int):
                 return None
             if size != -1:
-                self.units.add_count(node.name, 1, dim, units)
+                self.units.counts.append((node.name, 1, dim, units))
         return _Place(dim, units)
 
 

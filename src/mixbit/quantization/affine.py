@@ -161,8 +161,8 @@ def run_time_factors(x: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
 
 def in_groups(x: Tensor, fmt: Format) -> Tensor:
     """[..., groups, values] of an activation whose rows share scales in groups; one where they do not divide it."""
-    whole = fmt.group is None or x.shape[-1] % fmt.group != 0
-    return x.unflatten(-1, (-1, x.shape[-1] if whole or fmt.group is None else fmt.group))
+    size = fmt.group if fmt.group is not None and x.shape[-1] % fmt.group == 0 else x.shape[-1]
+    return x.unflatten(-1, (-1, size))
 
 
 def num_scales(shape: Sequence[int], axis: int, fmt: Format) -> int:

@@ -18,7 +18,7 @@ IMPORTANCES = {
     "fisher": "w^2 times the mean square of the samples' gradients: the loss of zeroing the weight, to second order.",
     "magnitude": "The weight's absolute value; without data.",
 }
-#: Taken where nobody says.
+#: The default.
 IMPORTANCE = "magnitude"
 
 
@@ -41,12 +41,10 @@ def choose_masks(
     missing = list(_missing(calibration, layers, formats))
     sparse = tuple(dict.fromkeys(layer for layer, _ in missing))
     weights = {layer: case.graph.parameter(layer.name).detach() for layer in sparse}
-    found = {}
-    if importance == "fisher" and sparse:
-        found = mean_square_gradients(case, calibration, sparse)
+    squares = mean_square_gradients(case, calibration, sparse) if importance == "fisher" and sparse else {}
     for layer, sparsity in missing:
         weight = weights[layer]
-        worth = fisher_weighted(weight.double(), found[layer.name]) if found else magnitude(weight)
+        worth = fisher_weighted(weight.double(), squares[layer.name]) if squares else magnitude(weight)
         calibration.masks[layer.name, sparsity] = choose_kept(worth, layer.axis, sparsity)
 
 

@@ -99,16 +99,11 @@ def quantize_at_run_time(x: Tensor, bits: int, rows: bool, group: int, tensor: s
     One operator for the same reason as above; `rows` for a scale a row, `group` for one for so many values of a row, or
     0.
     """
-    fmt = _run_time_format(bits, rows, group)
+    fmt = Format(bits, "tensor" if not rows else "group" if group else "row", rows, group or None, dynamic=True)
     parts = affine.in_groups(x, fmt) if rows else x
     scale, zero_point = affine.run_time_factors(parts, fmt)
     integers = (parts / scale).round_().add_(zero_point).clamp_(*fmt.integer_range)
     return integers.sub_(zero_point).mul_(scale).reshape(x.shape)
-
-
-def _run_time_format(bits: int, rows: bool, group: int) -> Format:
-    granularity = "tensor" if not rows else "group" if group else "row"
-    return Format(bits, granularity, rows, group or None, dynamic=True)
 
 
 @quantize_at_run_time.register_fake
@@ -202,8 +197,8 @@ class Quantizer(nn.Module):
 
 def run_time_quantizer(tensor: str, fmt: Format, device: torch.device) -> Quantizer:
     """The quantizer of an activation whose range is taken at run time."""
-    one = torch.ones((), device=device)
-    return Quantizer(tensor, fmt, None, one, torch.zeros_like(one))
+    scale = torch.ones((), device=device)
+    return Quantizer(tensor, fmt, None, scale, torch.zeros_like(scale))
 
 
 def quantizers_of(graph: Graph) -> list[Quantizer]:

@@ -78,7 +78,7 @@ def percentile(
     """The range that leaves a share 1 - `share` of the values out at either end.
 
     Bins are taken as evenly filled, so an end is exact to 1/256 of itself. Where no more than zeros would be left, the
-    extremes are kept. (Wu et al. 2020, section 4.1, arXiv 2004.09602, clips magnitudes so.)
+    extremes are taken. (Wu et al. 2020, section 4.1, arXiv 2004.09602, clips magnitudes so.)
 
     Args:
         histogram: Of the tensor.
@@ -187,7 +187,7 @@ def _least(histogram: Histogram, fmt: Format, cost: Callable[[float, int], float
             cut = max(low, -share * largest), min(high, share * largest)
             for ends in ((share * low, share * high), cut):
                 ranges.setdefault(range_to_affine(*ends, fmt), share)
-        return [(cost(*one), -share, one) for one, share in ranges.items()]
+        return [(cost(*factors), -share, factors) for factors, share in ranges.items()]
 
     halves = tried([0.5**number for number in range(num_halvings + 1)])
     best = -min(halves)[1]
