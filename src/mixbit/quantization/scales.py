@@ -105,9 +105,8 @@ def _rounding_errors(weight: Tensor, scales: list[Tensor], zero_point: Tensor, a
     channels_first = weight.movedim(axis, 0)
     tiled = channels_first.expand(len(scales), *channels_first.shape).flatten(0, 1)
     shape = (len(channels_first), *zero_point.shape[1:])
-    scale, zero = (
-        torch.cat([factor.expand(shape) for factor in each]) for each in (scales, [zero_point] * len(scales))
-    )
+    scale = torch.cat([scale.expand(shape) for scale in scales])
+    zero = torch.cat([zero_point.expand(shape)] * len(scales))
     errors = dequantize(quantize(tiled, scale, zero, 0, *fmt.integer_range), scale, zero, 0) - tiled
     return errors.unflatten(0, (len(scales), -1)).movedim(1, axis + 1)
 

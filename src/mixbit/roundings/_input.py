@@ -27,7 +27,7 @@ def question_digest(inputs: "RoundingInput", method: str, **options: object) -> 
 
 @dataclass(frozen=True)
 class RoundingInput:
-    """The outputs of the float network are to be reconstructed by integers.
+    """What a rounding is given: a float network, and its simulation, whose weights are to become integers.
 
     A rounding returns the simulated graph with other weights: whole multiples of their scales already, so that its
     quantizers, which round to the nearest, change nothing, or as they were where the nearest integers serve best.
@@ -40,7 +40,7 @@ class RoundingInput:
         batches: Calibration inputs.
         task: What the outputs mean.
         seed: Of every draw.
-        folder: Where finished parts are kept, for an interrupted run to go on; None keeps nothing.
+        folder: Where finished parts are stored, so that an interrupted run resumes; None stores nothing.
         bias_correction: Whether biases take off the mean error of their operator's output.
     """
 

@@ -68,23 +68,23 @@ def gptq(
     todo = _rounded_layers(inputs, rounded)
     store, question = Store(inputs.folder), question_digest(inputs, "gptq", damping=damping, order=order)
     missing = []
-    for one in todo:
-        known = store.get(one.part, question)
-        if known is None:
-            missing.append(one)
+    for job in todo:
+        finished = store.get(job.part, question)
+        if finished is None:
+            missing.append(job)
         else:
-            _put(rounded, one.layer, known.tensors)
-    for one, moments in _moments_in_order(inputs, rounded, todo, missing):
-        found = _round(inputs, rounded, one, moments, {"damping": damping, "by_activation": order == "activation"})
-        store.put(one.part, question, found)
-        _put(rounded, one.layer, found)
+            _put(rounded, job.layer, finished.tensors)
+    for job, moments in _moments_in_order(inputs, rounded, todo, missing):
+        tensors = _round(inputs, rounded, job, moments, {"damping": damping, "by_activation": order == "activation"})
+        store.put(job.part, question, tensors)
+        _put(rounded, job.layer, tensors)
     rounded.module.graph.eliminate_dead_code()
     rounded.module.recompile()
     return dataclasses.replace(rounded)
 
 
 @dataclass(frozen=True)
-class _Rounded:
+class _Job:
     """A layer to be rounded: its quantizer, the operators whose errors count, and the name of its part."""
 
     layer: Layer
@@ -94,18 +94,18 @@ class _Rounded:
     part: str
 
 
-def _rounded_layers(inputs: RoundingInput, simulated: Graph) -> list[_Rounded]:
+def _rounded_layers(inputs: RoundingInput, simulated: Graph) -> list[_Job]:
     quantizers = weight_quantizers(simulated)
-    found = []
+    jobs = []
     for number, layer in enumerate(inputs.graph.layers):
         quantizer = quantizers.get(layer.name)
         covered = [operation for operation in layer.operations if _is_covered(layer, operation)]
         if quantizer is None or quantizer.format.floating is not None or not covered:
             continue
-        groups = [operation.groups for operation in covered]
-        same = tuple(one for one, its in zip(covered, groups, strict=True) if its == groups[0])
-        found.append(_Rounded(layer, quantizer, same, groups[0], f"gptq-{number:04}"))
-    return found
+        groups = covered[0].groups
+        same = tuple(operation for operation in covered if operation.groups == groups)
+        jobs.append(_Job(layer, quantizer, same, groups, f"gptq-{number:04}"))
+    return jobs
 
 
 def _is_covered(layer: Layer, operation: Operation) -> bool:
@@ -114,74 +114,74 @@ def _is_covered(layer: Layer, operation: Operation) -> bool:
 
 
 def _moments_in_order(
-    inputs: RoundingInput, simulated: Graph, todo: list[_Rounded], missing: list[_Rounded]
-) -> Iterator[tuple[_Rounded, dict[str, Moments]]]:
+    inputs: RoundingInput, simulated: Graph, todo: list[_Job], missing: list[_Job]
+) -> Iterator[tuple[_Job, dict[str, Moments]]]:
     """Every missing layer with the moments of what its operators read, once all layers before it are final."""
-    operators = {operation.node for rounded in todo for operation in rounded.layer.operations}
-    groups = [[operation.node for operation in rounded.layer.operations] for rounded in missing]
-    reads = {operation.node: (rounded, operation) for rounded in missing for operation in rounded.operations}
+    operators = {operation.node for job in todo for operation in job.layer.operations}
+    groups = [[operation.node for operation in job.layer.operations] for job in missing]
+    reads = {operation.node: (job, operation) for job in missing for operation in job.operations}
     moments: dict[_Rows, Moments] = defaultdict(Moments)
     counted: set[tuple[int, _Rows]] = set()
 
     def see(batch: int, node: fx.Node, _: Callable[..., Any], args: tuple[Any, ...]) -> None:
         if node.name not in reads:
             return
-        rounded, operation = reads[node.name]
-        key = _rows(simulated, rounded, operation)
+        job, operation = reads[node.name]
+        key = _rows(simulated, job, operation)
         if (batch, key) not in counted:  # operators that share their rows count them once
             counted.add((batch, key))
-            for rows in rows_of(node, operation, args[operation.data], rounded.layer.shape[2:]):
+            for rows in rows_of(node, operation, args[operation.data], job.layer.shape[2:]):
                 moments[key].update(rows)
 
     for turns in in_order(simulated, operators, groups, inputs.batches, see, "round weights"):
-        for rounded in (missing[turn] for turn in turns):
-            yield rounded, {read.node: moments[_rows(simulated, rounded, read)] for read in rounded.operations}
+        for job in (missing[turn] for turn in turns):
+            yield job, {read.node: moments[_rows(simulated, job, read)] for read in job.operations}
         moments.clear()
         counted.clear()
 
 
-def _rows(simulated: Graph, one: _Rounded, operation: Operation) -> _Rows:
+def _rows(simulated: Graph, job: _Job, operation: Operation) -> _Rows:
     node = simulated.node(operation.node)
-    cut = "" if operation.channels_last else f"{node.target} {one.layer.shape[2:]} {node.args[3:]}"
+    cut = "" if operation.channels_last else f"{node.target} {job.layer.shape[2:]} {node.args[3:]}"
     return argument(node, operation.data), cut
 
 
 def _round(
-    inputs: RoundingInput, simulated: Graph, one: _Rounded, moments: Mapping[str, Moments], options: dict[str, Any]
+    inputs: RoundingInput, simulated: Graph, job: _Job, moments: Mapping[str, Moments], options: dict[str, Any]
 ) -> dict[str, Tensor]:
     """The new weight, by its name, and corrected biases, by the nodes of their operators."""
-    layer, quantizer = one.layer, one.quantizer
+    layer, quantizer = job.layer, job.quantizer
     weight = simulated.parameter(layer.name)
-    rows = _as_rows(weight, one)
-    centred = [operation.node for operation in one.operations if inputs.bias_correction and operation.takes_bias]
+    rows = _as_rows(weight, job)
+    centred = [operation.node for operation in job.operations if inputs.bias_correction and operation.takes_bias]
     hessian = torch.stack([moments[name].hessian(centred=name in centred) for name in moments]).sum(0)
     if not hessian.isfinite().all():
         raise InvalidInput(f"{layer.name}: its input is NaN or inf, or its squares are; leave out such samples")
     scale, zero_point = (
-        _as_rows(along(factor, layer.axis, weight.shape).expand_as(weight), one)
+        _as_rows(along(factor, layer.axis, weight.shape).expand_as(weight), job)
         for factor in (quantizer.scale, quantizer.zero_point)
     )
-    mask = None if quantizer.mask is None else _as_rows(quantizer.mask, one)
+    mask = None if quantizer.mask is None else _as_rows(quantizer.mask, job)
     limits = quantizer.format.integer_range
     tried = compensated(rows, hessian, scale, zero_point, limits, kept=mask, **options)
-    best = least_error(rows, hessian, _as_rows(quantizer(weight), one), tried)
-    found = quantizer(best.reshape(weight.movedim(layer.axis, 0).shape).movedim(0, layer.axis).contiguous())
-    error = _as_rows(found - weight, one)
+    best = least_error(rows, hessian, _as_rows(quantizer(weight), job), tried)
+    new = quantizer(best.reshape(weight.movedim(layer.axis, 0).shape).movedim(0, layer.axis).contiguous())
+    error = _as_rows(new - weight, job)
     means = {name: (error.double() @ moments[name].mean.unsqueeze(2)).flatten().to(weight) for name in centred}
     biases = corrected_biases(inputs.graph, layer, quantizer, means, activation_quantizers(simulated))
-    return {layer.name: found} | {name: biases[name] for name in centred}
+    return {layer.name: new} | {name: biases[name] for name in centred}
 
 
-def _as_rows(weight: Tensor, one: _Rounded) -> Tensor:
+def _as_rows(weight: Tensor, job: _Job) -> Tensor:
     """[groups, channels of a group, columns]."""
-    return weight.movedim(one.layer.axis, 0).flatten(1).unflatten(0, (one.groups, -1))
+    return weight.movedim(job.layer.axis, 0).flatten(1).unflatten(0, (job.groups, -1))
 
 
-def _put(simulated: Graph, layer: Layer, found: Mapping[str, Tensor]) -> None:
+def _put(simulated: Graph, layer: Layer, tensors: Mapping[str, Tensor]) -> None:
     """Set the layer's weight and its operators' biases."""
     weight = simulated.parameter(layer.name)
-    weight.copy_(found[layer.name])
+    weight.copy_(tensors[layer.name])
     for operation in layer.operations:
-        if operation.node in found and operation.kind.bias is not None:
-            bias = found[operation.node].to(weight)
+        if operation.node in tensors and operation.kind.bias is not None:
+            bias = tensors[operation.node].to(weight)
             set_bias(simulated.module, simulated.node(operation.node), bias, layer.name, operation.kind.bias)

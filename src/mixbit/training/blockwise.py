@@ -79,9 +79,9 @@ class Passes:
         return {name: _some(self._get(_LEARNING, batch, name), rows) for name in part.inputs}
 
     def float_inputs(self, part: Stretch, batch: int, rows: Tensor | None = None) -> dict[str, Tensor]:
-        """The same of the float network, for the tensors that it has too."""
-        known = (name for name in part.inputs if self.cache.holds(batch, _FLOAT + name))
-        return {name: self._of_float(name, self.cache.get(batch, _FLOAT + name), rows) for name in known}
+        """What the same stretch of the float network reads, for the tensors that it has too."""
+        names = (name for name in part.inputs if self.cache.holds(batch, _FLOAT + name))
+        return {name: self._of_float(name, self.cache.get(batch, _FLOAT + name), rows) for name in names}
 
     def error(self, outputs: Mapping[str, Tensor], batch: int, rows: Tensor | None = None) -> Tensor:
         """Mean square of the outputs' distance from the float network's, weighted by `weights`."""
@@ -127,7 +127,7 @@ def _side_by_side(
 ) -> Generator[tuple[int, Block, Stretch, Passes], None, None]:
     """Number, block, its stretch of the learning network, and the passes, once both networks have come to the block.
 
-    What stands behind the block reads what the learning network returns there when the next one is asked for.
+    The learning network runs its block when the next one is drawn: later blocks read what the block has learned.
 
     Args:
         case: The float network and the data.
@@ -203,7 +203,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Parts:
-    """Where finished blocks are kept.
+    """Where finished blocks are stored.
 
     Attributes:
         store: Of finished blocks.
@@ -239,7 +239,7 @@ def learn_blocks(
         learner_of: What is learned of a block, from the copy, the block, and its stretch of the copy.
         schedule: Steps, samples and memory.
         label: Of the progress.
-        parts: Where finished blocks are kept, for an interrupted run to resume.
+        parts: Where finished blocks are stored, so that an interrupted run resumes.
         slices: Node -> part of its tensor, where the graph has less of it than the float network.
     """
     learning = graph.copy()
@@ -252,9 +252,9 @@ def learn_blocks(
         for number, block, part, passes in passing:
             learner = learner_of(learning, block, part)
             steps = _steps(bar, schedule.iterations)
-            known = parts.store.get(f"{parts.name}-{number}", parts.question)
-            if known is not None:
-                learner.put(known.tensors)
+            finished = parts.store.get(f"{parts.name}-{number}", parts.question)
+            if finished is not None:
+                learner.put(finished.tensors)
             else:
                 generator = torch.Generator().manual_seed(case.seed + number)
                 _learn(learner, block, part, passes, schedule, steps=steps, generator=generator)
