@@ -12,7 +12,7 @@ from mixbit.core.batches import Batch
 from mixbit.core.task import Task
 from mixbit.graph.backward import run_for_gradients
 from mixbit.graph.graph import Graph
-from mixbit.graph.sample_axis import SampleAxis, group_samples, sample_axis
+from mixbit.graph.sample_axis import group_samples, sample_axis
 from mixbit.pruning.prediction import Prediction, rows_last
 from mixbit.pruning.units import Channels, Reader
 
@@ -76,7 +76,9 @@ class _Scores:
 
     @torch.no_grad()
     def _add(self, reader: Reader, node: fx.Node, values: Tensor) -> None:
-        axis = _axis_of_rows(node, reader)
+        axis = sample_axis(reader.data(node))
+        if axis is not None and axis.axis > 0 and not reader.operation.channels_last:
+            axis = None  # what a convolution reads has its samples first or nowhere
         sums = group_samples(axis, values).flatten(1, -2).sum(1, dtype=torch.float64).cpu()
         empty = torch.zeros(len(sums), self.num_units, dtype=torch.float64)
         self.scores.setdefault(axis is not None, empty).index_add_(1, reader.units, sums)
@@ -88,9 +90,3 @@ class _Scores:
             total += scores.square().sum(0)
         self.scores.clear()
         return total
-
-
-def _axis_of_rows(node: fx.Node, reader: Reader) -> SampleAxis | None:
-    """Where what the reader reads has its samples, channels last; those of a convolution come first or nowhere."""
-    axis = sample_axis(reader.data(node))
-    return None if axis is not None and axis.axis > 0 and not reader.operation.channels_last else axis

@@ -41,7 +41,9 @@ def without_channels(graph: Graph, keep: Tensor) -> Graph:
     for part in channels.parts:
         tensor = smaller.parameter(part.parameter)
         places = keep[part.units].nonzero().flatten().to(tensor.device)
-        _set(smaller.module, part.parameter, tensor.detach().index_select(part.axis, places))
+        value = tensor.detach().index_select(part.axis, places)
+        holder, attribute = split_name(smaller.module, part.parameter)
+        setattr(holder, attribute, nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value)
     for count in channels.counts:
         node, number = smaller.node(count.node), int(keep[count.units].sum())
         new: Any = number
@@ -53,11 +55,6 @@ def without_channels(graph: Graph, keep: Tensor) -> Graph:
     smaller = dataclasses.replace(smaller, layers=find_layers(smaller))
     _check_same(graph, smaller, int((~keep).sum()))
     return smaller
-
-
-def _set(module: nn.Module, name: str, value: Tensor) -> None:
-    holder, attribute = split_name(module, name)
-    setattr(holder, attribute, nn.Parameter(value) if isinstance(getattr(holder, attribute), nn.Parameter) else value)
 
 
 @torch.no_grad()

@@ -124,8 +124,8 @@ def min_max_factors(weight: Tensor, axis: int, fmt: Format) -> tuple[Tensor, Ten
     parts = weight.detach().movedim(axis, 0).flatten(1)
     if fmt.granularity == "tensor":
         parts = parts.reshape(1, -1)
-    elif fmt.granularity == "group":
-        parts = parts.unflatten(1, (-1, fmt.group or parts.shape[1]))
+    elif fmt.group is not None:
+        parts = parts.unflatten(1, (-1, fmt.group))
     low, high = parts.amin(-1), parts.amax(-1)
     if fmt.symmetric:
         scale = torch.maximum(high / last, low / first)

@@ -94,7 +94,8 @@ def percentile(
     start, end, count = histogram.bins()
     if not len(count):
         return range_to_affine(0.0, 0.0, fmt)
-    values, below = np.stack([start, end], 1).ravel(), _below(count)
+    values, up_to_end = np.stack([start, end], 1).ravel(), np.cumsum(count)
+    below = np.stack([up_to_end - count, up_to_end], 1).ravel()  # how many values lie below each start and end
     low, high = np.interp([(1 - share) * below[-1], share * below[-1]], below, values)
     return _affine(histogram, float(low), float(high), fmt)
 
@@ -213,12 +214,6 @@ def _square_errors(start: FloatArray, end: FloatArray, scale: float, low: float,
 
 def _cube(x: FloatArray) -> FloatArray:
     return x * x * x  # many times faster than x ** 3
-
-
-def _below(count: FloatArray) -> FloatArray:
-    """[2 * bins] how many values lie below the start and the end of each bin."""
-    end = np.cumsum(count)
-    return np.stack([end - count, end], 1).ravel()
 
 
 def _nearly_all(histogram: Histogram) -> int:

@@ -105,11 +105,11 @@ class _Rounding:
             if name in quantizers and name not in looked_up
         }
         rounded = {weight.quantizer.tensor for weight in self.weights.values()}
-        self.biases = {
-            name: _float_bias(inputs.graph, inputs.graph.bias(operation))
-            for layer, operation, name in biases_of(simulated)
-            if layer.name in rounded and operation.node in block.nodes and inputs.bias_correction
-        }
+        self.biases: dict[str, Tensor] = {}
+        for layer, operation, name in biases_of(simulated) if inputs.bias_correction else ():
+            if layer.name in rounded and operation.node in block.nodes:
+                bias = inputs.graph.bias(operation)
+                self.biases[name] = torch.zeros(()) if bias is None else inputs.graph.parameter(bias).detach()
         modules = [simulated.module.get_submodule(str(node.target)) for node in part.nodes if node.op == "call_module"]
         self.steps = [
             module
@@ -193,10 +193,6 @@ def mixed(rounded: Tensor, other: Tensor, share: float, generator: torch.Generat
 
 def _dropped(quantizer: Quantizer, drop: float, generator: torch.Generator, x: Tensor) -> Tensor:
     return mixed(quantizer(x), x, drop, generator)
-
-
-def _float_bias(graph: Graph, name: str | None) -> Tensor:
-    return torch.zeros(()) if name is None else graph.parameter(name).detach()
 
 
 def rise(v: Tensor) -> Tensor:

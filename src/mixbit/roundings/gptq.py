@@ -163,7 +163,7 @@ def _round(
     )
     mask = None if quantizer.mask is None else _as_rows(quantizer.mask, job)
     limits = quantizer.format.integer_range
-    tried = compensated(rows, hessian, scale, zero_point, limits, kept=mask, **options)
+    tried = compensated(rows, hessian, scale, zero_point, limits, mask=mask, **options)
     best = least_error(rows, hessian, _as_rows(quantizer(weight), job), tried)
     new = quantizer(best.reshape(weight.movedim(layer.axis, 0).shape).movedim(0, layer.axis).contiguous())
     error = _as_rows(new - weight, job)
