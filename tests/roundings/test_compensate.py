@@ -103,7 +103,7 @@ def test_zeros_that_are_asked_for_are_made_up_for():
     for seed in range(10):
         weight, hessian, scale, zero_point, kept = problem(8, 24, seed)
         scale[:] = 0.01
-        options = {"damping": 1e-6, "by_activation": True, "kept": kept}
+        options = {"damping": 1e-6, "by_activation": True, "mask": kept}
         found = compensated(weight, hessian, scale, zero_point, (-2000, 2000), **options)
         assert (found[~kept] == 0).all()
         errors = [found - weight, weight * kept - weight]

@@ -20,15 +20,14 @@ from mixbit.graph.capture import TOLERANCE, capture
 from mixbit.graph.graph import Graph, argument, check_arguments, split_name
 from mixbit.graph.layers import find_layers
 from mixbit.pruning.channels import find_channels
-from mixbit.pruning.importance import importance
-from mixbit.pruning.prediction import make_up, predict
+from mixbit.pruning.importance import importance, make_up, predict
 from mixbit.pruning.recovery import recovered
 from mixbit.pruning.units import Channels
 from mixbit.roundings._input import RoundingInput
 
 
 def without_channels(graph: Graph, keep: Tensor) -> Graph:
-    """A copy whose tensors have only the units that are kept; its nodes are the same, and the shapes noted in them.
+    """A copy whose tensors have only the units to keep; its nodes are the same, and the shapes noted in them.
 
     Args:
         graph: A float graph whose layers have zeros for weights wherever they would read other units.
@@ -122,14 +121,14 @@ def prune_channels(
     Channels that must go together are one unit (`mixbit.pruning.channels`). In five rounds, each of which measures
     anew, units go in the order of importance (expected KL divergence, `mixbit.pruning.importance`), until `share` of
     those that can go are gone; every tensor keeps a tenth of its channels. Layers make up for channels that they no
-    longer read by those that they still do (`mixbit.pruning.prediction`). What is left is then learned block by block
+    longer read by those that they still do. What is left is then learned block by block
     from the outputs of the network given (`mixbit.pruning.recovery`).
 
     The network loses accuracy until it is fine-tuned. The graph given and the user's model stay as they are.
 
     Args:
         graph: A captured graph in float.
-        batches: Calibration batches; labels only where the task has a loss of the user's own. Kept in memory.
+        batches: Calibration batches; labels only where the task has a loss of the user's own. Held in memory.
         share: Of the channels, those that go together counted as one; between 0 and 1.
         task: What the outputs mean; classification where None.
         iterations: Steps of Adam for each block, 0 for none: half a minute to minutes for a small network.

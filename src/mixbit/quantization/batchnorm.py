@@ -30,7 +30,7 @@ def reestimated(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
 
     Args:
         model: The trained network; it is left as it is.
-        batches: Calibration batches; labels are allowed and not needed. Kept in memory.
+        batches: Calibration batches; labels are allowed and not needed. Held in memory.
 
     Returns:
         The copy.

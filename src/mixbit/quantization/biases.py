@@ -125,10 +125,10 @@ def corrected(graph: Graph, simulated: Graph, batches: Iterable[Inputs]) -> Grap
     Args:
         graph: The captured graph in float.
         simulated: What `quantize` made of it.
-        batches: Inputs without labels; kept in memory.
+        batches: Inputs without labels; held in memory.
 
     Returns:
-        A new graph; both given ones are left as they are.
+        A new graph; the two graphs given are left as they are.
 
     Raises:
         InvalidInput: the simulation is not of this graph, or there is no batch, or one that does not fit.

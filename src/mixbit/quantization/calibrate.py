@@ -115,7 +115,7 @@ def calibrate(graph: Graph, batches: Iterable[Any], *, ranges: str | RangeMethod
 
 
 class _Recorder:
-    """What a calibration keeps of the tensors of one batch after another."""
+    """Collects what a calibration holds, from one batch after another."""
 
     def __init__(self, graph: Graph) -> None:
         self.operations = {

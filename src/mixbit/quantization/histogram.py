@@ -12,7 +12,7 @@ FloatArray = NDArray[np.float64]
 
 #: Bins between a magnitude and its double: each is at most 1/256 as wide as its values are large.
 BINS_PER_OCTAVE = 256
-#: Magnitudes told apart: down to 2^-32 of the largest, so that an outlier leaves the other values their bins.
+#: Octaves that have bins: down to 2^-32 of the largest, so that an outlier leaves the other values their bins.
 OCTAVES = 32
 #: Values looked at per update; the extremes are exact, the shape between them is sampled.
 SAMPLES_PER_UPDATE = 65_536

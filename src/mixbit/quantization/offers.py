@@ -169,7 +169,7 @@ def note_on_run_time_ranges(layers: Sequence[Layer], choices: Sequence[str]) -> 
     """What ranges taken at run time leave out, in a sentence, where that is most of the work; else None.
 
     Raises:
-        InvalidInput: some choice takes its range at run time, and no layer can take such a one.
+        InvalidInput: some choice takes its range at run time, and no layer can take that.
     """
     dynamic = [scheme for text in choices if (scheme := Scheme.parse(text)).input is not None and scheme.input.dynamic]
     if not dynamic:

@@ -17,7 +17,7 @@ RANGES: Methods[RangeMethod] = Methods("ranges", __name__)
 
 #: Steps in which the last octave of a search over ranges is gone through.
 NUM_CLIPS = 40
-#: Of the values, for what is said of nearly all.
+#: The share of the values that counts as nearly all of them.
 NEARLY_ALL = 0.9999
 #: How far a search over ranges goes: to 2^-4 of the magnitude that nearly all values keep below, as TensorRT does,
 #: which tries 128 to 2048 of 2048 bins.

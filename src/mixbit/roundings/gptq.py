@@ -48,10 +48,10 @@ def gptq(
 
     The cost is one run of the simulated network over the data, for each layer n k^2 multiplications for the second
     moments of its n rows of k columns, and about k^3 + out k^2 for the rounding; tensors that are still to be read are
-    kept as `in_order` says. Nothing is drawn.
+    held as `in_order` says. Nothing is drawn.
 
     Args:
-        inputs: What to round, on which data; with a folder, finished layers are kept there and taken up again.
+        inputs: What to round, on which data; with a folder, finished layers are stored there, and resumed.
         damping: Share of the mean of the second moments' diagonal that is added to it, at least 0; it grows by itself
             tenfold where the moments cannot be inverted otherwise.
         order: Of the columns: those with the largest second moments first, or as they stand.

@@ -31,7 +31,7 @@ def quantize(
 ) -> Graph:
     """The graph with the plan's quantizers, simulated in float: a module that evaluates and trains.
 
-    Activations: one quantizer per tensor, shared by everyone who reads it, with a static range; or, where the range is
+    Activations: one quantizer per tensor, shared by all that read it, with a static range; or, where the range is
     taken at run time, by the plan's layers that read it alone, and none between layers. Biases: `at_once` takes off the
     mean error of each operator's output that the nearest rounding of its weight makes on the calibration data;
     `sequential` does what `mixbit.quantization.biases.corrected` says, after the rounding. Where weight and input are

@@ -283,7 +283,7 @@ def _in_order(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def generator_of(batches: Iterable[Any]) -> torch.Generator | None:
-    """That of a loader which draws with one of its own."""
+    """The loader's own generator; None where it draws with torch's."""
     generator = getattr(batches, "generator", None)
     return generator if isinstance(generator, torch.Generator) else None
 
