@@ -1,5 +1,7 @@
 """What the network loses with every unit of channels, where the others, from which it is predicted, make up for it."""
 
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +23,8 @@ from mixbit.quantization.statistics import Moments, inverse_factor
 
 #: Added to the diagonal of the second moments, as a share of its mean: channels that are nearly sums of others.
 DAMPING = 1e-3
+#: Share of its channels that every tensor keeps, one at least: an empty or starved layer cuts the network in two.
+KEPT_EVERYWHERE = 0.1
 #: Channels of a tensor beyond which each is predicted by its mean alone: the moments would take over 128 MiB.
 MOST_CHANNELS = 4096
 
@@ -248,3 +252,30 @@ def _make_up(graph: Graph, reader: Reader, prediction: Prediction, gone: Tensor)
         shift = shift.to(weight) if bias is None else tensor_of(graph.module, bias) + shift.to(weight)
         set_bias(graph.module, node, shift, layer.name, operation.kind.bias or 0)
     weight.copy_(changed.movedim(0, 1 - layer.axis))
+
+
+def choose(losses: Tensor, able: Tensor, channels: Channels, keep: Tensor, count: int) -> Tensor:
+    """[units] what stays after one round: units go in the order of `losses`, at most so many.
+
+    Args:
+        losses: [units] the smaller, the sooner.
+        able: [units] which may go.
+        channels: Which tensors may not become empty.
+        keep: [units] what is there before.
+        count: How many may go.
+    """
+    members: list[Counter[int]] = [Counter() for _ in range(channels.num_units)]
+    spare = []
+    for index, units in enumerate({tuple(held.units.tolist()) for held in channels.tensors.values()}):
+        spare.append(int(keep[list(units)].sum()) - max(1, math.ceil(KEPT_EVERYWHERE * len(units))))
+        for unit in units:
+            members[unit][index] += 1
+    keep, able = keep.clone(), keep & able
+    for unit in torch.argsort(losses, stable=True).tolist():
+        if not able[unit] or count < 1 or any(spare[index] < n for index, n in members[unit].items()):
+            continue
+        keep[unit] = False
+        count -= 1
+        for index, number in members[unit].items():
+            spare[index] -= number
+    return keep

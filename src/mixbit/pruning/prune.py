@@ -1,29 +1,30 @@
-"""A graph without the channels that nothing reads."""
+"""prune_channels(): a smaller graph, without the channels that the network misses least, and what it learns again."""
 
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from mixbit.core import InvalidInput, UnsupportedModel
 from mixbit.core.batches import Batch, split_all
 from mixbit.core.io.store import Store
 from mixbit.core.task import Task
+from mixbit.graph.blocks import Block, find_blocks
 from mixbit.graph.capture import TOLERANCE, capture
-from mixbit.graph.graph import Graph, argument, check_arguments, split_name
+from mixbit.graph.graph import Graph, argument, check_arguments, split_name, tensor_of
 from mixbit.graph.layers import find_layers
+from mixbit.graph.walk import Stretch
 from mixbit.pruning.channels import find_channels
-from mixbit.pruning.importance import importance, make_up, predict
-from mixbit.pruning.recovery import recovered
-from mixbit.pruning.units import Channels
-from mixbit.roundings._input import RoundingInput
+from mixbit.pruning.importance import choose, importance, make_up, predict
+from mixbit.roundings._input import RoundingInput, question_digest
+from mixbit.training.blockwise import Parts, Passes, Schedule, TensorSlice, learn_blocks
 
 
 def without_channels(graph: Graph, keep: Tensor) -> Graph:
@@ -67,8 +68,10 @@ def _check_same(graph: Graph, smaller: Graph, num_units: int) -> None:
             )
 
 
-#: Share of its channels that every tensor keeps, one at least: an empty or starved layer cuts the network in two.
-KEPT_EVERYWHERE = 0.1
+#: Steps of Adam: of weights, in their own root mean squares; of biases, in root mean square errors of the block.
+RATE, BIAS_RATE = 0.01, 0.05
+#: Samples of a step, GiB of activations held in memory.
+BATCH_SIZE, CACHE_GIB = 32, 2.0
 #: Channels stand in for one another: what one is worth depends on which others are gone.
 ROUNDS = 5
 
@@ -122,7 +125,7 @@ def prune_channels(
     anew, units go in the order of importance (expected KL divergence, `mixbit.pruning.importance`), until `share` of
     those that can go are gone; every tensor keeps a tenth of its channels. Layers make up for channels that they no
     longer read by those that they still do. What is left is then learned block by block
-    from the outputs of the network given (`mixbit.pruning.recovery`).
+    from the outputs of the network given.
 
     The network loses accuracy until it is fine-tuned. The graph given and the user's model stay as they are.
 
@@ -191,28 +194,88 @@ def check_share(share: float) -> None:
         raise InvalidInput(f"share={share!r}: give a share of the channels between 0 and 1, as 0.3")
 
 
-def choose(losses: Tensor, able: Tensor, channels: Channels, keep: Tensor, count: int) -> Tensor:
-    """[units] what stays after one round: units go in the order of `losses`, at most so many.
+def recovered(inputs: RoundingInput, keep: Tensor, iterations: int) -> Graph:
+    """The smaller graph with weights and biases learned from the whole one, one block after the other.
+
+    For each block, min mean (z - z')^2 over all parameters that it alone reads, with z the whole network's output of
+    the block, as far as its channels are kept, and z' that of the smaller network, which reads what the blocks before
+    it return: errors of earlier blocks are made up for by later ones. A block that learns nothing stays as it was.
 
     Args:
-        losses: [units] the smaller, the sooner.
-        able: [units] which may go.
-        channels: Which tensors may not become empty.
-        keep: [units] what is there before.
-        count: How many may go.
+        inputs: The whole network, and the smaller one of the same nodes as `simulated`.
+        keep: [units] of the whole network's channels that the smaller one has.
+        iterations: Steps of Adam for each block, the rate falling along half a cosine.
+
+    Source: the blocks and their loss are those of Y. Li et al., "BRECQ", arXiv 2102.05426, in float.
     """
-    members: list[Counter[int]] = [Counter() for _ in range(channels.num_units)]
-    spare = []
-    for index, units in enumerate({tuple(held.units.tolist()) for held in channels.tensors.values()}):
-        spare.append(int(keep[list(units)].sum()) - max(1, math.ceil(KEPT_EVERYWHERE * len(units))))
-        for unit in units:
-            members[unit][index] += 1
-    keep, able = keep.clone(), keep & able
-    for unit in torch.argsort(losses, stable=True).tolist():
-        if not able[unit] or count < 1 or any(spare[index] < n for index, n in members[unit].items()):
-            continue
-        keep[unit] = False
-        count -= 1
-        for index, number in members[unit].items():
-            spare[index] -= number
-    return keep
+    slices = {
+        name: TensorSlice(held.dim, keep[held.units].nonzero().flatten().to(inputs.graph.device))
+        for name, held in find_channels(inputs.graph).tensors.items()
+        if not keep[held.units].all()
+    }
+    return learn_blocks(
+        inputs.case,
+        inputs.simulated,
+        find_blocks(inputs.graph) if iterations else (),
+        _Parameters,
+        Schedule(iterations, BATCH_SIZE, CACHE_GIB),
+        label="learn blocks",
+        parts=Parts(Store(inputs.folder), "recovered", question_digest(inputs, "recovery", iterations=iterations)),
+        slices=slices,
+    )
+
+
+class _Parameters:
+    """The parameters of one block in float; a `Learner`."""
+
+    def __init__(self, learning: Graph, block: Block, part: Stretch) -> None:
+        self.block, self.part, self.parameters = block, part, _own_parameters(learning.module, part)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Full name -> copy of each parameter."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the parameters."""
+        for name, tensor in tensors.items():
+            self.parameters[name].copy_(tensor)
+
+    def begin(self, error: float) -> list[dict[str, Any]]:
+        """Matrices learn at a rate relative to their size, vectors at one relative to the error."""
+        groups = []
+        for parameter in self.parameters.values():
+            size = float(parameter.detach().square().mean().sqrt())
+            groups.append({"params": [parameter], "lr": RATE * size if parameter.ndim > 1 else BIAS_RATE * error})
+            parameter.requires_grad_(True)
+        return groups
+
+    def rate(self, progress: float) -> float:
+        """Half a cosine, from 1 to 0."""
+        return (1 + math.cos(math.pi * progress)) / 2
+
+    def outputs(self, passes: Passes, batch: int, rows: Tensor | None, _: torch.Generator) -> Mapping[str, Tensor]:
+        """What the block returns."""
+        return self.part.run(passes.inputs(self.part, batch, rows), self.block.outputs)
+
+    def penalty(self, _: float) -> float:
+        """None."""
+        return 0.0
+
+    def settle(self) -> None:
+        """Take no gradients any more."""
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(False)
+
+
+def _own_parameters(module: fx.GraphModule, part: Stretch) -> dict[str, nn.Parameter]:
+    """Full name -> parameter of floating-point numbers that no node outside the block reads."""
+    places = Counter(id(tensor_of(module, node)) for node in module.graph.find_nodes(op="get_attr"))
+    inside = [node for node in part.nodes if node.op == "get_attr"]
+    within = Counter(id(tensor_of(module, node)) for node in inside)
+    tensors = {str(node.target): tensor_of(module, node) for node in inside}
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and within[id(tensor)] == places[id(tensor)]
+    }
