@@ -187,14 +187,11 @@ class _Scores:
     def around(self, node: fx.Node, reader: Reader, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Run a reader on what it reads, watched."""
         position = reader.operation.data
-        return run(*args[:position], self._watched(node, reader, args[position]), *args[position + 1 :])
-
-    def _watched(self, node: fx.Node, reader: Reader, x: Tensor) -> Tensor:
-        x = x if x.requires_grad else x.detach().requires_grad_()
+        x = args[position] if args[position].requires_grad else args[position].detach().requires_grad_()
         own = x.view_as(x)  # others may read the same tensor
         missing = self.predictions[node.name].missing(_rows_last(own.detach(), reader.operation))
         own.register_hook(lambda gradient: self._add(reader, node, _rows_last(gradient, reader.operation) * missing))
-        return own
+        return run(*args[:position], own, *args[position + 1 :])
 
     @torch.no_grad()
     def _add(self, reader: Reader, node: fx.Node, values: Tensor) -> None:

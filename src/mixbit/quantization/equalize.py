@@ -94,13 +94,14 @@ def _pairs(graph: Graph) -> list[_Pair]:
     layers = {layer.operations[0].node: layer for layer in graph.layers if _is_plain(graph, layer)}
     pairs = []
     for name, first in layers.items():
-        reader = _reader(graph.node(name))
+        node, (operation,) = graph.node(name), first.operations
+        reader, bias = _reader(node), argument(node, operation.kind.bias)
         second = layers.get(reader.name) if reader is not None else None
-        if second is None or not _takes_factors(graph.node(name), first):
+        if second is None or not operation.takes_bias or (bias is not None and num_uses(bias) != 1):
             continue
-        operation = second.operations[0]
-        if operation.channels_last == first.operations[0].channels_last:
-            pairs.append(_Pair(first.name, graph.bias(first.operations[0]), second.name, operation.groups))
+        (other,) = second.operations
+        if other.channels_last == operation.channels_last:
+            pairs.append(_Pair(first.name, graph.bias(operation), second.name, other.groups))
     return pairs
 
 
@@ -109,12 +110,6 @@ def _is_plain(graph: Graph, layer: Layer) -> bool:
     (operation, *others) = layer.operations
     weight = argument(graph.node(operation.node), operation.kind.weight)
     return not others and operation.kind.name in _KINDS and is_parameter(weight) and num_uses(weight) == 1
-
-
-def _takes_factors(node: fx.Node, layer: Layer) -> bool:
-    """Whether the operator's bias, if any, is a parameter of its own."""
-    bias = argument(node, layer.operations[0].kind.bias)
-    return layer.operations[0].takes_bias and (bias is None or num_uses(bias) == 1)
 
 
 def _reader(node: fx.Node) -> fx.Node | None:

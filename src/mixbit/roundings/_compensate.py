@@ -55,7 +55,8 @@ def compensated(
     if by_activation:
         order = diagonal.argsort(dim=1, descending=True, stable=True)
     columns = order.unsqueeze(1).expand_as(weight)
-    factor = inverse_factor(_sorted(hessian, order), damping)
+    sorted_rows = hessian.gather(1, order.unsqueeze(2).expand_as(hessian))
+    factor = inverse_factor(sorted_rows.gather(2, order.unsqueeze(1).expand_as(hessian)), damping)
     scale, zero_point = scale.gather(2, columns), zero_point.gather(2, columns)
     mask = None if mask is None else mask.gather(2, columns)
     rounded = _in_order(weight.gather(2, columns).double(), factor, scale, zero_point, mask, limits)
@@ -68,11 +69,6 @@ def least_error(weight: Tensor, hessian: Tensor, *rounded: Tensor) -> Tensor:
     errors = torch.stack([((change @ hessian) * change).sum(2) for change in changes])
     best = errors.argmin(0).expand_as(rounded[0].movedim(2, 0)).movedim(0, 2)
     return torch.stack(rounded).gather(0, best.unsqueeze(0)).squeeze(0)
-
-
-def _sorted(hessian: Tensor, order: Tensor) -> Tensor:
-    rows = order.unsqueeze(2).expand_as(hessian)
-    return hessian.gather(1, rows).gather(2, order.unsqueeze(1).expand_as(hessian))
 
 
 def _in_order(

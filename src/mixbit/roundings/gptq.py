@@ -65,7 +65,7 @@ def gptq(
     if not inputs.batches:
         raise InvalidInput("gptq: no batch to calibrate on; give at least one")
     rounded = inputs.simulated.copy()
-    todo = _rounded_layers(inputs, rounded)
+    todo = _jobs(inputs, rounded)
     store, question = Store(inputs.folder), question_digest(inputs, "gptq", damping=damping, order=order)
     missing = []
     for job in todo:
@@ -94,23 +94,23 @@ class _Job:
     part: str
 
 
-def _rounded_layers(inputs: RoundingInput, simulated: Graph) -> list[_Job]:
+def _jobs(inputs: RoundingInput, simulated: Graph) -> list[_Job]:
     quantizers = weight_quantizers(simulated)
     jobs = []
     for number, layer in enumerate(inputs.graph.layers):
         quantizer = quantizers.get(layer.name)
-        covered = [operation for operation in layer.operations if _is_covered(layer, operation)]
+        covered = [
+            operation
+            for operation in layer.operations
+            if operation.input is not None and operation.axis == layer.axis
+            if not operation.kind.name.startswith("conv_transpose")
+        ]
         if quantizer is None or quantizer.format.floating is not None or not covered:
             continue
         groups = covered[0].groups
         same = tuple(operation for operation in covered if operation.groups == groups)
         jobs.append(_Job(layer, quantizer, same, groups, f"gptq-{number:04}"))
     return jobs
-
-
-def _is_covered(layer: Layer, operation: Operation) -> bool:
-    transposed = operation.kind.name.startswith("conv_transpose")
-    return operation.input is not None and not transposed and operation.axis == layer.axis
 
 
 def _moments_in_order(

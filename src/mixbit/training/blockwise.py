@@ -59,10 +59,6 @@ class Passes:
             for name, tensor in part.run(read, names).items():
                 self.cache.put(batch, which + name, tensor)
 
-    def keep_only(self, names: set[str]) -> None:
-        """Drop the tensors of other names."""
-        self.cache.keep_only({which + name for which in (_FLOAT, _LEARNING) for name in names})
-
     def close(self) -> None:
         """Drop all tensors."""
         self.cache.close()
@@ -147,7 +143,7 @@ def _side_by_side(
                 passes.weights = squared_gradients(case, block.outputs)
             yield number, block, part, passes
             passes.advance(_LEARNING, part, later[number])
-            passes.keep_only(later[number])
+            passes.cache.keep_only({which + name for which in (_FLOAT, _LEARNING) for name in later[number]})
 
 
 class Learner(Protocol):
