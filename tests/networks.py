@@ -13,8 +13,7 @@ from mixbit.core.plan import Plan
 from mixbit.core.target import Target
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer, model_fingerprint
-from mixbit.quantization.assemble import quantizers_of
-from mixbit.quantization.quantizer import Quantizer
+from mixbit.quantization.quantizer import Quantizer, quantizers_of
 
 
 def _nothing(*_: Any, **__: Any) -> Any:

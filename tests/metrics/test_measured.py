@@ -13,8 +13,8 @@ from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.metrics import MetricInput
 from mixbit.metrics.measured import measured, measured_loss
-from mixbit.quantization.assemble import assemble
 from mixbit.quantization.calibrate import calibrate
+from mixbit.quantization.simulate import assemble
 from mixbit.roundings.quantize import quantize
 from tests.metrics.setting import NETWORKS, SCHEMES, assert_agrees, rounded_output, setting_of
 from tests.networks import OPERATORS, Net, batches_of, captured_operator, plan_of

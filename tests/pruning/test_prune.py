@@ -23,9 +23,8 @@ from mixbit.pipeline import Settings
 from mixbit.pipeline.folder import Result
 from mixbit.pipeline.verify_folder import recheck
 from mixbit.pruning.channels import find_channels
-from mixbit.pruning.importance import importance
-from mixbit.pruning.prediction import DAMPING, make_up, predict
-from mixbit.pruning.prune import KEPT_EVERYWHERE, Removal, choose, without_channels
+from mixbit.pruning.importance import DAMPING, KEPT_EVERYWHERE, choose, importance, make_up, predict
+from mixbit.pruning.prune import Removal, without_channels
 from mixbit.pruning.units import Channels
 from mixbit.targets.verify import artefact_runner
 from mixbit.training import blockwise

@@ -15,9 +15,9 @@ from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Case
 from mixbit.quantization.affine import min_max_factors
-from mixbit.quantization.assemble import quantizers_of
 from mixbit.quantization.calibrate import calibrate
 from mixbit.quantization.masks import choose_masks, mean_square_gradients
+from mixbit.quantization.quantizer import quantizers_of
 from mixbit.quantization.scales import weight_quantizer
 from mixbit.quantization.sparsity import choose_kept, num_zeros
 from mixbit.roundings.quantize import quantize

@@ -14,10 +14,10 @@ from mixbit.core.scheme import Format
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import model_fingerprint
 from mixbit.graph.layers import BETWEEN_KINDS
-from mixbit.quantization.assemble import activation_formats, assemble
 from mixbit.quantization.calibrate import calibrate
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.quantization.scales import weight_quantizer
+from mixbit.quantization.simulate import activation_formats, assemble
 from mixbit.roundings.quantize import quantize
 from tests.networks import (
     ANYTHING,

@@ -15,10 +15,10 @@ from mixbit.core.task import Task
 from mixbit.graph.backward import squared_gradients
 from mixbit.graph.blocks import find_blocks, needed_later, stretches
 from mixbit.graph.graph import model_fingerprint
-from mixbit.quantization.assemble import quantizers_of
 from mixbit.quantization.calibrate import calibrate
+from mixbit.quantization.quantizer import quantizers_of
 from mixbit.roundings import _learned
-from mixbit.roundings._input import Reconstruction, question_digest
+from mixbit.roundings._input import RoundingInput, question_digest
 from mixbit.roundings.adaround import adaround
 from mixbit.roundings.brecq import brecq
 from mixbit.roundings.quantize import quantize
@@ -29,13 +29,13 @@ from tests.networks import Net
 pytestmark = pytest.mark.usefixtures("anything")
 
 
-def asked_of(net, batches, scheme, **others):
+def rounding_input(net, batches, scheme, **others):
     graph = mb.capture(net, batches[0])
     layers = graph.layers
     names = {layer.name: scheme for layer in layers}
     plan = mb.Plan(target="anything", fingerprint=model_fingerprint(layers), layers=names)
     simulated = quantize(graph, plan, batches)
-    return Reconstruction(graph, simulated, [Inputs.of(batch) for batch in batches], Task.classification(), **others)
+    return RoundingInput(graph, simulated, [Inputs.of(batch) for batch in batches], Task.classification(), **others)
 
 
 def residual_net():
@@ -54,18 +54,18 @@ def images(count=4):
     return [torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in range(count)]
 
 
-def distance(asked, rounded):
+def distance(given, rounded):
     with torch.no_grad():
-        return sum(float((rounded(*x.args) - asked.graph(*x.args)).square().mean()) for x in asked.batches)
+        return sum(float((rounded(*x.args) - given.graph(*x.args)).square().mean()) for x in given.batches)
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_adaround_comes_near_the_best_of_all_roundings(seed):
     torch.manual_seed(seed)
     inputs = (torch.randn(200, 3) @ torch.randn(3, 8) + 0.3 * torch.randn(200, 8)).split(50)
-    asked = asked_of(Net(lambda net, x: net.a(x), a=nn.Linear(8, 4, bias=False)), inputs, "w3")
-    (quantizer,) = quantizers_of(asked.simulated)
-    weight, x = asked.graph.module.get_parameter("a.weight").detach().double(), torch.cat(inputs).double()
+    given = rounding_input(Net(lambda net, x: net.a(x), a=nn.Linear(8, 4, bias=False)), inputs, "w3")
+    (quantizer,) = quantizers_of(given.simulated)
+    weight, x = given.graph.module.get_parameter("a.weight").detach().double(), torch.cat(inputs).double()
     scale = quantizer.scale.double().unsqueeze(1)
 
     def errors(weights):
@@ -74,7 +74,7 @@ def test_adaround_comes_near_the_best_of_all_roundings(seed):
     best = torch.full((4,), torch.inf, dtype=torch.float64)
     for up in itertools.product((0.0, 1.0), repeat=8):
         best = best.minimum(errors(((weight / scale).floor() + torch.tensor(up)).clamp(-4, 3) * scale))
-    learned = errors(adaround(asked, iterations=400).module.get_parameter("a.weight").detach().double()).sum()
+    learned = errors(adaround(given, iterations=400).module.get_parameter("a.weight").detach().double()).sum()
     nearest = errors(quantizer(weight.float()).detach().double()).sum()
     assert best.sum() <= learned < 0.6 * nearest
     assert learned - best.sum() < 0.5 * (nearest - best.sum())
@@ -83,22 +83,22 @@ def test_adaround_comes_near_the_best_of_all_roundings(seed):
 @pytest.mark.parametrize("rounding", [adaround, brecq])
 @pytest.mark.parametrize("scheme", ["w2", "w3a8", "w4a4", "w3g3", "w3z"])
 def test_the_networks_outputs_come_nearer_to_the_float_networks(rounding, scheme):
-    asked = asked_of(residual_net(), images(), scheme)
-    assert distance(asked, rounding(asked, iterations=150)) < 0.95 * distance(asked, asked.simulated)
+    given = rounding_input(residual_net(), images(), scheme)
+    assert distance(given, rounding(given, iterations=150)) < 0.95 * distance(given, given.simulated)
 
 
 def test_steps_of_coarse_activations_are_learned_and_others_left():
     for scheme, changed in (("w4a4", True), ("w4a8", False)):
-        asked = asked_of(residual_net(), images(), scheme)
-        rounded = brecq(asked, iterations=30)
-        pairs = zip(quantizers_of(asked.simulated), quantizers_of(rounded), strict=True)
+        given = rounding_input(residual_net(), images(), scheme)
+        rounded = brecq(given, iterations=30)
+        pairs = zip(quantizers_of(given.simulated), quantizers_of(rounded), strict=True)
         moved = [not torch.equal(a.scale, b.scale) for a, b in pairs if a.axis is None]
         assert any(moved) is changed
         assert all(not isinstance(one.scale, nn.Parameter) for one in quantizers_of(rounded))
 
 
 def test_biases_are_whole_steps_again():
-    rounded = brecq(asked_of(residual_net(), images(), "w3a8"), iterations=30)
+    rounded = brecq(rounding_input(residual_net(), images(), "w3a8"), iterations=30)
     by_name = {one.tensor: one for one in quantizers_of(rounded)}
     read = {layer.name: layer.inputs[0] for layer in rounded.layers}
     for name, tensor in read.items():
@@ -109,44 +109,44 @@ def test_biases_are_whole_steps_again():
 
 def test_a_block_that_nearest_serves_better_keeps_it(monkeypatch):
     monkeypatch.setattr(_learned, "RATE", 100.0)  # learning that fails
-    asked = asked_of(residual_net(), images(2), "w4a8")
-    rounded = brecq(asked, iterations=4)
-    assert distance(asked, rounded) == pytest.approx(distance(asked, asked.simulated))
+    given = rounding_input(residual_net(), images(2), "w4a8")
+    rounded = brecq(given, iterations=4)
+    assert distance(given, rounded) == pytest.approx(distance(given, given.simulated))
 
 
 def test_an_interrupted_run_goes_on_at_the_block(tmp_path, monkeypatch):
-    asked = asked_of(residual_net(), images(2), "w3a4", folder=tmp_path / "parts")
-    whole, learn, calls = brecq(asked, iterations=20), blockwise._learn, []
+    given = rounding_input(residual_net(), images(2), "w3a4", folder=tmp_path / "parts")
+    whole, learn, calls = brecq(given, iterations=20), blockwise._learn, []
     kept = sorted((tmp_path / "parts").iterdir())
     assert [path.name for path in kept] == ["block-0.safetensors", "block-1.safetensors", "block-2.safetensors"]
     kept[-1].unlink()
     monkeypatch.setattr(blockwise, "_learn", lambda *args, **options: (calls.append(1), learn(*args, **options)))
-    again = brecq(asked, iterations=20)
+    again = brecq(given, iterations=20)
     assert len(calls) == 1
     state = again.module.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in whole.module.state_dict().items())
-    brecq(asked, iterations=21)
+    brecq(given, iterations=21)
     assert len(calls) == 4, "other options, another question"
 
 
 def test_activations_on_disk_give_the_same_rounding(caplog):
-    asked = asked_of(residual_net(), images(2), "w3a8")
+    given = rounding_input(residual_net(), images(2), "w3a8")
     with caplog.at_level(logging.WARNING, "mixbit"):
-        on_disk = brecq(asked, iterations=10, cache_gib=1e-6)
+        on_disk = brecq(given, iterations=10, cache_gib=1e-6)
     assert "kept in" in caplog.text
     state = on_disk.module.state_dict()
-    assert all(torch.equal(state[name], one) for name, one in brecq(asked, iterations=10).module.state_dict().items())
+    assert all(torch.equal(state[name], one) for name, one in brecq(given, iterations=10).module.state_dict().items())
 
 
 def test_squared_gradients_are_those_of_each_samples_information():
-    asked = asked_of(residual_net(), images(2), "w4a8")
-    name = find_blocks(asked.graph)[1].outputs[0]
-    found = squared_gradients(asked.case, (name,))
+    given = rounding_input(residual_net(), images(2), "w4a8")
+    name = find_blocks(given.graph)[1].outputs[0]
+    found = squared_gradients(given.case, (name,))
     net, generator, slow = residual_net(), torch.Generator().manual_seed(0), []
     for batch in images(2):
         x = net.stem(batch).relu()
         x = (x + net.b(net.a(x).relu())).relu().detach().requires_grad_()
-        asked.task.draw(net.head(x.mean((2, 3))), generator).backward()
+        given.task.draw(net.head(x.mean((2, 3))), generator).backward()
         slow.append(x.grad.square())
     mean = torch.stack(slow).mean()
     for number, one in enumerate(slow):
@@ -154,15 +154,15 @@ def test_squared_gradients_are_those_of_each_samples_information():
 
 
 def test_the_fisher_weighted_error_is_reduced():
-    asked = asked_of(residual_net(), images(), "w3a8")
-    assert distance(asked, brecq(asked, iterations=120, fisher=True)) < 0.8 * distance(asked, asked.simulated)
+    given = rounding_input(residual_net(), images(), "w3a8")
+    assert distance(given, brecq(given, iterations=120, fisher=True)) < 0.8 * distance(given, given.simulated)
 
 
 def test_stretches_run_one_after_the_other_are_the_network():
-    asked = asked_of(residual_net(), images(1), "w4a8")
-    blocks = find_blocks(asked.graph)
-    for graph in (asked.graph, asked.simulated):
-        (leaf,) = graph.leaves(asked.batches[0])
+    given = rounding_input(residual_net(), images(1), "w4a8")
+    blocks = find_blocks(given.graph)
+    for graph in (given.graph, given.simulated):
+        (leaf,) = graph.leaves(given.batches[0])
         tensors, parts = {graph.module.graph.find_nodes(op="placeholder")[0].name: leaf}, stretches(graph, blocks)
         for part, later, block in zip(parts, needed_later(parts), blocks, strict=True):
             tensors |= part.run(tensors, (later & part.made) | set(block.outputs))
@@ -173,17 +173,17 @@ def test_batches_of_different_lengths_are_learned_from():
     torch.manual_seed(0)
     net = Net(lambda net, x: net.b(net.a(x).relu()).mean(1), a=nn.Linear(5, 8), b=nn.Linear(8, 3))
     batches = [torch.randn(size, 4, 5) for size in (1, 7, 40)]
-    asked = asked_of(net, batches, "w3")
-    assert distance(asked, brecq(asked, iterations=150)) < distance(asked, asked.simulated)
+    given = rounding_input(net, batches, "w3")
+    assert distance(given, brecq(given, iterations=150)) < distance(given, given.simulated)
 
 
 def test_a_sparse_weight_keeps_its_zeros():
-    asked = asked_of(residual_net(), images(2), "w3a8")
-    for quantizer in quantizers_of(asked.simulated):
+    given = rounding_input(residual_net(), images(2), "w3a8")
+    for quantizer in quantizers_of(given.simulated):
         if quantizer.axis is not None:
-            weight = asked.simulated.module.get_parameter(quantizer.tensor)
+            weight = given.simulated.module.get_parameter(quantizer.tensor)
             quantizer.mask = weight.detach().abs() > weight.detach().abs().median()
-    rounded = brecq(asked, iterations=60)
+    rounded = brecq(given, iterations=60)
     for quantizer in quantizers_of(rounded):
         if quantizer.axis is not None:
             weight = rounded.module.get_parameter(quantizer.tensor).detach()
@@ -192,9 +192,9 @@ def test_a_sparse_weight_keeps_its_zeros():
 
 def test_formats_of_floats_are_left_alone():
     assert Format(16, "tensor", symmetric=True, floating="float16").floating
-    asked = asked_of(residual_net(), images(2), "float16")
-    state = brecq(asked, iterations=3).module.state_dict()
-    assert all(torch.equal(state[name], one) for name, one in asked.simulated.module.state_dict().items())
+    given = rounding_input(residual_net(), images(2), "float16")
+    state = brecq(given, iterations=3).module.state_dict()
+    assert all(torch.equal(state[name], one) for name, one in given.simulated.module.state_dict().items())
 
 
 def test_batches_are_calibrated_and_learned_from():
@@ -219,16 +219,16 @@ def test_batches_are_calibrated_and_learned_from():
 )
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(InvalidInput, match=message):
-        brecq(asked_of(residual_net(), images(1), "w3a8"), **options)
+        brecq(rounding_input(residual_net(), images(1), "w3a8"), **options)
 
 
 def test_biases_of_later_readers_of_a_shared_weight_stay_as_they_are():
     torch.manual_seed(0)
     net = Net(lambda net, x: net.h(net.b(net.b(x).relu()).relu()), b=nn.Linear(6, 6), h=nn.Linear(6, 3))
-    asked = asked_of(net, [torch.randn(16, 6) for _ in range(3)], "w2")
-    rounded = brecq(asked, iterations=20)
+    given = rounding_input(net, [torch.randn(16, 6) for _ in range(3)], "w2")
+    rounded = brecq(given, iterations=20)
     (name,) = [name for name, _ in rounded.module.named_parameters() if name.startswith("b.bias_")]
-    assert torch.equal(rounded.module.get_parameter(name), asked.simulated.module.get_parameter(name))
+    assert torch.equal(rounded.module.get_parameter(name), given.simulated.module.get_parameter(name))
 
 
 def test_a_head_tied_to_an_embedding_keeps_its_nearest_rounding():
@@ -237,11 +237,11 @@ def test_a_head_tied_to_an_embedding_keeps_its_nearest_rounding():
     net = Net(
         lambda net, x: nn.functional.linear(net.mix(net.e(x)), net.e.weight).mean(1), e=table, mix=nn.Linear(8, 8)
     )
-    asked = asked_of(net, [torch.randint(11, (8, 4)) for _ in range(2)], "w3")
-    rounded = brecq(asked, iterations=20)
-    assert torch.equal(rounded.module.get_parameter("e.weight"), asked.simulated.module.get_parameter("e.weight"))
+    given = rounding_input(net, [torch.randint(11, (8, 4)) for _ in range(2)], "w3")
+    rounded = brecq(given, iterations=20)
+    assert torch.equal(rounded.module.get_parameter("e.weight"), given.simulated.module.get_parameter("e.weight"))
     assert not torch.equal(
-        rounded.module.get_parameter("mix.weight"), asked.simulated.module.get_parameter("mix.weight")
+        rounded.module.get_parameter("mix.weight"), given.simulated.module.get_parameter("mix.weight")
     )
 
 
@@ -249,12 +249,12 @@ def test_blocks_with_two_outputs_are_weighted_by_the_gradients_of_both():
     torch.manual_seed(0)
     parts = {"stem": nn.Linear(6, 6), "a": nn.Linear(6, 3), "b": nn.Linear(6, 3)}
     net = Net(lambda net, x: (net.a(y := net.stem(x).relu()).tanh(), net.b(y)), **parts)
-    asked = asked_of(net, [torch.randn(16, 6) for _ in range(3)], "w2")
-    blocks = find_blocks(asked.graph)
-    found = squared_gradients(asked.case, blocks[1].outputs)
+    given = rounding_input(net, [torch.randn(16, 6) for _ in range(3)], "w2")
+    blocks = find_blocks(given.graph)
+    found = squared_gradients(given.case, blocks[1].outputs)
     assert {name for _, name in found} == set(blocks[1].outputs)
     assert not found[0, blocks[1].outputs[1]].any(), "the task looks at the first output alone"
-    brecq(asked, iterations=5, fisher=True)
+    brecq(given, iterations=5, fisher=True)
 
 
 def test_samples_are_drawn_along_their_own_dimension():
@@ -264,16 +264,16 @@ def test_samples_are_drawn_along_their_own_dimension():
         return net.b(net.a(x.transpose(0, 1)).relu()).transpose(0, 1).mean(1)
 
     net = Net(run, a=nn.Linear(5, 8), b=nn.Linear(8, 3))
-    asked = asked_of(net, [torch.randn(size, 8, 5) for size in (8, 12)], "w3")
-    blocks = find_blocks(asked.graph)
-    with closing(Passes(asked.case, 1.0, {})) as passes:
-        assert not any(map(passes.parts_by_rows, stretches(asked.graph, blocks), (one.outputs for one in blocks)))
-    brecq(asked, iterations=20, batch_size=4)
+    given = rounding_input(net, [torch.randn(size, 8, 5) for size in (8, 12)], "w3")
+    blocks = find_blocks(given.graph)
+    with closing(Passes(given.case, 1.0, {})) as passes:
+        assert not any(map(passes.parts_by_rows, stretches(given.graph, blocks), (one.outputs for one in blocks)))
+    brecq(given, iterations=20, batch_size=4)
 
 
 def test_biases_are_whole_steps_where_steps_are_learned_without_them():
-    asked = asked_of(residual_net(), images(2), "w4a4")
-    rounded = brecq(replace(asked, bias_correction=False), iterations=20)
+    given = rounding_input(residual_net(), images(2), "w4a4")
+    rounded = brecq(replace(given, bias_correction=False), iterations=20)
     by_name = {one.tensor: one for one in quantizers_of(rounded)}
     for layer in rounded.layers:
         step = by_name[layer.name].scale * by_name[layer.inputs[0]].scale
@@ -282,12 +282,12 @@ def test_biases_are_whole_steps_where_steps_are_learned_without_them():
 
 
 def test_other_masks_are_another_question(tmp_path):
-    asked = asked_of(residual_net(), images(1), "w3a8", folder=tmp_path)
+    given = rounding_input(residual_net(), images(1), "w3a8", folder=tmp_path)
     digests = set()
     for share in (0.2, 0.8):
-        for quantizer in quantizers_of(asked.simulated):
+        for quantizer in quantizers_of(given.simulated):
             if quantizer.axis is not None:
-                weight = asked.simulated.module.get_parameter(quantizer.tensor).detach().abs()
+                weight = given.simulated.module.get_parameter(quantizer.tensor).detach().abs()
                 quantizer.mask = weight > weight.quantile(share)
-        digests.add(question_digest(asked, "brecq"))
+        digests.add(question_digest(given, "brecq"))
     assert len(digests) == 2

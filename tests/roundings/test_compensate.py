@@ -63,7 +63,7 @@ def problem(rows: int, columns: int, seed: int, groups: int = 1) -> tuple[Tensor
 def test_equals_the_plain_loop(rows, columns, seed, by_activation, sparse, groups):
     weight, hessian, scale, zero_point, kept = problem(rows, columns, seed, groups)
     limits, options = (-4, 3), {"damping": 0.01, "by_activation": by_activation}
-    found = compensated(weight, hessian, scale, zero_point, limits, kept=kept if sparse else None, **options)
+    found = compensated(weight, hessian, scale, zero_point, limits, mask=kept if sparse else None, **options)
     for g in range(groups):
         expected = slow(
             weight[g], hessian[g], scale[g], zero_point[g], limits, kept=kept[g] if sparse else None, **options
@@ -103,7 +103,7 @@ def test_zeros_that_are_asked_for_are_made_up_for():
     for seed in range(10):
         weight, hessian, scale, zero_point, kept = problem(8, 24, seed)
         scale[:] = 0.01
-        options = {"damping": 1e-6, "by_activation": True, "kept": kept}
+        options = {"damping": 1e-6, "by_activation": True, "mask": kept}
         found = compensated(weight, hessian, scale, zero_point, (-2000, 2000), **options)
         assert (found[~kept] == 0).all()
         errors = [found - weight, weight * kept - weight]

@@ -9,9 +9,9 @@ from torch import Tensor, fx
 from mixbit.core.batches import Inputs
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, argument
-from mixbit.quantization.assemble import quantizers_of
+from mixbit.quantization.quantizer import quantizers_of
 from mixbit.roundings import ROUNDINGS
-from mixbit.roundings._input import Reconstruction
+from mixbit.roundings._input import RoundingInput
 from mixbit.roundings.quantize import quantize
 from tests.networks import (
     OPERATORS,
@@ -33,7 +33,7 @@ DISTANCE = ("adaround", "brecq")
 METHODS = dict(ROUNDINGS) | {name: functools.partial(ROUNDINGS[name], iterations=25) for name in DISTANCE}
 
 
-def question(graph: Graph, x: Tensor, scheme: str, seed: int = 0) -> Reconstruction:
+def rounding_input(graph: Graph, x: Tensor, scheme: str, seed: int = 0) -> RoundingInput:
     """What `quantize` gives a rounding."""
     given = []
     plan = plan_of(graph.layers, scheme)
@@ -42,24 +42,24 @@ def question(graph: Graph, x: Tensor, scheme: str, seed: int = 0) -> Reconstruct
 
 
 @functools.cache
-def operator_question(kind: str) -> tuple[Tensor, Reconstruction]:
+def operator_input(kind: str) -> tuple[Tensor, RoundingInput]:
     model, x = operator_network(kind, 24)
-    return x, question(capture(model, x), x, "w3a8")
+    return x, rounding_input(capture(model, x), x, "w3a8")
 
 
 @functools.cache
-def network_question(network: str) -> tuple[Tensor, Reconstruction]:
+def network_input(network: str) -> tuple[Tensor, RoundingInput]:
     torch.manual_seed(0)
     if network == "residual":
         model, x = Residual().eval(), torch.randn(9, 2, 6, 6)
     else:
         model, x = Attention(), torch.arange(45).view(9, 5) % 6
-    return x, question(capture(model, x), x, "w4a8", seed=3)
+    return x, rounding_input(capture(model, x), x, "w4a8", seed=3)
 
 
-def output_error(asked: Reconstruction, result: Graph, x: Tensor) -> float:
+def output_error(given: RoundingInput, result: Graph, x: Tensor) -> float:
     """Mean square error of the only operator's output from its weight, the mean taken off where its bias does so."""
-    (layer,) = asked.graph.layers
+    (layer,) = given.graph.layers
     (operation,) = layer.operations
     node = result.node(operation.node)
     interpreter = fx.Interpreter(result.module, garbage_collect_values=False)
@@ -67,7 +67,7 @@ def output_error(asked: Reconstruction, result: Graph, x: Tensor) -> float:
         interpreter.run(*result.leaves(Inputs.of(x)), enable_io_processing=False)
         quantizer = next(one for one in quantizers_of(result) if one.axis is not None)
         weight = result.parameter(layer.name)
-        change = (quantizer(weight) - asked.graph.parameter(layer.name)).double()
+        change = (quantizer(weight) - given.graph.parameter(layer.name)).double()
         error = result.run(operation, interpreter.env[argument(node, operation.data)].double(), change)
     channels = error.movedim(-1 if operation.channels_last else 1, 0).flatten(1)
     if operation.takes_bias:
@@ -76,23 +76,23 @@ def output_error(asked: Reconstruction, result: Graph, x: Tensor) -> float:
 
 
 @torch.no_grad()
-def distance(asked: Reconstruction, result: Graph, x: Tensor) -> float:
+def distance(given: RoundingInput, result: Graph, x: Tensor) -> float:
     """Mean square distance of the network's output from the float network's."""
-    return float((result(x) - asked.graph(x)).double().square().mean())
+    return float((result(x) - given.graph(x)).double().square().mean())
 
 
 @pytest.mark.parametrize("kind", OPERATORS)
 def test_weights_are_whole_multiples_of_their_scales_and_no_worse_than_the_nearest(name, kind):
-    x, asked = operator_question(kind)
-    result = METHODS[name](asked)
+    x, given = operator_input(kind)
+    result = METHODS[name](given)
     (quantizer,) = (one for one in quantizers_of(result) if one.axis is not None)
     weight = result.parameter(quantizer.tensor).detach()
     rounded = quantizer(weight)
     if name in OUTPUT_ERROR and not kind.startswith(("conv_transpose", "embedding")):
         assert torch.equal(rounded, weight), "the quantizer changes nothing"
-        assert output_error(asked, result, x) <= output_error(asked, asked.simulated, x) * (1 + 1e-5)
+        assert output_error(given, result, x) <= output_error(given, given.simulated, x) * (1 + 1e-5)
     if name in DISTANCE:
-        assert distance(asked, result, x) <= distance(asked, asked.simulated, x) * (1 + 1e-5)
+        assert distance(given, result, x) <= distance(given, given.simulated, x) * (1 + 1e-5)
     integers = rounded.movedim(quantizer.axis, 0).flatten(1) / quantizer.scale[:, None]
     torch.testing.assert_close(integers, integers.round(), atol=1e-5, rtol=0)
     assert integers.round().min() >= -4
@@ -101,10 +101,10 @@ def test_weights_are_whole_multiples_of_their_scales_and_no_worse_than_the_neare
 
 @pytest.mark.parametrize("network", ["residual", "attention"])
 def test_the_same_seed_gives_the_same_and_nothing_given_changes(name, network):
-    _, asked = network_question(network)
-    graphs = [asked.graph.module, asked.simulated.module]
+    _, given = network_input(network)
+    graphs = [given.graph.module, given.simulated.module]
     before, codes = [state_of(one) for one in graphs], [one.code for one in graphs]
-    first, second = (state_of(METHODS[name](asked).module)["tensors"] for _ in range(2))
+    first, second = (state_of(METHODS[name](given).module)["tensors"] for _ in range(2))
     assert first.keys() == second.keys() == before[1]["tensors"].keys()
     assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
     for graph, state, code in zip(graphs, before, codes, strict=True):
@@ -114,15 +114,15 @@ def test_the_same_seed_gives_the_same_and_nothing_given_changes(name, network):
 
 @pytest.mark.parametrize("network", ["residual", "attention"])
 def test_the_result_is_the_simulated_graph_with_other_numbers(name, network):
-    x, asked = network_question(network)
-    result = METHODS[name](asked)
-    assert result.plan == asked.simulated.plan
-    assert result.layers == asked.simulated.layers
+    x, given = network_input(network)
+    result = METHODS[name](given)
+    assert result.plan == given.simulated.plan
+    assert result.layers == given.simulated.layers
     result.module.graph.lint()
-    kinds = [[(node.op, str(node.target)) for node in one.module.graph.nodes] for one in (result, asked.simulated)]
+    kinds = [[(node.op, str(node.target)) for node in one.module.graph.nodes] for one in (result, given.simulated)]
     assert sorted(kinds[0]) == sorted(kinds[1])
-    for ours, theirs in zip(quantizers_of(result), quantizers_of(asked.simulated), strict=True):
+    for ours, theirs in zip(quantizers_of(result), quantizers_of(given.simulated), strict=True):
         assert (ours.tensor, ours.format, ours.axis) == (theirs.tensor, theirs.format, theirs.axis)
     with torch.no_grad():
-        expected = asked.graph(x)
+        expected = given.graph(x)
         assert (result(x) - expected).abs().max() < 0.5 * expected.abs().max()

@@ -18,7 +18,7 @@ from mixbit.quantization.affine import along
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.quantization.statistics import Moments
 from mixbit.roundings._compensate import rows_of
-from mixbit.roundings._input import Reconstruction
+from mixbit.roundings._input import RoundingInput
 from mixbit.roundings.gptq import gptq
 from mixbit.roundings.quantize import quantize
 from tests import networks
@@ -39,11 +39,11 @@ pytestmark = pytest.mark.usefixtures("anything")
 COVERED = [name for name in OPERATORS if not name.startswith(("conv_transpose", "embedding"))]
 
 
-def asked_about(graph: Graph, x: Tensor, schemes: str | dict[str, str], size: int = 2, **options) -> Reconstruction:
+def rounding_input(graph: Graph, x: Tensor, schemes: str | dict[str, str], size: int = 2, **options) -> RoundingInput:
     """What `quantize` gives a rounding."""
     given = []
     plan = plan_of(graph.layers, schemes)
-    quantize(graph, plan, batches_of(x, size), rounding=lambda asked: given.append(asked) or asked.simulated, **options)
+    quantize(graph, plan, batches_of(x, size), rounding=lambda it: given.append(it) or it.simulated, **options)
     return given[0]
 
 
@@ -68,15 +68,15 @@ def columns(graph: Graph, operation: Operation, weight: Tensor, axis: int, x: Te
     return torch.stack(found, 2)
 
 
-def expected_weight(asked: Reconstruction, result: Graph, layer: Layer, x: Tensor, *, by_activation: bool) -> Tensor:
+def expected_weight(given: RoundingInput, result: Graph, layer: Layer, x: Tensor, *, by_activation: bool) -> Tensor:
     """The plain loop, for what the layer's operators read in the result."""
-    env, weight = tensors_read(result, x), asked.simulated.parameter(layer.name).detach()
+    env, weight = tensors_read(result, x), given.simulated.parameter(layer.name).detach()
     quantizer = result.module.get_submodule(f"mixbit_quantizers.weights.{layer.name}")
     hessian: Tensor | float = 0.0
     for operation in layer.operations:
         node = result.node(operation.node)
         read = columns(result, operation, weight, layer.axis, env[argument(node, operation.data)])
-        if asked.bias_correction and operation.takes_bias:
+        if given.bias_correction and operation.takes_bias:
             read = read - read.mean(1, keepdim=True)
         hessian = hessian + read.mT @ read
     groups = len(hessian)
@@ -90,11 +90,11 @@ def expected_weight(asked: Reconstruction, result: Graph, layer: Layer, x: Tenso
     rows = weight.movedim(layer.axis, 0)
     limits = quantizer.format.integer_range
     found = []
-    for given in zip(rows.reshape(scale.shape), hessian, scale, zero_point, strict=True):
-        tried = slow(*given, limits, damping=0.01, by_activation=by_activation)
-        near = nearest(given[0], *given[2:], limits)
-        for w, *both in zip(given[0], tried, near, strict=True):
-            found.append(min(both, key=lambda q: float((q - w) @ given[1] @ (q - w))))
+    for group in zip(rows.reshape(scale.shape), hessian, scale, zero_point, strict=True):
+        tried = slow(*group, limits, damping=0.01, by_activation=by_activation)
+        near = nearest(group[0], *group[2:], limits)
+        for w, *both in zip(group[0], tried, near, strict=True):
+            found.append(min(both, key=lambda q: float((q - w) @ group[1] @ (q - w))))
     return torch.stack(found).reshape(rows.shape).movedim(0, layer.axis)
 
 
@@ -138,10 +138,10 @@ def test_moments_keep_their_digits_beside_a_large_mean(dtype):
 )
 def test_every_operator_gets_what_the_plain_loop_finds(kind, scheme):
     _, x, graph = captured_operator(kind)
-    asked = asked_about(graph, x, scheme)
-    result = gptq(asked)
+    given = rounding_input(graph, x, scheme)
+    result = gptq(given)
     (layer,) = graph.layers
-    expected = expected_weight(asked, result, layer, x, by_activation=True)
+    expected = expected_weight(given, result, layer, x, by_activation=True)
     torch.testing.assert_close(result.parameter(layer.name).detach(), expected, atol=1e-8, rtol=0)
 
 
@@ -160,10 +160,10 @@ def test_groups_share_scales_along_a_row(kind):
         width = {5: 5, 4: 2}[x.shape[-1]]
         model = Net((lambda net, x: x @ net.w.T) if "permuted" in kind else (lambda net, x: x @ net.w), w=w)
     graph = capture(model, x)
-    asked = asked_about(graph, x, f"w3g{width}z")
-    result = gptq(asked, order="natural")
+    given = rounding_input(graph, x, f"w3g{width}z")
+    result = gptq(given, order="natural")
     (layer,) = graph.layers
-    expected = expected_weight(asked, result, layer, x, by_activation=False)
+    expected = expected_weight(given, result, layer, x, by_activation=False)
     torch.testing.assert_close(result.parameter(layer.name).detach(), expected, atol=1e-8, rtol=0)
 
 
@@ -184,22 +184,22 @@ def whole_networks() -> dict[str, tuple[nn.Module, Tensor]]:
 def test_layers_are_rounded_for_what_they_read_in_the_finished_network(name, scheme):
     model, x = whole_networks()[name]
     graph = capture(model, x)
-    asked = asked_about(graph, x, scheme, 4)
-    result = gptq(asked)
+    given = rounding_input(graph, x, scheme, 4)
+    result = gptq(given)
     for layer in graph.layers:
         weight = result.parameter(layer.name).detach()
         if layer.operations[0].input is None:
             assert torch.equal(weight, graph.parameter(layer.name))
             continue
-        expected = expected_weight(asked, result, layer, x, by_activation=True)
+        expected = expected_weight(given, result, layer, x, by_activation=True)
         torch.testing.assert_close(weight, expected, atol=1e-8, rtol=0, msg=layer.name)
 
 
 @pytest.mark.parametrize("scheme", ["w2", "w2a8"])
 def test_biases_take_off_the_mean_error(scheme):
     _, x, graph = captured_operator("conv2d")
-    asked = asked_about(graph, x, scheme)
-    result = gptq(asked)
+    given = rounding_input(graph, x, scheme)
+    result = gptq(given)
     (operation,) = graph.layers[0].operations
     node = result.node(operation.node)
     read = tensors_read(result, x)[argument(node, 0)]
@@ -216,12 +216,12 @@ def test_biases_take_off_the_mean_error(scheme):
 
 def test_without_bias_correction_rows_keep_their_mean_and_biases_stay():
     _, x, graph = captured_operator("linear, 3 dimensions")
-    asked = asked_about(graph, x, "w3", bias_correction="off")
-    result = gptq(asked)
+    given = rounding_input(graph, x, "w3", bias_correction="off")
+    result = gptq(given)
     (layer,) = graph.layers
     torch.testing.assert_close(
         result.parameter(layer.name).detach(),
-        expected_weight(asked, result, layer, x, by_activation=True),
+        expected_weight(given, result, layer, x, by_activation=True),
         atol=1e-8,
         rtol=0,
     )
@@ -236,13 +236,13 @@ def test_a_weight_read_twice_counts_all_that_reads_it():
     torch.manual_seed(2)
     x = torch.randn(16, 5).double()
     graph = capture(Net(twice, a=nn.Linear(5, 5).double(), b=nn.Linear(5, 5).double()), x)
-    asked = asked_about(graph, x, "w3", 5)
-    result = gptq(asked)
+    given = rounding_input(graph, x, "w3", 5)
+    result = gptq(given)
     shared, other = graph.layers
     # The shared one is rounded first, in the network as it is then: with itself and the other rounded to the nearest.
-    expected = expected_weight(asked, asked.simulated, shared, x, by_activation=True)
+    expected = expected_weight(given, given.simulated, shared, x, by_activation=True)
     torch.testing.assert_close(result.parameter(shared.name).detach(), expected, atol=1e-8, rtol=0)
-    expected = expected_weight(asked, result, other, x, by_activation=True)
+    expected = expected_weight(given, result, other, x, by_activation=True)
     torch.testing.assert_close(result.parameter(other.name).detach(), expected, atol=1e-8, rtol=0)
 
 
@@ -250,22 +250,22 @@ def test_a_head_tied_to_an_embedding_is_rounded_for_what_the_head_reads():
     torch.manual_seed(3)
     ids = torch.randint(0, 6, (10, 5))
     graph = capture(Attention().double(), ids)
-    asked = asked_about(graph, ids, "w3", 4)
+    given = rounding_input(graph, ids, "w3", 4)
     tied = next(layer for layer in graph.layers if len(layer.operations) == 2)
     head = dataclasses.replace(tied, operations=tied.operations[1:])
-    expected = expected_weight(asked, asked.simulated, head, ids, by_activation=True)
-    torch.testing.assert_close(gptq(asked).parameter(tied.name).detach(), expected, atol=1e-8, rtol=0)
+    expected = expected_weight(given, given.simulated, head, ids, by_activation=True)
+    torch.testing.assert_close(gptq(given).parameter(tied.name).detach(), expected, atol=1e-8, rtol=0)
 
 
 def test_a_matrix_read_from_both_sides_counts_the_side_of_its_channels():
     torch.manual_seed(4)
     x = torch.randn(12, 4).double()
     graph = capture(Net(lambda net, x: F.linear(x, net.w) @ net.w, w=nn.Parameter(torch.randn(4, 4).double())), x)
-    asked = asked_about(graph, x, "w3", 4)
+    given = rounding_input(graph, x, "w3", 4)
     (layer,) = graph.layers
     first = dataclasses.replace(layer, operations=layer.operations[:1])
-    expected = expected_weight(asked, asked.simulated, first, x, by_activation=True)
-    torch.testing.assert_close(gptq(asked).parameter("w").detach(), expected, atol=1e-8, rtol=0)
+    expected = expected_weight(given, given.simulated, first, x, by_activation=True)
+    torch.testing.assert_close(gptq(given).parameter("w").detach(), expected, atol=1e-8, rtol=0)
 
 
 def test_dead_inputs_and_unequal_batches():
@@ -274,21 +274,21 @@ def test_dead_inputs_and_unequal_batches():
     x[:, 2] = 0
     model = nn.Linear(6, 4).double()
     graph = capture(model, x)
-    asked = asked_about(graph, x, "w3", 4)
-    result = gptq(asked)
-    found, near = result.parameter("weight"), asked.simulated
+    given = rounding_input(graph, x, "w3", 4)
+    result = gptq(given)
+    found, near = result.parameter("weight"), given.simulated
     quantizer = near.module.get_submodule("mixbit_quantizers.weights.weight")
     assert torch.equal(found[:, 2], quantizer(near.parameter("weight"))[:, 2])
-    assert torch.equal(gptq(asked_about(graph, x, "w3", 11)).module.weight, found)
+    assert torch.equal(gptq(rounding_input(graph, x, "w3", 11)).module.weight, found)
 
 
 def test_sparse_formats_keep_their_zeros():
     _, x, graph = captured_operator("linear, 3 dimensions")
-    asked = asked_about(graph, x, "w4")
-    quantizer = asked.simulated.module.get_submodule("mixbit_quantizers.weights.a.weight")
+    given = rounding_input(graph, x, "w4")
+    quantizer = given.simulated.module.get_submodule("mixbit_quantizers.weights.a.weight")
     weight = graph.parameter("a.weight").detach()
     quantizer.mask = weight.abs() >= weight.abs().median()
-    found = gptq(asked).parameter("a.weight")
+    found = gptq(given).parameter("a.weight")
     assert (found[~quantizer.mask] == 0).all()
     assert torch.equal(quantizer(found), found)
     assert not torch.equal(found, quantizer(weight))
@@ -297,20 +297,20 @@ def test_sparse_formats_keep_their_zeros():
 def test_floats_stay():
     model, x = whole_networks()["chain"]
     graph = capture(model, x)
-    asked = asked_about(graph, x, {"0.weight": "float16", "2.weight": "float", "4.weight": "w3"})
-    result = gptq(asked)
+    given = rounding_input(graph, x, {"0.weight": "float16", "2.weight": "float", "4.weight": "w3"})
+    result = gptq(given)
     for name in ("0.weight", "2.weight"):
         assert torch.equal(result.parameter(name), graph.parameter(name))
 
 
 def test_tensors_between_layers_go_to_files_beyond_the_limit(monkeypatch, tmp_path, caplog):
     model, x = whole_networks()["residual"]
-    asked = asked_about(capture(model, x), x, "w3a8")
-    expected = state_of(gptq(asked).module)["tensors"]
+    given = rounding_input(capture(model, x), x, "w3a8")
+    expected = state_of(gptq(given).module)["tensors"]
     monkeypatch.setattr(walk, "MOST_BYTES", 10_000)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with caplog.at_level(logging.WARNING, "mixbit"):
-        found = state_of(gptq(asked).module)["tensors"]
+        found = state_of(gptq(given).module)["tensors"]
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     assert f"activations are kept in {tmp_path}" in caplog.text
     assert list(tmp_path.iterdir()) == []
@@ -332,50 +332,50 @@ def interrupted(monkeypatch, after: int) -> None:
 def test_an_interrupted_run_goes_on_at_the_layer(monkeypatch, tmp_path):
     model, x = whole_networks()["chain"]
     graph = capture(model, x)
-    asked = dataclasses.replace(asked_about(graph, x, "w3a8", 4), folder=tmp_path / "parts")
-    expected = state_of(gptq(dataclasses.replace(asked, folder=None)).module)["tensors"]
+    given = dataclasses.replace(rounding_input(graph, x, "w3a8", 4), folder=tmp_path / "parts")
+    expected = state_of(gptq(dataclasses.replace(given, folder=None)).module)["tensors"]
     with monkeypatch.context() as patched:
         interrupted(patched, 2)
         with pytest.raises(KeyboardInterrupt):
-            gptq(asked)
+            gptq(given)
     assert len(list((tmp_path / "parts").iterdir())) == 2
     with monkeypatch.context() as patched:
         interrupted(patched, 1)  # one layer is left
-        found = state_of(gptq(asked).module)["tensors"]
+        found = state_of(gptq(given).module)["tensors"]
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
     with monkeypatch.context() as patched:
         interrupted(patched, 0)  # nothing is left
-        found = state_of(gptq(asked).module)["tensors"]
+        found = state_of(gptq(given).module)["tensors"]
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-        for other in (dataclasses.replace(asked, batches=asked.batches[1:]), dataclasses.replace(asked, seed=1)):
+        for other in (dataclasses.replace(given, batches=given.batches[1:]), dataclasses.replace(given, seed=1)):
             with pytest.raises(KeyboardInterrupt):
                 gptq(other)
         with pytest.raises(KeyboardInterrupt):
-            gptq(asked, damping=0.02)
+            gptq(given, damping=0.02)
 
 
 def test_a_file_that_is_no_part_is_named(tmp_path):
     _, x, graph = captured_operator("linear")
     (tmp_path / "gptq-0000.safetensors").write_text("something else")
     with pytest.raises(InvalidInput, match=r"gptq-0000.*delete it"):
-        gptq(dataclasses.replace(asked_about(graph, x, "w3"), folder=tmp_path))
+        gptq(dataclasses.replace(rounding_input(graph, x, "w3"), folder=tmp_path))
 
 
 def test_a_network_of_embeddings_alone_stays():
     _, x, graph = captured_operator("embedding")
-    asked = asked_about(graph, x, "w3")
-    result = gptq(asked)
+    given = rounding_input(graph, x, "w3")
+    result = gptq(given)
     assert torch.equal(result.parameter("a.weight"), graph.parameter("a.weight"))
 
 
 def test_bad_options_are_refused():
     _, x, graph = captured_operator("linear")
-    asked = asked_about(graph, x, "w3")
+    given = rounding_input(graph, x, "w3")
     for damping in (-1.0, float("nan")):
         with pytest.raises(InvalidInput, match="damping"):
-            gptq(asked, damping=damping)
+            gptq(given, damping=damping)
     with pytest.raises(InvalidInput, match="no batch"):
-        gptq(dataclasses.replace(asked, batches=[]))
+        gptq(dataclasses.replace(given, batches=[]))
     with pytest.raises(InvalidInput, match="order 'sideways' is unknown; known: activation, natural"):
         quantize(graph, plan_of(graph.layers, "w3"), batches_of(x, 2), rounding="gptq:order=sideways")
 
@@ -385,6 +385,6 @@ def test_options_are_read_and_the_graphs_stay():
     before = state_of(graph.module)
     plan = plan_of(graph.layers, "w2a8")
     found = quantize(graph, plan, batches_of(x, 2), rounding="gptq:damping=0.5,order=natural")
-    expected = gptq(asked_about(graph, x, "w2a8"), damping=0.5, order="natural")
+    expected = gptq(rounding_input(graph, x, "w2a8"), damping=0.5, order="natural")
     assert torch.equal(found.parameter("a.weight"), expected.parameter("a.weight"))
     assert_state_is(graph.module, before)

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from mixbit.core.scheme import Format
 from mixbit.quantization.affine import min_max_factors, quantize
-from mixbit.roundings._soft import beta_at, hard_weight, penalty, rise, soft_weight, start
+from mixbit.roundings._learned import beta_at, penalty, rise, rounded_weight, start
 
 WEIGHTS = hnp.arrays(np.float64, (3, 8), elements=st.floats(-4, 4, width=32))
 FORMATS = st.sampled_from(
@@ -26,7 +26,7 @@ def test_learning_starts_at_the_weight_itself(array, fmt):
     weight = torch.from_numpy(array)
     factors = min_max_factors(weight, 0, fmt)
     v = start(weight, factors[0], 0)
-    soft = soft_weight(weight, v, factors, 0, fmt.integer_range)
+    soft = rounded_weight(weight, v, factors, 0, fmt.integer_range, hard=False)
     assert (soft - weight).abs().max() <= 0.5 * factors[0].max() if not fmt.symmetric else 0.011 * factors[0].max()
 
 
@@ -36,8 +36,8 @@ def test_hard_weights_are_one_of_the_two_neighbours_as_written_in_the_paper(arra
     scale, zero = min_max_factors(weight, 0, fmt)
     v = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     low, high = fmt.integer_range
-    hard = hard_weight(weight, v, (scale, zero), 0, (low, high))
-    soft = soft_weight(weight, v, (scale, zero), 0, (low, high))
+    hard = rounded_weight(weight, v, (scale, zero), 0, (low, high), hard=True)
+    soft = rounded_weight(weight, v, (scale, zero), 0, (low, high), hard=False)
     for row in range(3):
         for column in range(8):
             part = column // 4 if fmt.granularity == "group" else ()

@@ -14,7 +14,7 @@ from mixbit.core.task import Task
 from mixbit.demo import data
 from mixbit.demo.network import trained
 from mixbit.graph.capture import capture
-from mixbit.quantization.assemble import quantizers_of
+from mixbit.quantization.quantizer import quantizers_of
 from mixbit.roundings.quantize import quantize
 from mixbit.training.finetune import FILE_NAME, check_first, finetune, train
 from mixbit.training.loop import Objective, Training, rate

@@ -12,9 +12,9 @@ from mixbit.demo import data
 from mixbit.demo.network import trained
 from mixbit.graph.capture import capture
 from mixbit.graph.evaluate import evaluate
-from mixbit.quantization.assemble import assemble, quantizers_of
-from mixbit.quantization.quantizer import Quantizer
-from mixbit.quantization.scales import LARGEST_BIAS
+from mixbit.quantization.affine import LARGEST_BIAS
+from mixbit.quantization.quantizer import Quantizer, quantizers_of
+from mixbit.quantization.simulate import assemble
 from mixbit.roundings.quantize import quantize
 from mixbit.training.learnable import learnable, settled
 from tests.networks import OPERATORS, Residual, assert_state_is, by_tensor, operator_network, plan_of, state_of

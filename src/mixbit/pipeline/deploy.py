@@ -13,8 +13,8 @@ from mixbit.graph.graph import Graph
 from mixbit.pipeline.folder import RESULT_FILE, Pruned, Result, check_set, figures, layer_rows
 from mixbit.pipeline.settings import Candidate, Measured, Run
 from mixbit.pruning.prune import Removal
-from mixbit.quantization.assemble import assemble
 from mixbit.quantization.offers import uniform_plan
+from mixbit.quantization.simulate import assemble
 from mixbit.targets.latency import paired_latency_ms
 from mixbit.targets.verify import Comparison, agreement, artefact_runner, compare, predicted_bytes
 

@@ -1,1 +1,1 @@
-"""Pruning: channels removed from a graph, and masks of the weights that stay in sparse formats."""
+"""Pruning: channels removed from a float graph."""

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from mixbit.graph.graph import GROUPS, Graph, Layer, Operation, argument, is_parameter, packet, tensor_of
 from mixbit.graph.layers import ARITHMETIC, NONLINEARITIES
-from mixbit.pruning.axes import moved_axis, num_alike, sizes_of
 from mixbit.pruning.units import Channels, Units
 
 _aten = torch.ops.aten
@@ -22,6 +21,14 @@ _ELEMENTWISE = NONLINEARITIES | ARITHMETIC | {
 }  # fmt: skip
 _VIEWS = {_aten.view, _aten.reshape, _aten.flatten, _aten._unsafe_view}
 _TRAINABLE_NORM, _NORM = _aten.batch_norm, _aten._native_batch_norm_legit_no_training
+#: Operators on [N, C, positions]; their names end with how many dimensions the positions have.
+_POSITIONWISE = {
+    _aten.max_pool1d, _aten.max_pool2d, _aten.max_pool3d, _aten.avg_pool1d, _aten.avg_pool2d, _aten.avg_pool3d,
+    _aten.adaptive_avg_pool1d, _aten.adaptive_avg_pool2d, _aten.adaptive_avg_pool3d, _aten.upsample_nearest1d,
+    _aten.upsample_nearest2d, _aten.upsample_nearest3d, _aten.upsample_bilinear2d, _aten.upsample_bicubic2d,
+}  # fmt: skip
+_REDUCTIONS = {_aten.mean, _aten.sum, _aten.amax, _aten.amin}
+_REMOVALS = _REDUCTIONS | {_aten.squeeze, _aten.select, _aten.sym_size}
 
 
 def find_channels(graph: Graph) -> Channels:
@@ -51,7 +58,7 @@ class _Walk:
 
     def __init__(self, graph: Graph) -> None:
         self.module = graph.module
-        self.layers = {one.node: (layer, one) for layer in graph.layers for one in layer.operations}
+        self.layers = {operation.node: (layer, operation) for layer in graph.layers for operation in layer.operations}
         self.units = Units()
         self.places: dict[fx.Node, _Place] = {}
         self.outputs: dict[str, list[int]] = {}
@@ -72,13 +79,13 @@ class _Walk:
         """Where the node's tensor has channels; None where it has none that can be followed."""
         if node.name in self.layers:
             return self._layer(node, *self.layers[node.name])
-        read = [one for one in node.all_input_nodes if one in self.places]
+        read = [source for source in node.all_input_nodes if source in self.places]
         if not read:
             return None
-        if packet(node) is _aten.sym_size and moved_axis(node, self.places[read[0]].dim) is not None:
+        if packet(node) is _aten.sym_size and _moved_axis(node, self.places[read[0]].dim) is not None:
             return None  # a number, which no cut changes
         place = self._follow(node, read)
-        if place is None or (sizes_of(node) and sizes_of(node)[place.dim] != len(place.units)):
+        if place is None or (_sizes_of(node) and _sizes_of(node)[place.dim] != len(place.units)):
             return self._stop(read, node)
         return place
 
@@ -95,7 +102,7 @@ class _Walk:
             return place if packet(read[0]) is _NORM and node.args[1] == 0 else None
         if kind in _RULES:
             return _RULES[kind](self, node, place)
-        dim = moved_axis(node, place.dim)
+        dim = _moved_axis(node, place.dim)
         return None if dim is None else _Place(dim, place.units)
 
     def _stop(self, nodes: Sequence[Any], at: fx.Node) -> None:
@@ -114,7 +121,7 @@ class _Walk:
         return is_parameter(node) and self.num_reads[id(tensor_of(self.module, node))] == 1
 
     def _shape(self, node: fx.Node) -> tuple[Any, ...]:
-        return tuple(tensor_of(self.module, node).shape) if is_parameter(node) else sizes_of(node)
+        return tuple(tensor_of(self.module, node).shape) if is_parameter(node) else _sizes_of(node)
 
     def _layer(self, node: fx.Node, layer: Layer, operation: Operation) -> _Place | None:
         x, kind = argument(node, operation.data), operation.kind
@@ -129,13 +136,13 @@ class _Walk:
         else:
             units = self.units.new(layer.shape[layer.axis])
             if place is not None and place.dim == dim:
-                self.units.add_part(layer.name, 1 - layer.axis, place.units)
-                self.units.add_reader(layer, operation, place.units)
+                self.units.parts.append((layer.name, 1 - layer.axis, place.units))
+                self.units.readers.append((layer, operation, place.units))
             else:
                 self._stop([x], node)
         if units is None:
             return self._stop([x], node)
-        self.units.add_part(layer.name, layer.axis, units)
+        self.units.parts.append((layer.name, layer.axis, units))
         self.outputs[layer.name] = units
         bias = argument(node, kind.bias)
         if bias is not None and not self._add_vector(bias, units):
@@ -147,49 +154,49 @@ class _Walk:
         groups, transposed = argument(node, GROUPS), layer.axis == 1
         if place is None or place.dim != 1 or transposed or layer.shape[:2] != (groups, 1):
             return None
-        self.units.add_count(node.name, GROUPS, None, place.units)
+        self.units.counts.append((node.name, GROUPS, None, place.units))
         return place.units
 
     def _add_vector(self, node: Any, units: list[int]) -> bool:
         """Note a parameter [channels]; False where it is something else."""
         if not self._own(node) or not is_parameter(node) or self._shape(node) != (len(units),):
             return False
-        self.units.add_part(str(node.target), 0, units)
+        self.units.parts.append((str(node.target), 0, units))
         return True
 
     def _elementwise(self, node: fx.Node) -> _Place | None:
         """The same units in every operand that has channels; the others are the same for all channels."""
         ndim = len(self._shape(node))
-        read = [one for one in node.all_input_nodes if self._shape(one)]
-        placed = [one for one in read if one in self.places]
-        dims = {self.places[one].dim + ndim - len(self._shape(one)) for one in placed}
-        counts = {len(self.places[one].units) for one in placed}
+        read = [source for source in node.all_input_nodes if self._shape(source)]
+        placed = [source for source in read if source in self.places]
+        dims = {self.places[source].dim + ndim - len(self._shape(source)) for source in placed}
+        counts = {len(self.places[source].units) for source in placed}
         if len(dims) != 1 or len(counts) != 1:
             return self._stop(placed, node)
         dim, units = dims.pop(), self.places[placed[0]].units
-        for one in placed[1:]:
-            self.units.join(self.places[one].units, units)
-        for one in read:
-            axis = dim - ndim + len(self._shape(one))
-            if one in placed or axis < 0 or (self._shape(one)[axis] == 1 and len(units) > 1):
+        for source in placed[1:]:
+            self.units.join(self.places[source].units, units)
+        for source in read:
+            axis = dim - ndim + len(self._shape(source))
+            if source in placed or axis < 0 or (self._shape(source)[axis] == 1 and len(units) > 1):
                 continue
-            if not is_parameter(one) or not self._own(one) or self._shape(one)[axis] != len(units):
+            if not is_parameter(source) or not self._own(source) or self._shape(source)[axis] != len(units):
                 self._hold(units, node)
             else:
-                self.units.add_part(str(one.target), axis, units)
+                self.units.parts.append((str(source.target), axis, units))
         return _Place(dim, units)
 
     def _concatenation(self, node: fx.Node) -> _Place | None:
         read, ndim = argument(node, 0), len(self._shape(node))
         along = argument(node, 1, 0) % ndim
-        dims = {self.places[one].dim for one in read if one in self.places}
-        if len(dims) != 1 or (dims != {along} and any(one not in self.places for one in read)):
+        dims = {self.places[source].dim for source in read if source in self.places}
+        if len(dims) != 1 or (dims != {along} and any(source not in self.places for source in read)):
             return self._stop(read, node)
         dim = dims.pop()
         if dim == along:
-            return _Place(dim, [unit for one in read for unit in self._units_or_held(one, dim, node)])
-        for one in read[1:]:
-            self.units.join(self.places[one].units, self.places[read[0]].units)
+            return _Place(dim, [unit for source in read for unit in self._units_or_held(source, dim, node)])
+        for source in read[1:]:
+            self.units.join(self.places[source].units, self.places[read[0]].units)
         return _Place(dim, self.places[read[0]].units)
 
     def _units_or_held(self, node: fx.Node, dim: int, at: fx.Node) -> list[int]:
@@ -202,10 +209,10 @@ class _Walk:
 
     def _norm(self, node: fx.Node, place: _Place) -> _Place | None:
         by_batch = packet(node) is _TRAINABLE_NORM and argument(node, 5)
-        vectors = [one for one in node.args[1:5] if one is not None]
-        if place.dim != 1 or by_batch or not all(self._own(one) for one in vectors):
+        vectors = [vector for vector in node.args[1:5] if vector is not None]
+        if place.dim != 1 or by_batch or not all(self._own(vector) for vector in vectors):
             return None
-        return place if all(self._add_vector(one, place.units) for one in vectors) else None
+        return place if all(self._add_vector(vector, place.units) for vector in vectors) else None
 
     def _prelu(self, node: fx.Node, place: _Place) -> _Place | None:
         slope = argument(node, 1)
@@ -227,7 +234,7 @@ class _Walk:
             return None
         sides = self.units.new(before), self.units.new(behind)
         for index, units in enumerate(sides):
-            self.units.add_count(node.name, 1, first + index, units)
+            self.units.counts.append((node.name, 1, first + index, units))
         return _Place(place.dim, [*sides[0], *place.units, *sides[1]])
 
     def _slice(self, node: fx.Node, place: _Place) -> _Place | None:
@@ -240,14 +247,14 @@ class _Walk:
         start, end, _ = slice(start, end).indices(size)
         for position, bound in ((2, start), (3, end)):
             if position < len(node.args):
-                self.units.add_count(node.name, position, None, place.units[:bound])
+                self.units.counts.append((node.name, position, None, place.units[:bound]))
         return _Place(place.dim, place.units[start:end]) if start < end else None
 
     def _view(self, node: fx.Node, place: _Place) -> _Place | None:
         """Channels that stay a dimension, or become one together with the positions around them."""
         before, after = self._shape(argument(node, 0)), self._shape(node)
-        front = num_alike(before, after)
-        back = num_alike(before[front:][::-1], after[front:][::-1])
+        front = _num_alike(before, after)
+        back = _num_alike(before[front:][::-1], after[front:][::-1])
         merged, into = before[front : len(before) - back], after[front : len(after) - back]
         if place.dim < front:
             dim, units = place.dim, place.units
@@ -264,7 +271,7 @@ class _Walk:
             if not isinstance(size, int):
                 return None
             if size != -1:
-                self.units.add_count(node.name, 1, dim, units)
+                self.units.counts.append((node.name, 1, dim, units))
         return _Place(dim, units)
 
 
@@ -275,3 +282,39 @@ _RULES: dict[Any, Callable[[_Walk, fx.Node, _Place], _Place | None]] = {
     _aten.prelu: _Walk._prelu,
     _aten.slice: _Walk._slice,
 }
+
+
+def _sizes_of(node: fx.Node) -> tuple[Any, ...]:
+    """The sizes of the node's tensor: numbers, and symbols that hang on the batch; none where it makes no tensor."""
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def _num_alike(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """How many sizes are the same from the beginning; a symbol is the same only as itself."""
+    pairs = list(zip(first, second, strict=False))
+    return next((index for index, (a, b) in enumerate(pairs) if type(a) is not type(b) or str(a) != str(b)), len(pairs))
+
+
+def _moved_axis(node: fx.Node, axis: int) -> int | None:
+    """Where the node's output has that dimension of its first argument; None where it mixes it, or is not known.
+
+    For `sym_size`, which returns no tensor, the same dimension where it asks for another one.
+    """
+    kind, sizes = packet(node), _sizes_of(argument(node, 0))
+    if kind in _POSITIONWISE:
+        return axis if axis == 1 and len(sizes) == int(kind.__name__[-2]) + 2 else None
+    if kind in _REMOVALS:
+        dims = argument(node, 1)
+        gone = {dim % len(sizes) for dim in ([dims] if isinstance(dims, int) else dims or range(len(sizes)))}
+        squeezed = kind is not _aten.squeeze or all(sizes[dim] == 1 for dim in gone)
+        keeps = kind is _aten.sym_size or (kind in _REDUCTIONS and argument(node, 2, False))
+        return None if axis in gone or not squeezed else axis if keeps else axis - sum(dim < axis for dim in gone)
+    if kind is _aten.unsqueeze:
+        return axis + (argument(node, 1) % (len(sizes) + 1) <= axis)
+    if kind is _aten.permute:
+        return [dim % len(sizes) for dim in argument(node, 1)].index(axis)
+    if kind in (_aten.transpose, _aten.t):
+        first, second = (argument(node, position, position - 1) % len(sizes) for position in (1, 2))
+        return {first: second, second: first}.get(axis, axis)
+    return None

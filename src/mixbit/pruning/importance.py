@@ -1,20 +1,142 @@
-"""What the network loses with every unit of channels, where the others make up for it: Fisher information of masks."""
+"""What the network loses with every unit of channels, where the others, from which it is predicted, make up for it."""
 
-from collections.abc import Callable
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from mixbit.core import track
+from mixbit.core import InvalidInput, track
 from mixbit.core.batches import Batch
 from mixbit.core.task import Task
 from mixbit.graph.backward import run_for_gradients
-from mixbit.graph.graph import Graph
-from mixbit.graph.sample_axis import SampleAxis, group_samples, sample_axis
-from mixbit.pruning.prediction import Prediction, rows_last
+from mixbit.graph.fold import set_bias
+from mixbit.graph.graph import Graph, Operation, argument, tensor_of
+from mixbit.graph.sample_axis import group_samples, sample_axis
+from mixbit.graph.walk import Walker, seen
 from mixbit.pruning.units import Channels, Reader
+from mixbit.quantization.statistics import Moments, inverse_factor
+
+#: Added to the diagonal of the second moments, as a share of its mean: channels that are nearly sums of others.
+DAMPING = 1e-3
+#: Share of its channels that every tensor keeps, one at least: an empty or starved layer cuts the network in two.
+KEPT_EVERYWHERE = 0.1
+#: Channels of a tensor beyond which each is predicted by its mean alone: the moments would take over 128 MiB.
+MOST_CHANNELS = 4096
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Every channel of a tensor as a linear function of the others: m_u + sum over v of a_uv (x_v - m_v).
+
+    With H the damped covariance of the channels that stay and P its inverse, a_uv = -P_uv / P_uu, the least
+    squares.
+
+    Attributes:
+        precision: [C, C] P, zero for channels that are gone; [C] its diagonal where channels are predicted by their
+            mean alone.
+        mean: [C] m; zero where the reader has no bias that could take it up, and H then is not taken around the mean.
+        sample: What the reader reads, in the mean over samples; without channels that are gone.
+    """
+
+    precision: Tensor
+    mean: Tensor
+    sample: Tensor
+
+    def missing(self, rows: Tensor) -> Tensor:
+        """What the prediction misses, x_u - p_u(x) = sum over v of P_uv (x_v - m_v) / P_uu; [..., C] as the rows."""
+        off = rows - self.mean.to(rows)
+        if self.precision.ndim == 1:
+            return off * (self.precision > 0).to(rows)
+        diagonal = self.precision.diagonal()
+        return off @ (self.precision / torch.where(diagonal > 0, diagonal, 1)).to(rows)
+
+    def coefficients(self, gone: Tensor) -> Tensor:
+        """[gone, C] a: how the channels that stay stand in for all those that go together.
+
+        Args:
+            gone: [C] which of the channels go.
+        """
+        coefficients = torch.zeros(int(gone.sum()), len(gone), dtype=torch.float64, device=gone.device)
+        if self.precision.ndim == 2:
+            rows = self.precision[gone]
+            coefficients[:, ~gone] = -torch.linalg.solve(rows[:, gone], rows[:, ~gone])
+        return coefficients
+
+
+def _rows_last(x: Tensor, operation: Operation) -> Tensor:
+    """What an operator reads, with its channels in the last dimension."""
+    return x if operation.channels_last else x.movedim(1, -1)
+
+
+@torch.no_grad()
+def predict(graph: Graph, channels: Channels, batches: list[Batch], keep: Tensor) -> dict[str, Prediction]:
+    """Node of a reader -> how what it reads is predicted, by the batches.
+
+    Args:
+        graph: A graph in float, whose readers read no channel that is gone.
+        channels: Of the graph.
+        batches: Samples.
+        keep: [units] which are not gone.
+
+    Raises:
+        InvalidInput: what a reader reads is not finite.
+    """
+    statistics: dict[fx.Node, _Seen] = {}
+    readers = {reader.data(graph.node(reader.operation.node)): reader for reader in reversed(channels.cuttable_readers)}
+
+    def see(read: fx.Node, reader: Reader, _: Any, args: tuple[Any, ...]) -> None:
+        alone = len(reader.units) > MOST_CHANNELS or len(reader.units.unique()) < len(reader.units)
+        statistics.setdefault(read, _Seen(alone=alone)).update(args[reader.operation.data], reader.operation)
+
+    walker = Walker(
+        graph.module,
+        {reader.operation.node: seen(partial(see, read, reader)) for read, reader in readers.items()},
+    )
+    for inputs, _ in track(batches, "take moments of channels"):
+        walker.returned(graph.leaves(inputs))
+    predictions = {}
+    for reader in channels.cuttable_readers:
+        node = graph.node(reader.operation.node)
+        tensor, stays = statistics[reader.data(node)], keep[reader.units].to(graph.device)
+        if not tensor.moments.hessian(centred=False).isfinite().all():
+            raise InvalidInput(
+                f"{reader.layer.name}: its input is NaN or inf, or its squares are; leave out such samples"
+            )
+        predictions[node.name] = _prediction(tensor, stays, centred=reader.operation.takes_bias)
+    return predictions
+
+
+class _Seen:
+    """Of one tensor: moments of its channels over samples and positions, and the sum of its samples."""
+
+    def __init__(self, *, alone: bool) -> None:
+        self.alone, self.moments, self.count = alone, Moments(), 0
+        self.total = torch.zeros((), dtype=torch.float64)
+
+    def update(self, x: Tensor, operation: Operation) -> None:
+        rows = _rows_last(x, operation).flatten(0, -2)
+        self.moments.update(rows.T.unsqueeze(2) if self.alone else rows.unsqueeze(0))
+        samples = rows if operation.channels_last else x
+        self.total = self.total.to(x.device) + samples.sum(0, dtype=torch.float64)
+        self.count += len(samples)
+
+
+def _prediction(tensor: _Seen, stays: Tensor, *, centred: bool) -> Prediction:
+    mean = tensor.moments.mean.flatten() * stays * centred
+    sample = tensor.total / tensor.count
+    sample = sample * stays.reshape(-1, *[1] * (sample.ndim - 1))
+    if tensor.alone:
+        return Prediction(stays.double(), mean, sample)
+    hessian = tensor.moments.hessian(centred=centred)[0] / tensor.moments.count
+    factor = inverse_factor(hessian[stays][:, stays].unsqueeze(0), DAMPING)[0]
+    precision = torch.zeros_like(hessian)
+    precision[stays.unsqueeze(1) & stays] = (factor.T @ factor).flatten()
+    return Prediction(precision, mean, sample)
 
 
 def importance(
@@ -22,8 +144,8 @@ def importance(
 ) -> Tensor:
     """Expected KL divergence in nats, to second order, when a unit's channels are no longer read: [units], float64.
 
-    Cutting unit u puts its prediction p_u(x) from the other channels in the place of all that layers read of it, so
-    that with l_i the loss of sample i and labels drawn from the model, KL ~ 1/2 E_i[(sum over readers and positions of
+    Cutting unit u replaces all that layers read of it by its prediction p_u(x) from the other channels, so that with
+    l_i the loss of sample i and labels drawn from the model, KL ~ 1/2 E_i[(sum over readers and positions of
     <dl_i/dx_u, x_u - p_u(x)>)^2]: the Fisher information of one mask variable.
 
     Source: L. Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", arXiv 1801.05787, 2018
@@ -65,18 +187,17 @@ class _Scores:
     def around(self, node: fx.Node, reader: Reader, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Run a reader on what it reads, watched."""
         position = reader.operation.data
-        return run(*args[:position], self._watched(node, reader, args[position]), *args[position + 1 :])
-
-    def _watched(self, node: fx.Node, reader: Reader, x: Tensor) -> Tensor:
-        x = x if x.requires_grad else x.detach().requires_grad_()
+        x = args[position] if args[position].requires_grad else args[position].detach().requires_grad_()
         own = x.view_as(x)  # others may read the same tensor
-        missing = self.predictions[node.name].missing(rows_last(own.detach(), reader.operation))
-        own.register_hook(lambda gradient: self._add(reader, node, rows_last(gradient, reader.operation) * missing))
-        return own
+        missing = self.predictions[node.name].missing(_rows_last(own.detach(), reader.operation))
+        own.register_hook(lambda gradient: self._add(reader, node, _rows_last(gradient, reader.operation) * missing))
+        return run(*args[:position], own, *args[position + 1 :])
 
     @torch.no_grad()
     def _add(self, reader: Reader, node: fx.Node, values: Tensor) -> None:
-        axis = _axis_of_rows(node, reader)
+        axis = sample_axis(reader.data(node))
+        if axis is not None and axis.axis > 0 and not reader.operation.channels_last:
+            axis = None  # what a convolution reads has its samples first or nowhere
         sums = group_samples(axis, values).flatten(1, -2).sum(1, dtype=torch.float64).cpu()
         empty = torch.zeros(len(sums), self.num_units, dtype=torch.float64)
         self.scores.setdefault(axis is not None, empty).index_add_(1, reader.units, sums)
@@ -90,7 +211,68 @@ class _Scores:
         return total
 
 
-def _axis_of_rows(node: fx.Node, reader: Reader) -> SampleAxis | None:
-    """Where what the reader reads has its samples, channels last; those of a convolution come first or nowhere."""
-    axis = sample_axis(reader.data(node))
-    return None if axis is not None and axis.axis > 0 and not reader.operation.channels_last else axis
+@torch.no_grad()
+def make_up(
+    graph: Graph, channels: Channels, predictions: Mapping[str, Prediction], before: Tensor, after: Tensor
+) -> None:
+    """Let readers read the channels that stay instead of those that go: their weights and biases change.
+
+    With S the channels that go, W_v <- W_v + sum over u in S of a_uv W_u for the others, W_u <- 0; the bias takes up
+    the difference between the mean outputs.
+
+    Args:
+        graph: A graph of our own.
+        channels: Of the graph.
+        predictions: Node of a reader -> how what it reads is predicted from the channels `before`.
+        before: [units] which were there.
+        after: [units] which stay.
+    """
+    for reader in channels.cuttable_readers:
+        gone = (before & ~after)[reader.units].to(graph.device)
+        if gone.any():
+            _make_up(graph, reader, predictions[reader.operation.node], gone)
+    graph.module.recompile()
+
+
+def _make_up(graph: Graph, reader: Reader, prediction: Prediction, gone: Tensor) -> None:
+    layer, operation, node = reader.layer, reader.operation, graph.node(reader.operation.node)
+    weight = graph.parameter(layer.name)
+    read = weight.double().movedim(1 - layer.axis, 0)
+    changed = read + torch.tensordot(prediction.coefficients(gone).T, read[gone], 1)
+    changed[gone] = 0
+    difference = (read - changed).movedim(0, 1 - layer.axis)
+    if operation.takes_bias:
+        sample = prediction.sample if operation.channels_last else prediction.sample.unsqueeze(0)
+        shift = graph.run(operation, sample, difference)
+        shift = shift if operation.channels_last else shift[0].flatten(1).mean(1)
+        bias = argument(node, operation.kind.bias)
+        shift = shift.to(weight) if bias is None else tensor_of(graph.module, bias) + shift.to(weight)
+        set_bias(graph.module, node, shift, layer.name, operation.kind.bias or 0)
+    weight.copy_(changed.movedim(0, 1 - layer.axis))
+
+
+def choose(losses: Tensor, able: Tensor, channels: Channels, keep: Tensor, count: int) -> Tensor:
+    """[units] what stays after one round: units go in the order of `losses`, at most so many.
+
+    Args:
+        losses: [units] the smaller, the sooner.
+        able: [units] which may go.
+        channels: Which tensors may not become empty.
+        keep: [units] what is there before.
+        count: How many may go.
+    """
+    members: list[Counter[int]] = [Counter() for _ in range(channels.num_units)]
+    spare = []
+    for index, units in enumerate({tuple(held.units.tolist()) for held in channels.tensors.values()}):
+        spare.append(int(keep[list(units)].sum()) - max(1, math.ceil(KEPT_EVERYWHERE * len(units))))
+        for unit in units:
+            members[unit][index] += 1
+    keep, able = keep.clone(), keep & able
+    for unit in torch.argsort(losses, stable=True).tolist():
+        if not able[unit] or count < 1 or any(spare[index] < n for index, n in members[unit].items()):
+            continue
+        keep[unit] = False
+        count -= 1
+        for index, number in members[unit].items():
+            spare[index] -= number
+    return keep

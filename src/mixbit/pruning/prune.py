@@ -1,9 +1,8 @@
-"""A graph without the channels that nothing reads."""
+"""prune_channels(): a smaller graph, without the channels that the network misses least, and what it learns again."""
 
-import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,18 @@ from mixbit.core import InvalidInput, UnsupportedModel
 from mixbit.core.batches import Batch, split_all
 from mixbit.core.io.store import Store
 from mixbit.core.task import Task
+from mixbit.graph.blocks import Block, Stretch, find_blocks
 from mixbit.graph.capture import TOLERANCE, capture
-from mixbit.graph.graph import Graph, argument, check_arguments, get_tensor, split_name
+from mixbit.graph.graph import Graph, argument, check_arguments, split_name, tensor_of
 from mixbit.graph.layers import with_layers
-from mixbit.graph.torch_export import copy_module
 from mixbit.pruning.channels import find_channels
-from mixbit.pruning.importance import importance
-from mixbit.pruning.prediction import make_up, predict
-from mixbit.pruning.recovery import recovered
-from mixbit.pruning.units import Channels, Count
-from mixbit.roundings._input import Reconstruction
+from mixbit.pruning.importance import choose, importance, make_up, predict
+from mixbit.roundings._input import RoundingInput, question_digest
+from mixbit.training.blockwise import Parts, Passes, Schedule, TensorSlice, learn_blocks
 
 
 def without_channels(graph: Graph, keep: Tensor) -> Graph:
-    """A copy whose tensors have only the units that are kept; its nodes are the same, and the shapes noted in them.
+    """A copy whose tensors have only the units to keep; its nodes are the same, and the shapes noted in them.
 
     Args:
         graph: A float graph whose layers have zeros for weights wherever they would read other units.
@@ -38,34 +35,29 @@ def without_channels(graph: Graph, keep: Tensor) -> Graph:
     Raises:
         UnsupportedModel: on the example the copy returns something else.
     """
-    channels, module = find_channels(graph), copy_module(graph.module)
+    channels, smaller = find_channels(graph), graph.copy()
     for part in channels.parts:
-        tensor = get_tensor(module, part.parameter)
-        kept = keep[part.units].nonzero().flatten().to(tensor.device)
-        _set(module, part.parameter, tensor.detach().index_select(part.axis, kept))
-    nodes = {node.name: node for node in module.graph.nodes}
+        tensor = smaller.parameter(part.parameter)
+        places = keep[part.units].nonzero().flatten().to(tensor.device)
+        value = tensor.detach().index_select(part.axis, places)
+        holder, attribute = split_name(smaller.module, part.parameter)
+        setattr(holder, attribute, nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value)
     for count in channels.counts:
-        node, new = nodes[count.node], int(keep[count.units].sum())
-        node.update_arg(count.position, new if count.index is None else _entries(node, count, new))
-    module.recompile()
-    smaller = with_layers(dataclasses.replace(graph, module=module))
+        node, number = smaller.node(count.node), int(keep[count.units].sum())
+        new: Any = number
+        if count.index is not None:
+            new = list(argument(node, count.position))
+            new[count.index] = number
+        node.update_arg(count.position, new)
+    smaller.module.recompile()
+    smaller = with_layers(smaller)
     _check_same(graph, smaller, int((~keep).sum()))
     return smaller
 
 
-def _entries(node: fx.Node, count: Count, new: int) -> list[Any]:
-    """The list that holds the count, with the new number."""
-    return [new if index == count.index else entry for index, entry in enumerate(argument(node, count.position))]
-
-
-def _set(module: nn.Module, name: str, value: Tensor) -> None:
-    holder, attribute = split_name(module, name)
-    setattr(holder, attribute, nn.Parameter(value) if isinstance(getattr(holder, attribute), nn.Parameter) else value)
-
-
 @torch.no_grad()
 def _check_same(graph: Graph, smaller: Graph, num_units: int) -> None:
-    leaves = [pytree.tree_leaves(one(*graph.example.args, **graph.example.kwargs)) for one in (graph, smaller)]
+    leaves = [pytree.tree_leaves(each(*graph.example.args, **graph.example.kwargs)) for each in (graph, smaller)]
     for want, got in zip(*leaves, strict=True):
         if isinstance(want, Tensor) and not torch.allclose(got, want, TOLERANCE, TOLERANCE * float(want.abs().max())):
             raise UnsupportedModel(
@@ -74,8 +66,10 @@ def _check_same(graph: Graph, smaller: Graph, num_units: int) -> None:
             )
 
 
-#: Share of its channels that every tensor keeps, one at least: an empty or starved layer cuts the network in two.
-KEPT_EVERYWHERE = 0.1
+#: Steps of Adam: of weights, in their own root mean squares; of biases, in root mean square errors of the block.
+RATE, BIAS_RATE = 0.01, 0.05
+#: Samples of a step, GiB of activations held in memory.
+BATCH_SIZE, CACHE_GIB = 32, 2.0
 #: Channels stand in for one another: what one is worth depends on which others are gone.
 ROUNDS = 5
 
@@ -97,8 +91,8 @@ class Removal:
     @classmethod
     def between(cls, graph: Graph, smaller: Graph) -> "Removal":
         """What `prune_channels` removed from one graph to make the other."""
-        old, new = ({layer.name: layer for layer in one.layers} for one in (graph, smaller))
-        counts = [sum(parameter.numel() for parameter in one.module.parameters()) for one in (graph, smaller)]
+        old, new = ({layer.name: layer for layer in each.layers} for each in (graph, smaller))
+        counts = [sum(parameter.numel() for parameter in each.module.parameters()) for each in (graph, smaller)]
         return cls(
             {name: (layer.shape[layer.axis], new[name].shape[layer.axis]) for name, layer in old.items()},
             (counts[0], counts[1]),
@@ -128,19 +122,19 @@ def prune_channels(
     Channels that must go together are one unit (`mixbit.pruning.channels`). In five rounds, each of which measures
     anew, units go in the order of importance (expected KL divergence, `mixbit.pruning.importance`), until `share` of
     those that can go are gone; every tensor keeps a tenth of its channels. Layers make up for channels that they no
-    longer read by those that they still do (`mixbit.pruning.prediction`). What is left is then learned block by block
-    from the outputs of the network given (`mixbit.pruning.recovery`).
+    longer read by those that they still do. What is left is then learned block by block
+    from the outputs of the network given.
 
     The network loses accuracy until it is fine-tuned. The graph given and the user's model stay as they are.
 
     Args:
         graph: A captured graph in float.
-        batches: Calibration batches; labels only where the task has a loss of the user's own. Kept in memory.
+        batches: Calibration batches; labels only where the task has a loss of the user's own. Held in memory.
         share: Of the channels, those that go together counted as one; between 0 and 1.
         task: What the outputs mean; classification where None.
         iterations: Steps of Adam for each block, 0 for none: half a minute to minutes for a small network.
         seed: Of the labels drawn from the model, and the samples of a step.
-        folder: Where learned blocks are kept, for an interrupted call to go on; None keeps nothing.
+        folder: Where learned blocks are stored, so that an interrupted call resumes; None stores nothing.
 
     Raises:
         InvalidInput: a share out of range, a quantized graph, no channel that can be cut, or data that does not fit.
@@ -148,7 +142,7 @@ def prune_channels(
     """
     check_arguments(graph, task, seed)
     check_share(share)
-    kept_in = Store(folder).folder
+    place = Store(folder).folder
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
         raise InvalidInput(f"iterations={iterations!r}: give a whole number from 0")
     if graph.plan is not None:
@@ -159,21 +153,20 @@ def prune_channels(
     task = task or Task.classification()
     masked, keep = _chosen(graph, pairs, share, task, seed)
     smaller = without_channels(masked, keep)
-    asked = Reconstruction(graph, smaller, [inputs for inputs, _ in pairs], task, seed=seed, folder=kept_in)
-    return capture(recovered(asked, keep, iterations).module, graph.example)
+    given = RoundingInput(graph, smaller, [inputs for inputs, _ in pairs], task, seed, place)
+    return capture(recovered(given, keep, iterations).module, graph.example)
 
 
 def _chosen(graph: Graph, pairs: list[Batch], share: float, task: Task, seed: int) -> tuple[Graph, Tensor]:
     """The graph whose layers read only the units that stay, its shapes as before; and [units] which stay."""
     channels = find_channels(graph)
-    able = channels.free & _of_layers(channels)
+    able = torch.zeros_like(channels.free)
+    for units in channels.outputs.values():
+        able[units] = channels.free[units]
     if not able.any():
-        what = (
-            f"all reach {', '.join(channels.obstacles)}"
-            if channels.obstacles
-            else "its weights serve twice, or are computed"
-        )
-        raise InvalidInput(f"the model has no channels that can be cut: {what}")
+        obstacles = f"all reach {', '.join(channels.obstacles)}" if channels.obstacles else None
+        reason = obstacles or "its weights serve twice, or are computed"
+        raise InvalidInput(f"the model has no channels that can be cut: {reason}")
     masked = graph.copy()
     keep, wanted = torch.ones(channels.num_units, dtype=torch.bool), share * int(able.sum())
     for number in range(1, ROUNDS + 1):
@@ -199,36 +192,88 @@ def check_share(share: float) -> None:
         raise InvalidInput(f"share={share!r}: give a share of the channels between 0 and 1, as 0.3")
 
 
-def choose(losses: Tensor, able: Tensor, channels: Channels, keep: Tensor, count: int) -> Tensor:
-    """[units] what stays after one round: units go in the order of `losses`, at most so many.
+def recovered(inputs: RoundingInput, keep: Tensor, iterations: int) -> Graph:
+    """The smaller graph with weights and biases learned from the whole one, one block after the other.
+
+    For each block, min mean (z - z')^2 over all parameters that it alone reads, with z the whole network's output of
+    the block, as far as its channels are kept, and z' that of the smaller network, which reads what the blocks before
+    it return: errors of earlier blocks are made up for by later ones. A block that learns nothing stays as it was.
 
     Args:
-        losses: [units] the smaller, the sooner.
-        able: [units] which may go.
-        channels: Which tensors may not become empty.
-        keep: [units] what is there before.
-        count: How many may go.
+        inputs: The whole network, and the smaller one of the same nodes as `simulated`.
+        keep: [units] of the whole network's channels that the smaller one has.
+        iterations: Steps of Adam for each block, the rate falling along half a cosine.
+
+    Source: the blocks and their loss are those of Y. Li et al., "BRECQ", arXiv 2102.05426, in float.
     """
-    members: list[Counter[int]] = [Counter() for _ in range(channels.num_units)]
-    spare = []
-    for index, units in enumerate({tuple(one.units.tolist()) for one in channels.tensors.values()}):
-        spare.append(int(keep[list(units)].sum()) - max(1, math.ceil(KEPT_EVERYWHERE * len(units))))
-        for unit in units:
-            members[unit][index] += 1
-    keep, able = keep.clone(), keep & able
-    for unit in torch.argsort(losses, stable=True).tolist():
-        if not able[unit] or count < 1 or any(spare[index] < n for index, n in members[unit].items()):
-            continue
-        keep[unit] = False
-        count -= 1
-        for index, number in members[unit].items():
-            spare[index] -= number
-    return keep
+    slices = {
+        name: TensorSlice(held.dim, keep[held.units].nonzero().flatten().to(inputs.graph.device))
+        for name, held in find_channels(inputs.graph).tensors.items()
+        if not keep[held.units].all()
+    }
+    return learn_blocks(
+        inputs.case,
+        inputs.simulated,
+        find_blocks(inputs.graph) if iterations else (),
+        _Parameters,
+        Schedule(iterations, BATCH_SIZE, CACHE_GIB),
+        label="learn blocks",
+        parts=Parts(Store(inputs.folder), "recovered", question_digest(inputs, "recovery", iterations=iterations)),
+        slices=slices,
+    )
 
 
-def _of_layers(channels: Channels) -> Tensor:
-    """[units] which hold an output channel of a layer."""
-    found = torch.zeros(channels.num_units, dtype=torch.bool)
-    for units in channels.outputs.values():
-        found[units] = True
-    return found
+class _Parameters:
+    """The parameters of one block in float; a `Learner`."""
+
+    def __init__(self, learning: Graph, block: Block, part: Stretch) -> None:
+        self.block, self.part, self.parameters = block, part, _own_parameters(learning.module, part)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Full name -> copy of each parameter."""
+        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the parameters."""
+        for name, tensor in tensors.items():
+            self.parameters[name].copy_(tensor)
+
+    def begin(self, error: float) -> list[dict[str, Any]]:
+        """Matrices learn at a rate relative to their size, vectors at one relative to the error."""
+        groups = []
+        for parameter in self.parameters.values():
+            size = float(parameter.detach().square().mean().sqrt())
+            groups.append({"params": [parameter], "lr": RATE * size if parameter.ndim > 1 else BIAS_RATE * error})
+            parameter.requires_grad_(True)
+        return groups
+
+    def rate(self, progress: float) -> float:
+        """Half a cosine, from 1 to 0."""
+        return (1 + math.cos(math.pi * progress)) / 2
+
+    def outputs(self, passes: Passes, batch: int, rows: Tensor | None, _: torch.Generator) -> Mapping[str, Tensor]:
+        """What the block returns."""
+        return self.part.run(passes.inputs(self.part, batch, rows), self.block.outputs)
+
+    def penalty(self, _: float) -> float:
+        """None."""
+        return 0.0
+
+    def settle(self) -> None:
+        """Take no gradients any more."""
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(False)
+
+
+def _own_parameters(module: fx.GraphModule, part: Stretch) -> dict[str, nn.Parameter]:
+    """Full name -> parameter of floating-point numbers that no node outside the block reads."""
+    places = Counter(id(tensor_of(module, node)) for node in module.graph.find_nodes(op="get_attr"))
+    inside = [node for node in part.nodes if node.op == "get_attr"]
+    within = Counter(id(tensor_of(module, node)) for node in inside)
+    tensors = {str(node.target): tensor_of(module, node) for node in inside}
+    return {
+        name: tensor
+        for name, tensor in tensors.items()
+        if isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and within[id(tensor)] == places[id(tensor)]
+    }

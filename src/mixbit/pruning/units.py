@@ -51,7 +51,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Channels:
-    """What hangs together. A unit is a set of channels, of several tensors, that are cut all or none.
+    """Which channels are cut together. A unit is a set of channels, of several tensors, that are cut all or none.
 
     Attributes:
         parts: The parameters and buffers that have channels.
@@ -83,14 +83,20 @@ class Channels:
 
 
 class Units:
-    """What is found out about units, one by one. A unit is a number here; those that are joined are one in the end."""
+    """The units of a graph while it is analysed. A unit is a number; joined units get the same one in the end.
+
+    Attributes:
+        parts: Fields of each `Part`, the units as they are numbered here.
+        counts: Those of each `Count`.
+        readers: Those of each `Reader`.
+    """
 
     def __init__(self) -> None:
         self._parents: list[int] = []
         self._obstacles: dict[int, str] = {}
-        self._parts: list[tuple[str, int, list[int]]] = []
-        self._counts: list[tuple[str, int, int | None, list[int]]] = []
-        self._readers: list[tuple[Layer, Operation, list[int]]] = []
+        self.parts: list[tuple[str, int, list[int]]] = []
+        self.counts: list[tuple[str, int, int | None, list[int]]] = []
+        self.readers: list[tuple[Layer, Operation, list[int]]] = []
 
     def new(self, count: int) -> list[int]:
         """Units that nothing is known of."""
@@ -98,27 +104,15 @@ class Units:
         self._parents.extend(range(first, first + count))
         return list(range(first, first + count))
 
-    def join(self, one: Sequence[int], other: Sequence[int]) -> None:
-        """Each of one with its counterpart is cut together."""
-        for a, b in zip(one, other, strict=True):
+    def join(self, first: Sequence[int], second: Sequence[int]) -> None:
+        """Cut each unit of the first together with its counterpart of the second."""
+        for a, b in zip(first, second, strict=True):
             self._parents[self._root(a)] = self._root(b)
 
     def hold(self, units: Sequence[int], obstacle: str) -> None:
         """They cannot be cut."""
         for unit in units:
             self._obstacles.setdefault(unit, obstacle)
-
-    def add_part(self, parameter: str, axis: int, units: list[int]) -> None:
-        """Note a `Part`."""
-        self._parts.append((parameter, axis, units))
-
-    def add_count(self, node: str, position: int, index: int | None, units: list[int]) -> None:
-        """Note a `Count`."""
-        self._counts.append((node, position, index, units))
-
-    def add_reader(self, layer: Layer, operation: Operation, units: list[int]) -> None:
-        """Note a `Reader`."""
-        self._readers.append((layer, operation, units))
 
     def channels(self, outputs: dict[str, list[int]], places: dict[str, tuple[int, list[int]]]) -> Channels:
         """All of it, with joined units under one number."""
@@ -131,9 +125,9 @@ class Units:
         free = torch.ones(len(numbers), dtype=torch.bool)
         free[[final[unit] for unit in self._obstacles]] = False
         return Channels(
-            tuple(Part(name, axis, tensor(units)) for name, axis, units in self._parts),
-            tuple(Count(name, position, index, tensor(units)) for name, position, index, units in self._counts),
-            tuple(Reader(layer, operation, tensor(units)) for layer, operation, units in self._readers),
+            tuple(Part(name, axis, tensor(units)) for name, axis, units in self.parts),
+            tuple(Count(name, position, index, tensor(units)) for name, position, index, units in self.counts),
+            tuple(Reader(layer, operation, tensor(units)) for layer, operation, units in self.readers),
             {name: tensor(units) for name, units in outputs.items()},
             {name: Held(dim, tensor(units)) for name, (dim, units) in places.items()},
             free,

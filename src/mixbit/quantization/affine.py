@@ -16,6 +16,8 @@ SCALE_OF_ZEROS = 1.0
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
 #: Numbers that are worked on at a time where that takes many passes over them: they stay in a core's own cache.
 FEW_ELEMENTS = 2**16
+#: Largest bias in steps of input scale x weight scale: half of what 32 bits hold, so that sums have room.
+LARGEST_BIAS = 2**30
 
 
 def along(values: Tensor, axis: int | None, shape: Sequence[int]) -> Tensor:
@@ -122,8 +124,8 @@ def min_max_factors(weight: Tensor, axis: int, fmt: Format) -> tuple[Tensor, Ten
     parts = weight.detach().movedim(axis, 0).flatten(1)
     if fmt.granularity == "tensor":
         parts = parts.reshape(1, -1)
-    elif fmt.granularity == "group":
-        parts = parts.unflatten(1, (-1, fmt.group or parts.shape[1]))
+    elif fmt.group is not None:
+        parts = parts.unflatten(1, (-1, fmt.group))
     low, high = parts.amin(-1), parts.amax(-1)
     if fmt.symmetric:
         scale = torch.maximum(high / last, low / first)
@@ -159,8 +161,8 @@ def run_time_factors(x: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
 
 def in_groups(x: Tensor, fmt: Format) -> Tensor:
     """[..., groups, values] of an activation whose rows share scales in groups; one where they do not divide it."""
-    whole = fmt.group is None or x.shape[-1] % fmt.group != 0
-    return x.unflatten(-1, (-1, x.shape[-1] if whole or fmt.group is None else fmt.group))
+    size = fmt.group if fmt.group is not None and x.shape[-1] % fmt.group == 0 else x.shape[-1]
+    return x.unflatten(-1, (-1, size))
 
 
 def num_scales(shape: Sequence[int], axis: int, fmt: Format) -> int:

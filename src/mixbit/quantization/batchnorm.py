@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from mixbit.core import InvalidInput
 from mixbit.core.batches import split_batches
@@ -30,7 +30,7 @@ def reestimated(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
 
     Args:
         model: The trained network; it is left as it is.
-        batches: Calibration batches; labels are allowed and not needed. Kept in memory.
+        batches: Calibration batches; labels are allowed and not needed. Held in memory.
 
     Returns:
         The copy.
@@ -48,10 +48,12 @@ def reestimated(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     module, example, _ = exported(model, batches[0].args or dict(batches[0].kwargs))
     graph = Graph(module, example, {})
     calls: dict[str, list[str]] = defaultdict(list)
+    variances = {}
     for node in module.graph.nodes:
         statistics = running_statistics(node)
         if statistics is not None:
-            calls[statistics[0]].append(node.name)
+            name, variances[name] = statistics
+            calls[name].append(node.name)
     if not calls:
         raise InvalidInput("the model runs no batch norm with running statistics; leave their re-estimation out")
     nodes, moments = list(calls.values()), {name: RunningMean(graph.parameter(name).shape) for name in calls}
@@ -63,11 +65,9 @@ def reestimated(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     for turns in in_order(graph, owners, nodes, batches, see, "re-estimate batch norms"):
         for turn in turns:
             name = owners[nodes[turn][0]]
-            _, variance = running_statistics(graph.node(nodes[turn][0])) or ("", "")
-            _set_statistics(graph, name, variance, moments[name])
-    for node in owners:
-        for name in running_statistics(graph.node(node)) or ():
-            result.get_buffer(name).copy_(graph.parameter(name))
+            _set_statistics(graph, name, variances[name], moments[name])
+    for name in (*variances, *variances.values()):
+        result.get_buffer(name).copy_(graph.parameter(name))
     return result
 
 
@@ -81,6 +81,6 @@ def _set_statistics(graph: Graph, mean_name: str, variance_name: str, moments: R
     mean, variance = moments.mean, moments.squares / moments.count
     if not (mean.isfinite().all() and variance.isfinite().all()):
         raise InvalidInput(f"{norm}: reads NaN or inf on the data; clean it, or leave re-estimation out")
-    held: Tensor = graph.parameter(variance_name)
+    previous = graph.parameter(variance_name)
     graph.parameter(mean_name).copy_(mean)
-    held.copy_(torch.where(variance > 0, variance, held.cpu().double()))
+    previous.copy_(torch.where(variance > 0, variance, previous.cpu().double()))

@@ -10,12 +10,10 @@ from torch import Tensor, fx
 from mixbit.core import Format, InvalidInput
 from mixbit.core.batches import Inputs
 from mixbit.graph.fold import set_bias
-from mixbit.graph.graph import Graph, Layer, Operation, argument, is_parameter, tensor_of
+from mixbit.graph.graph import Graph, Layer, Operation, argument, tensor_of
 from mixbit.graph.walk import Walker, in_order, seen
-from mixbit.quantization.affine import bias_step
-from mixbit.quantization.assemble import quantizers_of
-from mixbit.quantization.quantizer import Quantizer
-from mixbit.quantization.scales import LARGEST_BIAS
+from mixbit.quantization.affine import LARGEST_BIAS, bias_step
+from mixbit.quantization.quantizer import Quantizer, activation_quantizers, weight_quantizers
 
 
 @torch.no_grad()
@@ -67,9 +65,9 @@ def biases_of(simulated: Graph) -> Iterator[tuple[Layer, Operation, str]]:
     """Layer, operation and full name of the bias, for every operator of a layer that has one."""
     for layer in simulated.layers:
         for operation in layer.operations:
-            bias = argument(simulated.node(operation.node), operation.kind.bias)
-            if is_parameter(bias):
-                yield layer, operation, str(bias.target)
+            name = simulated.bias(operation)
+            if name is not None:
+                yield layer, operation, name
 
 
 @torch.no_grad()
@@ -92,9 +90,8 @@ def make_room_for_biases(simulated: Graph) -> None:
 
 def _biases_in_steps(simulated: Graph) -> Iterator[tuple[str, Layer, Quantizer, Quantizer]]:
     """Full name, layer, and quantizers of weight and input, for every bias that runtimes hold in whole steps."""
-    weights = {one.tensor: one for one in quantizers_of(simulated) if one.axis is not None}
-    reads = {one.tensor: one for one in quantizers_of(simulated) if one.axis is None}
-    for layer, operation, name in biases_of(simulated) if weights else ():
+    weights, reads = weight_quantizers(simulated), activation_quantizers(simulated)
+    for layer, operation, name in biases_of(simulated):
         weight = weights.get(layer.name) if operation.axis == layer.axis else None
         read = reads.get(operation.input or "")
         if weight is not None and read is not None and _have_steps(weight.format, read.format):
@@ -128,10 +125,10 @@ def corrected(graph: Graph, simulated: Graph, batches: Iterable[Inputs]) -> Grap
     Args:
         graph: The captured graph in float.
         simulated: What `quantize` made of it.
-        batches: Inputs without labels; kept in memory.
+        batches: Inputs without labels; held in memory.
 
     Returns:
-        A new graph; both given ones are left as they are.
+        A new graph; the two graphs given are left as they are.
 
     Raises:
         InvalidInput: the simulation is not of this graph, or there is no batch, or one that does not fit.
@@ -146,7 +143,7 @@ def corrected(graph: Graph, simulated: Graph, batches: Iterable[Inputs]) -> Grap
     if not operations.keys() <= {node.name for node in graph.module.graph.nodes}:
         raise InvalidInput("correction: the simulation is of another graph")
     result = simulated.copy()
-    quantizers = {(quantizer.axis is not None, quantizer.tensor): quantizer for quantizer in quantizers_of(result)}
+    weights, activations = weight_quantizers(result), activation_quantizers(result)
     wanted, means = _Means(operations), _Means(operations)
     watched = Walker(graph.module, {name: seen(partial(wanted.see, name)) for name in operations})
     for leaves in batches_leaves:
@@ -159,7 +156,9 @@ def corrected(graph: Graph, simulated: Graph, batches: Iterable[Inputs]) -> Grap
     for turns in in_order(result, operations, [[name] for name in names], batches, see, "correct biases"):
         for name in (names[turn] for turn in turns):
             layer, operation = operations[name]
-            _shift_bias(result, layer, operation, means.mean(name) - wanted.mean(name), quantizers)
+            weight = weights.get(layer.name) if operation.axis == layer.axis else None
+            read = activations.get(operation.input or "")
+            _shift_bias(result, layer, operation, means.mean(name) - wanted.mean(name), weight, read)
     result.module.graph.eliminate_dead_code()
     result.module.graph.lint()
     result.module.recompile()
@@ -197,7 +196,7 @@ class _Means:
 
 
 def _shift_bias(
-    graph: Graph, layer: Layer, operation: Operation, error: Tensor, quantizers: Mapping[tuple[bool, str], Quantizer]
+    graph: Graph, layer: Layer, operation: Operation, error: Tensor, weight: Quantizer | None, read: Quantizer | None
 ) -> None:
     """Subtract the error [channels] from the operator's bias, in place."""
     position = operation.kind.bias
@@ -206,7 +205,5 @@ def _shift_bias(
     node = graph.node(operation.node)
     previous = argument(node, position)
     bias = torch.zeros_like(error) if previous is None else tensor_of(graph.module, previous).detach().double()
-    read = None if operation.input is None else quantizers.get((False, operation.input))
     bias = (bias - error).to(graph.parameter(layer.name).dtype)
-    weight = quantizers.get((True, layer.name)) if operation.axis == layer.axis else None
     set_bias(graph.module, node, in_steps(bias, weight, read), layer.name, position)

@@ -19,7 +19,7 @@ from mixbit.quantization.histogram import Histogram
 from mixbit.quantization.quantizer import Quantizer, run_time_quantizer
 from mixbit.quantization.ranges import RANGES, RangeMethod, mse
 
-#: Samples of an operator's input kept to choose scales on: enough for POSITIONS outputs a channel, within these bounds.
+#: Samples of an operator's input to choose scales on: enough for POSITIONS outputs a channel, within these bounds.
 POSITIONS = 512
 FEWEST_SAMPLES = 4
 MOST_SAMPLES = 64
@@ -35,12 +35,11 @@ class Calibration:
             behind it: over all positions where the channels are last, over samples before a convolution.
         samples: Node name of an operator -> the tensor it reads, for a few samples drawn evenly from the data.
         num_samples: Samples seen.
-        scales: (layer, format) -> scales of its weight; filled as they are asked for.
-        ranges: (node, format) -> scale and zero point of its tensor; filled as they are asked for.
+        scales: (layer, format) -> scales of its weight; filled when first needed.
+        ranges: (node, format) -> scale and zero point of its tensor; filled when first needed.
         range_method: Chooses them from the histogram.
-        masks: (layer, sparsity) -> which of its weights stay; filled by
-            `mixbit.quantization.masks`, or by magnitude as they
-            are asked for.
+        masks: (layer, sparsity) -> which of its weights stay; filled by `mixbit.quantization.masks`, or by magnitude
+            when first needed.
         batches: The data itself, with labels where it has any, for metrics, roundings and sequential correction.
     """
 
@@ -76,7 +75,7 @@ class Calibration:
 
 
 def calibrate(graph: Graph, batches: Iterable[Any], *, ranges: str | RangeMethod = "mse") -> Calibration:
-    """Run the float graph over the batches, which the calibration keeps; what else it holds does not grow with them.
+    """Run the float graph over the batches, which the calibration holds; what else it holds does not grow with them.
 
     Args:
         graph: In float; it is left as it is.
@@ -103,11 +102,10 @@ def calibrate(graph: Graph, batches: Iterable[Any], *, ranges: str | RangeMethod
                 walker.returned(leaves)
             except (IndexError, RuntimeError) as error:
                 raise InvalidInput(f"batch {number}: the model fails on it: {str(error).splitlines()[0]}") from error
-    samples = {name: torch.cat(kept) for name, kept in recorder.samples.items()}
     calibration = Calibration(
         recorder.histograms,
         recorder.mean_inputs,
-        samples,
+        {name: torch.cat(samples) for name, samples in recorder.samples.items()},
         recorder.num_samples,
         range_method=range_method,
         batches=pairs,
@@ -117,7 +115,7 @@ def calibrate(graph: Graph, batches: Iterable[Any], *, ranges: str | RangeMethod
 
 
 class _Recorder:
-    """What a calibration keeps of the tensors of one batch after another."""
+    """Collects what a calibration holds, from one batch after another."""
 
     def __init__(self, graph: Graph) -> None:
         self.operations = {
@@ -156,13 +154,13 @@ class _Recorder:
                 self._add_to_mean(operation, x)
 
     def _keep_samples(self, node: str, x: Tensor) -> None:
-        kept, axis = self.samples.setdefault(node, []), self.axes[node]
+        samples, axis = self.samples.setdefault(node, []), self.axes[node]
         if axis is None:  # its samples cannot be told apart: the latest tensor as a whole
-            kept[:] = [x]
+            samples[:] = [x]
             return
-        samples = axis.group(x)
+        grouped = axis.group(x)
         for slot, index in self.reservoirs[self.wanted[node]].replacements:
-            kept[slot : slot + 1] = [samples[index].clone()]
+            samples[slot : slot + 1] = [grouped[index].clone()]
 
     def _add_to_mean(self, operation: Operation, x: Tensor) -> None:
         rows = x.flatten(0, -2) if operation.channels_last else x

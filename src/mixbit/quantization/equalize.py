@@ -16,7 +16,7 @@ _HOMOGENEOUS = {_aten.relu}
 #: Ends where no factor differs from 1 by more; pairs that share a layer settle by about half at each round.
 TOLERANCE = 1e-4
 MOST_ROUNDS = 1000
-#: A channel whose weights are all below this share of the layer's largest says nothing, and is left as it is.
+#: A channel whose weights are all below this share of the layer's largest is left as it is.
 NEGLIGIBLE = 1e-6
 
 
@@ -29,20 +29,19 @@ def equalizing_factors(first: Tensor, second: Tensor) -> Tensor:
         >>> equalizing_factors(torch.tensor([4.0, 0.0]), torch.tensor([1.0, 3.0]))
         tensor([2., 1.])
     """
-    told = (first > NEGLIGIBLE * first.max()) & (second > NEGLIGIBLE * second.max())
-    return torch.where(told, (first / torch.where(told, second, 1)).sqrt(), 1)
+    counts = (first > NEGLIGIBLE * first.max()) & (second > NEGLIGIBLE * second.max())
+    return torch.where(counts, (first / torch.where(counts, second, 1)).sqrt(), 1)
 
 
 @torch.no_grad()
 def equalized(graph: Graph) -> Graph:
     """The graph, its function unchanged, with weights that differ less in size from channel to channel.
 
-    Wherever one layer reads only what another returns, itself or through a ReLU, and nobody else does, output channel i
-    of the first (weight and bias) is divided by s_i and input channel i of the second multiplied by it, s_i as in
-    `equalizing_factors` with the largest magnitudes for ranges; over all such pairs, again until nothing changes.
-    Layers are linear ones and convolutions, of any groups, that are not transposed. Other functions in between, ReLU6
-    among them, do not let factors through, and such pairs are left as they are. (Nagel et al. 2019, section 4.1, arXiv
-    1906.04721.)
+    Wherever one layer alone reads what another returns, itself or through a ReLU, output channel i of the first (weight
+    and bias) is divided by s_i and input channel i of the second multiplied by it, s_i as in `equalizing_factors` with
+    the largest magnitudes for ranges; over all such pairs, again until nothing changes. Layers are linear ones and
+    convolutions, of any groups, that are not transposed. Other functions in between, ReLU6 among them, do not let
+    factors through, and such pairs are left as they are. (Nagel et al. 2019, section 4.1, arXiv 1906.04721.)
 
     Args:
         graph: A captured graph in float; it is left as it is.
@@ -95,29 +94,22 @@ def _pairs(graph: Graph) -> list[_Pair]:
     layers = {layer.operations[0].node: layer for layer in graph.layers if _is_plain(graph, layer)}
     pairs = []
     for name, first in layers.items():
-        node, reader = graph.node(name), _reader(graph.node(name))
+        node, (operation,) = graph.node(name), first.operations
+        reader, bias = _reader(node), argument(node, operation.kind.bias)
         second = layers.get(reader.name) if reader is not None else None
-        if reader is None or second is None or not _takes_factors(node, first):
+        if second is None or not operation.takes_bias or (bias is not None and num_uses(bias) != 1):
             continue
-        operation = second.operations[0]
-        if operation.channels_last == first.operations[0].channels_last:
-            bias = argument(node, first.operations[0].kind.bias)
-            named = None if bias is None else str(bias.target)
-            pairs.append(_Pair(first.name, named, second.name, operation.groups))
+        (other,) = second.operations
+        if other.channels_last == operation.channels_last:
+            pairs.append(_Pair(first.name, graph.bias(operation), second.name, other.groups))
     return pairs
 
 
 def _is_plain(graph: Graph, layer: Layer) -> bool:
-    """Whether the layer is one linear operator or convolution, and nobody else reads its weight."""
+    """Whether the layer is one linear operator or convolution, and nothing else reads its weight."""
     (operation, *others) = layer.operations
     weight = argument(graph.node(operation.node), operation.kind.weight)
     return not others and operation.kind.name in _KINDS and is_parameter(weight) and num_uses(weight) == 1
-
-
-def _takes_factors(node: fx.Node, layer: Layer) -> bool:
-    """Whether the operator's bias, if any, is a parameter of its own."""
-    bias = argument(node, layer.operations[0].kind.bias)
-    return layer.operations[0].takes_bias and (bias is None or num_uses(bias) == 1)
 
 
 def _reader(node: fx.Node) -> fx.Node | None:

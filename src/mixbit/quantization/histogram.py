@@ -12,11 +12,11 @@ FloatArray = NDArray[np.float64]
 
 #: Bins between a magnitude and its double: each is at most 1/256 as wide as its values are large.
 BINS_PER_OCTAVE = 256
-#: Magnitudes told apart: down to 2^-32 of the largest, so that an outlier leaves the other values their bins.
+#: Octaves that have bins: down to 2^-32 of the largest, so that an outlier leaves the other values their bins.
 OCTAVES = 32
 #: Values looked at per update; the extremes are exact, the shape between them is sampled.
 SAMPLES_PER_UPDATE = 65_536
-#: Updates whose extremes are kept one by one.
+#: Updates whose extremes are stored one by one.
 RECENT = 1024
 
 
@@ -71,8 +71,8 @@ class Histogram:
         index = octave * BINS_PER_OCTAVE + ((2 * mantissa - 1) * BINS_PER_OCTAVE).long()
         counted = (values != 0) & (octave >= 0)
         size = self.counts.shape[1]
-        found = torch.bincount((index + size * (values > 0))[counted], minlength=2 * size)
-        self.counts += step * found.reshape(2, size)
+        counts = torch.bincount((index + size * (values > 0))[counted], minlength=2 * size)
+        self.counts += step * counts.reshape(2, size)
         self.zeros += step * int((~counted).sum())
 
     def _raised(self, top: int) -> int:

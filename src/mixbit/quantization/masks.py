@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixbit.core import Format, Sparsity, pick, track
+from mixbit.core import Format, pick, track
 from mixbit.graph.backward import Backward, SampleGradients
 from mixbit.graph.graph import Case, Layer, Operation
 from mixbit.quantization.calibrate import Calibration, mean_output
@@ -17,7 +17,7 @@ IMPORTANCES = {
     "fisher": "w^2 times the mean square of the samples' gradients: the loss of zeroing the weight, to second order.",
     "magnitude": "The weight's absolute value; without data.",
 }
-#: Taken where nobody says.
+#: The default.
 IMPORTANCE = "magnitude"
 
 
@@ -37,15 +37,19 @@ def choose_masks(
         InvalidInput: an unknown name, or a loss of the user's own and batches without labels.
     """
     pick("importance", importance, IMPORTANCES)
-    missing = list(_missing(calibration, layers, formats))
+    patterns = dict.fromkeys(fmt.sparsity for fmt in formats if fmt.sparsity)
+    missing = [
+        (layer, sparsity)
+        for layer in layers
+        for sparsity in patterns
+        if (layer.name, sparsity) not in calibration.masks and misfit(layer.shape, layer.axis, sparsity) is None
+    ]
     sparse = tuple(dict.fromkeys(layer for layer, _ in missing))
     weights = {layer: case.graph.parameter(layer.name).detach() for layer in sparse}
-    found = {}
-    if importance == "fisher" and sparse:
-        found = mean_square_gradients(case, calibration, sparse)
+    squares = mean_square_gradients(case, calibration, sparse) if importance == "fisher" and sparse else {}
     for layer, sparsity in missing:
         weight = weights[layer]
-        worth = fisher_weighted(weight.double(), found[layer.name]) if found else magnitude(weight)
+        worth = fisher_weighted(weight.double(), squares[layer.name]) if squares else magnitude(weight)
         calibration.masks[layer.name, sparsity] = choose_kept(worth, layer.axis, sparsity)
 
 
@@ -80,14 +84,3 @@ def mean_square_gradients(case: Case, calibration: Calibration, layers: Sequence
         gradients.finish_batch(tuple(layers))
         num_samples += inputs.batch_size
     return {name: total / num_samples for name, total in totals.items()}
-
-
-def _missing(
-    calibration: Calibration, layers: Sequence[Layer], formats: Sequence[Format]
-) -> Iterator[tuple[Layer, Sparsity]]:
-    patterns = dict.fromkeys(fmt.sparsity for fmt in formats if fmt.sparsity)
-    for layer in layers:
-        for sparsity in patterns:
-            known = (layer.name, sparsity) in calibration.masks
-            if not known and misfit(layer.shape, layer.axis, sparsity) is None:
-                yield layer, sparsity

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from mixbit.core import Format, InvalidInput, Plan, Scheme, Target, find_target, pick, pinned_schemes
 from mixbit.graph.graph import Graph, Layer, check_graph, model_fingerprint
-from mixbit.quantization import sparsity
+from mixbit.quantization.sparsity import misfit
 
 #: Operators whose inputs runtimes quantize on the fly; lookups in a table read numbers of rows, which have no range.
 RANGED_AT_RUN_TIME = ("linear", "addmm", "matmul")
@@ -47,7 +47,7 @@ def check_pins(layers: Sequence[Layer], pins: Mapping[str, str], target: Target)
 def with_fallbacks(
     layers: Sequence[Layer], schemes: Sequence[Scheme], target: Target
 ) -> tuple[tuple[Scheme, ...], NDArray[np.bool_]]:
-    """The schemes with those that take the place of dynamic ones, and [L, C] which layer is offered which.
+    """The schemes with those offered instead of dynamic ones, and [L, C] which layer is offered which.
 
     A layer that cannot take a scheme whose input is ranged at run time is offered the same weight beside an input in
     float, per channel where its groups do not divide the layer; such schemes are offered to no other layer.
@@ -101,7 +101,7 @@ def _fallback(layer: Layer, scheme: Scheme, target: Target | None = None) -> Sch
 def _why_not_the_weight(layer: Layer, fmt: Format | None) -> str | None:
     rest = layer.numel // max(1, layer.shape[layer.axis])
     if fmt is not None and fmt.sparsity is not None:
-        return sparsity.misfit(layer.shape, layer.axis, fmt.sparsity)
+        return misfit(layer.shape, layer.axis, fmt.sparsity)
     if fmt is None or fmt.group is None or rest % fmt.group == 0:
         return None
     return f"group {fmt.group} does not divide {rest} inputs; use one of {_divisors(rest)}"
@@ -144,7 +144,7 @@ FLAVOURS = {
     "dynamic": "Ranges of activations are taken at run time, for linear layers and products of matrices; no training.",
     "qat": "As static; then weights and scales are trained with the roundings in place, the float network as teacher.",
 }
-#: Share of the work from which on a network is told that it gains little.
+#: Share of the work from which on a note says how little the network gains.
 MOST = 0.5
 
 
@@ -168,7 +168,7 @@ def note_on_run_time_ranges(layers: Sequence[Layer], choices: Sequence[str]) -> 
     """What ranges taken at run time leave out, in a sentence, where that is most of the work; else None.
 
     Raises:
-        InvalidInput: some choice takes its range at run time, and no layer can take such a one.
+        InvalidInput: some choice takes its range at run time, and no layer can take that.
     """
     dynamic = [scheme for text in choices if (scheme := Scheme.parse(text)).input is not None and scheme.input.dynamic]
     if not dynamic:

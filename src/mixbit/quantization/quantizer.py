@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mixbit.core import Format
+from mixbit.graph.graph import Graph
 from mixbit.quantization import affine
 
 
@@ -98,16 +99,11 @@ def quantize_at_run_time(x: Tensor, bits: int, rows: bool, group: int, tensor: s
     One operator for the same reason as above; `rows` for a scale a row, `group` for one for so many values of a row, or
     0.
     """
-    fmt = _run_time_format(bits, rows, group)
+    fmt = Format(bits, "tensor" if not rows else "group" if group else "row", rows, group or None, dynamic=True)
     parts = affine.in_groups(x, fmt) if rows else x
     scale, zero_point = affine.run_time_factors(parts, fmt)
     integers = (parts / scale).round_().add_(zero_point).clamp_(*fmt.integer_range)
     return integers.sub_(zero_point).mul_(scale).reshape(x.shape)
-
-
-def _run_time_format(bits: int, rows: bool, group: int) -> Format:
-    granularity = "tensor" if not rows else "group" if group else "row"
-    return Format(bits, granularity, rows, group or None, dynamic=True)
 
 
 @quantize_at_run_time.register_fake
@@ -201,5 +197,26 @@ class Quantizer(nn.Module):
 
 def run_time_quantizer(tensor: str, fmt: Format, device: torch.device) -> Quantizer:
     """The quantizer of an activation whose range is taken at run time."""
-    one = torch.ones((), device=device)
-    return Quantizer(tensor, fmt, None, one, torch.zeros_like(one))
+    scale = torch.ones((), device=device)
+    return Quantizer(tensor, fmt, None, scale, torch.zeros_like(scale))
+
+
+def quantizers_of(graph: Graph) -> list[Quantizer]:
+    """The graph's quantizers, those of weights first."""
+    quantizers = [module for module in graph.module.modules() if isinstance(module, Quantizer)]
+    return sorted(quantizers, key=lambda quantizer: quantizer.axis is None)
+
+
+def weight_quantizers(graph: Graph) -> dict[str, Quantizer]:
+    """Layer -> quantizer of its weight."""
+    return {quantizer.tensor: quantizer for quantizer in quantizers_of(graph) if quantizer.axis is not None}
+
+
+def activation_quantizers(graph: Graph) -> dict[str, Quantizer]:
+    """Node -> quantizer of its tensor."""
+    return {quantizer.tensor: quantizer for quantizer in quantizers_of(graph) if quantizer.axis is None}
+
+
+def quantizer_path(tensor: str, *, of_weight: bool) -> str:
+    """Full name of the quantizer's module in the graph; parameters and nodes may have the same names."""
+    return f"mixbit_quantizers.{'weights' if of_weight else 'activations'}.{tensor}"

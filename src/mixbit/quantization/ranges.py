@@ -17,7 +17,7 @@ RANGES: Methods[RangeMethod] = Methods("ranges", __name__)
 
 #: Steps in which the last octave of a search over ranges is gone through.
 NUM_CLIPS = 40
-#: Of the values, for what is said of nearly all.
+#: The share of the values that counts as nearly all of them.
 NEARLY_ALL = 0.9999
 #: How far a search over ranges goes: to 2^-4 of the magnitude that nearly all values keep below, as TensorRT does,
 #: which tries 128 to 2048 of 2048 bins.
@@ -78,7 +78,7 @@ def percentile(
     """The range that leaves a share 1 - `share` of the values out at either end.
 
     Bins are taken as evenly filled, so an end is exact to 1/256 of itself. Where no more than zeros would be left, the
-    extremes are kept. (Wu et al. 2020, section 4.1, arXiv 2004.09602, clips magnitudes so.)
+    extremes are taken. (Wu et al. 2020, section 4.1, arXiv 2004.09602, clips magnitudes so.)
 
     Args:
         histogram: Of the tensor.
@@ -94,7 +94,8 @@ def percentile(
     start, end, count = histogram.bins()
     if not len(count):
         return range_to_affine(0.0, 0.0, fmt)
-    values, below = np.stack([start, end], 1).ravel(), _below(count)
+    values, up_to_end = np.stack([start, end], 1).ravel(), np.cumsum(count)
+    below = np.stack([up_to_end - count, up_to_end], 1).ravel()  # how many values lie below each start and end
     low, high = np.interp([(1 - share) * below[-1], share * below[-1]], below, values)
     return _affine(histogram, float(low), float(high), fmt)
 
@@ -187,7 +188,7 @@ def _least(histogram: Histogram, fmt: Format, cost: Callable[[float, int], float
             cut = max(low, -share * largest), min(high, share * largest)
             for ends in ((share * low, share * high), cut):
                 ranges.setdefault(range_to_affine(*ends, fmt), share)
-        return [(cost(*one), -share, one) for one, share in ranges.items()]
+        return [(cost(*factors), -share, factors) for factors, share in ranges.items()]
 
     halves = tried([0.5**number for number in range(num_halvings + 1)])
     best = -min(halves)[1]
@@ -213,12 +214,6 @@ def _square_errors(start: FloatArray, end: FloatArray, scale: float, low: float,
 
 def _cube(x: FloatArray) -> FloatArray:
     return x * x * x  # many times faster than x ** 3
-
-
-def _below(count: FloatArray) -> FloatArray:
-    """[2 * bins] how many values lie below the start and the end of each bin."""
-    end = np.cumsum(count)
-    return np.stack([end - count, end], 1).ravel()
 
 
 def _nearly_all(histogram: Histogram) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 from mixbit.core import Format
 from mixbit.graph.graph import Graph, Layer, Operation, argument, tensor_of
 from mixbit.graph.layers import FEW_ELEMENTS, run_stacked, stack_weights
-from mixbit.quantization.affine import along, dequantize, min_max_factors, quantize
+from mixbit.quantization.affine import LARGEST_BIAS, along, dequantize, min_max_factors, quantize
 from mixbit.quantization.calibrate import Calibration
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.quantization.sparsity import choose_kept, magnitude, misfit
@@ -18,8 +18,6 @@ NUM_RATIOS = 12
 #: layers and that one layer's output does not show, so it is kept small; with two bits rounding costs more than that.
 LEAST_RATIO = {2: 0.45}
 LEAST_RATIO_OTHERWISE = 0.6
-#: Largest bias in steps of input scale x weight scale: half of what 32 bits hold, so that sums have room.
-LARGEST_BIAS = 2**30
 #: The finest input format, whose scale is the smallest.
 FINEST_INPUT = Format(8, "tensor", symmetric=False)
 
@@ -38,37 +36,37 @@ def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calib
     that the format's blocks do not fit is rounded without zeros; `measure` offers it no such choice.
     """
     if fmt.floating is not None:
-        one = torch.ones(1, device=graph.device)
-        return Quantizer(layer.name, fmt, layer.axis, one, torch.zeros_like(one))
+        scale = torch.ones(1, device=graph.device)
+        return Quantizer(layer.name, fmt, layer.axis, scale, torch.zeros_like(scale))
     mask, weight = weight_mask(graph, layer, fmt, calibration), graph.parameter(layer.name).detach()
     pruned = weight if mask is None else weight * mask
     widest, zero_point = min_max_factors(pruned, layer.axis, fmt)
     if calibration is None:
         return Quantizer(layer.name, fmt, layer.axis, widest, zero_point, mask)
-    known = calibration.scales.get((layer.name, fmt))
-    if known is None:
-        known = _least_output_error(graph, layer, fmt, calibration, pruned, (widest, zero_point))
+    scale = calibration.scales.get((layer.name, fmt))
+    if scale is None:
+        scale = _least_output_error(graph, layer, fmt, calibration, pruned, (widest, zero_point))
         if fmt.granularity != "group":  # runtimes hold biases in integers of the channels' scales
             for operation in layer.operations:
-                least = _least_for_bias(graph, layer, operation, calibration).to(known)
-                known = torch.maximum(known, least.amax() if fmt.granularity == "tensor" else least)
-        calibration.scales[layer.name, fmt] = known
-    return Quantizer(layer.name, fmt, layer.axis, known, zero_point, mask)
+                least = _least_for_bias(graph, layer, operation, calibration).to(scale)
+                scale = torch.maximum(scale, least.amax() if fmt.granularity == "tensor" else least)
+        calibration.scales[layer.name, fmt] = scale
+    return Quantizer(layer.name, fmt, layer.axis, scale, zero_point, mask)
 
 
 def weight_mask(graph: Graph, layer: Layer, fmt: Format, calibration: Calibration | None) -> Tensor | None:
     """Which weights of the layer stay in that format; None where all do, or where its blocks do not fit the layer.
 
-    As the calibration holds it; where it holds none, chosen by magnitude and kept there.
+    As the calibration holds it; where it holds none, chosen by magnitude and stored there.
     """
     sparsity = fmt.sparsity
     if sparsity is None or misfit(layer.shape, layer.axis, sparsity) is not None:
         return None
-    known = {} if calibration is None else calibration.masks
-    if (layer.name, sparsity) not in known:
+    masks = {} if calibration is None else calibration.masks
+    if (layer.name, sparsity) not in masks:
         importance = magnitude(graph.parameter(layer.name).detach())
-        known[layer.name, sparsity] = choose_kept(importance, layer.axis, sparsity)
-    return known[layer.name, sparsity]
+        masks[layer.name, sparsity] = choose_kept(importance, layer.axis, sparsity)
+    return masks[layer.name, sparsity]
 
 
 @torch.no_grad()
@@ -88,7 +86,7 @@ def _least_output_error(
 ) -> Tensor:
     """The best share of the widest scales for the weight with its zeros, which err from the weight as it was."""
     (widest, zero_point), zeroed = factors, pruned - graph.parameter(layer.name).detach()
-    operations = [one for one in layer.operations if one.input is not None and one.axis == layer.axis]
+    operations = [each for each in layer.operations if each.input is not None and each.axis == layer.axis]
     if not operations:
         return widest
     ratios = torch.linspace(1.0, LEAST_RATIO.get(fmt.bits, LEAST_RATIO_OTHERWISE), NUM_RATIOS).to(widest)
@@ -97,8 +95,8 @@ def _least_output_error(
         errors = _rounding_errors(pruned, [ratio * widest for ratio in some], zero_point, layer.axis, fmt) + zeroed
         each = [_output_errors(graph, layer, operation, calibration, errors) for operation in operations]
         totals.append(torch.stack(each).sum(0))
-    found = torch.cat(totals)
-    best = (found.sum(1, keepdim=True) if fmt.granularity == "tensor" else found).argmin(0)
+    total = torch.cat(totals)
+    best = (total.sum(1, keepdim=True) if fmt.granularity == "tensor" else total).argmin(0)
     return widest * along(ratios[best], 0, widest.shape)
 
 
@@ -107,7 +105,8 @@ def _rounding_errors(weight: Tensor, scales: list[Tensor], zero_point: Tensor, a
     channels_first = weight.movedim(axis, 0)
     tiled = channels_first.expand(len(scales), *channels_first.shape).flatten(0, 1)
     shape = (len(channels_first), *zero_point.shape[1:])
-    scale, zero = (torch.cat([one.expand(shape) for one in many]) for many in (scales, [zero_point] * len(scales)))
+    scale = torch.cat([scale.expand(shape) for scale in scales])
+    zero = torch.cat([zero_point.expand(shape)] * len(scales))
     errors = dequantize(quantize(tiled, scale, zero, 0, *fmt.integer_range), scale, zero, 0) - tiled
     return errors.unflatten(0, (len(scales), -1)).movedim(1, axis + 1)
 
@@ -123,11 +122,8 @@ def _output_errors(
     centred = operation.takes_bias
     if operation.channels_last:
         return _matrix_errors(x.flatten(0, -2), errors.movedim(layer.axis + 1, 1), centred=centred)
-    example, output = (
-        graph.shapes[argument(graph.node(operation.node), operation.data).name],
-        graph.shapes[operation.node],
-    )
-    elements = max(1, x.numel() * math.prod(output) // math.prod(example))
+    read = argument(graph.node(operation.node), operation.data).name
+    elements = max(1, x.numel() * math.prod(graph.shapes[operation.node]) // math.prod(graph.shapes[read]))
     rows = []
     for some in errors.split(max(1, FEW_ELEMENTS // elements)):
         outputs = run_stacked(graph, operation, x, stack_weights(operation, list(some)), len(some))

@@ -1,15 +1,76 @@
-"""From a float graph and a plan to the simulated graph that computes with the plan's few bits."""
+"""From a float graph and a plan to the simulated graph, which computes with the plan's few bits and can be trained."""
+
+import dataclasses
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
-from mixbit.core import Plan, find_target, track
-from mixbit.graph.graph import Graph, Layer
-from mixbit.quantization.assemble import activation_formats, assemble
+from mixbit.core import Format, InvalidInput, Plan, Target, find_target, track
+from mixbit.graph.fold import set_bias
+from mixbit.graph.graph import Graph, Layer, argument, model_fingerprint
+from mixbit.graph.layers import convolved, inputs_between
 from mixbit.quantization.biases import corrected_biases
 from mixbit.quantization.calibrate import Calibration, mean_output
-from mixbit.quantization.quantizer import Quantizer, run_time_quantizer
+from mixbit.quantization.offers import why_not
+from mixbit.quantization.quantizer import Quantizer, quantizer_path, run_time_quantizer
 from mixbit.quantization.scales import weight_quantizer
+
+#: Of tensors between layers.
+BETWEEN = Format(8, "tensor", symmetric=False)
+
+
+def check_plan(graph: Graph, plan: Plan) -> tuple[Layer, ...]:
+    """The graph's layers; raise InvalidInput unless the plan fits them and its target runs every scheme."""
+    if graph.plan is not None:
+        raise InvalidInput("graph: quantized already; quantize the captured graph")
+    layers = graph.layers
+    plan.check_model([layer.name for layer in layers], model_fingerprint(layers))
+    find_target(plan.target).schemes(sorted(set(plan.layers.values())))
+    for layer in layers:
+        reason = why_not(layer, plan.scheme(layer.name))
+        if reason is not None:
+            raise InvalidInput(f"plan: {reason}")
+    return layers
+
+
+def activation_formats(graph: Graph, plan: Plan, target: Target) -> dict[str, Format]:
+    """Node name -> format, for every activation that the plan and the target quantize.
+
+    The inputs of layers take their layer's input format; those of operators between layers take 8 bits where the
+    target runs the operator in integers and some layer has a quantized input. Where ranges are taken at run time it is
+    the tensors that operators read, as they read them, and none between layers.
+
+    Raises:
+        InvalidInput: two layers that read the same tensor take different input formats.
+    """
+    if any(_dynamic(plan, layer) for layer in graph.layers):
+        return {
+            argument(graph.node(operation.node), operation.data).name: fmt
+            for layer in graph.layers
+            if (fmt := plan.scheme(layer.name).input) is not None
+            for operation in layer.operations
+            if operation.input is not None
+        }
+    wanted: dict[str, tuple[Format | None, str]] = {}
+    for layer in graph.layers:
+        fmt = plan.scheme(layer.name).input
+        for name in layer.inputs:
+            other, owner = wanted.setdefault(name, (fmt, layer.name))
+            if other != fmt:
+                raise InvalidInput(
+                    f"plan: {owner} ({plan.layers[owner]}) and {layer.name} ({plan.layers[layer.name]}) read the same "
+                    "tensor; give both the same input format"
+                )
+    formats = {name: fmt for name, (fmt, _) in wanted.items() if fmt is not None}
+    if formats:
+        for name in inputs_between(graph, target.integer_operators, inside=target.adds_into_layers):
+            if name not in wanted:
+                formats[name] = BETWEEN
+    if target.quantized_outputs:
+        for layer in graph.layers:
+            if plan.scheme(layer.name).input is not None:
+                formats |= {name: BETWEEN for name in convolved(graph, layer) if name not in wanted | formats}
+    return formats
 
 
 def simulate(graph: Graph, plan: Plan, calibration: Calibration | None, *, bias_correction: bool = True) -> Graph:
@@ -39,15 +100,6 @@ def simulate(graph: Graph, plan: Plan, calibration: Calibration | None, *, bias_
     return assemble(graph, plan, [*weights, *activations.values()], biases)
 
 
-def _without_stale_claims(plan: Plan, layers: tuple[Layer, ...]) -> Plan:
-    """The plan without what was predicted of it, where its schemes were edited since: its bytes are others now."""
-    weight_bytes = find_target(plan.target).weight_bytes
-    held = sum(weight_bytes(layer.shape, layer.axis, plan.scheme(layer.name).weight) for layer in layers)
-    if plan.predicted.get("weight_bytes", held) == held:
-        return plan
-    return plan.model_copy(update={"predicted": {}, "made_by": f"{plan.made_by}, edited"})
-
-
 @torch.no_grad()
 def _mean_errors(graph: Graph, layer: Layer, quantizer: Quantizer, calibration: Calibration) -> dict[str, Tensor]:
     """Operator's node -> [channels] mean error of its output on the calibration data, where a bias can take it off."""
@@ -58,3 +110,51 @@ def _mean_errors(graph: Graph, layer: Layer, quantizer: Quantizer, calibration: 
         for operation in layer.operations
         if operation.takes_bias
     }
+
+
+def assemble(graph: Graph, plan: Plan, quantizers: list[Quantizer], biases: dict[str, Tensor]) -> Graph:
+    """A copy of the graph with these quantizers on their tensors and these biases (operator's node -> bias)."""
+    simulated = dataclasses.replace(graph.copy(), plan=plan)
+    module = simulated.module
+    operations = {operation.node: (layer, operation) for layer in graph.layers for operation in layer.operations}
+    for name, bias in biases.items():
+        layer, operation = operations[name]
+        if operation.kind.bias is not None:
+            set_bias(module, simulated.node(name), bias, layer.name, operation.kind.bias)
+    readers = {
+        simulated.node(operation.node): operation.data
+        for layer, operation in operations.values()
+        if _dynamic(plan, layer)
+    }
+    for quantizer in quantizers:
+        _insert(simulated, quantizer, readers if quantizer.format.dynamic else None)
+    module.graph.eliminate_dead_code()
+    module.graph.lint()
+    module.recompile()
+    return simulated
+
+
+def _dynamic(plan: Plan, layer: Layer) -> bool:
+    fmt = plan.scheme(layer.name).input
+    return fmt is not None and fmt.dynamic
+
+
+def _insert(simulated: Graph, quantizer: Quantizer, readers: dict[fx.Node, int] | None) -> None:
+    """Put the quantizer behind its tensor, for all that read it or for these readers, by position, alone."""
+    module, path = simulated.module, quantizer_path(quantizer.tensor, of_weight=quantizer.axis is not None)
+    module.add_submodule(path, quantizer)
+    last_placeholder = module.graph.find_nodes(op="placeholder")[-1]
+    if quantizer.axis is None:
+        nodes = [simulated.node(quantizer.tensor)]
+    else:
+        nodes = [node for node in module.graph.find_nodes(op="get_attr") if node.target == quantizer.tensor]
+    for node in nodes:
+        with module.graph.inserting_after(max(node, last_placeholder)):
+            quantized = module.graph.call_module(path, (node,))
+        quantized.meta = dict(node.meta)
+        if readers is not None:
+            for reader, position in readers.items():
+                if argument(reader, position) is node:
+                    reader.update_arg(position, quantized)
+            continue
+        node.replace_all_uses_with(quantized, delete_user_cb=lambda user, own=quantized: user is not own)

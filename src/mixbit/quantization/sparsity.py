@@ -39,11 +39,13 @@ def choose_kept(importance: Tensor, axis: int, sparsity: Sparsity) -> Tensor:
     Returns:
         A mask of the weight's shape, False at the zeros.
     """
-    by_rows = _rows(importance, axis)
+    by_rows = importance.movedim(axis, 0).movedim(1, -1)  # [channels, ..., input channels]
     parts = by_rows.reshape(-1, sparsity.block) if sparsity.block else importance.reshape(1, -1)
     zeros = torch.argsort(parts, dim=1, stable=True)[:, : num_zeros(parts.shape[1], sparsity)]
-    kept = torch.ones_like(parts, dtype=torch.bool).scatter_(1, zeros, value=False)
-    return _from_rows(kept.reshape(by_rows.shape), axis) if sparsity.block else kept.reshape(importance.shape)
+    mask = torch.ones_like(parts, dtype=torch.bool).scatter_(1, zeros, value=False)
+    if not sparsity.block:
+        return mask.reshape(importance.shape)
+    return mask.reshape(by_rows.shape).movedim(-1, 1).movedim(0, axis).contiguous()
 
 
 def magnitude(weight: Tensor) -> Tensor:
@@ -58,12 +60,3 @@ def fisher_weighted(weight: Tensor, mean_square_gradient: Tensor) -> Tensor:
     Source: L. Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", arXiv:1801.05787.
     """
     return weight.square() * mean_square_gradient
-
-
-def _rows(values: Tensor, axis: int) -> Tensor:
-    """[channels, ..., input channels]."""
-    return values.movedim(axis, 0).movedim(1, -1)
-
-
-def _from_rows(rows: Tensor, axis: int) -> Tensor:
-    return rows.movedim(-1, 1).movedim(0, axis).contiguous()

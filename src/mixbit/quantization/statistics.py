@@ -112,15 +112,9 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     share = torch.full_like(mean, damping)
     while True:
         damped = hessian.double() + torch.diag_embed(torch.where(dead, 1, share.unsqueeze(1)) * mean.unsqueeze(1))
-        factor, failed = _inverse_factor(damped)
+        lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed.any():
-            return factor
+            factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not failed.any():
+                return factor
         share = torch.where(failed > 0, (share * GROWTH).clamp(min=LEAST_DAMPING), share)
-
-
-def _inverse_factor(hessian: Tensor) -> tuple[Tensor, Tensor]:
-    """The factor, and where there is none."""
-    lower, failed = torch.linalg.cholesky_ex(hessian)
-    if failed.any():
-        return lower, failed
-    return torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)

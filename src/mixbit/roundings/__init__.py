@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from mixbit.core import Methods
 from mixbit.graph.graph import Graph
-from mixbit.roundings._input import Reconstruction
+from mixbit.roundings._input import RoundingInput
 
-Rounding = Callable[[Reconstruction], Graph]
+Rounding = Callable[[RoundingInput], Graph]
 ROUNDINGS: Methods[Rounding] = Methods("rounding", __name__)

@@ -25,7 +25,7 @@ def compensated(
     *,
     damping: float,
     by_activation: bool,
-    kept: Tensor | None = None,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Whole multiples Q of the scales that make sum over rows w of W and q of Q of (q - w) H (q - w)' small.
 
@@ -42,7 +42,7 @@ def compensated(
         limits: Smallest and largest integer.
         damping: At least 0.
         by_activation: Columns in the order of falling diagonals of H, rather than as they stand.
-        kept: [G, rows, columns] False where a weight is to be 0; None keeps all.
+        mask: [G, rows, columns] False where a weight is to be 0; None where there are no such weights.
 
     Returns:
         [G, rows, columns] Q, in the type of W; computed in float64.
@@ -55,43 +55,41 @@ def compensated(
     if by_activation:
         order = diagonal.argsort(dim=1, descending=True, stable=True)
     columns = order.unsqueeze(1).expand_as(weight)
-    factor = inverse_factor(_sorted(hessian, order), damping)
-    given = [scale, zero_point] if kept is None else [scale, zero_point, kept]
-    found = _in_order(weight.gather(2, columns).double(), factor, [one.gather(2, columns) for one in given], limits)
-    return torch.empty_like(weight).scatter_(2, columns, found.to(weight))
+    sorted_rows = hessian.gather(1, order.unsqueeze(2).expand_as(hessian))
+    factor = inverse_factor(sorted_rows.gather(2, order.unsqueeze(1).expand_as(hessian)), damping)
+    scale, zero_point = scale.gather(2, columns), zero_point.gather(2, columns)
+    mask = None if mask is None else mask.gather(2, columns)
+    rounded = _in_order(weight.gather(2, columns).double(), factor, scale, zero_point, mask, limits)
+    return torch.empty_like(weight).scatter_(2, columns, rounded.to(weight))
 
 
 def least_error(weight: Tensor, hessian: Tensor, *rounded: Tensor) -> Tensor:
     """[G, rows, columns] of several roundings of W, for each row w the one with the least (q - w) H (q - w)'."""
-    changes = [one.double() - weight.double() for one in rounded]
+    changes = [q.double() - weight.double() for q in rounded]
     errors = torch.stack([((change @ hessian) * change).sum(2) for change in changes])
     best = errors.argmin(0).expand_as(rounded[0].movedim(2, 0)).movedim(0, 2)
     return torch.stack(rounded).gather(0, best.unsqueeze(0)).squeeze(0)
 
 
-def _sorted(hessian: Tensor, order: Tensor) -> Tensor:
-    rows = order.unsqueeze(2).expand_as(hessian)
-    return hessian.gather(1, rows).gather(2, order.unsqueeze(1).expand_as(hessian))
-
-
-def _in_order(weight: Tensor, factor: Tensor, given: list[Tensor], limits: tuple[int, int]) -> Tensor:
-    """Q for columns in the order they stand in; W is used up."""
-    scale, zero_point, *kept = given
-    found = torch.empty_like(weight)
+def _in_order(
+    weight: Tensor, factor: Tensor, scale: Tensor, zero_point: Tensor, mask: Tensor | None, limits: tuple[int, int]
+) -> Tensor:
+    """Q for columns in the order they stand in; W is overwritten."""
+    rounded = torch.empty_like(weight)
     for first in range(0, weight.shape[2], BLOCK):
         last = min(first + BLOCK, weight.shape[2])
         errors = torch.empty_like(weight[:, :, first:last])
         for column in range(first, last):
             w, s, z = weight[:, :, column], scale[:, :, column].double(), zero_point[:, :, column].double()
             q = dequantize(quantize(w, s, z, None, *limits), s, z, None)
-            if kept:
-                q = q * kept[0][:, :, column]
-            found[:, :, column] = q
+            if mask is not None:
+                q = q * mask[:, :, column]
+            rounded[:, :, column] = q
             error = (w - q) / factor[:, column, column, None]
             weight[:, :, column + 1 : last] -= error.unsqueeze(2) * factor[:, None, column, column + 1 : last]
             errors[:, :, column - first] = error
         weight[:, :, last:] -= errors @ factor[:, first:last, last:]
-    return found
+    return rounded
 
 
 #: Where convolutions keep strides, padding and dilation.
@@ -137,11 +135,10 @@ def _each(value: int | Sequence[int], count: int) -> list[int]:
 
 def _padding(given: str | int | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
     """Zeros before and behind every spatial dimension, the last dimension first, as `pad` takes them."""
-    if given == "valid":
-        given = 0
     if given == "same":
         totals = [apart * (size - 1) for size, apart in zip(kernel, dilation, strict=True)]
         pairs = [(total // 2, total - total // 2) for total in totals]
     else:
-        pairs = [(one, one) for one in _each(given, len(kernel))]  # type: ignore[arg-type] texts are dealt with
+        each = _each(0 if isinstance(given, str) else given, len(kernel))  # the other text is "valid"
+        pairs = [(zeros, zeros) for zeros in each]
     return [zeros for pair in reversed(pairs) for zeros in pair]

@@ -8,25 +8,25 @@ from mixbit.core.batches import Inputs
 from mixbit.core.io.digest import digest
 from mixbit.core.task import Task
 from mixbit.graph.graph import Case, Graph
-from mixbit.quantization.assemble import quantizers_of
+from mixbit.quantization.quantizer import quantizers_of
 
 
-def question_digest(asked: "Reconstruction", method: str, **options: object) -> str:
+def question_digest(inputs: "RoundingInput", method: str, **options: object) -> str:
     """A hash of all that the result depends on: networks, plan, data, task, seed, and the method with its options."""
     return digest(
-        asked.graph.module,
-        asked.simulated.module,
-        None if asked.simulated.plan is None else asked.simulated.plan.model_dump_json(),
-        asked.batches,
-        [quantizer.mask for quantizer in quantizers_of(asked.simulated)],  # no part of a module's state
-        asked.task,
-        (asked.seed, asked.bias_correction, method, sorted(options.items())),
+        inputs.graph.module,
+        inputs.simulated.module,
+        None if inputs.simulated.plan is None else inputs.simulated.plan.model_dump_json(),
+        inputs.batches,
+        [quantizer.mask for quantizer in quantizers_of(inputs.simulated)],  # no part of a module's state
+        inputs.task,
+        (inputs.seed, inputs.bias_correction, method, sorted(options.items())),
     )
 
 
 @dataclass(frozen=True)
-class Reconstruction:
-    """The outputs of the float network are to be reconstructed by integers.
+class RoundingInput:
+    """What a rounding is given: a float network, and its simulation, whose weights are to become integers.
 
     A rounding returns the simulated graph with other weights: whole multiples of their scales already, so that its
     quantizers, which round to the nearest, change nothing, or as they were where the nearest integers serve best.
@@ -39,7 +39,7 @@ class Reconstruction:
         batches: Calibration inputs.
         task: What the outputs mean.
         seed: Of every draw.
-        folder: Where finished parts are kept, for an interrupted run to go on; None keeps nothing.
+        folder: Where finished parts are stored, so that an interrupted run resumes; None stores nothing.
         bias_correction: Whether biases take off the mean error of their operator's output.
     """
 

@@ -1,4 +1,7 @@
-"""Roundings learned block by block, together with biases and the steps of coarse activations."""
+"""Roundings learned block by block, together with biases and the steps of coarse activations (AdaRound, BRECQ).
+
+Each weight goes to the integer below it or to the one above, softly at first.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,11 +14,10 @@ from mixbit.core import InvalidInput
 from mixbit.core.io.store import Store
 from mixbit.graph.blocks import Block, Stretch
 from mixbit.graph.graph import Graph
-from mixbit.quantization.assemble import quantizer_path
+from mixbit.quantization.affine import along
 from mixbit.quantization.biases import biases_of, settle_biases
-from mixbit.quantization.quantizer import Quantizer
-from mixbit.roundings._input import Reconstruction, question_digest
-from mixbit.roundings._soft import beta_at, hard_weight, penalty, soft_weight, start
+from mixbit.quantization.quantizer import Quantizer, quantizer_path, weight_quantizers
+from mixbit.roundings._input import RoundingInput, question_digest
 from mixbit.training.blockwise import Parts, Passes, Schedule, learn_blocks
 
 #: Activations of fewer bits have their steps learned, and are left in float at random (QDrop).
@@ -27,10 +29,12 @@ RATE, BIAS_RATE, STEP_RATE = 0.1, 0.05, 1e-3
 PENALTY = 300.0
 #: Share of the iterations without it; its exponent then, and at the end.
 WARM_UP, FIRST_BETA, LAST_BETA = 0.1, 20.0, 2.0
+#: The sigmoid is stretched to [GAMMA, ZETA] and cut off at 0 and 1, so that its ends are reached.
+ZETA, GAMMA = 1.1, -0.1
 
 
 def learned_roundings(
-    asked: Reconstruction, blocks: tuple[Block, ...], schedule: Schedule, *, drop: float, label: str
+    inputs: RoundingInput, blocks: tuple[Block, ...], schedule: Schedule, *, drop: float, label: str
 ) -> Graph:
     """The simulated graph with weights, biases and steps learned, one block after the other.
 
@@ -41,18 +45,18 @@ def learned_roundings(
     Raises:
         InvalidInput: there is no batch, or errors are to be weighted by draws from a loss of the user's own.
     """
-    if schedule.fisher and asked.task.own_loss is not None:
+    if schedule.fisher and inputs.task.own_loss is not None:
         raise InvalidInput("rounding: fisher=true draws labels from the model, and knows no loss of your own")
-    if not asked.batches:
+    if not inputs.batches:
         raise InvalidInput("rounding: no batch to learn on; give at least one")
     learned = learn_blocks(
-        asked.case,
-        asked.simulated,
+        inputs.case,
+        inputs.simulated,
         blocks,
-        partial(_Rounding, asked, drop),
+        partial(_Rounding, inputs, drop),
         schedule,
         label=label,
-        parts=Parts(Store(asked.folder), "block", question_digest(asked, label, schedule=schedule, drop=drop)),
+        parts=Parts(Store(inputs.folder), "block", question_digest(inputs, label, schedule=schedule, drop=drop)),
     )
     settle_biases(learned)  # steps of what they read may be others now
     return learned
@@ -68,16 +72,16 @@ class _SoftWeight:
 
     def soft(self, _: Tensor) -> Tensor:
         """The weight with soft roundings, differentiable; called in place of the quantizer."""
-        return self._of(soft_weight)
+        return self._rounded(hard=False)
 
     def hard(self) -> Tensor:
         """The weight with every rounding decided."""
-        return self._of(hard_weight).detach()
+        return self._rounded(hard=True).detach()
 
-    def _of(self, form: Callable[..., Tensor]) -> Tensor:
+    def _rounded(self, *, hard: bool) -> Tensor:
         quantizer = self.quantizer
-        factors = quantizer.scale, quantizer.zero_point
-        weight = form(self.weight, self.v, factors, self.axis, quantizer.format.integer_range)
+        factors, limits = (quantizer.scale, quantizer.zero_point), quantizer.format.integer_range
+        weight = rounded_weight(self.weight, self.v, factors, self.axis, limits, hard=hard)
         return weight if quantizer.mask is None else weight * quantizer.mask
 
 
@@ -90,21 +94,21 @@ class _Rounding:
         steps: Quantizers of coarse activations.
     """
 
-    def __init__(self, asked: Reconstruction, drop: float, simulated: Graph, block: Block, part: Stretch) -> None:
+    def __init__(self, inputs: RoundingInput, drop: float, simulated: Graph, block: Block, part: Stretch) -> None:
         self.simulated, self.block, self.part = simulated, block, part
-        looked_up = {layer.name for layer in asked.graph.layers if any(op.input is None for op in layer.operations)}
-        quantizers = {name: _weight_quantizer(simulated, name) for name in block.layers if name not in looked_up}
+        looked_up = {layer.name for layer in inputs.graph.layers if any(op.input is None for op in layer.operations)}
+        quantizers = {name: each for name, each in weight_quantizers(simulated).items() if each.format.floating is None}
         self.weights = {
-            quantizer_path(name, of_weight=True): _SoftWeight(quantizer, simulated.parameter(name))
-            for name, quantizer in quantizers.items()
-            if quantizer is not None
+            quantizer_path(name, of_weight=True): _SoftWeight(quantizers[name], simulated.parameter(name))
+            for name in block.layers
+            if name in quantizers and name not in looked_up
         }
         rounded = {weight.quantizer.tensor for weight in self.weights.values()}
-        self.biases = {
-            name: _float_bias(asked.graph, asked.graph.bias(operation))
-            for layer, operation, name in biases_of(simulated)
-            if layer.name in rounded and operation.node in block.nodes and asked.bias_correction
-        }
+        self.biases: dict[str, Tensor] = {}
+        for layer, operation, name in biases_of(simulated) if inputs.bias_correction else ():
+            if layer.name in rounded and operation.node in block.nodes:
+                bias = inputs.graph.bias(operation)
+                self.biases[name] = torch.zeros(()) if bias is None else inputs.graph.parameter(bias).detach()
         modules = [simulated.module.get_submodule(str(node.target)) for node in part.nodes if node.op == "call_module"]
         self.steps = [
             module
@@ -190,14 +194,37 @@ def _dropped(quantizer: Quantizer, drop: float, generator: torch.Generator, x: T
     return mixed(quantizer(x), x, drop, generator)
 
 
-def _weight_quantizer(simulated: Graph, name: str) -> Quantizer | None:
-    """The quantizer of a weight that is rounded to integers."""
-    try:
-        quantizer = simulated.module.get_submodule(quantizer_path(name, of_weight=True))
-    except AttributeError:
+def rise(v: Tensor) -> Tensor:
+    """h(v) = clip(sigmoid(v) (ZETA - GAMMA) + GAMMA, 0, 1): how far a weight goes towards the integer above."""
+    return (torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def start(weight: Tensor, scale: Tensor, axis: int) -> Tensor:
+    """The v at which the soft weight is the weight itself: h(v) = w / s - floor(w / s)."""
+    position = weight / along(scale, axis, weight.shape)
+    share = (position - position.floor()).clamp(0.01, 0.99)
+    return -torch.log((ZETA - GAMMA) / (share - GAMMA) - 1)
+
+
+def rounded_weight(
+    weight: Tensor, v: Tensor, factors: tuple[Tensor, Tensor], axis: int, limits: tuple[int, int], *, hard: bool
+) -> Tensor:
+    """The weight w as s (clip(floor(w / s) + h(v) + z, low, high) - z), for factors (s, z) of its format.
+
+    Where it is hard, h(v) is rounded to 0 or 1, and the result a whole multiple of the scale.
+    """
+    scale, zero_point = (along(factor, axis, weight.shape) for factor in factors)
+    rises = (v >= 0).to(weight) if hard else rise(v)
+    return ((weight / scale).floor() + rises + zero_point).clamp(*limits).sub(zero_point).mul(scale)
+
+
+def penalty(v: Tensor, beta: float) -> Tensor:
+    """Mean of 1 - |2 h(v) - 1|^beta: 0 where every weight has decided, 1 where none has."""
+    return (1 - (2 * rise(v) - 1).abs().pow(beta)).mean()
+
+
+def beta_at(progress: float, warm_up: float, first: float, last: float) -> float | None:
+    """The penalty's exponent at a share of all iterations: none while warming up, then linearly from first to last."""
+    if progress < warm_up:
         return None
-    return quantizer if isinstance(quantizer, Quantizer) and quantizer.format.floating is None else None
-
-
-def _float_bias(graph: Graph, name: str | None) -> Tensor:
-    return torch.zeros(()) if name is None else graph.parameter(name).detach()
+    return first + (last - first) * (progress - warm_up) / (1 - warm_up)

@@ -7,14 +7,14 @@ from annotated_types import Ge, Le
 from mixbit.core import method
 from mixbit.graph.blocks import single_layers
 from mixbit.graph.graph import Graph
-from mixbit.roundings._input import Reconstruction
+from mixbit.roundings._input import RoundingInput
 from mixbit.roundings._learned import learned_roundings
 from mixbit.training.blockwise import Schedule
 
 
 @method(rank=2)
 def adaround(
-    asked: Reconstruction,
+    inputs: RoundingInput,
     *,
     iterations: Annotated[int, Ge(1)] = 500,
     batch_size: Annotated[int, Ge(1)] = 32,
@@ -28,7 +28,7 @@ def adaround(
     layers that are rounded already.
 
     Args:
-        asked: The networks and the data.
+        inputs: The networks and the data.
         iterations: Steps of Adam for each layer.
         batch_size: Samples of a step.
         drop: Chance of a number to stay in float, where activations have less than 8 bits.
@@ -40,4 +40,6 @@ def adaround(
     Source: M. Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020.
     """
     schedule = Schedule(iterations, batch_size, cache_gib)
-    return learned_roundings(asked, single_layers(asked.graph), schedule, drop=drop, label="learn roundings by layers")
+    return learned_roundings(
+        inputs, single_layers(inputs.graph), schedule, drop=drop, label="learn roundings by layers"
+    )

@@ -7,14 +7,14 @@ from annotated_types import Ge, Le
 from mixbit.core import method
 from mixbit.graph.blocks import find_blocks
 from mixbit.graph.graph import Graph
-from mixbit.roundings._input import Reconstruction
+from mixbit.roundings._input import RoundingInput
 from mixbit.roundings._learned import learned_roundings
 from mixbit.training.blockwise import Schedule
 
 
 @method(rank=3)
 def brecq(
-    asked: Reconstruction,
+    inputs: RoundingInput,
     *,
     iterations: Annotated[int, Ge(1)] = 1000,
     batch_size: Annotated[int, Ge(1)] = 32,
@@ -31,7 +31,7 @@ def brecq(
     embedding is, keeps its nearest rounding.
 
     Args:
-        asked: The networks and the data.
+        inputs: The networks and the data.
         iterations: Steps of Adam for each block. The default takes minutes on two cores for a small network, where the
             papers' 20,000 steps are meant for GPUs.
         batch_size: Samples of a step.
@@ -47,4 +47,4 @@ def brecq(
     X. Wei et al., "QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization", ICLR 2022.
     """
     schedule = Schedule(iterations, batch_size, cache_gib, fisher)
-    return learned_roundings(asked, find_blocks(asked.graph), schedule, drop=drop, label="learn roundings by blocks")
+    return learned_roundings(inputs, find_blocks(inputs.graph), schedule, drop=drop, label="learn roundings by blocks")

@@ -2,10 +2,10 @@
 
 from mixbit.core import method
 from mixbit.graph.graph import Graph
-from mixbit.roundings._input import Reconstruction
+from mixbit.roundings._input import RoundingInput
 
 
 @method(rank=1)
-def nearest(asked: Reconstruction) -> Graph:
+def nearest(inputs: RoundingInput) -> Graph:
     """Every weight to the nearest integer, ties to even; without data."""
-    return asked.simulated
+    return inputs.simulated

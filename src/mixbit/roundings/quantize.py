@@ -4,17 +4,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mixbit.core import InvalidInput, Plan, pick
+from mixbit.core import InvalidInput, Plan, find_target, pick
 from mixbit.core.io.store import Store
 from mixbit.core.task import Task
-from mixbit.graph.graph import Graph, check_arguments
-from mixbit.quantization.assemble import check_plan
+from mixbit.graph.graph import Graph, Layer, check_arguments
 from mixbit.quantization.biases import BIAS_CORRECTIONS, corrected
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.ranges import RangeMethod
-from mixbit.quantization.simulate import _without_stale_claims, simulate
+from mixbit.quantization.simulate import check_plan, simulate
 from mixbit.roundings import ROUNDINGS, Rounding
-from mixbit.roundings._input import Reconstruction
+from mixbit.roundings._input import RoundingInput
 from mixbit.roundings.nearest import nearest
 
 
@@ -32,31 +31,28 @@ def quantize(
 ) -> Graph:
     """The graph with the plan's quantizers, simulated in float: a module that evaluates and trains.
 
-    Activations: one quantizer per tensor, shared by everyone who reads it, with a static range; or, where the range is
+    Activations: one quantizer per tensor, shared by all that read it, with a static range; or, where the range is
     taken at run time, by the plan's layers that read it alone, and none between layers. Biases: `at_once` takes off the
     mean error of each operator's output that the nearest rounding of its weight makes on the calibration data;
-    `sequential` does what
-    `mixbit.quantization.biases.corrected` says, after the rounding. Where weight and input are integers,
-    a bias is a whole multiple of the product of their scales, as runtimes hold it; not where the input's scale is known
-    at run time alone.
+    `sequential` does what `mixbit.quantization.biases.corrected` says, after the rounding. Where weight and input are
+    integers, a bias is a whole multiple of the product of their scales, as runtimes hold it; not where the input's
+    scale is known at run time alone.
 
     Args:
         graph: A captured graph in float; it is left as it is.
         plan: A scheme for every layer, for the target it names.
         batches: Calibration data, labels ignored; or a calibration of this graph, which holds the masks of sparse
-            schemes (see `mixbit.quantization.masks`; they are chosen by magnitude otherwise), and, for roundings
-            other than
-            nearest and for sequential correction, its `batches`; or None where no input has a static range: weights
-            then take min-max scales, and biases stay.
+            schemes (see `mixbit.quantization.masks`; they are chosen by magnitude otherwise), and, for roundings other
+            than nearest and for sequential correction, its `batches`; or None where no input has a static range:
+            weights then take min-max scales, and biases stay.
         rounding: How weights become integers: a name in ROUNDINGS, with options as in `brecq:iterations=500`, or a
-            function from a `Reconstruction` to a graph.
+            function from a `RoundingInput` to a graph.
         bias_correction: A name in `mixbit.quantization.biases.BIAS_CORRECTIONS`.
         ranges: How ranges of activations are chosen, see `mixbit.quantization.ranges.RANGES`: `mse` where None; a
             calibration has its own way.
         task: What the outputs mean, for roundings that ask; classification where None.
         seed: Of every draw of the rounding.
-        folder: Where a rounding keeps finished parts, so that the same call, interrupted, goes on there; None keeps
-            nothing.
+        folder: Where a rounding stores finished parts, so that the same call resumes there; None stores nothing.
 
     Raises:
         InvalidInput: the plan is of another model, offers what the target does not run or a layer cannot take, the data
@@ -70,16 +66,16 @@ def quantize(
     pick("bias correction", bias_correction, BIAS_CORRECTIONS)
     name, method = ROUNDINGS.find(rounding)
     layers = check_plan(graph, plan)
-    plan = _without_stale_claims(plan, layers)
+    plan = _without_outdated_predictions(plan, layers)
     calibration = _calibration(graph, plan, batches, ranges)
     inputs = () if calibration is None else [inputs for inputs, _ in calibration.batches]
     if not inputs and (method is not nearest or bias_correction == "sequential"):
         what = "sequential bias correction" if method is nearest else f"rounding {name}"
         raise InvalidInput(f"{what}: {_given(calibration)} does not tell it enough; give the batches")
-    corrects, kept_in = bias_correction != "off", Store(folder).folder
+    corrects, place = bias_correction != "off", Store(folder).folder
     simulated = simulate(graph, plan, calibration, bias_correction=corrects)
     task = task or Task.classification()
-    rounded = method(Reconstruction(graph, simulated, inputs, task, seed, kept_in, corrects))
+    rounded = method(RoundingInput(graph, simulated, inputs, task, seed, place, corrects))
     if not isinstance(rounded, Graph):
         raise InvalidInput(
             f"rounding {name}: returns a {type(rounded).__name__}; return the simulated graph with other weights"
@@ -93,11 +89,16 @@ def _calibration(
     batches: Iterable[Any] | Calibration | None,
     ranges: str | RangeMethod | None,
 ) -> Calibration | None:
-    """The calibration given, or one of the batches given, which it keeps; None where the plan needs none."""
+    """The calibration given, or one of the batches given; None where there is neither and the plan needs none."""
     if batches is not None and not isinstance(batches, Calibration):
         return calibrate(graph, batches, ranges=ranges or "mse")
-    if batches is None:
-        _check_without_data(plan)
+    for name, text in plan.layers.items() if batches is None else ():
+        fmt = plan.scheme(name).input
+        if fmt is not None and not fmt.dynamic:
+            raise InvalidInput(
+                f"batches: None, but {name} ({text}) has an input of static range; give calibration data, or take a "
+                "scheme whose range is taken at run time, as w8a8d"
+            )
     if ranges is not None:
         raise InvalidInput(
             f"ranges={ranges!r}: {_given(batches)} chooses none; give ranges to calibrate(), or the batches"
@@ -109,11 +110,10 @@ def _given(batches: Calibration | None) -> str:
     return "no data" if batches is None else "a calibration alone"
 
 
-def _check_without_data(plan: Plan) -> None:
-    for name, text in plan.layers.items():
-        fmt = plan.scheme(name).input
-        if fmt is not None and not fmt.dynamic:
-            raise InvalidInput(
-                f"batches: None, but {name} ({text}) has an input of static range; give calibration data, or take a "
-                "scheme whose range is taken at run time, as w8a8d"
-            )
+def _without_outdated_predictions(plan: Plan, layers: tuple[Layer, ...]) -> Plan:
+    """The plan without what was predicted of it, where its schemes were edited since: its bytes are others now."""
+    weight_bytes = find_target(plan.target).weight_bytes
+    held = sum(weight_bytes(layer.shape, layer.axis, plan.scheme(layer.name).weight) for layer in layers)
+    if plan.predicted.get("weight_bytes", held) == held:
+        return plan
+    return plan.model_copy(update={"predicted": {}, "made_by": f"{plan.made_by}, edited"})

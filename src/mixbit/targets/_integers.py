@@ -12,7 +12,7 @@ from torch import Tensor
 from mixbit.core import Format, InvalidInput, Plan, Scheme, Sparsity
 from mixbit.graph.graph import Graph
 from mixbit.quantization.affine import factor_bytes, pack, packed_bytes
-from mixbit.quantization.assemble import quantizers_of
+from mixbit.quantization.quantizer import weight_quantizers
 from mixbit.quantization.sparsity import num_zeros
 
 #: Between a layer's name and the part of its weight, in names of tensors.
@@ -111,7 +111,7 @@ def stored_weights(simulated: Graph) -> tuple[dict[str, IntegerWeight], dict[str
         InvalidInput: the graph is not quantized.
     """
     plan = plan_of(simulated)
-    quantizers = {quantizer.tensor: quantizer for quantizer in quantizers_of(simulated) if quantizer.axis is not None}
+    quantizers = weight_quantizers(simulated)
     integers, floats = {}, {}
     for layer in simulated.layers:
         if layer.name not in quantizers:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mixbit.graph.graph import Graph
 from mixbit.quantization.affine import PLANES, pack
-from mixbit.quantization.assemble import quantizer_path
+from mixbit.quantization.quantizer import quantizer_path
 from mixbit.targets._integers import MASK, SEPARATOR, IntegerWeight, stored_weights
 from mixbit.targets._onnx import INTEGER_OPERATORS, finish_activation, initializer, name_readers, producer, readers
 

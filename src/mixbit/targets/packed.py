@@ -31,9 +31,9 @@ from mixbit.core import (
 )
 from mixbit.graph.graph import Graph, Layer
 from mixbit.quantization import affine
-from mixbit.quantization.assemble import activation_formats, assemble, check_plan, quantizer_path
 from mixbit.quantization.biases import biases_of
-from mixbit.quantization.quantizer import Quantizer, run_time_quantizer
+from mixbit.quantization.quantizer import Quantizer, quantizer_path, run_time_quantizer
+from mixbit.quantization.simulate import activation_formats, assemble, check_plan
 from mixbit.targets._integers import MASK, SEPARATOR, num_stored, plan_of, stored_weights, weight_bytes
 
 FILE = "model.safetensors"

@@ -38,6 +38,7 @@ class Passes:
 
     Attributes:
         sizes: Samples of each batch.
+        weights: (batch, node) -> weights of the errors of its tensor; 1 where there are none.
     """
 
     def __init__(self, case: Case, cache_gib: float, slices: Mapping[str, TensorSlice]) -> None:
@@ -49,22 +50,13 @@ class Passes:
         self.leaves = [dict(zip(names, case.graph.leaves(inputs), strict=True)) for inputs, _ in case.batches]
 
     @torch.no_grad()
-    def advance_float(self, part: Stretch, wanted: set[str]) -> None:
-        """Run the next stretch of the float network and keep what is wanted of it."""
-        self._advance(_FLOAT, part, wanted)
-
-    @torch.no_grad()
-    def advance_learning(self, part: Stretch, wanted: set[str]) -> None:
-        """Run the next stretch of the learning network and keep what is wanted of it."""
-        self._advance(_LEARNING, part, wanted)
-
-    def weigh(self, outputs: tuple[str, ...]) -> None:
-        """Take the squared gradients of the float network's information by these tensors as weights of their errors."""
-        self.weights = squared_gradients(self.case, outputs)
-
-    def keep_only(self, names: set[str]) -> None:
-        """Drop the tensors of other names."""
-        self.cache.keep_only({which + name for which in (_FLOAT, _LEARNING) for name in names})
+    def advance(self, which: str, part: Stretch, wanted: set[str]) -> None:
+        """Run the next stretch of one of the networks and store what is wanted of it."""
+        names = wanted & part.made
+        for batch in range(len(self.sizes)):
+            read = {name: self._get(which, batch, name) for name in part.inputs}
+            for name, tensor in part.run(read, names).items():
+                self.cache.put(batch, which + name, tensor)
 
     def close(self) -> None:
         """Drop all tensors."""
@@ -82,12 +74,12 @@ class Passes:
         return {name: _some(self._get(_LEARNING, batch, name), rows) for name in part.inputs}
 
     def float_inputs(self, part: Stretch, batch: int, rows: Tensor | None = None) -> dict[str, Tensor]:
-        """The same of the float network, for the tensors that it has too."""
-        known = (name for name in part.inputs if self.cache.holds(batch, _FLOAT + name))
-        return {name: self._of_float(name, self.cache.get(batch, _FLOAT + name), rows) for name in known}
+        """What the same stretch of the float network reads, for the tensors that it has too."""
+        names = (name for name in part.inputs if self.cache.holds(batch, _FLOAT + name))
+        return {name: self._of_float(name, self.cache.get(batch, _FLOAT + name), rows) for name in names}
 
     def error(self, outputs: Mapping[str, Tensor], batch: int, rows: Tensor | None = None) -> Tensor:
-        """Mean square of the outputs' distance from the float network's, weighted where `weigh` was called."""
+        """Mean square of the outputs' distance from the float network's, weighted by `weights`."""
         total = torch.zeros((), device=self.case.graph.device)
         for name, output in outputs.items():
             square = (output - self._of_float(name, self.cache.get(batch, _FLOAT + name), rows)).square()
@@ -104,13 +96,6 @@ class Passes:
     def parts_by_rows(self, part: Stretch, outputs: tuple[str, ...]) -> bool:
         """Whether the first dimension of all that the stretch reads and makes is the batch."""
         return all(sample_axis(part.graph.node(name)) == SampleAxis(0) for name in (*part.inputs, *outputs))
-
-    def _advance(self, which: str, part: Stretch, wanted: set[str]) -> None:
-        names = wanted & part.made
-        for batch in range(len(self.sizes)):
-            read = {name: self._get(which, batch, name) for name in part.inputs}
-            for name, tensor in part.run(read, names).items():
-                self.cache.put(batch, which + name, tensor)
 
     def _get(self, which: str, batch: int, name: str) -> Tensor:
         leaves = self.leaves[batch]
@@ -137,7 +122,7 @@ def _side_by_side(
 ) -> Generator[tuple[int, Block, Stretch, Passes], None, None]:
     """Number, block, its stretch of the learning network, and the passes, once both networks have come to the block.
 
-    What stands behind the block reads what the learning network returns there when the next one is asked for.
+    The learning network runs its block when the next one is drawn: later blocks read what the block has learned.
 
     Args:
         case: The float network and the data.
@@ -152,12 +137,12 @@ def _side_by_side(
     with closing(Passes(case, cache_gib, slices or {})) as passes:
         for number, block in enumerate(blocks):
             in_float, part = (both[number] for both in parts)
-            passes.advance_float(in_float, later[number] | set(block.outputs))
+            passes.advance(_FLOAT, in_float, later[number] | set(block.outputs))
             if fisher:
-                passes.weigh(block.outputs)
+                passes.weights = squared_gradients(case, block.outputs)
             yield number, block, part, passes
-            passes.advance_learning(part, later[number])
-            passes.keep_only(later[number])
+            passes.advance(_LEARNING, part, later[number])
+            passes.cache.keep_only({which + name for which in (_FLOAT, _LEARNING) for name in later[number]})
 
 
 class Learner(Protocol):
@@ -213,7 +198,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Parts:
-    """Where finished blocks are kept.
+    """Where finished blocks are stored.
 
     Attributes:
         store: Of finished blocks.
@@ -249,7 +234,7 @@ def learn_blocks(
         learner_of: What is learned of a block, from the copy, the block, and its stretch of the copy.
         schedule: Steps, samples and memory.
         label: Of the progress.
-        parts: Where finished blocks are kept, for an interrupted run to resume.
+        parts: Where finished blocks are stored, so that an interrupted run resumes.
         slices: Node -> part of its tensor, where the graph has less of it than the float network.
     """
     learning = graph.copy()
@@ -262,9 +247,9 @@ def learn_blocks(
         for number, block, part, passes in passing:
             learner = learner_of(learning, block, part)
             steps = _steps(bar, schedule.iterations)
-            known = parts.store.get(f"{parts.name}-{number}", parts.question)
-            if known is not None:
-                learner.put(known.tensors)
+            finished = parts.store.get(f"{parts.name}-{number}", parts.question)
+            if finished is not None:
+                learner.put(finished.tensors)
             else:
                 generator = torch.Generator().manual_seed(case.seed + number)
                 _learn(learner, block, part, passes, schedule, steps=steps, generator=generator)

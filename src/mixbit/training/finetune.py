@@ -14,7 +14,7 @@ from mixbit.core.io.digest import digest
 from mixbit.core.io.store import Store
 from mixbit.core.task import Task
 from mixbit.graph.graph import Graph, check_arguments, check_graph
-from mixbit.quantization.assemble import quantizers_of
+from mixbit.quantization.quantizer import quantizers_of
 from mixbit.training.loop import Loop, Objective, Trained, Training, generator_of
 
 FILE_NAME = "training.safetensors"
@@ -34,9 +34,8 @@ def finetune(
     """A graph trained with its roundings in place: weights, biases and scales; the best epoch by held-out loss.
 
     Weights are rounded in forward and pass gradients straight through; scales of weights and activations are learned
-    (`mixbit.training.learnable.learnable`); zero points stay. The loss is the task's, or the divergence from the
-    teacher, or a mixture, see `mixbit.training.loop.Objective`. Where no epoch is better than the graph was, it
-    comes back as it was.
+    (`mixbit.training.learnable`); zero points stay. The loss is the task's, or the divergence from the teacher, or a
+    mixture, see `mixbit.training.loop.Objective`. Where no epoch is better than the graph was, it comes back as it was.
     The graph runs as captured: in eval mode, batch norms folded, without dropout. A float graph trains alike.
 
     Args:
@@ -48,7 +47,7 @@ def finetune(
         teacher: The float graph to distil from.
         eval_batches: Held-out data; of a list of batches every fourth where None.
         settings: How to train.
-        folder: Where `training.safetensors` is kept after each epoch: the same call goes on there, to the same bits.
+        folder: Where `training.safetensors` is written after each epoch: the same call resumes there, to the same bits.
             A list of batches is checked to be the same; a loader, by its length alone.
 
     Raises:
@@ -109,7 +108,7 @@ def train(
 def check_first(graph: Graph, batches: Iterable[Any]) -> None:
     """Raise InvalidInput unless the batches can be gone through again, and the first of them fits the graph.
 
-    What a loader draws for it is given back: the training begins as if nobody had looked.
+    What a loader draws for it is given back: the training begins as if no batch had been drawn.
     """
     if isinstance(check_iterable(batches), Iterator):
         raise InvalidInput("batches: used up after one pass; give a list or a loader, which start again every epoch")
@@ -126,7 +125,7 @@ def check_first(graph: Graph, batches: Iterable[Any]) -> None:
 
 
 def settings_of(epochs: int, settings: Training) -> dict[str, Any]:
-    """What a checkpoint is about that is known before there is anything to train."""
+    """The fields of a checkpoint's question that are known before there is anything to train."""
     return {"epochs": epochs, "settings": asdict(settings)}
 
 
@@ -143,8 +142,8 @@ def _count(batches: Iterable[Any]) -> int:
 
 def _about(graph: Graph, objective: Objective, batches: Iterable[Any], held_out: list[Batch]) -> dict[str, Any]:
     """What a training depends on beside its settings."""
-    task, teacher, count = objective.task, objective.teacher, len(graph.example.args)
-    known = split_all(batches, count) if isinstance(batches, Sequence) else None
+    task, teacher = objective.task, objective.teacher
+    pairs = split_all(batches, len(graph.example.args)) if isinstance(batches, Sequence) else None
     return {
         "graph": digest(graph.module.state_dict()),
         "masks": digest([quantizer.mask for quantizer in quantizers_of(graph)]),
@@ -152,6 +151,6 @@ def _about(graph: Graph, objective: Objective, batches: Iterable[Any], held_out:
         "task": task.name,
         "loss": None if task.own_loss is None else digest(task.own_loss),
         "teacher": None if teacher is None else digest(teacher.module.state_dict()),
-        "data": _count(batches) if known is None else digest(known),
+        "data": _count(batches) if pairs is None else digest(pairs),
         "held_out": digest(held_out),
     }

@@ -5,9 +5,8 @@ import math
 import torch
 
 from mixbit.graph.graph import Graph
-from mixbit.quantization.assemble import quantizers_of
 from mixbit.quantization.biases import make_room_for_biases, settle_biases
-from mixbit.quantization.quantizer import Quantizer
+from mixbit.quantization.quantizer import quantizers_of
 
 
 def learnable(graph: Graph) -> Graph:
@@ -24,15 +23,13 @@ def learnable(graph: Graph) -> Graph:
     copied = graph.copy()
     for quantizer in quantizers_of(copied):
         if quantizer.format.floating is None and not quantizer.format.dynamic:
-            sharers = _numel(copied, quantizer) / quantizer.scale.numel()
+            if quantizer.axis is None:
+                numel = math.prod(copied.shapes[quantizer.tensor]) / copied.batch_size
+            else:
+                numel = copied.parameter(quantizer.tensor).numel()
+            sharers = numel / quantizer.scale.numel()
             quantizer.learn_scale(1 / math.sqrt(sharers * quantizer.format.integer_range[1]))
     return copied
-
-
-def _numel(graph: Graph, quantizer: Quantizer) -> float:
-    if quantizer.axis is None:
-        return math.prod(graph.shapes[quantizer.tensor]) / graph.batch_size
-    return graph.parameter(quantizer.tensor).numel()
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What fine-tuning makes small: the task's loss, the distance from a teacher, or a mixture of both."""
+"""The training loop, and what it makes small: the task's loss, the distance from a teacher, or a mixture of both."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,7 +14,7 @@ from mixbit.core.io.store import Stored
 from mixbit.core.task import Task, output_of
 from mixbit.graph.evaluate import returned_by
 from mixbit.graph.graph import Graph
-from mixbit.quantization.assemble import quantizers_of
+from mixbit.quantization.quantizer import quantizers_of
 from mixbit.training.learnable import learnable, settled
 
 
@@ -128,7 +128,7 @@ class Trained:
 
     @property
     def best(self) -> int:
-        """The epoch kept; 0 where none was better than the graph before training."""
+        """The epoch whose graph it is; 0 where none was better than the graph before training."""
         return min(range(len(self.losses)), key=self.losses.__getitem__)
 
 
@@ -147,7 +147,7 @@ class Loop:
         self.graph, self.objective, self.settings = learnable(graph), objective, settings
         self.epochs, self.num_batches = epochs, num_batches
         self.scales = [quantizer.scale for quantizer in quantizers_of(self.graph) if quantizer.learns]
-        self.optimizer = torch.optim.AdamW(_groups(self.graph, settings))
+        self.optimizer = torch.optim.AdamW(_groups(self.graph, self.scales, settings))
         self.largest = [group["lr"] for group in self.optimizer.param_groups]
         self.losses: list[float] = []
         self.best: dict[str, Tensor] = {}
@@ -236,27 +236,28 @@ class Loop:
         return tensors if generator is None else tensors | {"generator": generator.get_state()}
 
     def _restore(self, losses: list[float], tensors: dict[str, Tensor], batches: Iterable[Any]) -> None:
-        parts: dict[str, dict[str, Tensor]] = {"module": {}, "best": {}, "optimizer": {}, "generator": {}}
-        for name, tensor in tensors.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = tensor
+        """Set what `_tensors` returned."""
         state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in parts["optimizer"].items():
+        for name, tensor in _under("optimizer.", tensors).items():
             number, _, key = name.partition(".")
             state.setdefault(int(number), {})[key] = tensor
-        self.losses, self.best = losses, parts["best"]
-        self.graph.module.load_state_dict(parts["module"])
+        self.losses, self.best = losses, _under("best.", tensors)
+        self.graph.module.load_state_dict(_under("module.", tensors))
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         generator = generator_of(batches)
-        if generator is not None and parts["generator"]:
-            generator.set_state(parts["generator"][""])
+        if generator is not None and "generator" in tensors:
+            generator.set_state(tensors["generator"])
 
 
-def _groups(graph: Graph, settings: Training) -> list[dict[str, Any]]:
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _groups(graph: Graph, scales: list[Tensor], settings: Training) -> list[dict[str, Any]]:
     """Weights, biases and scales, each with its own rate and decay."""
-    scales = [quantizer.scale for quantizer in quantizers_of(graph) if quantizer.learns]
-    others = [one for one in graph.module.parameters() if one.requires_grad and all(one is not s for s in scales)]
-    weights, biases = [one for one in others if one.ndim > 1], [one for one in others if one.ndim <= 1]
+    others = [each for each in graph.module.parameters() if each.requires_grad and all(each is not s for s in scales)]
+    weights, biases = [each for each in others if each.ndim > 1], [each for each in others if each.ndim <= 1]
     groups = [
         {"params": weights, "lr": settings.lr, "weight_decay": settings.weight_decay},
         {"params": biases, "lr": settings.lr, "weight_decay": 0.0},
@@ -282,7 +283,7 @@ def _in_order(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def generator_of(batches: Iterable[Any]) -> torch.Generator | None:
-    """That of a loader which draws with one of its own."""
+    """The loader's own generator; None where it draws with torch's."""
     generator = getattr(batches, "generator", None)
     return generator if isinstance(generator, torch.Generator) else None
 
