@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from mixbit.core.errors import InvalidInput
-from mixbit.core.plan import Plan, fingerprint
+from mixbit.core.plan import Plan
 
 STORED = {
     "target": "openvino",
@@ -85,10 +85,3 @@ def test_long_lists_of_layers_are_shortened():
     names = [f"layer{i}.weight" for i in range(9)]
     with pytest.raises(InvalidInput, match=r"layer4.weight and 4 more; add them"):
         Plan(**{**STORED, "layers": {"layer8.weight": "w4"}}).check_model([*names, "layer9.weight"], "")
-
-
-def test_fingerprint_is_of_names_and_shapes():
-    shapes = {"a.weight": (2, 3), "b.weight": (4,)}
-    assert fingerprint(shapes) == fingerprint(dict(reversed(shapes.items())))
-    assert len({fingerprint(shapes), fingerprint({**shapes, "b.weight": (5,)}), fingerprint({"a.weight": (2, 3)})}) == 3
-    assert len(fingerprint(shapes)) == 16

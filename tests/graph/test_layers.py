@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -8,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mixbit.core.errors import InvalidInput
 from mixbit.graph.capture import capture
-from mixbit.graph.graph import check_graph, model_fingerprint
+from mixbit.graph.graph import Layer, check_graph, model_fingerprint
 from mixbit.graph.layers import shared_inputs
 from tests.networks import OPERATORS, Attention, Net, Residual, captured_operator
 
@@ -177,3 +178,10 @@ def test_a_buffer_serves_as_a_weight():
 
 def test_numel_counts_the_weights():
     assert layer_of(captured_operator("conv2d")[2]).numel == math.prod((4, 3, 3, 3))
+
+
+def test_the_fingerprint_is_of_names_and_shapes():
+    a, b = Layer("a.weight", (2, 3), 0, ()), Layer("b.weight", (4,), 0, ())
+    assert model_fingerprint((a, b)) == model_fingerprint((b, a)) == "99fea7f1884b1c1b"
+    other = dataclasses.replace(b, shape=(5,))
+    assert len({model_fingerprint(layers) for layers in ((a, b), (a, other), (a,))}) == 3
