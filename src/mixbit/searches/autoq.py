@@ -38,8 +38,8 @@ from annotated_types import Ge
 from scipy import stats
 
 from mixbit.core import InvalidInput, method, track
+from mixbit.searches._exact import optimum
 from mixbit.searches._problem import Floats, Integers, Problem, Trials
-from mixbit.searches.ilp import optimum
 
 #: Of each layer: the columns of `Trials.features`.
 FEATURES = ("depthwise", "input_channels", "output_channels", "stride", "kernel", "num_weights", "input_size")

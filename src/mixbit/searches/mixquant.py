@@ -23,8 +23,8 @@ import numpy as np
 from annotated_types import Gt
 
 from mixbit.core import InvalidInput, method
+from mixbit.searches._exact import optimum
 from mixbit.searches._problem import Floats, Integers, Problem
-from mixbit.searches.ilp import optimum
 
 Criterion = Literal["relative", "absolute", "budgeted"]
 #: Bits of weights to compare with, and of inputs in float.

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from mixbit.core import Budget, Limit, Methods, MixbitError, Plan, Price, Sensitivity, activation_bytes
+from mixbit.searches._exact import optimum, shadow_prices
 from mixbit.searches._problem import Floats, Integers, Problem, Trials, taken
-from mixbit.searches.ilp import optimum, shadow_prices
 from mixbit.searches.uniform import uniform_choices
 
 Method = Callable[[Problem], Integers]
