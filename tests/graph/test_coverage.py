@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mixbit.graph.capture import capture
-from mixbit.graph.coverage import find_uncovered
+from mixbit.graph.resources import find_uncovered
 from tests.networks import Net, matrix
 
 

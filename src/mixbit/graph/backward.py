@@ -9,9 +9,8 @@ from torch import Tensor
 
 from mixbit.core import track
 from mixbit.core.batches import Inputs
-from mixbit.graph.graph import Case, Graph, Layer, Operation
+from mixbit.graph.graph import Case, Graph, Layer, Operation, group_samples, sample_axis
 from mixbit.graph.layers import FEW_ELEMENTS
-from mixbit.graph.sample_axis import group_samples, sample_axis
 from mixbit.graph.walk import Around, Walker, seen
 
 #: (layer, operation, what it reads, gradient by its output) and (tensor's name, its value, gradient by it).

@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -68,16 +69,16 @@ def with_layers(graph: Graph) -> Graph:
     Covered: linear, conv1d/2d/3d, transposed convolutions, embedding, and addmm, mm, matmul with a two-dimensional
     parameter on the right, transposed or not. A parameter used several times is one layer with several operators.
     """
-    operations: dict[str, list[Operation]] = {}
+    readers: dict[str, list[Operation]] = defaultdict(list)
     data = activations(graph)
     for node in graph.module.graph.nodes:
         located = _locate(graph, node, data)
         if located is not None:
-            operations.setdefault(located[0], []).append(located[1])
-    layers = (
-        Layer(name, tuple(graph.parameter(name).shape), readers[0].axis, tuple(readers))
-        for name, readers in operations.items()
-    )
+            readers[located[0]].append(located[1])
+    layers = [
+        Layer(name, tuple(graph.parameter(name).shape), operations[0].axis, tuple(operations))
+        for name, operations in readers.items()
+    ]
     return replace(graph, layers=tuple(layers))
 
 
@@ -85,11 +86,11 @@ def shared_inputs(layers: tuple[Layer, ...]) -> tuple[tuple[int, ...], ...]:
     """Groups of layers that read a common tensor, directly or through one another; each group has two or more."""
     groups: list[tuple[set[int], set[str]]] = []
     for index, layer in enumerate(layers):
-        tensors = set(layer.inputs)
-        joined = [group for group in groups if group[1] & tensors]
-        groups = [group for group in groups if group not in joined]
-        members = {index}.union(*(others for others, _ in joined))
-        groups.append((members, tensors.union(*(read for _, read in joined))))
+        members, tensors = {index}, set(layer.inputs)
+        for group in [group for group in groups if group[1] & tensors]:
+            groups.remove(group)
+            members, tensors = members | group[0], tensors | group[1]
+        groups.append((members, tensors))
     return tuple(sorted(tuple(sorted(members)) for members, _ in groups if len(members) > 1))
 
 
@@ -134,7 +135,7 @@ def _parameter(node: Any) -> tuple[str | None, bool]:
 
 
 def _swaps(node: fx.Node) -> bool:
-    """Whether a transpose or permutation of a matrix exchanges its dimensions, rather than naming them in order."""
+    """Whether a transpose or permutation of a matrix exchanges its dimensions."""
     if packet(node) is _aten.permute:
         return argument(node, 1)[0] % 2 == 1
     return packet(node) is not _aten.transpose or (argument(node, 1) - argument(node, 2)) % 2 == 1
@@ -171,9 +172,9 @@ def run_stacked(graph: Graph, operation: Operation, x: Tensor, stacked: Tensor, 
 
 
 def after(graph: fx.Graph, sources: Collection[fx.Node], apart: Collection[Any] = frozenset()) -> frozenset[fx.Node]:
-    """The sources, and the nodes that depend on their values; sizes, which can be read again, are none.
+    """The sources, and the nodes that depend on their values; without sizes, which can be read again.
 
-    Neither are the operators `apart`, nor what depends on the sources through them alone.
+    The operators `apart`, and what depends on the sources through them alone, are left out too.
     """
     reached: set[fx.Node] = set()
     for node in graph.nodes:
@@ -184,7 +185,7 @@ def after(graph: fx.Graph, sources: Collection[fx.Node], apart: Collection[Any] 
 
 
 def source_of(node: fx.Node) -> fx.Node:
-    """The node that made the values that `node` moves: the place of the quantizer."""
+    """The node that made the values that `node` moves; its tensor is quantized."""
     while _moves(node):
         node = argument(node, 0)
     return node
@@ -203,38 +204,33 @@ def is_float(node: fx.Node) -> bool:
 
 
 def _moves(node: fx.Node) -> bool:
-    before = argument(node, 0)
+    before, kind = argument(node, 0), packet(node)
     if not isinstance(before, fx.Node):
         return False
     if node.target is operator.getitem:
         return packet(before) in _MOVES
-    return packet(node) in _MOVES or _is_zero_padding(node) or _quantizes(node)
+    if kind is _aten.constant_pad_nd:
+        return argument(node, 2, 0) == 0
+    if kind is _aten.pad:
+        return argument(node, 2, "constant") != "constant" or not argument(node, 3)
+    return kind in _MOVES or _quantizes(node)
 
 
 def _quantizes(node: fx.Node) -> bool:
     return node.op == "call_module"
 
 
-def _is_zero_padding(node: fx.Node) -> bool:
-    if packet(node) is _aten.constant_pad_nd:
-        return argument(node, 2, 0) == 0
-    if packet(node) is _aten.pad:
-        return argument(node, 2, "constant") != "constant" or not argument(node, 3)
-    return False
-
-
 def inputs_between(graph: Graph, kinds: frozenset[str], *, inside: bool) -> list[str]:
     """Names of the nodes whose tensors operators of those kinds read, each once, in execution order.
 
-    Only operators whose inputs all depend on the data count, and of additions those that `_added` says.
+    Only operators whose inputs all depend on the data count. Of what additions read, `_added` chooses.
     """
-    operations = {operation.node: operation for layer in graph.layers for operation in layer.operations}
-    convolutions = frozenset(name for name, operation in operations.items() if not operation.channels_last)
+    convolutions = frozenset(name for name, (_, operation) in graph.operations.items() if not operation.channels_last)
     data = activations(graph)
     names: list[str] = []
     for node in graph.module.graph.nodes:
         kind = _BETWEEN.get(packet(node))
-        if kind not in kinds or node.name in operations:
+        if kind not in kinds or node.name in graph.operations:
             continue
         read = argument(node, 0) if kind == "cat" else node.args[: 2 if kind in ("add", "matmul") else 1]
         if not all(value in data for value in read):
@@ -249,8 +245,8 @@ def _added(sources: list[fx.Node], convolutions: frozenset[str], inside: bool) -
 
     None where no convolution feeds it, itself or through one function: the residual stream of a transformer is not
     added faster in integers, and quantizing it makes the network's error several times larger (measured in OpenVINO).
-    With `inside`, an addition runs inside a convolution whose output it alone reads: that output is left out,
-    since its runtime would not round it either.
+    With `inside`, an addition runs inside a convolution whose output it alone reads; the runtime does not round that
+    output, so it is left out.
     """
     if not any(node.name in convolutions for source in sources for node in (source, *source.all_input_nodes)):
         return []

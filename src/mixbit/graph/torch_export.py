@@ -1,60 +1,68 @@
-"""torch.export and copies of what it made, with errors that name the line of the user's code."""
+"""torch.export of models and of graphs, with errors that name the line of the user's code."""
 
-import copy
 import logging
 import re
 import traceback
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.export import ExportedProgram
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.graph import CodeGen
+from torch.utils import _pytree as pytree
 
 from mixbit.core import InvalidInput, UnsupportedModel
 from mixbit.core.batches import Inputs
 from mixbit.core.io.user_code import users_code, users_frames
+from mixbit.graph.graph import Graph, without_torchs_warnings
 
 
-def export_program(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, *, functional: bool = False
-) -> ExportedProgram:
-    """The model as an exported program of functional operators.
-
-    Args:
-        model: The module.
-        args: Example inputs by position.
-        kwargs: Example inputs by keyword.
-        shapes: The dimensions that may change, as torch.export takes them.
-        functional: Whether the module holds functional operators alone, as a captured one does, which saves a pass.
+def export_model(model: nn.Module, inputs: Inputs) -> ExportedProgram:
+    """The model as an exported program of functional operators with a dynamic batch.
 
     Raises:
         UnsupportedModel: `torch.export` cannot follow the code.
     """
+    shapes = pytree.tree_map(_dynamic_batch, dict(inputs.kwargs) if inputs.kwargs else inputs.args)
+    return _export(model, inputs, shapes, functional=False)
 
-    def explained(error: BaseException) -> UnsupportedModel:
-        return UnsupportedModel(_explain(error, model, Inputs(args, kwargs)))
 
-    with users_code(explained), without_torchs_warnings(), without_logs():
-        program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
+def export_graph(graph: Graph, lifted: Mapping[str, Tensor] | None = None) -> ExportedProgram:
+    """The graph, quantizers included, as an exported program of flat inputs with a dynamic batch.
+
+    Args:
+        graph: In float or simulated.
+        lifted: Name of a node -> value; each of these nodes becomes one more input, in this order.
+    """
+    module, lifted = graph.copy().module.eval(), lifted or {}
+    module.graph.set_codegen(CodeGen())
+    for name in lifted:
+        replaced = next(node for node in module.graph.nodes if node.name == name)
+        with module.graph.inserting_after(module.graph.find_nodes(op="placeholder")[-1]):
+            replaced.replace_all_uses_with(module.graph.placeholder(f"lifted_{name}"))
+        module.graph.erase_node(replaced)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    leaves = graph.ordered(graph.example)
+    shapes = (*map(_dynamic_batch, leaves), *[None] * len(lifted))
+    return _export(module, Inputs((*leaves, *lifted.values()), {}), shapes, functional=True)
+
+
+def _export(model: nn.Module, inputs: Inputs, shapes: Any, *, functional: bool) -> ExportedProgram:
+    """The exported program; a module that is functional already, as a captured one is, needs no decompositions."""
+    with (
+        users_code(lambda error: UnsupportedModel(_explain(error, model, inputs))),
+        without_torchs_warnings(),
+        without_logs(),
+    ):
+        program = torch.export.export(model, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes)
         return program if functional else program.run_decompositions({})
 
 
-def copy_module(module: fx.GraphModule) -> fx.GraphModule:
-    """A deep copy."""
-    with without_torchs_warnings():
-        return copy.deepcopy(module)
-
-
-@contextmanager
-def without_torchs_warnings() -> Iterator[None]:
-    """Silence two warnings of torch about its own code: on tree leaves, and on weights of recurrent modules."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=".*_flat_weights.*", category=UserWarning)
-        yield
+def _dynamic_batch(leaf: Any) -> dict[int, Any] | None:
+    return {0: Dim.DYNAMIC} if isinstance(leaf, Tensor) and leaf.ndim > 0 else None
 
 
 @contextmanager
@@ -87,7 +95,11 @@ def _explain(error: BaseException, model: nn.Module, inputs: Inputs) -> str:
 
 def _frames(error: BaseException | None) -> list[traceback.FrameSummary]:
     """The frames of the error and of its causes that are the user's code, not torch's or ours."""
-    return [frame for cause in _causes(error) for frame in users_frames(cause)]
+    causes: list[BaseException] = []
+    while error is not None and error not in causes:
+        causes.append(error)
+        error = error.__cause__ or error.__context__
+    return [frame for cause in causes for frame in users_frames(cause)]
 
 
 def _failure_of_a_larger_batch(model: nn.Module, inputs: Inputs) -> BaseException | None:
@@ -99,11 +111,3 @@ def _failure_of_a_larger_batch(model: nn.Module, inputs: Inputs) -> BaseExceptio
     except InvalidInput as error:
         return error
     return None
-
-
-def _causes(error: BaseException | None) -> list[BaseException]:
-    chain: list[BaseException] = []
-    while error is not None and error not in chain:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    return chain

@@ -10,8 +10,7 @@ from torch import fx, nn
 
 from mixbit.core import InvalidInput
 from mixbit.core.batches import split_batches
-from mixbit.graph.capture import exported
-from mixbit.graph.fold import running_statistics
+from mixbit.graph.capture import exported, running_statistics
 from mixbit.graph.graph import Graph
 from mixbit.graph.walk import in_order
 from mixbit.quantization.statistics import RunningMean

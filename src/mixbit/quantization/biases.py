@@ -9,8 +9,7 @@ from torch import Tensor, fx
 
 from mixbit.core import Format, InvalidInput
 from mixbit.core.batches import Inputs
-from mixbit.graph.fold import set_bias
-from mixbit.graph.graph import Graph, Layer, Operation, argument, tensor_of
+from mixbit.graph.graph import Graph, Layer, Operation, argument, set_bias, tensor_of
 from mixbit.graph.walk import Walker, in_order, seen
 from mixbit.quantization.affine import LARGEST_BIAS, bias_step
 from mixbit.quantization.quantizer import Quantizer, activation_quantizers, weight_quantizers

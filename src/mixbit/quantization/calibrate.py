@@ -11,9 +11,8 @@ from torch import Tensor
 
 from mixbit.core import Format, InvalidInput, Sparsity, track
 from mixbit.core.batches import Batch, split_all
-from mixbit.graph.graph import Graph, Layer, Operation, argument, check_graph
+from mixbit.graph.graph import Graph, Layer, Operation, argument, check_graph, sample_axis
 from mixbit.graph.layers import observable
-from mixbit.graph.sample_axis import sample_axis
 from mixbit.graph.walk import Walker, seen
 from mixbit.quantization.histogram import Histogram
 from mixbit.quantization.quantizer import Quantizer, run_time_quantizer

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.core import InvalidInput, track
-from mixbit.graph.fold import num_uses
-from mixbit.graph.graph import Graph, Layer, argument, is_parameter, packet
+from mixbit.graph.graph import Graph, Layer, argument, is_parameter, num_uses, packet
 
 _aten = torch.ops.aten
 _KINDS = ("linear", "conv1d", "conv2d", "conv3d")

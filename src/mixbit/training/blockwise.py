@@ -12,8 +12,7 @@ from mixbit.core import track
 from mixbit.core.io.store import Store
 from mixbit.graph.backward import squared_gradients
 from mixbit.graph.blocks import Block, Stretch, needed_later, stretches
-from mixbit.graph.graph import Case, Graph
-from mixbit.graph.sample_axis import SampleAxis, sample_axis
+from mixbit.graph.graph import Case, Graph, SampleAxis, sample_axis
 from mixbit.graph.walk import ActivationCache
 
 #: Which network a cached tensor is of, before its node's name.

@@ -10,7 +10,7 @@ from torch import nn
 import mixbit as mb
 from mixbit.core.budget import activation_bytes
 from mixbit.core.errors import InfeasibleBudget, InvalidInput
-from mixbit.graph.memory import live_activations
+from mixbit.graph.resources import live_activations
 from tests.networks import ANYTHING, Net
 
 INTEGER = dataclasses.replace(ANYTHING, integer_operators=frozenset({"add"}))
