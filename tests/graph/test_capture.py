@@ -10,8 +10,7 @@ from torch.utils import _pytree as pytree
 
 from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput, UnsupportedModel
-from mixbit.graph.capture import capture
-from mixbit.graph.torch_export import export_graph
+from mixbit.graph.capture import capture, export_graph
 from tests.networks import Attention, Net, Residual, assert_state_is, state_of
 
 

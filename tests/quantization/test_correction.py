@@ -10,7 +10,7 @@ from mixbit.core.errors import InvalidInput
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import tensor_of
 from mixbit.graph.walk import depths
-from mixbit.quantization.biases import _operations, corrected
+from mixbit.quantization.biases import corrected
 from mixbit.quantization.calibrate import calibrate
 from mixbit.roundings.quantize import quantize
 from tests.networks import (
@@ -111,7 +111,7 @@ def test_both_graphs_are_left_as_they_are():
 
 def test_operators_that_do_not_depend_on_one_another_take_one_pass():
     graph = capture(Attention(), torch.randint(0, 6, (3, 5)))
-    operators = _operations(graph)
+    operators = [name for name, (_, operation) in graph.operations.items() if operation.takes_bias]
     levels = [level for node, level in depths(graph.module.graph, operators).items() if node.name in operators]
     assert levels == [1, 1, 1, 2], "queries, keys and values together, then the head"
 

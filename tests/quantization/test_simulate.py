@@ -11,13 +11,11 @@ from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
 from mixbit.core.plan import Plan
 from mixbit.core.scheme import Format
-from mixbit.graph.capture import capture
+from mixbit.graph.capture import capture, export_graph
 from mixbit.graph.graph import model_fingerprint
 from mixbit.graph.layers import BETWEEN_KINDS
-from mixbit.graph.torch_export import export_graph
-from mixbit.quantization.calibrate import calibrate
+from mixbit.quantization.calibrate import calibrate, weight_quantizer
 from mixbit.quantization.quantizer import Quantizer
-from mixbit.quantization.scales import weight_quantizer
 from mixbit.quantization.simulate import activation_formats, assemble
 from mixbit.roundings.quantize import quantize
 from tests.networks import (

@@ -80,11 +80,11 @@ def _calls(graph: Graph) -> list[fx.Node]:
 
 
 class Stretch:
-    """One block of a float or simulated graph: the nodes to run, and the tensors it reads from outside.
+    """One block of a float or simulated graph.
 
     Attributes:
-        inputs: Names of nodes outside whose tensors depend on the data.
-        nodes: The nodes to run, parameters, constants and sizes among them.
+        inputs: Names of nodes outside that it reads and whose tensors depend on the data.
+        nodes: The nodes to run, including parameters, constants and sizes.
         made: Names of the nodes whose tensors it makes.
     """
 
@@ -110,13 +110,7 @@ class Stretch:
         outputs: Iterable[str],
         replaced: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     ) -> dict[str, Tensor]:
-        """Name -> tensor for the outputs.
-
-        Args:
-            tensors: Those of `inputs`, by name.
-            outputs: Names of nodes: of the block, or inputs that pass by.
-            replaced: Path of a module in the graph -> what to call instead.
-        """
+        """Name -> tensor for the outputs: nodes or inputs; `replaced` holds what to call by the path of a module."""
         calls = {
             node.name: lambda _, args, call=replaced[str(node.target)]: call(*args)
             for node in self.nodes

@@ -194,10 +194,7 @@ class Graph:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # a copy has its own nodes
 
     def check(self, inputs: Inputs, place: str) -> None:
-        """Raise InvalidInput where names, number, shapes, types or values of the inputs do not fit the example.
-
-        The message begins with the place.
-        """
+        """Raise InvalidInput, with the place, where names, shapes, types or values do not fit the example."""
         kwargs = self.example.kwargs
         if inputs.kwargs.keys() != kwargs.keys() or len(inputs.args) != len(self.example.args):
             wanted = self.example.describe()
@@ -226,14 +223,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Case:
-    """A float network, data, and what the outputs mean.
-
-    Attributes:
-        graph: The float graph.
-        batches: Inputs, and labels or None.
-        task: What the outputs mean.
-        seed: Random seed.
-    """
+    """A float network, data, what the outputs mean, and the random seed."""
 
     graph: Graph
     batches: Sequence[Batch]

@@ -108,28 +108,28 @@ def _locate(graph: Graph, node: fx.Node, data: frozenset[Any]) -> tuple[str, Ope
         return None
     if kind.name == "addmm" and any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
         return None
+    x, bias = argument(node, kind.input), argument(node, kind.bias)
+    if x is not None and (x not in data or x.meta["val"].ndim < 2):
+        return None
     axis = 1 - kind.output_axis if transposed else kind.output_axis
-    read = None
-    if kind.input is not None:
-        x = argument(node, kind.input)
-        if x not in data or x.meta["val"].ndim < 2:
-            return None
-        read = source_of(x).name
-    groups = argument(node, GROUPS, 1) if kind.name.startswith("conv") else 1
-    bias = argument(node, kind.bias)
-    takes_bias = kind.bias is not None and (bias is None or is_parameter(bias))
-    macs = count_macs(graph, node, kind, tuple(weight.shape), axis)
-    return parameter, Operation(node.name, kind, read, macs, groups, takes_bias, transposed)
+    return parameter, Operation(
+        node.name,
+        kind,
+        input=None if x is None else source_of(x).name,
+        macs=count_macs(graph, node, kind, tuple(weight.shape), axis),
+        groups=argument(node, GROUPS, 1) if kind.name.startswith("conv") else 1,
+        takes_bias=kind.bias is not None and (bias is None or is_parameter(bias)),
+        transposed=transposed,
+    )
 
 
 def _parameter(node: Any) -> tuple[str | None, bool]:
     """Name of the parameter behind the node, and whether it comes transposed."""
     transposed = False
-    while isinstance(node, fx.Node) and (packet(node) in _TRANSPOSES or _quantizes(node)):
-        if packet(node) in _TRANSPOSES:
-            if node.meta["val"].ndim != 2:
-                return None, False
-            transposed ^= _swaps(node)
+    while isinstance(node, fx.Node) and packet(node) in _TRANSPOSES:
+        if node.meta["val"].ndim != 2:
+            return None, False
+        transposed ^= _swaps(node)
         node = argument(node, 0)
     return (str(node.target), transposed) if is_parameter(node) else (None, False)
 
@@ -145,12 +145,9 @@ def count_macs(graph: Graph, node: fx.Node, kind: OperatorKind, shape: tuple[int
     """Weights that touch one output (or, transposed, one input) position, times the positions of one sample."""
     if kind.name == "embedding":
         return 0
-    per_channel = math.prod(shape) // shape[axis]
     if kind.name.startswith("conv_transpose"):
-        x = argument(node, 0)
-        source = graph.shapes[(argument(x, 0) if _quantizes(x) else x).name]
-        return math.prod(source) // graph.batch_size * (math.prod(shape) // shape[0])
-    return math.prod(graph.shapes[node.name]) // graph.batch_size * per_channel
+        return math.prod(graph.shapes[argument(node, 0).name]) // graph.batch_size * (math.prod(shape) // shape[0])
+    return math.prod(graph.shapes[node.name]) // graph.batch_size * (math.prod(shape) // shape[axis])
 
 
 def stack_weights(operation: Operation, weights: Sequence[Tensor]) -> Tensor:
@@ -213,11 +210,7 @@ def _moves(node: fx.Node) -> bool:
         return argument(node, 2, 0) == 0
     if kind is _aten.pad:
         return argument(node, 2, "constant") != "constant" or not argument(node, 3)
-    return kind in _MOVES or _quantizes(node)
-
-
-def _quantizes(node: fx.Node) -> bool:
-    return node.op == "call_module"
+    return kind in _MOVES
 
 
 def inputs_between(graph: Graph, kinds: frozenset[str], *, inside: bool) -> list[str]:

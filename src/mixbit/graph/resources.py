@@ -19,7 +19,7 @@ from mixbit.graph.layers import (
     count_macs,
     inputs_between,
     source_of,
-)  # fmt: skip
+)
 
 _aten = torch.ops.aten
 
@@ -69,7 +69,7 @@ def live_activations(graph: Graph, target: Target) -> FloatArray:
 
 
 def _replaced(graph: Graph, node: fx.Node, place: int, last: dict[fx.Node, int]) -> fx.Node | None:
-    """The tensor in whose memory the node puts its result, if any."""
+    """The tensor that the node overwrites with its result, if any."""
     if packet(node) not in _IN_PLACE:
         return None
     read = [source for source in map(source_of, node.all_input_nodes) if last.get(source) == place]
@@ -77,7 +77,7 @@ def _replaced(graph: Graph, node: fx.Node, place: int, last: dict[fx.Node, int])
 
 
 def _numbers(graph: Graph, node: fx.Node) -> int:
-    """In the node's tensor, of one sample."""
+    """How many numbers the node's tensor has of one sample."""
     return math.prod(graph.shapes[node.name]) // graph.batch_size
 
 

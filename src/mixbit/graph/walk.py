@@ -23,13 +23,9 @@ MOST_BYTES = 2**30
 
 
 class Walker(fx.Interpreter):
-    """Runs a graph or some of its nodes, and lets functions watch or replace nodes.
+    """Runs a graph or some of its nodes, and calls what `around` holds for a node's name instead of the node.
 
-    Args:
-        module: The graph.
-        around: Name of a node -> what is called instead of it.
-        frozen: Whether parameters take no gradients.
-        hold: Whether `env` holds every tensor after a run.
+    Parameters of a frozen graph take no gradients. With `hold`, `env` holds every tensor after a run.
     """
 
     def __init__(
@@ -83,7 +79,7 @@ def in_order(
     see: Callable[[int, fx.Node, Callable[..., Any], tuple[Any, ...]], None],
     label: str,
 ) -> Iterator[list[int]]:
-    """Numbers of groups of operators, in the order of the network, once all that they read has been seen.
+    """Numbers of groups of operators, in the order of the network, once `see` got all that they read.
 
     The turn of a group comes after those of all operators before its first one. By then `see` was called for each of
     its operators and each batch, on what they read in the network as it is. Parameters that the caller changes before
@@ -131,10 +127,10 @@ def depths(graph: fx.Graph, operators: Collection[str]) -> dict[fx.Node, int]:
 
 
 class _Levels:
-    """Every batch, run as far as the operators that have had their turn.
+    """Every batch, run up to a level.
 
     A node's level is the number of operators before it, itself included, on the longest way from the inputs. Operators
-    of one level do not depend on one another, and all they read is there once the levels below have run.
+    of one level do not depend on one another, and what they read exists once the levels below have run.
     """
 
     def __init__(self, graph: Graph, operators: Collection[str], batches: Iterable[Inputs]) -> None:
@@ -189,9 +185,7 @@ class _Levels:
 class ActivationCache:
     """(batch, name) -> tensor without its gradients' history, or another value that a node returns.
 
-    Args:
-        limit_bytes: What may be held in memory; further tensors go to a temporary folder, which is logged once.
-        device: Where tensors come back.
+    Beyond the limit, or where memory ends, tensors go to a temporary folder, which is logged once.
     """
 
     def __init__(self, limit_bytes: float, device: torch.device) -> None:
@@ -220,10 +214,6 @@ class ActivationCache:
         """What was put."""
         value = self.values[batch, name]
         return value.to(self.device) if (batch, name) in self.files else value
-
-    def holds(self, batch: int, name: str) -> bool:
-        """Whether such a value was put and not dropped."""
-        return (batch, name) in self.values
 
     def take(self, batch: int) -> dict[str, Any]:
         """Name -> value of all that was put for a batch, which is dropped here."""

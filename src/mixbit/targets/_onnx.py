@@ -9,8 +9,8 @@ import onnxscript
 import torch
 
 from mixbit.core import UnsupportedModel, interrupts_later
+from mixbit.graph.capture import export_graph, without_logs
 from mixbit.graph.graph import Graph, without_torchs_warnings
-from mixbit.graph.torch_export import export_graph, without_logs
 from mixbit.targets._integers import FURTHER
 
 OPSET = 21  # the first with INT4 and per-channel DequantizeLinear of it

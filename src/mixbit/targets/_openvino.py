@@ -14,8 +14,8 @@ from openvino.frontend.pytorch import ConversionExtension
 from torch import Tensor
 
 from mixbit.core import UnsupportedModel, interrupts_later
+from mixbit.graph.capture import export_graph
 from mixbit.graph.graph import Graph, without_torchs_warnings
-from mixbit.graph.torch_export import export_graph
 from mixbit.targets._integers import FURTHER, IntegerWeight, last_line, stored_weights
 
 _ops: Any = ov.opset15
