@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from mixbit.core.batches import Inputs
-from mixbit.graph.graph import Graph, Layer, Operation, group_samples, sample_axis
-from mixbit.graph.layers import FEW_ELEMENTS
+from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation, group_samples, sample_axis
 from mixbit.graph.walk import Around, Walker, seen
 
 #: (layer, operation, what it reads, gradient by its output) and (tensor's name, its value, gradient by it).

@@ -300,10 +300,11 @@ def export_graph(graph: Graph, lifted: Mapping[str, Tensor] | None = None) -> Ex
         graph: In float or simulated.
         lifted: Name of a node -> value; each of these nodes becomes one more input, in this order.
     """
-    module, lifted = graph.copy().module.eval(), lifted or {}
+    copied, lifted = graph.copy(), lifted or {}
+    module = copied.module.eval()
     module.graph.set_codegen(CodeGen())
     for name in lifted:
-        replaced = next(node for node in module.graph.nodes if node.name == name)
+        replaced = copied.node(name)
         with module.graph.inserting_after(module.graph.find_nodes(op="placeholder")[-1]):
             replaced.replace_all_uses_with(module.graph.placeholder(f"lifted_{name}"))
         module.graph.erase_node(replaced)

@@ -22,6 +22,9 @@ from mixbit.core.batches import Batch, Inputs
 from mixbit.core.task import Task
 
 _aten = torch.ops.aten
+#: Numbers that one run on several weights should return, where that can be chosen (4 MB of float32): more leave the
+#: caches, and memory fresh from the system costs more than the arithmetic.
+FEW_ELEMENTS = 2**20
 _VIEWS = (_aten.view, _aten.reshape, _aten.flatten, _aten._unsafe_view)
 
 

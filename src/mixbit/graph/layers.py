@@ -35,9 +35,6 @@ NONLINEARITIES = frozenset({
 })  # fmt: skip
 #: Elementwise operators on two tensors.
 ARITHMETIC = frozenset({_aten.add, _aten.sub, _aten.mul, _aten.div})
-#: Numbers that one run on several weights should return, where that can be chosen (4 MB of float32): more leave the
-#: caches, and memory fresh from the system costs more than the arithmetic.
-FEW_ELEMENTS = 2**20
 # Operators that move values without changing them, or pick among them: what they return needs no quantizer of its own.
 _MOVES = {
     _aten.view, _aten.reshape, _aten.flatten, _aten.permute, _aten.transpose, _aten.t, _aten.numpy_T, _aten.squeeze,

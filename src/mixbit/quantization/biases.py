@@ -1,6 +1,6 @@
 """Biases of rounded layers: corrected by the mean error of the output, in the whole steps that runtimes hold."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -103,7 +103,7 @@ BIAS_CORRECTIONS = {
 
 
 @torch.no_grad()
-def corrected(graph: Graph, simulated: Graph, batches: Iterable[Inputs]) -> Graph:
+def corrected(graph: Graph, simulated: Graph, batches: Sequence[Inputs]) -> Graph:
     """The simulation with biases that take the mean error off every operator's output, channel by channel.
 
     b' = b - (E[y'] - E[y]), with y' the operator's output in the simulation, the operators before it already corrected,
@@ -112,25 +112,8 @@ def corrected(graph: Graph, simulated: Graph, batches: Iterable[Inputs]) -> Grap
     up to half of it stays. (Nagel et al. 2019, section 4.2 and appendix D, arXiv 1906.04721.)
 
     The data passes once through the float graph and once through the simulation, whose operators run twice: before and
-    after their correction.
-
-    Args:
-        graph: The captured graph in float.
-        simulated: What `quantize` made of it.
-        batches: Inputs without labels; held in memory.
-
-    Returns:
-        A new graph; the given ones stay as they are.
-
-    Raises:
-        InvalidInput: the simulation is not of this graph, or there is no batch, or one that does not fit.
+    after their correction. Raises InvalidInput where the simulation is of another graph.
     """
-    if simulated.plan is None or graph.plan is not None:
-        raise InvalidInput("correction: give the captured graph first, then what quantize() made of it")
-    batches = list(batches)
-    batches_leaves = [graph.leaves(inputs, f"batch {number}") for number, inputs in enumerate(batches)]
-    if not batches_leaves:
-        raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
     result = simulated.copy()
     operations = {name: pair for name, pair in result.operations.items() if pair[1].takes_bias}
     if not operations.keys() <= {node.name for node in graph.module.graph.nodes}:
@@ -138,8 +121,8 @@ def corrected(graph: Graph, simulated: Graph, batches: Iterable[Inputs]) -> Grap
     weights, activations = weight_quantizers(result), activation_quantizers(result)
     wanted, means = _Means(operations), _Means(operations)
     watched = Walker(graph.module, {name: seen(partial(wanted.see, name)) for name in operations})
-    for leaves in batches_leaves:
-        watched.returned(leaves)
+    for inputs in batches:
+        watched.returned(graph.leaves(inputs))
     names = list(operations)
 
     def see(_: int, node: fx.Node, run: Callable[..., Tensor], args: tuple[Any, ...]) -> None:

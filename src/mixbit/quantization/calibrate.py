@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mixbit.core import Format, InvalidInput, Sparsity, track
 from mixbit.core.batches import Batch, split_all
-from mixbit.graph.graph import Graph, Layer, Operation, argument, check_graph, sample_axis
-from mixbit.graph.layers import FEW_ELEMENTS, observable, run_stacked, stack_weights
+from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation, argument, check_graph, sample_axis
+from mixbit.graph.layers import observable, run_stacked, stack_weights
 from mixbit.graph.walk import Walker, seen
 from mixbit.quantization.affine import (
     SMALLEST_SCALE,

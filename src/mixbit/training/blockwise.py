@@ -203,6 +203,7 @@ def learn_blocks(
 
     For each block, min mean (z - z')^2, with z the float network's output of the block and z' that of the copy, which
     reads what the learned blocks before it return. A block stays as it was unless learning makes it better.
+
     The graph has the nodes of the float one, and quantizers. `slices` holds, by node, the part of a tensor that it has,
     where that is less than the float one's. `learner_of` takes the copy, a block, and its stretch of the copy.
     """
