@@ -24,9 +24,9 @@ from mixbit.core.target import find_target
 from mixbit.graph import Graph
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Case, model_fingerprint
+from mixbit.quantization.affine import misfit
 from mixbit.quantization.calibrate import Calibration
 from mixbit.quantization.masks import choose_masks
-from mixbit.quantization.sparsity import misfit
 from mixbit.targets.verify import artefact_runner, compare, predicted_bytes
 
 DENSE = "w8a8"

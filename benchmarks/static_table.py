@@ -22,8 +22,8 @@ from mixbit.core.task import Task
 from mixbit.graph import Graph
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.quantization import equalized, uniform_plan
-from mixbit.quantization.batchnorm import reestimated
 from mixbit.quantization.calibrate import Calibration, calibrate
+from mixbit.quantization.prepare import reestimated
 from mixbit.quantization.ranges import RANGES
 
 NUM_CALIBRATION, NUM_TEST = 512, 2000

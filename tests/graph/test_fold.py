@@ -3,8 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mixbit.graph.capture import capture
-from mixbit.graph.fold import scaled
+from mixbit.graph.capture import capture, scaled
 from tests.networks import Net
 
 NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from mixbit.graph.capture import capture
-from mixbit.graph.sample_axis import SampleAxis, sample_axis
+from mixbit.graph.graph import SampleAxis, sample_axis
 from tests.networks import Net
 
 #: torch says it of its own trees.

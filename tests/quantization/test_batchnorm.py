@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
-from mixbit.quantization.batchnorm import reestimated
+from mixbit.quantization.prepare import reestimated
 from tests.networks import Net, assert_state_is, batches_of, state_of
 
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from mixbit.core.errors import InvalidInput
 from mixbit.graph.capture import capture
-from mixbit.quantization.equalize import _pairs, equalized, equalizing_factors
+from mixbit.quantization.prepare import _pairs, equalized, equalizing_factors
 from mixbit.roundings.quantize import quantize
 from tests.networks import Attention, Net, Residual, assert_state_is, plan_of, state_of
 

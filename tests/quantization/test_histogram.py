@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from mixbit.quantization.histogram import BINS_PER_OCTAVE, OCTAVES, RECENT, SAMPLES_PER_UPDATE, Histogram, _step
+from mixbit.quantization.ranges import BINS_PER_OCTAVE, OCTAVES, RECENT, SAMPLES_PER_UPDATE, Histogram, _step
 
 
 def histogram_of(*tensors):

@@ -14,12 +14,10 @@ from mixbit.core.scheme import Scheme, Sparsity
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Case
-from mixbit.quantization.affine import min_max_factors
-from mixbit.quantization.calibrate import calibrate
+from mixbit.quantization.affine import choose_mask, min_max_factors, num_zeros
+from mixbit.quantization.calibrate import calibrate, weight_quantizer
 from mixbit.quantization.masks import choose_masks, mean_square_gradients
 from mixbit.quantization.quantizer import quantizers_of
-from mixbit.quantization.scales import weight_quantizer
-from mixbit.quantization.sparsity import choose_kept, num_zeros
 from mixbit.roundings.quantize import quantize
 from mixbit.searches.search import uniform_plans
 from tests.metrics.setting import Calls, calls_of, mean_errors, setting_of
@@ -97,7 +95,7 @@ def test_fisher_keeps_what_costs_most_to_zero():
     for layer in one.layers:
         worth = one.parameter(layer).detach() ** 2 * squares[layer.name]
         kept = question.calibration.masks[layer.name, Sparsity(50)]
-        assert torch.equal(kept, choose_kept(worth, layer.axis, Sparsity(50)))
+        assert torch.equal(kept, choose_mask(worth, layer.axis, Sparsity(50)))
         assert worth[kept].min() >= worth[~kept].max()
 
 
@@ -143,7 +141,7 @@ def test_scales_are_those_of_the_weights_that_stay_and_errors_those_of_all(bits)
     fmt = Scheme.parse(f"w{bits}@2:4").weight
     quantizer = weight_quantizer(graph, layer, fmt, calibration)
     weight, seen = layer_.weight.detach(), calibration.samples[layer.operations[0].node]
-    kept = choose_kept(weight.abs(), 0, Sparsity(2, 4))
+    kept = choose_mask(weight.abs(), 0, Sparsity(2, 4))
     widest = min_max_factors(weight * kept, 0, fmt)[0]
     low, high = fmt.integer_range
     for channel in range(3):

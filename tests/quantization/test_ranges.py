@@ -10,10 +10,10 @@ from hypothesis import given, strategies as st
 from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Format
 from mixbit.quantization.affine import dequantize, quantize, range_to_affine
-from mixbit.quantization.histogram import Histogram
 from mixbit.quantization.ranges import (
     NUM_CLIPS,
     RANGES,
+    Histogram,
     _divergence,
     _square_errors,
     entropy,

@@ -11,12 +11,11 @@ from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
 from mixbit.core.plan import Plan
 from mixbit.core.scheme import Format
-from mixbit.graph.capture import capture
+from mixbit.graph.capture import capture, export_graph
 from mixbit.graph.graph import model_fingerprint
 from mixbit.graph.layers import BETWEEN_KINDS
-from mixbit.quantization.calibrate import calibrate
+from mixbit.quantization.calibrate import calibrate, weight_quantizer
 from mixbit.quantization.quantizer import Quantizer
-from mixbit.quantization.scales import weight_quantizer
 from mixbit.quantization.simulate import activation_formats, assemble
 from mixbit.roundings.quantize import quantize
 from tests.networks import (
@@ -260,7 +259,7 @@ def test_a_simulation_works_at_any_batch_size_and_exports():
     simulated = quantize(graph, plan_of(graph.layers, "w4a8"), [x])
     whole = simulated(x)
     torch.testing.assert_close(torch.cat([simulated(part) for part in (x[:1], x[1:8], x[8:])]), whole)
-    program = simulated.export()
+    program = export_graph(simulated)
     torch.testing.assert_close(program.module()(x)[0], whole)
     names = [node.args[6] for node in program.graph.nodes if "quantize_dequantize" in str(node.target)]
     assert sorted(names) == sorted(by_tensor(simulated))

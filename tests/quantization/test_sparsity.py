@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, strategies as st
 
 from mixbit.core.scheme import Scheme, Sparsity
-from mixbit.quantization.sparsity import choose_kept, fisher_weighted, magnitude, misfit, num_zeros
+from mixbit.quantization.affine import choose_mask, misfit, num_zeros
 
 PATTERNS = (Sparsity(2, 4), Sparsity(1, 2), Sparsity(3, 4), Sparsity(50), Sparsity(1), Sparsity(99))
 SHAPES = st.lists(st.integers(1, 5), min_size=2, max_size=4).map(tuple)
@@ -47,7 +47,7 @@ def test_masks_are_those_found_one_by_one(shape, axis, sparsity, seed):
         shape = tuple(size if dimension == axis else 4 * size for dimension, size in enumerate(shape))
     generator = torch.Generator().manual_seed(seed)
     importance = torch.randint(0, 6, shape, generator=generator).float()  # many are equal
-    kept = choose_kept(importance, axis, sparsity)
+    kept = choose_mask(importance, axis, sparsity)
     assert kept.dtype == torch.bool
     assert np.array_equal(kept.numpy(), kept_one_by_one(importance.numpy(), axis, sparsity))
     assert int((~kept).sum()) == num_zeros(importance.numel(), sparsity)
@@ -55,10 +55,10 @@ def test_masks_are_those_found_one_by_one(shape, axis, sparsity, seed):
 
 def test_blocks_run_along_the_input_channels():
     weight = torch.arange(32.0).reshape(1, 8, 2, 2)  # channel c at position p is 4 c + p
-    kept = choose_kept(weight, 0, Sparsity(2, 4))
+    kept = choose_mask(weight, 0, Sparsity(2, 4))
     assert kept.flatten(2).tolist() == [[[one] * 4 for one in (False, False, True, True) * 2]]
     matrix = weight.reshape(4, 8)  # of a product x @ w: rows are columns
-    assert choose_kept(matrix, 1, Sparsity(2, 4)).tolist() == [[False] * 8] * 2 + [[True] * 8] * 2
+    assert choose_mask(matrix, 1, Sparsity(2, 4)).tolist() == [[False] * 8] * 2 + [[True] * 8] * 2
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,6 @@ def test_blocks_must_divide_rows():
     assert misfit((16, 3, 3, 3), 0, Sparsity(50)) is None
     assert misfit((8, 3), 1, Sparsity(2, 4)) is None
     assert misfit((16, 2, 2, 3), 0, Sparsity(2, 4)) is None  # 12 weights a row, though 2 input channels
-
-
-def test_importances():
-    weight, square = torch.tensor([-3.0, 2.0]), torch.tensor([1.0, 4.0])
-    assert magnitude(weight).tolist() == [3, 2]
-    assert fisher_weighted(weight, square).tolist() == [9, 16]
 
 
 def test_schemes_name_the_patterns():

@@ -12,7 +12,6 @@ from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Format
 from mixbit.core.task import Task
-from mixbit.graph.backward import squared_gradients
 from mixbit.graph.blocks import find_blocks, needed_later, stretches
 from mixbit.graph.graph import model_fingerprint
 from mixbit.quantization.calibrate import calibrate
@@ -23,7 +22,7 @@ from mixbit.roundings.adaround import adaround
 from mixbit.roundings.brecq import brecq
 from mixbit.roundings.quantize import quantize
 from mixbit.training import blockwise
-from mixbit.training.blockwise import Passes
+from mixbit.training.blockwise import Passes, squared_gradients
 from tests.networks import Net
 
 pytestmark = pytest.mark.usefixtures("anything")
@@ -266,7 +265,8 @@ def test_samples_are_drawn_along_their_own_dimension():
     net = Net(run, a=nn.Linear(5, 8), b=nn.Linear(8, 3))
     given = rounding_input(net, [torch.randn(size, 8, 5) for size in (8, 12)], "w3")
     blocks = find_blocks(given.graph)
-    with closing(Passes(given.case, 1.0, {})) as passes:
+    passes = Passes(given.case, 1.0, {})
+    with closing(passes.cache):
         assert not any(map(passes.parts_by_rows, stretches(given.graph, blocks), (one.outputs for one in blocks)))
     brecq(given, iterations=20, batch_size=4)
 

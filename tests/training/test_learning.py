@@ -16,7 +16,7 @@ from mixbit.quantization.affine import LARGEST_BIAS
 from mixbit.quantization.quantizer import Quantizer, quantizers_of
 from mixbit.quantization.simulate import assemble
 from mixbit.roundings.quantize import quantize
-from mixbit.training.learnable import learnable, settled
+from mixbit.training.loop import learnable, settled
 from tests.networks import OPERATORS, Residual, assert_state_is, by_tensor, operator_network, plan_of, state_of
 
 

@@ -1,4 +1,4 @@
-"""The captured network: its layers, how to run it and look on."""
+"""The captured network: its layers, how to run and watch it."""
 
 from mixbit.graph.evaluate import evaluate as evaluate
 from mixbit.graph.graph import Graph as Graph

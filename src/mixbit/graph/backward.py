@@ -7,11 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixbit.core import track
 from mixbit.core.batches import Inputs
-from mixbit.graph.graph import Case, Graph, Layer, Operation
-from mixbit.graph.layers import FEW_ELEMENTS
-from mixbit.graph.sample_axis import group_samples, sample_axis
+from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation, group_samples, sample_axis
 from mixbit.graph.walk import Around, Walker, seen
 
 #: (layer, operation, what it reads, gradient by its output) and (tensor's name, its value, gradient by it).
@@ -32,11 +29,8 @@ def run_for_gradients(graph: Graph, inputs: Inputs, around: Mapping[str, Around]
 class Backward:
     """Runs the float graph forward and backward, and passes on the gradients at operations and at inputs of layers.
 
-    Args:
-        graph: The float graph.
-        layers: Their operations and inputs are watched.
-        at_operation: Called once for every operation that the loss depends on; None where it is not needed.
-        at_input: Called once for every tensor that layers read and the loss depends on; None where it is not needed.
+    `at_operation` is called once for every operation, and `at_input` once for every tensor that layers read, that the
+    loss depends on; None where it is not needed.
     """
 
     def __init__(
@@ -78,13 +72,9 @@ class SampleGradients:
     """Waits for every operator of a weight, and then gives the weight's gradients of all samples.
 
     A weight that several operators use takes the sum of their gradients. Where the samples of some operator cannot be
-    told apart, as in a position embedding that all share, the batch's gradient stands for them.
-
-    Args:
-        graph: The float graph.
-        at_weight: Called once a layer and batch; it goes through the gradients.
-        means: What bias correction takes off each operator's output for a change of its weight; gradients are then
-            those of the corrected network. None for the gradients as they are.
+    told apart, as in a position embedding that all share, the batch's gradient stands for them. `at_weight` is called
+    once a layer and batch. With `means`, what bias correction takes off each operator's output for a change of its
+    weight, gradients are those of the corrected network.
     """
 
     def __init__(self, graph: Graph, at_weight: AtWeight, means: Means | None = None) -> None:
@@ -98,7 +88,7 @@ class SampleGradients:
         if len(self.uses[layer.name]) == len(layer.operations):
             self._hand_over(layer)
 
-    def finish_batch(self, layers: tuple[Layer, ...]) -> None:
+    def finish_batch(self, layers: Sequence[Layer]) -> None:
         """Hand over the layers of which the loss does not depend on every operator."""
         for layer in layers:
             if layer.name in self.uses:
@@ -113,22 +103,18 @@ class SampleGradients:
         axes = [sample_axis(self.graph.node(operation.node)) for operation, _, _ in uses]
         if None in axes:
             axes = [None] * len(axes)
-        reads = [group_samples(axis, x) for axis, (_, x, _) in zip(axes, uses, strict=True)]
-        slopes = [group_samples(axis, gradient) for axis, (_, _, gradient) in zip(axes, uses, strict=True)]
+        grouped = [
+            (operation, group_samples(axis, x), group_samples(axis, gradient))
+            for axis, (operation, x, gradient) in zip(axes, uses, strict=True)
+        ]
         size = max(1, FEW_ELEMENTS // weight.numel())
-        for start in range(0, len(slopes[0]), size):
+        for start in range(0, len(grouped[0][2]), size):
             some = slice(start, start + size)
-            parts = (
-                self._sample_gradients(operation, weight, x[some], gradient[some])
-                for (operation, _, _), x, gradient in zip(uses, reads, slopes, strict=True)
-            )
+            parts = (self._sample_gradients(each, weight, x[some], gradient[some]) for each, x, gradient in grouped)
             yield reduce(torch.add, parts)
 
     def _sample_gradients(self, operation: Operation, weight: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
-        """[N, *weight] of each sample's gradient, for what the operator reads and the gradient by its output.
-
-        Both are [N, rows, ...].
-        """
+        """[N, *weight] of each sample's gradient, for x and the gradient by the output, both [N, rows, ...]."""
 
         def dot(weight: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
             output = self.graph.run(operation, x, weight)
@@ -138,30 +124,3 @@ class SampleGradients:
             return (output * gradient).sum()
 
         return torch.func.vmap(torch.func.grad(dot), (None, 0, 0))(weight, x, gradient)
-
-
-def squared_gradients(case: Case, names: tuple[str, ...]) -> dict[tuple[int, str], Tensor]:
-    """(batch, node) -> g^2, over its mean, with g the gradient of the network's information by the node's tensor.
-
-    E[g^2] is the diagonal of the Fisher information, which weighs a small error's square in the KL divergence of the
-    float network's output (Li et al. 2021, BRECQ, equation 10); one draw for each sample.
-    """
-    generator = torch.Generator().manual_seed(case.seed)
-    squares = {}
-    for number, (inputs, _) in enumerate(track(case.batches, "weigh errors")):
-        tensors: dict[str, Tensor] = {}
-        with torch.enable_grad():
-            around = {name: seen(partial(_record, tensors, name)) for name in names}
-            returned = Walker(case.graph.module, around).returned(case.graph.leaves(inputs))
-            value = case.task.draw(case.task.outputs(returned), generator)
-            gradients = torch.autograd.grad(value, [*tensors.values()], allow_unused=True, materialize_grads=True)
-        squares |= {(number, name): slope.square() for name, slope in zip(tensors, gradients, strict=True)}
-    for name in names:
-        mean = torch.stack([square.mean() for (_, other), square in squares.items() if other == name]).mean()
-        if mean > 0:
-            squares |= {key: square / mean for key, square in squares.items() if key[1] == name}
-    return squares
-
-
-def _record(tensors: dict[str, Tensor], name: str, value: Tensor, _: tuple[Any, ...]) -> None:
-    tensors[name] = value if value.requires_grad else value.requires_grad_()

@@ -1,6 +1,5 @@
 """Blocks: stretches of a graph between tensors through which everything flows, as residual blocks are."""
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -29,67 +28,51 @@ class Block:
 def find_blocks(graph: Graph) -> tuple[Block, ...]:
     """The shortest stretches with a layer that end in a single tensor, through which all that follows goes.
 
-    Tensors that depend on no layer, as masks do, may pass by. A function of each number (ReLU, GELU) right behind a
-    block belongs to it; where no single tensor ends the last block, it has several outputs.
+    Tensors that depend on no layer, such as masks, may pass by. An elementwise function (ReLU, GELU) right behind a
+    block belongs to it. Where no single tensor ends the last block, it has several outputs.
     """
-    nodes = _calls(graph)
-    made = {node: place for place, node in enumerate(nodes)}
-    operators = {graph.node(operation.node) for layer in graph.layers for operation in layer.operations}
-    later = after(graph.module.graph, operators) & set(nodes)
-    later &= activations(graph) | {node for node in later if not is_float(node)}
-    last = {node: max((made.get(user, len(nodes)) for user in node.users), default=0) for node in later}
-    ends, alive = set(), set()
-    dying = defaultdict(set)
-    for node in later:
-        dying[last[node]].add(node)
+    nodes, data = _calls(graph), activations(graph)
+    places = {node: place for place, node in enumerate(nodes)}
+    later = after(graph.module.graph, {graph.node(name) for name in graph.operations})
+    ends, reach = set(), 0  # reach: the last place that reads a tensor made before
     for place, node in enumerate(nodes):
-        alive -= dying[place]
-        if node in later and last[node] > place:
-            alive.add(node)
-        if alive == {node} and is_float(node):
-            ends.add(place)
+        if node in later and (node in data or not is_float(node)):
+            last = max((places.get(user, len(nodes)) for user in node.users), default=0)
+            if is_float(node) and reach <= place < last:
+                ends.add(place)
+            reach = max(reach, last)
     return _stretches(graph, nodes, ends)
 
 
 def single_layers(graph: Graph) -> tuple[Block, ...]:
-    """A stretch for each operator of a layer, which ends with it or with a function of each number right behind it."""
-    nodes = _calls(graph)
-    data = activations(graph)
-    operators = {graph.node(operation.node) for layer in graph.layers for operation in layer.operations} & data
-    return _stretches(graph, nodes, {place for place, node in enumerate(nodes) if node in operators})
+    """A stretch for each operator of a layer, up to it or to a function of each number right behind it."""
+    nodes, data = _calls(graph), activations(graph)
+    ends = {place for place, node in enumerate(nodes) if node.name in graph.operations and node in data}
+    return _stretches(graph, nodes, ends)
 
 
 def _stretches(graph: Graph, nodes: list[fx.Node], ends: set[int]) -> tuple[Block, ...]:
-    """The nodes parted behind these places, so that each part holds a layer."""
+    """The nodes cut behind these places, so that each part holds a layer."""
     first = {graph.node(layer.operations[0].node): layer.name for layer in graph.layers}
     parts: list[list[fx.Node]] = [[]]
     for place, node in enumerate(nodes):
-        if not parts[-1] and len(parts) > 1 and _follows(node, nodes[place - 1]):
-            parts[-2].append(node)
-            continue
+        if not parts[-1] and len(parts) > 1 and packet(node) in NONLINEARITIES:
+            before = nodes[place - 1]
+            if node.all_input_nodes == [before] and len(before.users) == 1:
+                parts[-2].append(node)
+                continue
         parts[-1].append(node)
         if place in ends and not first.keys().isdisjoint(parts[-1]):
             parts.append([])
     if first.keys().isdisjoint(parts[-1]) and len(parts) > 1:
         parts.pop()  # what follows the last layer, to the outputs
-    data = activations(graph)
-    return tuple(_block(part, first, data) for part in parts)
-
-
-def _follows(node: fx.Node, before: fx.Node) -> bool:
-    """Whether the node is a function of each number of the one before it, which it alone reads."""
-    return packet(node) in NONLINEARITIES and node.all_input_nodes == [before] and len(before.users) == 1
-
-
-def _block(part: list[fx.Node], first: dict[fx.Node, str], data: frozenset[fx.Node]) -> Block:
-    held = set(part)
-    later = after(part[0].graph, held & first.keys())
-    outputs = [node for node in part if node in data and any(user not in held for user in node.users)]
-    return Block(
-        tuple(node.name for node in part),
-        tuple(node.name for node in outputs if node in later),
-        tuple(first[node] for node in part if node in first),
-    )
+    data, blocks = activations(graph), []
+    for part in parts:
+        later = data & after(graph.module.graph, set(part) & first.keys())
+        outputs = [node for node in part if node in later and not node.users.keys() <= set(part)]
+        layers = [first[node] for node in part if node in first]
+        blocks.append(Block(tuple(node.name for node in part), tuple(node.name for node in outputs), tuple(layers)))
+    return tuple(blocks)
 
 
 def _calls(graph: Graph) -> list[fx.Node]:
@@ -97,11 +80,11 @@ def _calls(graph: Graph) -> list[fx.Node]:
 
 
 class Stretch:
-    """One block of a float or simulated graph: the nodes to run, and the tensors it reads from outside.
+    """One block of a float or simulated graph.
 
     Attributes:
-        inputs: Names of nodes outside whose tensors depend on the data.
-        nodes: The nodes to run, parameters, constants and sizes among them.
+        inputs: Names of nodes outside that it reads and whose tensors depend on the data.
+        nodes: The nodes to run, including parameters, constants and sizes.
         made: Names of the nodes whose tensors it makes.
     """
 
@@ -127,13 +110,7 @@ class Stretch:
         outputs: Iterable[str],
         replaced: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
     ) -> dict[str, Tensor]:
-        """Name -> tensor for the wanted nodes.
-
-        Args:
-            tensors: Those of `inputs`, by name.
-            outputs: Names of wanted nodes: of the block, or inputs that pass by.
-            replaced: Path of a module in the graph -> what to call in its place.
-        """
+        """Name -> tensor for the outputs: nodes or inputs; `replaced` holds what to call by the path of a module."""
         calls = {
             node.name: lambda _, args, call=replaced[str(node.target)]: call(*args)
             for node in self.nodes
@@ -164,9 +141,4 @@ def stretches(graph: Graph, blocks: tuple[Block, ...]) -> list[Stretch]:
 
 def needed_later(parts: list[Stretch]) -> list[set[str]]:
     """For each stretch, the tensors that those after it read."""
-    later: list[set[str]] = []
-    wanted: set[str] = set()
-    for part in reversed(parts):
-        later.append(set(wanted))
-        wanted |= set(part.inputs)
-    return later[::-1]
+    return [set().union(*(part.inputs for part in parts[number:])) for number in range(1, len(parts) + 1)]

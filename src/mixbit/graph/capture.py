@@ -1,23 +1,44 @@
-"""capture(): from the user's module to a functional graph that keeps the names of its parameters."""
+"""capture(): from the user's module to a functional graph, by torch.export; and from a graph to an exported program."""
 
-from collections.abc import Iterator
+import logging
+import operator
+import re
+import traceback
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from mixbit.core import InvalidInput, UnsupportedModel
 from mixbit.core.batches import Inputs
-from mixbit.core.io.user_code import users_code
-from mixbit.graph.fold import fold_batch_norms
-from mixbit.graph.graph import Graph, _check_finite, _dynamic_batch, device_of
-from mixbit.graph.layers import with_layers
-from mixbit.graph.torch_export import copy_module, export_program
+from mixbit.core.io.user_code import users_code, users_frames
+from mixbit.graph.graph import (
+    GROUPS,
+    Graph,
+    argument,
+    check_finite,
+    copy_module,
+    device_of,
+    is_parameter,
+    num_uses,
+    packet,
+    set_bias,
+    split_name,
+    tensor_of,
+    without_torchs_warnings,
+)
+from mixbit.graph.layers import OPERATOR_KINDS, with_layers
 from mixbit.graph.walk import Walker, seen
 
+_aten = torch.ops.aten
+_TRAINABLE = _aten.batch_norm.default
+_BATCH_NORMS = (_aten._native_batch_norm_legit_no_training.default, _TRAINABLE)
 _DROPOUTS = ("aten.dropout.default", "aten.alpha_dropout.default", "aten.feature_dropout.default")
 #: Largest difference that capture's own check allows, relative to the largest output.
 TOLERANCE = 1e-4
@@ -35,27 +56,24 @@ def capture(model: nn.Module, example: Any) -> Graph:
         UnsupportedModel: `torch.export` cannot follow the code; the message names the line and the way out.
     """
     module, inputs, expected = exported(model, example)
-    fold_batch_norms(module)
+    _fold_batch_norms(module)
     graph = with_layers(Graph(module, inputs, _shapes(module, inputs)))
     _check_same(graph, inputs, expected)
     return graph
 
 
 def exported(model: nn.Module, example: Any) -> tuple[fx.GraphModule, Inputs, Any]:
-    """The functional graph with its batch norms, the example's inputs, and what the model returns for them.
-
-    Raises as `capture` does.
-    """
+    """The functional graph with its batch norms, the example's inputs, and what the model returns for them."""
     check_module(model)
     _check_tensors(model)
     inputs = _at_least_two(Inputs.of(example)).to(device_of(model))
     for number, leaf in enumerate(inputs.tensors):
-        _check_finite(f"example: input {number}", leaf)
+        check_finite(f"example: input {number}", leaf)
     with _evaluating(model):
         with users_code(f"the model fails on inputs {inputs.describe()}"), torch.no_grad():
             copies = inputs.map(torch.clone)
             expected = model(*copies.args, **copies.kwargs)
-        program = export_program(model, inputs.args, dict(inputs.kwargs), _dynamic_shapes(inputs))
+        program = export_model(model, inputs)
     module = copy_module(program.module(check_guards=False))
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
@@ -75,7 +93,7 @@ def check_module(model: Any) -> None:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in eval mode and without fused attention; flags, tensors and random numbers come back as they were."""
+    """The model in eval mode and without fused attention; flags, tensors and random numbers are restored."""
     flags = {module: module.training for module in model.modules()}
     buffers = [
         (module, name, buffer, buffer.detach().clone())
@@ -102,13 +120,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
                 parameter.detach().copy_(value)
 
 
-def _dynamic_shapes(inputs: Inputs) -> Any:
-    """Dynamic shapes as torch.export wants them: a tuple for positional inputs, a dict for keywords."""
-    return pytree.tree_map(_dynamic_batch, dict(inputs.kwargs) if inputs.kwargs else inputs.args)
-
-
 def _check_tensors(model: nn.Module) -> None:
-    """Raise InvalidInput for tensors that no graph can start from; a buffer may hold inf, as masks do."""
+    """Raise InvalidInput for tensors that a graph cannot hold; a buffer may hold inf, as masks do."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor) or tensor.is_meta:
             raise InvalidInput(f"{name}: not initialised; load or run the model before handing it over")
@@ -126,7 +139,7 @@ def _check_tensors(model: nn.Module) -> None:
 
 
 def _at_least_two(inputs: Inputs) -> Inputs:
-    """The example with its sample doubled where there is only one: a batch of one is exported as a constant."""
+    """The example, a single sample doubled: torch exports a batch of one as a constant."""
     if inputs.batch_size == 0:
         raise InvalidInput(f"example {inputs.describe()}: holds no sample; give at least one")
     if inputs.batch_size >= 2:
@@ -164,7 +177,7 @@ def _shapes(module: fx.GraphModule, inputs: Inputs) -> dict[str, tuple[int, ...]
 
 
 def _check_same(graph: Graph, inputs: Inputs, expected: Any) -> None:
-    """Raise unless the graph returns what the model did, and for the first sample alone what it did in the batch."""
+    """Raise unless the graph returns what the model did, and the same for the first sample alone."""
     single = inputs.rows(slice(1))
     with torch.no_grad():
         actual = graph(*inputs.args, **inputs.kwargs)
@@ -189,3 +202,177 @@ def _check_same(graph: Graph, inputs: Inputs, expected: Any) -> None:
 def _difference(a: Tensor, b: Tensor) -> float:
     """Largest difference; equal infinities do not differ."""
     return float(torch.where(a == b, 0, (a - b).abs()).max().detach()) if a.numel() else 0.0
+
+
+def scaled(
+    weight: Tensor, bias: Tensor | None, norm: tuple[Tensor, Tensor, Tensor, Tensor], epsilon: float, axis: int
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of `batch_norm(op(x, weight) + bias)` as one op: w' = w g / s, b' = (b - mean) g / s + beta.
+
+    s = sqrt(variance + epsilon); `norm` is the norm's (g, beta, mean, variance), each [channels].
+    """
+    gamma, beta, mean, variance = norm
+    factor = gamma / torch.sqrt(variance + epsilon)
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    shifted = -mean if bias is None else bias - mean
+    return weight * factor.reshape(shape), shifted * factor + beta
+
+
+def _fold_batch_norms(module: fx.GraphModule) -> None:
+    """Fold every batch norm that is the only reader of an operator whose weight no other operator uses."""
+    for node in list(module.graph.nodes):
+        if running_statistics(node) is not None and _foldable(node):
+            _fold(module, node)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+
+
+def running_statistics(node: fx.Node) -> tuple[str, str] | None:
+    """Full names of mean and variance of a batch norm that normalises by its own; None for other nodes."""
+    if node.target not in _BATCH_NORMS or (node.target is _TRAINABLE and argument(node, 5)):
+        return None
+    mean, variance = argument(node, 3), argument(node, 4)
+    return (str(mean.target), str(variance.target)) if is_parameter(mean) and is_parameter(variance) else None
+
+
+def _foldable(norm: fx.Node) -> bool:
+    before = norm.args[0]
+    if not isinstance(before, fx.Node) or len(before.users) != 1:
+        return False
+    kind = OPERATOR_KINDS.get(packet(before))
+    if kind is None or not kind.name.startswith(("linear", "conv")):
+        return False
+    if kind.output_axis == 1 and argument(before, GROUPS, 1) != 1:
+        return False  # groups share the output axis
+    if kind.name == "linear" and before.meta["val"].ndim != 2:
+        return False  # the norm's channels are not the last dimension
+    if not all(node is None or is_parameter(node) for node in (*norm.args[1:3], argument(before, kind.bias))):
+        return False
+    weight = argument(before, kind.weight)
+    return is_parameter(weight) and num_uses(weight) == 1
+
+
+def _fold(module: fx.GraphModule, norm: fx.Node) -> None:
+    def tensor(node: fx.Node) -> Tensor:
+        return tensor_of(module, node).detach()
+
+    before: fx.Node = argument(norm, 0)
+    weight, bias = argument(before, 1), argument(before, 2)
+    gamma, beta = argument(norm, 1), argument(norm, 2)
+    mean, variance = tensor(argument(norm, 3)), tensor(argument(norm, 4))
+    new_weight, new_bias = scaled(
+        tensor(weight),
+        None if bias is None else tensor(bias),
+        (
+            torch.ones_like(mean) if gamma is None else tensor(gamma),
+            torch.zeros_like(mean) if beta is None else tensor(beta),
+            mean,
+            variance,
+        ),
+        argument(norm, 7 if norm.target is _TRAINABLE else 6),
+        OPERATOR_KINDS[packet(before)].output_axis,
+    )
+    holder, attribute = split_name(module, str(weight.target))
+    setattr(holder, attribute, nn.Parameter(new_weight))
+    set_bias(module, before, new_bias, str(weight.target))
+    output = norm
+    if norm.target is not _TRAINABLE:
+        output = next(user for user in norm.users if user.target is operator.getitem and user.args[1] == 0)
+    output.replace_all_uses_with(before)
+
+
+def export_model(model: nn.Module, inputs: Inputs) -> ExportedProgram:
+    """The model as an exported program of functional operators with a dynamic batch.
+
+    Raises:
+        UnsupportedModel: `torch.export` cannot follow the code.
+    """
+    shapes = pytree.tree_map(_dynamic_batch, dict(inputs.kwargs) if inputs.kwargs else inputs.args)
+    return _export(model, inputs, shapes, functional=False)
+
+
+def export_graph(graph: Graph, lifted: Mapping[str, Tensor] | None = None) -> ExportedProgram:
+    """The graph, quantizers included, as an exported program of flat inputs with a dynamic batch.
+
+    Args:
+        graph: In float or simulated.
+        lifted: Name of a node -> value; each of these nodes becomes one more input, in this order.
+    """
+    copied, lifted = graph.copy(), lifted or {}
+    module = copied.module.eval()
+    module.graph.set_codegen(CodeGen())
+    for name in lifted:
+        replaced = copied.node(name)
+        with module.graph.inserting_after(module.graph.find_nodes(op="placeholder")[-1]):
+            replaced.replace_all_uses_with(module.graph.placeholder(f"lifted_{name}"))
+        module.graph.erase_node(replaced)
+    module.graph.eliminate_dead_code()
+    module.recompile()
+    leaves = graph.ordered(graph.example)
+    shapes = (*map(_dynamic_batch, leaves), *[None] * len(lifted))
+    return _export(module, Inputs((*leaves, *lifted.values()), {}), shapes, functional=True)
+
+
+def _export(model: nn.Module, inputs: Inputs, shapes: Any, *, functional: bool) -> ExportedProgram:
+    """The exported program; a module that is functional already, as a captured one is, needs no decompositions."""
+    with (
+        users_code(lambda error: UnsupportedModel(_explain(error, model, inputs))),
+        without_torchs_warnings(),
+        without_logs(),
+    ):
+        program = torch.export.export(model, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes)
+        return program if functional else program.run_decompositions({})
+
+
+def _dynamic_batch(leaf: Any) -> dict[int, Any] | None:
+    return {0: Dim.DYNAMIC} if isinstance(leaf, Tensor) and leaf.ndim > 0 else None
+
+
+@contextmanager
+def without_logs() -> Iterator[None]:
+    """Silence the logs of torch's exporters: the errors that they raise say more."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+
+
+def _explain(error: BaseException, model: nn.Module, inputs: Inputs) -> str:
+    """The line of the user's code where the export stopped, torch's reason, and what to do."""
+    frames = _frames(error) or _frames(_failure_of_a_larger_batch(model, inputs))
+    forward = [frame for frame in frames if frame.name == "forward"] or frames
+    where = f"{forward[-1].filename}:{forward[-1].lineno}: {forward[-1].line}" if forward else "the model"
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+    fixed = re.search(r"specialized it to be a constant \((\d+)\)", str(error))
+    if fixed is not None:
+        reason = f"the code fixes the batch size at {fixed[1]}"
+    return (
+        f"torch.export cannot follow the model at {where}\n  {type(error).__name__}: {reason}\n"
+        "  Way out: let tensors' values not decide the path (torch.where, torch.cond), and let the batch size not be "
+        "fixed in the code (x.size(0) or -1 instead of len(x) or a number); `torch.export.draft_export` lists every "
+        "such place"
+    )
+
+
+def _frames(error: BaseException | None) -> list[traceback.FrameSummary]:
+    """The frames of the error and of its causes that are the user's code, not torch's or ours."""
+    causes: list[BaseException] = []
+    while error is not None and error not in causes:
+        causes.append(error)
+        error = error.__cause__ or error.__context__
+    return [frame for cause in causes for frame in users_frames(cause)]
+
+
+def _failure_of_a_larger_batch(model: nn.Module, inputs: Inputs) -> BaseException | None:
+    """What the model raises for one sample more: where the batch size is fixed, its traceback names the place."""
+    larger = inputs.map(lambda leaf: torch.cat([leaf, leaf[:1]]) if leaf.ndim > 0 else leaf)
+    try:
+        with users_code("the model fails"), torch.no_grad():
+            model(*larger.args, **larger.kwargs)
+    except InvalidInput as error:
+        return error
+    return None

@@ -1,4 +1,4 @@
-"""evaluate(): try a network on labelled batches; its outputs, accuracy, loss and divergence from another network."""
+"""evaluate(): a network's outputs on batches, its accuracy, loss and divergence from another network."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -57,14 +57,7 @@ def evaluate(
     *,
     with_loss: bool = False,
 ) -> Evaluation:
-    """Run a network over batches.
-
-    Args:
-        network: A graph, or a function that returns for the inputs of a batch what the user's model would.
-        batches: Inputs, and labels or None.
-        task: What the outputs mean.
-        label: Of the progress bar.
-        with_loss: Whether to take the labelled loss of each batch too.
+    """Run a graph, or a function that returns for the inputs of a batch what the user's model would, over batches.
 
     Raises:
         InvalidInput: no batch, inputs that do not fit the graph, outputs or labels that do not fit the task, or a loss

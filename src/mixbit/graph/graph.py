@@ -1,61 +1,105 @@
 """The captured network: its nodes, the layers that can be quantized and their operators, and running it."""
 
+import copy
 import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import Dim, ExportedProgram
-from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from mixbit.core import InvalidInput, Plan
 from mixbit.core.batches import Batch, Inputs
 from mixbit.core.task import Task
-from mixbit.graph.torch_export import copy_module, export_program
+
+_aten = torch.ops.aten
+#: Numbers that one run on several weights should return, where that can be chosen (4 MB of float32): more leave the
+#: caches, and memory fresh from the system costs more than the arithmetic.
+FEW_ELEMENTS = 2**20
+_VIEWS = (_aten.view, _aten.reshape, _aten.flatten, _aten._unsafe_view)
 
 
 def argument(node: fx.Node, position: int | None, default: Any = None) -> Any:
-    """The positional argument of a node; the default where it takes none there."""
+    """The positional argument of a node; the default where the node has none there."""
     return node.args[position] if position is not None and position < len(node.args) else default
 
 
 def packet(node: fx.Node) -> Any:
-    """The operator of a node whatever its overload, as `torch.ops.aten.conv2d`; None where it calls no operator."""
+    """The operator of a node without its overload, as `torch.ops.aten.conv2d`; None where it calls no operator."""
     return getattr(node.target, "overloadpacket", None)
 
 
 def is_parameter(node: object) -> bool:
-    """Whether the node reads a parameter or buffer as it is."""
+    """Whether the node reads a parameter or buffer unchanged."""
     return isinstance(node, fx.Node) and node.op == "get_attr"
 
 
 def split_name(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The submodule that holds the parameter, buffer or module of that full name, and its name there."""
+    """The submodule that holds the tensor or module of that full name, and its name there."""
     owner, _, attribute = name.rpartition(".")
     return module.get_submodule(owner), attribute
 
 
-def get_tensor(module: nn.Module, name: str) -> Tensor:
-    """The parameter or buffer of that full name."""
-    holder, attribute = split_name(module, name)
-    return getattr(holder, attribute)
-
-
 def tensor_of(module: nn.Module, node: fx.Node) -> Tensor:
     """The parameter or buffer that the node reads."""
-    return get_tensor(module, str(node.target))
+    return attrgetter(str(node.target))(module)
+
+
+def num_uses(parameter: fx.Node) -> int:
+    """How many operators read the parameter, through this node or another."""
+    same = parameter.graph.find_nodes(op="get_attr")
+    return sum(len(node.users) for node in same if node.target == parameter.target)
+
+
+def set_bias(module: fx.GraphModule, operation: fx.Node, bias: Tensor, weight_name: str, position: int = 2) -> None:
+    """Give one operator its own bias, named after its weight: `conv1.weight` -> `conv1.bias`.
+
+    A number is added to a name that another tensor of the module has.
+    """
+    holder, attribute = split_name(module, weight_name)
+    prefix = weight_name.removesuffix(attribute)
+    wanted = attribute.replace("weight", "bias") if "weight" in attribute else f"{attribute}_bias"
+    previous = argument(operation, position)
+    replaced = previous.target if is_parameter(previous) and num_uses(previous) == 1 else None
+    name, number = wanted, 0
+    while hasattr(holder, name) and replaced != prefix + name:
+        number += 1
+        name = f"{wanted}_{number}"
+    setattr(holder, name, nn.Parameter(bias))
+    with module.graph.inserting_before(operation):
+        node = module.graph.get_attr(prefix + name)
+    padded = [*operation.args, *[None] * (position + 1 - len(operation.args))]
+    padded[position] = node
+    operation.args = tuple(padded)
 
 
 def device_of(module: nn.Module) -> torch.device:
     """Where the parameters are; the CPU for a module without any."""
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
+@contextmanager
+def without_torchs_warnings() -> Iterator[None]:
+    """Silence two warnings of torch about its own code: on tree leaves, and on weights of recurrent modules."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*_flat_weights.*", category=UserWarning)
+        yield
+
+
+def copy_module(module: fx.GraphModule) -> fx.GraphModule:
+    """A deep copy."""
+    with without_torchs_warnings():
+        return copy.deepcopy(module)
 
 
 def check_graph(graph: Any, name: str = "graph") -> None:
@@ -115,7 +159,7 @@ class Graph:
 
     def parameter(self, name: str) -> Tensor:
         """The parameter or buffer of that full name."""
-        return get_tensor(self.module, name)
+        return attrgetter(name)(self.module)
 
     def bias(self, operation: "Operation") -> str | None:
         """Full name of the parameter that the operator adds to its output; None where it adds none."""
@@ -137,8 +181,13 @@ class Graph:
         return node.target(*arguments, **node.kwargs)  # type: ignore[operator] an operator is callable
 
     def copy(self) -> "Graph":
-        """The same with a module of its own, for changes in place."""
+        """The same with its own module, for changes in place."""
         return dataclasses.replace(self, module=copy_module(self.module))
+
+    @cached_property
+    def operations(self) -> dict[str, tuple["Layer", "Operation"]]:
+        """Name of an operator's node -> its layer and itself, for all operators of layers."""
+        return {operation.node: (layer, operation) for layer in self.layers for operation in layer.operations}
 
     @cached_property
     def _nodes(self) -> dict[str, fx.Node]:
@@ -148,73 +197,41 @@ class Graph:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # a copy has its own nodes
 
     def check(self, inputs: Inputs, place: str) -> None:
-        """Raise InvalidInput, which begins with the place, where the inputs do not fit the example.
-
-        Their names, number, shapes, types and values are looked at.
-        """
+        """Raise InvalidInput, with the place, where names, shapes, types or values do not fit the example."""
         kwargs = self.example.kwargs
         if inputs.kwargs.keys() != kwargs.keys() or len(inputs.args) != len(self.example.args):
             wanted = self.example.describe()
             raise InvalidInput(f"{place}: inputs {inputs.describe()} do not fit the example's {wanted}")
         if inputs.batch_size == 0:
             raise InvalidInput(f"{place}: holds no sample; leave it out")
-        given, wanted = self._ordered(inputs), self._ordered(self.example)
+        given, wanted = self.ordered(inputs), self.ordered(self.example)
         if len(given) != len(wanted):
             raise InvalidInput(f"{place}: {len(given)} values, the example has {len(wanted)}")
         for number, (leaf, model) in enumerate(zip(given, wanted, strict=True)):
             _check_leaf(f"{place}: input {number}", leaf, model)
 
     def leaves(self, inputs: Inputs, place: str = "batch") -> list[Any]:
-        """The inputs in the order of the graph's placeholders, on its device; raises as `check` does."""
+        """The inputs in the order of the graph's placeholders, on its device; raises like `check`."""
         self.check(inputs, place)
-        return [leaf.to(self.device) if isinstance(leaf, Tensor) else leaf for leaf in self._ordered(inputs)]
+        return [leaf.to(self.device) if isinstance(leaf, Tensor) else leaf for leaf in self.ordered(inputs)]
 
     def tensors(self, inputs: Inputs) -> list[Tensor]:
         """The tensors among the leaves, on the CPU: what an artefact takes."""
         return [leaf.cpu() for leaf in self.leaves(inputs) if isinstance(leaf, Tensor)]
 
-    def _ordered(self, inputs: Inputs) -> list[Any]:
+    def ordered(self, inputs: Inputs) -> list[Any]:
+        """The leaves of the inputs in the order of the graph's placeholders."""
         return pytree.tree_leaves((inputs.args, {name: inputs.kwargs[name] for name in self.example.kwargs}))
-
-    def export(self, lifted: Mapping[str, Tensor] | None = None) -> ExportedProgram:
-        """The graph, quantizers included, as an exported program of flat inputs with a dynamic batch.
-
-        Args:
-            lifted: Name of a node -> its value, which becomes one more input, in that order, instead.
-        """
-        module = copy_module(self.module).eval()
-        module.graph.set_codegen(CodeGen())
-        for name in lifted or ():
-            replaced = next(node for node in module.graph.nodes if node.name == name)
-            with module.graph.inserting_after(module.graph.find_nodes(op="placeholder")[-1]):
-                replaced.replace_all_uses_with(module.graph.placeholder(f"lifted_{name}"))
-            module.graph.erase_node(replaced)
-        module.graph.eliminate_dead_code()
-        module.recompile()
-        leaves = tuple(self._ordered(self.example))
-        shapes = (*(_dynamic_batch(leaf) for leaf in leaves), *[None] * len(lifted or ()))
-        return export_program(module, (*leaves, *(lifted or {}).values()), {}, shapes, functional=True)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A float network, data, and what the outputs mean.
-
-    Attributes:
-        graph: The float graph.
-        batches: Inputs, and labels or None.
-        task: What the outputs mean.
-        seed: Of every draw.
-    """
+    """A float network, data, what the outputs mean, and the random seed."""
 
     graph: Graph
     batches: Sequence[Batch]
     task: Task
     seed: int = 0
-
-
-def _dynamic_batch(leaf: Any) -> dict[int, Any] | None:
-    return {0: Dim.DYNAMIC} if isinstance(leaf, Tensor) and leaf.ndim > 0 else None
 
 
 def _check_leaf(place: str, leaf: Any, model: Any) -> None:
@@ -231,10 +248,11 @@ def _check_leaf(place: str, leaf: Any, model: Any) -> None:
             f"{place} has shape {tuple(leaf.shape)}, the example {tuple(model.shape)}; "
             "only the first dimension may differ"
         )
-    _check_finite(place, leaf)
+    check_finite(place, leaf)
 
 
-def _check_finite(place: str, leaf: Tensor) -> None:
+def check_finite(place: str, leaf: Tensor) -> None:
+    """Raise InvalidInput, which begins with the place, where the tensor holds NaN or inf."""
     if leaf.is_floating_point() and not torch.isfinite(leaf).all():
         raise InvalidInput(f"{place} holds NaN or inf; clean the data")
 
@@ -263,8 +281,8 @@ class Operation:
         kind: Where its arguments are.
         input: Name of the node that made the tensor it reads, None for indices.
         macs: Multiply-accumulates of one sample.
-        groups: Groups of a convolution; 1 for everything else.
-        takes_bias: Whether a correction of the output's mean can be added to its own bias.
+        groups: Groups of a convolution; 1 for other operators.
+        takes_bias: Whether its bias can take a correction of the output's mean.
         transposed: Whether the operator reads the parameter transposed.
     """
 
@@ -278,7 +296,7 @@ class Operation:
 
     @property
     def channels_last(self) -> bool:
-        """Whether its output keeps the channels in the last dimension; convolutions keep them in the second."""
+        """Whether the channels are the output's last dimension; those of convolutions are the second."""
         return not self.kind.name.startswith("conv")
 
     @property
@@ -288,13 +306,12 @@ class Operation:
 
     @property
     def data(self) -> int:
-        """Position of what it reads beside the weight: the input, or indices."""
+        """Position of its input, or of its indices."""
         return 1 if self.kind.input is None else self.kind.input
 
     def along_channels(self, values: Tensor, num_dimensions: int) -> Tensor:
         """Values [channels], shaped to be added to the operator's output of that many dimensions."""
-        behind = 0 if self.channels_last else num_dimensions - 2
-        return values.reshape(-1, *[1] * behind)
+        return values if self.channels_last else values.reshape(-1, *[1] * (num_dimensions - 2))
 
 
 @dataclass(frozen=True)
@@ -333,3 +350,71 @@ def model_fingerprint(layers: tuple[Layer, ...]) -> str:
     """Which model: the first 16 hex digits of the SHA-256 of its layers' names and weight shapes."""
     text = json.dumps({layer.name: list(layer.shape) for layer in sorted(layers, key=lambda layer: layer.name)})
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class SampleAxis:
+    """Dimension `axis` of a tensor holds outer x samples x inner rows, the last of them running fastest."""
+
+    axis: int
+    outer: int = 1
+    inner: int = 1
+
+    def group(self, x: Tensor) -> Tensor:
+        """The tensor with its samples first and the rows of each behind: [N, outer x inner, other dimensions]."""
+        rows = x.movedim(self.axis, 0)
+        return rows.reshape(self.outer, -1, self.inner, *rows.shape[1:]).movedim(1, 0).flatten(1, 2)
+
+
+def group_samples(axis: SampleAxis | None, x: Tensor) -> Tensor:
+    """[N, rows, ...] the rows of each sample; all rows as those of one sample where samples cannot be told apart."""
+    return x.unsqueeze(0) if axis is None else axis.group(x)
+
+
+def sample_axis(node: fx.Node) -> SampleAxis | None:
+    """Where the node's tensor keeps its samples, read from the symbolic shapes; None where that does not show."""
+    while True:
+        multiples = [_batch_multiple(size) for size in _shape(node)]
+        if 1 in multiples:
+            return SampleAxis(multiples.index(1))
+        if not multiples or multiples[0] is None:
+            return None
+        same = [
+            before
+            for before in node.all_input_nodes
+            if [_batch_multiple(size) for size in _shape(before)[:1]] == multiples[:1]
+        ]
+        if not same:
+            return _merged(_shape(node.all_input_nodes[0]), multiples[0]) if packet(node) in _VIEWS else None
+        node = same[0]
+
+
+def _merged(shape: tuple[Any, ...], wanted: int) -> SampleAxis | None:
+    """The axis that a view makes of the leading dimensions of that shape, `wanted` rows a sample in all."""
+    outer = inner = 1
+    seen = False
+    for size in shape:
+        if isinstance(size, int):
+            outer, inner = (outer, inner * size) if seen else (outer * size, inner)
+        elif _batch_multiple(size) == 1 and not seen:
+            seen = True
+        else:
+            return None
+        if seen and outer * inner == wanted:
+            return SampleAxis(0, outer, inner)
+    return None
+
+
+def _shape(node: fx.Node) -> tuple[Any, ...]:
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
+
+
+def _batch_multiple(size: Any) -> int | None:
+    """The k of a size that is k times the batch size, the only size of a captured graph that is not a number."""
+    if not isinstance(size, torch.SymInt):
+        return None
+    expression = size.node.expr
+    symbols = tuple(expression.free_symbols)
+    factor = expression / symbols[0] if len(symbols) == 1 else None
+    return int(factor) if factor is not None and factor.is_Integer else None

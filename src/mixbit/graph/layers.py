@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
@@ -34,9 +35,6 @@ NONLINEARITIES = frozenset({
 })  # fmt: skip
 #: Elementwise operators on two tensors.
 ARITHMETIC = frozenset({_aten.add, _aten.sub, _aten.mul, _aten.div})
-#: Numbers that one run on several weights should return, where that can be chosen (4 MB of float32): more leave the
-#: caches, and memory fresh from the system costs more than the arithmetic.
-FEW_ELEMENTS = 2**20
 # Operators that move values without changing them, or pick among them: what they return needs no quantizer of its own.
 _MOVES = {
     _aten.view, _aten.reshape, _aten.flatten, _aten.permute, _aten.transpose, _aten.t, _aten.numpy_T, _aten.squeeze,
@@ -68,16 +66,16 @@ def with_layers(graph: Graph) -> Graph:
     Covered: linear, conv1d/2d/3d, transposed convolutions, embedding, and addmm, mm, matmul with a two-dimensional
     parameter on the right, transposed or not. A parameter used several times is one layer with several operators.
     """
-    operations: dict[str, list[Operation]] = {}
+    readers: dict[str, list[Operation]] = defaultdict(list)
     data = activations(graph)
     for node in graph.module.graph.nodes:
         located = _locate(graph, node, data)
         if located is not None:
-            operations.setdefault(located[0], []).append(located[1])
-    layers = (
-        Layer(name, tuple(graph.parameter(name).shape), readers[0].axis, tuple(readers))
-        for name, readers in operations.items()
-    )
+            readers[located[0]].append(located[1])
+    layers = [
+        Layer(name, tuple(graph.parameter(name).shape), operations[0].axis, tuple(operations))
+        for name, operations in readers.items()
+    ]
     return replace(graph, layers=tuple(layers))
 
 
@@ -85,11 +83,11 @@ def shared_inputs(layers: tuple[Layer, ...]) -> tuple[tuple[int, ...], ...]:
     """Groups of layers that read a common tensor, directly or through one another; each group has two or more."""
     groups: list[tuple[set[int], set[str]]] = []
     for index, layer in enumerate(layers):
-        tensors = set(layer.inputs)
-        joined = [group for group in groups if group[1] & tensors]
-        groups = [group for group in groups if group not in joined]
-        members = {index}.union(*(others for others, _ in joined))
-        groups.append((members, tensors.union(*(read for _, read in joined))))
+        members, tensors = {index}, set(layer.inputs)
+        for group in [group for group in groups if group[1] & tensors]:
+            groups.remove(group)
+            members, tensors = members | group[0], tensors | group[1]
+        groups.append((members, tensors))
     return tuple(sorted(tuple(sorted(members)) for members, _ in groups if len(members) > 1))
 
 
@@ -107,34 +105,34 @@ def _locate(graph: Graph, node: fx.Node, data: frozenset[Any]) -> tuple[str, Ope
         return None
     if kind.name == "addmm" and any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
         return None
+    x, bias = argument(node, kind.input), argument(node, kind.bias)
+    if x is not None and (x not in data or x.meta["val"].ndim < 2):
+        return None
     axis = 1 - kind.output_axis if transposed else kind.output_axis
-    read = None
-    if kind.input is not None:
-        x = argument(node, kind.input)
-        if x not in data or x.meta["val"].ndim < 2:
-            return None
-        read = source_of(x).name
-    groups = argument(node, GROUPS, 1) if kind.name.startswith("conv") else 1
-    bias = argument(node, kind.bias)
-    takes_bias = kind.bias is not None and (bias is None or is_parameter(bias))
-    macs = count_macs(graph, node, kind, tuple(weight.shape), axis)
-    return parameter, Operation(node.name, kind, read, macs, groups, takes_bias, transposed)
+    return parameter, Operation(
+        node.name,
+        kind,
+        input=None if x is None else source_of(x).name,
+        macs=count_macs(graph, node, kind, tuple(weight.shape), axis),
+        groups=argument(node, GROUPS, 1) if kind.name.startswith("conv") else 1,
+        takes_bias=kind.bias is not None and (bias is None or is_parameter(bias)),
+        transposed=transposed,
+    )
 
 
 def _parameter(node: Any) -> tuple[str | None, bool]:
     """Name of the parameter behind the node, and whether it comes transposed."""
     transposed = False
-    while isinstance(node, fx.Node) and (packet(node) in _TRANSPOSES or _quantizes(node)):
-        if packet(node) in _TRANSPOSES:
-            if node.meta["val"].ndim != 2:
-                return None, False
-            transposed ^= _swaps(node)
+    while isinstance(node, fx.Node) and packet(node) in _TRANSPOSES:
+        if node.meta["val"].ndim != 2:
+            return None, False
+        transposed ^= _swaps(node)
         node = argument(node, 0)
     return (str(node.target), transposed) if is_parameter(node) else (None, False)
 
 
 def _swaps(node: fx.Node) -> bool:
-    """Whether a transpose or permutation of a matrix exchanges its dimensions, rather than naming them in order."""
+    """Whether a transpose or permutation of a matrix exchanges its dimensions."""
     if packet(node) is _aten.permute:
         return argument(node, 1)[0] % 2 == 1
     return packet(node) is not _aten.transpose or (argument(node, 1) - argument(node, 2)) % 2 == 1
@@ -144,12 +142,9 @@ def count_macs(graph: Graph, node: fx.Node, kind: OperatorKind, shape: tuple[int
     """Weights that touch one output (or, transposed, one input) position, times the positions of one sample."""
     if kind.name == "embedding":
         return 0
-    per_channel = math.prod(shape) // shape[axis]
     if kind.name.startswith("conv_transpose"):
-        x = argument(node, 0)
-        source = graph.shapes[(argument(x, 0) if _quantizes(x) else x).name]
-        return math.prod(source) // graph.batch_size * (math.prod(shape) // shape[0])
-    return math.prod(graph.shapes[node.name]) // graph.batch_size * per_channel
+        return math.prod(graph.shapes[argument(node, 0).name]) // graph.batch_size * (math.prod(shape) // shape[0])
+    return math.prod(graph.shapes[node.name]) // graph.batch_size * (math.prod(shape) // shape[axis])
 
 
 def stack_weights(operation: Operation, weights: Sequence[Tensor]) -> Tensor:
@@ -171,9 +166,9 @@ def run_stacked(graph: Graph, operation: Operation, x: Tensor, stacked: Tensor, 
 
 
 def after(graph: fx.Graph, sources: Collection[fx.Node], apart: Collection[Any] = frozenset()) -> frozenset[fx.Node]:
-    """The sources, and the nodes that depend on their values; sizes, which can be read again, are none.
+    """The sources, and the nodes that depend on their values; without sizes, which can be read again.
 
-    Neither are the operators `apart`, nor what depends on the sources through them alone.
+    The operators `apart`, and what depends on the sources through them alone, are left out too.
     """
     reached: set[fx.Node] = set()
     for node in graph.nodes:
@@ -184,7 +179,7 @@ def after(graph: fx.Graph, sources: Collection[fx.Node], apart: Collection[Any] 
 
 
 def source_of(node: fx.Node) -> fx.Node:
-    """The node that made the values that `node` moves: the place of the quantizer."""
+    """The node that made the values that `node` moves; its tensor is quantized."""
     while _moves(node):
         node = argument(node, 0)
     return node
@@ -203,38 +198,29 @@ def is_float(node: fx.Node) -> bool:
 
 
 def _moves(node: fx.Node) -> bool:
-    before = argument(node, 0)
+    before, kind = argument(node, 0), packet(node)
     if not isinstance(before, fx.Node):
         return False
     if node.target is operator.getitem:
         return packet(before) in _MOVES
-    return packet(node) in _MOVES or _is_zero_padding(node) or _quantizes(node)
-
-
-def _quantizes(node: fx.Node) -> bool:
-    return node.op == "call_module"
-
-
-def _is_zero_padding(node: fx.Node) -> bool:
-    if packet(node) is _aten.constant_pad_nd:
+    if kind is _aten.constant_pad_nd:
         return argument(node, 2, 0) == 0
-    if packet(node) is _aten.pad:
+    if kind is _aten.pad:
         return argument(node, 2, "constant") != "constant" or not argument(node, 3)
-    return False
+    return kind in _MOVES
 
 
 def inputs_between(graph: Graph, kinds: frozenset[str], *, inside: bool) -> list[str]:
     """Names of the nodes whose tensors operators of those kinds read, each once, in execution order.
 
-    Only operators whose inputs all depend on the data count, and of additions those that `_added` says.
+    Only operators whose inputs all depend on the data count. Of what additions read, `_added` chooses.
     """
-    operations = {operation.node: operation for layer in graph.layers for operation in layer.operations}
-    convolutions = frozenset(name for name, operation in operations.items() if not operation.channels_last)
+    convolutions = frozenset(name for name, (_, operation) in graph.operations.items() if not operation.channels_last)
     data = activations(graph)
     names: list[str] = []
     for node in graph.module.graph.nodes:
         kind = _BETWEEN.get(packet(node))
-        if kind not in kinds or node.name in operations:
+        if kind not in kinds or node.name in graph.operations:
             continue
         read = argument(node, 0) if kind == "cat" else node.args[: 2 if kind in ("add", "matmul") else 1]
         if not all(value in data for value in read):
@@ -249,8 +235,8 @@ def _added(sources: list[fx.Node], convolutions: frozenset[str], inside: bool) -
 
     None where no convolution feeds it, itself or through one function: the residual stream of a transformer is not
     added faster in integers, and quantizing it makes the network's error several times larger (measured in OpenVINO).
-    With `inside`, an addition runs inside a convolution whose output it alone reads: that output is left out,
-    since its runtime would not round it either.
+    With `inside`, an addition runs inside a convolution whose output it alone reads; the runtime does not round that
+    output, so it is left out.
     """
     if not any(node.name in convolutions for source in sources for node in (source, *source.all_input_nodes)):
         return []

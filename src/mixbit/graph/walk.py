@@ -1,4 +1,4 @@
-"""Running a graph: whole, piece by piece, or operator after operator, with others looking on."""
+"""Running a graph: whole, piece by piece, or operator after operator, and watching what its nodes read and return."""
 
 import logging
 from collections import defaultdict
@@ -18,18 +18,14 @@ from mixbit.graph.graph import Graph
 #: Called instead of a node, as around(run, args): run(*args) is what the node does, args what it reads.
 Around = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
 _log = logging.getLogger("mixbit")
-#: Bytes of tensors between two levels of operators that stay in memory; more of them lie in files.
+#: Bytes of tensors between two levels of operators that stay in memory; the rest lies in files.
 MOST_BYTES = 2**30
 
 
 class Walker(fx.Interpreter):
-    """Runs a graph or some of its nodes, and lets others look on or take part.
+    """Runs a graph or some of its nodes, and calls what `around` holds for a node's name instead of the node.
 
-    Args:
-        module: The graph.
-        around: Name of a node -> what is called instead of it.
-        frozen: Whether parameters take no gradients.
-        hold: Whether `env` holds every tensor after a run.
+    Parameters of a frozen graph take no gradients. With `hold`, `env` holds every tensor after a run.
     """
 
     def __init__(
@@ -65,7 +61,7 @@ class Walker(fx.Interpreter):
 
 
 def seen(see: Callable[[Any, tuple[Any, ...]], None]) -> Around:
-    """Call see(value, args) once the node has run: what it returns, and what it reads."""
+    """Call see(value, args) once the node has run, with what it returns and what it reads."""
 
     def around(run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         value = run(*args)
@@ -83,26 +79,27 @@ def in_order(
     see: Callable[[int, fx.Node, Callable[..., Any], tuple[Any, ...]], None],
     label: str,
 ) -> Iterator[list[int]]:
-    """Numbers of groups of operators, in the order of the network, once all that they read has been seen.
+    """Numbers of groups of operators, in the order of the network, once `see` got all that they read.
 
-    The turn of a group comes when all operators before its first one have had theirs. Then `see` was called for each
-    of its operators and each batch, on what they read in the network as it is; what the caller changes in their
-    parameters before it asks for more holds for all that runs later. So all groups together cost one run of the
-    network, and the calls of `see`; for a group with operators at several depths, the network runs ahead as far.
+    The turn of a group comes after those of all operators before its first one. By then `see` was called for each of
+    its operators and each batch, on what they read in the network as it is. Parameters that the caller changes before
+    it asks for more count for all that runs later. All groups together cost one run of the network and the calls of
+    `see`; for a group with operators at several depths, the network runs ahead to the last of them.
 
     Args:
         graph: Its parameters may change between two turns.
         operators: Names of the nodes that wait for those before them.
         groups: Names of operators, and those that are looked at.
-        batches: Inputs of the network. Tensors that are still to be read are kept for all of them, in memory up to
+        batches: Inputs of the network. Tensors that are still to be read are held for all of them, in memory up to
             MOST_BYTES, in temporary files beyond.
         see: Gets the number of the batch, the node, and its call: run(*args) is what it does.
-        label: Of the progress.
+        label: Of the progress bar.
     """
-    with closing(_Levels(graph, operators, batches)) as run:
+    run = _Levels(graph, operators, batches)
+    with closing(run.cache):
         turns: dict[int, list[int]] = defaultdict(list)
         for number, names in enumerate(groups):
-            turns[min(run.levels[graph.node(name)] for name in names if graph.node(name) in run.levels)].append(number)
+            turns[min(run.levels[node] for node in map(graph.node, names) if node in run.levels)].append(number)
         levels = range(1, max(turns, default=0) + 1)
         steps = [(level, batch) for level in levels for batch in range(run.num_batches)]
         for level, batch in track(steps, label):
@@ -116,7 +113,7 @@ def in_order(
                         see(batch, node, *run.call_of(node, values))
             if batch == run.num_batches - 1 and turns[level]:
                 yield turns[level]
-                run.forget_parameters()
+                run.constants.clear()  # some parameters have changed
 
 
 def depths(graph: fx.Graph, operators: Collection[str]) -> dict[fx.Node, int]:
@@ -130,38 +127,40 @@ def depths(graph: fx.Graph, operators: Collection[str]) -> dict[fx.Node, int]:
 
 
 class _Levels:
-    """Every batch, run as far as the operators that have had their turn.
+    """Every batch, run up to a level.
 
     A node's level is the number of operators before it, itself included, on the longest way from the inputs. Operators
-    of one level do not depend on one another, and all they read is there once the levels below have run.
+    of one level do not depend on one another, and what they read exists once the levels below have run.
     """
 
     def __init__(self, graph: Graph, operators: Collection[str], batches: Iterable[Inputs]) -> None:
         self.graph, self.levels = graph, depths(graph.module.graph, operators)
-        self._walker = Walker(graph.module)
-        self._constants: dict[fx.Node, Any] = {}
-        self._cache = ActivationCache(MOST_BYTES, graph.device)
+        self.walker = Walker(graph.module)
+        #: Nodes that depend on no input: weights, and what is made of them.
+        self.constants: dict[fx.Node, Any] = {}
+        self.cache = ActivationCache(MOST_BYTES, graph.device)
         self.num_batches = 0
         placeholders = graph.module.graph.find_nodes(op="placeholder")
         for number, inputs in enumerate(batches):
             for node, leaf in zip(placeholders, graph.leaves(inputs, f"batch {number}"), strict=True):
-                self._cache.put(number, node.name, leaf)
+                self.cache.put(number, node.name, leaf)
             self.num_batches += 1
 
     def advance(self, batch: int, level: int) -> dict[fx.Node, Any]:
         """Run that level of the batch, the ones below having run; returns the tensors that higher levels read."""
-        held = {self.graph.node(name): value for name, value in self._cache.take(batch).items()}
+        held = {self.graph.node(name): value for name, value in self.cache.take(batch).items()}
         values = self.from_values(level, held)
         for node, value in values.items():
-            self._cache.put(batch, node.name, value)
+            self.cache.put(batch, node.name, value)
         return values
 
     def from_values(self, level: int, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
-        """As `advance`, from the given tensors, and keeps nothing."""
+        """Like `advance`, from the given tensors and without the cache."""
         reached = dict(values)
-        for node in (node for node, its in self.levels.items() if its == level and node.op != "placeholder"):
-            self._walker.env = reached | self._constants_of(node)
-            reached[node] = self._walker.run_node(node)
+        for node, its_level in self.levels.items():
+            if its_level == level and node.op != "placeholder":
+                self.walker.env = reached | self._constants_of(node)
+                reached[node] = self.walker.run_node(node)
         return {
             node: value
             for node, value in reached.items()
@@ -170,39 +169,27 @@ class _Levels:
 
     def call_of(self, node: fx.Node, values: Mapping[fx.Node, Any]) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """What the node does, and what it reads among the values."""
-        self._walker.env = dict(values) | self._constants_of(node)
-        return self._walker.call_of(node)
-
-    def close(self) -> None:
-        """Drop all tensors."""
-        self._cache.close()
-
-    def forget_parameters(self) -> None:
-        """Read parameters again, since some have changed."""
-        self._constants.clear()
+        self.walker.env = dict(values) | self._constants_of(node)
+        return self.walker.call_of(node)
 
     def _constants_of(self, node: fx.Node) -> dict[fx.Node, Any]:
-        return {before: self._constant(before) for before in node.all_input_nodes if before not in self.levels}
-
-    def _constant(self, node: fx.Node) -> Any:
-        """The value of a node that depends on no input: a weight, or what is made of one."""
-        if node not in self._constants:
-            self._walker.env = self._constants_of(node)
-            self._constants[node] = self._walker.run_node(node)
-        return self._constants[node]
+        """The constants that the node reads."""
+        read = [before for before in node.all_input_nodes if before not in self.levels]
+        for constant in read:
+            if constant not in self.constants:
+                self.walker.env = self._constants_of(constant)
+                self.constants[constant] = self.walker.run_node(constant)
+        return {constant: self.constants[constant] for constant in read}
 
 
 class ActivationCache:
-    """(batch, name) -> tensor without its gradients' history, or what else a node returns.
+    """(batch, name) -> tensor without its gradients' history, or another value that a node returns.
 
-    Args:
-        limit_bytes: What may be held in memory; further tensors go to a temporary folder, which is logged once.
-        device: Where tensors come back.
+    Beyond the limit, or where memory ends, tensors go to a temporary folder, which is logged once.
     """
 
     def __init__(self, limit_bytes: float, device: torch.device) -> None:
-        self.limit_bytes = limit_bytes
-        self.device = device
+        self.limit_bytes, self.device = limit_bytes, device
         self.in_memory = 0
         self.values: dict[tuple[int, str], Any] = {}
         self.files: dict[tuple[int, str], Path] = {}
@@ -212,13 +199,13 @@ class ActivationCache:
     def put(self, batch: int, name: str, value: Any) -> None:
         """Hold a copy of a value."""
         if isinstance(value, Tensor):
-            value, size = value.detach(), _size(value)
-            if self.in_memory + size > self.limit_bytes:
+            value = value.detach()
+            if self.in_memory + value.nbytes > self.limit_bytes:
                 value = self._to_disk(batch, name, value, f"more than {self.limit_bytes / 2**30:g} GiB")
             else:
                 try:
                     value = value.clone()
-                    self.in_memory += size
+                    self.in_memory += value.nbytes
                 except (MemoryError, RuntimeError) as error:  # torch raises RuntimeError where an allocator fails
                     value = self._to_disk(batch, name, value, str(error).splitlines()[0])
         self.values[batch, name] = value
@@ -228,10 +215,6 @@ class ActivationCache:
         value = self.values[batch, name]
         return value.to(self.device) if (batch, name) in self.files else value
 
-    def holds(self, batch: int, name: str) -> bool:
-        """Whether such a value was put and not dropped."""
-        return (batch, name) in self.values
-
     def take(self, batch: int) -> dict[str, Any]:
         """Name -> value of all that was put for a batch, which is dropped here."""
         taken = {name: self.get(number, name) for number, name in self.values if number == batch}
@@ -239,14 +222,15 @@ class ActivationCache:
             self._drop(batch, name)
         return taken
 
-    def keep_only(self, names: set[str]) -> None:
+    def keep_only(self, names: Collection[str]) -> None:
         """Drop the values of other names."""
-        for batch, name in [key for key in self.values if key[1] not in names]:
-            self._drop(batch, name)
+        for batch, name in list(self.values):
+            if name not in names:
+                self._drop(batch, name)
 
     def close(self) -> None:
         """Drop everything, the folder as well."""
-        self.keep_only(set())
+        self.keep_only(())
         if self.folder is not None:
             self.folder.cleanup()
 
@@ -255,7 +239,7 @@ class ActivationCache:
         if file is not None:
             file.unlink()
         elif isinstance(value, Tensor):
-            self.in_memory -= _size(value)
+            self.in_memory -= value.nbytes
 
     def _to_disk(self, batch: int, name: str, tensor: Tensor, why: str) -> Tensor:
         if self.folder is None:
@@ -274,7 +258,3 @@ class ActivationCache:
                 "room, or give fewer batches"
             ) from error
         return mapped[: tensor.numel()].reshape(tensor.shape).copy_(tensor)
-
-
-def _size(tensor: Tensor) -> int:
-    return tensor.numel() * tensor.element_size()

@@ -14,10 +14,9 @@ from mixbit.core import FloatArray, Format, InvalidInput, Scheme
 from mixbit.core.batches import Batch
 from mixbit.core.task import Task
 from mixbit.graph.graph import Graph, Layer, Operation
-from mixbit.quantization.calibrate import Calibration, mean_output
+from mixbit.quantization.calibrate import Calibration, mean_output, weight_quantizer
 from mixbit.quantization.offers import why_not
 from mixbit.quantization.quantizer import Quantizer
-from mixbit.quantization.scales import weight_quantizer
 from mixbit.quantization.statistics import RunningMean
 
 #: Facts about metrics, for `method`. `measure` gives a mean over samples parts of the data in turn until plans are

@@ -10,9 +10,8 @@ from torch.nn import functional
 from mixbit.core import method, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.backward import Backward
-from mixbit.graph.graph import Graph, Layer, Operation
-from mixbit.graph.layers import FEW_ELEMENTS, run_stacked, stack_weights
-from mixbit.graph.sample_axis import group_samples, sample_axis
+from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation, group_samples, sample_axis
+from mixbit.graph.layers import run_stacked, stack_weights
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
 
 

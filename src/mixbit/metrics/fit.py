@@ -11,10 +11,9 @@ from torch.nn import functional
 from mixbit.core import Format, method, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.backward import Backward, SampleGradients
-from mixbit.graph.graph import Layer
-from mixbit.graph.sample_axis import group_samples, sample_axis
+from mixbit.graph.graph import Layer, group_samples, sample_axis
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
-from mixbit.quantization.scales import weight_mask
+from mixbit.quantization.calibrate import weight_mask
 from mixbit.quantization.statistics import RunningMean
 
 

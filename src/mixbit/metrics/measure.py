@@ -24,12 +24,11 @@ from mixbit.core.batches import Batch
 from mixbit.core.task import Task
 from mixbit.graph.graph import Graph, Layer, check_arguments, check_graph, model_fingerprint
 from mixbit.graph.layers import shared_inputs
-from mixbit.graph.memory import live_activations
+from mixbit.graph.resources import live_activations
 from mixbit.metrics import METRICS, Metric
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, NEEDS_LABELS, MetricInput, check_estimate, joined
-from mixbit.quantization.calibrate import Calibration, calibrate
+from mixbit.quantization.calibrate import Calibration, calibrate, weight_quantizer
 from mixbit.quantization.offers import why_not, with_fallbacks
-from mixbit.quantization.scales import weight_quantizer
 from mixbit.searches.search import search
 
 #: How the verdict on a good table begins.

@@ -15,8 +15,8 @@ from mixbit.graph.graph import Graph, Layer
 from mixbit.graph.layers import after
 from mixbit.graph.walk import Walker
 from mixbit.metrics._input import IGNORES_LOSS, MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
+from mixbit.quantization.calibrate import weight_quantizer
 from mixbit.quantization.offers import why_not
-from mixbit.quantization.scales import weight_quantizer
 from mixbit.quantization.statistics import batch_means
 
 #: (what the float network returns, what the changed one returns, labels) -> costs, [N] or [1].

@@ -6,8 +6,7 @@ from torch.nn import functional
 from mixbit.core import method, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.backward import Backward
-from mixbit.graph.graph import Layer, Operation
-from mixbit.graph.sample_axis import group_samples, sample_axis
+from mixbit.graph.graph import Layer, Operation, group_samples, sample_axis
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
 
 

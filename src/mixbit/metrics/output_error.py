@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.core import method, track
-from mixbit.graph.graph import Layer, Operation
-from mixbit.graph.sample_axis import group_samples, sample_axis
+from mixbit.graph.graph import Layer, Operation, group_samples, sample_axis
 from mixbit.graph.walk import Walker, seen
 from mixbit.metrics._input import IGNORES_LOSS, MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
 from mixbit.quantization.statistics import RunningMean

@@ -7,9 +7,9 @@ from tempfile import TemporaryDirectory
 
 from mixbit.core import Plan, Sensitivity, sha256, whole_folder, write_text
 from mixbit.core.io.digest import environment
-from mixbit.graph.coverage import find_uncovered
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph
+from mixbit.graph.resources import find_uncovered
 from mixbit.pipeline.folder import RESULT_FILE, Pruned, Result, check_set, figures, layer_rows
 from mixbit.pipeline.settings import Candidate, Measured, Run
 from mixbit.pruning.prune import Removal

@@ -14,9 +14,7 @@ from mixbit.core import InvalidInput, track
 from mixbit.core.batches import Batch
 from mixbit.core.task import Task
 from mixbit.graph.backward import run_for_gradients
-from mixbit.graph.fold import set_bias
-from mixbit.graph.graph import Graph, Operation, argument, tensor_of
-from mixbit.graph.sample_axis import group_samples, sample_axis
+from mixbit.graph.graph import Graph, Operation, argument, group_samples, sample_axis, set_bias, tensor_of
 from mixbit.graph.walk import Walker, seen
 from mixbit.pruning.units import Channels, Reader
 from mixbit.quantization.statistics import Moments, inverse_factor

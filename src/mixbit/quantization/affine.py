@@ -1,4 +1,4 @@
-"""Affine quantization, pure maths: scales, integers, and integers packed into bytes."""
+"""The pure maths of formats: scales, integers, which weights are zero, and integers packed into bytes."""
 
 import math
 from collections.abc import Sequence
@@ -8,26 +8,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixbit.core import Format
+from mixbit.core import Format, Sparsity
 
-#: Where every value of a tensor is zero, any scale serves; this one keeps the arithmetic finite.
+#: The scale of a tensor of zeros, where any would do.
 SCALE_OF_ZEROS = 1.0
-#: Tensors that would need smaller scales count as zeros: below lie numbers that float32 holds with fewer digits.
+#: Tensors that would need smaller scales count as zeros: float32 holds smaller numbers with fewer digits.
 SMALLEST_SCALE = torch.finfo(torch.float32).tiny
-#: Numbers that are worked on at a time where that takes many passes over them: they stay in a core's own cache.
+#: Numbers that many operations work on at a time, so that they stay in a core's cache.
 FEW_ELEMENTS = 2**16
 #: Largest bias in steps of input scale x weight scale: half of what 32 bits hold, so that sums have room.
 LARGEST_BIAS = 2**30
 
 
 def along(values: Tensor, axis: int | None, shape: Sequence[int]) -> Tensor:
-    """Reshape scales or zero points so that they broadcast with a tensor of that shape.
+    """Scales or zero points, reshaped to broadcast with a tensor of that shape.
 
-    Args:
-        values: One number, one per index of the axis, or [channels, groups]: one for each of equally many neighbours
-            within a channel, its other dimensions flattened.
-        axis: Channel axis, None for one number.
-        shape: The tensor's shape.
+    They are one number (axis None), one per index of the axis, or [channels, groups] of equally many neighbours within
+    a channel, its other dimensions flattened.
     """
     if axis is None:
         return values
@@ -38,10 +35,8 @@ def along(values: Tensor, axis: int | None, shape: Sequence[int]) -> Tensor:
     return each.reshape(-1, *rest).movedim(0, axis)
 
 
-def total(values: Tensor, axis: int | None, like: Tensor) -> Tensor:
+def _total(values: Tensor, axis: int, like: Tensor) -> Tensor:
     """Sums of values over all that share a scale, shaped like the scales: the transpose of `along`."""
-    if axis is None:
-        return values.sum().reshape(like.shape)
     channels = values.movedim(axis, 0).flatten(1)
     if like.ndim == 1:
         return channels.sum(1) if len(like) == len(channels) else channels.sum().reshape(1)
@@ -51,13 +46,7 @@ def total(values: Tensor, axis: int | None, like: Tensor) -> Tensor:
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, low: int, high: int) -> Tensor:
     """Integers q = clip(round(x / scale) + zero_point, low, high), ties to even; same shape and dtype as x.
 
-    Args:
-        x: Any shape.
-        scale: Positive numbers, as `along` takes them.
-        zero_point: Whole numbers, shaped like `scale`.
-        axis: Channel axis of x, None for one scale.
-        low: Smallest integer of the format.
-        high: Largest integer of the format.
+    Scales and zero points are as `along` takes them, low and high the smallest and largest integer of the format.
     """
     scale, zero_point = along(scale, axis, x.shape), along(zero_point, axis, x.shape)
     return (x / scale).round_().add_(zero_point).clamp_(low, high)
@@ -75,14 +64,11 @@ def straight_through(
 
     With v = x / s and q the integer less its zero point: d/dx = 1 where x is inside the range, else 0; d/ds = q - v
     inside, else q, the limit that v is beyond. Equation 3 of Esser et al. 2020 (LSQ, arXiv:1902.08153).
-
-    Returns:
-        The first shaped like x, the second like the scales.
     """
     if axis is not None:
         factors = along(scale, axis, x.shape), along(zero_point, axis, x.shape)
         by_x, by_scale = _straight_through(x, *factors, limits, gradient)
-        return by_x, total(by_scale, axis, scale)
+        return by_x, _total(by_scale, axis, scale)
     by_x, sums = torch.empty_like(gradient, memory_format=torch.contiguous_format), []
     size = FEW_ELEMENTS if x.device.type == "cpu" else max(1, x.numel())
     flat = (tensor.reshape(-1).split(size) for tensor in (x, gradient, by_x))
@@ -113,12 +99,17 @@ def bias_step(read: Tensor, scale: Tensor, channels: int) -> Tensor:
     return products.repeat(channels // len(products))
 
 
+def least_scale(bias: Tensor, read: Tensor, channels: int) -> Tensor:
+    """[channels] the weight's scales at which the bias is LARGEST_BIAS steps, for the input's scale."""
+    return (bias.abs() / (read * LARGEST_BIAS)).reshape(-1, channels).amax(0)
+
+
 def min_max_factors(weight: Tensor, axis: int, fmt: Format) -> tuple[Tensor, Tensor]:
     """The smallest scales that clip no weight, and zero points: [channels], [channels, groups], or [1] for the tensor.
 
     Symmetric: max(max w / high, min w / low), zero points 0. Otherwise (max(w, 0) - min(w, 0)) / (high - low), and the
     zero point is the whole number that stands for 0. Weights that are all zero, or need less than `SMALLEST_SCALE`,
-    take the smallest of the other scales, since any serves them: biases are multiples of scales.
+    take the smallest of the other scales: any scale serves them, and biases are multiples of scales.
     """
     first, last = fmt.integer_range
     parts = weight.detach().movedim(axis, 0).flatten(1)
@@ -143,11 +134,7 @@ def run_time_factors(x: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
 
     For the tensor as a whole, with l = min(x, 0) and h = max(x, 0): s = (h - l) / (last - first), zero point
     clip(round(first - l / s)), as ONNX's DynamicQuantizeLinear. Otherwise s = max |x| / last for every row, the last
-    dimension, or every `fmt.group` neighbours in it. Where all values are 0, s = 1.
-
-    Args:
-        x: Any shape; `in_groups` of one where the format has rows or groups.
-        fmt: A format whose range is taken at run time.
+    dimension, or every `fmt.group` neighbours in it, and x comes from `in_groups`. Where all values are 0, s = 1.
     """
     first, last = fmt.integer_range
     if fmt.symmetric:
@@ -192,8 +179,41 @@ def range_to_affine(low: float, high: float, fmt: Format) -> tuple[float, int]:
     return scale, 0 if fmt.symmetric else round(first - low / scale)
 
 
-# A width is stored as planes of 4, 2 and 1 bits: bit planes need no integer to straddle two bytes, so that
-# standard tensor operators (shift, and, add) unpack them.
+def num_zeros(numel: int, sparsity: Sparsity) -> int:
+    """Zeros among that many weights: the share of them, rounded down; blocks that divide the rows have it exactly."""
+    return numel * sparsity.zeros // (sparsity.block or 100)
+
+
+def misfit(shape: Sequence[int], axis: int, sparsity: Sparsity) -> str | None:
+    """Why a weight of that shape cannot take that pattern, and the way out; None where it can."""
+    row = math.prod(shape) // shape[axis]
+    if sparsity.block is None or row % sparsity.block == 0:
+        return None
+    return (
+        f"blocks of {sparsity.block} do not divide its rows of {row} weights; take the scheme without @{sparsity}, or "
+        f"a share of the whole tensor, as @{round(100 * sparsity.share)}%"
+    )
+
+
+def choose_mask(importance: Tensor, axis: int, sparsity: Sparsity) -> Tensor:
+    """A mask of the weight's shape, False at its zeros: the least important weights of every block, or of the tensor.
+
+    There are exactly `num_zeros`, for a pattern that fits, see `misfit`. Of equal weights the first becomes zero first.
+    Blocks run along rows, as hardware counts them. A row is what one output channel reads: its weights in the order of
+    the kernel's positions, the input channels of each position next to one another. The first axis other than the
+    output channels' is that of the input channels.
+    """
+    by_rows = importance.movedim(axis, 0).movedim(1, -1)  # [channels, ..., input channels]
+    parts = by_rows.reshape(-1, sparsity.block) if sparsity.block else importance.reshape(1, -1)
+    zeros = torch.argsort(parts, dim=1, stable=True)[:, : num_zeros(parts.shape[1], sparsity)]
+    mask = torch.ones_like(parts, dtype=torch.bool).scatter_(1, zeros, value=False)
+    if not sparsity.block:
+        return mask.reshape(importance.shape)
+    return mask.reshape(by_rows.shape).movedim(-1, 1).movedim(0, axis).contiguous()
+
+
+# A width is stored as planes of 4, 2 and 1 bits: in bit planes no integer straddles two bytes, so that standard tensor
+# operators (shift, and, add) unpack them.
 PLANES = {1: (1,), 2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2), 7: (4, 2, 1), 8: (8,)}
 
 
@@ -210,15 +230,9 @@ def pack(integers: NDArray[np.uint8], bits: int) -> list[NDArray[np.uint8]]:
     """
     flat, planes, shift = integers.reshape(-1), [], 0
     for plane in PLANES[bits]:
-        per_byte = 8 // plane
-        length = -(-flat.size // per_byte)
-        values = np.zeros(per_byte * length, dtype=np.uint8)
-        values[: flat.size] = (flat >> shift) & (2**plane - 1)
-        rows = values.reshape(per_byte, length)
-        packed = np.zeros(length, dtype=np.uint8)
-        for index in range(per_byte):
-            packed |= rows[index] << (index * plane)
-        planes.append(packed)
+        values = (flat >> shift) & (2**plane - 1)
+        rows = np.pad(values, (0, -flat.size % (8 // plane))).reshape(8 // plane, -1)
+        planes.append(np.bitwise_or.reduce(rows << _shifts(plane), axis=0))
         shift += plane
     return planes
 
@@ -227,7 +241,11 @@ def unpack(planes: list[NDArray[np.uint8]], bits: int, count: int) -> NDArray[np
     """The first `count` integers that `pack` wrote."""
     integers, shift = np.zeros(count, dtype=np.uint8), 0
     for plane, packed in zip(PLANES[bits], planes, strict=True):
-        rows = [(packed >> (index * plane)) & (2**plane - 1) for index in range(8 // plane)]
-        integers |= np.concatenate(rows)[:count] << shift
+        rows = (packed >> _shifts(plane)) & (2**plane - 1)
+        integers |= rows.reshape(-1)[:count] << shift
         shift += plane
     return integers
+
+
+def _shifts(plane: int) -> NDArray[np.uint8]:
+    return np.arange(0, 8, plane, dtype=np.uint8)[:, None]

@@ -1,9 +1,9 @@
-"""One forward pass over calibration batches: ranges of activations and mean inputs of operators."""
+"""One pass over calibration batches, and what it decides: ranges of activations and scales of weights."""
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -11,18 +11,33 @@ from torch import Tensor
 
 from mixbit.core import Format, InvalidInput, Sparsity, track
 from mixbit.core.batches import Batch, split_all
-from mixbit.graph.graph import Graph, Layer, Operation, argument, check_graph
-from mixbit.graph.layers import observable
-from mixbit.graph.sample_axis import sample_axis
+from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation, argument, check_graph, sample_axis
+from mixbit.graph.layers import observable, run_stacked, stack_weights
 from mixbit.graph.walk import Walker, seen
-from mixbit.quantization.histogram import Histogram
+from mixbit.quantization.affine import (
+    SMALLEST_SCALE,
+    along,
+    choose_mask,
+    dequantize,
+    least_scale,
+    min_max_factors,
+    misfit,
+    quantize,
+)
 from mixbit.quantization.quantizer import Quantizer, run_time_quantizer
-from mixbit.quantization.ranges import RANGES, RangeMethod, mse
+from mixbit.quantization.ranges import RANGES, Histogram, RangeMethod, mse
 
 #: Samples of an operator's input to choose scales on: enough for POSITIONS outputs a channel, within these bounds.
 POSITIONS = 512
 FEWEST_SAMPLES = 4
 MOST_SAMPLES = 64
+NUM_RATIOS = 12
+#: Least share of the min-max scale that is tried. Clipping shrinks large weights together, an error that adds up over
+#: layers and that one layer's output does not show, so it is kept small; with two bits rounding costs more than that.
+LEAST_RATIO = {2: 0.45}
+LEAST_RATIO_OTHERWISE = 0.6
+#: The finest input format, whose scale is the smallest.
+FINEST_INPUT = Format(8, "tensor", symmetric=False)
 
 
 @dataclass(frozen=True)
@@ -60,7 +75,7 @@ class Calibration:
         if (node, fmt) not in self.ranges:
             self.ranges[node, fmt] = self.range_method(self.histograms[node], fmt)
         scale, zero_point = self.ranges[node, fmt]
-        scale = max(scale, torch.finfo(torch.float32).tiny)  # in float32 it may be 0
+        scale = max(scale, SMALLEST_SCALE)  # in float32 it may be 0
         factors = torch.tensor(scale, device=device), torch.tensor(float(zero_point), device=device)
         return Quantizer(node, fmt, None, *factors)
 
@@ -75,16 +90,13 @@ class Calibration:
 
 
 def calibrate(graph: Graph, batches: Iterable[Any], *, ranges: str | RangeMethod = "mse") -> Calibration:
-    """Run the float graph over the batches, which the calibration holds; what else it holds does not grow with them.
+    """Run the float graph over the batches. The result holds them; what else it holds does not grow with them.
 
     Args:
         graph: In float; it is left as it is.
         batches: What the model takes, with or without labels: a tensor, a tuple that may end with labels, or a dict.
         ranges: Name of the method that chooses ranges of activations, as `mse` or `percentile:share=0.999`, or a
             function from a `Histogram` and a `Format` to a scale and a zero point.
-
-    Returns:
-        What was seen.
 
     Raises:
         InvalidInput: no batch at all, one that is not understood or does not fit the graph, or one that makes a layer's
@@ -106,7 +118,7 @@ def calibrate(graph: Graph, batches: Iterable[Any], *, ranges: str | RangeMethod
         recorder.histograms,
         recorder.mean_inputs,
         {name: torch.cat(samples) for name, samples in recorder.samples.items()},
-        recorder.num_samples,
+        num_samples=sum(inputs.batch_size for inputs, _ in pairs),
         range_method=range_method,
         batches=pairs,
     )
@@ -118,29 +130,22 @@ class _Recorder:
     """Collects what a calibration holds, from one batch after another."""
 
     def __init__(self, graph: Graph) -> None:
-        self.operations = {
-            operation.node: operation
-            for layer in graph.layers
-            for operation in layer.operations
-            if operation.kind.input is not None
-        }
-        self.wanted = {name: _num_samples(graph, operation) for name, operation in self.operations.items()}
+        self.operations = {name: each for name, (_, each) in graph.operations.items() if each.kind.input is not None}
         self.axes = {
             name: sample_axis(argument(graph.node(name), operation.data)) for name, operation in self.operations.items()
         }
+        reservoir_of = cache(_Reservoir)
+        self.reservoirs = {name: reservoir_of(_wanted(graph, each)) for name, each in self.operations.items()}
         self.observed = observable(graph)
         self.watched = self.observed | self.operations.keys()
         self.histograms: dict[str, Histogram] = {}
         self.mean_inputs: dict[str, dict[tuple[int, ...], tuple[Tensor, int]]] = {}
         self.samples: dict[str, list[Tensor]] = {}
-        self.num_samples = 0
-        self.reservoirs = {wanted: _Reservoir(wanted) for wanted in self.wanted.values()}
 
     def choose_samples(self, batch_size: int) -> None:
         """Decide which samples of the next batch to keep."""
-        for reservoir in self.reservoirs.values():
+        for reservoir in set(self.reservoirs.values()):
             reservoir.choose(batch_size)
-        self.num_samples += batch_size
 
     def see(self, name: str, value: Tensor, args: tuple[Any, ...]) -> None:
         """Take in what a node returns and reads."""
@@ -159,15 +164,15 @@ class _Recorder:
             samples[:] = [x]
             return
         grouped = axis.group(x)
-        for slot, index in self.reservoirs[self.wanted[node]].replacements:
+        for slot, index in self.reservoirs[node].replacements:
             samples[slot : slot + 1] = [grouped[index].clone()]
 
     def _add_to_mean(self, operation: Operation, x: Tensor) -> None:
         rows = x.flatten(0, -2) if operation.channels_last else x
-        per_shape = self.mean_inputs.setdefault(operation.node, {})
-        mean, count = per_shape.get(tuple(rows.shape[1:]), (torch.zeros_like(rows[:1]), 0))
+        per_shape, shape = self.mean_inputs.setdefault(operation.node, {}), tuple(rows.shape[1:])
+        mean, count = per_shape.get(shape, (torch.zeros_like(rows[:1]), 0))
         total = count + len(rows)
-        per_shape[tuple(rows.shape[1:])] = (mean + (rows.sum(0, keepdim=True) - len(rows) * mean) / total, total)
+        per_shape[shape] = (mean + (rows.sum(0, keepdim=True) - len(rows) * mean) / total, total)
 
 
 class _Reservoir:
@@ -192,7 +197,8 @@ class _Reservoir:
         self.replacements = sorted(chosen.items())
 
 
-def _num_samples(graph: Graph, operation: Operation) -> int:
+def _wanted(graph: Graph, operation: Operation) -> int:
+    """How many samples of the operator's input to keep."""
     shape = graph.shapes[operation.node]
     channels = shape[-1 if operation.channels_last else 1]
     positions = max(1, math.prod(shape) // channels // graph.batch_size)
@@ -210,3 +216,113 @@ def mean_output(graph: Graph, operation: Operation, calibration: Calibration, we
         channels = output.movedim(-1 if operation.channels_last else 1, 0).flatten(1)
         total, count = total + channels.sum(1) * rows, count + channels.shape[1] * rows
     return total / count
+
+
+@torch.no_grad()
+def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calibration | None) -> Quantizer:
+    """The quantizer of one layer's weight.
+
+    Of NUM_RATIOS shares r of the min-max scales, each channel takes the one with the least mean square of
+    op(x, Q_r(W) - W) over the calibration's sample inputs, less its mean where bias correction takes that off. The
+    groups of a channel share r, and a tensor with one scale takes the best r for all channels. The error of the weight
+    alone is no guide: it prefers clipping that costs accuracy. Scales are min-max for a weight that no operator reads
+    through a tensor of floats (an embedding), and without a calibration. No scale is so small that the bias would not
+    fit into 32 bits.
+
+    A sparse format's zeros are part of Q: scales are those of the weights that stay, errors are those of all. A layer
+    that the format's blocks do not fit is rounded without zeros; `measure` offers it no such choice.
+    """
+    if fmt.floating is not None:
+        scale = torch.ones(1, device=graph.device)
+        return Quantizer(layer.name, fmt, layer.axis, scale, torch.zeros_like(scale))
+    mask, weight = weight_mask(graph, layer, fmt, calibration), graph.parameter(layer.name).detach()
+    pruned = weight if mask is None else weight * mask
+    scale, zero_point = min_max_factors(pruned, layer.axis, fmt)
+    if calibration is not None:
+        if (layer.name, fmt) not in calibration.scales:
+            factors = scale, zero_point
+            calibration.scales[layer.name, fmt] = _best_scales(graph, layer, fmt, calibration, pruned, factors)
+        scale = calibration.scales[layer.name, fmt]
+    return Quantizer(layer.name, fmt, layer.axis, scale, zero_point, mask)
+
+
+def weight_mask(graph: Graph, layer: Layer, fmt: Format, calibration: Calibration | None) -> Tensor | None:
+    """Which weights of the layer stay in that format; None where all do, or where its blocks do not fit the layer.
+
+    As the calibration holds it; otherwise chosen by magnitude, and stored there.
+    """
+    sparsity = fmt.sparsity
+    if sparsity is None or misfit(layer.shape, layer.axis, sparsity) is not None:
+        return None
+    masks = {} if calibration is None else calibration.masks
+    if (layer.name, sparsity) not in masks:
+        importance = graph.parameter(layer.name).detach().abs()
+        masks[layer.name, sparsity] = choose_mask(importance, layer.axis, sparsity)
+    return masks[layer.name, sparsity]
+
+
+def _best_scales(
+    graph: Graph, layer: Layer, fmt: Format, calibration: Calibration, pruned: Tensor, factors: tuple[Tensor, Tensor]
+) -> Tensor:
+    """The best shares of the widest scales for the weight with its zeros, raised where a bias needs it."""
+    (scale, zero_point), zeroed = factors, pruned - graph.parameter(layer.name)
+    operations = [each for each in layer.operations if each.input is not None and each.axis == layer.axis]
+    if not operations:
+        return scale
+    ratios = torch.linspace(1.0, LEAST_RATIO.get(fmt.bits, LEAST_RATIO_OTHERWISE), NUM_RATIOS).to(scale)
+    totals = []
+    for some in ratios.split(max(1, FEW_ELEMENTS // pruned.numel())):
+        errors = _rounding_errors(pruned, [ratio * scale for ratio in some], zero_point, layer.axis, fmt) + zeroed
+        each = [_output_errors(graph, layer, operation, calibration, errors) for operation in operations]
+        totals.append(torch.stack(each).sum(0))
+    total = torch.cat(totals)
+    best = (total.sum(1, keepdim=True) if fmt.granularity == "tensor" else total).argmin(0)
+    scale = scale * along(ratios[best], 0, scale.shape)
+    if fmt.granularity == "group":
+        return scale
+    for operation in operations:  # runtimes hold biases in integers of the channels' scales
+        bias = graph.bias(operation)
+        if bias is not None:
+            step = calibration.quantizer(str(operation.input), FINEST_INPUT, graph.device).scale
+            least = least_scale(graph.parameter(bias), step, layer.shape[layer.axis]).to(scale)
+            scale = torch.maximum(scale, least.amax() if fmt.granularity == "tensor" else least)
+    return scale
+
+
+def _rounding_errors(weight: Tensor, scales: list[Tensor], zero_point: Tensor, axis: int, fmt: Format) -> Tensor:
+    """[R, *weight]: Q(W) - W for R scales, all at once."""
+    channels_first = weight.movedim(axis, 0)
+    tiled = channels_first.expand(len(scales), *channels_first.shape).flatten(0, 1)
+    shape = (len(channels_first), *zero_point.shape[1:])
+    scale = torch.cat([scale.expand(shape) for scale in scales])
+    zero = torch.cat([zero_point.expand(shape)] * len(scales))
+    errors = dequantize(quantize(tiled, scale, zero, 0, *fmt.integer_range), scale, zero, 0) - tiled
+    return errors.unflatten(0, (len(scales), -1)).movedim(1, axis + 1)
+
+
+def _output_errors(
+    graph: Graph, layer: Layer, operation: Operation, calibration: Calibration, errors: Tensor
+) -> Tensor:
+    """[R, channels of the weight's axis] mean square of the operator's output for each error.
+
+    Its mean is taken off where a bias does so.
+    """
+    x = calibration.samples[operation.node]
+    if operation.channels_last:  # by the second moments of the rows where that is less work
+        rows, errors = x.flatten(0, -2), errors.movedim(layer.axis + 1, 1)
+        if operation.takes_bias:
+            rows = rows - rows.mean(0)
+        if len(rows) > rows.shape[1]:
+            return ((errors @ (rows.T @ rows / len(rows))) * errors).sum(2)
+        return (errors @ rows.T).square().mean(2)
+    read = argument(graph.node(operation.node), operation.data).name
+    elements = max(1, x.numel() * math.prod(graph.shapes[operation.node]) // math.prod(graph.shapes[read]))
+    squares = []
+    for some in errors.split(max(1, FEW_ELEMENTS // elements)):
+        outputs = run_stacked(graph, operation, x, stack_weights(operation, list(some)), len(some))
+        positions = [1, *range(3, outputs.ndim)]
+        if operation.takes_bias:
+            outputs = outputs - outputs.mean(positions, keepdim=True)
+        squares.append(outputs.square().mean(positions))
+    # Where a transposed convolution has groups, each index of the weight's axis is one channel of every group.
+    return torch.cat(squares).unflatten(1, (-1, layer.shape[layer.axis])).sum(1)

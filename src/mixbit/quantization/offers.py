@@ -1,6 +1,5 @@
 """Which layer takes which scheme on which target: groups that divide, inputs whose range the runtime takes itself."""
 
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -8,28 +7,20 @@ from numpy.typing import NDArray
 
 from mixbit.core import Format, InvalidInput, Plan, Scheme, Target, find_target, pick, pinned_schemes
 from mixbit.graph.graph import Graph, Layer, check_graph, model_fingerprint
-from mixbit.quantization.sparsity import misfit
+from mixbit.quantization.affine import misfit
 
-#: Operators whose inputs runtimes quantize on the fly; lookups in a table read numbers of rows, which have no range.
+#: Operators whose inputs runtimes quantize on the fly. Look-ups in a table read numbers of rows, which have no range.
 RANGED_AT_RUN_TIME = ("linear", "addmm", "matmul")
 #: Divisors that an error lists one by one.
 LISTED = 4
 
 
 def why_not(layer: Layer, scheme: Scheme, target: Target | None = None) -> str | None:
-    """Why the layer cannot take the scheme on the target, and what to do; None where it can.
-
-    Args:
-        layer: By its shape, output axis and operators.
-        scheme: A scheme, or that of the weight alone.
-        target: None where it is known to run the scheme, see `Target.schemes`.
-    """
+    """Why the layer cannot take the scheme on the target, or on one that runs it, and what to do; None where it can."""
     reason = None if target is None else target.refuses(scheme)
     if reason is not None:
         return reason
-    reason = _why_not_the_weight(layer, scheme.weight)
-    if reason is None and scheme.input is not None and scheme.input.dynamic:
-        reason = _why_not_the_input(layer, scheme, scheme.input)
+    reason = _why_not_the_weight(layer, scheme.weight) or _why_not_the_input(layer, scheme)
     return None if reason is None else f"{layer.name}: {reason}"
 
 
@@ -52,26 +43,13 @@ def with_fallbacks(
     A layer that cannot take a scheme whose input is ranged at run time is offered the same weight beside an input in
     float, per channel where its groups do not divide the layer; such schemes are offered to no other layer.
     """
-    fallbacks = [
-        (row, fallback)
-        for row, layer in enumerate(layers)
-        for scheme in schemes
-        if why_not(layer, scheme, target) is not None and (fallback := _fallback(layer, scheme, target)) is not None
-    ]
-    every = tuple(dict.fromkeys((*schemes, *(scheme for _, scheme in fallbacks))))
-    offered = np.array(
-        [
-            [column < len(schemes) and why_not(layer, scheme, target) is None for column, scheme in enumerate(every)]
-            for layer in layers
-        ]
-    )
-    for row, scheme in fallbacks:
-        offered[row, every.index(scheme)] = True
-    return every, offered
+    taken = [[_taken(layer, scheme, target) for scheme in schemes] for layer in layers]
+    every = tuple(dict.fromkeys((*schemes, *(scheme for row in taken for scheme in row if scheme is not None))))
+    return every, np.array([[scheme in row for scheme in every] for row in taken])
 
 
 def uniform_plan(graph: Graph, scheme: str, *, target: str) -> Plan:
-    """The plan that gives every layer one scheme, or what takes its place (`Scheme.fallbacks`) where a layer cannot.
+    """The plan that gives every layer one scheme, or the first of `Scheme.fallbacks` that it can take.
 
     Args:
         graph: What `capture` returned.
@@ -85,17 +63,17 @@ def uniform_plan(graph: Graph, scheme: str, *, target: str) -> Plan:
     runtime, schemes = find_target(target), dict[str, str]()
     (wanted,) = runtime.schemes([scheme])
     for layer in graph.layers:
-        reason = why_not(layer, wanted)
-        taken = wanted if reason is None else _fallback(layer, wanted, runtime)
+        taken = _taken(layer, wanted, runtime)
         if taken is None:
-            raise InvalidInput(f"uniform {scheme}: {reason}")
+            raise InvalidInput(f"uniform {scheme}: {why_not(layer, wanted)}")
         schemes[layer.name] = str(taken)
     fingerprint = model_fingerprint(graph.layers)
     return Plan(target=target, fingerprint=fingerprint, layers=schemes, made_by=f"uniform {scheme}")
 
 
-def _fallback(layer: Layer, scheme: Scheme, target: Target | None = None) -> Scheme | None:
-    return next((other for other in scheme.fallbacks if why_not(layer, other, target) is None), None)
+def _taken(layer: Layer, scheme: Scheme, target: Target) -> Scheme | None:
+    """The scheme, or the first of its fallbacks, that the layer can take."""
+    return next((each for each in (scheme, *scheme.fallbacks) if why_not(layer, each, target) is None), None)
 
 
 def _why_not_the_weight(layer: Layer, fmt: Format | None) -> str | None:
@@ -107,10 +85,13 @@ def _why_not_the_weight(layer: Layer, fmt: Format | None) -> str | None:
     return f"group {fmt.group} does not divide {rest} inputs; use one of {_divisors(rest)}"
 
 
-def _why_not_the_input(layer: Layer, scheme: Scheme, fmt: Format) -> str | None:
+def _why_not_the_input(layer: Layer, scheme: Scheme) -> str | None:
+    weight, fmt = scheme.weight, scheme.input
+    if fmt is None or not fmt.dynamic:
+        return None
     kinds = [operation.kind.name for operation in layer.operations if operation.input is not None]
     others = [kind for kind in kinds if kind not in RANGED_AT_RUN_TIME]
-    weight, fallback = scheme.weight, _fallback(layer, scheme)
+    fallback = next((other for other in scheme.fallbacks if why_not(layer, other) is None), None)
     if others:
         return (
             f"ranges are taken at run time for linear layers and products of matrices, not for {others[0]}; "
@@ -130,9 +111,8 @@ def _why_not_the_input(layer: Layer, scheme: Scheme, fmt: Format) -> str | None:
 
 
 def _divisors(number: int) -> str:
-    """The divisors, the smallest ones and the number itself where they are many."""
-    small = [divisor for divisor in range(1, math.isqrt(number) + 1) if number % divisor == 0]
-    texts = [str(divisor) for divisor in sorted({*small, *(number // divisor for divisor in small)})]
+    """The divisors; where they are many, the smallest ones and the number itself."""
+    texts = [str(divisor) for divisor in range(1, number + 1) if number % divisor == 0]
     if len(texts) <= LISTED:
         return ", ".join(texts)
     return f"{', '.join(texts[: LISTED - 1])}, ... {texts[-1]}"
@@ -165,7 +145,7 @@ def choices_of(flavour: str, target: Target, choices: Sequence[str] | None) -> t
 
 
 def note_on_run_time_ranges(layers: Sequence[Layer], choices: Sequence[str]) -> str | None:
-    """What ranges taken at run time leave out, in a sentence, where that is most of the work; else None.
+    """A sentence about what ranges taken at run time leave out, where that is most of the work; else None.
 
     Raises:
         InvalidInput: some choice takes its range at run time, and no layer can take that.

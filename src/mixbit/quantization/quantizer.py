@@ -23,20 +23,14 @@ def quantize_dequantize(  # noqa: PLR0917 torch.export finds the arguments of an
     return affine.dequantize(affine.quantize(x, scale, zero_point, where, low, high), scale, zero_point, where)
 
 
-@quantize_dequantize.register_fake
-def _(  # noqa: PLR0917 as above
-    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, low: int, high: int, tensor: str
-) -> Tensor:
-    return torch.empty_like(x)
-
-
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     x, scale, zero_point, axis, low, high, _ = inputs
     ctx.axis, ctx.limits = None if axis < 0 else axis, (low, high)
     if ctx.needs_input_grad[1]:
         ctx.save_for_backward(x, scale, zero_point)
-    else:
-        ctx.save_for_backward(_inside(x, scale, zero_point, ctx.axis, ctx.limits))
+        return
+    scale, zero_point = affine.along(scale, ctx.axis, x.shape), affine.along(zero_point, ctx.axis, x.shape)
+    ctx.save_for_backward((x >= (low - zero_point - 0.5) * scale) & (x <= (high - zero_point + 0.5) * scale))
 
 
 def _straight_through(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -48,31 +42,15 @@ def _straight_through(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     return *gradients, None, None, None, None, None
 
 
-def _inside(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, limits: tuple[int, int]) -> Tensor:
-    scale, zero_point = affine.along(scale, axis, x.shape), affine.along(zero_point, axis, x.shape)
-    return (x >= (limits[0] - zero_point - 0.5) * scale) & (x <= (limits[1] - zero_point + 0.5) * scale)
-
-
-quantize_dequantize.register_autograd(_straight_through, setup_context=_save_for_backward)
-
-
 @torch.library.custom_op("mixbit::round_to_type", mutates_args=())
 def round_to_type(x: Tensor, kind: str, tensor: str) -> Tensor:
     """The nearest numbers of a floating-point type, `float16` or `bfloat16`, in x's own; the largest where x is beyond.
 
-    One operator for the same reason as above.
+    One operator, as above.
     """
     dtype = getattr(torch, kind)
     limits = torch.finfo(dtype)
     return x.clamp(limits.min, limits.max).to(dtype).to(x.dtype, copy=True)
-
-
-@round_to_type.register_fake
-def _(x: Tensor, kind: str, tensor: str) -> Tensor:
-    return torch.empty_like(x)
-
-
-round_to_type.register_autograd(lambda ctx, gradient: (gradient, None, None))  # noqa: ARG005 straight through
 
 
 class _LearnedScale(torch.autograd.Function):
@@ -96,8 +74,7 @@ def _positive(scale: Tensor) -> Tensor:
 def quantize_at_run_time(x: Tensor, bits: int, rows: bool, group: int, tensor: str) -> Tensor:
     """(clip(round(x / scale) + zero_point) - zero_point) * scale with the factors of `affine.run_time_factors`.
 
-    One operator for the same reason as above; `rows` for a scale a row, `group` for one for so many values of a row, or
-    0.
+    One operator, as above. With `rows` each row has a scale, or with `group` every so many values of a row.
     """
     fmt = Format(bits, "tensor" if not rows else "group" if group else "row", rows, group or None, dynamic=True)
     parts = affine.in_groups(x, fmt) if rows else x
@@ -106,11 +83,15 @@ def quantize_at_run_time(x: Tensor, bits: int, rows: bool, group: int, tensor: s
     return integers.sub_(zero_point).mul_(scale).reshape(x.shape)
 
 
-@quantize_at_run_time.register_fake
-def _(x: Tensor, bits: int, rows: bool, group: int, tensor: str) -> Tensor:
+def _shaped_like(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 
+quantize_dequantize.register_fake(_shaped_like)
+quantize_dequantize.register_autograd(_straight_through, setup_context=_save_for_backward)
+round_to_type.register_fake(_shaped_like)
+round_to_type.register_autograd(lambda ctx, gradient: (gradient, None, None))  # noqa: ARG005 straight through
+quantize_at_run_time.register_fake(_shaped_like)
 quantize_at_run_time.register_autograd(
     lambda ctx, gradient: (gradient, None, None, None, None)  # noqa: ARG005 straight through: nothing is clipped
 )
@@ -124,7 +105,7 @@ class Quantizer(nn.Module):
         format: How the tensor is stored.
         axis: Output-channel axis of a weight, None for an activation.
         scale: Positive numbers: one, one per channel, or [channels, groups]; a buffer, or a parameter that is learned.
-            Without meaning, as the zero point, where the range is taken at run time or numbers are floating-point.
+            Like the zero point it is not used where the range is taken at run time or numbers are floating-point.
         zero_point: Whole numbers, shaped like `scale`; zeros that are not stored where the format is symmetric.
         mask: True where a weight of a sparse format stays, shaped like it; None elsewhere.
         share: What a learned scale's gradient is multiplied by.
@@ -135,27 +116,17 @@ class Quantizer(nn.Module):
     mask: Tensor | None
 
     def __init__(
-        self,
-        tensor: str,
-        fmt: Format,
-        axis: int | None,
-        scale: Tensor,
-        zero_point: Tensor,
-        mask: Tensor | None = None,
+        self, tensor: str, fmt: Format, axis: int | None, scale: Tensor, zero_point: Tensor, mask: Tensor | None = None
     ) -> None:
         super().__init__()
-        self.tensor = tensor
-        self.format = fmt
-        self.axis = axis
-        self.share = 1.0
+        self.tensor, self.format, self.axis, self.share = tensor, fmt, axis, 1.0
         self.register_buffer("scale", scale, persistent=fmt.floating is None and not fmt.dynamic)
         self.register_buffer("zero_point", zero_point, persistent=not fmt.symmetric and not fmt.dynamic)
         self.register_buffer("mask", mask, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """The nearest representable tensor; gradients pass where x is inside the range."""
-        if self.mask is not None:
-            x = x * self.mask
+        x = x if self.mask is None else x * self.mask
         if self.format.floating is not None:
             return round_to_type(x, self.format.floating, self.tensor)
         if self.format.dynamic:
@@ -166,10 +137,9 @@ class Quantizer(nn.Module):
 
     def integers(self, x: Tensor) -> Tensor:
         """The integers themselves, int32."""
-        if self.mask is not None:
-            x = x * self.mask
-        low, high = self.format.integer_range
-        return affine.quantize(x, self.scale, self.zero_point, self.axis, low, high).to(torch.int32)
+        x = x if self.mask is None else x * self.mask
+        integers = affine.quantize(x, self.scale, self.zero_point, self.axis, *self.format.integer_range)
+        return integers.to(torch.int32)
 
     @property
     def learns(self) -> bool:
@@ -218,5 +188,5 @@ def activation_quantizers(graph: Graph) -> dict[str, Quantizer]:
 
 
 def quantizer_path(tensor: str, *, of_weight: bool) -> str:
-    """Full name of the quantizer's module in the graph; parameters and nodes may have the same names."""
+    """Full name of the quantizer's module in the graph; a parameter and a node may share a name."""
     return f"mixbit_quantizers.{'weights' if of_weight else 'activations'}.{tensor}"

@@ -1,21 +1,130 @@
-"""Ranges of activations from streaming histograms, one method a function: tensors and numbers only."""
+"""Streaming histograms of activations, and the methods that choose ranges from them: tensors and numbers only."""
 
 import math
+from collections import deque
 from collections.abc import Callable
 from typing import Annotated
 
 import numpy as np
+import torch
 from annotated_types import Ge, Gt, Le, Lt
+from torch import Tensor
 
-from mixbit.core import Format, Methods, method
+from mixbit.core import FloatArray, Format, Methods, method
 from mixbit.quantization.affine import range_to_affine
-from mixbit.quantization.histogram import BINS_PER_OCTAVE, FloatArray, Histogram
+
+#: Bins between a magnitude and its double: each is at most 1/256 as wide as its values are large.
+BINS_PER_OCTAVE = 256
+#: Octaves that have bins: down to 2^-32 of the largest, so that an outlier leaves the other values their bins.
+OCTAVES = 32
+#: Values looked at per update; the extremes are exact, the shape between them is sampled.
+SAMPLES_PER_UPDATE = 65_536
+#: Updates whose extremes are stored one by one.
+RECENT = 1024
+
+
+class Histogram:
+    """Counts of a tensor's values over updates.
+
+    Bins are as wide as their values are large: each octave [2^k, 2^(k+1)) of magnitudes has BINS_PER_OCTAVE equal
+    bins, for either sign. When a value lies beyond the last octave, the octaves move up; what leaves the first one is
+    counted as zero. So one huge value does not throw all others into one bin.
+
+    Attributes:
+        counts: [2, OCTAVES * BINS_PER_OCTAVE] of negative and of positive values, by rising magnitude.
+        zeros: Count of zeros, and of values less than 2^-OCTAVES of the largest.
+        low: The least finite value, exact; inf where there was none.
+        high: The greatest finite value, exact; -inf where there was none.
+        recent: (least, greatest) value of each of the last RECENT updates.
+        finite: Whether all values were.
+    """
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(2, OCTAVES * BINS_PER_OCTAVE, dtype=torch.float64)
+        self.zeros = 0.0
+        self.low, self.high = math.inf, -math.inf
+        self.recent: deque[tuple[float, float]] = deque(maxlen=RECENT)
+        self.finite = True
+        self._top: int | None = None  # the last octave ends at 2^top
+
+    def update(self, x: Tensor) -> None:
+        """Count the finite values of x, an evenly spaced sample of them where there are many."""
+        flat = x.detach().flatten()
+        if flat.numel() == 0:
+            return
+        low, high = (float(value) for value in torch.aminmax(flat))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            self.finite = False
+            self.update(flat[flat.isfinite()])
+            return
+        self.low, self.high = min(self.low, low), max(self.high, high)
+        self.recent.append((low, high))
+        step = _step(flat.numel())
+        values = flat[::step].double().cpu()
+        if low == high == 0.0:
+            self.zeros += step * len(values)
+            return
+        top = self._raised(math.frexp(max(abs(low), abs(high)))[1])
+        mantissa, exponent = torch.frexp(values.abs())
+        octave = exponent.long() - top + OCTAVES - 1
+        index = octave * BINS_PER_OCTAVE + ((2 * mantissa - 1) * BINS_PER_OCTAVE).long()
+        counted = (values != 0) & (octave >= 0)
+        size = self.counts.shape[1]
+        counts = torch.bincount((index + size * (values > 0))[counted], minlength=2 * size)
+        self.counts += step * counts.reshape(2, size)
+        self.zeros += step * int((~counted).sum())
+
+    def _raised(self, top: int) -> int:
+        """End the last octave at 2^top if it ended below; returns where it ends now."""
+        before = top if self._top is None else self._top
+        fallen = min(max(0, top - before), OCTAVES) * BINS_PER_OCTAVE
+        self.zeros += float(self.counts[:, :fallen].sum())
+        self.counts = torch.nn.functional.pad(self.counts[:, fallen:], (0, fallen))
+        self._top = max(before, top)
+        return self._top
+
+    @property
+    def largest(self) -> float:
+        """The largest magnitude, 0 where nothing was seen."""
+        return max(abs(self.low), abs(self.high)) if self.low <= self.high else 0.0
+
+    @property
+    def edges(self) -> FloatArray:
+        """[OCTAVES * BINS_PER_OCTAVE + 1] magnitudes between the bins, rising; zeros until a value other than 0."""
+        if self._top is None:
+            return np.zeros(self.counts.shape[1] + 1)
+        places = np.arange(self.counts.shape[1] + 1)
+        octave, inner = np.divmod(places, BINS_PER_OCTAVE)
+        return np.ldexp(1 + inner / BINS_PER_OCTAVE, octave + (self._top - OCTAVES))
+
+    def bins(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """[B] start, end and count of every bin that holds values, rising, cut at the extremes; zeros are one bin.
+
+        Bins do not overlap.
+        """
+        negative, positive = self.counts.numpy()
+        edges = self.edges
+        below, above = (np.clip(side, self.low, self.high) for side in (-edges[::-1], edges))
+        start = np.concatenate([below[:-1], [0.0], above[:-1]])
+        end = np.concatenate([below[1:], [0.0], above[1:]])
+        count = np.concatenate([negative[::-1], [self.zeros], positive])
+        seen = count > 0
+        return start[seen], end[seen], count[seen]
+
+
+def _step(count: int) -> int:
+    """Distance between the values looked at: coprime to every dimension, so that all of their indices vary."""
+    step = max(1, count // SAMPLES_PER_UPDATE)
+    while math.gcd(step, count) > 1:
+        step += 1
+    return step
+
 
 RangeMethod = Callable[[Histogram, Format], tuple[float, int]]
-"""From what was seen of a tensor to the scale and zero point of its quantizer."""
+"""From the histogram of a tensor, and its format, to scale and zero point: those of a range widened to hold 0."""
 RANGES: Methods[RangeMethod] = Methods("ranges", __name__)
 
-#: Steps in which the last octave of a search over ranges is gone through.
+#: Steps of a search over ranges in its last octave.
 NUM_CLIPS = 40
 #: The share of the values that counts as nearly all of them.
 NEARLY_ALL = 0.9999
@@ -24,22 +133,13 @@ NEARLY_ALL = 0.9999
 OCTAVES_OF_RANGES = 4
 #: How far below that magnitude `entropy` tells magnitudes apart: 2^11 = 2048.
 OCTAVES_OF_SHAPE = 11
-
 #: Share of the values that `entropy` may clip.
 MOST_CLIPPED = 1e-3
 
 
 @method(rank=2)
 def min_max(histogram: Histogram, fmt: Format) -> tuple[float, int]:
-    """The extremes of all the data: nothing is clipped.
-
-    Args:
-        histogram: Of the tensor.
-        fmt: How it is to be stored.
-
-    Returns:
-        Scale and zero point, as of every method here: those of a range widened to hold 0.
-    """
+    """The extremes of all the data: nothing is clipped."""
     return _affine(histogram, histogram.low, histogram.high, fmt)
 
 
@@ -49,23 +149,10 @@ def moving_average(
 ) -> tuple[float, int]:
     """The moving average of each batch's extremes: r_t = weight r_(t-1) + (1 - weight) x_t, r_0 = x_0.
 
-    Over the last `histogram.RECENT` batches, which is all the same to weights up to 0.99. (Jacob et al. 2018, section
-    3.1, arXiv 1712.05877.)
-
-    Args:
-        histogram: Of the tensor.
-        fmt: How it is to be stored.
-        weight: Of what was before, in [0, 1).
-
-    Returns:
-        Scale and zero point.
-
-    Raises:
-        InvalidInput: the weight is not in [0, 1).
+    Over the last RECENT batches; earlier ones make no difference to weights up to 0.99.
+    (Jacob et al. 2018, section 3.1, arXiv 1712.05877.)
     """
-    if not histogram.recent:
-        return range_to_affine(0.0, 0.0, fmt)
-    low, high = histogram.recent[0]
+    low, high = histogram.recent[0] if histogram.recent else (0.0, 0.0)
     for least, greatest in histogram.recent:
         low, high = weight * low + (1 - weight) * least, weight * high + (1 - weight) * greatest
     return _affine(histogram, low, high, fmt)
@@ -77,19 +164,8 @@ def percentile(
 ) -> tuple[float, int]:
     """The range that leaves a share 1 - `share` of the values out at either end.
 
-    Bins are taken as evenly filled, so an end is exact to 1/256 of itself. Where no more than zeros would be left, the
-    extremes are taken. (Wu et al. 2020, section 4.1, arXiv 2004.09602, clips magnitudes so.)
-
-    Args:
-        histogram: Of the tensor.
-        fmt: How it is to be stored.
-        share: Of the values, in (0.5, 1].
-
-    Returns:
-        Scale and zero point.
-
-    Raises:
-        InvalidInput: the share is not in (0.5, 1].
+    Bins are taken as evenly filled, so an end is exact to 1/256 of itself. Where only zeros would be left, the extremes
+    are taken. (Wu et al. 2020, section 4.1, arXiv 2004.09602, clips magnitudes so.)
     """
     start, end, count = histogram.bins()
     if not len(count):
@@ -105,15 +181,8 @@ def mse(histogram: Histogram, fmt: Format) -> tuple[float, int]:
     """The range with the least mean square error, sum over bins of count E[(x - Q(x))^2], x even within its bin.
 
     The ranges tried are the extremes, shrunk together, and the extremes cut at a magnitude. An outlier is clipped where
-    the square that it loses is less than what coarser steps cost all the others: one a million times the rest is kept,
-    and the rest rounded to zero; where such values mean nothing, take `percentile`.
-
-    Args:
-        histogram: Of the tensor.
-        fmt: How it is to be stored.
-
-    Returns:
-        Scale and zero point.
+    the square that it loses is less than what coarser steps cost all the others. One that is a million times the rest
+    stays, and the rest is rounded to zero; where such values mean nothing, take `percentile`.
     """
     unit = histogram.largest
     if unit == 0.0:
@@ -135,17 +204,10 @@ def entropy(histogram: Histogram, fmt: Format) -> tuple[float, int]:
     P: the data's distribution over bins, what lies beyond the range added to the bins at its ends. Q: what lies within
     the range, each level's share spread evenly over all values that are rounded to it. KL(P | Q) is least over the
     ranges that `mse` tries. (Migacz 2017, "8-bit inference with TensorRT", GTC, for 128 levels and 2048 bins of equal
-    width.) It differs in that Q is spread over empty bins too: else a range so wide that all values fall into one level
+    width.) Unlike there, Q is spread over empty bins too: else a range so wide that all values fall into one level
     would look perfect. Zeros, which every range holds exactly, do not count, and a constant is kept. Ranges that clip
     more than MOST_CLIPPED of the values, or a quarter of an even level's share, are left out: narrow levels around a
-    value that is repeated often, as a background is, would outweigh any clipping.
-
-    Args:
-        histogram: Of the tensor.
-        fmt: How it is to be stored.
-
-    Returns:
-        Scale and zero point.
+    frequent value, such as a background, would outweigh any clipping.
     """
     edges, count = _shape(histogram)
     if not count.any() or histogram.low == histogram.high:
@@ -164,7 +226,7 @@ def entropy(histogram: Histogram, fmt: Format) -> tuple[float, int]:
 
 
 def _affine(histogram: Histogram, low: float, high: float, fmt: Format) -> tuple[float, int]:
-    """Of the range cut at the extremes; where it holds only 0, though there are other values, of the extremes."""
+    """Scale and zero point of the range cut at the extremes; of the extremes where only 0 would be left."""
     if histogram.largest == 0.0:
         return range_to_affine(0.0, 0.0, fmt)
     low, high = max(low, histogram.low), min(high, histogram.high)

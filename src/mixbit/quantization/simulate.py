@@ -6,14 +6,12 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.core import Format, InvalidInput, Plan, Target, find_target, track
-from mixbit.graph.fold import set_bias
-from mixbit.graph.graph import Graph, Layer, argument, model_fingerprint
+from mixbit.graph.graph import Graph, Layer, argument, model_fingerprint, set_bias
 from mixbit.graph.layers import convolved, inputs_between
 from mixbit.quantization.biases import corrected_biases
-from mixbit.quantization.calibrate import Calibration, mean_output
+from mixbit.quantization.calibrate import Calibration, mean_output, weight_quantizer
 from mixbit.quantization.offers import why_not
 from mixbit.quantization.quantizer import Quantizer, quantizer_path, run_time_quantizer
-from mixbit.quantization.scales import weight_quantizer
 
 #: Of tensors between layers.
 BETWEEN = Format(8, "tensor", symmetric=False)
@@ -23,33 +21,30 @@ def check_plan(graph: Graph, plan: Plan) -> tuple[Layer, ...]:
     """The graph's layers; raise InvalidInput unless the plan fits them and its target runs every scheme."""
     if graph.plan is not None:
         raise InvalidInput("graph: quantized already; quantize the captured graph")
-    layers = graph.layers
-    plan.check_model([layer.name for layer in layers], model_fingerprint(layers))
+    plan.check_model([layer.name for layer in graph.layers], model_fingerprint(graph.layers))
     find_target(plan.target).schemes(sorted(set(plan.layers.values())))
-    for layer in layers:
+    for layer in graph.layers:
         reason = why_not(layer, plan.scheme(layer.name))
         if reason is not None:
             raise InvalidInput(f"plan: {reason}")
-    return layers
+    return graph.layers
 
 
 def activation_formats(graph: Graph, plan: Plan, target: Target) -> dict[str, Format]:
     """Node name -> format, for every activation that the plan and the target quantize.
 
-    The inputs of layers take their layer's input format; those of operators between layers take 8 bits where the
-    target runs the operator in integers and some layer has a quantized input. Where ranges are taken at run time it is
-    the tensors that operators read, as they read them, and none between layers.
+    The inputs of layers take their layer's input format. Those of operators between layers take 8 bits where the target
+    runs the operator in integers and some layer has a quantized input. With ranges taken at run time, the tensors are
+    those that operators read, as they read them, and none between layers.
 
     Raises:
         InvalidInput: two layers that read the same tensor take different input formats.
     """
     if any(_dynamic(plan, layer) for layer in graph.layers):
         return {
-            argument(graph.node(operation.node), operation.data).name: fmt
-            for layer in graph.layers
-            if (fmt := plan.scheme(layer.name).input) is not None
-            for operation in layer.operations
-            if operation.input is not None
+            argument(graph.node(name), operation.data).name: fmt
+            for name, (layer, operation) in graph.operations.items()
+            if (fmt := plan.scheme(layer.name).input) is not None and operation.input is not None
         }
     wanted: dict[str, tuple[Format | None, str]] = {}
     for layer in graph.layers:
@@ -62,25 +57,23 @@ def activation_formats(graph: Graph, plan: Plan, target: Target) -> dict[str, Fo
                     "tensor; give both the same input format"
                 )
     formats = {name: fmt for name, (fmt, _) in wanted.items() if fmt is not None}
+    between: list[str] = []
     if formats:
-        for name in inputs_between(graph, target.integer_operators, inside=target.adds_into_layers):
-            if name not in wanted:
-                formats[name] = BETWEEN
+        between += inputs_between(graph, target.integer_operators, inside=target.adds_into_layers)
     if target.quantized_outputs:
         for layer in graph.layers:
-            if plan.scheme(layer.name).input is not None:
-                formats |= {name: BETWEEN for name in convolved(graph, layer) if name not in wanted | formats}
-    return formats
+            between += convolved(graph, layer) if plan.scheme(layer.name).input is not None else ()
+    return formats | {name: BETWEEN for name in between if name not in wanted}
 
 
+@torch.no_grad()
 def simulate(graph: Graph, plan: Plan, calibration: Calibration | None, *, bias_correction: bool = True) -> Graph:
     """The graph with the plan's quantizers, every weight to be rounded to the nearest integer, biases corrected.
 
     Without a calibration, weights take min-max scales, biases stay, and no input has a static range.
     """
-    layers = graph.layers
     if calibration is not None:
-        calibration.check_layers(layers)
+        calibration.check_layers(graph.layers)
     formats = activation_formats(graph, plan, find_target(plan.target))
     activations = {}
     for name, fmt in formats.items():
@@ -89,41 +82,30 @@ def simulate(graph: Graph, plan: Plan, calibration: Calibration | None, *, bias_
         elif calibration.histograms[name].finite:  # a mask of -inf, which no integer holds, stays in float
             activations[name] = calibration.quantizer(name, fmt, graph.device)
     weights, biases = [], {}
-    for layer in track(layers, "round weights"):
+    for layer in track(graph.layers, "round weights"):
         fmt = plan.scheme(layer.name).weight
         if fmt is not None:
-            weights.append(weight_quantizer(graph, layer, fmt, calibration))
-            errors = {}
+            quantizer, errors = weight_quantizer(graph, layer, fmt, calibration), {}
             if bias_correction and calibration is not None:
-                errors = _mean_errors(graph, layer, weights[-1], calibration)
-            biases |= corrected_biases(graph, layer, weights[-1], errors, activations)
+                change = quantizer(graph.parameter(layer.name)) - graph.parameter(layer.name)
+                corrected = [operation for operation in layer.operations if operation.takes_bias]
+                errors = {each.node: mean_output(graph, each, calibration, change) for each in corrected}
+            biases |= corrected_biases(graph, layer, quantizer, errors, activations)
+            weights.append(quantizer)
     return assemble(graph, plan, [*weights, *activations.values()], biases)
-
-
-@torch.no_grad()
-def _mean_errors(graph: Graph, layer: Layer, quantizer: Quantizer, calibration: Calibration) -> dict[str, Tensor]:
-    """Operator's node -> [channels] mean error of its output on the calibration data, where a bias can take it off."""
-    weight = graph.parameter(layer.name)
-    error = quantizer(weight) - weight
-    return {
-        operation.node: mean_output(graph, operation, calibration, error)
-        for operation in layer.operations
-        if operation.takes_bias
-    }
 
 
 def assemble(graph: Graph, plan: Plan, quantizers: list[Quantizer], biases: dict[str, Tensor]) -> Graph:
     """A copy of the graph with these quantizers on their tensors and these biases (operator's node -> bias)."""
     simulated = dataclasses.replace(graph.copy(), plan=plan)
     module = simulated.module
-    operations = {operation.node: (layer, operation) for layer in graph.layers for operation in layer.operations}
     for name, bias in biases.items():
-        layer, operation = operations[name]
+        layer, operation = graph.operations[name]
         if operation.kind.bias is not None:
             set_bias(module, simulated.node(name), bias, layer.name, operation.kind.bias)
     readers = {
-        simulated.node(operation.node): operation.data
-        for layer, operation in operations.values()
+        simulated.node(name): operation.data
+        for name, (layer, operation) in graph.operations.items()
         if _dynamic(plan, layer)
     }
     for quantizer in quantizers:
@@ -140,7 +122,7 @@ def _dynamic(plan: Plan, layer: Layer) -> bool:
 
 
 def _insert(simulated: Graph, quantizer: Quantizer, readers: dict[fx.Node, int] | None) -> None:
-    """Put the quantizer behind its tensor, for all that read it or for these readers, by position, alone."""
+    """Put the quantizer behind its tensor: for these readers (node -> position of what it reads), or for all."""
     module, path = simulated.module, quantizer_path(quantizer.tensor, of_weight=quantizer.axis is not None)
     module.add_submodule(path, quantizer)
     last_placeholder = module.graph.find_nodes(op="placeholder")[-1]
@@ -152,9 +134,8 @@ def _insert(simulated: Graph, quantizer: Quantizer, readers: dict[fx.Node, int] 
         with module.graph.inserting_after(max(node, last_placeholder)):
             quantized = module.graph.call_module(path, (node,))
         quantized.meta = dict(node.meta)
-        if readers is not None:
-            for reader, position in readers.items():
-                if argument(reader, position) is node:
-                    reader.update_arg(position, quantized)
-            continue
-        node.replace_all_uses_with(quantized, delete_user_cb=lambda user, own=quantized: user is not own)
+        if readers is None:
+            node.replace_all_uses_with(quantized, delete_user_cb=lambda user, own=quantized: user is not own)
+        for reader, position in (readers or {}).items():
+            if argument(reader, position) is node:
+                reader.update_arg(position, quantized)

@@ -39,14 +39,10 @@ class RunningMean:
 
 
 def batch_means(rows: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over samples, and its standard error, of what is known as means of batches.
+    """Mean over samples, and its standard error, from means of batches.
 
     With s_b the share of batch b in the samples, mean = sum s_b r_b and, for B batches, error^2 =
-    B / (B - 1) sum s_b^2 (r_b - mean)^2; inf from a single batch.
-
-    Args:
-        rows: [B, ...] means of batches.
-        sizes: [B] samples in each.
+    B / (B - 1) sum s_b^2 (r_b - mean)^2; inf from a single batch. Rows are [B, ...], sizes [B].
     """
     count = len(rows)
     shares = (sizes.double() / sizes.sum()).reshape(-1, *[1] * (rows.ndim - 1))
@@ -65,7 +61,7 @@ LEAST_DAMPING = 1e-6
 class Moments:
     """Running moments of rows [G, N, columns], of G groups of channels that do not meet.
 
-    Rows are taken relative to the mean of the first ones, so that a large mean costs no digits.
+    Rows are taken relative to the mean of the first update, so that a large mean costs no digits.
 
     Attributes:
         count: Rows seen.

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from mixbit.graph.graph import Operation, argument
-from mixbit.graph.layers import FEW_ELEMENTS
+from mixbit.graph.graph import FEW_ELEMENTS, Operation, argument
 from mixbit.quantization.affine import dequantize, quantize
 from mixbit.quantization.statistics import inverse_factor
 

@@ -12,8 +12,7 @@ from torch import Tensor, fx
 
 from mixbit.core import InvalidInput, method
 from mixbit.core.io.store import Store
-from mixbit.graph.fold import set_bias
-from mixbit.graph.graph import Graph, Layer, Operation, argument
+from mixbit.graph.graph import Graph, Layer, Operation, argument, set_bias
 from mixbit.graph.walk import in_order
 from mixbit.quantization.affine import along
 from mixbit.quantization.biases import corrected_biases

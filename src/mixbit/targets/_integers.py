@@ -11,9 +11,8 @@ from torch import Tensor
 
 from mixbit.core import Format, InvalidInput, Plan, Scheme, Sparsity
 from mixbit.graph.graph import Graph
-from mixbit.quantization.affine import factor_bytes, pack, packed_bytes
+from mixbit.quantization.affine import factor_bytes, num_zeros, pack, packed_bytes
 from mixbit.quantization.quantizer import weight_quantizers
-from mixbit.quantization.sparsity import num_zeros
 
 #: Between a layer's name and the part of its weight, in names of tensors.
 SEPARATOR = "::"

@@ -9,8 +9,8 @@ import onnxscript
 import torch
 
 from mixbit.core import UnsupportedModel, interrupts_later
-from mixbit.graph.graph import Graph
-from mixbit.graph.torch_export import without_logs, without_torchs_warnings
+from mixbit.graph.capture import export_graph, without_logs
+from mixbit.graph.graph import Graph, without_torchs_warnings
 from mixbit.targets._integers import FURTHER
 
 OPSET = 21  # the first with INT4 and per-channel DequantizeLinear of it
@@ -35,7 +35,7 @@ def exported_model(simulated: Graph) -> Any:
     try:
         with without_torchs_warnings(), without_logs(), interrupts_later():
             exported: Any = torch.onnx.export(
-                simulated.export(), (), dynamo=True, verbose=False, optimize=False, opset_version=OPSET,
+                export_graph(simulated), (), dynamo=True, verbose=False, optimize=False, opset_version=OPSET,
                 custom_translation_table=translations,
             )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:

@@ -14,8 +14,8 @@ from openvino.frontend.pytorch import ConversionExtension
 from torch import Tensor
 
 from mixbit.core import UnsupportedModel, interrupts_later
-from mixbit.graph.graph import Graph
-from mixbit.graph.torch_export import without_torchs_warnings
+from mixbit.graph.capture import export_graph
+from mixbit.graph.graph import Graph, without_torchs_warnings
 from mixbit.targets._integers import FURTHER, IntegerWeight, last_line, stored_weights
 
 _ops: Any = ov.opset15
@@ -74,7 +74,7 @@ def _convert(simulated: Graph, values: dict[str, Tensor]) -> Any:
     ]
     try:
         with without_torchs_warnings(), interrupts_later():
-            model = ov.convert_model(simulated.export(values), extension=translations)
+            model = ov.convert_model(export_graph(simulated, values), extension=translations)
         model.reshape({port: ov.PartialShape(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
     except (RuntimeError, ov.frontend.OpConversionFailure) as error:
         raise UnsupportedModel(f"OpenVINO cannot convert the model: {last_line(error)}") from error

@@ -1,8 +1,9 @@
-"""Learning block by block what the float network returns: the loop, and what both networks hold between two blocks."""
+"""Learning block by block what the float network returns."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -10,31 +11,24 @@ from torch import Tensor
 
 from mixbit.core import track
 from mixbit.core.io.store import Store
-from mixbit.graph.backward import squared_gradients
 from mixbit.graph.blocks import Block, Stretch, needed_later, stretches
-from mixbit.graph.graph import Case, Graph
-from mixbit.graph.sample_axis import SampleAxis, sample_axis
-from mixbit.graph.walk import ActivationCache
+from mixbit.graph.graph import Case, Graph, SampleAxis, sample_axis
+from mixbit.graph.walk import ActivationCache, Walker, seen
 
-#: Which network a cached tensor is of, before its node's name.
+#: Put before a node's name in the cache: the network of its tensor.
 _FLOAT, _LEARNING = "float: ", "learning: "
 
 
 @dataclass(frozen=True)
 class TensorSlice:
-    """The part of a float tensor that the learning network has too: these indices of a dimension."""
+    """The part of a float tensor that the learning network also has: these indices of a dimension."""
 
     dim: int
     indices: Tensor
 
 
 class Passes:
-    """What both networks hold between two blocks, of every batch.
-
-    Args:
-        case: The float network and the data.
-        cache_gib: GiB of activations held in memory.
-        slices: Node -> part of its tensor, where the learning network has less of it.
+    """What both networks hold between two blocks, of every batch; `slices` as in `learn_blocks`.
 
     Attributes:
         sizes: Samples of each batch.
@@ -58,12 +52,8 @@ class Passes:
             for name, tensor in part.run(read, names).items():
                 self.cache.put(batch, which + name, tensor)
 
-    def close(self) -> None:
-        """Drop all tensors."""
-        self.cache.close()
-
     def draw(self, batch_size: int, generator: torch.Generator, *, by_rows: bool) -> tuple[int, Tensor | None]:
-        """A batch with a chance proportional to its size, and some of its samples; all where they cannot be parted."""
+        """A batch, drawn by its size, and some of its samples; all (None) where they cannot be told apart."""
         batch = int(torch.multinomial(torch.tensor(self.sizes).float(), 1, generator=generator))
         if not by_rows or self.sizes[batch] <= batch_size:
             return batch, None
@@ -75,7 +65,7 @@ class Passes:
 
     def float_inputs(self, part: Stretch, batch: int, rows: Tensor | None = None) -> dict[str, Tensor]:
         """What the same stretch of the float network reads, for the tensors that it has too."""
-        names = (name for name in part.inputs if self.cache.holds(batch, _FLOAT + name))
+        names = (name for name in part.inputs if (batch, _FLOAT + name) in self.cache.values)
         return {name: self._of_float(name, self.cache.get(batch, _FLOAT + name), rows) for name in names}
 
     def error(self, outputs: Mapping[str, Tensor], batch: int, rows: Tensor | None = None) -> Tensor:
@@ -94,7 +84,7 @@ class Passes:
         return sum(errors) / sum(self.sizes)
 
     def parts_by_rows(self, part: Stretch, outputs: tuple[str, ...]) -> bool:
-        """Whether the first dimension of all that the stretch reads and makes is the batch."""
+        """Whether the first dimension of all that the stretch reads and returns is the batch."""
         return all(sample_axis(part.graph.node(name)) == SampleAxis(0) for name in (*part.inputs, *outputs))
 
     def _get(self, which: str, batch: int, name: str) -> Tensor:
@@ -102,7 +92,7 @@ class Passes:
         return leaves[name] if name in leaves else self.cache.get(batch, which + name)
 
     def _of_float(self, name: str, tensor: Tensor, rows: Tensor | None) -> Tensor:
-        """The rows of a tensor of the float network, as far as the learning network has it."""
+        """The rows of a tensor of the float network, the part that the learning network has."""
         some, part = _some(tensor, rows), self.slices.get(name)
         return some if part is None else some.index_select(part.dim, part.indices)
 
@@ -111,49 +101,42 @@ def _some(tensor: Tensor, rows: Tensor | None) -> Tensor:
     return tensor if rows is None or not isinstance(tensor, Tensor) else tensor[rows]
 
 
-def _side_by_side(
-    case: Case,
-    learning: Graph,
-    blocks: tuple[Block, ...],
-    *,
-    cache_gib: float,
-    fisher: bool = False,
-    slices: Mapping[str, TensorSlice] | None = None,
-) -> Generator[tuple[int, Block, Stretch, Passes], None, None]:
-    """Number, block, its stretch of the learning network, and the passes, once both networks have come to the block.
+def squared_gradients(case: Case, names: tuple[str, ...]) -> dict[tuple[int, str], Tensor]:
+    """(batch, node) -> g^2, over its mean, with g the gradient of the network's information by the node's tensor.
 
-    The learning network runs its block when the next one is drawn: later blocks read what the block has learned.
-
-    Args:
-        case: The float network and the data.
-        learning: A graph of the same nodes, apart from quantizers.
-        blocks: Of the float graph.
-        cache_gib: GiB of activations held in memory.
-        fisher: Whether errors are weighted by the Fisher information of the block's outputs.
-        slices: Node -> part of its tensor, where the learning network has less of it.
+    E[g^2] is the diagonal of the Fisher information, which weighs a small error's square in the KL divergence of the
+    float network's output (Li et al. 2021, BRECQ, equation 10); one draw for each sample.
     """
-    parts = stretches(case.graph, blocks), stretches(learning, blocks)
-    later = [set.union(*both) for both in zip(*map(needed_later, parts), strict=True)]
-    with closing(Passes(case, cache_gib, slices or {})) as passes:
-        for number, block in enumerate(blocks):
-            in_float, part = (both[number] for both in parts)
-            passes.advance(_FLOAT, in_float, later[number] | set(block.outputs))
-            if fisher:
-                passes.weights = squared_gradients(case, block.outputs)
-            yield number, block, part, passes
-            passes.advance(_LEARNING, part, later[number])
-            passes.cache.keep_only({which + name for which in (_FLOAT, _LEARNING) for name in later[number]})
+    generator = torch.Generator().manual_seed(case.seed)
+    squares = {}
+    for number, (inputs, _) in enumerate(track(case.batches, "weigh errors")):
+        tensors: dict[str, Tensor] = {}
+        with torch.enable_grad():
+            around = {name: seen(partial(_record, tensors, name)) for name in names}
+            returned = Walker(case.graph.module, around).returned(case.graph.leaves(inputs))
+            value = case.task.draw(case.task.outputs(returned), generator)
+            gradients = torch.autograd.grad(value, [*tensors.values()], allow_unused=True, materialize_grads=True)
+        squares |= {(number, name): slope.square() for name, slope in zip(tensors, gradients, strict=True)}
+    for name in names:
+        mean = torch.stack([square.mean() for (_, other), square in squares.items() if other == name]).mean()
+        if mean > 0:
+            squares |= {key: square / mean for key, square in squares.items() if key[1] == name}
+    return squares
+
+
+def _record(tensors: dict[str, Tensor], name: str, value: Tensor, _: tuple[Any, ...]) -> None:
+    tensors[name] = value if value.requires_grad else value.requires_grad_()
 
 
 class Learner(Protocol):
     """What is learned of one block of the learning network."""
 
     def tensors(self) -> dict[str, Tensor]:
-        """Full name -> copy of each tensor that learning changes; empty where there is nothing to learn."""
+        """Full name -> copy of each tensor that learning changes; empty if there is nothing to learn."""
         ...
 
     def put(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set the tensors, which take no gradients from then on."""
+        """Set the tensors, which then take no gradients."""
         ...
 
     def begin(self, error: float) -> list[dict[str, Any]]:
@@ -161,17 +144,17 @@ class Learner(Protocol):
         ...
 
     def rate(self, progress: float, /) -> float:
-        """What rates are multiplied with, once that share of the steps is done."""
+        """The factor of all rates once that share of the steps is done."""
         ...
 
     def outputs(
         self, passes: Passes, batch: int, rows: Tensor | None, generator: torch.Generator, /
     ) -> Mapping[str, Tensor]:
-        """What the block returns while it learns, for those samples of the batch."""
+        """What the block returns while it learns, for these samples of the batch."""
         ...
 
     def penalty(self, progress: float, /) -> Tensor | float:
-        """What is added to the error relative to that at the beginning."""
+        """What is added to the error, which is relative to that at the beginning."""
         ...
 
     def settle(self) -> None:
@@ -198,13 +181,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Parts:
-    """Where finished blocks are stored.
-
-    Attributes:
-        store: Of finished blocks.
-        name: Of their files, before the number of the block.
-        question: Digest of what the result depends on.
-    """
+    """Where finished blocks are stored: the beginning of their files' names, and a digest of what they depend on."""
 
     store: Store
     name: str
@@ -225,28 +202,24 @@ def learn_blocks(
     """A copy of the graph that has learned to return what the float network does, one block after the other.
 
     For each block, min mean (z - z')^2, with z the float network's output of the block and z' that of the copy, which
-    reads what the learned blocks before it return. A block that learning does not make better stays as it was.
+    reads what the learned blocks before it return. A block stays as it was unless learning makes it better.
 
-    Args:
-        case: The float network and the data.
-        graph: A graph of the same nodes, apart from quantizers.
-        blocks: Of the float graph.
-        learner_of: What is learned of a block, from the copy, the block, and its stretch of the copy.
-        schedule: Steps, samples and memory.
-        label: Of the progress.
-        parts: Where finished blocks are stored, so that an interrupted run resumes.
-        slices: Node -> part of its tensor, where the graph has less of it than the float network.
+    The graph has the nodes of the float one, and quantizers. `slices` holds, by node, the part of a tensor that it has,
+    where that is less than the float one's. `learner_of` takes the copy, a block, and its stretch of the copy.
     """
     learning = graph.copy()
     trainable = [parameter for parameter in learning.module.parameters() if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)
-    bar = track(range(len(blocks) * schedule.iterations), label)
-    passing = _side_by_side(case, learning, blocks, cache_gib=schedule.cache_gib, fisher=schedule.fisher, slices=slices)
-    with closing(bar), closing(passing):
-        for number, block, part, passes in passing:
-            learner = learner_of(learning, block, part)
-            steps = _steps(bar, schedule.iterations)
+    both = stretches(case.graph, blocks), stretches(learning, blocks)
+    later = [set.union(*needed) for needed in zip(*map(needed_later, both), strict=True)]
+    bar, passes = track(range(len(blocks) * schedule.iterations), label), Passes(case, schedule.cache_gib, slices or {})
+    with closing(bar), closing(passes.cache):
+        for number, (block, in_float, part) in enumerate(zip(blocks, *both, strict=True)):
+            passes.advance(_FLOAT, in_float, later[number] | set(block.outputs))
+            if schedule.fisher:
+                passes.weights = squared_gradients(case, block.outputs)
+            learner, steps = learner_of(learning, block, part), _steps(bar, schedule.iterations)
             finished = parts.store.get(f"{parts.name}-{number}", parts.question)
             if finished is not None:
                 learner.put(finished.tensors)
@@ -256,13 +229,15 @@ def learn_blocks(
                 parts.store.put(f"{parts.name}-{number}", parts.question, learner.tensors())
             for _ in steps:  # none is left where the block has learned
                 pass
+            passes.advance(_LEARNING, part, later[number])  # so later blocks read what the block has learned
+            passes.cache.keep_only({which + name for which in (_FLOAT, _LEARNING) for name in later[number]})
     for parameter in trainable:
         parameter.requires_grad_(True)
     return learning
 
 
 def _steps(bar: Iterator[int], iterations: int) -> Iterator[float]:
-    """The share of the iterations that are done, before each of them."""
+    """Before each iteration, the share of them that is done."""
     for step in range(iterations):
         next(bar)
         yield step / iterations

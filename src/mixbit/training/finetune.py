@@ -1,4 +1,4 @@
-"""finetune(): training of a simulated graph with its roundings in place, or of a float graph that was pruned."""
+"""finetune(): training of a simulated graph with its roundings, or of a float graph that was pruned."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mixbit.core import InvalidInput, track
-from mixbit.core.batches import Batch, check_iterable, hold_out, loaded, split_all
+from mixbit.core.batches import check_iterable, hold_out, loaded, split_all
 from mixbit.core.io.digest import digest
 from mixbit.core.io.store import Store
 from mixbit.core.task import Task
@@ -77,10 +77,7 @@ def train(
     path: Path | None = None,
     force: bool = False,
 ) -> Trained:
-    """What `finetune` does, and the losses.
-
-    With `force` a checkpoint of another training is thrown away.
-    """
+    """Like `finetune`, with the losses; `force` throws away a checkpoint of another training."""
     settings.check()
     if not isinstance(epochs, int) or epochs < 1:
         raise InvalidInput(f"epochs={epochs!r}: give a whole number from 1")
@@ -95,11 +92,27 @@ def train(
             f"batches: of a {type(batches).__name__} none can be held out, since they differ from epoch to epoch; "
             "give eval_batches, or a list"
         )
-    loop = Loop(graph, objective, settings, epochs, _count(batches))
+    try:
+        num_batches = len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        num_batches = sum(1 for _ in track(batches, "count batches"))
+    loop = Loop(graph, objective, settings, epochs, num_batches)
     if path is None:
         return loop.run(batches, held_out, None, lambda *_: None)
     store = Store(path.parent)
-    question = _about(graph, objective, batches, held_out) | settings_of(epochs, settings)
+    task, teacher = objective.task, objective.teacher
+    pairs = split_all(batches, num_inputs) if isinstance(batches, Sequence) else None
+    question = {
+        "graph": digest(graph.module.state_dict()),
+        "masks": digest([quantizer.mask for quantizer in quantizers_of(graph)]),
+        "plan": None if graph.plan is None else graph.plan.layers,
+        "task": task.name,
+        "loss": None if task.own_loss is None else digest(task.own_loss),
+        "teacher": None if teacher is None else digest(teacher.module.state_dict()),
+        "data": num_batches if pairs is None else digest(pairs),
+        "held_out": digest(held_out),
+        **settings_of(epochs, settings),
+    }
     if not force:
         store.check(path.stem, question)
     return loop.run(batches, held_out, store.get(path.stem, question), partial(store.put, path.stem, question))
@@ -127,30 +140,3 @@ def check_first(graph: Graph, batches: Iterable[Any]) -> None:
 def settings_of(epochs: int, settings: Training) -> dict[str, Any]:
     """The fields of a checkpoint's question that are known before there is anything to train."""
     return {"epochs": epochs, "settings": asdict(settings)}
-
-
-def _count(batches: Iterable[Any]) -> int:
-    """Batches of an epoch, by a pass over those that have no length."""
-    try:
-        count = len(batches)  # type: ignore[arg-type]
-    except TypeError:
-        count = sum(1 for _ in track(batches, "count batches"))
-    if count == 0:
-        raise InvalidInput("the data holds no batch to train on: an empty loader or list")
-    return count
-
-
-def _about(graph: Graph, objective: Objective, batches: Iterable[Any], held_out: list[Batch]) -> dict[str, Any]:
-    """What a training depends on beside its settings."""
-    task, teacher = objective.task, objective.teacher
-    pairs = split_all(batches, len(graph.example.args)) if isinstance(batches, Sequence) else None
-    return {
-        "graph": digest(graph.module.state_dict()),
-        "masks": digest([quantizer.mask for quantizer in quantizers_of(graph)]),
-        "plan": None if graph.plan is None else graph.plan.layers,
-        "task": task.name,
-        "loss": None if task.own_loss is None else digest(task.own_loss),
-        "teacher": None if teacher is None else digest(teacher.module.state_dict()),
-        "data": _count(batches) if pairs is None else digest(pairs),
-        "held_out": digest(held_out),
-    }

@@ -1,6 +1,7 @@
-"""The training loop, and what it makes small: the task's loss, the distance from a teacher, or a mixture of both."""
+"""The training loop, what it minimizes, and graphs whose scales can be trained."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,21 +15,18 @@ from mixbit.core.io.store import Stored
 from mixbit.core.task import Task, output_of
 from mixbit.graph.evaluate import returned_by
 from mixbit.graph.graph import Graph
+from mixbit.quantization.biases import make_room_for_biases, settle_biases
 from mixbit.quantization.quantizer import quantizers_of
-from mixbit.training.learnable import learnable, settled
 
 
 @dataclass(frozen=True)
 class Objective:
     """(1 - distil) * loss(outputs, labels) + distil * T^2 * KL(teacher / T, outputs / T), a mean over samples.
 
-    Distillation after Hinton et al. 2015 (arXiv:1503.02531); the divergence is the task's own, and T the temperature.
+    Distillation after Hinton et al. 2015 (arXiv:1503.02531); the divergence is the task's, and T the temperature.
 
-    Attributes:
-        task: Whose loss and divergence.
-        teacher: The float graph; without one, the loss alone.
-        distil: Share of the distillation where a batch has labels; without labels it is all.
-        temperature: Of both distributions; a regression's divergence is the same at each.
+    Without a teacher, the float graph, it is the loss alone; for batches without labels, the distillation alone. A
+    regression's divergence is the same at each temperature.
     """
 
     task: Task
@@ -39,8 +37,7 @@ class Objective:
     def __call__(self, graph: Graph, inputs: Inputs, labels: Tensor | None) -> Tensor:
         """The loss of one batch; NaN where the graph returns NaN or inf.
 
-        Raises:
-            InvalidInput: neither labels nor a teacher, or they do not fit the outputs.
+        Raises InvalidInput without labels and teacher, or where they do not fit the outputs.
         """
         if labels is None and self.teacher is None:
             raise InvalidInput("no labels to train on: give batches that end with them, or a teacher")
@@ -93,21 +90,59 @@ class Training:
 
     def check(self) -> None:
         """Raise InvalidInput for a value that is no rate, share or norm."""
-        for name in ("lr", "temperature", "max_norm"):
-            if not 0 < _number(name, getattr(self, name)) < math.inf:
-                raise InvalidInput(f"{name}={getattr(self, name)}: give a positive number")
-        for name in ("scale_lr", "weight_decay"):
-            if not 0 <= _number(name, getattr(self, name)) < math.inf:
-                raise InvalidInput(f"{name}={getattr(self, name)}: give 0 or a positive number")
-        for name in ("distil", "warm_up"):
-            if not 0 <= _number(name, getattr(self, name)) <= 1:
-                raise InvalidInput(f"{name}={getattr(self, name)}: give a share between 0 and 1")
+        for name in ("lr", "temperature", "max_norm", "scale_lr", "weight_decay", "distil", "warm_up"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InvalidInput(f"{name}={value!r}: give a number")
+            if name in ("distil", "warm_up") and not 0 <= value <= 1:
+                raise InvalidInput(f"{name}={value}: give a share between 0 and 1")
+            if name in ("lr", "temperature", "max_norm") and not 0 < value < math.inf:
+                raise InvalidInput(f"{name}={value}: give a positive number")
+            if not 0 <= value < math.inf:
+                raise InvalidInput(f"{name}={value}: give 0 or a positive number")
 
 
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidInput(f"{name}={value!r}: give a number")
-    return value
+def learnable(graph: Graph) -> Graph:
+    """A copy whose scales are parameters: a module for any training loop, in which roundings pass gradients.
+
+    A scale's gradient is multiplied by 1 / sqrt(N high), N the numbers that share the scale (of an activation, those of
+    one sample) and high the largest integer of the format: Esser et al. 2020 (LSQ, arXiv:1902.08153), section 2.2. Zero
+    points stay as they are, and so do ranges that are taken at run time. Batch norms are folded and dropouts left out,
+    as capture did. A graph in float comes back as a plain copy. `settled` ends the training.
+
+    Args:
+        graph: A captured or a quantized graph; it is left as it is.
+    """
+    copied = graph.copy()
+    for quantizer in quantizers_of(copied):
+        if quantizer.format.floating is None and not quantizer.format.dynamic:
+            if quantizer.axis is None:
+                numel = math.prod(copied.shapes[quantizer.tensor]) / copied.batch_size
+            else:
+                numel = copied.parameter(quantizer.tensor).numel()
+            sharers = numel / quantizer.scale.numel()
+            quantizer.learn_scale(1 / math.sqrt(sharers * quantizer.format.integer_range[1]))
+    return copied
+
+
+@torch.no_grad()
+def settled(graph: Graph) -> Graph:
+    """A copy that targets can store: scales fixed and positive, biases whole multiples of their steps.
+
+    A bias's step is input scale x weight scale, as in `quantize`; a weight's scale under which a bias would not fit
+    into 32 bits is raised. Weights that a sparse format leaves out become 0.
+
+    Args:
+        graph: What `learnable` returned, trained; it is left as it is.
+    """
+    copied = graph.copy()
+    for quantizer in quantizers_of(copied):
+        quantizer.settle_scale()
+        if quantizer.mask is not None:
+            copied.parameter(quantizer.tensor).mul_(quantizer.mask)
+    make_room_for_biases(copied)
+    settle_biases(copied)
+    return copied
 
 
 #: A scale changes by no more than this factor in one step.
@@ -116,12 +151,7 @@ SCALE_LIMITS = (0.5, 2.0)
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training came to.
-
-    Attributes:
-        graph: Of the best epoch, settled.
-        losses: On held-out data: before the first epoch, then after each.
-    """
+    """The settled graph of the best epoch, and the losses on held-out data: before the first epoch, then after each."""
 
     graph: Graph
     losses: tuple[float, ...]
@@ -133,15 +163,7 @@ class Trained:
 
 
 class Loop:
-    """The steps share the graph in training, its optimizer, and the best state so far.
-
-    Args:
-        graph: A quantized or float graph, which is copied.
-        objective: What to make small.
-        settings: How.
-        epochs: How many in all.
-        num_batches: Of an epoch.
-    """
+    """A copy of a quantized or float graph in training, its optimizer, and the best state so far."""
 
     def __init__(self, graph: Graph, objective: Objective, settings: Training, epochs: int, num_batches: int) -> None:
         self.graph, self.objective, self.settings = learnable(graph), objective, settings
@@ -163,7 +185,7 @@ class Loop:
         if stored is None:
             self._score(held_out)
         else:
-            self._restore(stored.notes, stored.tensors, batches)
+            self._restore(stored, batches)
         devices = [self.graph.device] if self.graph.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
             for epoch in range(len(self.losses), self.epochs + 1):
@@ -235,28 +257,27 @@ class Loop:
         generator = generator_of(batches)
         return tensors if generator is None else tensors | {"generator": generator.get_state()}
 
-    def _restore(self, losses: list[float], tensors: dict[str, Tensor], batches: Iterable[Any]) -> None:
-        """Set what `_tensors` returned."""
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _under("optimizer.", tensors).items():
+    def _restore(self, stored: Stored, batches: Iterable[Any]) -> None:
+        """Set what `_tensors` returned, and the losses."""
+        parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
+        state: dict[int, dict[str, Tensor]] = defaultdict(dict)
+        for name, tensor in stored.tensors.items():
+            part, _, rest = name.partition(".")
+            parts[part][rest] = tensor
+        for name, tensor in parts["optimizer"].items():
             number, _, key = name.partition(".")
-            state.setdefault(int(number), {})[key] = tensor
-        self.losses, self.best = losses, _under("best.", tensors)
-        self.graph.module.load_state_dict(_under("module.", tensors))
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+            state[int(number)][key] = tensor
+        self.losses, self.best = stored.notes, parts["best"]
+        self.graph.module.load_state_dict(parts["module"])
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": dict(state)})
         generator = generator_of(batches)
-        if generator is not None and "generator" in tensors:
-            generator.set_state(tensors["generator"])
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin so, by the rest of their names."""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        if generator is not None and "generator" in parts:
+            generator.set_state(parts["generator"][""])
 
 
 def _groups(graph: Graph, scales: list[Tensor], settings: Training) -> list[dict[str, Any]]:
     """Weights, biases and scales, each with its own rate and decay."""
-    others = [each for each in graph.module.parameters() if each.requires_grad and all(each is not s for s in scales)]
+    others = [each for each in graph.module.parameters() if each.requires_grad and each not in set(scales)]
     weights, biases = [each for each in others if each.ndim > 1], [each for each in others if each.ndim <= 1]
     groups = [
         {"params": weights, "lr": settings.lr, "weight_decay": settings.weight_decay},
@@ -277,9 +298,8 @@ def rate(step: int, steps: int, warm_up: float) -> float:
 def _in_order(batches: Iterable[Any]) -> Iterator[Any]:
     """A loader's own order; that of a list is drawn."""
     if isinstance(batches, Sequence):
-        yield from (batches[index] for index in torch.randperm(len(batches)).tolist())
-        return
-    yield from loaded(batches)
+        return iter([batches[index] for index in torch.randperm(len(batches)).tolist()])
+    return loaded(batches)
 
 
 def generator_of(batches: Iterable[Any]) -> torch.Generator | None:

@@ -1,0 +1,187 @@
+"""Float networks made easier to quantize: statistics of batch norms from data, channels equalized between layers."""
+
+import copy
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from mixbit.core import InvalidInput, track
+from mixbit.core.batches import split_batches
+from mixbit.graph.capture import exported, running_statistics
+from mixbit.graph.graph import Graph, Operation, argument, is_parameter, num_uses, packet
+from mixbit.graph.walk import in_order
+from mixbit.quantization.statistics import RunningMean
+
+_aten = torch.ops.aten
+_KINDS = ("linear", "conv1d", "conv2d", "conv3d")
+#: f(s x) = s f(x) for s > 0, channel by channel.
+_HOMOGENEOUS = {_aten.relu}
+#: Equalization ends where no factor differs from 1 by more. Pairs that share a layer get there by about half a round.
+TOLERANCE = 1e-4
+MOST_ROUNDS = 1000
+#: A channel whose weights are all below this share of the layer's largest is left as it is.
+NEGLIGIBLE = 1e-6
+
+
+@torch.no_grad()
+def reestimated(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
+    """A copy of the model, in eval mode, whose batch norms hold the statistics of these data.
+
+    mean = E[x] and variance = E[(x - mean)^2] of each channel of what a norm reads, over all samples of all batches and
+    all positions: pooled, so that it does not matter how the data is cut into batches. The norms are taken in execution
+    order, each on what the norms before it return with their new statistics. So in eval mode every norm returns mean 0
+    and variance 1 on the data (before its own scale and shift). The data passes through the network once. A channel
+    that is constant on the data keeps its variance. (Wu and Johnson 2021, section 3, arXiv 2105.07576, who divide by
+    the statistics of the batch instead.)
+
+    Args:
+        model: The trained network; it is left as it is.
+        batches: Calibration batches; labels are allowed and not needed. Held in memory.
+
+    Raises:
+        InvalidInput: there is no batch norm with running statistics, no batch, a single value for a channel, NaN or
+            inf; or the model cannot be copied, or fails on a batch.
+        UnsupportedModel: `torch.export` cannot follow the code.
+    """
+    batches = [inputs for inputs, _ in split_batches(model, batches)]
+    try:
+        result = copy.deepcopy(model).eval()
+    except (RuntimeError, TypeError) as error:
+        raise InvalidInput(f"batch norms: the model cannot be copied: {error}; leave re-estimation out") from error
+    module, example, _ = exported(model, batches[0].args or dict(batches[0].kwargs))
+    graph = Graph(module, example, {})
+    owners = {node.name: names for node in module.graph.nodes if (names := running_statistics(node)) is not None}
+    if not owners:
+        raise InvalidInput("the model runs no batch norm with running statistics; leave their re-estimation out")
+    calls: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for node, names in owners.items():
+        calls[names].append(node)
+    moments = {names: RunningMean(graph.parameter(names[0]).shape) for names in calls}
+
+    def see(_: int, node: fx.Node, __: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        moments[owners[node.name]].update(args[0].movedim(1, -1).flatten(0, -2))
+
+    for turns in in_order(graph, owners, list(calls.values()), batches, see, "re-estimate batch norms"):
+        for mean, variance in (list(calls)[turn] for turn in turns):
+            statistics, norm = moments[mean, variance], mean.rpartition(".")[0]
+            _set_statistics(norm, graph.parameter(mean), graph.parameter(variance), statistics)
+    for name in (name for names in calls for name in names):
+        result.get_buffer(name).copy_(graph.parameter(name))
+    return result
+
+
+def _set_statistics(norm: str, mean: Tensor, variance: Tensor, statistics: RunningMean) -> None:
+    if statistics.count < 2:
+        raise InvalidInput(
+            f"{norm}: sees a single value for each channel, which has no variance; give more samples, or leave the "
+            "re-estimation of batch norms out"
+        )
+    new = statistics.squares / statistics.count
+    if not (statistics.mean.isfinite().all() and new.isfinite().all()):
+        raise InvalidInput(f"{norm}: reads NaN or inf on the data; clean it, or leave re-estimation out")
+    mean.copy_(statistics.mean)
+    variance.copy_(torch.where(new > 0, new, variance.cpu().double()))
+
+
+def equalizing_factors(first: Tensor, second: Tensor) -> Tensor:
+    """The factors s = sqrt(r1 r2) / r2 [channels]: r1 / s and r2 s are both sqrt(r1 r2).
+
+    1 where either is negligible beside its layer's largest. (Nagel et al. 2019, equation 11, arXiv 1906.04721.)
+
+    Example:
+        >>> equalizing_factors(torch.tensor([4.0, 0.0]), torch.tensor([1.0, 3.0]))
+        tensor([2., 1.])
+    """
+    counts = (first > NEGLIGIBLE * first.max()) & (second > NEGLIGIBLE * second.max())
+    return torch.where(counts, (first / torch.where(counts, second, 1)).sqrt(), 1)
+
+
+@torch.no_grad()
+def equalized(graph: Graph) -> Graph:
+    """The graph, its function unchanged, with weights that differ less in size from channel to channel.
+
+    Wherever one layer alone reads what another returns, itself or through a ReLU, output channel i of the first (weight
+    and bias) is divided by s_i and input channel i of the second multiplied by it, s_i as in `equalizing_factors` with
+    the largest magnitudes for ranges; over all such pairs, until nothing changes. Layers are linear ones and
+    convolutions, of any groups, that are not transposed. Pairs with other functions in between, such as ReLU6, stay as
+    they are. (Nagel et al. 2019, section 4.1, arXiv 1906.04721.)
+
+    Args:
+        graph: A captured graph in float; it is left as it is.
+
+    Returns:
+        A new graph; a copy where there is no such pair.
+
+    Raises:
+        InvalidInput: the graph is quantized.
+    """
+    if graph.plan is not None:
+        raise InvalidInput("graph: quantized already; equalize the captured graph")
+    result = graph.copy()
+    pairs = _pairs(result)
+    names = {name for pair in pairs for name in pair[:3] if name is not None}
+    tensors = {name: result.parameter(name).double().contiguous() for name in names}
+    for _ in track(range(MOST_ROUNDS), "equalize channels"):
+        if max((_equalize(tensors, pair) for pair in pairs), default=0.0) < TOLERANCE:
+            break
+    for name, value in tensors.items():
+        result.parameter(name).copy_(value)
+    return result
+
+
+class _Pair(NamedTuple):
+    """Names of the first layer's weight and bias and of the second's weight, whose convolution has groups."""
+
+    first: str
+    bias: str | None
+    second: str
+    groups: int
+
+
+def _equalize(tensors: dict[str, Tensor], pair: _Pair) -> float:
+    """Rescale one pair in place; returns the largest distance of a factor from 1."""
+    first, second = tensors[pair.first], tensors[pair.second]
+    # [groups, outputs of a group, inputs of a group, positions]
+    grouped = second.reshape(pair.groups, second.shape[0] // pair.groups, second.shape[1], -1)
+    factors = equalizing_factors(first.abs().flatten(1).amax(1), grouped.abs().amax((1, 3)).flatten())
+    first /= factors.reshape(-1, *[1] * (first.ndim - 1))
+    if pair.bias is not None:
+        tensors[pair.bias] /= factors
+    grouped *= factors.reshape(pair.groups, 1, -1, 1)
+    return float((factors - 1).abs().max())
+
+
+def _pairs(graph: Graph) -> list[_Pair]:
+    """Every two layers, in execution order, between which factors can be moved."""
+    plain = {name: pair for name, pair in graph.operations.items() if _is_plain(graph, pair[1])}
+    pairs = []
+    for name, (first, operation) in plain.items():
+        node = graph.node(name)
+        reader, bias = _reader(node), argument(node, operation.kind.bias)
+        if reader is None or reader.name not in plain or not operation.takes_bias:
+            continue
+        second, other = plain[reader.name]
+        if other.channels_last == operation.channels_last and (bias is None or num_uses(bias) == 1):
+            pairs.append(_Pair(first.name, graph.bias(operation), second.name, other.groups))
+    return pairs
+
+
+def _is_plain(graph: Graph, operation: Operation) -> bool:
+    """Whether the operator is linear or a convolution, and alone reads its weight."""
+    weight = argument(graph.node(operation.node), operation.kind.weight)
+    return operation.kind.name in _KINDS and is_parameter(weight) and num_uses(weight) == 1
+
+
+def _reader(node: fx.Node) -> fx.Node | None:
+    """The only node that reads what this one returns, itself or through homogeneous functions, as its first input."""
+    while len(node.users) == 1:
+        (user,) = node.users
+        if argument(user, 0) is not node:
+            return None
+        if packet(user) not in _HOMOGENEOUS:
+            return user
+        node = user
+    return None
