@@ -8,6 +8,7 @@ Intervals are bootstrap percentiles: N plans are drawn with replacement, NUM_RES
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from scipy.stats import rankdata
 
 from mixbit.core import Budget, FloatArray, InvalidInput, Limit, Scheme, Sensitivity
 from mixbit.metric_study.folder import Truth
+from mixbit.metric_study.pictures import new_figure, save_figure
 
 #: [L] the column of each layer's scheme.
 Choice = NDArray[np.int64]
@@ -33,6 +35,9 @@ NUM_RESAMPLES = 1000
 FEWEST_PLANS = 20
 #: Percent of the resamples that an interval covers.
 COVERAGE = 95
+#: Width and height of a panel in a picture, in inches; and what its vertical axis shows.
+PANEL = (3.6, 3.0)
+LABELS = {"accuracy": "accuracy", "loss": "loss", "kl": "KL divergence, nats"}
 
 
 def draw_choices(table: Sensitivity, number: int, near: Budget | None, seed: int) -> dict[str, list[Choice]]:
@@ -243,3 +248,22 @@ def _interval(values: FloatArray, num_distinct: int) -> tuple[float, float] | No
         return None
     low, high = np.percentile(values, [(100 - COVERAGE) / 2, (100 + COVERAGE) / 2])
     return float(low), float(high)
+
+
+def draw_panels(path: Path, tables: Mapping[str, Sensitivity], sets: Mapping[str, PlanSet], judged_by: str) -> None:
+    """Draw the truth of each set over the predicted loss of each metric; infinite predicted losses are left out."""
+    sign = -1 if judged_by == "accuracy" else 1
+    figure = new_figure((PANEL[0] * len(tables), PANEL[1] * len(sets)))
+    grid = figure.subplots(len(sets), len(tables), squeeze=False)
+    for axes_row, (name, plans) in zip(grid, sets.items(), strict=True):
+        for axes, (metric, table) in zip(axes_row, tables.items(), strict=True):
+            predicted = predicted_losses(table, plans.choices)
+            shown = np.isfinite(predicted)
+            axes.scatter(predicted[shown], sign * plans.costs[shown], s=8, alpha=0.6)
+            if shown.any() and predicted[shown].min() > 0:
+                axes.set_xscale("log")
+            axes.tick_params(axis="x", which="both", labelsize="x-small", labelrotation=45)
+            axes.set_title(metric, fontsize="medium")
+            axes.set_xlabel(f"predicted loss, {name} plans")
+        axes_row[0].set_ylabel(LABELS[judged_by])
+    save_figure(path, figure)

@@ -33,13 +33,13 @@ from mixbit.core import (
 from mixbit.core.io.digest import digest, environment
 from mixbit.core.io.user_code import reason_of, users_code
 from mixbit.metric_study.folder import SETTINGS, Prediction, StudyFolder, Truth
-from mixbit.metric_study.pictures import check_matplotlib, draw_panels
+from mixbit.metric_study.pictures import check_matplotlib
 from mixbit.metric_study.plans import (
     Choice,
     PlanSet,
     agreement_figures,
     draw_choices,
-    predicted_losses,
+    draw_panels,
     reliability_figures,
 )
 from mixbit.metric_study.processes import in_processes
@@ -55,7 +55,6 @@ Answer = TypeVar("Answer")
 
 #: Budgets at which regret is reported, as shares of the way from the least to the largest mean bits of the choices.
 BUDGETS_AT = (0.25, 0.5, 0.75)
-_LABELS = {"accuracy": "accuracy", "loss": "loss", "kl": "KL divergence, nats"}
 
 
 @dataclass(frozen=True)
@@ -109,8 +108,7 @@ def study(  # noqa: PLR0913
 
     Every finished plan and metric is a file in the folder; called again with the same settings, a study resumes where
     it stopped, and a larger number of plans or more metrics add to what is there. A metric runs again once its code
-    has changed (the user's own or mixbit's); finished ones of mixbit's are reported even where they are not asked for
-    again, the user's own only with their code at hand.
+    has changed (the user's own or mixbit's). Finished metrics of mixbit's are always reported.
 
     Args:
         setup: Returns (graph, calibration batches, evaluation batches), the same on every call, and last the task
@@ -121,17 +119,14 @@ def study(  # noqa: PLR0913
         target: Name of the target whose choices are studied.
         out: Folder for study.json, study.png and the finished parts.
         choices: Schemes that plans choose from; the target's default ones where None.
-        metrics: Names or functions; all that there are where None. One that cannot answer, or fails, is reported with
-            the reason.
+        metrics: Names or functions; all that there are where None. If one cannot answer, or fails, the reason is
+            reported.
         num_plans: How many random plans of each set.
         near_budget: A budget of one limit; where given, a second set of plans is drawn whose usage is near it.
         seed: Random seed. Plan i of a set is always the same, for any number of plans.
         processes: How many evaluate plans, sharing the cores. Each metric runs in a fresh process, with all cores;
             with processes=1 all happens in this one, and the memory of metrics is not separated.
         force: Whether to clear a study that is in the folder.
-
-    Returns:
-        All figures, as in study.json.
 
     Raises:
         InvalidInput: names, data, settings or the folder cannot be used, a metric has the name of one of mixbit's, or
@@ -175,10 +170,13 @@ def study(  # noqa: PLR0913
                 chosen[name, text] = names.setdefault(short, f"chosen-{short}")
                 plans.setdefault(names[short], plan)
     truths = _truths(workers, folder, plans)
-    within = {
-        text: [truths[name].cost for name, plan in plans.items() if _keeps(plan, budget, frame)]
-        for text, budget in budgets.items()
-    }
+    within: dict[str, list[float]] = {text: [] for text in budgets}
+    for name, plan in plans.items():
+        columns = np.array([frame.choices.index(scheme) for scheme in plan.layers.values()])
+        for text, budget in budgets.items():
+            sums = [(taken(limit.usage, columns).sum(), limit.bound * (1 + TOLERANCE)) for limit in budget.over(frame)]
+            if all(used <= bound for used, bound in sums):
+                within[text].append(truths[name].cost)
     sets = {name: PlanSet(some, [truths[f"{name}-{i}"] for i in range(len(some))]) for name, some in drawn.items()}
     figures: dict[str, dict[str, Any]] = {}
     for name, answer in answers.items():
@@ -200,7 +198,7 @@ def study(  # noqa: PLR0913
     )
     write_text(out / "study.json", result.to_json())
     if tables:
-        _draw(out / "study.png", tables, sets, result.truth)
+        draw_panels(out / "study.png", tables, sets, result.truth)
     return result
 
 
@@ -210,7 +208,7 @@ def _named(metrics: Sequence[str | Metric] | None) -> dict[str, str | Metric]:
     for metric in METRICS if metrics is None else metrics:
         name, method = METRICS.find(metric)
         if name in named:
-            raise InvalidInput(f"metrics: two are called {name}; give each once, under a name of its own")
+            raise InvalidInput(f"metrics: two are called {name}; give each once, under another name")
         known = isinstance(metric, str) or METRICS.get(name) is method
         if not known and name.partition(":")[0] in METRICS:
             raise InvalidInput(
@@ -273,7 +271,7 @@ def _start(
 
 
 def metric_digest(metric: str | Metric) -> str:
-    """Digest of mixbit's source for one of its metrics, given by name; of its own source for the user's own."""
+    """Digest of the source: mixbit's for one of its metrics, given by name, else the function's."""
     return _own_source() if isinstance(metric, str) else digest(metric)
 
 
@@ -376,18 +374,3 @@ def _budgets(frame: Sensitivity, near: Budget | None) -> dict[str, Budget]:
     widths = [Scheme.parse(choice).weight_bits for choice in frame.choices]
     budgets = [Budget(mean_bits=min(widths) + share * (max(widths) - min(widths))) for share in BUDGETS_AT]
     return {str(budget): budget for budget in (*budgets, near) if budget is not None}
-
-
-def _keeps(plan: Plan, budget: Budget, frame: Sensitivity) -> bool:
-    """Whether the plan is within the budget."""
-    columns = np.array([frame.choices.index(plan.layers[name]) for name in frame.layers])
-    return all(taken(limit.usage, columns).sum() <= limit.bound * (1 + TOLERANCE) for limit in budget.over(frame))
-
-
-def _draw(path: Path, tables: Mapping[str, Sensitivity], sets: Mapping[str, PlanSet], judged_by: str) -> None:
-    sign = -1 if judged_by == "accuracy" else 1
-    rows = {
-        name: (sign * plans.costs, {k: predicted_losses(table, plans.choices) for k, table in tables.items()})
-        for name, plans in sets.items()
-    }
-    draw_panels(path, rows, _LABELS[judged_by])

@@ -21,14 +21,7 @@ from mixbit.roundings.quantize import quantize
 
 @dataclass(frozen=True)
 class Subject:
-    """The network that a study is about, ready for plans and metrics.
-
-    Attributes:
-        graph: In float.
-        evaluation: The evaluation batches; all have labels, or none.
-        task: What the outputs mean.
-        calibration: Of the graph, with its batches.
-    """
+    """The float network that a study is about, ready for plans and metrics; its evaluation data is labelled, or not."""
 
     graph: Graph
     evaluation: Sequence[Batch]
@@ -39,16 +32,11 @@ class Subject:
     def of(
         cls, parts: Any, calibration: Calibration | None = None, digests: Mapping[str, str] | None = None
     ) -> "Subject":
-        """From what the `setup` of `study()` returns.
-
-        Args:
-            parts: Graph, calibration batches, evaluation batches, and perhaps a task.
-            calibration: Of the graph, without batches; calibrates where None.
-            digests: Those of the subject that an earlier call of the setup made.
+        """From what the `setup` of `study()` returns; calibrates, unless that was done.
 
         Raises:
             InvalidInput: the parts are something else, data that does not fit the graph, some batches with labels and
-                some without, fewer than two samples to evaluate on, or a subject with other digests.
+                some without, fewer than two samples to evaluate on, or the subject has other digests than these.
         """
         if not isinstance(parts, tuple) or len(parts) not in (3, 4) or not isinstance(parts[0], Graph):
             raise InvalidInput(
@@ -89,8 +77,7 @@ class Subject:
     def reference(self) -> Evaluation:
         """The float graph on the evaluation data; without losses where labels are not values of a regression.
 
-        Raises:
-            InvalidInput: it cannot be run on a batch, or the labels do not fit; the message says which, counted from 0.
+        Raises InvalidInput, which says in which batch, where it cannot be run or the labels do not fit.
         """
         return self._evaluate_float(with_loss=True)
 

@@ -17,9 +17,8 @@ from mixbit.graph.capture import capture, check_module
 from mixbit.graph.evaluate import evaluate
 from mixbit.graph.graph import Case, Graph
 from mixbit.metrics.measure import measure
-from mixbit.pipeline.decide import TRAINING, best_of, compared, quantized, rounded, trained, tuned
 from mixbit.pipeline.deploy import Deployed, deploy
-from mixbit.pipeline.settings import Data, Measured, Run, Settings
+from mixbit.pipeline.settings import Candidate, Data, Measured, Run, Settings
 from mixbit.pipeline.trials import Scoring, cheapest_plan, searched_plan
 from mixbit.pruning.prune import prune_channels
 from mixbit.quantization.batchnorm import reestimated
@@ -29,12 +28,15 @@ from mixbit.quantization.masks import choose_masks
 from mixbit.quantization.offers import check_pins, note_on_run_time_ranges
 from mixbit.quantization.ranges import RANGES
 from mixbit.roundings import ROUNDINGS, Rounding
+from mixbit.roundings.quantize import quantize
+from mixbit.searches.search import uniform_plans
 from mixbit.targets.export import check_exportable
 from mixbit.targets.latency import timed
-from mixbit.training.finetune import check_first, settings_of
+from mixbit.training.finetune import check_first, settings_of, train
+from mixbit.training.loop import Objective, Trained
 
-#: Ending of the file that holds the unfinished training in float after channels were removed.
-PRUNED = "pruned.safetensors"
+#: Endings of the files that hold unfinished trainings: in float after channels were removed, and of the plan.
+PRUNED, TRAINING = "pruned.safetensors", "training.safetensors"
 
 
 def auto_quantize(
@@ -51,14 +53,13 @@ def auto_quantize(
     """Measure, search, quantize, export, run the artefact and compare; write everything into one folder.
 
     The plan is never worse than the best uniform plan within the budget, by mean KL divergence from the float network
-    on data that is held out of calibration: where the searched plan would be, the uniform one is deployed. With a
-    largest drop for a budget, it is the cheapest plan on the front of bytes whose artefact drops no more on the
-    evaluation data, or a uniform one that is cheaper still. There each plan is tried with its weights rounded as the
-    settings say, and the plan that is deployed keeps that rounding. Otherwise plans are compared with the nearest
-    integers, and the rounding stays where it is no worse.
+    on data that is held out of calibration: where the searched plan is worse, the uniform one is deployed. Plans are
+    compared with the nearest integers; the rounding of the settings stays where it is no worse. With the flavour `qat`
+    the chosen plan is then fine-tuned, the float network its teacher, unless the loss on held-out data gets no less.
 
-    With the flavour `qat` the chosen plan is then fine-tuned, the float network its teacher; the training is left out
-    where the loss on held-out data gets no less.
+    If the budget is a largest drop, the plan is the cheapest one on the front of bytes whose artefact drops no more on
+    the evaluation data, or a uniform one that is cheaper still. Each plan is tried with its weights rounded as the
+    settings say, and the deployed plan keeps that rounding.
 
     Until the results are written, unfinished work stays beside the folder, and the same call, interrupted, resumes:
     the scores of tried plans in `<out>.trials.jsonl`, learned roundings in `<out>.rounding`, a network without some
@@ -113,12 +114,11 @@ def captured(
             graph.check(inputs, f"batch {number}{what}")
     if settings.train_batches is not None:
         check_first(graph, settings.train_batches)
-    if settings.flavour == "qat":
+    if settings.flavour == "qat" and not run.force:
         for ending in (PRUNED, TRAINING) if settings.prune_channels else (TRAINING,):
             place = run.place(ending)
-            if not run.force:
-                Store(place.parent).check(place.stem, settings_of(settings.epochs, run.training))
-    check_pins(graph.layers, run.settings.pins, run.target)
+            Store(place.parent).check(place.stem, settings_of(settings.epochs, run.training))
+    check_pins(graph.layers, settings.pins, run.target)
     return graph, Data(calibration, held_out, evaluation)
 
 
@@ -163,7 +163,7 @@ def measured(run: Run, graph: Graph, dense: Graph | None, data: Data) -> Measure
         ).pinned(settings.pins, only_pinned)
     if "latency_ms" in run.budget.limits:
         with run.clock("time choices"):
-            table = timed(table, graph, calibration)
+            table = timed(table, graph, lambda plan: quantize(graph, plan, calibration))
     reference = evaluate(graph, data.held_out, run.task, "float on held-out data")
     return Measured(graph, dense, data, calibration, table, reference)
 
@@ -207,3 +207,105 @@ def scored(run: Run, known: Measured, batches: list[Batch], rounding: str | Roun
         timeout_s=settings.eval_timeout_s,
         journal=Journal(run.place("trials.jsonl"), about, force=run.force),
     )
+
+
+def compared(run: Run, known: Measured, plan: Plan, limits: Budget) -> list[Candidate]:
+    """The plan, then the uniform ones within the limits, with the nearest integers, on held-out data."""
+    with run.clock("compare with uniform plans"):
+        uniform = {other.made_by.removeprefix("uniform "): other for other in uniform_plans(known.table, limits)}
+        same = next((name for name, other in uniform.items() if other.layers == plan.layers), None)
+        plans = {same: plan} | {name: other for name, other in uniform.items() if other.layers != plan.layers}
+        return [
+            replace(_candidate(run, known, other, "nearest", other.made_by), uniform=name)
+            for name, other in plans.items()
+        ]
+
+
+def best_of(candidates: list[Candidate], reason: str | None) -> Candidate:
+    """The candidate of the least divergence, and why; the first, the searched one, where a reason is given for it."""
+    searched, uniform = candidates[0], [candidate for candidate in candidates if candidate.uniform]
+    if reason is not None:
+        return replace(searched, reasons=(reason,))
+    best = min(candidates, key=lambda candidate: candidate.divergence)
+    rival = min(uniform, key=lambda candidate: candidate.divergence, default=searched)
+    figures = f"{searched.divergence:.4g} against {rival.divergence:.4g} nats from the float network on held-out data"
+    if not uniform:
+        reason = "no uniform plan keeps within the budget; the searched plan is deployed"
+    elif best is not searched:
+        reason = f"uniform {rival.uniform} is deployed: the searched plan was worse ({figures})"
+    elif best.uniform:
+        reason = f"the searched plan is uniform {best.uniform}, and is deployed"
+    else:
+        reason = (
+            f"the searched plan is deployed: no worse than uniform {rival.uniform}, the best uniform plan ({figures})"
+        )
+    return replace(best, reasons=(reason,))
+
+
+def rounded(run: Run, known: Measured, chosen: Candidate) -> Candidate:
+    """The candidate with weights rounded as the settings say, unless the divergence on held-out data is worse.
+
+    The rounding stays if the budget is a largest drop: the plan keeps within the drop with that rounding.
+    """
+    name, method = ROUNDINGS.find(run.settings.rounding)
+    if method is ROUNDINGS["nearest"]:
+        return chosen
+    with run.clock("round weights"):
+        other = _candidate(run, known, chosen.plan, run.settings.rounding, name)
+    figures = f"{other.divergence:.4g} against {chosen.divergence:.4g} nats"
+    if run.budget.max_drop is not None:
+        reason = f"weights are rounded by {name}, as in every plan that was tried ({figures} with the nearest)"
+    elif other.divergence <= chosen.divergence:  # NaN is no improvement
+        reason = f"weights are rounded by {name}, not to the nearest ({figures})"
+    else:
+        reason, other = f"weights are rounded to the nearest: {name} was worse ({figures})", chosen
+    return replace(chosen, simulated=other.simulated, reasons=(*chosen.reasons, reason))
+
+
+def tuned(run: Run, known: Measured, chosen: Candidate) -> Candidate:
+    """The candidate, fine-tuned where the flavour is qat, unless the loss on held-out data gets no less."""
+    if run.settings.flavour != "qat":
+        return chosen
+    with run.clock("fine-tune"):
+        training = trained(run, chosen.simulated, known.dense or known.graph, known.data, TRAINING)
+    simulated = chosen.simulated
+    losses = f"loss on held-out data {training.losses[0]:.4g} before, {min(training.losses[1:]):.4g} after"
+    reason = f"fine-tuning made it no better and is left out ({losses})"
+    if training.best > 0:
+        simulated = training.graph
+        reason = f"fine-tuned, best after epoch {training.best} of {run.settings.epochs} ({losses})"
+    return replace(chosen, simulated=simulated, untrained=chosen.simulated, reasons=(*chosen.reasons, reason))
+
+
+def quantized(run: Run, known: Measured, plan: Plan, rounding: str | Rounding) -> Graph:
+    """The plan's simulation with this rounding, and biases corrected as the settings say."""
+    return quantize(
+        known.graph,
+        plan,
+        known.calibration,
+        rounding=rounding,
+        bias_correction=run.settings.bias_correction,
+        task=run.task,
+        seed=run.settings.seed,
+        folder=None if ROUNDINGS.find(rounding)[1] is ROUNDINGS["nearest"] else run.place("rounding"),
+    )
+
+
+def trained(run: Run, graph: Graph, teacher: Graph, data: Data, ending: str) -> Trained:
+    """The graph trained as the settings say, its checkpoint beside the results."""
+    return train(
+        graph,
+        data.calibration if run.settings.train_batches is None else run.settings.train_batches,
+        Objective(run.task, teacher, run.training.distil, run.training.temperature),
+        epochs=run.settings.epochs,
+        settings=run.training,
+        eval_batches=data.held_out,
+        path=run.place(ending),
+        force=run.force,
+    )
+
+
+def _candidate(run: Run, known: Measured, plan: Plan, rounding: str | Rounding, label: str) -> Candidate:
+    simulated = quantized(run, known, plan, rounding)
+    outputs = evaluate(simulated, known.data.held_out, run.task, f"simulate {label}")
+    return Candidate(plan, simulated, outputs.divergence(known.reference))
