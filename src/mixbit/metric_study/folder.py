@@ -85,16 +85,12 @@ class Prediction(BaseModel):
 
 
 class StudyFolder:
-    """Reads and writes the finished parts, each a file that appears whole or not at all.
+    """Reads and writes the finished parts of a study, each a file that appears whole or not at all.
 
-    Args:
-        path: Where the study in it continues, or a new one begins.
-        settings: Of the study.
-        force: Whether to remove what another study wrote.
+    The study in the folder continues, or a new one begins; with force, what another study wrote is removed.
 
     Raises:
-        InvalidInput: a study with other settings is there, unless force is set; or settings that are not a study's,
-            which are never replaced.
+        InvalidInput: a study with other settings is there, or settings of something else, which are never replaced.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, force: bool) -> None:

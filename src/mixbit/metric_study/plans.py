@@ -67,13 +67,7 @@ def random_choice(
     """A choice [L], each layer's uniform over the C choices and independent of the others, unless they are tied.
 
     For tied layers, which read the same tensor, the input format is drawn first, uniformly over the formats offered;
-    then the choice of each, uniformly over the choices with that format.
-
-    Args:
-        num_layers: L.
-        input_bits: [C] bits of the input under each choice.
-        input_ties: Groups of layers that take the same input bits.
-        rng: Makes the draws.
+    then the choice of each, uniformly over the choices with that format. `input_bits` [C] are those of each choice.
     """
     bits = np.asarray(input_bits)
     choice = rng.integers(len(bits), size=num_layers)
@@ -86,13 +80,11 @@ def random_choice(
 def near_choice(
     limit: Limit, input_bits: Sequence[int], input_ties: Sequence[Sequence[int]], rng: np.random.Generator
 ) -> Choice:
-    """A choice [L] whose usage differs from the limit's bound by at most NEAR of it; see `random_choice`.
+    """A choice [L] whose usage differs from the limit's bound by at most NEAR of it.
 
-    Starting from a random one, single layers are moved to other choices, each move drawn uniformly among those that
-    come closer to the bound and obey the ties, until it is near; where no move comes closer, it starts again.
-
-    Raises:
-        InvalidInput: MOST_STARTS times no move came closer.
+    Starting from a `random_choice`, single layers are moved to other choices, each move drawn uniformly among those
+    that come closer to the bound and obey the ties, until it is near; where no move comes closer, it starts again.
+    Raises InvalidInput where that happens MOST_STARTS times.
     """
     usage, bits = limit.usage, np.asarray(input_bits)
     tied = np.zeros(len(usage), dtype=bool)
@@ -176,13 +168,7 @@ def _prefix(name: str) -> str:
 
 
 def rank_correlation(predicted: FloatArray, truth: FloatArray, num_distinct: int, rng: np.random.Generator) -> Figures:
-    """Rank correlations of a prediction with the truth, 1 for a perfect prediction.
-
-    Args:
-        predicted: [N] predicted cost of the plans, the higher the worse; may be inf.
-        truth: [N] true cost.
-        num_distinct: How many of the plans are different.
-        rng: Draws the resamples.
+    """Rank correlations of predicted costs [N], which may be inf, with true ones [N]: 1 for a perfect prediction.
 
     Returns:
         `spearman` and `kendall`, None where a side is constant; and the same with `_interval`, None from fewer than

@@ -23,14 +23,10 @@ Answer = TypeVar("Answer")
 def in_processes(
     start: Callable[[], Callable[[Job], Answer]], jobs: Sequence[Job], processes: int
 ) -> Generator[tuple[Job, Answer], None, None]:
-    """Yield each job with its answer as it finishes; closing the iterator ends the processes.
+    """Yield each job with its answer as it finishes; closing the iterator ends the processes, at most one for each job.
 
-    The processes also end with this one. If it is killed they end at once, without the user's clean-up.
-
-    Args:
-        start: Called once in every process, returns what answers a job there; it, jobs and answers are pickled.
-        jobs: What to answer.
-        processes: The largest number of processes.
+    `start` is called once in every process and returns what answers a job there; it, jobs and answers are pickled. The
+    processes also end with this one. If it is killed they end at once, without the user's clean-up.
 
     Raises:
         MixbitError: a process ended before its answer. Whatever an answer raises is raised here too.

@@ -227,7 +227,6 @@ def _check_processes(processes: int, setup: Any, metrics: Any) -> None:
         return
     if not callable(setup):
         raise InvalidInput(f"setup: a {type(setup).__name__}; give a function that returns it, or processes=1")
-
     way_out = (
         "give functions of the top level of a module that make what they need, or functools.partial of them with plain "
         "values, or processes=1"

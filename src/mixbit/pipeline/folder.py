@@ -1,7 +1,6 @@
 """What a run's folder holds beside plan, table and artefact, and how to verify and time it again.
 
-These are result.json with every figure, and check.safetensors. Verification needs the folder alone; for the target
-packed, the model too.
+It holds every figure in result.json, and check.safetensors. Only target packed needs the model to verify it.
 """
 
 import json
@@ -197,20 +196,13 @@ class CheckSet:
             names, output = json.loads(metadata["names"]), int(metadata["output"])
             values = [tensors[f"input.{index}"] for index in range(sum(name.startswith("input.") for name in tensors))]
             inputs = Inputs((), dict(zip(names, values, strict=True))) if names else Inputs(tuple(values), {})
-            outputs, labels = tensors["outputs"], tensors.get("labels")
+            return cls(inputs, tensors["outputs"], output, tensors.get("labels"))
         except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
             raise InvalidInput(f"{path}: cannot be read ({error}); quantize again") from error
-        sizes = {len(tensor) for tensor in (*values, labels) if tensor is not None and tensor.ndim > 0}
-        if not values or outputs.ndim < 2 or len(outputs) == 0 or sizes - {len(outputs)}:
-            raise InvalidInput(f"{path}: not a set of inputs and outputs; quantize again")
-        return cls(inputs, outputs, output, labels)
 
 
 def save_check_set(folder: Path, graph: Graph, batches: list[Batch], outputs: Tensor) -> None:
-    """Write check.safetensors: the first samples with their outputs [N, ..., C].
-
-    There are one or more samples, at most MOST_SAMPLES and MOST_BYTES of inputs.
-    """
+    """Write check.safetensors: the first samples, up to MOST_SAMPLES and MOST_BYTES, and their outputs [N, ..., C]."""
     chosen, count = [], 0
     for inputs, labels in batches:
         if count < MOST_SAMPLES:
@@ -258,11 +250,9 @@ def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
     paired with it, that of the runtime's own. Samples repeat where the check set has fewer than a batch.
 
     Raises:
-        InvalidInput: a file of the folder is missing or not what mixbit writes, or a batch size below 1.
+        InvalidInput: a file of the folder is missing or not what mixbit writes.
         TargetMismatch: the runtime cannot load the artefact.
     """
-    if any(size < 1 for size in batch_sizes):
-        raise InvalidInput(f"batch sizes {batch_sizes}: give whole numbers from 1")
     result, check, graph = _open(folder)
     target = find_target(result.target)
     runner = target.load(folder, graph)

@@ -119,11 +119,8 @@ def searched_plan(table: Sensitivity, new_scoring: Callable[[], Scoring], budget
 def cheapest_plan(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tuple[Plan, str]:
     """The plan with the fewest bytes whose artefact drops no more, and the reason for it in a sentence.
 
-    It is on the front of bytes, or uniform where that is cheaper still.
-
-    Raises:
-        InvalidInput: a drop in percent, and scores that are no shares of right answers.
-        InfeasibleBudget: the dearest plan drops more.
+    It is on the front of bytes, or uniform where that is cheaper still. Raises InvalidInput for a drop in percent where
+    scores are not shares of right answers, and InfeasibleBudget where the dearest plan drops more.
     """
     if drop.percent and not scoring.in_accuracy:
         unit = "units of your function" if scoring.score else "nats, since the data has no labels"

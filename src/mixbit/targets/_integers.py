@@ -99,11 +99,7 @@ class IntegerWeight:
 
 
 def stored_weights(simulated: Graph) -> tuple[dict[str, IntegerWeight], dict[str, Tensor]]:
-    """Layer -> its integers, and layer -> its weight in float16 or bfloat16; all other layers stay in float32.
-
-    Raises:
-        InvalidInput: the graph is not quantized.
-    """
+    """Layer -> its integers, and layer -> its weight in float16 or bfloat16; all other layers stay in float32."""
     plan = plan_of(simulated)
     quantizers = weight_quantizers(simulated)
     integers, floats = {}, {}

@@ -36,11 +36,7 @@ _op: Any = onnxscript.opset21
 
 
 def converted(simulated: Graph) -> Any:
-    """The onnx_ir model of a quantized graph, made so that onnxruntime runs operators in integers and fuses them.
-
-    Raises:
-        UnsupportedModel: torch cannot export the model.
-    """
+    """The onnx_ir model of a quantized graph, made so that onnxruntime runs operators in integers and fuses them."""
     model = _exported(simulated)
     _store_weights(model.graph, simulated)
     _requantize(model.graph)

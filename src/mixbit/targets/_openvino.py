@@ -22,16 +22,10 @@ _ops: Any = ov.opset15
 
 
 def converted(simulated: Graph, types: Mapping[int, str]) -> Any:
-    """The model, for a batch of any size, with every weight as it is stored.
+    """The model, for a batch of any size, with every weight as it is stored; raises UnsupportedModel if that fails.
 
     The weights enter the conversion as inputs, so that nothing folds them, and are replaced by constants after it.
-
-    Args:
-        simulated: The quantized graph.
-        types: Width -> element type of a weight's integers without zero points.
-
-    Raises:
-        UnsupportedModel: OpenVINO cannot convert the model.
+    `types` are the element types of integers without zero points, by their width.
     """
     names = _weight_nodes(simulated)
     values = {node: simulated.parameter(name).detach() for node, name in names.items()}

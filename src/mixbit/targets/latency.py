@@ -60,9 +60,6 @@ def timed(table: Sensitivity, graph: Graph, simulate: Callable[[Plan], Graph]) -
         table: Of the graph.
         graph: The captured graph in float.
         simulate: Makes the simulation of a plan.
-
-    Raises:
-        InvalidInput: the target's runtime is not installed.
     """
     target = find_target(table.target)
     target.require()
