@@ -80,8 +80,6 @@ class Result(BaseModel):
     """The file result.json. Parts are plain dictionaries, without the figures that do not apply.
 
     Attributes:
-        target: Name of the target.
-        task: Name of the task.
         model: MODEL of the command line, its file as an absolute path; None where a module was handed over.
         chosen: Why this plan was deployed, in a sentence.
         float_: `accuracy`, `weight_bytes`, `file_bytes`, `latency_ms` of the float network in the same runtime.
@@ -91,11 +89,9 @@ class Result(BaseModel):
             `file_bytes`, `latency_ms` of the artefact.
         uniform: The uniform plans within the budget: `scheme`, as `w4a8` or `w8a8d (w8 elsewhere)`, `accuracy`,
             `divergence`, `held_out_divergence`, `predicted_bytes`.
-        layers: Layer -> LayerRow.
         pruned: What was removed before quantization; None where nothing was. `float` is the network without it.
         uncovered: What no layer covers, with their shares of work and storage.
         files: Name of each file beside this one -> its SHA-256.
-        seconds: Step -> seconds.
         environment: Versions, machine and settings.
     """
 
