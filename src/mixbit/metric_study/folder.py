@@ -79,7 +79,7 @@ class Prediction(BaseModel):
     standard_error: Table
 
     def table(self, metric: str, frame: Sensitivity) -> Sensitivity:
-        """The metric's table, from one of the same layers and choices; raises InvalidInput where it does not fit."""
+        """The metric's table, made from one of the same layers and choices; raises InvalidInput if it does not fit."""
         measured = {name: getattr(self, name) for name in ("num_samples", "loss", "standard_error")}
         return dataclasses.replace(frame, metric=metric, **measured)
 

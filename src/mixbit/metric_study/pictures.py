@@ -18,7 +18,7 @@ def check_matplotlib(picture: str) -> None:
 
 
 def new_figure(size: tuple[float, float]) -> Any:
-    """An empty figure, in inches, that no window shows."""
+    """An empty figure of that size in inches, without a window."""
     from matplotlib.figure import Figure
 
     return Figure(size, layout="constrained")

@@ -270,7 +270,7 @@ def _start(
 
 
 def metric_digest(metric: str | Metric) -> str:
-    """Digest of the source: mixbit's for one of its metrics, given by name, else the function's."""
+    """Digest of the source: mixbit's for a metric given by name, else the function's."""
     return _own_source() if isinstance(metric, str) else digest(metric)
 
 
@@ -328,9 +328,9 @@ def predict(subject: Subject, metric: str | Metric, *, code: str, frame: Sensiti
 
 
 def _peak_mb(*, forget: bool = False) -> float | None:
-    """Peak resident memory of this process, in 2^20 bytes; what is resident now, where the peak so far is forgotten.
+    """Peak resident memory of this process, in 2^20 bytes; with `forget`, what is resident now.
 
-    Only on Linux. `getrusage` does not serve: a process that another one started begins with the peak of that one.
+    Only on Linux. `getrusage` does not serve: a process begins with the peak of the one that started it.
     """
     if forget:
         with suppress(OSError):

@@ -21,7 +21,7 @@ from mixbit.roundings.quantize import quantize
 
 @dataclass(frozen=True)
 class Subject:
-    """The float network that a study is about, ready for plans and metrics; its evaluation data is labelled, or not."""
+    """The float network that a study is about, with its data; all evaluation batches have labels, or none."""
 
     graph: Graph
     evaluation: Sequence[Batch]

@@ -183,7 +183,7 @@ def planned(run: Run, known: Measured) -> tuple[Plan, Budget, str | None]:
 
 
 def scored(run: Run, known: Measured, batches: list[Batch], rounding: str | Rounding) -> Scoring:
-    """How plans are tried on the batches; the journal says what scores depend on, calibration data among it."""
+    """How plans are tried on the batches; the journal notes all that the scores depend on."""
     settings = run.settings
     about = {
         "target": run.target.name,

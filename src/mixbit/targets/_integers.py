@@ -136,7 +136,7 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 
 
 def num_stored(numel: int, sparsity: Sparsity | None) -> int:
-    """Integers in the file of a weight of that many."""
+    """How many integers the file holds of a weight of `numel`."""
     return numel if sparsity is None else numel - num_zeros(numel, sparsity)
 
 
@@ -190,12 +190,12 @@ def mismatch(failure: str, *errors: type[Exception], line: int = -1) -> Iterator
 
 
 def reason_line(error: Exception, line: int = -1) -> str:
-    """That line of the error's text, or its type where it has none."""
+    """The line of that number in the error's text; its type where there is no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[line]
 
 
 def only_beside_float(scheme: Scheme) -> str | None:
-    """What of the weight's format int8 arithmetic has no room for beside a quantized input, for people; else None."""
+    """What int8 arithmetic beside a quantized input does not support of the weight's format, for people; else None."""
     weight, read = scheme.weight, scheme.input
     if weight is None or read is None or (weight.group is None and weight.symmetric):
         return None

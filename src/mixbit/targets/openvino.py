@@ -28,7 +28,7 @@ SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 
 #: Values of a row that share a range where the plugin takes it at run time: its own default on CPUs.
 GROUP = 32
-#: Where a file keeps the plugin's property: compiling it obeys, unless another value is given.
+#: Where a file holds the plugin's property; the plugin obeys it, unless another value is given.
 RUN_TIME_OPTION = ("runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
 _openvino = partial(runtime, "openvino", "openvino")
 
@@ -110,7 +110,7 @@ def stored(folder: Path) -> dict[str, StoredWeight]:
 
 @cache
 def _core() -> Any:
-    """The only Core of the process, which lives as long.
+    """The process's only Core; it lives until the process ends.
 
     The CPU plugin gives the thread another signal stack while a Core has it loaded, and puts the former one back
     afterwards: two Cores that do not end in the order of a stack leave freed memory in place, and the next interrupt

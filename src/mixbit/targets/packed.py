@@ -78,7 +78,7 @@ def load(folder: Path, graph: Graph | None = None, /, **_: Any) -> Runner:
 
 
 def _restored(folder: Path, graph: Graph) -> Graph:
-    """The quantized graph in the file, put onto the captured graph; raises TargetMismatch for that of another model."""
+    """The quantized graph in the file, put onto the captured graph; raises TargetMismatch if they do not fit."""
     path = folder / FILE
     tensors, metadata = _read(path)
     plan = Plan.from_json(metadata["plan"], str(path))

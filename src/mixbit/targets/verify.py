@@ -123,7 +123,7 @@ def predicted_bytes(layers: tuple[Layer, ...], plan: Plan) -> dict[str, int]:
 def compare(
     folder: Path, target: str | Target, predicted: dict[str, int], reference: Evaluation, deployed: Evaluation
 ) -> Comparison:
-    """The comparison of outputs that are known, and of the file's bytes with the prediction."""
+    """Compare the outputs, and the bytes in the file with the prediction."""
     target = find_target(target)
     stored = {name: weight.weight_bytes for name, weight in target.stored(folder).items()}
     difference = (deployed.outputs - reference.outputs).double()
