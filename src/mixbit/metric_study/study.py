@@ -34,14 +34,7 @@ from mixbit.core.io.digest import digest, environment
 from mixbit.core.io.user_code import reason_of, users_code
 from mixbit.metric_study.folder import SETTINGS, Prediction, StudyFolder, Truth
 from mixbit.metric_study.pictures import check_matplotlib
-from mixbit.metric_study.plans import (
-    Choice,
-    PlanSet,
-    agreement_figures,
-    draw_choices,
-    draw_panels,
-    reliability_figures,
-)
+from mixbit.metric_study.plans import Choice, PlanSet, agreement_figures, draw_choices, draw_panels, reliability_figures
 from mixbit.metric_study.processes import in_processes
 from mixbit.metric_study.subject import Subject
 from mixbit.metrics import METRICS, Metric

@@ -86,7 +86,7 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
                 for candidate in candidates
                 if (uniform := candidate.uniform)
             ],
-            layers=layer_rows(chosen.plan.layers, predicted, run.target.stored(folder), runner.executed()),
+            layers=layer_rows(chosen.plan.layers, predicted, run.target.name, folder, runner.executed()),
             pruned=known.dense
             and Pruned(
                 **vars(Removal.between(known.dense, graph)),

@@ -16,17 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mixbit.core import (
-    InvalidInput,
-    Plan,
-    Scheme,
-    StoredWeight,
-    TargetMismatch,
-    find_target,
-    read_model,
-    save_arrays,
-    sha256,
-)
+from mixbit.core import InvalidInput, Plan, Scheme, TargetMismatch, find_target, read_model, save_arrays, sha256
 from mixbit.core.batches import Batch, Inputs
 from mixbit.core.io.user_code import load_model
 from mixbit.core.task import Task, output_of
@@ -140,16 +130,16 @@ def figures(**values: float | None) -> dict[str, float]:
 
 
 def layer_rows(
-    schemes: dict[str, str], predicted: dict[str, int], stored: dict[str, StoredWeight], executed: dict[str, str]
+    schemes: dict[str, str], predicted: dict[str, int], target: str, folder: Path, executed: dict[str, str]
 ) -> dict[str, LayerRow]:
-    """The part `layers`."""
-    nothing = StoredWeight(0, "not found")
+    """The part `layers`, with what the target's file in the folder holds."""
+    weights = find_target(target).stored(folder)
     return {
         name: LayerRow(
             scheme=scheme,
             predicted_bytes=predicted[name],
-            weight_bytes=stored.get(name, nothing).weight_bytes,
-            stored=stored.get(name, nothing).types,
+            weight_bytes=weights[name].weight_bytes if name in weights else 0,
+            stored=weights[name].types if name in weights else "not found",
             executed=executed.get(name, "not reported"),
         )
         for name, scheme in schemes.items()
@@ -261,7 +251,7 @@ def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
         medians = paired_latency_ms(runs, [tensor.numpy() for tensor in rows.tensors], f"time batch {size}")
         latency[str(size)] = medians["artefact"]
         default_latency[str(size)] = medians.get("default", medians["artefact"])
-    rows = layer_rows(result.schemes, result.predicted_bytes, target.stored(folder), runner.executed())
+    rows = layer_rows(result.schemes, result.predicted_bytes, target.name, folder, runner.executed())
     return {
         "target": result.target,
         "latency_ms": latency,
