@@ -21,9 +21,7 @@ from mixbit.pipeline.deploy import Deployed, deploy
 from mixbit.pipeline.settings import Candidate, Data, Measured, Run, Settings
 from mixbit.pipeline.trials import Scoring, cheapest_plan, searched_plan
 from mixbit.pruning.prune import prune_channels
-from mixbit.quantization.batchnorm import reestimated
-from mixbit.quantization.calibrate import calibrate
-from mixbit.quantization.equalize import equalized
+from mixbit.quantization import calibrate, equalized, reestimated
 from mixbit.quantization.masks import choose_masks
 from mixbit.quantization.offers import check_pins, note_on_run_time_ranges
 from mixbit.quantization.ranges import RANGES
