@@ -18,7 +18,7 @@ from mixbit.graph.evaluate import evaluate
 from mixbit.graph.graph import Case, Graph
 from mixbit.metrics.measure import measure
 from mixbit.pipeline.deploy import Deployed, deploy
-from mixbit.pipeline.settings import Candidate, Data, Measured, Run, Settings
+from mixbit.pipeline.settings import Candidate, Measured, Network, Run, Settings
 from mixbit.pipeline.trials import Scoring, cheapest_plan, searched_plan
 from mixbit.pruning.prune import prune_channels
 from mixbit.quantization import calibrate, equalized, reestimated
@@ -82,19 +82,16 @@ def auto_quantize(
         InfeasibleBudget: no plan keeps within the budget.
     """
     run = Run(target, budget, Path(out), settings or Settings(), force=force)
-    graph, data = captured(run, model, batches, eval_batches)
-    note = note_on_run_time_ranges(graph.layers, run.choices)
-    graph, dense = pruned(run, graph, data)
-    known = measured(run, graph, dense, data)
+    network = captured(run, model, batches, eval_batches)
+    note = note_on_run_time_ranges(network.graph.layers, run.choices)
+    known = measured(run, pruned(run, network))
     plan, limits, reason = planned(run, known)
     candidates = compared(run, known, plan, limits)
     chosen = tuned(run, known, rounded(run, known, best_of(candidates, reason)))
     return deploy(run, known, candidates, replace(chosen, reasons=(*chosen.reasons, *([note] if note else []))))
 
 
-def captured(
-    run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: Iterable[Any] | None
-) -> tuple[Graph, Data]:
+def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: Iterable[Any] | None) -> Network:
     """The float graph, and data that fits it; all that can be refused is refused here, before minutes of work."""
     settings = run.settings
     check_module(model)
@@ -117,37 +114,37 @@ def captured(
             place = run.place(ending)
             Store(place.parent).check(place.stem, settings_of(settings.epochs, run.training))
     check_pins(graph.layers, settings.pins, run.target)
-    return graph, Data(calibration, held_out, evaluation)
+    return Network(graph, None, calibration, held_out, evaluation)
 
 
-def pruned(run: Run, graph: Graph, data: Data) -> tuple[Graph, Graph | None]:
-    """The graph to quantize; and the one with all channels, where some are removed. `qat` trains it in float first."""
+def pruned(run: Run, network: Network) -> Network:
+    """The network without a share of its channels, if the settings ask for that; `qat` trains it in float first."""
     share, seed = run.settings.prune_channels, run.settings.seed
     if share == 0:
-        return graph, None
+        return network
     with run.clock("prune channels"):
         place = run.place("channels")
-        smaller = prune_channels(graph, data.calibration, share=share, task=run.task, seed=seed, folder=place)
+        smaller = prune_channels(network.graph, network.batches, share=share, task=run.task, seed=seed, folder=place)
     try:
         check_pins(smaller.layers, run.settings.pins, run.target)
     except InvalidInput as error:
         raise InvalidInput(f"with prune_channels={share}, which changes sizes: {error}") from None
     if run.settings.flavour == "qat":
         with run.clock("fine-tune in float"):
-            smaller = trained(run, smaller, graph, data, PRUNED).graph
-    return smaller, graph
+            smaller = trained(run, smaller, network, PRUNED).graph
+    return replace(network, graph=smaller, dense=network.graph)
 
 
-def measured(run: Run, graph: Graph, dense: Graph | None, data: Data) -> Measured:
+def measured(run: Run, network: Network) -> Measured:
     """Calibrate the graph, and predict what each choice of each layer costs."""
-    settings = run.settings
+    settings, graph, batches = run.settings, network.graph, network.batches
     with run.clock("calibrate"):
-        calibration = calibrate(graph, data.calibration, ranges=settings.ranges)
+        calibration = calibrate(graph, batches, ranges=settings.ranges)
     with run.clock("measure"):
         only_pinned = [scheme for scheme in dict.fromkeys(settings.pins.values()) if scheme not in run.choices]
         choices = [*run.choices, *only_pinned]
         formats = [weight for choice in choices if (weight := Scheme.parse(choice).weight)]
-        case = Case(graph, data.calibration, run.task, settings.seed)
+        case = Case(graph, batches, run.task, settings.seed)
         # measure() and quantize() look the masks up
         choose_masks(case, calibration, graph.layers, formats, settings.importance)
         table = measure(
@@ -162,16 +159,16 @@ def measured(run: Run, graph: Graph, dense: Graph | None, data: Data) -> Measure
     if "latency_ms" in run.budget.limits:
         with run.clock("time choices"):
             table = timed(table, graph, lambda plan: quantize(graph, plan, calibration))
-    reference = evaluate(graph, data.held_out, run.task, "float on held-out data")
-    return Measured(graph, dense, data, calibration, table, reference)
+    reference = evaluate(graph, network.held_out, run.task, "float on held-out data")
+    return Measured(**vars(network), calibration=calibration, table=table, reference=reference)
 
 
 def planned(run: Run, known: Measured) -> tuple[Plan, Budget, str | None]:
     """The searched plan, the limits that it keeps, and the reason for it where only it keeps within a largest drop."""
-    settings, batches = run.settings, known.data.calibration
+    settings, batches = run.settings, known.batches
     with run.clock("search"):
         if run.budget.max_drop is not None:
-            scoring = scored(run, known, known.data.evaluation, settings.rounding)
+            scoring = scored(run, known, known.evaluation, settings.rounding)
             plan, reason = cheapest_plan(known.table, scoring, run.budget.max_drop)
             return plan, Budget(weight_bytes=plan.predicted["weight_bytes"]), reason
         count = math.ceil(settings.eval_subset_ratio * len(batches))
@@ -193,7 +190,7 @@ def scored(run: Run, known: Measured, batches: list[Batch], rounding: str | Roun
         "importance": settings.importance,
         "score": None if settings.score is None else digest(settings.score),
         "network": digest(known.graph.module.state_dict()),
-        "calibration": digest(known.data.calibration),
+        "calibration": digest(known.batches),
         "evaluation": digest(batches),
     }
     return Scoring(
@@ -265,7 +262,7 @@ def tuned(run: Run, known: Measured, chosen: Candidate) -> Candidate:
     if run.settings.flavour != "qat":
         return chosen
     with run.clock("fine-tune"):
-        training = trained(run, chosen.simulated, known.dense or known.graph, known.data, TRAINING)
+        training = trained(run, chosen.simulated, known, TRAINING)
     simulated = chosen.simulated
     losses = f"loss on held-out data {training.losses[0]:.4g} before, {min(training.losses[1:]):.4g} after"
     reason = f"fine-tuning made it no better and is left out ({losses})"
@@ -289,15 +286,15 @@ def quantized(run: Run, known: Measured, plan: Plan, rounding: str | Rounding) -
     )
 
 
-def trained(run: Run, graph: Graph, teacher: Graph, data: Data, ending: str) -> Trained:
-    """The graph trained as the settings say, its checkpoint beside the results."""
+def trained(run: Run, graph: Graph, network: Network, ending: str) -> Trained:
+    """The graph trained as the settings say, the whole network its teacher; its checkpoint is beside the results."""
     return train(
         graph,
-        data.calibration if run.settings.train_batches is None else run.settings.train_batches,
-        Objective(run.task, teacher, run.training.distil, run.training.temperature),
+        network.batches if run.settings.train_batches is None else run.settings.train_batches,
+        Objective(run.task, network.dense or network.graph, run.training.distil, run.training.temperature),
         epochs=run.settings.epochs,
         settings=run.training,
-        eval_batches=data.held_out,
+        eval_batches=network.held_out,
         path=run.place(ending),
         force=run.force,
     )
@@ -305,5 +302,5 @@ def trained(run: Run, graph: Graph, teacher: Graph, data: Data, ending: str) -> 
 
 def _candidate(run: Run, known: Measured, plan: Plan, rounding: str | Rounding, label: str) -> Candidate:
     simulated = quantized(run, known, plan, rounding)
-    outputs = evaluate(simulated, known.data.held_out, run.task, f"simulate {label}")
+    outputs = evaluate(simulated, known.held_out, run.task, f"simulate {label}")
     return Candidate(plan, simulated, outputs.divergence(known.reference))

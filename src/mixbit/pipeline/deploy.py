@@ -49,7 +49,7 @@ class Deployed:
 
 def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candidate) -> Deployed:
     """Write the chosen plan's files, run the artefact, compare it, and report all figures beside the candidates'."""
-    graph, batches = known.graph, known.data.evaluation
+    graph, batches = known.graph, known.evaluation
     with run.clock("evaluate"):
         outputs = _evaluated(run, known, candidates, chosen)
     destroyed = warning(outputs["float"], outputs["chosen"])
@@ -87,8 +87,9 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
                 if (uniform := candidate.uniform)
             ],
             layers=layer_rows(chosen.plan.layers, predicted, run.target.name, folder, runner.executed()),
-            pruned=known.dense
-            and Pruned(
+            pruned=None
+            if known.dense is None
+            else Pruned(
                 **vars(Removal.between(known.dense, graph)),
                 dense=figures(accuracy=outputs["dense"].accuracy),
                 pruned=_of_outputs(outputs, "float", "dense"),
@@ -134,7 +135,7 @@ def _evaluated(run: Run, known: Measured, candidates: list[Candidate], chosen: C
     graphs = {"float": known.graph, "chosen": chosen.simulated, "untrained": chosen.untrained, "dense": known.dense}
     graphs |= {candidate.uniform: candidate.simulated for candidate in candidates if candidate.uniform}
     return {
-        name: evaluate(graph, known.data.evaluation, run.task, f"evaluate {name}")
+        name: evaluate(graph, known.evaluation, run.task, f"evaluate {name}")
         for name, graph in graphs.items()
         if graph is not None
     }
@@ -143,7 +144,7 @@ def _evaluated(run: Run, known: Measured, candidates: list[Candidate], chosen: C
 def _beside_float(run: Run, known: Measured, folder: Path) -> tuple[dict[str, float], float]:
     """Figures of the float network in the same runtime, and the artefact's latency, timed in turn on one sample."""
     graph = known.graph
-    sample = [leaf.numpy() for leaf in graph.tensors(known.data.evaluation[0][0].rows([0]))]
+    sample = [leaf.numpy() for leaf in graph.tensors(known.evaluation[0][0].rows([0]))]
     plan = uniform_plan(graph, "float", target=run.target.name)
     with TemporaryDirectory() as scratch:
         run.target.write(assemble(graph, plan, [], {}), Path(scratch))

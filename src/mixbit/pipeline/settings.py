@@ -165,25 +165,23 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Data:
-    """Batches to calibrate, measure and train on, to compare plans on, and to report on."""
+class Network:
+    """The float graph, and batches to calibrate, measure and train on, to compare plans on, and to report on.
 
-    calibration: list[Batch]
+    `dense` is the graph with all its channels, where some were removed.
+    """
+
+    graph: Graph
+    dense: Graph | None
+    batches: list[Batch]
     held_out: list[Batch]
     evaluation: list[Batch]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The float graph to quantize, and what was measured of it: all that plans are made from.
+class Measured(Network):
+    """A network and what was measured of it; `reference` is what it does on the held-out data."""
 
-    `dense` is the graph with all its channels, where some were removed; `reference` is what the graph does on the
-    held-out data.
-    """
-
-    graph: Graph
-    dense: Graph | None
-    data: Data
     calibration: Calibration
     table: Sensitivity
     reference: Evaluation
