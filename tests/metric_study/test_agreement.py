@@ -6,7 +6,7 @@ from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from mixbit.metric_study.agreement import FEWEST_PLANS, rank_correlation, reliability
+from mixbit.metric_study.plans import FEWEST_PLANS, rank_correlation, reliability
 
 FEW_VALUES = st.integers(0, 5).map(float)  # so that there are ties
 

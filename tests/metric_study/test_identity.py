@@ -13,7 +13,7 @@ from torch import nn
 from mixbit.core.errors import InvalidInput
 from mixbit.core.io.digest import digest
 from mixbit.metric_study.study import metric_digest
-from mixbit.metric_study.truth import Subject, same_subject
+from mixbit.metric_study.subject import Subject
 from tests.subjects import few_bits, small_subject
 
 
@@ -130,8 +130,8 @@ def test_the_loss_of_a_subject_counts_with_its_values():
 
 def test_a_setup_that_draws_anew_is_refused():
     subject = Subject.of(small_subject())
-    assert same_subject(small_subject, subject.calibration, subject.digests).graph is not None
+    assert Subject.of(small_subject(), subject.calibration, subject.digests).graph is not None
     with pytest.raises(InvalidInput, match="setup: returns other weights each time") as error:
-        same_subject(functools.partial(small_subject, seed=1), subject.calibration, subject.digests)
+        Subject.of(small_subject(seed=1), subject.calibration, subject.digests)
     for way_out in ("seed what it draws", "load weights from a file", "processes=1"):
         assert way_out in str(error.value)

@@ -21,9 +21,9 @@ from mixbit.core.errors import InvalidInput
 from mixbit.core.plan import Plan
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
-from mixbit.metric_study import truth
 from mixbit.metric_study.study import study
-from mixbit.metric_study.truth import Subject
+from mixbit.metric_study.subject import Subject
+from mixbit.metrics.measure import measure
 from mixbit.roundings.quantize import quantize
 from tests.metric_study.jobs import NeverArrives
 from tests.networks import plan_of
@@ -177,9 +177,12 @@ def test_without_labels_kl_is_the_truth(tmp_path, capsys):
 def counted(monkeypatch):
     """The plans and metrics that were evaluated, in this process."""
     found = []
-    evaluate, measure = Subject.truth, truth.measure
+    evaluate = Subject.truth
     monkeypatch.setattr(Subject, "truth", lambda self, plan: found.append(plan) or evaluate(self, plan))
-    monkeypatch.setattr(truth, "measure", lambda *args, **more: found.append(more["metric"]) or measure(*args, **more))
+    monkeypatch.setattr(
+        "mixbit.metric_study.study.measure",
+        lambda *args, **more: found.append(more["metric"]) or measure(*args, **more),
+    )
     return found
 
 

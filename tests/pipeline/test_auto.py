@@ -20,10 +20,9 @@ from mixbit.core.errors import InfeasibleBudget, InvalidInput, TargetMismatch, U
 from mixbit.core.io.store import Journal
 from mixbit.core.task import Task
 from mixbit.metrics import Estimate
-from mixbit.pipeline import auto, verify_folder
-from mixbit.pipeline.folder import Result
+from mixbit.pipeline import auto, folder
+from mixbit.pipeline.folder import Result, recheck
 from mixbit.pipeline.settings import Settings
-from mixbit.pipeline.verify_folder import recheck
 from mixbit.targets import latency, packed
 from mixbit.training import Training
 
@@ -70,7 +69,7 @@ def _quick():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(auto, "capture", capture_once)
-        patch.setattr(verify_folder, "capture", capture_once)
+        patch.setattr(folder, "capture", capture_once)
         patch.setattr(latency, "ROUNDS", 5)
         yield
 

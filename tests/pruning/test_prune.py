@@ -20,8 +20,7 @@ from mixbit.graph import Graph
 from mixbit.graph.blocks import find_blocks
 from mixbit.graph.graph import argument, tensor_of
 from mixbit.pipeline import Settings
-from mixbit.pipeline.folder import Result
-from mixbit.pipeline.verify_folder import recheck
+from mixbit.pipeline.folder import Result, recheck
 from mixbit.pruning.channels import find_channels
 from mixbit.pruning.importance import DAMPING, KEPT_EVERYWHERE, choose, importance, make_up, predict
 from mixbit.pruning.prune import Removal, without_channels

@@ -32,7 +32,7 @@ def test_integers_times_scales_are_the_simulated_weight(kind, bits):
     assert weight.unsigned.dtype == np.uint8
     np.testing.assert_array_equal(weight.unsigned.astype(int) - weight.offset, weight.integers)
     expected = by_tensor(simulated)[name](graph.module.get_parameter(name).detach())
-    np.testing.assert_allclose(weight.integers * weight.column, expected.numpy(), rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(weight.integers * weight.column(weight.scale), expected.numpy(), rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("scheme", ["w4t", "w8z", "w3z", "w4g2", "w5g2z", "w8tz"])
@@ -47,8 +47,8 @@ def test_laid_out_integers_less_zero_points_times_scales_are_the_simulated_weigh
     fmt = Scheme.parse(scheme).weight
     assert weight.scale.size == num_scales(layers[0].shape, layers[0].axis, fmt)
     assert (weight.zero_point is None) == fmt.symmetric
-    zero = 0 if weight.zero_column is None else weight.zero_column.astype(int)
-    found = (weight.laid_out.astype(int) - zero) * weight.column.astype(float)
+    zero = 0 if weight.zero_point is None else weight.column(weight.zero_point).astype(int)
+    found = (weight.laid_out.astype(int) - zero) * weight.column(weight.scale).astype(float)
     if weight.grouped:
         found = np.moveaxis(found.reshape(weight.channels_first), 0, weight.axis)
     expected = by_tensor(simulated)[name](graph.module.get_parameter(name).detach())

@@ -41,7 +41,8 @@ def runtime(monkeypatch):
     """A runtime with the true times; the plans that were written to it."""
     written = []
 
-    def runner(stack, module, graph, plan, calibration):
+    def runner(stack, target, graph, simulated):
+        plan = simulated.plan
         executed = {layer: EXECUTED[scheme] for layer, scheme in plan.layers.items()}
         written.append(plan)
         total = BASE_MS + sum(TRUE_MS[text][row] for row, text in enumerate(executed.values()))
@@ -56,7 +57,7 @@ def runtime(monkeypatch):
 
 def test_sums_over_layers_are_the_true_times(measured, runtime):
     table, graph, calibration = measured
-    usage = timing.timed(table, graph, calibration).usage["latency_ms"]
+    usage = timing.timed(table, graph, lambda plan: mb.quantize(graph, plan, calibration)).usage["latency_ms"]
     for choice in np.ndindex(*[len(CHOICES)] * 4):
         texts = [EXECUTED[CHOICES[column]] for column in choice]
         if texts[1] != texts[2]:
@@ -67,7 +68,7 @@ def test_sums_over_layers_are_the_true_times(measured, runtime):
 
 def test_only_what_is_executed_otherwise_is_run_alone(measured, runtime):
     table, graph, calibration = measured
-    timing.timed(table, graph, calibration)
+    timing.timed(table, graph, lambda plan: mb.quantize(graph, plan, calibration))
     # three choices for all; float alone in the first, in the second and third together, and in the last
     assert len(runtime) == 6
     assert [list(plan.layers.values()).count("float") for plan in runtime[3:]] == [2, 1, 1]
@@ -75,7 +76,7 @@ def test_only_what_is_executed_otherwise_is_run_alone(measured, runtime):
 
 def test_layers_that_read_one_tensor_go_together(measured, runtime):
     table, graph, calibration = measured
-    timing.timed(table, graph, calibration)
+    timing.timed(table, graph, lambda plan: mb.quantize(graph, plan, calibration))
     for plan in runtime:
         assert (plan.layers["b.weight"] == "float") == (plan.layers["c.weight"] == "float")
 
@@ -92,7 +93,7 @@ def test_noise_of_the_wrong_sign_does_not_turn_a_slower_choice_into_a_faster_one
 
 def test_a_budget_of_latency(measured, runtime):
     table, graph, calibration = measured
-    found = timing.timed(table, graph, calibration)
+    found = timing.timed(table, graph, lambda plan: mb.quantize(graph, plan, calibration))
     plan = mb.search(found, mb.Budget(latency_ms=BASE_MS + 6.5 + 0.75))
     assert plan.predicted["latency_ms"] <= BASE_MS + 7.25
     assert list(plan.layers.values()).count("float") == 1  # the last layer takes as long in float

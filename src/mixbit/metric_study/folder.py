@@ -3,15 +3,13 @@
 import dataclasses
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 from urllib.parse import quote, unquote
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mixbit.core import InvalidInput, Plan, Sensitivity, Table, read_json, read_model, write_text
-from mixbit.metric_study.truth import Number, Predicted, Truth
+from mixbit.core import InvalidInput, Plan, Sensitivity, Table, file_errors, read_json, read_model, write_text
 
 SETTINGS = "settings.json"
 #: All that a study writes, and all that it removes to start over.
@@ -19,94 +17,57 @@ WRITTEN = (
     SETTINGS, "study.json", "study.png",
     "plans/random-*.json", "plans/near-*.json", "plans/chosen-*.json", "metrics/*.json",
 )  # fmt: skip
+_WAY_OUT = "delete it, and the study finds it again"
 
 T = TypeVar("T", bound=BaseModel)
+Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
-@dataclass(frozen=True)
-class StudyFolder:
-    """Reads and writes the finished parts, each a file that appears whole or not at all."""
+class Truth(BaseModel):
+    """What one plan costs on the evaluation data; the file of a plan.
 
-    path: Path
+    Attributes:
+        layers: The plan: layer -> scheme.
+        accuracy: Share of right top answers; None without labels, or where the task has no top answer.
+        kl: Mean Kullback-Leibler divergence from the float network, in nats.
+        loss: Mean labelled loss, in nats (or the unit of the user's own); None without labels, and for a regression
+            whose labels are not values of its outputs, as class numbers beside embeddings.
+        judged_by: Which of the three the plan is judged by: with labels the loss where it is the user's own, or of a
+            language model, as is usual there, else accuracy; without labels kl.
+        halves: That figure on two halves of the data: samples of even and odd number, for a loss batches.
+    """
 
-    @classmethod
-    def open(cls, path: Path, settings: Mapping[str, Any], *, force: bool) -> "StudyFolder":
-        """Continue the study in the folder, or begin one.
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-        Raises:
-            InvalidInput: a study with other settings is there, unless force clears what a study wrote; or settings
-                that are no study's, which are never replaced.
-        """
-        stored = _stored_settings(path)
-        if stored is not None and force:
-            _clear(path)
-        elif stored is not None:
-            _check_same(path, stored, settings)
-        try:
-            for name in ("plans", "metrics"):
-                (path / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InvalidInput(f"{path}: cannot be made ({error.strerror}); choose another folder") from error
-        write_text(path / SETTINGS, json.dumps(settings, indent=2) + "\n")
-        return cls(path)
+    layers: dict[str, str]
+    accuracy: Annotated[float, Field(ge=0, le=1)] | None
+    kl: Number
+    loss: Number | None
+    judged_by: Literal["accuracy", "loss", "kl"]
+    halves: tuple[Number, Number]
 
-    def truth(self, name: str, plan: Plan) -> Truth | None:
-        """Of the plan of that name, where it is finished."""
-        path = self.path / "plans" / f"{name}.json"
-        truth = _read(path, Truth)
-        if truth is not None and truth.layers != plan.layers:
-            raise InvalidInput(f"{path}: not the plan that this study draws; delete it, or pass --force")
-        return truth
+    @model_validator(mode="after")
+    def _is_judged(self) -> Self:
+        if getattr(self, self.judged_by) is None:
+            raise ValueError(f"judged by {self.judged_by}, which is null")
+        return self
 
-    def save_truth(self, name: str, truth: Truth) -> None:
-        """Store what the plan of that name costs."""
-        write_text(self.path / "plans" / f"{name}.json", truth.model_dump_json(indent=2) + "\n")
-
-    def metrics(self) -> list[str]:
-        """Names of those that are finished."""
-        return sorted(unquote(path.name.removesuffix(".json")) for path in (self.path / "metrics").glob("*.json"))
-
-    def predicted(self, name: str, digest: str, frame: Sensitivity) -> Predicted | None:
-        """Of the metric of that name, where it is finished and its digest is still the same.
-
-        Args:
-            name: Of the metric.
-            digest: Of what it does.
-            frame: A table of the same layers and choices.
-
-        Raises:
-            InvalidInput: the file is not what a study wrote.
-        """
-        path = self._metric_path(name)
-        stored = _read(path, _StoredMetric)
-        if stored is None or stored.digest != digest:
-            return None
-        try:
-            measured = stored.model_dump(include={"loss", "standard_error", "num_samples"})
-            table = dataclasses.replace(frame, metric=name, **measured)
-        except InvalidInput as error:
-            raise InvalidInput(f"{path}: not what a study wrote ({error}); {_WAY_OUT}") from error
-        return Predicted(table, None, stored.seconds, stored.peak_mb)
-
-    def save_predicted(self, name: str, digest: str, predicted: Predicted) -> None:
-        """Store what the metric predicts, if it does: what hindered it may be gone the next time."""
-        if (table := predicted.table) is not None:
-            stored = _StoredMetric(
-                digest=digest,
-                seconds=predicted.seconds,
-                peak_mb=predicted.peak_mb,
-                num_samples=table.num_samples,
-                loss=table.loss,
-                standard_error=table.standard_error,
-            )
-            write_text(self._metric_path(name), stored.model_dump_json(indent=2) + "\n")
-
-    def _metric_path(self, name: str) -> Path:
-        return self.path / "metrics" / f"{quote(name, safe=':=,')}.json"
+    @property
+    def cost(self) -> float:
+        """What the plan is judged by, the higher the worse: -accuracy, loss or kl."""
+        value = getattr(self, self.judged_by)
+        return -value if self.judged_by == "accuracy" else value
 
 
-class _StoredMetric(BaseModel):
-    """The file of a metric: null for entries that are not offered."""
+class Prediction(BaseModel):
+    """What a metric predicts; the file of a metric.
+
+    Attributes:
+        digest: Of the metric's code.
+        seconds: Wall time, without scales and calibration.
+        peak_mb: Growth of the process's peak resident memory, in 2^20 bytes; None where it is not known.
+        num_samples: As in `Sensitivity`; so are `loss` and `standard_error`, null for entries that are not offered.
+    """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
@@ -117,12 +78,74 @@ class _StoredMetric(BaseModel):
     loss: Table
     standard_error: Table
 
+    def table(self, metric: str, frame: Sensitivity) -> Sensitivity:
+        """The metric's table, made from one of the same layers and choices; raises InvalidInput if it does not fit."""
+        measured = {name: getattr(self, name) for name in ("num_samples", "loss", "standard_error")}
+        return dataclasses.replace(frame, metric=metric, **measured)
 
-_WAY_OUT = "delete it, and the study finds it again"
+
+class StudyFolder:
+    """Reads and writes the finished parts of a study, each a file that appears whole or not at all.
+
+    The study in the folder continues, or a new one begins; with force, what another study wrote is removed.
+
+    Raises:
+        InvalidInput: a study with other settings is there, or settings of something else, which are never replaced.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], *, force: bool) -> None:
+        self.path = path
+        stored = _stored_settings(path)
+        if stored is not None and force:
+            for file in [file for pattern in WRITTEN for file in path.glob(pattern) if file.is_file()]:
+                with file_errors(f"{file}: cannot be removed", "; choose another folder"):
+                    file.unlink()
+        elif stored is not None:
+            for name, value in settings.items():
+                if stored.get(name) != value:
+                    raise InvalidInput(
+                        f"{path}: holds a study with another {name} ({stored.get(name)}, here {value}); choose another "
+                        "--out, or pass --force (force=True) to start over"
+                    )
+        with file_errors(f"{path}: cannot be made", "; choose another folder"):
+            for name in ("plans", "metrics"):
+                (path / name).mkdir(parents=True, exist_ok=True)
+        write_text(path / SETTINGS, json.dumps(settings, indent=2) + "\n")
+
+    def truth(self, name: str, plan: Plan) -> Truth | None:
+        """What the plan of that name costs, None where it is not finished."""
+        path = self._path("plans", name)
+        truth = _read(path, Truth)
+        if truth is not None and truth.layers != plan.layers:
+            raise InvalidInput(f"{path}: not the plan that this study draws; delete it, or pass --force")
+        return truth
+
+    def prediction(self, metric: str, digest: str, frame: Sensitivity) -> Prediction | None:
+        """What the metric predicts, None where it is not finished or its digest has changed."""
+        path = self._path("metrics", metric)
+        prediction = _read(path, Prediction)
+        if prediction is None or prediction.digest != digest:
+            return None
+        try:
+            prediction.table(metric, frame)
+        except InvalidInput as error:
+            raise InvalidInput(f"{path}: not what a study wrote ({error}); {_WAY_OUT}") from error
+        return prediction
+
+    def save(self, kind: str, name: str, part: BaseModel) -> None:
+        """Write a part; its kind is `plans` or `metrics`."""
+        write_text(self._path(kind, name), part.model_dump_json(indent=2) + "\n")
+
+    def metrics(self) -> list[str]:
+        """Names of the finished metrics."""
+        return sorted(unquote(path.name.removesuffix(".json")) for path in (self.path / "metrics").glob("*.json"))
+
+    def _path(self, kind: str, name: str) -> Path:
+        return self.path / kind / f"{quote(name, safe=':=,')}.json"
 
 
 def _read(path: Path, model: type[T]) -> T | None:
-    """What the file holds, None where there is none."""
+    """The file's content, None where there is no file."""
     if not path.exists():
         return None
     try:
@@ -131,17 +154,8 @@ def _read(path: Path, model: type[T]) -> T | None:
         raise InvalidInput(f"{error}; {_WAY_OUT}") from error
 
 
-def _clear(path: Path) -> None:
-    """Remove what a study wrote."""
-    for file in (file for pattern in WRITTEN for file in path.glob(pattern) if file.is_file()):
-        try:
-            file.unlink()
-        except OSError as error:
-            raise InvalidInput(f"{file}: cannot be removed ({error.strerror}); choose another folder") from error
-
-
 def _stored_settings(path: Path) -> dict[str, Any] | None:
-    """Those of the study in the folder, None where there is none."""
+    """Settings of the study in the folder, None where there is none."""
     if not (path / SETTINGS).exists():
         return None
     try:
@@ -151,12 +165,3 @@ def _stored_settings(path: Path) -> dict[str, Any] | None:
     if not isinstance(stored, dict) or not {"weights", "calibration", "evaluation", "choices"} <= stored.keys():
         raise InvalidInput(f"{path / SETTINGS}: not that of a study; delete it, or choose another --out")
     return stored
-
-
-def _check_same(path: Path, stored: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    for name, value in settings.items():
-        if stored.get(name) != value:
-            raise InvalidInput(
-                f"{path}: holds a study with another {name} ({stored.get(name)}, here {value}); choose another --out, "
-                "or pass --force (force=True) to start over"
-            )

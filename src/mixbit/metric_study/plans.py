@@ -1,14 +1,28 @@
-"""Random plans: over all choices, or near a budget (arrays only)."""
+"""Random plans, over all choices or near a budget, and how well predicted losses rank them. Arrays only.
 
-from collections.abc import Sequence
+Spearman's correlation is Pearson's of the ranks, those of equal values averaged. Kendall's is tau-b: pairs in the same
+order minus pairs in the opposite one, over the root of the product of the pairs that are not tied on each side.
+Intervals are bootstrap percentiles: N plans are drawn with replacement, NUM_RESAMPLES times.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
-from mixbit.core import Budget, InvalidInput, Limit, Scheme, Sensitivity
+from mixbit.core import Budget, FloatArray, InvalidInput, Limit, Scheme, Sensitivity
+from mixbit.metric_study.folder import Truth
+from mixbit.metric_study.pictures import new_figure, save_figure
 
 #: [L] the column of each layer's scheme.
 Choice = NDArray[np.int64]
+#: A figure, None where it is not defined; or its interval, None where it would say too little.
+Figures = dict[str, float | tuple[float, float] | None]
 
 #: Share of the budget by which the usage of a plan near it may differ from it.
 NEAR = 0.05
@@ -16,16 +30,20 @@ NEAR = 0.05
 MOST_STARTS = 100
 #: A move that comes closer by a smaller share does so by rounding alone, and could be taken back and forth for ever.
 ROUNDING = 1e-9
+NUM_RESAMPLES = 1000
+#: Resamples of fewer different plans differ too little to show how uncertain a figure is.
+FEWEST_PLANS = 20
+#: Percent of the resamples that an interval covers.
+COVERAGE = 95
+#: Width and height of a panel in a picture, in inches; and what its vertical axis shows.
+PANEL = (3.6, 3.0)
+LABELS = {"accuracy": "accuracy", "loss": "loss", "kl": "KL divergence, nats"}
 
 
 def draw_choices(table: Sensitivity, number: int, near: Budget | None, seed: int) -> dict[str, list[Choice]]:
-    """Set (`random`, and `near` where a budget is given) -> its random plans.
+    """Set (`random`, and `near` where a budget of one limit is given) -> so many random plans.
 
-    Args:
-        table: One that offers every choice.
-        number: How many plans of each set.
-        near: A budget of one limit; the usage of the plans of the second set is within NEAR of it.
-        seed: Plan i of a set is always the same, for any number of plans.
+    Plan i of a set depends on the seed alone, and not on how many are drawn.
 
     Raises:
         InvalidInput: fewer than three plans, a budget of several limits, or one that no plan comes near.
@@ -34,28 +52,22 @@ def draw_choices(table: Sensitivity, number: int, near: Budget | None, seed: int
         raise InvalidInput(f"{number} plans: a ranking needs at least 3, better 100")
     if near is not None and len(near.limits) != 1:
         raise InvalidInput(f"near budget {near}: give one limit")
-    bits = [Scheme.parse(choice).input_bits for choice in table.choices]
+    bits, ties = [Scheme.parse(choice).input_bits for choice in table.choices], table.input_ties
     rngs = [[np.random.default_rng([seed, of_set, plan]) for plan in range(number)] for of_set in range(2)]
-    drawn = {"random": [random_choice(len(table.layers), bits, table.input_ties, rng) for rng in rngs[0]]}
+    drawn = {"random": [random_choice(len(table.layers), bits, ties, rng) for rng in rngs[0]]}
     if near is not None:
         (limit,) = near.over(table)
-        drawn["near"] = [near_choice(limit, bits, table.input_ties, rng) for rng in rngs[1]]
+        drawn["near"] = [near_choice(limit, bits, ties, rng) for rng in rngs[1]]
     return drawn
 
 
 def random_choice(
     num_layers: int, input_bits: Sequence[int], input_ties: Sequence[Sequence[int]], rng: np.random.Generator
 ) -> Choice:
-    """A choice [L], each layer's uniform over the C choices and independent of the others, but where they are tied.
+    """A choice [L], each layer's uniform over the C choices and independent of the others, unless they are tied.
 
-    Of tied layers, which read the same tensor, the input format is drawn first, uniformly over the formats offered;
-    then the choice of each, uniformly over the choices with that format.
-
-    Args:
-        num_layers: L.
-        input_bits: [C] bits of the input under each choice.
-        input_ties: Groups of layers that take the same input bits.
-        rng: Of the draws.
+    For tied layers, which read the same tensor, the input format is drawn first, uniformly over the formats offered;
+    then the choice of each, uniformly over the choices with that format. `input_bits` [C] are those of each choice.
     """
     bits = np.asarray(input_bits)
     choice = rng.integers(len(bits), size=num_layers)
@@ -70,17 +82,9 @@ def near_choice(
 ) -> Choice:
     """A choice [L] whose usage differs from the limit's bound by at most NEAR of it.
 
-    From a random one, single layers are moved to other choices, each move drawn uniformly among those that come
-    closer to the bound and obey the ties, until it is near; where no move comes closer, from another random one.
-
-    Args:
-        limit: Usage [L, C] and bound.
-        input_bits: As for `random_choice`.
-        input_ties: As for `random_choice`.
-        rng: Of the draws.
-
-    Raises:
-        InvalidInput: MOST_STARTS times no move came closer.
+    Starting from a `random_choice`, single layers are moved to other choices, each move drawn uniformly among those
+    that come closer to the bound and obey the ties, until it is near; where no move comes closer, it starts again.
+    Raises InvalidInput where that happens MOST_STARTS times.
     """
     usage, bits = limit.usage, np.asarray(input_bits)
     tied = np.zeros(len(usage), dtype=bool)
@@ -104,3 +108,148 @@ def near_choice(
         f"near budget {limit.name}={limit.bound:g}: found no plan within {NEAR:.0%} of it; "
         f"the choices reach {low:g} to {high:g}"
     )
+
+
+@dataclass(frozen=True)
+class PlanSet:
+    """Random plans of one set: their choices, and what they truly cost."""
+
+    choices: Sequence[Choice]
+    truths: Sequence[Truth]
+
+    @property
+    def num_distinct(self) -> int:
+        """How many of the plans are different."""
+        return len({tuple(choice) for choice in self.choices})
+
+    @property
+    def costs(self) -> FloatArray:
+        """[N] what the metrics should predict, the higher the worse."""
+        return np.array([truth.cost for truth in self.truths])
+
+
+def predicted_losses(table: Sensitivity, choices: Iterable[Choice]) -> FloatArray:
+    """[N] predicted loss of each plan, the sum of its entries; exact, so that plans which use the same are tied."""
+    rows = np.arange(len(table.layers))
+    return np.array([math.fsum(table.loss[rows, choice]) for choice in choices])
+
+
+def agreement_figures(table: Sensitivity, sets: Mapping[str, PlanSet], seed: int) -> dict[str, Any]:
+    """`rank_correlation` with the true cost on each set, and under `kl_` with the KL divergence.
+
+    Names for the set `near` begin with `near_`. Every metric is judged on the same resamples. Where nothing can be
+    ranked, figures are None and `reason` says why.
+    """
+    figures: dict[str, Any] = {}
+    for name, plans in sets.items():
+        predicted = predicted_losses(table, plans.choices)
+        for word, costs in (("", plans.costs), ("kl_", np.array([truth.kl for truth in plans.truths]))):
+            correlations = rank_correlation(predicted, costs, plans.num_distinct, np.random.default_rng(seed))
+            figures |= {f"{_prefix(name)}{word}{key}": value for key, value in correlations.items()}
+        if len(np.unique(predicted)) == 1:
+            figures["reason"] = f"predicts the same loss for all {name} plans, and so cannot rank them"
+        elif len(np.unique(plans.costs)) == 1:
+            figures["reason"] = f"all {name} plans truly cost the same, so that there is no rank to predict"
+    return figures
+
+
+def reliability_figures(sets: Mapping[str, PlanSet], seed: int) -> dict[str, Any]:
+    """`reliability` of each set's truth, from its halves; names for the set `near` begin with `near_`."""
+    figures: dict[str, Any] = {}
+    for name, plans in sets.items():
+        first, second = np.array([truth.halves for truth in plans.truths]).T
+        figures_of_set = reliability(first, second, plans.num_distinct, np.random.default_rng(seed))
+        figures |= {f"{_prefix(name)}{key}": value for key, value in figures_of_set.items()}
+    return figures
+
+
+def _prefix(name: str) -> str:
+    return "" if name == "random" else f"{name}_"
+
+
+def rank_correlation(predicted: FloatArray, truth: FloatArray, num_distinct: int, rng: np.random.Generator) -> Figures:
+    """Rank correlations of predicted costs [N], which may be inf, with true ones [N]: 1 for a perfect prediction.
+
+    Returns:
+        `spearman` and `kendall`, None where a side is constant; and the same with `_interval`, None from fewer than
+        FEWEST_PLANS different plans, and where a side is constant in a draw.
+    """
+    ranks = np.stack([rankdata(predicted), rankdata(truth)])
+    count = len(predicted)
+    drawn = rng.integers(count, size=(NUM_RESAMPLES, count))
+    copies = np.stack([np.bincount(row, minlength=count) for row in drawn]).astype(float)
+    spearman, kendall = _spearman(ranks[:, None])[0], _kendall(ranks, np.ones((1, count)))[0]
+    return {
+        "spearman": None if math.isnan(spearman) else float(spearman),
+        "spearman_interval": _interval(_spearman(ranks[:, drawn]), num_distinct),
+        "kendall": None if math.isnan(kendall) else float(kendall),
+        "kendall_interval": _interval(_kendall(ranks, copies), num_distinct),
+    }
+
+
+def reliability(first: FloatArray, second: FloatArray, num_distinct: int, rng: np.random.Generator) -> Figures:
+    """How reliable a figure of N plans is, from that of two halves of its samples [N] each (Spearman-Brown).
+
+    Returns:
+        `reliability`, the share of the figure's variance over plans that is not noise: 2 r / (1 + r) with r, Spearman's
+        correlation between the halves; 0 where r is not positive, or a half is constant. `ceiling`, its root: what a
+        perfect prediction would correlate by with the figure, an estimate like the correlations themselves, of which
+        one may come out above it. `ceiling_interval`, as those of `rank_correlation`.
+    """
+    halves = np.stack([first, second])
+    drawn = rng.integers(len(first), size=(NUM_RESAMPLES, len(first)))
+    (value,) = _spearman_brown(halves[:, None])
+    return {
+        "reliability": float(value),
+        "ceiling": math.sqrt(value),
+        "ceiling_interval": _interval(np.sqrt(_spearman_brown(halves[:, drawn])), num_distinct),
+    }
+
+
+def _spearman_brown(halves: FloatArray) -> FloatArray:
+    """[R] reliabilities of R pairs of halves [2, R, N]."""
+    r = np.nan_to_num(_spearman(halves)).clip(min=0)
+    return 2 * r / (1 + r)
+
+
+def _spearman(pairs: FloatArray) -> FloatArray:
+    """[R] correlations of R pairs of rows [2, R, N]; NaN where a row is constant."""
+    x, y = (rankdata(rows, axis=1) - (pairs.shape[-1] + 1) / 2 for rows in pairs)
+    return _ratio((x * y).sum(1), (x * x).sum(1) * (y * y).sum(1))
+
+
+def _kendall(ranks: FloatArray, copies: FloatArray) -> FloatArray:
+    """[R] tau-b of the ranks [2, N] where plan n stands copies[r, n] times; copies of one plan are tied."""
+    x, y = (np.sign(side[:, None] - side[None, :]) for side in ranks)
+    agreeing, apart_x, apart_y = (((copies @ signs) * copies).sum(1) for signs in (x * y, abs(x), abs(y)))
+    return _ratio(agreeing, apart_x * apart_y)
+
+
+def _ratio(above: FloatArray, square_below: FloatArray) -> FloatArray:
+    return np.where(square_below > 0, above / np.sqrt(np.where(square_below > 0, square_below, 1)), np.nan)
+
+
+def _interval(values: FloatArray, num_distinct: int) -> tuple[float, float] | None:
+    if num_distinct < FEWEST_PLANS or np.isnan(values).any():
+        return None
+    low, high = np.percentile(values, [(100 - COVERAGE) / 2, (100 + COVERAGE) / 2])
+    return float(low), float(high)
+
+
+def draw_panels(path: Path, tables: Mapping[str, Sensitivity], sets: Mapping[str, PlanSet], judged_by: str) -> None:
+    """Draw the truth of each set over the predicted loss of each metric; infinite predicted losses are left out."""
+    sign = -1 if judged_by == "accuracy" else 1
+    figure = new_figure((PANEL[0] * len(tables), PANEL[1] * len(sets)))
+    grid = figure.subplots(len(sets), len(tables), squeeze=False)
+    for axes_row, (name, plans) in zip(grid, sets.items(), strict=True):
+        for axes, (metric, table) in zip(axes_row, tables.items(), strict=True):
+            predicted = predicted_losses(table, plans.choices)
+            shown = np.isfinite(predicted)
+            axes.scatter(predicted[shown], sign * plans.costs[shown], s=8, alpha=0.6)
+            if shown.any() and predicted[shown].min() > 0:
+                axes.set_xscale("log")
+            axes.tick_params(axis="x", which="both", labelsize="x-small", labelrotation=45)
+            axes.set_title(metric, fontsize="medium")
+            axes.set_xlabel(f"predicted loss, {name} plans")
+        axes_row[0].set_ylabel(LABELS[judged_by])
+    save_figure(path, figure)

@@ -23,14 +23,10 @@ Answer = TypeVar("Answer")
 def in_processes(
     start: Callable[[], Callable[[Job], Answer]], jobs: Sequence[Job], processes: int
 ) -> Generator[tuple[Job, Answer], None, None]:
-    """Yield each job with its answer, in the order in which they finish; close the iterator to end the processes.
+    """Yield each job with its answer as it finishes; closing the iterator ends the processes, at most one for each job.
 
-    The processes also end with this one. Where it is killed they end at once, without the user's clean-up.
-
-    Args:
-        start: Called once in every fresh process, returns what answers a job there; it, jobs and answers are pickled.
-        jobs: What to answer.
-        processes: How many, at most one a job.
+    `start` is called once in every process and returns what answers a job there; it, jobs and answers are pickled. The
+    processes also end with this one. If it is killed they end at once, without the user's clean-up.
 
     Raises:
         MixbitError: a process ended before its answer. Whatever an answer raises is raised here too.
@@ -43,7 +39,7 @@ def in_processes(
         TemporaryDirectory(prefix="mixbit-") as folder,
         ProcessPoolExecutor(min(processes, len(jobs)), context, _begin) as pool,
     ):
-        # in a pipe, what is large would block this process where the other fails to start
+        # a large start in a pipe would block this process if the other one fails to begin
         file = Path(folder) / "start"
         file.write_bytes(pickle.dumps(start))
         futures: dict[Future[Answer], Job] = {}
@@ -55,7 +51,7 @@ def in_processes(
         except BrokenProcessPool as error:
             raise MixbitError(
                 "a worker process ended before its answer: perhaps memory was short (use fewer processes), or the "
-                "script lacks `if __name__ == '__main__':`. What is finished is kept: the same call continues"
+                "script lacks `if __name__ == '__main__':`. Finished parts are stored: the same call continues"
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -66,16 +62,16 @@ def in_processes(
 
 def _begin() -> None:
     """Leave Ctrl-C and the drawing of progress to the process that started this one, and standard output to results."""
+
+    def end_with_parent() -> None:
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
+    Thread(target=end_with_parent, daemon=True).start()
     draw_nothing()
     sys.stdout = sys.stderr
-
-
-def _end_with_parent() -> None:
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-        os._exit(1)
 
 
 def _answer(start: Path, job: Any) -> Any:

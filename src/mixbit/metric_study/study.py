@@ -5,8 +5,9 @@ import hashlib
 import json
 import os
 import pickle
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from mixbit.core import (
     Budget,
     InfeasibleBudget,
     InvalidInput,
+    MixbitError,
     Plan,
     Scheme,
     Sensitivity,
@@ -30,14 +32,13 @@ from mixbit.core import (
 )
 from mixbit.core.io.digest import digest, environment
 from mixbit.core.io.user_code import reason_of, users_code
-from mixbit.metric_study.agreement import PlanSet, agreement_figures, predicted_losses, regret, reliability_figures
-from mixbit.metric_study.folder import SETTINGS, StudyFolder
-from mixbit.metric_study.pictures import check_matplotlib, draw_panels
-from mixbit.metric_study.plans import Choice, draw_choices
+from mixbit.metric_study.folder import SETTINGS, Prediction, StudyFolder, Truth
+from mixbit.metric_study.pictures import check_matplotlib
+from mixbit.metric_study.plans import Choice, PlanSet, agreement_figures, draw_choices, draw_panels, reliability_figures
 from mixbit.metric_study.processes import in_processes
-from mixbit.metric_study.truth import Predicted, Subject, Truth, predict, same_subject
+from mixbit.metric_study.subject import Subject
 from mixbit.metrics import METRICS, Metric
-from mixbit.metrics.measure import blank_table, choose_scales
+from mixbit.metrics.measure import blank_table, choose_scales, measure
 from mixbit.quantization.calibrate import Calibration
 from mixbit.searches._problem import TOLERANCE, taken
 from mixbit.searches.search import search
@@ -47,7 +48,6 @@ Answer = TypeVar("Answer")
 
 #: Budgets at which regret is reported, as shares of the way from the least to the largest mean bits of the choices.
 BUDGETS_AT = (0.25, 0.5, 0.75)
-_LABELS = {"accuracy": "accuracy", "loss": "loss", "kl": "KL divergence, nats"}
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,7 @@ def study(  # noqa: PLR0913
 
     Every finished plan and metric is a file in the folder; called again with the same settings, a study resumes where
     it stopped, and a larger number of plans or more metrics add to what is there. A metric runs again once its code
-    has changed (the user's own or mixbit's); finished ones of mixbit's are reported even where they are not asked for
-    again, the user's own only with their code at hand.
+    has changed (the user's own or mixbit's). Finished metrics of mixbit's are always reported.
 
     Args:
         setup: Returns (graph, calibration batches, evaluation batches), the same on every call, and last the task
@@ -113,17 +112,14 @@ def study(  # noqa: PLR0913
         target: Name of the target whose choices are studied.
         out: Folder for study.json, study.png and the finished parts.
         choices: Schemes that plans choose from; the target's default ones where None.
-        metrics: Names or functions; all that there are where None. One that cannot answer, or fails, is reported with
-            the reason.
+        metrics: Names or functions; all that there are where None. If one cannot answer, or fails, the reason is
+            reported.
         num_plans: How many random plans of each set.
         near_budget: A budget of one limit; where given, a second set of plans is drawn whose usage is near it.
         seed: Random seed. Plan i of a set is always the same, for any number of plans.
         processes: How many evaluate plans, sharing the cores. Each metric runs in a fresh process, with all cores;
             with processes=1 all happens in this one, and the memory of metrics is not separated.
         force: Whether to clear a study that is in the folder.
-
-    Returns:
-        All figures, as in study.json.
 
     Raises:
         InvalidInput: names, data, settings or the folder cannot be used, a metric has the name of one of mixbit's, or
@@ -136,7 +132,7 @@ def study(  # noqa: PLR0913
     check_writable_folder(out, force=force or (out / SETTINGS).exists())
     _check_processes(processes, setup, named)
     subject = Subject.of(setup() if callable(setup) else setup)
-    subject.evaluate_float()
+    _ = subject.reference  # evaluation data that cannot be used is refused before any metric runs
     workers = _Workers(setup, subject, processes)
     frame = blank_table(subject.graph, target=target, choices=choices)
     schemes = [Scheme.parse(choice) for choice in frame.choices]
@@ -153,25 +149,38 @@ def study(  # noqa: PLR0913
         "seed": seed,
         "near_budget": None if near_budget is None else str(near_budget),
     }
-    folder = StudyFolder.open(out, settings, force=force)
-    predicted = _predict_all(workers, folder, named, frame, seed)
-    tables = {name: answer.table for name, answer in predicted.items() if answer.table is not None}
-    budgets = _budgets(frame, near_budget)
-    chosen = {name: {key: _searched(table, budgets[key]) for key in budgets} for name, table in tables.items()}
+    folder = StudyFolder(out, settings, force=force)
+    answers = _predictions(workers, folder, named, frame, seed)
+    tables = {name: answer.table(name, frame) for name, answer in answers.items() if not isinstance(answer, str)}
     plans = {f"{name}-{i}": _plan(frame, choice) for name, some in drawn.items() for i, choice in enumerate(some)}
-    plans |= _others(plans, chosen)
-    truths = _truths(workers, folder, plans)
-    within = {
-        key: [truths[name] for name, plan in plans.items() if _keeps(plan, budget, frame)]
-        for key, budget in budgets.items()
-    }
-    costs = {_short_name(plan): truths[name] for name, plan in plans.items()}
-    sets = {name: PlanSet(some, [truths[f"{name}-{i}"] for i in range(len(some))]) for name, some in drawn.items()}
-    figures: dict[str, dict[str, Any]] = {name: {"reason": answer.reason} for name, answer in predicted.items()}
+    names, chosen = {_short_name(plan): name for name, plan in plans.items()}, dict[tuple[str, str], str]()
+    budgets = _budgets(frame, near_budget)
     for name, table in tables.items():
-        regrets = {key: regret(plan and costs[_short_name(plan)], within[key]) for key, plan in chosen[name].items()}
-        cost = {"seconds": predicted[name].seconds, "peak_mb": predicted[name].peak_mb}
-        figures[name] = agreement_figures(table, sets, seed) | cost | {"regret": regrets}
+        for text, budget in budgets.items():
+            with suppress(InfeasibleBudget):  # of a metric that does not offer every choice
+                plan = search(table, budget)
+                short = _short_name(plan)
+                chosen[name, text] = names.setdefault(short, f"chosen-{short}")
+                plans.setdefault(names[short], plan)
+    truths = _truths(workers, folder, plans)
+    within: dict[str, list[float]] = {text: [] for text in budgets}
+    for name, plan in plans.items():
+        columns = np.array([frame.choices.index(scheme) for scheme in plan.layers.values()])
+        for text, budget in budgets.items():
+            sums = [(taken(limit.usage, columns).sum(), limit.bound * (1 + TOLERANCE)) for limit in budget.over(frame)]
+            if all(used <= bound for used, bound in sums):
+                within[text].append(truths[name].cost)
+    sets = {name: PlanSet(some, [truths[f"{name}-{i}"] for i in range(len(some))]) for name, some in drawn.items()}
+    figures: dict[str, dict[str, Any]] = {}
+    for name, answer in answers.items():
+        if isinstance(answer, str):
+            figures[name] = {"reason": answer}
+            continue
+        regret = dict.fromkeys(budgets) | {
+            text: truths[plan].cost - min(within[text]) for (metric, text), plan in chosen.items() if metric == name
+        }
+        cost = {"seconds": answer.seconds, "peak_mb": answer.peak_mb, "regret": regret}
+        figures[name] = agreement_figures(tables[name], sets, seed) | cost
     result = Study(
         truth=truths["random-0"].judged_by,
         metrics=figures,
@@ -181,7 +190,8 @@ def study(  # noqa: PLR0913
         environment=environment(),
     )
     write_text(out / "study.json", result.to_json())
-    _draw(out / "study.png", tables, sets, result.truth)
+    if tables:
+        draw_panels(out / "study.png", tables, sets, result.truth)
     return result
 
 
@@ -191,7 +201,7 @@ def _named(metrics: Sequence[str | Metric] | None) -> dict[str, str | Metric]:
     for metric in METRICS if metrics is None else metrics:
         name, method = METRICS.find(metric)
         if name in named:
-            raise InvalidInput(f"metrics: two are called {name}; give each once, under a name of its own")
+            raise InvalidInput(f"metrics: two are called {name}; give each once, under another name")
         known = isinstance(metric, str) or METRICS.get(name) is method
         if not known and name.partition(":")[0] in METRICS:
             raise InvalidInput(
@@ -210,27 +220,18 @@ def _check_processes(processes: int, setup: Any, metrics: Any) -> None:
         return
     if not callable(setup):
         raise InvalidInput(f"setup: a {type(setup).__name__}; give a function that returns it, or processes=1")
-
-    def unsendable(error: BaseException) -> InvalidInput:
-        return InvalidInput(
-            f"setup and metrics go to other processes, and one of them cannot ({reason_of(error)}); give functions of "
-            "the top level of a module that make what they need, or functools.partial of them with plain values, or "
-            "processes=1"
-        )
-
-    with users_code(unsendable):
+    way_out = (
+        "give functions of the top level of a module that make what they need, or functools.partial of them with plain "
+        "values, or processes=1"
+    )
+    failure = "setup and metrics go to other processes, and one of them cannot"
+    with users_code(lambda error: InvalidInput(f"{failure} ({reason_of(error)}); {way_out}")):
         pickle.loads(pickle.dumps((setup, metrics)))
 
 
 @dataclass(frozen=True)
 class _Workers:
-    """Whoever answers jobs about the subject: this process, or others, which make it again.
-
-    Attributes:
-        setup: As for `study`.
-        subject: What it returned here.
-        processes: How many evaluate plans.
-    """
+    """Answers jobs about a subject: in this process where `processes` is 1, else in others, which set it up again."""
 
     setup: Any
     subject: Subject
@@ -239,31 +240,30 @@ class _Workers:
     def answers(
         self, answer: Callable[[Subject, Job], Answer], jobs: Sequence[Job], processes: int
     ) -> Generator[tuple[Job, Answer], None, None]:
-        """Yield each job with its answer, from so many processes, or this one where all happens in one."""
+        """Yield each job with its answer; `processes` is how many to start, if any."""
         if self.processes == 1:
             yield from ((job, answer(self.subject, job)) for job in jobs)
             return
         threads = max(1, (os.cpu_count() or 1) // processes)
         calibration = dataclasses.replace(self.subject.calibration, batches=())  # which each process makes itself
-        start = partial(_ready, self.setup, calibration, self.subject.digests, threads, answer)
-        with closing(in_processes(start, jobs, processes)) as answers:
-            yield from answers
+        start = partial(_start, self.setup, calibration, self.subject.digests, threads, answer)
+        yield from in_processes(start, jobs, processes)
 
 
-def _ready(
+def _start(
     setup: Callable[[], Any],
     calibration: Calibration,
-    expected: Mapping[str, str],
+    digests: Mapping[str, str],
     threads: int,
     answer: Callable[[Subject, Job], Answer],
 ) -> Callable[[Job], Answer]:
-    """In a process of its own: make the subject again, and return what answers its jobs."""
+    """In a worker process: make the subject again, and return what answers its jobs."""
     torch.set_num_threads(threads)
-    return partial(answer, same_subject(setup, calibration, expected))
+    return partial(answer, Subject.of(setup(), calibration, digests))
 
 
 def metric_digest(metric: str | Metric) -> str:
-    """Of one of mixbit's by name, a digest of mixbit's source; of the user's own, of its own."""
+    """Digest of the source: mixbit's for a metric given by name, else the function's."""
     return _own_source() if isinstance(metric, str) else digest(metric)
 
 
@@ -273,30 +273,70 @@ def _own_source() -> str:
     return digest("".join(path.read_text(encoding="utf-8") for path in sorted(package.rglob("*.py"))))
 
 
-def _predict_all(
-    workers: _Workers, folder: StudyFolder, named: Mapping[str, str | Metric], frame: Sensitivity, seed: int
-) -> dict[str, Predicted]:
-    """What every metric predicts, from the folder where it is there; and mixbit's others that are there."""
-    ask = partial(predict, target=frame.target, choices=frame.choices, seed=seed)
-    predicted = {}
-    for name, metric in track(list(named.items()), "run metrics"):
+def _predictions(
+    workers: _Workers, folder: StudyFolder, named: dict[str, str | Metric], frame: Sensitivity, seed: int
+) -> dict[str, Prediction | str]:
+    """What every metric predicts, or why it fails; and mixbit's other metrics that are finished in the folder."""
+    answers: dict[str, Prediction | str] = {}
+    finished = {name: name for name in folder.metrics() if name.partition(":")[0] in METRICS}
+    for name, metric in track(list((named | finished).items()), "run metrics"):
         code = metric_digest(metric)
-        answer = folder.predicted(name, code, frame)
-        if answer is None:
+        answer = folder.prediction(name, code, frame)
+        if answer is None and name in named:
+            ask = partial(predict, code=code, frame=frame, seed=seed)
             ((_, answer),) = workers.answers(ask, [metric], 1)
-            if workers.processes == 1:
-                answer = dataclasses.replace(answer, peak_mb=None)
-            folder.save_predicted(name, code, answer)
-        predicted[name] = answer
-    for name in folder.metrics():
-        if name not in predicted and name.partition(":")[0] in METRICS:
-            answer = folder.predicted(name, metric_digest(name), frame)
-            predicted |= {} if answer is None else {name: answer}
-    return predicted
+            if isinstance(answer, Prediction):
+                answer = answer.model_copy(update={"peak_mb": None} if workers.processes == 1 else {})
+                folder.save("metrics", name, answer)
+        if answer is not None:
+            answers[name] = answer
+    return answers
+
+
+def predict(subject: Subject, metric: str | Metric, *, code: str, frame: Sensitivity, seed: int) -> Prediction | str:
+    """What the metric predicts; where it fails, the reason."""
+    before, began = _peak_mb(forget=True), time.perf_counter()
+    try:
+        with users_code(f"{METRICS.find(metric)[0]} failed"):
+            table = measure(
+                subject.graph,
+                subject.calibration,
+                target=frame.target,
+                task=subject.task,
+                metric=metric,
+                choices=frame.choices,
+                seed=seed,
+            )
+    except MixbitError as error:
+        return str(error)
+    seconds, after = time.perf_counter() - began, _peak_mb()
+    return Prediction(
+        digest=code,
+        seconds=seconds,
+        peak_mb=None if before is None or after is None else after - before,
+        num_samples=table.num_samples,
+        loss=table.loss,
+        standard_error=table.standard_error,
+    )
+
+
+def _peak_mb(*, forget: bool = False) -> float | None:
+    """Peak resident memory of this process, in 2^20 bytes; with `forget`, what is resident now.
+
+    Only on Linux. `getrusage` does not serve: a process begins with the peak of the one that started it.
+    """
+    if forget:
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
 def _truths(workers: _Workers, folder: StudyFolder, plans: Mapping[str, Plan]) -> dict[str, Truth]:
-    """What the plans truly cost, by their names in the folder; from there where they are finished."""
+    """What the plans truly cost, by their names in the folder; finished ones come from there."""
     truths = {name: truth for name, plan in plans.items() if (truth := folder.truth(name, plan)) is not None}
     alike: dict[str, list[str]] = {}
     for name, plan in plans.items():
@@ -306,7 +346,7 @@ def _truths(workers: _Workers, folder: StudyFolder, plans: Mapping[str, Plan]) -
     with closing(workers.answers(Subject.truth, jobs, workers.processes)) as answers:
         for plan, truth in track(answers, "evaluate plans", total=len(jobs)):
             for name in alike[_short_name(plan)]:
-                folder.save_truth(name, truth)
+                folder.save("plans", name, truth)
                 truths[name] = truth
     return truths
 
@@ -317,7 +357,7 @@ def _plan(frame: Sensitivity, choice: Choice) -> Plan:
 
 
 def _short_name(plan: Plan) -> str:
-    """Of the plan's schemes: the first 12 hex digits of their SHA-256."""
+    """The first 12 hex digits of the SHA-256 of the plan's schemes."""
     return hashlib.sha256(json.dumps(plan.layers).encode()).hexdigest()[:12]
 
 
@@ -326,34 +366,3 @@ def _budgets(frame: Sensitivity, near: Budget | None) -> dict[str, Budget]:
     widths = [Scheme.parse(choice).weight_bits for choice in frame.choices]
     budgets = [Budget(mean_bits=min(widths) + share * (max(widths) - min(widths))) for share in BUDGETS_AT]
     return {str(budget): budget for budget in (*budgets, near) if budget is not None}
-
-
-def _keeps(plan: Plan, budget: Budget, frame: Sensitivity) -> bool:
-    """Whether the plan is within the budget."""
-    columns = np.array([frame.choices.index(plan.layers[name]) for name in frame.layers])
-    return all(taken(limit.usage, columns).sum() <= limit.bound * (1 + TOLERANCE) for limit in budget.over(frame))
-
-
-def _searched(table: Sensitivity, budget: Budget) -> Plan | None:
-    """The plan that this table leads to."""
-    try:
-        return search(table, budget)
-    except InfeasibleBudget:  # of a metric that does not offer every choice
-        return None
-
-
-def _others(plans: Mapping[str, Plan], chosen: Mapping[str, Mapping[str, Plan | None]]) -> dict[str, Plan]:
-    """As `chosen-...`, the plans that metrics chose and that are not among these; equal ones once."""
-    known = {_short_name(plan) for plan in plans.values()}
-    others = {_short_name(plan): plan for best in chosen.values() for plan in best.values() if plan is not None}
-    return {f"chosen-{name}": plan for name, plan in others.items() if name not in known}
-
-
-def _draw(path: Path, tables: Mapping[str, Sensitivity], sets: Mapping[str, PlanSet], judged_by: str) -> None:
-    sign = -1 if judged_by == "accuracy" else 1
-    rows = {
-        name: (sign * plans.costs, {k: predicted_losses(t, plans.choices) for k, t in tables.items()})
-        for name, plans in sets.items()
-    }
-    if tables:
-        draw_panels(path, rows, _LABELS[judged_by])

@@ -17,23 +17,24 @@ from mixbit.graph.capture import capture, check_module
 from mixbit.graph.evaluate import evaluate
 from mixbit.graph.graph import Case, Graph
 from mixbit.metrics.measure import measure
-from mixbit.pipeline.decide import TRAINING, best_of, compared, quantized, rounded, trained, tuned
 from mixbit.pipeline.deploy import Deployed, deploy
-from mixbit.pipeline.settings import Data, Measured, Run, Settings
+from mixbit.pipeline.settings import Candidate, Measured, Network, Run, Settings
 from mixbit.pipeline.trials import Scoring, cheapest_plan, searched_plan
 from mixbit.pruning.prune import prune_channels
-from mixbit.quantization.calibrate import calibrate
+from mixbit.quantization import calibrate, equalized, reestimated
 from mixbit.quantization.masks import choose_masks
 from mixbit.quantization.offers import check_pins, note_on_run_time_ranges
-from mixbit.quantization.prepare import equalized, reestimated
 from mixbit.quantization.ranges import RANGES
 from mixbit.roundings import ROUNDINGS, Rounding
+from mixbit.roundings.quantize import quantize
+from mixbit.searches.search import uniform_plans
 from mixbit.targets.export import check_exportable
 from mixbit.targets.latency import timed
-from mixbit.training.finetune import check_first, settings_of
+from mixbit.training.finetune import check_first, settings_of, train
+from mixbit.training.loop import Objective, Trained
 
-#: Ending of the file that holds the unfinished training in float after channels were removed.
-PRUNED = "pruned.safetensors"
+#: Endings of the files that hold unfinished trainings: in float after channels were removed, and of the plan.
+PRUNED, TRAINING = "pruned.safetensors", "training.safetensors"
 
 
 def auto_quantize(
@@ -50,14 +51,13 @@ def auto_quantize(
     """Measure, search, quantize, export, run the artefact and compare; write everything into one folder.
 
     The plan is never worse than the best uniform plan within the budget, by mean KL divergence from the float network
-    on data that is held out of calibration: where the searched plan would be, the uniform one is deployed. With a
-    largest drop for a budget, it is the cheapest plan on the front of bytes whose artefact drops no more on the
-    evaluation data, or a uniform one that is cheaper still. There each plan is tried with its weights rounded as the
-    settings say, and the plan that is deployed keeps that rounding. Otherwise plans are compared with the nearest
-    integers, and the rounding stays where it is no worse.
+    on data that is held out of calibration: where the searched plan is worse, the uniform one is deployed. Plans are
+    compared with the nearest integers; the rounding of the settings stays where it is no worse. With the flavour `qat`
+    the chosen plan is then fine-tuned, the float network its teacher, unless the loss on held-out data gets no less.
 
-    With the flavour `qat` the chosen plan is then fine-tuned, the float network its teacher; the training is left out
-    where the loss on held-out data gets no less.
+    If the budget is a largest drop, the plan is the cheapest one on the front of bytes whose artefact drops no more on
+    the evaluation data, or a uniform one that is cheaper still. Each plan is tried with its weights rounded as the
+    settings say, and the deployed plan keeps that rounding.
 
     Until the results are written, unfinished work stays beside the folder, and the same call, interrupted, resumes:
     the scores of tried plans in `<out>.trials.jsonl`, learned roundings in `<out>.rounding`, a network without some
@@ -82,19 +82,16 @@ def auto_quantize(
         InfeasibleBudget: no plan keeps within the budget.
     """
     run = Run(target, budget, Path(out), settings or Settings(), force=force)
-    graph, data = captured(run, model, batches, eval_batches)
-    note = note_on_run_time_ranges(graph.layers, run.choices)
-    graph, dense = pruned(run, graph, data)
-    known = measured(run, graph, dense, data)
+    network = captured(run, model, batches, eval_batches)
+    note = note_on_run_time_ranges(network.graph.layers, run.choices)
+    known = measured(run, pruned(run, network))
     plan, limits, reason = planned(run, known)
     candidates = compared(run, known, plan, limits)
     chosen = tuned(run, known, rounded(run, known, best_of(candidates, reason)))
     return deploy(run, known, candidates, replace(chosen, reasons=(*chosen.reasons, *([note] if note else []))))
 
 
-def captured(
-    run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: Iterable[Any] | None
-) -> tuple[Graph, Data]:
+def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: Iterable[Any] | None) -> Network:
     """The float graph, and data that fits it; all that can be refused is refused here, before minutes of work."""
     settings = run.settings
     check_module(model)
@@ -112,43 +109,42 @@ def captured(
             graph.check(inputs, f"batch {number}{what}")
     if settings.train_batches is not None:
         check_first(graph, settings.train_batches)
-    if settings.flavour == "qat":
+    if settings.flavour == "qat" and not run.force:
         for ending in (PRUNED, TRAINING) if settings.prune_channels else (TRAINING,):
             place = run.place(ending)
-            if not run.force:
-                Store(place.parent).check(place.stem, settings_of(settings.epochs, run.training))
-    check_pins(graph.layers, run.settings.pins, run.target)
-    return graph, Data(calibration, held_out, evaluation)
+            Store(place.parent).check(place.stem, settings_of(settings.epochs, run.training))
+    check_pins(graph.layers, settings.pins, run.target)
+    return Network(graph, None, calibration, held_out, evaluation)
 
 
-def pruned(run: Run, graph: Graph, data: Data) -> tuple[Graph, Graph | None]:
-    """The graph to quantize; and the one with all channels, where some are removed. `qat` trains it in float first."""
+def pruned(run: Run, network: Network) -> Network:
+    """The network without a share of its channels, if the settings ask for that; `qat` trains it in float first."""
     share, seed = run.settings.prune_channels, run.settings.seed
     if share == 0:
-        return graph, None
+        return network
     with run.clock("prune channels"):
         place = run.place("channels")
-        smaller = prune_channels(graph, data.calibration, share=share, task=run.task, seed=seed, folder=place)
+        smaller = prune_channels(network.graph, network.batches, share=share, task=run.task, seed=seed, folder=place)
     try:
         check_pins(smaller.layers, run.settings.pins, run.target)
     except InvalidInput as error:
         raise InvalidInput(f"with prune_channels={share}, which changes sizes: {error}") from None
     if run.settings.flavour == "qat":
         with run.clock("fine-tune in float"):
-            smaller = trained(run, smaller, graph, data, PRUNED).graph
-    return smaller, graph
+            smaller = trained(run, smaller, network, PRUNED).graph
+    return replace(network, graph=smaller, dense=network.graph)
 
 
-def measured(run: Run, graph: Graph, dense: Graph | None, data: Data) -> Measured:
+def measured(run: Run, network: Network) -> Measured:
     """Calibrate the graph, and predict what each choice of each layer costs."""
-    settings = run.settings
+    settings, graph, batches = run.settings, network.graph, network.batches
     with run.clock("calibrate"):
-        calibration = calibrate(graph, data.calibration, ranges=settings.ranges)
+        calibration = calibrate(graph, batches, ranges=settings.ranges)
     with run.clock("measure"):
         only_pinned = [scheme for scheme in dict.fromkeys(settings.pins.values()) if scheme not in run.choices]
         choices = [*run.choices, *only_pinned]
         formats = [weight for choice in choices if (weight := Scheme.parse(choice).weight)]
-        case = Case(graph, data.calibration, run.task, settings.seed)
+        case = Case(graph, batches, run.task, settings.seed)
         # measure() and quantize() look the masks up
         choose_masks(case, calibration, graph.layers, formats, settings.importance)
         table = measure(
@@ -162,17 +158,17 @@ def measured(run: Run, graph: Graph, dense: Graph | None, data: Data) -> Measure
         ).pinned(settings.pins, only_pinned)
     if "latency_ms" in run.budget.limits:
         with run.clock("time choices"):
-            table = timed(table, graph, calibration)
-    reference = evaluate(graph, data.held_out, run.task, "float on held-out data")
-    return Measured(graph, dense, data, calibration, table, reference)
+            table = timed(table, graph, lambda plan: quantize(graph, plan, calibration))
+    reference = evaluate(graph, network.held_out, run.task, "float on held-out data")
+    return Measured(**vars(network), calibration=calibration, table=table, reference=reference)
 
 
 def planned(run: Run, known: Measured) -> tuple[Plan, Budget, str | None]:
     """The searched plan, the limits that it keeps, and the reason for it where only it keeps within a largest drop."""
-    settings, batches = run.settings, known.data.calibration
+    settings, batches = run.settings, known.batches
     with run.clock("search"):
         if run.budget.max_drop is not None:
-            scoring = scored(run, known, known.data.evaluation, settings.rounding)
+            scoring = scored(run, known, known.evaluation, settings.rounding)
             plan, reason = cheapest_plan(known.table, scoring, run.budget.max_drop)
             return plan, Budget(weight_bytes=plan.predicted["weight_bytes"]), reason
         count = math.ceil(settings.eval_subset_ratio * len(batches))
@@ -182,7 +178,7 @@ def planned(run: Run, known: Measured) -> tuple[Plan, Budget, str | None]:
 
 
 def scored(run: Run, known: Measured, batches: list[Batch], rounding: str | Rounding) -> Scoring:
-    """How plans are tried on the batches; the journal says what scores depend on, calibration data among it."""
+    """How plans are tried on the batches; the journal notes all that the scores depend on."""
     settings = run.settings
     about = {
         "target": run.target.name,
@@ -194,7 +190,7 @@ def scored(run: Run, known: Measured, batches: list[Batch], rounding: str | Roun
         "importance": settings.importance,
         "score": None if settings.score is None else digest(settings.score),
         "network": digest(known.graph.module.state_dict()),
-        "calibration": digest(known.data.calibration),
+        "calibration": digest(known.batches),
         "evaluation": digest(batches),
     }
     return Scoring(
@@ -206,3 +202,105 @@ def scored(run: Run, known: Measured, batches: list[Batch], rounding: str | Roun
         timeout_s=settings.eval_timeout_s,
         journal=Journal(run.place("trials.jsonl"), about, force=run.force),
     )
+
+
+def compared(run: Run, known: Measured, plan: Plan, limits: Budget) -> list[Candidate]:
+    """The plan, then the uniform ones within the limits, with the nearest integers, on held-out data."""
+    with run.clock("compare with uniform plans"):
+        uniform = {other.made_by.removeprefix("uniform "): other for other in uniform_plans(known.table, limits)}
+        same = next((name for name, other in uniform.items() if other.layers == plan.layers), None)
+        plans = {same: plan} | {name: other for name, other in uniform.items() if other.layers != plan.layers}
+        return [
+            replace(_candidate(run, known, other, "nearest", other.made_by), uniform=name)
+            for name, other in plans.items()
+        ]
+
+
+def best_of(candidates: list[Candidate], reason: str | None) -> Candidate:
+    """The candidate of the least divergence, and why; the first, the searched one, where a reason is given for it."""
+    searched, uniform = candidates[0], [candidate for candidate in candidates if candidate.uniform]
+    if reason is not None:
+        return replace(searched, reasons=(reason,))
+    best = min(candidates, key=lambda candidate: candidate.divergence)
+    rival = min(uniform, key=lambda candidate: candidate.divergence, default=searched)
+    figures = f"{searched.divergence:.4g} against {rival.divergence:.4g} nats from the float network on held-out data"
+    if not uniform:
+        reason = "no uniform plan keeps within the budget; the searched plan is deployed"
+    elif best is not searched:
+        reason = f"uniform {rival.uniform} is deployed: the searched plan was worse ({figures})"
+    elif best.uniform:
+        reason = f"the searched plan is uniform {best.uniform}, and is deployed"
+    else:
+        reason = (
+            f"the searched plan is deployed: no worse than uniform {rival.uniform}, the best uniform plan ({figures})"
+        )
+    return replace(best, reasons=(reason,))
+
+
+def rounded(run: Run, known: Measured, chosen: Candidate) -> Candidate:
+    """The candidate with weights rounded as the settings say, unless the divergence on held-out data is worse.
+
+    The rounding stays if the budget is a largest drop: the plan keeps within the drop with that rounding.
+    """
+    name, method = ROUNDINGS.find(run.settings.rounding)
+    if method is ROUNDINGS["nearest"]:
+        return chosen
+    with run.clock("round weights"):
+        other = _candidate(run, known, chosen.plan, run.settings.rounding, name)
+    figures = f"{other.divergence:.4g} against {chosen.divergence:.4g} nats"
+    if run.budget.max_drop is not None:
+        reason = f"weights are rounded by {name}, as in every plan that was tried ({figures} with the nearest)"
+    elif other.divergence <= chosen.divergence:  # NaN is no improvement
+        reason = f"weights are rounded by {name}, not to the nearest ({figures})"
+    else:
+        reason, other = f"weights are rounded to the nearest: {name} was worse ({figures})", chosen
+    return replace(chosen, simulated=other.simulated, reasons=(*chosen.reasons, reason))
+
+
+def tuned(run: Run, known: Measured, chosen: Candidate) -> Candidate:
+    """The candidate, fine-tuned where the flavour is qat, unless the loss on held-out data gets no less."""
+    if run.settings.flavour != "qat":
+        return chosen
+    with run.clock("fine-tune"):
+        training = trained(run, chosen.simulated, known, TRAINING)
+    simulated = chosen.simulated
+    losses = f"loss on held-out data {training.losses[0]:.4g} before, {min(training.losses[1:]):.4g} after"
+    reason = f"fine-tuning made it no better and is left out ({losses})"
+    if training.best > 0:
+        simulated = training.graph
+        reason = f"fine-tuned, best after epoch {training.best} of {run.settings.epochs} ({losses})"
+    return replace(chosen, simulated=simulated, untrained=chosen.simulated, reasons=(*chosen.reasons, reason))
+
+
+def quantized(run: Run, known: Measured, plan: Plan, rounding: str | Rounding) -> Graph:
+    """The plan's simulation with this rounding, and biases corrected as the settings say."""
+    return quantize(
+        known.graph,
+        plan,
+        known.calibration,
+        rounding=rounding,
+        bias_correction=run.settings.bias_correction,
+        task=run.task,
+        seed=run.settings.seed,
+        folder=None if ROUNDINGS.find(rounding)[1] is ROUNDINGS["nearest"] else run.place("rounding"),
+    )
+
+
+def trained(run: Run, graph: Graph, network: Network, ending: str) -> Trained:
+    """The graph trained as the settings say, the whole network its teacher; its checkpoint is beside the results."""
+    return train(
+        graph,
+        network.batches if run.settings.train_batches is None else run.settings.train_batches,
+        Objective(run.task, network.dense or network.graph, run.training.distil, run.training.temperature),
+        epochs=run.settings.epochs,
+        settings=run.training,
+        eval_batches=network.held_out,
+        path=run.place(ending),
+        force=run.force,
+    )
+
+
+def _candidate(run: Run, known: Measured, plan: Plan, rounding: str | Rounding, label: str) -> Candidate:
+    simulated = quantized(run, known, plan, rounding)
+    outputs = evaluate(simulated, known.held_out, run.task, f"simulate {label}")
+    return Candidate(plan, simulated, outputs.divergence(known.reference))

@@ -10,7 +10,7 @@ from mixbit.core.io.digest import environment
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph
 from mixbit.graph.resources import find_uncovered
-from mixbit.pipeline.folder import RESULT_FILE, Pruned, Result, check_set, figures, layer_rows
+from mixbit.pipeline.folder import RESULT_FILE, Pruned, Result, figures, layer_rows, save_check_set
 from mixbit.pipeline.settings import Candidate, Measured, Run
 from mixbit.pruning.prune import Removal
 from mixbit.quantization.offers import uniform_plan
@@ -31,7 +31,7 @@ class Deployed:
     """What auto_quantize returns.
 
     Attributes:
-        folder: With plan.json, sensitivity.json, result.json, check.safetensors and the artefact.
+        folder: Holds plan.json, sensitivity.json, result.json, check.safetensors and the artefact.
         plan: The plan that was deployed.
         table: The sensitivities behind it.
         simulated: The quantized graph: evaluates and trains.
@@ -49,7 +49,7 @@ class Deployed:
 
 def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candidate) -> Deployed:
     """Write the chosen plan's files, run the artefact, compare it, and report all figures beside the candidates'."""
-    graph, batches = known.graph, known.data.evaluation
+    graph, batches = known.graph, known.evaluation
     with run.clock("evaluate"):
         outputs = _evaluated(run, known, candidates, chosen)
     destroyed = warning(outputs["float"], outputs["chosen"])
@@ -67,7 +67,7 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
             float_figures, latency_ms = _beside_float(run, known, folder)
         chosen.plan.save(folder / "plan.json")
         known.table.save(folder / "sensitivity.json")
-        check_set(graph, batches, outputs["chosen"].outputs).save(folder)
+        save_check_set(folder, graph, batches, outputs["chosen"].outputs)
         result = Result(
             target=run.target.name,
             task=run.task.name,
@@ -77,9 +77,23 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
             simulated=_of_outputs(outputs, "chosen"),
             untrained=_of_outputs(outputs, "untrained") if chosen.untrained else {},
             deployed=figures(**{name: getattr(comparison, name) for name in COMPARED}, latency_ms=latency_ms),
-            uniform=_uniform_rows(known, candidates, outputs),
-            layers=layer_rows(chosen.plan.layers, predicted, run.target.stored(folder), runner.executed()),
-            pruned=_pruned(known, outputs),
+            uniform=[
+                {
+                    "scheme": uniform,
+                    **_of_outputs(outputs, uniform),
+                    **figures(held_out_divergence=candidate.divergence, predicted_bytes=_bytes(graph, candidate.plan)),
+                }
+                for candidate in candidates
+                if (uniform := candidate.uniform)
+            ],
+            layers=layer_rows(chosen.plan.layers, predicted, run.target.name, folder, runner.executed()),
+            pruned=None
+            if known.dense is None
+            else Pruned(
+                **vars(Removal.between(known.dense, graph)),
+                dense=figures(accuracy=outputs["dense"].accuracy),
+                pruned=_of_outputs(outputs, "float", "dense"),
+            ),
             uncovered=[asdict(row) for row in find_uncovered(graph)],
             files={path.name: sha256(path) for path in sorted(folder.iterdir())},
             seconds={step: round(seconds, 3) for step, seconds in run.seconds.items()},
@@ -96,17 +110,16 @@ def warning(wanted: Evaluation, deployed: Evaluation) -> str | None:
     That is where less than half of the top answers are the float network's; or, where the task has none, where outputs
     are further from the float network's, in root mean square, than the mean of those is.
     """
-    reference, outputs, what = wanted.outputs.double(), deployed.outputs.double(), None
+    reference, outputs = wanted.outputs.double(), deployed.outputs.double()
     if wanted.task.has_accuracy:
         share = agreement(reference, outputs)
-        if share < LEAST_AGREEMENT:
-            what = f"only {share:.1%} of its top answers are the float network's"
+        destroyed, what = share < LEAST_AGREEMENT, f"only {share:.1%} of its top answers are the float network's"
     else:
         distance = (outputs - reference).square().mean().sqrt()
         spread = (reference - reference.mean()).square().mean().sqrt()
-        if distance > spread:
-            what = f"its outputs are {distance:.3g} from the float network's, whose spread is {spread:.3g}"
-    if what is None:
+        what = f"its outputs are {distance:.3g} from the float network's, whose spread is {spread:.3g}"
+        destroyed = bool(distance > spread)
+    if not destroyed:
         return None
     return (
         f"the deployed plan does not do what the network does: {what}; leave outliers out of the calibration data, "
@@ -115,14 +128,14 @@ def warning(wanted: Evaluation, deployed: Evaluation) -> str | None:
 
 
 def _evaluated(run: Run, known: Measured, candidates: list[Candidate], chosen: Candidate) -> dict[str, Evaluation]:
-    """Name -> what it does on the evaluation data, of the networks that there are.
+    """What each network does on the evaluation data: `float`, `chosen`, and the uniform plans by their names.
 
-    `float`, `chosen`, `untrained` (the plan before training), `dense` (with all channels), and the uniform plans.
+    And where they exist, `untrained` (the plan before training) and `dense` (with all channels).
     """
     graphs = {"float": known.graph, "chosen": chosen.simulated, "untrained": chosen.untrained, "dense": known.dense}
     graphs |= {candidate.uniform: candidate.simulated for candidate in candidates if candidate.uniform}
     return {
-        name: evaluate(graph, known.data.evaluation, run.task, f"evaluate {name}")
+        name: evaluate(graph, known.evaluation, run.task, f"evaluate {name}")
         for name, graph in graphs.items()
         if graph is not None
     }
@@ -130,8 +143,8 @@ def _evaluated(run: Run, known: Measured, candidates: list[Candidate], chosen: C
 
 def _beside_float(run: Run, known: Measured, folder: Path) -> tuple[dict[str, float], float]:
     """Figures of the float network in the same runtime, and the artefact's latency, timed in turn on one sample."""
-    graph, layers = known.graph, known.graph.layers
-    sample = [leaf.numpy() for leaf in graph.tensors(known.data.evaluation[0][0].rows([0]))]
+    graph = known.graph
+    sample = [leaf.numpy() for leaf in graph.tensors(known.evaluation[0][0].rows([0]))]
     plan = uniform_plan(graph, "float", target=run.target.name)
     with TemporaryDirectory() as scratch:
         run.target.write(assemble(graph, plan, [], {}), Path(scratch))
@@ -139,31 +152,13 @@ def _beside_float(run: Run, known: Measured, folder: Path) -> tuple[dict[str, fl
         runs = {name: run.target.load(place, graph, batch_size=1).run for name, place in folders.items()}
         latency = paired_latency_ms(runs, sample, "time the artefact")
         size = sum((Path(scratch) / name).stat().st_size for name in run.target.files)
-    weight_bytes = sum(predicted_bytes(layers, plan).values())
-    return {"weight_bytes": weight_bytes, "file_bytes": size, "latency_ms": latency["float"]}, latency["deployed"]
+    figures_of_float = {"weight_bytes": _bytes(graph, plan), "file_bytes": size, "latency_ms": latency["float"]}
+    return figures_of_float, latency["deployed"]
 
 
 def _of_outputs(outputs: dict[str, Evaluation], name: str, reference: str = "float") -> dict[str, float]:
     return figures(accuracy=outputs[name].accuracy, divergence=outputs[name].divergence(outputs[reference]))
 
 
-def _uniform_rows(
-    known: Measured, candidates: list[Candidate], outputs: dict[str, Evaluation]
-) -> list[dict[str, float | str]]:
-    rows = []
-    for candidate in candidates:
-        if candidate.uniform:
-            size = sum(predicted_bytes(known.graph.layers, candidate.plan).values())
-            further = figures(held_out_divergence=candidate.divergence, predicted_bytes=size)
-            rows.append({"scheme": candidate.uniform, **_of_outputs(outputs, candidate.uniform), **further})
-    return rows
-
-
-def _pruned(known: Measured, outputs: dict[str, Evaluation]) -> Pruned | None:
-    if known.dense is None:
-        return None
-    return Pruned(
-        **vars(Removal.between(known.dense, known.graph)),
-        dense=figures(accuracy=outputs["dense"].accuracy),
-        pruned=_of_outputs(outputs, "float", "dense"),
-    )
+def _bytes(graph: Graph, plan: Plan) -> int:
+    return sum(predicted_bytes(graph.layers, plan).values())

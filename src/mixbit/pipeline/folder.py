@@ -1,4 +1,7 @@
-"""What a run's folder holds beside plan, table and artefact: result.json with every figure, and check.safetensors."""
+"""What a run's folder holds beside plan, table and artefact, and how to verify and time it again.
+
+It holds every figure in result.json, and check.safetensors. Only target packed needs the model to verify it.
+"""
 
 import json
 import math
@@ -7,16 +10,22 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mixbit.core import InvalidInput, Scheme, StoredWeight, read_model, save_arrays
-from mixbit.core.batches import Batch
-from mixbit.core.task import output_of
+from mixbit.core import InvalidInput, Plan, Scheme, TargetMismatch, find_target, read_model, save_arrays, sha256
+from mixbit.core.batches import Batch, Inputs
+from mixbit.core.io.user_code import load_model
+from mixbit.core.task import Task, output_of
+from mixbit.graph.capture import capture
+from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph
 from mixbit.pruning.prune import Removal
+from mixbit.targets.latency import paired_latency_ms
+from mixbit.targets.verify import Comparison, compare
 
 RESULT_FILE, CHECK_FILE = "result.json", "check.safetensors"
 #: Of a check set, in samples and in bytes of inputs.
@@ -61,8 +70,6 @@ class Result(BaseModel):
     """The file result.json. Parts are plain dictionaries, without the figures that do not apply.
 
     Attributes:
-        target: Name of the target.
-        task: Name of the task.
         model: MODEL of the command line, its file as an absolute path; None where a module was handed over.
         chosen: Why this plan was deployed, in a sentence.
         float_: `accuracy`, `weight_bytes`, `file_bytes`, `latency_ms` of the float network in the same runtime.
@@ -72,11 +79,9 @@ class Result(BaseModel):
             `file_bytes`, `latency_ms` of the artefact.
         uniform: The uniform plans within the budget: `scheme`, as `w4a8` or `w8a8d (w8 elsewhere)`, `accuracy`,
             `divergence`, `held_out_divergence`, `predicted_bytes`.
-        layers: Layer -> LayerRow.
         pruned: What was removed before quantization; None where nothing was. `float` is the network without it.
         uncovered: What no layer covers, with their shares of work and storage.
         files: Name of each file beside this one -> its SHA-256.
-        seconds: Step -> seconds.
         environment: Versions, machine and settings.
     """
 
@@ -125,16 +130,16 @@ def figures(**values: float | None) -> dict[str, float]:
 
 
 def layer_rows(
-    schemes: dict[str, str], predicted: dict[str, int], stored: dict[str, StoredWeight], executed: dict[str, str]
+    schemes: dict[str, str], predicted: dict[str, int], target: str, folder: Path, executed: dict[str, str]
 ) -> dict[str, LayerRow]:
-    """The part `layers`."""
-    nothing = StoredWeight(0, "not found")
+    """The part `layers`, with what the target's file in the folder holds."""
+    weights = find_target(target).stored(folder)
     return {
         name: LayerRow(
             scheme=scheme,
             predicted_bytes=predicted[name],
-            weight_bytes=stored.get(name, nothing).weight_bytes,
-            stored=stored.get(name, nothing).types,
+            weight_bytes=weights[name].weight_bytes if name in weights else 0,
+            stored=weights[name].types if name in weights else "not found",
             executed=executed.get(name, "not reported"),
         )
         for name, scheme in schemes.items()
@@ -155,36 +160,16 @@ class CheckSet:
     """The first samples of the data that a run was verified on, in check.safetensors.
 
     Attributes:
-        inputs: One tensor per input of the graph, samples first.
-        names: Their keywords; empty where the model takes them by position.
+        inputs: As the model takes them.
         outputs: [N, ..., C] of the simulation.
         output: Which of the tensors that the artefact returns `outputs` is about.
         labels: [N, ...], or None.
     """
 
-    inputs: list[Tensor]
-    names: list[str]
+    inputs: Inputs
     outputs: Tensor
     output: int
     labels: Tensor | None
-
-    @property
-    def example(self) -> Any:
-        """The inputs as the model takes them."""
-        return dict(zip(self.names, self.inputs, strict=True)) if self.names else tuple(self.inputs)
-
-    def rows(self, count: int) -> list[Tensor]:
-        """The inputs of that many samples, over and over where there are fewer."""
-        index = torch.arange(count) % len(self.outputs)
-        return [tensor[index] if tensor.ndim > 0 else tensor for tensor in self.inputs]
-
-    def save(self, folder: Path) -> None:
-        """Write check.safetensors into the folder."""
-        tensors = {f"input.{index}": tensor for index, tensor in enumerate(self.inputs)} | {"outputs": self.outputs}
-        if self.labels is not None:
-            tensors["labels"] = self.labels
-        arrays = {name: tensor.detach().cpu().numpy() for name, tensor in tensors.items()}
-        save_arrays(folder / CHECK_FILE, arrays, {"names": json.dumps(self.names), "output": str(self.output)})
 
     @classmethod
     def load(cls, folder: Path) -> "CheckSet":
@@ -195,18 +180,15 @@ class CheckSet:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
             names, output = json.loads(metadata["names"]), int(metadata["output"])
-            inputs = [tensors[f"input.{index}"] for index in range(sum(name.startswith("input.") for name in tensors))]
-            outputs, labels = tensors["outputs"], tensors.get("labels")
+            values = [tensors[f"input.{index}"] for index in range(sum(name.startswith("input.") for name in tensors))]
+            inputs = Inputs((), dict(zip(names, values, strict=True))) if names else Inputs(tuple(values), {})
+            return cls(inputs, tensors["outputs"], output, tensors.get("labels"))
         except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
             raise InvalidInput(f"{path}: cannot be read ({error}); quantize again") from error
-        sizes = {len(tensor) for tensor in (*inputs, labels) if tensor is not None and tensor.ndim > 0}
-        if not inputs or outputs.ndim < 2 or len(outputs) == 0 or sizes - {len(outputs)}:
-            raise InvalidInput(f"{path}: not a set of inputs and outputs; quantize again")
-        return cls(inputs, names, outputs, output, labels)
 
 
-def check_set(graph: Graph, batches: list[Batch], outputs: Tensor) -> CheckSet:
-    """The first samples, one or more, at most MOST_SAMPLES and MOST_BYTES of inputs, with these outputs [N, ..., C]."""
+def save_check_set(folder: Path, graph: Graph, batches: list[Batch], outputs: Tensor) -> None:
+    """Write check.safetensors: the first samples, up to MOST_SAMPLES and MOST_BYTES, and their outputs [N, ..., C]."""
     chosen, count = [], 0
     for inputs, labels in batches:
         if count < MOST_SAMPLES:
@@ -216,20 +198,97 @@ def check_set(graph: Graph, batches: list[Batch], outputs: Tensor) -> CheckSet:
     tensors = [torch.cat(parts) if parts[0].ndim > 0 else parts[0] for parts in columns]
     per_sample = sum(tensor[:1].numel() * tensor.element_size() for tensor in tensors if tensor.ndim > 0)
     size = max(1, min(count, MOST_SAMPLES, MOST_BYTES // max(1, per_sample)))
+    stored = {f"input.{i}": tensor[:size] if tensor.ndim > 0 else tensor for i, tensor in enumerate(tensors)}
+    stored["outputs"] = outputs[:size]
     labels = [labels.cpu() for _, labels in chosen if labels is not None]
-    return CheckSet(
-        inputs=[tensor[:size] if tensor.ndim > 0 else tensor for tensor in tensors],
-        names=list(graph.example.kwargs) if len(graph.example.kwargs) == len(tensors) else [],
-        outputs=outputs[:size],
-        output=_number_of_output(graph),
-        labels=torch.cat(labels)[:size] if len(labels) == len(chosen) else None,
-    )
-
-
-def _number_of_output(graph: Graph) -> int:
-    """Which of the tensors that the graph returns the task is about."""
+    if len(labels) == len(chosen):
+        stored["labels"] = torch.cat(labels)[:size]
     with torch.no_grad():
         returned = graph(*graph.example.args, **graph.example.kwargs)
-    tensors = [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, Tensor)]
-    wanted = output_of(returned)
-    return next(number for number, tensor in enumerate(tensors) if tensor is wanted)
+    wanted, leaves = output_of(returned), [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, Tensor)]
+    output = next(number for number, leaf in enumerate(leaves) if leaf is wanted)
+    names = list(graph.example.kwargs) if len(graph.example.kwargs) == len(tensors) else []
+    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in stored.items()}
+    save_arrays(folder / CHECK_FILE, arrays, {"names": json.dumps(names), "output": str(output)})
+
+
+def recheck(folder: Path) -> Comparison:
+    """Run the artefact on the folder's check set; compare with the simulation stored there and the predicted bytes.
+
+    Raises:
+        InvalidInput: a file of the folder is missing or not what mixbit writes.
+        TargetMismatch: the runtime cannot load the artefact. Differences are in the result's `problems`.
+    """
+    result, check, graph = _open(folder)
+    task, runner = Task.named(result.task), find_target(result.target).load(folder, graph)
+
+    def run(inputs: Inputs) -> Tensor:
+        return _output(runner.run([tensor.numpy() for tensor in inputs.tensors]), check)
+
+    deployed = evaluate(run, [(check.inputs, check.labels)], task, "run the artefact")
+    return compare(folder, result.target, result.predicted_bytes, Evaluation(task, check.outputs), deployed)
+
+
+def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
+    """Median latency at each batch size, and how every layer is stored and was executed.
+
+    `latency_ms` is that of the settings under which the runtime computes as the simulation does, `default_latency_ms`,
+    paired with it, that of the runtime's own. Samples repeat where the check set has fewer than a batch.
+
+    Raises:
+        InvalidInput: a file of the folder is missing or not what mixbit writes.
+        TargetMismatch: the runtime cannot load the artefact.
+    """
+    result, check, graph = _open(folder)
+    target = find_target(result.target)
+    runner = target.load(folder, graph)
+    latency, default_latency = {}, {}
+    for size in batch_sizes:
+        rows = check.inputs.rows(torch.arange(size) % len(check.outputs))
+        exact = target.load(folder, graph, batch_size=size)
+        default = target.load(folder, graph, batch_size=size, default_settings=True)
+        runs = {"artefact": exact.run} | ({"default": default.run} if default.environment != exact.environment else {})
+        medians = paired_latency_ms(runs, [tensor.numpy() for tensor in rows.tensors], f"time batch {size}")
+        latency[str(size)] = medians["artefact"]
+        default_latency[str(size)] = medians.get("default", medians["artefact"])
+    rows = layer_rows(result.schemes, result.predicted_bytes, target.name, folder, runner.executed())
+    return {
+        "target": result.target,
+        "latency_ms": latency,
+        "default_latency_ms": default_latency,
+        "layers": {name: row.model_dump() for name, row in rows.items()},
+        "in_float": in_float(rows),
+        "environment": runner.environment,
+    }
+
+
+def _open(folder: Path) -> tuple[Result, CheckSet, Graph | None]:
+    """What the folder holds, unchanged since it was written; and the model's graph for a target that needs it."""
+    if not folder.is_dir():
+        raise InvalidInput(f"{folder}: no such folder; give the --out of mixbit quantize")
+    result, plan = Result.load(folder), Plan.load(folder / "plan.json")
+    if plan.target != result.target or plan.layers != result.schemes:
+        raise InvalidInput(f"{folder}: plan.json is not the plan of result.json; quantize again")
+    for name, digest in result.files.items():
+        if sha256(folder / name) != digest:
+            raise TargetMismatch(
+                f"the artefact does not match: {name} is not the file that was verified; quantize again"
+            )
+    target, check = find_target(result.target), CheckSet.load(folder)
+    target.require()
+    if not target.needs_graph:
+        return result, check, None
+    if result.model is None:
+        raise InvalidInput(f"target {result.target}: the folder does not say where the model is; use mixbit.verify()")
+    return result, check, capture(load_model(result.model), check.inputs)
+
+
+def _output(returned: list[NDArray[Any]], check: CheckSet) -> Tensor:
+    """The output that the check set is about, as the artefact returns it."""
+    if check.output < len(returned) and returned[check.output].size == check.outputs.numel():
+        output = torch.from_numpy(returned[check.output].copy())
+        if not output.isfinite().all():
+            raise TargetMismatch("the artefact does not match: it returns NaN or inf where the simulation does not")
+        return output
+    shapes = [output.shape for output in returned]
+    raise TargetMismatch(f"the artefact returns {shapes}; output {check.output} should be {list(check.outputs.shape)}")

@@ -1,4 +1,4 @@
-"""What a run of auto_quantize() is asked to do, and what its steps share and hand on."""
+"""Settings of auto_quantize(), and the values that its steps share."""
 
 import shutil
 import time
@@ -38,22 +38,21 @@ A batch is what the model takes, with labels last or under `labels` where there 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a plan is made.
+    """How a plan is made. Methods are names, or functions of the same kind.
 
     Attributes:
         task: What the model's outputs mean.
         choices: Schemes to choose from; the target's default ones of the flavour where None.
-        metric: Name of the metric, or a function of the same kind.
-        search: Name of the search, or a function of the same kind.
-        rounding: Name of the rounding, or a function of the same kind.
-        importance: What decides which weights sparse choices make zero: a name in
-            `mixbit.quantization.masks.IMPORTANCES`.
+        metric: Predicts the cost of each choice.
+        search: Finds the plan.
+        rounding: Makes integers of the weights.
+        importance: Which weights sparse choices set to zero: a name in `mixbit.quantization.masks.IMPORTANCES`.
         pins: Pattern of layers' names -> the scheme that they take, see `Sensitivity.pinned`.
-        score: Evaluation function of the user's own, for searches that try plans and for a largest drop:
-            `score(model, batches)`, the higher the better. Where None, accuracy, or without labels the divergence.
-        eval_subset_ratio: Share of the calibration batches that searches try plans on, those held out apart.
+        score: Evaluation function of the user's own, for searches that try plans and for a largest drop; accuracy where
+            None, or without labels the divergence.
+        eval_subset_ratio: Share of the calibration batches that searches try plans on, apart from those held out.
         eval_timeout_s: Longest time of one evaluation; None for any.
-        ranges: Name of the method that chooses ranges of activations, or a function of the same kind.
+        ranges: Chooses the ranges of activations.
         bias_correction: A name in `mixbit.quantization.biases.BIAS_CORRECTIONS`.
         reestimate_batch_norms: Whether batch norms take their statistics from the calibration data, see `reestimated`.
         equalize: Whether channels between layers are scaled before anything else, see `equalized`.
@@ -124,25 +123,21 @@ class Run:
         self.choices = choices_of(settings.flavour, self.target, settings.choices)
         check_writable_folder(out, force=force)
         self.budget, self.out, self.settings, self.force = budget, out, settings, force
-        self.task = settings.task
-        self.training = replace(settings.training, seed=settings.seed)
+        self.task, self.training = settings.task, replace(settings.training, seed=settings.seed)
         self.seconds: dict[str, float] = {}
         self._places: set[Path] = set()
-        self._check_combination()
-
-    def _check_combination(self) -> None:
-        share = self.settings.prune_channels
+        share = settings.prune_channels
         if share != 0 and self.target.needs_graph:
             raise InvalidInput(
                 f"prune_channels={share}: a file for {self.target.name} runs on the model's own graph, "
                 "which has all channels; take another target"
             )
-        if self.budget.max_drop is not None and self.settings.flavour == "qat":
+        if budget.max_drop is not None and settings.flavour == "qat":
             raise InvalidInput(
                 "flavour qat: to keep within a largest drop, every plan tried would have to be trained; give a budget "
-                "instead, say the weight_bytes of the plan that --max-drop finds, or a --rounding in place of training"
+                "instead, say the weight_bytes of the plan that --max-drop finds, or a --rounding instead of training"
             )
-        if self.budget.max_drop is not None and share != 0:
+        if budget.max_drop is not None and share != 0:
             raise InvalidInput(
                 f"prune_channels={share}: a largest drop would be counted from the pruned network; give a budget"
             )
@@ -170,30 +165,23 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Data:
-    """Batches to calibrate, measure and train on, to compare plans on, and to report on."""
+class Network:
+    """The float graph, and batches to calibrate, measure and train on, to compare plans on, and to report on.
 
-    calibration: list[Batch]
+    `dense` is the graph with all its channels, where some were removed.
+    """
+
+    graph: Graph
+    dense: Graph | None
+    batches: list[Batch]
     held_out: list[Batch]
     evaluation: list[Batch]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The float network and what was measured of it: all that plans are made from.
+class Measured(Network):
+    """A network and what was measured of it; `reference` is what it does on the held-out data."""
 
-    Attributes:
-        graph: The float graph to quantize.
-        dense: The graph with all its channels, where some were removed from `graph`.
-        data: That fits the graph.
-        calibration: Of the graph.
-        table: The sensitivities.
-        reference: What the graph does on the held-out data.
-    """
-
-    graph: Graph
-    dense: Graph | None
-    data: Data
     calibration: Calibration
     table: Sensitivity
     reference: Evaluation
@@ -204,8 +192,6 @@ class Candidate:
     """One plan, simulated.
 
     Attributes:
-        plan: The plan.
-        simulated: Its simulation.
         divergence: From the float network on the held-out data (nats), with weights rounded to the nearest integers.
         uniform: What the same uniform plan is called, as `w4a8`, or `w8a8d (w8 elsewhere)`; None where it is none.
         untrained: The simulation before training, where it was trained.

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from mixbit.core.io.store import Journal
 from mixbit.core.io.user_code import users_code
 from mixbit.core.task import Task
 from mixbit.graph.evaluate import Evaluation, evaluate
-from mixbit.graph.graph import Graph, Layer, argument
+from mixbit.graph.graph import Graph, argument
 from mixbit.pipeline.settings import Score
 from mixbit.searches._problem import Floats, Trials
 from mixbit.searches.autoq import FEATURES
@@ -28,13 +27,10 @@ from mixbit.targets.verify import artefact_runner
 
 @dataclass(frozen=True)
 class Scoring:
-    """How plans are scored.
+    """How plans are scored on some batches.
 
     Attributes:
-        graph: The float graph.
-        batches: To evaluate on.
-        task: What the outputs mean.
-        simulate: Makes the simulation of a plan, a graph of its own.
+        simulate: Makes the simulation of a plan, a new graph.
         score: The user's own function; where None, the share of right answers, or without labels the divergence from
             the float network, negative.
         timeout_s: Longest time of one evaluation; None for any.
@@ -71,10 +67,18 @@ class Scoring:
         return self._stored("simulated", plan, lambda: self._of_graph(self.simulate(plan)))
 
     def deployed(self, plan: Plan) -> float:
-        """The score of the plan's artefact, run in its runtime; a function of the user's own sees the simulation."""
+        """The score of the plan's artefact, run in its runtime; a function of the user's own gets the simulation."""
         if self.score is not None:
             return self.simulated(plan)
-        return self._stored("deployed", plan, lambda: self._of_artefact(plan))
+
+        def run() -> float:
+            target = find_target(plan.target)
+            with TemporaryDirectory() as scratch:
+                target.write(self.simulate(plan), Path(scratch))
+                artefact = artefact_runner(target.load(Path(scratch), self.graph), self.graph)
+                return self._of_outputs(evaluate(artefact, self.batches, self.task, "run a plan"))
+
+        return self._stored("deployed", plan, run)
 
     def _stored(self, how: str, plan: Plan, score: Callable[[], float]) -> float:
         key = (how, plan.target, *plan.layers.values())
@@ -85,13 +89,6 @@ class Scoring:
             return self._of_outputs(evaluate(graph, self.batches, self.task, "try a plan"))
         with users_code("the evaluation function fails on a plan"), torch.no_grad():
             return float(self.score(graph.module, [as_given(batch) for batch in self.batches]))
-
-    def _of_artefact(self, plan: Plan) -> float:
-        target = find_target(plan.target)
-        with TemporaryDirectory() as scratch:
-            target.write(self.simulate(plan), Path(scratch))
-            artefact = artefact_runner(target.load(Path(scratch), self.graph), self.graph)
-            return self._of_outputs(evaluate(artefact, self.batches, self.task, "run a plan"))
 
     def _of_outputs(self, outputs: Evaluation) -> float:
         return -outputs.divergence(self.reference) if outputs.accuracy is None else outputs.accuracy
@@ -122,11 +119,8 @@ def searched_plan(table: Sensitivity, new_scoring: Callable[[], Scoring], budget
 def cheapest_plan(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tuple[Plan, str]:
     """The plan with the fewest bytes whose artefact drops no more, and the reason for it in a sentence.
 
-    It is on the front of bytes, or uniform where that is cheaper still.
-
-    Raises:
-        InvalidInput: a drop in percent, and scores that are no shares of right answers.
-        InfeasibleBudget: the dearest plan drops more.
+    It is on the front of bytes, or uniform where that is cheaper still. Raises InvalidInput for a drop in percent where
+    scores are not shares of right answers, and InfeasibleBudget where the dearest plan drops more.
     """
     if drop.percent and not scoring.in_accuracy:
         unit = "units of your function" if scoring.score else "nats, since the data has no labels"
@@ -162,24 +156,22 @@ def layer_features(graph: Graph) -> Floats:
     Strides and kernels are those of the first spatial dimension, 0 and 1 where there is none; the size of the input is
     its spatial extent, or else its last dimension, and 1 for indices.
     """
-    return np.array([[float(_features(graph, layer)[name]) for name in FEATURES] for layer in graph.layers])
-
-
-def _features(graph: Graph, layer: Layer) -> dict[str, Any]:
-    operation = layer.operations[0]
-    node = graph.node(operation.node)
-    spatial = not operation.channels_last
-    groups = operation.groups
-    outputs = layer.shape[layer.axis] * (groups if operation.kind.name.startswith("conv_transpose") else 1)
-    inputs = math.prod(layer.shape) * groups // math.prod((outputs, *(layer.shape[2:] if spatial else ())))
-    source = () if operation.input is None else graph.shapes[operation.input]
-    stride = argument(node, _STRIDE, 1) if spatial else 0
-    return {
-        "depthwise": spatial and groups > 1 and groups == inputs,
-        "input_channels": inputs,
-        "output_channels": outputs,
-        "stride": stride[0] if isinstance(stride, list | tuple) else stride,
-        "kernel": layer.shape[2] if spatial else 1,
-        "num_weights": layer.numel,
-        "input_size": math.prod(source[2:] if spatial else source[-1:]),
-    }
+    rows = []
+    for layer in graph.layers:
+        operation = layer.operations[0]
+        spatial, groups = not operation.channels_last, operation.groups
+        outputs = layer.shape[layer.axis] * (groups if operation.kind.name.startswith("conv_transpose") else 1)
+        inputs = math.prod(layer.shape) * groups // math.prod((outputs, *(layer.shape[2:] if spatial else ())))
+        source = () if operation.input is None else graph.shapes[operation.input]
+        stride = argument(graph.node(operation.node), _STRIDE, 1) if spatial else 0
+        features = {
+            "depthwise": spatial and groups > 1 and groups == inputs,
+            "input_channels": inputs,
+            "output_channels": outputs,
+            "stride": stride[0] if isinstance(stride, list | tuple) else stride,
+            "kernel": layer.shape[2] if spatial else 1,
+            "num_weights": layer.numel,
+            "input_size": math.prod(source[2:] if spatial else source[-1:]),
+        }
+        rows.append([float(features[name]) for name in FEATURES])
+    return np.array(rows)

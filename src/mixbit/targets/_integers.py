@@ -1,6 +1,10 @@
-"""The stored weights of a quantized graph, integers and small floats, as the writers of targets need them."""
+"""What files of targets hold of a quantized graph: integers and small floats, their names and their bytes."""
 
+import importlib
 import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixbit.core import Format, InvalidInput, Plan, Scheme, Sparsity
+from mixbit.core import Format, InvalidInput, Plan, Scheme, Sparsity, StoredWeight, TargetMismatch
 from mixbit.graph.graph import Graph
 from mixbit.quantization.affine import factor_bytes, num_zeros, pack, packed_bytes
 from mixbit.quantization.quantizer import weight_quantizers
@@ -58,7 +62,7 @@ class IntegerWeight:
 
     @property
     def grouped(self) -> bool:
-        """Whether groups of a channel's weights have scales of their own."""
+        """Whether there is a scale for each group of a channel's weights."""
         return self.scale.ndim > 1
 
     @property
@@ -86,29 +90,15 @@ class IntegerWeight:
         """The permutation of dimensions that puts the channels back where they belong."""
         return [*range(1, self.axis + 1), 0, *range(self.axis + 1, self.integers.ndim)]
 
-    @property
-    def column(self) -> NDArray[np.float32]:
-        """The scale, shaped to multiply the integers, in groups as they are `laid_out`."""
-        return self.scale.reshape(self._column_shape)
-
-    @property
-    def zero_column(self) -> NDArray[np.uint8] | None:
-        """The zero points, shaped to be taken from the integers, in groups as they are `laid_out`."""
-        return None if self.zero_point is None else self.zero_point.reshape(self._column_shape)
-
-    @property
-    def _column_shape(self) -> list[int]:
+    def column(self, factors: NDArray[Any]) -> NDArray[Any]:
+        """The scale or zero points, shaped to act on the integers, in groups as they are `laid_out`."""
         if self.grouped:
-            return [*self.scale.shape, 1]
-        return [-1 if dimension == self.axis else 1 for dimension in range(self.integers.ndim)]
+            return factors.reshape(*factors.shape, 1)
+        return factors.reshape([-1 if dimension == self.axis else 1 for dimension in range(self.integers.ndim)])
 
 
 def stored_weights(simulated: Graph) -> tuple[dict[str, IntegerWeight], dict[str, Tensor]]:
-    """Layer -> its integers, and layer -> its weight in float16 or bfloat16; all other layers stay in float32.
-
-    Raises:
-        InvalidInput: the graph is not quantized.
-    """
+    """Layer -> its integers, and layer -> its weight in float16 or bfloat16; all other layers stay in float32."""
     plan = plan_of(simulated)
     quantizers = weight_quantizers(simulated)
     integers, floats = {}, {}
@@ -145,28 +135,66 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 
 
 def num_stored(numel: int, sparsity: Sparsity | None) -> int:
-    """Integers in the file of a weight of that many."""
+    """How many integers the file holds of a weight of `numel`."""
     return numel if sparsity is None else numel - num_zeros(numel, sparsity)
 
 
 def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
     """Integers packed per plane with float32 scales, zero points of a byte and the mask; or numbers of 2 bytes."""
     numel = math.prod(shape)
-    if fmt is None:
-        return 4 * numel
-    if fmt.floating is not None:
-        return 2 * numel
+    if fmt is None or fmt.floating is not None:
+        return (4 if fmt is None else 2) * numel
     mask = 0 if fmt.sparsity is None else packed_bytes(numel, 1)
     return packed_bytes(num_stored(numel, fmt.sparsity), fmt.bits) + mask + factor_bytes(shape, axis, fmt)
 
 
-def last_line(error: Exception) -> str:
-    """What went wrong, of an error whose other lines say where in the runtime."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+def runtime(target: str, *modules: str) -> Any:
+    """The first of the modules; raises InvalidInput unless all are installed."""
+    try:
+        loaded = [importlib.import_module(module) for module in modules]
+    except ImportError as error:
+        raise InvalidInput(f"target {target} needs its runtime: pip install 'mixbit[{target}]'") from error
+    return loaded[0]
+
+
+def operator_name(layer: str, number: int) -> str:
+    """Name of the operator of that number that reads the layer's weight; runtimes keep names of operators."""
+    return layer if number == 0 else f"{layer}{FURTHER}{number}"
+
+
+def stored_rows(parts: Iterable[tuple[str, int, str]]) -> dict[str, StoredWeight]:
+    """Layer -> its bytes and types, from layer, bytes and type of each part; types once each, that of scales last."""
+    sizes, texts = Counter[str](), dict[str, list[str]]()
+    for layer, size, text in parts:
+        sizes[layer] += size
+        texts.setdefault(layer, []).append(text)
+    return {
+        layer: StoredWeight(
+            sizes[layer], ", ".join(sorted(dict.fromkeys(kinds), key=lambda text: text.endswith("scale")))
+        )
+        for layer, kinds in texts.items()
+    }
+
+
+@contextmanager
+def mismatch(failure: str, *errors: type[Exception], line: int = -1) -> Iterator[None]:
+    """Raise TargetMismatch where the block raises one of the errors: `model.xml: OpenVINO cannot read it: reason`.
+
+    The reason is one line of the runtime's; the others say where in the runtime.
+    """
+    try:
+        yield
+    except errors as error:
+        raise TargetMismatch(f"{failure}: {reason_line(error, line)}") from error
+
+
+def reason_line(error: Exception, line: int = -1) -> str:
+    """The line of that number in the error's text; its type where there is no text."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[line]
 
 
 def only_beside_float(scheme: Scheme) -> str | None:
-    """What of the weight's format int8 arithmetic has no room for beside a quantized input, for people; else None."""
+    """What int8 arithmetic beside a quantized input does not support of the weight's format, for people; else None."""
     weight, read = scheme.weight, scheme.input
     if weight is None or read is None or (weight.group is None and weight.symmetric):
         return None

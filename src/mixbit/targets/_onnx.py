@@ -1,17 +1,21 @@
-"""The ONNX graph that torch exports, with every quantizer in standard operators, made ready for onnxruntime."""
+"""The ONNX model of a graph: exported by torch, quantizers in standard operators, weights as they are stored."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import onnxscript
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from mixbit.core import UnsupportedModel, interrupts_later
 from mixbit.graph.capture import export_graph, without_logs
 from mixbit.graph.graph import Graph, without_torchs_warnings
-from mixbit.targets._integers import FURTHER
+from mixbit.quantization.affine import PLANES, pack
+from mixbit.quantization.quantizer import quantizer_path
+from mixbit.targets._integers import MASK, SEPARATOR, IntegerWeight, operator_name, stored_weights
 
 OPSET = 21  # the first with INT4 and per-channel DequantizeLinear of it
 #: Operators that onnxruntime runs in integers when both inputs are; others read weights as float32.
@@ -22,11 +26,31 @@ _MOVES = (
     "MaxPool",
 )  # fmt: skip
 
+#: Dimensions of a weight that Gemm and MatMul read.
+MATRIX = 2
+PRODUCTS = ("Gemm", "MatMul")
+#: Domain, widths and lengths of groups of MatMulNBits.
+MICROSOFT, BLOCK_BITS, BLOCK_SIZES = "com.microsoft", (2, 4, 8), (16, 32, 64, 128, 256)
+
 _op: Any = onnxscript.opset21
 
 
-def exported_model(simulated: Graph) -> Any:
-    """The graph as an onnx_ir model, with every quantizer as QuantizeLinear and DequantizeLinear."""
+def converted(simulated: Graph) -> Any:
+    """The onnx_ir model of a quantized graph, made so that onnxruntime runs operators in integers and fuses them."""
+    model = _exported(simulated)
+    _store_weights(model.graph, simulated)
+    _requantize(model.graph)
+    for gemm in [node for node in model.graph if node.op_type == "Gemm"]:
+        _quantize_bias(model.graph, gemm)
+    _fold_numbers(model.graph)
+    _drop_unused(model)
+    if any(node.domain == MICROSOFT for node in model.graph):
+        model.opset_imports[MICROSOFT] = 1
+    return model
+
+
+def _exported(simulated: Graph) -> Any:
+    """The model with every quantizer as QuantizeLinear and DequantizeLinear."""
     translations = {
         torch.ops.mixbit.quantize_dequantize.default: _quantize_dequantize,
         torch.ops.mixbit.quantize_at_run_time.default: _quantize_at_run_time,
@@ -48,7 +72,7 @@ def exported_model(simulated: Graph) -> Any:
 def _quantize_dequantize(  # noqa: PLR0917 the arguments of mixbit.quantization.quantizer's operator
     x: Any, scale: Any, zero_point: Any, axis: int, low: int, high: int, tensor: str  # noqa: ARG001
 ) -> Any:  # fmt: skip
-    """A quantizer as standard operators; `store_weight` and `finish_activation` give it its constants."""
+    """A quantizer as standard operators; `_store_weights` gives it its constants."""
     zero = _op.Cast(zero_point, to=3 if low < 0 else 2)
     where = {"axis": axis} if axis >= 0 else {}
     return _op.DequantizeLinear(_op.QuantizeLinear(x, scale, zero, **where), scale, zero, **where)
@@ -57,7 +81,7 @@ def _quantize_dequantize(  # noqa: PLR0917 the arguments of mixbit.quantization.
 def _quantize_at_run_time(
     x: Any, bits: int, rows: bool, group: int, tensor: str  # noqa: ARG001
 ) -> Any:  # fmt: skip
-    """Uint8 with one range for the tensor; `targets._onnx_weights` lets products read the integers."""
+    """Uint8 with one range for the tensor; products read the integers, see `_integer_product`."""
     return _op.DequantizeLinear(*_op.DynamicQuantizeLinear(x))
 
 
@@ -65,46 +89,101 @@ def _round_to_type(x: Any, kind: str, tensor: str) -> Any:  # noqa: ARG001
     return _op.Cast(_op.Cast(x, to=10 if kind == "float16" else 16), to=1)
 
 
-def finish(graph: Any) -> None:
-    """Change what keeps onnxruntime from running operators in integers or fusing them, and drop what no node reads."""
-    _requantize(graph)
-    for gemm in [node for node in graph if node.op_type == "Gemm"]:
-        _quantize_bias(graph, gemm)
-    _fold_numbers(graph)
-    _drop_unused(graph)
+def _store_weights(graph: Any, simulated: Graph) -> None:
+    """Replace the quantizer of every weight by what is stored, and name the operators that read it."""
+    weights, floats = stored_weights(simulated)
+    for name in [layer.name for layer in simulated.layers if layer.name not in weights | floats]:
+        value = graph.initializers[name]
+        value.name = f"{name}{SEPARATOR}weight"
+        _name_readers(value, name)
+    of_scales = {f"{quantizer_path(name, of_weight=True)}.scale": weight for name, weight in weights.items()}
+    for node in list(graph):
+        if node.op_type == "Cast" and (name := node.inputs[0].name) in floats:
+            # stored in a small floating-point type before its cast to float32, which onnxruntime folds at loading
+            kind = np.float16 if floats[name].dtype == torch.float16 else ml_dtypes.bfloat16
+            (back,) = node.outputs[0].consumers()
+            array = floats[name].view(torch.int16).numpy().view(kind)  # numpy has no bfloat16
+            back.replace_input_with(0, _initializer(graph, f"{name}{SEPARATOR}weight", array))
+            _name_readers(back.outputs[0], name)
+        elif node.op_type == "QuantizeLinear":
+            weight = of_scales.get(node.inputs[1].name)  # between a sparse weight and its quantizer is its mask
+            if weight is None:
+                _finish_activation(graph, node)
+            else:
+                _store_integers(graph, node, weight)
 
 
-def name_readers(nodes: Iterable[Any], layer: str) -> None:
-    """Give operators the name of the layer whose weight they read; onnxruntime keeps names of operators."""
-    for number, node in enumerate(nodes):
-        node.name = layer if number == 0 else f"{layer}{FURTHER}{number}"
+def _store_integers(graph: Any, quantize: Any, weight: IntegerWeight) -> None:
+    """Replace the weight's quantizer by its stored integers and the operators that unpack them.
 
-
-def readers(value: Any, *, transposed: bool = False) -> Iterator[tuple[Any, int, bool]]:
-    """Operator, number of its input, and whether a matrix comes transposed, for all that read the value."""
-    for node, index in list(value.uses()):
-        if node.op_type == "Transpose":
-            order = node.attributes.get_ints("perm", ())
-            swaps = list(order) != sorted(order) or not order
-            yield from readers(node.outputs[0], transposed=transposed ^ swaps)
-        else:
-            yield node, index, transposed
-
-
-def producer(value: Any, *kinds: str) -> Any:
-    """The operator that computes the value, where it is of one of these kinds; else None."""
-    node = value.producer()
-    return node if node is not None and node.op_type in kinds else None
-
-
-def finish_activation(graph: Any, quantize: Any) -> None:
-    """Replace the cast zero point of a QuantizeLinear and its DequantizeLinear by a constant."""
+    An operator that runs in integers reads them through a DequantizeLinear, a product whose other factor is
+    quantized at run time as they are, and one with a matrix in groups packed as they are stored: MatMulNBits, which
+    computes in float32. Anything else reads their product with the scales: onnxruntime computes that when it loads the
+    file, a DequantizeLinear in every run.
+    """
     (dequantize,) = quantize.outputs[0].consumers()
-    cast = quantize.inputs[2].producer()
-    kind = np.int8 if cast.attributes["to"].value == ir.DataType.INT8 else np.uint8
-    zero_point = cast.inputs[0].const_value.numpy().astype(kind)
-    for node in (quantize, dequantize):
-        node.replace_input_with(2, initializer(graph, f"{quantize.inputs[1].name}.zero_point", zero_point))
+    places, owners = list(_readers(dequantize.outputs[0])), []
+    in_blocks = weight.grouped and weight.integers.ndim == MATRIX and weight.zero_point is None
+    in_blocks = in_blocks and weight.bits in BLOCK_BITS and weight.laid_out.shape[-1] in BLOCK_SIZES
+    if in_blocks and all(node.op_type in PRODUCTS and index == 1 for node, index, _ in places):
+        owners = [_replace(graph, node, _product_of_blocks(graph, node, weight)) for node, _, _ in places]
+        _name(owners, weight.name)
+        return
+    unpacked = _Unpacking(graph, weight, dequantize)
+    forms: dict[tuple[bool, bool], Any] = {}
+    for node, index, transposed in places:
+        if _run_time_factors(node) is not None:
+            owners.append(_replace(graph, node, _integer_product(node, unpacked, transposed)))
+            continue
+        form = transposed, weight.read is not None and node.op_type in INTEGER_OPERATORS
+        if form not in forms:
+            forms[form] = unpacked.integers(transposed) if form[1] else unpacked.floats(transposed)
+        node.replace_input_with(index, forms[form])
+        owners.append(node)
+    _name(owners, weight.name)
+
+
+def _run_time_factors(node: Any) -> Any:
+    """The DynamicQuantizeLinear of a product's first factor; None where it is not quantized at run time."""
+    dequantize = _producer(node.inputs[0], "DequantizeLinear") if node.op_type in PRODUCTS else None
+    return None if dequantize is None else _producer(dequantize.inputs[0], "DynamicQuantizeLinear")
+
+
+def _integer_product(node: Any, unpacked: "_Unpacking", transposed: bool) -> list[Any]:
+    """The operators of x @ W in integers: the product first, and last the one whose output replaces the node's.
+
+    In this order onnxruntime fuses all into one DynamicQuantizeMatMul or MatMulIntegerToFloat.
+    """
+    turned = transposed ^ bool(node.attributes.get_int("transB", 0))
+    matrix = unpacked.add("Transpose", unpacked.stored, perm=[1, 0]) if turned else unpacked.stored
+    integers, scale, zero_point = _run_time_factors(node).outputs
+    product = ir.node("MatMulInteger", [integers, matrix, zero_point])
+    wide = ir.node("Cast", product.outputs, {"to": ir.DataType.FLOAT})
+    both = ir.node("Mul", [scale, unpacked.scale])
+    return [product, wide, both, ir.node("Mul", [wide.outputs[0], both.outputs[0]])]
+
+
+def _product_of_blocks(graph: Any, node: Any, weight: IntegerWeight) -> list[Any]:
+    """A product as MatMulNBits, which holds integers as [channels, groups, bytes], lowest bits first."""
+    per_byte, size = 8 // weight.bits, weight.laid_out.shape[-1]
+    words = np.zeros((*weight.scale.shape, size // per_byte), dtype=np.uint8)
+    for index in range(per_byte):
+        words |= weight.unsigned[..., index::per_byte] << (index * weight.bits)
+    parts = (("blocks", words), ("scale", weight.scale))
+    stored = [_initializer(graph, f"{weight.name}{SEPARATOR}{part}", array) for part, array in parts]
+    channels, inputs = weight.channels_first
+    attributes = {"K": inputs, "N": channels, "bits": weight.bits, "block_size": size}
+    return [ir.node("MatMulNBits", [node.inputs[0], *stored], attributes, domain=MICROSOFT)]
+
+
+def _replace(graph: Any, node: Any, operators: list[Any]) -> Any:
+    """Replace a product by the operators, and an addition of the bias where there is one; returns the first of them."""
+    if len(node.inputs) > MATRIX:
+        operators = [*operators, ir.node("Add", [operators[-1].outputs[0], node.inputs[2]])]
+    graph.insert_before(node, operators)
+    ir.convenience.replace_all_uses_with(node.outputs[0], operators[-1].outputs[0], replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    return operators[0]
 
 
 def _requantize(graph: Any) -> None:
@@ -115,10 +194,10 @@ def _requantize(graph: Any) -> None:
     for node in [node for node in graph if node.op_type in INTEGER_OPERATORS]:
         for index, value in enumerate(node.inputs[:2]):
             moved = value
-            while (move := producer(moved, *_MOVES)) is not None:
+            while (move := _producer(moved, *_MOVES)) is not None:
                 moved = move.inputs[0]
-            dequantize = producer(moved, "DequantizeLinear")
-            if moved is value or dequantize is None or producer(dequantize.inputs[0], "QuantizeLinear") is None:
+            dequantize = _producer(moved, "DequantizeLinear")
+            if moved is value or dequantize is None or _producer(dequantize.inputs[0], "QuantizeLinear") is None:
                 continue
             factors = list(dequantize.inputs[1:])
             rounded = ir.node("QuantizeLinear", [value, *factors])
@@ -129,14 +208,14 @@ def _requantize(graph: Any) -> None:
 
 def _quantize_bias(graph: Any, gemm: Any) -> None:
     """Store a Gemm's bias in int32 at the scale of its products: onnxruntime runs it in integers only then."""
-    sources = [producer(value, "DequantizeLinear") for value in gemm.inputs[:2]]
+    sources = [_producer(value, "DequantizeLinear") for value in gemm.inputs[:2]]
     bias = gemm.inputs[2] if len(gemm.inputs) > 2 else None
     if None in sources or bias is None or not bias.is_initializer() or len(bias.uses()) > 1:
         return
     x_scale, w_scale = (node.inputs[1].const_value.numpy().astype(np.float64) for node in sources)
     scale = (x_scale * w_scale).astype(np.float32)
     integers = np.rint(bias.const_value.numpy().astype(np.float64) / scale).clip(-(2**31), 2**31 - 1).astype(np.int32)
-    stored = initializer(graph, f"{bias.name}.int32", integers), initializer(graph, f"{bias.name}.scale", scale)
+    stored = _initializer(graph, f"{bias.name}.int32", integers), _initializer(graph, f"{bias.name}.scale", scale)
     node = ir.node("DequantizeLinear", list(stored), {"axis": 0})
     graph.insert_before(gemm, node)
     gemm.replace_input_with(2, node.outputs[0])
@@ -148,18 +227,14 @@ def _fold_numbers(graph: Any) -> None:
         number, kind = ir.convenience.get_const_tensor(node.inputs[0]), node.inputs[1].dtype
         if number is not None and number.size == 1 and kind is not None:
             value = number.numpy().astype(kind.numpy())
-            folded = initializer(graph, f"{kind.name.lower()}_{value}", value)
+            folded = _initializer(graph, f"{kind.name.lower()}_{value}", value)
             ir.convenience.replace_all_uses_with(node.outputs[0], folded)
 
 
-def _drop_unused(graph: Any) -> None:
+def _drop_unused(model: Any) -> None:
     """Drop what no node reads, and the exporter's notes on where each node came from, larger than small weights."""
-    for node in reversed(list(graph)):
-        if not any(value.uses() or value.is_graph_output() for value in node.outputs):
-            graph.remove(node, safe=True)
-    for name, value in list(graph.initializers.items()):
-        if not value.uses() and not value.is_graph_output():
-            del graph.initializers[name]
+    RemoveUnusedNodesPass()(model)
+    graph = model.graph
     graph.metadata_props.clear()
     for node in graph:
         node.metadata_props.clear()
@@ -169,7 +244,44 @@ def _drop_unused(graph: Any) -> None:
         value.shape = value.type = None
 
 
-def initializer(graph: Any, name: str, array: Any) -> Any:
+def _readers(value: Any, *, transposed: bool = False) -> Iterator[tuple[Any, int, bool]]:
+    """Operator, number of its input, and whether a matrix comes transposed, for all that read the value."""
+    for node, index in list(value.uses()):
+        if node.op_type == "Transpose":
+            order = node.attributes.get_ints("perm", ())
+            swaps = list(order) != sorted(order) or not order
+            yield from _readers(node.outputs[0], transposed=transposed ^ swaps)
+        else:
+            yield node, index, transposed
+
+
+def _producer(value: Any, *kinds: str) -> Any:
+    """The operator that computes the value, where it is of one of these kinds; else None."""
+    node = value.producer()
+    return node if node is not None and node.op_type in kinds else None
+
+
+def _finish_activation(graph: Any, quantize: Any) -> None:
+    """Replace the cast zero point of a QuantizeLinear and its DequantizeLinear by a constant."""
+    (dequantize,) = quantize.outputs[0].consumers()
+    cast = quantize.inputs[2].producer()
+    kind = np.int8 if cast.attributes["to"].value == ir.DataType.INT8 else np.uint8
+    zero_point = cast.inputs[0].const_value.numpy().astype(kind)
+    for node in (quantize, dequantize):
+        node.replace_input_with(2, _initializer(graph, f"{quantize.inputs[1].name}.zero_point", zero_point))
+
+
+def _name_readers(value: Any, layer: str) -> None:
+    _name((node for node, _, _ in _readers(value)), layer)
+
+
+def _name(nodes: Iterable[Any], layer: str) -> None:
+    """Name operators after the layer whose weight they read."""
+    for number, node in enumerate(nodes):
+        node.name = operator_name(layer, number)
+
+
+def _initializer(graph: Any, name: str, array: Any) -> Any:
     """The initializer of that name, made where there is none."""
     if name not in graph.initializers:
         tensor: Any = ir.tensor(np.array(array, order="C")) if isinstance(array, np.ndarray | np.generic) else array
@@ -178,3 +290,101 @@ def initializer(graph: Any, name: str, array: Any) -> Any:
             name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
     return graph.initializers[name]
+
+
+class _Unpacking:
+    """The stored parts of one weight and the operators that make tensors of them, inserted before a node."""
+
+    def __init__(self, graph: Any, weight: IntegerWeight, before: Any) -> None:
+        self.graph, self.weight, self.before = graph, weight, before
+        self.scale = self.part("scale", weight.scale)
+        self.stored = self._unpack()
+        if weight.mask is not None:
+            self.stored = self._expand(self.stored)
+
+    def integers(self, transposed: bool) -> Any:
+        """Through a DequantizeLinear, for operators that run in integers."""
+        axis, value = self.weight.axis, self.stored
+        if transposed:
+            axis, value = 1 - axis, self.add("Transpose", value, perm=[1, 0])
+        inputs = [value, self.scale]
+        if self.weight.integers.ndim == MATRIX:  # QLinearConv does without a zero point, QGemm does not
+            zero = ir.tensor(np.zeros(1, dtype=np.int8))
+            inputs.append(self.add("ConstantOfShape", self.shape(self.weight.scale.shape), value=zero))
+        return self.add("DequantizeLinear", *inputs, axis=axis)
+
+    def floats(self, transposed: bool) -> Any:
+        """As float32."""
+        weight = self.weight
+        column = self.add("Reshape", self.scale, self.shape(weight.column(weight.scale).shape))
+        value = self.add("Cast", self.stored, to=ir.DataType.FLOAT)
+        if weight.zero_point is not None:
+            stored = self.part("zero_point", weight.column(weight.zero_point))
+            zero = self.add("Cast", stored, to=ir.DataType.FLOAT)
+            value = self.add("Sub", value, zero)
+        product = self.add("Mul", value, column)
+        if weight.grouped:
+            product = self.add("Reshape", product, self.shape(weight.channels_first))
+            if weight.axis > 0:
+                product = self.add("Transpose", product, perm=weight.from_channels_first)
+        return self.add("Transpose", product, perm=[1, 0]) if transposed else product
+
+    def _unpack(self) -> Any:
+        """The weight's integers, laid out as in the file: int8, or uint8 where they have zero points."""
+        weight = self.weight
+        bits, integers, symmetric = weight.bits, weight.laid_out, weight.zero_point is None
+        if bits == 8:
+            return self.part("integers", integers)
+        if bits == 4:
+            kind = ml_dtypes.int4 if symmetric else ml_dtypes.uint4
+            four = ir.tensor(np.array(integers, order="C").astype(kind))
+            wide = ir.DataType.INT8 if symmetric else ir.DataType.UINT8
+            return self.add("Cast", self.part("integers", four), to=wide)
+        whole, shift = None, 0
+        for index, (plane, words) in enumerate(zip(PLANES[bits], pack(weight.unsigned, bits), strict=True)):
+            values = self._unpack_plane(self.part(f"plane{index}", words), plane, integers.size)
+            if whole is not None:
+                values = self.add("BitShift", values, self.number(shift, np.uint8), direction="LEFT")
+                values = self.add("BitwiseOr", whole, values)
+            whole, shift = values, shift + plane
+        shaped = self.add("Reshape", whole, self.shape(integers.shape))
+        if not symmetric:
+            return shaped
+        wide = self.add("Cast", shaped, to=ir.DataType.INT32)
+        return self.add("Cast", self.add("Sub", wide, self.number(weight.offset, np.int32)), to=ir.DataType.INT8)
+
+    def _expand(self, values: Any) -> Any:
+        """The integers that stay, put where the mask's bits stand; 0 elsewhere.
+
+        With 0 in front of the values, the index of a weight is its number among those that stay, or 0.
+        """
+        bits = self._unpack_plane(self.part(MASK, self.weight.packed_mask), 1, self.weight.integers.size)
+        bits = self.add("Cast", bits, to=ir.DataType.INT32)
+        index = self.add("Mul", self.add("CumSum", bits, self.number(0, np.int32)), bits)
+        zero = _initializer(self.graph, "int8_zeros_1", np.zeros(1, dtype=np.int8))
+        placed = self.add("Gather", self.add("Concat", zero, values, axis=0), index)
+        return self.add("Reshape", placed, self.shape(self.weight.integers.shape))
+
+    def _unpack_plane(self, words: Any, plane: int, count: int) -> Any:
+        """The values of one plane, in order: those in the lowest bits of every word, then in the next, and so on."""
+        shifts = np.arange(0, 8, plane, dtype=np.uint8)[:, None]
+        rows = self.add("BitShift", words, _initializer(self.graph, f"shifts_{plane}", shifts), direction="RIGHT")
+        rows = self.add("BitwiseAnd", rows, self.number(2**plane - 1, np.uint8))
+        values = self.add("Reshape", rows, self.shape((-1,)))
+        if words.shape.numpy()[0] * (8 // plane) == count:
+            return values
+        return self.add("Slice", values, self.shape((0,)), self.shape((count,)))
+
+    def add(self, kind: str, *inputs: Any, **attributes: Any) -> Any:
+        node = ir.node(kind, list(inputs), attributes)
+        self.graph.insert_before(self.before, node)
+        return node.outputs[0]
+
+    def part(self, name: str, array: Any) -> Any:
+        return _initializer(self.graph, f"{self.weight.name}{SEPARATOR}{name}", array)
+
+    def number(self, value: int, kind: type) -> Any:
+        return _initializer(self.graph, f"{kind.__name__}_{value}", np.array(value, dtype=kind))
+
+    def shape(self, sizes: tuple[int, ...]) -> Any:
+        return _initializer(self.graph, "shape_" + "_".join(map(str, sizes)), np.array(sizes, dtype=np.int64))

@@ -16,22 +16,16 @@ from torch import Tensor
 from mixbit.core import UnsupportedModel, interrupts_later
 from mixbit.graph.capture import export_graph
 from mixbit.graph.graph import Graph, without_torchs_warnings
-from mixbit.targets._integers import FURTHER, IntegerWeight, last_line, stored_weights
+from mixbit.targets._integers import IntegerWeight, operator_name, reason_line, stored_weights
 
 _ops: Any = ov.opset15
 
 
 def converted(simulated: Graph, types: Mapping[int, str]) -> Any:
-    """The model, for a batch of any size, with every weight as it is stored.
+    """The model, for a batch of any size, with every weight as it is stored; raises UnsupportedModel if that fails.
 
     The weights enter the conversion as inputs, so that nothing folds them, and are replaced by constants after it.
-
-    Args:
-        simulated: The quantized graph.
-        types: Width -> element type of a weight's integers without zero points.
-
-    Raises:
-        UnsupportedModel: OpenVINO cannot convert the model.
+    `types` are the element types of integers without zero points, by their width.
     """
     names = _weight_nodes(simulated)
     values = {node: simulated.parameter(name).detach() for node, name in names.items()}
@@ -39,7 +33,9 @@ def converted(simulated: Graph, types: Mapping[int, str]) -> Any:
     weights, num_readers = _Weights(simulated, types), Counter[str]()
     parameters = model.get_parameters()[len(simulated.example.tensors) :]
     for parameter, name, value in zip(parameters, names.values(), values.values(), strict=True):
-        num_readers[name] += _name_readers(parameter, name, num_readers[name])
+        for reader in _readers(parameter):
+            _name_reader(reader, operator_name(name, num_readers[name]))
+            num_readers[name] += 1
         for port in parameter.output(0).get_target_inputs():
             reader = port.get_node()
             if reader.get_type_name() == "ShapeOf":  # who reads a weight for its shape keeps the plugin from it
@@ -77,7 +73,7 @@ def _convert(simulated: Graph, values: dict[str, Tensor]) -> Any:
             model = ov.convert_model(export_graph(simulated, values), extension=translations)
         model.reshape({port: ov.PartialShape(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
     except (RuntimeError, ov.frontend.OpConversionFailure) as error:
-        raise UnsupportedModel(f"OpenVINO cannot convert the model: {last_line(error)}") from error
+        raise UnsupportedModel(f"OpenVINO cannot convert the model: {reason_line(error)}") from error
     return model
 
 
@@ -89,7 +85,7 @@ def _fake_quantize(context: Any) -> list[Any]:
 
 
 def _part_extremes(model: Any) -> None:
-    """Put the change of rank of every maximum and minimum into an operator of its own.
+    """Put the change of rank of every maximum and minimum into a separate operator.
 
     The CPU plugin fuses a quantizer right behind them and then returns other values (OpenVINO 2026.4).
     """
@@ -100,15 +96,7 @@ def _part_extremes(model: Any) -> None:
         node.output(0).replace(change(reduce(x, axes, keep_dims=not node.get_keep_dims()), axes).output(0))
 
 
-def _name_readers(parameter: Any, layer: str, first: int) -> int:
-    """Name the operators that read a layer's weight after it, numbered from `first`; how many there are."""
-    readers = list(_readers(parameter))
-    for number, reader in enumerate(readers, first):
-        _name(reader, layer if number == 0 else f"{layer}{FURTHER}{number}")
-    return len(readers)
-
-
-def _name(reader: Any, name: str) -> None:
+def _name_reader(reader: Any, name: str) -> None:
     """Name an operator after its layer, and the addition of its bias too: a fused pair keeps one name of the two."""
     reader.set_friendly_name(name)
     for port in reader.output(0).get_target_inputs():
@@ -159,7 +147,7 @@ class _Weights:
         Unpacked as a `whole`, it is float32 in the compiled model. Where the plugin takes ranges at run time, it would
         otherwise quantize the inputs of all layers, and not those of a table that is a matrix too.
         """
-        symmetric = weight.zero_column is None
+        symmetric = weight.zero_point is None
         kind = self.types[weight.bits] if symmetric else f"u{weight.bits}"
         unsigned = kind.startswith("u")
         integers = weight.unsigned if unsigned else weight.laid_out
@@ -171,10 +159,10 @@ class _Weights:
         if not symmetric and weight.bits not in (4, 8):  # else the plugin multiplies by them as they are
             node = _ops.convert(node, "u8")
         node = _ops.convert(_ops.convert(node, "i32") if whole else node, "f32")
-        if weight.zero_column is not None:
-            zero = self._constant(weight.name, "zero_point", weight.zero_column)
+        if weight.zero_point is not None:
+            zero = self._constant(weight.name, "zero_point", weight.column(weight.zero_point))
             node = _ops.subtract(node, _ops.convert(_ops.convert(zero, "i32") if whole else zero, "f32"))
-        node = _ops.multiply(node, self._constant(weight.name, "scale", weight.column))
+        node = _ops.multiply(node, self._constant(weight.name, "scale", weight.column(weight.scale)))
         if not weight.grouped:
             return node
         node = _ops.reshape(node, _ops.constant(np.array(weight.channels_first)), False)

@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from mixbit.core import FloatArray, Plan, Runner, Sensitivity, Target, find_target, track
 from mixbit.graph.graph import Graph
-from mixbit.quantization.calibrate import Calibration
-from mixbit.roundings.quantize import quantize
 
 WARM_UP = 5
 ROUNDS = 200
@@ -28,7 +26,7 @@ def paired_latency_ms(
 ) -> dict[str, float]:
     """Median milliseconds of each run on these inputs, over rounds in which each runs once.
 
-    Each round has an order of its own, as what ran before leaves its data in the caches.
+    The order is drawn in each round, as each run leaves its data in the caches.
     """
     orders = random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in runs}
@@ -44,33 +42,31 @@ def paired_latency_ms(
     return {name: float(np.median(values)) for name, values in times.items()}
 
 
-def timed(table: Sensitivity, graph: Graph, calibration: Calibration) -> Sensitivity:
+def timed(table: Sensitivity, graph: Graph, simulate: Callable[[Plan], Graph]) -> Sensitivity:
     """The table with the usage `latency_ms`: what each choice adds to the time of one sample in the target's runtime.
 
     Every choice is run in all layers together, t_c. Those that a layer does not execute as it does the first one are
-    also run in it alone, and in those that read the same tensor, all others taking the first: t_lc, which such layers
-    share by their multiply-accumulates. All are paired, so that a busy machine slows them alike. With m_l the layer's
-    share of all multiply-accumulates,
+    also run in it alone, and in those that read the same tensor, while all others take the first: t_lc, which such
+    layers share by their multiply-accumulates. All runs are paired. With m_l the layer's share of all
+    multiply-accumulates,
 
         latency[l, c] = m_l t_1 + a_c (t_lc - t_1),    a_c such that a column adds up to t_c
 
     but never below zero. So a plan's latency is a sum over layers: right for plans with one choice for all, and close
-    where conversions between choices cost little; `mixbit quantize` reports the true one beside it.
+    where conversions between choices cost little; `mixbit quantize` reports the true one beside it. A layer that is not
+    offered a choice takes the first that it is offered instead.
 
     Args:
-        table: Of the graph; where a layer is not offered a choice, the first that it is takes its place.
+        table: Of the graph.
         graph: The captured graph in float.
-        calibration: Of the graph.
-
-    Raises:
-        InvalidInput: the target's runtime is not installed.
+        simulate: Makes the simulation of a plan.
     """
     target = find_target(table.target)
     target.require()
     (num_layers, num_choices), groups = table.loss.shape, _groups(table)
     with ExitStack() as stack:
         runners = {
-            str(column): _runner(stack, target, graph, _plan(table, np.full(num_layers, column)), calibration)
+            str(column): _runner(stack, target, graph, simulate(_plan(table, np.full(num_layers, column))))
             for column in track(range(num_choices), "write choices")
         }
         executed = [runners[str(column)].executed() for column in range(num_choices)]
@@ -84,7 +80,7 @@ def timed(table: Sensitivity, graph: Graph, calibration: Calibration) -> Sensiti
         }
         for name, (rows, column) in track(alone.items(), "write layers alone", len(alone)):
             plan = _plan(table, np.where(np.isin(np.arange(num_layers), rows), column, 0))
-            runners[name] = _runner(stack, target, graph, plan, calibration)
+            runners[name] = _runner(stack, target, graph, simulate(plan))
         sample = [leaf.numpy() for leaf in graph.tensors(graph.example.rows([0]))]
         times = paired_latency_ms({name: runner.run for name, runner in runners.items()}, sample, "time choices")
     changes = np.zeros((num_layers, num_choices))
@@ -125,7 +121,7 @@ def _plan(table: Sensitivity, choice: Any) -> Plan:
     return Plan(target=table.target, fingerprint=table.fingerprint, layers=schemes, made_by="timing")
 
 
-def _runner(stack: ExitStack, target: Target, graph: Graph, plan: Plan, calibration: Calibration) -> Runner:
+def _runner(stack: ExitStack, target: Target, graph: Graph, simulated: Graph) -> Runner:
     folder = Path(stack.enter_context(TemporaryDirectory()))
-    target.write(quantize(graph, plan, calibration), folder)
+    target.write(simulated, folder)
     return target.load(folder, graph, batch_size=1)

@@ -9,21 +9,23 @@ MatMulNBits. Inputs whose range is taken at run time are multiplied by int8 weig
 """
 
 import re
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from numpy.typing import NDArray
 
-from mixbit.core import InvalidInput, Runner, Scheme, StoredWeight, Target, TargetMismatch, file_errors
+from mixbit.core import Runner, Scheme, StoredWeight, Target, TargetMismatch, file_errors
 from mixbit.graph.graph import Graph
-from mixbit.targets._integers import FURTHER, SEPARATOR, only_beside_float, weight_bytes
+from mixbit.targets._integers import FURTHER, SEPARATOR, mismatch, only_beside_float, runtime, stored_rows, weight_bytes
 
 FILE = "model.onnx"
 #: Operators of onnxruntime that compute in integers, by the beginning of their names.
 INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 #: Activation functions that it fuses into convolutions.
 FUSED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")
+_runtime = partial(runtime, "onnxruntime", "onnxruntime", "ml_dtypes", "onnx", "onnx_ir", "onnxscript")
 
 
 def lacks(scheme: Scheme) -> str | None:
@@ -39,15 +41,9 @@ def write(simulated: Graph, folder: Path) -> None:
     _runtime()
     import onnx_ir as ir
 
-    from mixbit.targets._onnx import exported_model, finish
-    from mixbit.targets._onnx_weights import MICROSOFT, finish_quantizers
+    from mixbit.targets._onnx import converted
 
-    model = exported_model(simulated)
-    finish_quantizers(model.graph, simulated)
-    finish(model.graph)
-    if any(node.domain == MICROSOFT for node in model.graph):
-        model.opset_imports[MICROSOFT] = 1
-    ir.save(model, folder / FILE)
+    ir.save(converted(simulated), folder / FILE)
 
 
 def load(folder: Path, _: Graph | None = None, /, **_settings: Any) -> Runner:
@@ -60,20 +56,16 @@ def load(folder: Path, _: Graph | None = None, /, **_settings: Any) -> Runner:
     with TemporaryDirectory() as scratch:
         optimized = Path(scratch) / FILE
         options.optimized_model_filepath = str(optimized)
-        try:
+        with mismatch(f"{path}: onnxruntime cannot load it", *errors, line=0):
             session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        except errors as error:
-            raise TargetMismatch(f"{path}: onnxruntime cannot load it: {str(error).splitlines()[0]}") from error
         executed = _executed(proto, _read(optimized), list(stored(folder)))
     names = [port.name for port in session.get_inputs()]
 
     def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
         if len(inputs) != len(names):
             raise TargetMismatch(f"{path}: takes {len(names)} inputs, the model {len(inputs)}; export again")
-        try:
+        with mismatch(f"{path}: onnxruntime cannot run it", *errors, line=0):
             return session.run(None, dict(zip(names, inputs, strict=True)))
-        except errors as error:
-            raise TargetMismatch(f"{path}: onnxruntime cannot run it: {str(error).splitlines()[0]}") from error
 
     return Runner(run, lambda: executed, {"runtime": f"onnxruntime {ort.__version__}"})
 
@@ -82,35 +74,17 @@ def stored(folder: Path) -> dict[str, StoredWeight]:
     """Layer -> bytes and types of its weight and scales, read from the file."""
     import onnx
 
-    rows: dict[str, list[tuple[int, str]]] = {}
+    parts = []
     for tensor in _read(folder / FILE).graph.initializer:
-        name, separator, part = tensor.name.rpartition(SEPARATOR)
+        layer, separator, part = tensor.name.rpartition(SEPARATOR)
         if separator:
             kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
-            rows.setdefault(name, []).append((len(tensor.raw_data), f"{kind} {part.rstrip('0123456789')}"))
-    return {name: StoredWeight(sum(size for size, _ in parts), _types(parts)) for name, parts in rows.items()}
-
-
-def _types(parts: list[tuple[int, str]]) -> str:
-    """What the parts are, each kind once, the integers before their scales."""
-    return ", ".join(sorted(dict.fromkeys(text for _, text in parts), key=lambda text: text.endswith("scale")))
-
-
-def _runtime() -> Any:
-    """Onnxruntime; raises InvalidInput unless it and what writes its files are installed."""
-    try:
-        import ml_dtypes  # noqa: F401
-        import onnx  # noqa: F401
-        import onnx_ir  # noqa: F401
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise InvalidInput("target onnxruntime needs its runtime: pip install 'mixbit[onnxruntime]'") from error
-    return onnxruntime
+            parts.append((layer, len(tensor.raw_data), f"{kind} {part.rstrip('0123456789')}"))
+    return stored_rows(parts)
 
 
 def _errors(ort: Any) -> tuple[type[Exception], ...]:
-    """What onnxruntime raises: classes of its own, which share no base, and Python's."""
+    """What onnxruntime raises: its classes, which share no base, and Python's."""
     own = vars(ort.capi.onnxruntime_pybind11_state).values()
     return ValueError, RuntimeError, *(kind for kind in own if isinstance(kind, type) and issubclass(kind, Exception))
 
@@ -119,11 +93,8 @@ def _read(path: Path) -> Any:
     import onnx
     from google.protobuf.message import DecodeError
 
-    try:
-        with file_errors(f"{path}: cannot be read", "; export again"):
-            return onnx.ModelProto.FromString(path.read_bytes())
-    except DecodeError as error:
-        raise TargetMismatch(f"{path}: not an ONNX file ({error})") from error
+    with mismatch(f"{path}: not an ONNX file", DecodeError), file_errors(f"{path}: cannot be read", "; export again"):
+        return onnx.ModelProto.FromString(path.read_bytes())
 
 
 def _executed(written: Any, optimized: Any, layers: list[str]) -> dict[str, str]:

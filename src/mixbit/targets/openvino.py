@@ -2,12 +2,12 @@
 
 A weight is a constant of 2, 3, 4, 6 or 8 bits, converted to int8, less its offset, converted to float32 and multiplied
 by its scales. The CPU plugin folds everything up to int8 when it compiles the model and then runs the operator in int8,
-whatever the width on disk. Where ranges are taken at run time, the file tells the plugin to quantize the inputs of
+whatever the width on disk. Where ranges are taken at run time, the file makes the plugin quantize the inputs of
 products in groups itself, and the plugin multiplies them by the weights as they are stored.
 """
 
 import math
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from mixbit.core import Format, InvalidInput, Runner, Scheme, StoredWeight, Target, TargetMismatch
 from mixbit.graph.graph import Graph
 from mixbit.quantization.affine import factor_bytes
-from mixbit.targets._integers import FURTHER, last_line, only_beside_float, plan_of
+from mixbit.targets._integers import FURTHER, mismatch, only_beside_float, plan_of, reason_line, runtime, stored_rows
 
 FILE, WEIGHTS = "model.xml", "model.bin"
 #: Element type on disk by width; u types hold the integers plus their offset. With zero points all are u types.
@@ -28,8 +28,9 @@ SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 
 #: Values of a row that share a range where the plugin takes it at run time: its own default on CPUs.
 GROUP = 32
-#: Where a file keeps the plugin's property: compiling it obeys, unless another value is given.
+#: Where a file holds the plugin's property; the plugin obeys it, unless another value is given.
 RUN_TIME_OPTION = ("runtime_options", "DYNAMIC_QUANTIZATION_GROUP_SIZE")
+_openvino = partial(runtime, "openvino", "openvino")
 
 
 def lacks(scheme: Scheme) -> str | None:
@@ -48,10 +49,8 @@ def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
     Numbers of 2 bytes in a small floating-point type.
     """
     numel = math.prod(shape)
-    if fmt is None:
-        return 4 * numel
-    if fmt.floating is not None:
-        return 2 * numel
+    if fmt is None or fmt.floating is not None:
+        return (4 if fmt is None else 2) * numel
     per_group = {3: 8, 6: 4}.get(fmt.bits)  # u3 and u6 hold 8 and 4 integers in each 3 bytes, the others fill bytes
     integers = -(-numel // per_group) * 3 if per_group else -(-numel * fmt.bits // 8)
     offset = 1 if fmt.symmetric and TYPES[fmt.bits].startswith("u") else 0
@@ -69,7 +68,7 @@ def write(simulated: Graph, folder: Path) -> None:
     try:
         ov.serialize(model, folder / FILE, folder / WEIGHTS)
     except RuntimeError as error:
-        raise InvalidInput(f"{folder}: OpenVINO cannot write there: {last_line(error)}") from error
+        raise InvalidInput(f"{folder}: OpenVINO cannot write there: {reason_line(error)}") from error
     shorten(folder / FILE)
 
 
@@ -82,22 +81,18 @@ def load(
     settings = {} if default_settings else dict(SETTINGS)
     if settings and model.has_rt_info(list(RUN_TIME_OPTION)):
         settings[RUN_TIME_OPTION[1]] = str(model.get_rt_info(list(RUN_TIME_OPTION)).astype(str))
-    try:
+    with mismatch(f"{path}: OpenVINO cannot compile it", RuntimeError):
         if batch_size is not None:
             model.reshape({port: [batch_size, *list(port.partial_shape)[1:]] for port in model.inputs})
         compiled = _core().compile_model(model, "CPU", settings)
         request = compiled.create_infer_request()
-    except RuntimeError as error:
-        raise TargetMismatch(f"{path}: OpenVINO cannot compile it: {last_line(error)}") from error
     ports = compiled.outputs
 
     def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
         if len(inputs) != len(compiled.inputs):
             raise TargetMismatch(f"{path}: takes {len(compiled.inputs)} inputs, the model {len(inputs)}; export again")
-        try:
+        with mismatch(f"{path}: OpenVINO cannot run it", RuntimeError):
             results = request.infer(inputs)
-        except RuntimeError as error:
-            raise TargetMismatch(f"{path}: OpenVINO cannot run it: {last_line(error)}") from error
         return [results[port] for port in ports]
 
     return Runner(run, lambda: _executed(compiled, layers), {"runtime": f"openvino {ov.__version__}", **settings})
@@ -105,32 +100,19 @@ def load(
 
 def stored(folder: Path) -> dict[str, StoredWeight]:
     """Layer -> bytes and types of its weight, offset and scales, read from the file."""
-    rows: dict[str, list[tuple[int, str]]] = {}
+    parts = []
     for operator in _read(folder).get_ordered_ops():
         name, _, part = operator.get_friendly_name().rpartition("/")
         if operator.get_type_name() == "Constant" and part in ("integers", "offset", "zero_point", "scale", "weight"):
-            kind = operator.get_element_type().get_type_name()
-            rows.setdefault(name, []).append((operator.get_byte_size(), f"{kind} {part}"))
-    return {
-        name: StoredWeight(sum(size for size, _ in parts), ", ".join(text for _, text in parts))
-        for name, parts in rows.items()
-    }
-
-
-def _openvino() -> Any:
-    """OpenVINO; raises InvalidInput unless it is installed."""
-    try:
-        import openvino
-    except ImportError as error:
-        raise InvalidInput("target openvino needs its runtime: pip install 'mixbit[openvino]'") from error
-    return openvino
+            parts.append((name, operator.get_byte_size(), f"{operator.get_element_type().get_type_name()} {part}"))
+    return stored_rows(parts)
 
 
 @cache
 def _core() -> Any:
-    """The process's one Core, kept to its end.
+    """The process's only Core; it lives until the process ends.
 
-    The CPU plugin gives the thread a signal stack of its own while a Core has it loaded, and puts the former one back
+    The CPU plugin gives the thread another signal stack while a Core has it loaded, and puts the former one back
     afterwards: two Cores that do not end in the order of a stack leave freed memory in place, and the next interrupt
     crashes the process.
     """
@@ -141,10 +123,8 @@ def _read(folder: Path) -> Any:
     path = folder / FILE
     if not path.is_file() or not path.with_suffix(".bin").is_file():
         raise InvalidInput(f"{path}: the file or its .bin is missing; export again")
-    try:
+    with mismatch(f"{path}: OpenVINO cannot read it", RuntimeError):
         return _core().read_model(path)
-    except RuntimeError as error:
-        raise TargetMismatch(f"{path}: OpenVINO cannot read it: {last_line(error)}") from error
 
 
 def _executed(compiled: Any, layers: list[str]) -> dict[str, str]:

@@ -60,46 +60,11 @@ def write(simulated: Graph, folder: Path) -> None:
     save_arrays(folder / FILE, arrays, metadata)
 
 
-def restore(folder: Path, graph: Graph) -> Graph:
-    """The quantized graph in the file, put onto the captured graph of the same model; evaluates and trains.
-
-    Raises:
-        TargetMismatch: the file is damaged, or not of this model.
-    """
-    path = folder / FILE
-    tensors, metadata = _read(path)
-    plan = Plan.from_json(metadata["plan"], str(path))
-    layers = check_plan(graph, plan)
-    device = graph.device
-    try:
-        biases = {node: tensors[name].to(device) for node, name in json.loads(metadata["biases"]).items()}
-        weights = {
-            layer: _of_weight(tensors, layer, fmt, device)
-            for layer in layers
-            if (fmt := plan.scheme(layer.name).weight) is not None
-        }
-        activations = [
-            run_time_quantizer(name, fmt, device)
-            if fmt.dynamic
-            else Quantizer(name, fmt, None, *_factors(tensors, name, device, of_weight=False))
-            for name, fmt in activation_formats(graph, plan, find_target(plan.target)).items()
-        ]
-        restored = assemble(graph, plan, [*weights.values(), *activations], biases)
-        state = {name: value for name, value in tensors.items() if SEPARATOR not in name}
-        state |= {layer.name: _unpacked(tensors, layer, quantizer) for layer, quantizer in weights.items()}
-        restored.module.load_state_dict(state)
-    except (AttributeError, KeyError, RuntimeError, StopIteration, TypeError, ValueError) as error:
-        raise TargetMismatch(
-            f"{path}: does not hold this model's tensors, written with torch {metadata['torch']}: {error}"
-        ) from error
-    return restored
-
-
 def load(folder: Path, graph: Graph | None = None, /, **_: Any) -> Runner:
     """The module in the file, as a runner; the graph is the captured one of the user's model."""
     if graph is None:
         raise InvalidInput("target packed: the file holds no code; give the captured graph of the model it was made of")
-    restored = restore(folder, graph)
+    restored = _restored(folder, graph)
 
     def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
         with torch.no_grad():
@@ -112,31 +77,50 @@ def load(folder: Path, graph: Graph | None = None, /, **_: Any) -> Runner:
     return Runner(run, lambda: executed, {"runtime": f"torch {torch.__version__}"})
 
 
+def _restored(folder: Path, graph: Graph) -> Graph:
+    """The quantized graph in the file, put onto the captured graph; raises TargetMismatch if they do not fit."""
+    path = folder / FILE
+    tensors, metadata = _read(path)
+    plan = Plan.from_json(metadata["plan"], str(path))
+    formats = {layer: plan.scheme(layer.name).weight for layer in check_plan(graph, plan)}
+    try:
+        biases = {node: tensors[name] for node, name in json.loads(metadata["biases"]).items()}
+        weights = {layer: _of_weight(tensors, layer, fmt) for layer, fmt in formats.items() if fmt is not None}
+        activations = [
+            run_time_quantizer(name, fmt, torch.device("cpu"))
+            if fmt.dynamic
+            else Quantizer(name, fmt, None, *_factors(tensors, name, of_weight=False))
+            for name, fmt in activation_formats(graph, plan, find_target(plan.target)).items()
+        ]
+        restored = assemble(graph, plan, [*weights.values(), *activations], biases)
+        state = {name: value for name, value in tensors.items() if SEPARATOR not in name}
+        state |= {layer.name: _unpacked(tensors, layer, quantizer) for layer, quantizer in weights.items()}
+        restored.module.load_state_dict(state)
+    except (AttributeError, KeyError, RuntimeError, StopIteration, TypeError, ValueError) as error:
+        raise TargetMismatch(f"{path}: does not hold this model's tensors: {error}") from error
+    restored.module.to(graph.device)
+    return restored
+
+
 def stored(folder: Path) -> dict[str, StoredWeight]:
     """Layer -> bytes and types of its weight and scales, read from the file."""
     tensors, metadata = _read(folder / FILE)
-    plan = Plan.from_json(metadata["plan"], str(folder / FILE))
-    rows = {}
+    plan, rows = Plan.from_json(metadata["plan"], str(folder / FILE)), {}
     for name in plan.layers:
-        fmt, path = plan.scheme(name).weight, quantizer_path(name, of_weight=True)
-        parts = [key for key in tensors if key.partition(SEPARATOR)[0] == name and key != name]
-        factors = [] if fmt is None or fmt.floating else ["scale"] if fmt.symmetric else ["scale", "zero_point"]
-        parts = [*(parts or [name]), *(f"{path}.{factor}" for factor in factors)]
+        fmt, types = plan.scheme(name).weight, "float32"
+        parts = [key for key in tensors if key.partition(SEPARATOR)[0] == name and key != name] or [name]
+        if fmt is not None and fmt.floating is not None:
+            types = fmt.floating
+        elif fmt is not None:
+            path = quantizer_path(name, of_weight=True)
+            parts += [f"{path}.scale"] if fmt.symmetric else [f"{path}.scale", f"{path}.zero_point"]
+            mask, zero_point = ", 1-bit mask" if fmt.sparsity else "", "" if fmt.symmetric else ", uint8 zero_point"
+            types = f"{fmt.bits}-bit planes{mask}, float32 scale{zero_point}"
         missing = [part for part in parts if part not in tensors]
         if missing:
             raise TargetMismatch(f"{folder / FILE}: {missing[0]} is missing; export again")
-        size = sum(tensors[part].numel() * tensors[part].element_size() for part in parts)
-        rows[name] = StoredWeight(size, _types(fmt))
+        rows[name] = StoredWeight(sum(tensors[part].numel() * tensors[part].element_size() for part in parts), types)
     return rows
-
-
-def _types(fmt: Format | None) -> str:
-    if fmt is None:
-        return "float32"
-    if fmt.floating is not None:
-        return fmt.floating
-    mask = ", 1-bit mask" if fmt.sparsity else ""
-    return f"{fmt.bits}-bit planes{mask}, float32 scale" + ("" if fmt.symmetric else ", uint8 zero_point")
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -153,20 +137,19 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
-def _of_weight(tensors: dict[str, Tensor], layer: Layer, fmt: Format, device: torch.device) -> Quantizer:
+def _of_weight(tensors: dict[str, Tensor], layer: Layer, fmt: Format) -> Quantizer:
     if fmt.floating is not None:
-        scale = torch.ones(1, device=device)
-        return Quantizer(layer.name, fmt, layer.axis, scale, torch.zeros_like(scale))
+        return Quantizer(layer.name, fmt, layer.axis, torch.ones(1), torch.zeros(1))
     mask = None
     if fmt.sparsity is not None:
         bits = affine.unpack([tensors[f"{layer.name}{SEPARATOR}{MASK}"].numpy()], 1, layer.numel)
-        mask = torch.from_numpy(bits).to(device, torch.bool).reshape(layer.shape)
-    return Quantizer(layer.name, fmt, layer.axis, *_factors(tensors, layer.name, device, of_weight=True), mask)
+        mask = torch.from_numpy(bits).bool().reshape(layer.shape)
+    return Quantizer(layer.name, fmt, layer.axis, *_factors(tensors, layer.name, of_weight=True), mask)
 
 
-def _factors(tensors: dict[str, Tensor], name: str, device: torch.device, *, of_weight: bool) -> tuple[Tensor, Tensor]:
+def _factors(tensors: dict[str, Tensor], name: str, *, of_weight: bool) -> tuple[Tensor, Tensor]:
     path = quantizer_path(name, of_weight=of_weight)
-    scale = tensors[f"{path}.scale"].to(device)
+    scale = tensors[f"{path}.scale"]
     return scale, tensors.get(f"{path}.zero_point", torch.zeros_like(scale)).to(scale)
 
 
@@ -179,13 +162,13 @@ def _unpacked(tensors: dict[str, Tensor], layer: Layer, quantizer: Quantizer) ->
     stored_integers = torch.from_numpy(unsigned + fmt.integer_range[0])
     if quantizer.mask is not None:
         integers = torch.zeros(layer.shape)
-        integers[quantizer.mask.cpu()] = stored_integers
+        integers[quantizer.mask] = stored_integers
     elif fmt.group is None:
         integers = stored_integers.reshape(layer.shape)
     else:  # in channels and groups
         rest = [size for axis, size in enumerate(layer.shape) if axis != layer.axis]
         integers = stored_integers.reshape(-1, *rest).movedim(0, layer.axis)
-    return affine.dequantize(integers, quantizer.scale.cpu(), quantizer.zero_point.cpu(), layer.axis)
+    return affine.dequantize(integers, quantizer.scale, quantizer.zero_point, layer.axis)
 
 
 TARGET = Target(

@@ -10,12 +10,19 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mixbit.core import Plan, Runner, StoredWeight, Target, TargetMismatch, find_target
+from mixbit.core import Plan, Runner, Target, TargetMismatch, find_target
 from mixbit.core.batches import Inputs, split_batch
 from mixbit.core.task import Task
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph, Layer
 from mixbit.targets._integers import plan_of
+
+#: Largest share by which the bytes of the weights may differ from the prediction.
+BYTES_TOLERANCE = 0.01
+#: Largest share of top answers that may differ from the simulation; one answer may always.
+ANSWERS_TOLERANCE = 0.02
+#: Largest root mean square difference from the simulation, relative to the spread of its outputs.
+OUTPUT_TOLERANCE = 0.03
 
 
 def artefact_runner(runner: Runner, graph: Graph) -> Callable[[Inputs], Any]:
@@ -36,14 +43,6 @@ def artefact_runner(runner: Runner, graph: Graph) -> Callable[[Inputs], Any]:
     return run
 
 
-#: Largest share by which the bytes of the weights may differ from the prediction.
-BYTES_TOLERANCE = 0.01
-#: Largest share of top answers that may differ from the simulation; one answer may always.
-ANSWERS_TOLERANCE = 0.02
-#: Largest root mean square difference from the simulation, relative to the spread of its outputs.
-OUTPUT_TOLERANCE = 0.03
-
-
 @dataclass(frozen=True)
 class Comparison:
     """The artefact against the simulation and the prediction.
@@ -57,7 +56,7 @@ class Comparison:
         weight_bytes: Of weights and scales, read from the file.
         predicted_bytes: The same, as predicted from the plan.
         file_bytes: Of all the files that the runtime loads.
-        problems: Each way in which the artefact is not as promised; empty when it matches.
+        problems: Each difference from what was promised; empty when the artefact matches.
     """
 
     num_samples: int
@@ -124,16 +123,19 @@ def predicted_bytes(layers: tuple[Layer, ...], plan: Plan) -> dict[str, int]:
 def compare(
     folder: Path, target: str | Target, predicted: dict[str, int], reference: Evaluation, deployed: Evaluation
 ) -> Comparison:
-    """The comparison of outputs already at hand, and of the file's bytes with the prediction."""
+    """Compare the outputs, and the bytes in the file with the prediction."""
     target = find_target(target)
-    stored = target.stored(folder)
-    held = sum(weight.weight_bytes for weight in stored.values())
+    stored = {name: weight.weight_bytes for name, weight in target.stored(folder).items()}
     difference = (deployed.outputs - reference.outputs).double()
     spread = float(reference.outputs.double().std()) if reference.outputs.numel() > 1 else 0.0
     rms = float(difference.square().mean().sqrt())
     relative = rms / spread if spread > 0 else rms
     agree = agreement(reference.outputs, deployed.outputs) if reference.task.has_accuracy else None
-    problems = _byte_problems(stored, predicted)
+    problems = [f"the file holds no weight of {name}" for name in predicted if name not in stored]
+    for name, expected in predicted.items():
+        held = stored.get(name, expected)
+        if abs(held - expected) > BYTES_TOLERANCE * expected:
+            problems.append(f"{name} takes {held:,} bytes in the file, {expected:,} were predicted")
     if not relative <= OUTPUT_TOLERANCE:
         problems.append(f"outputs differ by {relative:.1%} of their spread (allowed {OUTPUT_TOLERANCE:.0%})")
     count = len(reference.outputs)
@@ -145,7 +147,7 @@ def compare(
         relative_rms=relative,
         agreement=agree,
         accuracy=deployed.accuracy,
-        weight_bytes=held,
+        weight_bytes=sum(stored.values()),
         predicted_bytes=sum(predicted.values()),
         file_bytes=sum((folder / name).stat().st_size for name in target.files),
         problems=tuple(problems),
@@ -155,12 +157,3 @@ def compare(
 def agreement(reference: Tensor, deployed: Tensor) -> float:
     """Share of equal top answers of two outputs [N, ..., C]."""
     return float((reference.argmax(-1) == deployed.argmax(-1)).to(torch.float64).mean())
-
-
-def _byte_problems(stored: dict[str, StoredWeight], predicted: dict[str, int]) -> list[str]:
-    problems = [f"the file holds no weight of {name}" for name in predicted if name not in stored]
-    for name, expected in predicted.items():
-        held = stored[name].weight_bytes if name in stored else expected
-        if abs(held - expected) > BYTES_TOLERANCE * expected:
-            problems.append(f"{name} takes {held:,} bytes in the file, {expected:,} were predicted")
-    return problems

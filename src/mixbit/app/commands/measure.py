@@ -37,6 +37,7 @@ def measure(
     from mixbit.graph.capture import capture
     from mixbit.metrics.measure import measure as measure_
     from mixbit.quantization.calibrate import calibrate
+    from mixbit.roundings.quantize import quantize
     from mixbit.targets.latency import timed
 
     check_new_file(out, force=force)
@@ -56,7 +57,7 @@ def measure(
             seed=seed,
         )
         if latency:
-            table = timed(table, graph, calibration)
+            table = timed(table, graph, lambda plan: quantize(graph, plan, calibration))
     table.save(out)
     if as_json:
         print(out.read_text(encoding="utf-8"), end="")

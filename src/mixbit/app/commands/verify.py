@@ -11,7 +11,7 @@ from mixbit.app.printing import print_json, print_rows, say_what_runs_in_float
 
 def verify(folder: Annotated[Path, typer.Argument(metavar="DIR")], as_json: options.AsJson = False) -> None:
     """Run the artefact in DIR on its check set and compare it with the simulation and the prediction."""
-    from mixbit.pipeline.verify_folder import recheck
+    from mixbit.pipeline.folder import recheck
 
     comparison = recheck(folder)
     if as_json:
@@ -29,7 +29,7 @@ def bench(
     as_json: options.AsJson = False,
 ) -> None:
     """Time the artefact in DIR, and say for every layer how it is stored and how the runtime executed it."""
-    from mixbit.pipeline.verify_folder import bench as bench_
+    from mixbit.pipeline.folder import bench as bench_
 
     report = bench_(folder, tuple(batch or (1, 32)))
     if as_json:
