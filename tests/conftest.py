@@ -1,5 +1,6 @@
 """What holds for every test: one thread, the same random numbers every time, and the target `anything`."""
 
+import functools
 import gc
 import random
 
@@ -7,11 +8,13 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from onnxscript._framework_apis import torch_2_11 as exporter
 
 from mixbit.core.target import TARGETS
 
 torch.set_num_threads(1)  # tests are small, and threads cost them more than they gain
 gc.set_threshold(200_000, 20, 100)  # torch.export leaves many small cycles; walking all of torch for them is slow
+exporter.get_torchlib_ops = functools.cache(exporter.get_torchlib_ops)  # reads 500 functions anew for each export
 hypothesis.settings.register_profile("same examples", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("same examples")
 

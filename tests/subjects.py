@@ -1,5 +1,6 @@
 """What studies in tests are about: small enough to make again in every process, and importable there."""
 
+import functools
 import itertools
 
 import numpy as np
@@ -13,8 +14,9 @@ from mixbit.graph.graph import Graph
 from mixbit.metrics import Estimate, MetricInput
 
 
+@functools.cache
 def small_subject(labelled: bool = True, seed: int = 0, loss: Loss | None = None) -> tuple[Graph, list, list, Task]:
-    """Five layers, the labels what the network answers, so that its accuracy is 1."""
+    """Five layers, the labels what the network answers, so that its accuracy is 1; made once, since none changes it."""
     torch.manual_seed(seed)
     sizes = (6, 10, 9, 8, 7, 4)
     layers = [nn.Linear(before, after) for before, after in itertools.pairwise(sizes)]

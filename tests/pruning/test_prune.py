@@ -1,6 +1,7 @@
 """Removing channels: against the user's own network with these channels at zero, and slow references."""
 
 import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,13 @@ def network(name: str) -> tuple[Net, Tensor]:
     return Net(run, **parts()).double().eval(), torch.randn(12, *IMAGES, dtype=torch.float64)
 
 
+@functools.cache
+def captured(name: str) -> tuple[Net, Tensor, Graph]:
+    """The network, its inputs and its graph, made once; no test changes them."""
+    model, x = network(name)
+    return model, x, mb.capture(model, x)
+
+
 def zeroed(model: nn.Module, channels: Channels, keep: Tensor) -> nn.Module:
     """The user's network whose layers have zeros for weights wherever they would read a removed channel."""
     masked = copy.deepcopy(model)
@@ -152,8 +160,8 @@ def some_kept(channels: Channels, share: float = 0.4) -> Tensor:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_smaller_graph_is_the_network_with_zeros_for_these_channels(name: str) -> None:
-    model, x = network(name)
-    channels = find_channels(mb.capture(model, x))
+    model, x, original = captured(name)
+    channels = find_channels(original)
     keep = some_kept(channels)
     masked = zeroed(model, channels, keep)
     expected, graph = masked(x), mb.capture(masked, x)
@@ -171,8 +179,7 @@ def test_smaller_graph_is_the_network_with_zeros_for_these_channels(name: str) -
 
 
 def test_channels_that_are_read_are_not_cut() -> None:
-    model, x = network("chain")
-    graph = mb.capture(model, x)
+    _, _, graph = captured("chain")
     with pytest.raises(UnsupportedModel, match=r"differs by .* from the graph with zeros in their place"):
         without_channels(graph, some_kept(find_channels(graph)))
 
@@ -198,8 +205,7 @@ def missing(rows: Tensor, kept: Tensor, going: Tensor, *, centred: bool) -> Tens
 
 @pytest.mark.parametrize("name", ["chain", "depthwise", "sequence", "gated", "product"])
 def test_channels_are_predicted_by_ridge_regression_on_the_others(name: str) -> None:
-    model, x = network(name)
-    graph = mb.capture(model, x)
+    model, x, graph = captured(name)
     channels, pairs = find_channels(graph), split_all(batches_of(x, 5), 1)
     keep = some_kept(channels, 0.2)
     predictions = predict(graph, channels, pairs, keep)
@@ -214,8 +220,7 @@ def test_channels_are_predicted_by_ridge_regression_on_the_others(name: str) -> 
 
 
 def test_outputs_without_a_bias_are_predicted_without_a_mean() -> None:
-    model, x = network("product")
-    graph = mb.capture(model, x)
+    model, x, graph = captured("product")
     channels, pairs = find_channels(graph), split_all(batches_of(x, 5), 1)
     (reader,) = [one for one in channels.readers if one.layer.name == "v"]
     everything = torch.ones(channels.num_units, dtype=torch.bool)
@@ -226,8 +231,7 @@ def test_outputs_without_a_bias_are_predicted_without_a_mean() -> None:
 
 
 def test_where_positions_are_channels_each_is_predicted_by_its_mean() -> None:
-    model, x = network("flatten")
-    graph = mb.capture(model, x)
+    model, x, graph = captured("flatten")
     channels, pairs = find_channels(graph), split_all(batches_of(x, 5), 1)
     (reader,) = [one for one in channels.readers if one.layer.name == "b.weight"]
     predictions = predict(graph, channels, pairs, torch.ones(channels.num_units, dtype=torch.bool))
@@ -300,8 +304,7 @@ def test_importance_is_the_fisher_information_of_masks(name: str) -> None:
 def test_the_smaller_network_learns_block_by_block_and_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, x = network("padded residual")
-    graph = mb.capture(model, x)
+    model, x, graph = captured("padded residual")
     state = state_of(graph.module)
 
     def pruned(iterations: int, folder: Path | None = None) -> Graph:
@@ -336,9 +339,9 @@ def test_the_smaller_network_learns_block_by_block_and_goes_on_where_it_stopped(
 
 @pytest.mark.parametrize("iterations", [-1, 1.5, True, "9"])
 def test_iterations_out_of_range(iterations: Any) -> None:
-    model, x = network("chain")
+    _, x, graph = captured("chain")
     with pytest.raises(InvalidInput, match=r"iterations="):
-        mb.prune_channels(mb.capture(model, x), [x], iterations=iterations)
+        mb.prune_channels(graph, [x], iterations=iterations)
 
 
 def held(run: Callable[[Any, Tensor], Any], **parts: Any) -> Graph:
@@ -382,8 +385,8 @@ def test_what_cannot_be_followed_is_not_cut(name: str) -> None:
 
 
 def test_choose_keeps_a_tenth_of_every_tensor_and_never_takes_more_than_asked() -> None:
-    model, x = network("concatenation")
-    channels = find_channels(mb.capture(model, x))
+    _, _, original = captured("concatenation")
+    channels = find_channels(original)
     everything = torch.ones(channels.num_units, dtype=torch.bool)
     losses = torch.arange(channels.num_units).double()
     for wanted in (1, 3, 1000):
@@ -397,14 +400,13 @@ def test_choose_keeps_a_tenth_of_every_tensor_and_never_takes_more_than_asked() 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, float("nan"), True, "0.3", 1e-6])
 def test_share_out_of_range(share: Any) -> None:
-    model, x = network("chain")
+    _, x, graph = captured("chain")
     with pytest.raises(InvalidInput, match=r"share="):
-        mb.prune_channels(mb.capture(model, x), [x], share=share)
+        mb.prune_channels(graph, [x], share=share)
 
 
 def test_quantized_graphs_and_unfit_batches_are_refused(anything: str) -> None:
-    model, x = network("chain")
-    graph = mb.capture(model, x)
+    _, x, graph = captured("chain")
     with pytest.raises(InvalidInput, match=r"batch 1: input 0 has shape"):
         mb.prune_channels(graph, [x, x[:, :, :4]])
     quantized = mb.quantize(graph, plan_of(graph.layers, "w8a8"), [x])
@@ -413,16 +415,15 @@ def test_quantized_graphs_and_unfit_batches_are_refused(anything: str) -> None:
 
 
 def test_inputs_whose_squares_are_not_finite_are_refused() -> None:
-    model, x = network("chain")
-    graph, spoilt = mb.capture(model, x), x.clone()
+    _, x, graph = captured("chain")
+    spoilt = x.clone()
     spoilt[1, 2, 3, 4] = 1e200
     with pytest.raises(InvalidInput, match=r"b.weight: .* leave out such samples"):
         mb.prune_channels(graph, [x, spoilt], iterations=0)
 
 
 def test_what_is_given_is_checked_before_anything_runs(tmp_path: Path) -> None:
-    model, x = network("chain")
-    graph = mb.capture(model, x)
+    model, x, graph = captured("chain")
 
     def failing() -> Any:
         yield x
@@ -444,10 +445,10 @@ def test_what_is_given_is_checked_before_anything_runs(tmp_path: Path) -> None:
 
 
 def test_losses_without_a_gradient_are_refused() -> None:
-    model, x = network("chain")
+    _, x, graph = captured("chain")
     task = mb.Task.classification().with_loss(lambda outputs, _: (outputs.sum() * 0).sqrt())
     with pytest.raises(InvalidInput, match="the gradient of its loss is NaN or inf"):
-        mb.prune_channels(mb.capture(model, x), [(x, torch.zeros(12, dtype=torch.long))], task=task)
+        mb.prune_channels(graph, [(x, torch.zeros(12, dtype=torch.long))], task=task)
 
 
 def test_a_network_of_single_channels_keeps_them() -> None:
@@ -457,8 +458,7 @@ def test_a_network_of_single_channels_keeps_them() -> None:
 
 
 def test_same_seed_same_channels() -> None:
-    model, x = network("residual")
-    graph = mb.capture(model, x)
+    _, x, graph = captured("residual")
     one, other = (mb.prune_channels(graph, [x], share=0.5, seed=7).module.state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
 

@@ -1,19 +1,15 @@
 """Operators before a quantized layer that runtimes fuse with its quantizer: outputs as simulated, layers in int8."""
 
-import functools
-
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixbit.core.plan import Plan
 from mixbit.core.target import find_target
 from mixbit.graph.capture import capture
-from mixbit.graph.graph import model_fingerprint
 from mixbit.roundings.quantize import quantize
 from mixbit.targets.export import export
-from tests.networks import Net
+from tests.networks import Net, plan_of
 
 #: Between a convolution `a` and the layer `b` behind it, or between `a` and the linear layers `m` and `l`.
 RUNS = {
@@ -53,34 +49,39 @@ def images() -> Tensor:
     return torch.randn(32, 16, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-@functools.cache
-def network(name):
+def branches():
+    """A network that runs all of RUNS on the same images, an output for each: one file for each target holds them."""
     torch.manual_seed(0)
-    net = Net(RUNS[name], **{part: make() for part, make in PARTS.items()}).eval()
+    nets = [Net(run, **{part: make() for part, make in PARTS.items()}) for run in RUNS.values()]
     with torch.no_grad():  # as trained: an untrained norm multiplies by one
-        net.n.weight.uniform_(0.2, 4)
-        net.n.bias.normal_()
-    return net, capture(net, images()[:2])
+        for net in nets:
+            net.n.weight.uniform_(0.2, 4)
+            net.n.bias.normal_()
+    return Net(lambda net, x: [branch(x) for branch in net.branches], branches=nn.ModuleList(nets)).eval()
 
 
-def deploy(graph, scheme, target, folder):
-    """Simulated and deployed outputs on the images, and what the runtime executed."""
-    layers = graph.layers
-    plan = Plan(target=target, fingerprint=model_fingerprint(layers), layers={layer.name: scheme for layer in layers})
-    simulated = quantize(graph, plan, [images()])
+@pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
+def deployed(request, tmp_path_factory):
+    """Name -> simulated and deployed outputs on the images, and layer -> what the runtime executed."""
+    folder, graph = tmp_path_factory.mktemp(request.param), capture(branches(), images()[:2])
+    simulated = quantize(graph, plan_of(graph.layers, "w4a8", request.param), [images()])
     export(simulated, folder)
-    runner = find_target(target).load(folder)
+    runner = find_target(request.param).load(folder)
     with torch.no_grad():
-        return simulated(images()), torch.from_numpy(runner.run([images().numpy()])[0]), runner.executed()
+        outputs = zip(simulated(images()), map(torch.from_numpy, runner.run([images().numpy()])), strict=True)
+    executed = runner.executed()
+    assert executed.keys() == {layer.name for layer in graph.layers}
+    return dict(zip(RUNS, outputs, strict=True)), executed
 
 
-@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
 @pytest.mark.parametrize("name", RUNS)
-def test_outputs_are_as_simulated_and_layers_run_in_int8(name, target, tmp_path):
-    wanted, found, executed = deploy(network(name)[1], "w4a8", target, tmp_path)
+def test_outputs_are_as_simulated_and_layers_run_in_int8(name, deployed):
+    outputs, executed = deployed
+    wanted, found = outputs[name]
     assert (found - wanted).square().mean().sqrt() <= 0.005 * wanted.std()
-    assert all("int8" in text for text in executed.values()), executed
-    assert executed.keys() == {layer.name for layer in network(name)[1].layers}
+    layers = [text for layer, text in executed.items() if layer.startswith(f"branches.{[*RUNS].index(name)}.")]
+    assert layers
+    assert all("int8" in text for text in layers), layers
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime", "packed"])
@@ -95,9 +96,7 @@ def test_dead_channels_keep_their_bias(target, tmp_path):
         net[4].weight[2] = 0
         net[4].bias[:3] = torch.tensor([3.0, 5.0, 7.0])
     graph = capture(net, images()[:2])
-    layers = graph.layers
-    plan = Plan(target=target, fingerprint=model_fingerprint(layers), layers={layer.name: "w8a8" for layer in layers})
-    simulated = quantize(graph, plan, [images()])
+    simulated = quantize(graph, plan_of(graph.layers, "w8a8", target), [images()])
     with torch.no_grad():
         wanted, expected = simulated(images()), net(images())
     assert (wanted - expected)[:, 1:3].abs().max() < 0.01

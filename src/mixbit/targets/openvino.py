@@ -137,7 +137,8 @@ def _executed(compiled: Any, layers: list[str]) -> dict[str, str]:
         kind, kernel = info.get("layerType", ""), info.get("primitiveType", "")
         if kind in OTHER_KINDS:
             continue
-        computes = {"I8": "int8"}.get((last := kernel.rpartition("_")[2]), last)
+        last = kernel.rpartition("_")[2]  # "ref_any_i8" copies rows of a table; other kernels end with I8 or i8 alike
+        computes = "int8" if last.lower() == "i8" and not kernel.startswith("ref_") else last
         read = {value.get_element_type().get_type_name() for value in operator.input_values()}
         if kind == "FullyConnected" and in_groups and kernel.startswith("brgemm") and read & {"i4", "u4", "i8", "u8"}:
             computes = f"int8, inputs in groups of {in_groups}"
