@@ -5,7 +5,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mixbit.core import method, track
 from mixbit.core.batches import Inputs
@@ -36,7 +35,7 @@ def fisher(inputs: MetricInput) -> Estimate:
         loss and standard error [L, C].
     """
     scorer = _Scorer(inputs)
-    return averaged(inputs, (scorer.of_batch(*pair) for pair in track(inputs.batches, "measure")))
+    return averaged(inputs, (scorer.of_batch(*pair) for pair in track(inputs.batches, "measure")), shared=True)
 
 
 class _Scorer:
@@ -46,11 +45,9 @@ class _Scorer:
         self.inputs = inputs
         self.generator = torch.Generator().manual_seed(inputs.seed)
         self.small_errors: dict[str, list[Tensor]] = {}
-        pairs = [(layer, operation) for layer in inputs.layers for operation in layer.operations]
-        with torch.no_grad():
-            self.shifts = {
-                operation.node: inputs.mean_errors(operation, self._errors(layer)) for layer, operation in pairs
-            }
+        self.shifts: dict[str, list[Tensor]] = {}
+        for layer in inputs.layers:
+            self.shifts |= inputs.mean_errors(layer, self._errors(layer))
         self.backward = Backward(
             inputs.graph,
             inputs.layers,
@@ -64,11 +61,12 @@ class _Scorer:
         self.weight_scores: dict[str, list[Tensor]] = defaultdict(list)
         self.read_scores: dict[str, list[Tensor]] = defaultdict(list)
         self.backward.run_batch(batch, labels, partial(self.inputs.task.information, generator=self.generator))
-        weights, reads = (
-            {name: _squares(parts, batch.batch_size) for name, parts in scores.items()}
-            for scores in (self.weight_scores, self.read_scores)
-        )
-        return self.inputs.no_costs(batch.batch_size)[0] | weights, reads
+        parts = self.inputs.zero_costs(batch.batch_size, shared=True)
+        for costs, scores in zip(parts, (self.weight_scores, self.read_scores), strict=True):
+            for name, sums in scores.items():
+                squares = _squares(sums, batch.batch_size)
+                costs[name][: len(squares)] = squares
+        return parts
 
     def _score_read(self, name: str, x: Tensor, gradient: Tensor) -> None:
         axis = sample_axis(self.inputs.graph.node(name))
@@ -78,7 +76,7 @@ class _Scorer:
 
     def _score_weight(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
         """[N, formats] of <gradient_i, op(x_i, dW) - its mean>; [1, formats] where samples cannot be told apart."""
-        axis, shifts = sample_axis(self.inputs.graph.node(operation.node)), self.shifts[operation.node]
+        axis, shifts = sample_axis(self.inputs.graph.node(operation.node)), self.shifts.get(operation.node)
         x, gradient = group_samples(axis, x), group_samples(axis, gradient)
         if operation.kind.input is None:
             rows, places = x.unique(return_inverse=True)  # a table is long, and a batch reads little of it
@@ -94,7 +92,7 @@ class _Scorer:
             scores = rows.unflatten(0, gradient.shape[:2]).sum(1)
         if shifts is not None:
             sums = gradient.sum(1) if operation.channels_last else gradient.flatten(3).sum((1, 3))
-            scores = scores - sums @ shifts.T
+            scores = scores - sums @ torch.stack(shifts).flatten(1).T
         self.weight_scores[layer.name].append(scores)
 
     def _errors(self, layer: Layer) -> list[Tensor]:
@@ -135,9 +133,8 @@ def _dot_with_outputs(graph: Graph, operation: Operation, x: Tensor, gradient: T
 
 
 def _squares(scores: list[Tensor], batch_size: int) -> Tensor:
-    """[N, formats] of 1/2 (sum of scores)^2; a sum over the batch stands in the first row, zeros in the others."""
+    """[N, formats] of 1/2 (sum of scores)^2, or [1, formats] of a sum over the batch."""
     scores = [part.cpu().double() for part in scores]
     if any(len(part) != batch_size for part in scores):
-        total = torch.stack([part.sum(0) for part in scores]).sum(0)
-        return functional.pad(total.square().unsqueeze(0) / 2, (0, 0, 0, batch_size - 1))
+        scores = [part.sum(0, keepdim=True) for part in scores]
     return torch.stack(scores).sum(0).square() / 2

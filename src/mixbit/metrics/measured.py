@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +19,8 @@ from mixbit.quantization.statistics import batch_means
 
 #: (what the float network returns, what the changed one returns, labels) -> costs, [N] or [1].
 Score = Callable[[Any, Any, Tensor | None], Tensor]
+#: From the values of the float network's nodes, what the network returns with one change.
+Rerun = Callable[[Mapping[fx.Node, Any]], Any]
 
 
 @method(MEAN_OVER_SAMPLES, IGNORES_LOSS, rank=8)
@@ -45,7 +45,7 @@ def measured(inputs: MetricInput) -> Estimate:
         # In float32, the terms of a small divergence do not cancel.
         return task.divergence(task.outputs(reference).double(), task.outputs(returned).double()).clamp(min=0)
 
-    return averaged(inputs, _costs(inputs, divergence))
+    return averaged(inputs, _costs(inputs, divergence), shared=True)
 
 
 @method(NEEDS_LABELS, rank=8)
@@ -68,43 +68,25 @@ def measured_loss(inputs: MetricInput) -> Estimate:
     def increase(reference: Any, returned: Any, labels: Tensor | None) -> Tensor:
         return (loss(returned, labels) - loss(reference, labels)).reshape(1)
 
-    batches = list(_costs(inputs, increase))
-    sizes = torch.tensor([batch.batch_size for batch, _ in inputs.batches])
+    batches, sizes = list(_costs(inputs, increase)), inputs.sizes
     weights, reads = (
         {name: torch.cat([batch[part][name] for batch in batches]) for name in batches[0][part]} for part in (0, 1)
     )
-    _, standard_error = batch_means(inputs.entries(weights, reads), sizes)
+    _, standard_error = batch_means(inputs.entries(weights, reads, shared=True), sizes)
     gains_nothing = [
         {name: batch_means(costs, sizes)[0].clamp(min=0) for name, costs in part.items()} for part in (weights, reads)
     ]
-    return Estimate(inputs.entries(*gains_nothing).numpy(), standard_error.numpy(), len(batches))
-
-
-@dataclass(frozen=True)
-class _Change:
-    """One tensor in one format.
-
-    Attributes:
-        nodes: Nodes whose values are rounded.
-        quantizer: Rounds them.
-        after: Nodes that depend on them.
-        shifts: Operator's node -> what its corrected bias takes off its output.
-    """
-
-    nodes: frozenset[fx.Node]
-    quantizer: nn.Module
-    after: frozenset[fx.Node]
-    shifts: Mapping[str, Tensor] = field(default_factory=dict)
+    return Estimate(inputs.entries(*gains_nothing, shared=True).numpy(), standard_error.numpy(), len(batches))
 
 
 @torch.no_grad()
 def _costs(inputs: MetricInput, score: Score) -> Iterator[tuple[Costs, Costs]]:
     """Of every batch, layer -> costs of its weight [N, formats] and tensor -> costs of rounding it [N, formats]."""
-    changes = (
-        {layer.name: _weight_changes(inputs, layer) for layer in inputs.layers},
-        {name: _read_changes(inputs, name) for name in inputs.readers},
+    reruns = (
+        {layer.name: _with_the_weight(inputs, layer) for layer in inputs.layers},
+        {name: _with_the_tensor(inputs, name) for name in inputs.readers},
     )
-    runs = sum(len(variants) for part in changes for variants in part.values())
+    runs = sum(len(variants) for part in reruns for variants in part.values())
     progress = track(range(runs * len(inputs.batches)), "measure")
 
     def of_batch(batch: Inputs, labels: Tensor | None) -> tuple[Costs, Costs]:
@@ -112,14 +94,14 @@ def _costs(inputs: MetricInput, score: Score) -> Iterator[tuple[Costs, Costs]]:
         reference = walker.returned(inputs.graph.leaves(batch))
         unchanged = score(reference, reference, labels)
 
-        def costs(variants: list[_Change]) -> Tensor:
+        def costs(variants: list[Rerun]) -> Tensor:
             scores = [unchanged]  # which makes the shape where there is no format
-            for change in variants:
+            for rerun in variants:
                 next(progress)
-                scores.append(score(reference, _rerun(inputs.graph, walker.env, change), labels))
+                scores.append(score(reference, rerun(walker.env), labels))
             return torch.stack([part.cpu().double() for part in scores], -1)[..., 1:]
 
-        weights, reads = ({name: costs(variants) for name, variants in part.items()} for part in changes)
+        weights, reads = ({name: costs(variants) for name, variants in part.items()} for part in reruns)
         return weights, reads
 
     with closing(progress):
@@ -127,39 +109,33 @@ def _costs(inputs: MetricInput, score: Score) -> Iterator[tuple[Costs, Costs]]:
             yield of_batch(batch, labels)
 
 
-def _weight_changes(inputs: MetricInput, layer: Layer) -> list[_Change]:
-    graph, calibration = inputs.graph, inputs.calibration
-    nodes = frozenset(node for node in graph.module.graph.find_nodes(op="get_attr") if node.target == layer.name)
-    later = after(graph.module.graph, nodes) - nodes
-    errors = inputs.weight_errors(layer)
-    means = {operation: inputs.mean_errors(operation, errors) for operation in layer.operations}
-    changes = []
+def _with_the_weight(inputs: MetricInput, layer: Layer) -> list[Rerun]:
+    """One in each weight format, biases corrected."""
+    graph = inputs.graph
+    nodes = [node for node in graph.module.graph.find_nodes(op="get_attr") if node.target == layer.name]
+    means = inputs.mean_errors(layer, inputs.weight_errors(layer))
+    reruns = []
     for column, fmt in enumerate(inputs.weight_formats):
-        shifts = {
-            operation.node: operation.along_channels(mean[column], len(graph.shapes[operation.node]))
-            for operation, mean in means.items()
-            if mean is not None
-        }
         fits = why_not(layer, Scheme(fmt)) is None
-        quantizer = weight_quantizer(graph, layer, fmt, calibration) if fits else nn.Identity()
-        changes.append(_Change(nodes, quantizer, later, shifts))
-    return changes
+        quantizer = weight_quantizer(graph, layer, fmt, inputs.calibration) if fits else nn.Identity()
+        reruns.append(_rerun(graph, nodes, quantizer, {name: shifts[column] for name, shifts in means.items()}))
+    return reruns
 
 
-def _read_changes(inputs: MetricInput, name: str) -> list[_Change]:
-    nodes = frozenset([inputs.graph.node(name)])
-    later = after(inputs.graph.module.graph, nodes) - nodes
-    return [_Change(nodes, quantizer, later) for quantizer in inputs.quantizers[name]]
+def _with_the_tensor(inputs: MetricInput, name: str) -> list[Rerun]:
+    """One in each input format."""
+    return [_rerun(inputs.graph, [inputs.graph.node(name)], quantizer, {}) for quantizer in inputs.quantizers[name]]
 
 
-def _rerun(graph: Graph, values: Mapping[fx.Node, Any], change: _Change) -> Any:
-    """What the graph returns with the change, from the values of its nodes on the same inputs without it."""
-    known = {node: value for node, value in values.items() if node not in change.after}
-    known |= {node: change.quantizer(values[node]) for node in change.nodes}
-    shifted = {name: partial(_shifted, shift) for name, shift in change.shifts.items()}
-    walker = Walker(graph.module, shifted, hold=True)
-    return walker.run(initial_env=known, enable_io_processing=False)  # runs what is not known
+def _rerun(graph: Graph, nodes: list[fx.Node], quantizer: nn.Module, shifts: Mapping[str, Tensor]) -> Rerun:
+    """With these nodes' values rounded, and its shift subtracted from each operator's output (node -> shift)."""
+    later = after(graph.module.graph, nodes)
+    around = {name: lambda run, args, shift=shift: run(*args) - shift for name, shift in shifts.items()}
 
+    def rerun(values: Mapping[fx.Node, Any]) -> Any:
+        known = {node: value for node, value in values.items() if node not in later}
+        known |= {node: quantizer(values[node]) for node in nodes}
+        walker = Walker(graph.module, around, hold=True)
+        return walker.run(initial_env=known, enable_io_processing=False)  # runs what is not known
 
-def _shifted(shift: Tensor, run: Callable[..., Tensor], args: tuple[Any, ...]) -> Tensor:
-    return run(*args) - shift
+    return rerun

@@ -46,5 +46,5 @@ def weight_error(inputs: MetricInput, *, norm: Literal["squares", "absolute", "r
         weight = inputs.graph.parameter(layer.name).detach().double()
         sizes = [float(_SIZES[norm](error.double(), weight)) for error in inputs.weight_errors(layer)]
         costs[layer.name] = torch.tensor(sizes, dtype=torch.float64)
-    loss = inputs.entries(costs, {}).numpy()
+    loss = inputs.entries(costs, {}, shared=True).numpy()
     return Estimate(loss, np.zeros_like(loss), inputs.calibration.num_samples)
