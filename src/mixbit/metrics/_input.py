@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from mixbit.core import FloatArray, Format, InvalidInput, Methods, Scheme
 from mixbit.core.batches import Batch
 from mixbit.core.task import Task
 from mixbit.graph.graph import Graph, Layer, Operation
+from mixbit.graph.sample_axis import SampleAxis, group_samples, sample_axis
 from mixbit.quantization.calibrate import Calibration, mean_output
 from mixbit.quantization.offers import why_not
 from mixbit.quantization.quantizer import Quantizer
@@ -83,26 +84,38 @@ class MetricInput:
         calibration, device = self.calibration, self.graph.device
         return {name: [calibration.quantizer(name, fmt, device) for fmt in self.input_formats] for name in self.readers}
 
-    def weight_errors(self, layer: Layer, rows: Tensor | None = None) -> list[Tensor]:
-        """What rounding adds to the layer's weight in each weight format; zeros in a format that does not fit it.
+    @cached_property
+    def sample_axes(self) -> dict[str, SampleAxis | None]:
+        """Operator's node, and tensor that layers read -> where it keeps its samples."""
+        operators = [operation.node for layer in self.layers for operation in layer.operations]
+        return {name: sample_axis(self.graph.node(name)) for name in (*self.readers, *operators)}
+
+    def weight_quantizers(self, layer: Layer, rows: Tensor | None = None) -> list[nn.Module]:
+        """The quantizer of the layer's weight in each weight format; one that does not fit it changes nothing.
 
         Args:
             layer: One of `layers`.
             rows: Numbers of the wanted rows of an embedding's table; all where None.
         """
-        weight, errors = self.graph.parameter(layer.name).detach(), []
-        weight = weight if rows is None else weight[rows]
+        quantizers: list[nn.Module] = []
         for fmt in self.weight_formats:
             if why_not(layer, Scheme(fmt)) is not None:
-                errors.append(torch.zeros_like(weight))
+                quantizers.append(nn.Identity())
                 continue
             quantizer = weight_quantizer(self.graph, layer, fmt, self.calibration)
             if rows is not None:
-                parts = (quantizer.scale, quantizer.zero_point, quantizer.mask)
-                parts = (part if part is None or len(part) == 1 else part[rows] for part in parts)
-                quantizer = Quantizer(layer.name, fmt, layer.axis, *parts)
-            errors.append(quantizer(weight) - weight)
-        return errors
+                factors = (quantizer.scale, quantizer.zero_point)
+                scale, zero_point = (factor if len(factor) == 1 else factor[rows] for factor in factors)
+                mask = None if quantizer.mask is None else quantizer.mask[rows]
+                quantizer = Quantizer(layer.name, fmt, layer.axis, scale, zero_point, mask)
+            quantizers.append(quantizer)
+        return quantizers
+
+    def weight_errors(self, layer: Layer, rows: Tensor | None = None) -> list[Tensor]:
+        """What each of the `weight_quantizers` adds to the layer's weight, or to its rows."""
+        weight = self.graph.parameter(layer.name).detach()
+        weight = weight if rows is None else weight[rows]
+        return [quantizer(weight) - weight for quantizer in self.weight_quantizers(layer, rows)]
 
     def mean_errors(self, layer: Layer, errors: Sequence[Tensor]) -> dict[str, list[Tensor]]:
         """Operator's node -> its mean output for each error of the weight, shaped to be subtracted from the output.
@@ -120,10 +133,9 @@ class MetricInput:
     def output_errors(
         self, layer: Layer, operation: Operation, x: Tensor, shifts: Sequence[Tensor] | None = None
     ) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
-        """What rounding adds to the output of one operator that reads x, one output at a time.
+        """What rounding adds to the output of one operator that reads x: in each weight format, and each input format.
 
-        op(x, Q(W) - W), less its shift where there are any, in each weight format; and op(Q(x) - x, W) in each input
-        format, or nothing where the operator reads indices.
+        op(x, Q(W) - W), less its shift where there are any; and op(Q(x) - x, W), or nothing where x are indices.
         """
         graph, weight = self.graph, self.graph.parameter(layer.name).detach()
         quantizers = [] if operation.input is None else self.quantizers[operation.input]
@@ -132,25 +144,26 @@ class MetricInput:
             outputs = (output - shift for output, shift in zip(outputs, shifts, strict=True))
         return outputs, (graph.run(operation, quantizer(x) - x, weight) for quantizer in quantizers)
 
+    def by_sample(self, node: str, x: Tensor) -> Tensor:
+        """[N, rows, ...] of a tensor with samples where the node has them; [1, rows, ...] where that does not show."""
+        return group_samples(self.sample_axes[node], x)
+
     def zero_costs(self, *shape: int, shared: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Costs of weights and of inputs to add to: zeros [*shape, formats], float64, by the names of `entries`."""
+
+        def zeros(names: Iterable[str], formats: Sequence[Format]) -> dict[str, Tensor]:
+            return {name: torch.zeros(*shape, len(formats), dtype=torch.float64) for name in names}
+
         layers = [layer.name for layer in self.layers]
-        weights, reads = (
-            {name: torch.zeros(*shape, len(formats), dtype=torch.float64) for name in names}
-            for names, formats in (
-                (layers, self.weight_formats),
-                (self.readers if shared else layers, self.input_formats),
-            )
-        )
-        return weights, reads
+        return zeros(layers, self.weight_formats), zeros(self.readers if shared else layers, self.input_formats)
 
     def entries(self, weights: Costs, reads: Costs, *, shared: bool) -> Tensor:
         """[..., L, C] float64 from the costs of parts.
 
         Args:
-            weights: Layer -> what its weight costs in each weight format, for every layer.
-            reads: Where `shared`, tensor -> what it costs in each input format, split equally among the layers that
-                read it; a missing tensor costs nothing. Otherwise layer -> what rounding its inputs costs it alone.
+            weights: Layer -> what its weight costs in each weight format.
+            reads: Layer -> what rounding its inputs costs it alone in each input format; where `shared`, tensor that
+                layers read -> what rounding it costs, which they share equally.
             shared: Whether inputs go by tensors.
         """
         weight_columns = [(*self.weight_formats, None).index(scheme.weight) for scheme in self.schemes]
@@ -158,13 +171,10 @@ class MetricInput:
         shape = weights[self.layers[0].name].shape[:-1]
         table = torch.zeros(*shape, len(self.layers), len(self.schemes), dtype=torch.float64)
         for row, layer in enumerate(self.layers):
-            names = [name for name in layer.inputs if name in reads]
-            parts = [reads[name] / self.readers[name] for name in names] if shared else [reads[layer.name]]
-            table[..., row, :] += functional.pad(weights[layer.name], (0, 1))[
-                ..., weight_columns
-            ]  # float costs nothing
-            for part in parts:
-                table[..., row, :] += functional.pad(part, (0, 1))[..., input_columns]
+            parts = [reads[name] / self.readers[name] for name in layer.inputs] if shared else [reads[layer.name]]
+            costs = [(weights[layer.name], weight_columns), *((part, input_columns) for part in parts)]
+            for part, columns in costs:
+                table[..., row, :] += functional.pad(part, (0, 1))[..., columns]  # the new column is that of float
         return table
 
 

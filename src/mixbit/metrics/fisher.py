@@ -11,7 +11,6 @@ from mixbit.core.batches import Inputs
 from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Graph, Layer, Operation
 from mixbit.graph.layers import FEW_ELEMENTS, run_stacked, stack_weights
-from mixbit.graph.sample_axis import group_samples, sample_axis
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
 
 
@@ -22,11 +21,10 @@ def fisher(inputs: MetricInput) -> Estimate:
     For sample i with loss l_i, labels drawn from the model, and a perturbation d, KL ~ 1/2 E_i[(g_i . d)^2] with
     g_i = dl_i/dd. An operator is linear in its weight, so g_i . dW = <dl_i/dout, op(x_i, dW)>; for an activation
     g_i . dx = <dl_i/dx, dx_i>. One forward, one backward to the activations, and one more run of each operator per
-    weight format give every entry. dW is the real rounding error; the mean of op(., dW) over the calibration data
-    is taken off, as bias correction does in the deployed network. The error of a tensor that k layers read counts
-    1/k in each, since they take the same input format. A tensor without samples of its own, as the position embedding
-    that all samples share, has one gradient for the batch: draws are independent, so that its square estimates the
-    sum over samples.
+    weight format give every entry. dW is the real rounding error, less the mean of op(., dW) over the calibration data,
+    as bias correction does in the deployed network. The error of a tensor that k layers read counts 1/k in each, since
+    they take the same input format. A tensor that all samples share, as a position embedding, has one gradient for the
+    batch; draws are independent, so that its square estimates the sum over samples.
 
     Source: A. Zandonati et al., "FIT: A Metric for Model Sensitivity", ICLR 2023 (KL ~ 1/2 d'Id), here per sample, with
     real errors and bias correction.
@@ -69,15 +67,13 @@ class _Scorer:
         return parts
 
     def _score_read(self, name: str, x: Tensor, gradient: Tensor) -> None:
-        axis = sample_axis(self.inputs.graph.node(name))
-        products = [quantizer(x).sub_(x).mul_(gradient) for quantizer in self.inputs.quantizers[name]]
-        dots = [(part := group_samples(axis, product)).reshape(len(part), -1).sum(1) for product in products]
+        products = (quantizer(x).sub_(x).mul_(gradient) for quantizer in self.inputs.quantizers[name])
+        dots = [self.inputs.by_sample(name, product).flatten(1).sum(1) for product in products]
         self.read_scores[name].append(torch.stack(dots, 1))
 
     def _score_weight(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
         """[N, formats] of <gradient_i, op(x_i, dW) - its mean>; [1, formats] where samples cannot be told apart."""
-        axis, shifts = sample_axis(self.inputs.graph.node(operation.node)), self.shifts.get(operation.node)
-        x, gradient = group_samples(axis, x), group_samples(axis, gradient)
+        x, gradient = (self.inputs.by_sample(operation.node, tensor) for tensor in (x, gradient))
         if operation.kind.input is None:
             rows, places = x.unique(return_inverse=True)  # a table is long, and a batch reads little of it
             errors = self.inputs.weight_errors(layer, rows)
@@ -90,6 +86,7 @@ class _Scorer:
             outputs = x.flatten(0, 1), gradient.flatten(0, 1)
             rows = _dot_with_outputs(self.inputs.graph, operation, *outputs, self._errors(layer))
             scores = rows.unflatten(0, gradient.shape[:2]).sum(1)
+        shifts = self.shifts.get(operation.node)
         if shifts is not None:
             sums = gradient.sum(1) if operation.channels_last else gradient.flatten(3).sum((1, 3))
             scores = scores - sums @ torch.stack(shifts).flatten(1).T

@@ -11,7 +11,6 @@ from mixbit.core import Format, method, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.backward import Backward, SampleGradients
 from mixbit.graph.graph import Layer
-from mixbit.graph.sample_axis import group_samples, sample_axis
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
 from mixbit.quantization.scales import weight_mask
 from mixbit.quantization.statistics import RunningMean
@@ -122,9 +121,9 @@ class _Scorer:
         self.weights[layer.name][: len(sums)] = sums.double() / 2
 
     def _score_read(self, name: str, x: Tensor, gradient: Tensor) -> None:
-        axis, squares = sample_axis(self.inputs.graph.node(name)), gradient.square()
+        squares = gradient.square()
         for column, power in enumerate(self._read_powers(name, x)):
-            sums = group_samples(axis, squares * power).flatten(1).sum(1)
+            sums = self.inputs.by_sample(name, squares * power).flatten(1).sum(1)
             self.reads[name][: len(sums), column] = sums.double() / 2
 
     def _weight_powers(self, layer: Layer) -> Tensor:

@@ -72,11 +72,11 @@ def hawq(
         if _settled(totals, rule, tolerance):
             break
     mean, error, _ = traces.result()
-    costs = {}
+    weights, reads = inputs.zero_costs(2)
     for layer, *factors in zip(inputs.layers, mean, error, strict=True):
         powers = torch.stack([change.double().square().sum().cpu() for change in inputs.weight_errors(layer)])
-        costs[layer.name] = torch.stack([powers * float(factor) / 2 for factor in factors])
-    loss, standard_error = inputs.entries(costs, {}, shared=True).numpy()
+        weights[layer.name] = torch.stack([powers * float(factor) / 2 for factor in factors])
+    loss, standard_error = inputs.entries(weights, reads, shared=False).numpy()
     return Estimate(loss.clip(min=0), standard_error, num_samples, trace=mean)
 
 

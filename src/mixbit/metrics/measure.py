@@ -18,7 +18,6 @@ from mixbit.core import (
     find_target,
     track,
 )
-from mixbit.core.batches import Batch
 from mixbit.core.task import Task
 from mixbit.graph.graph import Graph, check_arguments, check_graph, model_fingerprint
 from mixbit.graph.layers import shared_inputs
@@ -95,10 +94,13 @@ def measure(
 
 def _measured(frame: Sensitivity, inputs: MetricInput, method: Metric) -> Sensitivity:
     """The table of as many parts of the batches as make plans stable, or of all."""
-    parts = _parts(inputs.batches) if MEAN_OVER_SAMPLES in facts_of(method) else [inputs.batches]
+    batches, parts = inputs.batches, [inputs.batches]
+    if MEAN_OVER_SAMPLES in facts_of(method) and len(batches) >= FEWEST_BATCHES:
+        # A quarter, the next quarter, the rest: each from all over the data, which may be in order.
+        parts = [batches[0::4], batches[2::4], [*batches[1::4], *batches[3::4]]]
     total, num_seen, table = None, 0, frame
-    for number, batches in enumerate(parts):
-        part = dataclasses.replace(inputs, batches=batches, seed=inputs.seed + number)
+    for number, some in enumerate(parts):
+        part = dataclasses.replace(inputs, batches=some, seed=inputs.seed + number)
         estimate = method(part)
         check_estimate(estimate, frame.metric, inputs)
         total = estimate if total is None else joined(total, estimate)
@@ -110,16 +112,6 @@ def _measured(frame: Sensitivity, inputs: MetricInput, method: Metric) -> Sensit
         if verdict.startswith(STABLE):
             break
     return table
-
-
-def _parts(batches: Sequence[Batch]) -> list[Sequence[Batch]]:
-    """A quarter of the batches, the next quarter, the rest; all at once where they are few.
-
-    Each part is from all over the data, which may be in order.
-    """
-    if len(batches) < FEWEST_BATCHES:
-        return [batches]
-    return [batches[0::4], batches[2::4], [*batches[1::4], *batches[3::4]]]
 
 
 def _verdict(table: Sensitivity, after: str) -> str:

@@ -7,14 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from mixbit.core import Scheme, method, track
+from mixbit.core import method, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.graph import Graph, Layer
 from mixbit.graph.layers import after
 from mixbit.graph.walk import Walker
 from mixbit.metrics._input import IGNORES_LOSS, MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
-from mixbit.quantization.offers import why_not
-from mixbit.quantization.scales import weight_quantizer
 from mixbit.quantization.statistics import batch_means
 
 #: (what the float network returns, what the changed one returns, labels) -> costs, [N] or [1].
@@ -27,11 +25,10 @@ Rerun = Callable[[Mapping[fx.Node, Any]], Any]
 def measured(inputs: MetricInput) -> Estimate:
     """KL divergence in nats of the network with one tensor rounded from the float network.
 
-    One weight at a time in each format, for all that reads it, with the bias that is deployed: less the mean that the
-    rounding error adds on the calibration data. One input tensor at a time in each format, for all that read it. What a
-    layer's choice costs is the sum of its weight and its inputs, an input shared among the layers that read it; what
-    rounding several tensors does together is not seen. A float run per batch, and of each variant what comes after the
-    change; the values of one batch's float run are kept in memory.
+    One weight at a time in each format, for all that reads it, with biases corrected as in the deployed network; one
+    input tensor at a time in each format, for all that read it. A layer's choice costs the sum of its weight and its
+    inputs, an input shared among the layers that read it; effects of several roundings together are not seen. Each
+    batch takes one float run, whose values stay in memory, and for each variant a run of what follows the change.
 
     Source: Y. Cai et al., "ZeroQ: A Novel Zero Shot Quantization Framework", CVPR 2020 (sensitivity by KL divergence),
     with bias correction and inputs.
@@ -53,8 +50,8 @@ def measured_loss(inputs: MetricInput) -> Estimate:
     """Increase of the task's loss on labels; tensors are rounded and their costs added as in `measured`.
 
     A mean increase below 0, of a weight or of an input, counts as 0: it is chance, or fits the labels at hand alone,
-    and a search would go after it. So entries lean upwards where they are smaller than their standard errors, which
-    are those of the increases as they are.
+    and a search would chase it. So entries lean upwards where they are smaller than their standard errors, which are
+    those of the increases themselves.
 
     Returns:
         loss and standard error [L, C] in the unit of the loss; its samples are the batches, weighted by size, since
@@ -114,12 +111,10 @@ def _with_the_weight(inputs: MetricInput, layer: Layer) -> list[Rerun]:
     graph = inputs.graph
     nodes = [node for node in graph.module.graph.find_nodes(op="get_attr") if node.target == layer.name]
     means = inputs.mean_errors(layer, inputs.weight_errors(layer))
-    reruns = []
-    for column, fmt in enumerate(inputs.weight_formats):
-        fits = why_not(layer, Scheme(fmt)) is None
-        quantizer = weight_quantizer(graph, layer, fmt, inputs.calibration) if fits else nn.Identity()
-        reruns.append(_rerun(graph, nodes, quantizer, {name: shifts[column] for name, shifts in means.items()}))
-    return reruns
+    return [
+        _rerun(graph, nodes, quantizer, {name: shifts[column] for name, shifts in means.items()})
+        for column, quantizer in enumerate(inputs.weight_quantizers(layer))
+    ]
 
 
 def _with_the_tensor(inputs: MetricInput, name: str) -> list[Rerun]:

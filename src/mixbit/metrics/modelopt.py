@@ -6,7 +6,6 @@ from mixbit.core import method, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Layer, Operation
-from mixbit.graph.sample_axis import group_samples, sample_axis
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
 
 
@@ -36,10 +35,10 @@ def _scores(inputs: MetricInput, batch: Inputs, labels: Tensor | None) -> tuple[
     costs_of_parts = inputs.zero_costs(count)
 
     def add(layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
-        axis = sample_axis(inputs.graph.node(operation.node))
         for costs, errors in zip(costs_of_parts, inputs.output_errors(layer, operation, x), strict=True):
             for column, error in enumerate(errors):
-                scores = group_samples(axis, gradient * error).flatten(1).square().sum(1).cpu().double()
+                products = inputs.by_sample(operation.node, gradient * error).flatten(1)
+                scores = products.square().sum(1).cpu().double()
                 costs[layer.name][: len(scores), column] += scores
 
     # The loss is the mean of the batch, and a sample's own gradient is wanted.

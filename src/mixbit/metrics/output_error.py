@@ -5,11 +5,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from mixbit.core import method, track
 from mixbit.graph.graph import Layer, Operation
-from mixbit.graph.sample_axis import group_samples, sample_axis
 from mixbit.graph.walk import Walker, seen
 from mixbit.metrics._input import IGNORES_LOSS, MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
 from mixbit.quantization.statistics import RunningMean
@@ -65,13 +64,15 @@ def _squares(inputs: MetricInput) -> Iterator[tuple[Costs, Costs, Tensor]]:
     for layer in inputs.layers:
         shifts |= inputs.mean_errors(layer, inputs.weight_errors(layer))
 
+    def mean_square(operation: Operation, output: Tensor) -> Tensor:
+        return inputs.by_sample(operation.node, output).flatten(1).square().mean(1).cpu().double()
+
     def see(layer: Layer, operation: Operation, value: Tensor, args: tuple[Any, ...]) -> None:
-        node = graph.node(operation.node)
         errors_by_part = inputs.output_errors(layer, operation, args[operation.data], shifts.get(operation.node))
         for costs, errors in zip((weights, reads), errors_by_part, strict=True):
             for column, error in enumerate(errors):
-                costs[layer.name][:, column] += _mean_square(node, error)
-        signals[layer.name] += _mean_square(node, value)
+                costs[layer.name][:, column] += mean_square(operation, error)
+        signals[layer.name] += mean_square(operation, value)
 
     around = {operation.node: seen(partial(see, layer, operation)) for layer, operation in pairs}
     walker = Walker(graph.module, around)
@@ -81,8 +82,3 @@ def _squares(inputs: MetricInput) -> Iterator[tuple[Costs, Costs, Tensor]]:
         signals = {layer.name: torch.zeros(count, dtype=torch.float64) for layer in inputs.layers}
         walker.returned(graph.leaves(batch))
         yield weights, reads, torch.stack([*signals.values()], 1)
-
-
-def _mean_square(node: fx.Node, output: Tensor) -> Tensor:
-    """[N] mean square of each sample, float64; [1] where samples cannot be told apart."""
-    return group_samples(sample_axis(node), output).flatten(1).square().mean(1).cpu().double()
