@@ -7,8 +7,7 @@ from mixbit.graph.evaluate import evaluate
 from mixbit.graph.graph import Graph
 from mixbit.pipeline.settings import Candidate, Data, Measured, Run
 from mixbit.roundings import ROUNDINGS, Rounding
-from mixbit.roundings.nearest import nearest
-from mixbit.roundings.quantize import quantize
+from mixbit.roundings.quantize import nearest, quantize
 from mixbit.searches.search import uniform_plans
 from mixbit.training.finetune import train
 from mixbit.training.loop import Objective, Trained
