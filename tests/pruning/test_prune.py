@@ -22,10 +22,9 @@ from mixbit.graph.blocks import find_blocks
 from mixbit.graph.graph import argument, tensor_of
 from mixbit.pipeline import Settings
 from mixbit.pipeline.folder import Result, recheck
-from mixbit.pruning.channels import find_channels
-from mixbit.pruning.importance import DAMPING, KEPT_EVERYWHERE, choose, importance, make_up, predict
+from mixbit.pruning.channels import Channels, find_channels
+from mixbit.pruning.importance import DAMPING, LEAST_SHARE, choose, importance, make_up, predict
 from mixbit.pruning.prune import Removal, without_channels
-from mixbit.pruning.units import Channels
 from mixbit.targets.verify import artefact_runner
 from mixbit.training import blockwise
 from tests.networks import Attention, Net, Residual, assert_state_is, batches_of, plan_of, state_of
@@ -393,9 +392,8 @@ def test_choose_keeps_a_tenth_of_every_tensor_and_never_takes_more_than_asked() 
         keep = choose(losses, channels.free, channels, everything, wanted)
         assert 0 < int((~keep).sum()) <= wanted
         assert keep[~channels.free].all()
-        assert all(
-            keep[one.units].sum() >= max(1, KEPT_EVERYWHERE * len(one.units)) for one in channels.tensors.values()
-        )
+        for place in channels.tensors.values():
+            assert keep[place.units].sum() >= max(1, LEAST_SHARE * len(place.units))
 
 
 @pytest.mark.parametrize("share", [0, 1, -0.1, 1.5, float("nan"), True, "0.3", 1e-6])

@@ -155,7 +155,7 @@ def test_correction_in_sequence_needs_the_batches():
     graph, x = residual()
     layers = graph.layers
     calibration = calibrate(graph, [x])
-    with pytest.raises(InvalidInput, match="sequential bias correction: a calibration alone does not tell it enough"):
+    with pytest.raises(InvalidInput, match="sequential bias correction: a calibration alone is not enough"):
         quantize(graph, plan_of(layers, "w3a4"), replace(calibration, batches=()), bias_correction="sequential")
     found = quantize(graph, plan_of(layers, "w3a4"), calibration, bias_correction="sequential")
     assert torch.equal(found(x), quantize(graph, plan_of(layers, "w3a4"), [x], bias_correction="sequential")(x))

@@ -73,7 +73,7 @@ def test_without_data_a_static_range_or_another_rounding_is_refused(graph):
     layers = graph.layers
     with pytest.raises(InvalidInput, match=r"batches: None, but q.weight \(w8a8\) has an input of static range"):
         quantize(graph, plan_of(layers, "w8a8", "packed"), None)
-    with pytest.raises(InvalidInput, match="no data does not tell it enough; give the batches"):
+    with pytest.raises(InvalidInput, match="no data is not enough; give the batches"):
         quantize(graph, plan_of(layers, "w8a8d", "packed"), None, rounding=lambda given: given.simulated)
 
 

@@ -17,7 +17,7 @@ from mixbit.graph.graph import model_fingerprint
 from mixbit.quantization.calibrate import calibrate
 from mixbit.quantization.quantizer import quantizers_of
 from mixbit.roundings import _learned
-from mixbit.roundings._input import RoundingInput, question_digest
+from mixbit.roundings._input import RoundingInput
 from mixbit.roundings.adaround import adaround
 from mixbit.roundings.brecq import brecq
 from mixbit.roundings.quantize import quantize
@@ -201,7 +201,7 @@ def test_batches_are_calibrated_and_learned_from():
     calibration = calibrate(graph, images(2))
     names = {layer.name: "w3a8" for layer in graph.layers}
     plan = mb.Plan(target="anything", fingerprint=model_fingerprint(graph.layers), layers=names)
-    with pytest.raises(InvalidInput, match="rounding brecq: a calibration alone does not tell it enough"):
+    with pytest.raises(InvalidInput, match="rounding brecq: a calibration alone is not enough"):
         quantize(graph, plan, replace(calibration, batches=()), rounding="brecq")
     for batches in (images(2), calibration):
         quantize(graph, plan, batches, rounding="brecq:iterations=2")
@@ -289,5 +289,5 @@ def test_other_masks_are_another_question(tmp_path):
             if quantizer.axis is not None:
                 weight = given.simulated.module.get_parameter(quantizer.tensor).detach().abs()
                 quantizer.mask = weight > weight.quantile(share)
-        digests.add(question_digest(given, "brecq"))
+        digests.add(given.question("brecq"))
     assert len(digests) == 2

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from mixbit.quantization.affine import dequantize, quantize
 from mixbit.quantization.statistics import inverse_factor
-from mixbit.roundings import _compensate
-from mixbit.roundings._compensate import compensated
+from mixbit.roundings import gptq
+from mixbit.roundings.gptq import compensated
 
 
 def nearest(w: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int]) -> Tensor:
@@ -74,7 +74,7 @@ def test_equals_the_plain_loop(rows, columns, seed, by_activation, sparse, group
 def test_blocks_change_nothing(monkeypatch):
     given_ = problem(5, 37, 1)[:4]
     whole = compensated(*given_, (-8, 7), damping=0.01, by_activation=True)
-    monkeypatch.setattr(_compensate, "BLOCK", 5)
+    monkeypatch.setattr(gptq, "BLOCK", 5)
     torch.testing.assert_close(compensated(*given_, (-8, 7), damping=0.01, by_activation=True), whole)
 
 

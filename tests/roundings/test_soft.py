@@ -67,5 +67,5 @@ def test_rise_reaches_its_ends():
 
 
 def test_the_exponent_falls_after_the_warm_up():
-    assert beta_at(0.19, 0.2, 20, 2) is None
-    assert [beta_at(progress, 0.2, 20, 2) for progress in (0.2, 0.6, 1.0)] == pytest.approx([20, 11, 2])
+    assert beta_at(0.09) is None
+    assert [beta_at(progress) for progress in (0.1, 0.55, 1.0)] == pytest.approx([20, 11, 2])

@@ -1,19 +1,20 @@
-"""What every metric is given and returns, and what several of them share."""
+"""What every metric is given and returns, what several of them share, and the metrics by name."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from mixbit.core import FloatArray, Format, InvalidInput, Scheme
+from mixbit.core import FloatArray, Format, InvalidInput, Methods, Scheme
 from mixbit.core.batches import Batch
 from mixbit.core.task import Task
-from mixbit.graph.graph import Graph, Layer, Operation
+from mixbit.graph.graph import Graph, Layer, Operation, SampleAxis, group_samples, sample_axis
 from mixbit.quantization.calibrate import Calibration, mean_output, weight_quantizer
 from mixbit.quantization.offers import why_not
 from mixbit.quantization.quantizer import Quantizer
@@ -52,8 +53,13 @@ class MetricInput:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """Those of the graph."""
+        """The graph's layers."""
         return self.graph.layers
+
+    @property
+    def sizes(self) -> Tensor:
+        """[batches] samples in each."""
+        return torch.tensor([inputs.batch_size for inputs, _ in self.batches])
 
     @cached_property
     def weight_formats(self) -> tuple[Format, ...]:
@@ -73,82 +79,100 @@ class MetricInput:
     @cached_property
     def quantizers(self) -> dict[str, list[Quantizer]]:
         """Tensor that layers read -> its quantizer in each of the input formats."""
-        device = self.graph.device
-        return {
-            name: [self.calibration.quantizer(name, fmt, device) for fmt in self.input_formats] for name in self.readers
-        }
+        calibration, device = self.calibration, self.graph.device
+        return {name: [calibration.quantizer(name, fmt, device) for fmt in self.input_formats] for name in self.readers}
 
-    def weight_errors(self, layer: Layer, rows: Tensor | None = None) -> list[Tensor]:
-        """What rounding adds to the layer's weight, in each of the weight formats; nothing in one that does not fit it.
+    @cached_property
+    def sample_axes(self) -> dict[str, SampleAxis | None]:
+        """Operator's node, and tensor that layers read -> where it keeps its samples."""
+        operators = [operation.node for layer in self.layers for operation in layer.operations]
+        return {name: sample_axis(self.graph.node(name)) for name in (*self.readers, *operators)}
+
+    def weight_quantizers(self, layer: Layer, rows: Tensor | None = None) -> list[nn.Module]:
+        """The quantizer of the layer's weight in each weight format; one that does not fit it changes nothing.
 
         Args:
             layer: One of `layers`.
-            rows: Numbers of the rows that are wanted, where the weight is a table of embeddings; all where None.
+            rows: Numbers of the wanted rows of an embedding's table; all where None.
         """
-        weight, errors = self.graph.parameter(layer.name).detach(), []
-        weight = weight if rows is None else weight[rows]
+        quantizers: list[nn.Module] = []
         for fmt in self.weight_formats:
             if why_not(layer, Scheme(fmt)) is not None:
-                errors.append(torch.zeros_like(weight))
+                quantizers.append(nn.Identity())
                 continue
             quantizer = weight_quantizer(self.graph, layer, fmt, self.calibration)
             if rows is not None:
-                factors = quantizer.scale, quantizer.zero_point
-                if len(quantizer.scale) > 1:
-                    factors = quantizer.scale[rows], quantizer.zero_point[rows]
+                factors = (quantizer.scale, quantizer.zero_point)
+                scale, zero_point = (factor if len(factor) == 1 else factor[rows] for factor in factors)
                 mask = None if quantizer.mask is None else quantizer.mask[rows]
-                quantizer = Quantizer(layer.name, fmt, layer.axis, *factors, mask)
-            with torch.no_grad():
-                errors.append(quantizer(weight) - weight)
-        return errors
+                quantizer = Quantizer(layer.name, fmt, layer.axis, scale, zero_point, mask)
+            quantizers.append(quantizer)
+        return quantizers
 
-    def mean_errors(self, operation: Operation, errors: Sequence[Tensor]) -> Tensor | None:
-        """[F, channels] mean output of F errors of the weight, as bias correction takes off; None where it cannot."""
-        if not errors or not operation.takes_bias:
-            return None
-        return torch.stack([mean_output(self.graph, operation, self.calibration, error) for error in errors])
+    def weight_errors(self, layer: Layer, rows: Tensor | None = None) -> list[Tensor]:
+        """What each of the `weight_quantizers` adds to the layer's weight, or to its rows."""
+        weight = self.graph.parameter(layer.name).detach()
+        weight = weight if rows is None else weight[rows]
+        return [quantizer(weight) - weight for quantizer in self.weight_quantizers(layer, rows)]
 
-    def no_costs(self, *shape: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Layer -> zeros [*shape, formats] in float64, to add to: for weight formats, and for input formats."""
-        weights, reads = (
-            {layer.name: torch.zeros(*shape, len(formats), dtype=torch.float64) for layer in self.layers}
-            for formats in (self.weight_formats, self.input_formats)
-        )
-        return weights, reads
+    def mean_errors(self, layer: Layer, errors: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+        """Operator's node -> its mean output for each error of the weight, shaped to be subtracted from the output.
 
-    def output_errors(self, layer: Layer, operation: Operation, x: Tensor) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
-        """What rounding adds to the output of one operator that reads x, one output at a time.
+        Bias correction subtracts it; operators whose bias cannot are left out.
+        """
+        means = {}
+        for operation in layer.operations:
+            if operation.takes_bias:
+                outputs = (mean_output(self.graph, operation, self.calibration, error) for error in errors)
+                dimensions = len(self.graph.shapes[operation.node])
+                means[operation.node] = [operation.along_channels(output, dimensions) for output in outputs]
+        return means
 
-        op(x, Q(W) - W) in each of the weight formats, and op(Q(x) - x, W) in each of the input formats, or nothing
-        where the operator reads indices.
+    def output_errors(
+        self, layer: Layer, operation: Operation, x: Tensor, shifts: Sequence[Tensor] | None = None
+    ) -> tuple[Iterator[Tensor], Iterator[Tensor]]:
+        """What rounding adds to the output of one operator that reads x: in each weight format, and each input format.
+
+        op(x, Q(W) - W), less its shift where there are any; and op(Q(x) - x, W), or nothing where x are indices.
         """
         graph, weight = self.graph, self.graph.parameter(layer.name).detach()
         quantizers = [] if operation.input is None else self.quantizers[operation.input]
-        return (
-            (graph.run(operation, x, error) for error in self.weight_errors(layer)),
-            (graph.run(operation, quantizer(x) - x, weight) for quantizer in quantizers),
-        )
+        outputs = (graph.run(operation, x, error) for error in self.weight_errors(layer))
+        if shifts is not None:
+            outputs = (output - shift for output, shift in zip(outputs, shifts, strict=True))
+        return outputs, (graph.run(operation, quantizer(x) - x, weight) for quantizer in quantizers)
 
-    def entries(self, weights: Costs, reads: Costs, *, shared: bool = True) -> Tensor:
+    def by_sample(self, node: str, x: Tensor) -> Tensor:
+        """[N, rows, ...] of a tensor with samples where the node has them; [1, rows, ...] where that does not show."""
+        return group_samples(self.sample_axes[node], x)
+
+    def zero_costs(self, *shape: int, shared: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Costs of weights and of inputs to add to: zeros [*shape, formats], float64, by the names of `entries`."""
+
+        def zeros(names: Iterable[str], formats: Sequence[Format]) -> dict[str, Tensor]:
+            return {name: torch.zeros(*shape, len(formats), dtype=torch.float64) for name in names}
+
+        layers = [layer.name for layer in self.layers]
+        return zeros(layers, self.weight_formats), zeros(self.readers if shared else layers, self.input_formats)
+
+    def entries(self, weights: Costs, reads: Costs, *, shared: bool) -> Tensor:
         """[..., L, C] float64 from the costs of parts.
 
         Args:
-            weights: Layer -> what its weight costs in each weight format, for every layer.
-            reads: Tensor -> what it costs in each input format; one that is missing costs nothing. The layers that
-                read it share that equally. Where not `shared`, layer -> what rounding its inputs costs it alone.
+            weights: Layer -> what its weight costs in each weight format.
+            reads: Layer -> what rounding its inputs costs it alone in each input format; where `shared`, tensor that
+                layers read -> what rounding it costs, which they share equally.
             shared: Whether inputs go by tensors.
         """
+        weight_columns = [(*self.weight_formats, None).index(scheme.weight) for scheme in self.schemes]
+        input_columns = [(*self.input_formats, None).index(scheme.input) for scheme in self.schemes]
         shape = weights[self.layers[0].name].shape[:-1]
         table = torch.zeros(*shape, len(self.layers), len(self.schemes), dtype=torch.float64)
         for row, layer in enumerate(self.layers):
-            names = [name for name in layer.inputs if name in reads]
-            parts = [reads[name] / self.readers[name] for name in names] if shared else [reads[layer.name]]
-            for column, scheme in enumerate(self.schemes):
-                if scheme.weight is not None:
-                    table[..., row, column] += weights[layer.name][..., self.weight_formats.index(scheme.weight)]
-                for part in parts:
-                    if scheme.input is not None:
-                        table[..., row, column] += part[..., self.input_formats.index(scheme.input)]
+            parts = [reads[name] / self.readers[name] for name in layer.inputs] if shared else [reads[layer.name]]
+            costs = [(weights[layer.name], weight_columns), *((part, input_columns) for part in parts)]
+            for part, columns in costs:
+                table[..., row, :] += functional.pad(part, (0, 1))[..., columns]  # the new column is that of float
         return table
 
 
@@ -170,16 +194,14 @@ class Estimate:
 
 
 def check_estimate(answer: Any, metric: str, inputs: MetricInput) -> None:
-    """Raise InvalidInput, which names the metric, unless it returned an estimate of the table's shape.
-
-    The table checks the numbers themselves; here that they are numbers, and how many.
-    """
+    """Raise InvalidInput, which names the metric, unless it returned numbers of the table's shape."""
     if not isinstance(answer, Estimate):
         raise InvalidInput(
             f"metric {metric}: returned a {type(answer).__name__}; return mixbit.metrics.Estimate(loss, ...)"
         )
     wanted = len(inputs.layers), len(inputs.schemes)
-    for name, values in (("loss", answer.loss), ("standard_error", answer.standard_error)):
+    for name in ("loss", "standard_error"):
+        values: Any = getattr(answer, name)
         if not isinstance(values, np.ndarray) or values.shape != wanted or not np.issubdtype(values.dtype, np.floating):
             what = f"{values.dtype} {list(values.shape)}" if hasattr(values, "shape") else "no array"
             raise InvalidInput(f"metric {metric}: {name} is a {type(values).__name__}, {what}; return float64 {wanted}")
@@ -197,15 +219,13 @@ def joined(first: Estimate, second: Estimate) -> Estimate:
     return Estimate(a * first.loss + b * second.loss, error, count)
 
 
-def averaged(inputs: MetricInput, costs: Iterable[tuple[Costs, Costs]], *, shared: bool = True) -> Estimate:
-    """Mean over samples, with its standard error, of the entries of every batch's costs [N, formats].
-
-    Args:
-        inputs: Which layers and schemes.
-        costs: For every batch, those of weights and those of inputs, see `MetricInput.entries`.
-        shared: As there.
-    """
+def averaged(inputs: MetricInput, costs: Iterable[tuple[Costs, Costs]], *, shared: bool) -> Estimate:
+    """Mean over samples, with its standard error, of `MetricInput.entries` of every batch's costs [N, formats]."""
     entries = RunningMean((len(inputs.layers), len(inputs.schemes)))
     for weights, reads in costs:
         entries.update(inputs.entries(weights, reads, shared=shared))
     return Estimate(*entries.result())
+
+
+Metric = Callable[[MetricInput], Estimate]
+METRICS: Methods[Metric] = Methods("metric", "mixbit.metrics")

@@ -28,15 +28,14 @@ def autoround(inputs: MetricInput) -> Estimate:
         InvalidInput: labels that do not fit the task.
     """
     rows = torch.stack([_entries(inputs, *pair) for pair in track(inputs.batches, "measure")])
-    sizes = torch.tensor([batch.batch_size for batch, _ in inputs.batches])
-    loss, standard_error = batch_means(rows, sizes)
+    loss, standard_error = batch_means(rows, inputs.sizes)
     return Estimate(loss.numpy(), standard_error.numpy(), len(rows))
 
 
 def _entries(inputs: MetricInput, batch: Inputs, labels: Tensor | None) -> Tensor:
     """[L, C] of one batch; 0 where the loss does not depend on the layer."""
     graph, gradients = inputs.graph, dict[str, Tensor]()
-    weights, reads = inputs.no_costs()
+    weights, reads = inputs.zero_costs()
 
     def add(layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
         quantizers = inputs.quantizers.get(operation.input or "", [])

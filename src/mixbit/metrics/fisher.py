@@ -5,12 +5,11 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from mixbit.core import method, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.backward import Backward
-from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation, group_samples, sample_axis
+from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation
 from mixbit.graph.layers import run_stacked, stack_weights
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
 
@@ -22,11 +21,10 @@ def fisher(inputs: MetricInput) -> Estimate:
     For sample i with loss l_i, labels drawn from the model, and a perturbation d, KL ~ 1/2 E_i[(g_i . d)^2] with
     g_i = dl_i/dd. An operator is linear in its weight, so g_i . dW = <dl_i/dout, op(x_i, dW)>; for an activation
     g_i . dx = <dl_i/dx, dx_i>. One forward, one backward to the activations, and one more run of each operator per
-    weight format give every entry. dW is the real rounding error; the mean of op(., dW) over the calibration data
-    is taken off, as bias correction does in the deployed network. The error of a tensor that k layers read counts
-    1/k in each, since they take the same input format. A tensor without samples of its own, as the position embedding
-    that all samples share, has one gradient for the batch: draws are independent, so that its square estimates the
-    sum over samples.
+    weight format give every entry. dW is the real rounding error, less the mean of op(., dW) over the calibration data,
+    as bias correction does in the deployed network. The error of a tensor that k layers read counts 1/k in each, since
+    they take the same input format. A tensor that all samples share, as a position embedding, has one gradient for the
+    batch; draws are independent, so that its square estimates the sum over samples.
 
     Source: A. Zandonati et al., "FIT: A Metric for Model Sensitivity", ICLR 2023 (KL ~ 1/2 d'Id), here per sample, with
     real errors and bias correction.
@@ -35,7 +33,7 @@ def fisher(inputs: MetricInput) -> Estimate:
         loss and standard error [L, C].
     """
     scorer = _Scorer(inputs)
-    return averaged(inputs, (scorer.of_batch(*pair) for pair in track(inputs.batches, "measure")))
+    return averaged(inputs, (scorer.of_batch(*pair) for pair in track(inputs.batches, "measure")), shared=True)
 
 
 class _Scorer:
@@ -45,11 +43,9 @@ class _Scorer:
         self.inputs = inputs
         self.generator = torch.Generator().manual_seed(inputs.seed)
         self.small_errors: dict[str, list[Tensor]] = {}
-        pairs = [(layer, operation) for layer in inputs.layers for operation in layer.operations]
-        with torch.no_grad():
-            self.shifts = {
-                operation.node: inputs.mean_errors(operation, self._errors(layer)) for layer, operation in pairs
-            }
+        self.shifts: dict[str, list[Tensor]] = {}
+        for layer in inputs.layers:
+            self.shifts |= inputs.mean_errors(layer, self._errors(layer))
         self.backward = Backward(
             inputs.graph,
             inputs.layers,
@@ -63,22 +59,21 @@ class _Scorer:
         self.weight_scores: dict[str, list[Tensor]] = defaultdict(list)
         self.read_scores: dict[str, list[Tensor]] = defaultdict(list)
         self.backward.run_batch(batch, labels, partial(self.inputs.task.information, generator=self.generator))
-        weights, reads = (
-            {name: _squares(parts, batch.batch_size) for name, parts in scores.items()}
-            for scores in (self.weight_scores, self.read_scores)
-        )
-        return self.inputs.no_costs(batch.batch_size)[0] | weights, reads
+        parts = self.inputs.zero_costs(batch.batch_size, shared=True)
+        for costs, scores in zip(parts, (self.weight_scores, self.read_scores), strict=True):
+            for name, sums in scores.items():
+                squares = _squares(sums, batch.batch_size)
+                costs[name][: len(squares)] = squares
+        return parts
 
     def _score_read(self, name: str, x: Tensor, gradient: Tensor) -> None:
-        axis = sample_axis(self.inputs.graph.node(name))
-        products = [quantizer(x).sub_(x).mul_(gradient) for quantizer in self.inputs.quantizers[name]]
-        dots = [(part := group_samples(axis, product)).reshape(len(part), -1).sum(1) for product in products]
+        products = (quantizer(x).sub_(x).mul_(gradient) for quantizer in self.inputs.quantizers[name])
+        dots = [self.inputs.by_sample(name, product).flatten(1).sum(1) for product in products]
         self.read_scores[name].append(torch.stack(dots, 1))
 
     def _score_weight(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
         """[N, formats] of <gradient_i, op(x_i, dW) - its mean>; [1, formats] where samples cannot be told apart."""
-        axis, shifts = sample_axis(self.inputs.graph.node(operation.node)), self.shifts[operation.node]
-        x, gradient = group_samples(axis, x), group_samples(axis, gradient)
+        x, gradient = (self.inputs.by_sample(operation.node, tensor) for tensor in (x, gradient))
         if operation.kind.input is None:
             rows, places = x.unique(return_inverse=True)  # a table is long, and a batch reads little of it
             errors = self.inputs.weight_errors(layer, rows)
@@ -91,9 +86,10 @@ class _Scorer:
             outputs = x.flatten(0, 1), gradient.flatten(0, 1)
             rows = _dot_with_outputs(self.inputs.graph, operation, *outputs, self._errors(layer))
             scores = rows.unflatten(0, gradient.shape[:2]).sum(1)
+        shifts = self.shifts.get(operation.node)
         if shifts is not None:
             sums = gradient.sum(1) if operation.channels_last else gradient.flatten(3).sum((1, 3))
-            scores = scores - sums @ shifts.T
+            scores = scores - sums @ torch.stack(shifts).flatten(1).T
         self.weight_scores[layer.name].append(scores)
 
     def _errors(self, layer: Layer) -> list[Tensor]:
@@ -134,9 +130,8 @@ def _dot_with_outputs(graph: Graph, operation: Operation, x: Tensor, gradient: T
 
 
 def _squares(scores: list[Tensor], batch_size: int) -> Tensor:
-    """[N, formats] of 1/2 (sum of scores)^2; a sum over the batch stands in the first row, zeros in the others."""
+    """[N, formats] of 1/2 (sum of scores)^2, or [1, formats] of a sum over the batch."""
     scores = [part.cpu().double() for part in scores]
     if any(len(part) != batch_size for part in scores):
-        total = torch.stack([part.sum(0) for part in scores]).sum(0)
-        return functional.pad(total.square().unsqueeze(0) / 2, (0, 0, 0, batch_size - 1))
+        scores = [part.sum(0, keepdim=True) for part in scores]
     return torch.stack(scores).sum(0).square() / 2

@@ -1,17 +1,16 @@
 """The metric `fit`: the Fisher information's trace times the power of an error."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Literal
 
 import torch
 from annotated_types import Gt
 from torch import Tensor
-from torch.nn import functional
 
 from mixbit.core import Format, method, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.backward import Backward, SampleGradients
-from mixbit.graph.graph import Layer, group_samples, sample_axis
+from mixbit.graph.graph import Layer
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
 from mixbit.quantization.calibrate import weight_mask
 from mixbit.quantization.statistics import RunningMean
@@ -42,20 +41,19 @@ def fit(
     With real errors the entry is 1/2 E_i[sum_j g_ij^2 e_j^2], for a weight with e = Q(W) - W, for an input with
     e_i = Q(x_i) - x_i: the errors of the formats' own scales, clipping included, element by element.
 
-    Gradients are those of single samples. The published code squares the mean gradient of a batch of B, which adds
-    about B - 1 times the square of the mean gradient. Only where samples cannot be told apart, as in a position
-    embedding that all share, the batch's gradient stands for them. A weight that several operators use takes the sum
-    of their gradients; the noise of a tensor that k layers read counts 1/k in each. Unlike in the published code, the
-    network's input counts as any other. Sample i's loss is its part in the mean loss of its batch, times the batch
-    size.
+    Sample i's loss is its part in the mean loss of its batch, times the batch size. The published code squares the
+    mean gradient of a batch of B, which adds about B - 1 times the square of the mean gradient. Where samples cannot be
+    told apart, as in a position embedding that all share, the batch's gradient stands for them. A weight that several
+    operators use takes the sum of their gradients; the noise of a tensor that k layers read counts 1/k in each. Unlike
+    in the published code, the network's input counts as any other.
 
     Args:
         inputs: Its seed has no effect, since nothing is drawn.
-        of: Which tensors count: `both`, or `weights` or `inputs` alone, so that formats of the others cost nothing.
+        of: Which tensors count; formats of the others cost nothing.
         error: `noise` that is uniform within a step, or the `real` rounding error.
         tolerance: Stop once every trace, weighted by the squared errors where they differ within a tensor, has a
-            standard error below this share of it, after two batches or more; a trace of zero counts as known. All
-            batches where None.
+            standard error below this share of it, after two batches or more; a trace of zero counts as known. None
+            takes all batches.
 
     Source: A. Zandonati et al., "FIT: A Metric for Model Sensitivity", ICLR 2023; FITCompress (A. Zandonati et al.,
     arXiv 2302.07612) weights real errors of weights so.
@@ -66,7 +64,7 @@ def fit(
     Raises:
         InvalidInput: labels that do not fit the task.
     """
-    return averaged(inputs, _costs(inputs, _Scorer(inputs, of, error), tolerance))
+    return averaged(inputs, _costs(inputs, _Scorer(inputs, of, error), tolerance), shared=True)
 
 
 def _costs(inputs: MetricInput, scorer: "_Scorer", tolerance: float | None) -> Iterator[tuple[Costs, Costs]]:
@@ -86,51 +84,11 @@ def _costs(inputs: MetricInput, scorer: "_Scorer", tolerance: float | None) -> I
             break
 
 
-def _noise_power(low: float, high: float, formats: Sequence[Format]) -> Tensor:
-    """[F] D^2 / 12, the power of noise that is uniform within a step D = (high - low) / (2^bits - 1)."""
-    steps = torch.tensor([2.0**fmt.bits - 1 for fmt in formats], dtype=torch.float64)
-    return ((high - low) / steps).square() / 12
-
-
-def _noise_of_weight(inputs: MetricInput, layer: Layer) -> Tensor:
-    """[F, elements] squares of the weight's error in each weight format, or [F, 1] where they are one number."""
-    weight = inputs.graph.parameter(layer.name).detach()
-    low, high = torch.aminmax(weight)
-    noise = _noise_power(float(low), float(high), inputs.weight_formats).unsqueeze(1)
-    masks = [weight_mask(inputs.graph, layer, fmt, inputs.calibration) for fmt in inputs.weight_formats]
-    if all(mask is None for mask in masks):
-        return noise
-    flat = weight.flatten().double()
-    rows = [
-        power if mask is None else torch.where(mask.flatten(), power, flat.square())
-        for power, mask in zip(noise.to(flat), masks, strict=True)
-    ]
-    return torch.stack([row.expand(len(flat)) for row in rows])
-
-
-def _error_of_weight(inputs: MetricInput, layer: Layer) -> Tensor:
-    """[F, elements] the same of the real errors."""
-    return torch.stack(inputs.weight_errors(layer)).square_().flatten(1)
-
-
-def _noise_of_read(inputs: MetricInput, name: str, _: Tensor) -> list[Tensor]:
-    """For each input format the square of the error, one number."""
-    histogram = inputs.calibration.histograms[name]
-    return list(_noise_power(histogram.low, histogram.high, inputs.input_formats))
-
-
-def _error_of_read(inputs: MetricInput, name: str, x: Tensor) -> list[Tensor]:
-    """For each input format the squares of the real errors, of the shape of x."""
-    return [quantizer(x).sub_(x).square_() for quantizer in inputs.quantizers[name]]
-
-
 class _Scorer:
     """Collects, in backward, half the sum of g_i^2 times power for every weight format and input format, per sample."""
 
     def __init__(self, inputs: MetricInput, of: str, error: str) -> None:
-        self.inputs = inputs
-        self.weight_powers = _noise_of_weight if error == "noise" else _error_of_weight
-        self.read_powers = _noise_of_read if error == "noise" else _error_of_read
+        self.inputs, self.real = inputs, error == "real"
         self.gradients = SampleGradients(inputs.graph, self._score_weight)
         self.backward = Backward(
             inputs.graph,
@@ -140,36 +98,61 @@ class _Scorer:
         )
 
     def of_batch(self, batch: Inputs, labels: Tensor | None) -> tuple[Costs, Costs]:
-        """[N, formats] of each weight and of each input; zeros where the loss does not depend on it."""
-        inputs, count = self.inputs, batch.batch_size
-        #: Layer or tensor -> [N, formats], or [1, formats] where samples cannot be told apart.
-        self.weight_scores = {layer.name: torch.zeros(1, len(inputs.weight_formats)) for layer in inputs.layers}
-        self.read_scores = {name: torch.zeros(1, len(inputs.input_formats)) for name in inputs.readers}
+        """[N, formats] of each weight and of each input; zeros where the loss does not depend on it.
+
+        A sum over the batch stands in the first row.
+        """
+        count = batch.batch_size
+        self.weights, self.reads = self.inputs.zero_costs(count, shared=True)
         # The loss is the mean of the batch, and a sample's own gradient is wanted.
-        self.backward.run_batch(batch, labels, lambda *pair: inputs.task.loss(*pair) * count)
-        self.gradients.finish_batch(inputs.layers)
-        # A sum over the batch stands in the first row, zeros in the others.
-        weights, reads = (
-            {
-                name: functional.pad(part.cpu().double() / 2, (0, 0, 0, count - len(part)))
-                for name, part in parts.items()
-            }
-            for parts in (self.weight_scores, self.read_scores)
-        )
-        return weights, reads
+        self.backward.run_batch(batch, labels, lambda *pair: self.inputs.task.loss(*pair) * count)
+        self.gradients.finish_batch(self.inputs.layers)
+        return self.weights, self.reads
 
     def _score_weight(self, layer: Layer, gradients: Iterator[Tensor]) -> None:
         # Again for every batch: the errors of all layers at once would be as many models as there are formats.
-        powers, scores = self.weight_powers(self.inputs, layer), []
+        powers, scores = self._weight_powers(layer), []
         for some in gradients:
             squares = some.square_().flatten(1)
             if powers.shape[1] == 1:
                 squares = squares.sum(1, keepdim=True)
             scores.append(squares @ powers.to(squares).T)
-        self.weight_scores[layer.name] = torch.cat(scores)
+        sums = torch.cat(scores)
+        self.weights[layer.name][: len(sums)] = sums.double() / 2
 
     def _score_read(self, name: str, x: Tensor, gradient: Tensor) -> None:
-        axis, squares = sample_axis(self.inputs.graph.node(name)), gradient.square()
-        powers = self.read_powers(self.inputs, name, x)
-        scores = [group_samples(axis, squares * power).flatten(1).sum(1) for power in powers]
-        self.read_scores[name] = torch.stack(scores, 1)
+        squares = gradient.square()
+        for column, power in enumerate(self._read_powers(name, x)):
+            sums = self.inputs.by_sample(name, squares * power).flatten(1).sum(1)
+            self.reads[name][: len(sums), column] = sums.double() / 2
+
+    def _weight_powers(self, layer: Layer) -> Tensor:
+        """[F, elements] squares of the weight's error in each weight format, or [F, 1] where they are one number."""
+        inputs = self.inputs
+        if self.real:
+            return torch.stack(inputs.weight_errors(layer)).square_().flatten(1)
+        weight = inputs.graph.parameter(layer.name).detach()
+        low, high = torch.aminmax(weight)
+        noise = _noise_power(float(low), float(high), inputs.weight_formats).unsqueeze(1)
+        masks = [weight_mask(inputs.graph, layer, fmt, inputs.calibration) for fmt in inputs.weight_formats]
+        if all(mask is None for mask in masks):
+            return noise
+        flat = weight.flatten().double()
+        rows = [
+            power if mask is None else torch.where(mask.flatten(), power, flat.square())
+            for power, mask in zip(noise.to(flat), masks, strict=True)
+        ]
+        return torch.stack([row.expand(len(flat)) for row in rows])
+
+    def _read_powers(self, name: str, x: Tensor) -> Iterable[Tensor]:
+        """The square of the error in each input format: one number, or of the shape of x."""
+        if self.real:
+            return (quantizer(x).sub_(x).square_() for quantizer in self.inputs.quantizers[name])
+        histogram = self.inputs.calibration.histograms[name]
+        return _noise_power(histogram.low, histogram.high, self.inputs.input_formats)
+
+
+def _noise_power(low: float, high: float, formats: Sequence[Format]) -> Tensor:
+    """[F] D^2 / 12, the power of noise that is uniform within a step D = (high - low) / (2^bits - 1)."""
+    steps = torch.tensor([2.0**fmt.bits - 1 for fmt in formats], dtype=torch.float64)
+    return ((high - low) / steps).square() / 12

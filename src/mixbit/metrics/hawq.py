@@ -32,22 +32,20 @@ def hawq(
     """Expected increase of the loss in nats from the Hessian's average trace of each weight; needs labels.
 
     The entry of a weight W of n elements is 1/2 Tr(H_W) / n |Q(W) - W|^2, H_W the block of the Hessian of the mean
-    loss over all batches; with the 1/2, which the published score leaves out and which changes no ranking, it is the
-    second order of the loss for an error without direction. Tr(H_W) is the mean of <v_W, (H v)_W> over vectors v of
-    random signs, drawn for all weights together, where H v is the gradient of <gradient, v>. The scores add up over
-    batches from zero, so that one batch is in memory at a time, and each vector takes one pass over all of them. An
-    entry below zero, of a trace that is negative or estimated so, becomes zero: it would reward a larger error.
-    Formats of inputs contribute nothing.
+    loss over all batches: the second order of the loss for an error without direction. The published score lacks the
+    1/2, which changes no ranking. Tr(H_W) is the mean of <v_W, (H v)_W> over vectors v of random signs, drawn for all
+    weights together; H v is the gradient of <gradient, v>. Each vector takes one pass over the batches, one of which is
+    in memory at a time. An entry of a negative trace becomes zero, since it would reward a larger error. Formats of
+    inputs cost nothing.
 
-    Rules that end it before all vectors are drawn, where T is the sum of the layers' average traces:
-    `standard_error` once that of T is below the tolerance times |T|, after FEWEST_VECTORS or more; `nncf` once
-    |T_k - T_(k-1)| < tolerance (|T_(k-1)| + 1e-6) for the means of k and k - 1 vectors, which says how little one
-    vector changes the mean and not how far it is from the truth.
+    With T the sum of the layers' average traces, the rules stop early: `standard_error` once that of T is below the
+    tolerance times |T|, after FEWEST_VECTORS or more; `nncf` once |T_k - T_(k-1)| < tolerance (|T_(k-1)| + 1e-6) for
+    the means of k and k - 1 vectors, which says how little one vector changes the mean, not how wrong it is.
 
     Args:
         inputs: Its seed draws the vectors.
         vectors: How many to draw at most; two or more.
-        rule: When to end before that.
+        rule: When to stop before that.
         tolerance: Of the rule; where None, TOLERANCES of it.
 
     Source: Z. Dong et al., "HAWQ-V2: Hessian Aware trace-Weighted Quantization of Neural Networks", NeurIPS 2020; the
@@ -61,7 +59,7 @@ def hawq(
             range.
     """
     tolerance = TOLERANCES[rule] if tolerance is None else tolerance
-    num_samples = sum(batch.batch_size for batch, _ in inputs.batches)
+    num_samples = int(inputs.sizes.sum())
     if not inputs.weight_formats:
         nothing = np.zeros((len(inputs.layers), len(inputs.schemes)))
         return Estimate(nothing, nothing.copy(), num_samples)
@@ -74,7 +72,12 @@ def hawq(
         if _settled(totals, rule, tolerance):
             break
     mean, error, _ = traces.result()
-    return Estimate(_costs(inputs, mean).clip(min=0), _costs(inputs, error), num_samples, trace=mean)
+    weights, reads = inputs.zero_costs(2)
+    for layer, *factors in zip(inputs.layers, mean, error, strict=True):
+        powers = torch.stack([change.double().square().sum().cpu() for change in inputs.weight_errors(layer)])
+        weights[layer.name] = torch.stack([powers * float(factor) / 2 for factor in factors])
+    loss, standard_error = inputs.entries(weights, reads, shared=False).numpy()
+    return Estimate(loss.clip(min=0), standard_error, num_samples, trace=mean)
 
 
 def _settled(totals: Sequence[float], rule: Rule, tolerance: float) -> bool:
@@ -87,15 +90,6 @@ def _settled(totals: Sequence[float], rule: Rule, tolerance: float) -> bool:
     if len(totals) < FEWEST_VECTORS:
         return False
     return float(np.std(totals, ddof=1)) / len(totals) ** 0.5 < tolerance * abs(float(np.mean(totals)))
-
-
-def _costs(inputs: MetricInput, traces: np.ndarray) -> np.ndarray:
-    """[L, C] of 1/2 trace |Q(W) - W|^2 for average traces [L]."""
-    costs = {}
-    for layer, trace in zip(inputs.layers, traces, strict=True):
-        powers = [error.double().square().sum().cpu() for error in inputs.weight_errors(layer)]
-        costs[layer.name] = torch.stack(powers) * float(trace) / 2
-    return inputs.entries(costs, {}).numpy()
 
 
 def _average_traces(inputs: MetricInput, num_samples: int, generator: torch.Generator) -> Tensor:
@@ -116,10 +110,9 @@ def _times_hessian(
     """H v of the batch's mean loss, by weight: the gradient of <gradient, v>."""
     graph, leaves = inputs.graph, list(weights.values())
     batch = batch.to(graph.device)
-    # a module may know one parameter by several names, of which functional_call takes a single one
-    names = {id(parameter): name for name, parameter in graph.module.named_parameters()}
-    tensors = {name: parameter.detach() for name, parameter in graph.module.named_parameters()}
-    tensors |= {names[id(graph.parameter(name))]: weight for name, weight in weights.items()}
+    own = {id(graph.parameter(name)): weight for name, weight in weights.items()}
+    parameters = graph.module.named_parameters()  # each once, by one of its names, as functional_call wants them
+    tensors = {name: own.get(id(parameter), parameter.detach()) for name, parameter in parameters}
     # the fused kernels of attention have no second derivative
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         returned = torch.func.functional_call(graph.module, tensors, batch.args, dict(batch.kwargs))

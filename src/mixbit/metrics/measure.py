@@ -9,10 +9,8 @@ import numpy as np
 
 from mixbit.core import (
     Budget,
-    FloatArray,
     InfeasibleBudget,
     InvalidInput,
-    Plan,
     Scheme,
     Sensitivity,
     Target,
@@ -20,13 +18,11 @@ from mixbit.core import (
     find_target,
     track,
 )
-from mixbit.core.batches import Batch
 from mixbit.core.task import Task
-from mixbit.graph.graph import Graph, Layer, check_arguments, check_graph, model_fingerprint
+from mixbit.graph.graph import Graph, check_arguments, check_graph, model_fingerprint
 from mixbit.graph.layers import shared_inputs
 from mixbit.graph.resources import live_activations
-from mixbit.metrics import METRICS, Metric
-from mixbit.metrics._input import MEAN_OVER_SAMPLES, NEEDS_LABELS, MetricInput, check_estimate, joined
+from mixbit.metrics._input import MEAN_OVER_SAMPLES, METRICS, NEEDS_LABELS, Metric, MetricInput, check_estimate, joined
 from mixbit.quantization.calibrate import Calibration, calibrate, weight_quantizer
 from mixbit.quantization.offers import why_not, with_fallbacks
 from mixbit.searches.search import search
@@ -39,11 +35,11 @@ FEWEST_BATCHES = 8
 SHARES = (0.25, 0.5, 0.75)
 #: Tables drawn from the standard errors.
 DRAWS = 8
-#: A plan is stable where those of the drawn tables lose no more than this share on average by the table itself.
+#: A plan is stable if, by the table itself, plans of the drawn tables lose at most this share more on average.
 TOLERANCE = 0.05
-#: In nats, what no plan turns on: every cost below it is about zero. Exact costs may be of any size but none.
+#: Sampled costs count as zero where all are below the first (nats), exact costs where all are below the second.
 NOTHING, TINIEST = 1e-9, 1e-300
-#: Share of the dearest plan's loss below which the best plan's own is too small to compare with.
+#: Least share of the dearest plan's loss that the best plan counts as losing, in comparisons.
 LEAST_BEST = 1e-3
 
 
@@ -59,8 +55,8 @@ def measure(
 ) -> Sensitivity:
     """Predict what each choice of each layer costs in loss, and what it uses.
 
-    Metrics that are means over samples get parts of the batches in turn until plans are stable under resampling or the
-    data is spent; others, and functions of your own, get all of it at once. `verdict` says which.
+    Metrics that are means over samples get parts of the batches in turn until plans are stable under resampling or all
+    data is used; others, and functions of your own, get all of it at once. `verdict` says which.
 
     Args:
         graph: A captured graph; it is left as it is.
@@ -78,56 +74,43 @@ def measure(
         InvalidInput: an unknown name, a choice that the target does not run, choices none of which a layer can take, a
             graph that is quantized already, or data or a calibration that does not fit, or lacks labels.
     """
-    target = find_target(target)
     name, method = METRICS.find(metric)
     check_arguments(graph, task, seed)
-    frame = blank_table(graph, target=target, choices=choices)
-    frame = dataclasses.replace(frame, metric=name, seed=seed)
+    frame = dataclasses.replace(blank_table(graph, target=target, choices=choices), metric=name, seed=seed)
     calibration = batches if isinstance(batches, Calibration) else calibrate(graph, batches)
     calibration.check_layers(graph.layers)
-    if NEEDS_LABELS in facts_of(method):
-        _check_labels(name, calibration.batches)
+    unlabelled = [number for number, (_, labels) in enumerate(calibration.batches) if labels is None]
+    if unlabelled and NEEDS_LABELS in facts_of(method):
+        raise InvalidInput(
+            f"metric {name.partition(':')[0]!r} needs labels, batch {unlabelled[0]} has none: give batches that end "
+            "with them, or take a metric that needs none, as fisher"
+        )
     schemes = tuple(Scheme.parse(choice) for choice in frame.choices)
     choose_scales(graph, calibration, schemes)
     inputs = MetricInput(graph, schemes, calibration, calibration.batches, task or Task.classification(), seed)
-    in_parts = MEAN_OVER_SAMPLES in facts_of(method)
-    return _measured(frame, inputs, method, _parts(calibration.batches) if in_parts else [calibration.batches])
+    return _measured(frame, inputs, method)
 
 
-def _measured(frame: Sensitivity, inputs: MetricInput, method: Metric, parts: list[Sequence[Batch]]) -> Sensitivity:
+def _measured(frame: Sensitivity, inputs: MetricInput, method: Metric) -> Sensitivity:
     """The table of as many parts of the batches as make plans stable, or of all."""
-    total, seen, table = None, 0, frame
-    for number, part in enumerate(parts):
-        estimate = method(dataclasses.replace(inputs, batches=part, seed=inputs.seed + number))
+    batches, parts = inputs.batches, [inputs.batches]
+    if MEAN_OVER_SAMPLES in facts_of(method) and len(batches) >= FEWEST_BATCHES:
+        # A quarter, the next quarter, the rest: each from all over the data, which may be in order.
+        parts = [batches[0::4], batches[2::4], [*batches[1::4], *batches[3::4]]]
+    total, num_seen, table = None, 0, frame
+    for number, some in enumerate(parts):
+        part = dataclasses.replace(inputs, batches=some, seed=inputs.seed + number)
+        estimate = method(part)
         check_estimate(estimate, frame.metric, inputs)
         total = estimate if total is None else joined(total, estimate)
-        seen += _num_samples(part)
-        table = dataclasses.replace(
-            frame,
-            loss=np.where(np.isfinite(frame.loss), total.loss, np.inf),
-            standard_error=total.standard_error,
-            num_samples=total.num_samples,
-            trace=total.trace,
-        )
-        verdict = _verdict(table, f"after {seen} of {_num_samples(inputs.batches)} samples")
+        num_seen += int(part.sizes.sum())
+        loss = np.where(np.isfinite(frame.loss), total.loss, np.inf)
+        table = dataclasses.replace(frame, **vars(total) | {"loss": loss})
+        verdict = _verdict(table, f"after {num_seen} of {int(inputs.sizes.sum())} samples")
         table = dataclasses.replace(table, verdict=verdict)
         if verdict.startswith(STABLE):
             break
     return table
-
-
-def _parts(batches: Sequence[Batch]) -> list[Sequence[Batch]]:
-    """A quarter of the batches, the next quarter, the rest; all at once where they are few.
-
-    Each part is from all over the data, which may be in order.
-    """
-    if len(batches) < FEWEST_BATCHES:
-        return [batches]
-    return [batches[0::4], batches[2::4], [*batches[1::4], *batches[3::4]]]
-
-
-def _num_samples(batches: Sequence[Batch]) -> int:
-    return sum(batch.batch_size for batch, _ in batches)
 
 
 def _verdict(table: Sensitivity, after: str) -> str:
@@ -139,27 +122,11 @@ def _verdict(table: Sensitivity, after: str) -> str:
     return f"{STABLE}, {after}"
 
 
-def _check_labels(metric: str, batches: Sequence[Batch]) -> None:
-    """Raise InvalidInput, which names the metric, unless every batch has labels."""
-    for number, (_, labels) in enumerate(batches):
-        if labels is None:
-            raise InvalidInput(
-                f"metric {metric.partition(':')[0]!r} needs labels, batch {number} has none: give batches that end "
-                "with them, or take a metric that needs none, as fisher"
-            )
-
-
 def blank_table(graph: Graph, *, target: str | Target, choices: Sequence[str] | None = None) -> Sensitivity:
     """The table before a metric fills it: a loss of 0 where a layer is offered a choice, inf elsewhere.
 
-    Args:
-        graph: A captured graph.
-        target: As for `measure`.
-        choices: As for `measure`.
-
     Raises:
-        InvalidInput: a choice that the target does not run, choices none of which a layer can take, or a graph that is
-            quantized already.
+        InvalidInput: as `measure` does for its graph, target and choices.
     """
     check_graph(graph)
     target = find_target(target)
@@ -171,14 +138,23 @@ def blank_table(graph: Graph, *, target: str | Target, choices: Sequence[str] | 
         if not row.any():
             raise InvalidInput(f"choices: none fits a layer; {why_not(layer, schemes[0])}; or offer float too")
     dynamic = any(scheme.input is not None and scheme.input.dynamic for scheme in schemes)
+    numel, macs = np.array([(layer.numel, layer.macs) for layer in layers], dtype=float).T
+    weight_bits, input_bits = np.array([(scheme.weight_bits, scheme.input_bits) for scheme in schemes], dtype=float).T
+    weight_bytes = [
+        [float(target.weight_bytes(layer.shape, layer.axis, scheme.weight)) for scheme in schemes] for layer in layers
+    ]
     return Sensitivity(
         layers=tuple(layer.name for layer in layers),
         choices=tuple(str(scheme) for scheme in schemes),
         loss=np.where(offered, 0.0, np.inf),
         standard_error=np.zeros(offered.shape),
-        usage=usage(layers, schemes, target),
-        numel=np.array([float(layer.numel) for layer in layers]),
-        macs=np.array([float(layer.macs) for layer in layers]),
+        usage={
+            "weight_bytes": np.array(weight_bytes),
+            "weight_bits": np.outer(numel, weight_bits),
+            "bit_ops": np.outer(macs, weight_bits * input_bits),  # MACs x weight bits x input bits
+        },
+        numel=numel,
+        macs=macs,
         input_ties=() if dynamic else shared_inputs(layers),  # each operator takes its range itself
         metric="",
         target=target.name,
@@ -196,19 +172,6 @@ def choose_scales(graph: Graph, calibration: Calibration, schemes: Sequence[Sche
         for fmt in formats:
             if why_not(layer, Scheme(fmt)) is None:
                 weight_quantizer(graph, layer, fmt, calibration)
-
-
-def usage(layers: tuple[Layer, ...], schemes: tuple[Scheme, ...], target: Target) -> dict[str, FloatArray]:
-    """Resource -> [L, C]: bytes in the target's file, bits of all weights, and MACs x weight bits x input bits."""
-    rows = {
-        "weight_bytes": lambda layer, scheme: target.weight_bytes(layer.shape, layer.axis, scheme.weight),
-        "weight_bits": lambda layer, scheme: layer.numel * scheme.weight_bits,
-        "bit_ops": lambda layer, scheme: layer.macs * scheme.weight_bits * scheme.input_bits,
-    }
-    return {
-        name: np.array([[float(count(layer, scheme)) for scheme in schemes] for layer in layers])
-        for name, count in rows.items()
-    }
 
 
 def ranking_problem(table: Sensitivity) -> str | None:
@@ -245,17 +208,24 @@ def resampled_excess(table: Sensitivity) -> float:
     errors = np.where(offered, table.standard_error, 0)
     if not errors.any():
         return 0.0
+
+    def loss_of_best(searched: Sensitivity, budget: Budget) -> float:
+        """By the table, of the plan that is best by the one searched."""
+        schemes = search(searched, budget).layers.values()
+        return math.fsum(row[table.choices.index(scheme)] for row, scheme in zip(table.loss, schemes, strict=True))
+
     generator = np.random.default_rng(table.seed)
     floor = max(LEAST_BEST * float(np.where(offered, table.loss, 0).max(1).sum()), TINIEST)
     excesses = []
     for budget in _budgets(table):
         try:
-            best = _loss_of(table, search(table, budget))
+            best = loss_of_best(table, budget)
         except InfeasibleBudget:  # layers that are tied can need more than each alone
             continue
         for _ in range(DRAWS):
-            drawn = dataclasses.replace(table, loss=table.loss + errors * generator.standard_normal(table.loss.shape))
-            excesses.append((_loss_of(table, search(drawn, budget)) - best) / max(best, floor))
+            loss = table.loss + errors * generator.standard_normal(table.loss.shape)
+            drawn = dataclasses.replace(table, loss=loss)
+            excesses.append((loss_of_best(drawn, budget) - best) / max(best, floor))
     return float(np.mean(excesses)) if excesses else 0.0
 
 
@@ -269,8 +239,3 @@ def _budgets(table: Sensitivity) -> Iterator[Budget]:
         if high > low:
             yield from (Budget(**{name: low + share * (high - low)}) for share in SHARES)
             return
-
-
-def _loss_of(table: Sensitivity, plan: Plan) -> float:
-    rows = zip(table.loss, plan.layers.values(), strict=True)
-    return math.fsum(row[table.choices.index(scheme)] for row, scheme in rows)

@@ -1,12 +1,11 @@
 """The metric `modelopt`: squares of gradient times error at the operators' outputs, as NVIDIA ModelOpt scores."""
 
 from torch import Tensor
-from torch.nn import functional
 
 from mixbit.core import method, track
 from mixbit.core.batches import Inputs
 from mixbit.graph.backward import Backward
-from mixbit.graph.graph import Layer, Operation, group_samples, sample_axis
+from mixbit.graph.graph import Layer, Operation
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
 
 
@@ -33,16 +32,16 @@ def modelopt(inputs: MetricInput) -> Estimate:
 def _scores(inputs: MetricInput, batch: Inputs, labels: Tensor | None) -> tuple[Costs, Costs]:
     """Layer -> [N, formats] of its weight, and of its inputs: sums of (gradient x error)^2 of each sample."""
     count = batch.batch_size
-    weights, reads = inputs.no_costs(count)
+    costs_of_parts = inputs.zero_costs(count)
 
     def add(layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
-        axis = sample_axis(inputs.graph.node(operation.node))
-        for costs, errors in zip((weights, reads), inputs.output_errors(layer, operation, x), strict=True):
+        for costs, errors in zip(costs_of_parts, inputs.output_errors(layer, operation, x), strict=True):
             for column, error in enumerate(errors):
-                scores = group_samples(axis, gradient * error).flatten(1).square().sum(1).cpu().double()
-                costs[layer.name][:, column] += functional.pad(scores, (0, count - len(scores)))
+                products = inputs.by_sample(operation.node, gradient * error).flatten(1)
+                scores = products.square().sum(1).cpu().double()
+                costs[layer.name][: len(scores), column] += scores
 
     # The loss is the mean of the batch, and a sample's own gradient is wanted.
     backward = Backward(inputs.graph, inputs.layers, add, None)
     backward.run_batch(batch, labels, lambda *pair: inputs.task.loss(*pair) * count)
-    return weights, reads
+    return costs_of_parts

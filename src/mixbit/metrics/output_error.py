@@ -5,10 +5,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from mixbit.core import method, track
-from mixbit.graph.graph import Layer, Operation, group_samples, sample_axis
+from mixbit.graph.graph import Layer, Operation
 from mixbit.graph.walk import Walker, seen
 from mixbit.metrics._input import IGNORES_LOSS, MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
 from mixbit.quantization.statistics import RunningMean
@@ -60,35 +60,25 @@ def _squares(inputs: MetricInput) -> Iterator[tuple[Costs, Costs, Tensor]]:
     """
     graph = inputs.graph
     pairs = [(layer, operation) for layer in inputs.layers for operation in layer.operations]
-    shifts = {operation.node: _mean_errors(inputs, layer, operation) for layer, operation in pairs}
+    shifts: dict[str, list[Tensor]] = {}
+    for layer in inputs.layers:
+        shifts |= inputs.mean_errors(layer, inputs.weight_errors(layer))
+
+    def mean_square(operation: Operation, output: Tensor) -> Tensor:
+        return inputs.by_sample(operation.node, output).flatten(1).square().mean(1).cpu().double()
 
     def see(layer: Layer, operation: Operation, value: Tensor, args: tuple[Any, ...]) -> None:
-        node, means = graph.node(operation.node), shifts[operation.node]
-        from_weights, from_reads = inputs.output_errors(layer, operation, args[operation.data])
-        for column, error in enumerate(from_weights):
-            centred = error if means is None else error - means[column]
-            weights[layer.name][:, column] += _mean_square(node, centred)
-        for column, error in enumerate(from_reads):
-            reads[layer.name][:, column] += _mean_square(node, error)
-        signals[layer.name] += _mean_square(node, value)
+        errors_by_part = inputs.output_errors(layer, operation, args[operation.data], shifts.get(operation.node))
+        for costs, errors in zip((weights, reads), errors_by_part, strict=True):
+            for column, error in enumerate(errors):
+                costs[layer.name][:, column] += mean_square(operation, error)
+        signals[layer.name] += mean_square(operation, value)
 
     around = {operation.node: seen(partial(see, layer, operation)) for layer, operation in pairs}
     walker = Walker(graph.module, around)
     for batch, _ in track(inputs.batches, "measure"):
         count = batch.batch_size
-        weights, reads = inputs.no_costs(count)
+        weights, reads = inputs.zero_costs(count)
         signals = {layer.name: torch.zeros(count, dtype=torch.float64) for layer in inputs.layers}
         walker.returned(graph.leaves(batch))
         yield weights, reads, torch.stack([*signals.values()], 1)
-
-
-def _mean_errors(inputs: MetricInput, layer: Layer, operation: Operation) -> list[Tensor] | None:
-    """Mean output of each error, shaped to be taken off the output; None where no bias can do that."""
-    means = inputs.mean_errors(operation, inputs.weight_errors(layer))
-    ndim = len(inputs.graph.shapes[operation.node])
-    return None if means is None else [operation.along_channels(mean, ndim) for mean in means]
-
-
-def _mean_square(node: fx.Node, output: Tensor) -> Tensor:
-    """[N] mean square of each sample, float64; [1] where samples cannot be told apart."""
-    return group_samples(sample_axis(node), output).flatten(1).square().mean(1).cpu().double()

@@ -41,10 +41,10 @@ def weight_error(inputs: MetricInput, *, norm: Literal["squares", "absolute", "r
     Returns:
         loss [L, C] in squares of the weight's unit, in that unit, or without a unit; and standard errors of 0.
     """
-    costs = {}
+    weights, reads = inputs.zero_costs()
     for layer in track(inputs.layers, "measure"):
         weight = inputs.graph.parameter(layer.name).detach().double()
-        sizes = [float(_SIZES[norm](error.double(), weight)) for error in inputs.weight_errors(layer)]
-        costs[layer.name] = torch.tensor(sizes, dtype=torch.float64)
-    loss = inputs.entries(costs, {}).numpy()
+        for column, error in enumerate(inputs.weight_errors(layer)):
+            weights[layer.name][column] = _SIZES[norm](error.double(), weight)
+    loss = inputs.entries(weights, reads, shared=False).numpy()
     return Estimate(loss, np.zeros_like(loss), inputs.calibration.num_samples)

@@ -2,16 +2,17 @@
 
 import math
 import operator
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor, fx
 
 from mixbit.graph.graph import GROUPS, Graph, Layer, Operation, argument, is_parameter, packet, tensor_of
 from mixbit.graph.layers import ARITHMETIC, NONLINEARITIES
-from mixbit.pruning.units import Channels, Units
 
 _aten = torch.ops.aten
 
@@ -31,6 +32,79 @@ _REDUCTIONS = {_aten.mean, _aten.sum, _aten.amax, _aten.amin}
 _REMOVALS = _REDUCTIONS | {_aten.squeeze, _aten.select, _aten.sym_size}
 
 
+@dataclass(frozen=True)
+class Part:
+    """A parameter or buffer whose entries along `axis` are the `units` [size of the axis]."""
+
+    parameter: str
+    axis: int
+    units: Tensor
+
+
+@dataclass(frozen=True)
+class Count:
+    """A number among a node's arguments that counts the `units`: argument `position`, in a list its entry `index`."""
+
+    node: str
+    position: int
+    index: int | None
+    units: Tensor
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A layer's operation, and the `units` [input channels or features] that it reads."""
+
+    layer: Layer
+    operation: Operation
+    units: Tensor
+
+    def source(self, graph: Graph) -> fx.Node:
+        """The node whose tensor it reads."""
+        return argument(graph.node(self.operation.node), self.operation.data)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Dimension `dim` of a node's tensor holds the `units` [size of the dimension]."""
+
+    dim: int
+    units: Tensor
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Which channels are cut together. A unit is a set of channels, of several tensors, that are cut all or none.
+
+    Attributes:
+        parts: The parameters and buffers that have channels.
+        counts: The numbers in the graph that count channels.
+        readers: What reads channels and mixes them.
+        tensors: Node -> where its tensor has channels, and which.
+        free: [units] whether a unit can be cut.
+        made: [units] whether layers make its channels.
+        obstacles: What the units touch that cannot be cut, for messages.
+    """
+
+    parts: tuple[Part, ...]
+    counts: tuple[Count, ...]
+    readers: tuple[Reader, ...]
+    tensors: dict[str, Place]
+    free: Tensor
+    made: Tensor
+    obstacles: tuple[str, ...]
+
+    @property
+    def num_units(self) -> int:
+        """Units, whether they can be cut or not."""
+        return len(self.free)
+
+    @property
+    def cuttable_readers(self) -> tuple[Reader, ...]:
+        """The readers of units that can be cut."""
+        return tuple(reader for reader in self.readers if self.free[reader.units].any())
+
+
 def find_channels(graph: Graph) -> Channels:
     """Follow every output channel of a layer through the graph, to where it is read or cannot be followed.
 
@@ -38,44 +112,73 @@ def find_channels(graph: Graph) -> Channels:
     means over positions, depthwise convolutions, batch norms, concatenation, padding and slices of channels too, views
     that keep the channels apart or merge them with positions, permutations. A unit that reaches anything else, the
     network's outputs among it, cannot be cut; nor can outputs of a weight or bias that serves twice.
-
-    Raises:
-        InvalidInput: the model has no layer.
     """
     return _Walk(graph).result()
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Dimension of a tensor that holds channels, and which."""
-
-    dim: int
-    units: list[int]
-
-
 class _Walk:
-    """Nodes in execution order; `units` of the tensors are joined on the way."""
+    """Nodes in execution order. Units are numbered as they appear; those that are cut together are one in `joined`."""
 
     def __init__(self, graph: Graph) -> None:
         self.module = graph.module
         self.layers = {operation.node: (layer, operation) for layer in graph.layers for operation in layer.operations}
-        self.units = Units()
-        self.places: dict[fx.Node, _Place] = {}
-        self.outputs: dict[str, list[int]] = {}
-        self.num_reads: dict[int, int] = {}
+        self.joined = DisjointSet()
+        self.obstacles: dict[int, str] = {}
+        self.places: dict[fx.Node, Place] = {}
+        self.parts: list[Part] = []
+        self.counts: list[Count] = []
+        self.readers: list[Reader] = []
+        self.made: list[Tensor] = []
+        self.num_reads = Counter[int]()
         for node in self.module.graph.find_nodes(op="get_attr"):
-            key = id(tensor_of(self.module, node))
-            self.num_reads[key] = self.num_reads.get(key, 0) + len(node.users)
+            self.num_reads[id(tensor_of(self.module, node))] += len(node.users)
 
     def result(self) -> Channels:
         for node in self.module.graph.nodes:
             place = self._visit(node)
             if place is not None:
                 self.places[node] = place
-        places = {node.name: (place.dim, place.units) for node, place in self.places.items()}
-        return self.units.channels(self.outputs, places)
+        numbers: dict[int, int] = {}
+        final = torch.tensor(
+            [numbers.setdefault(self.joined[unit], len(numbers)) for unit in self.joined], dtype=torch.long
+        )
+        free, made = torch.ones(len(numbers), dtype=torch.bool), torch.zeros(len(numbers), dtype=torch.bool)
+        free[final[list(self.obstacles)]] = False
+        for units in self.made:
+            made[final[units]] = True
 
-    def _visit(self, node: fx.Node) -> _Place | None:
+        def renumbered(item: Any) -> Any:
+            return replace(item, units=final[item.units])
+
+        return Channels(
+            tuple(map(renumbered, self.parts)),
+            tuple(map(renumbered, self.counts)),
+            tuple(map(renumbered, self.readers)),
+            {node.name: renumbered(place) for node, place in self.places.items()},
+            free,
+            made,
+            tuple(dict.fromkeys(self.obstacles.values())),
+        )
+
+    def _new(self, count: int) -> Tensor:
+        """Units that nothing is known of."""
+        first = len(self.joined)
+        for unit in range(first, first + count):
+            self.joined.add(unit)
+        return torch.arange(first, first + count)
+
+    def _join(self, first: Tensor, second: Tensor) -> None:
+        """Cut each unit of the first together with its counterpart of the second."""
+        for a, b in zip(first.tolist(), second.tolist(), strict=True):
+            self.joined.merge(a, b)
+
+    def _hold(self, units: Tensor, at: fx.Node) -> None:
+        """They cannot be cut."""
+        obstacle = "the network's output" if at.op == "output" else str(at.target).removesuffix(".default")
+        for unit in units.tolist():
+            self.obstacles.setdefault(unit, obstacle)
+
+    def _visit(self, node: fx.Node) -> Place | None:
         """Where the node's tensor has channels; None where it has none that can be followed."""
         if node.name in self.layers:
             return self._layer(node, *self.layers[node.name])
@@ -89,7 +192,7 @@ class _Walk:
             return self._stop(read, node)
         return place
 
-    def _follow(self, node: fx.Node, read: list[fx.Node]) -> _Place | None:
+    def _follow(self, node: fx.Node, read: list[fx.Node]) -> Place | None:
         """As `_visit`, for what is no layer and reads channels."""
         kind, place = packet(node), self.places[read[0]]
         if kind in _ELEMENTWISE:
@@ -103,16 +206,13 @@ class _Walk:
         if kind in _RULES:
             return _RULES[kind](self, node, place)
         dim = _moved_axis(node, place.dim)
-        return None if dim is None else _Place(dim, place.units)
+        return None if dim is None else Place(dim, place.units)
 
     def _stop(self, nodes: Sequence[Any], at: fx.Node) -> None:
         """The units of these nodes' tensors cannot be cut."""
         for node in nodes:
             if node in self.places:
                 self._hold(self.places[node].units, at)
-
-    def _hold(self, units: Sequence[int], at: fx.Node) -> None:
-        self.units.hold(units, "the network's output" if at.op == "output" else str(at.target).removesuffix(".default"))
 
     def _own(self, node: Any) -> bool:
         """Whether the node reads a parameter or buffer, plain or transposed, that serves nothing else."""
@@ -123,7 +223,7 @@ class _Walk:
     def _shape(self, node: fx.Node) -> tuple[Any, ...]:
         return tuple(tensor_of(self.module, node).shape) if is_parameter(node) else _sizes_of(node)
 
-    def _layer(self, node: fx.Node, layer: Layer, operation: Operation) -> _Place | None:
+    def _layer(self, node: fx.Node, layer: Layer, operation: Operation) -> Place | None:
         x, kind = argument(node, operation.data), operation.kind
         ndim = len(self._shape(x))
         fits = kind.input is not None and (operation.channels_last or ndim == len(layer.shape))
@@ -132,39 +232,33 @@ class _Walk:
         dim = ndim - 1 if operation.channels_last else 1
         place = self.places.get(x)
         if operation.groups > 1:
-            units = self._depthwise(node, layer, place)
+            depthwise = layer.axis == 0 and layer.shape[:2] == (operation.groups, 1)  # each output has its own input
+            if place is None or place.dim != 1 or not depthwise:
+                return self._stop([x], node)
+            units = place.units
+            self.counts.append(Count(node.name, GROUPS, None, units))
         else:
-            units = self.units.new(layer.shape[layer.axis])
+            units = self._new(layer.shape[layer.axis])
             if place is not None and place.dim == dim:
-                self.units.parts.append((layer.name, 1 - layer.axis, place.units))
-                self.units.readers.append((layer, operation, place.units))
+                self.parts.append(Part(layer.name, 1 - layer.axis, place.units))
+                self.readers.append(Reader(layer, operation, place.units))
             else:
                 self._stop([x], node)
-        if units is None:
-            return self._stop([x], node)
-        self.units.parts.append((layer.name, layer.axis, units))
-        self.outputs[layer.name] = units
+        self.parts.append(Part(layer.name, layer.axis, units))
+        self.made.append(units)
         bias = argument(node, kind.bias)
         if bias is not None and not self._add_vector(bias, units):
             self._hold(units, node)
-        return _Place(len(self._shape(node)) - 1 if operation.channels_last else 1, units)
+        return Place(len(self._shape(node)) - 1 if operation.channels_last else 1, units)
 
-    def _depthwise(self, node: fx.Node, layer: Layer, place: _Place | None) -> list[int] | None:
-        """Units of a convolution's outputs where each is made of one input channel, its own."""
-        groups, transposed = argument(node, GROUPS), layer.axis == 1
-        if place is None or place.dim != 1 or transposed or layer.shape[:2] != (groups, 1):
-            return None
-        self.units.counts.append((node.name, GROUPS, None, place.units))
-        return place.units
-
-    def _add_vector(self, node: Any, units: list[int]) -> bool:
+    def _add_vector(self, node: Any, units: Tensor) -> bool:
         """Note a parameter [channels]; False where it is something else."""
         if not self._own(node) or not is_parameter(node) or self._shape(node) != (len(units),):
             return False
-        self.units.parts.append((str(node.target), 0, units))
+        self.parts.append(Part(str(node.target), 0, units))
         return True
 
-    def _elementwise(self, node: fx.Node) -> _Place | None:
+    def _elementwise(self, node: fx.Node) -> Place | None:
         """The same units in every operand that has channels; the others are the same for all channels."""
         ndim = len(self._shape(node))
         read = [source for source in node.all_input_nodes if self._shape(source)]
@@ -175,7 +269,7 @@ class _Walk:
             return self._stop(placed, node)
         dim, units = dims.pop(), self.places[placed[0]].units
         for source in placed[1:]:
-            self.units.join(self.places[source].units, units)
+            self._join(self.places[source].units, units)
         for source in read:
             axis = dim - ndim + len(self._shape(source))
             if source in placed or axis < 0 or (self._shape(source)[axis] == 1 and len(units) > 1):
@@ -183,10 +277,10 @@ class _Walk:
             if not is_parameter(source) or not self._own(source) or self._shape(source)[axis] != len(units):
                 self._hold(units, node)
             else:
-                self.units.parts.append((str(source.target), axis, units))
-        return _Place(dim, units)
+                self.parts.append(Part(str(source.target), axis, units))
+        return Place(dim, units)
 
-    def _concatenation(self, node: fx.Node) -> _Place | None:
+    def _concatenation(self, node: fx.Node) -> Place | None:
         read, ndim = argument(node, 0), len(self._shape(node))
         along = argument(node, 1, 0) % ndim
         dims = {self.places[source].dim for source in read if source in self.places}
@@ -194,34 +288,34 @@ class _Walk:
             return self._stop(read, node)
         dim = dims.pop()
         if dim == along:
-            return _Place(dim, [unit for source in read for unit in self._units_or_held(source, dim, node)])
+            return Place(dim, torch.cat([self._units_or_held(source, dim, node) for source in read]))
         for source in read[1:]:
-            self.units.join(self.places[source].units, self.places[read[0]].units)
-        return _Place(dim, self.places[read[0]].units)
+            self._join(self.places[source].units, self.places[read[0]].units)
+        return self.places[read[0]]
 
-    def _units_or_held(self, node: fx.Node, dim: int, at: fx.Node) -> list[int]:
+    def _units_or_held(self, node: fx.Node, dim: int, at: fx.Node) -> Tensor:
         """The node's units; where it has none, new ones that cannot be cut."""
         if node in self.places:
             return self.places[node].units
-        units = self.units.new(self._shape(node)[dim])
+        units = self._new(self._shape(node)[dim])
         self._hold(units, at)
         return units
 
-    def _norm(self, node: fx.Node, place: _Place) -> _Place | None:
+    def _norm(self, node: fx.Node, place: Place) -> Place | None:
         by_batch = packet(node) is _TRAINABLE_NORM and argument(node, 5)
         vectors = [vector for vector in node.args[1:5] if vector is not None]
         if place.dim != 1 or by_batch or not all(self._own(vector) for vector in vectors):
             return None
         return place if all(self._add_vector(vector, place.units) for vector in vectors) else None
 
-    def _prelu(self, node: fx.Node, place: _Place) -> _Place | None:
+    def _prelu(self, node: fx.Node, place: Place) -> Place | None:
         slope = argument(node, 1)
         if place.dim != 1:
             return None
         alike = math.prod(self._shape(slope)) == 1 and len(place.units) > 1
         return place if alike or self._add_vector(slope, place.units) else None
 
-    def _padding(self, node: fx.Node, place: _Place) -> _Place | None:
+    def _padding(self, node: fx.Node, place: Place) -> Place | None:
         pads = argument(node, 1)
         first = 2 * (len(self._shape(node)) - 1 - place.dim)
         if not all(isinstance(pad, int) for pad in pads):
@@ -232,12 +326,12 @@ class _Walk:
         constant = packet(node) is _aten.constant_pad_nd or argument(node, 2, "constant") == "constant"
         if not constant or before < 0 or behind < 0:
             return None
-        sides = self.units.new(before), self.units.new(behind)
+        sides = self._new(before), self._new(behind)
         for index, units in enumerate(sides):
-            self.units.counts.append((node.name, 1, first + index, units))
-        return _Place(place.dim, [*sides[0], *place.units, *sides[1]])
+            self.counts.append(Count(node.name, 1, first + index, units))
+        return Place(place.dim, torch.cat([sides[0], place.units, sides[1]]))
 
-    def _slice(self, node: fx.Node, place: _Place) -> _Place | None:
+    def _slice(self, node: fx.Node, place: Place) -> Place | None:
         size = len(place.units)
         if argument(node, 1, 0) % len(self._shape(node)) != place.dim:
             return place
@@ -247,10 +341,10 @@ class _Walk:
         start, end, _ = slice(start, end).indices(size)
         for position, bound in ((2, start), (3, end)):
             if position < len(node.args):
-                self.units.counts.append((node.name, position, None, place.units[:bound]))
-        return _Place(place.dim, place.units[start:end]) if start < end else None
+                self.counts.append(Count(node.name, position, None, place.units[:bound]))
+        return Place(place.dim, place.units[start:end]) if start < end else None
 
-    def _view(self, node: fx.Node, place: _Place) -> _Place | None:
+    def _view(self, node: fx.Node, place: Place) -> Place | None:
         """Channels that stay a dimension, or become one together with the positions around them."""
         before, after = self._shape(argument(node, 0)), self._shape(node)
         front = _num_alike(before, after)
@@ -262,7 +356,7 @@ class _Walk:
             dim, units = place.dim + len(after) - len(before), place.units
         elif len(into) == 1 and all(isinstance(size, int) for size in (*merged, *into)):
             shape = [-1 if front + index == place.dim else 1 for index in range(len(merged))]
-            dim, units = front, torch.tensor(place.units).reshape(shape).expand(*merged).flatten().tolist()
+            dim, units = front, place.units.reshape(shape).expand(*merged).flatten()
         else:
             return None
         if packet(node) is not _aten.flatten:
@@ -271,11 +365,11 @@ class _Walk:
             if not isinstance(size, int):
                 return None
             if size != -1:
-                self.units.counts.append((node.name, 1, dim, units))
-        return _Place(dim, units)
+                self.counts.append(Count(node.name, 1, dim, units))
+        return Place(dim, units)
 
 
-_RULES: dict[Any, Callable[[_Walk, fx.Node, _Place], _Place | None]] = {
+_RULES: dict[Any, Callable[[_Walk, fx.Node, Place], Place | None]] = {
     **dict.fromkeys(_VIEWS, _Walk._view),
     **dict.fromkeys((_TRAINABLE_NORM, _NORM), _Walk._norm),
     **dict.fromkeys((_aten.pad, _aten.constant_pad_nd), _Walk._padding),

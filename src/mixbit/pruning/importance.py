@@ -1,4 +1,4 @@
-"""What the network loses with every unit of channels, where the others, from which it is predicted, make up for it."""
+"""What the network loses with every unit of channels when the others make up for it."""
 
 import math
 from collections import Counter
@@ -16,13 +16,13 @@ from mixbit.core.task import Task
 from mixbit.graph.backward import run_for_gradients
 from mixbit.graph.graph import Graph, Operation, argument, group_samples, sample_axis, set_bias, tensor_of
 from mixbit.graph.walk import Walker, seen
-from mixbit.pruning.units import Channels, Reader
+from mixbit.pruning.channels import Channels, Reader
 from mixbit.quantization.statistics import Moments, inverse_factor
 
 #: Added to the diagonal of the second moments, as a share of its mean: channels that are nearly sums of others.
 DAMPING = 1e-3
-#: Share of its channels that every tensor keeps, one at least: an empty or starved layer cuts the network in two.
-KEPT_EVERYWHERE = 0.1
+#: Share of its channels that every tensor keeps, one at least: an empty layer cuts the network in two.
+LEAST_SHARE = 0.1
 #: Channels of a tensor beyond which each is predicted by its mean alone: the moments would take over 128 MiB.
 MOST_CHANNELS = 4096
 
@@ -31,13 +31,12 @@ MOST_CHANNELS = 4096
 class Prediction:
     """Every channel of a tensor as a linear function of the others: m_u + sum over v of a_uv (x_v - m_v).
 
-    With H the damped covariance of the channels that stay and P its inverse, a_uv = -P_uv / P_uu, the least
-    squares.
+    With P the inverse of the damped covariance of the channels that stay, least squares give a_uv = -P_uv / P_uu.
 
     Attributes:
         precision: [C, C] P, zero for channels that are gone; [C] its diagonal where channels are predicted by their
             mean alone.
-        mean: [C] m; zero where the reader has no bias that could take it up, and H then is not taken around the mean.
+        mean: [C] m; zero where the reader has no bias that could take it up: the covariance is then not centred.
         sample: What the reader reads, in the mean over samples; without channels that are gone.
     """
 
@@ -54,11 +53,7 @@ class Prediction:
         return off @ (self.precision / torch.where(diagonal > 0, diagonal, 1)).to(rows)
 
     def coefficients(self, gone: Tensor) -> Tensor:
-        """[gone, C] a: how the channels that stay stand in for all those that go together.
-
-        Args:
-            gone: [C] which of the channels go.
-        """
+        """[number of gone, C] a: how the channels that stay stand in for those that go together, `gone` [C]."""
         coefficients = torch.zeros(int(gone.sum()), len(gone), dtype=torch.float64, device=gone.device)
         if self.precision.ndim == 2:
             rows = self.precision[gone]
@@ -73,68 +68,55 @@ def _rows_last(x: Tensor, operation: Operation) -> Tensor:
 
 @torch.no_grad()
 def predict(graph: Graph, channels: Channels, batches: list[Batch], keep: Tensor) -> dict[str, Prediction]:
-    """Node of a reader -> how what it reads is predicted, by the batches.
+    """Node of a reader -> how what it reads is predicted, from the units [units] that are not gone.
 
-    Args:
-        graph: A graph in float, whose readers read no channel that is gone.
-        channels: Of the graph.
-        batches: Samples.
-        keep: [units] which are not gone.
-
-    Raises:
-        InvalidInput: what a reader reads is not finite.
+    The graph is in float, and its readers read no channel that is gone; raises InvalidInput where what a reader reads
+    is not finite.
     """
-    statistics: dict[fx.Node, _Seen] = {}
-    readers = {reader.data(graph.node(reader.operation.node)): reader for reader in reversed(channels.cuttable_readers)}
-
-    def see(read: fx.Node, reader: Reader, _: Any, args: tuple[Any, ...]) -> None:
-        alone = len(reader.units) > MOST_CHANNELS or len(reader.units.unique()) < len(reader.units)
-        statistics.setdefault(read, _Seen(alone=alone)).update(args[reader.operation.data], reader.operation)
-
-    walker = Walker(
-        graph.module,
-        {reader.operation.node: seen(partial(see, read, reader)) for read, reader in readers.items()},
-    )
+    statistics: dict[fx.Node, _Statistics] = {}
+    for reader in channels.cuttable_readers:
+        statistics.setdefault(reader.source(graph), _Statistics(reader))
+    walker = Walker(graph.module, {node.name: seen(tensor.see) for node, tensor in statistics.items()})
     for inputs, _ in track(batches, "take moments of channels"):
         walker.returned(graph.leaves(inputs))
-    predictions = {}
-    for reader in channels.cuttable_readers:
-        node = graph.node(reader.operation.node)
-        tensor, stays = statistics[reader.data(node)], keep[reader.units].to(graph.device)
-        if not tensor.moments.hessian(centred=False).isfinite().all():
-            raise InvalidInput(
-                f"{reader.layer.name}: its input is NaN or inf, or its squares are; leave out such samples"
-            )
-        predictions[node.name] = _prediction(tensor, stays, centred=reader.operation.takes_bias)
-    return predictions
+    return {
+        reader.operation.node: statistics[reader.source(graph)].prediction(reader, keep[reader.units].to(graph.device))
+        for reader in channels.cuttable_readers
+    }
 
 
-class _Seen:
-    """Of one tensor: moments of its channels over samples and positions, and the sum of its samples."""
+class _Statistics:
+    """Moments of the channels of a tensor over samples and positions, and the sum of its samples."""
 
-    def __init__(self, *, alone: bool) -> None:
-        self.alone, self.moments, self.count = alone, Moments(), 0
+    def __init__(self, reader: Reader) -> None:
+        self.operation, self.moments, self.count = reader.operation, Moments(), 0
+        self.alone = len(reader.units) > MOST_CHANNELS or len(reader.units.unique()) < len(reader.units)
         self.total = torch.zeros((), dtype=torch.float64)
 
-    def update(self, x: Tensor, operation: Operation) -> None:
-        rows = _rows_last(x, operation).flatten(0, -2)
+    def see(self, x: Tensor, _: Any) -> None:
+        rows = _rows_last(x, self.operation).flatten(0, -2)
         self.moments.update(rows.T.unsqueeze(2) if self.alone else rows.unsqueeze(0))
-        samples = rows if operation.channels_last else x
+        samples = rows if self.operation.channels_last else x
         self.total = self.total.to(x.device) + samples.sum(0, dtype=torch.float64)
         self.count += len(samples)
 
-
-def _prediction(tensor: _Seen, stays: Tensor, *, centred: bool) -> Prediction:
-    mean = tensor.moments.mean.flatten() * stays * centred
-    sample = tensor.total / tensor.count
-    sample = sample * stays.reshape(-1, *[1] * (sample.ndim - 1))
-    if tensor.alone:
-        return Prediction(stays.double(), mean, sample)
-    hessian = tensor.moments.hessian(centred=centred)[0] / tensor.moments.count
-    factor = inverse_factor(hessian[stays][:, stays].unsqueeze(0), DAMPING)[0]
-    precision = torch.zeros_like(hessian)
-    precision[stays.unsqueeze(1) & stays] = (factor.T @ factor).flatten()
-    return Prediction(precision, mean, sample)
+    def prediction(self, reader: Reader, stays: Tensor) -> Prediction:
+        """Of what one of the tensor's readers reads, from the channels [C] that stay."""
+        if not self.moments.hessian(centred=False).isfinite().all():
+            raise InvalidInput(
+                f"{reader.layer.name}: its input is NaN or inf, or its squares are; leave out such samples"
+            )
+        centred = reader.operation.takes_bias
+        mean = self.moments.mean.flatten() * stays * centred
+        sample = self.total / self.count
+        sample = sample * stays.reshape(-1, *[1] * (sample.ndim - 1))
+        if self.alone:
+            return Prediction(stays.double(), mean, sample)
+        hessian = self.moments.hessian(centred=centred)[0] / self.moments.count
+        factor = inverse_factor(hessian[stays][:, stays].unsqueeze(0), DAMPING)[0]
+        precision = torch.zeros_like(hessian)
+        precision[stays.unsqueeze(1) & stays] = (factor.T @ factor).flatten()
+        return Prediction(precision, mean, sample)
 
 
 def importance(
@@ -149,19 +131,11 @@ def importance(
     Source: L. Theis et al., "Faster gaze prediction with dense networks and Fisher pruning", arXiv 1801.05787, 2018
     (of a channel's mask); P. Molchanov et al., "Importance Estimation for Neural Network Pruning", CVPR 2019.
 
-    Args:
-        graph: A graph in float.
-        channels: Of the graph.
-        batches: Samples; labels only where the task's loss is the user's own.
-        predictions: Node of a reader -> how what it reads is predicted.
-        task: Whose labels are drawn.
-        seed: Of the draws.
+    The graph is in float. `predictions` holds, by the node of a reader, how what it reads is predicted. The task says
+    how labels are drawn; the batches need some only where its loss is the user's own.
     """
-    scores = _Scores(channels.num_units, predictions)
-    around = {
-        reader.operation.node: partial(scores.around, graph.node(reader.operation.node), reader)
-        for reader in channels.cuttable_readers
-    }
+    scores = _Scores(graph, channels.num_units, predictions)
+    around = {reader.operation.node: partial(scores.around, reader) for reader in channels.cuttable_readers}
     generator = torch.Generator().manual_seed(seed)
     total, count = torch.zeros(channels.num_units, dtype=torch.float64), 0
     for inputs, labels in track(batches, "measure channels"):
@@ -177,23 +151,23 @@ def importance(
 class _Scores:
     """Collects, in backward, the derivative of each sample's loss by the mask of every unit."""
 
-    def __init__(self, num_units: int, predictions: dict[str, Prediction]) -> None:
-        self.num_units, self.predictions = num_units, predictions
+    def __init__(self, graph: Graph, num_units: int, predictions: dict[str, Prediction]) -> None:
+        self.graph, self.num_units, self.predictions = graph, num_units, predictions
         #: [N, units] of the samples, and [1, units] of what cannot be told apart by sample.
         self.scores: dict[bool, Tensor] = {}
 
-    def around(self, node: fx.Node, reader: Reader, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    def around(self, reader: Reader, run: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Run a reader on what it reads, watched."""
-        position = reader.operation.data
+        operation, position = reader.operation, reader.operation.data
         x = args[position] if args[position].requires_grad else args[position].detach().requires_grad_()
         own = x.view_as(x)  # others may read the same tensor
-        missing = self.predictions[node.name].missing(_rows_last(own.detach(), reader.operation))
-        own.register_hook(lambda gradient: self._add(reader, node, _rows_last(gradient, reader.operation) * missing))
+        missing = self.predictions[operation.node].missing(_rows_last(own.detach(), operation))
+        own.register_hook(lambda gradient: self._add(reader, _rows_last(gradient, operation) * missing))
         return run(*args[:position], own, *args[position + 1 :])
 
     @torch.no_grad()
-    def _add(self, reader: Reader, node: fx.Node, values: Tensor) -> None:
-        axis = sample_axis(reader.data(node))
+    def _add(self, reader: Reader, values: Tensor) -> None:
+        axis = sample_axis(reader.source(self.graph))
         if axis is not None and axis.axis > 0 and not reader.operation.channels_last:
             axis = None  # what a convolution reads has its samples first or nowhere
         sums = group_samples(axis, values).flatten(1, -2).sum(1, dtype=torch.float64).cpu()
@@ -213,56 +187,38 @@ class _Scores:
 def make_up(
     graph: Graph, channels: Channels, predictions: Mapping[str, Prediction], before: Tensor, after: Tensor
 ) -> None:
-    """Let readers read the channels that stay instead of those that go: their weights and biases change.
+    """Let readers read the channels that stay instead of those that go: their weights and biases change, in place.
 
-    With S the channels that go, W_v <- W_v + sum over u in S of a_uv W_u for the others, W_u <- 0; the bias takes up
-    the difference between the mean outputs.
-
-    Args:
-        graph: A graph of our own.
-        channels: Of the graph.
-        predictions: Node of a reader -> how what it reads is predicted from the channels `before`.
-        before: [units] which were there.
-        after: [units] which stay.
+    With S the channels of the units [units] that were there `before` and go `after`, W_v <- W_v + sum over u in S of
+    a_uv W_u for the others, W_u <- 0; the bias takes up the difference between the mean outputs.
     """
     for reader in channels.cuttable_readers:
+        layer, operation = reader.layer, reader.operation
         gone = (before & ~after)[reader.units].to(graph.device)
-        if gone.any():
-            _make_up(graph, reader, predictions[reader.operation.node], gone)
+        if not gone.any():
+            continue
+        node, prediction, weight = graph.node(operation.node), predictions[operation.node], graph.parameter(layer.name)
+        read = weight.double().movedim(1 - layer.axis, 0)
+        changed = read + torch.tensordot(prediction.coefficients(gone).T, read[gone], 1)
+        changed[gone] = 0
+        if operation.takes_bias:
+            difference = (read - changed).movedim(0, 1 - layer.axis)
+            sample = prediction.sample if operation.channels_last else prediction.sample.unsqueeze(0)
+            shift = graph.run(operation, sample, difference)
+            shift = shift if operation.channels_last else shift[0].flatten(1).mean(1)
+            bias = argument(node, operation.kind.bias)
+            shift = shift.to(weight) if bias is None else tensor_of(graph.module, bias) + shift.to(weight)
+            set_bias(graph.module, node, shift, layer.name, operation.kind.bias or 0)
+        weight.copy_(changed.movedim(0, 1 - layer.axis))
     graph.module.recompile()
 
 
-def _make_up(graph: Graph, reader: Reader, prediction: Prediction, gone: Tensor) -> None:
-    layer, operation, node = reader.layer, reader.operation, graph.node(reader.operation.node)
-    weight = graph.parameter(layer.name)
-    read = weight.double().movedim(1 - layer.axis, 0)
-    changed = read + torch.tensordot(prediction.coefficients(gone).T, read[gone], 1)
-    changed[gone] = 0
-    difference = (read - changed).movedim(0, 1 - layer.axis)
-    if operation.takes_bias:
-        sample = prediction.sample if operation.channels_last else prediction.sample.unsqueeze(0)
-        shift = graph.run(operation, sample, difference)
-        shift = shift if operation.channels_last else shift[0].flatten(1).mean(1)
-        bias = argument(node, operation.kind.bias)
-        shift = shift.to(weight) if bias is None else tensor_of(graph.module, bias) + shift.to(weight)
-        set_bias(graph.module, node, shift, layer.name, operation.kind.bias or 0)
-    weight.copy_(changed.movedim(0, 1 - layer.axis))
-
-
 def choose(losses: Tensor, able: Tensor, channels: Channels, keep: Tensor, count: int) -> Tensor:
-    """[units] what stays after one round: units go in the order of `losses`, at most so many.
-
-    Args:
-        losses: [units] the smaller, the sooner.
-        able: [units] which may go.
-        channels: Which tensors may not become empty.
-        keep: [units] what is there before.
-        count: How many may go.
-    """
+    """[units] which of `keep` stay after one round: at most `count` of the `able` go, in the order of their losses."""
     members: list[Counter[int]] = [Counter() for _ in range(channels.num_units)]
     spare = []
-    for index, units in enumerate({tuple(held.units.tolist()) for held in channels.tensors.values()}):
-        spare.append(int(keep[list(units)].sum()) - max(1, math.ceil(KEPT_EVERYWHERE * len(units))))
+    for index, units in enumerate({tuple(place.units.tolist()) for place in channels.tensors.values()}):
+        spare.append(int(keep[list(units)].sum()) - max(1, math.ceil(LEAST_SHARE * len(units))))
         for unit in units:
             members[unit][index] += 1
     keep, able = keep.clone(), keep & able

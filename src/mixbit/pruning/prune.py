@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mixbit.core import InvalidInput, UnsupportedModel
@@ -21,19 +21,15 @@ from mixbit.graph.graph import Graph, argument, check_arguments, split_name, ten
 from mixbit.graph.layers import with_layers
 from mixbit.pruning.channels import find_channels
 from mixbit.pruning.importance import choose, importance, make_up, predict
-from mixbit.roundings._input import RoundingInput, question_digest
+from mixbit.roundings._input import RoundingInput
 from mixbit.training.blockwise import Parts, Passes, Schedule, TensorSlice, learn_blocks
 
 
 def without_channels(graph: Graph, keep: Tensor) -> Graph:
-    """A copy whose tensors have only the units to keep; its nodes are the same, and the shapes noted in them.
+    """A copy whose tensors have only the units [units] to keep; its nodes are the same, and the shapes noted in them.
 
-    Args:
-        graph: A float graph whose layers have zeros for weights wherever they would read other units.
-        keep: [units] of `find_channels`.
-
-    Raises:
-        UnsupportedModel: on the example the copy returns something else.
+    The graph's layers have zeros for weights wherever they would read other units; raises UnsupportedModel where the
+    copy returns something else on the example.
     """
     channels, smaller = find_channels(graph), graph.copy()
     for part in channels.parts:
@@ -43,11 +39,10 @@ def without_channels(graph: Graph, keep: Tensor) -> Graph:
         holder, attribute = split_name(smaller.module, part.parameter)
         setattr(holder, attribute, nn.Parameter(value) if isinstance(tensor, nn.Parameter) else value)
     for count in channels.counts:
-        node, number = smaller.node(count.node), int(keep[count.units].sum())
-        new: Any = number
+        node, new = smaller.node(count.node), int(keep[count.units].sum())
         if count.index is not None:
-            new = list(argument(node, count.position))
-            new[count.index] = number
+            sizes = list(argument(node, count.position))
+            sizes[count.index], new = new, sizes
         node.update_arg(count.position, new)
     smaller.module.recompile()
     smaller = with_layers(smaller)
@@ -121,9 +116,8 @@ def prune_channels(
 
     Channels that must go together are one unit (`mixbit.pruning.channels`). In five rounds, each of which measures
     anew, units go in the order of importance (expected KL divergence, `mixbit.pruning.importance`), until `share` of
-    those that can go are gone; every tensor keeps a tenth of its channels. Layers make up for channels that they no
-    longer read by those that they still do. What is left is then learned block by block
-    from the outputs of the network given.
+    those that can go are gone; every tensor keeps a tenth of its channels. Layers make up for the channels that they
+    lose by those that they still read. The smaller network then learns, block by block, the outputs of the one given.
 
     The network loses accuracy until it is fine-tuned. The graph given and the user's model stay as they are.
 
@@ -133,7 +127,7 @@ def prune_channels(
         share: Of the channels, those that go together counted as one; between 0 and 1.
         task: What the outputs mean; classification where None.
         iterations: Steps of Adam for each block, 0 for none: half a minute to minutes for a small network.
-        seed: Of the labels drawn from the model, and the samples of a step.
+        seed: Random seed.
         folder: Where learned blocks are stored, so that an interrupted call resumes; None stores nothing.
 
     Raises:
@@ -153,16 +147,14 @@ def prune_channels(
     task = task or Task.classification()
     masked, keep = _chosen(graph, pairs, share, task, seed)
     smaller = without_channels(masked, keep)
-    given = RoundingInput(graph, smaller, [inputs for inputs, _ in pairs], task, seed, place)
-    return capture(recovered(given, keep, iterations).module, graph.example)
+    learning = RoundingInput(graph, smaller, [inputs for inputs, _ in pairs], task, seed, place)
+    return capture(recovered(learning, keep, iterations).module, graph.example)
 
 
 def _chosen(graph: Graph, pairs: list[Batch], share: float, task: Task, seed: int) -> tuple[Graph, Tensor]:
     """The graph whose layers read only the units that stay, its shapes as before; and [units] which stay."""
     channels = find_channels(graph)
-    able = torch.zeros_like(channels.free)
-    for units in channels.outputs.values():
-        able[units] = channels.free[units]
+    able = channels.free & channels.made
     if not able.any():
         obstacles = f"all reach {', '.join(channels.obstacles)}" if channels.obstacles else None
         reason = obstacles or "its weights serve twice, or are computed"
@@ -196,20 +188,18 @@ def recovered(inputs: RoundingInput, keep: Tensor, iterations: int) -> Graph:
     """The smaller graph with weights and biases learned from the whole one, one block after the other.
 
     For each block, min mean (z - z')^2 over all parameters that it alone reads, with z the whole network's output of
-    the block, as far as its channels are kept, and z' that of the smaller network, which reads what the blocks before
-    it return: errors of earlier blocks are made up for by later ones. A block that learns nothing stays as it was.
+    the block, as far as its channels stay, and z' that of the smaller network, which reads what the blocks before it
+    return: later blocks make up for errors of earlier ones. A block that learns nothing stays as it was.
 
-    Args:
-        inputs: The whole network, and the smaller one of the same nodes as `simulated`.
-        keep: [units] of the whole network's channels that the smaller one has.
-        iterations: Steps of Adam for each block, the rate falling along half a cosine.
+    `inputs` holds the whole network, and the smaller one of the same nodes as `simulated`; `keep` [units] says which of
+    the whole network's channels the smaller one has. Rates fall along half a cosine.
 
     Source: the blocks and their loss are those of Y. Li et al., "BRECQ", arXiv 2102.05426, in float.
     """
     slices = {
-        name: TensorSlice(held.dim, keep[held.units].nonzero().flatten().to(inputs.graph.device))
-        for name, held in find_channels(inputs.graph).tensors.items()
-        if not keep[held.units].all()
+        name: TensorSlice(place.dim, keep[place.units].nonzero().flatten().to(inputs.graph.device))
+        for name, place in find_channels(inputs.graph).tensors.items()
+        if not keep[place.units].all()
     }
     return learn_blocks(
         inputs.case,
@@ -218,7 +208,7 @@ def recovered(inputs: RoundingInput, keep: Tensor, iterations: int) -> Graph:
         _Parameters,
         Schedule(iterations, BATCH_SIZE, CACHE_GIB),
         label="learn blocks",
-        parts=Parts(Store(inputs.folder), "recovered", question_digest(inputs, "recovery", iterations=iterations)),
+        parts=Parts(inputs.store, "recovered", inputs.question("recovery", iterations=iterations)),
         slices=slices,
     )
 
@@ -227,7 +217,17 @@ class _Parameters:
     """The parameters of one block in float; a `Learner`."""
 
     def __init__(self, learning: Graph, block: Block, part: Stretch) -> None:
-        self.block, self.part, self.parameters = block, part, _own_parameters(learning.module, part)
+        self.block, self.part, module = block, part, learning.module
+        reads = Counter(id(tensor_of(module, node)) for node in module.graph.find_nodes(op="get_attr"))
+        tensors = [(str(node.target), tensor_of(module, node)) for node in part.nodes if node.op == "get_attr"]
+        inside = Counter(id(tensor) for _, tensor in tensors)
+        #: Full name -> parameter of floating-point numbers that no node outside the block reads.
+        self.parameters = {
+            name: tensor
+            for name, tensor in tensors
+            if isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
+            if inside[id(tensor)] == reads[id(tensor)]
+        }
 
     def tensors(self) -> dict[str, Tensor]:
         """Full name -> copy of each parameter."""
@@ -264,16 +264,3 @@ class _Parameters:
         """Take no gradients any more."""
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
-
-
-def _own_parameters(module: fx.GraphModule, part: Stretch) -> dict[str, nn.Parameter]:
-    """Full name -> parameter of floating-point numbers that no node outside the block reads."""
-    places = Counter(id(tensor_of(module, node)) for node in module.graph.find_nodes(op="get_attr"))
-    inside = [node for node in part.nodes if node.op == "get_attr"]
-    within = Counter(id(tensor_of(module, node)) for node in inside)
-    tensors = {str(node.target): tensor_of(module, node) for node in inside}
-    return {
-        name: tensor
-        for name, tensor in tensors.items()
-        if isinstance(tensor, nn.Parameter) and tensor.is_floating_point() and within[id(tensor)] == places[id(tensor)]
-    }

@@ -1,35 +1,24 @@
-"""What a rounding is given: the float network and its simulation, whose weights it turns into integers."""
+"""What a rounding is given, and the roundings by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mixbit.core import Methods
 from mixbit.core.batches import Inputs
 from mixbit.core.io.digest import digest
+from mixbit.core.io.store import Store
 from mixbit.core.task import Task
 from mixbit.graph.graph import Case, Graph
 from mixbit.quantization.quantizer import quantizers_of
-
-
-def question_digest(inputs: "RoundingInput", method: str, **options: object) -> str:
-    """A hash of all that the result depends on: networks, plan, data, task, seed, and the method with its options."""
-    return digest(
-        inputs.graph.module,
-        inputs.simulated.module,
-        None if inputs.simulated.plan is None else inputs.simulated.plan.model_dump_json(),
-        inputs.batches,
-        [quantizer.mask for quantizer in quantizers_of(inputs.simulated)],  # no part of a module's state
-        inputs.task,
-        (inputs.seed, inputs.bias_correction, method, sorted(options.items())),
-    )
 
 
 @dataclass(frozen=True)
 class RoundingInput:
     """What a rounding is given: a float network, and its simulation, whose weights are to become integers.
 
-    A rounding returns the simulated graph with other weights: whole multiples of their scales already, so that its
-    quantizers, which round to the nearest, change nothing, or as they were where the nearest integers serve best.
+    A rounding returns the simulated graph with other weights. They are whole multiples of their scales already, so that
+    its quantizers, which round to the nearest, change nothing; or they stay where the nearest integers serve best.
     Biases and scales of activations may differ too.
 
     Attributes:
@@ -38,7 +27,7 @@ class RoundingInput:
             nearest integers, where biases are.
         batches: Calibration inputs.
         task: What the outputs mean.
-        seed: Of every draw.
+        seed: Random seed.
         folder: Where finished parts are stored, so that an interrupted run resumes; None stores nothing.
         bias_correction: Whether biases take off the mean error of their operator's output.
     """
@@ -55,3 +44,24 @@ class RoundingInput:
     def case(self) -> Case:
         """The float network and the data."""
         return Case(self.graph, [(inputs, None) for inputs in self.batches], self.task, self.seed)
+
+    @property
+    def store(self) -> Store:
+        """Of finished parts."""
+        return Store(self.folder)
+
+    def question(self, method: str, **options: object) -> str:
+        """A hash of all that a method's result depends on: networks, plan, data, task, seed, method and options."""
+        return digest(
+            self.graph.module,
+            self.simulated.module,
+            None if self.simulated.plan is None else self.simulated.plan.model_dump_json(),
+            self.batches,
+            [quantizer.mask for quantizer in quantizers_of(self.simulated)],  # no part of a module's state
+            self.task,
+            (self.seed, self.bias_correction, method, sorted(options.items())),
+        )
+
+
+Rounding = Callable[[RoundingInput], Graph]
+ROUNDINGS: Methods[Rounding] = Methods("rounding", "mixbit.roundings")

@@ -1,7 +1,4 @@
-"""Roundings learned block by block, together with biases and the steps of coarse activations (AdaRound, BRECQ).
-
-Each weight goes to the integer below it or to the one above, softly at first.
-"""
+"""Roundings learned block by block (AdaRound, BRECQ): each weight goes down or up to an integer, softly at first."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,21 +8,20 @@ import torch
 from torch import Tensor
 
 from mixbit.core import InvalidInput
-from mixbit.core.io.store import Store
 from mixbit.graph.blocks import Block, Stretch
 from mixbit.graph.graph import Graph
 from mixbit.quantization.affine import along
 from mixbit.quantization.biases import biases_of, settle_biases
 from mixbit.quantization.quantizer import Quantizer, quantizer_path, weight_quantizers
-from mixbit.roundings._input import RoundingInput, question_digest
+from mixbit.roundings._input import RoundingInput
 from mixbit.training.blockwise import Parts, Passes, Schedule, learn_blocks
 
 #: Activations of fewer bits have their steps learned, and are left in float at random (QDrop).
 FINE_BITS = 8
 #: Steps of Adam: of the roundings; of biases, in root mean square errors of the block; of scales, relative to them.
 RATE, BIAS_RATE, STEP_RATE = 0.1, 0.05, 1e-3
-#: Weight of the penalty on undecided roundings, where the error of the nearest rounding is 1. It is large, so that most
-#: weights decide early and the rest of them make up for it: with 1, ResNet-20's blocks end at twice the error.
+#: Weight of the penalty on undecided roundings, where the error of the nearest rounding is 1. Most weights then decide
+#: early, and the rest make up for it: with 1, ResNet-20's blocks end at twice the error.
 PENALTY = 300.0
 #: Share of the iterations without it; its exponent then, and at the end.
 WARM_UP, FIRST_BETA, LAST_BETA = 0.1, 20.0, 2.0
@@ -56,29 +52,22 @@ def learned_roundings(
         partial(_Rounding, inputs, drop),
         schedule,
         label=label,
-        parts=Parts(Store(inputs.folder), "block", question_digest(inputs, label, schedule=schedule, drop=drop)),
+        parts=Parts(inputs.store, "block", inputs.question(label, schedule=schedule, drop=drop)),
     )
     settle_biases(learned)  # steps of what they read may be others now
     return learned
 
 
 class _SoftWeight:
-    """A weight between the integers; its masked part is zero."""
+    """A weight between the integers, called like its quantizer; its masked part is zero."""
 
     def __init__(self, quantizer: Quantizer, weight: Tensor) -> None:
         self.quantizer, self.axis = quantizer, quantizer.axis or 0
         self.weight = weight.detach().clone() if quantizer.mask is None else weight.detach() * quantizer.mask
         self.v = start(self.weight, quantizer.scale, self.axis).requires_grad_()
 
-    def soft(self, _: Tensor) -> Tensor:
-        """The weight with soft roundings, differentiable; called in place of the quantizer."""
-        return self._rounded(hard=False)
-
-    def hard(self) -> Tensor:
-        """The weight with every rounding decided."""
-        return self._rounded(hard=True).detach()
-
-    def _rounded(self, *, hard: bool) -> Tensor:
+    def __call__(self, _: Tensor | None = None, *, hard: bool = False) -> Tensor:
+        """With soft roundings, differentiable, or with every rounding decided."""
         quantizer = self.quantizer
         factors, limits = (quantizer.scale, quantizer.zero_point), quantizer.format.integer_range
         weight = rounded_weight(self.weight, self.v, factors, self.axis, limits, hard=hard)
@@ -96,12 +85,12 @@ class _Rounding:
 
     def __init__(self, inputs: RoundingInput, drop: float, simulated: Graph, block: Block, part: Stretch) -> None:
         self.simulated, self.block, self.part = simulated, block, part
-        looked_up = {layer.name for layer in inputs.graph.layers if any(op.input is None for op in layer.operations)}
-        quantizers = {name: each for name, each in weight_quantizers(simulated).items() if each.format.floating is None}
+        quantizers = weight_quantizers(simulated)
         self.weights = {
-            quantizer_path(name, of_weight=True): _SoftWeight(quantizers[name], simulated.parameter(name))
-            for name in block.layers
-            if name in quantizers and name not in looked_up
+            quantizer_path(layer.name, of_weight=True): _SoftWeight(quantizer, simulated.parameter(layer.name))
+            for layer in inputs.graph.layers
+            if layer.name in block.layers and all(operation.input is not None for operation in layer.operations)
+            if (quantizer := quantizers.get(layer.name)) is not None and quantizer.format.floating is None
         }
         rounded = {weight.quantizer.tensor for weight in self.weights.values()}
         self.biases: dict[str, Tensor] = {}
@@ -159,19 +148,19 @@ class _Rounding:
         self, passes: Passes, batch: int, rows: Tensor | None, generator: torch.Generator
     ) -> Mapping[str, Tensor]:
         """With soft roundings, and a random part of what the block reads and of coarse activations in float."""
-        calls: dict[str, Callable[[Tensor], Tensor]] = {path: weight.soft for path, weight in self.weights.items()}
+        calls: dict[str, Callable[[Tensor], Tensor]] = dict(self.weights)
         read = passes.inputs(self.part, batch, rows)
         if self.drop > 0:
             others = passes.float_inputs(self.part, batch, rows)
             read |= {name: mixed(read[name], other, self.drop, generator) for name, other in others.items()}
             for step in self.steps:
                 path = quantizer_path(step.tensor, of_weight=False)
-                calls[path] = partial(_dropped, step, self.drop, generator)
+                calls[path] = lambda x, step=step: mixed(step(x), x, self.drop, generator)
         return self.part.run(read, self.block.outputs, calls)
 
     def penalty(self, progress: float) -> Tensor | float:
         """PENALTY times the mean over all weights of the block of how far their roundings are undecided."""
-        beta = beta_at(progress, WARM_UP, FIRST_BETA, LAST_BETA)
+        beta = beta_at(progress)
         if beta is None:
             return 0.0
         vs = [weight.v for weight in self.weights.values()]
@@ -181,17 +170,13 @@ class _Rounding:
     @torch.no_grad()
     def settle(self) -> None:
         """Put the hard weights, the steps, and the biases rounded to them."""
-        self.put(self.tensors() | {weight.quantizer.tensor: weight.hard() for weight in self.weights.values()})
+        self.put(self.tensors() | {weight.quantizer.tensor: weight(hard=True) for weight in self.weights.values()})
         settle_biases(self.simulated, list(self.biases))
 
 
 def mixed(rounded: Tensor, other: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """The first tensor, with that share of its numbers, drawn at random, from the other."""
     return torch.where((torch.rand(rounded.shape, generator=generator) < share).to(rounded.device), other, rounded)
-
-
-def _dropped(quantizer: Quantizer, drop: float, generator: torch.Generator, x: Tensor) -> Tensor:
-    return mixed(quantizer(x), x, drop, generator)
 
 
 def rise(v: Tensor) -> Tensor:
@@ -223,8 +208,8 @@ def penalty(v: Tensor, beta: float) -> Tensor:
     return (1 - (2 * rise(v) - 1).abs().pow(beta)).mean()
 
 
-def beta_at(progress: float, warm_up: float, first: float, last: float) -> float | None:
+def beta_at(progress: float) -> float | None:
     """The penalty's exponent at a share of all iterations: none while warming up, then linearly from first to last."""
-    if progress < warm_up:
+    if progress < WARM_UP:
         return None
-    return first + (last - first) * (progress - warm_up) / (1 - warm_up)
+    return FIRST_BETA + (LAST_BETA - FIRST_BETA) * (progress - WARM_UP) / (1 - WARM_UP)

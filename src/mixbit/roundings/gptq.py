@@ -1,26 +1,30 @@
 """GPTQ: weights column by column, each error made up for by the weights that are still to come."""
 
 import dataclasses
+import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge
 from torch import Tensor, fx
+from torch.nn import functional
 
 from mixbit.core import InvalidInput, method
-from mixbit.core.io.store import Store
-from mixbit.graph.graph import Graph, Layer, Operation, argument, set_bias
+from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation, argument, set_bias
 from mixbit.graph.walk import in_order
-from mixbit.quantization.affine import along
+from mixbit.quantization.affine import along, dequantize, quantize
 from mixbit.quantization.biases import corrected_biases
 from mixbit.quantization.quantizer import Quantizer, activation_quantizers, weight_quantizers
-from mixbit.quantization.statistics import Moments
-from mixbit.roundings._compensate import compensated, least_error, rows_of
-from mixbit.roundings._input import RoundingInput, question_digest
+from mixbit.quantization.statistics import Moments, inverse_factor
+from mixbit.roundings._input import RoundingInput
 
+#: Columns rounded before the ones behind them are brought up to date, all in one product.
+BLOCK = 128
+#: Where convolutions keep strides, padding and dilation.
+_STRIDE, _PADDING, _DILATION = 3, 4, 5
 #: Which rows: the tensor that is read, and how an operator cuts it up. Operators that share them share their moments.
 _Rows = tuple[fx.Node, str]
 
@@ -37,22 +41,22 @@ def gptq(
 
     For each layer, sum over rows x of |(Q - W) x|^2 is made small by `compensated`, on the scales that the quantizers
     have; an output channel for which the nearest integers do better keeps them. The rows x are what the operator reads
-    in the simulated network whose earlier layers are final: after earlier rounding and with its activations quantized.
-    Where a bias takes off the mean error, rows are taken relative to their mean, and the bias is corrected for the new
-    weight; where sparse formats want zeros, they stay, and the other weights make up for them.
+    in the simulated network with its activations quantized and earlier layers final. Where a bias takes off the mean
+    error, rows are relative to their mean, and the bias is corrected for the new weight. Zeros of sparse formats stay,
+    and the other weights make up for them.
 
-    Layers with linear operators, products, and convolutions are rounded so. A weight that several operators read is
-    rounded when the first of them is reached, for the rows of all of them in the network as it is then. Embeddings and
-    transposed convolutions keep the nearest integers, and floating-point formats have none.
+    This rounds linear operators, products, and convolutions. A weight that several operators read is rounded when the
+    first of them is reached, for the rows of all of them in the network as it is then. Embeddings and transposed
+    convolutions keep the nearest integers; floating-point formats have none.
 
-    The cost is one run of the simulated network over the data, for each layer n k^2 multiplications for the second
-    moments of its n rows of k columns, and about k^3 + out k^2 for the rounding; tensors that are still to be read are
-    held as `in_order` says. Nothing is drawn.
+    It costs one run of the simulated network over the data and, for each layer, n k^2 multiplications for the second
+    moments of its n rows of k columns, and about k^3 + out k^2 for the rounding. `in_order` holds the tensors that are
+    still to be read. Nothing is drawn.
 
     Args:
         inputs: What to round, on which data; with a folder, finished layers are stored there, and resumed.
-        damping: Share of the mean of the second moments' diagonal that is added to it, at least 0; it grows by itself
-            tenfold where the moments cannot be inverted otherwise.
+        damping: Share of the mean of the second moments' diagonal that is added to it, at least 0; it grows tenfold
+            where the moments cannot be inverted otherwise.
         order: Of the columns: those with the largest second moments first, or as they stand.
 
     Raises:
@@ -64,16 +68,15 @@ def gptq(
     if not inputs.batches:
         raise InvalidInput("gptq: no batch to calibrate on; give at least one")
     rounded = inputs.simulated.copy()
-    todo = _jobs(inputs, rounded)
-    store, question = Store(inputs.folder), question_digest(inputs, "gptq", damping=damping, order=order)
-    missing = []
-    for job in todo:
-        finished = store.get(job.part, question)
-        if finished is None:
+    jobs, missing = _jobs(inputs, rounded), []
+    store, question = inputs.store, inputs.question("gptq", damping=damping, order=order)
+    for job in jobs:
+        stored = store.get(job.part, question)
+        if stored is None:
             missing.append(job)
         else:
-            _put(rounded, job.layer, finished.tensors)
-    for job, moments in _moments_in_order(inputs, rounded, todo, missing):
+            _put(rounded, job.layer, stored.tensors)
+    for job, moments in _moments_in_order(inputs, rounded, jobs, missing):
         tensors = _round(inputs, rounded, job, moments, {"damping": damping, "by_activation": order == "activation"})
         store.put(job.part, question, tensors)
         _put(rounded, job.layer, tensors)
@@ -89,8 +92,11 @@ class _Job:
     layer: Layer
     quantizer: Quantizer
     operations: tuple[Operation, ...]
-    groups: int
     part: str
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """[groups, channels of a group, columns]."""
+        return weight.movedim(self.layer.axis, 0).flatten(1).unflatten(0, (self.operations[0].groups, -1))
 
 
 def _jobs(inputs: RoundingInput, simulated: Graph) -> list[_Job]:
@@ -104,19 +110,17 @@ def _jobs(inputs: RoundingInput, simulated: Graph) -> list[_Job]:
             if operation.input is not None and operation.axis == layer.axis
             if not operation.kind.name.startswith("conv_transpose")
         ]
-        if quantizer is None or quantizer.format.floating is not None or not covered:
-            continue
-        groups = covered[0].groups
-        same = tuple(operation for operation in covered if operation.groups == groups)
-        jobs.append(_Job(layer, quantizer, same, groups, f"gptq-{number:04}"))
+        if quantizer is not None and quantizer.format.floating is None and covered:
+            same = tuple(operation for operation in covered if operation.groups == covered[0].groups)
+            jobs.append(_Job(layer, quantizer, same, f"gptq-{number:04}"))
     return jobs
 
 
 def _moments_in_order(
-    inputs: RoundingInput, simulated: Graph, todo: list[_Job], missing: list[_Job]
+    inputs: RoundingInput, simulated: Graph, jobs: list[_Job], missing: list[_Job]
 ) -> Iterator[tuple[_Job, dict[str, Moments]]]:
     """Every missing layer with the moments of what its operators read, once all layers before it are final."""
-    operators = {operation.node for job in todo for operation in job.layer.operations}
+    operators = {operation.node for job in jobs for operation in job.layer.operations}
     groups = [[operation.node for operation in job.layer.operations] for job in missing]
     reads = {operation.node: (job, operation) for job in missing for operation in job.operations}
     moments: dict[_Rows, Moments] = defaultdict(Moments)
@@ -151,29 +155,24 @@ def _round(
     """The new weight, by its name, and corrected biases, by the nodes of their operators."""
     layer, quantizer = job.layer, job.quantizer
     weight = simulated.parameter(layer.name)
-    rows = _as_rows(weight, job)
+    rows = job.rows(weight)
     centred = [operation.node for operation in job.operations if inputs.bias_correction and operation.takes_bias]
     hessian = torch.stack([moments[name].hessian(centred=name in centred) for name in moments]).sum(0)
     if not hessian.isfinite().all():
         raise InvalidInput(f"{layer.name}: its input is NaN or inf, or its squares are; leave out such samples")
     scale, zero_point = (
-        _as_rows(along(factor, layer.axis, weight.shape).expand_as(weight), job)
+        job.rows(along(factor, layer.axis, weight.shape).expand_as(weight))
         for factor in (quantizer.scale, quantizer.zero_point)
     )
-    mask = None if quantizer.mask is None else _as_rows(quantizer.mask, job)
+    mask = None if quantizer.mask is None else job.rows(quantizer.mask)
     limits = quantizer.format.integer_range
     tried = compensated(rows, hessian, scale, zero_point, limits, mask=mask, **options)
-    best = least_error(rows, hessian, _as_rows(quantizer(weight), job), tried)
+    best = least_error(rows, hessian, job.rows(quantizer(weight)), tried)
     new = quantizer(best.reshape(weight.movedim(layer.axis, 0).shape).movedim(0, layer.axis).contiguous())
-    error = _as_rows(new - weight, job)
+    error = job.rows(new - weight)
     means = {name: (error.double() @ moments[name].mean.unsqueeze(2)).flatten().to(weight) for name in centred}
     biases = corrected_biases(inputs.graph, layer, quantizer, means, activation_quantizers(simulated))
     return {layer.name: new} | {name: biases[name] for name in centred}
-
-
-def _as_rows(weight: Tensor, job: _Job) -> Tensor:
-    """[groups, channels of a group, columns]."""
-    return weight.movedim(job.layer.axis, 0).flatten(1).unflatten(0, (job.groups, -1))
 
 
 def _put(simulated: Graph, layer: Layer, tensors: Mapping[str, Tensor]) -> None:
@@ -184,3 +183,107 @@ def _put(simulated: Graph, layer: Layer, tensors: Mapping[str, Tensor]) -> None:
         if operation.node in tensors and operation.kind.bias is not None:
             bias = tensors[operation.node].to(weight)
             set_bias(simulated.module, simulated.node(operation.node), bias, layer.name, operation.kind.bias)
+
+
+def compensated(
+    weight: Tensor,
+    hessian: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    limits: tuple[int, int],
+    *,
+    damping: float,
+    by_activation: bool,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """[G, rows, columns] whole multiples Q of the scales, for G problems: rows with small (q - w) H (q - w)'.
+
+    Columns are rounded one after the other, to the nearest; each error, over the diagonal of the upper Cholesky factor
+    U of the inverse of H, times its row of U is taken off the columns behind. H is damped first, see `inverse_factor`.
+    A column whose diagonal is 0 is rounded to the nearest and makes up for nothing. Computed in float64.
+
+    W, scales, zero points and the mask, which is False where a weight is to be 0, are [G, rows, columns], and H = X'X
+    is [G, columns, columns]. `limits` are the smallest and largest integer; `by_activation` takes the columns in the
+    order of falling diagonals of H.
+
+    Source: E. Frantar et al., "GPTQ", algorithm 1; zeros as in E. Frantar and D. Alistarh, "SparseGPT",
+    arXiv:2301.00774.
+    """
+    diagonal = hessian.diagonal(dim1=1, dim2=2)
+    order = torch.arange(weight.shape[2], device=weight.device).expand_as(diagonal)
+    if by_activation:
+        order = diagonal.argsort(dim=1, descending=True, stable=True)
+    columns = order.unsqueeze(1).expand_as(weight)
+    sorted_rows = hessian.gather(1, order.unsqueeze(2).expand_as(hessian))
+    factor = inverse_factor(sorted_rows.gather(2, order.unsqueeze(1).expand_as(hessian)), damping)
+    scale, zero_point = scale.gather(2, columns), zero_point.gather(2, columns)
+    mask = None if mask is None else mask.gather(2, columns)
+    rounded = _in_order(weight.gather(2, columns).double(), factor, scale, zero_point, mask, limits)
+    return torch.empty_like(weight).scatter_(2, columns, rounded.to(weight))
+
+
+def least_error(weight: Tensor, hessian: Tensor, *rounded: Tensor) -> Tensor:
+    """[G, rows, columns] of several roundings of W, for each row w the one with the least (q - w) H (q - w)'."""
+    changes = [q.double() - weight.double() for q in rounded]
+    errors = torch.stack([((change @ hessian) * change).sum(2) for change in changes])
+    best = errors.argmin(0).expand_as(rounded[0].movedim(2, 0)).movedim(0, 2)
+    return torch.stack(rounded).gather(0, best.unsqueeze(0)).squeeze(0)
+
+
+def _in_order(
+    weight: Tensor, factor: Tensor, scale: Tensor, zero_point: Tensor, mask: Tensor | None, limits: tuple[int, int]
+) -> Tensor:
+    """Q for columns in the order they stand in; W is overwritten."""
+    rounded = torch.empty_like(weight)
+    for first in range(0, weight.shape[2], BLOCK):
+        last = min(first + BLOCK, weight.shape[2])
+        errors = torch.empty_like(weight[:, :, first:last])
+        for column in range(first, last):
+            w, s, z = weight[:, :, column], scale[:, :, column].double(), zero_point[:, :, column].double()
+            q = dequantize(quantize(w, s, z, None, *limits), s, z, None)
+            if mask is not None:
+                q = q * mask[:, :, column]
+            rounded[:, :, column] = q
+            error = (w - q) / factor[:, column, column, None]
+            weight[:, :, column + 1 : last] -= error.unsqueeze(2) * factor[:, None, column, column + 1 : last]
+            errors[:, :, column - first] = error
+        weight[:, :, last:] -= errors @ factor[:, first:last, last:]
+    return rounded
+
+
+def rows_of(node: fx.Node, operation: Operation, x: Tensor, kernel: Sequence[int]) -> Iterator[Tensor]:
+    """[G, N, columns] what an operator that is not transposed multiplies its weight's rows with, few samples at a time.
+
+    The kernel is the weight's sizes behind its channels; empty for products.
+    """
+    if operation.channels_last:
+        yield x.reshape(1, -1, x.shape[-1])
+        return
+    if x.ndim == len(kernel) + 1:
+        x = x.unsqueeze(0)  # one sample
+    elements = math.prod(x.shape[1:]) * math.prod(kernel)
+    for some in x.split(max(1, 4 * FEW_ELEMENTS // elements)):
+        yield _windows(node, some, kernel, operation.groups)
+
+
+def _windows(node: fx.Node, x: Tensor, kernel: Sequence[int], groups: int) -> Tensor:
+    """[G, positions, columns], the columns as a convolution's weight has them: channels of the group x kernel."""
+    spatial = len(kernel)
+    stride, dilation = (_each(argument(node, position, 1), spatial) for position in (_STRIDE, _DILATION))
+    padding = argument(node, _PADDING, 0)
+    if padding == "same":
+        zeros = [apart * (size - 1) for size, apart in zip(kernel, dilation, strict=True)]
+    else:
+        zeros = [2 * side for side in _each(0 if padding == "valid" else padding, spatial)]
+    x = functional.pad(x, [side for total in reversed(zeros) for side in (total // 2, total - total // 2)])
+    for axis, (size, step, apart) in enumerate(zip(kernel, stride, dilation, strict=True), 2):
+        x = x.unfold(axis, apart * (size - 1) + 1, step)[..., ::apart]
+    x = x.unflatten(1, (groups, -1))
+    positions, window = range(3, 3 + spatial), range(3 + spatial, 3 + 2 * spatial)
+    columns = x.shape[2] * math.prod(kernel)
+    return x.permute(1, 0, *positions, 2, *window).reshape(groups, -1, columns)
+
+
+def _each(value: int | Sequence[int], count: int) -> list[int]:
+    values = [value] if isinstance(value, int) else list(value)
+    return values * count if len(values) == 1 else values

@@ -1,20 +1,24 @@
-"""quantize(): from a float graph and a plan to the simulated graph, its weights rounded and its biases corrected."""
+"""quantize(): from a float graph and a plan to the simulated graph; and the rounding to the nearest integers."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mixbit.core import InvalidInput, Plan, find_target, pick
+from mixbit.core import InvalidInput, Plan, find_target, method, pick
 from mixbit.core.io.store import Store
 from mixbit.core.task import Task
-from mixbit.graph.graph import Graph, Layer, check_arguments
+from mixbit.graph.graph import Graph, check_arguments
 from mixbit.quantization.biases import BIAS_CORRECTIONS, corrected
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.ranges import RangeMethod
 from mixbit.quantization.simulate import check_plan, simulate
-from mixbit.roundings import ROUNDINGS, Rounding
-from mixbit.roundings._input import RoundingInput
-from mixbit.roundings.nearest import nearest
+from mixbit.roundings._input import ROUNDINGS, Rounding, RoundingInput
+
+
+@method(rank=1)
+def nearest(inputs: RoundingInput) -> Graph:
+    """Every weight to the nearest integer, ties to even; without data."""
+    return inputs.simulated
 
 
 def quantize(
@@ -32,26 +36,25 @@ def quantize(
     """The graph with the plan's quantizers, simulated in float: a module that evaluates and trains.
 
     Activations: one quantizer per tensor, shared by all that read it, with a static range; or, where the range is
-    taken at run time, by the plan's layers that read it alone, and none between layers. Biases: `at_once` takes off the
-    mean error of each operator's output that the nearest rounding of its weight makes on the calibration data;
-    `sequential` does what `mixbit.quantization.biases.corrected` says, after the rounding. Where weight and input are
-    integers, a bias is a whole multiple of the product of their scales, as runtimes hold it; not where the input's
-    scale is known at run time alone.
+    taken at run time, for the plan's layers that read it alone, and none between layers. Biases: `at_once` takes off
+    the mean error of each operator's output that the nearest rounding of its weight makes on the calibration data;
+    `sequential` corrects them after the rounding, see `mixbit.quantization.biases.corrected`. Where weight and input
+    are integers of known scales, a bias is a whole multiple of the product of the scales, as runtimes hold it.
 
     Args:
         graph: A captured graph in float; it is left as it is.
         plan: A scheme for every layer, for the target it names.
-        batches: Calibration data, labels ignored; or a calibration of this graph, which holds the masks of sparse
-            schemes (see `mixbit.quantization.masks`; they are chosen by magnitude otherwise), and, for roundings other
-            than nearest and for sequential correction, its `batches`; or None where no input has a static range:
-            weights then take min-max scales, and biases stay.
+        batches: Calibration data, labels ignored; or a calibration of this graph, with its masks of sparse schemes (see
+            `mixbit.quantization.masks`; otherwise chosen by magnitude), and with its `batches` where the rounding is
+            not nearest or the correction sequential; or None where no input has a static range: weights then take
+            min-max scales, and biases stay.
         rounding: How weights become integers: a name in ROUNDINGS, with options as in `brecq:iterations=500`, or a
             function from a `RoundingInput` to a graph.
         bias_correction: A name in `mixbit.quantization.biases.BIAS_CORRECTIONS`.
-        ranges: How ranges of activations are chosen, see `mixbit.quantization.ranges.RANGES`: `mse` where None; a
-            calibration has its own way.
-        task: What the outputs mean, for roundings that ask; classification where None.
-        seed: Of every draw of the rounding.
+        ranges: A name in `mixbit.quantization.ranges.RANGES`, or a function: how ranges of activations are chosen.
+            `mse` where None; a calibration has its own.
+        task: What the outputs mean, for roundings that need it; classification where None.
+        seed: Random seed of the rounding.
         folder: Where a rounding stores finished parts, so that the same call resumes there; None stores nothing.
 
     Raises:
@@ -64,18 +67,18 @@ def quantize(
             f"plan: a {type(plan).__name__}; give a Plan, as search() returns it and Plan.load() reads it"
         )
     pick("bias correction", bias_correction, BIAS_CORRECTIONS)
-    name, method = ROUNDINGS.find(rounding)
-    layers = check_plan(graph, plan)
-    plan = _without_outdated_predictions(plan, layers)
+    name, round_weights = ROUNDINGS.find(rounding)
+    check_plan(graph, plan)
+    plan = _without_outdated_predictions(graph, plan)
     calibration = _calibration(graph, plan, batches, ranges)
     inputs = () if calibration is None else [inputs for inputs, _ in calibration.batches]
-    if not inputs and (method is not nearest or bias_correction == "sequential"):
-        what = "sequential bias correction" if method is nearest else f"rounding {name}"
-        raise InvalidInput(f"{what}: {_given(calibration)} does not tell it enough; give the batches")
+    if not inputs and (round_weights is not nearest or bias_correction == "sequential"):
+        what = "sequential bias correction" if round_weights is nearest else f"rounding {name}"
+        raise InvalidInput(f"{what}: {_given(calibration)} is not enough; give the batches")
     corrects, place = bias_correction != "off", Store(folder).folder
     simulated = simulate(graph, plan, calibration, bias_correction=corrects)
     task = task or Task.classification()
-    rounded = method(RoundingInput(graph, simulated, inputs, task, seed, place, corrects))
+    rounded = round_weights(RoundingInput(graph, simulated, inputs, task, seed, place, corrects))
     if not isinstance(rounded, Graph):
         raise InvalidInput(
             f"rounding {name}: returns a {type(rounded).__name__}; return the simulated graph with other weights"
@@ -84,21 +87,18 @@ def quantize(
 
 
 def _calibration(
-    graph: Graph,
-    plan: Plan,
-    batches: Iterable[Any] | Calibration | None,
-    ranges: str | RangeMethod | None,
+    graph: Graph, plan: Plan, batches: Iterable[Any] | Calibration | None, ranges: str | RangeMethod | None
 ) -> Calibration | None:
     """The calibration given, or one of the batches given; None where there is neither and the plan needs none."""
     if batches is not None and not isinstance(batches, Calibration):
         return calibrate(graph, batches, ranges=ranges or "mse")
-    for name, text in plan.layers.items() if batches is None else ():
-        fmt = plan.scheme(name).input
-        if fmt is not None and not fmt.dynamic:
-            raise InvalidInput(
-                f"batches: None, but {name} ({text}) has an input of static range; give calibration data, or take a "
-                "scheme whose range is taken at run time, as w8a8d"
-            )
+    inputs = {name: plan.scheme(name).input for name in plan.layers}
+    static = [f"{name} ({plan.layers[name]})" for name, fmt in inputs.items() if fmt is not None and not fmt.dynamic]
+    if batches is None and static:
+        raise InvalidInput(
+            f"batches: None, but {static[0]} has an input of static range; give calibration data, or take a scheme "
+            "whose range is taken at run time, as w8a8d"
+        )
     if ranges is not None:
         raise InvalidInput(
             f"ranges={ranges!r}: {_given(batches)} chooses none; give ranges to calibrate(), or the batches"
@@ -110,10 +110,10 @@ def _given(batches: Calibration | None) -> str:
     return "no data" if batches is None else "a calibration alone"
 
 
-def _without_outdated_predictions(plan: Plan, layers: tuple[Layer, ...]) -> Plan:
-    """The plan without what was predicted of it, where its schemes were edited since: its bytes are others now."""
+def _without_outdated_predictions(graph: Graph, plan: Plan) -> Plan:
+    """The plan without its predictions where its schemes were edited since, which changes its bytes."""
     weight_bytes = find_target(plan.target).weight_bytes
-    held = sum(weight_bytes(layer.shape, layer.axis, plan.scheme(layer.name).weight) for layer in layers)
+    held = sum(weight_bytes(layer.shape, layer.axis, plan.scheme(layer.name).weight) for layer in graph.layers)
     if plan.predicted.get("weight_bytes", held) == held:
         return plan
     return plan.model_copy(update={"predicted": {}, "made_by": f"{plan.made_by}, edited"})
