@@ -1,18 +1,13 @@
 """The terms of the package, its files and its terminal: all that loads no torch, as `task` and `batches` do."""
 
-from mixbit.core.budget import (
-    Budget as Budget,
-    Limit as Limit,
-    MaxDrop as MaxDrop,
-    activation_bytes as activation_bytes,
-    resource_usage as resource_usage,
-)
+from mixbit.core.budget import Budget as Budget, FloatArray as FloatArray, Limit as Limit, MaxDrop as MaxDrop
 from mixbit.core.errors import (
     InfeasibleBudget as InfeasibleBudget,
     InvalidInput as InvalidInput,
     MixbitError as MixbitError,
     TargetMismatch as TargetMismatch,
     UnsupportedModel as UnsupportedModel,
+    pick as pick,
 )
 from mixbit.core.io.files import (
     check_new_file as check_new_file,
@@ -26,7 +21,7 @@ from mixbit.core.io.files import (
     write_bytes as write_bytes,
     write_text as write_text,
 )
-from mixbit.core.io.methods import Methods as Methods, facts_of as facts_of, method as method, pick as pick
+from mixbit.core.io.methods import Methods as Methods, facts_of as facts_of, method as method
 from mixbit.core.io.terminal import (
     draw_nothing as draw_nothing,
     interrupts_later as interrupts_later,
@@ -42,12 +37,7 @@ from mixbit.core.scheme import (
     Scheme as Scheme,
     Sparsity as Sparsity,
 )
-from mixbit.core.table import (
-    FloatArray as FloatArray,
-    Sensitivity as Sensitivity,
-    Table as Table,
-    pinned_schemes as pinned_schemes,
-)
+from mixbit.core.table import Sensitivity as Sensitivity, Table as Table, pinned_schemes as pinned_schemes
 from mixbit.core.target import (
     DEFAULT_CHOICES as DEFAULT_CHOICES,
     TARGETS as TARGETS,

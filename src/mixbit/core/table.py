@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, SerializationInfo, TypeAdapter, field_validator
 from pydantic_core import core_schema
 
+from mixbit.core.budget import RESOURCES, Budget, FloatArray, Limit
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import model_of, read_json, write_text
+from mixbit.core.io.files import model_of, read_model, write_text
 from mixbit.core.scheme import Scheme
-
-FloatArray = NDArray[np.float64]
 
 _Entry = Annotated[float, Field(allow_inf_nan=False)] | None
 
@@ -51,9 +50,10 @@ def _read_as(form: Any, read: Callable[[Any], FloatArray], write: Callable[[Floa
 Table = Annotated[FloatArray, _read_as(list[list[_Entry]], _array, _rows)]
 Row = Annotated[FloatArray, _read_as(list[float], np.array, np.ndarray.tolist)]
 
-USAGE = {"weight_bytes", "weight_bits", "bit_ops"}  # what every table holds
-
-
+#: Usage that every table holds.
+USAGE = {"weight_bytes", "weight_bits", "bit_ops"}
+#: Budgets that are no sum over layers.
+_NO_SUMS = ("bit_ops_ratio", "bit_complexity_ratio", "activation_bytes")
 #: Larger entries are not measurements, and their sums would overflow.
 LARGEST = 1e100
 
@@ -177,6 +177,95 @@ class Sensitivity:
             offered[row] = np.arange(len(self.choices)) == column
         return dataclasses.replace(self, loss=np.where(offered, self.loss, np.inf))
 
+    @property
+    def schemes(self) -> list[Scheme]:
+        """[C] the choices."""
+        return [Scheme.parse(choice) for choice in self.choices]
+
+    def columns(self, layers: Mapping[str, str]) -> NDArray[np.int64]:
+        """[L] the column of each layer's scheme, as a plan's `layers` hold it."""
+        return np.array([self.choices.index(layers[layer]) for layer in self.layers])
+
+    def usage_of(self, resource: str) -> FloatArray:
+        """[L, C] what each choice adds to a resource, in the unit that its name states.
+
+        Raises:
+            InvalidInput: a name that is unknown or stands for no sum, or a resource that the table does not hold.
+        """
+        known = [name for name in RESOURCES if name not in _NO_SUMS]
+        if resource not in known:
+            instead = "; take bit_ops" if resource == "bit_ops_ratio" else ""
+            raise InvalidInput(f"resource {resource!r} does not add up over layers; known: {', '.join(known)}{instead}")
+        weights = float(self.numel.sum())
+        if resource == "weight_ratio":
+            return self.usage["weight_bytes"] / (4 * weights)
+        if resource == "mean_bits":
+            return self.usage["weight_bits"] / weights
+        if resource not in self.usage:
+            raise InvalidInput(
+                f"{resource}: the table holds no times of its choices; measure with --latency, or quantize, which does"
+            )
+        return self.usage[resource]
+
+    def limits(self, budget: Budget) -> list[Limit]:
+        """The budget as limits on sums over the choices; for a peak, one for each moment.
+
+        Raises:
+            InvalidInput: a drop of accuracy, or a resource that the table does not hold.
+        """
+        if budget.max_drop is not None:
+            raise InvalidInput(f"budget {budget}: a table does not tell accuracy; auto_quantize() measures it on files")
+        return [limit for name, bound in budget.limits.items() for limit in self._limits(name, bound)]
+
+    def _limits(self, name: str, bound: float) -> list[Limit]:
+        if name == "activation_bytes":
+            if self.live is None:
+                raise InvalidInput(
+                    f"{name}: the table does not hold which activations are alive at once; measure again"
+                )
+            moments = zip(self.live[:, 0], self.live[:, 1:, None] * self._input_bytes, strict=True)
+            return [Limit(name, usage, bound - fixed, offset=float(fixed)) for fixed, usage in moments]
+        if name == "bit_ops_ratio":
+            usage, int8 = self.usage["bit_ops"], 64.0
+        elif name == "bit_complexity_ratio":
+            bits = [float(max(scheme.weight_bits, scheme.input_bits)) for scheme in self.schemes]
+            usage, int8 = np.outer(self.macs, bits), 8.0
+        else:
+            return [Limit(name, self.usage_of(name), bound)]
+        int8 *= float(self.macs.sum())
+        if not math.isfinite(int8 / bound):
+            raise InvalidInput(f"budget {name}={bound}: so small a ratio is no limit; give a larger one")
+        return [Limit(name, usage, int8 / bound, int8)]
+
+    @property
+    def _input_bytes(self) -> FloatArray:
+        """[C] bytes of one number of a layer's input."""
+        return np.array([4.0 if scheme.input is None else 1.0 for scheme in self.schemes])
+
+    def figures(self, choices: NDArray[np.int64]) -> dict[str, FloatArray]:
+        """Figure -> [N] for N choices [N, L]: predicted loss, its standard error, and usage.
+
+        Entries of different layers count as independent: the standard error is the root of the summed squares; it is
+        inf for a table of a single sample.
+        """
+        rows = np.arange(len(self.layers))
+        used = {name: values[rows, choices].sum(axis=1) for name, values in self.usage.items()}
+        weights = float(self.numel.sum())
+        figures = {
+            "loss": self.loss[rows, choices].sum(axis=1),
+            "standard_error": np.sqrt(np.square(self.standard_error[rows, choices]).sum(axis=1)),
+            "weight_bytes": used["weight_bytes"],
+            "weight_ratio": used["weight_bytes"] / (4 * weights),
+            "mean_bits": used["weight_bits"] / weights,
+            "bit_ops": used["bit_ops"],
+        }
+        if self.live is not None:
+            alive = self.live[:, 0] + self._input_bytes[choices] @ self.live[:, 1:].T
+            figures["activation_bytes"] = alive.max(axis=1)
+        if "latency_ms" in used:
+            figures["latency_ms"] = used["latency_ms"]
+        return figures
+
     def save(self, path: str | Path) -> None:
         """Write the table as JSON; entries that are not offered are null."""
         # No layers are tied to one scheme; readers of the file's format expect the field.
@@ -186,19 +275,14 @@ class Sensitivity:
     @classmethod
     def load(cls, path: str | Path) -> "Sensitivity":
         """Read a table that `save` wrote; raise InvalidInput for anything else."""
-        content = read_json(Path(path))
-        parts: tuple[dict[str, Any], dict[str, Any]] = {}, {}
-        for name, value in content.items() if isinstance(content, dict) else ():
-            parts[name in _Frame.model_fields][name] = value
-        model_of(json.dumps(parts[True]), path, _Frame, "a sensitivity table")
-        try:
-            return model_of(json.dumps(parts[False]), path, cls, "a sensitivity table")
-        except InvalidInput as error:
-            raise error if str(error).startswith(str(path)) else InvalidInput(f"{path}: {error}") from error
+        file = read_model(Path(path), _File, "a sensitivity table")
+        return model_of(json.dumps(file.model_extra), path, cls, "a sensitivity table")
 
 
-class _Frame(BaseModel):
-    """What the file holds beside the table."""
+class _File(BaseModel):
+    """What the file holds beside the table's own fields."""
+
+    model_config = ConfigDict(extra="allow")
 
     version: Annotated[int, Field(ge=1, le=1)]
     ties: list[list[int]] = []

@@ -9,8 +9,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.methods import pick
+from mixbit.core.errors import InvalidInput, pick
 from mixbit.core.scheme import Format, Scheme
 
 #: Files of the room `targets` that hold no target, beside those whose names begin with `_`.

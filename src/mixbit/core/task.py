@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.methods import pick
+from mixbit.core.errors import InvalidInput, pick
 from mixbit.core.io.user_code import users_code
 
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.core import Budget, InvalidInput, Limit, Scheme, Sensitivity
+from mixbit.core import Budget, InvalidInput, Limit, Sensitivity
 
 #: [L] the column of each layer's scheme.
 Choice = NDArray[np.int64]
@@ -34,11 +34,11 @@ def draw_choices(table: Sensitivity, number: int, near: Budget | None, seed: int
         raise InvalidInput(f"{number} plans: a ranking needs at least 3, better 100")
     if near is not None and len(near.limits) != 1:
         raise InvalidInput(f"near budget {near}: give one limit")
-    bits = [Scheme.parse(choice).input_bits for choice in table.choices]
+    bits = [scheme.input_bits for scheme in table.schemes]
     rngs = [[np.random.default_rng([seed, of_set, plan]) for plan in range(number)] for of_set in range(2)]
     drawn = {"random": [random_choice(len(table.layers), bits, table.input_ties, rng) for rng in rngs[0]]}
     if near is not None:
-        (limit,) = near.over(table)
+        (limit,) = table.limits(near)
         drawn["near"] = [near_choice(limit, bits, table.input_ties, rng) for rng in rngs[1]]
     return drawn
 

@@ -12,7 +12,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 import mixbit
@@ -21,7 +20,6 @@ from mixbit.core import (
     InfeasibleBudget,
     InvalidInput,
     Plan,
-    Scheme,
     Sensitivity,
     check_writable_folder,
     find_target,
@@ -139,7 +137,7 @@ def study(  # noqa: PLR0913
     subject.evaluate_float()
     workers = _Workers(setup, subject, processes)
     frame = blank_table(subject.graph, target=target, choices=choices)
-    schemes = [Scheme.parse(choice) for choice in frame.choices]
+    schemes = frame.schemes
     choose_scales(subject.graph, subject.calibration, schemes)  # once for all metrics
     drawn = draw_choices(frame, num_plans, near_budget, seed)
     settings = {
@@ -323,15 +321,15 @@ def _short_name(plan: Plan) -> str:
 
 def _budgets(frame: Sensitivity, near: Budget | None) -> dict[str, Budget]:
     """Budgets at which regret is reported, by their text."""
-    widths = [Scheme.parse(choice).weight_bits for choice in frame.choices]
+    widths = [scheme.weight_bits for scheme in frame.schemes]
     budgets = [Budget(mean_bits=min(widths) + share * (max(widths) - min(widths))) for share in BUDGETS_AT]
     return {str(budget): budget for budget in (*budgets, near) if budget is not None}
 
 
 def _keeps(plan: Plan, budget: Budget, frame: Sensitivity) -> bool:
     """Whether the plan is within the budget."""
-    columns = np.array([frame.choices.index(plan.layers[name]) for name in frame.layers])
-    return all(taken(limit.usage, columns).sum() <= limit.bound * (1 + TOLERANCE) for limit in budget.over(frame))
+    columns = frame.columns(plan.layers)
+    return all(taken(limit.usage, columns).sum() <= limit.bound * (1 + TOLERANCE) for limit in frame.limits(budget))
 
 
 def _searched(table: Sensitivity, budget: Budget) -> Plan | None:

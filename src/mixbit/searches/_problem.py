@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.core import InfeasibleBudget, InvalidInput, Limit, Scheme, Sensitivity
+from mixbit.core import Budget, InfeasibleBudget, InvalidInput, Limit, Sensitivity
 
 TOLERANCE = 1e-9  # share of a limit that rounding may add to a sum
 
@@ -68,15 +68,14 @@ class Problem:
     fallbacks: Sequence[Sequence[int]] = ()
 
     @classmethod
-    def of(cls, table: Sensitivity, limits: Sequence[Limit], trials: Trials | None = None) -> "Problem":
-        """The arrays of a table under some limits, which a function of the user's own cannot change."""
-        schemes = [Scheme.parse(choice) for choice in table.choices]
-        loss = table.loss.copy()
+    def of(cls, table: Sensitivity, budget: Budget | None = None, trials: Trials | None = None) -> "Problem":
+        """The arrays of a table under a budget; the user's own search cannot change them."""
+        schemes, loss = table.schemes, table.loss.copy()
         loss.setflags(write=False)
         return cls(
             layers=table.layers,
             loss=loss,
-            budget=limits,
+            budget=[] if budget is None else table.limits(budget),
             weight_bits=np.array([scheme.weight_bits for scheme in schemes]),
             input_bits=np.array([scheme.input_bits for scheme in schemes]),
             numel=table.numel,

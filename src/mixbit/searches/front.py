@@ -16,11 +16,9 @@ from mixbit.core import (
     Plan,
     Sensitivity,
     read_model,
-    resource_usage,
     write_text,
 )
 from mixbit.searches._problem import TOLERANCE, Floats, Integers, Problem
-from mixbit.searches.search import predicted_figures
 
 #: How many steps below the cheapest plan known to be enough to look for others: scores do not fall evenly.
 PROBES = (2, 4, 8, 16, 32)
@@ -45,9 +43,9 @@ def front(table: Sensitivity, resource: str = "weight_bytes") -> "Front":
     Source: the dominance rule of G. Nemhauser and Z. Ullmann, "Discrete Dynamic Programming and Capital Allocation",
     Management Science 1969, for several choices an item.
     """
-    problem = Problem.of(table, [])
-    choices = pareto_choices(problem, _whole(np.where(problem.offered, resource_usage(resource, table), 0.0)))
-    figures = predicted_figures(table, choices)
+    problem = Problem.of(table)
+    choices = pareto_choices(problem, _whole(np.where(problem.offered, table.usage_of(resource), 0.0)))
+    figures = table.figures(choices)
     return Front(
         resource=resource,
         target=table.target,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mixbit.core import Budget, Limit, Methods, MixbitError, Plan, Price, Sensitivity, activation_bytes
+from mixbit.core import Budget, Limit, Methods, MixbitError, Plan, Price, Sensitivity
 from mixbit.searches._exact import optimum, shadow_prices
 from mixbit.searches._problem import Floats, Integers, Problem, Trials, taken
 from mixbit.searches.uniform import uniform_choices
@@ -37,7 +37,7 @@ def search(table: Sensitivity, budget: Budget, *, method: str | Method = "ilp", 
         MixbitError: if the method returns something that is not a plan within the budget.
     """
     name, function = SEARCHES.find(method)
-    problem = Problem.of(table, budget.over(table), trials)
+    problem = Problem.of(table, budget, trials)
     choice = np.asarray(function(problem))
     wrong = _problem_with(choice, table, problem)
     if wrong:
@@ -77,7 +77,7 @@ def uniform_plans(table: Sensitivity, budget: Budget) -> list[Plan]:
         empty where none fits.
     """
     plans = []
-    for column, choice in uniform_choices(Problem.of(table, budget.over(table))).items():
+    for column, choice in uniform_choices(Problem.of(table, budget)).items():
         others = [table.choices[other] for other in np.unique(choice) if other != column]
         elsewhere = f" ({' and '.join(others)} elsewhere)" if others else ""
         plans.append(plan_of(table, choice, budget, f"uniform {table.choices[column]}{elsewhere}"))
@@ -86,7 +86,7 @@ def uniform_plans(table: Sensitivity, budget: Budget) -> list[Plan]:
 
 def plan_of(table: Sensitivity, choice: Sequence[int] | Integers, budget: Budget, made_by: str) -> Plan:
     """The plan of a choice [L], with its predicted figures, but for those that are not known."""
-    figures = {name: float(values[0]) for name, values in predicted_figures(table, np.asarray(choice)[None]).items()}
+    figures = {name: float(values[0]) for name, values in table.figures(np.asarray(choice)[None]).items()}
     return Plan(
         target=table.target,
         fingerprint=table.fingerprint,
@@ -95,30 +95,6 @@ def plan_of(table: Sensitivity, choice: Sequence[int] | Integers, budget: Budget
         predicted={name: value for name, value in figures.items() if math.isfinite(value)},
         made_by=made_by,
     )
-
-
-def predicted_figures(table: Sensitivity, choices: Integers) -> dict[str, Floats]:
-    """Figure -> [N] for N choices [N, L]: predicted loss, its standard error, and usage.
-
-    Entries of different layers count as independent: the standard error is the root of the summed squares; it is inf
-    for a table of a single sample.
-    """
-    rows = np.arange(len(table.layers))
-    used = {name: values[rows, choices].sum(axis=1) for name, values in table.usage.items()}
-    weights = float(table.numel.sum())
-    figures = {
-        "loss": table.loss[rows, choices].sum(axis=1),
-        "standard_error": np.sqrt(np.square(table.standard_error[rows, choices]).sum(axis=1)),
-        "weight_bytes": used["weight_bytes"],
-        "weight_ratio": used["weight_bytes"] / (4 * weights),
-        "mean_bits": used["weight_bits"] / weights,
-        "bit_ops": used["bit_ops"],
-    }
-    if table.live is not None:
-        figures["activation_bytes"] = activation_bytes(table, choices)
-    if "latency_ms" in used:
-        figures["latency_ms"] = used["latency_ms"]
-    return figures
 
 
 def priced(table: Sensitivity, budget: Budget, plan: Plan) -> Plan:
@@ -135,9 +111,9 @@ def priced(table: Sensitivity, budget: Budget, plan: Plan) -> Plan:
     Raises:
         InfeasibleBudget: nothing keeps within the budget.
     """
-    problem = Problem.of(table, budget.over(table))
+    problem = Problem.of(table, budget)
     best = optimum(problem)
-    choice = np.array([table.choices.index(plan.layers[layer]) for layer in table.layers])
+    choice = table.columns(plan.layers)
     loss, smallest = (float(taken(table.loss, columns).sum()) for columns in (choice, best.choice))
     excess = loss - smallest
     gap = best.gap + max(excess / loss if loss > 0 else excess, 0.0)

@@ -6,7 +6,7 @@ import math
 import operator
 import pkgutil
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from functools import cache, cached_property, partial, wraps
 from numbers import Integral, Real
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from mixbit.core.errors import InvalidInput
+from mixbit.core.errors import InvalidInput, pick
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -69,13 +69,6 @@ def facts_of(function: Callable[..., Any]) -> frozenset[str]:
     """The facts that `method` notes about the function, whatever its options; none of a function of the user's own."""
     mark = getattr(getattr(function, "func", function), _MARK, None)
     return mark.facts if mark else frozenset()
-
-
-def pick(kind: str, name: str, known: Collection[str], otherwise: str = "") -> str:
-    """The name; raises InvalidInput where it is not among the known ones."""
-    if not isinstance(name, str) or name not in known:
-        raise InvalidInput(f"{kind} {name!r} is unknown; known: {', '.join(known)}{otherwise}")
-    return name
 
 
 class Methods(Mapping[str, F]):
