@@ -79,7 +79,7 @@ def quantize(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure, search, quantize, export, run the artefact and compare."""
-    from mixbit.core.io.user_code import absolute, load_data, load_function, load_loader
+    from mixbit.core.io.user_code import absolute, load_data, load_function
     from mixbit.pipeline.auto import auto_quantize
     from mixbit.pipeline.settings import Settings
     from mixbit.quantization.masks import IMPORTANCES
@@ -123,7 +123,7 @@ def quantize(
         flavour=flavour,
         epochs=3 if epochs is None else epochs,
         training=Training() if lr is None else Training(lr=lr),
-        train_batches=None if train is None else load_loader(train),
+        train_batches=None if train is None else load_data(train, every_epoch=True),
         seed=seed,
         model=absolute(model),
     )

@@ -35,14 +35,14 @@ class _Mark:
 
 
 def method(*facts: str, rank: int = 99, aliases: Mapping[str, Mapping[str, Any]] | None = None) -> Callable[[F], F]:
-    """Mark a function as a method of its folder, under its own name; its keyword-only arguments are its options.
+    """Mark a function as a method of its folder; its name is the method's, its keyword-only arguments the options.
 
     Every call checks the options against their annotations: a type, a Literal, and bounds as in
     `Annotated[float, Gt(0)]`; numbers must be finite.
 
     Args:
         facts: What the folder needs to know about it, see `facts_of`.
-        rank: Its place in lists; methods of equal rank stand in the order of their files' names.
+        rank: Its place in lists; equal ranks stand in the order of their files' names.
         aliases: Other names -> the options that each stands for, as `{"fit_w": {"of": "weights"}}`.
 
     Example:
@@ -66,7 +66,7 @@ def method(*facts: str, rank: int = 99, aliases: Mapping[str, Mapping[str, Any]]
 
 
 def facts_of(function: Callable[..., Any]) -> frozenset[str]:
-    """The facts that `method` notes about the function, whatever its options; none of a function of the user's own."""
+    """The facts that `method` notes about the function, whatever its options; none of a user's own function."""
     mark = getattr(getattr(function, "func", function), _MARK, None)
     return mark.facts if mark else frozenset()
 
@@ -104,13 +104,10 @@ class Methods(Mapping[str, F]):
         return functions
 
     def find(self, method: str | F) -> tuple[str, F]:
-        """Name and function of a method, its options set and checked.
+        """The name as given and the function of a method, its options set and checked.
 
         Args:
             method: A name, a name with options, or a function, which is returned as it is.
-
-        Returns:
-            The name as given, and the function.
 
         Raises:
             InvalidInput: an unknown name or option, or a value that is not of the option's type or out of its bounds.
@@ -144,14 +141,12 @@ def _read_options(kind: str, name: str, function: Callable[..., Any], text: str)
     """The options of a text such as `multiplier=4,criterion=absolute`; what an alias stands for is not among them."""
     set_already = function.keywords if isinstance(function, partial) else {}
     hints = {option: hint for option, hint in _hints(function).items() if option not in set_already}
+    known = f"its options are {', '.join(hints)}, as in {name}:{next(iter(hints))}=..." if hints else "it has none"
     values: dict[str, Any] = {}
     for part in text.split(","):
         option, separator, value = part.partition("=")
         if option not in hints or not separator or option in values:
-            has = (
-                f"its options are {', '.join(hints)}, as in {name}:{next(iter(hints))}=..." if hints else "it has none"
-            )
-            raise InvalidInput(f"{kind} {name}: option {part!r} is not understood; {has}, each once")
+            raise InvalidInput(f"{kind} {name}: option {part!r} is not understood; {known}, each once")
         values[option] = _read(f"{kind} {name}: {option}={value}", value, hints[option])
     _check_options(f"{kind} {name}", function, values)
     return values
@@ -184,12 +179,8 @@ def _check_options(place: str, function: Callable[..., Any], options: Mapping[st
         if wanted not in (int, float):
             continue
         limits = [(*_BOUNDS[type(bound)], *astuple(bound)) for bound in bounds]
-        number = isinstance(value, Integral if wanted is int else Real) and not isinstance(value, bool)
-        if (
-            not number
-            or not math.isfinite(cast("float", value))
-            or not all(holds(value, limit) for _, holds, limit in limits)
-        ):
+        is_number = isinstance(value, Integral if wanted is int else Real) and not isinstance(value, bool)
+        if not (is_number and math.isfinite(value) and all(holds(value, limit) for _, holds, limit in limits)):
             ranges = " and ".join(f"{words} {limit}" for words, _, limit in limits)
             words = ", ".join(filter(None, ["a whole number" if wanted is int else "", ranges])) or "a finite number"
             default = inspect.signature(function).parameters[option].default

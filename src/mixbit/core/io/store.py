@@ -47,15 +47,15 @@ class Store:
             write_bytes(path, safetensors.torch.save(copies, metadata))
 
     def get(self, name: str, question: Any) -> Stored | None:
-        """What is stored under the name; None where that is nothing, or answers another question.
+        """What is stored under the name for this question, or None.
 
-        The folder is made already here: work that cannot be stored should not begin.
+        The folder is made here already: work that cannot be stored should not begin.
 
         Raises:
             InvalidInput: the file is something else, or its folder cannot be made.
         """
-        read = self._read(name)
-        return None if read is None or read[0] != json.loads(json.dumps(question)) else read[1]
+        answered, stored = self._read(name) or (None, None)
+        return stored if answered == json.loads(json.dumps(question)) else None
 
     def check(self, name: str, question: Mapping[str, Any]) -> None:
         """Raise InvalidInput where what is stored under the name has another value for one of these fields."""
@@ -105,22 +105,20 @@ class Journal:
     def __init__(
         self, path: Path | None = None, about: Mapping[str, Any] | None = None, *, force: bool = False
     ) -> None:
-        self.path = path
+        self.path, self.about = path, dict(about or {})
         self.scores: dict[tuple[str, ...], float] = {}
-        about = self.about = dict(about or {})
         if path is None:
             return
-        lines = _lines(path)
-        if lines[1:] and lines[0] != about:
-            if not force:
+        first, *lines = _lines(path) or [None]
+        if first != self.about:
+            if lines and not force:
                 raise InvalidInput(
                     f"{path}: holds trials of another run; delete it, or give --force to throw them away"
                 )
-            lines = []
-        if not lines or lines[0] != about:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(about) + "\n")
-        for number, line in enumerate(lines[1:], 2):
+            self._begin(path)
+            lines = []
+        for number, line in enumerate(lines, 2):
             plan, score = (line.get("plan"), line.get("score")) if isinstance(line, dict) else (None, None)
             if not isinstance(plan, list) or not isinstance(score, float | int) or not math.isfinite(score):
                 raise InvalidInput(f"{path}: line {number} holds no plan and score; delete the file")
@@ -131,15 +129,17 @@ class Journal:
         key = tuple(plan)
         if key not in self.scores:
             self.scores[key] = score()
-            self._append({"plan": list(key), "score": self.scores[key]})
+            if self.path is not None:
+                self._append(self.path, {"plan": list(key), "score": self.scores[key]})
         return self.scores[key]
 
-    def _append(self, line: dict[str, Any]) -> None:
-        if self.path is None:
-            return
-        if not self.path.exists():  # another run with the same output has ended
-            write_text(self.path, json.dumps(self.about) + "\n")
-        with self.path.open("a", encoding="utf-8") as file:
+    def _begin(self, path: Path) -> None:
+        write_text(path, json.dumps(self.about) + "\n")
+
+    def _append(self, path: Path, line: dict[str, Any]) -> None:
+        if not path.exists():  # another run with the same output has ended
+            self._begin(path)
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -149,14 +149,11 @@ def _lines(path: Path) -> list[Any]:
     """The file's lines; mends one that was cut short, since the next would be written behind it."""
     try:
         texts = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        whole = [text for text in texts if text.endswith("\n")]
+        if len(whole) < len(texts):
+            write_text(path, "".join(whole))
+        return [json.loads(text) for text in whole]
     except FileNotFoundError:
         return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path}: cannot be read as a journal of trials: {error}") from error
-    whole = [text for text in texts if text.endswith("\n")]
-    if len(whole) < len(texts):
-        write_text(path, "".join(whole))
-    try:
-        return [json.loads(text) for text in whole]
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise InvalidInput(f"{path}: not a journal of trials ({error}); delete it") from error

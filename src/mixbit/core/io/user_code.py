@@ -72,14 +72,21 @@ def load_model(spec: str) -> nn.Module:
 
 
 def absolute(spec: str) -> str:
-    """The spec, with the path of its file made absolute: it then holds from any folder."""
+    """The spec with the absolute path of its file, which holds from any folder."""
     place, _, name = spec.rpartition(":")
     return f"{Path(place).absolute()}:{name}" if place.endswith(".py") else spec
 
 
-def load_data(spec: str) -> list[Any]:
-    """The batches that the function returns, as a list; raises InvalidInput where there are none."""
-    data = _iterable(spec)
+def load_data(spec: str, *, every_epoch: bool = False) -> Any:
+    """The batches that the function returns, as a list; raises InvalidInput where there are none.
+
+    With `every_epoch`, what starts again after its end is returned as it is: it may change order and batches.
+    """
+    data = _call(spec, "DATA")
+    if isinstance(data, str | bytes | Mapping | Tensor) or not isinstance(data, Iterable):
+        raise InvalidInput(f"DATA {spec}: returns a {type(data).__name__}, not an iterable of batches")
+    if every_epoch and not isinstance(data, Iterator):
+        return data
     with _users_program(f"DATA {spec}: fails while iterated"):
         batches = list(data)
     if not batches:
@@ -87,23 +94,10 @@ def load_data(spec: str) -> list[Any]:
     return batches
 
 
-def load_loader(spec: str) -> Iterable[Any]:
-    """What the function returns, to be gone through once an epoch, in an order and with changes of its own."""
-    data = _iterable(spec)
-    return load_data(spec) if isinstance(data, Iterator) else data
-
-
-def _iterable(spec: str) -> Iterable[Any]:
-    data = _call(spec, "DATA")
-    if isinstance(data, str | bytes | Mapping | Tensor) or not isinstance(data, Iterable):
-        raise InvalidInput(f"DATA {spec}: returns a {type(data).__name__}, not an iterable of batches")
-    return data
-
-
 def load_function(spec: str, what: str) -> Any:
-    """The function that the spec names; raises InvalidInput, which names what it is for, where there is none."""
-    place, separator, name = spec.rpartition(":")
-    if not separator or not place or not name:
+    """The function that the spec names; raises InvalidInput, with `what` it is for, where there is none."""
+    place, _, name = spec.rpartition(":")
+    if not (place and name):
         raise InvalidInput(f"{what} {spec!r} is not understood; write file.py:function or package.module:function")
     module = _module(place, spec, what)
     function = getattr(module, name, None)
