@@ -132,6 +132,8 @@ class Sensitivity:
                 raise InvalidInput(f"sensitivity: {word} {max(names, key=names.count)} stands twice; measure again")
         for choice in self.choices:
             Scheme.parse(choice)
+        if () in self.input_ties:
+            raise InvalidInput("sensitivity: empty input tie: it names no layer; measure again")
         for index in (index for tie in self.input_ties for index in tie):
             if not 0 <= index < len(self.layers):
                 raise InvalidInput(f"sensitivity: a tie names layer {index}, but there are {len(self.layers)} layers")

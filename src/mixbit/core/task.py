@@ -134,7 +134,7 @@ class Task:
         wanted, num_classes = outputs.shape[:-1], outputs.shape[-1]
         if labels.is_floating_point() or labels.is_complex() or labels.shape != wanted:
             raise InvalidInput(
-                f"labels: {labels.dtype} {list(labels.shape)}; give whole class numbers {list(wanted)}, one per position"
+                f"labels: {labels.dtype} {list(labels.shape)}; give whole class numbers {list(wanted)}, one a position"
             )
         counted = labels[labels != IGNORED]
         low, high = (int(end) for end in counted.aminmax()) if counted.numel() else (0, 0)

@@ -110,8 +110,7 @@ def _without_proven_losers(problem: Problem, cost: Floats, usage: Floats, allowe
     share = np.zeros(allowed.shape)
     share[allowed] = result.x
     rounded = np.where(share > SHARE, usage.max(axis=0, initial=0.0), np.inf).argmin(axis=1)
-    breaks_ties = any(len(np.unique(problem.classes[rounded[unit]])) > 1 for unit in problem.units)
-    if breaks_ties or not problem.keeps(rounded):
+    if problem.broken(rounded) is not None or not problem.keeps(rounded):
         return allowed
     bound = taken(cost, rounded).sum() / largest * COST_SIZE
     contenders = allowed.copy()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.core import Budget, InfeasibleBudget, InvalidInput, Limit, Sensitivity
+from mixbit.core import Budget, InfeasibleBudget, Limit, Sensitivity
 
 TOLERANCE = 1e-9  # share of a limit that rounding may add to a sum
 
@@ -45,14 +45,12 @@ class Problem:
         weight_bits: [C] of each choice.
         input_bits: [C] of each choice.
         numel: [L] number of weights.
-        input_ties: Groups of layers that take choices of the same input bits; groups that share a layer become one.
+        input_ties: Groups of layers that take the same input bits; groups that share a layer become one.
         trace: [L] the Hessian's average trace, where the table holds it.
         trials: The network, for methods that try plans on it.
-        fallbacks: [C] columns, in order, that take a choice's place in uniform plans for a layer that is not offered
-            it; none where left out.
+        fallbacks: [C] columns that replace a choice in uniform plans, the first that the layer is offered.
 
     Raises:
-        InvalidInput: for NaN, shapes that disagree, an empty tie, or an index out of range.
         InfeasibleBudget: layers that are tied have no choice in common.
     """
 
@@ -86,38 +84,13 @@ class Problem:
         )
 
     def __post_init__(self) -> None:
-        self._check_arrays()
-        for tie in self.input_ties:
-            if not len(tie):
-                raise InvalidInput("empty input tie: it names no layer")
-            for layer in tie:
-                if not 0 <= layer < len(self.loss):
-                    raise InvalidInput(
-                        f"input tie {list(tie)} names layer {layer}, but there are {len(self.loss)} layers"
-                    )
         for unit in self.units:
             if not self.columns(unit):
                 raise InfeasibleBudget(
-                    f"no plan: {self._names(unit)} are tied (all read one tensor), but no scheme fits them all; offer "
+                    f"no plan: {self.names(unit)} are tied (all read one tensor), but no scheme fits them all; offer "
                     "one that does",
                     binding=tuple(unit.tolist()),
                 )
-
-    def _check_arrays(self) -> None:
-        if self.loss.ndim != 2 or not self.loss.size:
-            raise InvalidInput(f"loss has shape {self.loss.shape}, expected [layers, choices], at least one of each")
-        for layer, row in zip(self.layers, self.loss, strict=True):
-            if np.isnan(row).any() or np.isneginf(row).any():
-                raise InvalidInput(f"loss of {layer} is {row.tolist()}, expected numbers or +inf")
-            if not np.isfinite(row).any():
-                raise InvalidInput(f"{layer} is offered no choice: its losses are all infinite")
-        for limit in self.budget:
-            if not math.isfinite(limit.bound):
-                raise InvalidInput(f"limit {limit.name} is {limit.bound}, expected a finite number")
-            if limit.usage.shape != self.loss.shape:
-                raise InvalidInput(f"usage of {limit.name} has shape {limit.usage.shape}, expected {self.loss.shape}")
-            if not np.isfinite(limit.usage[self.offered]).all():
-                raise InvalidInput(f"usage of {limit.name} is not finite for a choice that is offered")
 
     @cached_property
     def usage(self) -> Floats:
@@ -162,10 +135,14 @@ class Problem:
         by_class = [np.flatnonzero(self.classes == k) for k in range(self.classes.max() + 1)]
         return [columns for columns in by_class if self.offered[np.ix_(layers, columns)].any(axis=1).all()]
 
+    def broken(self, choice: Integers) -> Integers | None:
+        """The first unit whose layers take choices of different classes, if any."""
+        return next((unit for unit in self.units if len(np.unique(self.classes[choice[unit]])) > 1), None)
+
     def keeps(self, choice: Integers) -> bool:
         """Whether the exact sums of a choice [L] are within the limits, to rounding."""
-        used = [math.fsum(taken(table, choice)) for table in self.usage]
-        return all(total <= most for total, most in zip(used, self.limits + self.slack, strict=True))
+        most = self.limits + self.slack
+        return all(math.fsum(taken(table, choice)) <= limit for table, limit in zip(self.usage, most, strict=True))
 
     def smallest(self, values: Floats) -> float:
         """The smallest sum of `values` [L, C] over all offered choices that obey the input ties."""
@@ -193,20 +170,20 @@ class Problem:
         together = "; each can be kept alone, but not all together"
         return InfeasibleBudget(
             f"no plan keeps {' and '.join(beyond or within)}{alone if beyond else together}; "
-            f"{self._names(binding)} use most even at their cheapest choice; "
+            f"{self.names(binding)} use most even at their cheapest choice; "
             "loosen the limit or offer narrower schemes",
             reachable=reachable,
             binding=tuple(binding.tolist()),
         )
 
-    def none_found(self, what: str) -> InfeasibleBudget:
-        """The error of a search that does not try everything: nothing keeps within the limits, or it fell short."""
-        lowest = np.array([self.smallest(table) for table in self.usage])
-        if np.any(lowest > self.limits + self.slack):
+    def none_found(self, reason: str) -> InfeasibleBudget:
+        """The error of a search that does not try everything: `infeasible`, or the reason why it fell short."""
+        if any(self.smallest(table) > limit for table, limit in zip(self.usage, self.limits + self.slack, strict=True)):
             return self.infeasible()
-        return InfeasibleBudget(f"{what}; the search ilp finds a plan wherever there is one")
+        return InfeasibleBudget(f"{reason}; the search ilp finds a plan wherever there is one")
 
-    def _names(self, rows: Integers) -> str:
+    def names(self, rows: Integers) -> str:
+        """The layers' names, as text."""
         return ", ".join(self.layers[int(row)] for row in rows)
 
 

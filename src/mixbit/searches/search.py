@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mixbit.core import Budget, Limit, Methods, MixbitError, Plan, Price, Sensitivity
+from mixbit.core import Budget, Methods, MixbitError, Plan, Price, Sensitivity
 from mixbit.searches._exact import optimum, shadow_prices
 from mixbit.searches._problem import Floats, Integers, Problem, Trials, taken
 from mixbit.searches.uniform import uniform_choices
@@ -39,13 +39,12 @@ def search(table: Sensitivity, budget: Budget, *, method: str | Method = "ilp", 
     name, function = SEARCHES.find(method)
     problem = Problem.of(table, budget, trials)
     choice = np.asarray(function(problem))
-    wrong = _problem_with(choice, table, problem)
-    if wrong:
-        raise MixbitError(f"search {name}: returned a choice that {wrong}; this is an error in the method")
+    if fault := _fault(choice, table, problem):
+        raise MixbitError(f"search {name}: returned a choice that {fault}; this is an error in the method")
     return plan_of(table, choice, budget, f"{table.metric} + {name}")
 
 
-def _problem_with(choice: Integers, table: Sensitivity, problem: Problem) -> str | None:
+def _fault(choice: Integers, table: Sensitivity, problem: Problem) -> str | None:
     """What keeps a method's answer from being a plan within the budget, if anything."""
     num_layers, num_choices = table.loss.shape
     if choice.shape != (num_layers,) or not np.issubdtype(choice.dtype, np.integer):
@@ -55,9 +54,8 @@ def _problem_with(choice: Integers, table: Sensitivity, problem: Problem) -> str
     missing = np.flatnonzero(~np.isfinite(taken(table.loss, choice)))
     if missing.size:
         return f"gives {table.layers[missing[0]]} the scheme {table.choices[choice[missing[0]]]}, which is not offered"
-    for tie in table.input_ties:
-        if len(np.unique(problem.input_bits[choice[list(tie)]])) > 1:
-            return f"breaks the tie of {', '.join(table.layers[layer] for layer in tie)}"
+    if (tied := problem.broken(choice)) is not None:
+        return f"breaks the tie of {problem.names(tied)}"
     return None if problem.keeps(choice) else "is over the budget"
 
 
@@ -137,9 +135,12 @@ def _price(table: Sensitivity, problem: Problem, name: str, choice: Integers, sl
     wider = optimum(dataclasses.replace(problem, budget=looser)).choice
     gains = taken(table.loss, choice) - taken(table.loss, wider)
     bits = list(zip(problem.weight_bits, problem.input_bits, strict=True))
+    price = float(slopes[list(used)].sum())
+    if limit.ratio_of is not None:  # for a ratio r = c / usage, per unit that r falls
+        price = price * limit.bound**2 / limit.ratio_of if limit.ratio_of else 0.0
     return Price(
         used=limit.named(used[fullest]),
-        price=_per_unit(limit, float(slopes[list(used)].sum())),
+        price=price,
         looser=limit.named(looser[fullest].bound),
         gain=max(float(gains.sum()), 0.0),
         widens={
@@ -148,10 +149,3 @@ def _price(table: Sensitivity, problem: Problem, name: str, choice: Integers, sl
             if bits[wider[row]] > bits[choice[row]]
         },
     )
-
-
-def _per_unit(limit: Limit, slope: float) -> float:
-    """A slope per unit of usage as one per unit of the name: for a ratio r = c / usage, per unit that r falls."""
-    if limit.ratio_of is None:
-        return slope
-    return slope * limit.bound**2 / limit.ratio_of if limit.ratio_of else 0.0
