@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from mixbit.app.commands import options
-from mixbit.app.printing import print_json, print_rows, say
+from mixbit.app.commands.options import print_json, print_rows, say
 from mixbit.core import Budget, check_writable_folder, find_target
 
 MIXED = Budget(mean_bits=3)

@@ -1,11 +1,14 @@
-"""Options that several commands have."""
+"""What commands share: options, how their values are read, and how results and messages are printed."""
 
+import json
+import sys
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
-from mixbit.app.printing import say
-from mixbit.core import InvalidInput, facts_of
+from mixbit.core import InvalidInput, Scheme, facts_of
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function or package.module:function")]
 Data = Annotated[str, typer.Option("--data", help="DATA: calibration batches, named like MODEL")]
@@ -36,12 +39,12 @@ Ranges = Annotated[
         "--ranges", help="how ranges of activations are chosen, see: mixbit list ranges; as in percentile:share=0.999"
     ),
 ]
+#: Columns of a table that goes to a file or another program.
+WIDE = 200
 
 
 def pins_of(texts: list[str] | None) -> dict[str, str]:
     """Pattern -> scheme of `NAME=SCHEME` texts."""
-    from mixbit.core import Scheme
-
     pins: dict[str, str] = {}
     for text in texts or []:
         pattern, _, scheme = text.rpartition("=")
@@ -55,12 +58,11 @@ def pins_of(texts: list[str] | None) -> dict[str, str]:
 
 def function_or_name(name: str, what: str) -> Any:
     """A function where the name is one of a file or package, as `file.py:function`; else the name."""
-    place, _, function = name.rpartition(":")
-    if not place.endswith(".py") and ("=" in function or "." not in place):
-        return name
     from mixbit.core.io.user_code import load_function
 
-    return load_function(name, what)
+    place, _, function = name.rpartition(":")
+    is_function = place.endswith(".py") or ("=" not in function and "." in place)
+    return load_function(name, what) if is_function else name
 
 
 def task_of(name: str, loss: str | None) -> Any:
@@ -73,7 +75,7 @@ def task_of(name: str, loss: str | None) -> Any:
 
 
 def say_unless_used(loss: str | None, metric: str) -> None:
-    """Say so where a loss is given to a metric that looks at none."""
+    """Say so where a loss is given to a metric that does not use it."""
     from mixbit.metrics import METRICS
     from mixbit.metrics._input import IGNORES_LOSS
 
@@ -107,3 +109,28 @@ def device_of(name: str) -> Any:
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InvalidInput(f"device {name!r}: {str(error).splitlines()[0]}") from error
     return device
+
+
+def print_rows(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print a table."""
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object."""
+    print(json.dumps(value, indent=2))
+
+
+def say(text: str) -> None:
+    """Print a message on standard error."""
+    print(text, file=sys.stderr)
+
+
+def say_what_runs_in_float(names: list[str], count: int) -> None:
+    """Name the layers, of so many, that a runtime did not run in integers."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    if names:
+        say(f"{len(names)} of {count} layers did not run in int8: {', '.join(names[:5])}{more}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixbit.app.commands import options
-from mixbit.app.printing import print_rows, say, say_what_runs_in_float
+from mixbit.app.commands.options import print_rows, say, say_what_runs_in_float
 from mixbit.core import InvalidInput, pick
 
 if TYPE_CHECKING:

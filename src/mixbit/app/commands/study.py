@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixbit.app.commands import options
-from mixbit.app.printing import print_rows, say
+from mixbit.app.commands.options import print_rows, say
 
 if TYPE_CHECKING:
     from mixbit.metric_study.study import Study

@@ -1,37 +1,77 @@
-"""`mixbit search` and `mixbit front`: plans from a table."""
+"""`mixbit measure`, `mixbit search` and `mixbit front`: a table, and plans from it."""
 
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mixbit.app.commands import options
-from mixbit.app.printing import print_rows, say
-from mixbit.core import InvalidInput, Plan
-from mixbit.metric_study.pictures import SIZE, new_figure, save_figure
-from mixbit.searches.front import Front
+from mixbit.app.commands.options import print_rows, say
+from mixbit.core import Budget, InvalidInput, Plan, Sensitivity, check_new_file, read_json
+from mixbit.metric_study.pictures import SIZE, check_matplotlib, new_figure, save_figure
+from mixbit.searches.front import Front, front as front_
 
 #: Smaller shares are rounding.
 GAP = 1e-4
+#: Rows of a front that are printed.
+ROWS = 20
 
 
-def draw_front(path: Path, front: Front) -> None:
-    """Draw the predicted loss of every plan over its use of the resource, and mark those with one scheme for all."""
-    figure = new_figure(SIZE)
-    axes = figure.subplots()
-    used, loss = front.figures[front.resource], front.figures["loss"]
-    axes.step(used, loss, where="post", linewidth=1)
-    for index in range(len(front)):
-        schemes = {front.schemes[column] for column in front.choices[index]}
-        if len(schemes) == 1:
-            axes.annotate(f"uniform {schemes.pop()}", (used[index], loss[index]), fontsize="small")
-            axes.plot(used[index], loss[index], "o", markersize=4)
-    if loss.min() > 0:
-        axes.set_yscale("log")
-    axes.set_xlabel(front.resource)
-    axes.set_ylabel(f"predicted loss, {front.made_by.partition(' ')[0]}")
-    axes.set_title(f"{len(front)} plans that no other plan beats", fontsize="medium")
-    save_figure(path, figure)
+def measure(
+    model: options.Model,
+    data: options.Data,
+    target: options.TargetName,
+    out: Annotated[Path, typer.Option("--out", help="sensitivity.json")],
+    metric: options.Metric = "fisher",
+    choices: options.Choices = None,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="also time each choice in the target's runtime, for budgets of latency_ms")
+    ] = False,
+    ranges: options.Ranges = "mse",
+    task: options.TaskName = "classification",
+    loss: options.LossSpec = None,
+    device: options.Device = "cpu",
+    seed: options.Seed = 0,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write the table of predicted loss increase, layers x choices."""
+    from mixbit.core.batches import split_batches
+    from mixbit.core.io.user_code import load_data
+    from mixbit.graph.capture import capture
+    from mixbit.metrics.measure import measure as measure_
+    from mixbit.quantization.calibrate import calibrate
+    from mixbit.targets.latency import timed
+
+    check_new_file(out, force=force)
+    options.say_unless_used(loss, metric)
+    module = options.model_on(model, device)
+    batches = split_batches(module, load_data(data))
+    with redirect_stdout(sys.stderr):
+        graph = capture(module, batches[0][0])
+        calibration = calibrate(graph, batches, ranges=options.function_or_name(ranges, "RANGES"))
+        table = measure_(
+            graph,
+            calibration,
+            target=target,
+            task=options.task_of(task, loss),
+            metric=options.function_or_name(metric, "METRIC"),
+            choices=options.split(choices),
+            seed=seed,
+        )
+        if latency:
+            table = timed(table, graph, calibration)
+    table.save(out)
+    if as_json:
+        print(out.read_text(encoding="utf-8"), end="")
+        return
+    rows = []
+    for layer, losses, errors in zip(table.layers, table.loss, table.standard_error, strict=True):
+        rows.append((layer, *[f"{loss:.2e} ±{error:.0e}" for loss, error in zip(losses, errors, strict=True)]))
+    print_rows(f"predicted loss increase by {table.metric}", ("layer", *table.choices), rows)
+    say(f"{table.verdict}\nwritten to {out}")
 
 
 def search(
@@ -46,8 +86,6 @@ def search(
     as_json: options.AsJson = False,
 ) -> None:
     """Find the plan with the smallest predicted loss within the budget."""
-    from mixbit.core import Budget, Sensitivity, check_new_file, read_json
-    from mixbit.searches.front import Front
     from mixbit.searches.search import priced, search as search_
 
     check_new_file(out, force=force)
@@ -64,20 +102,21 @@ def search(
         table = Sensitivity.load(sensitivity)
         verdict = table.verdict
         table = table.pinned(options.pins_of(pin))
-        plan = priced(table, limits, search_(table, limits, method=options.function_or_name(method, "SEARCH")))
+        function = options.function_or_name(method, "SEARCH")
+        plan = priced(table, limits, search_(table, limits, method=function))
     plan.save(out)
     if as_json:
         print(out.read_text(encoding="utf-8"), end="")
     else:
         print_rows("plan", ("layer", "scheme"), list(plan.layers.items()))
         print_rows("predicted", ("what", "value"), [(name, f"{value:g}") for name, value in plan.predicted.items()])
-        print_prices(plan)
+        say_prices(plan)
         say(f"written to {out}")
     if verdict.startswith("cannot rank"):
         say(verdict)
 
 
-def print_prices(plan: Plan) -> None:
+def say_prices(plan: Plan) -> None:
     """Say what each limit costs, and how far the plan may be from the best."""
     gap = plan.predicted.get("optimality_gap", 0.0)
     if gap > GAP:
@@ -92,10 +131,6 @@ def print_prices(plan: Plan) -> None:
             f"{line}{price.looser:.6g} would lower the predicted loss by {price.gain:.3g}"
             f"{f', first to widen: {widens}' if widens else ''} (shadow price {price.price:.3g} a unit)"
         )
-
-
-#: Rows of a front that are printed.
-ROWS = 20
 
 
 def front(
@@ -113,10 +148,6 @@ def front(
     as_json: options.AsJson = False,
 ) -> None:
     """Find all plans that are best at some budget of one resource."""
-    from mixbit.core import Sensitivity, check_new_file
-    from mixbit.metric_study.pictures import check_matplotlib
-    from mixbit.searches.front import front as front_
-
     check_new_file(out, force=force)
     if picture is not None:
         check_new_file(picture, force=force)
@@ -134,3 +165,22 @@ def front(
     rows = [tuple(f"{shown.figures[name][i]:.6g}" for name in names) for i in range(len(shown))]
     print_rows(f"front over {resource}", names, rows)
     say(f"{len(shown)} of {len(plans)} plans shown, {len(written)} written to {out}")
+
+
+def draw_front(path: Path, plans: Front) -> None:
+    """Draw the predicted loss of every plan over its use of the resource, and mark those with one scheme for all."""
+    figure = new_figure(SIZE)
+    axes = figure.subplots()
+    used, loss = plans.figures[plans.resource], plans.figures["loss"]
+    axes.step(used, loss, where="post", linewidth=1)
+    for index in range(len(plans)):
+        schemes = {plans.schemes[column] for column in plans.choices[index]}
+        if len(schemes) == 1:
+            axes.annotate(f"uniform {schemes.pop()}", (used[index], loss[index]), fontsize="small")
+            axes.plot(used[index], loss[index], "o", markersize=4)
+    if loss.min() > 0:
+        axes.set_yscale("log")
+    axes.set_xlabel(plans.resource)
+    axes.set_ylabel(f"predicted loss, {plans.made_by.partition(' ')[0]}")
+    axes.set_title(f"{len(plans)} plans that no other plan beats", fontsize="medium")
+    save_figure(path, figure)
