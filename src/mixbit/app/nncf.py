@@ -20,16 +20,12 @@ from mixbit.core import Budget, InvalidInput, Target
 
 @dataclass(frozen=True)
 class NncfConfig:
-    """What a configuration asks for, in the words of this package.
+    """What a configuration asks for, as the options of `mixbit quantize`.
 
     Attributes:
-        metric: Name with options.
-        search: Name with options.
         budget: Of precisions set by hand, all that float32 takes.
-        choices: Schemes.
-        pins: Layer -> scheme.
         eval_subset_ratio: Share of the data that plans are tried on.
-        notes: Key -> how it was taken: honoured, mapped to something else, or not needed.
+        notes: Key -> what became of it: honoured, mapped to something else, or not needed.
     """
 
     metric: str
@@ -42,18 +38,18 @@ class NncfConfig:
 
 
 def read_nncf_config(path: str | Path, target: Target, budget: Budget | None = None) -> NncfConfig:
-    """Read a configuration file for a target.
-
-    Args:
-        path: The file.
-        target: What is offered.
-        budget: Replaces the file's own, where one is given.
+    """Read a configuration file for a target; a budget, where one is given, replaces the file's.
 
     Raises:
         InvalidInput: no such file, not that form, or a key that cannot be honoured; it is named.
     """
     try:
-        config = _read(_read_json(Path(path)), target)
+        text = Path(path).read_text(encoding="utf-8")
+        stored = json.loads(re.sub(r'("(?:\\.|[^"\\])*")|//[^\n]*', lambda match: match[1] or "", text))  # no comments
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path}: cannot be read as JSON: {error}") from error
+    try:
+        config = _read(stored, target)
         if budget is None and "bit_complexity_ratio" in config.budget.limits and target.input_bits == (8,):
             raise InvalidInput(
                 "HAWQ's ratio counts the larger of weight and input bits, and target "
@@ -63,15 +59,6 @@ def read_nncf_config(path: str | Path, target: Target, budget: Budget | None = N
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}") from error
     return config if budget is None else replace(config, budget=budget)
-
-
-def _read_json(path: Path) -> Any:
-    """The file, without its comments, which NNCF allows."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(re.sub(r'("(?:\\.|[^"\\])*")|//[^\n]*', lambda match: match[1] or "", text))
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"cannot be read as JSON: {error}") from error
 
 
 Scopes = Annotated[list[Any], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
@@ -227,7 +214,11 @@ _FORMATS = {
 def _read(stored: Any, target: Target) -> NncfConfig:
     notes: dict[str, str] = {}
     file = _checked(_File, stored)
-    quantization = _checked(_Quantization, _entry(file.compression))
+    entries = file.compression if isinstance(file.compression, list) else [file.compression]
+    algorithms = [entry.get("algorithm") if isinstance(entry, dict) else entry for entry in entries]
+    if algorithms != ["quantization"] or not isinstance(entries[0], dict):
+        raise InvalidInput(f"compression: algorithms {algorithms}; expected one, quantization")
+    quantization = _checked(_Quantization, entries[0])
     precision = quantization.initializer.get("precision")
     kind = precision.get("type") if isinstance(precision, dict) else None
     if kind not in list(_KINDS):
@@ -245,15 +236,6 @@ def _read(stored: Any, target: Target) -> NncfConfig:
     for key in [key for key in quantization.initializer if key != "precision"]:
         notes[f"initializer.{key}"] = f"not needed: ranges and scales are chosen on DATA for {target.name}"
     return _checked(_KINDS[kind], precision, "precision.").config(target, pins, notes)
-
-
-def _entry(compression: Any) -> Any:
-    """The entry of the algorithm quantization, alone or the only one of a list."""
-    entries = compression if isinstance(compression, list) else [compression]
-    algorithms = [entry.get("algorithm") if isinstance(entry, dict) else entry for entry in entries]
-    if algorithms != ["quantization"] or not isinstance(entries[0], dict):
-        raise InvalidInput(f"compression: algorithms {algorithms}; expected one, quantization")
-    return entries[0]
 
 
 M = TypeVar("M", bound=BaseModel)

@@ -1,4 +1,7 @@
-"""The terms of the package, its files and its terminal: all that loads no torch, as `task` and `batches` do."""
+"""The terms of the package, its files and its terminal. Names that need torch load on first use."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from mixbit.core.budget import Budget as Budget, FloatArray as FloatArray, Limit as Limit, MaxDrop as MaxDrop
 from mixbit.core.errors import (
@@ -46,3 +49,37 @@ from mixbit.core.target import (
     Target as Target,
     find_target as find_target,
 )
+
+if TYPE_CHECKING:
+    from mixbit.core.batches import (
+        Batch as Batch,
+        Inputs as Inputs,
+        as_given as as_given,
+        hold_out as hold_out,
+        loaded as loaded,
+        split_all as split_all,
+        split_batch as split_batch,
+        split_batches as split_batches,
+    )
+    from mixbit.core.io.digest import digest as digest, environment as environment
+    from mixbit.core.io.store import Journal as Journal, Store as Store, Stored as Stored
+    from mixbit.core.io.user_code import (
+        absolute as absolute,
+        load_data as load_data,
+        load_function as load_function,
+        load_model as load_model,
+        reason_of as reason_of,
+        users_code as users_code,
+        users_frames as users_frames,
+    )
+    from mixbit.core.task import Task as Task, output_of as output_of
+
+
+def __getattr__(name: str) -> Any:
+    """A name of one of the modules that load torch."""
+    places = ("batches", "task", "io.digest", "io.store", "io.user_code") if not name.startswith("_") else ()
+    for place in places:
+        module = import_module(f"mixbit.core.{place}")
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AttributeError(f"module 'mixbit.core' has no attribute {name!r}")

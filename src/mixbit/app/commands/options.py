@@ -58,7 +58,7 @@ def pins_of(texts: list[str] | None) -> dict[str, str]:
 
 def function_or_name(name: str, what: str) -> Any:
     """A function where the name is one of a file or package, as `file.py:function`; else the name."""
-    from mixbit.core.io.user_code import load_function
+    from mixbit.core import load_function
 
     place, _, function = name.rpartition(":")
     is_function = place.endswith(".py") or ("=" not in function and "." in place)
@@ -67,8 +67,7 @@ def function_or_name(name: str, what: str) -> Any:
 
 def task_of(name: str, loss: str | None) -> Any:
     """The task of that name, under the loss that the spec names: a function (output, labels) -> mean of the batch."""
-    from mixbit.core.io.user_code import load_function
-    from mixbit.core.task import Task
+    from mixbit.core import Task, load_function
 
     task = Task.named(name)
     return task if loss is None else task.with_loss(load_function(loss, "LOSS"))
@@ -91,7 +90,7 @@ def split(choices: str | None) -> list[str] | None:
 
 def model_on(spec: str, device: str) -> Any:
     """The user's model on that device."""
-    from mixbit.core.io.user_code import load_model
+    from mixbit.core import load_model
 
     model = load_model(spec).to(device_of(device))
     if model.training:

@@ -9,7 +9,8 @@ import typer
 
 from mixbit.app.commands import options
 from mixbit.app.commands.options import print_rows, say, say_what_runs_in_float
-from mixbit.core import InvalidInput, pick
+from mixbit.app.nncf import read_nncf_config
+from mixbit.core import Budget, InvalidInput, MaxDrop, find_target, pick
 
 if TYPE_CHECKING:
     from mixbit.pipeline.folder import Result
@@ -79,7 +80,7 @@ def quantize(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure, search, quantize, export, run the artefact and compare."""
-    from mixbit.core.io.user_code import absolute, load_data, load_function
+    from mixbit.core import absolute, load_data, load_function
     from mixbit.pipeline.auto import auto_quantize
     from mixbit.pipeline.settings import Settings
     from mixbit.quantization.masks import IMPORTANCES
@@ -91,14 +92,27 @@ def quantize(
         _refuse({"epochs": epochs, "train": train, "lr": lr}, "only --flavour qat trains")
     pins, offered = options.pins_of(pin), options.split(choices)
     for_trials = {"search": search, "eval_subset_ratio": eval_subset_ratio}
-    if nncf_config is None:
-        limits = _budget(budget, max_drop)
-        if max_drop is not None:
-            _refuse(for_trials | {"warm_start": warm_start}, "--max-drop looks along the front, on --eval")
+    if nncf_config is not None:
+        _refuse({"max_drop": max_drop, "metric": metric} | for_trials, "the configuration of --nncf-config has its own")
+        config = read_nncf_config(nncf_config, find_target(target), Budget.parse(budget) if budget else None)
+        for key, note in config.notes.items():
+            say(f"{nncf_config.name}: {key}: {note}")
+        limits, metric, search, eval_subset_ratio = (
+            config.budget,
+            config.metric,
+            config.search,
+            config.eval_subset_ratio,
+        )
+        pins, offered = config.pins | pins, offered or list(config.choices)
+    elif (max_drop is None) == (not budget):
+        raise InvalidInput(
+            "give --budget, as in --budget mean_bits=4, or --max-drop, as in --max-drop 1%; one of the two"
+        )
+    elif max_drop is None:
+        limits = Budget.parse(budget or [])
     else:
-        taken = _nncf(nncf_config, target, budget, max_drop=max_drop, metric=metric, **for_trials)
-        limits, metric, search, eval_subset_ratio = taken.budget, taken.metric, taken.search, taken.eval_subset_ratio
-        pins, offered = taken.pins | pins, offered or list(taken.choices)
+        limits = Budget(max_drop=MaxDrop.parse(max_drop))
+        _refuse(for_trials | {"warm_start": warm_start}, "--max-drop looks along the front, on --eval")
     pick("importance", importance, IMPORTANCES)
     if importance != "magnitude" and not any("@" in text for text in (*(offered or ()), *pins.values())):
         raise InvalidInput(
@@ -149,28 +163,6 @@ def quantize(
     deployed.comparison.check()
 
 
-def _budget(budget: list[str] | None, max_drop: str | None) -> Any:
-    from mixbit.core import Budget, MaxDrop
-
-    if (max_drop is None) == (not budget):
-        raise InvalidInput(
-            "give --budget, as in --budget mean_bits=4, or --max-drop, as in --max-drop 1%; one of the two"
-        )
-    return Budget.parse(budget or []) if max_drop is None else Budget(max_drop=MaxDrop.parse(max_drop))
-
-
-def _nncf(path: Path, target: str, budget: list[str] | None, **others: Any) -> Any:
-    """The configuration, with the command line's budget instead of its own where it is given."""
-    from mixbit.app.nncf import read_nncf_config
-    from mixbit.core import Budget, find_target
-
-    _refuse(others, "the configuration of --nncf-config has its own")
-    config = read_nncf_config(path, find_target(target), Budget.parse(budget) if budget else None)
-    for key, note in config.notes.items():
-        say(f"{path.name}: {key}: {note}")
-    return config
-
-
 def _refuse(given: dict[str, Any], why: str) -> None:
     """Raise InvalidInput for the first option that is given: that is not what it is by default."""
     for name, value in given.items():
@@ -190,11 +182,11 @@ def print_result(result: "Result") -> None:
     """Print the figures of a run, its plan, and how it was chosen."""
     from mixbit.pipeline.folder import in_float
 
-    rows = [("float", *_cells(result.float_))]
-    rows += [("before fine-tuning, simulated", *_cells(result.untrained))] if result.untrained else []
-    rows.append(("simulated", *_cells(result.simulated)))
-    rows += [(f"uniform {row['scheme']}, simulated", *_cells(row)) for row in result.uniform]
-    rows.append(("deployed", *_cells(result.deployed)))
+    networks = [("float", result.float_), ("simulated", result.simulated)]
+    if result.untrained:
+        networks.insert(1, ("before fine-tuning, simulated", result.untrained))
+    networks += [(f"uniform {row['scheme']}, simulated", row) for row in result.uniform]
+    rows = [(name, *_cells(row)) for name, row in (*networks, ("deployed", result.deployed))]
     print_rows(result.target, ("network", "accuracy", "weight bytes", "file bytes", "ms", "agreement"), rows)
     print_rows(
         "plan", ("layer", "scheme", "executed"), [(n, row.scheme, row.executed) for n, row in result.layers.items()]

@@ -38,8 +38,7 @@ def measure(
     as_json: options.AsJson = False,
 ) -> None:
     """Write the table of predicted loss increase, layers x choices."""
-    from mixbit.core.batches import split_batches
-    from mixbit.core.io.user_code import load_data
+    from mixbit.core import load_data, split_batches
     from mixbit.graph.capture import capture
     from mixbit.metrics.measure import measure as measure_
     from mixbit.quantization.calibrate import calibrate

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 def load_subject(model: str, data: tuple[str, str], task: str, loss: str | None, device: str) -> tuple[Any, ...]:
     """What a study is about: the captured MODEL, DATA to calibrate and to evaluate on, and the task with its loss."""
-    from mixbit.core.batches import split_batches
-    from mixbit.core.io.user_code import load_data, load_model
+    from mixbit.core import load_data, load_model, split_batches
     from mixbit.graph.capture import capture
 
     module = load_model(model).to(device)
