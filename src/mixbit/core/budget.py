@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,7 +142,7 @@ class Budget:
         return f"Budget({self})"
 
 
-def _is_positive(value: Any) -> bool:
+def _is_positive(value: float) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and 0 < value < math.inf
 
 

@@ -180,7 +180,9 @@ def _check_options(place: str, function: Callable[..., Any], options: Mapping[st
             continue
         limits = [(*_BOUNDS[type(bound)], *astuple(bound)) for bound in bounds]
         is_number = isinstance(value, Integral if wanted is int else Real) and not isinstance(value, bool)
-        if not (is_number and math.isfinite(value) and all(holds(value, limit) for _, holds, limit in limits)):
+        if not (
+            is_number and math.isfinite(cast("float", value)) and all(holds(value, limit) for _, holds, limit in limits)
+        ):
             ranges = " and ".join(f"{words} {limit}" for words, _, limit in limits)
             words = ", ".join(filter(None, ["a whole number" if wanted is int else "", ranges])) or "a finite number"
             default = inspect.signature(function).parameters[option].default
