@@ -67,7 +67,7 @@ def test_what_is_not_offered_is_null(tmp_path):
             r"ties of layers to one scheme are not supported",
         ),
         (lambda stored: stored["input_ties"].append([0, -1]), "a tie names layer"),
-        (lambda stored: stored["input_ties"].append([]), "empty input tie"),
+        (lambda stored: stored["input_ties"].append([]), "an empty input tie"),
         (lambda stored: stored["choices"].__setitem__(1, "w9"), "weights have 2 to 8 bits"),
         (lambda stored: stored.update(layers=[]), "layers: .*at least 1 item"),
         (lambda stored: stored["numel"].pop(), r"numel has shape \(2,\), expected \(3,\)"),

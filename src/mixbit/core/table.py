@@ -77,9 +77,8 @@ class Sensitivity:
         num_samples: Calibration samples behind each entry.
         seed: Seed of the draws.
         verdict: Whether the table can rank plans, or why not, in a sentence.
-        trace: [L] the Hessian's average trace of each weight, where the metric estimates it; else None.
-        live: [S, 1 + L] bytes and numbers of the activations that are alive at once, see `live_activations`; None where
-            that is not known.
+        trace: [L] the Hessian's average trace of each weight, where the metric estimates it.
+        live: [S, 1 + L] bytes and numbers of the activations that are alive at once, see `live_activations`; or None.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -103,25 +102,21 @@ class Sensitivity:
 
     def __post_init__(self) -> None:
         self._check_names()
-        missing = USAGE - self.usage.keys()
-        if missing:
+        if missing := USAGE - self.usage.keys():
             raise InvalidInput(f"sensitivity: the usage lacks {', '.join(sorted(missing))}; measure again")
-        rows, table = (len(self.layers),), (len(self.layers), len(self.choices))
+        rows, table, offered = (len(self.layers),), (len(self.layers), len(self.choices)), np.isfinite(self.loss)
         self._check_numbers("loss", self.loss, table, finite=False)
-        offered = np.isfinite(self.loss)
         self._check_numbers("standard_error", self.standard_error, table, finite=offered & (self.num_samples > 1))
         for name, values in self.usage.items():
             self._check_numbers(name, values, table, finite=offered)
-        self._check_numbers("numel", self.numel, rows, finite=True)
-        self._check_numbers("macs", self.macs, rows, finite=True)
+        self._check_numbers("numel", self.numel, rows)
+        self._check_numbers("macs", self.macs, rows)
         if self.trace is not None and (self.trace.shape != rows or not np.isfinite(self.trace).all()):
             raise InvalidInput(f"sensitivity: trace is {self.trace}, expected a number for each layer; measure again")
         if self.live is not None:
-            self._check_numbers("live", self.live, (len(self.live), 1 + len(self.layers)), finite=True)
-        if self.numel.sum() == 0 or self.num_samples < 1:
-            raise InvalidInput(
-                f"sensitivity: {self.numel.sum():.0f} weights, {self.num_samples} samples; measure again"
-            )
+            self._check_numbers("live", self.live, (len(self.live), 1 + len(self.layers)))
+        if (weights := self.numel.sum()) == 0 or self.num_samples < 1:
+            raise InvalidInput(f"sensitivity: {weights:.0f} weights, {self.num_samples} samples; measure again")
         for layer, row in zip(self.layers, offered, strict=True):
             if not row.any():
                 raise InvalidInput(f"sensitivity: no choice of {layer} can run; offer more choices")
@@ -132,25 +127,27 @@ class Sensitivity:
                 raise InvalidInput(f"sensitivity: {word} {max(names, key=names.count)} stands twice; measure again")
         for choice in self.choices:
             Scheme.parse(choice)
-        if () in self.input_ties:
-            raise InvalidInput("sensitivity: empty input tie: it names no layer; measure again")
-        for index in (index for tie in self.input_ties for index in tie):
-            if not 0 <= index < len(self.layers):
-                raise InvalidInput(f"sensitivity: a tie names layer {index}, but there are {len(self.layers)} layers")
+        for tie in self.input_ties:
+            if not tie:
+                raise InvalidInput("sensitivity: an empty input tie; measure again")
+            for layer in tie:
+                if not 0 <= layer < len(self.layers):
+                    raise InvalidInput(
+                        f"sensitivity: a tie names layer {layer}, but there are {len(self.layers)} layers"
+                    )
 
     def _check_numbers(
-        self, name: str, values: FloatArray, shape: tuple[int, ...], *, finite: NDArray[np.bool_] | bool
+        self, name: str, values: FloatArray, shape: tuple[int, ...], *, finite: NDArray[np.bool_] | bool = True
     ) -> None:
-        """Raise InvalidInput unless the values have that shape, and none is NaN or -inf, nor +inf where `finite`.
+        """Raise InvalidInput for another shape, NaN, -inf, +inf where `finite`, or a number larger than LARGEST.
 
-        None but a loss may be negative, and a finite one is no larger than LARGEST.
+        Only a loss may be negative.
         """
         if values.shape != shape:
             raise InvalidInput(f"sensitivity: {name} has shape {values.shape}, expected {shape}")
         wrong = np.isnan(values) | np.isneginf(values) | (np.isposinf(values) & finite)
         wrong |= (np.abs(values) > LARGEST) & np.isfinite(values)
-        if name != "loss":
-            wrong |= values < 0
+        wrong |= (values < 0) & (name != "loss")
         if wrong.any():
             place = tuple(np.argwhere(wrong)[0])
             raise InvalidInput(f"sensitivity: {name} of {self.layers[place[0]]} is {values[place]}; measure again")
