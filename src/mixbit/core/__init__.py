@@ -33,7 +33,6 @@ from mixbit.core.io.terminal import (
 )
 from mixbit.core.plan import Plan as Plan, Price as Price
 from mixbit.core.scheme import (
-    FLOATS as FLOATS,
     INPUT_BITS as INPUT_BITS,
     WEIGHT_BITS as WEIGHT_BITS,
     Format as Format,
@@ -42,7 +41,6 @@ from mixbit.core.scheme import (
 )
 from mixbit.core.table import Sensitivity as Sensitivity, Table as Table, pinned_schemes as pinned_schemes
 from mixbit.core.target import (
-    DEFAULT_CHOICES as DEFAULT_CHOICES,
     TARGETS as TARGETS,
     Runner as Runner,
     StoredWeight as StoredWeight,

@@ -122,13 +122,18 @@ class Problem:
         return np.unique(self.input_bits, return_inverse=True)[1]
 
     @cached_property
-    def units(self) -> list[Integers]:
-        """The layers of each unit, in order: they take choices of one class."""
+    def first(self) -> Integers:
+        """[L] the first layer of each layer's unit: the layers that are tied, directly or through others."""
         first = np.arange(len(self.loss))
         for tie in self.input_ties:
             members = np.isin(first, first[list(tie)])
             first[members] = first[members].min()
-        return [np.flatnonzero(first == layer) for layer in np.unique(first)]
+        return first
+
+    @cached_property
+    def units(self) -> list[Integers]:
+        """The layers of each unit, in order: they take choices of one class."""
+        return [np.flatnonzero(self.first == layer) for layer in np.unique(self.first)]
 
     def columns(self, layers: Integers) -> list[Integers]:
         """For each class of which all these layers are offered a choice, its columns."""

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,13 +24,11 @@ class Stored(NamedTuple):
 class Store:
     """Finished steps of a run, each in the file `<name>.safetensors` of a folder with the question that it answers.
 
-    A question is a JSON value that names all that a step depends on. Files appear whole or not at all.
-
-    Args:
-        folder: Made where it is not there; None stores nothing.
+    A question is a JSON value that names all that a step depends on. Files appear whole or not at all. The folder is
+    made where it is missing; None stores nothing.
 
     Raises:
-        InvalidInput: it is no path.
+        InvalidInput: the folder is no path.
     """
 
     def __init__(self, folder: str | Path | None) -> None:
@@ -89,9 +86,7 @@ class Store:
 
 
 class Journal:
-    """A file with one line of JSON for what it is about, then one for each score.
-
-    A line that the end of a process cut short is left out.
+    """A file with one line of JSON for what it is about, then one for each score; a line cut short is left out.
 
     Args:
         path: The file; None keeps scores in memory alone.
@@ -109,20 +104,24 @@ class Journal:
         self.scores: dict[tuple[str, ...], float] = {}
         if path is None:
             return
-        first, *lines = _lines(path) or [None]
+        try:
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            first, *lines = [json.loads(line) for line in text.split("\n")[:-1]] or [None]
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"{path}: not a journal of trials ({error}); delete it") from error
         if first != self.about:
             if lines and not force:
                 raise InvalidInput(
                     f"{path}: holds trials of another run; delete it, or give --force to throw them away"
                 )
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._begin(path)
             lines = []
         for number, line in enumerate(lines, 2):
             plan, score = (line.get("plan"), line.get("score")) if isinstance(line, dict) else (None, None)
             if not isinstance(plan, list) or not isinstance(score, float | int) or not math.isfinite(score):
                 raise InvalidInput(f"{path}: line {number} holds no plan and score; delete the file")
             self.scores[tuple(plan)] = float(score)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._write(path)
 
     def score_of(self, plan: Sequence[str], score: Callable[[], float]) -> float:
         """The score of a plan, given as its schemes in order: from the file, or else what the function returns."""
@@ -130,30 +129,9 @@ class Journal:
         if key not in self.scores:
             self.scores[key] = score()
             if self.path is not None:
-                self._append(self.path, {"plan": list(key), "score": self.scores[key]})
+                self._write(self.path)
         return self.scores[key]
 
-    def _begin(self, path: Path) -> None:
-        write_text(path, json.dumps(self.about) + "\n")
-
-    def _append(self, path: Path, line: dict[str, Any]) -> None:
-        if not path.exists():  # another run with the same output has ended
-            self._begin(path)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _lines(path: Path) -> list[Any]:
-    """The file's lines; mends one that was cut short, since the next would be written behind it."""
-    try:
-        texts = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        whole = [text for text in texts if text.endswith("\n")]
-        if len(whole) < len(texts):
-            write_text(path, "".join(whole))
-        return [json.loads(text) for text in whole]
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"{path}: not a journal of trials ({error}); delete it") from error
+    def _write(self, path: Path) -> None:
+        lines = [self.about, *({"plan": plan, "score": score} for plan, score in self.scores.items())]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

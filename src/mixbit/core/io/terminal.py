@@ -25,9 +25,8 @@ def track(items: Iterable[T], label: str | Callable[[], str], total: int | None 
     if total is None and hasattr(items, "__len__"):
         total = len(items)  # type: ignore[arg-type]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
     hidden = not (_DRAWS.get() and sys.stderr.isatty())
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as progress:
         if isinstance(label, str):
             yield from progress.track(items, total=total, description=label)
             return
