@@ -80,10 +80,7 @@ def shadow_prices(problem: Problem) -> Floats:
     """[R] by how much the smallest loss would fall for each unit by which a limit were looser.
 
     The dual values of the linear relaxation, in which a layer may take shares of several choices: 0 for a limit that
-    does not bind.
-
-    Raises:
-        InfeasibleBudget: if nothing keeps within the limits.
+    does not bind. Raises InfeasibleBudget where nothing keeps within the limits.
     """
     offered = problem.offered
     losses, usage = problem.loss[offered], problem.usage[:, offered]

@@ -23,7 +23,7 @@ class Trials:
 
     Attributes:
         evaluate: A choice [L] -> its score, the higher the better: accuracy, or -KL divergence.
-        evaluate_float: The score of the network in float.
+        evaluate_float: The score of the float network.
         features: [L, F] what each layer is, in the order of `mixbit.searches.autoq.FEATURES`.
         seed: Random seed, where the method is given none.
     """
@@ -42,8 +42,7 @@ class Problem:
         layers: Names of the layers.
         loss: [L, C] loss increase of each choice, of either sign; +inf where it is not offered.
         budget: The R limits with their names; `usage` and `limits` hold their numbers.
-        weight_bits: [C] of each choice.
-        input_bits: [C] of each choice.
+        weight_bits: [C] of each choice, as `input_bits`.
         numel: [L] number of weights.
         input_ties: Groups of layers that take the same input bits; groups that share a layer become one.
         trace: [L] the Hessian's average trace, where the table holds it.

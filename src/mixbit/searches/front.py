@@ -67,14 +67,10 @@ def _whole(usage: Floats) -> Floats:
 
 
 def pareto_choices(problem: Problem, usage: Floats) -> Integers:
-    """[N, L] every choice that no other beats, by ascending use of the resource and so descending loss.
+    """[N, L] every choice that no other beats, by ascending use [L, C] of the resource and so descending loss.
 
     Unit after unit, each choice on the front so far is joined with each of the unit's, and joined ones that another
-    beats go: every continuation of a beaten choice would be beaten too.
-
-    Args:
-        problem: Losses and input ties; its own limits do not count.
-        usage: [L, C] what each choice uses of the resource; of what is not offered, anything.
+    beats go: every continuation of a beaten choice would be beaten too. The problem's limits do not count.
     """
     loss, used = np.zeros(1), np.zeros(1)
     stages: list[tuple[Integers, Integers, Integers, Integers]] = []
@@ -85,7 +81,7 @@ def pareto_choices(problem: Problem, usage: Floats) -> Integers:
         unbeaten = _unbeaten(joined_loss, joined_used)
         stages.append((unit, options, unbeaten // len(loss), unbeaten % len(loss)))
         loss, used = joined_loss[unbeaten], joined_used[unbeaten]
-    # written, and later added up, layer by layer: so the columns are contiguous
+    # contiguous columns: written, and later added up, layer by layer
     choices, at = np.zeros((len(problem.loss), len(loss)), dtype=np.int64).T, np.arange(len(loss))
     for unit, options, option, parent in reversed(stages):
         choices[:, unit] = options[option[at]]
@@ -96,11 +92,9 @@ def pareto_choices(problem: Problem, usage: Floats) -> Integers:
 def _unbeaten(loss: Floats, used: Floats) -> Integers:
     """Indices of those that no other beats, by ascending use; of equal ones the first."""
     order = np.argsort(used, kind="stable")
-    # among equal uses the smallest loss first: a second sort, where there are any
-    ascending, losses = used[order], loss[order]
-    if (ascending[1:] == ascending[:-1]).any():
-        order = order[np.lexsort((losses, ascending))]
-        losses = loss[order]
+    if (np.diff(used[order]) == 0).any():  # among equal uses the smallest loss first
+        order = order[np.lexsort((loss[order], used[order]))]
+    losses = loss[order]
     best = np.minimum.accumulate(losses)
     return order[np.concatenate([[True], losses[1:] < best[:-1]])]
 
@@ -128,14 +122,11 @@ class Front:
 
     Attributes:
         resource: What was limited.
-        target: Name of the target that the plans are for.
-        fingerprint: Which model: see `Plan.fingerprint`.
-        made_by: Metric and search, as text for people.
-        layers: Names of the layers, in execution order.
+        target: Name of the target; `fingerprint`, `made_by` and `layers` are as in `Plan`.
         schemes: What `choices` index.
         choices: [N, L] by ascending use of the resource.
         figures: `loss`, `weight_bytes`, `mean_bits`, ... -> [N], see `Plan.predicted`.
-        thinned_from: How many points there were, where some were left out; else None.
+        thinned_from: How many points there were, where some were left out.
     """
 
     resource: str
@@ -162,9 +153,7 @@ class Front:
         )
 
     def within(self, budget: Budget) -> Plan:
-        """The best plan within the budget, which limits the front's resource in any of its units and nothing else.
-
-        Of a thinned front, the best of its points.
+        """The best of these plans within the budget, which limits the front's resource, in any unit, and nothing else.
 
         Raises:
             InvalidInput: a budget of another resource, whose best plans are not all on this front.
@@ -188,10 +177,6 @@ class Front:
         A binary search; then probes 2, 4, 8, 16 and 32 steps below its answer, since scores do not fall evenly along
         the front, and where one is enough, a binary search below that, until none is: about 2 log2(N) + 5 plans are
         scored, each once.
-
-        Args:
-            score: Of a plan, the higher the better.
-            least: The smallest score that is enough.
 
         Raises:
             InfeasibleBudget: the dearest plan does not score enough.

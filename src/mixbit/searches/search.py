@@ -11,9 +11,8 @@ from mixbit.searches._exact import optimum, shadow_prices
 from mixbit.searches._problem import Floats, Integers, Problem, Trials, taken
 from mixbit.searches.uniform import uniform_choices
 
+#: From the arrays to the column [L] of each layer.
 Method = Callable[[Problem], Integers]
-"""From the arrays to the column [L] of each layer."""
-
 SEARCHES: Methods[Method] = Methods("search", "mixbit.searches")
 #: By what share a limit is loosened to see what that buys.
 MORE = 0.05
@@ -27,9 +26,6 @@ def search(table: Sensitivity, budget: Budget, *, method: str | Method = "ilp", 
         budget: Limits, all of which the plan keeps.
         method: A name in SEARCHES, with options as in `mixquant:multiplier=4`, or a function of a `Problem`.
         trials: The network, for methods that try plans on it.
-
-    Returns:
-        The plan, with its predicted loss, standard error and usage.
 
     Raises:
         InvalidInput: for an unknown method or option, or a limit on something that the table does not hold.
@@ -62,17 +58,9 @@ def _fault(choice: Integers, table: Sensitivity, problem: Problem) -> str | None
 def uniform_plans(table: Sensitivity, budget: Budget) -> list[Plan]:
     """All plans with the same choice for every layer that keep within the budget, in the table's order of choices.
 
-    A layer that is not offered a choice whose input is ranged at run time takes what takes its place, see
-    `Scheme.fallbacks`; a layer that is offered one choice only takes that. Any other choice that some layer is not
-    offered makes no uniform plan.
-
-    Args:
-        table: Layers and choices, with their usage.
-        budget: Limits that each plan keeps.
-
-    Returns:
-        The plans, made by `uniform w8a8`, or `uniform w8a8d (w8 elsewhere)` where some layers take another choice;
-        empty where none fits.
+    A layer that is offered one choice only takes that; one that is not offered a choice whose input is ranged at run
+    time takes its replacement, see `Scheme.fallbacks`. Any other choice that some layer is not offered makes no plan.
+    They are made by `uniform w8a8`, or `uniform w8a8d (w8 elsewhere)` where some layers take another choice.
     """
     plans = []
     for column, choice in uniform_choices(Problem.of(table, budget)).items():
@@ -83,7 +71,7 @@ def uniform_plans(table: Sensitivity, budget: Budget) -> list[Plan]:
 
 
 def plan_of(table: Sensitivity, choice: Sequence[int] | Integers, budget: Budget, made_by: str) -> Plan:
-    """The plan of a choice [L], with its predicted figures, but for those that are not known."""
+    """The plan of a choice [L], with the predicted figures that are known."""
     figures = {name: float(values[0]) for name, values in table.figures(np.asarray(choice)[None]).items()}
     return Plan(
         target=table.target,
@@ -98,16 +86,8 @@ def plan_of(table: Sensitivity, choice: Sequence[int] | Integers, budget: Budget
 def priced(table: Sensitivity, budget: Budget, plan: Plan) -> Plan:
     """The plan with `prices`, and `optimality_gap` among its predictions.
 
-    The gap is the share of the predicted loss by which another plan could at most be better, zero for the exact search.
-    It is absolute, in units of the loss, where the loss is not positive.
-
-    Args:
-        table: What the plan was searched on.
-        budget: What it was searched for.
-        plan: From any search.
-
-    Raises:
-        InfeasibleBudget: nothing keeps within the budget.
+    The gap is the share of the predicted loss by which another plan could at most be better: zero for the exact search,
+    absolute where the loss is not positive. Raises InfeasibleBudget where nothing keeps within the budget.
     """
     problem = Problem.of(table, budget)
     best = optimum(problem)
