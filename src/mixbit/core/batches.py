@@ -83,12 +83,10 @@ HELD_OUT = 4
 
 
 def split_batch(batch: Any, num_inputs: int | None = None) -> Batch:
-    """Inputs and labels of one batch: labels are the entry `labels` of a dict, or last in a tuple.
+    """Inputs and labels of one batch: a tensor, a tuple or list, a dict, or what this function returned.
 
-    Args:
-        batch: A tensor, a tuple or list, a dict, or what this function returned.
-        num_inputs: How many positional inputs the model takes; a tuple of one more ends with labels. Where None, a
-            tuple of two or more does.
+    Labels are the entry `labels` of a dict, or last in a tuple of one more than the `num_inputs` that the model takes;
+    where that is None, in a tuple of two or more.
 
     Raises:
         InvalidInput: it is none of these, its tensors differ in their number of samples, or the labels are no tensor
@@ -141,8 +139,8 @@ def split_all(batches: Iterable[Any], num_inputs: int | None) -> list[Batch]:
 def split_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
     """Inputs and labels of every batch, as the model's forward takes them; raises InvalidInput as `split_all` does.
 
-    A tuple ends with labels where it holds more than forward takes, or where forward can do without its last entry
-    and that is a vector of whole numbers.
+    A tuple ends with labels where it holds more than forward takes, or ends with a vector of whole numbers that forward
+    can do without.
     """
     batches = list(loaded(batches))
     first = next((batch for batch in batches if isinstance(batch, tuple | list) and len(batch) > 0), None)
@@ -172,10 +170,7 @@ def as_given(batch: Batch) -> Any:
 
 
 def hold_out(pairs: list[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Held-out data and the rest: every HELD_OUT-th batch, or of a single batch every HELD_OUT-th sample.
-
-    A single sample serves as both.
-    """
+    """Held-out data, every HELD_OUT-th batch or sample of a single batch, and the rest; a single sample is both."""
     inputs, labels = pairs[0]
     count = len(pairs) if len(pairs) > 1 else inputs.batch_size
     if count == 1:

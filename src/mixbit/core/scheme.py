@@ -50,7 +50,7 @@ class Format:
         granularity: What shares a scale: the tensor, an output channel, `group` weights of a channel or values of a
             row, or a row (a token) of an activation.
         symmetric: Whether there is no zero point.
-        group: Weights of a channel, or values of an activation's row, that share a scale, where they do in groups.
+        group: How many numbers share a scale, where they do in groups.
         dynamic: Whether an activation's range is taken from it at run time.
         floating: Name of the type where the numbers are floating-point.
         sparsity: How many of the weights are zero, where that is fixed.
@@ -77,9 +77,8 @@ class Scheme:
     """Formats of one layer's weight and input; None leaves that tensor in float32.
 
     As text, a weight's bits may be followed by `t` (one scale for the tensor) or `g32` (one for every 32 weights of a
-    channel; one a channel otherwise), and by `z` (with zero points); an input's by `d` (range taken at run time), `dr`
-    (one for every row) or `dg32` (one for every 32 values of a row); and the whole by `@2:4` or `@50%`, the zeros among
-    the weights.
+    channel; otherwise one a channel) and `z` (with zero points); an input's by `d` (range taken at run time), `dr` (one
+    a row) or `dg32` (one for every 32 values of a row); and the whole by `@2:4` or `@50%`, the zeros among the weights.
 
     Example:
         >>> Scheme.parse("w4a8").weight_bits, str(Scheme.parse("w4g32a8d@2:4")), str(Scheme())
@@ -132,10 +131,7 @@ class Scheme:
 
     @property
     def fallbacks(self) -> tuple["Scheme", ...]:
-        """What replaces a scheme whose input is ranged at run time: the first of these that a layer can take.
-
-        The same weight beside an input in float, or that without its groups; of other schemes, none.
-        """
+        """What replaces a scheme with an input ranged at run time, by preference: the input in float, no groups."""
         if self.input is None or not self.input.dynamic:
             return ()
         if self.weight is None or self.weight.group is None:

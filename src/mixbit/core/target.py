@@ -51,12 +51,10 @@ class Runner:
 class Load(Protocol):
     """Open the files in a folder with the runtime.
 
-    Args of a call: the folder; the captured graph of the user's model, where the target needs it; `batch_size` fixes
-    the first dimension of every input where the runtime gains by that; `default_settings` takes the runtime's own
-    settings instead of those under which it computes as the simulation does.
-
-    A call raises InvalidInput where the runtime is not installed or a file is missing, and TargetMismatch where the
-    runtime cannot load the file; so does the runner where the file does not take the inputs.
+    A call gives the folder, and the captured graph of the user's model where the target needs it. `batch_size` fixes
+    the first dimension of every input; `default_settings` are the runtime's own, not those that make it compute as the
+    simulation does. InvalidInput: the runtime or a file is missing; TargetMismatch: the runtime cannot load the file,
+    or the file does not take the inputs.
     """
 
     def __call__(  # noqa: D102 the class says it

@@ -15,7 +15,7 @@ MIXED = Budget(mean_bits=3)
 
 
 def demo(
-    out: Annotated[Path | None, typer.Option("--out", help="keep the folders here")] = None,
+    out: Annotated[Path | None, typer.Option(help="keep the folders here")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """The whole loop on the shipped network and data, for OpenVINO and onnxruntime."""

@@ -11,33 +11,28 @@ from rich.table import Table
 from mixbit.core import InvalidInput, Scheme, facts_of
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function or package.module:function")]
-Data = Annotated[str, typer.Option("--data", help="DATA: calibration batches, named like MODEL")]
-TargetName = Annotated[str, typer.Option("--target", help="onnxruntime, openvino or packed")]
-BUDGET = typer.Option("--budget", help="name=value, as in mean_bits=4; may be repeated")
-Choices = Annotated[str | None, typer.Option("--choices", help="schemes to choose from, as in w4a8,w8a8")]
-TaskName = Annotated[str, typer.Option("--task", help="classification, segmentation, language or regression")]
+Data = Annotated[str, typer.Option(help="DATA: calibration batches, named like MODEL")]
+TargetName = Annotated[str, typer.Option(help="onnxruntime, openvino or packed")]
+BUDGET = typer.Option(help="name=value, as in mean_bits=4; may be repeated")
+Choices = Annotated[str | None, typer.Option(help="schemes to choose from, as in w4a8,w8a8")]
+TaskName = Annotated[str, typer.Option(help="classification, segmentation, language or regression")]
 LossSpec = Annotated[
-    str | None,
-    typer.Option("--loss", help="file.py:function of (output, labels), for metrics; by default the task's own"),
+    str | None, typer.Option(help="file.py:function of (output, labels), for metrics; by default the task's own")
 ]
-Device = Annotated[str, typer.Option("--device", help="where the model runs: cpu or cuda")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="random seed")]
+Device = Annotated[str, typer.Option(help="where the model runs: cpu or cuda")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="random seed")]
 Force = Annotated[bool, typer.Option("--force", help="replace files of the same names in --out")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Metric = Annotated[
-    str,
-    typer.Option("--metric", help="see: mixbit list metrics; with options as in hawq:vectors=20; or file.py:function"),
+    str, typer.Option(help="see: mixbit list metrics; with options as in hawq:vectors=20; or file.py:function")
 ]
 SEARCH_HELP = "see: mixbit list searches; with options as in mixquant:multiplier=4"
 Pins = Annotated[
-    list[str] | None,
-    typer.Option("--pin", help="NAME=SCHEME, as in 'conv1.weight=w8a8' or 'blocks.*=w4a8'; may be repeated"),
+    list[str] | None, typer.Option(help="NAME=SCHEME, as in 'conv1.weight=w8a8' or 'blocks.*=w4a8'; may be repeated")
 ]
 Ranges = Annotated[
     str,
-    typer.Option(
-        "--ranges", help="how ranges of activations are chosen, see: mixbit list ranges; as in percentile:share=0.999"
-    ),
+    typer.Option(help="how ranges of activations are chosen, see: mixbit list ranges; as in percentile:share=0.999"),
 ]
 #: Columns of a table that goes to a file or another program.
 WIDE = 200

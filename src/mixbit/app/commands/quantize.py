@@ -20,58 +20,48 @@ def quantize(
     model: options.Model,
     data: options.Data,
     target: options.TargetName,
-    out: Annotated[Path, typer.Option("--out", help="folder for the results")],
+    out: Annotated[Path, typer.Option(help="folder for the results")],
     budget: Annotated[list[str] | None, options.BUDGET] = None,
     max_drop: Annotated[
-        str | None,
-        typer.Option(
-            "--max-drop", help="instead of a budget: largest loss of accuracy, e.g. 1% (without labels: nats)"
-        ),
+        str | None, typer.Option(help="instead of a budget: largest loss of accuracy, e.g. 1% (without labels: nats)")
     ] = None,
     evaluate: Annotated[
         str | None, typer.Option("--eval", help="DATA to report accuracy on, and to check --max-drop on")
     ] = None,
     nncf_config: Annotated[
-        Path | None, typer.Option("--nncf-config", help="file.json of NNCF 2 with hawq, autoq or manual precisions")
+        Path | None, typer.Option(help="file.json of NNCF 2 with hawq, autoq or manual precisions")
     ] = None,
     choices: options.Choices = None,
     pin: options.Pins = None,
     metric: options.Metric = "fisher",
-    search: Annotated[str, typer.Option("--search", help=options.SEARCH_HELP)] = "ilp",
+    search: Annotated[str, typer.Option(help=options.SEARCH_HELP)] = "ilp",
     warm_start: Annotated[bool, typer.Option("--warm-start", help="autoq starts from the plan of ilp")] = False,
     importance: Annotated[
-        str, typer.Option("--importance", help="which weights sparse schemes set to zero first: magnitude or fisher")
+        str, typer.Option(help="which weights sparse schemes set to zero first: magnitude or fisher")
     ] = "magnitude",
     score: Annotated[
-        str | None,
-        typer.Option("--score", help="file.py:function of (model, batches) that scores a plan; higher is better"),
+        str | None, typer.Option(help="file.py:function of (model, batches) that scores a plan; higher is better")
     ] = None,
     eval_subset_ratio: Annotated[
-        float, typer.Option("--eval-subset-ratio", help="share of the calibration batches that plans are tried on")
+        float, typer.Option(help="share of the calibration batches that plans are tried on")
     ] = 1.0,
-    eval_timeout: Annotated[
-        float | None, typer.Option("--eval-timeout", help="longest time to try one plan, in seconds")
-    ] = None,
+    eval_timeout: Annotated[float | None, typer.Option(help="longest time to try one plan, in seconds")] = None,
     rounding: Annotated[
-        str, typer.Option("--rounding", help="see: mixbit list roundings; with options as in brecq:iterations=500")
+        str, typer.Option(help="see: mixbit list roundings; with options as in brecq:iterations=500")
     ] = "nearest",
     ranges: options.Ranges = "mse",
-    bias_correction: Annotated[str, typer.Option("--bias-correction", help="at_once, sequential or off")] = "at_once",
+    bias_correction: Annotated[str, typer.Option(help="at_once, sequential or off")] = "at_once",
     reestimate_bn: Annotated[
         bool, typer.Option("--reestimate-bn", help="take statistics of batch norms from the calibration data")
     ] = False,
     equalize: Annotated[
         bool, typer.Option("--equalize", help="scale channels between layers first, for depthwise networks")
     ] = False,
-    prune_channels: Annotated[
-        float, typer.Option("--prune-channels", help="share of output channels to remove first, as in 0.3")
-    ] = 0.0,
-    flavour: Annotated[str, typer.Option("--flavour", help="static, dynamic, or qat (fine-tunes)")] = "static",
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="epochs of --flavour qat; 3 by default")] = None,
-    train: Annotated[
-        str | None, typer.Option("--train", help="DATA to fine-tune on; by default the calibration data")
-    ] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="largest learning rate of --flavour qat")] = None,
+    prune_channels: Annotated[float, typer.Option(help="share of output channels to remove first, as in 0.3")] = 0.0,
+    flavour: Annotated[str, typer.Option(help="static, dynamic, or qat (fine-tunes)")] = "static",
+    epochs: Annotated[int | None, typer.Option(min=1, help="epochs of --flavour qat; 3 by default")] = None,
+    train: Annotated[str | None, typer.Option(help="DATA to fine-tune on; by default the calibration data")] = None,
+    lr: Annotated[float | None, typer.Option(help="largest learning rate of --flavour qat")] = None,
     task: options.TaskName = "classification",
     loss: options.LossSpec = None,
     device: options.Device = "cpu",

@@ -23,7 +23,7 @@ def measure(
     model: options.Model,
     data: options.Data,
     target: options.TargetName,
-    out: Annotated[Path, typer.Option("--out", help="sensitivity.json")],
+    out: Annotated[Path, typer.Option(help="sensitivity.json")],
     metric: options.Metric = "fisher",
     choices: options.Choices = None,
     latency: Annotated[
@@ -78,8 +78,8 @@ def search(
         Path, typer.Argument(help="sensitivity.json, as measure wrote it; or front.json, as front did")
     ],
     budget: Annotated[list[str], options.BUDGET],
-    out: Annotated[Path, typer.Option("--out", help="plan.json")],
-    method: Annotated[str, typer.Option("--method", help=options.SEARCH_HELP)] = "ilp",
+    out: Annotated[Path, typer.Option(help="plan.json")],
+    method: Annotated[str, typer.Option(help=options.SEARCH_HELP)] = "ilp",
     pin: options.Pins = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
@@ -134,14 +134,14 @@ def say_prices(plan: Plan) -> None:
 
 def front(
     sensitivity: Annotated[Path, typer.Argument(help="sensitivity.json, as measure wrote it")],
-    out: Annotated[Path, typer.Option("--out", help="front.json")],
+    out: Annotated[Path, typer.Option(help="front.json")],
     resource: Annotated[
-        str, typer.Option("--resource", help="weight_bytes, weight_ratio, mean_bits, bit_ops or latency_ms")
+        str, typer.Option(help="weight_bytes, weight_ratio, mean_bits, bit_ops or latency_ms")
     ] = "weight_bytes",
     points: Annotated[
-        int | None, typer.Option("--points", min=2, help="write at most this many plans, evenly spaced; all by default")
+        int | None, typer.Option(min=2, help="write at most this many plans, evenly spaced; all by default")
     ] = None,
-    picture: Annotated[Path | None, typer.Option("--picture", help="front.png; needs matplotlib")] = None,
+    picture: Annotated[Path | None, typer.Option(help="front.png; needs matplotlib")] = None,
     pin: options.Pins = None,
     force: options.Force = False,
     as_json: options.AsJson = False,

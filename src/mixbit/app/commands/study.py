@@ -29,15 +29,11 @@ def study(
     data: options.Data,
     evaluate: Annotated[str, typer.Option("--eval", help="DATA to evaluate plans on, with labels where there are any")],
     target: options.TargetName,
-    out: Annotated[Path, typer.Option("--out", help="folder for the results; the same call resumes there")],
-    plans: Annotated[int, typer.Option("--plans", min=3, help="number of random plans in each set")] = 150,
-    metrics: Annotated[str | None, typer.Option("--metrics", help="as in fisher,hawq; all by default")] = None,
-    near_budget: Annotated[
-        str | None, typer.Option("--near-budget", help="name=value; a second set of plans within 5 % of it")
-    ] = None,
-    processes: Annotated[
-        int, typer.Option("--processes", min=1, help="processes that evaluate plans and share the cores")
-    ] = 2,
+    out: Annotated[Path, typer.Option(help="folder for the results; the same call resumes there")],
+    plans: Annotated[int, typer.Option(min=3, help="number of random plans in each set")] = 150,
+    metrics: Annotated[str | None, typer.Option(help="as in fisher,hawq; all by default")] = None,
+    near_budget: Annotated[str | None, typer.Option(help="name=value; a second set of plans within 5 % of it")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="processes that evaluate plans and share the cores")] = 2,
     choices: options.Choices = None,
     task: options.TaskName = "classification",
     loss: options.LossSpec = None,

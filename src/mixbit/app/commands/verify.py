@@ -31,9 +31,7 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="DIR")], as_json: opti
 
 def bench(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
-    batch: Annotated[
-        list[int] | None, typer.Option("--batch", min=1, max=2**20, help="batch sizes; 1 and 32 by default")
-    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, max=2**20, help="batch sizes; 1 and 32 by default")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Time the artefact in DIR, and say for every layer how it is stored and how the runtime executed it."""

@@ -29,11 +29,7 @@ def file_errors(failure: str, way_out: str = "") -> Iterator[None]:
 
 
 def read_json(path: Path) -> Any:
-    """Read one JSON value.
-
-    Raises:
-        InvalidInput: the file cannot be read; or is not JSON, with the place where it stops being so.
-    """
+    """Read one JSON value; raises InvalidInput where the file cannot be read, or stops being JSON."""
     try:
         with file_errors(f"{path}: cannot be read"):
             return json.loads(path.read_text(encoding="utf-8"))
@@ -65,11 +61,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write the content beside `path` and rename it there, so that readers never see half a file.
-
-    Raises:
-        InvalidInput: it cannot be written there.
-    """
+    """Write the content beside `path` and rename it there, so that readers never see half a file."""
     with file_errors(f"{path}: cannot be written", "; choose another place"):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.")
         try:
@@ -126,7 +118,7 @@ def whole_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     """
     check_writable_folder(path, force=force)
     missing = [parent for parent in path.absolute().parents if not parent.exists()]
-    # A rename does not leave a file system, and a folder that is there already may be one of its own (a mount point).
+    # a rename stays within a file system, and a folder that exists may be another one (a mount point)
     place = path if path.exists() else path.absolute().parent
     with file_errors(f"{path}: cannot be made", "; choose another folder"):
         place.mkdir(parents=True, exist_ok=True)

@@ -72,11 +72,9 @@ def facts_of(function: Callable[..., Any]) -> frozenset[str]:
 
 
 class Methods(Mapping[str, F]):
-    """The methods of one kind by name: the marked functions of a folder or module, imported when first asked for.
+    """The methods of one kind (`metric`, `search`) by name: the marked functions of a folder or module.
 
-    Args:
-        kind: What they are, for errors: `metric`, `search`.
-        place: The folder, as a package, or the module. Files whose names begin with `_` hold no methods.
+    They are imported at the first look-up. Files whose names begin with `_` hold no methods.
     """
 
     def __init__(self, kind: str, place: str) -> None:
@@ -104,10 +102,7 @@ class Methods(Mapping[str, F]):
         return functions
 
     def find(self, method: str | F) -> tuple[str, F]:
-        """The name as given and the function of a method, its options set and checked.
-
-        Args:
-            method: A name, a name with options, or a function, which is returned as it is.
+        """The name as given and the function, for a name, a name with options, or a function; options are checked.
 
         Raises:
             InvalidInput: an unknown name or option, or a value that is not of the option's type or out of its bounds.

@@ -23,8 +23,7 @@ _NOT_THEIRS = tuple(str(folder) + os.sep for folder in (Path(__file__).parents[2
 def users_code(what: str | Callable[[BaseException], MixbitError]) -> Iterator[None]:
     """Run code that may raise anything: the user's, or that of a library which documents no errors.
 
-    Args:
-        what: Says what fails, as in `the loss fails`; or makes the error of what was raised.
+    `what` fails, as in `the loss fails`; or it makes the error of what was raised.
 
     Raises:
         InvalidInput: the block raised an error, or ended the program: `the loss fails: KeyError: 'x' (net.py:7)`.
