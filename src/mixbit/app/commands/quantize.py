@@ -87,13 +87,8 @@ def quantize(
         config = read_nncf_config(nncf_config, find_target(target), Budget.parse(budget) if budget else None)
         for key, note in config.notes.items():
             say(f"{nncf_config.name}: {key}: {note}")
-        limits, metric, search, eval_subset_ratio = (
-            config.budget,
-            config.metric,
-            config.search,
-            config.eval_subset_ratio,
-        )
-        pins, offered = config.pins | pins, offered or list(config.choices)
+        metric, search, eval_subset_ratio = config.metric, config.search, config.eval_subset_ratio
+        limits, pins, offered = config.budget, config.pins | pins, offered or list(config.choices)
     elif (max_drop is None) == (not budget):
         raise InvalidInput(
             "give --budget, as in --budget mean_bits=4, or --max-drop, as in --max-drop 1%; one of the two"
@@ -133,7 +128,7 @@ def quantize(
     )
     options.say_unless_used(loss, metric)
     module, batches = options.model_on(model, device), load_data(data)
-    eval_batches = None if evaluate is None else load_data(evaluate)
+    evaluated = None if evaluate is None else load_data(evaluate)
     with redirect_stdout(sys.stderr):  # standard output is for results, whatever the user's code prints
         deployed = auto_quantize(
             module,
@@ -141,7 +136,7 @@ def quantize(
             target=target,
             budget=limits,
             out=out,
-            eval_batches=eval_batches,
+            eval_batches=evaluated,
             settings=settings,
             force=force,
         )
@@ -178,13 +173,12 @@ def print_result(result: "Result") -> None:
     networks += [(f"uniform {row['scheme']}, simulated", row) for row in result.uniform]
     rows = [(name, *_cells(row)) for name, row in (*networks, ("deployed", result.deployed))]
     print_rows(result.target, ("network", "accuracy", "weight bytes", "file bytes", "ms", "agreement"), rows)
-    print_rows(
-        "plan", ("layer", "scheme", "executed"), [(n, row.scheme, row.executed) for n, row in result.layers.items()]
-    )
+    layers = [(name, row.scheme, row.executed) for name, row in result.layers.items()]
+    print_rows("plan", ("layer", "scheme", "executed"), layers)
     if result.pruned is not None:
         say(f"{result.pruned}; --flavour qat --train DATA fine-tunes what is left")
     say(result.chosen)
-    say_what_runs_in_float(in_float(result.layers), len(result.layers))
+    say_what_runs_in_float(in_float(result.layers), len(layers))
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
