@@ -91,7 +91,7 @@ def autoq(
     precisions = Precisions(problem, trials)
     if not precisions.steps:
         return exact
-    agent, rng = _new_agent(precisions, seed), np.random.default_rng(seed)
+    agent, rng = _new_agent(len(precisions.steps), seed), np.random.default_rng(seed)
     start = precisions.actions_of(exact) if warm_start else None
     warmup = min(warmup, episodes // 2)
     best, scores, average = exact, [-math.inf], None
@@ -119,12 +119,12 @@ def autoq(
     return best
 
 
-def _new_agent(precisions: "Precisions", seed: int) -> Any:
+def _new_agent(num_steps: int, seed: int) -> Any:
     try:
         from mixbit.searches._autoq_agent import Agent  # noqa: PLC0415 the extra is for this search alone
     except ImportError as error:
         raise InvalidInput(f"search autoq: {error}; install it: pip install 'mixbit[autoq]'") from error
-    return Agent(len(precisions.steps), precisions.observations(np.zeros(len(precisions.steps))).shape[1], seed)
+    return Agent(num_steps, len(FEATURES) + 3, seed)
 
 
 def _near(mean: float, deviation: float, rng: np.random.Generator) -> float:
