@@ -127,14 +127,12 @@ class Sensitivity:
                 raise InvalidInput(f"sensitivity: {word} {max(names, key=names.count)} stands twice; measure again")
         for choice in self.choices:
             Scheme.parse(choice)
+        last = len(self.layers) - 1
         for tie in self.input_ties:
-            if not tie:
-                raise InvalidInput("sensitivity: an empty input tie; measure again")
-            for layer in tie:
-                if not 0 <= layer < len(self.layers):
-                    raise InvalidInput(
-                        f"sensitivity: a tie names layer {layer}, but there are {len(self.layers)} layers"
-                    )
+            if not tie or min(tie) < 0 or max(tie) > last:
+                raise InvalidInput(
+                    f"sensitivity: input tie {list(tie)}: expected layers 0 to {last}; measure again"
+                )
 
     def _check_numbers(
         self, name: str, values: FloatArray, shape: tuple[int, ...], *, finite: NDArray[np.bool_] | bool = True
@@ -156,8 +154,7 @@ class Sensitivity:
         """The table with some layers offered one scheme alone.
 
         Args:
-            pins: Pattern of layers' names, as in `conv1.weight` or `blocks.*`, -> scheme; of several patterns that
-                match a layer, the last counts.
+            pins: Pattern of layers' names -> scheme, see `pinned_schemes`.
             only_pinned: Schemes that are offered to pinned layers only, and to those that are offered nothing else.
 
         Raises:
@@ -295,7 +292,7 @@ class _File(BaseModel):
 
 
 def pinned_schemes(layers: Sequence[str], pins: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Layer -> the pattern that pins it and its scheme; of several patterns that match a layer, the last counts.
+    """Layer -> the pattern that pins it, as `conv1.weight` or `blocks.*`, and its scheme; the last that matches counts.
 
     Raises:
         InvalidInput: a pattern that matches no layer.
