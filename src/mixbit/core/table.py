@@ -130,9 +130,7 @@ class Sensitivity:
         last = len(self.layers) - 1
         for tie in self.input_ties:
             if not tie or min(tie) < 0 or max(tie) > last:
-                raise InvalidInput(
-                    f"sensitivity: input tie {list(tie)}: expected layers 0 to {last}; measure again"
-                )
+                raise InvalidInput(f"sensitivity: input tie {list(tie)}: expected layers 0 to {last}; measure again")
 
     def _check_numbers(
         self, name: str, values: FloatArray, shape: tuple[int, ...], *, finite: NDArray[np.bool_] | bool = True

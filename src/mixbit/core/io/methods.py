@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from functools import cache, cached_property, partial, wraps
 from numbers import Integral, Real
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
@@ -135,14 +135,14 @@ def _marked(place: str) -> Iterator[Callable[..., Any]]:
 def _read_options(kind: str, name: str, function: Callable[..., Any], text: str) -> dict[str, Any]:
     """The options of a text such as `multiplier=4,criterion=absolute`; what an alias stands for is not among them."""
     set_already = function.keywords if isinstance(function, partial) else {}
-    hints = {option: hint for option, hint in _hints(function).items() if option not in set_already}
-    known = f"its options are {', '.join(hints)}, as in {name}:{next(iter(hints))}=..." if hints else "it has none"
+    options = {option: parameter for option, parameter in _options(function).items() if option not in set_already}
+    has = f"its options are {', '.join(options)}, as in {name}:{next(iter(options))}=..." if options else "it has none"
     values: dict[str, Any] = {}
     for part in text.split(","):
         option, separator, value = part.partition("=")
-        if option not in hints or not separator or option in values:
-            raise InvalidInput(f"{kind} {name}: option {part!r} is not understood; {known}, each once")
-        values[option] = _read(f"{kind} {name}: {option}={value}", value, hints[option])
+        if option not in options or not separator or option in values:
+            raise InvalidInput(f"{kind} {name}: option {part!r} is not understood; {has}, each once")
+        values[option] = _read(f"{kind} {name}: {option}={value}", value, options[option].annotation)
     _check_options(f"{kind} {name}", function, values)
     return values
 
@@ -164,10 +164,9 @@ def _read(place: str, text: str, hint: Any) -> Any:
 
 def _check_options(place: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Raise InvalidInput for a value that the option's annotation does not allow; Python refuses unknown options."""
-    for option, value in options.items():
-        hint = _hints(function).get(option)
-        wanted, bounds = _type_and_bounds(hint)
-        if value is None and type(None) in get_args(hint):
+    for option, parameter in _options(function).items():
+        value, (wanted, bounds) = options.get(option), _type_and_bounds(parameter.annotation)
+        if option not in options or (value is None and type(None) in get_args(parameter.annotation)):
             continue
         if get_origin(wanted) is Literal:
             pick(f"{place}: {option}", str(value), get_args(wanted))
@@ -175,13 +174,11 @@ def _check_options(place: str, function: Callable[..., Any], options: Mapping[st
             continue
         limits = [(*_BOUNDS[type(bound)], *astuple(bound)) for bound in bounds]
         is_number = isinstance(value, Integral if wanted is int else Real) and not isinstance(value, bool)
-        if not (
-            is_number and math.isfinite(cast("float", value)) and all(holds(value, limit) for _, holds, limit in limits)
-        ):
+        is_number = is_number and math.isfinite(cast("float", value))
+        if not (is_number and all(holds(value, limit) for _, holds, limit in limits)):
             ranges = " and ".join(f"{words} {limit}" for words, _, limit in limits)
             words = ", ".join(filter(None, ["a whole number" if wanted is int else "", ranges])) or "a finite number"
-            default = inspect.signature(function).parameters[option].default
-            example = "" if default is None else f", as {default}"
+            example = "" if parameter.default is None else f", as {parameter.default}"
             raise InvalidInput(f"{place}: {option}={value!r}: give {words}{example}")
 
 
@@ -195,8 +192,7 @@ def _type_and_bounds(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 @cache
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Option -> its annotation."""
-    plain = getattr(function, "func", function)
-    hints, parameters = get_type_hints(plain, include_extras=True), inspect.signature(plain).parameters
-    return {name: hints[name] for name in parameters if parameters[name].kind is inspect.Parameter.KEYWORD_ONLY}
+def _options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword-only arguments of a function, or of that behind a partial, by name."""
+    parameters = inspect.signature(getattr(function, "func", function), eval_str=True).parameters
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}
