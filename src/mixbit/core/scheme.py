@@ -104,8 +104,13 @@ class Scheme:
             raise InvalidInput(f"scheme {text!r}: weights have 2 to 8 bits, not {weight_bits}")
         group = int(match["group"]) if match["group"] else None
         granularity = "tensor" if match["one"] else "group" if group else "channel"
-        symmetric, sparsity = match["zero"] is None, _sparsity(text, match["zeros"], match["block"])
-        weight = Format(weight_bits, granularity, symmetric, group, sparsity=sparsity)
+        sparsity = None
+        if match["zeros"] is not None:
+            sparsity = Sparsity(int(match["zeros"]), int(match["block"]) if match["block"] else None)
+            if sparsity.share >= 1:
+                zeros = f"{sparsity.zeros} zeros of every {sparsity.block}"
+                raise InvalidInput(f"scheme {text!r}: {zeros} leave no weight; write 2:4, say")
+        weight = Format(weight_bits, granularity, match["zero"] is None, group, sparsity=sparsity)
         if match["input"] is None:
             return cls(weight)
         input_bits = int(match["input"])
@@ -147,11 +152,3 @@ class Scheme:
     def input_bits(self) -> int:
         """Bits of one input value; 32 where it stays in float."""
         return self.input.bits if self.input else 32
-
-
-def _sparsity(text: str, zeros: str | None, block: str | None) -> Sparsity | None:
-    if zeros is None:
-        return None
-    if block is not None and int(block) <= int(zeros):
-        raise InvalidInput(f"scheme {text!r}: {zeros} zeros of every {block} leave no weight; write 2:4, say")
-    return Sparsity(int(zeros), int(block) if block else None)

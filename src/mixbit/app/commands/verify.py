@@ -54,30 +54,21 @@ def bench(
 
 def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json: options.AsJson = False) -> None:
     """Name the targets, metrics, searches, ranges of activations or roundings."""
+    from mixbit.metrics import METRICS
+    from mixbit.quantization.ranges import RANGES
+    from mixbit.roundings import ROUNDINGS
+    from mixbit.searches.search import SEARCHES
+
     pick("list", what, LISTS)
-    rows = _targets() if what == "targets" else _methods(what)
+    methods: dict[str, Mapping[str, Callable[..., Any]]]
+    methods = {"metrics": METRICS, "searches": SEARCHES, "ranges": RANGES, "roundings": ROUNDINGS}
+    rows = [(name, (method.__doc__ or "").strip().splitlines()[0]) for name, method in methods.get(what, {}).items()]
+    for target in map(find_target, TARGETS if what == "targets" else ()):
+        weights, inputs = (", ".join(map(str, bits)) for bits in (target.weight_bits, target.input_bits))
+        rows.append((target.name, f"weights {weights} bits, inputs {inputs} or float: {target.note}"))
     if as_json:
         print_json(dict(rows))
     else:
         print_rows(what, ("name", "what it does"), rows)
     if what == "targets":
         say(ADVICE)
-
-
-def _targets() -> list[tuple[str, str]]:
-    rows = []
-    for target in map(find_target, TARGETS):
-        weights, inputs = (", ".join(map(str, bits)) for bits in (target.weight_bits, target.input_bits))
-        rows.append((target.name, f"weights {weights} bits, inputs {inputs} or float: {target.note}"))
-    return rows
-
-
-def _methods(what: str) -> list[tuple[str, str]]:
-    from mixbit.metrics import METRICS
-    from mixbit.quantization.ranges import RANGES
-    from mixbit.roundings import ROUNDINGS
-    from mixbit.searches.search import SEARCHES
-
-    known: dict[str, Mapping[str, Callable[..., Any]]]
-    known = {"metrics": METRICS, "searches": SEARCHES, "ranges": RANGES, "roundings": ROUNDINGS}
-    return [(name, (method.__doc__ or "").strip().splitlines()[0]) for name, method in known[what].items()]
