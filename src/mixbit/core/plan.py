@@ -77,8 +77,7 @@ class Plan(BaseModel):
         for name in self.layers:
             if name not in known:
                 raise InvalidInput(f"plan: layer {name!r} is not in this model; it has {_some(known)}")
-        missing = known - set(self.layers)
-        if missing:
+        if missing := known - self.layers.keys():
             raise InvalidInput(f"plan: no scheme for {_some(missing)}; add them or plan again for this model")
         if self.fingerprint != model_fingerprint:
             raise InvalidInput(

@@ -130,9 +130,5 @@ def _import_file(path: Path) -> Any:
     name = f"mixbit_user_{path.stem}"
     spec: Any = importlib.util.spec_from_file_location(name, path)  # there is one, and a loader: the name ends with .py
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
+    spec.loader.exec_module(module)
     return module
