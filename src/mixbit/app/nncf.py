@@ -143,9 +143,7 @@ class _Hawq(_Searched):
     def config(self, target: Target, pins: dict[str, str], notes: dict[str, str]) -> NncfConfig:
         vectors, tolerance, ratio = self.iter_number, self.tolerance, self.compression_ratio
         if "traces_per_layer_path" in self.model_fields_set:
-            raise InvalidInput(
-                "precision.traces_per_layer_path: a pickle, which is never read; leave it out, and measure"
-            )
+            raise InvalidInput("precision.traces_per_layer_path: a pickle, which is never read; leave it out, measure")
         notes["precision.type=hawq"] = "honoured: metric hawq, search hawq"
         notes["precision.iter_number"] = f"honoured: {vectors} vectors at most"
         notes["precision.tolerance"] = f"honoured: {tolerance:g}, by NNCF's rule"
@@ -167,9 +165,9 @@ class _Autoq(_Searched):
 
     def config(self, target: Target, pins: dict[str, str], notes: dict[str, str]) -> NncfConfig:
         episodes, warmup, ratio = self.iter_number, self.warmup_iter_number, self.compression_ratio
+        random = min(warmup, episodes // 2)
         notes["precision.type=autoq"] = "honoured: search autoq; plans are tried by --score, or accuracy on DATA"
         notes["precision.iter_number"] = f"honoured: {episodes} episodes"
-        random = min(warmup, episodes // 2)
         notes["precision.warmup_iter_number"] = f"honoured: {random} of them at random, at most half"
         notes["precision.eval_subset_ratio"] = f"honoured: {self.eval_subset_ratio:g} of DATA"
         notes["precision.compression_ratio"] = f"mapped: weight_ratio={ratio:g}, at most, scales included"
@@ -192,9 +190,8 @@ class _Manual(_Precision):
                 notes[scope] = "refused: inputs take 8 bits where precisions are set by hand"
                 continue
             if not isinstance(bits, int) or bits not in target.weight_bits:
-                raise InvalidInput(
-                    f"{scope}: {bits!r} bits; target {target.name} stores weights of {target.weight_bits}"
-                )
+                stored = f"target {target.name} stores weights of {target.weight_bits}"
+                raise InvalidInput(f"{scope}: {bits!r} bits; {stored}")
             pins[layer] = f"w{bits}a8"
             notes[scope] = f"mapped: pin {layer}=w{bits}a8"
         return NncfConfig("weight_error", "ilp", Budget(weight_ratio=1), ("w8a8",), pins, 1.0, notes)
@@ -249,14 +246,13 @@ def _checked(model: type[M], stored: Any, place: str = "") -> M:
         first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         key = str(first["loc"][0]) if first["loc"] else ""
         if first["type"] == "extra_forbidden":
-            known = ", ".join(sorted(set(model.model_fields) - {"type"}))
+            known = ", ".join(sorted(model.model_fields.keys() - {"type"}))
             raise InvalidInput(f"{place}{key} is no key of {stored['type']}; known: {known}") from None
-        wanted = "expected an object with keys, as NNCF's schema has it"
+        value, wanted = stored.get(key) if key else stored, "expected an object with keys, as NNCF's schema has it"
         if first["type"] == "list_type":
             wanted = "expected a list"
-        elif key and model.model_fields[key].description:
-            wanted = f"give {model.model_fields[key].description}"
-        value = stored.get(key) if key else stored
+        elif key and (description := model.model_fields[key].description):
+            wanted = f"give {description}"
         raise InvalidInput(f"{place}{key or 'the file'} is {value!r:.60}; {wanted}") from None
 
 
