@@ -57,9 +57,7 @@ class Inputs:
         """Size of the first dimension, which all tensors share; raises InvalidInput where they do not."""
         sizes = {leaf.shape[0] for leaf in self.tensors if leaf.ndim > 0}
         if not self.tensors:
-            raise InvalidInput(
-                f"inputs {self.describe()}: no tensor; give tensors, as torch.from_numpy makes of arrays"
-            )
+            raise InvalidInput(f"inputs {self.describe()}: no tensor; give tensors, as torch.from_numpy makes them")
         if len(sizes) != 1:
             raise InvalidInput(f"inputs {self.describe()}: the first dimensions must be one batch size, found {sizes}")
         return sizes.pop()

@@ -214,9 +214,7 @@ class Sensitivity:
     def _limits(self, name: str, bound: float) -> list[Limit]:
         if name == "activation_bytes":
             if self.live is None:
-                raise InvalidInput(
-                    f"{name}: the table does not hold which activations are alive at once; measure again"
-                )
+                raise InvalidInput(f"{name}: the table does not say which activations are alive at once; measure again")
             moments = zip(self.live[:, 0], self.live[:, 1:, None] * self._input_bytes, strict=True)
             return [Limit(name, usage, bound - fixed, offset=float(fixed)) for fixed, usage in moments]
         if name == "bit_ops_ratio":

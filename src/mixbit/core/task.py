@@ -164,9 +164,7 @@ def _output(returned: Any) -> Tensor:
     if output is None or not output.is_floating_point() or output.ndim == 0:
         raise InvalidInput("the model returns no floating-point tensor with a batch dimension")
     if not torch.isfinite(output).all():
-        raise InvalidInput(
-            "the model returns NaN or inf; leave out samples that it cannot handle, mask with finite numbers"
-        )
+        raise InvalidInput("the model returns NaN or inf; leave out samples it cannot handle, mask with finite numbers")
     return output
 
 

@@ -81,9 +81,7 @@ def autoq(
     """
     trials = problem.trials
     if trials is None:
-        raise InvalidInput(
-            "search autoq tries plans on the network: use mixbit quantize --search autoq, or give trials"
-        )
+        raise InvalidInput("search autoq tries plans on the network: use mixbit quantize --search autoq or give trials")
     seed = trials.seed if seed is None else seed
     if not 0 <= seed < 2**32 - episodes:  # each episode has a seed of its own
         raise InvalidInput(f"search autoq: seed={seed}: give 0 to 2^32 less the number of episodes")

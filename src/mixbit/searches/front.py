@@ -161,9 +161,7 @@ class Front:
         """
         ((name, bound), *others) = budget.limits.items()
         if others or _SAME.get(name, name) != _SAME.get(self.resource, self.resource) or name not in self.figures:
-            raise InvalidInput(
-                f"front over {self.resource}: it cannot tell the best plan within {budget}; search again"
-            )
+            raise InvalidInput(f"front over {self.resource}: cannot tell the best plan within {budget}; search again")
         fits = np.flatnonzero(self.figures[name] <= bound * (1 + TOLERANCE))
         if not fits.size:
             raise InfeasibleBudget(

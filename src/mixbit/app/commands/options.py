@@ -44,9 +44,7 @@ def pins_of(texts: list[str] | None) -> dict[str, str]:
     for text in texts or []:
         pattern, _, scheme = text.rpartition("=")
         if not pattern or pattern in pins:
-            raise InvalidInput(
-                f"pin {text!r} is not understood; write NAME=SCHEME, as in conv1.weight=w8a8, each name once"
-            )
+            raise InvalidInput(f"pin {text!r} is not understood; write NAME=SCHEME, as conv1.weight=w8a8, each once")
         pins[pattern] = str(Scheme.parse(scheme))
     return pins
 

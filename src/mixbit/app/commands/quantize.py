@@ -90,9 +90,7 @@ def quantize(
         metric, search, eval_subset_ratio = config.metric, config.search, config.eval_subset_ratio
         limits, pins, offered = config.budget, config.pins | pins, offered or list(config.choices)
     elif (max_drop is None) == (not budget):
-        raise InvalidInput(
-            "give --budget, as in --budget mean_bits=4, or --max-drop, as in --max-drop 1%; one of the two"
-        )
+        raise InvalidInput("give --budget, as in --budget mean_bits=4, or --max-drop, as --max-drop 1%; one of the two")
     elif max_drop is None:
         limits = Budget.parse(budget or [])
     else:
@@ -100,9 +98,7 @@ def quantize(
         _refuse(for_trials | {"warm_start": warm_start}, "--max-drop looks along the front, on --eval")
     pick("importance", importance, IMPORTANCES)
     if importance != "magnitude" and not any("@" in text for text in (*(offered or ()), *pins.values())):
-        raise InvalidInput(
-            f"--importance {importance}: no scheme that is offered is sparse, as w8a8@2:4 is; leave it out"
-        )
+        raise InvalidInput(f"--importance {importance}: no scheme that is offered is sparse, as w8a8@2:4; leave it out")
     settings = Settings(
         task=options.task_of(task, loss),
         choices=offered,

@@ -105,9 +105,7 @@ def check_writable_folder(path: Path, *, force: bool) -> None:
         os.rmdir(tempfile.mkdtemp(dir=nearest))
         path.absolute().is_dir()
     if not force and nearest == path.absolute() and any(path.iterdir()):
-        raise InvalidInput(
-            f"{path}: the folder is not empty; choose another or pass --force (force=True) to replace it"
-        )
+        raise InvalidInput(f"{path}: the folder is not empty; choose another or pass --force (force=True)")
 
 
 @contextmanager

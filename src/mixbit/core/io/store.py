@@ -111,9 +111,7 @@ class Journal:
             raise InvalidInput(f"{path}: not a journal of trials ({error}); delete it") from error
         if first != self.about:
             if lines and not force:
-                raise InvalidInput(
-                    f"{path}: holds trials of another run; delete it, or give --force to throw them away"
-                )
+                raise InvalidInput(f"{path}: holds trials of another run; delete it, or give --force to drop them")
             lines = []
         for number, line in enumerate(lines, 2):
             plan, score = (line.get("plan"), line.get("score")) if isinstance(line, dict) else (None, None)
