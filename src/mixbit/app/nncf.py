@@ -38,11 +38,7 @@ class NncfConfig:
 
 
 def read_nncf_config(path: str | Path, target: Target, budget: Budget | None = None) -> NncfConfig:
-    """Read a configuration file for a target; a budget, where one is given, replaces the file's.
-
-    Raises:
-        InvalidInput: no such file, not that form, or a key that cannot be honoured; it is named.
-    """
+    """Read a file, whose budget another may replace; raises InvalidInput, which names what cannot be honoured."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         stored = json.loads(re.sub(r'("(?:\\.|[^"\\])*")|//[^\n]*', lambda match: match[1] or "", text))  # no comments

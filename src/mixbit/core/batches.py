@@ -118,11 +118,7 @@ def loaded(batches: Iterable[Any]) -> Iterator[Any]:
 
 
 def split_all(batches: Iterable[Any], num_inputs: int | None) -> list[Batch]:
-    """Inputs and labels of every batch, see `split_batch`.
-
-    Raises:
-        InvalidInput: there is no batch, or one is not understood; the message says which, counted from 0.
-    """
+    """Inputs and labels of every batch; raises InvalidInput where there is none, or for the first that is wrong."""
     pairs = []
     for batch in loaded(batches):
         try:

@@ -181,11 +181,7 @@ class Sensitivity:
         return np.array([self.choices.index(layers[layer]) for layer in self.layers])
 
     def usage_of(self, resource: str) -> FloatArray:
-        """[L, C] what each choice adds to a resource, in the unit that its name states.
-
-        Raises:
-            InvalidInput: a name that is unknown or stands for no sum, or a resource that the table does not hold.
-        """
+        """[L, C] what each choice adds to a resource; raises InvalidInput for one that is no sum or not held."""
         known = [name for name in RESOURCES if name not in _NO_SUMS]
         if resource not in known:
             instead = "; take bit_ops" if resource == "bit_ops_ratio" else ""
@@ -202,11 +198,7 @@ class Sensitivity:
         return self.usage[resource]
 
     def limits(self, budget: Budget) -> list[Limit]:
-        """The budget as limits on sums over the choices; for a peak, one for each moment.
-
-        Raises:
-            InvalidInput: a drop of accuracy, or a resource that the table does not hold.
-        """
+        """The budget's limits on sums over the choices, for a peak one a moment; raises InvalidInput as `usage_of`."""
         if budget.max_drop is not None:
             raise InvalidInput(f"budget {budget}: a table does not tell accuracy; auto_quantize() measures it on files")
         return [limit for name, bound in budget.limits.items() for limit in self._limits(name, bound)]

@@ -120,11 +120,7 @@ class Task:
         return self.loss(returned, labels) * len(self.outputs(returned))
 
     def right_answers(self, outputs: Tensor, labels: Tensor) -> tuple[int, int]:
-        """How many top answers are right, and how many labels there are to compare with.
-
-        Raises:
-            InvalidInput: labels that are not class numbers, one per position.
-        """
+        """How many top answers are right, of how many labels; raises InvalidInput for labels that are no classes."""
         labels = labels.to(outputs.device)
         self.check_labels(labels, outputs)
         return int((outputs.argmax(-1) == labels).sum()), int((labels != IGNORED).sum())

@@ -42,9 +42,8 @@ class Optimum:
 def optimum(problem: Problem) -> Optimum:
     """The choice of every layer with the smallest summed loss within every limit.
 
-    Choices that cannot be part of the best answer are left out. The solver's precision is a share of the largest cost:
-    so choices that alone cost more than an answer are left out too, and where that leaves much smaller costs, it
-    solves again.
+    The solver's precision is a share of the largest cost. So choices that alone cost more than an answer are left out,
+    and where that leaves much smaller costs, it solves again.
 
     Raises:
         InfeasibleBudget: if nothing keeps within the limits.
