@@ -42,8 +42,7 @@ class Sparsity:
 class Format:
     """How one tensor is stored: integers of `bits` bits with their scales, or small floating-point numbers.
 
-    A symmetric format has no zero point and holds the integers -2^(bits-1) .. 2^(bits-1)-1;
-    an asymmetric one holds 0 .. 2^bits-1 with a zero point among them.
+    A symmetric format holds -2^(bits-1) .. 2^(bits-1)-1, an asymmetric one 0 .. 2^bits-1 with a zero point among them.
 
     Attributes:
         bits: Of one number.

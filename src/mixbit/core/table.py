@@ -149,11 +149,9 @@ class Sensitivity:
             raise InvalidInput(f"sensitivity: {name} of {self.layers[place[0]]} is {values[place]}; measure again")
 
     def pinned(self, pins: Mapping[str, str], only_pinned: Collection[str] = ()) -> "Sensitivity":
-        """The table with some layers offered one scheme alone.
+        """The table with some layers offered one scheme alone, see `pinned_schemes`.
 
-        Args:
-            pins: Pattern of layers' names -> scheme, see `pinned_schemes`.
-            only_pinned: Schemes that are offered to pinned layers only, and to those that are offered nothing else.
+        Schemes in `only_pinned` are offered to pinned layers only, and to those that are offered nothing else.
 
         Raises:
             InvalidInput: a pattern that matches no layer, or a scheme that the table does not hold or a layer is not

@@ -78,7 +78,7 @@ class Target:
         adds_into_layers: Whether an addition runs inside a convolution that feeds it and nothing else, whose output
             then is never rounded.
         quantized_outputs: Whether a convolution runs in integers only where its output is quantized too.
-        needs_graph: Whether `load` needs the captured graph, since the file holds no code.
+        needs_graph: Whether `load` needs the captured graph.
         note: What happens to each width when the file is loaded, and what it stores beside them, for people.
         lacks: Scheme of these widths -> what the runtime lacks for it, for people; None where nothing.
         weight_bytes: (shape, axis, format) -> bytes in the file for that weight and its scales.
@@ -124,10 +124,7 @@ class Target:
         )
 
     def schemes(self, choices: Sequence[str] | None) -> tuple[Scheme, ...]:
-        """The choices as schemes, its own default ones where none are given; each must be offered and stand once.
-
-        Where one takes the range of its input at run time, none takes it in another way.
-        """
+        """The choices, by default its own, as schemes: each offered, each once, ranges at run time all in one way."""
         texts = tuple(choices) if choices is not None else self.default_choices
         if not texts or len(set(texts)) != len(texts):
             raise InvalidInput(f"choices {list(texts)}: give one scheme or more, each once")

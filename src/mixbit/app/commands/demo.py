@@ -48,8 +48,7 @@ class Row(NamedTuple):
 def run_demo(out: Path | None) -> list[Row]:
     """Deploy float, uniform int8 and a mixed plan for each runtime; one row each, latencies of a runtime paired.
 
-    Args:
-        out: Folder to keep the results in, `TARGET-float`, `TARGET-int8` and `TARGET-mixed`; None keeps nothing.
+    The folder keeps `TARGET-float`, `TARGET-int8` and `TARGET-mixed`; None keeps nothing.
 
     Raises:
         InvalidInput: the folder is not empty, or a runtime is not installed.

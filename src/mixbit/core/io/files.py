@@ -112,7 +112,7 @@ def check_writable_folder(path: Path, *, force: bool) -> None:
 def whole_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends well and vanishes otherwise.
 
-    With `force` the files replace those of the same names at `path`, one by one; other files there stay.
+    With `force` its files replace those of the same names at `path`; other files there stay.
     """
     check_writable_folder(path, force=force)
     missing = [parent for parent in path.absolute().parents if not parent.exists()]

@@ -86,12 +86,9 @@ class Store:
 
 
 class Journal:
-    """A file with one line of JSON for what it is about, then one for each score; a line cut short is left out.
+    """A file with one line of JSON for what its scores depend on, then one for each score; a line cut short is dropped.
 
-    Args:
-        path: The file; None keeps scores in memory alone.
-        about: What the scores depend on, as JSON.
-        force: Whether a journal about something else is thrown away.
+    Without a path scores stay in memory. With `force` a journal about something else is thrown away.
 
     Raises:
         InvalidInput: the file is about something else, or is no journal.
