@@ -53,6 +53,14 @@ def test_search_never_loads_torch():
     assert run.stdout == "False\n"
 
 
+def test_core_loads_torch_for_the_names_that_need_it():
+    code = "import sys, mixbit.core as core; print('torch' in sys.modules, callable(core.Task), 'torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "False True True\n"
+    with pytest.raises(ImportError, match="cannot import name 'nothing'"):
+        from mixbit.core import nothing  # noqa: F401
+
+
 def test_importing_the_package_loads_nothing_heavy():
     code = "import sys, mixbit; print(*{'torch', 'numpy', 'scipy'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

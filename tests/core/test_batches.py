@@ -65,7 +65,7 @@ def test_labels_are_told_from_inputs_by_the_forward():
         ((X, M[:2], Y), "must be one batch size"),
         ((), "no tensor; give tensors"),
         (X.numpy(), "a ndarray; give a tensor"),
-        ({"x": X.numpy()}, "no tensor; give tensors, as torch.from_numpy makes of arrays"),
+        ({"x": X.numpy()}, "no tensor; give tensors, as torch.from_numpy makes them"),
         ("text", "a str; give a tensor"),
     ],
 )

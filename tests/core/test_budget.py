@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, strategies as st
 
-from mixbit.core.budget import RESOURCES, Budget, MaxDrop, resource_usage
+from mixbit.core.budget import RESOURCES, Budget, MaxDrop
 from mixbit.core.errors import InvalidInput
 from tests.searches.fixtures import small_table
 
@@ -76,14 +76,14 @@ def test_parse_reads_what_str_writes(limits):
     ],
 )
 def test_a_limit_sums_to_its_own_unit(name, value, uniform):
-    [limit] = Budget(**{name: value}).over(small_table())
+    [limit] = small_table().limits(Budget(**{name: value}))
     assert limit.name == name
     assert limit.bound == value
     assert limit.usage[:, 0].sum() == pytest.approx(uniform)
 
 
 def test_bit_ops_ratio_limits_bit_ops_from_above():
-    [limit] = Budget(bit_ops_ratio=2).over(small_table())
+    [limit] = small_table().limits(Budget(bit_ops_ratio=2))
     assert limit.name == "bit_ops_ratio"
     assert limit.bound == 64 * 3000 / 2
     assert limit.named(32 * 3000) == 2
@@ -92,7 +92,7 @@ def test_bit_ops_ratio_limits_bit_ops_from_above():
 
 def test_bit_complexity_counts_the_larger_of_weight_and_input_bits():
     table = small_table()
-    [limit] = Budget(bit_complexity_ratio=1.5).over(table)
+    [limit] = table.limits(Budget(bit_complexity_ratio=1.5))
     # w8a8 and w4a8 count as 8 bits, w4a4 as 4: 3 layers of 1000 multiply-accumulates
     np.testing.assert_array_equal(limit.usage.sum(axis=0), [24000, 24000, 12000])
     assert limit.bound == 16000
@@ -101,18 +101,18 @@ def test_bit_complexity_counts_the_larger_of_weight_and_input_bits():
 
 def test_a_limit_on_what_the_table_does_not_hold():
     with pytest.raises(InvalidInput, match="latency_ms: the table holds no times of its choices; measure with"):
-        Budget(latency_ms=3).over(small_table())
+        small_table().limits(Budget(latency_ms=3))
 
 
 def test_a_ratio_that_is_no_limit():
     with pytest.raises(InvalidInput, match="so small a ratio is no limit"):
-        Budget(bit_ops_ratio=5e-324).over(small_table())
+        small_table().limits(Budget(bit_ops_ratio=5e-324))
 
 
 @pytest.mark.parametrize(("name", "instead"), [("bit_ops_ratio", "take bit_ops"), ("size", "known: weight_bytes")])
 def test_a_resource_must_add_up(name, instead):
     with pytest.raises(InvalidInput, match=f"resource '{name}' does not add up over layers.*{instead}"):
-        resource_usage(name, small_table())
+        small_table().usage_of(name)
 
 
 def test_a_largest_drop_stands_alone_and_is_not_for_tables():
@@ -124,4 +124,4 @@ def test_a_largest_drop_stands_alone_and_is_not_for_tables():
     with pytest.raises(InvalidInput, match="max drop -1: give a positive finite number"):
         Budget(max_drop=-1)
     with pytest.raises(InvalidInput, match="a table does not tell accuracy"):
-        budget.over(None)
+        small_table().limits(budget)

@@ -9,7 +9,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import mixbit as mb
-from mixbit.core.budget import activation_bytes
 from mixbit.core.errors import InfeasibleBudget, InvalidInput
 from mixbit.graph.capture import capture
 from mixbit.graph.resources import find_uncovered, live_activations
@@ -83,7 +82,7 @@ def table():
 
 def test_a_budget_of_activations(table):
     def peak(*columns):
-        return activation_bytes(table, np.array([columns]))[0]
+        return table.figures(np.array([columns]))["activation_bytes"][0]
 
     # inputs of 8, 32 and 16 numbers, in float where the scheme is w8
     assert peak(0, 0, 0) == 4 * 32 + 8

@@ -145,7 +145,7 @@ def test_thinned_keeps_the_ends_and_no_more_than_asked(tmp_path):
 
 def test_budgets_that_the_front_cannot_answer():
     found = front(small_table())
-    with pytest.raises(InvalidInput, match="front over weight_bytes: it cannot tell the best plan within mean_bits=6"):
+    with pytest.raises(InvalidInput, match="front over weight_bytes: cannot tell the best plan within mean_bits=6"):
         found.within(Budget(mean_bits=6))
     with pytest.raises(InvalidInput, match="search again"):
         found.within(Budget(weight_bytes=500, mean_bits=6))

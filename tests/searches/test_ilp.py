@@ -7,7 +7,7 @@ import pytest
 import scipy.optimize
 from hypothesis import example, given, settings, strategies as st
 
-from mixbit.core.errors import InfeasibleBudget, InvalidInput, MixbitError
+from mixbit.core.errors import InfeasibleBudget, MixbitError
 from mixbit.searches._exact import Optimum, optimum, shadow_prices
 from mixbit.searches.ilp import ilp
 from tests.searches.fixtures import RESNET18_OPTIMA, RESNET18_TIES, problem_of, resnet18
@@ -186,31 +186,6 @@ def test_infeasible_together_but_not_alone():
 def test_ties_without_a_common_choice_are_named():
     with pytest.raises(InfeasibleBudget, match="layer 0, layer 2 are tied"):
         solve([[1, np.inf], [1, 1], [np.inf, 1]], np.ones((1, 3, 2)), [9], input_ties=[[0, 2]], input_bits=[8, 4])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (([1, 2], [[1, 2]], [1]), "loss has shape"),
-        (([[1, 2]], [[1, 2]], [1]), "usage of limit 0 has shape"),
-        (([[1, 2]], [[[1, 2]]], [np.nan]), "limit limit 0 is nan"),
-        (([[1, np.nan]], [[[1, 2]]], [1]), "loss of layer 0"),
-        (([[1, -np.inf]], [[[1, 2]]], [1]), "loss of layer 0"),
-        (([[1, 2], [np.inf, np.inf]], [[[1, 2], [1, 2]]], [9]), "layer 1 is offered no choice"),
-        (([[1, 2]], [[[1, np.nan]]], [1]), "usage of limit 0 is not finite"),
-        (([[1, 2]], [[[1, np.inf]]], [1]), "usage of limit 0 is not finite"),
-    ],
-)
-def test_bad_arguments_are_refused(arguments, message):
-    with pytest.raises(InvalidInput, match=message):
-        solve(*arguments)
-
-
-def test_bad_ties_are_refused():
-    with pytest.raises(InvalidInput, match="empty input tie"):
-        solve([[1, 2]], [[[1, 2]]], [1], input_ties=[[]])
-    with pytest.raises(InvalidInput, match=r"tie \[0, 1\] names layer 1, but there are 1 layers"):
-        solve([[1, 2]], [[[1, 2]]], [1], input_ties=[[0, 1]])
 
 
 @pytest.mark.parametrize("gap", [None, np.inf, 0.01])

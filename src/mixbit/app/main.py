@@ -6,13 +6,11 @@ import sys
 import typer
 
 from mixbit.app.commands.demo import demo
-from mixbit.app.commands.listing import list_
-from mixbit.app.commands.measure import measure
+from mixbit.app.commands.options import say
 from mixbit.app.commands.quantize import quantize
-from mixbit.app.commands.search import front, search
+from mixbit.app.commands.steps import front, measure, search
 from mixbit.app.commands.study import study
-from mixbit.app.commands.verify import bench, verify
-from mixbit.app.printing import say
+from mixbit.app.commands.verify import bench, list_, verify
 from mixbit.core import InvalidInput, MixbitError
 
 INTERRUPTED = 130

@@ -20,16 +20,12 @@ from mixbit.core import Budget, InvalidInput, Target
 
 @dataclass(frozen=True)
 class NncfConfig:
-    """What a configuration asks for, in the words of this package.
+    """What a configuration asks for, as the options of `mixbit quantize`.
 
     Attributes:
-        metric: Name with options.
-        search: Name with options.
         budget: Of precisions set by hand, all that float32 takes.
-        choices: Schemes.
-        pins: Layer -> scheme.
         eval_subset_ratio: Share of the data that plans are tried on.
-        notes: Key -> how it was taken: honoured, mapped to something else, or not needed.
+        notes: Key -> what became of it: honoured, mapped to something else, or not needed.
     """
 
     metric: str
@@ -42,18 +38,14 @@ class NncfConfig:
 
 
 def read_nncf_config(path: str | Path, target: Target, budget: Budget | None = None) -> NncfConfig:
-    """Read a configuration file for a target.
-
-    Args:
-        path: The file.
-        target: What is offered.
-        budget: Replaces the file's own, where one is given.
-
-    Raises:
-        InvalidInput: no such file, not that form, or a key that cannot be honoured; it is named.
-    """
+    """Read a file, whose budget another may replace; raises InvalidInput, which names what cannot be honoured."""
     try:
-        config = _read(_read_json(Path(path)), target)
+        text = Path(path).read_text(encoding="utf-8")
+        stored = json.loads(re.sub(r'("(?:\\.|[^"\\])*")|//[^\n]*', lambda match: match[1] or "", text))  # no comments
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path}: cannot be read as JSON: {error}") from error
+    try:
+        config = _read(stored, target)
         if budget is None and "bit_complexity_ratio" in config.budget.limits and target.input_bits == (8,):
             raise InvalidInput(
                 "HAWQ's ratio counts the larger of weight and input bits, and target "
@@ -63,15 +55,6 @@ def read_nncf_config(path: str | Path, target: Target, budget: Budget | None = N
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}") from error
     return config if budget is None else replace(config, budget=budget)
-
-
-def _read_json(path: Path) -> Any:
-    """The file, without its comments, which NNCF allows."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        return json.loads(re.sub(r'("(?:\\.|[^"\\])*")|//[^\n]*', lambda match: match[1] or "", text))
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"cannot be read as JSON: {error}") from error
 
 
 Scopes = Annotated[list[Any], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
@@ -156,9 +139,7 @@ class _Hawq(_Searched):
     def config(self, target: Target, pins: dict[str, str], notes: dict[str, str]) -> NncfConfig:
         vectors, tolerance, ratio = self.iter_number, self.tolerance, self.compression_ratio
         if "traces_per_layer_path" in self.model_fields_set:
-            raise InvalidInput(
-                "precision.traces_per_layer_path: a pickle, which is never read; leave it out, and measure"
-            )
+            raise InvalidInput("precision.traces_per_layer_path: a pickle, which is never read; leave it out, measure")
         notes["precision.type=hawq"] = "honoured: metric hawq, search hawq"
         notes["precision.iter_number"] = f"honoured: {vectors} vectors at most"
         notes["precision.tolerance"] = f"honoured: {tolerance:g}, by NNCF's rule"
@@ -180,9 +161,9 @@ class _Autoq(_Searched):
 
     def config(self, target: Target, pins: dict[str, str], notes: dict[str, str]) -> NncfConfig:
         episodes, warmup, ratio = self.iter_number, self.warmup_iter_number, self.compression_ratio
+        random = min(warmup, episodes // 2)
         notes["precision.type=autoq"] = "honoured: search autoq; plans are tried by --score, or accuracy on DATA"
         notes["precision.iter_number"] = f"honoured: {episodes} episodes"
-        random = min(warmup, episodes // 2)
         notes["precision.warmup_iter_number"] = f"honoured: {random} of them at random, at most half"
         notes["precision.eval_subset_ratio"] = f"honoured: {self.eval_subset_ratio:g} of DATA"
         notes["precision.compression_ratio"] = f"mapped: weight_ratio={ratio:g}, at most, scales included"
@@ -205,9 +186,8 @@ class _Manual(_Precision):
                 notes[scope] = "refused: inputs take 8 bits where precisions are set by hand"
                 continue
             if not isinstance(bits, int) or bits not in target.weight_bits:
-                raise InvalidInput(
-                    f"{scope}: {bits!r} bits; target {target.name} stores weights of {target.weight_bits}"
-                )
+                stored = f"target {target.name} stores weights of {target.weight_bits}"
+                raise InvalidInput(f"{scope}: {bits!r} bits; {stored}")
             pins[layer] = f"w{bits}a8"
             notes[scope] = f"mapped: pin {layer}=w{bits}a8"
         return NncfConfig("weight_error", "ilp", Budget(weight_ratio=1), ("w8a8",), pins, 1.0, notes)
@@ -227,7 +207,11 @@ _FORMATS = {
 def _read(stored: Any, target: Target) -> NncfConfig:
     notes: dict[str, str] = {}
     file = _checked(_File, stored)
-    quantization = _checked(_Quantization, _entry(file.compression))
+    entries = file.compression if isinstance(file.compression, list) else [file.compression]
+    algorithms = [entry.get("algorithm") if isinstance(entry, dict) else entry for entry in entries]
+    if algorithms != ["quantization"] or not isinstance(entries[0], dict):
+        raise InvalidInput(f"compression: algorithms {algorithms}; expected one, quantization")
+    quantization = _checked(_Quantization, entries[0])
     precision = quantization.initializer.get("precision")
     kind = precision.get("type") if isinstance(precision, dict) else None
     if kind not in list(_KINDS):
@@ -247,15 +231,6 @@ def _read(stored: Any, target: Target) -> NncfConfig:
     return _checked(_KINDS[kind], precision, "precision.").config(target, pins, notes)
 
 
-def _entry(compression: Any) -> Any:
-    """The entry of the algorithm quantization, alone or the only one of a list."""
-    entries = compression if isinstance(compression, list) else [compression]
-    algorithms = [entry.get("algorithm") if isinstance(entry, dict) else entry for entry in entries]
-    if algorithms != ["quantization"] or not isinstance(entries[0], dict):
-        raise InvalidInput(f"compression: algorithms {algorithms}; expected one, quantization")
-    return entries[0]
-
-
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -267,14 +242,13 @@ def _checked(model: type[M], stored: Any, place: str = "") -> M:
         first = min(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         key = str(first["loc"][0]) if first["loc"] else ""
         if first["type"] == "extra_forbidden":
-            known = ", ".join(sorted(set(model.model_fields) - {"type"}))
+            known = ", ".join(sorted(model.model_fields.keys() - {"type"}))
             raise InvalidInput(f"{place}{key} is no key of {stored['type']}; known: {known}") from None
-        wanted = "expected an object with keys, as NNCF's schema has it"
+        value, wanted = stored.get(key) if key else stored, "expected an object with keys, as NNCF's schema has it"
         if first["type"] == "list_type":
             wanted = "expected a list"
-        elif key and model.model_fields[key].description:
-            wanted = f"give {model.model_fields[key].description}"
-        value = stored.get(key) if key else stored
+        elif key and (description := model.model_fields[key].description):
+            wanted = f"give {description}"
         raise InvalidInput(f"{place}{key or 'the file'} is {value!r:.60}; {wanted}") from None
 
 

@@ -1,18 +1,16 @@
-"""The terms of the package, its files and its terminal: all that loads no torch, as `task` and `batches` do."""
+"""The terms of the package, its files and its terminal. Names that need torch load on first use."""
 
-from mixbit.core.budget import (
-    Budget as Budget,
-    Limit as Limit,
-    MaxDrop as MaxDrop,
-    activation_bytes as activation_bytes,
-    resource_usage as resource_usage,
-)
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from mixbit.core.budget import Budget as Budget, FloatArray as FloatArray, Limit as Limit, MaxDrop as MaxDrop
 from mixbit.core.errors import (
     InfeasibleBudget as InfeasibleBudget,
     InvalidInput as InvalidInput,
     MixbitError as MixbitError,
     TargetMismatch as TargetMismatch,
     UnsupportedModel as UnsupportedModel,
+    pick as pick,
 )
 from mixbit.core.io.files import (
     check_new_file as check_new_file,
@@ -26,7 +24,7 @@ from mixbit.core.io.files import (
     write_bytes as write_bytes,
     write_text as write_text,
 )
-from mixbit.core.io.methods import Methods as Methods, facts_of as facts_of, method as method, pick as pick
+from mixbit.core.io.methods import Methods as Methods, facts_of as facts_of, method as method
 from mixbit.core.io.terminal import (
     draw_nothing as draw_nothing,
     interrupts_later as interrupts_later,
@@ -35,24 +33,51 @@ from mixbit.core.io.terminal import (
 )
 from mixbit.core.plan import Plan as Plan, Price as Price
 from mixbit.core.scheme import (
-    FLOATS as FLOATS,
     INPUT_BITS as INPUT_BITS,
     WEIGHT_BITS as WEIGHT_BITS,
     Format as Format,
     Scheme as Scheme,
     Sparsity as Sparsity,
 )
-from mixbit.core.table import (
-    FloatArray as FloatArray,
-    Sensitivity as Sensitivity,
-    Table as Table,
-    pinned_schemes as pinned_schemes,
-)
+from mixbit.core.table import Sensitivity as Sensitivity, Table as Table, pinned_schemes as pinned_schemes
 from mixbit.core.target import (
-    DEFAULT_CHOICES as DEFAULT_CHOICES,
     TARGETS as TARGETS,
     Runner as Runner,
     StoredWeight as StoredWeight,
     Target as Target,
     find_target as find_target,
 )
+
+if TYPE_CHECKING:
+    from mixbit.core.batches import (
+        Batch as Batch,
+        Inputs as Inputs,
+        as_given as as_given,
+        hold_out as hold_out,
+        loaded as loaded,
+        split_all as split_all,
+        split_batch as split_batch,
+        split_batches as split_batches,
+    )
+    from mixbit.core.io.digest import digest as digest, environment as environment
+    from mixbit.core.io.store import Journal as Journal, Store as Store, Stored as Stored
+    from mixbit.core.io.user_code import (
+        absolute as absolute,
+        load_data as load_data,
+        load_function as load_function,
+        load_model as load_model,
+        reason_of as reason_of,
+        users_code as users_code,
+        users_frames as users_frames,
+    )
+    from mixbit.core.task import Task as Task, output_of as output_of
+
+
+def __getattr__(name: str) -> Any:
+    """A name of one of the modules that load torch."""
+    places = ("batches", "task", "io.digest", "io.store", "io.user_code") if not name.startswith("_") else ()
+    for place in places:
+        module = import_module(f"mixbit.core.{place}")
+        if hasattr(module, name):
+            return getattr(module, name)
+    raise AttributeError(f"module 'mixbit.core' has no attribute {name!r}")

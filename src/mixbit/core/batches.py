@@ -22,11 +22,7 @@ class Inputs:
 
     @classmethod
     def of(cls, inputs: Any) -> "Inputs":
-        """From a tensor, a tuple or list, or a dict of keyword arguments; inputs themselves stay as they are.
-
-        Raises:
-            InvalidInput: for anything else.
-        """
+        """From a tensor, a tuple or list, or a dict of keyword arguments; raises InvalidInput for anything else."""
         if isinstance(inputs, Inputs):
             return inputs
         if isinstance(inputs, Mapping):
@@ -61,23 +57,21 @@ class Inputs:
         """Size of the first dimension, which all tensors share; raises InvalidInput where they do not."""
         sizes = {leaf.shape[0] for leaf in self.tensors if leaf.ndim > 0}
         if not self.tensors:
-            raise InvalidInput(
-                f"inputs {self.describe()}: no tensor; give tensors, as torch.from_numpy makes of arrays"
-            )
+            raise InvalidInput(f"inputs {self.describe()}: no tensor; give tensors, as torch.from_numpy makes them")
         if len(sizes) != 1:
             raise InvalidInput(f"inputs {self.describe()}: the first dimensions must be one batch size, found {sizes}")
         return sizes.pop()
 
     def describe(self) -> str:
         """Shapes and names, for messages."""
-        tree = pytree.tree_map(_described, (self.args, dict(self.kwargs)))
+
+        def described(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                return tuple(leaf.shape)
+            return leaf if isinstance(leaf, int | float | str | None) else type(leaf).__name__
+
+        tree = pytree.tree_map(described, (self.args, dict(self.kwargs)))
         return " ".join(str(part) for part in tree if part) or "()"
-
-
-def _described(leaf: Any) -> Any:
-    if isinstance(leaf, Tensor):
-        return tuple(leaf.shape)
-    return leaf if isinstance(leaf, int | float | str | None) else type(leaf).__name__
 
 
 #: Inputs and, where the data has them, labels.
@@ -87,12 +81,10 @@ HELD_OUT = 4
 
 
 def split_batch(batch: Any, num_inputs: int | None = None) -> Batch:
-    """Inputs and labels of one batch: labels are the entry `labels` of a dict, or last in a tuple.
+    """Inputs and labels of one batch: a tensor, a tuple or list, a dict, or what this function returned.
 
-    Args:
-        batch: A tensor, a tuple or list, or a dict; what this function returned is taken as it is.
-        num_inputs: How many positional inputs the model takes; a tuple of one more ends with labels. Where None, a
-            tuple of two or more ends with labels.
+    Labels are the entry `labels` of a dict, or last in a tuple of one more than the `num_inputs` that the model takes;
+    where that is None, in a tuple of two or more.
 
     Raises:
         InvalidInput: it is none of these, its tensors differ in their number of samples, or the labels are no tensor
@@ -110,58 +102,25 @@ def split_batch(batch: Any, num_inputs: int | None = None) -> Batch:
         inputs = Inputs.of(batch)
     inputs = inputs.map(lambda leaf: leaf.detach() if leaf.requires_grad else leaf)
     count = inputs.batch_size
-    if labels is not None and not isinstance(labels, Tensor):
+    if not isinstance(labels, Tensor | None):
         raise InvalidInput(f"labels: a {type(labels).__name__}; give a tensor with one entry a sample")
-    if labels is not None and (labels.ndim == 0 or len(labels) != count):
+    if labels is not None and labels.shape[:1] != (count,):
         raise InvalidInput(f"labels: {list(labels.shape)} for a batch of {count} samples")
     return inputs, labels
 
 
-def split_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
-    """Inputs and labels of every batch, as the model's forward takes them.
-
-    A tuple ends with labels where it holds more than forward takes, or where forward can do without its last entry
-    and that is a vector of whole numbers.
-
-    Raises:
-        InvalidInput: there is no batch, or one is not understood; the message says which, counted from 0.
-    """
-    batches = list(loaded(check_iterable(batches)))
-    first = next((batch for batch in batches if isinstance(batch, tuple | list) and len(batch) > 0), None)
-    return split_all(batches, None if first is None else _num_inputs(model, first))
-
-
-def as_given(batch: Batch) -> Any:
-    """The batch as a user would write it: what the model takes, with labels, if any, last or under `labels`."""
-    inputs, labels = batch
-    if inputs.kwargs:
-        return dict(inputs.kwargs) if labels is None else {**inputs.kwargs, "labels": labels}
-    if labels is not None:
-        return (*inputs.args, labels)
-    return inputs.args if len(inputs.args) != 1 else inputs.args[0]
-
-
-def check_iterable(batches: Any) -> Iterable[Any]:
-    """The batches; raises InvalidInput where they are no iterable of batches."""
+def loaded(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches in order; raises InvalidInput where they are no iterable of batches, or yielding one fails."""
     if isinstance(batches, Mapping | Tensor | str) or not isinstance(batches, Iterable):
         raise InvalidInput(f"data: a {type(batches).__name__}, not an iterable of batches; put a single one in a list")
-    return batches
-
-
-def loaded(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches in their own order; raises InvalidInput where what yields them fails."""
     with users_code("the data fails while iterated"):
         yield from batches
 
 
 def split_all(batches: Iterable[Any], num_inputs: int | None) -> list[Batch]:
-    """Inputs and labels of every batch, see `split_batch`.
-
-    Raises:
-        InvalidInput: there is no batch, or one is not understood; the message says which, counted from 0.
-    """
+    """Inputs and labels of every batch; raises InvalidInput where there is none, or for the first that is wrong."""
     pairs = []
-    for batch in loaded(check_iterable(batches)):
+    for batch in loaded(batches):
         try:
             pairs.append(split_batch(batch, num_inputs))
         except InvalidInput as error:
@@ -169,6 +128,17 @@ def split_all(batches: Iterable[Any], num_inputs: int | None) -> list[Batch]:
     if not pairs:
         raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
     return pairs
+
+
+def split_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
+    """Inputs and labels of every batch, as the model's forward takes them; raises InvalidInput as `split_all` does.
+
+    A tuple ends with labels where it holds more than forward takes, or ends with a vector of whole numbers that forward
+    can do without.
+    """
+    batches = list(loaded(batches))
+    first = next((batch for batch in batches if isinstance(batch, tuple | list) and len(batch) > 0), None)
+    return split_all(batches, None if first is None else _num_inputs(model, first))
 
 
 def _num_inputs(model: nn.Module, batch: Sequence[Any]) -> int:
@@ -183,20 +153,26 @@ def _num_inputs(model: nn.Module, batch: Sequence[Any]) -> int:
     return len(batch)
 
 
-def hold_out(pairs: list[Batch]) -> tuple[list[Batch], list[Batch]]:
-    """Held-out data and the rest: every HELD_OUT-th batch, or of a single batch every HELD_OUT-th sample.
+def as_given(batch: Batch) -> Any:
+    """The batch as a user would write it: what the model takes, with labels, if any, last or under `labels`."""
+    inputs, labels = batch
+    if inputs.kwargs:
+        return dict(inputs.kwargs) if labels is None else {**inputs.kwargs, "labels": labels}
+    if labels is not None:
+        return (*inputs.args, labels)
+    return inputs.args if len(inputs.args) != 1 else inputs.args[0]
 
-    One sample alone serves as both.
-    """
-    if len(pairs) > 1:
-        chosen = set(range(HELD_OUT - 1, len(pairs), HELD_OUT) or [len(pairs) - 1])
-        return [pairs[i] for i in sorted(chosen)], [pair for i, pair in enumerate(pairs) if i not in chosen]
+
+def hold_out(pairs: list[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Held-out data, every HELD_OUT-th batch or sample of a single batch, and the rest; a single sample is both."""
     inputs, labels = pairs[0]
-    count = inputs.batch_size
+    count = len(pairs) if len(pairs) > 1 else inputs.batch_size
     if count == 1:
         return pairs, pairs
     every = min(HELD_OUT, count)
     out = list(range(every - 1, count, every))
-    others = [index for index in range(count) if index not in out]
-    held_out, rest = ((inputs.rows(rows), None if labels is None else labels[rows]) for rows in (out, others))
-    return [held_out], [rest]
+    rest = [place for place in range(count) if place not in out]
+    if len(pairs) > 1:
+        return [pairs[place] for place in out], [pairs[place] for place in rest]
+    held_out, others = ((inputs.rows(rows), None if labels is None else labels[rows]) for rows in (out, rest))
+    return [held_out], [others]

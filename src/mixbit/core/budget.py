@@ -8,10 +8,9 @@ from numbers import Real
 import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.methods import pick
-from mixbit.core.scheme import Scheme
-from mixbit.core.table import FloatArray, Sensitivity
+from mixbit.core.errors import InvalidInput, pick
+
+FloatArray = NDArray[np.float64]
 
 RESOURCES = {
     "weight_bytes": "bytes in the file for weights and their scales",
@@ -23,8 +22,6 @@ RESOURCES = {
     "activation_bytes": "most bytes of activations alive at once, one sample, 1 for 8 bits or fewer and 4 in float",
     "latency_ms": "milliseconds of one sample in the runtime; the table must hold times of its choices",
 }
-#: Lower limits on a ratio to uniform w8a8 -> the resource that they limit from above.
-_RATIOS = {"bit_ops_ratio": "bit_ops", "bit_complexity_ratio": "bit_complexity"}
 
 
 @dataclass(frozen=True)
@@ -57,8 +54,8 @@ class MaxDrop:
     """The largest loss of accuracy, of the artefact on the evaluation data.
 
     Attributes:
-        value: With labels, of the share of right answers: 0.01 is one point, 88.2 % to 87.2 %. Without labels, mean
-            Kullback-Leibler divergence from the float network in nats.
+        value: With labels, of the share of right answers: 0.01 is one point, 88.2 % to 87.2 %. Without labels, mean KL
+            divergence from the float network in nats.
         percent: Whether it was given in percent, which only a share of right answers can be.
 
     Raises:
@@ -69,7 +66,7 @@ class MaxDrop:
     percent: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.value, Real) or isinstance(self.value, bool) or not 0 < self.value < math.inf:
+        if not _is_positive(self.value):
             raise InvalidInput(f"max drop {self}: give a positive finite number, as in 1% or 0.01")
         if self.percent and self.value >= 1:
             raise InvalidInput(f"max drop {self}: give less than 100%; 1% is one point of accuracy")
@@ -109,7 +106,7 @@ class Budget:
         self.max_drop = max_drop if isinstance(max_drop, MaxDrop | None) else MaxDrop(max_drop)
         for name, value in limits.items():
             pick("budget", name, RESOURCES)
-            if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < math.inf:
+            if not _is_positive(value):
                 raise InvalidInput(f"budget {name}={value}: give a positive finite number")
         if limits.get("weight_ratio", 0) > 1:
             raise InvalidInput(
@@ -144,77 +141,11 @@ class Budget:
     def __repr__(self) -> str:
         return f"Budget({self})"
 
-    def over(self, table: Sensitivity) -> list[Limit]:
-        """The limits as sums over the table's choices; several of one name for a peak, one for each moment."""
-        if self.max_drop is not None:
-            raise InvalidInput(f"budget {self}: a table does not tell accuracy; auto_quantize() measures it on files")
-        return [limit for name, value in self.limits.items() for limit in _limits(name, value, table)]
+
+def _is_positive(value: float) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _in_full(value: float) -> str:
     """Every digit, so that reading it gives the same number: 1234567, 0.15."""
     return repr(value).removesuffix(".0")
-
-
-def resource_usage(name: str, table: Sensitivity) -> FloatArray:
-    """[L, C] what each choice adds to a resource, in the unit that its name states.
-
-    Raises:
-        InvalidInput: a name that is unknown or stands for a ratio to uniform w8a8, which does not add up; or a
-            resource that the table does not hold.
-    """
-    known = [resource for resource in RESOURCES if resource not in _RATIOS and resource != "activation_bytes"]
-    if name not in known:
-        instead = f"; take {_RATIOS[name]}" if name == "bit_ops_ratio" else ""
-        raise InvalidInput(f"resource {name!r} does not add up over layers; known: {', '.join(known)}{instead}")
-    weights = float(table.numel.sum())
-    match name:
-        case "weight_ratio":
-            return table.usage["weight_bytes"] / (4 * weights)
-        case "mean_bits":
-            return table.usage["weight_bits"] / weights
-        case "latency_ms" if name not in table.usage:
-            raise InvalidInput(
-                "latency_ms: the table holds no times of its choices; measure with --latency, or quantize, which does"
-            )
-    return table.usage[name]
-
-
-def _limits(name: str, value: float, table: Sensitivity) -> list[Limit]:
-    if name == "activation_bytes":
-        size = _bytes_of_inputs(table)
-        moments = zip(*_live(table), strict=True)
-        return [Limit(name, numbers[:, None] * size, value - fixed, offset=float(fixed)) for fixed, numbers in moments]
-    if name not in _RATIOS:
-        return [Limit(name, resource_usage(name, table), value)]
-    usage, bits = (table.usage["bit_ops"], 64.0) if name == "bit_ops_ratio" else (_bit_complexity(table), 8.0)
-    int8 = bits * float(table.macs.sum())
-    if not math.isfinite(int8 / value):
-        raise InvalidInput(f"budget {name}={value}: so small a ratio is no limit; give a larger one")
-    return [Limit(name, usage, int8 / value, int8)]
-
-
-def _bit_complexity(table: Sensitivity) -> FloatArray:
-    """[L, C] multiply-accumulates x the larger of weight and input bits."""
-    schemes = [Scheme.parse(choice) for choice in table.choices]
-    return np.outer(table.macs, [float(max(scheme.weight_bits, scheme.input_bits)) for scheme in schemes])
-
-
-def activation_bytes(table: Sensitivity, choices: NDArray[np.int64]) -> FloatArray:
-    """[N] the most bytes of activations that N choices [N, L] have alive at once; see `live_activations`."""
-    fixed, numbers = _live(table)
-    return (fixed + _bytes_of_inputs(table)[choices] @ numbers.T).max(axis=1)
-
-
-def _live(table: Sensitivity) -> tuple[FloatArray, FloatArray]:
-    """[S] bytes that are alive at each moment whatever the plan, and [S, L] numbers that each layer's choice stores."""
-    if table.live is None:
-        raise InvalidInput(
-            "activation_bytes: the table does not hold which activations are alive at once; measure again"
-        )
-    return table.live[:, 0], table.live[:, 1:]
-
-
-def _bytes_of_inputs(table: Sensitivity) -> FloatArray:
-    """[C] of one number."""
-    return np.array([4.0 if Scheme.parse(choice).input is None else 1.0 for choice in table.choices])

@@ -1,5 +1,7 @@
 """The errors mixbit raises on purpose; each says what, where, the value, and the way out."""
 
+from collections.abc import Collection
+
 
 class MixbitError(Exception):
     """Base of every error that mixbit raises on purpose; `exit_code` is what the command line returns."""
@@ -37,3 +39,10 @@ class TargetMismatch(MixbitError):
     """The artefact does not do, weigh or hold what was promised."""
 
     exit_code = 4
+
+
+def pick(kind: str, name: str, known: Collection[str], otherwise: str = "") -> str:
+    """The name; raises InvalidInput where it is not among the known ones."""
+    if not isinstance(name, str) or name not in known:
+        raise InvalidInput(f"{kind} {name!r} is unknown; known: {', '.join(known)}{otherwise}")
+    return name

@@ -16,11 +16,11 @@ class Price(BaseModel):
 
     Attributes:
         used: Of the limited resource, in the unit of its name.
-        price: By how much the smallest loss would fall for each unit by which the limit were looser, in the linear
-            relaxation: the shadow price; 0 where the limit does not bind.
+        price: The shadow price: how much the smallest loss falls for each unit that the limit is looser, in the linear
+            relaxation; 0 where the limit does not bind.
         looser: A limit that is 5 % looser.
-        gain: By how much the predicted loss would fall with it, exactly.
-        widens: Layer -> `w4a8 to w6a8`, what would change then, the largest gain first.
+        gain: How much the predicted loss falls with it, exactly.
+        widens: Layer -> `w4a8 to w6a8`, what changes then, the largest gain first.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -77,8 +77,7 @@ class Plan(BaseModel):
         for name in self.layers:
             if name not in known:
                 raise InvalidInput(f"plan: layer {name!r} is not in this model; it has {_some(known)}")
-        missing = known - set(self.layers)
-        if missing:
+        if missing := known - self.layers.keys():
             raise InvalidInput(f"plan: no scheme for {_some(missing)}; add them or plan again for this model")
         if self.fingerprint != model_fingerprint:
             raise InvalidInput(

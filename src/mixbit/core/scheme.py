@@ -42,15 +42,14 @@ class Sparsity:
 class Format:
     """How one tensor is stored: integers of `bits` bits with their scales, or small floating-point numbers.
 
-    A symmetric format has no zero point and holds the integers -2^(bits-1) .. 2^(bits-1)-1;
-    an asymmetric one holds 0 .. 2^bits-1 with a zero point among them.
+    A symmetric format holds -2^(bits-1) .. 2^(bits-1)-1, an asymmetric one 0 .. 2^bits-1 with a zero point among them.
 
     Attributes:
         bits: Of one number.
         granularity: What shares a scale: the tensor, an output channel, `group` weights of a channel or values of a
             row, or a row (a token) of an activation.
         symmetric: Whether there is no zero point.
-        group: Weights of a channel, or values of an activation's row, that share a scale, where they do in groups.
+        group: How many numbers share a scale, where they do in groups.
         dynamic: Whether an activation's range is taken from it at run time.
         floating: Name of the type where the numbers are floating-point.
         sparsity: How many of the weights are zero, where that is fixed.
@@ -77,9 +76,8 @@ class Scheme:
     """Formats of one layer's weight and input; None leaves that tensor in float32.
 
     As text, a weight's bits may be followed by `t` (one scale for the tensor) or `g32` (one for every 32 weights of a
-    channel; one a channel otherwise), and by `z` (with zero points); an input's by `d` (range taken at run time), `dr`
-    (one for every row) or `dg32` (one for every 32 values of a row); and the whole by `@2:4` or `@50%`, the zeros among
-    the weights.
+    channel; otherwise one a channel) and `z` (with zero points); an input's by `d` (range taken at run time), `dr` (one
+    a row) or `dg32` (one for every 32 values of a row); and the whole by `@2:4` or `@50%`, the zeros among the weights.
 
     Example:
         >>> Scheme.parse("w4a8").weight_bits, str(Scheme.parse("w4g32a8d@2:4")), str(Scheme())
@@ -105,8 +103,13 @@ class Scheme:
             raise InvalidInput(f"scheme {text!r}: weights have 2 to 8 bits, not {weight_bits}")
         group = int(match["group"]) if match["group"] else None
         granularity = "tensor" if match["one"] else "group" if group else "channel"
-        symmetric, sparsity = match["zero"] is None, _sparsity(text, match["zeros"], match["block"])
-        weight = Format(weight_bits, granularity, symmetric, group, sparsity=sparsity)
+        sparsity = None
+        if match["zeros"] is not None:
+            sparsity = Sparsity(int(match["zeros"]), int(match["block"]) if match["block"] else None)
+            if sparsity.share >= 1:
+                zeros = f"{sparsity.zeros} zeros of every {sparsity.block}"
+                raise InvalidInput(f"scheme {text!r}: {zeros} leave no weight; write 2:4, say")
+        weight = Format(weight_bits, granularity, match["zero"] is None, group, sparsity=sparsity)
         if match["input"] is None:
             return cls(weight)
         input_bits = int(match["input"])
@@ -132,10 +135,7 @@ class Scheme:
 
     @property
     def fallbacks(self) -> tuple["Scheme", ...]:
-        """What replaces a scheme whose input is ranged at run time: the first of these that a layer can take.
-
-        The same weight beside an input in float, or that without its groups; of other schemes, none.
-        """
+        """What replaces a scheme with an input ranged at run time, by preference: the input in float, no groups."""
         if self.input is None or not self.input.dynamic:
             return ()
         if self.weight is None or self.weight.group is None:
@@ -151,11 +151,3 @@ class Scheme:
     def input_bits(self) -> int:
         """Bits of one input value; 32 where it stays in float."""
         return self.input.bits if self.input else 32
-
-
-def _sparsity(text: str, zeros: str | None, block: str | None) -> Sparsity | None:
-    if zeros is None:
-        return None
-    if block is not None and int(block) <= int(zeros):
-        raise InvalidInput(f"scheme {text!r}: {zeros} zeros of every {block} leave no weight; write 2:4, say")
-    return Sparsity(int(zeros), int(block) if block else None)

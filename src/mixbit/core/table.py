@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, SerializationInfo, TypeAdapter, field_validator
 from pydantic_core import core_schema
 
+from mixbit.core.budget import RESOURCES, Budget, FloatArray, Limit
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import model_of, read_json, write_text
+from mixbit.core.io.files import model_of, read_model, write_text
 from mixbit.core.scheme import Scheme
-
-FloatArray = NDArray[np.float64]
 
 _Entry = Annotated[float, Field(allow_inf_nan=False)] | None
 
@@ -51,9 +50,10 @@ def _read_as(form: Any, read: Callable[[Any], FloatArray], write: Callable[[Floa
 Table = Annotated[FloatArray, _read_as(list[list[_Entry]], _array, _rows)]
 Row = Annotated[FloatArray, _read_as(list[float], np.array, np.ndarray.tolist)]
 
-USAGE = {"weight_bytes", "weight_bits", "bit_ops"}  # what every table holds
-
-
+#: Usage that every table holds.
+USAGE = {"weight_bytes", "weight_bits", "bit_ops"}
+#: Budgets that are no sum over layers.
+_NO_SUMS = ("bit_ops_ratio", "bit_complexity_ratio", "activation_bytes")
 #: Larger entries are not measurements, and their sums would overflow.
 LARGEST = 1e100
 
@@ -77,9 +77,8 @@ class Sensitivity:
         num_samples: Calibration samples behind each entry.
         seed: Seed of the draws.
         verdict: Whether the table can rank plans, or why not, in a sentence.
-        trace: [L] the Hessian's average trace of each weight, where the metric estimates it; else None.
-        live: [S, 1 + L] bytes and numbers of the activations that are alive at once, see `live_activations`; None where
-            that is not known.
+        trace: [L] the Hessian's average trace of each weight, where the metric estimates it.
+        live: [S, 1 + L] bytes and numbers of the activations that are alive at once, see `live_activations`; or None.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -103,25 +102,21 @@ class Sensitivity:
 
     def __post_init__(self) -> None:
         self._check_names()
-        missing = USAGE - self.usage.keys()
-        if missing:
+        if missing := USAGE - self.usage.keys():
             raise InvalidInput(f"sensitivity: the usage lacks {', '.join(sorted(missing))}; measure again")
-        rows, table = (len(self.layers),), (len(self.layers), len(self.choices))
+        rows, table, offered = (len(self.layers),), (len(self.layers), len(self.choices)), np.isfinite(self.loss)
         self._check_numbers("loss", self.loss, table, finite=False)
-        offered = np.isfinite(self.loss)
         self._check_numbers("standard_error", self.standard_error, table, finite=offered & (self.num_samples > 1))
         for name, values in self.usage.items():
             self._check_numbers(name, values, table, finite=offered)
-        self._check_numbers("numel", self.numel, rows, finite=True)
-        self._check_numbers("macs", self.macs, rows, finite=True)
+        self._check_numbers("numel", self.numel, rows)
+        self._check_numbers("macs", self.macs, rows)
         if self.trace is not None and (self.trace.shape != rows or not np.isfinite(self.trace).all()):
             raise InvalidInput(f"sensitivity: trace is {self.trace}, expected a number for each layer; measure again")
         if self.live is not None:
-            self._check_numbers("live", self.live, (len(self.live), 1 + len(self.layers)), finite=True)
-        if self.numel.sum() == 0 or self.num_samples < 1:
-            raise InvalidInput(
-                f"sensitivity: {self.numel.sum():.0f} weights, {self.num_samples} samples; measure again"
-            )
+            self._check_numbers("live", self.live, (len(self.live), 1 + len(self.layers)))
+        if (weights := self.numel.sum()) == 0 or self.num_samples < 1:
+            raise InvalidInput(f"sensitivity: {weights:.0f} weights, {self.num_samples} samples; measure again")
         for layer, row in zip(self.layers, offered, strict=True):
             if not row.any():
                 raise InvalidInput(f"sensitivity: no choice of {layer} can run; offer more choices")
@@ -132,34 +127,31 @@ class Sensitivity:
                 raise InvalidInput(f"sensitivity: {word} {max(names, key=names.count)} stands twice; measure again")
         for choice in self.choices:
             Scheme.parse(choice)
-        for index in (index for tie in self.input_ties for index in tie):
-            if not 0 <= index < len(self.layers):
-                raise InvalidInput(f"sensitivity: a tie names layer {index}, but there are {len(self.layers)} layers")
+        last = len(self.layers) - 1
+        for tie in self.input_ties:
+            if not tie or min(tie) < 0 or max(tie) > last:
+                raise InvalidInput(f"sensitivity: input tie {list(tie)}: expected layers 0 to {last}; measure again")
 
     def _check_numbers(
-        self, name: str, values: FloatArray, shape: tuple[int, ...], *, finite: NDArray[np.bool_] | bool
+        self, name: str, values: FloatArray, shape: tuple[int, ...], *, finite: NDArray[np.bool_] | bool = True
     ) -> None:
-        """Raise InvalidInput unless the values have that shape, and none is NaN or -inf, nor +inf where `finite`.
+        """Raise InvalidInput for another shape, NaN, -inf, +inf where `finite`, or a number larger than LARGEST.
 
-        None but a loss may be negative, and a finite one is no larger than LARGEST.
+        Only a loss may be negative.
         """
         if values.shape != shape:
             raise InvalidInput(f"sensitivity: {name} has shape {values.shape}, expected {shape}")
         wrong = np.isnan(values) | np.isneginf(values) | (np.isposinf(values) & finite)
         wrong |= (np.abs(values) > LARGEST) & np.isfinite(values)
-        if name != "loss":
-            wrong |= values < 0
+        wrong |= (values < 0) & (name != "loss")
         if wrong.any():
             place = tuple(np.argwhere(wrong)[0])
             raise InvalidInput(f"sensitivity: {name} of {self.layers[place[0]]} is {values[place]}; measure again")
 
     def pinned(self, pins: Mapping[str, str], only_pinned: Collection[str] = ()) -> "Sensitivity":
-        """The table with some layers offered one scheme alone.
+        """The table with some layers offered one scheme alone, see `pinned_schemes`.
 
-        Args:
-            pins: Pattern of layers' names, as in `conv1.weight` or `blocks.*`, -> scheme; of several patterns that
-                match a layer, the last counts.
-            only_pinned: Schemes that are offered to pinned layers only, and to those that are offered nothing else.
+        Schemes in `only_pinned` are offered to pinned layers only, and to those that are offered nothing else.
 
         Raises:
             InvalidInput: a pattern that matches no layer, or a scheme that the table does not hold or a layer is not
@@ -177,6 +169,85 @@ class Sensitivity:
             offered[row] = np.arange(len(self.choices)) == column
         return dataclasses.replace(self, loss=np.where(offered, self.loss, np.inf))
 
+    @property
+    def schemes(self) -> list[Scheme]:
+        """[C] the choices."""
+        return [Scheme.parse(choice) for choice in self.choices]
+
+    def columns(self, layers: Mapping[str, str]) -> NDArray[np.int64]:
+        """[L] the column of each layer's scheme, as a plan's `layers` hold it."""
+        return np.array([self.choices.index(layers[layer]) for layer in self.layers])
+
+    def usage_of(self, resource: str) -> FloatArray:
+        """[L, C] what each choice adds to a resource; raises InvalidInput for one that is no sum or not held."""
+        known = [name for name in RESOURCES if name not in _NO_SUMS]
+        if resource not in known:
+            instead = "; take bit_ops" if resource == "bit_ops_ratio" else ""
+            raise InvalidInput(f"resource {resource!r} does not add up over layers; known: {', '.join(known)}{instead}")
+        weights = float(self.numel.sum())
+        if resource == "weight_ratio":
+            return self.usage["weight_bytes"] / (4 * weights)
+        if resource == "mean_bits":
+            return self.usage["weight_bits"] / weights
+        if resource not in self.usage:
+            raise InvalidInput(
+                f"{resource}: the table holds no times of its choices; measure with --latency, or quantize, which does"
+            )
+        return self.usage[resource]
+
+    def limits(self, budget: Budget) -> list[Limit]:
+        """The budget's limits on sums over the choices, for a peak one a moment; raises InvalidInput as `usage_of`."""
+        if budget.max_drop is not None:
+            raise InvalidInput(f"budget {budget}: a table does not tell accuracy; auto_quantize() measures it on files")
+        return [limit for name, bound in budget.limits.items() for limit in self._limits(name, bound)]
+
+    def _limits(self, name: str, bound: float) -> list[Limit]:
+        if name == "activation_bytes":
+            if self.live is None:
+                raise InvalidInput(f"{name}: the table does not say which activations are alive at once; measure again")
+            moments = zip(self.live[:, 0], self.live[:, 1:, None] * self._input_bytes, strict=True)
+            return [Limit(name, usage, bound - fixed, offset=float(fixed)) for fixed, usage in moments]
+        if name == "bit_ops_ratio":
+            usage, int8 = self.usage["bit_ops"], 64.0
+        elif name == "bit_complexity_ratio":
+            bits = [float(max(scheme.weight_bits, scheme.input_bits)) for scheme in self.schemes]
+            usage, int8 = np.outer(self.macs, bits), 8.0
+        else:
+            return [Limit(name, self.usage_of(name), bound)]
+        int8 *= float(self.macs.sum())
+        if not math.isfinite(int8 / bound):
+            raise InvalidInput(f"budget {name}={bound}: so small a ratio is no limit; give a larger one")
+        return [Limit(name, usage, int8 / bound, int8)]
+
+    @property
+    def _input_bytes(self) -> FloatArray:
+        """[C] bytes of one number of a layer's input."""
+        return np.array([4.0 if scheme.input is None else 1.0 for scheme in self.schemes])
+
+    def figures(self, choices: NDArray[np.int64]) -> dict[str, FloatArray]:
+        """Figure -> [N] for N choices [N, L]: predicted loss, its standard error, and usage.
+
+        Entries of different layers count as independent: the standard error is the root of the summed squares; it is
+        inf for a table of a single sample.
+        """
+        rows = np.arange(len(self.layers))
+        used = {name: values[rows, choices].sum(axis=1) for name, values in self.usage.items()}
+        weights = float(self.numel.sum())
+        figures = {
+            "loss": self.loss[rows, choices].sum(axis=1),
+            "standard_error": np.sqrt(np.square(self.standard_error[rows, choices]).sum(axis=1)),
+            "weight_bytes": used["weight_bytes"],
+            "weight_ratio": used["weight_bytes"] / (4 * weights),
+            "mean_bits": used["weight_bits"] / weights,
+            "bit_ops": used["bit_ops"],
+        }
+        if self.live is not None:
+            alive = self.live[:, 0] + self._input_bytes[choices] @ self.live[:, 1:].T
+            figures["activation_bytes"] = alive.max(axis=1)
+        if "latency_ms" in used:
+            figures["latency_ms"] = used["latency_ms"]
+        return figures
+
     def save(self, path: str | Path) -> None:
         """Write the table as JSON; entries that are not offered are null."""
         # No layers are tied to one scheme; readers of the file's format expect the field.
@@ -186,19 +257,14 @@ class Sensitivity:
     @classmethod
     def load(cls, path: str | Path) -> "Sensitivity":
         """Read a table that `save` wrote; raise InvalidInput for anything else."""
-        content = read_json(Path(path))
-        parts: tuple[dict[str, Any], dict[str, Any]] = {}, {}
-        for name, value in content.items() if isinstance(content, dict) else ():
-            parts[name in _Frame.model_fields][name] = value
-        model_of(json.dumps(parts[True]), path, _Frame, "a sensitivity table")
-        try:
-            return model_of(json.dumps(parts[False]), path, cls, "a sensitivity table")
-        except InvalidInput as error:
-            raise error if str(error).startswith(str(path)) else InvalidInput(f"{path}: {error}") from error
+        file = read_model(Path(path), _File, "a sensitivity table")
+        return model_of(json.dumps(file.model_extra), path, cls, "a sensitivity table")
 
 
-class _Frame(BaseModel):
-    """What the file holds beside the table."""
+class _File(BaseModel):
+    """What the file holds beside the table's own fields."""
+
+    model_config = ConfigDict(extra="allow")
 
     version: Annotated[int, Field(ge=1, le=1)]
     ties: list[list[int]] = []
@@ -212,7 +278,7 @@ class _Frame(BaseModel):
 
 
 def pinned_schemes(layers: Sequence[str], pins: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Layer -> the pattern that pins it and its scheme; of several patterns that match a layer, the last counts.
+    """Layer -> the pattern that pins it, as `conv1.weight` or `blocks.*`, and its scheme; the last that matches counts.
 
     Raises:
         InvalidInput: a pattern that matches no layer.

@@ -9,8 +9,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.methods import pick
+from mixbit.core.errors import InvalidInput, pick
 from mixbit.core.scheme import Format, Scheme
 
 #: Files of the room `targets` that hold no target, beside those whose names begin with `_`.
@@ -52,12 +51,10 @@ class Runner:
 class Load(Protocol):
     """Open the files in a folder with the runtime.
 
-    Args of a call: the folder; the captured graph of the user's model, where the target needs it; `batch_size` fixes
-    the first dimension of every input where the runtime gains by that; `default_settings` takes the runtime's own
-    settings instead of those under which it computes as the simulation does.
-
-    A call raises InvalidInput where the runtime is not installed or a file is missing, and TargetMismatch where the
-    runtime cannot load the file; so does the runner where the file does not take the inputs.
+    A call gives the folder, and the captured graph of the user's model where the target needs it. `batch_size` fixes
+    the first dimension of every input; `default_settings` are the runtime's own, not those that make it compute as the
+    simulation does. InvalidInput: the runtime or a file is missing; TargetMismatch: the runtime cannot load the file,
+    or the file does not take the inputs.
     """
 
     def __call__(  # noqa: D102 the class says it
@@ -81,7 +78,7 @@ class Target:
         adds_into_layers: Whether an addition runs inside a convolution that feeds it and nothing else, whose output
             then is never rounded.
         quantized_outputs: Whether a convolution runs in integers only where its output is quantized too.
-        needs_graph: Whether `load` needs the captured graph, since the file holds no code.
+        needs_graph: Whether `load` needs the captured graph.
         note: What happens to each width when the file is loaded, and what it stores beside them, for people.
         lacks: Scheme of these widths -> what the runtime lacks for it, for people; None where nothing.
         weight_bytes: (shape, axis, format) -> bytes in the file for that weight and its scales.
@@ -127,10 +124,7 @@ class Target:
         )
 
     def schemes(self, choices: Sequence[str] | None) -> tuple[Scheme, ...]:
-        """The choices as schemes, its own default ones where none are given; each must be offered and stand once.
-
-        Where one takes the range of its input at run time, none takes it in another way.
-        """
+        """The choices, by default its own, as schemes: each offered, each once, ranges at run time all in one way."""
         texts = tuple(choices) if choices is not None else self.default_choices
         if not texts or len(set(texts)) != len(texts):
             raise InvalidInput(f"choices {list(texts)}: give one scheme or more, each once")

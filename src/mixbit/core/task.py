@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils import _pytree as pytree
 
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.methods import pick
+from mixbit.core.errors import InvalidInput, pick
 from mixbit.core.io.user_code import users_code
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -61,7 +60,7 @@ class Task:
     @classmethod
     def named(cls, name: str) -> "Task":
         """The task of that name; raises InvalidInput for an unknown one."""
-        return TASKS[pick("task", name, TASKS)]()
+        return getattr(cls, pick("task", name, TASKS))()
 
     def with_loss(self, loss: Loss) -> "Task":
         """The same task under the user's own mean loss of (output, labels); metrics then need labels."""
@@ -97,7 +96,7 @@ class Task:
         outputs = self.outputs(returned)
         labels = labels.to(outputs.device)
         if self.own_loss is not None:
-            return self._own_loss_of(self.own_loss, _output(returned), labels)
+            return _own_loss(self.own_loss, _output(returned), labels)
         if not self.has_accuracy:
             if labels.shape[:1] != outputs.shape[:1] or labels.numel() != outputs.numel():
                 raise InvalidInput(f"labels: {list(labels.shape)} for outputs {list(outputs.shape)}")
@@ -110,23 +109,6 @@ class Task:
             raise InvalidInput(f"labels: a batch with none but {IGNORED}, which has no loss; leave it out")
         return functional.cross_entropy(outputs.flatten(0, -2), labels.flatten().long(), ignore_index=IGNORED)
 
-    @staticmethod
-    def _own_loss_of(loss: Loss, output: Tensor, labels: Tensor) -> Tensor:
-        """The user's own loss, of a copy of the output, which it may change."""
-        with users_code("the loss fails"):
-            value = loss(output.clone(), labels)
-        if not isinstance(value, Tensor):
-            raise InvalidInput(f"the loss returns a {type(value).__name__}; return a tensor, without .item()")
-        if value.numel() != 1 or not torch.isfinite(value).all():
-            text = f"{list(value.shape)}" if value.numel() != 1 else f"{value.item()}"
-            raise InvalidInput(f"the loss must be one finite number, the mean of the batch; it is {text}")
-        if output.requires_grad and not value.requires_grad:
-            raise InvalidInput(
-                "the loss has no gradient by the output: it is detached, or made of argmax, rounding or new tensors; "
-                "return one that can be differentiated"
-            )
-        return value.reshape(())
-
     def information(self, returned: Any, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """A scalar whose gradient g_i by what belongs to sample i has the Fisher information as E[g_i g_i'].
 
@@ -138,32 +120,39 @@ class Task:
         return self.loss(returned, labels) * len(self.outputs(returned))
 
     def right_answers(self, outputs: Tensor, labels: Tensor) -> tuple[int, int]:
-        """How many top answers are right, and how many labels there are to compare with.
-
-        Raises:
-            InvalidInput: labels that are not class numbers, one for each answer.
-        """
+        """How many top answers are right, of how many labels; raises InvalidInput for labels that are no classes."""
         labels = labels.to(outputs.device)
         self.check_labels(labels, outputs)
         return int((outputs.argmax(-1) == labels).sum()), int((labels != IGNORED).sum())
 
     def check_labels(self, labels: Tensor, outputs: Tensor) -> None:
         """Raise InvalidInput unless there is a class number, or IGNORED, for every position of the outputs."""
-        if not self.has_accuracy:
-            return
-        if not isinstance(labels, Tensor):
-            raise InvalidInput(f"labels: a {type(labels).__name__}; give a tensor of whole class numbers")
         wanted, num_classes = outputs.shape[:-1], outputs.shape[-1]
         if labels.is_floating_point() or labels.is_complex() or labels.shape != wanted:
             raise InvalidInput(
-                f"labels: {labels.dtype} {list(labels.shape)}; give whole class numbers {list(wanted)}, one an answer"
+                f"labels: {labels.dtype} {list(labels.shape)}; give whole class numbers {list(wanted)}, one a position"
             )
         counted = labels[labels != IGNORED]
-        if counted.numel() == 0:
-            return
-        low, high = int(counted.min()), int(counted.max())
+        low, high = (int(end) for end in counted.aminmax()) if counted.numel() else (0, 0)
         if low < 0 or high >= num_classes:
             raise InvalidInput(f"labels: {low}..{high} found, but the model has classes 0..{num_classes - 1}")
+
+
+def _own_loss(loss: Loss, output: Tensor, labels: Tensor) -> Tensor:
+    """The user's own loss, of a copy of the output, which it may change."""
+    with users_code("the loss fails"):
+        value = loss(output.clone(), labels)
+    if not isinstance(value, Tensor):
+        raise InvalidInput(f"the loss returns a {type(value).__name__}; return a tensor, without .item()")
+    if value.numel() != 1 or not torch.isfinite(value).all():
+        text = f"{list(value.shape)}" if value.numel() != 1 else f"{value.item()}"
+        raise InvalidInput(f"the loss must be one finite number, the mean of the batch; it is {text}")
+    if output.requires_grad and not value.requires_grad:
+        raise InvalidInput(
+            "the loss has no gradient by the output: it is detached, or made of argmax, rounding or new tensors; "
+            "return one that can be differentiated"
+        )
+    return value.reshape(())
 
 
 def _output(returned: Any) -> Tensor:
@@ -171,9 +160,7 @@ def _output(returned: Any) -> Tensor:
     if output is None or not output.is_floating_point() or output.ndim == 0:
         raise InvalidInput("the model returns no floating-point tensor with a batch dimension")
     if not torch.isfinite(output).all():
-        raise InvalidInput(
-            "the model returns NaN or inf; leave out samples that it cannot handle, mask with finite numbers"
-        )
+        raise InvalidInput("the model returns NaN or inf; leave out samples it cannot handle, mask with finite numbers")
     return output
 
 
@@ -184,12 +171,7 @@ def output_of(returned: Any) -> Tensor | None:
     return next((leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, Tensor)), None)
 
 
-TASKS: dict[str, Callable[[], Task]] = {
-    "classification": Task.classification,
-    "segmentation": Task.segmentation,
-    "language": Task.language,
-    "regression": Task.regression,
-}
+TASKS = ("classification", "segmentation", "language", "regression")
 #: Task -> shape of its outputs, and where the classes are.
 _SHAPES = {"classification": ("[N, C]", 1), "segmentation": ("[N, C, ...]", 1), "language": ("[N, T, C]", -1)}
 #: Class number of a position without a label, as in torch's cross-entropy.

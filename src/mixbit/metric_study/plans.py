@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from mixbit.core import Budget, FloatArray, InvalidInput, Limit, Scheme, Sensitivity
+from mixbit.core import Budget, FloatArray, InvalidInput, Limit, Sensitivity
 from mixbit.metric_study.folder import Truth
 from mixbit.metric_study.pictures import new_figure, save_figure
 
@@ -52,11 +52,11 @@ def draw_choices(table: Sensitivity, number: int, near: Budget | None, seed: int
         raise InvalidInput(f"{number} plans: a ranking needs at least 3, better 100")
     if near is not None and len(near.limits) != 1:
         raise InvalidInput(f"near budget {near}: give one limit")
-    bits, ties = [Scheme.parse(choice).input_bits for choice in table.choices], table.input_ties
+    bits, ties = [scheme.input_bits for scheme in table.schemes], table.input_ties
     rngs = [[np.random.default_rng([seed, of_set, plan]) for plan in range(number)] for of_set in range(2)]
     drawn = {"random": [random_choice(len(table.layers), bits, ties, rng) for rng in rngs[0]]}
     if near is not None:
-        (limit,) = near.over(table)
+        (limit,) = table.limits(near)
         drawn["near"] = [near_choice(limit, bits, ties, rng) for rng in rngs[1]]
     return drawn
 

@@ -13,7 +13,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
 import mixbit
@@ -23,7 +22,6 @@ from mixbit.core import (
     InvalidInput,
     MixbitError,
     Plan,
-    Scheme,
     Sensitivity,
     check_writable_folder,
     find_target,
@@ -135,7 +133,7 @@ def study(  # noqa: PLR0913
     _ = subject.reference  # evaluation data that cannot be used is refused before any metric runs
     workers = _Workers(setup, subject, processes)
     frame = blank_table(subject.graph, target=target, choices=choices)
-    schemes = [Scheme.parse(choice) for choice in frame.choices]
+    schemes = frame.schemes
     choose_scales(subject.graph, subject.calibration, schemes)  # once for all metrics
     drawn = draw_choices(frame, num_plans, near_budget, seed)
     settings = {
@@ -165,10 +163,10 @@ def study(  # noqa: PLR0913
     truths = _truths(workers, folder, plans)
     within: dict[str, list[float]] = {text: [] for text in budgets}
     for name, plan in plans.items():
-        columns = np.array([frame.choices.index(scheme) for scheme in plan.layers.values()])
+        columns = frame.columns(plan.layers)
         for text, budget in budgets.items():
-            sums = [(taken(limit.usage, columns).sum(), limit.bound * (1 + TOLERANCE)) for limit in budget.over(frame)]
-            if all(used <= bound for used, bound in sums):
+            used = [(taken(limit.usage, columns).sum(), limit.bound) for limit in frame.limits(budget)]
+            if all(value <= bound * (1 + TOLERANCE) for value, bound in used):
                 within[text].append(truths[name].cost)
     sets = {name: PlanSet(some, [truths[f"{name}-{i}"] for i in range(len(some))]) for name, some in drawn.items()}
     figures: dict[str, dict[str, Any]] = {}
@@ -363,6 +361,6 @@ def _short_name(plan: Plan) -> str:
 
 def _budgets(frame: Sensitivity, near: Budget | None) -> dict[str, Budget]:
     """Budgets at which regret is reported, by their text."""
-    widths = [Scheme.parse(choice).weight_bits for choice in frame.choices]
+    widths = [scheme.weight_bits for scheme in frame.schemes]
     budgets = [Budget(mean_bits=min(widths) + share * (max(widths) - min(widths))) for share in BUDGETS_AT]
     return {str(budget): budget for budget in (*budgets, near) if budget is not None}

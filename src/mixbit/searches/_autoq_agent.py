@@ -50,11 +50,7 @@ class Agent:
     def learn(self, observations: Floats, actions: Floats, reward: float, seed: int) -> None:
         """Remember an episode of S steps, and train as often.
 
-        Args:
-            observations: [S, F].
-            actions: [S] in [0, 1].
-            reward: Of the whole episode; each step gets an equal part.
-            seed: Random seed of what is drawn from memory.
+        Observations are [S, F], actions [S] in [0, 1]; each step gets an equal part of the reward.
         """
         following = np.concatenate([observations[1:], observations[-1:]])
         memory: Any = self.model.replay_buffer

@@ -31,8 +31,8 @@ class Optimum:
 
     Attributes:
         choice: [L] the column that each layer takes.
-        gap: By what share of its cost, above that of every layer's cheapest choice, a better one could at most be
-            cheaper; 0 where it is proven to be the best.
+        gap: A better one could be cheaper by this share of its cost above that of every layer's cheapest choice; 0
+            where it is proven to be the best.
     """
 
     choice: Integers
@@ -42,9 +42,8 @@ class Optimum:
 def optimum(problem: Problem) -> Optimum:
     """The choice of every layer with the smallest summed loss within every limit.
 
-    Choices that cannot be part of the best answer go first. The solver's precision is a share of the largest cost; so
-    after each answer the choices that alone cost more than the whole answer go, and where that leaves much smaller
-    costs, they are solved again, more precisely.
+    The solver's precision is a share of the largest cost. So choices that alone cost more than an answer are left out,
+    and where that leaves much smaller costs, it solves again.
 
     Raises:
         InfeasibleBudget: if nothing keeps within the limits.
@@ -80,10 +79,7 @@ def shadow_prices(problem: Problem) -> Floats:
     """[R] by how much the smallest loss would fall for each unit by which a limit were looser.
 
     The dual values of the linear relaxation, in which a layer may take shares of several choices: 0 for a limit that
-    does not bind.
-
-    Raises:
-        InfeasibleBudget: if nothing keeps within the limits.
+    does not bind. Raises InfeasibleBudget where nothing keeps within the limits.
     """
     offered = problem.offered
     losses, usage = problem.loss[offered], problem.usage[:, offered]
@@ -110,8 +106,7 @@ def _without_proven_losers(problem: Problem, cost: Floats, usage: Floats, allowe
     share = np.zeros(allowed.shape)
     share[allowed] = result.x
     rounded = np.where(share > SHARE, usage.max(axis=0, initial=0.0), np.inf).argmin(axis=1)
-    breaks_ties = any(len(np.unique(problem.classes[rounded[unit]])) > 1 for unit in problem.units)
-    if breaks_ties or not problem.keeps(rounded):
+    if problem.broken(rounded) is not None or not problem.keeps(rounded):
         return allowed
     bound = taken(cost, rounded).sum() / largest * COST_SIZE
     contenders = allowed.copy()
@@ -172,22 +167,19 @@ def _program(problem: Problem, cost: Floats, usage: Floats, allowed: Mask, exclu
 
 def _one_choice(allowed: Mask) -> sparse.csr_array:
     """[L, variables] which variables, the allowed choices in order, are of each layer."""
-    layer, _ = np.nonzero(allowed)
-    return sparse.csr_array((np.ones(len(layer)), (layer, np.arange(len(layer)))), shape=(len(allowed), len(layer)))
+    return _members(np.nonzero(allowed)[0], len(allowed))
 
 
 def _same_class(problem: Problem, allowed: Mask) -> sparse.csr_array:
     """[rows, variables]: zero where every layer takes a choice of the class that its unit's first layer takes."""
     layer, column = np.nonzero(allowed)
-    classes = np.arange(problem.classes.max() + 1)
-    row = layer * len(classes) + problem.classes[column]
-    shape = (len(allowed) * len(classes), len(layer))
-    taken_class = sparse.csr_array((np.ones(len(layer)), (row, np.arange(len(layer)))), shape=shape)
-    first = np.arange(len(allowed))
-    for unit in problem.units:
-        first[unit] = unit[0]
-    tied = np.flatnonzero(first != np.arange(len(allowed)))
-    return (
-        taken_class[(tied[:, None] * len(classes) + classes).ravel()]
-        - taken_class[(first[tied][:, None] * len(classes) + classes).ravel()]
-    )
+    num_layers, num_classes = len(allowed), problem.classes.max() + 1
+    of_class = _members(layer * num_classes + problem.classes[column], num_layers * num_classes)
+    rows = np.arange(num_layers * num_classes).reshape(num_layers, num_classes)
+    tied = problem.first != np.arange(num_layers)
+    return of_class[rows[tied].ravel()] - of_class[rows[problem.first[tied]].ravel()]
+
+
+def _members(row: Integers, num_rows: int) -> sparse.csr_array:
+    """[rows, variables] one where a variable, given by its row, stands."""
+    return sparse.csr_array((np.ones(len(row)), (row, np.arange(len(row)))), shape=(num_rows, len(row)))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.core import InfeasibleBudget, InvalidInput, Limit, Scheme, Sensitivity
+from mixbit.core import Budget, InfeasibleBudget, Limit, Sensitivity
 
 TOLERANCE = 1e-9  # share of a limit that rounding may add to a sum
 
@@ -23,7 +23,7 @@ class Trials:
 
     Attributes:
         evaluate: A choice [L] -> its score, the higher the better: accuracy, or -KL divergence.
-        evaluate_float: The score of the network in float.
+        evaluate_float: The score of the float network.
         features: [L, F] what each layer is, in the order of `mixbit.searches.autoq.FEATURES`.
         seed: Random seed, where the method is given none.
     """
@@ -42,17 +42,14 @@ class Problem:
         layers: Names of the layers.
         loss: [L, C] loss increase of each choice, of either sign; +inf where it is not offered.
         budget: The R limits with their names; `usage` and `limits` hold their numbers.
-        weight_bits: [C] of each choice.
-        input_bits: [C] of each choice.
+        weight_bits: [C] of each choice, as `input_bits`.
         numel: [L] number of weights.
-        input_ties: Groups of layers that take choices of the same input bits; groups that share a layer become one.
+        input_ties: Groups of layers that take the same input bits; groups that share a layer become one.
         trace: [L] the Hessian's average trace, where the table holds it.
         trials: The network, for methods that try plans on it.
-        fallbacks: [C] columns, in order, that take a choice's place in uniform plans for a layer that is not offered
-            it; none where left out.
+        fallbacks: [C] columns that replace a choice in uniform plans, the first that the layer is offered.
 
     Raises:
-        InvalidInput: for NaN, shapes that disagree, an empty tie, or an index out of range.
         InfeasibleBudget: layers that are tied have no choice in common.
     """
 
@@ -68,15 +65,14 @@ class Problem:
     fallbacks: Sequence[Sequence[int]] = ()
 
     @classmethod
-    def of(cls, table: Sensitivity, limits: Sequence[Limit], trials: Trials | None = None) -> "Problem":
-        """The arrays of a table under some limits, which a function of the user's own cannot change."""
-        schemes = [Scheme.parse(choice) for choice in table.choices]
-        loss = table.loss.copy()
+    def of(cls, table: Sensitivity, budget: Budget | None = None, trials: Trials | None = None) -> "Problem":
+        """The arrays of a table under a budget; the user's own search cannot change them."""
+        schemes, loss = table.schemes, table.loss.copy()
         loss.setflags(write=False)
         return cls(
             layers=table.layers,
             loss=loss,
-            budget=limits,
+            budget=[] if budget is None else table.limits(budget),
             weight_bits=np.array([scheme.weight_bits for scheme in schemes]),
             input_bits=np.array([scheme.input_bits for scheme in schemes]),
             numel=table.numel,
@@ -87,38 +83,13 @@ class Problem:
         )
 
     def __post_init__(self) -> None:
-        self._check_arrays()
-        for tie in self.input_ties:
-            if not len(tie):
-                raise InvalidInput("empty input tie: it names no layer")
-            for layer in tie:
-                if not 0 <= layer < len(self.loss):
-                    raise InvalidInput(
-                        f"input tie {list(tie)} names layer {layer}, but there are {len(self.loss)} layers"
-                    )
         for unit in self.units:
             if not self.columns(unit):
                 raise InfeasibleBudget(
-                    f"no plan: {self._names(unit)} are tied (all read one tensor), but no scheme fits them all; offer "
+                    f"no plan: {self.names(unit)} are tied (all read one tensor), but no scheme fits them all; offer "
                     "one that does",
                     binding=tuple(unit.tolist()),
                 )
-
-    def _check_arrays(self) -> None:
-        if self.loss.ndim != 2 or not self.loss.size:
-            raise InvalidInput(f"loss has shape {self.loss.shape}, expected [layers, choices], at least one of each")
-        for layer, row in zip(self.layers, self.loss, strict=True):
-            if np.isnan(row).any() or np.isneginf(row).any():
-                raise InvalidInput(f"loss of {layer} is {row.tolist()}, expected numbers or +inf")
-            if not np.isfinite(row).any():
-                raise InvalidInput(f"{layer} is offered no choice: its losses are all infinite")
-        for limit in self.budget:
-            if not math.isfinite(limit.bound):
-                raise InvalidInput(f"limit {limit.name} is {limit.bound}, expected a finite number")
-            if limit.usage.shape != self.loss.shape:
-                raise InvalidInput(f"usage of {limit.name} has shape {limit.usage.shape}, expected {self.loss.shape}")
-            if not np.isfinite(limit.usage[self.offered]).all():
-                raise InvalidInput(f"usage of {limit.name} is not finite for a choice that is offered")
 
     @cached_property
     def usage(self) -> Floats:
@@ -150,23 +121,32 @@ class Problem:
         return np.unique(self.input_bits, return_inverse=True)[1]
 
     @cached_property
-    def units(self) -> list[Integers]:
-        """The layers of each unit, in order: they take choices of one class."""
+    def first(self) -> Integers:
+        """[L] the first layer of each layer's unit: the layers that are tied, directly or through others."""
         first = np.arange(len(self.loss))
         for tie in self.input_ties:
             members = np.isin(first, first[list(tie)])
             first[members] = first[members].min()
-        return [np.flatnonzero(first == layer) for layer in np.unique(first)]
+        return first
+
+    @cached_property
+    def units(self) -> list[Integers]:
+        """The layers of each unit, in order: they take choices of one class."""
+        return [np.flatnonzero(self.first == layer) for layer in np.unique(self.first)]
 
     def columns(self, layers: Integers) -> list[Integers]:
         """For each class of which all these layers are offered a choice, its columns."""
         by_class = [np.flatnonzero(self.classes == k) for k in range(self.classes.max() + 1)]
         return [columns for columns in by_class if self.offered[np.ix_(layers, columns)].any(axis=1).all()]
 
+    def broken(self, choice: Integers) -> Integers | None:
+        """The first unit whose layers take choices of different classes, if any."""
+        return next((unit for unit in self.units if len(np.unique(self.classes[choice[unit]])) > 1), None)
+
     def keeps(self, choice: Integers) -> bool:
         """Whether the exact sums of a choice [L] are within the limits, to rounding."""
-        used = [math.fsum(taken(table, choice)) for table in self.usage]
-        return all(total <= most for total, most in zip(used, self.limits + self.slack, strict=True))
+        most = self.limits + self.slack
+        return all(math.fsum(taken(table, choice)) <= limit for table, limit in zip(self.usage, most, strict=True))
 
     def smallest(self, values: Floats) -> float:
         """The smallest sum of `values` [L, C] over all offered choices that obey the input ties."""
@@ -194,20 +174,20 @@ class Problem:
         together = "; each can be kept alone, but not all together"
         return InfeasibleBudget(
             f"no plan keeps {' and '.join(beyond or within)}{alone if beyond else together}; "
-            f"{self._names(binding)} use most even at their cheapest choice; "
+            f"{self.names(binding)} use most even at their cheapest choice; "
             "loosen the limit or offer narrower schemes",
             reachable=reachable,
             binding=tuple(binding.tolist()),
         )
 
-    def none_found(self, what: str) -> InfeasibleBudget:
-        """The error of a search that does not try everything: nothing keeps within the limits, or it fell short."""
-        lowest = np.array([self.smallest(table) for table in self.usage])
-        if np.any(lowest > self.limits + self.slack):
+    def none_found(self, reason: str) -> InfeasibleBudget:
+        """The error of a search that does not try everything: `infeasible`, or the reason why it fell short."""
+        if any(self.smallest(table) > limit for table, limit in zip(self.usage, self.limits + self.slack, strict=True)):
             return self.infeasible()
-        return InfeasibleBudget(f"{what}; the search ilp finds a plan wherever there is one")
+        return InfeasibleBudget(f"{reason}; the search ilp finds a plan wherever there is one")
 
-    def _names(self, rows: Integers) -> str:
+    def names(self, rows: Integers) -> str:
+        """The layers' names, as text."""
         return ", ".join(self.layers[int(row)] for row in rows)
 
 

@@ -28,6 +28,7 @@ Sources: Q. Lou et al., "AutoQ: Automated Kernel-Wise Neural Network Quantizatio
 Hardware-Aware Automated Quantization", CVPR 2019; NNCF 2, `AutoQPrecisionInitializer`.
 """
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,9 +81,7 @@ def autoq(
     """
     trials = problem.trials
     if trials is None:
-        raise InvalidInput(
-            "search autoq tries plans on the network: use mixbit quantize --search autoq, or give trials"
-        )
+        raise InvalidInput("search autoq tries plans on the network: use mixbit quantize --search autoq or give trials")
     seed = trials.seed if seed is None else seed
     if not 0 <= seed < 2**32 - episodes:  # each episode has a seed of its own
         raise InvalidInput(f"search autoq: seed={seed}: give 0 to 2^32 less the number of episodes")
@@ -90,7 +89,7 @@ def autoq(
     precisions = Precisions(problem, trials)
     if not precisions.steps:
         return exact
-    agent, rng = _new_agent(precisions, seed), np.random.default_rng(seed)
+    agent, rng = _new_agent(len(precisions.steps), seed), np.random.default_rng(seed)
     start = precisions.actions_of(exact) if warm_start else None
     warmup = min(warmup, episodes // 2)
     best, scores, average = exact, [-math.inf], None
@@ -118,12 +117,12 @@ def autoq(
     return best
 
 
-def _new_agent(precisions: "Precisions", seed: int) -> Any:
+def _new_agent(num_steps: int, seed: int) -> Any:
     try:
         from mixbit.searches._autoq_agent import Agent  # noqa: PLC0415 the extra is for this search alone
     except ImportError as error:
         raise InvalidInput(f"search autoq: {error}; install it: pip install 'mixbit[autoq]'") from error
-    return Agent(len(precisions.steps), precisions.observations(np.zeros(len(precisions.steps))).shape[1], seed)
+    return Agent(num_steps, len(FEATURES) + 3, seed)
 
 
 def _near(mean: float, deviation: float, rng: np.random.Generator) -> float:
@@ -148,7 +147,8 @@ def _unit(score: float) -> float:
 class Step:
     """One quantizer: of the weight of a layer, or of the tensor that a unit reads (layer None)."""
 
-    unit: int
+    place: int  # among all quantizers
+    first: int  # the layer, or the first one that reads the tensor
     layer: int | None
     widths: tuple[int, ...]
 
@@ -161,28 +161,33 @@ class Precisions:
     """What the agent sees and does: a step for each quantizer, and from actions to a choice within the limits.
 
     Attributes:
+        quantizers: Of the U units' tensors and of the L layers' weights.
         steps: S quantizers with two widths or more, in execution order.
+        columns: Layer, input bits, weight bits -> the nearest column with that input, the narrower of two.
     """
 
     def __init__(self, problem: Problem, trials: Trials) -> None:
         self.problem, self.trials, self.units = problem, trials, problem.units
-        offered, all_bits = problem.offered, np.unique(problem.input_bits).tolist()
-        self.input_widths = [
-            tuple(bits for bits in all_bits if offered[np.ix_(unit, problem.input_bits == bits)].any(axis=1).all())
-            for unit in self.units
-        ]
-        self.weight_widths = [tuple(np.unique(problem.weight_bits[row]).tolist()) for row in offered]
-        self.columns = [
-            {bits: self._columns_by_width(layer, bits) for bits in all_bits} for layer in range(len(offered))
-        ]
-        inputs = [(unit[0], 0, Step(number, None, self.input_widths[number])) for number, unit in enumerate(self.units)]
-        weights = [
-            (layer, 1, Step(number, int(layer), self.weight_widths[layer]))
-            for number, unit in enumerate(self.units)
-            for layer in unit
-        ]
-        in_order = sorted(inputs + weights, key=lambda entry: entry[:2])
-        self.steps = tuple(step for _, _, step in in_order if len(step.widths) > 1)
+        offered, weight_bits, input_bits = problem.offered, problem.weight_bits, problem.input_bits
+        self.quantizers: list[Step] = []
+        for place, unit in enumerate(self.units):
+            in_common = [
+                bits
+                for bits in np.unique(input_bits).tolist()
+                if offered[np.ix_(unit, input_bits == bits)].any(axis=1).all()
+            ]
+            self.quantizers.append(Step(place, int(unit[0]), None, tuple(in_common)))
+        self.columns: dict[tuple[int, int, int], int] = {}
+        for layer, row in enumerate(offered):
+            widths = tuple(np.unique(weight_bits[row]).tolist())
+            self.quantizers.append(Step(len(self.units) + layer, layer, layer, widths))
+            for bits, width in itertools.product(np.unique(input_bits[row]).tolist(), widths):
+                columns = np.flatnonzero(row & (input_bits == bits))
+                distance = np.abs(weight_bits[columns] - width)
+                nearest = np.lexsort((problem.loss[layer, columns], weight_bits[columns], distance))[0]
+                self.columns[layer, bits, width] = int(columns[nearest])
+        in_order = sorted(self.quantizers, key=lambda step: (step.first, step.layer is not None))
+        self.steps = tuple(step for step in in_order if len(step.widths) > 1)
 
     def observations(self, widths: Floats) -> Floats:
         """[S, 10] the features of every step, for widths [S] that the steps before took or will take."""
@@ -192,14 +197,8 @@ class Precisions:
 
     def widths_of(self, choice: Integers) -> Floats:
         """[S] the width that a choice [L] gives each quantizer."""
-        weight_bits, input_bits = self.problem.weight_bits[choice], self.problem.input_bits[choice]
-        return np.array(
-            [
-                input_bits[self.units[step.unit][0]] if step.layer is None else weight_bits[step.layer]
-                for step in self.steps
-            ],
-            dtype=float,
-        )
+        weights, inputs = self.problem.weight_bits[choice], self.problem.input_bits[choice]
+        return np.array([(inputs if step.layer is None else weights)[step.first] for step in self.steps], dtype=float)
 
     def actions_of(self, choice: Integers) -> Floats:
         """[S] the middle of each action that leads to a choice [L]."""
@@ -211,17 +210,13 @@ class Precisions:
 
         None where even the narrowest widths exceed a limit, as where a wider choice uses less.
         """
-        weights = [widths[0] for widths in self.weight_widths]
-        inputs = [widths[0] for widths in self.input_widths]
+        picked = [step.widths[0] for step in self.quantizers]
         for step, action in zip(self.steps, actions, strict=True):
-            if step.layer is None:
-                inputs[step.unit] = step.width(action)
-            else:
-                weights[step.layer] = step.width(action)
-        self._lower(weights, inputs)
-        self._align(weights, inputs)
-        self._lower(weights, inputs)  # where an aligned pair is not offered, its nearest may be wider
-        choice = self._choice(weights, inputs)
+            picked[step.place] = step.width(action)
+        self._lower(picked)
+        self._align(picked)
+        self._lower(picked)  # where an aligned pair is not offered, its nearest may be wider
+        choice = self._choice(picked)
         return choice if self.problem.keeps(choice) else None
 
     @cached_property
@@ -230,7 +225,7 @@ class Precisions:
         layers = self.trials.features()
         rows = []
         for index, step in enumerate(self.steps):
-            features = layers[self.units[step.unit][0] if step.layer is None else step.layer].astype(float)
+            features = layers[step.first].astype(float)
             if step.layer is None:
                 channels = features[1]
                 features = np.array([0.0, channels, channels, 0.0, 0.0, 0.0, features[6]])
@@ -239,52 +234,39 @@ class Precisions:
         low, span = table.min(axis=0), np.ptp(table, axis=0)
         return np.divide(table - low, span, out=np.zeros_like(table), where=span > 0)
 
-    def _columns_by_width(self, layer: int, bits: int) -> dict[int, int]:
-        """Width of weight -> the offered column with that input width that is nearest, the narrower of two."""
-        offered = np.flatnonzero(self.problem.offered[layer] & (self.problem.input_bits == bits))
-        if not offered.size:
-            return {}
-        losses, weight_bits = self.problem.loss[layer, offered], self.problem.weight_bits[offered]
-        return {
-            width: int(offered[np.lexsort((losses, weight_bits, np.abs(weight_bits - width)))[0]])
-            for width in self.weight_widths[layer]
-        }
-
-    def _choice(self, weights: list[int], inputs: list[int]) -> Integers:
-        choice = np.zeros(len(weights), dtype=np.int64)
-        for unit, bits in zip(self.units, inputs, strict=True):
-            choice[unit] = [self.columns[layer][bits][weights[layer]] for layer in unit]
+    def _choice(self, picked: list[int]) -> Integers:
+        """[L] the choice for the width of each quantizer."""
+        choice = np.zeros(len(self.problem.loss), dtype=np.int64)
+        for place, unit in enumerate(self.units):
+            choice[unit] = [self.columns[layer, picked[place], picked[len(self.units) + layer]] for layer in unit]
         return choice
 
-    def _lower(self, weights: list[int], inputs: list[int]) -> None:
+    def _lower(self, picked: list[int]) -> None:
         """Weights go one width down, from last to first, round after round; then inputs; until within the limits."""
-        while not self.problem.keeps(self._choice(weights, inputs)):
-            lowered = self._lower_round(weights, self.weight_widths, weights, inputs)
-            if not lowered and not self._lower_round(inputs, self.input_widths, weights, inputs):
+        inputs, weights = range(len(self.units)), range(len(self.units), len(picked))
+        while not self.problem.keeps(self._choice(picked)):
+            if not any(self._lower_round(picked, places) for places in (weights, inputs)):
                 return
 
-    def _lower_round(
-        self, lowered: list[int], widths: list[tuple[int, ...]], weights: list[int], inputs: list[int]
-    ) -> bool:
+    def _lower_round(self, picked: list[int], places: range) -> bool:
         """One round from the last to the first; whether anything went down."""
         changed = False
-        for index in reversed(range(len(lowered))):
-            place = widths[index].index(lowered[index])
-            if place:
-                lowered[index], changed = widths[index][place - 1], True
-                if self.problem.keeps(self._choice(weights, inputs)):
+        for place in reversed(places):
+            widths = self.quantizers[place].widths
+            if picked[place] > widths[0]:
+                picked[place], changed = widths[widths.index(picked[place]) - 1], True
+                if self.problem.keeps(self._choice(picked)):
                     break
         return changed
 
-    def _align(self, weights: list[int], inputs: list[int]) -> None:
-        """Within each unit no weight stays wider than the smallest width that was picked, and the tensor takes it."""
-        for number, unit in enumerate(self.units):
-            common = set(self.input_widths[number]).intersection(*(self.weight_widths[layer] for layer in unit))
-            smallest = min(inputs[number], *(weights[layer] for layer in unit))
-            if smallest not in common:
-                if not common:
-                    continue
-                smallest = min(common)
-            inputs[number] = smallest
-            for layer in unit:
-                weights[layer] = min(weights[layer], smallest)
+    def _align(self, picked: list[int]) -> None:
+        """Within each unit the tensor takes the smallest width that was picked, and no weight stays wider."""
+        for place, unit in enumerate(self.units):
+            weights = (len(self.units) + unit).tolist()
+            smallest = min(picked[each] for each in (place, *weights))
+            common = set.intersection(*(set(self.quantizers[each].widths) for each in (place, *weights)))
+            if common:
+                smallest = smallest if smallest in common else min(common)
+                picked[place] = smallest
+                for each in weights:
+                    picked[each] = min(picked[each], smallest)

@@ -16,11 +16,9 @@ from mixbit.core import (
     Plan,
     Sensitivity,
     read_model,
-    resource_usage,
     write_text,
 )
 from mixbit.searches._problem import TOLERANCE, Floats, Integers, Problem
-from mixbit.searches.search import predicted_figures
 
 #: How many steps below the cheapest plan known to be enough to look for others: scores do not fall evenly.
 PROBES = (2, 4, 8, 16, 32)
@@ -31,8 +29,8 @@ _SAME = {"weight_ratio": "weight_bytes"}
 def front(table: Sensitivity, resource: str = "weight_bytes") -> "Front":
     """All plans that no other plan beats in both loss and use of the resource, from the cheapest to the dearest.
 
-    Exact for any table: within a limit it has the plan that `ilp` finds. Uses that differ by less than 1e-12 of the
-    largest count as equal. The more layers and choices, the more plans: 53 layers with 7 choices have some 25,000.
+    Exact: within any limit it has the plan that `ilp` finds. Uses that differ by less than 1e-12 of the largest count
+    as equal. 53 layers with 7 choices have some 25,000 such plans.
 
     Args:
         table: Predicted loss and usage of every choice of every layer.
@@ -45,9 +43,9 @@ def front(table: Sensitivity, resource: str = "weight_bytes") -> "Front":
     Source: the dominance rule of G. Nemhauser and Z. Ullmann, "Discrete Dynamic Programming and Capital Allocation",
     Management Science 1969, for several choices an item.
     """
-    problem = Problem.of(table, [])
-    choices = pareto_choices(problem, _whole(np.where(problem.offered, resource_usage(resource, table), 0.0)))
-    figures = predicted_figures(table, choices)
+    problem = Problem.of(table)
+    choices = pareto_choices(problem, _whole(np.where(problem.offered, table.usage_of(resource), 0.0)))
+    figures = table.figures(choices)
     return Front(
         resource=resource,
         target=table.target,
@@ -69,26 +67,21 @@ def _whole(usage: Floats) -> Floats:
 
 
 def pareto_choices(problem: Problem, usage: Floats) -> Integers:
-    """[N, L] every choice that no other beats, by ascending use of the resource and so descending loss.
+    """[N, L] every choice that no other beats, by ascending use [L, C] of the resource and so descending loss.
 
-    Unit after unit, each choice on the front so far is joined with each of the unit's own, and of the joined ones those
-    that another beats go: with a choice that was beaten, every continuation would be beaten too.
-
-    Args:
-        problem: Losses and input ties; its own limits do not count.
-        usage: [L, C] what each choice uses of the resource; of what is not offered, anything.
+    Unit after unit, each choice on the front so far is joined with each of the unit's, and joined ones that another
+    beats go: every continuation of a beaten choice would be beaten too. The problem's limits do not count.
     """
     loss, used = np.zeros(1), np.zeros(1)
     stages: list[tuple[Integers, Integers, Integers, Integers]] = []
     for unit in problem.units:
         options = _options(problem, unit, usage)
-        rows = np.arange(len(unit))
-        joined_loss = (problem.loss[unit][rows, options].sum(axis=1)[:, None] + loss).ravel()
-        joined_used = (usage[unit][rows, options].sum(axis=1)[:, None] + used).ravel()
+        joined_loss = (problem.loss[unit, options].sum(axis=1)[:, None] + loss).ravel()
+        joined_used = (usage[unit, options].sum(axis=1)[:, None] + used).ravel()
         unbeaten = _unbeaten(joined_loss, joined_used)
         stages.append((unit, options, unbeaten // len(loss), unbeaten % len(loss)))
         loss, used = joined_loss[unbeaten], joined_used[unbeaten]
-    # written, and later added up, layer by layer: so the columns are contiguous
+    # contiguous columns: written, and later added up, layer by layer
     choices, at = np.zeros((len(problem.loss), len(loss)), dtype=np.int64).T, np.arange(len(loss))
     for unit, options, option, parent in reversed(stages):
         choices[:, unit] = options[option[at]]
@@ -99,31 +92,28 @@ def pareto_choices(problem: Problem, usage: Floats) -> Integers:
 def _unbeaten(loss: Floats, used: Floats) -> Integers:
     """Indices of those that no other beats, by ascending use; of equal ones the first."""
     order = np.argsort(used, kind="stable")
-    # among equal uses the smallest loss first: a second sort, where there are any
-    ascending, losses = used[order], loss[order]
-    if (ascending[1:] == ascending[:-1]).any():
-        order = order[np.lexsort((losses, ascending))]
-        losses = loss[order]
+    if (np.diff(used[order]) == 0).any():  # among equal uses the smallest loss first
+        order = order[np.lexsort((loss[order], used[order]))]
+    losses = loss[order]
     best = np.minimum.accumulate(losses)
     return order[np.concatenate([[True], losses[1:] < best[:-1]])]
 
 
 def _options(problem: Problem, unit: Integers, usage: Floats) -> Integers:
     """[n, members] the choices of a unit's layers together that no other beats."""
+
+    def best_of(layers: Integers, options: Integers) -> Integers:
+        return options[_unbeaten(problem.loss[layers, options].sum(axis=1), usage[layers, options].sum(axis=1))]
+
     by_class = []
     for columns in problem.columns(unit):
         options = np.zeros((1, 0), dtype=np.int64)
         for member, layer in enumerate(unit):
             offered = columns[problem.offered[layer, columns]]
             joined = np.repeat(options, len(offered), axis=0), np.tile(offered, len(options))[:, None]
-            options = _best_of(problem, unit[: member + 1], usage, np.concatenate(joined, axis=1))
+            options = best_of(unit[: member + 1], np.concatenate(joined, axis=1))
         by_class.append(options)
-    return _best_of(problem, unit, usage, np.concatenate(by_class))
-
-
-def _best_of(problem: Problem, unit: Integers, usage: Floats, options: Integers) -> Integers:
-    rows = np.arange(len(unit))
-    return options[_unbeaten(problem.loss[unit][rows, options].sum(axis=1), usage[unit][rows, options].sum(axis=1))]
+    return best_of(unit, np.concatenate(by_class))
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,14 +122,11 @@ class Front:
 
     Attributes:
         resource: What was limited.
-        target: Name of the target that the plans are for.
-        fingerprint: Which model: see `Plan.fingerprint`.
-        made_by: Metric and search, as text for people.
-        layers: Names of the layers, in execution order.
+        target: Name of the target; `fingerprint`, `made_by` and `layers` are as in `Plan`.
         schemes: What `choices` index.
         choices: [N, L] by ascending use of the resource.
         figures: `loss`, `weight_bytes`, `mean_bits`, ... -> [N], see `Plan.predicted`.
-        thinned_from: How many points there were, where some were left out; else None.
+        thinned_from: How many points there were, where some were left out.
     """
 
     resource: str
@@ -166,19 +153,15 @@ class Front:
         )
 
     def within(self, budget: Budget) -> Plan:
-        """The best plan within the budget, which limits the front's resource in any of its units and nothing else.
-
-        Of a thinned front, the best of its points.
+        """The best of these plans within the budget, which limits the front's resource, in any unit, and nothing else.
 
         Raises:
-            InvalidInput: a budget of another resource: points that are best there are not all on this front.
+            InvalidInput: a budget of another resource, whose best plans are not all on this front.
             InfeasibleBudget: the cheapest plan is over the budget.
         """
         ((name, bound), *others) = budget.limits.items()
         if others or _SAME.get(name, name) != _SAME.get(self.resource, self.resource) or name not in self.figures:
-            raise InvalidInput(
-                f"front over {self.resource}: it cannot tell the best plan within {budget}; search again"
-            )
+            raise InvalidInput(f"front over {self.resource}: cannot tell the best plan within {budget}; search again")
         fits = np.flatnonzero(self.figures[name] <= bound * (1 + TOLERANCE))
         if not fits.size:
             raise InfeasibleBudget(
@@ -187,15 +170,11 @@ class Front:
         return self.plan(int(fits[-1])).model_copy(update={"budget": dict(budget.limits)})
 
     def cheapest_enough(self, score: Callable[[Plan], float], least: float) -> int:
-        """Place of the cheapest plan that truly scores no less than `least`; the one a step cheaper does not.
+        """Index of the cheapest plan found to score at least `least`; the plan one step cheaper scores less.
 
         A binary search; then probes 2, 4, 8, 16 and 32 steps below its answer, since scores do not fall evenly along
-        the front, and where one is enough, a binary search below that, until none is. So about 2 log2(N) + 5 plans are
+        the front, and where one is enough, a binary search below that, until none is: about 2 log2(N) + 5 plans are
         scored, each once.
-
-        Args:
-            score: Of a plan, the higher the better.
-            least: The smallest score that is enough.
 
         Raises:
             InfeasibleBudget: the dearest plan does not score enough.
@@ -252,21 +231,19 @@ class Front:
     def load(cls, path: str | Path) -> "Front":
         """Read a front that `save` wrote; raise InvalidInput for anything else."""
         stored = read_model(Path(path), _Stored, "a front")
-        points, layers = stored.points, tuple(stored.points[0].layers)
-        values = [point.model_extra or {} for point in points]
-        schemes = tuple(dict.fromkeys(scheme for point in points for scheme in point.layers.values()))
-        number = {scheme: index for index, scheme in enumerate(schemes)}
-        for place, point in enumerate(points):
+        layers, values = tuple(stored.points[0].layers), [point.model_extra or {} for point in stored.points]
+        for place, point in enumerate(stored.points):
             if tuple(point.layers) != layers or values[place].keys() != values[0].keys():
                 raise InvalidInput(f"{path}: point {place} has other layers or figures than point 0; make it again")
         figures = {name: np.array([row[name] for row in values]) for name in values[0]}
+        schemes, columns = np.unique([list(point.layers.values()) for point in stored.points], return_inverse=True)
         if stored.resource not in figures or (np.diff(figures[stored.resource]) < 0).any():
             raise InvalidInput(f"{path}: points are not in the order of {stored.resource}; make the front again")
         return cls(
             **stored.model_dump(exclude={"version", "points"}),
             layers=layers,
-            schemes=schemes,
-            choices=np.array([[number[scheme] for scheme in point.layers.values()] for point in points]),
+            schemes=tuple(schemes.tolist()),
+            choices=columns.reshape(-1, len(layers)),
             figures=figures,
         )
 

@@ -44,7 +44,7 @@ def _cheapest(problem: Problem) -> Integers:
     choice = np.zeros(len(problem.loss), dtype=np.int64)
     for unit in problem.units:
         options = [_columns(problem.loss[unit], columns) for columns in problem.columns(unit)]
-        choice[unit] = min(options, key=lambda option: taken(problem.loss[unit], option).sum())
+        choice[unit] = min(options, key=lambda option: problem.loss[unit, option].sum())
     return choice
 
 
@@ -58,10 +58,10 @@ def _best_step(problem: Problem, choice: Integers, use: Floats) -> Integers | No
     best, least = None, np.inf
     for unit in problem.units:
         for option in _options(problem, unit, choice, use):
-            saved = taken(use[unit], choice[unit]).sum() - taken(use[unit], option).sum()
+            saved = use[unit, choice[unit]].sum() - use[unit, option].sum()
             if saved <= 0:
                 continue
-            cost = taken(problem.loss[unit], option).sum() - taken(problem.loss[unit], choice[unit]).sum()
+            cost = problem.loss[unit, option].sum() - problem.loss[unit, choice[unit]].sum()
             if cost / saved < least:
                 best, least = choice.copy(), cost / saved
                 best[unit] = option
@@ -78,10 +78,10 @@ def _options(problem: Problem, unit: Integers, choice: Integers, use: Floats) ->
                 option[index] = columns[column]
                 options.append(option)
         else:
-            saving = use[unit] <= taken(use[unit], now)[:, None]
+            saving = use[unit] <= use[unit, now][:, None]
             options.append(_columns(np.where(saving, problem.loss[unit], np.inf), columns))
             options.append(_columns(np.where(problem.offered[unit], use[unit], np.inf), columns))
-    return [option for option in options if taken(problem.offered[unit], option).all()]
+    return [option for option in options if problem.offered[unit, option].all()]
 
 
 def _spend(problem: Problem, choice: Integers) -> Integers:

@@ -16,9 +16,6 @@ from mixbit.searches._problem import Integers, Problem
 def ilp(problem: Problem) -> Integers:
     """The choice of every layer with the smallest summed loss within every limit: the proven optimum.
 
-    Returns:
-        [L] the column that each layer takes.
-
     Raises:
         InfeasibleBudget: if no choice keeps within the limits.
         MixbitError: if the solver stops without an answer.

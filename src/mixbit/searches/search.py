@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from mixbit.core import Budget, Limit, Methods, MixbitError, Plan, Price, Sensitivity, activation_bytes
+from mixbit.core import Budget, Methods, MixbitError, Plan, Price, Sensitivity
 from mixbit.searches._exact import optimum, shadow_prices
 from mixbit.searches._problem import Floats, Integers, Problem, Trials, taken
 from mixbit.searches.uniform import uniform_choices
 
+#: From the arrays to the column [L] of each layer.
 Method = Callable[[Problem], Integers]
-"""From the arrays to the column [L] of each layer."""
-
 SEARCHES: Methods[Method] = Methods("search", "mixbit.searches")
 #: By what share a limit is loosened to see what that buys.
 MORE = 0.05
@@ -28,24 +27,20 @@ def search(table: Sensitivity, budget: Budget, *, method: str | Method = "ilp", 
         method: A name in SEARCHES, with options as in `mixquant:multiplier=4`, or a function of a `Problem`.
         trials: The network, for methods that try plans on it.
 
-    Returns:
-        The plan, with its predicted loss, standard error and usage.
-
     Raises:
         InvalidInput: for an unknown method or option, or a limit on something that the table does not hold.
         InfeasibleBudget: if no plan keeps within the budget; it says what is reachable and which layers bind.
         MixbitError: if the method returns something that is not a plan within the budget.
     """
     name, function = SEARCHES.find(method)
-    problem = Problem.of(table, budget.over(table), trials)
+    problem = Problem.of(table, budget, trials)
     choice = np.asarray(function(problem))
-    wrong = _problem_with(choice, table, problem)
-    if wrong:
-        raise MixbitError(f"search {name}: returned a choice that {wrong}; this is an error in the method")
+    if fault := _fault(choice, table, problem):
+        raise MixbitError(f"search {name}: returned a choice that {fault}; this is an error in the method")
     return plan_of(table, choice, budget, f"{table.metric} + {name}")
 
 
-def _problem_with(choice: Integers, table: Sensitivity, problem: Problem) -> str | None:
+def _fault(choice: Integers, table: Sensitivity, problem: Problem) -> str | None:
     """What keeps a method's answer from being a plan within the budget, if anything."""
     num_layers, num_choices = table.loss.shape
     if choice.shape != (num_layers,) or not np.issubdtype(choice.dtype, np.integer):
@@ -55,29 +50,20 @@ def _problem_with(choice: Integers, table: Sensitivity, problem: Problem) -> str
     missing = np.flatnonzero(~np.isfinite(taken(table.loss, choice)))
     if missing.size:
         return f"gives {table.layers[missing[0]]} the scheme {table.choices[choice[missing[0]]]}, which is not offered"
-    for tie in table.input_ties:
-        if len(np.unique(problem.input_bits[choice[list(tie)]])) > 1:
-            return f"breaks the tie of {', '.join(table.layers[layer] for layer in tie)}"
+    if (tied := problem.broken(choice)) is not None:
+        return f"breaks the tie of {problem.names(tied)}"
     return None if problem.keeps(choice) else "is over the budget"
 
 
 def uniform_plans(table: Sensitivity, budget: Budget) -> list[Plan]:
     """All plans with the same choice for every layer that keep within the budget, in the table's order of choices.
 
-    A layer that is not offered a choice whose input is ranged at run time takes what takes its place, see
-    `Scheme.fallbacks`; a layer that is offered one choice only takes that. Any other choice that some layer is not
-    offered makes no uniform plan.
-
-    Args:
-        table: Layers and choices, with their usage.
-        budget: Limits that each plan keeps.
-
-    Returns:
-        The plans, made by `uniform w8a8`, or `uniform w8a8d (w8 elsewhere)` where some layers take another choice;
-        empty where none fits.
+    A layer that is offered one choice only takes that; one that is not offered a choice whose input is ranged at run
+    time takes its replacement, see `Scheme.fallbacks`. Any other choice that some layer is not offered makes no plan.
+    They are made by `uniform w8a8`, or `uniform w8a8d (w8 elsewhere)` where some layers take another choice.
     """
     plans = []
-    for column, choice in uniform_choices(Problem.of(table, budget.over(table))).items():
+    for column, choice in uniform_choices(Problem.of(table, budget)).items():
         others = [table.choices[other] for other in np.unique(choice) if other != column]
         elsewhere = f" ({' and '.join(others)} elsewhere)" if others else ""
         plans.append(plan_of(table, choice, budget, f"uniform {table.choices[column]}{elsewhere}"))
@@ -85,8 +71,8 @@ def uniform_plans(table: Sensitivity, budget: Budget) -> list[Plan]:
 
 
 def plan_of(table: Sensitivity, choice: Sequence[int] | Integers, budget: Budget, made_by: str) -> Plan:
-    """The plan of a choice [L], with its predicted figures, but for those that are not known."""
-    figures = {name: float(values[0]) for name, values in predicted_figures(table, np.asarray(choice)[None]).items()}
+    """The plan of a choice [L], with the predicted figures that are known."""
+    figures = {name: float(values[0]) for name, values in table.figures(np.asarray(choice)[None]).items()}
     return Plan(
         target=table.target,
         fingerprint=table.fingerprint,
@@ -97,47 +83,15 @@ def plan_of(table: Sensitivity, choice: Sequence[int] | Integers, budget: Budget
     )
 
 
-def predicted_figures(table: Sensitivity, choices: Integers) -> dict[str, Floats]:
-    """Figure -> [N] for N choices [N, L]: predicted loss, its standard error, and usage.
-
-    Entries of different layers count as independent: the standard error is the root of the summed squares; it is inf
-    for a table of a single sample.
-    """
-    rows = np.arange(len(table.layers))
-    used = {name: values[rows, choices].sum(axis=1) for name, values in table.usage.items()}
-    weights = float(table.numel.sum())
-    figures = {
-        "loss": table.loss[rows, choices].sum(axis=1),
-        "standard_error": np.sqrt(np.square(table.standard_error[rows, choices]).sum(axis=1)),
-        "weight_bytes": used["weight_bytes"],
-        "weight_ratio": used["weight_bytes"] / (4 * weights),
-        "mean_bits": used["weight_bits"] / weights,
-        "bit_ops": used["bit_ops"],
-    }
-    if table.live is not None:
-        figures["activation_bytes"] = activation_bytes(table, choices)
-    if "latency_ms" in used:
-        figures["latency_ms"] = used["latency_ms"]
-    return figures
-
-
 def priced(table: Sensitivity, budget: Budget, plan: Plan) -> Plan:
     """The plan with `prices`, and `optimality_gap` among its predictions.
 
-    The gap is the share of the predicted loss by which another plan could at most be better, zero for the exact search.
-    It is absolute, in units of the loss, where the loss is not positive.
-
-    Args:
-        table: What the plan was searched on.
-        budget: What it was searched for.
-        plan: From any search.
-
-    Raises:
-        InfeasibleBudget: nothing keeps within the budget.
+    The gap is the share of the predicted loss by which another plan could at most be better: zero for the exact search,
+    absolute where the loss is not positive. Raises InfeasibleBudget where nothing keeps within the budget.
     """
-    problem = Problem.of(table, budget.over(table))
+    problem = Problem.of(table, budget)
     best = optimum(problem)
-    choice = np.array([table.choices.index(plan.layers[layer]) for layer in table.layers])
+    choice = table.columns(plan.layers)
     loss, smallest = (float(taken(table.loss, columns).sum()) for columns in (choice, best.choice))
     excess = loss - smallest
     gap = best.gap + max(excess / loss if loss > 0 else excess, 0.0)
@@ -161,9 +115,12 @@ def _price(table: Sensitivity, problem: Problem, name: str, choice: Integers, sl
     wider = optimum(dataclasses.replace(problem, budget=looser)).choice
     gains = taken(table.loss, choice) - taken(table.loss, wider)
     bits = list(zip(problem.weight_bits, problem.input_bits, strict=True))
+    price = float(slopes[list(used)].sum())
+    if limit.ratio_of is not None:  # for a ratio r = c / usage, per unit that r falls
+        price = price * limit.bound**2 / limit.ratio_of if limit.ratio_of else 0.0
     return Price(
         used=limit.named(used[fullest]),
-        price=_per_unit(limit, float(slopes[list(used)].sum())),
+        price=price,
         looser=limit.named(looser[fullest].bound),
         gain=max(float(gains.sum()), 0.0),
         widens={
@@ -172,10 +129,3 @@ def _price(table: Sensitivity, problem: Problem, name: str, choice: Integers, sl
             if bits[wider[row]] > bits[choice[row]]
         },
     )
-
-
-def _per_unit(limit: Limit, slope: float) -> float:
-    """A slope per unit of usage as one per unit of the name: for a ratio r = c / usage, per unit that r falls."""
-    if limit.ratio_of is None:
-        return slope
-    return slope * limit.bound**2 / limit.ratio_of if limit.ratio_of else 0.0

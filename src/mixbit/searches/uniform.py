@@ -34,10 +34,6 @@ def uniform_choices(problem: Problem) -> dict[int, Integers]:
         places = [column, *(problem.fallbacks[column] if problem.fallbacks else ())]
         first = np.array(places)[offered[:, places].argmax(axis=1)]
         choice = np.where(only >= 0, only, first)
-        if (
-            taken(offered, choice).all()
-            and problem.keeps(choice)
-            and all(len(np.unique(problem.classes[choice[unit]])) == 1 for unit in problem.units)
-        ):
+        if taken(offered, choice).all() and problem.keeps(choice) and problem.broken(choice) is None:
             choices[column] = choice
     return choices

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mixbit.core import InvalidInput, track
-from mixbit.core.batches import check_iterable, hold_out, loaded, split_all
+from mixbit.core.batches import hold_out, loaded, split_all
 from mixbit.core.io.digest import digest
 from mixbit.core.io.store import Store
 from mixbit.core.task import Task
@@ -123,7 +123,7 @@ def check_first(graph: Graph, batches: Iterable[Any]) -> None:
 
     What a loader draws for it is given back: the training begins as if no batch had been drawn.
     """
-    if isinstance(check_iterable(batches), Iterator):
+    if isinstance(batches, Iterator):
         raise InvalidInput("batches: used up after one pass; give a list or a loader, which start again every epoch")
     generator = generator_of(batches)
     state = None if generator is None else generator.get_state()

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 import pytest
 from annotated_types import Ge, Gt, Le
 
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.methods import Methods, facts_of, method, pick
+from mixbit.core.errors import InvalidInput, pick
+from mixbit.core.io.methods import Methods, facts_of, method
 from mixbit.metrics import METRICS
 from mixbit.quantization.ranges import RANGES
 from mixbit.roundings import ROUNDINGS

@@ -1,22 +1,21 @@
 """`mixbit demo`: a small residual network on handwritten digits, through the whole loop for two runtimes."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
 from mixbit.app.commands import options
-from mixbit.app.printing import print_json, print_rows, say
+from mixbit.app.commands.options import print_json, print_rows, say
 from mixbit.core import Budget, check_writable_folder, find_target
 
 MIXED = Budget(mean_bits=3)
 
 
 def demo(
-    out: Annotated[Path | None, typer.Option("--out", help="keep the folders here")] = None,
+    out: Annotated[Path | None, typer.Option(help="keep the folders here")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """The whole loop on the shipped network and data, for OpenVINO and onnxruntime."""
@@ -24,18 +23,17 @@ def demo(
 
     rows = run_demo(out)
     if as_json:
-        print_json({"rows": [vars(row) for row in rows]})
+        print_json({"rows": [row._asdict() for row in rows]})
         return
-    time = f"ms, batch {BATCH_SIZE}"
-    columns = ("target", "network", "accuracy", "file bytes", "weight bytes", time, "agreement")
-    print_rows("handwritten digits", columns, [row.cells() for row in rows])
+    forms = ("s", "s", ".2%", ",", ",", ".3f", ".2%")
+    columns = ("target", "network", "accuracy", "file bytes", "weight bytes", f"ms, batch {BATCH_SIZE}", "agreement")
+    print_rows("handwritten digits", columns, [tuple(map(format, row, forms)) for row in rows])
     say("every file ran in its runtime and matches its simulation and the predicted bytes")
     if out is not None:
         say(f"written to {out}; try: mixbit bench {out}/openvino-mixed")
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One network in one runtime, as deployed; latency of a batch of BATCH_SIZE."""
 
     target: str
@@ -46,18 +44,11 @@ class Row:
     latency_ms: float
     agreement: float
 
-    def cells(self) -> tuple[str, ...]:
-        """As text, in the order of the fields."""
-        sizes = f"{self.file_bytes:,}", f"{self.weight_bytes:,}"
-        share, agreement = f"{self.accuracy:.2%}", f"{self.agreement:.2%}"
-        return self.target, self.network, share, *sizes, f"{self.latency_ms:.3f}", agreement
-
 
 def run_demo(out: Path | None) -> list[Row]:
     """Deploy float, uniform int8 and a mixed plan for each runtime; one row each, latencies of a runtime paired.
 
-    Args:
-        out: Folder to keep the results in, `TARGET-float`, `TARGET-int8` and `TARGET-mixed`; None keeps nothing.
+    The folder keeps `TARGET-float`, `TARGET-int8` and `TARGET-mixed`; None keeps nothing.
 
     Raises:
         InvalidInput: the folder is not empty, or a runtime is not installed.
@@ -77,17 +68,12 @@ def _deploy(target: str, folder: Path) -> list[Row]:
     from mixbit.targets.latency import paired_latency_ms
 
     model, calibration, test = trained(), calibration_batches(), test_batches()
-    whole = Budget(weight_ratio=1)
-    deployed = {}
+    whole, deployed = Budget(weight_ratio=1), {}
     for name, choices, budget in (("float", ["float"], whole), ("int8", ["w8a8"], whole), ("mixed", None, MIXED)):
+        settings = Settings(choices=choices, model="mixbit.demo.network:trained")
+        place = folder / f"{target}-{name}"
         deployed[name] = auto_quantize(
-            model,
-            calibration,
-            target=target,
-            budget=budget,
-            out=folder / f"{target}-{name}",
-            eval_batches=test,
-            settings=Settings(choices=choices, model="mixbit.demo.network:trained"),
+            model, calibration, target=target, budget=budget, out=place, eval_batches=test, settings=settings
         )
         deployed[name].comparison.check()
     load = find_target(target).load

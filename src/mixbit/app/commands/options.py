@@ -1,79 +1,73 @@
-"""Options that several commands have."""
+"""What commands share: options, how their values are read, and how results and messages are printed."""
 
+import json
+import sys
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
-from mixbit.app.printing import say
-from mixbit.core import InvalidInput, facts_of
+from mixbit.core import InvalidInput, Scheme, facts_of
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function or package.module:function")]
-Data = Annotated[str, typer.Option("--data", help="DATA: calibration batches, named like MODEL")]
-TargetName = Annotated[str, typer.Option("--target", help="onnxruntime, openvino or packed")]
-BUDGET = typer.Option("--budget", help="name=value, as in mean_bits=4; may be repeated")
-Choices = Annotated[str | None, typer.Option("--choices", help="schemes to choose from, as in w4a8,w8a8")]
-TaskName = Annotated[str, typer.Option("--task", help="classification, segmentation, language or regression")]
+Data = Annotated[str, typer.Option(help="DATA: calibration batches, named like MODEL")]
+TargetName = Annotated[str, typer.Option(help="onnxruntime, openvino or packed")]
+BUDGET = typer.Option(help="name=value, as in mean_bits=4; may be repeated")
+Choices = Annotated[str | None, typer.Option(help="schemes to choose from, as in w4a8,w8a8")]
+TaskName = Annotated[str, typer.Option(help="classification, segmentation, language or regression")]
 LossSpec = Annotated[
-    str | None,
-    typer.Option("--loss", help="file.py:function of (output, labels), for metrics; by default the task's own"),
+    str | None, typer.Option(help="file.py:function of (output, labels), for metrics; by default the task's own")
 ]
-Device = Annotated[str, typer.Option("--device", help="where the model runs: cpu or cuda")]
-Seed = Annotated[int, typer.Option("--seed", min=0, max=2**32 - 1, help="random seed")]
+Device = Annotated[str, typer.Option(help="where the model runs: cpu or cuda")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="random seed")]
 Force = Annotated[bool, typer.Option("--force", help="replace files of the same names in --out")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Metric = Annotated[
-    str,
-    typer.Option("--metric", help="see: mixbit list metrics; with options as in hawq:vectors=20; or file.py:function"),
+    str, typer.Option(help="see: mixbit list metrics; with options as in hawq:vectors=20; or file.py:function")
 ]
 SEARCH_HELP = "see: mixbit list searches; with options as in mixquant:multiplier=4"
 Pins = Annotated[
-    list[str] | None,
-    typer.Option("--pin", help="NAME=SCHEME, as in 'conv1.weight=w8a8' or 'blocks.*=w4a8'; may be repeated"),
+    list[str] | None, typer.Option(help="NAME=SCHEME, as in 'conv1.weight=w8a8' or 'blocks.*=w4a8'; may be repeated")
 ]
 Ranges = Annotated[
     str,
-    typer.Option(
-        "--ranges", help="how ranges of activations are chosen, see: mixbit list ranges; as in percentile:share=0.999"
-    ),
+    typer.Option(help="how ranges of activations are chosen, see: mixbit list ranges; as in percentile:share=0.999"),
 ]
+#: Columns of a table that goes to a file or another program.
+WIDE = 200
 
 
 def pins_of(texts: list[str] | None) -> dict[str, str]:
     """Pattern -> scheme of `NAME=SCHEME` texts."""
-    from mixbit.core import Scheme
-
     pins: dict[str, str] = {}
     for text in texts or []:
         pattern, _, scheme = text.rpartition("=")
         if not pattern or pattern in pins:
-            raise InvalidInput(
-                f"pin {text!r} is not understood; write NAME=SCHEME, as in conv1.weight=w8a8, each name once"
-            )
+            raise InvalidInput(f"pin {text!r} is not understood; write NAME=SCHEME, as conv1.weight=w8a8, each once")
         pins[pattern] = str(Scheme.parse(scheme))
     return pins
 
 
 def function_or_name(name: str, what: str) -> Any:
     """A function where the name is one of a file or package, as `file.py:function`; else the name."""
-    place, _, function = name.rpartition(":")
-    if not place.endswith(".py") and ("=" in function or "." not in place):
-        return name
-    from mixbit.core.io.user_code import load_function
+    from mixbit.core import load_function
 
-    return load_function(name, what)
+    place, _, function = name.rpartition(":")
+    is_function = place.endswith(".py") or ("=" not in function and "." in place)
+    return load_function(name, what) if is_function else name
 
 
 def task_of(name: str, loss: str | None) -> Any:
     """The task of that name, under the loss that the spec names: a function (output, labels) -> mean of the batch."""
-    from mixbit.core.io.user_code import load_function
-    from mixbit.core.task import Task
+    from mixbit.core import Task, load_function
 
     task = Task.named(name)
     return task if loss is None else task.with_loss(load_function(loss, "LOSS"))
 
 
 def say_unless_used(loss: str | None, metric: str) -> None:
-    """Say so where a loss is given to a metric that looks at none."""
+    """Say so where a loss is given to a metric that does not use it."""
     from mixbit.metrics import METRICS
     from mixbit.metrics._input import IGNORES_LOSS
 
@@ -89,7 +83,7 @@ def split(choices: str | None) -> list[str] | None:
 
 def model_on(spec: str, device: str) -> Any:
     """The user's model on that device."""
-    from mixbit.core.io.user_code import load_model
+    from mixbit.core import load_model
 
     model = load_model(spec).to(device_of(device))
     if model.training:
@@ -107,3 +101,28 @@ def device_of(name: str) -> Any:
     except (RuntimeError, AssertionError, ImportError) as error:
         raise InvalidInput(f"device {name!r}: {str(error).splitlines()[0]}") from error
     return device
+
+
+def print_rows(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Print a table."""
+    table = Table(*columns, title=title)
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON object."""
+    print(json.dumps(value, indent=2))
+
+
+def say(text: str) -> None:
+    """Print a message on standard error."""
+    print(text, file=sys.stderr)
+
+
+def say_what_runs_in_float(names: list[str], count: int) -> None:
+    """Name the layers, of so many, that a runtime did not run in integers."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    if names:
+        say(f"{len(names)} of {count} layers did not run in int8: {', '.join(names[:5])}{more}")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixbit.app.commands import options
-from mixbit.app.printing import print_rows, say, say_what_runs_in_float
-from mixbit.core import InvalidInput, pick
+from mixbit.app.commands.options import print_rows, say, say_what_runs_in_float
+from mixbit.app.nncf import read_nncf_config
+from mixbit.core import Budget, InvalidInput, MaxDrop, find_target, pick
 
 if TYPE_CHECKING:
     from mixbit.pipeline.folder import Result
@@ -19,58 +20,48 @@ def quantize(
     model: options.Model,
     data: options.Data,
     target: options.TargetName,
-    out: Annotated[Path, typer.Option("--out", help="folder for the results")],
+    out: Annotated[Path, typer.Option(help="folder for the results")],
     budget: Annotated[list[str] | None, options.BUDGET] = None,
     max_drop: Annotated[
-        str | None,
-        typer.Option(
-            "--max-drop", help="instead of a budget: largest loss of accuracy, e.g. 1% (without labels: nats)"
-        ),
+        str | None, typer.Option(help="instead of a budget: largest loss of accuracy, e.g. 1% (without labels: nats)")
     ] = None,
     evaluate: Annotated[
         str | None, typer.Option("--eval", help="DATA to report accuracy on, and to check --max-drop on")
     ] = None,
     nncf_config: Annotated[
-        Path | None, typer.Option("--nncf-config", help="file.json of NNCF 2 with hawq, autoq or manual precisions")
+        Path | None, typer.Option(help="file.json of NNCF 2 with hawq, autoq or manual precisions")
     ] = None,
     choices: options.Choices = None,
     pin: options.Pins = None,
     metric: options.Metric = "fisher",
-    search: Annotated[str, typer.Option("--search", help=options.SEARCH_HELP)] = "ilp",
+    search: Annotated[str, typer.Option(help=options.SEARCH_HELP)] = "ilp",
     warm_start: Annotated[bool, typer.Option("--warm-start", help="autoq starts from the plan of ilp")] = False,
     importance: Annotated[
-        str, typer.Option("--importance", help="which weights sparse schemes set to zero first: magnitude or fisher")
+        str, typer.Option(help="which weights sparse schemes set to zero first: magnitude or fisher")
     ] = "magnitude",
     score: Annotated[
-        str | None,
-        typer.Option("--score", help="file.py:function of (model, batches) that scores a plan; higher is better"),
+        str | None, typer.Option(help="file.py:function of (model, batches) that scores a plan; higher is better")
     ] = None,
     eval_subset_ratio: Annotated[
-        float, typer.Option("--eval-subset-ratio", help="share of the calibration batches that plans are tried on")
+        float, typer.Option(help="share of the calibration batches that plans are tried on")
     ] = 1.0,
-    eval_timeout: Annotated[
-        float | None, typer.Option("--eval-timeout", help="longest time to try one plan, in seconds")
-    ] = None,
+    eval_timeout: Annotated[float | None, typer.Option(help="longest time to try one plan, in seconds")] = None,
     rounding: Annotated[
-        str, typer.Option("--rounding", help="see: mixbit list roundings; with options as in brecq:iterations=500")
+        str, typer.Option(help="see: mixbit list roundings; with options as in brecq:iterations=500")
     ] = "nearest",
     ranges: options.Ranges = "mse",
-    bias_correction: Annotated[str, typer.Option("--bias-correction", help="at_once, sequential or off")] = "at_once",
+    bias_correction: Annotated[str, typer.Option(help="at_once, sequential or off")] = "at_once",
     reestimate_bn: Annotated[
         bool, typer.Option("--reestimate-bn", help="take statistics of batch norms from the calibration data")
     ] = False,
     equalize: Annotated[
         bool, typer.Option("--equalize", help="scale channels between layers first, for depthwise networks")
     ] = False,
-    prune_channels: Annotated[
-        float, typer.Option("--prune-channels", help="share of output channels to remove first, as in 0.3")
-    ] = 0.0,
-    flavour: Annotated[str, typer.Option("--flavour", help="static, dynamic, or qat (fine-tunes)")] = "static",
-    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="epochs of --flavour qat; 3 by default")] = None,
-    train: Annotated[
-        str | None, typer.Option("--train", help="DATA to fine-tune on; by default the calibration data")
-    ] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="largest learning rate of --flavour qat")] = None,
+    prune_channels: Annotated[float, typer.Option(help="share of output channels to remove first, as in 0.3")] = 0.0,
+    flavour: Annotated[str, typer.Option(help="static, dynamic, or qat (fine-tunes)")] = "static",
+    epochs: Annotated[int | None, typer.Option(min=1, help="epochs of --flavour qat; 3 by default")] = None,
+    train: Annotated[str | None, typer.Option(help="DATA to fine-tune on; by default the calibration data")] = None,
+    lr: Annotated[float | None, typer.Option(help="largest learning rate of --flavour qat")] = None,
     task: options.TaskName = "classification",
     loss: options.LossSpec = None,
     device: options.Device = "cpu",
@@ -79,7 +70,7 @@ def quantize(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure, search, quantize, export, run the artefact and compare."""
-    from mixbit.core.io.user_code import absolute, load_data, load_function, load_loader
+    from mixbit.core import absolute, load_data, load_function
     from mixbit.pipeline.auto import auto_quantize
     from mixbit.pipeline.settings import Settings
     from mixbit.quantization.masks import IMPORTANCES
@@ -91,19 +82,23 @@ def quantize(
         _refuse({"epochs": epochs, "train": train, "lr": lr}, "only --flavour qat trains")
     pins, offered = options.pins_of(pin), options.split(choices)
     for_trials = {"search": search, "eval_subset_ratio": eval_subset_ratio}
-    if nncf_config is None:
-        limits = _budget(budget, max_drop)
-        if max_drop is not None:
-            _refuse(for_trials | {"warm_start": warm_start}, "--max-drop looks along the front, on --eval")
+    if nncf_config is not None:
+        _refuse({"max_drop": max_drop, "metric": metric} | for_trials, "the configuration of --nncf-config has its own")
+        config = read_nncf_config(nncf_config, find_target(target), Budget.parse(budget) if budget else None)
+        for key, note in config.notes.items():
+            say(f"{nncf_config.name}: {key}: {note}")
+        metric, search, eval_subset_ratio = config.metric, config.search, config.eval_subset_ratio
+        limits, pins, offered = config.budget, config.pins | pins, offered or list(config.choices)
+    elif (max_drop is None) == (not budget):
+        raise InvalidInput("give --budget, as in --budget mean_bits=4, or --max-drop, as --max-drop 1%; one of the two")
+    elif max_drop is None:
+        limits = Budget.parse(budget or [])
     else:
-        taken = _nncf(nncf_config, target, budget, max_drop=max_drop, metric=metric, **for_trials)
-        limits, metric, search, eval_subset_ratio = taken.budget, taken.metric, taken.search, taken.eval_subset_ratio
-        pins, offered = taken.pins | pins, offered or list(taken.choices)
+        limits = Budget(max_drop=MaxDrop.parse(max_drop))
+        _refuse(for_trials | {"warm_start": warm_start}, "--max-drop looks along the front, on --eval")
     pick("importance", importance, IMPORTANCES)
     if importance != "magnitude" and not any("@" in text for text in (*(offered or ()), *pins.values())):
-        raise InvalidInput(
-            f"--importance {importance}: no scheme that is offered is sparse, as w8a8@2:4 is; leave it out"
-        )
+        raise InvalidInput(f"--importance {importance}: no scheme that is offered is sparse, as w8a8@2:4; leave it out")
     settings = Settings(
         task=options.task_of(task, loss),
         choices=offered,
@@ -123,13 +118,13 @@ def quantize(
         flavour=flavour,
         epochs=3 if epochs is None else epochs,
         training=Training() if lr is None else Training(lr=lr),
-        train_batches=None if train is None else load_loader(train),
+        train_batches=None if train is None else load_data(train, every_epoch=True),
         seed=seed,
         model=absolute(model),
     )
     options.say_unless_used(loss, metric)
     module, batches = options.model_on(model, device), load_data(data)
-    eval_batches = None if evaluate is None else load_data(evaluate)
+    evaluated = None if evaluate is None else load_data(evaluate)
     with redirect_stdout(sys.stderr):  # standard output is for results, whatever the user's code prints
         deployed = auto_quantize(
             module,
@@ -137,7 +132,7 @@ def quantize(
             target=target,
             budget=limits,
             out=out,
-            eval_batches=eval_batches,
+            eval_batches=evaluated,
             settings=settings,
             force=force,
         )
@@ -147,28 +142,6 @@ def quantize(
         print_result(deployed.result)
         say(f"{deployed.table.verdict}\n{deployed.comparison}\nwritten to {out}")
     deployed.comparison.check()
-
-
-def _budget(budget: list[str] | None, max_drop: str | None) -> Any:
-    from mixbit.core import Budget, MaxDrop
-
-    if (max_drop is None) == (not budget):
-        raise InvalidInput(
-            "give --budget, as in --budget mean_bits=4, or --max-drop, as in --max-drop 1%; one of the two"
-        )
-    return Budget.parse(budget or []) if max_drop is None else Budget(max_drop=MaxDrop.parse(max_drop))
-
-
-def _nncf(path: Path, target: str, budget: list[str] | None, **others: Any) -> Any:
-    """The configuration, with the command line's budget instead of its own where it is given."""
-    from mixbit.app.nncf import read_nncf_config
-    from mixbit.core import Budget, find_target
-
-    _refuse(others, "the configuration of --nncf-config has its own")
-    config = read_nncf_config(path, find_target(target), Budget.parse(budget) if budget else None)
-    for key, note in config.notes.items():
-        say(f"{path.name}: {key}: {note}")
-    return config
 
 
 def _refuse(given: dict[str, Any], why: str) -> None:
@@ -190,19 +163,18 @@ def print_result(result: "Result") -> None:
     """Print the figures of a run, its plan, and how it was chosen."""
     from mixbit.pipeline.folder import in_float
 
-    rows = [("float", *_cells(result.float_))]
-    rows += [("before fine-tuning, simulated", *_cells(result.untrained))] if result.untrained else []
-    rows.append(("simulated", *_cells(result.simulated)))
-    rows += [(f"uniform {row['scheme']}, simulated", *_cells(row)) for row in result.uniform]
-    rows.append(("deployed", *_cells(result.deployed)))
+    networks = [("float", result.float_), ("simulated", result.simulated)]
+    if result.untrained:
+        networks.insert(1, ("before fine-tuning, simulated", result.untrained))
+    networks += [(f"uniform {row['scheme']}, simulated", row) for row in result.uniform]
+    rows = [(name, *_cells(row)) for name, row in (*networks, ("deployed", result.deployed))]
     print_rows(result.target, ("network", "accuracy", "weight bytes", "file bytes", "ms", "agreement"), rows)
-    print_rows(
-        "plan", ("layer", "scheme", "executed"), [(n, row.scheme, row.executed) for n, row in result.layers.items()]
-    )
+    layers = [(name, row.scheme, row.executed) for name, row in result.layers.items()]
+    print_rows("plan", ("layer", "scheme", "executed"), layers)
     if result.pruned is not None:
         say(f"{result.pruned}; --flavour qat --train DATA fine-tunes what is left")
     say(result.chosen)
-    say_what_runs_in_float(in_float(result.layers), len(result.layers))
+    say_what_runs_in_float(in_float(result.layers), len(layers))
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixbit.app.commands import options
-from mixbit.app.printing import print_rows, say
+from mixbit.app.commands.options import print_rows, say
 
 if TYPE_CHECKING:
     from mixbit.metric_study.study import Study
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 def load_subject(model: str, data: tuple[str, str], task: str, loss: str | None, device: str) -> tuple[Any, ...]:
     """What a study is about: the captured MODEL, DATA to calibrate and to evaluate on, and the task with its loss."""
-    from mixbit.core.batches import split_batches
-    from mixbit.core.io.user_code import load_data, load_model
+    from mixbit.core import load_data, load_model, split_batches
     from mixbit.graph.capture import capture
 
     module = load_model(model).to(device)
@@ -30,15 +29,11 @@ def study(
     data: options.Data,
     evaluate: Annotated[str, typer.Option("--eval", help="DATA to evaluate plans on, with labels where there are any")],
     target: options.TargetName,
-    out: Annotated[Path, typer.Option("--out", help="folder for the results; the same call resumes there")],
-    plans: Annotated[int, typer.Option("--plans", min=3, help="number of random plans in each set")] = 150,
-    metrics: Annotated[str | None, typer.Option("--metrics", help="as in fisher,hawq; all by default")] = None,
-    near_budget: Annotated[
-        str | None, typer.Option("--near-budget", help="name=value; a second set of plans within 5 % of it")
-    ] = None,
-    processes: Annotated[
-        int, typer.Option("--processes", min=1, help="processes that evaluate plans and share the cores")
-    ] = 2,
+    out: Annotated[Path, typer.Option(help="folder for the results; the same call resumes there")],
+    plans: Annotated[int, typer.Option(min=3, help="number of random plans in each set")] = 150,
+    metrics: Annotated[str | None, typer.Option(help="as in fisher,hawq; all by default")] = None,
+    near_budget: Annotated[str | None, typer.Option(help="name=value; a second set of plans within 5 % of it")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="processes that evaluate plans and share the cores")] = 2,
     choices: options.Choices = None,
     task: options.TaskName = "classification",
     loss: options.LossSpec = None,

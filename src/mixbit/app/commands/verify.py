@@ -1,12 +1,20 @@
-"""`mixbit verify` and `mixbit bench`: what a folder holds, run again."""
+"""`mixbit verify` and `mixbit bench`: what a folder holds, run again; `mixbit list`: what there is to choose from."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from mixbit.app.commands import options
-from mixbit.app.printing import print_json, print_rows, say_what_runs_in_float
+from mixbit.app.commands.options import print_json, print_rows, say, say_what_runs_in_float
+from mixbit.core import TARGETS, find_target, pick
+
+ADVICE = (
+    "float16 where a GPU computes; w8a8 and narrower where a CPU does, which is faster than float in integers alone; "
+    "w8a8d and the like for transformers without calibration data"
+)
+LISTS = ("targets", "metrics", "searches", "ranges", "roundings")
 
 
 def verify(folder: Annotated[Path, typer.Argument(metavar="DIR")], as_json: options.AsJson = False) -> None:
@@ -23,9 +31,7 @@ def verify(folder: Annotated[Path, typer.Argument(metavar="DIR")], as_json: opti
 
 def bench(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
-    batch: Annotated[
-        list[int] | None, typer.Option("--batch", min=1, max=2**20, help="batch sizes; 1 and 32 by default")
-    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, max=2**20, help="batch sizes; 1 and 32 by default")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Time the artefact in DIR, and say for every layer how it is stored and how the runtime executed it."""
@@ -44,3 +50,25 @@ def bench(
     timed = [(size, f"{latency[size]:.3f}", f"{default[size]:.3f}") for size in latency]
     print_rows("latency", ("batch", "ms", "ms with the runtime's default settings"), timed)
     say_what_runs_in_float(report["in_float"], len(rows))
+
+
+def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json: options.AsJson = False) -> None:
+    """Name the targets, metrics, searches, ranges of activations or roundings."""
+    from mixbit.metrics import METRICS
+    from mixbit.quantization.ranges import RANGES
+    from mixbit.roundings import ROUNDINGS
+    from mixbit.searches.search import SEARCHES
+
+    pick("list", what, LISTS)
+    methods: dict[str, Mapping[str, Callable[..., Any]]]
+    methods = {"metrics": METRICS, "searches": SEARCHES, "ranges": RANGES, "roundings": ROUNDINGS}
+    rows = [(name, (method.__doc__ or "").strip().splitlines()[0]) for name, method in methods.get(what, {}).items()]
+    for target in map(find_target, TARGETS if what == "targets" else ()):
+        weights, inputs = (", ".join(map(str, bits)) for bits in (target.weight_bits, target.input_bits))
+        rows.append((target.name, f"weights {weights} bits, inputs {inputs} or float: {target.note}"))
+    if as_json:
+        print_json(dict(rows))
+    else:
+        print_rows(what, ("name", "what it does"), rows)
+    if what == "targets":
+        say(ADVICE)

@@ -6,6 +6,7 @@ import os
 import platform
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
@@ -42,42 +43,37 @@ def digest(*values: Any) -> str:
 
 def _described(value: Any, around: tuple[int, ...]) -> str:
     """The value as text; `around` are the ids of those that hold it, which it may hold in turn."""
-    if id(value) in around:
-        return "..."
-    text, held = _parts(value)
-    return f"{text}({', '.join(_described(part, (*around, id(value))) for part in held)})" if held else text
-
-
-def _parts(value: Any) -> tuple[str, Sequence[Any]]:
-    """The value's own text, and what it holds."""
+    held: Sequence[Any] = ()
     match value:
         case Tensor():
             flat = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            parts = f"{value.dtype}{list(value.shape)}{hashlib.sha256(flat.data).hexdigest()}", ()
+            text = f"{value.dtype}{list(value.shape)}{hashlib.sha256(flat.data).hexdigest()}"
         case np.ndarray():
-            parts = f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}", ()
+            text = f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"
         case Mapping():
-            parts = "mapping", [*value.items()]
+            text, held = "mapping", [*value.items()]
         case list() | tuple():
-            parts = "sequence", value
+            text, held = "sequence", value
         case set() | frozenset():
-            parts = "set", sorted(value, key=repr)
+            text, held = "set", sorted(value, key=repr)
         case GraphModule():
-            parts = value.code, [value.state_dict()]
+            text, held = value.code, [value.state_dict()]
         case partial():
-            parts = "partial", [value.func, value.args, value.keywords]
+            text, held = "partial", [value.func, value.args, value.keywords]
         case MethodType():
-            parts = _source(value), [value.__self__]
+            text, held = _source(value), [value.__self__]
         case FunctionType():
             cells = [cell.cell_contents for cell in value.__closure__ or ()]
-            parts = _source(value), [cells, value.__defaults__, value.__kwdefaults__]
+            text, held = _source(value), [cells, value.__defaults__, value.__kwdefaults__]
         case type() | BuiltinFunctionType() | ModuleType():
-            parts = _source(value), ()
+            text = _source(value)
         case _ if value.__getstate__() is None and not callable(value):
-            parts = repr(value), ()
+            text = repr(value)
         case _:
-            parts = _source(type(value)), [value.__getstate__()]
-    return parts
+            text, held = _source(type(value)), [value.__getstate__()]
+    inside = (*around, id(value))
+    parts = ("..." if id(part) in inside else _described(part, inside) for part in held)
+    return f"{text}({', '.join(parts)})" if held else text
 
 
 def _source(code: Any) -> str:
@@ -90,21 +86,17 @@ def _source(code: Any) -> str:
 
 def environment() -> dict[str, str]:
     """What a run ran on: the processor and the versions of packages."""
+    processor = platform.processor()
+    with suppress(OSError):
+        names = re.findall(r"^model name.*?:(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        processor = names[0].strip() if names else ""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "scipy": scipy.__version__,
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": processor,
         "cores": str(os.cpu_count()),
         "torch_threads": str(torch.get_num_threads()),
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -29,11 +29,7 @@ def file_errors(failure: str, way_out: str = "") -> Iterator[None]:
 
 
 def read_json(path: Path) -> Any:
-    """Read one JSON value.
-
-    Raises:
-        InvalidInput: the file cannot be read; or is not JSON, with the place where it stops being so.
-    """
+    """Read one JSON value; raises InvalidInput where the file cannot be read, or stops being JSON."""
     try:
         with file_errors(f"{path}: cannot be read"):
             return json.loads(path.read_text(encoding="utf-8"))
@@ -51,14 +47,12 @@ def model_of(text: str, place: str | Path, model: Any, what: str) -> Any:
     try:
         return TypeAdapter(model).validate_json(text)
     except ValidationError as error:
-        raise InvalidInput(f"{place}: not {what}: {first_problem(error)}") from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first problem that pydantic found, as `place: what (value)`."""
-    problem = error.errors()[0]
-    place = ".".join(str(part) for part in problem["loc"]) or "the file"
-    return f"{place}: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r:.80})"
+        problem = error.errors()[0]
+        at = ".".join(str(part) for part in problem["loc"]) or "the file"
+        reason = f"{at}: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r:.80})"
+        raise InvalidInput(f"{place}: not {what}: {reason}") from error
+    except InvalidInput as error:  # of a check in the type
+        raise InvalidInput(f"{place}: {error}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -67,11 +61,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write the content beside `path` and rename it there, so that readers never see half a file.
-
-    Raises:
-        InvalidInput: it cannot be written there.
-    """
+    """Write the content beside `path` and rename it there, so that readers never see half a file."""
     with file_errors(f"{path}: cannot be written", "; choose another place"):
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.")
         try:
@@ -115,20 +105,18 @@ def check_writable_folder(path: Path, *, force: bool) -> None:
         os.rmdir(tempfile.mkdtemp(dir=nearest))
         path.absolute().is_dir()
     if not force and nearest == path.absolute() and any(path.iterdir()):
-        raise InvalidInput(
-            f"{path}: the folder is not empty; choose another or pass --force (force=True) to replace it"
-        )
+        raise InvalidInput(f"{path}: the folder is not empty; choose another or pass --force (force=True)")
 
 
 @contextmanager
 def whole_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends well and vanishes otherwise.
 
-    With `force` the files replace those of the same names at `path`, one by one; other files there stay.
+    With `force` its files replace those of the same names at `path`; other files there stay.
     """
     check_writable_folder(path, force=force)
     missing = [parent for parent in path.absolute().parents if not parent.exists()]
-    # A rename does not leave a file system, and a folder that is there already may be one of its own (a mount point).
+    # a rename stays within a file system, and a folder that exists may be another one (a mount point)
     place = path if path.exists() else path.absolute().parent
     with file_errors(f"{path}: cannot be made", "; choose another folder"):
         place.mkdir(parents=True, exist_ok=True)

@@ -6,15 +6,15 @@ import math
 import operator
 import pkgutil
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from functools import cache, cached_property, partial, wraps
 from numbers import Integral, Real
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 
-from mixbit.core.errors import InvalidInput
+from mixbit.core.errors import InvalidInput, pick
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,14 +35,14 @@ class _Mark:
 
 
 def method(*facts: str, rank: int = 99, aliases: Mapping[str, Mapping[str, Any]] | None = None) -> Callable[[F], F]:
-    """Mark a function as a method of its folder, under its own name; its keyword-only arguments are its options.
+    """Mark a function as a method of its folder; its name is the method's, its keyword-only arguments the options.
 
     Every call checks the options against their annotations: a type, a Literal, and bounds as in
     `Annotated[float, Gt(0)]`; numbers must be finite.
 
     Args:
         facts: What the folder needs to know about it, see `facts_of`.
-        rank: Its place in lists; methods of equal rank stand in the order of their files' names.
+        rank: Its place in lists; equal ranks stand in the order of their files' names.
         aliases: Other names -> the options that each stands for, as `{"fit_w": {"of": "weights"}}`.
 
     Example:
@@ -66,24 +66,15 @@ def method(*facts: str, rank: int = 99, aliases: Mapping[str, Mapping[str, Any]]
 
 
 def facts_of(function: Callable[..., Any]) -> frozenset[str]:
-    """The facts that `method` notes about the function, whatever its options; none of a function of the user's own."""
+    """The facts that `method` notes about the function, whatever its options; none of a user's own function."""
     mark = getattr(getattr(function, "func", function), _MARK, None)
     return mark.facts if mark else frozenset()
 
 
-def pick(kind: str, name: str, known: Collection[str], otherwise: str = "") -> str:
-    """The name; raises InvalidInput where it is not among the known ones."""
-    if not isinstance(name, str) or name not in known:
-        raise InvalidInput(f"{kind} {name!r} is unknown; known: {', '.join(known)}{otherwise}")
-    return name
-
-
 class Methods(Mapping[str, F]):
-    """The methods of one kind by name: the marked functions of a folder or module, imported when first asked for.
+    """The methods of one kind (`metric`, `search`) by name: the marked functions of a folder or module.
 
-    Args:
-        kind: What they are, for errors: `metric`, `search`.
-        place: The folder, as a package, or the module. Files whose names begin with `_` hold no methods.
+    They are imported at the first look-up. Files whose names begin with `_` hold no methods.
     """
 
     def __init__(self, kind: str, place: str) -> None:
@@ -111,13 +102,7 @@ class Methods(Mapping[str, F]):
         return functions
 
     def find(self, method: str | F) -> tuple[str, F]:
-        """Name and function of a method, its options set and checked.
-
-        Args:
-            method: A name, a name with options, or a function, which is returned as it is.
-
-        Returns:
-            The name as given, and the function.
+        """The name as given and the function, for a name, a name with options, or a function; options are checked.
 
         Raises:
             InvalidInput: an unknown name or option, or a value that is not of the option's type or out of its bounds.
@@ -150,16 +135,14 @@ def _marked(place: str) -> Iterator[Callable[..., Any]]:
 def _read_options(kind: str, name: str, function: Callable[..., Any], text: str) -> dict[str, Any]:
     """The options of a text such as `multiplier=4,criterion=absolute`; what an alias stands for is not among them."""
     set_already = function.keywords if isinstance(function, partial) else {}
-    hints = {option: hint for option, hint in _hints(function).items() if option not in set_already}
+    options = {option: parameter for option, parameter in _options(function).items() if option not in set_already}
+    has = f"its options are {', '.join(options)}, as in {name}:{next(iter(options))}=..." if options else "it has none"
     values: dict[str, Any] = {}
     for part in text.split(","):
         option, separator, value = part.partition("=")
-        if option not in hints or not separator or option in values:
-            has = (
-                f"its options are {', '.join(hints)}, as in {name}:{next(iter(hints))}=..." if hints else "it has none"
-            )
+        if option not in options or not separator or option in values:
             raise InvalidInput(f"{kind} {name}: option {part!r} is not understood; {has}, each once")
-        values[option] = _read(f"{kind} {name}: {option}={value}", value, hints[option])
+        values[option] = _read(f"{kind} {name}: {option}={value}", value, options[option].annotation)
     _check_options(f"{kind} {name}", function, values)
     return values
 
@@ -181,26 +164,21 @@ def _read(place: str, text: str, hint: Any) -> Any:
 
 def _check_options(place: str, function: Callable[..., Any], options: Mapping[str, Any]) -> None:
     """Raise InvalidInput for a value that the option's annotation does not allow; Python refuses unknown options."""
-    for option, value in options.items():
-        hint = _hints(function).get(option)
-        wanted, bounds = _type_and_bounds(hint)
-        if value is None and type(None) in get_args(hint):
+    for option, parameter in _options(function).items():
+        value, (wanted, bounds) = options.get(option), _type_and_bounds(parameter.annotation)
+        if option not in options or (value is None and type(None) in get_args(parameter.annotation)):
             continue
         if get_origin(wanted) is Literal:
             pick(f"{place}: {option}", str(value), get_args(wanted))
         if wanted not in (int, float):
             continue
         limits = [(*_BOUNDS[type(bound)], *astuple(bound)) for bound in bounds]
-        number = isinstance(value, Integral if wanted is int else Real) and not isinstance(value, bool)
-        if (
-            not number
-            or not math.isfinite(cast("float", value))
-            or not all(holds(value, limit) for _, holds, limit in limits)
-        ):
+        is_number = isinstance(value, Integral if wanted is int else Real) and not isinstance(value, bool)
+        is_number = is_number and math.isfinite(cast("float", value))
+        if not (is_number and all(holds(value, limit) for _, holds, limit in limits)):
             ranges = " and ".join(f"{words} {limit}" for words, _, limit in limits)
             words = ", ".join(filter(None, ["a whole number" if wanted is int else "", ranges])) or "a finite number"
-            default = inspect.signature(function).parameters[option].default
-            example = "" if default is None else f", as {default}"
+            example = "" if parameter.default is None else f", as {parameter.default}"
             raise InvalidInput(f"{place}: {option}={value!r}: give {words}{example}")
 
 
@@ -214,8 +192,7 @@ def _type_and_bounds(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 @cache
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """Option -> its annotation."""
-    plain = getattr(function, "func", function)
-    hints, parameters = get_type_hints(plain, include_extras=True), inspect.signature(plain).parameters
-    return {name: hints[name] for name in parameters if parameters[name].kind is inspect.Parameter.KEYWORD_ONLY}
+def _options(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """The keyword-only arguments of a function, or of that behind a partial, by name."""
+    parameters = inspect.signature(getattr(function, "func", function), eval_str=True).parameters
+    return {name: parameter for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY}

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,13 +24,11 @@ class Stored(NamedTuple):
 class Store:
     """Finished steps of a run, each in the file `<name>.safetensors` of a folder with the question that it answers.
 
-    A question is a JSON value that names all that a step depends on. Files appear whole or not at all.
-
-    Args:
-        folder: Made where it is not there; None stores nothing.
+    A question is a JSON value that names all that a step depends on. Files appear whole or not at all. The folder is
+    made where it is missing; None stores nothing.
 
     Raises:
-        InvalidInput: it is no path.
+        InvalidInput: the folder is no path.
     """
 
     def __init__(self, folder: str | Path | None) -> None:
@@ -47,15 +44,15 @@ class Store:
             write_bytes(path, safetensors.torch.save(copies, metadata))
 
     def get(self, name: str, question: Any) -> Stored | None:
-        """What is stored under the name; None where that is nothing, or answers another question.
+        """What is stored under the name for this question, or None.
 
-        The folder is made already here: work that cannot be stored should not begin.
+        The folder is made here already: work that cannot be stored should not begin.
 
         Raises:
             InvalidInput: the file is something else, or its folder cannot be made.
         """
-        read = self._read(name)
-        return None if read is None or read[0] != json.loads(json.dumps(question)) else read[1]
+        answered, stored = self._read(name) or (None, None)
+        return stored if answered == json.loads(json.dumps(question)) else None
 
     def check(self, name: str, question: Mapping[str, Any]) -> None:
         """Raise InvalidInput where what is stored under the name has another value for one of these fields."""
@@ -89,14 +86,9 @@ class Store:
 
 
 class Journal:
-    """A file with one line of JSON for what it is about, then one for each score.
+    """A file with one line of JSON for what its scores depend on, then one for each score; a line cut short is dropped.
 
-    A line that the end of a process cut short is left out.
-
-    Args:
-        path: The file; None keeps scores in memory alone.
-        about: What the scores depend on, as JSON.
-        force: Whether a journal about something else is thrown away.
+    Without a path scores stay in memory. With `force` a journal about something else is thrown away.
 
     Raises:
         InvalidInput: the file is about something else, or is no journal.
@@ -105,58 +97,36 @@ class Journal:
     def __init__(
         self, path: Path | None = None, about: Mapping[str, Any] | None = None, *, force: bool = False
     ) -> None:
-        self.path = path
+        self.path, self.about = path, dict(about or {})
         self.scores: dict[tuple[str, ...], float] = {}
-        about = self.about = dict(about or {})
         if path is None:
             return
-        lines = _lines(path)
-        if lines[1:] and lines[0] != about:
-            if not force:
-                raise InvalidInput(
-                    f"{path}: holds trials of another run; delete it, or give --force to throw them away"
-                )
+        try:
+            text = path.read_text(encoding="utf-8") if path.exists() else ""
+            first, *lines = [json.loads(line) for line in text.split("\n")[:-1]] or [None]
+        except (OSError, ValueError) as error:
+            raise InvalidInput(f"{path}: not a journal of trials ({error}); delete it") from error
+        if first != self.about:
+            if lines and not force:
+                raise InvalidInput(f"{path}: holds trials of another run; delete it, or give --force to drop them")
             lines = []
-        if not lines or lines[0] != about:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(about) + "\n")
-        for number, line in enumerate(lines[1:], 2):
+        for number, line in enumerate(lines, 2):
             plan, score = (line.get("plan"), line.get("score")) if isinstance(line, dict) else (None, None)
             if not isinstance(plan, list) or not isinstance(score, float | int) or not math.isfinite(score):
                 raise InvalidInput(f"{path}: line {number} holds no plan and score; delete the file")
             self.scores[tuple(plan)] = float(score)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._write(path)
 
     def score_of(self, plan: Sequence[str], score: Callable[[], float]) -> float:
         """The score of a plan, given as its schemes in order: from the file, or else what the function returns."""
         key = tuple(plan)
         if key not in self.scores:
             self.scores[key] = score()
-            self._append({"plan": list(key), "score": self.scores[key]})
+            if self.path is not None:
+                self._write(self.path)
         return self.scores[key]
 
-    def _append(self, line: dict[str, Any]) -> None:
-        if self.path is None:
-            return
-        if not self.path.exists():  # another run with the same output has ended
-            write_text(self.path, json.dumps(self.about) + "\n")
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _lines(path: Path) -> list[Any]:
-    """The file's lines; mends one that was cut short, since the next would be written behind it."""
-    try:
-        texts = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    except FileNotFoundError:
-        return []
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path}: cannot be read as a journal of trials: {error}") from error
-    whole = [text for text in texts if text.endswith("\n")]
-    if len(whole) < len(texts):
-        write_text(path, "".join(whole))
-    try:
-        return [json.loads(text) for text in whole]
-    except ValueError as error:
-        raise InvalidInput(f"{path}: not a journal of trials ({error}); delete it") from error
+    def _write(self, path: Path) -> None:
+        lines = [self.about, *({"plan": plan, "score": score} for plan, score in self.scores.items())]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from operator import length_hint
 from typing import TypeVar
 
 from rich.console import Console
@@ -22,16 +23,13 @@ def track(items: Iterable[T], label: str | Callable[[], str], total: int | None 
 
     A label that changes is a function, asked after each item. Nothing is drawn where standard error is not a terminal.
     """
-    if total is None and hasattr(items, "__len__"):
-        total = len(items)  # type: ignore[arg-type]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
     hidden = not (_DRAWS.get() and sys.stderr.isatty())
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as progress:
         if isinstance(label, str):
             yield from progress.track(items, total=total, description=label)
             return
-        task = progress.add_task(label(), total=total)
+        task = progress.add_task(label(), total=total or length_hint(items) or None)
         for item in items:
             yield item
             progress.update(task, advance=1, description=label())

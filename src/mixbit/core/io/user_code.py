@@ -23,8 +23,7 @@ _NOT_THEIRS = tuple(str(folder) + os.sep for folder in (Path(__file__).parents[2
 def users_code(what: str | Callable[[BaseException], MixbitError]) -> Iterator[None]:
     """Run code that may raise anything: the user's, or that of a library which documents no errors.
 
-    Args:
-        what: Says what fails, as in `the loss fails`; or makes the error of what was raised.
+    `what` fails, as in `the loss fails`; or it makes the error of what was raised.
 
     Raises:
         InvalidInput: the block raised an error, or ended the program: `the loss fails: KeyError: 'x' (net.py:7)`.
@@ -72,14 +71,21 @@ def load_model(spec: str) -> nn.Module:
 
 
 def absolute(spec: str) -> str:
-    """The spec, with the path of its file made absolute: it then holds from any folder."""
+    """The spec with the absolute path of its file, which holds from any folder."""
     place, _, name = spec.rpartition(":")
     return f"{Path(place).absolute()}:{name}" if place.endswith(".py") else spec
 
 
-def load_data(spec: str) -> list[Any]:
-    """The batches that the function returns, as a list; raises InvalidInput where there are none."""
-    data = _iterable(spec)
+def load_data(spec: str, *, every_epoch: bool = False) -> Any:
+    """The batches that the function returns, as a list; raises InvalidInput where there are none.
+
+    With `every_epoch`, what starts again after its end is returned as it is: it may change order and batches.
+    """
+    data = _call(spec, "DATA")
+    if isinstance(data, str | bytes | Mapping | Tensor) or not isinstance(data, Iterable):
+        raise InvalidInput(f"DATA {spec}: returns a {type(data).__name__}, not an iterable of batches")
+    if every_epoch and not isinstance(data, Iterator):
+        return data
     with _users_program(f"DATA {spec}: fails while iterated"):
         batches = list(data)
     if not batches:
@@ -87,23 +93,10 @@ def load_data(spec: str) -> list[Any]:
     return batches
 
 
-def load_loader(spec: str) -> Iterable[Any]:
-    """What the function returns, to be gone through once an epoch, in an order and with changes of its own."""
-    data = _iterable(spec)
-    return load_data(spec) if isinstance(data, Iterator) else data
-
-
-def _iterable(spec: str) -> Iterable[Any]:
-    data = _call(spec, "DATA")
-    if isinstance(data, str | bytes | Mapping | Tensor) or not isinstance(data, Iterable):
-        raise InvalidInput(f"DATA {spec}: returns a {type(data).__name__}, not an iterable of batches")
-    return data
-
-
 def load_function(spec: str, what: str) -> Any:
-    """The function that the spec names; raises InvalidInput, which names what it is for, where there is none."""
-    place, separator, name = spec.rpartition(":")
-    if not separator or not place or not name:
+    """The function that the spec names; raises InvalidInput, with `what` it is for, where there is none."""
+    place, _, name = spec.rpartition(":")
+    if not (place and name):
         raise InvalidInput(f"{what} {spec!r} is not understood; write file.py:function or package.module:function")
     module = _module(place, spec, what)
     function = getattr(module, name, None)
@@ -137,9 +130,5 @@ def _import_file(path: Path) -> Any:
     name = f"mixbit_user_{path.stem}"
     spec: Any = importlib.util.spec_from_file_location(name, path)  # there is one, and a loader: the name ends with .py
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
+    spec.loader.exec_module(module)
     return module

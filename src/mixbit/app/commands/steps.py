@@ -1,0 +1,186 @@
+"""`mixbit measure`, `mixbit search` and `mixbit front`: a table, and plans from it."""
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mixbit.app.commands import options
+from mixbit.app.commands.options import print_rows, say
+from mixbit.core import Budget, InvalidInput, Plan, Sensitivity, check_new_file, read_json
+from mixbit.metric_study.pictures import SIZE, check_matplotlib, new_figure, save_figure
+from mixbit.searches.front import Front, front as front_
+
+#: Smaller shares are rounding.
+GAP = 1e-4
+#: Rows of a front that are printed.
+ROWS = 20
+
+
+def measure(
+    model: options.Model,
+    data: options.Data,
+    target: options.TargetName,
+    out: Annotated[Path, typer.Option(help="sensitivity.json")],
+    metric: options.Metric = "fisher",
+    choices: options.Choices = None,
+    latency: Annotated[
+        bool, typer.Option("--latency", help="also time each choice in the target's runtime, for budgets of latency_ms")
+    ] = False,
+    ranges: options.Ranges = "mse",
+    task: options.TaskName = "classification",
+    loss: options.LossSpec = None,
+    device: options.Device = "cpu",
+    seed: options.Seed = 0,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write the table of predicted loss increase, layers x choices."""
+    from mixbit.core import load_data, split_batches
+    from mixbit.graph.capture import capture
+    from mixbit.metrics.measure import measure as measure_
+    from mixbit.quantization.calibrate import calibrate
+    from mixbit.roundings.quantize import quantize
+    from mixbit.targets.latency import timed
+
+    check_new_file(out, force=force)
+    options.say_unless_used(loss, metric)
+    module = options.model_on(model, device)
+    batches = split_batches(module, load_data(data))
+    with redirect_stdout(sys.stderr):
+        graph = capture(module, batches[0][0])
+        calibration = calibrate(graph, batches, ranges=options.function_or_name(ranges, "RANGES"))
+        table = measure_(
+            graph,
+            calibration,
+            target=target,
+            task=options.task_of(task, loss),
+            metric=options.function_or_name(metric, "METRIC"),
+            choices=options.split(choices),
+            seed=seed,
+        )
+        if latency:
+            table = timed(table, graph, lambda plan: quantize(graph, plan, calibration))
+    table.save(out)
+    if as_json:
+        print(out.read_text(encoding="utf-8"), end="")
+        return
+    rows = []
+    for layer, losses, errors in zip(table.layers, table.loss, table.standard_error, strict=True):
+        rows.append((layer, *[f"{loss:.2e} ±{error:.0e}" for loss, error in zip(losses, errors, strict=True)]))
+    print_rows(f"predicted loss increase by {table.metric}", ("layer", *table.choices), rows)
+    say(f"{table.verdict}\nwritten to {out}")
+
+
+def search(
+    sensitivity: Annotated[
+        Path, typer.Argument(help="sensitivity.json, as measure wrote it; or front.json, as front did")
+    ],
+    budget: Annotated[list[str], options.BUDGET],
+    out: Annotated[Path, typer.Option(help="plan.json")],
+    method: Annotated[str, typer.Option(help=options.SEARCH_HELP)] = "ilp",
+    pin: options.Pins = None,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Find the plan with the smallest predicted loss within the budget."""
+    from mixbit.searches.search import priced, search as search_
+
+    check_new_file(out, force=force)
+    limits, verdict = Budget.parse(budget), ""
+    stored = read_json(sensitivity)
+    if isinstance(stored, dict) and "points" in stored:
+        if method != "ilp" or pin:
+            raise InvalidInput(f"{sensitivity}: a front; --method and --pin need the table that measure wrote")
+        plans = Front.load(sensitivity)
+        plan = plans.within(limits)
+        if plans.thinned_from is not None:
+            say(f"{sensitivity} holds {len(plans)} of {plans.thinned_from} plans: a better one may be left out")
+    else:
+        table = Sensitivity.load(sensitivity)
+        verdict = table.verdict
+        table = table.pinned(options.pins_of(pin))
+        function = options.function_or_name(method, "SEARCH")
+        plan = priced(table, limits, search_(table, limits, method=function))
+    plan.save(out)
+    if as_json:
+        print(out.read_text(encoding="utf-8"), end="")
+    else:
+        print_rows("plan", ("layer", "scheme"), list(plan.layers.items()))
+        print_rows("predicted", ("what", "value"), [(name, f"{value:g}") for name, value in plan.predicted.items()])
+        say_prices(plan)
+        say(f"written to {out}")
+    if verdict.startswith("cannot rank"):
+        say(verdict)
+
+
+def say_prices(plan: Plan) -> None:
+    """Say what each limit costs, and how far the plan may be from the best."""
+    gap = plan.predicted.get("optimality_gap", 0.0)
+    if gap > GAP:
+        say(f"another plan within the budget may have {gap:.1%} less predicted loss; the search ilp finds it")
+    for name, price in plan.prices.items():
+        line = f"{name}={plan.budget[name]:g} (used {price.used:.6g}): "
+        if price.gain <= 0:
+            say(f"{line}looser by 5 %, it would change nothing")
+            continue
+        widens = "; ".join(f"{layer} {change}" for layer, change in list(price.widens.items())[:3])
+        say(
+            f"{line}{price.looser:.6g} would lower the predicted loss by {price.gain:.3g}"
+            f"{f', first to widen: {widens}' if widens else ''} (shadow price {price.price:.3g} a unit)"
+        )
+
+
+def front(
+    sensitivity: Annotated[Path, typer.Argument(help="sensitivity.json, as measure wrote it")],
+    out: Annotated[Path, typer.Option(help="front.json")],
+    resource: Annotated[
+        str, typer.Option(help="weight_bytes, weight_ratio, mean_bits, bit_ops or latency_ms")
+    ] = "weight_bytes",
+    points: Annotated[
+        int | None, typer.Option(min=2, help="write at most this many plans, evenly spaced; all by default")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(help="front.png; needs matplotlib")] = None,
+    pin: options.Pins = None,
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Find all plans that are best at some budget of one resource."""
+    check_new_file(out, force=force)
+    if picture is not None:
+        check_new_file(picture, force=force)
+        check_matplotlib(picture.name)
+    plans = front_(Sensitivity.load(sensitivity).pinned(options.pins_of(pin)), resource)
+    written = plans if points is None else plans.thinned(points)
+    written.save(out)
+    if picture is not None:
+        draw_front(picture, plans)
+    if as_json:
+        print(out.read_text(encoding="utf-8"), end="")
+        return
+    shown = plans.thinned(ROWS)
+    names = ("loss", "weight_bytes", "mean_bits", *({resource} - {"weight_bytes", "mean_bits"}))
+    rows = [tuple(f"{shown.figures[name][i]:.6g}" for name in names) for i in range(len(shown))]
+    print_rows(f"front over {resource}", names, rows)
+    say(f"{len(shown)} of {len(plans)} plans shown, {len(written)} written to {out}")
+
+
+def draw_front(path: Path, plans: Front) -> None:
+    """Draw the predicted loss of every plan over its use of the resource, and mark those with one scheme for all."""
+    figure = new_figure(SIZE)
+    axes = figure.subplots()
+    used, loss = plans.figures[plans.resource], plans.figures["loss"]
+    axes.step(used, loss, where="post", linewidth=1)
+    for index in range(len(plans)):
+        schemes = {plans.schemes[column] for column in plans.choices[index]}
+        if len(schemes) == 1:
+            axes.annotate(f"uniform {schemes.pop()}", (used[index], loss[index]), fontsize="small")
+            axes.plot(used[index], loss[index], "o", markersize=4)
+    if loss.min() > 0:
+        axes.set_yscale("log")
+    axes.set_xlabel(plans.resource)
+    axes.set_ylabel(f"predicted loss, {plans.made_by.partition(' ')[0]}")
+    axes.set_title(f"{len(plans)} plans that no other plan beats", fontsize="medium")
+    save_figure(path, figure)
