@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch.distributions import Categorical, MultivariateNormal, kl_divergence
 
-from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
-from mixbit.core.task import TASKS, Task
+from mixbit.core.task import TASKS, Inputs, Task
 
 CLASSIFICATION, REGRESSION = Task.classification(), Task.regression()
 

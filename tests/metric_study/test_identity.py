@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.digest import digest
+from mixbit.core.io.store import digest
 from mixbit.metric_study.study import metric_digest
 from mixbit.metric_study.subject import Subject
 from tests.subjects import few_bits, small_subject

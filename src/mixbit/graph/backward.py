@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixbit.core.batches import Inputs
+from mixbit.core import Inputs
 from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation, group_samples, sample_axis
 from mixbit.graph.walk import Around, Walker, seen
 

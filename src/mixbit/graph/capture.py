@@ -15,9 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-from mixbit.core import InvalidInput, UnsupportedModel
-from mixbit.core.batches import Inputs
-from mixbit.core.io.user_code import users_code, users_frames
+from mixbit.core import Inputs, InvalidInput, UnsupportedModel, users_code, users_frames
 from mixbit.graph.graph import (
     GROUPS,
     Graph,

@@ -9,9 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mixbit.core import InvalidInput, track
-from mixbit.core.batches import Batch, Inputs
-from mixbit.core.task import Task
+from mixbit.core import Batch, Inputs, InvalidInput, Task, track
 from mixbit.graph.graph import Graph
 
 

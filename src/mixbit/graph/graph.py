@@ -17,9 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from mixbit.core import InvalidInput, Plan
-from mixbit.core.batches import Batch, Inputs
-from mixbit.core.task import Task
+from mixbit.core import Batch, Inputs, InvalidInput, Plan, Task
 
 _aten = torch.ops.aten
 #: Numbers that one run on several weights should return, where that can be chosen (4 MB of float32): more leave the

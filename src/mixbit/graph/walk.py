@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.core import InvalidInput, track
-from mixbit.core.batches import Inputs
+from mixbit.core import Inputs, InvalidInput, track
 from mixbit.graph.graph import Graph
 
 #: Called instead of a node, as around(run, args): run(*args) is what the node does, args what it reads.

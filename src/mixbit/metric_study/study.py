@@ -24,12 +24,14 @@ from mixbit.core import (
     Plan,
     Sensitivity,
     check_writable_folder,
+    digest,
+    environment,
     find_target,
+    reason_of,
     track,
+    users_code,
     write_text,
 )
-from mixbit.core.io.digest import digest, environment
-from mixbit.core.io.user_code import reason_of, users_code
 from mixbit.metric_study.folder import SETTINGS, Prediction, StudyFolder, Truth
 from mixbit.metric_study.pictures import check_matplotlib
 from mixbit.metric_study.plans import Choice, PlanSet, agreement_figures, draw_choices, draw_panels, reliability_figures

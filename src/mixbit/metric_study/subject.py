@@ -8,10 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mixbit.core import InvalidInput, Plan
-from mixbit.core.batches import Batch, split_all
-from mixbit.core.io.digest import digest
-from mixbit.core.task import Task
+from mixbit.core import Batch, InvalidInput, Plan, Task, digest, split_all
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph
 from mixbit.metric_study.folder import Truth

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mixbit.core import FloatArray, Format, InvalidInput, Methods, Scheme
-from mixbit.core.batches import Batch
-from mixbit.core.task import Task
+from mixbit.core import Batch, FloatArray, Format, InvalidInput, Methods, Scheme, Task
 from mixbit.graph.graph import Graph, Layer, Operation, SampleAxis, group_samples, sample_axis
 from mixbit.quantization.calibrate import Calibration, mean_output, weight_quantizer
 from mixbit.quantization.offers import why_not

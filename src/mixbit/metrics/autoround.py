@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-from mixbit.core import method, track
-from mixbit.core.batches import Inputs
+from mixbit.core import Inputs, method, track
 from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Layer, Operation
 from mixbit.metrics._input import NEEDS_LABELS, Estimate, MetricInput

@@ -6,8 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mixbit.core import method, track
-from mixbit.core.batches import Inputs
+from mixbit.core import Inputs, method, track
 from mixbit.graph.backward import Backward
 from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation
 from mixbit.graph.layers import run_stacked, stack_weights

@@ -7,8 +7,7 @@ import torch
 from annotated_types import Gt
 from torch import Tensor
 
-from mixbit.core import Format, method, track
-from mixbit.core.batches import Inputs
+from mixbit.core import Format, Inputs, method, track
 from mixbit.graph.backward import Backward, SampleGradients
 from mixbit.graph.graph import Layer
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged

@@ -9,8 +9,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from mixbit.core import InvalidInput, method, track
-from mixbit.core.batches import Inputs
+from mixbit.core import Inputs, InvalidInput, method, track
 from mixbit.metrics._input import NEEDS_LABELS, Estimate, MetricInput
 from mixbit.quantization.statistics import RunningMean
 

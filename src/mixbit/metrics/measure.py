@@ -14,11 +14,11 @@ from mixbit.core import (
     Scheme,
     Sensitivity,
     Target,
+    Task,
     facts_of,
     find_target,
     track,
 )
-from mixbit.core.task import Task
 from mixbit.graph.graph import Graph, check_arguments, check_graph, model_fingerprint
 from mixbit.graph.layers import shared_inputs
 from mixbit.graph.resources import live_activations

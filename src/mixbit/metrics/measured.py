@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from mixbit.core import method, track
-from mixbit.core.batches import Inputs
+from mixbit.core import Inputs, method, track
 from mixbit.graph.graph import Graph, Layer
 from mixbit.graph.layers import after
 from mixbit.graph.walk import Walker

@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-from mixbit.core import method, track
-from mixbit.core.batches import Inputs
+from mixbit.core import Inputs, method, track
 from mixbit.graph.backward import Backward
 from mixbit.graph.graph import Layer, Operation
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged

@@ -9,10 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from mixbit.core import Budget, InvalidInput, Plan, Scheme
-from mixbit.core.batches import Batch, hold_out, split_batches
-from mixbit.core.io.digest import digest
-from mixbit.core.io.store import Journal, Store
+from mixbit.core import Batch, Budget, InvalidInput, Journal, Plan, Scheme, Store, digest, hold_out, split_batches
 from mixbit.graph.capture import capture, check_module
 from mixbit.graph.evaluate import evaluate
 from mixbit.graph.graph import Case, Graph

@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mixbit.core import Plan, Sensitivity, sha256, whole_folder, write_text
-from mixbit.core.io.digest import environment
+from mixbit.core import Plan, Sensitivity, environment, sha256, whole_folder, write_text
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph
 from mixbit.graph.resources import find_uncovered

@@ -16,10 +16,21 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mixbit.core import InvalidInput, Plan, Scheme, TargetMismatch, find_target, read_model, save_arrays, sha256
-from mixbit.core.batches import Batch, Inputs
-from mixbit.core.io.user_code import load_model
-from mixbit.core.task import Task, output_of
+from mixbit.core import (
+    Batch,
+    Inputs,
+    InvalidInput,
+    Plan,
+    Scheme,
+    TargetMismatch,
+    Task,
+    find_target,
+    load_model,
+    output_of,
+    read_model,
+    save_arrays,
+    sha256,
+)
 from mixbit.graph.capture import capture
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph

@@ -10,9 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from mixbit.core import Budget, InvalidInput, Plan, Sensitivity, check_writable_folder, find_target, pick
-from mixbit.core.batches import Batch
-from mixbit.core.task import Task
+from mixbit.core import Batch, Budget, InvalidInput, Plan, Sensitivity, Task, check_writable_folder, find_target, pick
 from mixbit.graph.evaluate import Evaluation
 from mixbit.graph.graph import Graph
 from mixbit.metrics import METRICS, Metric

@@ -10,11 +10,21 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 
-from mixbit.core import Budget, InvalidInput, MaxDrop, MixbitError, Plan, Sensitivity, find_target, time_limit
-from mixbit.core.batches import Batch, as_given
-from mixbit.core.io.store import Journal
-from mixbit.core.io.user_code import users_code
-from mixbit.core.task import Task
+from mixbit.core import (
+    Batch,
+    Budget,
+    InvalidInput,
+    Journal,
+    MaxDrop,
+    MixbitError,
+    Plan,
+    Sensitivity,
+    Task,
+    as_given,
+    find_target,
+    time_limit,
+    users_code,
+)
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph, argument
 from mixbit.pipeline.settings import Score

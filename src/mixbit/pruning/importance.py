@@ -10,9 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.core import InvalidInput, track
-from mixbit.core.batches import Batch
-from mixbit.core.task import Task
+from mixbit.core import Batch, InvalidInput, Task, track
 from mixbit.graph.backward import run_for_gradients
 from mixbit.graph.graph import Graph, Operation, argument, group_samples, sample_axis, set_bias, tensor_of
 from mixbit.graph.walk import Walker, seen

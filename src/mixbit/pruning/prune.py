@@ -11,10 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mixbit.core import InvalidInput, UnsupportedModel
-from mixbit.core.batches import Batch, split_all
-from mixbit.core.io.store import Store
-from mixbit.core.task import Task
+from mixbit.core import Batch, InvalidInput, Store, Task, UnsupportedModel, split_all
 from mixbit.graph.blocks import Block, Stretch, find_blocks
 from mixbit.graph.capture import TOLERANCE, capture
 from mixbit.graph.graph import Graph, argument, check_arguments, split_name, tensor_of

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.core import InvalidInput
-from mixbit.core.batches import Inputs
+from mixbit.core import Inputs, InvalidInput
 from mixbit.graph.graph import Graph, Layer, Operation, set_bias
 from mixbit.graph.walk import Walker, in_order, seen
 from mixbit.quantization.affine import bias_step, least_scale

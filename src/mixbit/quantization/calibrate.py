@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixbit.core import Format, InvalidInput, Sparsity, track
-from mixbit.core.batches import Batch, split_all
+from mixbit.core import Batch, Format, InvalidInput, Sparsity, split_all, track
 from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation, argument, check_graph, sample_axis
 from mixbit.graph.layers import observable, run_stacked, stack_weights
 from mixbit.graph.walk import Walker, seen

@@ -8,8 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from mixbit.core import InvalidInput, track
-from mixbit.core.batches import split_batches
+from mixbit.core import InvalidInput, split_batches, track
 from mixbit.graph.capture import exported, running_statistics
 from mixbit.graph.graph import Graph, Operation, argument, is_parameter, num_uses, packet
 from mixbit.graph.walk import in_order

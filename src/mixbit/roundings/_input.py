@@ -4,11 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mixbit.core import Methods
-from mixbit.core.batches import Inputs
-from mixbit.core.io.digest import digest
-from mixbit.core.io.store import Store
-from mixbit.core.task import Task
+from mixbit.core import Inputs, Methods, Store, Task, digest
 from mixbit.graph.graph import Case, Graph
 from mixbit.quantization.quantizer import quantizers_of
 

@@ -4,9 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mixbit.core import InvalidInput, Plan, find_target, method, pick
-from mixbit.core.io.store import Store
-from mixbit.core.task import Task
+from mixbit.core import InvalidInput, Plan, Store, Task, find_target, method, pick
 from mixbit.graph.graph import Graph, check_arguments
 from mixbit.quantization.biases import BIAS_CORRECTIONS, corrected
 from mixbit.quantization.calibrate import Calibration, calibrate

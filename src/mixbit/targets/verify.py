@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from mixbit.core import Plan, Runner, Target, TargetMismatch, find_target
-from mixbit.core.batches import Inputs, split_batch
-from mixbit.core.task import Task
+from mixbit.core import Inputs, Plan, Runner, Target, TargetMismatch, Task, find_target, split_batch
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph, Layer
 from mixbit.targets._integers import plan_of

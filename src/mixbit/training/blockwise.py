@@ -9,8 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mixbit.core import track
-from mixbit.core.io.store import Store
+from mixbit.core import Store, track
 from mixbit.graph.blocks import Block, Stretch, needed_later, stretches
 from mixbit.graph.graph import Case, Graph, SampleAxis, sample_axis
 from mixbit.graph.walk import ActivationCache, Walker, seen

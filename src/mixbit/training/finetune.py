@@ -8,11 +8,7 @@ from typing import Any
 
 import torch
 
-from mixbit.core import InvalidInput, track
-from mixbit.core.batches import hold_out, loaded, split_all
-from mixbit.core.io.digest import digest
-from mixbit.core.io.store import Store
-from mixbit.core.task import Task
+from mixbit.core import InvalidInput, Store, Task, digest, hold_out, loaded, split_all, track
 from mixbit.graph.graph import Graph, check_arguments, check_graph
 from mixbit.quantization.quantizer import quantizers_of
 from mixbit.training.loop import Loop, Objective, Trained, Training, generator_of

@@ -9,10 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixbit.core import InvalidInput, track
-from mixbit.core.batches import Batch, Inputs, loaded, split_batch
-from mixbit.core.io.store import Stored
-from mixbit.core.task import Task, output_of
+from mixbit.core import Batch, Inputs, InvalidInput, Stored, Task, loaded, output_of, split_batch, track
 from mixbit.graph.evaluate import returned_by
 from mixbit.graph.graph import Graph
 from mixbit.quantization.biases import make_room_for_biases, settle_biases
