@@ -31,6 +31,21 @@ RUNS = {
     "scaled, then joined": lambda net, x: net.d(torch.cat([net.a(x).relu() * 10, x], 1)),
     "added to itself": lambda net, x: net.b((y := net.a(x)) + y),
     "added to its input": lambda net, x: net.b(net.a(y := net.c(x).relu()) + y),
+    "average with counted padding": lambda net, x: net.b(F.avg_pool2d(F.hardswish(net.a(x)), 3, 1, 1)),
+    "average with padding left out": lambda net, x: net.b(F.avg_pool2d(F.hardswish(net.a(x)), 3, 1, 1, False, False)),
+    "average beside a layer": lambda net, x: net.d(
+        torch.cat([net.b(y := F.hardswish(net.a(x))), F.avg_pool2d(y, 3, 1, 1)], 1)
+    ),
+    "average, rounded up": lambda net, x: net.b(F.avg_pool2d(F.hardswish(net.a(x)), 3, 3, ceil_mode=True)),
+    "average, rounded up, beside a layer": lambda net, x: net.d(
+        torch.cat(
+            [F.max_pool2d(net.b(y := F.hardswish(net.a(x))), 3, 3, ceil_mode=True), F.avg_pool2d(y, 3, 3, 0, True)], 1
+        )
+    ),
+    "average, padded and rounded up": lambda net, x: net.b(F.avg_pool2d(F.hardswish(net.a(x)), (3, 2), 2, 1, True)),
+    "average of a sequence": lambda net, x: net.l(
+        F.avg_pool1d(net.m(x.mean(2).transpose(1, 2)).relu().transpose(1, 2), 3, 2, 1, True).mean(2)
+    ),
     "two added": lambda net, x: net.b(net.a(x) + net.c(x)),
 }
 PARTS = {

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, fx
 
 from mixbit.core import Format, InvalidInput, Plan, Scheme, Sparsity, StoredWeight, TargetMismatch
-from mixbit.graph.graph import Graph
+from mixbit.graph.graph import Graph, argument, packet
 from mixbit.quantization.affine import factor_bytes, num_zeros, pack, packed_bytes
 from mixbit.quantization.quantizer import weight_quantizers
 
@@ -24,6 +24,43 @@ SEPARATOR = "::"
 FURTHER = "#"
 #: What the stored mask is called, behind the weight's name.
 MASK = "mask"
+
+
+_POOLS = {torch.ops.aten.avg_pool1d: 1, torch.ops.aten.avg_pool2d: 2, torch.ops.aten.avg_pool3d: 3}
+
+
+@dataclass(frozen=True)
+class CountedPool:
+    """An average pool that divides by windows' elements in the padding too, and what pooling ones gives: [1, *sizes].
+
+    Attributes:
+        node: The pool.
+        kernel, stride, padding: Of each dimension of the windows.
+        rounded_up: `ceil_mode`: whether the last windows may reach beyond the padding, which is not counted.
+        shares: Of each window, the part that is inside.
+    """
+
+    node: fx.Node
+    kernel: list[int]
+    stride: list[int]
+    padding: list[int]
+    rounded_up: bool
+    shares: Tensor
+
+
+def counted_pools(graph: Graph) -> list[CountedPool]:
+    """The average pools of the graph that count their padding, as torch's do by default."""
+    pools = []
+    for node in graph.module.graph.nodes:
+        number = _POOLS.get(packet(node))
+        if number is not None and argument(node, 5, True) and argument(node, 6) is None:
+            kernel = argument(node, 1)
+            given = (kernel, argument(node, 2) or kernel, argument(node, 3, 0))
+            kernel, stride, padding = (np.broadcast_to(sizes, number).tolist() for sizes in given)
+            ones = torch.ones(1, *argument(node, 0).meta["val"].shape[-number:])
+            shares = node.target(ones, *node.args[1:])
+            pools.append(CountedPool(node, kernel, stride, padding, argument(node, 4, False), shares))
+    return pools
 
 
 @dataclass(frozen=True)

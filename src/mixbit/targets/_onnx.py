@@ -15,7 +15,7 @@ from mixbit.graph.capture import export_graph, without_logs
 from mixbit.graph.graph import Graph, without_torchs_warnings
 from mixbit.quantization.affine import PLANES, pack
 from mixbit.quantization.quantizer import quantizer_path
-from mixbit.targets._integers import MASK, SEPARATOR, IntegerWeight, operator_name, stored_weights
+from mixbit.targets._integers import MASK, SEPARATOR, IntegerWeight, counted_pools, operator_name, stored_weights
 
 OPSET = 21  # the first with INT4 and per-channel DequantizeLinear of it
 #: Operators that onnxruntime runs in integers when both inputs are; others read weights as float32.
@@ -58,8 +58,9 @@ def _exported(simulated: Graph) -> Any:
     }
     try:
         with without_torchs_warnings(), without_logs(), interrupts_later():
+            program = export_graph(_without_counted_ends(simulated))
             exported: Any = torch.onnx.export(
-                export_graph(simulated), (), dynamo=True, verbose=False, optimize=False, opset_version=OPSET,
+                program, (), dynamo=True, verbose=False, optimize=False, opset_version=OPSET,
                 custom_translation_table=translations,
             )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:
@@ -67,6 +68,26 @@ def _exported(simulated: Graph) -> Any:
         reason = (str(cause).splitlines() or [type(cause).__name__])[0]
         raise UnsupportedModel(f"torch.onnx cannot export the model: {reason}") from error
     return exported.model
+
+
+def _without_counted_ends(simulated: Graph) -> Graph:
+    """The graph whose average pools with `ceil_mode` leave out what is not inside, times the share that is inside.
+
+    Between tensors of integers onnxruntime 1.31 divides such windows by the whole kernel if it counts the padding.
+    """
+    copied = simulated.copy()
+    graph = copied.module.graph
+    for pool in [pool for pool in counted_pools(copied) if pool.rounded_up]:
+        name = f"{pool.node.name}_shares"
+        copied.module.register_buffer(name, pool.shares)
+        with graph.inserting_after(pool.node):
+            shares = graph.get_attr(name)
+        with graph.inserting_after(shares):
+            product = graph.call_function(torch.ops.aten.mul.Tensor, (pool.node, shares))
+        pool.node.replace_all_uses_with(product, delete_user_cb=lambda user, product=product: user is not product)
+        pool.node.args = (*pool.node.args[:1], pool.kernel, pool.stride, pool.padding, True, False)
+    copied.module.recompile()
+    return copied
 
 
 def _quantize_dequantize(  # noqa: PLR0917 the arguments of mixbit.quantization.quantizer's operator

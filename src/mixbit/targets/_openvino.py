@@ -1,5 +1,6 @@
 """The OpenVINO model of a graph: converted with its weights as inputs, which constants and their operators replace."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from openvino.frontend.pytorch import ConversionExtension
 from torch import Tensor
+from torch.nn import functional
 
 from mixbit.core import UnsupportedModel, interrupts_later
 from mixbit.graph.capture import export_graph
-from mixbit.graph.graph import Graph, without_torchs_warnings
-from mixbit.targets._integers import IntegerWeight, operator_name, reason_line, stored_weights
+from mixbit.graph.graph import Graph, argument, without_torchs_warnings
+from mixbit.targets._integers import IntegerWeight, counted_pools, operator_name, reason_line, stored_weights
 
 _ops: Any = ov.opset15
 
@@ -70,11 +72,46 @@ def _convert(simulated: Graph, values: dict[str, Tensor]) -> Any:
     ]
     try:
         with without_torchs_warnings(), interrupts_later():
-            model = ov.convert_model(export_graph(simulated, values), extension=translations)
+            model = ov.convert_model(export_graph(_without_counted_padding(simulated), values), extension=translations)
         model.reshape({port: ov.PartialShape(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
     except (RuntimeError, ov.frontend.OpConversionFailure) as error:
         raise UnsupportedModel(f"OpenVINO cannot convert the model: {reason_line(error)}") from error
     return model
+
+
+def _without_counted_padding(simulated: Graph) -> Graph:
+    """The graph whose padded average pools are convolutions of each channel by 1 / elements, which run in float32.
+
+    OpenVINO 2026.4 fills the padding of a tensor of integers with the integer 0, whatever the zero point; and where it
+    leaves the padding out, what is multiplied behind the pool is rounded to 8 bits.
+    """
+    copied = simulated.copy()
+    graph = copied.module.graph
+    for pool in [pool for pool in counted_pools(copied) if any(pool.padding)]:
+        channels, *sizes = argument(pool.node, 0).meta["val"].shape[-len(pool.kernel) - 1 :]
+        weight = torch.full((channels, 1, *pool.kernel), 1 / math.prod(pool.kernel))
+        convolve = getattr(torch.ops.aten, f"conv{len(pool.kernel)}d").default
+        rest = (None, pool.stride, [0] * len(sizes), [1] * len(sizes), channels)
+        dimensions = zip(pool.shares.shape[1:], pool.stride, pool.kernel, sizes, pool.padding, strict=True)
+        ends = [
+            max(0, (windows - 1) * step + width - size - before) for windows, step, width, size, before in dimensions
+        ]
+        around = [value for pair in zip(reversed(pool.padding), reversed(ends), strict=True) for value in pair]
+        padded_ones = functional.pad(torch.ones(1, 1, *sizes), around)
+        factors = pool.shares / convolve(padded_ones, weight[:1], *rest[:-1], 1)[0]
+        for name, value in (("weight", weight), ("factors", factors)):
+            copied.module.register_buffer(f"{pool.node.name}_{name}", value)
+        with graph.inserting_before(pool.node):
+            x = graph.call_function(torch.ops.aten.pad.default, (pool.node.args[0], around))
+            mean = graph.call_function(convolve, (x, graph.get_attr(f"{pool.node.name}_weight"), *rest))
+            if pool.rounded_up:
+                mean = graph.call_function(
+                    torch.ops.aten.mul.Tensor, (mean, graph.get_attr(f"{pool.node.name}_factors"))
+                )
+        pool.node.replace_all_uses_with(mean)
+        graph.erase_node(pool.node)
+    copied.module.recompile()
+    return copied
 
 
 def _fake_quantize(context: Any) -> list[Any]:
