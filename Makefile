@@ -9,7 +9,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/mixbit demo
 
 test: lint
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto --maxprocesses=4 --dist loadfile
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
