@@ -2,9 +2,11 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -106,6 +108,13 @@ class Target:
     write: Callable[[Any, Path], None]
     load: Load
     stored: Callable[[Path], dict[str, StoredWeight]]
+
+    @contextmanager
+    def written(self, simulated: Any, graph: Any, batch_size: int | None = None) -> Iterator[Runner]:
+        """Write what `quantize` returned into a temporary folder, and load it from there."""
+        with TemporaryDirectory() as folder:
+            self.write(simulated, Path(folder))
+            yield self.load(Path(folder), graph, batch_size=batch_size)
 
     def refuses(self, scheme: Scheme) -> str | None:
         """Why the target does not store and execute layers of that scheme; None where it does."""

@@ -236,8 +236,7 @@ class Task:
     def outputs(self, returned: Any) -> Tensor:
         """The output [N, ..., C] in what the model returned: a tensor, the entry `logits`, or the first tensor.
 
-        Raises:
-            InvalidInput: there is none, it does not have that shape, or it holds NaN or inf.
+        Raises InvalidInput where there is none, it does not have that shape, or it holds NaN or inf.
         """
         output = _output(returned)
         if self.name == "regression":
@@ -254,8 +253,7 @@ class Task:
     def loss(self, returned: Any, labels: Tensor | None) -> Tensor:
         """The mean loss of a batch in nats: the user's own, cross-entropy, or half the squared distance.
 
-        Raises:
-            InvalidInput: there are no labels, or they do not fit, or the loss is not one finite number.
+        Raises InvalidInput where labels are missing or do not fit, or the loss is not one finite number.
         """
         if labels is None:
             wants = "this metric" if self.own_loss is None else "a loss of your own"

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from mixbit.core import Budget, FloatArray, InvalidInput, Limit, Sensitivity
+from mixbit.core import Budget, FloatArray, InvalidInput, Limit, Sensitivity, new_figure, save_figure
 from mixbit.metric_study.folder import Truth
-from mixbit.metric_study.pictures import new_figure, save_figure
 
 #: [L] the column of each layer's scheme.
 Choice = NDArray[np.int64]
@@ -43,10 +42,8 @@ LABELS = {"accuracy": "accuracy", "loss": "loss", "kl": "KL divergence, nats"}
 def draw_choices(table: Sensitivity, number: int, near: Budget | None, seed: int) -> dict[str, list[Choice]]:
     """Set (`random`, and `near` where a budget of one limit is given) -> so many random plans.
 
-    Plan i of a set depends on the seed alone, and not on how many are drawn.
-
-    Raises:
-        InvalidInput: fewer than three plans, a budget of several limits, or one that no plan comes near.
+    Plan i of a set depends on the seed alone, and not on how many are drawn. Raises InvalidInput for fewer than three
+    plans, a budget of several limits, or one that no plan comes near.
     """
     if number < 3:
         raise InvalidInput(f"{number} plans: a ranking needs at least 3, better 100")
@@ -239,7 +236,7 @@ def _interval(values: FloatArray, num_distinct: int) -> tuple[float, float] | No
 def draw_panels(path: Path, tables: Mapping[str, Sensitivity], sets: Mapping[str, PlanSet], judged_by: str) -> None:
     """Draw the truth of each set over the predicted loss of each metric; infinite predicted losses are left out."""
     sign = -1 if judged_by == "accuracy" else 1
-    figure = new_figure((PANEL[0] * len(tables), PANEL[1] * len(sets)))
+    figure = new_figure(PANEL[0] * len(tables), PANEL[1] * len(sets))
     grid = figure.subplots(len(sets), len(tables), squeeze=False)
     for axes_row, (name, plans) in zip(grid, sets.items(), strict=True):
         for axes, (metric, table) in zip(axes_row, tables.items(), strict=True):

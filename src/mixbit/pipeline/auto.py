@@ -14,8 +14,8 @@ from mixbit.graph.capture import capture, check_module
 from mixbit.graph.evaluate import evaluate
 from mixbit.graph.graph import Case, Graph
 from mixbit.metrics.measure import measure
-from mixbit.pipeline.deploy import Deployed, deploy
-from mixbit.pipeline.settings import Candidate, Measured, Network, Run, Settings
+from mixbit.pipeline.deploy import Candidate, Deployed, Measured, Network, deploy
+from mixbit.pipeline.settings import Run, Settings
 from mixbit.pipeline.trials import Scoring, cheapest_plan, searched_plan
 from mixbit.pruning.prune import prune_channels
 from mixbit.quantization import calibrate, equalized, reestimated

@@ -5,14 +5,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mixbit.core import Plan, Sensitivity, environment, sha256, whole_folder, write_text
+from mixbit.core import Batch, Plan, Sensitivity, environment, sha256, whole_folder, write_text
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph
 from mixbit.graph.resources import find_uncovered
 from mixbit.pipeline.folder import RESULT_FILE, Pruned, Result, figures, layer_rows, save_check_set
-from mixbit.pipeline.settings import Candidate, Measured, Run
+from mixbit.pipeline.settings import Run
 from mixbit.pruning.prune import Removal
-from mixbit.quantization.offers import uniform_plan
+from mixbit.quantization import Calibration, uniform_plan
 from mixbit.quantization.simulate import assemble
 from mixbit.targets.latency import paired_latency_ms
 from mixbit.targets.verify import Comparison, agreement, artefact_runner, compare, predicted_bytes
@@ -23,6 +23,48 @@ LEAST_AGREEMENT = 0.5
 COMPARED = ("accuracy", "agreement", "max_abs_diff", "relative_rms", "weight_bytes", "predicted_bytes", "file_bytes")
 
 _log = logging.getLogger("mixbit")
+
+
+@dataclass(frozen=True)
+class Network:
+    """The float graph, and batches to calibrate, measure and train on, to compare plans on, and to report on.
+
+    `dense` is the graph with all its channels, where some were removed.
+    """
+
+    graph: Graph
+    dense: Graph | None
+    batches: list[Batch]
+    held_out: list[Batch]
+    evaluation: list[Batch]
+
+
+@dataclass(frozen=True)
+class Measured(Network):
+    """A network and what was measured of it; `reference` is what it does on the held-out data."""
+
+    calibration: Calibration
+    table: Sensitivity
+    reference: Evaluation
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One plan, simulated.
+
+    Attributes:
+        divergence: From the float network on the held-out data (nats), with weights rounded to the nearest integers.
+        uniform: What the same uniform plan is called, as `w4a8`, or `w8a8d (w8 elsewhere)`; None where it is none.
+        untrained: The simulation before training, where it was trained.
+        reasons: Why it is deployed, one sentence a step.
+    """
+
+    plan: Plan
+    simulated: Graph
+    divergence: float
+    uniform: str | None = None
+    untrained: Graph | None = None
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from mixbit.core import (
     InvalidInput,
     Plan,
     Scheme,
+    StoredWeight,
     TargetMismatch,
     Task,
     find_target,
@@ -144,13 +145,13 @@ def layer_rows(
     schemes: dict[str, str], predicted: dict[str, int], target: str, folder: Path, executed: dict[str, str]
 ) -> dict[str, LayerRow]:
     """The part `layers`, with what the target's file in the folder holds."""
-    weights = find_target(target).stored(folder)
+    weights, missing = find_target(target).stored(folder), StoredWeight(0, "not found")
     return {
         name: LayerRow(
             scheme=scheme,
             predicted_bytes=predicted[name],
-            weight_bytes=weights[name].weight_bytes if name in weights else 0,
-            stored=weights[name].types if name in weights else "not found",
+            weight_bytes=weights.get(name, missing).weight_bytes,
+            stored=weights.get(name, missing).types,
             executed=executed.get(name, "not reported"),
         )
         for name, scheme in schemes.items()
@@ -226,9 +227,8 @@ def save_check_set(folder: Path, graph: Graph, batches: list[Batch], outputs: Te
 def recheck(folder: Path) -> Comparison:
     """Run the artefact on the folder's check set; compare with the simulation stored there and the predicted bytes.
 
-    Raises:
-        InvalidInput: a file of the folder is missing or not what mixbit writes.
-        TargetMismatch: the runtime cannot load the artefact. Differences are in the result's `problems`.
+    Raises InvalidInput where a file of the folder is missing or not what mixbit writes, and TargetMismatch where the
+    runtime cannot load the artefact. Differences are in the result's `problems`.
     """
     result, check, graph = _open(folder)
     task, runner = Task.named(result.task), find_target(result.target).load(folder, graph)
@@ -244,11 +244,8 @@ def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
     """Median latency at each batch size, and how every layer is stored and was executed.
 
     `latency_ms` is that of the settings under which the runtime computes as the simulation does, `default_latency_ms`,
-    paired with it, that of the runtime's own. Samples repeat where the check set has fewer than a batch.
-
-    Raises:
-        InvalidInput: a file of the folder is missing or not what mixbit writes.
-        TargetMismatch: the runtime cannot load the artefact.
+    paired with it, that of the runtime's own. Samples repeat where the check set has fewer than a batch. Raises as
+    `recheck` does.
     """
     result, check, graph = _open(folder)
     target = find_target(result.target)

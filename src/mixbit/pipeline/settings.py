@@ -1,4 +1,4 @@
-"""Settings of auto_quantize(), and the values that its steps share."""
+"""Settings of auto_quantize(), and what all its steps share."""
 
 import shutil
 import time
@@ -10,13 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from mixbit.core import Batch, Budget, InvalidInput, Plan, Sensitivity, Task, check_writable_folder, find_target, pick
-from mixbit.graph.evaluate import Evaluation
-from mixbit.graph.graph import Graph
+from mixbit.core import Budget, InvalidInput, Task, check_writable_folder, find_target, pick
 from mixbit.metrics import METRICS, Metric
 from mixbit.pruning.prune import check_share
 from mixbit.quantization.biases import BIAS_CORRECTIONS
-from mixbit.quantization.calibrate import Calibration
 from mixbit.quantization.masks import IMPORTANCE, IMPORTANCES
 from mixbit.quantization.offers import choices_of
 from mixbit.quantization.ranges import RANGES, RangeMethod
@@ -110,8 +107,7 @@ class Settings:
 class Run:
     """What all steps share: target, budget, settings, the places of unfinished work, and the seconds of each step.
 
-    Raises:
-        InvalidInput: names, settings, the budget or the folder cannot be used, or the runtime is not installed.
+    Raises InvalidInput where one of them cannot be used, or the runtime is not installed.
     """
 
     def __init__(self, target: str, budget: Budget, out: Path, settings: Settings, *, force: bool) -> None:
@@ -160,45 +156,3 @@ class Run:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class Network:
-    """The float graph, and batches to calibrate, measure and train on, to compare plans on, and to report on.
-
-    `dense` is the graph with all its channels, where some were removed.
-    """
-
-    graph: Graph
-    dense: Graph | None
-    batches: list[Batch]
-    held_out: list[Batch]
-    evaluation: list[Batch]
-
-
-@dataclass(frozen=True)
-class Measured(Network):
-    """A network and what was measured of it; `reference` is what it does on the held-out data."""
-
-    calibration: Calibration
-    table: Sensitivity
-    reference: Evaluation
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One plan, simulated.
-
-    Attributes:
-        divergence: From the float network on the held-out data (nats), with weights rounded to the nearest integers.
-        uniform: What the same uniform plan is called, as `w4a8`, or `w8a8d (w8 elsewhere)`; None where it is none.
-        untrained: The simulation before training, where it was trained.
-        reasons: Why it is deployed, one sentence a step.
-    """
-
-    plan: Plan
-    simulated: Graph
-    divergence: float
-    uniform: str | None = None
-    untrained: Graph | None = None
-    reasons: tuple[str, ...] = ()

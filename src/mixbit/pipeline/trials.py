@@ -4,8 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -28,10 +26,9 @@ from mixbit.core import (
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph, argument
 from mixbit.pipeline.settings import Score
-from mixbit.searches._problem import Floats, Trials
-from mixbit.searches.autoq import FEATURES
+from mixbit.searches._problem import FEATURES, Floats, Trials
 from mixbit.searches.front import front
-from mixbit.searches.search import Method, plan_of, priced, search, uniform_plans
+from mixbit.searches.search import Method, priced, search, uniform_plans
 from mixbit.targets.verify import artefact_runner
 
 
@@ -82,10 +79,8 @@ class Scoring:
             return self.simulated(plan)
 
         def run() -> float:
-            target = find_target(plan.target)
-            with TemporaryDirectory() as scratch:
-                target.write(self.simulate(plan), Path(scratch))
-                artefact = artefact_runner(target.load(Path(scratch), self.graph), self.graph)
+            with find_target(plan.target).written(self.simulate(plan), self.graph) as runner:
+                artefact = artefact_runner(runner, self.graph)
                 return self._of_outputs(evaluate(artefact, self.batches, self.task, "run a plan"))
 
         return self._stored("deployed", plan, run)
@@ -118,7 +113,7 @@ def searched_plan(table: Sensitivity, new_scoring: Callable[[], Scoring], budget
     """The plan of a search, with its prices; the scoring is made only where the search tries plans."""
     scoring = cache(new_scoring)
     trials = Trials(
-        evaluate=lambda choice: scoring().simulated(plan_of(table, choice, budget, "a plan")),
+        evaluate=lambda choice: scoring().simulated(table.plan(choice, "a plan", budget)),
         evaluate_float=lambda: scoring().float_score,
         features=lambda: layer_features(scoring().graph),
         seed=table.seed,
@@ -161,7 +156,7 @@ _STRIDE = 3
 
 
 def layer_features(graph: Graph) -> Floats:
-    """[L, F] in the order of `mixbit.searches.autoq.FEATURES`, of each layer's first operator.
+    """[L, F] in the order of FEATURES, of each layer's first operator.
 
     Strides and kernels are those of the first spatial dimension, 0 and 1 where there is none; the size of the input is
     its spatial extent, or else its last dimension, and 1 for indices.

@@ -1,8 +1,7 @@
 """The solver behind exact searches: integer programming by HiGHS, its proof, and shadow prices."""
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,14 +24,10 @@ MAX_EXCLUDED = 100
 OPTIMAL, OUT_OF_TIME, INFEASIBLE = 0, 1, 2  # scipy's status codes
 
 
-@dataclass(frozen=True)
-class Optimum:
-    """The best choice.
+class Optimum(NamedTuple):
+    """The best choice [L], and by which share of its cost above every layer's cheapest choice another could be cheaper.
 
-    Attributes:
-        choice: [L] the column that each layer takes.
-        gap: A better one could be cheaper by this share of its cost above that of every layer's cheapest choice; 0
-            where it is proven to be the best.
+    The share is 0 where the choice is proven to be the best.
     """
 
     choice: Integers
@@ -43,11 +38,8 @@ def optimum(problem: Problem) -> Optimum:
     """The choice of every layer with the smallest summed loss within every limit.
 
     The solver's precision is a share of the largest cost. So choices that alone cost more than an answer are left out,
-    and where that leaves much smaller costs, it solves again.
-
-    Raises:
-        InfeasibleBudget: if nothing keeps within the limits.
-        MixbitError: if the solver stops without an answer.
+    and where that leaves much smaller costs, it solves again. Raises InfeasibleBudget where nothing keeps within the
+    limits, and MixbitError where the solver stops without an answer.
     """
     floor = np.where(problem.offered, problem.usage, np.inf).min(axis=2, keepdims=True)
     usage = np.where(problem.offered, problem.usage - floor, 0.0)

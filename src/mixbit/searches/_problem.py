@@ -13,6 +13,9 @@ from mixbit.core import Budget, InfeasibleBudget, Limit, Sensitivity
 
 TOLERANCE = 1e-9  # share of a limit that rounding may add to a sum
 
+#: Of each layer: the columns of `Trials.features`.
+FEATURES = ("depthwise", "input_channels", "output_channels", "stride", "kernel", "num_weights", "input_size")
+
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
@@ -24,7 +27,7 @@ class Trials:
     Attributes:
         evaluate: A choice [L] -> its score, the higher the better: accuracy, or -KL divergence.
         evaluate_float: The score of the float network.
-        features: [L, F] what each layer is, in the order of `mixbit.searches.autoq.FEATURES`.
+        features: [L, F] what each layer is, in the order of FEATURES.
         seed: Random seed, where the method is given none.
     """
 
@@ -147,6 +150,22 @@ class Problem:
         """Whether the exact sums of a choice [L] are within the limits, to rounding."""
         most = self.limits + self.slack
         return all(math.fsum(taken(table, choice)) <= limit for table, limit in zip(self.usage, most, strict=True))
+
+    @property
+    def uniform_choices(self) -> dict[int, Integers]:
+        """Column -> the choice [L] within the limits that takes it in every layer, or else the first fallback offered.
+
+        A layer that is offered one choice only takes that. A column that some layer can take neither way is left out.
+        """
+        only = np.where(self.offered.sum(axis=1) == 1, self.offered.argmax(axis=1), -1)
+        choices: dict[int, Integers] = {}
+        for column in range(self.offered.shape[1]):
+            places = [column, *(self.fallbacks[column] if self.fallbacks else ())]
+            first = np.array(places)[self.offered[:, places].argmax(axis=1)]
+            choice = np.where(only >= 0, only, first)
+            if taken(self.offered, choice).all() and self.keeps(choice) and self.broken(choice) is None:
+                choices[column] = choice
+        return choices
 
     def smallest(self, values: Floats) -> float:
         """The smallest sum of `values` [L, C] over all offered choices that obey the input ties."""

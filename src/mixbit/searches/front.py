@@ -9,15 +9,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from mixbit.core import (
-    Budget,
-    InfeasibleBudget,
-    InvalidInput,
-    Plan,
-    Sensitivity,
-    read_model,
-    write_text,
-)
+from mixbit.core import Budget, InfeasibleBudget, InvalidInput, Plan, Sensitivity, read_model, write_text
 from mixbit.searches._problem import TOLERANCE, Floats, Integers, Problem
 
 #: How many steps below the cheapest plan known to be enough to look for others: scores do not fall evenly.

@@ -1,15 +1,13 @@
 """Search: from a table of sensitivities and a budget to a plan, and what a plan costs. Arrays only, never torch."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from mixbit.core import Budget, Methods, MixbitError, Plan, Price, Sensitivity
 from mixbit.searches._exact import optimum, shadow_prices
 from mixbit.searches._problem import Floats, Integers, Problem, Trials, taken
-from mixbit.searches.uniform import uniform_choices
 
 #: From the arrays to the column [L] of each layer.
 Method = Callable[[Problem], Integers]
@@ -37,7 +35,7 @@ def search(table: Sensitivity, budget: Budget, *, method: str | Method = "ilp", 
     choice = np.asarray(function(problem))
     if fault := _fault(choice, table, problem):
         raise MixbitError(f"search {name}: returned a choice that {fault}; this is an error in the method")
-    return plan_of(table, choice, budget, f"{table.metric} + {name}")
+    return table.plan(choice, f"{table.metric} + {name}", budget)
 
 
 def _fault(choice: Integers, table: Sensitivity, problem: Problem) -> str | None:
@@ -63,24 +61,11 @@ def uniform_plans(table: Sensitivity, budget: Budget) -> list[Plan]:
     They are made by `uniform w8a8`, or `uniform w8a8d (w8 elsewhere)` where some layers take another choice.
     """
     plans = []
-    for column, choice in uniform_choices(Problem.of(table, budget)).items():
+    for column, choice in Problem.of(table, budget).uniform_choices.items():
         others = [table.choices[other] for other in np.unique(choice) if other != column]
         elsewhere = f" ({' and '.join(others)} elsewhere)" if others else ""
-        plans.append(plan_of(table, choice, budget, f"uniform {table.choices[column]}{elsewhere}"))
+        plans.append(table.plan(choice, f"uniform {table.choices[column]}{elsewhere}", budget))
     return plans
-
-
-def plan_of(table: Sensitivity, choice: Sequence[int] | Integers, budget: Budget, made_by: str) -> Plan:
-    """The plan of a choice [L], with the predicted figures that are known."""
-    figures = {name: float(values[0]) for name, values in table.figures(np.asarray(choice)[None]).items()}
-    return Plan(
-        target=table.target,
-        fingerprint=table.fingerprint,
-        layers={layer: table.choices[column] for layer, column in zip(table.layers, choice, strict=True)},
-        budget=dict(budget.limits),
-        predicted={name: value for name, value in figures.items() if math.isfinite(value)},
-        made_by=made_by,
-    )
 
 
 def priced(table: Sensitivity, budget: Budget, plan: Plan) -> Plan:

@@ -16,7 +16,7 @@ from torch import Tensor
 from mixbit.core import Format, InvalidInput, Plan, Scheme, Sparsity, StoredWeight, TargetMismatch
 from mixbit.graph.graph import Graph
 from mixbit.quantization.affine import factor_bytes, num_zeros, pack, packed_bytes
-from mixbit.quantization.quantizer import weight_quantizers
+from mixbit.quantization.quantizer import quantizer_path, weight_quantizers
 
 #: Between a layer's name and the part of its weight, in names of tensors.
 SEPARATOR = "::"
@@ -49,6 +49,11 @@ class IntegerWeight:
     read: Format | None
     zero_point: NDArray[np.uint8] | None
     mask: NDArray[np.bool_] | None
+
+    @property
+    def quantizer(self) -> str:
+        """Full name of its quantizer in the graph, before the names of the scale and zero points."""
+        return quantizer_path(self.name, of_weight=True)
 
     @property
     def unsigned(self) -> NDArray[np.uint8]:

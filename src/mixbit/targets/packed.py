@@ -27,6 +27,7 @@ from mixbit.core import (
     Target,
     TargetMismatch,
     find_target,
+    model_of,
     save_arrays,
 )
 from mixbit.graph.graph import Graph, Layer
@@ -52,7 +53,7 @@ def write(simulated: Graph, folder: Path) -> None:
         if weight.mask is not None:
             arrays[f"{name}{SEPARATOR}{MASK}"] = weight.packed_mask
         if weight.zero_point is not None:
-            arrays[f"{quantizer_path(name, of_weight=True)}.zero_point"] = weight.zero_point
+            arrays[f"{weight.quantizer}.zero_point"] = weight.zero_point
     for name, value in floats.items():  # numpy has no bfloat16
         arrays[f"{name}{SEPARATOR}0"] = value.view(torch.int16).numpy()
     biases = {operation.node: bias for layer, operation, bias in biases_of(simulated) if layer.name in rounded}
@@ -80,8 +81,7 @@ def load(folder: Path, graph: Graph | None = None, /, **_: Any) -> Runner:
 def _restored(folder: Path, graph: Graph) -> Graph:
     """The quantized graph in the file, put onto the captured graph; raises TargetMismatch if they do not fit."""
     path = folder / FILE
-    tensors, metadata = _read(path)
-    plan = Plan.from_json(metadata["plan"], str(path))
+    tensors, plan, metadata = _read(path)
     formats = {layer: plan.scheme(layer.name).weight for layer in check_plan(graph, plan)}
     try:
         biases = {node: tensors[name] for node, name in json.loads(metadata["biases"]).items()}
@@ -104,8 +104,7 @@ def _restored(folder: Path, graph: Graph) -> Graph:
 
 def stored(folder: Path) -> dict[str, StoredWeight]:
     """Layer -> bytes and types of its weight and scales, read from the file."""
-    tensors, metadata = _read(folder / FILE)
-    plan, rows = Plan.from_json(metadata["plan"], str(folder / FILE)), {}
+    (tensors, plan, _), rows = _read(folder / FILE), {}
     for name in plan.layers:
         fmt, types = plan.scheme(name).weight, "float32"
         parts = [key for key in tensors if key.partition(SEPARATOR)[0] == name and key != name] or [name]
@@ -123,7 +122,7 @@ def stored(folder: Path) -> dict[str, StoredWeight]:
     return rows
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: Path) -> tuple[dict[str, Tensor], Plan, dict[str, str]]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
@@ -134,7 +133,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise TargetMismatch(f"{path}: not a safetensors file ({error}); export again") from error
     if metadata.get("format") != FORMAT or not {"plan", "biases"} <= metadata.keys():
         raise TargetMismatch(f"{path}: not written by target packed; export again")
-    return tensors, metadata
+    return tensors, model_of(metadata["plan"], path, Plan, "a plan"), metadata
 
 
 def _of_weight(tensors: dict[str, Tensor], layer: Layer, fmt: Format) -> Quantizer:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mixbit.core import InvalidInput, Scheme, facts_of
+from mixbit.core import InvalidInput, Scheme, facts_of, say
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function or package.module:function")]
 Data = Annotated[str, typer.Option(help="DATA: calibration batches, named like MODEL")]
@@ -68,8 +68,7 @@ def task_of(name: str, loss: str | None) -> Any:
 
 def say_unless_used(loss: str | None, metric: str) -> None:
     """Say so where a loss is given to a metric that does not use it."""
-    from mixbit.metrics import METRICS
-    from mixbit.metrics._input import IGNORES_LOSS
+    from mixbit.metrics import IGNORES_LOSS, METRICS
 
     function = METRICS.get(metric.partition(":")[0])
     if loss is not None and function is not None and IGNORES_LOSS in facts_of(function):
@@ -114,11 +113,6 @@ def print_rows(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]
 def print_json(value: Any) -> None:
     """Print one JSON object."""
     print(json.dumps(value, indent=2))
-
-
-def say(text: str) -> None:
-    """Print a message on standard error."""
-    print(text, file=sys.stderr)
 
 
 def say_what_runs_in_float(names: list[str], count: int) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixbit.app.commands import options
-from mixbit.app.commands.options import print_rows, say, say_what_runs_in_float
+from mixbit.app.commands.options import print_rows, say_what_runs_in_float
 from mixbit.app.nncf import read_nncf_config
-from mixbit.core import Budget, InvalidInput, MaxDrop, find_target, pick
+from mixbit.core import Budget, InvalidInput, MaxDrop, find_target, pick, say
 
 if TYPE_CHECKING:
     from mixbit.pipeline.folder import Result

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from mixbit.app.commands import options
-from mixbit.app.commands.options import print_json, print_rows, say, say_what_runs_in_float
-from mixbit.core import TARGETS, find_target, pick
+from mixbit.app.commands.options import print_json, print_rows, say_what_runs_in_float
+from mixbit.core import TARGETS, find_target, pick, say
 
 ADVICE = (
     "float16 where a GPU computes; w8a8 and narrower where a CPU does, which is faster than float in integers alone; "

@@ -40,10 +40,7 @@ class Store:
     """Finished steps of a run, each in the file `<name>.safetensors` of a folder with the question that it answers.
 
     A question is a JSON value that names all that a step depends on. Files appear whole or not at all. The folder is
-    made where it is missing; None stores nothing.
-
-    Raises:
-        InvalidInput: the folder is no path.
+    made where it is missing; None stores nothing, and what is no path raises InvalidInput.
     """
 
     def __init__(self, folder: str | Path | None) -> None:
@@ -59,12 +56,9 @@ class Store:
             write_bytes(path, safetensors.torch.save(copies, metadata))
 
     def get(self, name: str, question: Any) -> Stored | None:
-        """What is stored under the name for this question, or None.
+        """What is stored under the name for this question, or None; raises InvalidInput where the file is another's.
 
         The folder is made here already: work that cannot be stored should not begin.
-
-        Raises:
-            InvalidInput: the file is something else, or its folder cannot be made.
         """
         answered, stored = self._read(name) or (None, None)
         return stored if answered == json.loads(json.dumps(question)) else None
@@ -103,10 +97,8 @@ class Store:
 class Journal:
     """A file with one line of JSON for what its scores depend on, then one for each score; a line cut short is dropped.
 
-    Without a path scores stay in memory. With `force` a journal about something else is thrown away.
-
-    Raises:
-        InvalidInput: the file is about something else, or is no journal.
+    Without a path scores stay in memory. A file about something else, which `force` throws away, or that is no journal
+    raises InvalidInput.
     """
 
     def __init__(
@@ -152,10 +144,7 @@ def digest(*values: Any) -> str:
 
     A function or object is known by its source and the values that it holds: the arguments of a partial, the attributes
     of an object, the defaults of a function and what it takes from the function around it. Other functions that it
-    calls, and global values, are not looked into.
-
-    Raises:
-        InvalidInput: the values are nested too deeply.
+    calls, and global values, are not looked into. Raises InvalidInput for values that are nested too deeply.
     """
     try:
         text = re.sub(r" at 0x[0-9a-f]+", "", "\n".join(_described(value, ()) for value in values))

@@ -35,6 +35,11 @@ def track(items: Iterable[T], label: str | Callable[[], str], total: int | None 
             progress.update(task, advance=1, description=label())
 
 
+def say(text: str) -> None:
+    """Print a message on standard error."""
+    print(text, file=sys.stderr)  # noqa: T201
+
+
 def draw_nothing() -> None:
     """Draw no progress from now on, since another process draws that of this one."""
     _DRAWS.set(False)
