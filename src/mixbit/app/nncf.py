@@ -117,9 +117,7 @@ class _Searched(_Precision):
         weights = sorted({bits for bits in self.bits if bits in target.weight_bits})
         inputs = sorted({bits for bits in self.bits if bits in target.input_bits}) or [8]
         if not weights:
-            raise InvalidInput(
-                f"precision.bits {self.bits}: target {target.name} stores weights of {target.weight_bits}"
-            )
+            raise InvalidInput(f"precision.bits {self.bits}: {_stored(target)}")
         left_out = sorted(set(self.bits) - set(weights))
         without = f"; {left_out} are not stored by {target.name}" if left_out else ""
         notes["precision.bits"] = f"honoured: weights of {weights}, inputs of {inputs} bits{without}"
@@ -186,8 +184,7 @@ class _Manual(_Precision):
                 notes[scope] = "refused: inputs take 8 bits where precisions are set by hand"
                 continue
             if not isinstance(bits, int) or bits not in target.weight_bits:
-                stored = f"target {target.name} stores weights of {target.weight_bits}"
-                raise InvalidInput(f"{scope}: {bits!r} bits; {stored}")
+                raise InvalidInput(f"{scope}: {bits!r} bits; {_stored(target)}")
             pins[layer] = f"w{bits}a8"
             notes[scope] = f"mapped: pin {layer}=w{bits}a8"
         return NncfConfig("weight_error", "ilp", Budget(weight_ratio=1), ("w8a8",), pins, 1.0, notes)
@@ -229,6 +226,10 @@ def _read(stored: Any, target: Target) -> NncfConfig:
     for key in [key for key in quantization.initializer if key != "precision"]:
         notes[f"initializer.{key}"] = f"not needed: ranges and scales are chosen on DATA for {target.name}"
     return _checked(_KINDS[kind], precision, "precision.").config(target, pins, notes)
+
+
+def _stored(target: Target) -> str:
+    return f"target {target.name} stores weights of {target.weight_bits}"
 
 
 M = TypeVar("M", bound=BaseModel)

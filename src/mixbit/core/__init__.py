@@ -65,6 +65,7 @@ if TYPE_CHECKING:
         Stored as Stored,
         digest as digest,
         environment as environment,
+        read_tensors as read_tensors,
     )
     from mixbit.core.io.user_code import (
         absolute as absolute,

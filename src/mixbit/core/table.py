@@ -243,8 +243,7 @@ class Sensitivity:
         Schemes in `only_pinned` are offered to pinned layers only, and to those that are offered nothing else.
 
         Raises:
-            InvalidInput: a pattern that matches no layer, or a scheme that the table does not hold or a layer is not
-                offered.
+            InvalidInput: a pattern that matches no layer, or a scheme that the table or a layer does not have.
         """
         every = np.isfinite(self.loss)
         others = every & ~np.isin(self.choices, list(only_pinned))
@@ -279,9 +278,7 @@ class Sensitivity:
         if resource == "mean_bits":
             return self.usage["weight_bits"] / weights
         if resource not in self.usage:
-            raise InvalidInput(
-                f"{resource}: the table holds no times of its choices; measure with --latency, or quantize, which does"
-            )
+            raise InvalidInput(f"{resource}: the table holds no times of its choices; measure with --latency")
         return self.usage[resource]
 
     def limits(self, budget: Budget) -> list[Limit]:

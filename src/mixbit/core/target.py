@@ -77,8 +77,7 @@ class Target:
         dynamic_choices: The schemes offered where ranges are to be taken at run time and none are asked for.
         integer_operators: Kinds of operators between layers (`add`, `cat`, `average_pool`, `matmul`) that run in
             integers when their inputs are quantized.
-        adds_into_layers: Whether an addition runs inside a convolution that feeds it and nothing else, whose output
-            then is never rounded.
+        adds_into_layers: Whether a convolution that feeds an addition alone computes it too, without rounding between.
         quantized_outputs: Whether a convolution runs in integers only where its output is quantized too.
         needs_graph: Whether `load` needs the captured graph.
         note: What happens to each width when the file is loaded, and what it stores beside them, for people.
@@ -127,10 +126,8 @@ class Target:
             return None
         widths = ", ".join(f"w{bits}" for bits in self.weight_bits)
         inputs = ", ".join(f"a{bits}" for bits in self.input_bits)
-        return (
-            f"target {self.name} does not run it; weights {widths}, inputs {inputs} or float"
-            f"{'' if reason is None else f', {reason}'}"
-        )
+        more = "" if reason is None else f", {reason}"
+        return f"target {self.name} does not run it; weights {widths}, inputs {inputs} or float{more}"
 
     def schemes(self, choices: Sequence[str] | None) -> tuple[Scheme, ...]:
         """The choices, by default its own, as schemes: each offered, each once, ranges at run time all in one way."""
@@ -144,10 +141,8 @@ class Target:
             if scheme.input is not None:
                 kinds.setdefault(scheme.input, str(scheme))
         if len(kinds) > 1 and any(fmt.dynamic for fmt in kinds):
-            raise InvalidInput(
-                f"choices {', '.join(kinds.values())}: a plan takes all ranges at run time, in one way, or none; offer "
-                "one kind"
-            )
+            texts = tuple(kinds.values())
+            raise InvalidInput(f"choices {', '.join(texts)}: a plan takes all ranges at run time, in one way, or none")
         return schemes
 
 

@@ -90,8 +90,7 @@ def split_batch(batch: Any, num_inputs: int | None = None) -> Batch:
     where that is None, in a tuple of two or more.
 
     Raises:
-        InvalidInput: it is none of these, its tensors differ in their number of samples, or the labels are no tensor
-            with one entry a sample.
+        InvalidInput: it is none of these, tensors differ in their number of samples, or labels are not one a sample.
     """
     labels = None
     if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[0], Inputs):
@@ -136,8 +135,7 @@ def split_all(batches: Iterable[Any], num_inputs: int | None) -> list[Batch]:
 def split_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
     """Inputs and labels of every batch, as the model's forward takes them; raises InvalidInput as `split_all` does.
 
-    A tuple ends with labels where it holds more than forward takes, or ends with a vector of whole numbers that forward
-    can do without.
+    A tuple ends with labels where it holds more than forward takes, or ends with integers [N] that it can do without.
     """
     batches = list(loaded(batches))
     first = next((batch for batch in batches if isinstance(batch, tuple | list) and len(batch) > 0), None)
@@ -192,8 +190,7 @@ class Task:
         name: A key of TASKS.
         draw: (outputs [N, ..., C], generator) -> scalar whose gradient by output n is a random vector with mean 0 and
             the Fisher information of sample n as covariance, averaged over the sample's positions.
-        divergence: (reference [N, ..., C], outputs [N, ..., C]) -> [N] Kullback-Leibler divergence in nats, averaged
-            over the sample's positions.
+        divergence: (reference [N, ..., C], outputs [N, ..., C]) -> [N] KL divergence in nats, the mean of positions.
         has_accuracy: Whether "the top answer" and labels make sense.
         own_loss: (the model's output as it returns it, labels) -> mean loss of the batch; the task's own where None.
     """
@@ -294,9 +291,8 @@ class Task:
         """Raise InvalidInput unless there is a class number, or IGNORED, for every position of the outputs."""
         wanted, num_classes = outputs.shape[:-1], outputs.shape[-1]
         if labels.is_floating_point() or labels.is_complex() or labels.shape != wanted:
-            raise InvalidInput(
-                f"labels: {labels.dtype} {list(labels.shape)}; give whole class numbers {list(wanted)}, one a position"
-            )
+            found = f"{labels.dtype} {list(labels.shape)}"
+            raise InvalidInput(f"labels: {found}; give whole class numbers {list(wanted)}, one a position")
         counted = labels[labels != IGNORED]
         low, high = (int(end) for end in counted.aminmax()) if counted.numel() else (0, 0)
         if low < 0 or high >= num_classes:

@@ -20,6 +20,8 @@ from mixbit.metric_study.folder import Truth
 
 #: [L] the column of each layer's scheme.
 Choice = NDArray[np.int64]
+#: Groups of layers that read the same tensor.
+Ties = Sequence[Sequence[int]]
 #: A figure, None where it is not defined; or its interval, None where it would say too little.
 Figures = dict[str, float | tuple[float, float] | None]
 
@@ -58,9 +60,7 @@ def draw_choices(table: Sensitivity, number: int, near: Budget | None, seed: int
     return drawn
 
 
-def random_choice(
-    num_layers: int, input_bits: Sequence[int], input_ties: Sequence[Sequence[int]], rng: np.random.Generator
-) -> Choice:
+def random_choice(num_layers: int, input_bits: Sequence[int], input_ties: Ties, rng: np.random.Generator) -> Choice:
     """A choice [L], each layer's uniform over the C choices and independent of the others, unless they are tied.
 
     For tied layers, which read the same tensor, the input format is drawn first, uniformly over the formats offered;
@@ -74,9 +74,7 @@ def random_choice(
     return choice
 
 
-def near_choice(
-    limit: Limit, input_bits: Sequence[int], input_ties: Sequence[Sequence[int]], rng: np.random.Generator
-) -> Choice:
+def near_choice(limit: Limit, input_bits: Sequence[int], input_ties: Ties, rng: np.random.Generator) -> Choice:
     """A choice [L] whose usage differs from the limit's bound by at most NEAR of it.
 
     Starting from a `random_choice`, single layers are moved to other choices, each move drawn uniformly among those
@@ -101,10 +99,8 @@ def near_choice(
             layer, column = rng.choice(moves)
             choice[layer] = column
     low, high = usage.min(axis=1).sum(), usage.max(axis=1).sum()
-    raise InvalidInput(
-        f"near budget {limit.name}={limit.bound:g}: found no plan within {NEAR:.0%} of it; "
-        f"the choices reach {low:g} to {high:g}"
-    )
+    reach = f"the choices reach {low:g} to {high:g}"
+    raise InvalidInput(f"near budget {limit.name}={limit.bound:g}: found no plan within {NEAR:.0%} of it; {reach}")
 
 
 @dataclass(frozen=True)

@@ -102,8 +102,7 @@ def study(  # noqa: PLR0913
         target: Name of the target whose choices are studied.
         out: Folder for study.json, study.png and the finished parts.
         choices: Schemes that plans choose from; the target's default ones where None.
-        metrics: Names or functions; all that there are where None. If one cannot answer, or fails, the reason is
-            reported.
+        metrics: Names or functions; all that there are where None. Where one fails, the reason is reported.
         num_plans: How many random plans of each set.
         near_budget: A budget of one limit; where given, a second set of plans is drawn whose usage is near it.
         seed: Random seed. Plan i of a set is always the same, for any number of plans.
@@ -194,9 +193,8 @@ def _named(metrics: Sequence[str | Metric] | None) -> dict[str, str | Metric]:
             raise InvalidInput(f"metrics: two are called {name}; give each once, under another name")
         known = isinstance(metric, str) or METRICS.get(name) is method
         if not known and name.partition(":")[0] in METRICS:
-            raise InvalidInput(
-                f"metrics: {name} is the name of one of mixbit's; give your own another; options as in hawq:vectors=20"
-            )
+            way_out = "give your own another; options as in hawq:vectors=20"
+            raise InvalidInput(f"metrics: {name} is the name of one of mixbit's; {way_out}")
         named[name] = name if known else metric
     if not named:
         raise InvalidInput(f"metrics: none given; known: {', '.join(METRICS)}")
@@ -210,10 +208,7 @@ def _check_processes(processes: int, setup: Any, metrics: Any) -> None:
         return
     if not callable(setup):
         raise InvalidInput(f"setup: a {type(setup).__name__}; give a function that returns it, or processes=1")
-    way_out = (
-        "give functions of the top level of a module that make what they need, or functools.partial of them with plain "
-        "values, or processes=1"
-    )
+    way_out = "give functions at a module's top level, or functools.partial of them with plain values, or processes=1"
     failure = "setup and metrics go to other processes, and one of them cannot"
     with users_code(lambda error: InvalidInput(f"{failure} ({reason_of(error)}); {way_out}")):
         pickle.loads(pickle.dumps((setup, metrics)))

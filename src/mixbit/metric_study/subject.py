@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -29,9 +29,7 @@ class Subject:
     calibration: Calibration
 
     @classmethod
-    def of(
-        cls, parts: Any, calibration: Calibration | None = None, digests: Mapping[str, str] | None = None
-    ) -> "Subject":
+    def of(cls, parts: Any, calibration: Calibration | None = None, digests: dict[str, str] | None = None) -> "Subject":
         """From what the `setup` of `study()` returns; calibrates, unless that was done.
 
         Raises InvalidInput for other parts, data that does not fit the graph, some batches with labels and some

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -29,6 +29,7 @@ from mixbit.core import (
     load_model,
     output_of,
     read_model,
+    read_tensors,
     save_arrays,
     sha256,
 )
@@ -188,9 +189,7 @@ class CheckSet:
         """Read check.safetensors of a folder; raise InvalidInput for anything else."""
         path = folder / CHECK_FILE
         try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+            tensors, metadata = read_tensors(path)
             names, output = json.loads(metadata["names"]), int(metadata["output"])
             values = [tensors[f"input.{index}"] for index in range(sum(name.startswith("input.") for name in tensors))]
             inputs = Inputs((), dict(zip(names, values, strict=True))) if names else Inputs(tuple(values), {})
@@ -244,8 +243,7 @@ def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
     """Median latency at each batch size, and how every layer is stored and was executed.
 
     `latency_ms` is that of the settings under which the runtime computes as the simulation does, `default_latency_ms`,
-    paired with it, that of the runtime's own. Samples repeat where the check set has fewer than a batch. Raises as
-    `recheck` does.
+    paired with it, that of the runtime's own. Samples repeat where there are too few. Raises as `recheck` does.
     """
     result, check, graph = _open(folder)
     target = find_target(result.target)
@@ -279,9 +277,7 @@ def _open(folder: Path) -> tuple[Result, CheckSet, Graph | None]:
         raise InvalidInput(f"{folder}: plan.json is not the plan of result.json; quantize again")
     for name, digest in result.files.items():
         if sha256(folder / name) != digest:
-            raise TargetMismatch(
-                f"the artefact does not match: {name} is not the file that was verified; quantize again"
-            )
+            raise TargetMismatch(f"the artefact does not match: {name} is not the file verified then; quantize again")
     target, check = find_target(result.target), CheckSet.load(folder)
     target.require()
     if not target.needs_graph:

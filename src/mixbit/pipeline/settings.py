@@ -94,9 +94,8 @@ class Settings:
         if not 0 < self.eval_subset_ratio <= 1:
             raise InvalidInput(f"eval_subset_ratio={self.eval_subset_ratio}: give a share between 0 and 1")
         if self.eval_timeout_s is not None and not 0 < self.eval_timeout_s <= LONGEST_S:
-            raise InvalidInput(
-                f"eval_timeout_s={self.eval_timeout_s}: give a positive number of seconds, {LONGEST_S} at most"
-            )
+            given = f"eval_timeout_s={self.eval_timeout_s}"
+            raise InvalidInput(f"{given}: give a positive number of seconds, {LONGEST_S} at most")
         if self.prune_channels != 0:
             check_share(self.prune_channels)
         if not isinstance(self.epochs, int) or self.epochs < 1:
@@ -132,9 +131,7 @@ class Run:
                 "instead, say the weight_bytes of the plan that --max-drop finds, or a --rounding instead of training"
             )
         if budget.max_drop is not None and share != 0:
-            raise InvalidInput(
-                f"prune_channels={share}: a largest drop would be counted from the pruned network; give a budget"
-            )
+            raise InvalidInput(f"prune_channels={share}: a drop would count from the pruned network; give a budget")
 
     @contextmanager
     def clock(self, step: str) -> Iterator[None]:

@@ -38,8 +38,7 @@ class Scoring:
 
     Attributes:
         simulate: Makes the simulation of a plan, a new graph.
-        score: The user's own function; where None, the share of right answers, or without labels the divergence from
-            the float network, negative.
+        score: The user's own; where None the share of right answers, or without labels minus the divergence from float.
         timeout_s: Longest time of one evaluation; None for any.
         journal: Stores the scores, so that none is taken twice.
     """
@@ -103,9 +102,7 @@ class Scoring:
         with time_limit(self.timeout_s, late):
             value = score()
         if not math.isfinite(value):
-            raise MixbitError(
-                f"the evaluation of {what} returns {value}; it must return a finite number, the higher the better"
-            )
+            raise MixbitError(f"the evaluation of {what} returns {value}; return a finite number, higher is better")
         return value
 
 

@@ -32,15 +32,14 @@ import itertools
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from annotated_types import Ge
 from scipy import stats
 
 from mixbit.core import InvalidInput, method, track
-from mixbit.searches._exact import optimum
-from mixbit.searches._problem import FEATURES, Floats, Integers, Problem, Trials
+from mixbit.searches._problem import FEATURES, Floats, Integers, Problem, Trials, optimum
 
 #: Place of the bits of the previous quantizer among the ten features.
 PREVIOUS = 7
@@ -87,12 +86,7 @@ def autoq(
     precisions = Precisions(problem, trials)
     if not precisions.steps:
         return exact
-    try:
-        from mixbit.searches._autoq_agent import Agent  # noqa: PLC0415 the extra is for this search alone
-    except ImportError as error:
-        raise InvalidInput(f"search autoq: {error}; install it: pip install 'mixbit[autoq]'") from error
-    agent = Agent(len(precisions.steps), len(FEATURES) + 3, seed)
-    rng = np.random.default_rng(seed)
+    agent, rng = _new_agent(len(precisions.steps), seed), np.random.default_rng(seed)
     start = precisions.actions_of(exact) if warm_start else None
     warmup = min(warmup, episodes // 2)
     best, scores, average = exact, [-math.inf], None
@@ -118,6 +112,14 @@ def autoq(
         average = reward if average is None else PAST * average + (1 - PAST) * reward
         agent.learn(precisions.observations(precisions.widths_of(choice)), actions, reward - average, seed + episode)
     return best
+
+
+def _new_agent(num_steps: int, seed: int) -> Any:
+    try:
+        from mixbit.searches._autoq_agent import Agent  # noqa: PLC0415 the extra is for this search alone
+    except ImportError as error:
+        raise InvalidInput(f"search autoq: {error}; install it: pip install 'mixbit[autoq]'") from error
+    return Agent(num_steps, len(FEATURES) + 3, seed)
 
 
 def _near(mean: float, deviation: float, rng: np.random.Generator) -> float:

@@ -1,13 +1,12 @@
 """Search: from a table of sensitivities and a budget to a plan, and what a plan costs. Arrays only, never torch."""
 
-import dataclasses
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from mixbit.core import Budget, Methods, MixbitError, Plan, Price, Sensitivity
-from mixbit.searches._exact import optimum, shadow_prices
-from mixbit.searches._problem import Floats, Integers, Problem, Trials, taken
+from mixbit.searches._problem import Floats, Integers, Problem, Trials, optimum, shadow_prices, taken
 
 #: From the arrays to the column [L] of each layer.
 Method = Callable[[Problem], Integers]
@@ -87,17 +86,13 @@ def priced(table: Sensitivity, budget: Budget, plan: Plan) -> Plan:
 
 def _price(table: Sensitivity, problem: Problem, name: str, choice: Integers, slopes: Floats) -> Price:
     """The price of the limits of one name: of a peak, all moments are loosened alike."""
-    used = {
-        row: float(taken(limit.usage, choice).sum()) for row, limit in enumerate(problem.budget) if limit.name == name
-    }
-    fullest = max(used, key=lambda row: used[row] + problem.budget[row].offset)
-    limit = problem.budget[fullest]
+    limits = problem.budget
+    used = {row: float(taken(limit.usage, choice).sum()) for row, limit in enumerate(limits) if limit.name == name}
+    fullest = max(used, key=lambda row: used[row] + limits[row].offset)
+    limit = limits[fullest]
     more = MORE * (abs(limit.bound) + limit.offset)
-    looser = [
-        dataclasses.replace(other, bound=other.bound + more) if row in used else other
-        for row, other in enumerate(problem.budget)
-    ]
-    wider = optimum(dataclasses.replace(problem, budget=looser)).choice
+    looser = [replace(other, bound=other.bound + more) if row in used else other for row, other in enumerate(limits)]
+    wider = optimum(replace(problem, budget=looser)).choice
     gains = taken(table.loss, choice) - taken(table.loss, wider)
     bits = list(zip(problem.weight_bits, problem.input_bits, strict=True))
     price = float(slopes[list(used)].sum())

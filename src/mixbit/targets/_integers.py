@@ -193,7 +193,7 @@ def mismatch(failure: str, *errors: type[Exception], line: int = -1) -> Iterator
         raise TargetMismatch(f"{failure}: {reason_line(error, line)}") from error
 
 
-def reason_line(error: Exception, line: int = -1) -> str:
+def reason_line(error: BaseException, line: int = -1) -> str:
     """The line of that number in the error's text; its type where there is no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[line]
 

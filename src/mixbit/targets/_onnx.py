@@ -14,7 +14,7 @@ from mixbit.core import UnsupportedModel, interrupts_later
 from mixbit.graph.capture import export_graph, without_logs
 from mixbit.graph.graph import Graph, without_torchs_warnings
 from mixbit.quantization.affine import PLANES, pack
-from mixbit.targets._integers import MASK, SEPARATOR, IntegerWeight, operator_name, stored_weights
+from mixbit.targets._integers import MASK, SEPARATOR, IntegerWeight, operator_name, reason_line, stored_weights
 
 OPSET = 21  # the first with INT4 and per-channel DequantizeLinear of it
 #: Operators that onnxruntime runs in integers when both inputs are; others read weights as float32.
@@ -62,8 +62,7 @@ def _exported(simulated: Graph) -> Any:
                 custom_translation_table=translations,
             )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:
-        cause = error.__cause__ or error  # the error itself is advice for authors of exporters
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        reason = reason_line(error.__cause__ or error, 0)  # the error itself is advice for authors of exporters
         raise UnsupportedModel(f"torch.onnx cannot export the model: {reason}") from error
     return exported.model
 

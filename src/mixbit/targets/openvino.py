@@ -113,8 +113,7 @@ def _core() -> Any:
     """The process's only Core; it lives until the process ends.
 
     The CPU plugin gives the thread another signal stack while a Core has it loaded, and puts the former one back
-    afterwards: two Cores that do not end in the order of a stack leave freed memory in place, and the next interrupt
-    crashes the process.
+    afterwards: two Cores that do not end in the order of a stack leave freed memory there, and an interrupt crashes.
     """
     return _openvino().Core()
 

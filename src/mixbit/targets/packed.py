@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -28,6 +28,7 @@ from mixbit.core import (
     TargetMismatch,
     find_target,
     model_of,
+    read_tensors,
     save_arrays,
 )
 from mixbit.graph.graph import Graph, Layer
@@ -124,9 +125,7 @@ def stored(folder: Path) -> dict[str, StoredWeight]:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], Plan, dict[str, str]]:
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+        tensors, metadata = read_tensors(path)
     except OSError as error:
         raise InvalidInput(f"{path}: cannot be read ({error}); export again") from error
     except SafetensorError as error:

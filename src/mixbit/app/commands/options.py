@@ -16,24 +16,15 @@ TargetName = Annotated[str, typer.Option(help="onnxruntime, openvino or packed")
 BUDGET = typer.Option(help="name=value, as in mean_bits=4; may be repeated")
 Choices = Annotated[str | None, typer.Option(help="schemes to choose from, as in w4a8,w8a8")]
 TaskName = Annotated[str, typer.Option(help="classification, segmentation, language or regression")]
-LossSpec = Annotated[
-    str | None, typer.Option(help="file.py:function of (output, labels), for metrics; by default the task's own")
-]
+LossSpec = Annotated[str | None, typer.Option(help="for metrics: file.py:function(output, labels); else the task's")]
 Device = Annotated[str, typer.Option(help="where the model runs: cpu or cuda")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="random seed")]
 Force = Annotated[bool, typer.Option("--force", help="replace files of the same names in --out")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
-Metric = Annotated[
-    str, typer.Option(help="see: mixbit list metrics; with options as in hawq:vectors=20; or file.py:function")
-]
+Metric = Annotated[str, typer.Option(help="see: mixbit list metrics; options as hawq:vectors=20; or file.py:function")]
 SEARCH_HELP = "see: mixbit list searches; with options as in mixquant:multiplier=4"
-Pins = Annotated[
-    list[str] | None, typer.Option(help="NAME=SCHEME, as in 'conv1.weight=w8a8' or 'blocks.*=w4a8'; may be repeated")
-]
-Ranges = Annotated[
-    str,
-    typer.Option(help="how ranges of activations are chosen, see: mixbit list ranges; as in percentile:share=0.999"),
-]
+Pins = Annotated[list[str] | None, typer.Option(help="NAME=SCHEME, as conv1.weight=w8a8 or blocks.*=w4a8; repeatable")]
+Ranges = Annotated[str, typer.Option(help="ranges of activations, see: mixbit list ranges; as percentile:share=0.999")]
 #: Columns of a table that goes to a file or another program.
 WIDE = 200
 

@@ -25,30 +25,20 @@ def quantize(
     max_drop: Annotated[
         str | None, typer.Option(help="instead of a budget: largest loss of accuracy, e.g. 1% (without labels: nats)")
     ] = None,
-    evaluate: Annotated[
-        str | None, typer.Option("--eval", help="DATA to report accuracy on, and to check --max-drop on")
-    ] = None,
-    nncf_config: Annotated[
-        Path | None, typer.Option(help="file.json of NNCF 2 with hawq, autoq or manual precisions")
-    ] = None,
+    evaluate: Annotated[str | None, typer.Option("--eval", help="DATA to report on and to check --max-drop")] = None,
+    nncf_config: Annotated[Path | None, typer.Option(help="NNCF 2's file.json: hawq, autoq or manual bits")] = None,
     choices: options.Choices = None,
     pin: options.Pins = None,
     metric: options.Metric = "fisher",
     search: Annotated[str, typer.Option(help=options.SEARCH_HELP)] = "ilp",
     warm_start: Annotated[bool, typer.Option("--warm-start", help="autoq starts from the plan of ilp")] = False,
-    importance: Annotated[
-        str, typer.Option(help="which weights sparse schemes set to zero first: magnitude or fisher")
-    ] = "magnitude",
+    importance: Annotated[str, typer.Option(help="sparse schemes choose zeros by magnitude or fisher")] = "magnitude",
     score: Annotated[
         str | None, typer.Option(help="file.py:function of (model, batches) that scores a plan; higher is better")
     ] = None,
-    eval_subset_ratio: Annotated[
-        float, typer.Option(help="share of the calibration batches that plans are tried on")
-    ] = 1.0,
+    eval_subset_ratio: Annotated[float, typer.Option(help="share of calibration batches to try plans on")] = 1.0,
     eval_timeout: Annotated[float | None, typer.Option(help="longest time to try one plan, in seconds")] = None,
-    rounding: Annotated[
-        str, typer.Option(help="see: mixbit list roundings; with options as in brecq:iterations=500")
-    ] = "nearest",
+    rounding: Annotated[str, typer.Option(help="see: mixbit list roundings; as brecq:iterations=500")] = "nearest",
     ranges: options.Ranges = "mse",
     bias_correction: Annotated[str, typer.Option(help="at_once, sequential or off")] = "at_once",
     reestimate_bn: Annotated[

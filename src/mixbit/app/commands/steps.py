@@ -21,10 +21,10 @@ from mixbit.core import (
     save_figure,
     say,
 )
-from mixbit.searches.front import Front, front as front_
 
 if TYPE_CHECKING:
     from mixbit.metric_study.study import Study
+    from mixbit.searches.front import Front
 
 #: Smaller shares are rounding.
 GAP = 1e-4
@@ -88,9 +88,7 @@ def measure(
 
 
 def search(
-    sensitivity: Annotated[
-        Path, typer.Argument(help="sensitivity.json, as measure wrote it; or front.json, as front did")
-    ],
+    sensitivity: Annotated[Path, typer.Argument(help="sensitivity.json, as measure wrote it, or front's front.json")],
     budget: Annotated[list[str], options.BUDGET],
     out: Annotated[Path, typer.Option(help="plan.json")],
     method: Annotated[str, typer.Option(help=options.SEARCH_HELP)] = "ilp",
@@ -99,6 +97,7 @@ def search(
     as_json: options.AsJson = False,
 ) -> None:
     """Find the plan with the smallest predicted loss within the budget."""
+    from mixbit.searches.front import Front
     from mixbit.searches.search import priced, search as search_
 
     check_new_file(out, force=force)
@@ -112,9 +111,8 @@ def search(
         if plans.thinned_from is not None:
             say(f"{sensitivity} holds {len(plans)} of {plans.thinned_from} plans: a better one may be left out")
     else:
-        table = Sensitivity.load(sensitivity)
+        table = Sensitivity.load(sensitivity).pinned(options.pins_of(pin))
         verdict = table.verdict
-        table = table.pinned(options.pins_of(pin))
         function = options.function_or_name(method, "SEARCH")
         plan = priced(table, limits, search_(table, limits, method=function))
     plan.save(out)
@@ -152,15 +150,15 @@ def front(
     resource: Annotated[
         str, typer.Option(help="weight_bytes, weight_ratio, mean_bits, bit_ops or latency_ms")
     ] = "weight_bytes",
-    points: Annotated[
-        int | None, typer.Option(min=2, help="write at most this many plans, evenly spaced; all by default")
-    ] = None,
+    points: Annotated[int | None, typer.Option(min=2, help="at most so many plans, evenly spaced; else all")] = None,
     picture: Annotated[Path | None, typer.Option(help="front.png; needs matplotlib")] = None,
     pin: options.Pins = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Find all plans that are best at some budget of one resource."""
+    from mixbit.searches.front import front as front_
+
     check_new_file(out, force=force)
     if picture is not None:
         check_new_file(picture, force=force)
@@ -180,7 +178,7 @@ def front(
     say(f"{len(shown)} of {len(plans)} plans shown, {len(written)} written to {out}")
 
 
-def draw_front(path: Path, plans: Front) -> None:
+def draw_front(path: Path, plans: "Front") -> None:
     """Draw the predicted loss of every plan over its use of the resource, and mark those with one scheme for all."""
     figure = new_figure(6.4, 4.4)
     axes = figure.subplots()

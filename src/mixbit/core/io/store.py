@@ -29,6 +29,12 @@ from mixbit.core.errors import InvalidInput
 from mixbit.core.io.files import file_errors, write_bytes, write_text
 
 
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, on the CPU, and its metadata; raises OSError or SafetensorError."""
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 not a dict
+
+
 class Stored(NamedTuple):
     """Tensors by name, on the CPU, and what was noted beside them."""
 
@@ -86,9 +92,7 @@ class Store:
         if (path := self._path(name)) is None or not path.exists():
             return None
         try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 not a dict
+            tensors, metadata = read_tensors(path)
             return json.loads(metadata["question"]), Stored(tensors, json.loads(metadata["notes"]))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InvalidInput(f"{path}: holds nothing to resume from ({error}); delete it") from error
@@ -97,13 +101,10 @@ class Store:
 class Journal:
     """A file with one line of JSON for what its scores depend on, then one for each score; a line cut short is dropped.
 
-    Without a path scores stay in memory. A file about something else, which `force` throws away, or that is no journal
-    raises InvalidInput.
+    Without a path scores stay in memory. Raises InvalidInput for no journal, or one of something else, unless forced.
     """
 
-    def __init__(
-        self, path: Path | None = None, about: Mapping[str, Any] | None = None, *, force: bool = False
-    ) -> None:
+    def __init__(self, path: Path | None = None, about: dict[str, Any] | None = None, *, force: bool = False) -> None:
         self.path, self.about = path, dict(about or {})
         self.scores: dict[tuple[str, ...], float] = {}
         if path is None:
@@ -150,9 +151,7 @@ def digest(*values: Any) -> str:
         text = re.sub(r" at 0x[0-9a-f]+", "", "\n".join(_described(value, ()) for value in values))
     except RecursionError:
         names = ", ".join(getattr(value, "__name__", type(value).__name__) for value in values)
-        raise InvalidInput(
-            f"{names}: holds values that are nested too deeply to tell it from another; give a plain function"
-        ) from None
+        raise InvalidInput(f"{names}: holds values that are nested too deeply; give a plain function") from None
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

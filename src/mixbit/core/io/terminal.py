@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from operator import length_hint
 from typing import TypeVar
 
@@ -26,13 +27,11 @@ def track(items: Iterable[T], label: str | Callable[[], str], total: int | None 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     hidden = not (_DRAWS.get() and sys.stderr.isatty())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as progress:
-        if isinstance(label, str):
-            yield from progress.track(items, total=total, description=label)
-            return
-        task = progress.add_task(label(), total=total or length_hint(items) or None)
+        text = label if callable(label) else partial(str, label)
+        task = progress.add_task(text(), total=total or length_hint(items) or None)
         for item in items:
             yield item
-            progress.update(task, advance=1, description=label())
+            progress.update(task, advance=1, description=text())
 
 
 def say(text: str) -> None:
