@@ -48,9 +48,8 @@ def read_nncf_config(path: str | Path, target: Target, budget: Budget | None = N
         config = _read(stored, target)
         if budget is None and "bit_complexity_ratio" in config.budget.limits and target.input_bits == (8,):
             raise InvalidInput(
-                "HAWQ's ratio counts the larger of weight and input bits, and target "
-                f"{target.name} runs inputs in 8 bits alone: no plan reaches more than 1; give --budget "
-                "weight_ratio=0.15, or another, which replaces it"
+                f"HAWQ's ratio counts the wider of weight and input; target {target.name} runs inputs in 8 bits alone: "
+                "no plan reaches more than 1; give --budget weight_ratio=0.15, or another, which replaces it"
             )
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}") from error

@@ -54,8 +54,7 @@ class MaxDrop:
     """The largest loss of accuracy, of the artefact on the evaluation data.
 
     Attributes:
-        value: With labels, of the share of right answers: 0.01 is one point, 88.2 % to 87.2 %. Without labels, mean KL
-            divergence from the float network in nats.
+        value: Of the share of right answers: 0.01 is 88.2 % to 87.2 %. Without labels, mean KL divergence in nats.
         percent: Whether it was given in percent, which only a share of right answers can be.
 
     Raises:

@@ -127,10 +127,8 @@ class Plan(BaseModel):
         if missing := known - self.layers.keys():
             raise InvalidInput(f"plan: no scheme for {_some(missing)}; add them or plan again for this model")
         if self.fingerprint != model_fingerprint:
-            raise InvalidInput(
-                f"plan: made for another model (fingerprint {self.fingerprint}, this one has {model_fingerprint}): "
-                "a layer's shape differs; plan again for this model"
-            )
+            shapes = f"its shapes are {self.fingerprint}, not {model_fingerprint}"
+            raise InvalidInput(f"plan: made for another model ({shapes}); plan again for this model")
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
@@ -224,10 +222,7 @@ class Sensitivity:
     def _check_numbers(
         self, name: str, values: FloatArray, shape: tuple[int, ...], *, finite: NDArray[np.bool_] | bool = True
     ) -> None:
-        """Raise InvalidInput for another shape, NaN, -inf, +inf where `finite`, or a number larger than LARGEST.
-
-        Only a loss may be negative.
-        """
+        """Raise InvalidInput for another shape, NaN, -inf, inf if `finite`, over LARGEST, or below 0 but in a loss."""
         if values.shape != shape:
             raise InvalidInput(f"sensitivity: {name} has shape {values.shape}, expected {shape}")
         wrong = np.isnan(values) | np.isneginf(values) | (np.isposinf(values) & finite)
@@ -313,8 +308,7 @@ class Sensitivity:
     def figures(self, choices: NDArray[np.int64]) -> dict[str, FloatArray]:
         """Figure -> [N] for N choices [N, L]: predicted loss, its standard error, and usage.
 
-        Entries of different layers count as independent: the standard error is the root of the summed squares; it is
-        inf for a table of a single sample.
+        Layers count as independent: the standard error is the root of summed squares, and inf from a single sample.
         """
         rows = np.arange(len(self.layers))
         used = {name: values[rows, choices].sum(axis=1) for name, values in self.usage.items()}

@@ -55,8 +55,7 @@ class Load(Protocol):
 
     A call gives the folder, and the captured graph of the user's model where the target needs it. `batch_size` fixes
     the first dimension of every input; `default_settings` are the runtime's own, not those that make it compute as the
-    simulation does. InvalidInput: the runtime or a file is missing; TargetMismatch: the runtime cannot load the file,
-    or the file does not take the inputs.
+    simulation does. InvalidInput: no runtime or file; TargetMismatch: the file does not load, or take the inputs.
     """
 
     def __call__(  # noqa: D102 the class says it
@@ -75,8 +74,7 @@ class Target:
         input_bits: Widths of layer inputs it executes.
         default_choices: The schemes offered when none are asked for.
         dynamic_choices: The schemes offered where ranges are to be taken at run time and none are asked for.
-        integer_operators: Kinds of operators between layers (`add`, `cat`, `average_pool`, `matmul`) that run in
-            integers when their inputs are quantized.
+        integer_operators: Of `add`, `cat`, `average_pool` and `matmul`, those that run in integers on quantized inputs.
         adds_into_layers: Whether a convolution that feeds an addition alone computes it too, without rounding between.
         quantized_outputs: Whether a convolution runs in integers only where its output is quantized too.
         needs_graph: Whether `load` needs the captured graph.

@@ -274,8 +274,7 @@ class Task:
     def information(self, returned: Any, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """A scalar whose gradient g_i by what belongs to sample i has the Fisher information as E[g_i g_i'].
 
-        Drawn from the model, without labels; with the user's own loss, the sum of its samples' losses (the empirical
-        Fisher information of the labels given).
+        Drawn from the model; with the user's own loss, the sum of the samples' losses: the empirical information.
         """
         if self.own_loss is None:
             return self.draw(self.outputs(returned), generator)
@@ -291,8 +290,8 @@ class Task:
         """Raise InvalidInput unless there is a class number, or IGNORED, for every position of the outputs."""
         wanted, num_classes = outputs.shape[:-1], outputs.shape[-1]
         if labels.is_floating_point() or labels.is_complex() or labels.shape != wanted:
-            found = f"{labels.dtype} {list(labels.shape)}"
-            raise InvalidInput(f"labels: {found}; give whole class numbers {list(wanted)}, one a position")
+            given = f"{labels.dtype} {list(labels.shape)}"
+            raise InvalidInput(f"labels: {given}; give whole class numbers {list(wanted)}, one a position")
         counted = labels[labels != IGNORED]
         low, high = (int(end) for end in counted.aminmax()) if counted.numel() else (0, 0)
         if low < 0 or high >= num_classes:

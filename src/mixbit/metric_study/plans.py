@@ -130,8 +130,7 @@ def predicted_losses(table: Sensitivity, choices: Iterable[Choice]) -> FloatArra
 def agreement_figures(table: Sensitivity, sets: Mapping[str, PlanSet], seed: int) -> dict[str, Any]:
     """`rank_correlation` with the true cost on each set, and under `kl_` with the KL divergence.
 
-    Names for the set `near` begin with `near_`. Every metric is judged on the same resamples. Where nothing can be
-    ranked, figures are None and `reason` says why.
+    Names for the set `near` begin with `near_`. Metrics share the resamples. `reason` says why figures are None.
     """
     figures: dict[str, Any] = {}
     for name, plans in sets.items():

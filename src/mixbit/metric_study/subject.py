@@ -36,10 +36,7 @@ class Subject:
         without, fewer than two samples to evaluate on, or a subject with other digests than these.
         """
         if not isinstance(parts, tuple) or len(parts) not in (3, 4) or not isinstance(parts[0], Graph):
-            raise InvalidInput(
-                f"setup: a {type(parts).__name__}; give (graph, calibration batches, evaluation batches), and last a "
-                "task where it is not classification"
-            )
+            raise InvalidInput(f"setup: a {type(parts).__name__}; give (graph, calibration, evaluation data[, task])")
         graph, task = parts[0], parts[3] if len(parts) == 4 else Task.classification()
         batches, evaluation = _split("calibration", parts[1], graph), _split("evaluation", parts[2], graph)
         if len({labels is None for _, labels in evaluation}) > 1:
@@ -52,9 +49,8 @@ class Subject:
         for name, value in digests.items() if digests else ():
             if subject.digests[name] != value:
                 raise InvalidInput(
-                    f"setup: returns other {name} each time it is called; seed what it draws, and load weights from a "
-                    "file instead of training them, which gives others with another number of threads; or pass "
-                    "processes=1 (--processes 1), which calls it once"
+                    f"setup: returns other {name} each time it is called; seed what it draws, load weights from a file "
+                    "instead of training them, or pass processes=1 (--processes 1), which calls it once"
                 )
         return subject
 

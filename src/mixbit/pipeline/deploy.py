@@ -11,7 +11,6 @@ from mixbit.graph.graph import Graph
 from mixbit.graph.resources import find_uncovered
 from mixbit.pipeline.folder import RESULT_FILE, Pruned, Result, figures, layer_rows, save_check_set
 from mixbit.pipeline.settings import Run
-from mixbit.pruning.prune import Removal
 from mixbit.quantization import Calibration, uniform_plan
 from mixbit.quantization.simulate import assemble
 from mixbit.targets.latency import paired_latency_ms
@@ -130,8 +129,9 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
             layers=layer_rows(chosen.plan.layers, predicted, run.target.name, folder, runner.executed()),
             pruned=None
             if known.dense is None
-            else Pruned(
-                **vars(Removal.between(known.dense, graph)),
+            else Pruned.between(
+                known.dense,
+                graph,
                 dense=figures(accuracy=outputs["dense"].accuracy),
                 pruned=_of_outputs(outputs, "float", "dense"),
             ),
@@ -169,10 +169,7 @@ def warning(wanted: Evaluation, deployed: Evaluation) -> str | None:
 
 
 def _evaluated(run: Run, known: Measured, candidates: list[Candidate], chosen: Candidate) -> dict[str, Evaluation]:
-    """What each network does on the evaluation data: `float`, `chosen`, and the uniform plans by their names.
-
-    And where they exist, `untrained` (the plan before training) and `dense` (with all channels).
-    """
+    """What each network does on the evaluation data; `untrained` is before training, `dense` with all channels."""
     graphs = {"float": known.graph, "chosen": chosen.simulated, "untrained": chosen.untrained, "dense": known.dense}
     graphs |= {candidate.uniform: candidate.simulated for candidate in candidates if candidate.uniform}
     return {

@@ -43,8 +43,7 @@ class Settings:
         rounding: Makes integers of the weights.
         importance: Which weights sparse choices set to zero: a name in `mixbit.quantization.masks.IMPORTANCES`.
         pins: Pattern of layers' names -> the scheme that they take, see `Sensitivity.pinned`.
-        score: Evaluation function of the user's own, for searches that try plans and for a largest drop; accuracy where
-            None, or without labels the divergence.
+        score: The user's own, for searches that try plans and a largest drop; where None accuracy, or the divergence.
         eval_subset_ratio: Share of the calibration batches that searches try plans on, apart from those held out.
         eval_timeout_s: Longest time of one evaluation; None for any.
         ranges: Chooses the ranges of activations.

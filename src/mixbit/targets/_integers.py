@@ -183,10 +183,7 @@ def stored_rows(parts: Iterable[tuple[str, int, str]]) -> dict[str, StoredWeight
 
 @contextmanager
 def mismatch(failure: str, *errors: type[Exception], line: int = -1) -> Iterator[None]:
-    """Raise TargetMismatch where the block raises one of the errors: `model.xml: OpenVINO cannot read it: reason`.
-
-    The reason is one line of the runtime's; the others say where in the runtime.
-    """
+    """Raise TargetMismatch for one of the errors: `model.xml: OpenVINO cannot read it: REASON`, a line of its text."""
     try:
         yield
     except errors as error:
