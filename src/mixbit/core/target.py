@@ -23,9 +23,6 @@ TARGETS = {
     if not file.name.startswith("_") and file.name not in VERBS
 }
 
-#: Offered where nothing else is asked for: the widths that every target stores, executed in int8.
-DEFAULT_CHOICES = ("w2a8", "w3a8", "w4a8", "w6a8", "w8a8")
-
 
 @dataclass(frozen=True)
 class StoredWeight:
@@ -72,7 +69,7 @@ class Target:
         files: Names of the files that hold the network; the runtime loads the first.
         weight_bits: Widths it stores.
         input_bits: Widths of layer inputs it executes.
-        default_choices: The schemes offered when none are asked for.
+        default_choices: The schemes offered when none are asked for: the widths that every target stores, in int8.
         dynamic_choices: The schemes offered where ranges are to be taken at run time and none are asked for.
         integer_operators: Of `add`, `cat`, `average_pool` and `matmul`, those that run in integers on quantized inputs.
         adds_into_layers: Whether a convolution that feeds an addition alone computes it too, without rounding between.
@@ -92,7 +89,7 @@ class Target:
     files: tuple[str, ...]
     weight_bits: tuple[int, ...]
     input_bits: tuple[int, ...]
-    default_choices: tuple[str, ...] = DEFAULT_CHOICES
+    default_choices: tuple[str, ...] = ("w2a8", "w3a8", "w4a8", "w6a8", "w8a8")
     dynamic_choices: tuple[str, ...] = ()
     integer_operators: frozenset[str] = frozenset()
     adds_into_layers: bool = False

@@ -36,9 +36,6 @@ from mixbit.metrics.measure import blank_table, choose_scales, measure
 from mixbit.searches._problem import Problem
 from mixbit.searches.search import search
 
-#: Budgets at which regret is reported, as shares of the way from the least to the largest mean bits of the choices.
-BUDGETS_AT = (0.25, 0.5, 0.75)
-
 
 @dataclass(frozen=True)
 class Study:
@@ -309,7 +306,7 @@ def _short_name(plan: Plan) -> str:
 
 
 def _budgets(frame: Sensitivity, near: Budget | None) -> dict[str, Budget]:
-    """Budgets at which regret is reported, by their text."""
+    """Budgets at which regret is reported, by their text: from the least to the largest mean bits, and the near one."""
     widths = [scheme.weight_bits for scheme in frame.schemes]
-    budgets = [Budget(mean_bits=min(widths) + share * (max(widths) - min(widths))) for share in BUDGETS_AT]
+    budgets = [Budget(mean_bits=min(widths) + share * (max(widths) - min(widths))) for share in (0.25, 0.5, 0.75)]
     return {str(budget): budget for budget in (*budgets, near) if budget is not None}

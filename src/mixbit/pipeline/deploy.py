@@ -16,8 +16,6 @@ from mixbit.quantization.simulate import assemble
 from mixbit.targets.latency import paired_latency_ms
 from mixbit.targets.verify import Comparison, agreement, artefact_runner, compare, predicted_bytes
 
-#: Share of the top answers below which a plan has destroyed the network.
-LEAST_AGREEMENT = 0.5
 #: Figures of the comparison that result.json holds.
 COMPARED = ("accuracy", "agreement", "max_abs_diff", "relative_rms", "weight_bytes", "predicted_bytes", "file_bytes")
 
@@ -154,7 +152,7 @@ def warning(wanted: Evaluation, deployed: Evaluation) -> str | None:
     reference, outputs = wanted.outputs.double(), deployed.outputs.double()
     if wanted.task.has_accuracy:
         share = agreement(reference, outputs)
-        destroyed, what = share < LEAST_AGREEMENT, f"only {share:.1%} of its top answers are the float network's"
+        destroyed, what = share < 0.5, f"only {share:.1%} of its top answers are the float network's"
     else:
         distance = (outputs - reference).square().mean().sqrt()
         spread = (reference - reference.mean()).square().mean().sqrt()

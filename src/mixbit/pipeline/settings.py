@@ -15,7 +15,7 @@ from mixbit.metrics import METRICS, Metric
 from mixbit.pruning.prune import check_share
 from mixbit.quantization.biases import BIAS_CORRECTIONS
 from mixbit.quantization.masks import IMPORTANCE, IMPORTANCES
-from mixbit.quantization.offers import choices_of
+from mixbit.quantization.offers import FLAVOURS, choices_of
 from mixbit.quantization.ranges import RANGES, RangeMethod
 from mixbit.roundings import ROUNDINGS, Rounding
 from mixbit.searches.search import SEARCHES, Method
@@ -90,6 +90,7 @@ class Settings:
         RANGES.find(self.ranges)
         pick("bias correction", self.bias_correction, BIAS_CORRECTIONS)
         pick("importance", self.importance, IMPORTANCES)
+        pick("flavour", self.flavour, FLAVOURS)
         if not 0 < self.eval_subset_ratio <= 1:
             raise InvalidInput(f"eval_subset_ratio={self.eval_subset_ratio}: give a share between 0 and 1")
         if self.eval_timeout_s is not None and not 0 < self.eval_timeout_s <= LONGEST_S:

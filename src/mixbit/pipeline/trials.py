@@ -148,10 +148,6 @@ def cheapest_plan(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tuple[
     return best.model_copy(update={"budget": {"max_drop": drop.value}}), reason
 
 
-#: Where a convolution keeps its strides.
-_STRIDE = 3
-
-
 def layer_features(graph: Graph) -> Floats:
     """[L, F] in the order of FEATURES, of each layer's first operator.
 
@@ -165,7 +161,7 @@ def layer_features(graph: Graph) -> Floats:
         outputs = layer.shape[layer.axis] * (groups if operation.kind.name.startswith("conv_transpose") else 1)
         inputs = math.prod(layer.shape) * groups // math.prod((outputs, *(layer.shape[2:] if spatial else ())))
         source = () if operation.input is None else graph.shapes[operation.input]
-        stride = argument(graph.node(operation.node), _STRIDE, 1) if spatial else 0
+        stride = argument(graph.node(operation.node), 3, 1) if spatial else 0  # the fourth argument of a convolution
         features = {
             "depthwise": spatial and groups > 1 and groups == inputs,
             "input_channels": inputs,

@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, sparse
 
-from mixbit.core import Budget, InfeasibleBudget, Limit, MixbitError, Sensitivity
+from mixbit.core import Budget, FloatArray as Floats, InfeasibleBudget, Limit, MixbitError, Sensitivity
 
 TOLERANCE = 1e-9  # share of a limit that rounding may add to a sum
 
 #: Of each layer: the columns of `Trials.features`.
 FEATURES = ("depthwise", "input_channels", "output_channels", "stride", "kernel", "num_weights", "input_size")
 
-Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 

@@ -53,10 +53,8 @@ def _fault(choice: Integers, table: Sensitivity, problem: Problem) -> str | None
 
 
 def uniform_plans(table: Sensitivity, budget: Budget) -> list[Plan]:
-    """All plans with the same choice for every layer that keep within the budget, in the table's order of choices.
+    """The plans of `Problem.uniform_choices` within the budget, in the table's order of choices.
 
-    A layer that is offered one choice only takes that; one that is not offered a choice whose input is ranged at run
-    time takes its replacement, see `Scheme.fallbacks`. Any other choice that some layer is not offered makes no plan.
     They are made by `uniform w8a8`, or `uniform w8a8d (w8 elsewhere)` where some layers take another choice.
     """
     plans = []

@@ -25,8 +25,6 @@ Metric = Annotated[str, typer.Option(help="see: mixbit list metrics; options as 
 SEARCH_HELP = "see: mixbit list searches; with options as in mixquant:multiplier=4"
 Pins = Annotated[list[str] | None, typer.Option(help="NAME=SCHEME, as conv1.weight=w8a8 or blocks.*=w4a8; repeatable")]
 Ranges = Annotated[str, typer.Option(help="ranges of activations, see: mixbit list ranges; as percentile:share=0.999")]
-#: Columns of a table that goes to a file or another program.
-WIDE = 200
 
 
 def pins_of(texts: list[str] | None) -> dict[str, str]:
@@ -98,7 +96,7 @@ def print_rows(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)  # wide for a file or another program
 
 
 def print_json(value: Any) -> None:

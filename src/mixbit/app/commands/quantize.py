@@ -10,7 +10,7 @@ import typer
 from mixbit.app.commands import options
 from mixbit.app.commands.options import print_rows, say_what_runs_in_float
 from mixbit.app.nncf import read_nncf_config
-from mixbit.core import Budget, InvalidInput, MaxDrop, find_target, pick, say
+from mixbit.core import Budget, InvalidInput, MaxDrop, find_target, say
 
 if TYPE_CHECKING:
     from mixbit.pipeline.folder import Result
@@ -63,11 +63,8 @@ def quantize(
     from mixbit.core import absolute, load_data, load_function
     from mixbit.pipeline.auto import auto_quantize
     from mixbit.pipeline.settings import Settings
-    from mixbit.quantization.masks import IMPORTANCES
-    from mixbit.quantization.offers import FLAVOURS
     from mixbit.training.loop import Training
 
-    pick("flavour", flavour, FLAVOURS)
     if flavour != "qat":
         _refuse({"epochs": epochs, "train": train, "lr": lr}, "only --flavour qat trains")
     pins, offered = options.pins_of(pin), options.split(choices)
@@ -86,7 +83,6 @@ def quantize(
     else:
         limits = Budget(max_drop=MaxDrop.parse(max_drop))
         _refuse(for_trials | {"warm_start": warm_start}, "--max-drop looks along the front, on --eval")
-    pick("importance", importance, IMPORTANCES)
     if importance != "magnitude" and not any("@" in text for text in (*(offered or ()), *pins.values())):
         raise InvalidInput(f"--importance {importance}: no scheme that is offered is sparse, as w8a8@2:4; leave it out")
     settings = Settings(
@@ -112,6 +108,7 @@ def quantize(
         seed=seed,
         model=absolute(model),
     )
+    settings.check()
     options.say_unless_used(loss, metric)
     module, batches = options.model_on(model, device), load_data(data)
     evaluated = None if evaluate is None else load_data(evaluate)

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from mixbit.metric_study.study import Study
     from mixbit.searches.front import Front
 
-#: Smaller shares are rounding.
-GAP = 1e-4
 #: Rows of a front that are printed.
 ROWS = 20
 
@@ -130,7 +128,7 @@ def search(
 def say_prices(plan: Plan) -> None:
     """Say what each limit costs, and how far the plan may be from the best."""
     gap = plan.predicted.get("optimality_gap", 0.0)
-    if gap > GAP:
+    if gap > 1e-4:  # smaller shares are rounding
         say(f"another plan within the budget may have {gap:.1%} less predicted loss; the search ilp finds it")
     for name, price in plan.prices.items():
         line = f"{name}={plan.budget[name]:g} (used {price.used:.6g}): "

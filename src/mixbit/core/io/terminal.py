@@ -15,8 +15,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 T = TypeVar("T")
 _DRAWS = ContextVar("draws", default=True)
-#: After the time is up, in case the block caught that.
-SECONDS_BETWEEN = 1.0
 
 
 def track(items: Iterable[T], label: str | Callable[[], str], total: int | None = None) -> Generator[T, None, None]:
@@ -78,7 +76,7 @@ def time_limit(seconds: float | None, error: Exception) -> Iterator[None]:
         raise _TimeIsUp
 
     previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds, SECONDS_BETWEEN)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and every second after, in case the block caught it
     try:
         yield
     except _TimeIsUp:
