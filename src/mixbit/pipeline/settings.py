@@ -21,6 +21,8 @@ from mixbit.roundings import ROUNDINGS, Rounding
 from mixbit.searches.search import SEARCHES, Method
 from mixbit.training.loop import Training
 
+#: The methods that a run chooses among.
+METHODS = {"metrics": METRICS, "searches": SEARCHES, "ranges": RANGES, "roundings": ROUNDINGS}
 #: The longest time that an evaluation may be given: a week.
 LONGEST_S = 7 * 24 * 3600
 
