@@ -79,6 +79,7 @@ if TYPE_CHECKING:
     from mixbit.core.task import (
         Batch as Batch,
         Inputs as Inputs,
+        Score as Score,
         Task as Task,
         as_given as as_given,
         hold_out as hold_out,

@@ -180,6 +180,8 @@ def hold_out(pairs: list[Batch]) -> tuple[list[Batch], list[Batch]]:
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+#: (model, batches) -> a number, the higher the better: the user's own evaluation. A batch is as `as_given` makes it.
+Score = Callable[[nn.Module, Sequence[Any]], float]
 
 
 @dataclass(frozen=True)

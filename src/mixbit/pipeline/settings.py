@@ -2,15 +2,13 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from mixbit.core import Budget, InvalidInput, Task, check_writable_folder, find_target, pick
+from mixbit.core import Budget, InvalidInput, Score, Task, check_writable_folder, find_target, pick
 from mixbit.metrics import METRICS, Metric
 from mixbit.pruning.prune import check_share
 from mixbit.quantization.biases import BIAS_CORRECTIONS
@@ -25,12 +23,6 @@ from mixbit.training.loop import Training
 METHODS = {"metrics": METRICS, "searches": SEARCHES, "ranges": RANGES, "roundings": ROUNDINGS}
 #: The longest time that an evaluation may be given: a week.
 LONGEST_S = 7 * 24 * 3600
-
-Score = Callable[[nn.Module, Sequence[Any]], float]
-"""`score(model, batches) -> float`, the higher the better: an evaluation function of the user's own.
-
-A batch is what the model takes, with labels last or under `labels` where there are any.
-"""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from mixbit.core import (
     MaxDrop,
     MixbitError,
     Plan,
+    Score,
     Sensitivity,
     Task,
     as_given,
@@ -25,7 +26,6 @@ from mixbit.core import (
 )
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph, argument
-from mixbit.pipeline.settings import Score
 from mixbit.searches._problem import FEATURES, Floats, Trials
 from mixbit.searches.front import front
 from mixbit.searches.search import Method, priced, search, uniform_plans
