@@ -26,7 +26,6 @@ from mixbit.graph.evaluate import evaluate
 from mixbit.pipeline.trials import Scoring, layer_features
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.searches._problem import Trials
-from mixbit.searches.search import plan_of
 
 TASK = Task.classification()
 TARGET = "packed"
@@ -99,7 +98,7 @@ def enter(contest: Contest, metric: str, search: str, budget: mb.Budget) -> Entr
 
     def score(choice: Sequence[int]) -> float:
         evaluations.append(1)
-        return contest.scoring.simulated(plan_of(table, choice, budget, "a plan"))
+        return contest.scoring.simulated(table.plan(choice, "a plan", budget))
 
     def features() -> object:
         return layer_features(contest.graph)

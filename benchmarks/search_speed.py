@@ -14,8 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mixbit.core import Limit
-from mixbit.searches._exact import optimum
-from mixbit.searches._problem import Problem
+from mixbit.searches._problem import Problem, optimum
 from mixbit.searches.front import pareto_choices
 from mixbit.searches.search import SEARCHES
 

@@ -15,7 +15,7 @@ import torch
 
 import mixbit as mb
 from benchmarks import cifar, paths, resnet20
-from mixbit.app.commands.study import print_study
+from mixbit.app.commands.steps import print_study
 
 BITS = (3, 4, 6, 8)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import mixbit as mb
 from benchmarks import gpt, paths
-from mixbit.app.commands.study import print_study
+from mixbit.app.commands.steps import print_study
 
 CHOICES = [f"w{weight}a{input_}" for weight in (3, 4, 6, 8) for input_ in (6, 8)]
 

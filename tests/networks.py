@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixbit.core.plan import Plan
+from mixbit.core import Plan
 from mixbit.core.target import Target
 from mixbit.core.task import Inputs
 from mixbit.graph.capture import capture

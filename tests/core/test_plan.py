@@ -3,8 +3,8 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from mixbit.core import Plan
 from mixbit.core.errors import InvalidInput
-from mixbit.core.plan import Plan
 
 STORED = {
     "target": "openvino",

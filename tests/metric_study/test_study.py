@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn import functional
 
 from mixbit.app import main as cli
-from mixbit.app.commands.study import print_study
+from mixbit.app.commands.steps import print_study
+from mixbit.core import Plan
 from mixbit.core.budget import Budget
 from mixbit.core.errors import InvalidInput
-from mixbit.core.plan import Plan
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.metric_study.study import study
@@ -426,7 +426,7 @@ def test_wrong_arguments(tmp_path, monkeypatch):
     with pytest.raises(InvalidInput, match="reach 2 to 8"):
         run(tmp_path, num_plans=3, near_budget=Budget(mean_bits=20))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr("mixbit.metric_study.pictures.find_spec", lambda name: None)
+    monkeypatch.setattr("mixbit.core.io.files.find_spec", lambda name: None)
     with pytest.raises(InvalidInput, match=r"matplotlib.*mixbit\[plot\]"):
         run(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mixbit.core import Format, Plan
 from mixbit.core.errors import InvalidInput
-from mixbit.core.plan import Plan
-from mixbit.core.scheme import Format
 from mixbit.core.task import Inputs
 from mixbit.graph.capture import capture, export_graph
 from mixbit.graph.graph import model_fingerprint

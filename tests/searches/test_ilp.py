@@ -8,7 +8,7 @@ import scipy.optimize
 from hypothesis import example, given, settings, strategies as st
 
 from mixbit.core.errors import InfeasibleBudget, MixbitError
-from mixbit.searches._exact import Optimum, optimum, shadow_prices
+from mixbit.searches._problem import Optimum, optimum, shadow_prices
 from mixbit.searches.ilp import ilp
 from tests.searches.fixtures import RESNET18_OPTIMA, RESNET18_TIES, problem_of, resnet18
 

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from mixbit.core import Plan, Scheme
 from mixbit.core.errors import InvalidInput, TargetMismatch
-from mixbit.core.plan import Plan
-from mixbit.core.scheme import Scheme
 from mixbit.core.target import TARGETS, Runner, StoredWeight, find_target
 from mixbit.core.task import Inputs, Task
 from mixbit.graph.capture import capture

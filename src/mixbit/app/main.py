@@ -6,12 +6,10 @@ import sys
 import typer
 
 from mixbit.app.commands.demo import demo
-from mixbit.app.commands.options import say
 from mixbit.app.commands.quantize import quantize
-from mixbit.app.commands.steps import front, measure, search
-from mixbit.app.commands.study import study
+from mixbit.app.commands.steps import front, measure, search, study
 from mixbit.app.commands.verify import bench, list_, verify
-from mixbit.core import InvalidInput, MixbitError
+from mixbit.core import InvalidInput, MixbitError, say
 
 INTERRUPTED = 130
 

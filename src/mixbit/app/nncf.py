@@ -48,9 +48,8 @@ def read_nncf_config(path: str | Path, target: Target, budget: Budget | None = N
         config = _read(stored, target)
         if budget is None and "bit_complexity_ratio" in config.budget.limits and target.input_bits == (8,):
             raise InvalidInput(
-                "HAWQ's ratio counts the larger of weight and input bits, and target "
-                f"{target.name} runs inputs in 8 bits alone: no plan reaches more than 1; give --budget "
-                "weight_ratio=0.15, or another, which replaces it"
+                f"HAWQ's ratio counts the wider of weight and input; target {target.name} runs inputs in 8 bits alone: "
+                "no plan reaches more than 1; give --budget weight_ratio=0.15, or another, which replaces it"
             )
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}") from error
@@ -117,9 +116,7 @@ class _Searched(_Precision):
         weights = sorted({bits for bits in self.bits if bits in target.weight_bits})
         inputs = sorted({bits for bits in self.bits if bits in target.input_bits}) or [8]
         if not weights:
-            raise InvalidInput(
-                f"precision.bits {self.bits}: target {target.name} stores weights of {target.weight_bits}"
-            )
+            raise InvalidInput(f"precision.bits {self.bits}: {_stored(target)}")
         left_out = sorted(set(self.bits) - set(weights))
         without = f"; {left_out} are not stored by {target.name}" if left_out else ""
         notes["precision.bits"] = f"honoured: weights of {weights}, inputs of {inputs} bits{without}"
@@ -186,8 +183,7 @@ class _Manual(_Precision):
                 notes[scope] = "refused: inputs take 8 bits where precisions are set by hand"
                 continue
             if not isinstance(bits, int) or bits not in target.weight_bits:
-                stored = f"target {target.name} stores weights of {target.weight_bits}"
-                raise InvalidInput(f"{scope}: {bits!r} bits; {stored}")
+                raise InvalidInput(f"{scope}: {bits!r} bits; {_stored(target)}")
             pins[layer] = f"w{bits}a8"
             notes[scope] = f"mapped: pin {layer}=w{bits}a8"
         return NncfConfig("weight_error", "ilp", Budget(weight_ratio=1), ("w8a8",), pins, 1.0, notes)
@@ -229,6 +225,10 @@ def _read(stored: Any, target: Target) -> NncfConfig:
     for key in [key for key in quantization.initializer if key != "precision"]:
         notes[f"initializer.{key}"] = f"not needed: ranges and scales are chosen on DATA for {target.name}"
     return _checked(_KINDS[kind], precision, "precision.").config(target, pins, notes)
+
+
+def _stored(target: Target) -> str:
+    return f"target {target.name} stores weights of {target.weight_bits}"
 
 
 M = TypeVar("M", bound=BaseModel)

@@ -13,12 +13,16 @@ from mixbit.core.errors import (
     pick as pick,
 )
 from mixbit.core.io.files import (
+    check_matplotlib as check_matplotlib,
     check_new_file as check_new_file,
     check_writable_folder as check_writable_folder,
     file_errors as file_errors,
+    model_of as model_of,
+    new_figure as new_figure,
     read_json as read_json,
     read_model as read_model,
     save_arrays as save_arrays,
+    save_figure as save_figure,
     sha256 as sha256,
     whole_folder as whole_folder,
     write_bytes as write_bytes,
@@ -28,10 +32,10 @@ from mixbit.core.io.methods import Methods as Methods, facts_of as facts_of, met
 from mixbit.core.io.terminal import (
     draw_nothing as draw_nothing,
     interrupts_later as interrupts_later,
+    say as say,
     time_limit as time_limit,
     track as track,
 )
-from mixbit.core.plan import Plan as Plan, Price as Price
 from mixbit.core.scheme import (
     INPUT_BITS as INPUT_BITS,
     WEIGHT_BITS as WEIGHT_BITS,
@@ -39,7 +43,13 @@ from mixbit.core.scheme import (
     Scheme as Scheme,
     Sparsity as Sparsity,
 )
-from mixbit.core.table import Sensitivity as Sensitivity, Table as Table, pinned_schemes as pinned_schemes
+from mixbit.core.table import (
+    Plan as Plan,
+    Price as Price,
+    Sensitivity as Sensitivity,
+    Table as Table,
+    pinned_schemes as pinned_schemes,
+)
 from mixbit.core.target import (
     TARGETS as TARGETS,
     Runner as Runner,
@@ -55,6 +65,7 @@ if TYPE_CHECKING:
         Stored as Stored,
         digest as digest,
         environment as environment,
+        read_tensors as read_tensors,
     )
     from mixbit.core.io.user_code import (
         absolute as absolute,
@@ -68,6 +79,7 @@ if TYPE_CHECKING:
     from mixbit.core.task import (
         Batch as Batch,
         Inputs as Inputs,
+        Score as Score,
         Task as Task,
         as_given as as_given,
         hold_out as hold_out,

@@ -54,8 +54,7 @@ class MaxDrop:
     """The largest loss of accuracy, of the artefact on the evaluation data.
 
     Attributes:
-        value: With labels, of the share of right answers: 0.01 is one point, 88.2 % to 87.2 %. Without labels, mean KL
-            divergence from the float network in nats.
+        value: Of the share of right answers: 0.01 is 88.2 % to 87.2 %. Without labels, mean KL divergence in nats.
         percent: Whether it was given in percent, which only a share of right answers can be.
 
     Raises:
@@ -96,8 +95,7 @@ class Budget:
         limits: Name -> limit.
 
     Raises:
-        InvalidInput: for an unknown name, no limit at all, limits beside a drop, or a value that is not a positive
-            finite number.
+        InvalidInput: an unknown name, no limit, limits beside a drop, or a value that is not positive and finite.
     """
 
     def __init__(self, *, max_drop: "float | MaxDrop | None" = None, **limits: float) -> None:
@@ -108,11 +106,8 @@ class Budget:
             pick("budget", name, RESOURCES)
             if not _is_positive(value):
                 raise InvalidInput(f"budget {name}={value}: give a positive finite number")
-        if limits.get("weight_ratio", 0) > 1:
-            raise InvalidInput(
-                f"budget weight_ratio={limits['weight_ratio']}: a share of float32's bytes is at most 1; "
-                "15 % is weight_ratio=0.15"
-            )
+        if (ratio := limits.get("weight_ratio", 0)) > 1:
+            raise InvalidInput(f"budget weight_ratio={ratio}: more than float32, which is 1; 15 % is weight_ratio=0.15")
         self.limits: Mapping[str, float] = {name: float(value) for name, value in limits.items()}
 
     @classmethod

@@ -1,9 +1,9 @@
-"""The table of predicted loss increase: layers x choices, with standard errors and usage (numpy only)."""
+"""The table of predicted loss increase, layers x choices, and plans, a choice for each layer (numpy only)."""
 
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -56,6 +56,93 @@ USAGE = {"weight_bytes", "weight_bits", "bit_ops"}
 _NO_SUMS = ("bit_ops_ratio", "bit_complexity_ratio", "activation_bytes")
 #: Larger entries are not measurements, and their sums would overflow.
 LARGEST = 1e100
+
+
+class Price(BaseModel):
+    """What one limit of the budget costs.
+
+    Attributes:
+        used: Of the limited resource, in the unit of its name.
+        price: The shadow price: how much the smallest loss falls for each unit that the limit is looser, in the linear
+            relaxation; 0 where the limit does not bind.
+        looser: A limit that is 5 % looser.
+        gain: How much the predicted loss falls with it, exactly.
+        widens: Layer -> `w4a8 to w6a8`, what changes then, the largest gain first.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    used: float
+    price: float
+    looser: float
+    gain: float
+    widens: dict[str, str]
+
+
+class Plan(BaseModel):
+    """Which scheme each layer takes, what that was predicted to cost, and how it was made.
+
+    Attributes:
+        target: Name of the target that the plan is for.
+        fingerprint: Which model the plan is for: see `model_fingerprint`.
+        layers: Layer -> scheme as text, in execution order.
+        budget: The limits that the plan was made under, or `max_drop`; empty for a plan written by hand.
+        predicted: What the search expected: `loss`, its `standard_error` where known, `weight_bytes`, `weight_ratio`,
+            `mean_bits`, `bit_ops`, `latency_ms` where the table holds it.
+        prices: Limit of the budget -> what it costs; empty unless asked for.
+        made_by: The method behind it, as text for people.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    version: Annotated[int, Field(ge=1, le=1)] = 1
+    target: str
+    fingerprint: str
+    layers: Annotated[dict[str, str], Field(min_length=1)]
+    budget: dict[str, float] = {}
+    predicted: dict[str, float] = {}
+    prices: dict[str, Price] = {}
+    made_by: str = "hand"
+
+    @field_validator("layers")
+    @classmethod
+    def _schemes_are_known(cls, layers: dict[str, str]) -> dict[str, str]:
+        for name, scheme in layers.items():
+            try:
+                Scheme.parse(scheme)
+            except InvalidInput as error:
+                raise ValueError(f"layer {name}: {error}") from error
+        return layers
+
+    def scheme(self, layer: str) -> Scheme:
+        """The scheme of one layer, by name."""
+        return Scheme.parse(self.layers[layer])
+
+    def check_model(self, layers: Iterable[str], model_fingerprint: str) -> None:
+        """Raise InvalidInput unless the plan names exactly these layers of this model."""
+        known = set(layers)
+        for name in self.layers:
+            if name not in known:
+                raise InvalidInput(f"plan: layer {name!r} is not in this model; it has {_some(known)}")
+        if missing := known - self.layers.keys():
+            raise InvalidInput(f"plan: no scheme for {_some(missing)}; add them or plan again for this model")
+        if self.fingerprint != model_fingerprint:
+            shapes = f"its shapes are {self.fingerprint}, not {model_fingerprint}"
+            raise InvalidInput(f"plan: made for another model ({shapes}); plan again for this model")
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        write_text(Path(path), self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """Read a plan; raise InvalidInput that names the first key, layer or scheme that is wrong."""
+        return read_model(Path(path), cls, "a plan")
+
+
+def _some(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,10 +222,7 @@ class Sensitivity:
     def _check_numbers(
         self, name: str, values: FloatArray, shape: tuple[int, ...], *, finite: NDArray[np.bool_] | bool = True
     ) -> None:
-        """Raise InvalidInput for another shape, NaN, -inf, +inf where `finite`, or a number larger than LARGEST.
-
-        Only a loss may be negative.
-        """
+        """Raise InvalidInput for another shape, NaN, -inf, inf if `finite`, over LARGEST, or below 0 but in a loss."""
         if values.shape != shape:
             raise InvalidInput(f"sensitivity: {name} has shape {values.shape}, expected {shape}")
         wrong = np.isnan(values) | np.isneginf(values) | (np.isposinf(values) & finite)
@@ -154,8 +238,7 @@ class Sensitivity:
         Schemes in `only_pinned` are offered to pinned layers only, and to those that are offered nothing else.
 
         Raises:
-            InvalidInput: a pattern that matches no layer, or a scheme that the table does not hold or a layer is not
-                offered.
+            InvalidInput: a pattern that matches no layer, or a scheme that the table or a layer does not have.
         """
         every = np.isfinite(self.loss)
         others = every & ~np.isin(self.choices, list(only_pinned))
@@ -190,9 +273,7 @@ class Sensitivity:
         if resource == "mean_bits":
             return self.usage["weight_bits"] / weights
         if resource not in self.usage:
-            raise InvalidInput(
-                f"{resource}: the table holds no times of its choices; measure with --latency, or quantize, which does"
-            )
+            raise InvalidInput(f"{resource}: the table holds no times of its choices; measure with --latency")
         return self.usage[resource]
 
     def limits(self, budget: Budget) -> list[Limit]:
@@ -227,8 +308,7 @@ class Sensitivity:
     def figures(self, choices: NDArray[np.int64]) -> dict[str, FloatArray]:
         """Figure -> [N] for N choices [N, L]: predicted loss, its standard error, and usage.
 
-        Entries of different layers count as independent: the standard error is the root of the summed squares; it is
-        inf for a table of a single sample.
+        Layers count as independent: the standard error is the root of summed squares, and inf from a single sample.
         """
         rows = np.arange(len(self.layers))
         used = {name: values[rows, choices].sum(axis=1) for name, values in self.usage.items()}
@@ -247,6 +327,18 @@ class Sensitivity:
         if "latency_ms" in used:
             figures["latency_ms"] = used["latency_ms"]
         return figures
+
+    def plan(self, choice: Sequence[int] | NDArray[np.int64], made_by: str, budget: Budget | None = None) -> Plan:
+        """The plan of a choice [L], with the predicted figures that are known."""
+        figures = {name: float(values[0]) for name, values in self.figures(np.asarray(choice)[None]).items()}
+        return Plan(
+            target=self.target,
+            fingerprint=self.fingerprint,
+            layers={layer: self.choices[column] for layer, column in zip(self.layers, choice, strict=True)},
+            budget={} if budget is None else dict(budget.limits),
+            predicted={name: value for name, value in figures.items() if math.isfinite(value)},
+            made_by=made_by,
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON; entries that are not offered are null."""
@@ -280,8 +372,7 @@ class _File(BaseModel):
 def pinned_schemes(layers: Sequence[str], pins: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Layer -> the pattern that pins it, as `conv1.weight` or `blocks.*`, and its scheme; the last that matches counts.
 
-    Raises:
-        InvalidInput: a pattern that matches no layer.
+    Raises InvalidInput for a pattern that matches no layer.
     """
     pinned: dict[str, tuple[str, str]] = {}
     for pattern, scheme in pins.items():

@@ -2,9 +2,11 @@
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from numpy.typing import NDArray
@@ -20,9 +22,6 @@ TARGETS = {
     for file in pkgutil.iter_modules([str(Path(__file__).parents[1] / "targets")])
     if not file.name.startswith("_") and file.name not in VERBS
 }
-
-#: Offered where nothing else is asked for: the widths that every target stores, executed in int8.
-DEFAULT_CHOICES = ("w2a8", "w3a8", "w4a8", "w6a8", "w8a8")
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,7 @@ class Load(Protocol):
 
     A call gives the folder, and the captured graph of the user's model where the target needs it. `batch_size` fixes
     the first dimension of every input; `default_settings` are the runtime's own, not those that make it compute as the
-    simulation does. InvalidInput: the runtime or a file is missing; TargetMismatch: the runtime cannot load the file,
-    or the file does not take the inputs.
+    simulation does. InvalidInput: no runtime or file; TargetMismatch: the file does not load, or take the inputs.
     """
 
     def __call__(  # noqa: D102 the class says it
@@ -71,12 +69,10 @@ class Target:
         files: Names of the files that hold the network; the runtime loads the first.
         weight_bits: Widths it stores.
         input_bits: Widths of layer inputs it executes.
-        default_choices: The schemes offered when none are asked for.
+        default_choices: The schemes offered when none are asked for: the widths that every target stores, in int8.
         dynamic_choices: The schemes offered where ranges are to be taken at run time and none are asked for.
-        integer_operators: Kinds of operators between layers (`add`, `cat`, `average_pool`, `matmul`) that run in
-            integers when their inputs are quantized.
-        adds_into_layers: Whether an addition runs inside a convolution that feeds it and nothing else, whose output
-            then is never rounded.
+        integer_operators: Of `add`, `cat`, `average_pool` and `matmul`, those that run in integers on quantized inputs.
+        adds_into_layers: Whether a convolution that feeds an addition alone computes it too, without rounding between.
         quantized_outputs: Whether a convolution runs in integers only where its output is quantized too.
         needs_graph: Whether `load` needs the captured graph.
         note: What happens to each width when the file is loaded, and what it stores beside them, for people.
@@ -93,7 +89,7 @@ class Target:
     files: tuple[str, ...]
     weight_bits: tuple[int, ...]
     input_bits: tuple[int, ...]
-    default_choices: tuple[str, ...] = DEFAULT_CHOICES
+    default_choices: tuple[str, ...] = ("w2a8", "w3a8", "w4a8", "w6a8", "w8a8")
     dynamic_choices: tuple[str, ...] = ()
     integer_operators: frozenset[str] = frozenset()
     adds_into_layers: bool = False
@@ -107,6 +103,13 @@ class Target:
     load: Load
     stored: Callable[[Path], dict[str, StoredWeight]]
 
+    @contextmanager
+    def written(self, simulated: Any, graph: Any, batch_size: int | None = None) -> Iterator[Runner]:
+        """Write what `quantize` returned into a temporary folder, and load it from there."""
+        with TemporaryDirectory() as folder:
+            self.write(simulated, Path(folder))
+            yield self.load(Path(folder), graph, batch_size=batch_size)
+
     def refuses(self, scheme: Scheme) -> str | None:
         """Why the target does not store and execute layers of that scheme; None where it does."""
         weight, read = scheme.weight, scheme.input
@@ -118,10 +121,8 @@ class Target:
             return None
         widths = ", ".join(f"w{bits}" for bits in self.weight_bits)
         inputs = ", ".join(f"a{bits}" for bits in self.input_bits)
-        return (
-            f"target {self.name} does not run it; weights {widths}, inputs {inputs} or float"
-            f"{'' if reason is None else f', {reason}'}"
-        )
+        more = "" if reason is None else f", {reason}"
+        return f"target {self.name} does not run it; weights {widths}, inputs {inputs} or float{more}"
 
     def schemes(self, choices: Sequence[str] | None) -> tuple[Scheme, ...]:
         """The choices, by default its own, as schemes: each offered, each once, ranges at run time all in one way."""
@@ -135,10 +136,8 @@ class Target:
             if scheme.input is not None:
                 kinds.setdefault(scheme.input, str(scheme))
         if len(kinds) > 1 and any(fmt.dynamic for fmt in kinds):
-            raise InvalidInput(
-                f"choices {', '.join(kinds.values())}: a plan takes all ranges at run time, in one way, or none; offer "
-                "one kind"
-            )
+            texts = tuple(kinds.values())
+            raise InvalidInput(f"choices {', '.join(texts)}: a plan takes all ranges at run time, in one way, or none")
         return schemes
 
 

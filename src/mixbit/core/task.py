@@ -90,8 +90,7 @@ def split_batch(batch: Any, num_inputs: int | None = None) -> Batch:
     where that is None, in a tuple of two or more.
 
     Raises:
-        InvalidInput: it is none of these, its tensors differ in their number of samples, or the labels are no tensor
-            with one entry a sample.
+        InvalidInput: it is none of these, tensors differ in their number of samples, or labels are not one a sample.
     """
     labels = None
     if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[0], Inputs):
@@ -136,8 +135,7 @@ def split_all(batches: Iterable[Any], num_inputs: int | None) -> list[Batch]:
 def split_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
     """Inputs and labels of every batch, as the model's forward takes them; raises InvalidInput as `split_all` does.
 
-    A tuple ends with labels where it holds more than forward takes, or ends with a vector of whole numbers that forward
-    can do without.
+    A tuple ends with labels where it holds more than forward takes, or ends with integers [N] that it can do without.
     """
     batches = list(loaded(batches))
     first = next((batch for batch in batches if isinstance(batch, tuple | list) and len(batch) > 0), None)
@@ -182,6 +180,8 @@ def hold_out(pairs: list[Batch]) -> tuple[list[Batch], list[Batch]]:
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+#: (model, batches) -> a number, the higher the better: the user's own evaluation. A batch is as `as_given` makes it.
+Score = Callable[[nn.Module, Sequence[Any]], float]
 
 
 @dataclass(frozen=True)
@@ -192,8 +192,7 @@ class Task:
         name: A key of TASKS.
         draw: (outputs [N, ..., C], generator) -> scalar whose gradient by output n is a random vector with mean 0 and
             the Fisher information of sample n as covariance, averaged over the sample's positions.
-        divergence: (reference [N, ..., C], outputs [N, ..., C]) -> [N] Kullback-Leibler divergence in nats, averaged
-            over the sample's positions.
+        divergence: (reference [N, ..., C], outputs [N, ..., C]) -> [N] KL divergence in nats, the mean of positions.
         has_accuracy: Whether "the top answer" and labels make sense.
         own_loss: (the model's output as it returns it, labels) -> mean loss of the batch; the task's own where None.
     """
@@ -236,8 +235,7 @@ class Task:
     def outputs(self, returned: Any) -> Tensor:
         """The output [N, ..., C] in what the model returned: a tensor, the entry `logits`, or the first tensor.
 
-        Raises:
-            InvalidInput: there is none, it does not have that shape, or it holds NaN or inf.
+        Raises InvalidInput where there is none, it does not have that shape, or it holds NaN or inf.
         """
         output = _output(returned)
         if self.name == "regression":
@@ -254,8 +252,7 @@ class Task:
     def loss(self, returned: Any, labels: Tensor | None) -> Tensor:
         """The mean loss of a batch in nats: the user's own, cross-entropy, or half the squared distance.
 
-        Raises:
-            InvalidInput: there are no labels, or they do not fit, or the loss is not one finite number.
+        Raises InvalidInput where labels are missing or do not fit, or the loss is not one finite number.
         """
         if labels is None:
             wants = "this metric" if self.own_loss is None else "a loss of your own"
@@ -279,8 +276,7 @@ class Task:
     def information(self, returned: Any, labels: Tensor | None, generator: torch.Generator) -> Tensor:
         """A scalar whose gradient g_i by what belongs to sample i has the Fisher information as E[g_i g_i'].
 
-        Drawn from the model, without labels; with the user's own loss, the sum of its samples' losses (the empirical
-        Fisher information of the labels given).
+        Drawn from the model; with the user's own loss, the sum of the samples' losses: the empirical information.
         """
         if self.own_loss is None:
             return self.draw(self.outputs(returned), generator)
@@ -296,9 +292,8 @@ class Task:
         """Raise InvalidInput unless there is a class number, or IGNORED, for every position of the outputs."""
         wanted, num_classes = outputs.shape[:-1], outputs.shape[-1]
         if labels.is_floating_point() or labels.is_complex() or labels.shape != wanted:
-            raise InvalidInput(
-                f"labels: {labels.dtype} {list(labels.shape)}; give whole class numbers {list(wanted)}, one a position"
-            )
+            given = f"{labels.dtype} {list(labels.shape)}"
+            raise InvalidInput(f"labels: {given}; give whole class numbers {list(wanted)}, one a position")
         counted = labels[labels != IGNORED]
         low, high = (int(end) for end in counted.aminmax()) if counted.numel() else (0, 0)
         if low < 0 or high >= num_classes:

@@ -36,20 +36,17 @@ def normalise(images: Tensor) -> Tensor:
 
 def train_batches() -> list[tuple[Tensor, Tensor]]:
     """The 1,000 training images in batches of 64: (float32 [N, 1, 8, 8], int64 [N])."""
-    images, labels = split()[0]
-    return _batches(images, labels)
+    return _batches(*split()[0])
 
 
 def test_batches() -> list[tuple[Tensor, Tensor]]:
     """The 797 test images in batches of 64: (float32 [N, 1, 8, 8], int64 [N])."""
-    images, labels = split()[1]
-    return _batches(images, labels)
+    return _batches(*split()[1])
 
 
 def calibration_batches() -> list[tuple[Tensor, Tensor]]:
     """The first 512 training images in eight batches of 64: (float32 [64, 1, 8, 8], int64 [64])."""
-    images, labels = split()[0]
-    return _batches(images[:NUM_CALIBRATION], labels[:NUM_CALIBRATION])
+    return train_batches()[: NUM_CALIBRATION // BATCH_SIZE]
 
 
 def _batches(images: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -57,7 +57,6 @@ class DigitsNet(nn.Module):
 def trained() -> DigitsNet:
     """The network with the shipped weights, in eval mode; `benchmarks.train_digits` made them."""
     network = DigitsNet()
-    network.load_state_dict(
-        safetensors.torch.load(files("mixbit.demo").joinpath("digits_net.safetensors").read_bytes())
-    )
+    shipped = files("mixbit.demo").joinpath("digits_net.safetensors").read_bytes()
+    network.load_state_dict(safetensors.torch.load(shipped))
     return network.eval()

@@ -87,10 +87,8 @@ class Prediction(BaseModel):
 class StudyFolder:
     """Reads and writes the finished parts of a study, each a file that appears whole or not at all.
 
-    The study in the folder continues, or a new one begins; with force, what another study wrote is removed.
-
-    Raises:
-        InvalidInput: a study with other settings is there, or settings of something else, which are never replaced.
+    The study in the folder continues, or a new one begins; with force, what another study wrote is removed. Raises
+    InvalidInput where a study with other settings is there, or settings of something else, which are never replaced.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], *, force: bool) -> None:

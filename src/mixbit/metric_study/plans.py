@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from mixbit.core import Budget, FloatArray, InvalidInput, Limit, Sensitivity
+from mixbit.core import Budget, FloatArray, InvalidInput, Limit, Sensitivity, new_figure, save_figure
 from mixbit.metric_study.folder import Truth
-from mixbit.metric_study.pictures import new_figure, save_figure
 
 #: [L] the column of each layer's scheme.
 Choice = NDArray[np.int64]
+#: Groups of layers that read the same tensor.
+Ties = Sequence[Sequence[int]]
 #: A figure, None where it is not defined; or its interval, None where it would say too little.
 Figures = dict[str, float | tuple[float, float] | None]
 
@@ -43,10 +44,8 @@ LABELS = {"accuracy": "accuracy", "loss": "loss", "kl": "KL divergence, nats"}
 def draw_choices(table: Sensitivity, number: int, near: Budget | None, seed: int) -> dict[str, list[Choice]]:
     """Set (`random`, and `near` where a budget of one limit is given) -> so many random plans.
 
-    Plan i of a set depends on the seed alone, and not on how many are drawn.
-
-    Raises:
-        InvalidInput: fewer than three plans, a budget of several limits, or one that no plan comes near.
+    Plan i of a set depends on the seed alone, and not on how many are drawn. Raises InvalidInput for fewer than three
+    plans, a budget of several limits, or one that no plan comes near.
     """
     if number < 3:
         raise InvalidInput(f"{number} plans: a ranking needs at least 3, better 100")
@@ -61,9 +60,7 @@ def draw_choices(table: Sensitivity, number: int, near: Budget | None, seed: int
     return drawn
 
 
-def random_choice(
-    num_layers: int, input_bits: Sequence[int], input_ties: Sequence[Sequence[int]], rng: np.random.Generator
-) -> Choice:
+def random_choice(num_layers: int, input_bits: Sequence[int], input_ties: Ties, rng: np.random.Generator) -> Choice:
     """A choice [L], each layer's uniform over the C choices and independent of the others, unless they are tied.
 
     For tied layers, which read the same tensor, the input format is drawn first, uniformly over the formats offered;
@@ -77,9 +74,7 @@ def random_choice(
     return choice
 
 
-def near_choice(
-    limit: Limit, input_bits: Sequence[int], input_ties: Sequence[Sequence[int]], rng: np.random.Generator
-) -> Choice:
+def near_choice(limit: Limit, input_bits: Sequence[int], input_ties: Ties, rng: np.random.Generator) -> Choice:
     """A choice [L] whose usage differs from the limit's bound by at most NEAR of it.
 
     Starting from a `random_choice`, single layers are moved to other choices, each move drawn uniformly among those
@@ -104,10 +99,8 @@ def near_choice(
             layer, column = rng.choice(moves)
             choice[layer] = column
     low, high = usage.min(axis=1).sum(), usage.max(axis=1).sum()
-    raise InvalidInput(
-        f"near budget {limit.name}={limit.bound:g}: found no plan within {NEAR:.0%} of it; "
-        f"the choices reach {low:g} to {high:g}"
-    )
+    reach = f"the choices reach {low:g} to {high:g}"
+    raise InvalidInput(f"near budget {limit.name}={limit.bound:g}: found no plan within {NEAR:.0%} of it; {reach}")
 
 
 @dataclass(frozen=True)
@@ -137,8 +130,7 @@ def predicted_losses(table: Sensitivity, choices: Iterable[Choice]) -> FloatArra
 def agreement_figures(table: Sensitivity, sets: Mapping[str, PlanSet], seed: int) -> dict[str, Any]:
     """`rank_correlation` with the true cost on each set, and under `kl_` with the KL divergence.
 
-    Names for the set `near` begin with `near_`. Every metric is judged on the same resamples. Where nothing can be
-    ranked, figures are None and `reason` says why.
+    Names for the set `near` begin with `near_`. Metrics share the resamples. `reason` says why figures are None.
     """
     figures: dict[str, Any] = {}
     for name, plans in sets.items():
@@ -239,7 +231,7 @@ def _interval(values: FloatArray, num_distinct: int) -> tuple[float, float] | No
 def draw_panels(path: Path, tables: Mapping[str, Sensitivity], sets: Mapping[str, PlanSet], judged_by: str) -> None:
     """Draw the truth of each set over the predicted loss of each metric; infinite predicted losses are left out."""
     sign = -1 if judged_by == "accuracy" else 1
-    figure = new_figure((PANEL[0] * len(tables), PANEL[1] * len(sets)))
+    figure = new_figure(PANEL[0] * len(tables), PANEL[1] * len(sets))
     grid = figure.subplots(len(sets), len(tables), squeeze=False)
     for axes_row, (name, plans) in zip(grid, sets.items(), strict=True):
         for axes, (metric, table) in zip(axes_row, tables.items(), strict=True):

@@ -26,10 +26,8 @@ def in_processes(
     """Yield each job with its answer as it finishes; closing the iterator ends the processes, at most one for each job.
 
     `start` is called once in every process and returns what answers a job there; it, jobs and answers are pickled. The
-    processes also end with this one. If it is killed they end at once, without the user's clean-up.
-
-    Raises:
-        MixbitError: a process ended before its answer. Whatever an answer raises is raised here too.
+    processes also end with this one. If it is killed they end at once, without the user's clean-up. Raises MixbitError
+    where a process ends before its answer, and whatever an answer raises.
     """
     if not jobs:
         return

@@ -1,21 +1,16 @@
 """study(): which metric ranks plans best on the user's own model."""
 
-import dataclasses
 import hashlib
 import json
-import os
 import pickle
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
-
-import mixbit
 from mixbit.core import (
     Budget,
     InfeasibleBudget,
@@ -23,6 +18,7 @@ from mixbit.core import (
     MixbitError,
     Plan,
     Sensitivity,
+    check_matplotlib,
     check_writable_folder,
     digest,
     environment,
@@ -33,21 +29,12 @@ from mixbit.core import (
     write_text,
 )
 from mixbit.metric_study.folder import SETTINGS, Prediction, StudyFolder, Truth
-from mixbit.metric_study.pictures import check_matplotlib
-from mixbit.metric_study.plans import Choice, PlanSet, agreement_figures, draw_choices, draw_panels, reliability_figures
-from mixbit.metric_study.processes import in_processes
-from mixbit.metric_study.subject import Subject
+from mixbit.metric_study.plans import PlanSet, agreement_figures, draw_choices, draw_panels, reliability_figures
+from mixbit.metric_study.subject import Subject, Workers
 from mixbit.metrics import METRICS, Metric
 from mixbit.metrics.measure import blank_table, choose_scales, measure
-from mixbit.quantization.calibrate import Calibration
-from mixbit.searches._problem import TOLERANCE, taken
+from mixbit.searches._problem import Problem
 from mixbit.searches.search import search
-
-Job = TypeVar("Job")
-Answer = TypeVar("Answer")
-
-#: Budgets at which regret is reported, as shares of the way from the least to the largest mean bits of the choices.
-BUDGETS_AT = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
@@ -112,8 +99,7 @@ def study(  # noqa: PLR0913
         target: Name of the target whose choices are studied.
         out: Folder for study.json, study.png and the finished parts.
         choices: Schemes that plans choose from; the target's default ones where None.
-        metrics: Names or functions; all that there are where None. If one cannot answer, or fails, the reason is
-            reported.
+        metrics: Names or functions; all that there are where None. Where one fails, the reason is reported.
         num_plans: How many random plans of each set.
         near_budget: A budget of one limit; where given, a second set of plans is drawn whose usage is near it.
         seed: Random seed. Plan i of a set is always the same, for any number of plans.
@@ -133,7 +119,7 @@ def study(  # noqa: PLR0913
     _check_processes(processes, setup, named)
     subject = Subject.of(setup() if callable(setup) else setup)
     _ = subject.reference  # evaluation data that cannot be used is refused before any metric runs
-    workers = _Workers(setup, subject, processes)
+    workers = Workers(setup, subject, processes)
     frame = blank_table(subject.graph, target=target, choices=choices)
     schemes = frame.schemes
     choose_scales(subject.graph, subject.calibration, schemes)  # once for all metrics
@@ -152,7 +138,9 @@ def study(  # noqa: PLR0913
     folder = StudyFolder(out, settings, force=force)
     answers = _predictions(workers, folder, named, frame, seed)
     tables = {name: answer.table(name, frame) for name, answer in answers.items() if not isinstance(answer, str)}
-    plans = {f"{name}-{i}": _plan(frame, choice) for name, some in drawn.items() for i, choice in enumerate(some)}
+    plans = {
+        f"{name}-{i}": frame.plan(choice, "drawn") for name, some in drawn.items() for i, choice in enumerate(some)
+    }
     names, chosen = {_short_name(plan): name for name, plan in plans.items()}, dict[tuple[str, str], str]()
     budgets = _budgets(frame, near_budget)
     for name, table in tables.items():
@@ -163,13 +151,11 @@ def study(  # noqa: PLR0913
                 chosen[name, text] = names.setdefault(short, f"chosen-{short}")
                 plans.setdefault(names[short], plan)
     truths = _truths(workers, folder, plans)
-    within: dict[str, list[float]] = {text: [] for text in budgets}
-    for name, plan in plans.items():
-        columns = frame.columns(plan.layers)
-        for text, budget in budgets.items():
-            used = [(taken(limit.usage, columns).sum(), limit.bound) for limit in frame.limits(budget)]
-            if all(value <= bound * (1 + TOLERANCE) for value, bound in used):
-                within[text].append(truths[name].cost)
+    within: dict[str, list[float]] = {}
+    for text, budget in budgets.items():
+        problem = Problem.of(frame, budget)
+        names_within = [name for name, plan in plans.items() if problem.keeps(frame.columns(plan.layers))]
+        within[text] = [truths[name].cost for name in names_within]
     sets = {name: PlanSet(some, [truths[f"{name}-{i}"] for i in range(len(some))]) for name, some in drawn.items()}
     figures: dict[str, dict[str, Any]] = {}
     for name, answer in answers.items():
@@ -204,9 +190,8 @@ def _named(metrics: Sequence[str | Metric] | None) -> dict[str, str | Metric]:
             raise InvalidInput(f"metrics: two are called {name}; give each once, under another name")
         known = isinstance(metric, str) or METRICS.get(name) is method
         if not known and name.partition(":")[0] in METRICS:
-            raise InvalidInput(
-                f"metrics: {name} is the name of one of mixbit's; give your own another; options as in hawq:vectors=20"
-            )
+            way_out = "give your own another; options as in hawq:vectors=20"
+            raise InvalidInput(f"metrics: {name} is the name of one of mixbit's; {way_out}")
         named[name] = name if known else metric
     if not named:
         raise InvalidInput(f"metrics: none given; known: {', '.join(METRICS)}")
@@ -220,46 +205,10 @@ def _check_processes(processes: int, setup: Any, metrics: Any) -> None:
         return
     if not callable(setup):
         raise InvalidInput(f"setup: a {type(setup).__name__}; give a function that returns it, or processes=1")
-    way_out = (
-        "give functions of the top level of a module that make what they need, or functools.partial of them with plain "
-        "values, or processes=1"
-    )
+    way_out = "give functions at a module's top level, or functools.partial of them with plain values, or processes=1"
     failure = "setup and metrics go to other processes, and one of them cannot"
     with users_code(lambda error: InvalidInput(f"{failure} ({reason_of(error)}); {way_out}")):
         pickle.loads(pickle.dumps((setup, metrics)))
-
-
-@dataclass(frozen=True)
-class _Workers:
-    """Answers jobs about a subject: in this process where `processes` is 1, else in others, which set it up again."""
-
-    setup: Any
-    subject: Subject
-    processes: int
-
-    def answers(
-        self, answer: Callable[[Subject, Job], Answer], jobs: Sequence[Job], processes: int
-    ) -> Generator[tuple[Job, Answer], None, None]:
-        """Yield each job with its answer; `processes` is how many to start, if any."""
-        if self.processes == 1:
-            yield from ((job, answer(self.subject, job)) for job in jobs)
-            return
-        threads = max(1, (os.cpu_count() or 1) // processes)
-        calibration = dataclasses.replace(self.subject.calibration, batches=())  # which each process makes itself
-        start = partial(_start, self.setup, calibration, self.subject.digests, threads, answer)
-        yield from in_processes(start, jobs, processes)
-
-
-def _start(
-    setup: Callable[[], Any],
-    calibration: Calibration,
-    digests: Mapping[str, str],
-    threads: int,
-    answer: Callable[[Subject, Job], Answer],
-) -> Callable[[Job], Answer]:
-    """In a worker process: make the subject again, and return what answers its jobs."""
-    torch.set_num_threads(threads)
-    return partial(answer, Subject.of(setup(), calibration, digests))
 
 
 def metric_digest(metric: str | Metric) -> str:
@@ -269,12 +218,12 @@ def metric_digest(metric: str | Metric) -> str:
 
 @cache
 def _own_source() -> str:
-    package = Path(mixbit.__file__).parent
-    return digest("".join(path.read_text(encoding="utf-8") for path in sorted(package.rglob("*.py"))))
+    files = sorted(Path(__file__).parents[1].rglob("*.py"))
+    return digest("".join(path.read_text(encoding="utf-8") for path in files))
 
 
 def _predictions(
-    workers: _Workers, folder: StudyFolder, named: dict[str, str | Metric], frame: Sensitivity, seed: int
+    workers: Workers, folder: StudyFolder, named: dict[str, str | Metric], frame: Sensitivity, seed: int
 ) -> dict[str, Prediction | str]:
     """What every metric predicts, or why it fails; and mixbit's other metrics that are finished in the folder."""
     answers: dict[str, Prediction | str] = {}
@@ -335,7 +284,7 @@ def _peak_mb(*, forget: bool = False) -> float | None:
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
 
 
-def _truths(workers: _Workers, folder: StudyFolder, plans: Mapping[str, Plan]) -> dict[str, Truth]:
+def _truths(workers: Workers, folder: StudyFolder, plans: Mapping[str, Plan]) -> dict[str, Truth]:
     """What the plans truly cost, by their names in the folder; finished ones come from there."""
     truths = {name: truth for name, plan in plans.items() if (truth := folder.truth(name, plan)) is not None}
     alike: dict[str, list[str]] = {}
@@ -351,18 +300,13 @@ def _truths(workers: _Workers, folder: StudyFolder, plans: Mapping[str, Plan]) -
     return truths
 
 
-def _plan(frame: Sensitivity, choice: Choice) -> Plan:
-    layers = {name: frame.choices[column] for name, column in zip(frame.layers, choice, strict=True)}
-    return Plan(target=frame.target, fingerprint=frame.fingerprint, layers=layers, made_by="drawn")
-
-
 def _short_name(plan: Plan) -> str:
     """The first 12 hex digits of the SHA-256 of the plan's schemes."""
     return hashlib.sha256(json.dumps(plan.layers).encode()).hexdigest()[:12]
 
 
 def _budgets(frame: Sensitivity, near: Budget | None) -> dict[str, Budget]:
-    """Budgets at which regret is reported, by their text."""
+    """Budgets at which regret is reported, by their text: from the least to the largest mean bits, and the near one."""
     widths = [scheme.weight_bits for scheme in frame.schemes]
-    budgets = [Budget(mean_bits=min(widths) + share * (max(widths) - min(widths))) for share in BUDGETS_AT]
+    budgets = [Budget(mean_bits=min(widths) + share * (max(widths) - min(widths))) for share in (0.25, 0.5, 0.75)]
     return {str(budget): budget for budget in (*budgets, near) if budget is not None}

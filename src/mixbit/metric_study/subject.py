@@ -1,17 +1,20 @@
-"""The network that a study is about, and what plans truly cost on its evaluation data."""
+"""The network that a study is about, what plans truly cost on its evaluation data, and who answers jobs about it."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from mixbit.core import Batch, InvalidInput, Plan, Task, digest, split_all
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph
 from mixbit.metric_study.folder import Truth
+from mixbit.metric_study.processes import Answer, Job, in_processes
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.roundings.quantize import quantize
 
@@ -26,20 +29,14 @@ class Subject:
     calibration: Calibration
 
     @classmethod
-    def of(
-        cls, parts: Any, calibration: Calibration | None = None, digests: Mapping[str, str] | None = None
-    ) -> "Subject":
+    def of(cls, parts: Any, calibration: Calibration | None = None, digests: dict[str, str] | None = None) -> "Subject":
         """From what the `setup` of `study()` returns; calibrates, unless that was done.
 
-        Raises:
-            InvalidInput: the parts are something else, data that does not fit the graph, some batches with labels and
-                some without, fewer than two samples to evaluate on, or the subject has other digests than these.
+        Raises InvalidInput for other parts, data that does not fit the graph, some batches with labels and some
+        without, fewer than two samples to evaluate on, or a subject with other digests than these.
         """
         if not isinstance(parts, tuple) or len(parts) not in (3, 4) or not isinstance(parts[0], Graph):
-            raise InvalidInput(
-                f"setup: a {type(parts).__name__}; give (graph, calibration batches, evaluation batches), and last a "
-                "task where it is not classification"
-            )
+            raise InvalidInput(f"setup: a {type(parts).__name__}; give (graph, calibration, evaluation data[, task])")
         graph, task = parts[0], parts[3] if len(parts) == 4 else Task.classification()
         batches, evaluation = _split("calibration", parts[1], graph), _split("evaluation", parts[2], graph)
         if len({labels is None for _, labels in evaluation}) > 1:
@@ -52,9 +49,8 @@ class Subject:
         for name, value in digests.items() if digests else ():
             if subject.digests[name] != value:
                 raise InvalidInput(
-                    f"setup: returns other {name} each time it is called; seed what it draws, and load weights from a "
-                    "file instead of training them, which gives others with another number of threads; or pass "
-                    "processes=1 (--processes 1), which calls it once"
+                    f"setup: returns other {name} each time it is called; seed what it draws, load weights from a file "
+                    "instead of training them, or pass processes=1 (--processes 1), which calls it once"
                 )
         return subject
 
@@ -107,6 +103,35 @@ class Subject:
             judged_by=judged_by,
             halves=halves,
         )
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Answers jobs about a subject: in this process where `processes` is 1, else in others, which set it up again."""
+
+    setup: Any
+    subject: Subject
+    processes: int
+
+    def answers(
+        self, answer: Callable[[Subject, Job], Answer], jobs: Sequence[Job], processes: int
+    ) -> Generator[tuple[Job, Answer], None, None]:
+        """Yield each job with its answer; `processes` is how many to start, if any."""
+        if self.processes == 1:
+            yield from ((job, answer(self.subject, job)) for job in jobs)
+            return
+        threads = max(1, (os.cpu_count() or 1) // processes)
+        calibration = dataclasses.replace(self.subject.calibration, batches=())  # which each process makes itself
+        start = partial(_start, self.setup, threads, answer, calibration, self.subject.digests)
+        yield from in_processes(start, jobs, processes)
+
+
+def _start(
+    setup: Callable[[], Any], threads: int, answer: Callable[[Subject, Job], Answer], *known: Any
+) -> Callable[[Job], Answer]:
+    """In a worker process: make the subject again, for which some is known, and return what answers its jobs."""
+    torch.set_num_threads(threads)
+    return partial(answer, Subject.of(setup(), *known))
 
 
 def _split(name: str, batches: Any, graph: Graph) -> list[Batch]:

@@ -14,8 +14,8 @@ from mixbit.graph.capture import capture, check_module
 from mixbit.graph.evaluate import evaluate
 from mixbit.graph.graph import Case, Graph
 from mixbit.metrics.measure import measure
-from mixbit.pipeline.deploy import Deployed, deploy
-from mixbit.pipeline.settings import Candidate, Measured, Network, Run, Settings
+from mixbit.pipeline.deploy import Candidate, Deployed, Measured, Network, deploy
+from mixbit.pipeline.settings import Run, Settings
 from mixbit.pipeline.trials import Scoring, cheapest_plan, searched_plan
 from mixbit.pruning.prune import prune_channels
 from mixbit.quantization import calibrate, equalized, reestimated
@@ -207,10 +207,7 @@ def compared(run: Run, known: Measured, plan: Plan, limits: Budget) -> list[Cand
         uniform = {other.made_by.removeprefix("uniform "): other for other in uniform_plans(known.table, limits)}
         same = next((name for name, other in uniform.items() if other.layers == plan.layers), None)
         plans = {same: plan} | {name: other for name, other in uniform.items() if other.layers != plan.layers}
-        return [
-            replace(_candidate(run, known, other, "nearest", other.made_by), uniform=name)
-            for name, other in plans.items()
-        ]
+        return [_candidate(run, known, other, "nearest", other.made_by, name) for name, other in plans.items()]
 
 
 def best_of(candidates: list[Candidate], reason: str | None) -> Candidate:
@@ -228,9 +225,7 @@ def best_of(candidates: list[Candidate], reason: str | None) -> Candidate:
     elif best.uniform:
         reason = f"the searched plan is uniform {best.uniform}, and is deployed"
     else:
-        reason = (
-            f"the searched plan is deployed: no worse than uniform {rival.uniform}, the best uniform plan ({figures})"
-        )
+        reason = f"the searched plan is deployed: no worse than the best uniform plan, {rival.uniform} ({figures})"
     return replace(best, reasons=(reason,))
 
 
@@ -297,7 +292,9 @@ def trained(run: Run, graph: Graph, network: Network, ending: str) -> Trained:
     )
 
 
-def _candidate(run: Run, known: Measured, plan: Plan, rounding: str | Rounding, label: str) -> Candidate:
+def _candidate(
+    run: Run, known: Measured, plan: Plan, rounding: str | Rounding, label: str, uniform: str | None = None
+) -> Candidate:
     simulated = quantized(run, known, plan, rounding)
     outputs = evaluate(simulated, known.held_out, run.task, f"simulate {label}")
-    return Candidate(plan, simulated, outputs.divergence(known.reference))
+    return Candidate(plan, simulated, outputs.divergence(known.reference), uniform)

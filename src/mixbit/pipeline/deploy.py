@@ -5,24 +5,63 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mixbit.core import Plan, Sensitivity, environment, sha256, whole_folder, write_text
+from mixbit.core import Batch, Plan, Sensitivity, environment, sha256, whole_folder, write_text
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph
 from mixbit.graph.resources import find_uncovered
 from mixbit.pipeline.folder import RESULT_FILE, Pruned, Result, figures, layer_rows, save_check_set
-from mixbit.pipeline.settings import Candidate, Measured, Run
-from mixbit.pruning.prune import Removal
-from mixbit.quantization.offers import uniform_plan
+from mixbit.pipeline.settings import Run
+from mixbit.quantization import Calibration, uniform_plan
 from mixbit.quantization.simulate import assemble
 from mixbit.targets.latency import paired_latency_ms
 from mixbit.targets.verify import Comparison, agreement, artefact_runner, compare, predicted_bytes
 
-#: Share of the top answers below which a plan has destroyed the network.
-LEAST_AGREEMENT = 0.5
 #: Figures of the comparison that result.json holds.
 COMPARED = ("accuracy", "agreement", "max_abs_diff", "relative_rms", "weight_bytes", "predicted_bytes", "file_bytes")
 
 _log = logging.getLogger("mixbit")
+
+
+@dataclass(frozen=True)
+class Network:
+    """The float graph, and batches to calibrate, measure and train on, to compare plans on, and to report on.
+
+    `dense` is the graph with all its channels, where some were removed.
+    """
+
+    graph: Graph
+    dense: Graph | None
+    batches: list[Batch]
+    held_out: list[Batch]
+    evaluation: list[Batch]
+
+
+@dataclass(frozen=True)
+class Measured(Network):
+    """A network and what was measured of it; `reference` is what it does on the held-out data."""
+
+    calibration: Calibration
+    table: Sensitivity
+    reference: Evaluation
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One plan, simulated.
+
+    Attributes:
+        divergence: From the float network on the held-out data (nats), with weights rounded to the nearest integers.
+        uniform: What the same uniform plan is called, as `w4a8`, or `w8a8d (w8 elsewhere)`; None where it is none.
+        untrained: The simulation before training, where it was trained.
+        reasons: Why it is deployed, one sentence a step.
+    """
+
+    plan: Plan
+    simulated: Graph
+    divergence: float
+    uniform: str | None = None
+    untrained: Graph | None = None
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,8 +127,9 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
             layers=layer_rows(chosen.plan.layers, predicted, run.target.name, folder, runner.executed()),
             pruned=None
             if known.dense is None
-            else Pruned(
-                **vars(Removal.between(known.dense, graph)),
+            else Pruned.between(
+                known.dense,
+                graph,
                 dense=figures(accuracy=outputs["dense"].accuracy),
                 pruned=_of_outputs(outputs, "float", "dense"),
             ),
@@ -112,7 +152,7 @@ def warning(wanted: Evaluation, deployed: Evaluation) -> str | None:
     reference, outputs = wanted.outputs.double(), deployed.outputs.double()
     if wanted.task.has_accuracy:
         share = agreement(reference, outputs)
-        destroyed, what = share < LEAST_AGREEMENT, f"only {share:.1%} of its top answers are the float network's"
+        destroyed, what = share < 0.5, f"only {share:.1%} of its top answers are the float network's"
     else:
         distance = (outputs - reference).square().mean().sqrt()
         spread = (reference - reference.mean()).square().mean().sqrt()
@@ -127,10 +167,7 @@ def warning(wanted: Evaluation, deployed: Evaluation) -> str | None:
 
 
 def _evaluated(run: Run, known: Measured, candidates: list[Candidate], chosen: Candidate) -> dict[str, Evaluation]:
-    """What each network does on the evaluation data: `float`, `chosen`, and the uniform plans by their names.
-
-    And where they exist, `untrained` (the plan before training) and `dense` (with all channels).
-    """
+    """What each network does on the evaluation data; `untrained` is before training, `dense` with all channels."""
     graphs = {"float": known.graph, "chosen": chosen.simulated, "untrained": chosen.untrained, "dense": known.dense}
     graphs |= {candidate.uniform: candidate.simulated for candidate in candidates if candidate.uniform}
     return {

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -22,12 +22,14 @@ from mixbit.core import (
     InvalidInput,
     Plan,
     Scheme,
+    StoredWeight,
     TargetMismatch,
     Task,
     find_target,
     load_model,
     output_of,
     read_model,
+    read_tensors,
     save_arrays,
     sha256,
 )
@@ -144,13 +146,13 @@ def layer_rows(
     schemes: dict[str, str], predicted: dict[str, int], target: str, folder: Path, executed: dict[str, str]
 ) -> dict[str, LayerRow]:
     """The part `layers`, with what the target's file in the folder holds."""
-    weights = find_target(target).stored(folder)
+    weights, missing = find_target(target).stored(folder), StoredWeight(0, "not found")
     return {
         name: LayerRow(
             scheme=scheme,
             predicted_bytes=predicted[name],
-            weight_bytes=weights[name].weight_bytes if name in weights else 0,
-            stored=weights[name].types if name in weights else "not found",
+            weight_bytes=weights.get(name, missing).weight_bytes,
+            stored=weights.get(name, missing).types,
             executed=executed.get(name, "not reported"),
         )
         for name, scheme in schemes.items()
@@ -187,9 +189,7 @@ class CheckSet:
         """Read check.safetensors of a folder; raise InvalidInput for anything else."""
         path = folder / CHECK_FILE
         try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+            tensors, metadata = read_tensors(path)
             names, output = json.loads(metadata["names"]), int(metadata["output"])
             values = [tensors[f"input.{index}"] for index in range(sum(name.startswith("input.") for name in tensors))]
             inputs = Inputs((), dict(zip(names, values, strict=True))) if names else Inputs(tuple(values), {})
@@ -226,9 +226,8 @@ def save_check_set(folder: Path, graph: Graph, batches: list[Batch], outputs: Te
 def recheck(folder: Path) -> Comparison:
     """Run the artefact on the folder's check set; compare with the simulation stored there and the predicted bytes.
 
-    Raises:
-        InvalidInput: a file of the folder is missing or not what mixbit writes.
-        TargetMismatch: the runtime cannot load the artefact. Differences are in the result's `problems`.
+    Raises InvalidInput where a file of the folder is missing or not what mixbit writes, and TargetMismatch where the
+    runtime cannot load the artefact. Differences are in the result's `problems`.
     """
     result, check, graph = _open(folder)
     task, runner = Task.named(result.task), find_target(result.target).load(folder, graph)
@@ -244,11 +243,7 @@ def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
     """Median latency at each batch size, and how every layer is stored and was executed.
 
     `latency_ms` is that of the settings under which the runtime computes as the simulation does, `default_latency_ms`,
-    paired with it, that of the runtime's own. Samples repeat where the check set has fewer than a batch.
-
-    Raises:
-        InvalidInput: a file of the folder is missing or not what mixbit writes.
-        TargetMismatch: the runtime cannot load the artefact.
+    paired with it, that of the runtime's own. Samples repeat where there are too few. Raises as `recheck` does.
     """
     result, check, graph = _open(folder)
     target = find_target(result.target)
@@ -282,9 +277,7 @@ def _open(folder: Path) -> tuple[Result, CheckSet, Graph | None]:
         raise InvalidInput(f"{folder}: plan.json is not the plan of result.json; quantize again")
     for name, digest in result.files.items():
         if sha256(folder / name) != digest:
-            raise TargetMismatch(
-                f"the artefact does not match: {name} is not the file that was verified; quantize again"
-            )
+            raise TargetMismatch(f"the artefact does not match: {name} is not the file verified then; quantize again")
     target, check = find_target(result.target), CheckSet.load(folder)
     target.require()
     if not target.needs_graph:

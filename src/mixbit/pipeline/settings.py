@@ -1,37 +1,28 @@
-"""Settings of auto_quantize(), and the values that its steps share."""
+"""Settings of auto_quantize(), and what all its steps share."""
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from mixbit.core import Batch, Budget, InvalidInput, Plan, Sensitivity, Task, check_writable_folder, find_target, pick
-from mixbit.graph.evaluate import Evaluation
-from mixbit.graph.graph import Graph
+from mixbit.core import Budget, InvalidInput, Score, Task, check_writable_folder, find_target, pick
 from mixbit.metrics import METRICS, Metric
 from mixbit.pruning.prune import check_share
 from mixbit.quantization.biases import BIAS_CORRECTIONS
-from mixbit.quantization.calibrate import Calibration
 from mixbit.quantization.masks import IMPORTANCE, IMPORTANCES
-from mixbit.quantization.offers import choices_of
+from mixbit.quantization.offers import FLAVOURS, choices_of
 from mixbit.quantization.ranges import RANGES, RangeMethod
 from mixbit.roundings import ROUNDINGS, Rounding
 from mixbit.searches.search import SEARCHES, Method
 from mixbit.training.loop import Training
 
+#: The methods that a run chooses among.
+METHODS = {"metrics": METRICS, "searches": SEARCHES, "ranges": RANGES, "roundings": ROUNDINGS}
 #: The longest time that an evaluation may be given: a week.
 LONGEST_S = 7 * 24 * 3600
-
-Score = Callable[[nn.Module, Sequence[Any]], float]
-"""`score(model, batches) -> float`, the higher the better: an evaluation function of the user's own.
-
-A batch is what the model takes, with labels last or under `labels` where there are any.
-"""
 
 
 @dataclass(frozen=True)
@@ -46,8 +37,7 @@ class Settings:
         rounding: Makes integers of the weights.
         importance: Which weights sparse choices set to zero: a name in `mixbit.quantization.masks.IMPORTANCES`.
         pins: Pattern of layers' names -> the scheme that they take, see `Sensitivity.pinned`.
-        score: Evaluation function of the user's own, for searches that try plans and for a largest drop; accuracy where
-            None, or without labels the divergence.
+        score: The user's own, for searches that try plans and a largest drop; where None accuracy, or the divergence.
         eval_subset_ratio: Share of the calibration batches that searches try plans on, apart from those held out.
         eval_timeout_s: Longest time of one evaluation; None for any.
         ranges: Chooses the ranges of activations.
@@ -94,12 +84,12 @@ class Settings:
         RANGES.find(self.ranges)
         pick("bias correction", self.bias_correction, BIAS_CORRECTIONS)
         pick("importance", self.importance, IMPORTANCES)
+        pick("flavour", self.flavour, FLAVOURS)
         if not 0 < self.eval_subset_ratio <= 1:
             raise InvalidInput(f"eval_subset_ratio={self.eval_subset_ratio}: give a share between 0 and 1")
         if self.eval_timeout_s is not None and not 0 < self.eval_timeout_s <= LONGEST_S:
-            raise InvalidInput(
-                f"eval_timeout_s={self.eval_timeout_s}: give a positive number of seconds, {LONGEST_S} at most"
-            )
+            given = f"eval_timeout_s={self.eval_timeout_s}"
+            raise InvalidInput(f"{given}: give a positive number of seconds, {LONGEST_S} at most")
         if self.prune_channels != 0:
             check_share(self.prune_channels)
         if not isinstance(self.epochs, int) or self.epochs < 1:
@@ -110,8 +100,7 @@ class Settings:
 class Run:
     """What all steps share: target, budget, settings, the places of unfinished work, and the seconds of each step.
 
-    Raises:
-        InvalidInput: names, settings, the budget or the folder cannot be used, or the runtime is not installed.
+    Raises InvalidInput where one of them cannot be used, or the runtime is not installed.
     """
 
     def __init__(self, target: str, budget: Budget, out: Path, settings: Settings, *, force: bool) -> None:
@@ -136,9 +125,7 @@ class Run:
                 "instead, say the weight_bytes of the plan that --max-drop finds, or a --rounding instead of training"
             )
         if budget.max_drop is not None and share != 0:
-            raise InvalidInput(
-                f"prune_channels={share}: a largest drop would be counted from the pruned network; give a budget"
-            )
+            raise InvalidInput(f"prune_channels={share}: a drop would count from the pruned network; give a budget")
 
     @contextmanager
     def clock(self, step: str) -> Iterator[None]:
@@ -160,45 +147,3 @@ class Run:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class Network:
-    """The float graph, and batches to calibrate, measure and train on, to compare plans on, and to report on.
-
-    `dense` is the graph with all its channels, where some were removed.
-    """
-
-    graph: Graph
-    dense: Graph | None
-    batches: list[Batch]
-    held_out: list[Batch]
-    evaluation: list[Batch]
-
-
-@dataclass(frozen=True)
-class Measured(Network):
-    """A network and what was measured of it; `reference` is what it does on the held-out data."""
-
-    calibration: Calibration
-    table: Sensitivity
-    reference: Evaluation
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One plan, simulated.
-
-    Attributes:
-        divergence: From the float network on the held-out data (nats), with weights rounded to the nearest integers.
-        uniform: What the same uniform plan is called, as `w4a8`, or `w8a8d (w8 elsewhere)`; None where it is none.
-        untrained: The simulation before training, where it was trained.
-        reasons: Why it is deployed, one sentence a step.
-    """
-
-    plan: Plan
-    simulated: Graph
-    divergence: float
-    uniform: str | None = None
-    untrained: Graph | None = None
-    reasons: tuple[str, ...] = ()

@@ -4,8 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from mixbit.core import (
     MaxDrop,
     MixbitError,
     Plan,
+    Score,
     Sensitivity,
     Task,
     as_given,
@@ -27,11 +26,9 @@ from mixbit.core import (
 )
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.graph.graph import Graph, argument
-from mixbit.pipeline.settings import Score
-from mixbit.searches._problem import Floats, Trials
-from mixbit.searches.autoq import FEATURES
+from mixbit.searches._problem import FEATURES, Floats, Trials
 from mixbit.searches.front import front
-from mixbit.searches.search import Method, plan_of, priced, search, uniform_plans
+from mixbit.searches.search import Method, priced, search, uniform_plans
 from mixbit.targets.verify import artefact_runner
 
 
@@ -41,8 +38,7 @@ class Scoring:
 
     Attributes:
         simulate: Makes the simulation of a plan, a new graph.
-        score: The user's own function; where None, the share of right answers, or without labels the divergence from
-            the float network, negative.
+        score: The user's own; where None the share of right answers, or without labels minus the divergence from float.
         timeout_s: Longest time of one evaluation; None for any.
         journal: Stores the scores, so that none is taken twice.
     """
@@ -82,10 +78,8 @@ class Scoring:
             return self.simulated(plan)
 
         def run() -> float:
-            target = find_target(plan.target)
-            with TemporaryDirectory() as scratch:
-                target.write(self.simulate(plan), Path(scratch))
-                artefact = artefact_runner(target.load(Path(scratch), self.graph), self.graph)
+            with find_target(plan.target).written(self.simulate(plan), self.graph) as runner:
+                artefact = artefact_runner(runner, self.graph)
                 return self._of_outputs(evaluate(artefact, self.batches, self.task, "run a plan"))
 
         return self._stored("deployed", plan, run)
@@ -108,9 +102,7 @@ class Scoring:
         with time_limit(self.timeout_s, late):
             value = score()
         if not math.isfinite(value):
-            raise MixbitError(
-                f"the evaluation of {what} returns {value}; it must return a finite number, the higher the better"
-            )
+            raise MixbitError(f"the evaluation of {what} returns {value}; return a finite number, higher is better")
         return value
 
 
@@ -118,7 +110,7 @@ def searched_plan(table: Sensitivity, new_scoring: Callable[[], Scoring], budget
     """The plan of a search, with its prices; the scoring is made only where the search tries plans."""
     scoring = cache(new_scoring)
     trials = Trials(
-        evaluate=lambda choice: scoring().simulated(plan_of(table, choice, budget, "a plan")),
+        evaluate=lambda choice: scoring().simulated(table.plan(choice, "a plan", budget)),
         evaluate_float=lambda: scoring().float_score,
         features=lambda: layer_features(scoring().graph),
         seed=table.seed,
@@ -156,12 +148,8 @@ def cheapest_plan(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tuple[
     return best.model_copy(update={"budget": {"max_drop": drop.value}}), reason
 
 
-#: Where a convolution keeps its strides.
-_STRIDE = 3
-
-
 def layer_features(graph: Graph) -> Floats:
-    """[L, F] in the order of `mixbit.searches.autoq.FEATURES`, of each layer's first operator.
+    """[L, F] in the order of FEATURES, of each layer's first operator.
 
     Strides and kernels are those of the first spatial dimension, 0 and 1 where there is none; the size of the input is
     its spatial extent, or else its last dimension, and 1 for indices.
@@ -173,7 +161,7 @@ def layer_features(graph: Graph) -> Floats:
         outputs = layer.shape[layer.axis] * (groups if operation.kind.name.startswith("conv_transpose") else 1)
         inputs = math.prod(layer.shape) * groups // math.prod((outputs, *(layer.shape[2:] if spatial else ())))
         source = () if operation.input is None else graph.shapes[operation.input]
-        stride = argument(graph.node(operation.node), _STRIDE, 1) if spatial else 0
+        stride = argument(graph.node(operation.node), 3, 1) if spatial else 0  # the fourth argument of a convolution
         features = {
             "depthwise": spatial and groups > 1 and groups == inputs,
             "input_channels": inputs,

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -81,14 +81,15 @@ class Removal:
     macs: tuple[int, int]
 
     @classmethod
-    def between(cls, graph: Graph, smaller: Graph) -> "Removal":
-        """What `prune_channels` removed from one graph to make the other."""
+    def between(cls, graph: Graph, smaller: Graph, **more: Any) -> Self:
+        """What `prune_channels` removed from one graph to make the other, and `more` for a class with more fields."""
         old, new = ({layer.name: layer for layer in each.layers} for each in (graph, smaller))
         counts = [sum(parameter.numel() for parameter in each.module.parameters()) for each in (graph, smaller)]
         return cls(
             {name: (layer.shape[layer.axis], new[name].shape[layer.axis]) for name, layer in old.items()},
             (counts[0], counts[1]),
             (sum(layer.macs for layer in old.values()), sum(layer.macs for layer in new.values())),
+            **more,
         )
 
     def __str__(self) -> str:

@@ -8,11 +8,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from stable_baselines3 import DDPG
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.utils import set_random_seed
-
-from mixbit.searches._problem import Floats
 
 #: As in NNCF.
 HIDDEN, ACTOR_RATE, CRITIC_RATE, BATCH_SIZE, TAU, DISCOUNT = [300, 300], 1e-4, 1e-3, 64, 0.01, 1.0
@@ -42,12 +41,12 @@ class Agent:
         self.model.critic.optimizer.param_groups[0]["lr"] = CRITIC_RATE
         self.model._update_learning_rate = lambda optimizers: None  # noqa: ARG005
 
-    def act(self, observation: Floats) -> float:
+    def act(self, observation: NDArray[np.float64]) -> float:
         """The actor's action in [0, 1]."""
         action, _ = self.model.predict(observation.astype(np.float32), deterministic=True)
         return float(action[0])
 
-    def learn(self, observations: Floats, actions: Floats, reward: float, seed: int) -> None:
+    def learn(self, observations: NDArray[np.float64], actions: NDArray[np.float64], reward: float, seed: int) -> None:
         """Remember an episode of S steps, and train as often.
 
         Observations are [S, F], actions [S] in [0, 1]; each step gets an equal part of the reward.

@@ -39,11 +39,8 @@ from annotated_types import Ge
 from scipy import stats
 
 from mixbit.core import InvalidInput, method, track
-from mixbit.searches._exact import optimum
-from mixbit.searches._problem import Floats, Integers, Problem, Trials
+from mixbit.searches._problem import FEATURES, Floats, Integers, Problem, Trials, optimum
 
-#: Of each layer: the columns of `Trials.features`.
-FEATURES = ("depthwise", "input_channels", "output_channels", "stride", "kernel", "num_weights", "input_size")
 #: Place of the bits of the previous quantizer among the ten features.
 PREVIOUS = 7
 #: Standard deviation of the noise at first, and what each episode leaves of it, by hundreds of episodes.

@@ -9,15 +9,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from mixbit.core import (
-    Budget,
-    InfeasibleBudget,
-    InvalidInput,
-    Plan,
-    Sensitivity,
-    read_model,
-    write_text,
-)
+from mixbit.core import Budget, InfeasibleBudget, InvalidInput, Plan, Sensitivity, read_model, write_text
 from mixbit.searches._problem import TOLERANCE, Floats, Integers, Problem
 
 #: How many steps below the cheapest plan known to be enough to look for others: scores do not fall evenly.
@@ -162,19 +154,17 @@ class Front:
         ((name, bound), *others) = budget.limits.items()
         if others or _SAME.get(name, name) != _SAME.get(self.resource, self.resource) or name not in self.figures:
             raise InvalidInput(f"front over {self.resource}: cannot tell the best plan within {budget}; search again")
-        fits = np.flatnonzero(self.figures[name] <= bound * (1 + TOLERANCE))
+        used = self.figures[name]
+        fits = np.flatnonzero(used <= bound * (1 + TOLERANCE))
         if not fits.size:
-            raise InfeasibleBudget(
-                f"no plan keeps {budget} (reachable: {self.figures[name][0]:.6g} to {self.figures[name][-1]:.6g})"
-            )
+            raise InfeasibleBudget(f"no plan keeps {budget} (reachable: {used[0]:.6g} to {used[-1]:.6g})")
         return self.plan(int(fits[-1])).model_copy(update={"budget": dict(budget.limits)})
 
     def cheapest_enough(self, score: Callable[[Plan], float], least: float) -> int:
         """Index of the cheapest plan found to score at least `least`; the plan one step cheaper scores less.
 
         A binary search; then probes 2, 4, 8, 16 and 32 steps below its answer, since scores do not fall evenly along
-        the front, and where one is enough, a binary search below that, until none is: about 2 log2(N) + 5 plans are
-        scored, each once.
+        the front, and where one is enough, a binary search below that, until none is: 2 log2(N) + 5 plans, each once.
 
         Raises:
             InfeasibleBudget: the dearest plan does not score enough.
@@ -188,9 +178,7 @@ class Front:
 
         best, below = len(self) - 1, -1
         if not enough(best):
-            raise InfeasibleBudget(
-                f"the dearest plan scores less than {least:.6g}: allow a larger drop, or offer wider schemes"
-            )
+            raise InfeasibleBudget(f"the dearest plan scores less than {least:.6g}: allow a larger drop; widen schemes")
         while True:
             while best - below > 1:
                 middle = (best + below) // 2

@@ -8,8 +8,7 @@ Source: the integer linear program of HAWQ-V3 (Yao et al., ICML 2021), here with
 """
 
 from mixbit.core import method
-from mixbit.searches._exact import optimum
-from mixbit.searches._problem import Integers, Problem
+from mixbit.searches._problem import Integers, Problem, optimum
 
 
 @method(rank=1)

@@ -5,8 +5,7 @@ The error QE_b of a layer at b bits is its entry in the table, which one of the 
 -   `relative`, the published one: the fewest bits with QE_b <= multiplier x QE_8. For a uniform quantizer QE_b / QE_8
     is (255 / (2^b - 1))^2 for every layer, so well-behaved layers all take the same width; and layers with outliers,
     whose error is large at 8 bits already, take fewer bits than they should.
--   `absolute`: the fewest bits with QE_b <= multiplier; with the metric `weight_error_relative` a bound on the share of
-    noise in each weight.
+-   `absolute`: the fewest bits with QE_b <= multiplier; with `weight_error_relative` the share of noise in each weight.
 -   `budgeted`: the smallest sum of QE_b x number of weights within the limits, solved exactly.
 
 Without a multiplier, `relative` and `absolute` take the smallest one that keeps within the limits. Inputs are no part
@@ -23,8 +22,7 @@ import numpy as np
 from annotated_types import Gt
 
 from mixbit.core import InvalidInput, method
-from mixbit.searches._exact import optimum
-from mixbit.searches._problem import Floats, Integers, Problem
+from mixbit.searches._problem import Floats, Integers, Problem, optimum
 
 Criterion = Literal["relative", "absolute", "budgeted"]
 #: Bits of weights to compare with, and of inputs in float.
@@ -95,8 +93,6 @@ def _int8_error(problem: Problem, error: Floats) -> Floats:
     int8 = error[:, problem.weight_bits == INT8].min(axis=1, initial=np.inf)
     for layer, value in zip(problem.layers, int8, strict=True):
         if not np.isfinite(value):
-            raise InvalidInput(
-                f"search mixquant: {layer} is offered no choice of 8 bits to compare with; offer w8a8, or take "
-                "criterion=absolute"
-            )
+            missing = f"{layer} is offered no choice of 8 bits to compare with"
+            raise InvalidInput(f"search mixquant: {missing}; offer w8a8, or take criterion=absolute")
     return np.maximum(int8, np.finfo(float).tiny)[:, None]

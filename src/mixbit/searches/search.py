@@ -1,15 +1,12 @@
 """Search: from a table of sensitivities and a budget to a plan, and what a plan costs. Arrays only, never torch."""
 
-import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from mixbit.core import Budget, Methods, MixbitError, Plan, Price, Sensitivity
-from mixbit.searches._exact import optimum, shadow_prices
-from mixbit.searches._problem import Floats, Integers, Problem, Trials, taken
-from mixbit.searches.uniform import uniform_choices
+from mixbit.searches._problem import Floats, Integers, Problem, Trials, optimum, shadow_prices, taken
 
 #: From the arrays to the column [L] of each layer.
 Method = Callable[[Problem], Integers]
@@ -37,7 +34,7 @@ def search(table: Sensitivity, budget: Budget, *, method: str | Method = "ilp", 
     choice = np.asarray(function(problem))
     if fault := _fault(choice, table, problem):
         raise MixbitError(f"search {name}: returned a choice that {fault}; this is an error in the method")
-    return plan_of(table, choice, budget, f"{table.metric} + {name}")
+    return table.plan(choice, f"{table.metric} + {name}", budget)
 
 
 def _fault(choice: Integers, table: Sensitivity, problem: Problem) -> str | None:
@@ -56,31 +53,16 @@ def _fault(choice: Integers, table: Sensitivity, problem: Problem) -> str | None
 
 
 def uniform_plans(table: Sensitivity, budget: Budget) -> list[Plan]:
-    """All plans with the same choice for every layer that keep within the budget, in the table's order of choices.
+    """The plans of `Problem.uniform_choices` within the budget, in the table's order of choices.
 
-    A layer that is offered one choice only takes that; one that is not offered a choice whose input is ranged at run
-    time takes its replacement, see `Scheme.fallbacks`. Any other choice that some layer is not offered makes no plan.
     They are made by `uniform w8a8`, or `uniform w8a8d (w8 elsewhere)` where some layers take another choice.
     """
     plans = []
-    for column, choice in uniform_choices(Problem.of(table, budget)).items():
+    for column, choice in Problem.of(table, budget).uniform_choices.items():
         others = [table.choices[other] for other in np.unique(choice) if other != column]
         elsewhere = f" ({' and '.join(others)} elsewhere)" if others else ""
-        plans.append(plan_of(table, choice, budget, f"uniform {table.choices[column]}{elsewhere}"))
+        plans.append(table.plan(choice, f"uniform {table.choices[column]}{elsewhere}", budget))
     return plans
-
-
-def plan_of(table: Sensitivity, choice: Sequence[int] | Integers, budget: Budget, made_by: str) -> Plan:
-    """The plan of a choice [L], with the predicted figures that are known."""
-    figures = {name: float(values[0]) for name, values in table.figures(np.asarray(choice)[None]).items()}
-    return Plan(
-        target=table.target,
-        fingerprint=table.fingerprint,
-        layers={layer: table.choices[column] for layer, column in zip(table.layers, choice, strict=True)},
-        budget=dict(budget.limits),
-        predicted={name: value for name, value in figures.items() if math.isfinite(value)},
-        made_by=made_by,
-    )
 
 
 def priced(table: Sensitivity, budget: Budget, plan: Plan) -> Plan:
@@ -102,17 +84,13 @@ def priced(table: Sensitivity, budget: Budget, plan: Plan) -> Plan:
 
 def _price(table: Sensitivity, problem: Problem, name: str, choice: Integers, slopes: Floats) -> Price:
     """The price of the limits of one name: of a peak, all moments are loosened alike."""
-    used = {
-        row: float(taken(limit.usage, choice).sum()) for row, limit in enumerate(problem.budget) if limit.name == name
-    }
-    fullest = max(used, key=lambda row: used[row] + problem.budget[row].offset)
-    limit = problem.budget[fullest]
+    limits = problem.budget
+    used = {row: float(taken(limit.usage, choice).sum()) for row, limit in enumerate(limits) if limit.name == name}
+    fullest = max(used, key=lambda row: used[row] + limits[row].offset)
+    limit = limits[fullest]
     more = MORE * (abs(limit.bound) + limit.offset)
-    looser = [
-        dataclasses.replace(other, bound=other.bound + more) if row in used else other
-        for row, other in enumerate(problem.budget)
-    ]
-    wider = optimum(dataclasses.replace(problem, budget=looser)).choice
+    looser = [replace(other, bound=other.bound + more) if row in used else other for row, other in enumerate(limits)]
+    wider = optimum(replace(problem, budget=looser)).choice
     gains = taken(table.loss, choice) - taken(table.loss, wider)
     bits = list(zip(problem.weight_bits, problem.input_bits, strict=True))
     price = float(slopes[list(used)].sum())

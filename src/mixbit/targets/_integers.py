@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from mixbit.core import Format, InvalidInput, Plan, Scheme, Sparsity, StoredWeight, TargetMismatch
 from mixbit.graph.graph import Graph, argument, packet
 from mixbit.quantization.affine import factor_bytes, num_zeros, pack, packed_bytes
-from mixbit.quantization.quantizer import weight_quantizers
+from mixbit.quantization.quantizer import quantizer_path, weight_quantizers
 
 #: Between a layer's name and the part of its weight, in names of tensors.
 SEPARATOR = "::"
@@ -86,6 +86,11 @@ class IntegerWeight:
     read: Format | None
     zero_point: NDArray[np.uint8] | None
     mask: NDArray[np.bool_] | None
+
+    @property
+    def quantizer(self) -> str:
+        """Full name of its quantizer in the graph, before the names of the scale and zero points."""
+        return quantizer_path(self.name, of_weight=True)
 
     @property
     def unsigned(self) -> NDArray[np.uint8]:
@@ -215,17 +220,14 @@ def stored_rows(parts: Iterable[tuple[str, int, str]]) -> dict[str, StoredWeight
 
 @contextmanager
 def mismatch(failure: str, *errors: type[Exception], line: int = -1) -> Iterator[None]:
-    """Raise TargetMismatch where the block raises one of the errors: `model.xml: OpenVINO cannot read it: reason`.
-
-    The reason is one line of the runtime's; the others say where in the runtime.
-    """
+    """Raise TargetMismatch for one of the errors: `model.xml: OpenVINO cannot read it: REASON`, a line of its text."""
     try:
         yield
     except errors as error:
         raise TargetMismatch(f"{failure}: {reason_line(error, line)}") from error
 
 
-def reason_line(error: Exception, line: int = -1) -> str:
+def reason_line(error: BaseException, line: int = -1) -> str:
     """The line of that number in the error's text; its type where there is no text."""
     return (str(error).strip().splitlines() or [type(error).__name__])[line]
 

@@ -14,8 +14,15 @@ from mixbit.core import UnsupportedModel, interrupts_later
 from mixbit.graph.capture import export_graph, without_logs
 from mixbit.graph.graph import Graph, without_torchs_warnings
 from mixbit.quantization.affine import PLANES, pack
-from mixbit.quantization.quantizer import quantizer_path
-from mixbit.targets._integers import MASK, SEPARATOR, IntegerWeight, counted_pools, operator_name, stored_weights
+from mixbit.targets._integers import (
+    MASK,
+    SEPARATOR,
+    IntegerWeight,
+    counted_pools,
+    operator_name,
+    reason_line,
+    stored_weights,
+)
 
 OPSET = 21  # the first with INT4 and per-channel DequantizeLinear of it
 #: Operators that onnxruntime runs in integers when both inputs are; others read weights as float32.
@@ -64,8 +71,7 @@ def _exported(simulated: Graph) -> Any:
                 custom_translation_table=translations,
             )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:
-        cause = error.__cause__ or error  # the error itself is advice for authors of exporters
-        reason = (str(cause).splitlines() or [type(cause).__name__])[0]
+        reason = reason_line(error.__cause__ or error, 0)  # the error itself is advice for authors of exporters
         raise UnsupportedModel(f"torch.onnx cannot export the model: {reason}") from error
     return exported.model
 
@@ -117,7 +123,7 @@ def _store_weights(graph: Any, simulated: Graph) -> None:
         value = graph.initializers[name]
         value.name = f"{name}{SEPARATOR}weight"
         _name_readers(value, name)
-    of_scales = {f"{quantizer_path(name, of_weight=True)}.scale": weight for name, weight in weights.items()}
+    of_scales = {f"{weight.quantizer}.scale": weight for weight in weights.values()}
     for node in list(graph):
         if node.op_type == "Cast" and (name := node.inputs[0].name) in floats:
             # stored in a small floating-point type before its cast to float32, which onnxruntime folds at loading

@@ -22,8 +22,7 @@ def export(graph: Graph, path: str | Path, *, force: bool = False) -> Path:
         Path of the artefact.
 
     Raises:
-        InvalidInput: the graph is not quantized, or in training, the folder cannot be used, or the target's runtime is
-            not installed.
+        InvalidInput: the graph is not quantized, or in training, the folder cannot be used, or the runtime is missing.
         UnsupportedModel: the model is not in float32, or the runtime cannot express it.
     """
     check_graph(graph)

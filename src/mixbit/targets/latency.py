@@ -5,14 +5,12 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.core import FloatArray, Plan, Runner, Sensitivity, Target, find_target, track
+from mixbit.core import FloatArray, Plan, Sensitivity, find_target, track
 from mixbit.graph.graph import Graph
 
 WARM_UP = 5
@@ -66,7 +64,7 @@ def timed(table: Sensitivity, graph: Graph, simulate: Callable[[Plan], Graph]) -
     (num_layers, num_choices), groups = table.loss.shape, _groups(table)
     with ExitStack() as stack:
         runners = {
-            str(column): _runner(stack, target, graph, simulate(_plan(table, np.full(num_layers, column))))
+            str(column): stack.enter_context(target.written(simulate(_plan(table, column)), graph, 1))
             for column in track(range(num_choices), "write choices")
         }
         executed = [runners[str(column)].executed() for column in range(num_choices)]
@@ -80,7 +78,7 @@ def timed(table: Sensitivity, graph: Graph, simulate: Callable[[Plan], Graph]) -
         }
         for name, (rows, column) in track(alone.items(), "write layers alone", len(alone)):
             plan = _plan(table, np.where(np.isin(np.arange(num_layers), rows), column, 0))
-            runners[name] = _runner(stack, target, graph, simulate(plan))
+            runners[name] = stack.enter_context(target.written(simulate(plan), graph, 1))
         sample = [leaf.numpy() for leaf in graph.tensors(graph.example.rows([0]))]
         times = paired_latency_ms({name: runner.run for name, runner in runners.items()}, sample, "time choices")
     changes = np.zeros((num_layers, num_choices))
@@ -112,16 +110,7 @@ def _shares(macs: FloatArray) -> FloatArray:
 
 
 def _plan(table: Sensitivity, choice: Any) -> Plan:
-    """A plan of the choice [L]; where it is not offered, the first that is."""
-    columns = [
-        column if np.isfinite(row[column]) else int(np.flatnonzero(np.isfinite(row))[0])
-        for row, column in zip(table.loss, choice, strict=True)
-    ]
-    schemes = {layer: table.choices[column] for layer, column in zip(table.layers, columns, strict=True)}
-    return Plan(target=table.target, fingerprint=table.fingerprint, layers=schemes, made_by="timing")
-
-
-def _runner(stack: ExitStack, target: Target, graph: Graph, simulated: Graph) -> Runner:
-    folder = Path(stack.enter_context(TemporaryDirectory()))
-    target.write(simulated, folder)
-    return target.load(folder, graph, batch_size=1)
+    """A plan of the choice [L], or of one column for all; where it is not offered, the first that is."""
+    offered = np.isfinite(table.loss)
+    choice = np.broadcast_to(choice, len(offered))
+    return table.plan(np.where(offered[np.arange(len(offered)), choice], choice, offered.argmax(axis=1)), "timing")

@@ -44,10 +44,7 @@ def lacks(scheme: Scheme) -> str | None:
 
 
 def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
-    """Integers packed without gaps, float32 scales, zero points of a byte or one offset where the type is unsigned.
-
-    Numbers of 2 bytes in a small floating-point type.
-    """
+    """Integers without gaps, float32 scales, zero points of a byte, or an offset for u types; or numbers of 2 bytes."""
     numel = math.prod(shape)
     if fmt is None or fmt.floating is not None:
         return (4 if fmt is None else 2) * numel
@@ -113,8 +110,7 @@ def _core() -> Any:
     """The process's only Core; it lives until the process ends.
 
     The CPU plugin gives the thread another signal stack while a Core has it loaded, and puts the former one back
-    afterwards: two Cores that do not end in the order of a stack leave freed memory in place, and the next interrupt
-    crashes the process.
+    afterwards: two Cores that do not end in the order of a stack leave freed memory there, and an interrupt crashes.
     """
     return _openvino().Core()
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -27,6 +27,8 @@ from mixbit.core import (
     Target,
     TargetMismatch,
     find_target,
+    model_of,
+    read_tensors,
     save_arrays,
 )
 from mixbit.graph.graph import Graph, Layer
@@ -52,7 +54,7 @@ def write(simulated: Graph, folder: Path) -> None:
         if weight.mask is not None:
             arrays[f"{name}{SEPARATOR}{MASK}"] = weight.packed_mask
         if weight.zero_point is not None:
-            arrays[f"{quantizer_path(name, of_weight=True)}.zero_point"] = weight.zero_point
+            arrays[f"{weight.quantizer}.zero_point"] = weight.zero_point
     for name, value in floats.items():  # numpy has no bfloat16
         arrays[f"{name}{SEPARATOR}0"] = value.view(torch.int16).numpy()
     biases = {operation.node: bias for layer, operation, bias in biases_of(simulated) if layer.name in rounded}
@@ -80,8 +82,7 @@ def load(folder: Path, graph: Graph | None = None, /, **_: Any) -> Runner:
 def _restored(folder: Path, graph: Graph) -> Graph:
     """The quantized graph in the file, put onto the captured graph; raises TargetMismatch if they do not fit."""
     path = folder / FILE
-    tensors, metadata = _read(path)
-    plan = Plan.from_json(metadata["plan"], str(path))
+    tensors, plan, metadata = _read(path)
     formats = {layer: plan.scheme(layer.name).weight for layer in check_plan(graph, plan)}
     try:
         biases = {node: tensors[name] for node, name in json.loads(metadata["biases"]).items()}
@@ -104,8 +105,7 @@ def _restored(folder: Path, graph: Graph) -> Graph:
 
 def stored(folder: Path) -> dict[str, StoredWeight]:
     """Layer -> bytes and types of its weight and scales, read from the file."""
-    tensors, metadata = _read(folder / FILE)
-    plan, rows = Plan.from_json(metadata["plan"], str(folder / FILE)), {}
+    (tensors, plan, _), rows = _read(folder / FILE), {}
     for name in plan.layers:
         fmt, types = plan.scheme(name).weight, "float32"
         parts = [key for key in tensors if key.partition(SEPARATOR)[0] == name and key != name] or [name]
@@ -123,18 +123,16 @@ def stored(folder: Path) -> dict[str, StoredWeight]:
     return rows
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: Path) -> tuple[dict[str, Tensor], Plan, dict[str, str]]:
     try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 not a dict
+        tensors, metadata = read_tensors(path)
     except OSError as error:
         raise InvalidInput(f"{path}: cannot be read ({error}); export again") from error
     except SafetensorError as error:
         raise TargetMismatch(f"{path}: not a safetensors file ({error}); export again") from error
     if metadata.get("format") != FORMAT or not {"plan", "biases"} <= metadata.keys():
         raise TargetMismatch(f"{path}: not written by target packed; export again")
-    return tensors, metadata
+    return tensors, model_of(metadata["plan"], path, Plan, "a plan"), metadata
 
 
 def _of_weight(tensors: dict[str, Tensor], layer: Layer, fmt: Format) -> Quantizer:

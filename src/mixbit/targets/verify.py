@@ -112,10 +112,8 @@ def verify(
 
 def predicted_bytes(layers: tuple[Layer, ...], plan: Plan) -> dict[str, int]:
     """Layer -> bytes of its weight and scales in the target's file, predicted from the plan alone."""
-    target = find_target(plan.target)
-    return {
-        layer.name: target.weight_bytes(layer.shape, layer.axis, plan.scheme(layer.name).weight) for layer in layers
-    }
+    bytes_of = find_target(plan.target).weight_bytes
+    return {layer.name: bytes_of(layer.shape, layer.axis, plan.scheme(layer.name).weight) for layer in layers}
 
 
 def compare(

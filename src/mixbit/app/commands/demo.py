@@ -8,8 +8,8 @@ from typing import Annotated, NamedTuple
 import typer
 
 from mixbit.app.commands import options
-from mixbit.app.commands.options import print_json, print_rows, say
-from mixbit.core import Budget, check_writable_folder, find_target
+from mixbit.app.commands.options import print_json, print_rows
+from mixbit.core import Budget, check_writable_folder, find_target, say
 
 MIXED = Budget(mean_bits=3)
 
@@ -48,11 +48,8 @@ class Row(NamedTuple):
 def run_demo(out: Path | None) -> list[Row]:
     """Deploy float, uniform int8 and a mixed plan for each runtime; one row each, latencies of a runtime paired.
 
-    The folder keeps `TARGET-float`, `TARGET-int8` and `TARGET-mixed`; None keeps nothing.
-
-    Raises:
-        InvalidInput: the folder is not empty, or a runtime is not installed.
-        TargetMismatch: an artefact is not as promised.
+    The folder keeps `TARGET-float`, `TARGET-int8` and `TARGET-mixed`; None keeps nothing. Raises InvalidInput where the
+    folder is not empty or a runtime is not installed, and TargetMismatch where an artefact is not as promised.
     """
     if out is not None:
         check_writable_folder(out, force=False)

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mixbit.core import InvalidInput, Scheme, facts_of
+from mixbit.core import InvalidInput, Scheme, facts_of, say
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function or package.module:function")]
 Data = Annotated[str, typer.Option(help="DATA: calibration batches, named like MODEL")]
@@ -16,26 +16,15 @@ TargetName = Annotated[str, typer.Option(help="onnxruntime, openvino or packed")
 BUDGET = typer.Option(help="name=value, as in mean_bits=4; may be repeated")
 Choices = Annotated[str | None, typer.Option(help="schemes to choose from, as in w4a8,w8a8")]
 TaskName = Annotated[str, typer.Option(help="classification, segmentation, language or regression")]
-LossSpec = Annotated[
-    str | None, typer.Option(help="file.py:function of (output, labels), for metrics; by default the task's own")
-]
+LossSpec = Annotated[str | None, typer.Option(help="for metrics: file.py:function(output, labels); else the task's")]
 Device = Annotated[str, typer.Option(help="where the model runs: cpu or cuda")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="random seed")]
 Force = Annotated[bool, typer.Option("--force", help="replace files of the same names in --out")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
-Metric = Annotated[
-    str, typer.Option(help="see: mixbit list metrics; with options as in hawq:vectors=20; or file.py:function")
-]
+Metric = Annotated[str, typer.Option(help="see: mixbit list metrics; options as hawq:vectors=20; or file.py:function")]
 SEARCH_HELP = "see: mixbit list searches; with options as in mixquant:multiplier=4"
-Pins = Annotated[
-    list[str] | None, typer.Option(help="NAME=SCHEME, as in 'conv1.weight=w8a8' or 'blocks.*=w4a8'; may be repeated")
-]
-Ranges = Annotated[
-    str,
-    typer.Option(help="how ranges of activations are chosen, see: mixbit list ranges; as in percentile:share=0.999"),
-]
-#: Columns of a table that goes to a file or another program.
-WIDE = 200
+Pins = Annotated[list[str] | None, typer.Option(help="NAME=SCHEME, as conv1.weight=w8a8 or blocks.*=w4a8; repeatable")]
+Ranges = Annotated[str, typer.Option(help="ranges of activations, see: mixbit list ranges; as percentile:share=0.999")]
 
 
 def pins_of(texts: list[str] | None) -> dict[str, str]:
@@ -68,8 +57,7 @@ def task_of(name: str, loss: str | None) -> Any:
 
 def say_unless_used(loss: str | None, metric: str) -> None:
     """Say so where a loss is given to a metric that does not use it."""
-    from mixbit.metrics import METRICS
-    from mixbit.metrics._input import IGNORES_LOSS
+    from mixbit.metrics import IGNORES_LOSS, METRICS
 
     function = METRICS.get(metric.partition(":")[0])
     if loss is not None and function is not None and IGNORES_LOSS in facts_of(function):
@@ -108,17 +96,12 @@ def print_rows(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]
     table = Table(*columns, title=title)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else WIDE).print(table)
+    Console(width=None if sys.stdout.isatty() else 200).print(table)  # wide for a file or another program
 
 
 def print_json(value: Any) -> None:
     """Print one JSON object."""
     print(json.dumps(value, indent=2))
-
-
-def say(text: str) -> None:
-    """Print a message on standard error."""
-    print(text, file=sys.stderr)
 
 
 def say_what_runs_in_float(names: list[str], count: int) -> None:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixbit.app.commands import options
-from mixbit.app.commands.options import print_rows, say, say_what_runs_in_float
+from mixbit.app.commands.options import print_rows, say_what_runs_in_float
 from mixbit.app.nncf import read_nncf_config
-from mixbit.core import Budget, InvalidInput, MaxDrop, find_target, pick
+from mixbit.core import Budget, InvalidInput, MaxDrop, find_target, say
 
 if TYPE_CHECKING:
     from mixbit.pipeline.folder import Result
@@ -25,30 +25,20 @@ def quantize(
     max_drop: Annotated[
         str | None, typer.Option(help="instead of a budget: largest loss of accuracy, e.g. 1% (without labels: nats)")
     ] = None,
-    evaluate: Annotated[
-        str | None, typer.Option("--eval", help="DATA to report accuracy on, and to check --max-drop on")
-    ] = None,
-    nncf_config: Annotated[
-        Path | None, typer.Option(help="file.json of NNCF 2 with hawq, autoq or manual precisions")
-    ] = None,
+    evaluate: Annotated[str | None, typer.Option("--eval", help="DATA to report on and to check --max-drop")] = None,
+    nncf_config: Annotated[Path | None, typer.Option(help="NNCF 2's file.json: hawq, autoq or manual bits")] = None,
     choices: options.Choices = None,
     pin: options.Pins = None,
     metric: options.Metric = "fisher",
     search: Annotated[str, typer.Option(help=options.SEARCH_HELP)] = "ilp",
     warm_start: Annotated[bool, typer.Option("--warm-start", help="autoq starts from the plan of ilp")] = False,
-    importance: Annotated[
-        str, typer.Option(help="which weights sparse schemes set to zero first: magnitude or fisher")
-    ] = "magnitude",
+    importance: Annotated[str, typer.Option(help="sparse schemes choose zeros by magnitude or fisher")] = "magnitude",
     score: Annotated[
         str | None, typer.Option(help="file.py:function of (model, batches) that scores a plan; higher is better")
     ] = None,
-    eval_subset_ratio: Annotated[
-        float, typer.Option(help="share of the calibration batches that plans are tried on")
-    ] = 1.0,
+    eval_subset_ratio: Annotated[float, typer.Option(help="share of calibration batches to try plans on")] = 1.0,
     eval_timeout: Annotated[float | None, typer.Option(help="longest time to try one plan, in seconds")] = None,
-    rounding: Annotated[
-        str, typer.Option(help="see: mixbit list roundings; with options as in brecq:iterations=500")
-    ] = "nearest",
+    rounding: Annotated[str, typer.Option(help="see: mixbit list roundings; as brecq:iterations=500")] = "nearest",
     ranges: options.Ranges = "mse",
     bias_correction: Annotated[str, typer.Option(help="at_once, sequential or off")] = "at_once",
     reestimate_bn: Annotated[
@@ -73,11 +63,8 @@ def quantize(
     from mixbit.core import absolute, load_data, load_function
     from mixbit.pipeline.auto import auto_quantize
     from mixbit.pipeline.settings import Settings
-    from mixbit.quantization.masks import IMPORTANCES
-    from mixbit.quantization.offers import FLAVOURS
     from mixbit.training.loop import Training
 
-    pick("flavour", flavour, FLAVOURS)
     if flavour != "qat":
         _refuse({"epochs": epochs, "train": train, "lr": lr}, "only --flavour qat trains")
     pins, offered = options.pins_of(pin), options.split(choices)
@@ -96,7 +83,6 @@ def quantize(
     else:
         limits = Budget(max_drop=MaxDrop.parse(max_drop))
         _refuse(for_trials | {"warm_start": warm_start}, "--max-drop looks along the front, on --eval")
-    pick("importance", importance, IMPORTANCES)
     if importance != "magnitude" and not any("@" in text for text in (*(offered or ()), *pins.values())):
         raise InvalidInput(f"--importance {importance}: no scheme that is offered is sparse, as w8a8@2:4; leave it out")
     settings = Settings(
@@ -122,6 +108,7 @@ def quantize(
         seed=seed,
         model=absolute(model),
     )
+    settings.check()
     options.say_unless_used(loss, metric)
     module, batches = options.model_on(model, device), load_data(data)
     evaluated = None if evaluate is None else load_data(evaluate)

@@ -1,20 +1,31 @@
-"""`mixbit measure`, `mixbit search` and `mixbit front`: a table, and plans from it."""
+"""`mixbit measure`, `search` and `front`: a table, and plans from it; `mixbit study`: which metric to trust."""
 
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mixbit.app.commands import options
-from mixbit.app.commands.options import print_rows, say
-from mixbit.core import Budget, InvalidInput, Plan, Sensitivity, check_new_file, read_json
-from mixbit.metric_study.pictures import SIZE, check_matplotlib, new_figure, save_figure
-from mixbit.searches.front import Front, front as front_
+from mixbit.app.commands.options import print_rows
+from mixbit.core import (
+    Budget,
+    InvalidInput,
+    Plan,
+    Sensitivity,
+    check_matplotlib,
+    check_new_file,
+    new_figure,
+    read_json,
+    save_figure,
+    say,
+)
 
-#: Smaller shares are rounding.
-GAP = 1e-4
+if TYPE_CHECKING:
+    from mixbit.metric_study.study import Study
+    from mixbit.searches.front import Front
+
 #: Rows of a front that are printed.
 ROWS = 20
 
@@ -75,9 +86,7 @@ def measure(
 
 
 def search(
-    sensitivity: Annotated[
-        Path, typer.Argument(help="sensitivity.json, as measure wrote it; or front.json, as front did")
-    ],
+    sensitivity: Annotated[Path, typer.Argument(help="sensitivity.json, as measure wrote it, or front's front.json")],
     budget: Annotated[list[str], options.BUDGET],
     out: Annotated[Path, typer.Option(help="plan.json")],
     method: Annotated[str, typer.Option(help=options.SEARCH_HELP)] = "ilp",
@@ -86,6 +95,7 @@ def search(
     as_json: options.AsJson = False,
 ) -> None:
     """Find the plan with the smallest predicted loss within the budget."""
+    from mixbit.searches.front import Front
     from mixbit.searches.search import priced, search as search_
 
     check_new_file(out, force=force)
@@ -99,9 +109,8 @@ def search(
         if plans.thinned_from is not None:
             say(f"{sensitivity} holds {len(plans)} of {plans.thinned_from} plans: a better one may be left out")
     else:
-        table = Sensitivity.load(sensitivity)
+        table = Sensitivity.load(sensitivity).pinned(options.pins_of(pin))
         verdict = table.verdict
-        table = table.pinned(options.pins_of(pin))
         function = options.function_or_name(method, "SEARCH")
         plan = priced(table, limits, search_(table, limits, method=function))
     plan.save(out)
@@ -119,7 +128,7 @@ def search(
 def say_prices(plan: Plan) -> None:
     """Say what each limit costs, and how far the plan may be from the best."""
     gap = plan.predicted.get("optimality_gap", 0.0)
-    if gap > GAP:
+    if gap > 1e-4:  # smaller shares are rounding
         say(f"another plan within the budget may have {gap:.1%} less predicted loss; the search ilp finds it")
     for name, price in plan.prices.items():
         line = f"{name}={plan.budget[name]:g} (used {price.used:.6g}): "
@@ -139,15 +148,15 @@ def front(
     resource: Annotated[
         str, typer.Option(help="weight_bytes, weight_ratio, mean_bits, bit_ops or latency_ms")
     ] = "weight_bytes",
-    points: Annotated[
-        int | None, typer.Option(min=2, help="write at most this many plans, evenly spaced; all by default")
-    ] = None,
+    points: Annotated[int | None, typer.Option(min=2, help="at most so many plans, evenly spaced; else all")] = None,
     picture: Annotated[Path | None, typer.Option(help="front.png; needs matplotlib")] = None,
     pin: options.Pins = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Find all plans that are best at some budget of one resource."""
+    from mixbit.searches.front import front as front_
+
     check_new_file(out, force=force)
     if picture is not None:
         check_new_file(picture, force=force)
@@ -167,9 +176,9 @@ def front(
     say(f"{len(shown)} of {len(plans)} plans shown, {len(written)} written to {out}")
 
 
-def draw_front(path: Path, plans: Front) -> None:
+def draw_front(path: Path, plans: "Front") -> None:
     """Draw the predicted loss of every plan over its use of the resource, and mark those with one scheme for all."""
-    figure = new_figure(SIZE)
+    figure = new_figure(6.4, 4.4)
     axes = figure.subplots()
     used, loss = plans.figures[plans.resource], plans.figures["loss"]
     axes.step(used, loss, where="post", linewidth=1)
@@ -184,3 +193,100 @@ def draw_front(path: Path, plans: Front) -> None:
     axes.set_ylabel(f"predicted loss, {plans.made_by.partition(' ')[0]}")
     axes.set_title(f"{len(plans)} plans that no other plan beats", fontsize="medium")
     save_figure(path, figure)
+
+
+def load_subject(model: str, data: tuple[str, str], task: str, loss: str | None, device: str) -> tuple[Any, ...]:
+    """What a study is about: the captured MODEL, DATA to calibrate and to evaluate on, and the task with its loss."""
+    from mixbit.core import load_data, load_model, split_batches
+    from mixbit.graph.capture import capture
+
+    module = load_model(model).to(device)
+    calibration, evaluated = (split_batches(module, load_data(spec)) for spec in data)
+    return capture(module, calibration[0][0]), calibration, evaluated, options.task_of(task, loss)
+
+
+def study(
+    model: options.Model,
+    data: options.Data,
+    evaluate: Annotated[str, typer.Option("--eval", help="DATA to evaluate plans on, with labels where there are any")],
+    target: options.TargetName,
+    out: Annotated[Path, typer.Option(help="folder for the results; the same call resumes there")],
+    plans: Annotated[int, typer.Option(min=3, help="number of random plans in each set")] = 150,
+    metrics: Annotated[str | None, typer.Option(help="as in fisher,hawq; all by default")] = None,
+    near_budget: Annotated[str | None, typer.Option(help="name=value; a second set of plans within 5 % of it")] = None,
+    processes: Annotated[int, typer.Option(min=1, help="processes that evaluate plans and share the cores")] = 2,
+    choices: options.Choices = None,
+    task: options.TaskName = "classification",
+    loss: options.LossSpec = None,
+    device: options.Device = "cpu",
+    seed: options.Seed = 0,
+    force: Annotated[bool, typer.Option("--force", help="delete the study in --out and start over")] = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Report which metric ranks plans best on this model, by the true cost of random plans."""
+    from functools import partial
+
+    from mixbit.metric_study.study import study as study_
+
+    with redirect_stdout(sys.stderr):
+        result = study_(
+            partial(load_subject, model, (data, evaluate), task, loss, str(options.device_of(device))),
+            target=target,
+            out=out,
+            choices=options.split(choices),
+            metrics=options.split(metrics),
+            num_plans=plans,
+            near_budget=None if near_budget is None else Budget.parse([near_budget]),
+            seed=seed,
+            processes=processes,
+            force=force,
+        )
+    if as_json:
+        print(result.to_json(), end="")
+    else:
+        print_study(result)
+        say(f"written to {out}")
+
+
+def print_study(result: "Study") -> None:
+    """Print a study's table, the best metric first, what limits it, and which metrics have no figures and why."""
+
+    def with_interval(row: dict[str, Any], name: str) -> str:
+        if row[f"{name}_interval"] is None:
+            return _or_dash(row[name], ".3f")
+        low, high = row[f"{name}_interval"]
+        return f"{row[name]:.3f} ({low:.2f} to {high:.2f})"
+
+    answered = {metric: row for metric, row in result.metrics.items() if "seconds" in row}
+    sets = [prefix for prefix in ("", "near_") if f"{prefix}ceiling" in result.reliability]
+    names = [f"{prefix}{name}" for prefix in sets for name in ("spearman", "kendall", "kl_spearman")]
+    if result.truth == "kl":
+        names = [name for name in names if "kl_" not in name]
+    budgets = list(dict.fromkeys(budget for row in answered.values() for budget in row["regret"]))
+    rows = []
+    for metric, row in sorted(answered.items(), key=lambda item: 2 if (rank := item[1]["spearman"]) is None else -rank):
+        regret = [_or_dash(row["regret"][budget], ".4f") for budget in budgets]
+        spent = _or_dash(row["seconds"], ".1f"), _or_dash(row["peak_mb"], ".0f")
+        rows.append((metric, *[with_interval(row, name) for name in names], *regret, *spent))
+    columns = ("metric", *names, *[f"regret at {budget}" for budget in budgets], "seconds", "peak MB")
+    print_rows(f"rank correlation with {result.truth}, and 95 % intervals from 20 different plans on", columns, rows)
+    for prefix in sets:
+        which = "plans near the budget" if prefix else "random plans"
+        reliability = result.reliability[f"{prefix}reliability"]
+        if reliability > 0:
+            ceiling = with_interval(result.reliability, f"{prefix}ceiling")
+            what = f"has reliability {reliability:.3f}; a perfect metric would correlate by about {ceiling}"
+        else:
+            what = "does not agree between halves of the data; evaluate on more data, or more plans"
+        say(f"{which}: {result.truth} {what}")
+    reasons = {metric: row["reason"] for metric, row in result.metrics.items() if "reason" in row}
+    unlabelled = [metric for metric in reasons if metric not in answered and "needs labels" in reasons[metric]]
+    if unlabelled:
+        say(f"{', '.join(unlabelled)}: need labels in the calibration data; give batches that end with them")
+    for metric, reason in reasons.items():
+        if metric not in unlabelled:
+            say(f"{metric}: {reason}")
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

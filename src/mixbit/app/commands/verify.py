@@ -1,14 +1,13 @@
 """`mixbit verify` and `mixbit bench`: what a folder holds, run again; `mixbit list`: what there is to choose from."""
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from mixbit.app.commands import options
-from mixbit.app.commands.options import print_json, print_rows, say, say_what_runs_in_float
-from mixbit.core import TARGETS, find_target, pick
+from mixbit.app.commands.options import print_json, print_rows, say_what_runs_in_float
+from mixbit.core import TARGETS, find_target, pick, say
 
 ADVICE = (
     "float16 where a GPU computes; w8a8 and narrower where a CPU does, which is faster than float in integers alone; "
@@ -54,15 +53,10 @@ def bench(
 
 def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json: options.AsJson = False) -> None:
     """Name the targets, metrics, searches, ranges of activations or roundings."""
-    from mixbit.metrics import METRICS
-    from mixbit.quantization.ranges import RANGES
-    from mixbit.roundings import ROUNDINGS
-    from mixbit.searches.search import SEARCHES
+    from mixbit.pipeline.settings import METHODS
 
     pick("list", what, LISTS)
-    methods: dict[str, Mapping[str, Callable[..., Any]]]
-    methods = {"metrics": METRICS, "searches": SEARCHES, "ranges": RANGES, "roundings": ROUNDINGS}
-    rows = [(name, (method.__doc__ or "").strip().splitlines()[0]) for name, method in methods.get(what, {}).items()]
+    rows = [(name, (method.__doc__ or "").strip().splitlines()[0]) for name, method in METHODS.get(what, {}).items()]
     for target in map(find_target, TARGETS if what == "targets" else ()):
         weights, inputs = (", ".join(map(str, bits)) for bits in (target.weight_bits, target.input_bits))
         rows.append((target.name, f"weights {weights} bits, inputs {inputs} or float: {target.note}"))

@@ -7,6 +7,8 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -76,6 +78,26 @@ def write_bytes(path: Path, content: bytes) -> None:
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
     """Write safetensors with the permissions of any other new file; the library's own are the owner's alone."""
     path.write_bytes(safetensors.numpy.save(dict(arrays), dict(metadata)))
+
+
+def check_matplotlib(picture: str) -> None:
+    """Raise InvalidInput, which names the picture, where matplotlib is not installed."""
+    if find_spec("matplotlib") is None:
+        raise InvalidInput(f"{picture} needs matplotlib, which is not installed; pip install 'mixbit[plot]'")
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of matplotlib, in inches."""
+    from matplotlib.figure import Figure
+
+    return Figure((width, height), layout="constrained")
+
+
+def save_figure(path: Path, figure: Any) -> None:
+    """Write the figure as PNG, as `write_bytes` does."""
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=120)
+    write_bytes(path, content.getvalue())
 
 
 def sha256(path: Path) -> str:

@@ -102,10 +102,9 @@ class Methods(Mapping[str, F]):
         return functions
 
     def find(self, method: str | F) -> tuple[str, F]:
-        """The name as given and the function, for a name, a name with options, or a function; options are checked.
+        """The name as given and the function, for a name, a name with options, or a function.
 
-        Raises:
-            InvalidInput: an unknown name or option, or a value that is not of the option's type or out of its bounds.
+        Raises InvalidInput for an unknown name or option, or a value that is not of the option's type or bounds.
         """
         if isinstance(method, str):
             name, _, text = method.partition(":")

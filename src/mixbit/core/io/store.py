@@ -29,6 +29,12 @@ from mixbit.core.errors import InvalidInput
 from mixbit.core.io.files import file_errors, write_bytes, write_text
 
 
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, on the CPU, and its metadata; raises OSError or SafetensorError."""
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 not a dict
+
+
 class Stored(NamedTuple):
     """Tensors by name, on the CPU, and what was noted beside them."""
 
@@ -40,10 +46,7 @@ class Store:
     """Finished steps of a run, each in the file `<name>.safetensors` of a folder with the question that it answers.
 
     A question is a JSON value that names all that a step depends on. Files appear whole or not at all. The folder is
-    made where it is missing; None stores nothing.
-
-    Raises:
-        InvalidInput: the folder is no path.
+    made where it is missing; None stores nothing, and what is no path raises InvalidInput.
     """
 
     def __init__(self, folder: str | Path | None) -> None:
@@ -59,12 +62,9 @@ class Store:
             write_bytes(path, safetensors.torch.save(copies, metadata))
 
     def get(self, name: str, question: Any) -> Stored | None:
-        """What is stored under the name for this question, or None.
+        """What is stored under the name for this question, or None; raises InvalidInput where the file is another's.
 
         The folder is made here already: work that cannot be stored should not begin.
-
-        Raises:
-            InvalidInput: the file is something else, or its folder cannot be made.
         """
         answered, stored = self._read(name) or (None, None)
         return stored if answered == json.loads(json.dumps(question)) else None
@@ -92,9 +92,7 @@ class Store:
         if (path := self._path(name)) is None or not path.exists():
             return None
         try:
-            with safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 not a dict
+            tensors, metadata = read_tensors(path)
             return json.loads(metadata["question"]), Stored(tensors, json.loads(metadata["notes"]))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise InvalidInput(f"{path}: holds nothing to resume from ({error}); delete it") from error
@@ -103,15 +101,10 @@ class Store:
 class Journal:
     """A file with one line of JSON for what its scores depend on, then one for each score; a line cut short is dropped.
 
-    Without a path scores stay in memory. With `force` a journal about something else is thrown away.
-
-    Raises:
-        InvalidInput: the file is about something else, or is no journal.
+    Without a path scores stay in memory. Raises InvalidInput for no journal, or one of something else, unless forced.
     """
 
-    def __init__(
-        self, path: Path | None = None, about: Mapping[str, Any] | None = None, *, force: bool = False
-    ) -> None:
+    def __init__(self, path: Path | None = None, about: dict[str, Any] | None = None, *, force: bool = False) -> None:
         self.path, self.about = path, dict(about or {})
         self.scores: dict[tuple[str, ...], float] = {}
         if path is None:
@@ -152,18 +145,13 @@ def digest(*values: Any) -> str:
 
     A function or object is known by its source and the values that it holds: the arguments of a partial, the attributes
     of an object, the defaults of a function and what it takes from the function around it. Other functions that it
-    calls, and global values, are not looked into.
-
-    Raises:
-        InvalidInput: the values are nested too deeply.
+    calls, and global values, are not looked into. Raises InvalidInput for values that are nested too deeply.
     """
     try:
         text = re.sub(r" at 0x[0-9a-f]+", "", "\n".join(_described(value, ()) for value in values))
     except RecursionError:
         names = ", ".join(getattr(value, "__name__", type(value).__name__) for value in values)
-        raise InvalidInput(
-            f"{names}: holds values that are nested too deeply to tell it from another; give a plain function"
-        ) from None
+        raise InvalidInput(f"{names}: holds values that are nested too deeply; give a plain function") from None
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

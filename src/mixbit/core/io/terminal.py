@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from operator import length_hint
 from typing import TypeVar
 
@@ -14,8 +15,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 T = TypeVar("T")
 _DRAWS = ContextVar("draws", default=True)
-#: After the time is up, in case the block caught that.
-SECONDS_BETWEEN = 1.0
 
 
 def track(items: Iterable[T], label: str | Callable[[], str], total: int | None = None) -> Generator[T, None, None]:
@@ -26,13 +25,16 @@ def track(items: Iterable[T], label: str | Callable[[], str], total: int | None 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     hidden = not (_DRAWS.get() and sys.stderr.isatty())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as progress:
-        if isinstance(label, str):
-            yield from progress.track(items, total=total, description=label)
-            return
-        task = progress.add_task(label(), total=total or length_hint(items) or None)
+        text = label if callable(label) else partial(str, label)
+        task = progress.add_task(text(), total=total or length_hint(items) or None)
         for item in items:
             yield item
-            progress.update(task, advance=1, description=label())
+            progress.update(task, advance=1, description=text())
+
+
+def say(text: str) -> None:
+    """Print a message on standard error."""
+    print(text, file=sys.stderr)  # noqa: T201
 
 
 def draw_nothing() -> None:
@@ -74,7 +76,7 @@ def time_limit(seconds: float | None, error: Exception) -> Iterator[None]:
         raise _TimeIsUp
 
     previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds, SECONDS_BETWEEN)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and every second after, in case the block caught it
     try:
         yield
     except _TimeIsUp:
