@@ -71,7 +71,8 @@ def exported(model: nn.Module, example: Any) -> tuple[fx.GraphModule, Inputs, An
         with users_code(f"the model fails on inputs {inputs.describe()}"), torch.no_grad():
             copies = inputs.map(torch.clone)
             expected = model(*copies.args, **copies.kwargs)
-        program = export_model(model, inputs)
+        shapes = pytree.tree_map(_dynamic_batch, dict(inputs.kwargs) if inputs.kwargs else inputs.args)
+        program = _export(model, inputs, shapes, functional=False)
     module = copy_module(program.module(check_guards=False))
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
@@ -253,42 +254,23 @@ def _foldable(norm: fx.Node) -> bool:
 
 
 def _fold(module: fx.GraphModule, norm: fx.Node) -> None:
-    def tensor(node: fx.Node) -> Tensor:
-        return tensor_of(module, node).detach()
+    def tensor(node: fx.Node | None, default: Any = None) -> Any:
+        return default if node is None else tensor_of(module, node).detach()
 
     before: fx.Node = argument(norm, 0)
-    weight, bias = argument(before, 1), argument(before, 2)
-    gamma, beta = argument(norm, 1), argument(norm, 2)
-    mean, variance = tensor(argument(norm, 3)), tensor(argument(norm, 4))
-    new_weight, new_bias = scaled(
-        tensor(weight),
-        None if bias is None else tensor(bias),
-        (
-            torch.ones_like(mean) if gamma is None else tensor(gamma),
-            torch.zeros_like(mean) if beta is None else tensor(beta),
-            mean,
-            variance,
-        ),
-        argument(norm, 7 if norm.target is _TRAINABLE else 6),
-        OPERATOR_KINDS[packet(before)].output_axis,
-    )
-    holder, attribute = split_name(module, str(weight.target))
-    setattr(holder, attribute, nn.Parameter(new_weight))
-    set_bias(module, before, new_bias, str(weight.target))
+    mean, variance = (tensor(argument(norm, position)) for position in (3, 4))
+    gamma, beta = tensor(argument(norm, 1), torch.ones_like(mean)), tensor(argument(norm, 2), torch.zeros_like(mean))
+    epsilon, axis = argument(norm, 7 if norm.target is _TRAINABLE else 6), OPERATOR_KINDS[packet(before)].output_axis
+    weight, bias = (tensor(argument(before, position)) for position in (1, 2))
+    weight, bias = scaled(weight, bias, (gamma, beta, mean, variance), epsilon, axis)
+    name = str(argument(before, 1).target)
+    holder, attribute = split_name(module, name)
+    setattr(holder, attribute, nn.Parameter(weight))
+    set_bias(module, before, bias, name)
     output = norm
     if norm.target is not _TRAINABLE:
         output = next(user for user in norm.users if user.target is operator.getitem and user.args[1] == 0)
     output.replace_all_uses_with(before)
-
-
-def export_model(model: nn.Module, inputs: Inputs) -> ExportedProgram:
-    """The model as an exported program of functional operators with a dynamic batch.
-
-    Raises:
-        UnsupportedModel: `torch.export` cannot follow the code.
-    """
-    shapes = pytree.tree_map(_dynamic_batch, dict(inputs.kwargs) if inputs.kwargs else inputs.args)
-    return _export(model, inputs, shapes, functional=False)
 
 
 def export_graph(graph: Graph, lifted: Mapping[str, Tensor] | None = None) -> ExportedProgram:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mixbit.core import Batch, FloatArray, Format, InvalidInput, Methods, Scheme, Task
-from mixbit.graph.graph import Graph, Layer, Operation, SampleAxis, group_samples, sample_axis
+from mixbit.graph import Graph, Layer, Operation, SampleAxis, group_samples, sample_axis
 from mixbit.quantization.calibrate import Calibration, mean_output, weight_quantizer
 from mixbit.quantization.offers import why_not
 from mixbit.quantization.quantizer import Quantizer
@@ -223,6 +223,21 @@ def averaged(inputs: MetricInput, costs: Iterable[tuple[Costs, Costs]], *, share
     for weights, reads in costs:
         entries.update(inputs.entries(weights, reads, shared=shared))
     return Estimate(*entries.result())
+
+
+def batch_means(rows: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over samples, and its standard error, from means of batches.
+
+    With s_b the share of batch b in the samples, mean = sum s_b r_b and, for B batches, error^2 =
+    B / (B - 1) sum s_b^2 (r_b - mean)^2; inf from a single batch. Rows are [B, ...], sizes [B].
+    """
+    count = len(rows)
+    shares = (sizes.double() / sizes.sum()).reshape(-1, *[1] * (rows.ndim - 1))
+    mean = (shares * rows).sum(0)
+    if count < 2:
+        return mean, torch.full_like(mean, torch.inf)
+    squares = (shares * (rows - mean)).square().sum(0)
+    return mean, (squares * count / (count - 1)).sqrt()
 
 
 Metric = Callable[[MetricInput], Estimate]

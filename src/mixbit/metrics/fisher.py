@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from mixbit.core import Inputs, method, track
-from mixbit.graph.backward import Backward
-from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation
-from mixbit.graph.layers import run_stacked, stack_weights
+from mixbit.graph import FEW_ELEMENTS, Backward, Graph, Layer, Operation, run_stacked, stack_weights
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
 
 

@@ -8,8 +8,7 @@ from annotated_types import Gt
 from torch import Tensor
 
 from mixbit.core import Format, Inputs, method, track
-from mixbit.graph.backward import Backward, SampleGradients
-from mixbit.graph.graph import Layer
+from mixbit.graph import Layer, SampleGradients
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
 from mixbit.quantization.calibrate import weight_mask
 from mixbit.quantization.statistics import RunningMean
@@ -88,11 +87,10 @@ class _Scorer:
 
     def __init__(self, inputs: MetricInput, of: str, error: str) -> None:
         self.inputs, self.real = inputs, error == "real"
-        self.gradients = SampleGradients(inputs.graph, self._score_weight)
-        self.backward = Backward(
+        self.backward = SampleGradients(
             inputs.graph,
             inputs.layers,
-            self.gradients.add_use if of != "inputs" and inputs.weight_formats else None,
+            self._score_weight if of != "inputs" and inputs.weight_formats else None,
             self._score_read if of != "weights" and inputs.input_formats else None,
         )
 
@@ -105,7 +103,6 @@ class _Scorer:
         self.weights, self.reads = self.inputs.zero_costs(count, shared=True)
         # The loss is the mean of the batch, and a sample's own gradient is wanted.
         self.backward.run_batch(batch, labels, lambda *pair: self.inputs.task.loss(*pair) * count)
-        self.gradients.finish_batch(self.inputs.layers)
         return self.weights, self.reads
 
     def _score_weight(self, layer: Layer, gradients: Iterator[Tensor]) -> None:

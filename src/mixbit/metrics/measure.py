@@ -19,8 +19,7 @@ from mixbit.core import (
     find_target,
     track,
 )
-from mixbit.graph.graph import Graph, check_arguments, check_graph, model_fingerprint
-from mixbit.graph.layers import shared_inputs
+from mixbit.graph import Graph, check_arguments, check_graph, model_fingerprint, shared_inputs
 from mixbit.graph.resources import live_activations
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, METRICS, NEEDS_LABELS, Metric, MetricInput, check_estimate, joined
 from mixbit.quantization.calibrate import Calibration, calibrate, weight_quantizer

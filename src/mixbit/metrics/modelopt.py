@@ -3,8 +3,7 @@
 from torch import Tensor
 
 from mixbit.core import Inputs, method, track
-from mixbit.graph.backward import Backward
-from mixbit.graph.graph import Layer, Operation
+from mixbit.graph import Backward, Layer, Operation
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
 
 
@@ -41,6 +40,5 @@ def _scores(inputs: MetricInput, batch: Inputs, labels: Tensor | None) -> tuple[
                 costs[layer.name][: len(scores), column] += scores
 
     # The loss is the mean of the batch, and a sample's own gradient is wanted.
-    backward = Backward(inputs.graph, inputs.layers, add, None)
-    backward.run_batch(batch, labels, lambda *pair: inputs.task.loss(*pair) * count)
+    Backward(inputs.graph, inputs.layers, add).run_batch(batch, labels, lambda *pair: inputs.task.loss(*pair) * count)
     return costs_of_parts

@@ -10,10 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.core import Batch, InvalidInput, Task, track
-from mixbit.graph.backward import run_for_gradients
-from mixbit.graph.graph import Graph, Operation, argument, group_samples, sample_axis, set_bias, tensor_of
-from mixbit.graph.walk import Walker, seen
+from mixbit.core import Batch, Task, track
+from mixbit.graph import (
+    Graph,
+    Walker,
+    argument,
+    group_samples,
+    run_backward,
+    sample_axis,
+    seen,
+    set_bias,
+    tensor_of,
+)
 from mixbit.pruning.channels import Channels, Reader
 from mixbit.quantization.statistics import Moments, inverse_factor
 
@@ -59,11 +67,6 @@ class Prediction:
         return coefficients
 
 
-def _rows_last(x: Tensor, operation: Operation) -> Tensor:
-    """What an operator reads, with its channels in the last dimension."""
-    return x if operation.channels_last else x.movedim(1, -1)
-
-
 @torch.no_grad()
 def predict(graph: Graph, channels: Channels, batches: list[Batch], keep: Tensor) -> dict[str, Prediction]:
     """Node of a reader -> how what it reads is predicted, from the units [units] that are not gone.
@@ -92,7 +95,7 @@ class _Statistics:
         self.total = torch.zeros((), dtype=torch.float64)
 
     def see(self, x: Tensor, _: Any) -> None:
-        rows = _rows_last(x, self.operation).flatten(0, -2)
+        rows = x.movedim(self.operation.channels, -1).flatten(0, -2)
         self.moments.update(rows.T.unsqueeze(2) if self.alone else rows.unsqueeze(0))
         samples = rows if self.operation.channels_last else x
         self.total = self.total.to(x.device) + samples.sum(0, dtype=torch.float64)
@@ -100,17 +103,13 @@ class _Statistics:
 
     def prediction(self, reader: Reader, stays: Tensor) -> Prediction:
         """Of what one of the tensor's readers reads, from the channels [C] that stay."""
-        if not self.moments.hessian(centred=False).isfinite().all():
-            raise InvalidInput(
-                f"{reader.layer.name}: its input is NaN or inf, or its squares are; leave out such samples"
-            )
         centred = reader.operation.takes_bias
+        hessian = self.moments.hessian(reader.layer.name, centred=centred)[0] / self.moments.count
         mean = self.moments.mean.flatten() * stays * centred
         sample = self.total / self.count
         sample = sample * stays.reshape(-1, *[1] * (sample.ndim - 1))
         if self.alone:
             return Prediction(stays.double(), mean, sample)
-        hessian = self.moments.hessian(centred=centred)[0] / self.moments.count
         factor = inverse_factor(hessian[stays][:, stays].unsqueeze(0), DAMPING)[0]
         precision = torch.zeros_like(hessian)
         precision[stays.unsqueeze(1) & stays] = (factor.T @ factor).flatten()
@@ -137,10 +136,7 @@ def importance(
     generator = torch.Generator().manual_seed(seed)
     total, count = torch.zeros(channels.num_units, dtype=torch.float64), 0
     for inputs, labels in track(batches, "measure channels"):
-        with torch.enable_grad():
-            loss = task.information(run_for_gradients(graph, inputs, around), labels, generator)
-            if loss.requires_grad:  # it depends on what some reader reads
-                loss.backward()
+        run_backward(graph, inputs, around, partial(task.information, labels=labels, generator=generator))
         total += scores.take_squares() / 2
         count += inputs.batch_size
     return total / count
@@ -159,8 +155,8 @@ class _Scores:
         operation, position = reader.operation, reader.operation.data
         x = args[position] if args[position].requires_grad else args[position].detach().requires_grad_()
         own = x.view_as(x)  # others may read the same tensor
-        missing = self.predictions[operation.node].missing(_rows_last(own.detach(), operation))
-        own.register_hook(lambda gradient: self._add(reader, _rows_last(gradient, operation) * missing))
+        missing = self.predictions[operation.node].missing(own.detach().movedim(operation.channels, -1))
+        own.register_hook(lambda gradient: self._add(reader, gradient.movedim(operation.channels, -1) * missing))
         return run(*args[:position], own, *args[position + 1 :])
 
     @torch.no_grad()

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from mixbit.core import InvalidInput, split_batches, track
+from mixbit.graph import Graph, Operation, argument, in_order, is_parameter, num_uses, packet
 from mixbit.graph.capture import exported, running_statistics
-from mixbit.graph.graph import Graph, Operation, argument, is_parameter, num_uses, packet
-from mixbit.graph.walk import in_order
 from mixbit.quantization.statistics import RunningMean
 
 _aten = torch.ops.aten
@@ -63,10 +62,9 @@ def reestimated(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     def see(_: int, node: fx.Node, __: Callable[..., Any], args: tuple[Any, ...]) -> None:
         moments[owners[node.name]].update(args[0].movedim(1, -1).flatten(0, -2))
 
-    for turns in in_order(graph, owners, list(calls.values()), batches, see, "re-estimate batch norms"):
-        for mean, variance in (list(calls)[turn] for turn in turns):
-            statistics, norm = moments[mean, variance], mean.rpartition(".")[0]
-            _set_statistics(norm, graph.parameter(mean), graph.parameter(variance), statistics)
+    for pairs in in_order(graph, owners, calls, batches, see, "re-estimate batch norms"):
+        for names in pairs:
+            _set_statistics(names[0].rpartition(".")[0], *map(graph.parameter, names), moments[names])
     for name in (name for names in calls for name in names):
         result.get_buffer(name).copy_(graph.parameter(name))
     return result

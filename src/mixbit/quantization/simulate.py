@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.core import Format, InvalidInput, Plan, Target, find_target, track
-from mixbit.graph.graph import Graph, Layer, argument, model_fingerprint, set_bias
-from mixbit.graph.layers import convolved, inputs_between
+from mixbit.graph import Graph, Layer, argument, convolved, inputs_between, model_fingerprint, set_bias
 from mixbit.quantization.biases import corrected_biases
 from mixbit.quantization.calibrate import Calibration, mean_output, weight_quantizer
 from mixbit.quantization.offers import why_not

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixbit.core import Inputs, Methods, Store, Task, digest
-from mixbit.graph.graph import Case, Graph
+from mixbit.graph import Case, Graph
 from mixbit.quantization.quantizer import quantizers_of
 
 

@@ -5,11 +5,9 @@ from typing import Annotated
 from annotated_types import Ge, Le
 
 from mixbit.core import method
-from mixbit.graph.blocks import find_blocks
-from mixbit.graph.graph import Graph
+from mixbit.graph import Graph
 from mixbit.roundings._input import RoundingInput
 from mixbit.roundings._learned import learned_roundings
-from mixbit.training.blockwise import Schedule
 
 
 @method(rank=3)
@@ -46,5 +44,6 @@ def brecq(
     Sources: Y. Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction", ICLR 2021;
     X. Wei et al., "QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization", ICLR 2022.
     """
-    schedule = Schedule(iterations, batch_size, cache_gib, fisher)
-    return learned_roundings(inputs, find_blocks(inputs.graph), schedule, drop=drop, label="learn roundings by blocks")
+    return learned_roundings(
+        inputs, "blocks", iterations=iterations, batch_size=batch_size, drop=drop, cache_gib=cache_gib, fisher=fisher
+    )

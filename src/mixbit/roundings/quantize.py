@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mixbit.core import InvalidInput, Plan, Store, Task, find_target, method, pick
-from mixbit.graph.graph import Graph, check_arguments
+from mixbit.graph import Graph, check_arguments
 from mixbit.quantization.biases import BIAS_CORRECTIONS, corrected
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.ranges import RangeMethod

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mixbit.core import InvalidInput, Store, Task, digest, hold_out, loaded, split_all, track
-from mixbit.graph.graph import Graph, check_arguments, check_graph
+from mixbit.graph import Graph, check_arguments, check_graph
 from mixbit.quantization.quantizer import quantizers_of
 from mixbit.training.loop import Loop, Objective, Trained, Training, generator_of
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mixbit.core import Batch, Inputs, InvalidInput, Stored, Task, loaded, output_of, split_batch, track
-from mixbit.graph.evaluate import returned_by
-from mixbit.graph.graph import Graph
+from mixbit.graph import Graph, returned_by
 from mixbit.quantization.biases import make_room_for_biases, settle_biases
 from mixbit.quantization.quantizer import quantizers_of
 
