@@ -17,7 +17,6 @@ from mixbit.graph.graph import (
     num_uses as num_uses,
     packet as packet,
     sample_axis as sample_axis,
-    set_bias as set_bias,
     split_name as split_name,
     tensor_of as tensor_of,
 )

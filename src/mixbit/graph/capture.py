@@ -54,8 +54,22 @@ def capture(model: nn.Module, example: Any) -> Graph:
         UnsupportedModel: `torch.export` cannot follow the code; the message names the line and the way out.
     """
     module, inputs, expected = exported(model, example)
-    _fold_batch_norms(module)
-    graph = with_layers(Graph(module, inputs, _shapes(module, inputs)))
+    for node in list(module.graph.nodes):
+        if running_statistics(node) is not None and _foldable(node):
+            _fold(module, node)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, value: Any, _: tuple[Any, ...]) -> None:
+        if isinstance(value, Tensor):
+            shapes[name] = tuple(value.shape)
+
+    around = {node.name: seen(partial(note, node.name)) for node in module.graph.nodes if node.op != "output"}
+    with torch.no_grad():
+        Walker(module, around).returned(pytree.tree_leaves((inputs.args, inputs.kwargs)))
+    graph = with_layers(Graph(module, inputs, shapes))
     _check_same(graph, inputs, expected)
     return graph
 
@@ -64,7 +78,12 @@ def exported(model: nn.Module, example: Any) -> tuple[fx.GraphModule, Inputs, An
     """The functional graph with its batch norms, the example's inputs, and what the model returns for them."""
     check_module(model)
     _check_tensors(model)
-    inputs = _at_least_two(Inputs.of(example)).to(device_of(model))
+    inputs = Inputs.of(example)
+    if inputs.batch_size == 0:
+        raise InvalidInput(f"example {inputs.describe()}: holds no sample; give at least one")
+    if inputs.batch_size == 1:  # torch exports a batch of one as a constant
+        inputs = inputs.map(lambda leaf: torch.cat([leaf, leaf]) if leaf.ndim > 0 else leaf)
+    inputs = inputs.to(device_of(model))
     for number, leaf in enumerate(inputs.tensors):
         check_finite(f"example: input {number}", leaf)
     with _evaluating(model):
@@ -137,15 +156,6 @@ def _check_tensors(model: nn.Module) -> None:
             raise InvalidInput(f"{name}: {parameter.dtype}; quantize the model in float32, as model.float() gives it")
 
 
-def _at_least_two(inputs: Inputs) -> Inputs:
-    """The example, a single sample doubled: torch exports a batch of one as a constant."""
-    if inputs.batch_size == 0:
-        raise InvalidInput(f"example {inputs.describe()}: holds no sample; give at least one")
-    if inputs.batch_size >= 2:
-        return inputs
-    return inputs.map(lambda leaf: torch.cat([leaf, leaf]) if leaf.ndim > 0 else leaf)
-
-
 def _remove_bookkeeping(module: fx.GraphModule) -> None:
     """Drop guards, assertions, updates of buffers and inputs, dropouts that do nothing, and what no node reads."""
     for node in list(module.graph.nodes):
@@ -160,19 +170,6 @@ def _remove_bookkeeping(module: fx.GraphModule) -> None:
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     module.recompile()
-
-
-def _shapes(module: fx.GraphModule, inputs: Inputs) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def note(name: str, value: Any, _: tuple[Any, ...]) -> None:
-        if isinstance(value, Tensor):
-            shapes[name] = tuple(value.shape)
-
-    around = {node.name: seen(partial(note, node.name)) for node in module.graph.nodes if node.op != "output"}
-    with torch.no_grad():
-        Walker(module, around).returned(pytree.tree_leaves((inputs.args, inputs.kwargs)))
-    return shapes
 
 
 def _check_same(graph: Graph, inputs: Inputs, expected: Any) -> None:
@@ -218,16 +215,6 @@ def scaled(
     return weight * factor.reshape(shape), shifted * factor + beta
 
 
-def _fold_batch_norms(module: fx.GraphModule) -> None:
-    """Fold every batch norm that is the only reader of an operator whose weight no other operator uses."""
-    for node in list(module.graph.nodes):
-        if running_statistics(node) is not None and _foldable(node):
-            _fold(module, node)
-    module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
-    module.recompile()
-
-
 def running_statistics(node: fx.Node) -> tuple[str, str] | None:
     """Full names of mean and variance of a batch norm that normalises by its own; None for other nodes."""
     if node.target not in _BATCH_NORMS or (node.target is _TRAINABLE and argument(node, 5)):
@@ -237,6 +224,7 @@ def running_statistics(node: fx.Node) -> tuple[str, str] | None:
 
 
 def _foldable(norm: fx.Node) -> bool:
+    """Whether the norm is the only reader of an operator whose weight no other operator uses."""
     before = norm.args[0]
     if not isinstance(before, fx.Node) or len(before.users) != 1:
         return False

@@ -165,6 +165,10 @@ class Graph:
         bias = argument(self.node(operation.node), operation.kind.bias)
         return str(bias.target) if is_parameter(bias) else None
 
+    def set_bias(self, layer: "Layer", operation: "Operation", bias: Tensor) -> None:
+        """Give the operator its own bias, in place, named after its weight; the module is then to be recompiled."""
+        set_bias(self.module, self.node(operation.node), bias, layer.name, operation.kind.bias or 0)
+
     def run(self, operation: "Operation", x: Tensor, weight: Tensor) -> Tensor:
         """The operator's output for another input and weight (shaped like the parameter), without its bias."""
         kind, node = operation.kind, self.node(operation.node)

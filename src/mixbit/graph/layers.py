@@ -231,8 +231,7 @@ def _added(sources: list[fx.Node], convolutions: frozenset[str], inside: bool) -
 
     None where no convolution feeds it, itself or through one function: the residual stream of a transformer is not
     added faster in integers, and quantizing it makes the network's error several times larger (measured in OpenVINO).
-    With `inside`, an addition runs inside a convolution whose output it alone reads; the runtime does not round that
-    output, so it is left out.
+    With `inside`, an addition runs inside a convolution whose output it alone reads, which then is not rounded.
     """
     if not any(node.name in convolutions for source in sources for node in (source, *source.all_input_nodes)):
         return []

@@ -115,8 +115,7 @@ class Backward:
         run_backward(self.graph, inputs, self.around, lambda returned: loss(returned, labels))
 
     def _watch(self, name: str, value: Tensor, args: tuple[Any, ...]) -> None:
-        if not value.requires_grad:
-            value.requires_grad_(True)
+        value.requires_grad_()
         if name in self.operations:
             layer, operation = self.operations[name]
             x = args[operation.data].detach()
@@ -208,17 +207,16 @@ def in_order(
 ) -> Iterator[list[Key]]:
     """Keys of groups of operators, in the order of the network, once `see` got all that they read.
 
-    The turn of a group comes after those of all operators before its first one. By then `see` was called for each of
-    its operators and each batch, on what they read in the network as it is. Parameters that the caller changes before
-    it asks for more count for all that runs later. All groups together cost one run of the network and the calls of
-    `see`; for a group with operators at several depths, the network runs ahead to the last of them.
+    A group comes after all operators before its first one. By then `see` was called for each of its operators and each
+    batch, on what they read in the network as it is. Parameters that the caller changes meanwhile count for all that
+    runs later. All groups together cost one run of the network and the calls of `see`; for a group with operators at
+    several depths, the network runs ahead to the last of them.
 
     Args:
         graph: Its parameters may change between two turns.
         operators: Names of the nodes that wait for those before them.
         groups: Names of operators, and those that are looked at.
-        batches: Inputs of the network. Tensors that are still to be read are held for all of them, in memory up to
-            MOST_BYTES, in temporary files beyond.
+        batches: Inputs of the network. Tensors still to be read are held: MOST_BYTES in memory, the rest in files.
         see: Gets the number of the batch, the node, and its call: run(*args) is what it does.
         label: Of the progress bar.
     """

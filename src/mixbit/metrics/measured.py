@@ -55,12 +55,10 @@ def measured_loss(inputs: MetricInput) -> Estimate:
     """Increase of the task's loss on labels; tensors are rounded and their costs added as in `measured`.
 
     A mean increase below 0, of a weight or of an input, counts as 0: it is chance, or fits the labels at hand alone,
-    and a search would chase it. So entries lean upwards where they are smaller than their standard errors, which are
-    those of the increases themselves.
+    and a search would chase it. So entries smaller than their standard errors, those of the increases, lean upwards.
 
     Returns:
-        loss and standard error [L, C] in the unit of the loss; its samples are the batches, weighted by size, since
-        a loss is the mean of a batch.
+        loss and standard error [L, C] in the unit of the loss; its samples are the batches, weighted by size.
 
     Raises:
         InvalidInput: labels that do not fit the task.

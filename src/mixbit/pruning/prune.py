@@ -20,6 +20,7 @@ from mixbit.roundings._input import RoundingInput
 from mixbit.training.blockwise import Block, Learner, Schedule, Stretch, find_blocks, learn_blocks
 
 
+@torch.no_grad()
 def without_channels(graph: Graph, keep: Tensor) -> Graph:
     """A copy whose tensors have only the units [units] to keep; its nodes are the same, and the shapes noted in them.
 
@@ -41,19 +42,14 @@ def without_channels(graph: Graph, keep: Tensor) -> Graph:
         node.update_arg(count.position, new)
     smaller.module.recompile()
     smaller = with_layers(smaller)
-    _check_same(graph, smaller, int((~keep).sum()))
-    return smaller
-
-
-@torch.no_grad()
-def _check_same(graph: Graph, smaller: Graph, num_units: int) -> None:
     leaves = [pytree.tree_leaves(each(*graph.example.args, **graph.example.kwargs)) for each in (graph, smaller)]
     for want, got in zip(*leaves, strict=True):
         if isinstance(want, Tensor) and not torch.allclose(got, want, TOLERANCE, TOLERANCE * float(want.abs().max())):
             raise UnsupportedModel(
-                f"the graph without {num_units} channels differs by {float((got - want).abs().max()):.2g} "
+                f"the graph without {int((~keep).sum())} channels differs by {float((got - want).abs().max()):.2g} "
                 "from the graph with zeros in their place; leave its channels as they are, and report the model"
             )
+    return smaller
 
 
 #: Steps of Adam: of weights, in their own root mean squares; of biases, in root mean square errors of the block.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.core import Inputs, InvalidInput
-from mixbit.graph import Graph, Layer, Operation, Walker, in_order, seen, set_bias
+from mixbit.graph import Graph, Layer, Operation, Walker, in_order, seen
 from mixbit.quantization.affine import bias_step, least_scale
 from mixbit.quantization.quantizer import Quantizer, activation_quantizers, weight_quantizers
 
@@ -133,7 +133,7 @@ def corrected(graph: Graph, simulated: Graph, batches: Sequence[Inputs]) -> Grap
                 bias = torch.zeros_like(error) if previous is None else result.parameter(previous).double()
                 bias = (bias - error).to(result.parameter(layer.name).dtype)
                 bias = _in_steps(bias, layer, operation, weights, activations)
-                set_bias(result.module, result.node(name), bias, layer.name, operation.kind.bias or 0)
+                result.set_bias(layer, operation, bias)
     result.module.graph.eliminate_dead_code()
     result.module.graph.lint()
     result.module.recompile()

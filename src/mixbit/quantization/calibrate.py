@@ -52,8 +52,7 @@ class Calibration:
         scales: (layer, format) -> scales of its weight; filled when first needed.
         ranges: (node, format) -> scale and zero point of its tensor; filled when first needed.
         range_method: Chooses them from the histogram.
-        masks: (layer, sparsity) -> which of its weights stay; filled by `mixbit.quantization.masks`, or by magnitude
-            when first needed.
+        masks: (layer, sparsity) -> which weights stay; from `mixbit.quantization.masks`, or by magnitude when needed.
         batches: The data itself, with labels where it has any, for metrics, roundings and sequential correction.
     """
 
@@ -98,8 +97,7 @@ def calibrate(graph: Graph, batches: Iterable[Any], *, ranges: str | RangeMethod
             function from a `Histogram` and a `Format` to a scale and a zero point.
 
     Raises:
-        InvalidInput: no batch at all, one that is not understood or does not fit the graph, or one that makes a layer's
-            input NaN or inf; or an unknown method.
+        InvalidInput: no batch, one that does not fit the graph or makes a layer's input NaN or inf; an unknown method.
     """
     check_graph(graph)
     _, range_method = RANGES.find(ranges)
@@ -160,14 +158,11 @@ class _Recorder:
                 for slot, index in self.reservoirs[name].replacements:
                     samples[slot : slot + 1] = [grouped[index].clone()]
             if operation.takes_bias:
-                self._add_to_mean(operation, x)
-
-    def _add_to_mean(self, operation: Operation, x: Tensor) -> None:
-        rows = x.flatten(0, -2) if operation.channels_last else x
-        per_shape, shape = self.mean_inputs.setdefault(operation.node, {}), tuple(rows.shape[1:])
-        mean, count = per_shape.get(shape, (torch.zeros_like(rows[:1]), 0))
-        total = count + len(rows)
-        per_shape[shape] = (mean + (rows.sum(0, keepdim=True) - len(rows) * mean) / total, total)
+                rows = x.flatten(0, -2) if operation.channels_last else x
+                per_shape, shape = self.mean_inputs.setdefault(name, {}), tuple(rows.shape[1:])
+                mean, count = per_shape.get(shape, (torch.zeros_like(rows[:1]), 0))
+                total = count + len(rows)
+                per_shape[shape] = (mean + (rows.sum(0, keepdim=True) - len(rows) * mean) / total, total)
 
 
 class _Reservoir:

@@ -56,9 +56,8 @@ def choose_masks(
 def mean_square_gradients(case: Case, calibration: Calibration, layers: Sequence[Layer]) -> dict[str, Tensor]:
     """Layer -> E_i[g_i^2] for each of its weights, float64: the diagonal of the Fisher information.
 
-    g_i is the gradient of sample i's loss under labels drawn from the model, of `Task.information`, by the weight of an
-    operator whose mean output over the calibration data stays, as under bias correction; zeros where the loss does not
-    depend on the weight.
+    g_i is the gradient of sample i's part of `Task.information` by the weight of an operator whose mean output over the
+    calibration data stays, as under bias correction; zeros where the loss does not depend on the weight.
     """
     graph, generator = case.graph, torch.Generator().manual_seed(case.seed)
     totals = {layer.name: torch.zeros(layer.shape, dtype=torch.float64, device=graph.device) for layer in layers}

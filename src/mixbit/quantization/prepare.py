@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from mixbit.core import InvalidInput, split_batches, track
-from mixbit.graph import Graph, Operation, argument, in_order, is_parameter, num_uses, packet
+from mixbit.graph import Graph, argument, in_order, is_parameter, num_uses, packet
 from mixbit.graph.capture import exported, running_statistics
 from mixbit.quantization.statistics import RunningMean
 
@@ -31,9 +31,8 @@ def reestimated(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     mean = E[x] and variance = E[(x - mean)^2] of each channel of what a norm reads, over all samples of all batches and
     all positions: pooled, so that it does not matter how the data is cut into batches. The norms are taken in execution
     order, each on what the norms before it return with their new statistics. So in eval mode every norm returns mean 0
-    and variance 1 on the data (before its own scale and shift). The data passes through the network once. A channel
-    that is constant on the data keeps its variance. (Wu and Johnson 2021, section 3, arXiv 2105.07576, who divide by
-    the statistics of the batch instead.)
+    and variance 1 on the data (before its own scale and shift). The data passes through the network once. A constant
+    channel keeps its variance. (Wu and Johnson 2021, section 3, arXiv 2105.07576, there by statistics of the batch.)
 
     Args:
         model: The trained network; it is left as it is.
@@ -153,7 +152,11 @@ def _equalize(tensors: dict[str, Tensor], pair: _Pair) -> float:
 
 def _pairs(graph: Graph) -> list[_Pair]:
     """Every two layers, in execution order, between which factors can be moved."""
-    plain = {name: pair for name, pair in graph.operations.items() if _is_plain(graph, pair[1])}
+    plain = {}
+    for name, pair in graph.operations.items():
+        weight = argument(graph.node(name), pair[1].kind.weight)
+        if pair[1].kind.name in _KINDS and is_parameter(weight) and num_uses(weight) == 1:
+            plain[name] = pair
     pairs = []
     for name, (first, operation) in plain.items():
         node = graph.node(name)
@@ -164,12 +167,6 @@ def _pairs(graph: Graph) -> list[_Pair]:
         if other.channels_last == operation.channels_last and (bias is None or num_uses(bias) == 1):
             pairs.append(_Pair(first.name, graph.bias(operation), second.name, other.groups))
     return pairs
-
-
-def _is_plain(graph: Graph, operation: Operation) -> bool:
-    """Whether the operator is linear or a convolution, and alone reads its weight."""
-    weight = argument(graph.node(operation.node), operation.kind.weight)
-    return operation.kind.name in _KINDS and is_parameter(weight) and num_uses(weight) == 1
 
 
 def _reader(node: fx.Node) -> fx.Node | None:

@@ -88,8 +88,7 @@ class Moments:
 def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     """[G, columns, columns] U, upper triangular, with U'U the inverse of the damped H; float64.
 
-    H's diagonal grows by `damping` of its mean over the columns that are not 0; where H is not positive definite even
-    then, by ten times as much, and so on.
+    H's diagonal grows by `damping` of its mean over columns that are not 0, then tenfold until H is positive definite.
     """
     diagonal = hessian.diagonal(dim1=1, dim2=2).double()
     dead = diagonal <= 0

@@ -19,8 +19,7 @@ class RoundingInput:
 
     Attributes:
         graph: The float graph.
-        simulated: The same with all quantizers in place and weights in float; its biases are corrected for the
-            nearest integers, where biases are.
+        simulated: The same with all quantizers and weights in float; biases are corrected for the nearest integers.
         batches: Calibration inputs.
         task: What the outputs mean.
         seed: Random seed.

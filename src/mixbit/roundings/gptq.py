@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from mixbit.core import InvalidInput, method
-from mixbit.graph import FEW_ELEMENTS, Graph, Layer, Operation, argument, in_order, set_bias
+from mixbit.graph import FEW_ELEMENTS, Graph, Layer, Operation, argument, in_order
 from mixbit.quantization.affine import along, dequantize, quantize
 from mixbit.quantization.biases import corrected_biases
 from mixbit.quantization.quantizer import Quantizer, activation_quantizers, weight_quantizers
@@ -177,9 +177,8 @@ def _put(simulated: Graph, layer: Layer, tensors: Mapping[str, Tensor]) -> None:
     weight = simulated.parameter(layer.name)
     weight.copy_(tensors[layer.name])
     for operation in layer.operations:
-        if operation.node in tensors and operation.kind.bias is not None:
-            bias = tensors[operation.node].to(weight)
-            set_bias(simulated.module, simulated.node(operation.node), bias, layer.name, operation.kind.bias)
+        if operation.node in tensors:
+            simulated.set_bias(layer, operation, tensors[operation.node].to(weight))
 
 
 def compensated(

@@ -264,7 +264,7 @@ def squared_gradients(case: Case, names: tuple[str, ...]) -> dict[tuple[int, str
 
 
 def _record(tensors: dict[str, Tensor], name: str, value: Tensor, _: tuple[Any, ...]) -> None:
-    tensors[name] = value if value.requires_grad else value.requires_grad_()
+    tensors[name] = value.requires_grad_()
 
 
 class Learner:

@@ -47,8 +47,7 @@ def finetune(
             A list of batches is checked to be the same; a loader, by its length alone.
 
     Raises:
-        InvalidInput: data, settings or the checkpoint do not fit, or the loss is no longer finite; the message says in
-            which step.
+        InvalidInput: data, settings or the checkpoint do not fit, or the loss is not finite; the message says where.
     """
     check_arguments(graph, task, 0 if settings is None else settings.seed)
     if teacher is not None:
