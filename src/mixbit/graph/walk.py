@@ -92,8 +92,7 @@ def run_backward(graph: Graph, inputs: Inputs, around: Mapping[str, Around], los
 class Backward:
     """Runs the float graph forward and backward, and passes on the gradients at operations and at inputs of layers.
 
-    `at_operation` is called once for every operation, and `at_input` once for every tensor that layers read, that the
-    loss depends on; None where it is not needed.
+    Of what the loss depends on, `at_operation` gets every operation and `at_input` every tensor that layers read, once.
     """
 
     def __init__(
@@ -136,8 +135,7 @@ class SampleGradients(Backward):
 
     A weight that several operators use takes the sum of their gradients. Where the samples of some operator cannot be
     told apart, as in a position embedding that all share, the batch's gradient stands for them. `at_weight` is called
-    once a layer and batch. With `means`, what bias correction takes off each operator's output for a change of its
-    weight, gradients are those of the corrected network.
+    once a layer and batch. With `means`, which bias correction takes off, gradients are those of the corrected network.
     """
 
     def __init__(
@@ -209,8 +207,7 @@ def in_order(
 
     A group comes after all operators before its first one. By then `see` was called for each of its operators and each
     batch, on what they read in the network as it is. Parameters that the caller changes meanwhile count for all that
-    runs later. All groups together cost one run of the network and the calls of `see`; for a group with operators at
-    several depths, the network runs ahead to the last of them.
+    runs later. All groups cost one run of the network, which runs ahead for a group at several depths, and `see`.
 
     Args:
         graph: Its parameters may change between two turns.
@@ -220,9 +217,8 @@ def in_order(
         see: Gets the number of the batch, the node, and its call: run(*args) is what it does.
         label: Of the progress bar.
     """
-    run = _Levels(graph, operators, batches)
+    run, turns = _Levels(graph, operators, batches), defaultdict[int, list[Key]](list)
     with closing(run.cache):
-        turns: dict[int, list[Key]] = defaultdict(list)
         for key, names in groups.items():
             turns[min(run.levels[node] for node in map(graph.node, names) if node in run.levels)].append(key)
         levels = range(1, max(turns, default=0) + 1)

@@ -83,8 +83,7 @@ class MetricInput:
     @cached_property
     def sample_axes(self) -> dict[str, SampleAxis | None]:
         """Operator's node, and tensor that layers read -> where it keeps its samples."""
-        operators = [operation.node for layer in self.layers for operation in layer.operations]
-        return {name: sample_axis(self.graph.node(name)) for name in (*self.readers, *operators)}
+        return {name: sample_axis(self.graph.node(name)) for name in (*self.readers, *self.graph.operations)}
 
     def weight_quantizers(self, layer: Layer, rows: Tensor | None = None) -> list[nn.Module]:
         """The quantizer of the layer's weight in each weight format; one that does not fit it changes nothing.

@@ -13,8 +13,7 @@ def modelopt(inputs: MetricInput) -> Estimate:
 
     l is the loss of the sample's own label and Y_q the output with the rounded weight; for an input format, the same
     with the rounded input is added. Every layer is scored at its own output, also where several read one tensor. No
-    bias correction, as published. The output of an operator that all samples share has one gradient for the batch, of
-    which the square stands for the sum over samples.
+    bias correction, as published. Where samples share an operator's output, the square of its one gradient counts.
 
     Source: NVIDIA TensorRT Model Optimizer, `auto_quantize` (its gradient score, there with gradients of the batch).
 

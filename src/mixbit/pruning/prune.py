@@ -24,8 +24,7 @@ from mixbit.training.blockwise import Block, Learner, Schedule, Stretch, find_bl
 def without_channels(graph: Graph, keep: Tensor) -> Graph:
     """A copy whose tensors have only the units [units] to keep; its nodes are the same, and the shapes noted in them.
 
-    The graph's layers have zeros for weights wherever they would read other units; raises UnsupportedModel where the
-    copy returns something else on the example.
+    Layers of the graph have zeros where they would read other units; raises UnsupportedModel where outputs differ.
     """
     channels, smaller = find_channels(graph), graph.copy()
     for part in channels.parts:

@@ -63,13 +63,14 @@ def reestimated(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
 
     for pairs in in_order(graph, owners, calls, batches, see, "re-estimate batch norms"):
         for names in pairs:
-            _set_statistics(names[0].rpartition(".")[0], *map(graph.parameter, names), moments[names])
+            _set_statistics(graph, names, moments[names])
     for name in (name for names in calls for name in names):
         result.get_buffer(name).copy_(graph.parameter(name))
     return result
 
 
-def _set_statistics(norm: str, mean: Tensor, variance: Tensor, statistics: RunningMean) -> None:
+def _set_statistics(graph: Graph, names: tuple[str, str], statistics: RunningMean) -> None:
+    norm, (mean, variance) = names[0].rpartition(".")[0], map(graph.parameter, names)
     if statistics.count < 2:
         raise InvalidInput(
             f"{norm}: sees a single value for each channel, which has no variance; give more samples, or leave the "

@@ -283,8 +283,7 @@ def _nearly_all(histogram: Histogram) -> int:
 def _shape(histogram: Histogram) -> tuple[FloatArray, FloatArray]:
     """Edges [n + 1] and counts [n] of bins side by side, rising, those of small magnitudes taken together.
 
-    The small ones lie OCTAVES_OF_SHAPE octaves or more below what nearly all keep below: a peak at zero, as of softmax,
-    would else count for more than all the rest.
+    Those lie OCTAVES_OF_SHAPE octaves below nearly all others: a peak at zero, as of softmax, would outweigh the rest.
     """
     edges, counts = histogram.edges, histogram.counts.numpy()
     small = max(1, _nearly_all(histogram) - OCTAVES_OF_SHAPE * BINS_PER_OCTAVE)

@@ -13,9 +13,8 @@ from mixbit.quantization.quantizer import quantizers_of
 class RoundingInput:
     """What a rounding is given: a float network, and its simulation, whose weights are to become integers.
 
-    A rounding returns the simulated graph with other weights. They are whole multiples of their scales already, so that
-    its quantizers, which round to the nearest, change nothing; or they stay where the nearest integers serve best.
-    Biases and scales of activations may differ too.
+    A rounding returns the simulated graph with other weights: whole multiples of their scales, which its quantizers do
+    not change; or they stay where the nearest integers serve best. Biases and scales of activations may differ too.
 
     Attributes:
         graph: The float graph.

@@ -25,8 +25,7 @@ def brecq(
     For each block between two tensors through which everything flows, min_V E |z - z'|^2 + penalty, with z the float
     network's output of the block and z' the rounded one's, which reads what the rounded blocks before return. Biases
     are learned along, and the steps of activations of less than 8 bits; of such activations, and of what the block
-    reads, a random part of the numbers stays in float in each step (QDrop). A weight that is read by indices, as an
-    embedding is, keeps its nearest rounding.
+    reads, a random part of the numbers stays in float in each step (QDrop). Embeddings keep their nearest rounding.
 
     Args:
         inputs: The networks and the data.

@@ -54,8 +54,7 @@ def gptq(
 
     Args:
         inputs: What to round, on which data; with a folder, finished layers are stored there, and resumed.
-        damping: Share of the mean of the second moments' diagonal that is added to it, at least 0; it grows tenfold
-            where the moments cannot be inverted otherwise.
+        damping: Share of the mean of the moments' diagonal that is added to it; it grows tenfold until they invert.
         order: Of the columns: those with the largest second moments first, or as they stand.
 
     Raises:
@@ -198,9 +197,8 @@ def compensated(
     U of the inverse of H, times its row of U is taken off the columns behind. H is damped first, see `inverse_factor`.
     A column whose diagonal is 0 is rounded to the nearest and makes up for nothing. Computed in float64.
 
-    W, scales, zero points and the mask, which is False where a weight is to be 0, are [G, rows, columns], and H = X'X
-    is [G, columns, columns]. `limits` are the smallest and largest integer; `by_activation` takes the columns in the
-    order of falling diagonals of H.
+    W, scales, zero points and the mask, False for weights that are to be 0, are [G, rows, columns]; H = X'X is
+    [G, columns, columns]. `limits` are the smallest and largest integer; `by_activation`: columns by falling diagonal.
 
     Source: E. Frantar et al., "GPTQ", algorithm 1; zeros as in E. Frantar and D. Alistarh, "SparseGPT",
     arXiv:2301.00774.

@@ -293,15 +293,15 @@ class Learner:
         """Make the tensors learnable; groups of parameters for Adam, by the root mean square error of the block."""
         raise NotImplementedError
 
-    def rate(self, _: float) -> float:
+    def rate(self, _: float, /) -> float:
         """The factor of all rates once that share of the steps is done."""
         return 1.0
 
-    def outputs(self, passes: Passes, batch: int, rows: Tensor | None, _: torch.Generator) -> Mapping[str, Tensor]:
+    def outputs(self, passes: Passes, batch: int, rows: Tensor | None, _: torch.Generator, /) -> Mapping[str, Tensor]:
         """What the block returns while it learns, for these samples of the batch."""
         return self.part.run(passes.inputs(self.part, batch, rows), self.block.outputs)
 
-    def penalty(self, _: float) -> Tensor | float:
+    def penalty(self, _: float, /) -> Tensor | float:
         """What is added, at that share of the steps, to the error relative to that at the beginning."""
         return 0.0
 
