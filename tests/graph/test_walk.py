@@ -24,7 +24,7 @@ def test_every_operator_runs_once_and_reads_what_the_changed_ones_before_it_retu
 
     order = []
     batches = [Inputs.of(x[:4]), Inputs.of(x[4:])]
-    for turns in in_order(graph, names, [[name] for name in names], batches, see, "test"):
+    for turns in in_order(graph, names, {index: [name] for index, name in enumerate(names)}, batches, see, "test"):
         for turn in turns:
             order.append(turn)
             with torch.no_grad():
@@ -41,15 +41,15 @@ def test_a_group_at_two_depths_is_seen_at_both_when_its_first_turn_comes():
     graph = capture(
         Net(lambda net, x: net.b(net.a(net.a(x).relu())), a=nn.Linear(3, 3), b=nn.Linear(3, 2)), torch.randn(4, 3)
     )
-    groups = [[operation.node for operation in layer.operations] for layer in graph.layers]
+    groups = {layer.name: [operation.node for operation in layer.operations] for layer in graph.layers}
     calls = []
 
     def see(batch, node, run, args):
         calls.append((node.name, run(*args)))
 
-    operators = [name for names in groups for name in names]
+    operators = [name for names in groups.values() for name in names]
     turns = list(in_order(graph, operators, groups, [Inputs.of(torch.randn(7, 3))], see, "test"))
-    assert turns == [[0], [1]]
+    assert turns == [[name] for name in groups]
     assert [name for name, _ in calls] == operators
 
 

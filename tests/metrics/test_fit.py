@@ -239,7 +239,7 @@ def test_every_operator_has_an_entry(kind, monkeypatch):
     inputs = one.inputs(schemes=SCHEMES[:1])
     wanted = np.mean(squares) * float(noise_power(weight.detach(), SCHEMES[0].weight)) / 2
     np.testing.assert_allclose(fit_w(inputs).loss, wanted, rtol=1e-9)
-    monkeypatch.setattr(importlib.import_module("mixbit.graph.backward"), "FEW_ELEMENTS", 1)
+    monkeypatch.setattr(importlib.import_module("mixbit.graph.walk"), "FEW_ELEMENTS", 1)
     np.testing.assert_allclose(fit_w(inputs).loss, wanted, rtol=1e-9)
 
 

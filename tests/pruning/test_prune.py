@@ -18,7 +18,6 @@ from mixbit.core.io.store import Store
 from mixbit.core.target import find_target
 from mixbit.core.task import Inputs, split_all
 from mixbit.graph import Graph
-from mixbit.graph.blocks import find_blocks
 from mixbit.graph.graph import argument, tensor_of
 from mixbit.pipeline import Settings
 from mixbit.pipeline.folder import Result, recheck
@@ -27,6 +26,7 @@ from mixbit.pruning.importance import DAMPING, LEAST_SHARE, choose, importance, 
 from mixbit.pruning.prune import Removal, without_channels
 from mixbit.targets.verify import artefact_runner
 from mixbit.training import blockwise
+from mixbit.training.blockwise import find_blocks
 from tests.networks import Attention, Net, Residual, assert_state_is, batches_of, plan_of, state_of
 
 IMAGES = (3, 8, 8)

@@ -11,7 +11,6 @@ import mixbit as mb
 from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Format
 from mixbit.core.task import Inputs, Task
-from mixbit.graph.blocks import find_blocks, needed_later, stretches
 from mixbit.graph.graph import model_fingerprint
 from mixbit.quantization.calibrate import calibrate
 from mixbit.quantization.quantizer import quantizers_of
@@ -21,7 +20,7 @@ from mixbit.roundings.adaround import adaround
 from mixbit.roundings.brecq import brecq
 from mixbit.roundings.quantize import quantize
 from mixbit.training import blockwise
-from mixbit.training.blockwise import Passes, squared_gradients
+from mixbit.training.blockwise import Passes, find_blocks, needed_later, squared_gradients, stretches
 from tests.networks import Net
 
 pytestmark = pytest.mark.usefixtures("anything")

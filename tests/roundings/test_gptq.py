@@ -128,8 +128,8 @@ def test_moments_keep_their_digits_beside_a_large_mean(dtype):
     x = x.to(dtype).double()
     centred = x - x.mean(1, keepdim=True)
     torch.testing.assert_close(moments.mean, x.mean(1))
-    torch.testing.assert_close(moments.hessian(centred=True), centred.mT @ centred, rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(moments.hessian(centred=False), x.mT @ x)
+    torch.testing.assert_close(moments.hessian("layer", centred=True), centred.mT @ centred, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(moments.hessian("layer", centred=False), x.mT @ x)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,43 @@
 """The captured network: its layers, how to run and watch it."""
 
-from mixbit.graph.evaluate import evaluate as evaluate
-from mixbit.graph.graph import Graph as Graph
+from mixbit.graph.evaluate import Evaluation as Evaluation, evaluate as evaluate, returned_by as returned_by
+from mixbit.graph.graph import (
+    FEW_ELEMENTS as FEW_ELEMENTS,
+    Case as Case,
+    Graph as Graph,
+    Layer as Layer,
+    Operation as Operation,
+    SampleAxis as SampleAxis,
+    argument as argument,
+    check_arguments as check_arguments,
+    check_graph as check_graph,
+    group_samples as group_samples,
+    is_parameter as is_parameter,
+    model_fingerprint as model_fingerprint,
+    num_uses as num_uses,
+    packet as packet,
+    sample_axis as sample_axis,
+    split_name as split_name,
+    tensor_of as tensor_of,
+)
+from mixbit.graph.layers import (
+    NONLINEARITIES as NONLINEARITIES,
+    activations as activations,
+    after as after,
+    convolved as convolved,
+    inputs_between as inputs_between,
+    is_float as is_float,
+    run_stacked as run_stacked,
+    shared_inputs as shared_inputs,
+    stack_weights as stack_weights,
+    with_layers as with_layers,
+)
+from mixbit.graph.walk import (
+    ActivationCache as ActivationCache,
+    Backward as Backward,
+    SampleGradients as SampleGradients,
+    Walker as Walker,
+    in_order as in_order,
+    run_backward as run_backward,
+    seen as seen,
+)

@@ -54,8 +54,22 @@ def capture(model: nn.Module, example: Any) -> Graph:
         UnsupportedModel: `torch.export` cannot follow the code; the message names the line and the way out.
     """
     module, inputs, expected = exported(model, example)
-    _fold_batch_norms(module)
-    graph = with_layers(Graph(module, inputs, _shapes(module, inputs)))
+    for node in list(module.graph.nodes):
+        if running_statistics(node) is not None and _foldable(node):
+            _fold(module, node)
+    module.graph.eliminate_dead_code()
+    module.delete_all_unused_submodules()
+    module.recompile()
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def note(name: str, value: Any, _: tuple[Any, ...]) -> None:
+        if isinstance(value, Tensor):
+            shapes[name] = tuple(value.shape)
+
+    around = {node.name: seen(partial(note, node.name)) for node in module.graph.nodes if node.op != "output"}
+    with torch.no_grad():
+        Walker(module, around).returned(pytree.tree_leaves((inputs.args, inputs.kwargs)))
+    graph = with_layers(Graph(module, inputs, shapes))
     _check_same(graph, inputs, expected)
     return graph
 
@@ -64,14 +78,20 @@ def exported(model: nn.Module, example: Any) -> tuple[fx.GraphModule, Inputs, An
     """The functional graph with its batch norms, the example's inputs, and what the model returns for them."""
     check_module(model)
     _check_tensors(model)
-    inputs = _at_least_two(Inputs.of(example)).to(device_of(model))
+    inputs = Inputs.of(example)
+    if inputs.batch_size == 0:
+        raise InvalidInput(f"example {inputs.describe()}: holds no sample; give at least one")
+    if inputs.batch_size == 1:  # torch exports a batch of one as a constant
+        inputs = inputs.map(lambda leaf: torch.cat([leaf, leaf]) if leaf.ndim > 0 else leaf)
+    inputs = inputs.to(device_of(model))
     for number, leaf in enumerate(inputs.tensors):
         check_finite(f"example: input {number}", leaf)
     with _evaluating(model):
         with users_code(f"the model fails on inputs {inputs.describe()}"), torch.no_grad():
             copies = inputs.map(torch.clone)
             expected = model(*copies.args, **copies.kwargs)
-        program = export_model(model, inputs)
+        shapes = pytree.tree_map(_dynamic_batch, dict(inputs.kwargs) if inputs.kwargs else inputs.args)
+        program = _export(model, inputs, shapes, functional=False)
     module = copy_module(program.module(check_guards=False))
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
@@ -136,15 +156,6 @@ def _check_tensors(model: nn.Module) -> None:
             raise InvalidInput(f"{name}: {parameter.dtype}; quantize the model in float32, as model.float() gives it")
 
 
-def _at_least_two(inputs: Inputs) -> Inputs:
-    """The example, a single sample doubled: torch exports a batch of one as a constant."""
-    if inputs.batch_size == 0:
-        raise InvalidInput(f"example {inputs.describe()}: holds no sample; give at least one")
-    if inputs.batch_size >= 2:
-        return inputs
-    return inputs.map(lambda leaf: torch.cat([leaf, leaf]) if leaf.ndim > 0 else leaf)
-
-
 def _remove_bookkeeping(module: fx.GraphModule) -> None:
     """Drop guards, assertions, updates of buffers and inputs, dropouts that do nothing, and what no node reads."""
     for node in list(module.graph.nodes):
@@ -159,19 +170,6 @@ def _remove_bookkeeping(module: fx.GraphModule) -> None:
             module.graph.erase_node(node)
     module.graph.eliminate_dead_code()
     module.recompile()
-
-
-def _shapes(module: fx.GraphModule, inputs: Inputs) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def note(name: str, value: Any, _: tuple[Any, ...]) -> None:
-        if isinstance(value, Tensor):
-            shapes[name] = tuple(value.shape)
-
-    around = {node.name: seen(partial(note, node.name)) for node in module.graph.nodes if node.op != "output"}
-    with torch.no_grad():
-        Walker(module, around).returned(pytree.tree_leaves((inputs.args, inputs.kwargs)))
-    return shapes
 
 
 def _check_same(graph: Graph, inputs: Inputs, expected: Any) -> None:
@@ -217,16 +215,6 @@ def scaled(
     return weight * factor.reshape(shape), shifted * factor + beta
 
 
-def _fold_batch_norms(module: fx.GraphModule) -> None:
-    """Fold every batch norm that is the only reader of an operator whose weight no other operator uses."""
-    for node in list(module.graph.nodes):
-        if running_statistics(node) is not None and _foldable(node):
-            _fold(module, node)
-    module.graph.eliminate_dead_code()
-    module.delete_all_unused_submodules()
-    module.recompile()
-
-
 def running_statistics(node: fx.Node) -> tuple[str, str] | None:
     """Full names of mean and variance of a batch norm that normalises by its own; None for other nodes."""
     if node.target not in _BATCH_NORMS or (node.target is _TRAINABLE and argument(node, 5)):
@@ -236,6 +224,7 @@ def running_statistics(node: fx.Node) -> tuple[str, str] | None:
 
 
 def _foldable(norm: fx.Node) -> bool:
+    """Whether the norm is the only reader of an operator whose weight no other operator uses."""
     before = norm.args[0]
     if not isinstance(before, fx.Node) or len(before.users) != 1:
         return False
@@ -253,42 +242,23 @@ def _foldable(norm: fx.Node) -> bool:
 
 
 def _fold(module: fx.GraphModule, norm: fx.Node) -> None:
-    def tensor(node: fx.Node) -> Tensor:
-        return tensor_of(module, node).detach()
+    def tensor(node: fx.Node | None, default: Any = None) -> Any:
+        return default if node is None else tensor_of(module, node).detach()
 
     before: fx.Node = argument(norm, 0)
-    weight, bias = argument(before, 1), argument(before, 2)
-    gamma, beta = argument(norm, 1), argument(norm, 2)
-    mean, variance = tensor(argument(norm, 3)), tensor(argument(norm, 4))
-    new_weight, new_bias = scaled(
-        tensor(weight),
-        None if bias is None else tensor(bias),
-        (
-            torch.ones_like(mean) if gamma is None else tensor(gamma),
-            torch.zeros_like(mean) if beta is None else tensor(beta),
-            mean,
-            variance,
-        ),
-        argument(norm, 7 if norm.target is _TRAINABLE else 6),
-        OPERATOR_KINDS[packet(before)].output_axis,
-    )
-    holder, attribute = split_name(module, str(weight.target))
-    setattr(holder, attribute, nn.Parameter(new_weight))
-    set_bias(module, before, new_bias, str(weight.target))
+    mean, variance = (tensor(argument(norm, position)) for position in (3, 4))
+    gamma, beta = tensor(argument(norm, 1), torch.ones_like(mean)), tensor(argument(norm, 2), torch.zeros_like(mean))
+    epsilon, axis = argument(norm, 7 if norm.target is _TRAINABLE else 6), OPERATOR_KINDS[packet(before)].output_axis
+    weight, bias = (tensor(argument(before, position)) for position in (1, 2))
+    weight, bias = scaled(weight, bias, (gamma, beta, mean, variance), epsilon, axis)
+    name = str(argument(before, 1).target)
+    holder, attribute = split_name(module, name)
+    setattr(holder, attribute, nn.Parameter(weight))
+    set_bias(module, before, bias, name)
     output = norm
     if norm.target is not _TRAINABLE:
         output = next(user for user in norm.users if user.target is operator.getitem and user.args[1] == 0)
     output.replace_all_uses_with(before)
-
-
-def export_model(model: nn.Module, inputs: Inputs) -> ExportedProgram:
-    """The model as an exported program of functional operators with a dynamic batch.
-
-    Raises:
-        UnsupportedModel: `torch.export` cannot follow the code.
-    """
-    shapes = pytree.tree_map(_dynamic_batch, dict(inputs.kwargs) if inputs.kwargs else inputs.args)
-    return _export(model, inputs, shapes, functional=False)
 
 
 def export_graph(graph: Graph, lifted: Mapping[str, Tensor] | None = None) -> ExportedProgram:

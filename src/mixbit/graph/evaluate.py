@@ -22,8 +22,7 @@ class Evaluation:
         outputs: [N, ..., C] on the CPU.
         answers: [2, 2] how many top answers are right, and how many labels there are, of the samples with even numbers
             and of those with odd ones; zeros without labels, or where the task has no top answer.
-        losses: Mean labelled loss (nats, or the unit of the user's own) and number of samples of each batch with
-            labels; empty unless asked for.
+        losses: Mean loss (nats, or in the user's unit) and samples of each batch with labels; empty unless asked for.
     """
 
     task: Task

@@ -23,7 +23,8 @@ _aten = torch.ops.aten
 #: Numbers that one run on several weights should return, where that can be chosen (4 MB of float32): more leave the
 #: caches, and memory fresh from the system costs more than the arithmetic.
 FEW_ELEMENTS = 2**20
-_VIEWS = (_aten.view, _aten.reshape, _aten.flatten, _aten._unsafe_view)
+#: Operators that change the shape of a tensor alone.
+VIEWS = (_aten.view, _aten.reshape, _aten.flatten, _aten._unsafe_view)
 
 
 def argument(node: fx.Node, position: int | None, default: Any = None) -> Any:
@@ -164,6 +165,10 @@ class Graph:
         bias = argument(self.node(operation.node), operation.kind.bias)
         return str(bias.target) if is_parameter(bias) else None
 
+    def set_bias(self, layer: "Layer", operation: "Operation", bias: Tensor) -> None:
+        """Give the operator its own bias, in place, named after its weight; the module is then to be recompiled."""
+        set_bias(self.module, self.node(operation.node), bias, layer.name, operation.kind.bias or 0)
+
     def run(self, operation: "Operation", x: Tensor, weight: Tensor) -> Tensor:
         """The operator's output for another input and weight (shaped like the parameter), without its bias."""
         kind, node = operation.kind, self.node(operation.node)
@@ -298,6 +303,11 @@ class Operation:
         return not self.kind.name.startswith("conv")
 
     @property
+    def channels(self) -> int:
+        """Dimension of its output, and of the tensor it reads, that holds the channels."""
+        return -1 if self.channels_last else 1
+
+    @property
     def axis(self) -> int:
         """Axis of the parameter, as it is stored, along which the operator's output channels lie."""
         return 1 - self.kind.output_axis if self.transposed else self.kind.output_axis
@@ -372,7 +382,7 @@ def group_samples(axis: SampleAxis | None, x: Tensor) -> Tensor:
 def sample_axis(node: fx.Node) -> SampleAxis | None:
     """Where the node's tensor keeps its samples, read from the symbolic shapes; None where that does not show."""
     while True:
-        multiples = [_batch_multiple(size) for size in _shape(node)]
+        multiples = [_batch_multiple(size) for size in sizes_of(node)]
         if 1 in multiples:
             return SampleAxis(multiples.index(1))
         if not multiples or multiples[0] is None:
@@ -380,10 +390,10 @@ def sample_axis(node: fx.Node) -> SampleAxis | None:
         same = [
             before
             for before in node.all_input_nodes
-            if [_batch_multiple(size) for size in _shape(before)[:1]] == multiples[:1]
+            if [_batch_multiple(size) for size in sizes_of(before)[:1]] == multiples[:1]
         ]
         if not same:
-            return _merged(_shape(node.all_input_nodes[0]), multiples[0]) if packet(node) in _VIEWS else None
+            return _merged(sizes_of(node.all_input_nodes[0]), multiples[0]) if packet(node) in VIEWS else None
         node = same[0]
 
 
@@ -403,7 +413,8 @@ def _merged(shape: tuple[Any, ...], wanted: int) -> SampleAxis | None:
     return None
 
 
-def _shape(node: fx.Node) -> tuple[Any, ...]:
+def sizes_of(node: fx.Node) -> tuple[Any, ...]:
+    """The sizes of the node's tensor: numbers, and symbols that depend on the batch; none where it makes no tensor."""
     value = node.meta.get("val")
     return tuple(value.shape) if isinstance(value, Tensor) else ()
 

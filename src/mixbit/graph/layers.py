@@ -126,16 +126,12 @@ def _parameter(node: Any) -> tuple[str | None, bool]:
     while isinstance(node, fx.Node) and packet(node) in _TRANSPOSES:
         if node.meta["val"].ndim != 2:
             return None, False
-        transposed ^= _swaps(node)
+        if packet(node) is _aten.permute:
+            transposed ^= argument(node, 1)[0] % 2 == 1
+        else:
+            transposed ^= packet(node) is not _aten.transpose or (argument(node, 1) - argument(node, 2)) % 2 == 1
         node = argument(node, 0)
     return (str(node.target), transposed) if is_parameter(node) else (None, False)
-
-
-def _swaps(node: fx.Node) -> bool:
-    """Whether a transpose or permutation of a matrix exchanges its dimensions."""
-    if packet(node) is _aten.permute:
-        return argument(node, 1)[0] % 2 == 1
-    return packet(node) is not _aten.transpose or (argument(node, 1) - argument(node, 2)) % 2 == 1
 
 
 def count_macs(graph: Graph, node: fx.Node, kind: OperatorKind, shape: tuple[int, ...], axis: int) -> int:
@@ -165,13 +161,13 @@ def run_stacked(graph: Graph, operation: Operation, x: Tensor, stacked: Tensor, 
     return output.unflatten(1, (count, -1)).movedim(1, 0)
 
 
-def after(graph: fx.Graph, sources: Collection[fx.Node], apart: Collection[Any] = frozenset()) -> frozenset[fx.Node]:
+def after(graph: Graph, sources: Collection[fx.Node], apart: Collection[Any] = frozenset()) -> frozenset[fx.Node]:
     """The sources, and the nodes that depend on their values; without sizes, which can be read again.
 
     The operators `apart`, and what depends on the sources through them alone, are left out too.
     """
     reached: set[fx.Node] = set()
-    for node in graph.nodes:
+    for node in graph.module.graph.nodes:
         is_size = isinstance(node.meta.get("val"), torch.SymInt | int) or packet(node) in apart
         if not is_size and (node in sources or any(before in reached for before in node.all_input_nodes)):
             reached.add(node)
@@ -187,8 +183,8 @@ def source_of(node: fx.Node) -> fx.Node:
 
 def activations(graph: Graph) -> frozenset[fx.Node]:
     """The nodes whose tensors are floating-point and depend on the values of the inputs, not on their shapes alone."""
-    nodes = graph.module.graph
-    return frozenset(filter(is_float, after(nodes, nodes.find_nodes(op="placeholder"), _FILLS)))
+    placeholders = graph.module.graph.find_nodes(op="placeholder")
+    return frozenset(filter(is_float, after(graph, placeholders, _FILLS)))
 
 
 def is_float(node: fx.Node) -> bool:
@@ -235,8 +231,7 @@ def _added(sources: list[fx.Node], convolutions: frozenset[str], inside: bool) -
 
     None where no convolution feeds it, itself or through one function: the residual stream of a transformer is not
     added faster in integers, and quantizing it makes the network's error several times larger (measured in OpenVINO).
-    With `inside`, an addition runs inside a convolution whose output it alone reads; the runtime does not round that
-    output, so it is left out.
+    With `inside`, an addition runs inside a convolution whose output it alone reads, which then is not rounded.
     """
     if not any(node.name in convolutions for source in sources for node in (source, *source.all_input_nodes)):
         return []

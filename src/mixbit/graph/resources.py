@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,8 +55,10 @@ def live_activations(graph: Graph, target: Target) -> FloatArray:
     integer = set(inputs_between(graph, target.integer_operators, inside=target.adds_into_layers))
     moments = []
     for place, node in enumerate(nodes):
-        row = np.zeros(1 + len(graph.layers))
-        replaced = _replaced(graph, node, place, last) if node in made else None
+        row, replaced = np.zeros(1 + len(graph.layers)), None
+        if node in made and packet(node) in _IN_PLACE:  # it overwrites such a tensor with its result
+            read = [source for source in map(source_of, node.all_input_nodes) if last.get(source) == place]
+            replaced = next((source for source in read if _numbers(graph, source) == _numbers(graph, node)), None)
         for tensor, begin in made.items():
             if begin <= place <= last[tensor] and tensor is not replaced:
                 size = 1 if tensor.name in columns or tensor.name in integer else 4
@@ -66,14 +67,6 @@ def live_activations(graph: Graph, target: Target) -> FloatArray:
     rows = np.unique(np.array(moments), axis=0)
     # no other row is at least as full in every column
     return np.array([row for row in rows if (rows >= row).all(axis=1).sum() == 1])
-
-
-def _replaced(graph: Graph, node: fx.Node, place: int, last: dict[fx.Node, int]) -> fx.Node | None:
-    """The tensor that the node overwrites with its result, if any."""
-    if packet(node) not in _IN_PLACE:
-        return None
-    read = [source for source in map(source_of, node.all_input_nodes) if last.get(source) == place]
-    return next((source for source in read if _numbers(graph, source) == _numbers(graph, node)), None)
 
 
 def _numbers(graph: Graph, node: fx.Node) -> int:
@@ -104,7 +97,20 @@ class Uncovered:
 
 def find_uncovered(graph: Graph) -> tuple[Uncovered, ...]:
     """Operators and parameters that no layer covers: recurrent cells, products of activations, loose parameters."""
-    macs, sizes = _uncovered_operators(graph), _uncovered_bytes(graph)
+    data = activations(graph)
+    macs = {
+        node.name: (str(packet(node)).removeprefix("aten."), _count(graph, node))
+        for node in graph.module.graph.nodes
+        if (packet(node) in _UNCOVERED or packet(node) in OPERATOR_KINDS) and node.name not in graph.operations
+        if any(before in data for before in node.all_input_nodes)
+    }
+    used = {node.target for node in graph.module.graph.find_nodes(op="get_attr")}
+    loose = used - {layer.name for layer in graph.layers}
+    biases = {graph.bias(operation) for _, operation in graph.operations.values()}
+    sizes: Counter[str] = Counter()
+    for name, parameter in graph.module.named_parameters():
+        if name in loose:
+            sizes["biases" if name in biases else name] += parameter.nbytes
     all_macs = sum(layer.macs for layer in graph.layers) + sum(count or 0 for _, count in macs.values())
     all_bytes = sum(4 * layer.numel for layer in graph.layers) + sum(sizes.values())
     rows = [
@@ -113,29 +119,6 @@ def find_uncovered(graph: Graph) -> tuple[Uncovered, ...]:
     ]
     rows += [Uncovered(name, "parameter", None, size, None, size / all_bytes) for name, size in sizes.items()]
     return tuple(rows)
-
-
-def _uncovered_operators(graph: Graph) -> dict[str, tuple[str, int | None]]:
-    """Node -> operator and multiply-accumulates."""
-    data = activations(graph)
-    return {
-        node.name: (str(packet(node)).removeprefix("aten."), _count(graph, node))
-        for node in graph.module.graph.nodes
-        if (packet(node) in _UNCOVERED or packet(node) in OPERATOR_KINDS) and node.name not in graph.operations
-        if any(before in data for before in node.all_input_nodes)
-    }
-
-
-def _uncovered_bytes(graph: Graph) -> Mapping[str, int]:
-    """Parameter -> bytes, the biases of layers summed up."""
-    used = {node.target for node in graph.module.graph.find_nodes(op="get_attr")}
-    loose = used - {layer.name for layer in graph.layers}
-    biases = {graph.bias(operation) for _, operation in graph.operations.values()}
-    sizes: Counter[str] = Counter()
-    for name, parameter in graph.module.named_parameters():
-        if name in loose:
-            sizes["biases" if name in biases else name] += parameter.nbytes
-    return sizes
 
 
 def _count(graph: Graph, node: fx.Node) -> int | None:

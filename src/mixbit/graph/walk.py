@@ -1,21 +1,23 @@
-"""Running a graph: whole, piece by piece, or operator after operator, and watching what its nodes read and return."""
+"""Running a graph: whole, backward, or operator after operator, and watching what its nodes read and return."""
 
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial, reduce
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
 
 from mixbit.core import Inputs, InvalidInput, track
-from mixbit.graph.graph import Graph
+from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation, group_samples, sample_axis
 
 #: Called instead of a node, as around(run, args): run(*args) is what the node does, args what it reads.
 Around = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
+Key = TypeVar("Key")
 _log = logging.getLogger("mixbit")
 #: Bytes of tensors between two levels of operators that stay in memory; the rest lies in files.
 MOST_BYTES = 2**30
@@ -70,40 +72,160 @@ def seen(see: Callable[[Any, tuple[Any, ...]], None]) -> Around:
     return around
 
 
+#: (layer, operation, what it reads, gradient by its output) and (tensor's name, its value, gradient by it).
+AtOperation = Callable[[Layer, Operation, Tensor, Tensor], None]
+AtInput = Callable[[str, Tensor, Tensor], None]
+
+
+def run_backward(graph: Graph, inputs: Inputs, around: Mapping[str, Around], loss: Callable[[Any], Tensor]) -> None:
+    """Run the graph, take the loss of what it returns, run backward to its tensors but not to its parameters."""
+    leaves = [
+        leaf.detach().requires_grad_(leaf.is_floating_point()) if isinstance(leaf, Tensor) else leaf
+        for leaf in graph.leaves(inputs)
+    ]
+    with torch.enable_grad():
+        value = loss(Walker(graph.module, around, frozen=True).returned(leaves))
+        if value.requires_grad:  # it depends on something that is watched
+            value.backward()
+
+
+class Backward:
+    """Runs the float graph forward and backward, and passes on the gradients at operations and at inputs of layers.
+
+    Of what the loss depends on, `at_operation` gets every operation and `at_input` every tensor that layers read, once.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        layers: Sequence[Layer],
+        at_operation: AtOperation | None = None,
+        at_input: AtInput | None = None,
+    ) -> None:
+        self.graph = graph
+        pairs = [(layer, operation) for layer in layers for operation in layer.operations]
+        self.operations = {operation.node: (layer, operation) for layer, operation in pairs} if at_operation else {}
+        self.inputs = {name for layer in layers for name in layer.inputs} if at_input else set()
+        self.at_operation, self.at_input = at_operation, at_input
+        self.around = {name: seen(partial(self._watch, name)) for name in {*self.operations, *self.inputs}}
+
+    def run_batch(self, inputs: Inputs, labels: Tensor | None, loss: Callable[[Any, Tensor | None], Tensor]) -> None:
+        """Run forward, take the loss of what the model returns and the labels, run backward."""
+        run_backward(self.graph, inputs, self.around, lambda returned: loss(returned, labels))
+
+    def _watch(self, name: str, value: Tensor, args: tuple[Any, ...]) -> None:
+        value.requires_grad_()
+        if name in self.operations:
+            layer, operation = self.operations[name]
+            x = args[operation.data].detach()
+            value.register_hook(torch.no_grad()(lambda gradient: self.at_operation(layer, operation, x, gradient)))  # type: ignore[misc] watched only where it is given
+        if name in self.inputs:
+            held = value.detach()
+            value.register_hook(torch.no_grad()(lambda gradient: self.at_input(name, held, gradient)))  # type: ignore[misc] as above
+
+
+#: (layer, its samples' gradients [N, *weight], a few samples at a time; one for the batch where none can be told apart)
+AtWeight = Callable[[Layer, Iterator[Tensor]], None]
+#: (operator, weight) -> [channels] what is taken off its output, linear in the weight; None where nothing is.
+Means = Callable[[Operation, Tensor], Tensor | None]
+
+
+class SampleGradients(Backward):
+    """As `Backward`, but waits for every operator of a weight, and then gives the weight's gradients of all samples.
+
+    A weight that several operators use takes the sum of their gradients. Where the samples of some operator cannot be
+    told apart, as in a position embedding that all share, the batch's gradient stands for them. `at_weight` is called
+    once a layer and batch. With `means`, which bias correction takes off, gradients are those of the corrected network.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        layers: Sequence[Layer],
+        at_weight: AtWeight | None,
+        at_input: AtInput | None = None,
+        means: Means | None = None,
+    ) -> None:
+        super().__init__(graph, layers, self._add_use if at_weight else None, at_input)
+        self.at_weight, self.means = at_weight, means
+        #: What a layer's operators read, and the gradients by their outputs, until all of them have called.
+        self.uses: dict[Layer, list[tuple[Operation, Tensor, Tensor]]] = {}
+
+    def run_batch(self, inputs: Inputs, labels: Tensor | None, loss: Callable[[Any, Tensor | None], Tensor]) -> None:
+        """As `Backward.run_batch`."""
+        super().run_batch(inputs, labels, loss)
+        for layer in list(self.uses):  # the loss does not depend on all of its operators
+            self._hand_over(layer)
+
+    def _add_use(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
+        self.uses.setdefault(layer, []).append((operation, x, gradient))
+        if len(self.uses[layer]) == len(layer.operations):
+            self._hand_over(layer)
+
+    @torch.no_grad()
+    def _hand_over(self, layer: Layer) -> None:
+        if self.at_weight is not None:
+            self.at_weight(layer, self._gradients(layer, self.uses.pop(layer)))
+
+    def _gradients(self, layer: Layer, uses: list[tuple[Operation, Tensor, Tensor]]) -> Iterator[Tensor]:
+        weight = self.graph.parameter(layer.name).detach()
+        axes = [sample_axis(self.graph.node(operation.node)) for operation, _, _ in uses]
+        if None in axes:
+            axes = [None] * len(axes)
+        grouped = [
+            (operation, group_samples(axis, x), group_samples(axis, gradient))
+            for axis, (operation, x, gradient) in zip(axes, uses, strict=True)
+        ]
+        size = max(1, FEW_ELEMENTS // weight.numel())
+        for start in range(0, len(grouped[0][2]), size):
+            some = slice(start, start + size)
+            parts = (self._sample_gradients(each, weight, x[some], gradient[some]) for each, x, gradient in grouped)
+            yield reduce(torch.add, parts)
+
+    def _sample_gradients(self, operation: Operation, weight: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+        """[N, *weight] of each sample's gradient, for x and the gradient by the output, both [N, rows, ...]."""
+
+        def dot(weight: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+            output = self.graph.run(operation, x, weight)
+            mean = None if self.means is None else self.means(operation, weight)
+            if mean is not None:
+                output = output - operation.along_channels(mean, output.ndim)
+            return (output * gradient).sum()
+
+        return torch.func.vmap(torch.func.grad(dot), (None, 0, 0))(weight, x, gradient)
+
+
 def in_order(
     graph: Graph,
     operators: Collection[str],
-    groups: Sequence[Sequence[str]],
+    groups: Mapping[Key, Sequence[str]],
     batches: Iterable[Inputs],
     see: Callable[[int, fx.Node, Callable[..., Any], tuple[Any, ...]], None],
     label: str,
-) -> Iterator[list[int]]:
-    """Numbers of groups of operators, in the order of the network, once `see` got all that they read.
+) -> Iterator[list[Key]]:
+    """Keys of groups of operators, in the order of the network, once `see` got all that they read.
 
-    The turn of a group comes after those of all operators before its first one. By then `see` was called for each of
-    its operators and each batch, on what they read in the network as it is. Parameters that the caller changes before
-    it asks for more count for all that runs later. All groups together cost one run of the network and the calls of
-    `see`; for a group with operators at several depths, the network runs ahead to the last of them.
+    A group comes after all operators before its first one. By then `see` was called for each of its operators and each
+    batch, on what they read in the network as it is. Parameters that the caller changes meanwhile count for all that
+    runs later. All groups cost one run of the network, which runs ahead for a group at several depths, and `see`.
 
     Args:
         graph: Its parameters may change between two turns.
         operators: Names of the nodes that wait for those before them.
         groups: Names of operators, and those that are looked at.
-        batches: Inputs of the network. Tensors that are still to be read are held for all of them, in memory up to
-            MOST_BYTES, in temporary files beyond.
+        batches: Inputs of the network. Tensors still to be read are held: MOST_BYTES in memory, the rest in files.
         see: Gets the number of the batch, the node, and its call: run(*args) is what it does.
         label: Of the progress bar.
     """
-    run = _Levels(graph, operators, batches)
+    run, turns = _Levels(graph, operators, batches), defaultdict[int, list[Key]](list)
     with closing(run.cache):
-        turns: dict[int, list[int]] = defaultdict(list)
-        for number, names in enumerate(groups):
-            turns[min(run.levels[node] for node in map(graph.node, names) if node in run.levels)].append(number)
+        for key, names in groups.items():
+            turns[min(run.levels[node] for node in map(graph.node, names) if node in run.levels)].append(key)
         levels = range(1, max(turns, default=0) + 1)
         steps = [(level, batch) for level in levels for batch in range(run.num_batches)]
         for level, batch in track(steps, label):
             values = run.advance(batch, level - 1)
-            nodes = dict.fromkeys(graph.node(name) for number in turns[level] for name in groups[number])
+            nodes = dict.fromkeys(graph.node(name) for key in turns[level] for name in groups[key])
             for now in range(level, 1 + max((run.levels.get(node, 0) for node in nodes), default=level)):
                 if now > level:
                     values = run.from_values(now - 1, values)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mixbit.core import Batch, FloatArray, Format, InvalidInput, Methods, Scheme, Task
-from mixbit.graph.graph import Graph, Layer, Operation, SampleAxis, group_samples, sample_axis
+from mixbit.graph import Graph, Layer, Operation, SampleAxis, group_samples, sample_axis
 from mixbit.quantization.calibrate import Calibration, mean_output, weight_quantizer
 from mixbit.quantization.offers import why_not
 from mixbit.quantization.quantizer import Quantizer
@@ -83,8 +83,7 @@ class MetricInput:
     @cached_property
     def sample_axes(self) -> dict[str, SampleAxis | None]:
         """Operator's node, and tensor that layers read -> where it keeps its samples."""
-        operators = [operation.node for layer in self.layers for operation in layer.operations]
-        return {name: sample_axis(self.graph.node(name)) for name in (*self.readers, *operators)}
+        return {name: sample_axis(self.graph.node(name)) for name in (*self.readers, *self.graph.operations)}
 
     def weight_quantizers(self, layer: Layer, rows: Tensor | None = None) -> list[nn.Module]:
         """The quantizer of the layer's weight in each weight format; one that does not fit it changes nothing.
@@ -223,6 +222,21 @@ def averaged(inputs: MetricInput, costs: Iterable[tuple[Costs, Costs]], *, share
     for weights, reads in costs:
         entries.update(inputs.entries(weights, reads, shared=shared))
     return Estimate(*entries.result())
+
+
+def batch_means(rows: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean over samples, and its standard error, from means of batches.
+
+    With s_b the share of batch b in the samples, mean = sum s_b r_b and, for B batches, error^2 =
+    B / (B - 1) sum s_b^2 (r_b - mean)^2; inf from a single batch. Rows are [B, ...], sizes [B].
+    """
+    count = len(rows)
+    shares = (sizes.double() / sizes.sum()).reshape(-1, *[1] * (rows.ndim - 1))
+    mean = (shares * rows).sum(0)
+    if count < 2:
+        return mean, torch.full_like(mean, torch.inf)
+    squares = (shares * (rows - mean)).square().sum(0)
+    return mean, (squares * count / (count - 1)).sqrt()
 
 
 Metric = Callable[[MetricInput], Estimate]

@@ -4,10 +4,8 @@ import torch
 from torch import Tensor
 
 from mixbit.core import Inputs, method, track
-from mixbit.graph.backward import Backward
-from mixbit.graph.graph import Layer, Operation
-from mixbit.metrics._input import NEEDS_LABELS, Estimate, MetricInput
-from mixbit.quantization.statistics import batch_means
+from mixbit.graph import Backward, Layer, Operation
+from mixbit.metrics._input import NEEDS_LABELS, Estimate, MetricInput, batch_means
 
 
 @method(NEEDS_LABELS, rank=7)
@@ -47,7 +45,7 @@ def _entries(inputs: MetricInput, batch: Inputs, labels: Tensor | None) -> Tenso
         for column, quantizer in enumerate(quantizers):
             reads[layer.name][column] += ((quantizer(x) - x) * by_input[0]).abs().sum().cpu()
 
-    Backward(graph, inputs.layers, add, None).run_batch(batch, labels, inputs.task.loss)
+    Backward(graph, inputs.layers, add).run_batch(batch, labels, inputs.task.loss)
     for layer in inputs.layers:
         if layer.name in gradients:
             for column, error in enumerate(inputs.weight_errors(layer)):

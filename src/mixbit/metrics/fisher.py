@@ -7,9 +7,7 @@ import torch
 from torch import Tensor
 
 from mixbit.core import Inputs, method, track
-from mixbit.graph.backward import Backward
-from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation
-from mixbit.graph.layers import run_stacked, stack_weights
+from mixbit.graph import FEW_ELEMENTS, Backward, Graph, Layer, Operation, run_stacked, stack_weights
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
 
 
@@ -61,8 +59,10 @@ class _Scorer:
         parts = self.inputs.zero_costs(batch.batch_size, shared=True)
         for costs, scores in zip(parts, (self.weight_scores, self.read_scores), strict=True):
             for name, sums in scores.items():
-                squares = _squares(sums, batch.batch_size)
-                costs[name][: len(squares)] = squares
+                rows = [part.cpu().double() for part in sums]
+                if any(len(part) != batch.batch_size for part in rows):
+                    rows = [part.sum(0, keepdim=True) for part in rows]  # one square, for the batch
+                costs[name][: len(rows[0])] = torch.stack(rows).sum(0).square() / 2
         return parts
 
     def _score_read(self, name: str, x: Tensor, gradient: Tensor) -> None:
@@ -126,11 +126,3 @@ def _dot_with_outputs(graph: Graph, operation: Operation, x: Tensor, gradient: T
         outputs = run_stacked(graph, operation, some, stacked, count)
         parts.append((outputs * slopes).flatten(2).sum(2).T)
     return torch.cat(parts)
-
-
-def _squares(scores: list[Tensor], batch_size: int) -> Tensor:
-    """[N, formats] of 1/2 (sum of scores)^2, or [1, formats] of a sum over the batch."""
-    scores = [part.cpu().double() for part in scores]
-    if any(len(part) != batch_size for part in scores):
-        scores = [part.sum(0, keepdim=True) for part in scores]
-    return torch.stack(scores).sum(0).square() / 2

@@ -8,8 +8,7 @@ from annotated_types import Gt
 from torch import Tensor
 
 from mixbit.core import Format, Inputs, method, track
-from mixbit.graph.backward import Backward, SampleGradients
-from mixbit.graph.graph import Layer
+from mixbit.graph import Layer, SampleGradients
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
 from mixbit.quantization.calibrate import weight_mask
 from mixbit.quantization.statistics import RunningMean
@@ -50,9 +49,8 @@ def fit(
         inputs: Its seed has no effect, since nothing is drawn.
         of: Which tensors count; formats of the others cost nothing.
         error: `noise` that is uniform within a step, or the `real` rounding error.
-        tolerance: Stop once every trace, weighted by the squared errors where they differ within a tensor, has a
-            standard error below this share of it, after two batches or more; a trace of zero counts as known. None
-            takes all batches.
+        tolerance: Stop, after two batches or more, once every trace, weighted by the squared errors where they differ
+            within a tensor, is zero or has a standard error below this share of it. None takes all batches.
 
     Source: A. Zandonati et al., "FIT: A Metric for Model Sensitivity", ICLR 2023; FITCompress (A. Zandonati et al.,
     arXiv 2302.07612) weights real errors of weights so.
@@ -88,11 +86,10 @@ class _Scorer:
 
     def __init__(self, inputs: MetricInput, of: str, error: str) -> None:
         self.inputs, self.real = inputs, error == "real"
-        self.gradients = SampleGradients(inputs.graph, self._score_weight)
-        self.backward = Backward(
+        self.backward = SampleGradients(
             inputs.graph,
             inputs.layers,
-            self.gradients.add_use if of != "inputs" and inputs.weight_formats else None,
+            self._score_weight if of != "inputs" and inputs.weight_formats else None,
             self._score_read if of != "weights" and inputs.input_formats else None,
         )
 
@@ -105,7 +102,6 @@ class _Scorer:
         self.weights, self.reads = self.inputs.zero_costs(count, shared=True)
         # The loss is the mean of the batch, and a sample's own gradient is wanted.
         self.backward.run_batch(batch, labels, lambda *pair: self.inputs.task.loss(*pair) * count)
-        self.gradients.finish_batch(self.inputs.layers)
         return self.weights, self.reads
 
     def _score_weight(self, layer: Layer, gradients: Iterator[Tensor]) -> None:
@@ -120,8 +116,11 @@ class _Scorer:
         self.weights[layer.name][: len(sums)] = sums.double() / 2
 
     def _score_read(self, name: str, x: Tensor, gradient: Tensor) -> None:
-        squares = gradient.square()
-        for column, power in enumerate(self._read_powers(name, x)):
+        squares, histogram = gradient.square(), self.inputs.calibration.histograms[name]
+        powers: Iterable[Tensor] = _noise_power(histogram.low, histogram.high, self.inputs.input_formats)
+        if self.real:
+            powers = (quantizer(x).sub_(x).square_() for quantizer in self.inputs.quantizers[name])
+        for column, power in enumerate(powers):
             sums = self.inputs.by_sample(name, squares * power).flatten(1).sum(1)
             self.reads[name][: len(sums), column] = sums.double() / 2
 
@@ -142,13 +141,6 @@ class _Scorer:
             for power, mask in zip(noise.to(flat), masks, strict=True)
         ]
         return torch.stack([row.expand(len(flat)) for row in rows])
-
-    def _read_powers(self, name: str, x: Tensor) -> Iterable[Tensor]:
-        """The square of the error in each input format: one number, or of the shape of x."""
-        if self.real:
-            return (quantizer(x).sub_(x).square_() for quantizer in self.inputs.quantizers[name])
-        histogram = self.inputs.calibration.histograms[name]
-        return _noise_power(histogram.low, histogram.high, self.inputs.input_formats)
 
 
 def _noise_power(low: float, high: float, formats: Sequence[Format]) -> Tensor:

@@ -33,9 +33,8 @@ def hawq(
     The entry of a weight W of n elements is 1/2 Tr(H_W) / n |Q(W) - W|^2, H_W the block of the Hessian of the mean
     loss over all batches: the second order of the loss for an error without direction. The published score lacks the
     1/2, which changes no ranking. Tr(H_W) is the mean of <v_W, (H v)_W> over vectors v of random signs, drawn for all
-    weights together; H v is the gradient of <gradient, v>. Each vector takes one pass over the batches, one of which is
-    in memory at a time. An entry of a negative trace becomes zero, since it would reward a larger error. Formats of
-    inputs cost nothing.
+    weights together; H v is the gradient of <gradient, v>. Each vector takes one pass over the batches, one in memory
+    at a time. An entry of a negative trace, which would reward an error, becomes zero. Formats of inputs cost nothing.
 
     With T the sum of the layers' average traces, the rules stop early: `standard_error` once that of T is below the
     tolerance times |T|, after FEWEST_VECTORS or more; `nncf` once |T_k - T_(k-1)| < tolerance (|T_(k-1)| + 1e-6) for
@@ -54,8 +53,7 @@ def hawq(
         loss and its standard error over vectors [L, C], which says nothing of how samples differ; trace [L].
 
     Raises:
-        InvalidInput: labels that do not fit the task; an operator without second derivatives; an option out of its
-            range.
+        InvalidInput: labels that do not fit the task, an operator without second derivatives, or a wrong option.
     """
     tolerance = TOLERANCES[rule] if tolerance is None else tolerance
     num_samples = int(inputs.sizes.sum())

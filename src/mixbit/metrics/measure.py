@@ -19,8 +19,7 @@ from mixbit.core import (
     find_target,
     track,
 )
-from mixbit.graph.graph import Graph, check_arguments, check_graph, model_fingerprint
-from mixbit.graph.layers import shared_inputs
+from mixbit.graph import Graph, check_arguments, check_graph, model_fingerprint, shared_inputs
 from mixbit.graph.resources import live_activations
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, METRICS, NEEDS_LABELS, Metric, MetricInput, check_estimate, joined
 from mixbit.quantization.calibrate import Calibration, calibrate, weight_quantizer
@@ -106,20 +105,16 @@ def _measured(frame: Sensitivity, inputs: MetricInput, method: Metric) -> Sensit
         num_seen += int(part.sizes.sum())
         loss = np.where(np.isfinite(frame.loss), total.loss, np.inf)
         table = dataclasses.replace(frame, **vars(total) | {"loss": loss})
-        verdict = _verdict(table, f"after {num_seen} of {int(inputs.sizes.sum())} samples")
+        problem, after = ranking_problem(table), f"after {num_seen} of {int(inputs.sizes.sum())} samples"
+        verdict = f"{STABLE}, {after}"
+        if problem is not None:
+            verdict = f"cannot rank plans for sure: {problem}, {after}; give other or more data, or take another metric"
+        elif not table.standard_error[np.isfinite(table.loss)].any():
+            verdict = f"no standard errors: whether plans would change with other data is not known, {after}"
         table = dataclasses.replace(table, verdict=verdict)
         if verdict.startswith(STABLE):
             break
     return table
-
-
-def _verdict(table: Sensitivity, after: str) -> str:
-    problem = ranking_problem(table)
-    if problem is not None:
-        return f"cannot rank plans for sure: {problem}, {after}; give other or more data, or take another metric"
-    if not table.standard_error[np.isfinite(table.loss)].any():
-        return f"no standard errors: whether plans would change with other data is not known, {after}"
-    return f"{STABLE}, {after}"
 
 
 def blank_table(graph: Graph, *, target: str | Target, choices: Sequence[str] | None = None) -> Sensitivity:

@@ -8,11 +8,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from mixbit.core import Inputs, method, track
-from mixbit.graph.graph import Graph, Layer
-from mixbit.graph.layers import after
-from mixbit.graph.walk import Walker
-from mixbit.metrics._input import IGNORES_LOSS, MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
-from mixbit.quantization.statistics import batch_means
+from mixbit.graph import Graph, Layer, Walker, after
+from mixbit.metrics._input import (
+    IGNORES_LOSS,
+    MEAN_OVER_SAMPLES,
+    NEEDS_LABELS,
+    Costs,
+    Estimate,
+    MetricInput,
+    averaged,
+    batch_means,
+)
 
 #: (what the float network returns, what the changed one returns, labels) -> costs, [N] or [1].
 Score = Callable[[Any, Any, Tensor | None], Tensor]
@@ -49,12 +55,10 @@ def measured_loss(inputs: MetricInput) -> Estimate:
     """Increase of the task's loss on labels; tensors are rounded and their costs added as in `measured`.
 
     A mean increase below 0, of a weight or of an input, counts as 0: it is chance, or fits the labels at hand alone,
-    and a search would chase it. So entries lean upwards where they are smaller than their standard errors, which are
-    those of the increases themselves.
+    and a search would chase it. So entries smaller than their standard errors, those of the increases, lean upwards.
 
     Returns:
-        loss and standard error [L, C] in the unit of the loss; its samples are the batches, weighted by size, since
-        a loss is the mean of a batch.
+        loss and standard error [L, C] in the unit of the loss; its samples are the batches, weighted by size.
 
     Raises:
         InvalidInput: labels that do not fit the task.
@@ -80,7 +84,10 @@ def _costs(inputs: MetricInput, score: Score) -> Iterator[tuple[Costs, Costs]]:
     """Of every batch, layer -> costs of its weight [N, formats] and tensor -> costs of rounding it [N, formats]."""
     reruns = (
         {layer.name: _with_the_weight(inputs, layer) for layer in inputs.layers},
-        {name: _with_the_tensor(inputs, name) for name in inputs.readers},
+        {
+            name: [_rerun(inputs.graph, [inputs.graph.node(name)], quantizer, {}) for quantizer in quantizers]
+            for name, quantizers in inputs.quantizers.items()
+        },
     )
     runs = sum(len(variants) for part in reruns for variants in part.values())
     progress = track(range(runs * len(inputs.batches)), "measure")
@@ -116,14 +123,9 @@ def _with_the_weight(inputs: MetricInput, layer: Layer) -> list[Rerun]:
     ]
 
 
-def _with_the_tensor(inputs: MetricInput, name: str) -> list[Rerun]:
-    """One in each input format."""
-    return [_rerun(inputs.graph, [inputs.graph.node(name)], quantizer, {}) for quantizer in inputs.quantizers[name]]
-
-
 def _rerun(graph: Graph, nodes: list[fx.Node], quantizer: nn.Module, shifts: Mapping[str, Tensor]) -> Rerun:
     """With these nodes' values rounded, and its shift subtracted from each operator's output (node -> shift)."""
-    later = after(graph.module.graph, nodes)
+    later = after(graph, nodes)
     around = {name: lambda run, args, shift=shift: run(*args) - shift for name, shift in shifts.items()}
 
     def rerun(values: Mapping[fx.Node, Any]) -> Any:

@@ -3,8 +3,7 @@
 from torch import Tensor
 
 from mixbit.core import Inputs, method, track
-from mixbit.graph.backward import Backward
-from mixbit.graph.graph import Layer, Operation
+from mixbit.graph import Backward, Layer, Operation
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
 
 
@@ -14,8 +13,7 @@ def modelopt(inputs: MetricInput) -> Estimate:
 
     l is the loss of the sample's own label and Y_q the output with the rounded weight; for an input format, the same
     with the rounded input is added. Every layer is scored at its own output, also where several read one tensor. No
-    bias correction, as published. The output of an operator that all samples share has one gradient for the batch, of
-    which the square stands for the sum over samples.
+    bias correction, as published. Where samples share an operator's output, the square of its one gradient counts.
 
     Source: NVIDIA TensorRT Model Optimizer, `auto_quantize` (its gradient score, there with gradients of the batch).
 
@@ -41,6 +39,5 @@ def _scores(inputs: MetricInput, batch: Inputs, labels: Tensor | None) -> tuple[
                 costs[layer.name][: len(scores), column] += scores
 
     # The loss is the mean of the batch, and a sample's own gradient is wanted.
-    backward = Backward(inputs.graph, inputs.layers, add, None)
-    backward.run_batch(batch, labels, lambda *pair: inputs.task.loss(*pair) * count)
+    Backward(inputs.graph, inputs.layers, add).run_batch(batch, labels, lambda *pair: inputs.task.loss(*pair) * count)
     return costs_of_parts

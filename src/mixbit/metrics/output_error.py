@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from mixbit.core import method, track
-from mixbit.graph.graph import Layer, Operation
-from mixbit.graph.walk import Walker, seen
+from mixbit.graph import Layer, Operation, Walker, seen
 from mixbit.metrics._input import IGNORES_LOSS, MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
 from mixbit.quantization.statistics import RunningMean
 
@@ -59,7 +58,6 @@ def _squares(inputs: MetricInput) -> Iterator[tuple[Costs, Costs, Tensor]]:
     Layer -> [N, formats] of the error by its weight and by its inputs, and [N, L] of the output.
     """
     graph = inputs.graph
-    pairs = [(layer, operation) for layer in inputs.layers for operation in layer.operations]
     shifts: dict[str, list[Tensor]] = {}
     for layer in inputs.layers:
         shifts |= inputs.mean_errors(layer, inputs.weight_errors(layer))
@@ -74,8 +72,7 @@ def _squares(inputs: MetricInput) -> Iterator[tuple[Costs, Costs, Tensor]]:
                 costs[layer.name][:, column] += mean_square(operation, error)
         signals[layer.name] += mean_square(operation, value)
 
-    around = {operation.node: seen(partial(see, layer, operation)) for layer, operation in pairs}
-    walker = Walker(graph.module, around)
+    walker = Walker(graph.module, {name: seen(partial(see, *pair)) for name, pair in graph.operations.items()})
     for batch, _ in track(inputs.batches, "measure"):
         count = batch.batch_size
         weights, reads = inputs.zero_costs(count)

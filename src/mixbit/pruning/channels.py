@@ -11,7 +11,18 @@ import torch
 from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor, fx
 
-from mixbit.graph.graph import GROUPS, Graph, Layer, Operation, argument, is_parameter, packet, tensor_of
+from mixbit.graph.graph import (
+    GROUPS,
+    VIEWS,
+    Graph,
+    Layer,
+    Operation,
+    argument,
+    is_parameter,
+    packet,
+    sizes_of,
+    tensor_of,
+)
 from mixbit.graph.layers import ARITHMETIC, NONLINEARITIES
 
 _aten = torch.ops.aten
@@ -20,7 +31,6 @@ _ELEMENTWISE = NONLINEARITIES | ARITHMETIC | {
     _aten.neg, _aten.abs, _aten.exp, _aten.sqrt, _aten.square, _aten.pow, _aten.maximum, _aten.minimum, _aten.clone,
     _aten.contiguous, _aten.detach, _aten.alias,
 }  # fmt: skip
-_VIEWS = {_aten.view, _aten.reshape, _aten.flatten, _aten._unsafe_view}
 _TRAINABLE_NORM, _NORM = _aten.batch_norm, _aten._native_batch_norm_legit_no_training
 #: Operators on [N, C, positions]; their names end with how many dimensions the positions have.
 _POSITIONWISE = {
@@ -120,8 +130,7 @@ class _Walk:
     """Nodes in execution order. Units are numbered as they appear; those that are cut together are one in `joined`."""
 
     def __init__(self, graph: Graph) -> None:
-        self.module = graph.module
-        self.layers = {operation.node: (layer, operation) for layer in graph.layers for operation in layer.operations}
+        self.module, self.layers = graph.module, graph.operations
         self.joined = DisjointSet()
         self.obstacles: dict[int, str] = {}
         self.places: dict[fx.Node, Place] = {}
@@ -188,7 +197,7 @@ class _Walk:
         if packet(node) is _aten.sym_size and _moved_axis(node, self.places[read[0]].dim) is not None:
             return None  # a number, which no cut changes
         place = self._follow(node, read)
-        if place is None or (_sizes_of(node) and _sizes_of(node)[place.dim] != len(place.units)):
+        if place is None or (sizes_of(node) and sizes_of(node)[place.dim] != len(place.units)):
             return self._stop(read, node)
         return place
 
@@ -221,7 +230,7 @@ class _Walk:
         return is_parameter(node) and self.num_reads[id(tensor_of(self.module, node))] == 1
 
     def _shape(self, node: fx.Node) -> tuple[Any, ...]:
-        return tuple(tensor_of(self.module, node).shape) if is_parameter(node) else _sizes_of(node)
+        return tuple(tensor_of(self.module, node).shape) if is_parameter(node) else sizes_of(node)
 
     def _layer(self, node: fx.Node, layer: Layer, operation: Operation) -> Place | None:
         x, kind = argument(node, operation.data), operation.kind
@@ -229,7 +238,7 @@ class _Walk:
         fits = kind.input is not None and (operation.channels_last or ndim == len(layer.shape))
         if not fits or len(layer.operations) > 1 or not self._own(argument(node, kind.weight)):
             return self._stop(node.all_input_nodes, node)
-        dim = ndim - 1 if operation.channels_last else 1
+        dim = operation.channels % ndim
         place = self.places.get(x)
         if operation.groups > 1:
             depthwise = layer.axis == 0 and layer.shape[:2] == (operation.groups, 1)  # each output has its own input
@@ -249,7 +258,7 @@ class _Walk:
         bias = argument(node, kind.bias)
         if bias is not None and not self._add_vector(bias, units):
             self._hold(units, node)
-        return Place(len(self._shape(node)) - 1 if operation.channels_last else 1, units)
+        return Place(operation.channels % len(self._shape(node)), units)
 
     def _add_vector(self, node: Any, units: Tensor) -> bool:
         """Note a parameter [channels]; False where it is something else."""
@@ -370,18 +379,12 @@ class _Walk:
 
 
 _RULES: dict[Any, Callable[[_Walk, fx.Node, Place], Place | None]] = {
-    **dict.fromkeys(_VIEWS, _Walk._view),
+    **dict.fromkeys(VIEWS, _Walk._view),
     **dict.fromkeys((_TRAINABLE_NORM, _NORM), _Walk._norm),
     **dict.fromkeys((_aten.pad, _aten.constant_pad_nd), _Walk._padding),
     _aten.prelu: _Walk._prelu,
     _aten.slice: _Walk._slice,
 }
-
-
-def _sizes_of(node: fx.Node) -> tuple[Any, ...]:
-    """The sizes of the node's tensor: numbers, and symbols that hang on the batch; none where it makes no tensor."""
-    value = node.meta.get("val")
-    return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def _num_alike(first: Sequence[Any], second: Sequence[Any]) -> int:
@@ -395,7 +398,7 @@ def _moved_axis(node: fx.Node, axis: int) -> int | None:
 
     For `sym_size`, which returns no tensor, the same dimension where it asks for another one.
     """
-    kind, sizes = packet(node), _sizes_of(argument(node, 0))
+    kind, sizes = packet(node), sizes_of(argument(node, 0))
     if kind in _POSITIONWISE:
         return axis if axis == 1 and len(sizes) == int(kind.__name__[-2]) + 2 else None
     if kind in _REMOVALS:

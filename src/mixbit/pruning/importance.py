@@ -10,10 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.core import Batch, InvalidInput, Task, track
-from mixbit.graph.backward import run_for_gradients
-from mixbit.graph.graph import Graph, Operation, argument, group_samples, sample_axis, set_bias, tensor_of
-from mixbit.graph.walk import Walker, seen
+from mixbit.core import Batch, Task, track
+from mixbit.graph import Graph, Walker, group_samples, run_backward, sample_axis, seen
 from mixbit.pruning.channels import Channels, Reader
 from mixbit.quantization.statistics import Moments, inverse_factor
 
@@ -32,8 +30,7 @@ class Prediction:
     With P the inverse of the damped covariance of the channels that stay, least squares give a_uv = -P_uv / P_uu.
 
     Attributes:
-        precision: [C, C] P, zero for channels that are gone; [C] its diagonal where channels are predicted by their
-            mean alone.
+        precision: [C, C] P, zero for channels that are gone; [C] its diagonal where only means predict.
         mean: [C] m; zero where the reader has no bias that could take it up: the covariance is then not centred.
         sample: What the reader reads, in the mean over samples; without channels that are gone.
     """
@@ -59,17 +56,11 @@ class Prediction:
         return coefficients
 
 
-def _rows_last(x: Tensor, operation: Operation) -> Tensor:
-    """What an operator reads, with its channels in the last dimension."""
-    return x if operation.channels_last else x.movedim(1, -1)
-
-
 @torch.no_grad()
 def predict(graph: Graph, channels: Channels, batches: list[Batch], keep: Tensor) -> dict[str, Prediction]:
     """Node of a reader -> how what it reads is predicted, from the units [units] that are not gone.
 
-    The graph is in float, and its readers read no channel that is gone; raises InvalidInput where what a reader reads
-    is not finite.
+    The graph is in float, and its readers read no channel that is gone; raises InvalidInput for NaN or inf.
     """
     statistics: dict[fx.Node, _Statistics] = {}
     for reader in channels.cuttable_readers:
@@ -92,7 +83,7 @@ class _Statistics:
         self.total = torch.zeros((), dtype=torch.float64)
 
     def see(self, x: Tensor, _: Any) -> None:
-        rows = _rows_last(x, self.operation).flatten(0, -2)
+        rows = x.movedim(self.operation.channels, -1).flatten(0, -2)
         self.moments.update(rows.T.unsqueeze(2) if self.alone else rows.unsqueeze(0))
         samples = rows if self.operation.channels_last else x
         self.total = self.total.to(x.device) + samples.sum(0, dtype=torch.float64)
@@ -100,17 +91,13 @@ class _Statistics:
 
     def prediction(self, reader: Reader, stays: Tensor) -> Prediction:
         """Of what one of the tensor's readers reads, from the channels [C] that stay."""
-        if not self.moments.hessian(centred=False).isfinite().all():
-            raise InvalidInput(
-                f"{reader.layer.name}: its input is NaN or inf, or its squares are; leave out such samples"
-            )
         centred = reader.operation.takes_bias
+        hessian = self.moments.hessian(reader.layer.name, centred=centred)[0] / self.moments.count
         mean = self.moments.mean.flatten() * stays * centred
         sample = self.total / self.count
         sample = sample * stays.reshape(-1, *[1] * (sample.ndim - 1))
         if self.alone:
             return Prediction(stays.double(), mean, sample)
-        hessian = self.moments.hessian(centred=centred)[0] / self.moments.count
         factor = inverse_factor(hessian[stays][:, stays].unsqueeze(0), DAMPING)[0]
         precision = torch.zeros_like(hessian)
         precision[stays.unsqueeze(1) & stays] = (factor.T @ factor).flatten()
@@ -132,22 +119,20 @@ def importance(
     The graph is in float. `predictions` holds, by the node of a reader, how what it reads is predicted. The task says
     how labels are drawn; the batches need some only where its loss is the user's own.
     """
-    scores = _Scores(graph, channels.num_units, predictions)
-    around = {reader.operation.node: partial(scores.around, reader) for reader in channels.cuttable_readers}
     generator = torch.Generator().manual_seed(seed)
-    total, count = torch.zeros(channels.num_units, dtype=torch.float64), 0
+    nothing = torch.zeros(channels.num_units, dtype=torch.float64)
+    total, count = nothing.clone(), 0
     for inputs, labels in track(batches, "measure channels"):
-        with torch.enable_grad():
-            loss = task.information(run_for_gradients(graph, inputs, around), labels, generator)
-            if loss.requires_grad:  # it depends on what some reader reads
-                loss.backward()
-        total += scores.take_squares() / 2
+        watched = _Watched(graph, channels.num_units, predictions)
+        around = {reader.operation.node: partial(watched.around, reader) for reader in channels.cuttable_readers}
+        run_backward(graph, inputs, around, partial(task.information, labels=labels, generator=generator))
+        total += sum((scores.square().sum(0) for scores in watched.scores.values()), nothing) / 2
         count += inputs.batch_size
     return total / count
 
 
-class _Scores:
-    """Collects, in backward, the derivative of each sample's loss by the mask of every unit."""
+class _Watched:
+    """Collects, in backward, the derivative of each sample's loss by the mask of every unit, for one batch."""
 
     def __init__(self, graph: Graph, num_units: int, predictions: dict[str, Prediction]) -> None:
         self.graph, self.num_units, self.predictions = graph, num_units, predictions
@@ -159,8 +144,8 @@ class _Scores:
         operation, position = reader.operation, reader.operation.data
         x = args[position] if args[position].requires_grad else args[position].detach().requires_grad_()
         own = x.view_as(x)  # others may read the same tensor
-        missing = self.predictions[operation.node].missing(_rows_last(own.detach(), operation))
-        own.register_hook(lambda gradient: self._add(reader, _rows_last(gradient, operation) * missing))
+        missing = self.predictions[operation.node].missing(own.detach().movedim(operation.channels, -1))
+        own.register_hook(lambda gradient: self._add(reader, gradient.movedim(operation.channels, -1) * missing))
         return run(*args[:position], own, *args[position + 1 :])
 
     @torch.no_grad()
@@ -171,14 +156,6 @@ class _Scores:
         sums = group_samples(axis, values).flatten(1, -2).sum(1, dtype=torch.float64).cpu()
         empty = torch.zeros(len(sums), self.num_units, dtype=torch.float64)
         self.scores.setdefault(axis is not None, empty).index_add_(1, reader.units, sums)
-
-    def take_squares(self) -> Tensor:
-        """[units]: sum over the samples of the batch just run backward; forgets it."""
-        total = torch.zeros(self.num_units, dtype=torch.float64)
-        for scores in self.scores.values():
-            total += scores.square().sum(0)
-        self.scores.clear()
-        return total
 
 
 @torch.no_grad()
@@ -195,7 +172,7 @@ def make_up(
         gone = (before & ~after)[reader.units].to(graph.device)
         if not gone.any():
             continue
-        node, prediction, weight = graph.node(operation.node), predictions[operation.node], graph.parameter(layer.name)
+        prediction, weight = predictions[operation.node], graph.parameter(layer.name)
         read = weight.double().movedim(1 - layer.axis, 0)
         changed = read + torch.tensordot(prediction.coefficients(gone).T, read[gone], 1)
         changed[gone] = 0
@@ -204,9 +181,9 @@ def make_up(
             sample = prediction.sample if operation.channels_last else prediction.sample.unsqueeze(0)
             shift = graph.run(operation, sample, difference)
             shift = shift if operation.channels_last else shift[0].flatten(1).mean(1)
-            bias = argument(node, operation.kind.bias)
-            shift = shift.to(weight) if bias is None else tensor_of(graph.module, bias) + shift.to(weight)
-            set_bias(graph.module, node, shift, layer.name, operation.kind.bias or 0)
+            bias = graph.bias(operation)
+            shift = shift.to(weight) if bias is None else graph.parameter(bias) + shift.to(weight)
+            graph.set_bias(layer, operation, shift)
         weight.copy_(changed.movedim(0, 1 - layer.axis))
     graph.module.recompile()
 

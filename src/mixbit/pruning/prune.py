@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,21 +12,19 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mixbit.core import Batch, InvalidInput, Store, Task, UnsupportedModel, split_all
-from mixbit.graph.blocks import Block, Stretch, find_blocks
+from mixbit.graph import Graph, argument, check_arguments, split_name, tensor_of, with_layers
 from mixbit.graph.capture import TOLERANCE, capture
-from mixbit.graph.graph import Graph, argument, check_arguments, split_name, tensor_of
-from mixbit.graph.layers import with_layers
 from mixbit.pruning.channels import find_channels
 from mixbit.pruning.importance import choose, importance, make_up, predict
 from mixbit.roundings._input import RoundingInput
-from mixbit.training.blockwise import Parts, Passes, Schedule, TensorSlice, learn_blocks
+from mixbit.training.blockwise import Block, Learner, Schedule, Stretch, find_blocks, learn_blocks
 
 
+@torch.no_grad()
 def without_channels(graph: Graph, keep: Tensor) -> Graph:
     """A copy whose tensors have only the units [units] to keep; its nodes are the same, and the shapes noted in them.
 
-    The graph's layers have zeros for weights wherever they would read other units; raises UnsupportedModel where the
-    copy returns something else on the example.
+    Layers of the graph have zeros where they would read other units; raises UnsupportedModel where outputs differ.
     """
     channels, smaller = find_channels(graph), graph.copy()
     for part in channels.parts:
@@ -43,19 +41,14 @@ def without_channels(graph: Graph, keep: Tensor) -> Graph:
         node.update_arg(count.position, new)
     smaller.module.recompile()
     smaller = with_layers(smaller)
-    _check_same(graph, smaller, int((~keep).sum()))
-    return smaller
-
-
-@torch.no_grad()
-def _check_same(graph: Graph, smaller: Graph, num_units: int) -> None:
     leaves = [pytree.tree_leaves(each(*graph.example.args, **graph.example.kwargs)) for each in (graph, smaller)]
     for want, got in zip(*leaves, strict=True):
         if isinstance(want, Tensor) and not torch.allclose(got, want, TOLERANCE, TOLERANCE * float(want.abs().max())):
             raise UnsupportedModel(
-                f"the graph without {num_units} channels differs by {float((got - want).abs().max()):.2g} "
+                f"the graph without {int((~keep).sum())} channels differs by {float((got - want).abs().max()):.2g} "
                 "from the graph with zeros in their place; leave its channels as they are, and report the model"
             )
+    return smaller
 
 
 #: Steps of Adam: of weights, in their own root mean squares; of biases, in root mean square errors of the block.
@@ -195,7 +188,7 @@ def recovered(inputs: RoundingInput, keep: Tensor, iterations: int) -> Graph:
     Source: the blocks and their loss are those of Y. Li et al., "BRECQ", arXiv 2102.05426, in float.
     """
     slices = {
-        name: TensorSlice(place.dim, keep[place.units].nonzero().flatten().to(inputs.graph.device))
+        name: (place.dim, keep[place.units].nonzero().flatten().to(inputs.graph.device))
         for name, place in find_channels(inputs.graph).tensors.items()
         if not keep[place.units].all()
     }
@@ -206,41 +199,33 @@ def recovered(inputs: RoundingInput, keep: Tensor, iterations: int) -> Graph:
         _Parameters,
         Schedule(iterations, BATCH_SIZE, CACHE_GIB),
         label="learn blocks",
-        parts=Parts(inputs.store, "recovered", inputs.question("recovery", iterations=iterations)),
+        stored=(inputs.store, "recovered", inputs.question("recovery", iterations=iterations)),
         slices=slices,
     )
 
 
-class _Parameters:
-    """The parameters of one block in float; a `Learner`."""
+class _Parameters(Learner):
+    """The parameters of one block in float: those of floating-point numbers that no node outside the block reads."""
 
     def __init__(self, learning: Graph, block: Block, part: Stretch) -> None:
-        self.block, self.part, module = block, part, learning.module
+        super().__init__(learning, block, part)
+        module = learning.module
         reads = Counter(id(tensor_of(module, node)) for node in module.graph.find_nodes(op="get_attr"))
-        tensors = [(str(node.target), tensor_of(module, node)) for node in part.nodes if node.op == "get_attr"]
-        inside = Counter(id(tensor) for _, tensor in tensors)
-        #: Full name -> parameter of floating-point numbers that no node outside the block reads.
-        self.parameters = {
-            name: tensor
-            for name, tensor in tensors
-            if isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
-            if inside[id(tensor)] == reads[id(tensor)]
-        }
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Full name -> copy of each parameter."""
-        return {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-
-    @torch.no_grad()
-    def put(self, tensors: Mapping[str, Tensor]) -> None:
-        """Set the parameters."""
-        for name, tensor in tensors.items():
-            self.parameters[name].copy_(tensor)
+        tensors = {node: tensor_of(module, node) for node in part.nodes if node.op == "get_attr"}
+        inside = Counter(map(id, tensors.values()))
+        self.names = list(
+            dict.fromkeys(
+                str(node.target)
+                for node, tensor in tensors.items()
+                if isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
+                if inside[id(tensor)] == reads[id(tensor)]
+            )
+        )
 
     def begin(self, error: float) -> list[dict[str, Any]]:
         """Matrices learn at a rate relative to their size, vectors at one relative to the error."""
         groups = []
-        for parameter in self.parameters.values():
+        for parameter in map(self.learning.parameter, self.names):
             size = float(parameter.detach().square().mean().sqrt())
             groups.append({"params": [parameter], "lr": RATE * size if parameter.ndim > 1 else BIAS_RATE * error})
             parameter.requires_grad_(True)
@@ -249,16 +234,3 @@ class _Parameters:
     def rate(self, progress: float) -> float:
         """Half a cosine, from 1 to 0."""
         return (1 + math.cos(math.pi * progress)) / 2
-
-    def outputs(self, passes: Passes, batch: int, rows: Tensor | None, _: torch.Generator) -> Mapping[str, Tensor]:
-        """What the block returns."""
-        return self.part.run(passes.inputs(self.part, batch, rows), self.block.outputs)
-
-    def penalty(self, _: float) -> float:
-        """None."""
-        return 0.0
-
-    def settle(self) -> None:
-        """Take no gradients any more."""
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(False)

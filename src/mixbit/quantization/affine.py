@@ -35,14 +35,6 @@ def along(values: Tensor, axis: int | None, shape: Sequence[int]) -> Tensor:
     return each.reshape(-1, *rest).movedim(0, axis)
 
 
-def _total(values: Tensor, axis: int, like: Tensor) -> Tensor:
-    """Sums of values over all that share a scale, shaped like the scales: the transpose of `along`."""
-    channels = values.movedim(axis, 0).flatten(1)
-    if like.ndim == 1:
-        return channels.sum(1) if len(like) == len(channels) else channels.sum().reshape(1)
-    return channels.unflatten(1, (like.shape[1], -1)).sum(2)
-
-
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, low: int, high: int) -> Tensor:
     """Integers q = clip(round(x / scale) + zero_point, low, high), ties to even; same shape and dtype as x.
 
@@ -68,7 +60,10 @@ def straight_through(
     if axis is not None:
         factors = along(scale, axis, x.shape), along(zero_point, axis, x.shape)
         by_x, by_scale = _straight_through(x, *factors, limits, gradient)
-        return by_x, _total(by_scale, axis, scale)
+        channels = by_scale.movedim(axis, 0).flatten(1)  # their sums are the transpose of `along`
+        if scale.ndim > 1:
+            return by_x, channels.unflatten(1, (scale.shape[1], -1)).sum(2)
+        return by_x, channels.sum(1) if len(scale) == len(channels) else channels.sum().reshape(1)
     by_x, sums = torch.empty_like(gradient, memory_format=torch.contiguous_format), []
     size = FEW_ELEMENTS if x.device.type == "cpu" else max(1, x.numel())
     flat = (tensor.reshape(-1).split(size) for tensor in (x, gradient, by_x))

@@ -1,15 +1,13 @@
 """Biases of rounded layers: corrected by the mean error of the output, in the whole steps that runtimes hold."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from mixbit.core import Inputs, InvalidInput
-from mixbit.graph.graph import Graph, Layer, Operation, set_bias
-from mixbit.graph.walk import Walker, in_order, seen
+from mixbit.graph import Graph, Layer, Operation, Walker, in_order, seen
 from mixbit.quantization.affine import bias_step, least_scale
 from mixbit.quantization.quantizer import Quantizer, activation_quantizers, weight_quantizers
 
@@ -118,45 +116,37 @@ def corrected(graph: Graph, simulated: Graph, batches: Sequence[Inputs]) -> Grap
     if not operations.keys() <= {node.name for node in graph.module.graph.nodes}:
         raise InvalidInput("correction: the simulation is of another graph")
     weights, activations = weight_quantizers(result), activation_quantizers(result)
-    wanted, means = _Means(operations), _Means(operations)
-    watched = Walker(graph.module, {name: seen(partial(wanted.see, name)) for name in operations})
+    wanted, means = ({name: _Mean(operation) for name, (_, operation) in operations.items()} for _ in range(2))
+    watched = Walker(graph.module, {name: seen(mean.see) for name, mean in wanted.items()})
     for inputs in batches:
         watched.returned(graph.leaves(inputs))
-    names = list(operations)
 
     def see(_: int, node: fx.Node, run: Callable[..., Tensor], args: tuple[Any, ...]) -> None:
-        means.see(node.name, run(*args), args)
+        means[node.name].see(run(*args), args)
 
-    for turns in in_order(result, operations, [[name] for name in names], batches, see, "correct biases"):
-        for name in (names[turn] for turn in turns):
-            (layer, operation), error = operations[name], means.mean(name) - wanted.mean(name)
+    for names in in_order(result, operations, {name: [name] for name in operations}, batches, see, "correct biases"):
+        for name in names:
+            (layer, operation), mean, old = operations[name], means[name], wanted[name]
+            error = mean.total / mean.count - old.total / old.count
             if error.any():
                 previous = result.bias(operation)
                 bias = torch.zeros_like(error) if previous is None else result.parameter(previous).double()
                 bias = (bias - error).to(result.parameter(layer.name).dtype)
                 bias = _in_steps(bias, layer, operation, weights, activations)
-                set_bias(result.module, result.node(name), bias, layer.name, operation.kind.bias or 0)
+                result.set_bias(layer, operation, bias)
     result.module.graph.eliminate_dead_code()
     result.module.graph.lint()
     result.module.recompile()
     return result
 
 
-class _Means:
-    """Mean outputs of operators by channel, over all samples and positions, in float64."""
+class _Mean:
+    """[channels] `total / count`: the mean of an operator's output over all samples and positions, in float64."""
 
-    def __init__(self, operations: Mapping[str, tuple[Layer, Operation]]) -> None:
-        self.operations = operations
-        self.sums: dict[str, tuple[Tensor, int]] = {}
+    def __init__(self, operation: Operation) -> None:
+        self.operation, self.total, self.count = operation, torch.zeros((), dtype=torch.float64), 0
 
-    def see(self, name: str, value: Tensor, _: tuple[Any, ...]) -> None:
-        """Add what an operator returns for one batch."""
-        operation = self.operations[name][1]
-        rows = value.movedim(-1 if operation.channels_last else 1, -1).flatten(0, -2).double()
-        total, count = self.sums.get(name, (torch.zeros_like(rows[0]), 0))
-        self.sums[name] = total + rows.sum(0), count + len(rows)
-
-    def mean(self, name: str) -> Tensor:
-        """[channels]."""
-        total, count = self.sums[name]
-        return total / count
+    def see(self, value: Tensor, _: object) -> None:
+        """Add what the operator returns for one batch."""
+        rows = value.movedim(self.operation.channels, -1).flatten(0, -2).double()
+        self.total, self.count = self.total.to(rows) + rows.sum(0), self.count + len(rows)

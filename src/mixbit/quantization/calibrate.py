@@ -52,8 +52,7 @@ class Calibration:
         scales: (layer, format) -> scales of its weight; filled when first needed.
         ranges: (node, format) -> scale and zero point of its tensor; filled when first needed.
         range_method: Chooses them from the histogram.
-        masks: (layer, sparsity) -> which of its weights stay; filled by `mixbit.quantization.masks`, or by magnitude
-            when first needed.
+        masks: (layer, sparsity) -> which weights stay; from `mixbit.quantization.masks`, or by magnitude when needed.
         batches: The data itself, with labels where it has any, for metrics, roundings and sequential correction.
     """
 
@@ -98,8 +97,7 @@ def calibrate(graph: Graph, batches: Iterable[Any], *, ranges: str | RangeMethod
             function from a `Histogram` and a `Format` to a scale and a zero point.
 
     Raises:
-        InvalidInput: no batch at all, one that is not understood or does not fit the graph, or one that makes a layer's
-            input NaN or inf; or an unknown method.
+        InvalidInput: no batch, one that does not fit the graph or makes a layer's input NaN or inf; an unknown method.
     """
     check_graph(graph)
     _, range_method = RANGES.find(ranges)
@@ -108,7 +106,8 @@ def calibrate(graph: Graph, batches: Iterable[Any], *, ranges: str | RangeMethod
     with torch.no_grad():
         for number, (inputs, _) in enumerate(track(pairs, "calibrate")):
             leaves = graph.leaves(inputs, f"batch {number}")
-            recorder.choose_samples(inputs.batch_size)
+            for reservoir in set(recorder.reservoirs.values()):
+                reservoir.choose(inputs.batch_size)
             try:
                 walker.returned(leaves)
             except (IndexError, RuntimeError) as error:
@@ -134,17 +133,16 @@ class _Recorder:
             name: sample_axis(argument(graph.node(name), operation.data)) for name, operation in self.operations.items()
         }
         reservoir_of = cache(_Reservoir)
-        self.reservoirs = {name: reservoir_of(_wanted(graph, each)) for name, each in self.operations.items()}
+        self.reservoirs: dict[str, _Reservoir] = {}
+        for name, operation in self.operations.items():
+            shape = graph.shapes[name]
+            positions = max(1, math.prod(shape) // shape[operation.channels] // graph.batch_size)
+            self.reservoirs[name] = reservoir_of(max(FEWEST_SAMPLES, min(MOST_SAMPLES, -(-POSITIONS // positions))))
         self.observed = observable(graph)
         self.watched = self.observed | self.operations.keys()
         self.histograms: dict[str, Histogram] = {}
         self.mean_inputs: dict[str, dict[tuple[int, ...], tuple[Tensor, int]]] = {}
         self.samples: dict[str, list[Tensor]] = {}
-
-    def choose_samples(self, batch_size: int) -> None:
-        """Decide which samples of the next batch to keep."""
-        for reservoir in set(self.reservoirs.values()):
-            reservoir.choose(batch_size)
 
     def see(self, name: str, value: Tensor, args: tuple[Any, ...]) -> None:
         """Take in what a node returns and reads."""
@@ -152,35 +150,26 @@ class _Recorder:
             self.histograms.setdefault(name, Histogram()).update(value)
         operation = self.operations.get(name)
         if operation is not None:
-            x = args[operation.data]
-            self._keep_samples(name, x)
+            x, samples, axis = args[operation.data], self.samples.setdefault(name, []), self.axes[name]
+            if axis is None:  # its samples cannot be told apart: the latest tensor as a whole
+                samples[:] = [x]
+            else:
+                grouped = axis.group(x)
+                for slot, index in self.reservoirs[name].replacements:
+                    samples[slot : slot + 1] = [grouped[index].clone()]
             if operation.takes_bias:
-                self._add_to_mean(operation, x)
-
-    def _keep_samples(self, node: str, x: Tensor) -> None:
-        samples, axis = self.samples.setdefault(node, []), self.axes[node]
-        if axis is None:  # its samples cannot be told apart: the latest tensor as a whole
-            samples[:] = [x]
-            return
-        grouped = axis.group(x)
-        for slot, index in self.reservoirs[node].replacements:
-            samples[slot : slot + 1] = [grouped[index].clone()]
-
-    def _add_to_mean(self, operation: Operation, x: Tensor) -> None:
-        rows = x.flatten(0, -2) if operation.channels_last else x
-        per_shape, shape = self.mean_inputs.setdefault(operation.node, {}), tuple(rows.shape[1:])
-        mean, count = per_shape.get(shape, (torch.zeros_like(rows[:1]), 0))
-        total = count + len(rows)
-        per_shape[shape] = (mean + (rows.sum(0, keepdim=True) - len(rows) * mean) / total, total)
+                rows = x.flatten(0, -2) if operation.channels_last else x
+                per_shape, shape = self.mean_inputs.setdefault(name, {}), tuple(rows.shape[1:])
+                mean, count = per_shape.get(shape, (torch.zeros_like(rows[:1]), 0))
+                total = count + len(rows)
+                per_shape[shape] = (mean + (rows.sum(0, keepdim=True) - len(rows) * mean) / total, total)
 
 
 class _Reservoir:
     """Keeps `size` of the samples seen so far, each with the same chance (Vitter's algorithm R)."""
 
     def __init__(self, size: int) -> None:
-        self.size = size
-        self.seen = 0
-        self.generator = torch.Generator().manual_seed(0)
+        self.size, self.seen, self.generator = size, 0, torch.Generator().manual_seed(0)
         self.replacements: list[tuple[int, int]] = []
 
     def choose(self, batch_size: int) -> None:
@@ -196,14 +185,6 @@ class _Reservoir:
         self.replacements = sorted(chosen.items())
 
 
-def _wanted(graph: Graph, operation: Operation) -> int:
-    """How many samples of the operator's input to keep."""
-    shape = graph.shapes[operation.node]
-    channels = shape[-1 if operation.channels_last else 1]
-    positions = max(1, math.prod(shape) // channels // graph.batch_size)
-    return max(FEWEST_SAMPLES, min(MOST_SAMPLES, -(-POSITIONS // positions)))
-
-
 def mean_output(graph: Graph, operation: Operation, calibration: Calibration, weight: Tensor) -> Tensor:
     """[channels] mean over calibration samples and positions of the operator's output for another weight.
 
@@ -212,7 +193,7 @@ def mean_output(graph: Graph, operation: Operation, calibration: Calibration, we
     total, count = torch.zeros((), device=weight.device), 0
     for mean, rows in calibration.mean_inputs[operation.node].values():
         output = graph.run(operation, mean, weight)
-        channels = output.movedim(-1 if operation.channels_last else 1, 0).flatten(1)
+        channels = output.movedim(operation.channels, 0).flatten(1)
         total, count = total + channels.sum(1) * rows, count + channels.shape[1] * rows
     return total / count
 

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from mixbit.core import Format, pick, track
-from mixbit.graph.backward import Backward, SampleGradients
-from mixbit.graph.graph import Case, Layer, Operation
+from mixbit.graph import Case, Layer, Operation, SampleGradients
 from mixbit.quantization.affine import choose_mask, misfit
 from mixbit.quantization.calibrate import Calibration, mean_output
 
@@ -57,9 +56,8 @@ def choose_masks(
 def mean_square_gradients(case: Case, calibration: Calibration, layers: Sequence[Layer]) -> dict[str, Tensor]:
     """Layer -> E_i[g_i^2] for each of its weights, float64: the diagonal of the Fisher information.
 
-    g_i is the gradient of sample i's loss under labels drawn from the model, of `Task.information`, by the weight of an
-    operator whose mean output over the calibration data stays, as under bias correction; zeros where the loss does not
-    depend on the weight.
+    g_i is the gradient of sample i's part of `Task.information` by the weight of an operator whose mean output over the
+    calibration data stays, as under bias correction; zeros where the loss does not depend on the weight.
     """
     graph, generator = case.graph, torch.Generator().manual_seed(case.seed)
     totals = {layer.name: torch.zeros(layer.shape, dtype=torch.float64, device=graph.device) for layer in layers}
@@ -71,10 +69,8 @@ def mean_square_gradients(case: Case, calibration: Calibration, layers: Sequence
     def mean(operation: Operation, weight: Tensor) -> Tensor | None:
         return mean_output(graph, operation, calibration, weight) if operation.takes_bias else None
 
-    gradients = SampleGradients(graph, add, mean)
-    backward = Backward(graph, layers, gradients.add_use, None)
+    backward = SampleGradients(graph, layers, add, means=mean)
     for inputs, labels in track(case.batches, "weigh weights"):
         backward.run_batch(inputs, labels, partial(case.task.information, generator=generator))
-        gradients.finish_batch(layers)
     num_samples = sum(inputs.batch_size for inputs, _ in case.batches)
     return {name: total / num_samples for name, total in totals.items()}

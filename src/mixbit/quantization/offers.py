@@ -17,8 +17,7 @@ LISTED = 4
 
 def why_not(layer: Layer, scheme: Scheme, target: Target | None = None) -> str | None:
     """Why the layer cannot take the scheme on the target, or on one that runs it, and what to do; None where it can."""
-    reason = None if target is None else target.refuses(scheme)
-    if reason is not None:
+    if target is not None and (reason := target.refuses(scheme)) is not None:
         return reason
     reason = _why_not_the_weight(layer, scheme.weight) or _why_not_the_input(layer, scheme)
     return None if reason is None else f"{layer.name}: {reason}"
@@ -30,8 +29,7 @@ def check_pins(layers: Sequence[Layer], pins: Mapping[str, str], target: Target)
     for layer in layers:
         if layer.name in pinned:
             pattern, scheme = pinned[layer.name]
-            reason = why_not(layer, Scheme.parse(scheme), target)
-            if reason is not None:
+            if (reason := why_not(layer, Scheme.parse(scheme), target)) is not None:
                 raise InvalidInput(f"pin {pattern}={scheme}: {reason}")
 
 
@@ -82,7 +80,10 @@ def _why_not_the_weight(layer: Layer, fmt: Format | None) -> str | None:
         return misfit(layer.shape, layer.axis, fmt.sparsity)
     if fmt is None or fmt.group is None or rest % fmt.group == 0:
         return None
-    return f"group {fmt.group} does not divide {rest} inputs; use one of {_divisors(rest)}"
+    divisors = [str(divisor) for divisor in range(1, rest + 1) if rest % divisor == 0]
+    if len(divisors) > LISTED:
+        divisors = [*divisors[: LISTED - 1], f"... {divisors[-1]}"]
+    return f"group {fmt.group} does not divide {rest} inputs; use one of {', '.join(divisors)}"
 
 
 def _why_not_the_input(layer: Layer, scheme: Scheme) -> str | None:
@@ -108,14 +109,6 @@ def _why_not_the_input(layer: Layer, scheme: Scheme) -> str | None:
             f"the latter; give it {fallback}, or w{weight.bits}g{fmt.group}"
         )
     return None
-
-
-def _divisors(number: int) -> str:
-    """The divisors; where they are many, the smallest ones and the number itself."""
-    texts = [str(divisor) for divisor in range(1, number + 1) if number % divisor == 0]
-    if len(texts) <= LISTED:
-        return ", ".join(texts)
-    return f"{', '.join(texts[: LISTED - 1])}, ... {texts[-1]}"
 
 
 #: Names, and what each does.

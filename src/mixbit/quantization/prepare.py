@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from mixbit.core import InvalidInput, split_batches, track
+from mixbit.graph import Graph, argument, in_order, is_parameter, num_uses, packet
 from mixbit.graph.capture import exported, running_statistics
-from mixbit.graph.graph import Graph, Operation, argument, is_parameter, num_uses, packet
-from mixbit.graph.walk import in_order
 from mixbit.quantization.statistics import RunningMean
 
 _aten = torch.ops.aten
@@ -32,9 +31,8 @@ def reestimated(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     mean = E[x] and variance = E[(x - mean)^2] of each channel of what a norm reads, over all samples of all batches and
     all positions: pooled, so that it does not matter how the data is cut into batches. The norms are taken in execution
     order, each on what the norms before it return with their new statistics. So in eval mode every norm returns mean 0
-    and variance 1 on the data (before its own scale and shift). The data passes through the network once. A channel
-    that is constant on the data keeps its variance. (Wu and Johnson 2021, section 3, arXiv 2105.07576, who divide by
-    the statistics of the batch instead.)
+    and variance 1 on the data (before its own scale and shift). The data passes through the network once. A constant
+    channel keeps its variance. (Wu and Johnson 2021, section 3, arXiv 2105.07576, there by statistics of the batch.)
 
     Args:
         model: The trained network; it is left as it is.
@@ -63,16 +61,16 @@ def reestimated(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     def see(_: int, node: fx.Node, __: Callable[..., Any], args: tuple[Any, ...]) -> None:
         moments[owners[node.name]].update(args[0].movedim(1, -1).flatten(0, -2))
 
-    for turns in in_order(graph, owners, list(calls.values()), batches, see, "re-estimate batch norms"):
-        for mean, variance in (list(calls)[turn] for turn in turns):
-            statistics, norm = moments[mean, variance], mean.rpartition(".")[0]
-            _set_statistics(norm, graph.parameter(mean), graph.parameter(variance), statistics)
+    for pairs in in_order(graph, owners, calls, batches, see, "re-estimate batch norms"):
+        for names in pairs:
+            _set_statistics(graph, names, moments[names])
     for name in (name for names in calls for name in names):
         result.get_buffer(name).copy_(graph.parameter(name))
     return result
 
 
-def _set_statistics(norm: str, mean: Tensor, variance: Tensor, statistics: RunningMean) -> None:
+def _set_statistics(graph: Graph, names: tuple[str, str], statistics: RunningMean) -> None:
+    norm, (mean, variance) = names[0].rpartition(".")[0], map(graph.parameter, names)
     if statistics.count < 2:
         raise InvalidInput(
             f"{norm}: sees a single value for each channel, which has no variance; give more samples, or leave the "
@@ -155,7 +153,11 @@ def _equalize(tensors: dict[str, Tensor], pair: _Pair) -> float:
 
 def _pairs(graph: Graph) -> list[_Pair]:
     """Every two layers, in execution order, between which factors can be moved."""
-    plain = {name: pair for name, pair in graph.operations.items() if _is_plain(graph, pair[1])}
+    plain = {}
+    for name, pair in graph.operations.items():
+        weight = argument(graph.node(name), pair[1].kind.weight)
+        if pair[1].kind.name in _KINDS and is_parameter(weight) and num_uses(weight) == 1:
+            plain[name] = pair
     pairs = []
     for name, (first, operation) in plain.items():
         node = graph.node(name)
@@ -166,12 +168,6 @@ def _pairs(graph: Graph) -> list[_Pair]:
         if other.channels_last == operation.channels_last and (bias is None or num_uses(bias) == 1):
             pairs.append(_Pair(first.name, graph.bias(operation), second.name, other.groups))
     return pairs
-
-
-def _is_plain(graph: Graph, operation: Operation) -> bool:
-    """Whether the operator is linear or a convolution, and alone reads its weight."""
-    weight = argument(graph.node(operation.node), operation.kind.weight)
-    return operation.kind.name in _KINDS and is_parameter(weight) and num_uses(weight) == 1
 
 
 def _reader(node: fx.Node) -> fx.Node | None:

@@ -16,8 +16,7 @@ def quantize_dequantize(  # noqa: PLR0917 torch.export finds the arguments of an
 ) -> Tensor:
     """(clip(round(x / scale) + zero_point, low, high) - zero_point) * scale; axis -1 means one scale.
 
-    One operator, which also carries the tensor's name, so that the writers of targets find each quantizer in an
-    exported graph as one node.
+    One operator with the tensor's name, so that the writers of targets find each quantizer as one node.
     """
     where = None if axis < 0 else axis
     return affine.dequantize(affine.quantize(x, scale, zero_point, where, low, high), scale, zero_point, where)

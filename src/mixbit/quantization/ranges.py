@@ -64,7 +64,12 @@ class Histogram:
         if low == high == 0.0:
             self.zeros += step * len(values)
             return
-        top = self._raised(math.frexp(max(abs(low), abs(high)))[1])
+        top = math.frexp(max(abs(low), abs(high)))[1]
+        before = top if self._top is None else self._top
+        fallen = min(max(0, top - before), OCTAVES) * BINS_PER_OCTAVE  # bins, where the octaves move up
+        self.zeros += float(self.counts[:, :fallen].sum())
+        self.counts = torch.nn.functional.pad(self.counts[:, fallen:], (0, fallen))
+        self._top = top = max(before, top)
         mantissa, exponent = torch.frexp(values.abs())
         octave = exponent.long() - top + OCTAVES - 1
         index = octave * BINS_PER_OCTAVE + ((2 * mantissa - 1) * BINS_PER_OCTAVE).long()
@@ -73,15 +78,6 @@ class Histogram:
         counts = torch.bincount((index + size * (values > 0))[counted], minlength=2 * size)
         self.counts += step * counts.reshape(2, size)
         self.zeros += step * int((~counted).sum())
-
-    def _raised(self, top: int) -> int:
-        """End the last octave at 2^top if it ended below; returns where it ends now."""
-        before = top if self._top is None else self._top
-        fallen = min(max(0, top - before), OCTAVES) * BINS_PER_OCTAVE
-        self.zeros += float(self.counts[:, :fallen].sum())
-        self.counts = torch.nn.functional.pad(self.counts[:, fallen:], (0, fallen))
-        self._top = max(before, top)
-        return self._top
 
     @property
     def largest(self) -> float:
@@ -287,8 +283,7 @@ def _nearly_all(histogram: Histogram) -> int:
 def _shape(histogram: Histogram) -> tuple[FloatArray, FloatArray]:
     """Edges [n + 1] and counts [n] of bins side by side, rising, those of small magnitudes taken together.
 
-    The small ones lie OCTAVES_OF_SHAPE octaves or more below what nearly all keep below: a peak at zero, as of softmax,
-    would else count for more than all the rest.
+    Those lie OCTAVES_OF_SHAPE octaves below nearly all others: a peak at zero, as of softmax, would outweigh the rest.
     """
     edges, counts = histogram.edges, histogram.counts.numpy()
     small = max(1, _nearly_all(histogram) - OCTAVES_OF_SHAPE * BINS_PER_OCTAVE)

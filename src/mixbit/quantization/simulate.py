@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.core import Format, InvalidInput, Plan, Target, find_target, track
-from mixbit.graph.graph import Graph, Layer, argument, model_fingerprint, set_bias
-from mixbit.graph.layers import convolved, inputs_between
+from mixbit.graph import Graph, Layer, argument, convolved, inputs_between, model_fingerprint
 from mixbit.quantization.biases import corrected_biases
 from mixbit.quantization.calibrate import Calibration, mean_output, weight_quantizer
 from mixbit.quantization.offers import why_not
@@ -100,9 +99,7 @@ def assemble(graph: Graph, plan: Plan, quantizers: list[Quantizer], biases: dict
     simulated = dataclasses.replace(graph.copy(), plan=plan)
     module = simulated.module
     for name, bias in biases.items():
-        layer, operation = graph.operations[name]
-        if operation.kind.bias is not None:
-            set_bias(module, simulated.node(name), bias, layer.name, operation.kind.bias)
+        simulated.set_bias(*graph.operations[name], bias)
     readers = {
         simulated.node(name): operation.data
         for name, (layer, operation) in graph.operations.items()

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mixbit.core import FloatArray
+from mixbit.core import FloatArray, InvalidInput
 
 
 class RunningMean:
@@ -36,21 +36,6 @@ class RunningMean:
             return self.mean.numpy(), np.full(tuple(self.mean.shape), np.inf), self.count
         variance = self.squares / (self.count - 1)
         return self.mean.numpy(), (variance / self.count).sqrt().numpy(), self.count
-
-
-def batch_means(rows: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over samples, and its standard error, from means of batches.
-
-    With s_b the share of batch b in the samples, mean = sum s_b r_b and, for B batches, error^2 =
-    B / (B - 1) sum s_b^2 (r_b - mean)^2; inf from a single batch. Rows are [B, ...], sizes [B].
-    """
-    count = len(rows)
-    shares = (sizes.double() / sizes.sum()).reshape(-1, *[1] * (rows.ndim - 1))
-    mean = (shares * rows).sum(0)
-    if count < 2:
-        return mean, torch.full_like(mean, torch.inf)
-    squares = (shares * (rows - mean)).square().sum(0)
-    return mean, (squares * count / (count - 1)).sqrt()
 
 
 #: How damping grows until the Cholesky factors exist, and what it grows from where it is 0.
@@ -86,8 +71,13 @@ class Moments:
         """[G, columns], float64."""
         return self._shift[:, 0].double() + self._sum / self.count
 
-    def hessian(self, *, centred: bool) -> Tensor:
-        """[G, columns, columns] sum over rows of x x', or of (x - mean)(x - mean)'; float64."""
+    def hessian(self, layer: str, *, centred: bool) -> Tensor:
+        """[G, columns, columns] sum over rows of x x', or of (x - mean)(x - mean)'; float64.
+
+        Raises InvalidInput, which names the layer, where the rows are not finite.
+        """
+        if not self._squares.isfinite().all():
+            raise InvalidInput(f"{layer}: its input is NaN or inf, or its squares are; leave out such samples")
         off = self._sum / self.count
         around_mean = self._squares - self.count * off.unsqueeze(2) * off.unsqueeze(1)
         if centred:
@@ -98,8 +88,7 @@ class Moments:
 def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     """[G, columns, columns] U, upper triangular, with U'U the inverse of the damped H; float64.
 
-    H's diagonal grows by `damping` of its mean over the columns that are not 0; where H is not positive definite even
-    then, by ten times as much, and so on.
+    H's diagonal grows by `damping` of its mean over columns that are not 0, then tenfold until H is positive definite.
     """
     diagonal = hessian.diagonal(dim1=1, dim2=2).double()
     dead = diagonal <= 0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixbit.core import Inputs, Methods, Store, Task, digest
-from mixbit.graph.graph import Case, Graph
+from mixbit.graph import Case, Graph
 from mixbit.quantization.quantizer import quantizers_of
 
 
@@ -13,14 +13,12 @@ from mixbit.quantization.quantizer import quantizers_of
 class RoundingInput:
     """What a rounding is given: a float network, and its simulation, whose weights are to become integers.
 
-    A rounding returns the simulated graph with other weights. They are whole multiples of their scales already, so that
-    its quantizers, which round to the nearest, change nothing; or they stay where the nearest integers serve best.
-    Biases and scales of activations may differ too.
+    A rounding returns the simulated graph with other weights: whole multiples of their scales, which its quantizers do
+    not change; or they stay where the nearest integers serve best. Biases and scales of activations may differ too.
 
     Attributes:
         graph: The float graph.
-        simulated: The same with all quantizers in place and weights in float; its biases are corrected for the
-            nearest integers, where biases are.
+        simulated: The same with all quantizers and weights in float; biases are corrected for the nearest integers.
         batches: Calibration inputs.
         task: What the outputs mean.
         seed: Random seed.

@@ -2,19 +2,27 @@
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from mixbit.core import InvalidInput
-from mixbit.graph.blocks import Block, Stretch
-from mixbit.graph.graph import Graph
+from mixbit.graph import Graph
 from mixbit.quantization.affine import along
 from mixbit.quantization.biases import biases_of, settle_biases
 from mixbit.quantization.quantizer import Quantizer, quantizer_path, weight_quantizers
 from mixbit.roundings._input import RoundingInput
-from mixbit.training.blockwise import Parts, Passes, Schedule, learn_blocks
+from mixbit.training.blockwise import (
+    Block,
+    Learner,
+    Passes,
+    Schedule,
+    Stretch,
+    find_blocks,
+    learn_blocks,
+    single_layers,
+)
 
 #: Activations of fewer bits have their steps learned, and are left in float at random (QDrop).
 FINE_BITS = 8
@@ -30,9 +38,16 @@ ZETA, GAMMA = 1.1, -0.1
 
 
 def learned_roundings(
-    inputs: RoundingInput, blocks: tuple[Block, ...], schedule: Schedule, *, drop: float, label: str
+    inputs: RoundingInput,
+    by: Literal["layers", "blocks"],
+    *,
+    iterations: int,
+    batch_size: int,
+    drop: float,
+    cache_gib: float,
+    fisher: bool = False,
 ) -> Graph:
-    """The simulated graph with weights, biases and steps learned, one block after the other.
+    """The simulated graph with weights, biases and steps learned, one block, or layer, after the other.
 
     For each block, min mean (z - z')^2 over roundings h of its weights, with z the float network's output of the block
     and z' that of the rounded one, which reads what the rounded blocks before it return. Roundings start where the
@@ -41,18 +56,19 @@ def learned_roundings(
     Raises:
         InvalidInput: there is no batch, or errors are to be weighted by draws from a loss of the user's own.
     """
-    if schedule.fisher and inputs.task.own_loss is not None:
+    if fisher and inputs.task.own_loss is not None:
         raise InvalidInput("rounding: fisher=true draws labels from the model, and knows no loss of your own")
     if not inputs.batches:
         raise InvalidInput("rounding: no batch to learn on; give at least one")
+    schedule, label = Schedule(iterations, batch_size, cache_gib, fisher), f"learn roundings by {by}"
     learned = learn_blocks(
         inputs.case,
         inputs.simulated,
-        blocks,
+        single_layers(inputs.graph) if by == "layers" else find_blocks(inputs.graph),
         partial(_Rounding, inputs, drop),
         schedule,
         label=label,
-        parts=Parts(inputs.store, "block", inputs.question(label, schedule=schedule, drop=drop)),
+        stored=(inputs.store, "block", inputs.question(label, schedule=schedule, drop=drop)),
     )
     settle_biases(learned)  # steps of what they read may be others now
     return learned
@@ -74,8 +90,8 @@ class _SoftWeight:
         return weight if quantizer.mask is None else weight * quantizer.mask
 
 
-class _Rounding:
-    """What is learned of one block of the simulated graph; a `Learner`.
+class _Rounding(Learner):
+    """The roundings of one block of the simulated graph, its biases, and steps of activations.
 
     Attributes:
         weights: Path of a quantizer -> its weight.
@@ -84,7 +100,7 @@ class _Rounding:
     """
 
     def __init__(self, inputs: RoundingInput, drop: float, simulated: Graph, block: Block, part: Stretch) -> None:
-        self.simulated, self.block, self.part = simulated, block, part
+        super().__init__(simulated, block, part)
         quantizers = weight_quantizers(simulated)
         self.weights = {
             quantizer_path(layer.name, of_weight=True): _SoftWeight(quantizer, simulated.parameter(layer.name))
@@ -92,7 +108,7 @@ class _Rounding:
             if layer.name in block.layers and all(operation.input is not None for operation in layer.operations)
             if (quantizer := quantizers.get(layer.name)) is not None and quantizer.format.floating is None
         }
-        rounded = {weight.quantizer.tensor for weight in self.weights.values()}
+        rounded = [weight.quantizer.tensor for weight in self.weights.values()]
         self.biases: dict[str, Tensor] = {}
         for layer, operation, name in biases_of(simulated) if inputs.bias_correction else ():
             if layer.name in rounded and operation.node in block.nodes:
@@ -106,28 +122,18 @@ class _Rounding:
             if not module.format.dynamic
         ]
         self.drop = drop if self.steps else 0.0
+        scales = [f"{quantizer_path(step.tensor, of_weight=False)}.scale" for step in self.steps]
+        self.names = [*rounded, *self.biases, *scales] if rounded else []
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Full name -> copy of weights, biases and steps."""
-        if not self.weights:
-            return {}
-        names = [*(weight.quantizer.tensor for weight in self.weights.values()), *self.biases]
-        names += [f"{quantizer_path(step.tensor, of_weight=False)}.scale" for step in self.steps]
-        return {name: self.simulated.parameter(name).detach().clone() for name in names}
-
-    @torch.no_grad()
     def put(self, tensors: Mapping[str, Tensor]) -> None:
         """Set weights, biases and steps."""
         for quantizer in self.steps:
             quantizer.settle_scale()
-        for name, tensor in tensors.items():
-            parameter = self.simulated.parameter(name)
-            parameter.requires_grad_(False)
-            parameter.copy_(tensor)
+        super().put(tensors)
 
     def begin(self, error: float) -> list[dict[str, Any]]:
         """Start from the float network's biases; roundings, biases and steps learn at rates of their own."""
-        biases = [self.simulated.module.get_parameter(name) for name in self.biases]
+        biases = [self.learning.module.get_parameter(name) for name in self.biases]
         for parameter, bias in zip(biases, self.biases.values(), strict=True):
             with torch.no_grad():
                 parameter.copy_(bias)
@@ -139,10 +145,6 @@ class _Rounding:
             groups.append({"params": biases, "lr": BIAS_RATE * error})
         groups += [{"params": [step.scale], "lr": STEP_RATE * float(step.scale.detach())} for step in self.steps]
         return groups
-
-    def rate(self, _: float) -> float:
-        """Rates stay."""
-        return 1.0
 
     def outputs(
         self, passes: Passes, batch: int, rows: Tensor | None, generator: torch.Generator
@@ -171,7 +173,7 @@ class _Rounding:
     def settle(self) -> None:
         """Put the hard weights, the steps, and the biases rounded to them."""
         self.put(self.tensors() | {weight.quantizer.tensor: weight(hard=True) for weight in self.weights.values()})
-        settle_biases(self.simulated, list(self.biases))
+        settle_biases(self.learning, list(self.biases))
 
 
 def mixed(rounded: Tensor, other: Tensor, share: float, generator: torch.Generator) -> Tensor:

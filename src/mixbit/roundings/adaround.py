@@ -5,11 +5,9 @@ from typing import Annotated
 from annotated_types import Ge, Le
 
 from mixbit.core import method
-from mixbit.graph.blocks import single_layers
-from mixbit.graph.graph import Graph
+from mixbit.graph import Graph
 from mixbit.roundings._input import RoundingInput
 from mixbit.roundings._learned import learned_roundings
-from mixbit.training.blockwise import Schedule
 
 
 @method(rank=2)
@@ -39,7 +37,6 @@ def adaround(
 
     Source: M. Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization", ICML 2020.
     """
-    schedule = Schedule(iterations, batch_size, cache_gib)
     return learned_roundings(
-        inputs, single_layers(inputs.graph), schedule, drop=drop, label="learn roundings by layers"
+        inputs, "layers", iterations=iterations, batch_size=batch_size, drop=drop, cache_gib=cache_gib
     )

@@ -5,11 +5,9 @@ from typing import Annotated
 from annotated_types import Ge, Le
 
 from mixbit.core import method
-from mixbit.graph.blocks import find_blocks
-from mixbit.graph.graph import Graph
+from mixbit.graph import Graph
 from mixbit.roundings._input import RoundingInput
 from mixbit.roundings._learned import learned_roundings
-from mixbit.training.blockwise import Schedule
 
 
 @method(rank=3)
@@ -27,8 +25,7 @@ def brecq(
     For each block between two tensors through which everything flows, min_V E |z - z'|^2 + penalty, with z the float
     network's output of the block and z' the rounded one's, which reads what the rounded blocks before return. Biases
     are learned along, and the steps of activations of less than 8 bits; of such activations, and of what the block
-    reads, a random part of the numbers stays in float in each step (QDrop). A weight that is read by indices, as an
-    embedding is, keeps its nearest rounding.
+    reads, a random part of the numbers stays in float in each step (QDrop). Embeddings keep their nearest rounding.
 
     Args:
         inputs: The networks and the data.
@@ -46,5 +43,6 @@ def brecq(
     Sources: Y. Li et al., "BRECQ: Pushing the Limit of Post-Training Quantization by Block Reconstruction", ICLR 2021;
     X. Wei et al., "QDrop: Randomly Dropping Quantization for Extremely Low-bit Post-Training Quantization", ICLR 2022.
     """
-    schedule = Schedule(iterations, batch_size, cache_gib, fisher)
-    return learned_roundings(inputs, find_blocks(inputs.graph), schedule, drop=drop, label="learn roundings by blocks")
+    return learned_roundings(
+        inputs, "blocks", iterations=iterations, batch_size=batch_size, drop=drop, cache_gib=cache_gib, fisher=fisher
+    )

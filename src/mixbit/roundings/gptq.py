@@ -13,8 +13,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from mixbit.core import InvalidInput, method
-from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation, argument, set_bias
-from mixbit.graph.walk import in_order
+from mixbit.graph import FEW_ELEMENTS, Graph, Layer, Operation, argument, in_order
 from mixbit.quantization.affine import along, dequantize, quantize
 from mixbit.quantization.biases import corrected_biases
 from mixbit.quantization.quantizer import Quantizer, activation_quantizers, weight_quantizers
@@ -55,8 +54,7 @@ def gptq(
 
     Args:
         inputs: What to round, on which data; with a folder, finished layers are stored there, and resumed.
-        damping: Share of the mean of the second moments' diagonal that is added to it, at least 0; it grows tenfold
-            where the moments cannot be inverted otherwise.
+        damping: Share of the mean of the moments' diagonal that is added to it; it grows tenfold until they invert.
         order: Of the columns: those with the largest second moments first, or as they stand.
 
     Raises:
@@ -77,7 +75,7 @@ def gptq(
         else:
             _put(rounded, job.layer, stored.tensors)
     for job, moments in _moments_in_order(inputs, rounded, jobs, missing):
-        tensors = _round(inputs, rounded, job, moments, {"damping": damping, "by_activation": order == "activation"})
+        tensors = _round(inputs, rounded, job, moments, damping=damping, by_activation=order == "activation")
         store.put(job.part, question, tensors)
         _put(rounded, job.layer, tensors)
     rounded.module.graph.eliminate_dead_code()
@@ -121,7 +119,7 @@ def _moments_in_order(
 ) -> Iterator[tuple[_Job, dict[str, Moments]]]:
     """Every missing layer with the moments of what its operators read, once all layers before it are final."""
     operators = {operation.node for job in jobs for operation in job.layer.operations}
-    groups = [[operation.node for operation in job.layer.operations] for job in missing]
+    groups = {number: [operation.node for operation in job.layer.operations] for number, job in enumerate(missing)}
     reads = {operation.node: (job, operation) for job in missing for operation in job.operations}
     moments: dict[_Rows, Moments] = defaultdict(Moments)
     counted: set[tuple[int, _Rows]] = set()
@@ -136,8 +134,8 @@ def _moments_in_order(
             for rows in rows_of(node, operation, args[operation.data], job.layer.shape[2:]):
                 moments[key].update(rows)
 
-    for turns in in_order(simulated, operators, groups, inputs.batches, see, "round weights"):
-        for job in (missing[turn] for turn in turns):
+    for numbers in in_order(simulated, operators, groups, inputs.batches, see, "round weights"):
+        for job in (missing[number] for number in numbers):
             yield job, {read.node: moments[_rows(simulated, job, read)] for read in job.operations}
         moments.clear()
         counted.clear()
@@ -150,16 +148,14 @@ def _rows(simulated: Graph, job: _Job, operation: Operation) -> _Rows:
 
 
 def _round(
-    inputs: RoundingInput, simulated: Graph, job: _Job, moments: Mapping[str, Moments], options: dict[str, Any]
+    inputs: RoundingInput, simulated: Graph, job: _Job, moments: Mapping[str, Moments], **options: Any
 ) -> dict[str, Tensor]:
     """The new weight, by its name, and corrected biases, by the nodes of their operators."""
     layer, quantizer = job.layer, job.quantizer
     weight = simulated.parameter(layer.name)
     rows = job.rows(weight)
     centred = [operation.node for operation in job.operations if inputs.bias_correction and operation.takes_bias]
-    hessian = torch.stack([moments[name].hessian(centred=name in centred) for name in moments]).sum(0)
-    if not hessian.isfinite().all():
-        raise InvalidInput(f"{layer.name}: its input is NaN or inf, or its squares are; leave out such samples")
+    hessian = torch.stack([moments[name].hessian(layer.name, centred=name in centred) for name in moments]).sum(0)
     scale, zero_point = (
         job.rows(along(factor, layer.axis, weight.shape).expand_as(weight))
         for factor in (quantizer.scale, quantizer.zero_point)
@@ -180,9 +176,8 @@ def _put(simulated: Graph, layer: Layer, tensors: Mapping[str, Tensor]) -> None:
     weight = simulated.parameter(layer.name)
     weight.copy_(tensors[layer.name])
     for operation in layer.operations:
-        if operation.node in tensors and operation.kind.bias is not None:
-            bias = tensors[operation.node].to(weight)
-            set_bias(simulated.module, simulated.node(operation.node), bias, layer.name, operation.kind.bias)
+        if operation.node in tensors:
+            simulated.set_bias(layer, operation, tensors[operation.node].to(weight))
 
 
 def compensated(
@@ -202,9 +197,8 @@ def compensated(
     U of the inverse of H, times its row of U is taken off the columns behind. H is damped first, see `inverse_factor`.
     A column whose diagonal is 0 is rounded to the nearest and makes up for nothing. Computed in float64.
 
-    W, scales, zero points and the mask, which is False where a weight is to be 0, are [G, rows, columns], and H = X'X
-    is [G, columns, columns]. `limits` are the smallest and largest integer; `by_activation` takes the columns in the
-    order of falling diagonals of H.
+    W, scales, zero points and the mask, False for weights that are to be 0, are [G, rows, columns]; H = X'X is
+    [G, columns, columns]. `limits` are the smallest and largest integer; `by_activation`: columns by falling diagonal.
 
     Source: E. Frantar et al., "GPTQ", algorithm 1; zeros as in E. Frantar and D. Alistarh, "SparseGPT",
     arXiv:2301.00774.
@@ -268,13 +262,17 @@ def rows_of(node: fx.Node, operation: Operation, x: Tensor, kernel: Sequence[int
 
 def _windows(node: fx.Node, x: Tensor, kernel: Sequence[int], groups: int) -> Tensor:
     """[G, positions, columns], the columns as a convolution's weight has them: channels of the group x kernel."""
-    spatial = len(kernel)
-    stride, dilation = (_each(argument(node, position, 1), spatial) for position in (_STRIDE, _DILATION))
-    padding = argument(node, _PADDING, 0)
+
+    def each(value: int | Sequence[int]) -> list[int]:
+        values = [value] if isinstance(value, int) else list(value)
+        return values * spatial if len(values) == 1 else values
+
+    spatial, padding = len(kernel), argument(node, _PADDING, 0)
+    stride, dilation = (each(argument(node, position, 1)) for position in (_STRIDE, _DILATION))
     if padding == "same":
         zeros = [apart * (size - 1) for size, apart in zip(kernel, dilation, strict=True)]
     else:
-        zeros = [2 * side for side in _each(0 if padding == "valid" else padding, spatial)]
+        zeros = [2 * side for side in each(0 if padding == "valid" else padding)]
     x = functional.pad(x, [side for total in reversed(zeros) for side in (total // 2, total - total // 2)])
     for axis, (size, step, apart) in enumerate(zip(kernel, stride, dilation, strict=True), 2):
         x = x.unfold(axis, apart * (size - 1) + 1, step)[..., ::apart]
@@ -282,8 +280,3 @@ def _windows(node: fx.Node, x: Tensor, kernel: Sequence[int], groups: int) -> Te
     positions, window = range(3, 3 + spatial), range(3 + spatial, 3 + 2 * spatial)
     columns = x.shape[2] * math.prod(kernel)
     return x.permute(1, 0, *positions, 2, *window).reshape(groups, -1, columns)
-
-
-def _each(value: int | Sequence[int], count: int) -> list[int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return values * count if len(values) == 1 else values

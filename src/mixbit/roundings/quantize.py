@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mixbit.core import InvalidInput, Plan, Store, Task, find_target, method, pick
-from mixbit.graph.graph import Graph, check_arguments
+from mixbit.graph import Graph, check_arguments
 from mixbit.quantization.biases import BIAS_CORRECTIONS, corrected
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.ranges import RangeMethod
@@ -46,8 +46,7 @@ def quantize(
             `mixbit.quantization.masks`; otherwise chosen by magnitude), and with its `batches` where the rounding is
             not nearest or the correction sequential; or None where no input has a static range: weights then take
             min-max scales, and biases stay.
-        rounding: How weights become integers: a name in ROUNDINGS, with options as in `brecq:iterations=500`, or a
-            function from a `RoundingInput` to a graph.
+        rounding: A name in ROUNDINGS, as `brecq:iterations=500`, or a function from a `RoundingInput` to a graph.
         bias_correction: A name in `mixbit.quantization.biases.BIAS_CORRECTIONS`.
         ranges: A name in `mixbit.quantization.ranges.RANGES`, or a function: how ranges of activations are chosen.
             `mse` where None; a calibration has its own.

@@ -1,40 +1,180 @@
-"""Learning block by block what the float network returns."""
+"""Blocks, as residual blocks are, and learning one after the other what the float network returns."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from mixbit.core import Store, track
-from mixbit.graph.blocks import Block, Stretch, needed_later, stretches
-from mixbit.graph.graph import Case, Graph, SampleAxis, sample_axis
-from mixbit.graph.walk import ActivationCache, Walker, seen
+from mixbit.graph import (
+    NONLINEARITIES,
+    ActivationCache,
+    Case,
+    Graph,
+    SampleAxis,
+    Walker,
+    activations,
+    after,
+    is_float,
+    packet,
+    sample_axis,
+    seen,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Consecutive nodes of a graph.
+
+    Attributes:
+        nodes: Their names, in execution order.
+        outputs: Names of its nodes whose tensors depend on its layers and are read by later nodes.
+        layers: Names of the layers whose weight is first read in it.
+    """
+
+    nodes: tuple[str, ...]
+    outputs: tuple[str, ...]
+    layers: tuple[str, ...]
+
+
+def find_blocks(graph: Graph) -> tuple[Block, ...]:
+    """The shortest stretches with a layer that end in a single tensor, through which all that follows goes.
+
+    Tensors that depend on no layer, such as masks, may pass by. An elementwise function (ReLU, GELU) right behind a
+    block belongs to it. Where no single tensor ends the last block, it has several outputs.
+    """
+    nodes, data = _calls(graph), activations(graph)
+    places = {node: place for place, node in enumerate(nodes)}
+    later = after(graph, {graph.node(name) for name in graph.operations})
+    ends, reach = set(), 0  # reach: the last place that reads a tensor made before
+    for place, node in enumerate(nodes):
+        if node in later and (node in data or not is_float(node)):
+            last = max((places.get(user, len(nodes)) for user in node.users), default=0)
+            if is_float(node) and reach <= place < last:
+                ends.add(node)
+            reach = max(reach, last)
+    return _cut(graph, ends)
+
+
+def single_layers(graph: Graph) -> tuple[Block, ...]:
+    """A stretch for each operator of a layer, up to it or to a function of each number right behind it."""
+    return _cut(graph, {graph.node(name) for name in graph.operations} & activations(graph))
+
+
+def _cut(graph: Graph, ends: set[fx.Node]) -> tuple[Block, ...]:
+    """The nodes cut behind these, so that each part holds a layer."""
+    first = {graph.node(layer.operations[0].node): layer.name for layer in graph.layers}
+    parts: list[list[fx.Node]] = [[]]
+    for node in _calls(graph):
+        if not parts[-1] and len(parts) > 1 and packet(node) in NONLINEARITIES:
+            before = parts[-2][-1]
+            if node.all_input_nodes == [before] and len(before.users) == 1:
+                parts[-2].append(node)
+                continue
+        parts[-1].append(node)
+        if node in ends and not first.keys().isdisjoint(parts[-1]):
+            parts.append([])
+    if first.keys().isdisjoint(parts[-1]) and len(parts) > 1:
+        parts.pop()  # what follows the last layer, to the outputs
+    data, blocks = activations(graph), []
+    for part in parts:
+        later = data & after(graph, set(part) & first.keys())
+        outputs = tuple(node.name for node in part if node in later and not node.users.keys() <= set(part))
+        layers = tuple(first[node] for node in part if node in first)
+        blocks.append(Block(tuple(node.name for node in part), outputs, layers))
+    return tuple(blocks)
+
+
+def _calls(graph: Graph) -> list[fx.Node]:
+    return [node for node in graph.module.graph.nodes if node.op not in ("placeholder", "get_attr", "output")]
+
+
+class Stretch:
+    """One block of a float or simulated graph.
+
+    Attributes:
+        inputs: Names of nodes outside that it reads and whose tensors depend on the data.
+        nodes: The nodes to run, including parameters, constants and sizes.
+        made: Names of the nodes whose tensors it makes.
+    """
+
+    def __init__(self, graph: Graph, own: frozenset[fx.Node], carried: frozenset[fx.Node]) -> None:
+        self.graph = graph
+        inputs: set[fx.Node] = set()
+        needed: set[fx.Node] = set()
+        waiting = list(own)
+        while waiting:
+            node = waiting.pop()
+            if node in carried and node not in own:
+                inputs.add(node)
+            elif node not in needed:
+                needed.add(node)
+                waiting += node.all_input_nodes
+        self.nodes = [node for node in graph.module.graph.nodes if node in needed]
+        self.made = frozenset(node.name for node in own)
+        self.inputs = tuple(node.name for node in graph.module.graph.nodes if node in inputs)
+
+    def run(
+        self,
+        tensors: Mapping[str, Tensor],
+        outputs: Iterable[str],
+        replaced: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    ) -> dict[str, Tensor]:
+        """Name -> tensor for the outputs: nodes or inputs; `replaced` holds what to call by the path of a module."""
+        calls = {
+            node.name: lambda _, args, call=replaced[str(node.target)]: call(*args)
+            for node in self.nodes
+            if replaced and node.op == "call_module" and str(node.target) in replaced
+        }
+        walker = Walker(self.graph.module, calls)
+        env = walker.env = {self.graph.node(name): tensors[name] for name in self.inputs}
+        for node in self.nodes:
+            env[node] = walker.run_node(node)
+        return {name: env[self.graph.node(name)] for name in outputs}
+
+
+def stretches(graph: Graph, blocks: tuple[Block, ...]) -> list[Stretch]:
+    """The blocks as stretches of the graph they were found in, or of its simulation.
+
+    Quantizers of activations run in the block that first reads what they return.
+    """
+    places = {name: number for number, block in enumerate(blocks) for name in block.nodes}
+    own: list[set[fx.Node]] = [set() for _ in blocks]
+    for node in reversed(graph.module.graph.nodes):
+        if node.op == "call_module":
+            places[node.name] = min((places[user.name] for user in node.users if user.name in places), default=-1)
+        if places.get(node.name, -1) >= 0:
+            own[places[node.name]].add(node)
+    carried = after(graph, graph.module.graph.find_nodes(op="placeholder"))
+    return [Stretch(graph, frozenset(nodes & carried), carried) for nodes in own]
+
+
+def needed_later(parts: list[Stretch]) -> list[set[str]]:
+    """For each stretch, the tensors that those after it read."""
+    return [set().union(*(part.inputs for part in parts[number:])) for number in range(1, len(parts) + 1)]
+
 
 #: Put before a node's name in the cache: the network of its tensor.
 _FLOAT, _LEARNING = "float: ", "learning: "
 
 
-@dataclass(frozen=True)
-class TensorSlice:
-    """The part of a float tensor that the learning network also has: these indices of a dimension."""
-
-    dim: int
-    indices: Tensor
+#: Node -> the part of its float tensor that the learning network also has: (dimension, indices of it).
+Slices = Mapping[str, tuple[int, Tensor]]
 
 
 class Passes:
-    """What both networks hold between two blocks, of every batch; `slices` as in `learn_blocks`.
+    """What both networks hold between two blocks, of every batch.
 
     Attributes:
         sizes: Samples of each batch.
         weights: (batch, node) -> weights of the errors of its tensor; 1 where there are none.
     """
 
-    def __init__(self, case: Case, cache_gib: float, slices: Mapping[str, TensorSlice]) -> None:
+    def __init__(self, case: Case, cache_gib: float, slices: Slices) -> None:
         self.case, self.slices = case, slices
         self.sizes = [inputs.batch_size for inputs, _ in case.batches]
         self.cache = ActivationCache(cache_gib * 2**30, case.graph.device)
@@ -93,7 +233,7 @@ class Passes:
     def _of_float(self, name: str, tensor: Tensor, rows: Tensor | None) -> Tensor:
         """The rows of a tensor of the float network, the part that the learning network has."""
         some, part = _some(tensor, rows), self.slices.get(name)
-        return some if part is None else some.index_select(part.dim, part.indices)
+        return some if part is None else some.index_select(*part)
 
 
 def _some(tensor: Tensor, rows: Tensor | None) -> Tensor:
@@ -124,41 +264,50 @@ def squared_gradients(case: Case, names: tuple[str, ...]) -> dict[tuple[int, str
 
 
 def _record(tensors: dict[str, Tensor], name: str, value: Tensor, _: tuple[Any, ...]) -> None:
-    tensors[name] = value if value.requires_grad else value.requires_grad_()
+    tensors[name] = value.requires_grad_()
 
 
-class Learner(Protocol):
-    """What is learned of one block of the learning network."""
+class Learner:
+    """What is learned of one block of the learning network.
+
+    Attributes:
+        names: Full names of the tensors that learning changes; empty if there is nothing to learn.
+    """
+
+    names: Sequence[str]
+
+    def __init__(self, learning: Graph, block: Block, part: Stretch) -> None:
+        self.learning, self.block, self.part = learning, block, part
 
     def tensors(self) -> dict[str, Tensor]:
-        """Full name -> copy of each tensor that learning changes; empty if there is nothing to learn."""
-        ...
+        """Full name -> copy of each tensor that learning changes."""
+        return {name: self.learning.parameter(name).detach().clone() for name in self.names}
 
+    @torch.no_grad()
     def put(self, tensors: Mapping[str, Tensor]) -> None:
         """Set the tensors, which then take no gradients."""
-        ...
+        for name, tensor in tensors.items():
+            self.learning.parameter(name).requires_grad_(False).copy_(tensor)
 
     def begin(self, error: float) -> list[dict[str, Any]]:
         """Make the tensors learnable; groups of parameters for Adam, by the root mean square error of the block."""
-        ...
+        raise NotImplementedError
 
-    def rate(self, progress: float, /) -> float:
+    def rate(self, _: float, /) -> float:
         """The factor of all rates once that share of the steps is done."""
-        ...
+        return 1.0
 
-    def outputs(
-        self, passes: Passes, batch: int, rows: Tensor | None, generator: torch.Generator, /
-    ) -> Mapping[str, Tensor]:
+    def outputs(self, passes: Passes, batch: int, rows: Tensor | None, _: torch.Generator, /) -> Mapping[str, Tensor]:
         """What the block returns while it learns, for these samples of the batch."""
-        ...
+        return self.part.run(passes.inputs(self.part, batch, rows), self.block.outputs)
 
-    def penalty(self, progress: float, /) -> Tensor | float:
-        """What is added to the error, which is relative to that at the beginning."""
-        ...
+    def penalty(self, _: float, /) -> Tensor | float:
+        """What is added, at that share of the steps, to the error relative to that at the beginning."""
+        return 0.0
 
     def settle(self) -> None:
         """End learning."""
-        ...
+        self.put(self.tensors())
 
 
 @dataclass(frozen=True)
@@ -178,15 +327,6 @@ class Schedule:
     fisher: bool = False
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Where finished blocks are stored: the beginning of their files' names, and a digest of what they depend on."""
-
-    store: Store
-    name: str
-    question: str
-
-
 def learn_blocks(
     case: Case,
     graph: Graph,
@@ -195,18 +335,18 @@ def learn_blocks(
     schedule: Schedule,
     *,
     label: str,
-    parts: Parts,
-    slices: Mapping[str, TensorSlice] | None = None,
+    stored: tuple[Store, str, str],
+    slices: Slices | None = None,
 ) -> Graph:
     """A copy of the graph that has learned to return what the float network does, one block after the other.
 
     For each block, min mean (z - z')^2, with z the float network's output of the block and z' that of the copy, which
     reads what the learned blocks before it return. A block stays as it was unless learning makes it better.
 
-    The graph has the nodes of the float one, and quantizers. `slices` holds, by node, the part of a tensor that it has,
-    where that is less than the float one's. `learner_of` takes the copy, a block, and its stretch of the copy.
+    The graph has the nodes of the float one, and quantizers. `learner_of` takes the copy, a block, and its stretch of
+    the copy. `stored`: where finished blocks are stored, how their names begin, and a digest of what they depend on.
     """
-    learning = graph.copy()
+    learning, (store, prefix, question) = graph.copy(), stored
     trainable = [parameter for parameter in learning.module.parameters() if parameter.requires_grad]
     for parameter in trainable:
         parameter.requires_grad_(False)
@@ -219,13 +359,13 @@ def learn_blocks(
             if schedule.fisher:
                 passes.weights = squared_gradients(case, block.outputs)
             learner, steps = learner_of(learning, block, part), _steps(bar, schedule.iterations)
-            finished = parts.store.get(f"{parts.name}-{number}", parts.question)
+            finished = store.get(f"{prefix}-{number}", question)
             if finished is not None:
                 learner.put(finished.tensors)
             else:
                 generator = torch.Generator().manual_seed(case.seed + number)
                 _learn(learner, block, part, passes, schedule, steps=steps, generator=generator)
-                parts.store.put(f"{parts.name}-{number}", parts.question, learner.tensors())
+                store.put(f"{prefix}-{number}", question, learner.tensors())
             for _ in steps:  # none is left where the block has learned
                 pass
             passes.advance(_LEARNING, part, later[number])  # so later blocks read what the block has learned

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mixbit.core import InvalidInput, Store, Task, digest, hold_out, loaded, split_all, track
-from mixbit.graph.graph import Graph, check_arguments, check_graph
+from mixbit.graph import Graph, check_arguments, check_graph
 from mixbit.quantization.quantizer import quantizers_of
 from mixbit.training.loop import Loop, Objective, Trained, Training, generator_of
 
@@ -47,15 +47,13 @@ def finetune(
             A list of batches is checked to be the same; a loader, by its length alone.
 
     Raises:
-        InvalidInput: data, settings or the checkpoint do not fit, or the loss is no longer finite; the message says in
-            which step.
+        InvalidInput: data, settings or the checkpoint do not fit, or the loss is not finite; the message says where.
     """
     check_arguments(graph, task, 0 if settings is None else settings.seed)
     if teacher is not None:
         check_graph(teacher, "teacher")
-    settings = settings or Training()
+    settings, place = settings or Training(), Store(folder).folder
     objective = Objective(task or Task.classification(), teacher, settings.distil, settings.temperature)
-    place = Store(folder).folder
     path = None if place is None else place / FILE_NAME
     return train(
         graph, batches, objective, epochs=epochs, eval_batches=eval_batches, settings=settings, path=path
@@ -96,22 +94,24 @@ def train(
     if path is None:
         return loop.run(batches, held_out, None, lambda *_: None)
     store = Store(path.parent)
+    data = digest(split_all(batches, num_inputs)) if isinstance(batches, Sequence) else num_batches
+    question = {"data": data, "held_out": digest(held_out), **_about(graph, objective), **settings_of(epochs, settings)}
+    if not force:
+        store.check(path.stem, question)
+    return loop.run(batches, held_out, store.get(path.stem, question), partial(store.put, path.stem, question))
+
+
+def _about(graph: Graph, objective: Objective) -> dict[str, Any]:
+    """The fields of a checkpoint's question that say what is trained, and to do what."""
     task, teacher = objective.task, objective.teacher
-    pairs = split_all(batches, num_inputs) if isinstance(batches, Sequence) else None
-    question = {
+    return {
         "graph": digest(graph.module.state_dict()),
         "masks": digest([quantizer.mask for quantizer in quantizers_of(graph)]),
         "plan": None if graph.plan is None else graph.plan.layers,
         "task": task.name,
         "loss": None if task.own_loss is None else digest(task.own_loss),
         "teacher": None if teacher is None else digest(teacher.module.state_dict()),
-        "data": num_batches if pairs is None else digest(pairs),
-        "held_out": digest(held_out),
-        **settings_of(epochs, settings),
     }
-    if not force:
-        store.check(path.stem, question)
-    return loop.run(batches, held_out, store.get(path.stem, question), partial(store.put, path.stem, question))
 
 
 def check_first(graph: Graph, batches: Iterable[Any]) -> None:

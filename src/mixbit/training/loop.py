@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mixbit.core import Batch, Inputs, InvalidInput, Stored, Task, loaded, output_of, split_batch, track
-from mixbit.graph.evaluate import returned_by
-from mixbit.graph.graph import Graph
+from mixbit.graph import Graph, returned_by
 from mixbit.quantization.biases import make_room_for_biases, settle_biases
 from mixbit.quantization.quantizer import quantizers_of
 
@@ -47,18 +46,16 @@ class Objective:
         if share < 1:
             parts.append((1 - share) * self.task.loss(returned, labels))
         if share > 0 and self.teacher is not None:
-            parts.append(share * self._distance(self.teacher, inputs, self.task.outputs(returned)))
+            outputs, t = self.task.outputs(returned), self.temperature
+            with torch.no_grad():
+                wanted = self.task.outputs(returned_by(self.teacher, inputs))
+            if wanted.shape != outputs.shape:
+                raise InvalidInput(
+                    f"teacher: returns {list(wanted.shape)}, the graph {list(outputs.shape)}; give the float graph of "
+                    "the same model"
+                )
+            parts.append(share * (t**2 * self.task.divergence(wanted / t, outputs / t).mean()))
         return torch.stack(parts).sum()
-
-    def _distance(self, teacher: Graph, inputs: Inputs, outputs: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = self.task.outputs(returned_by(teacher, inputs))
-        if wanted.shape != outputs.shape:
-            raise InvalidInput(
-                f"teacher: returns {list(wanted.shape)}, the graph {list(outputs.shape)}; give the float graph of the "
-                "same model"
-            )
-        return self.temperature**2 * self.task.divergence(wanted / self.temperature, outputs / self.temperature).mean()
 
 
 @dataclass(frozen=True)
@@ -196,9 +193,12 @@ class Loop:
 
     @torch.enable_grad()
     def _epoch(self, epoch: int, batches: Iterable[Any]) -> None:
-        label = f"fine-tune, epoch {epoch} of {self.epochs}"
+        if isinstance(batches, Sequence):  # a loader has an order of its own; that of a list is drawn
+            ordered = iter([batches[index] for index in torch.randperm(len(batches)).tolist()])
+        else:
+            ordered = loaded(batches)
         number = -1
-        for number, batch in enumerate(track(_in_order(batches), label, self.num_batches)):
+        for number, batch in enumerate(track(ordered, f"fine-tune, epoch {epoch} of {self.epochs}", self.num_batches)):
             place = f"epoch {epoch}, step {number}"
             step, steps = (epoch - 1) * self.num_batches + number, self.epochs * self.num_batches
             share = rate(step, steps, self.settings.warm_up)
@@ -256,20 +256,21 @@ class Loop:
 
     def _restore(self, stored: Stored, batches: Iterable[Any]) -> None:
         """Set what `_tensors` returned, and the losses."""
-        parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            named = stored.tensors.items()
+            return {name.removeprefix(prefix): tensor for name, tensor in named if name.startswith(prefix)}
+
         state: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        for name, tensor in stored.tensors.items():
-            part, _, rest = name.partition(".")
-            parts[part][rest] = tensor
-        for name, tensor in parts["optimizer"].items():
+        for name, tensor in part("optimizer.").items():
             number, _, key = name.partition(".")
             state[int(number)][key] = tensor
-        self.losses, self.best = stored.notes, parts["best"]
-        self.graph.module.load_state_dict(parts["module"])
+        self.losses, self.best = stored.notes, part("best.")
+        self.graph.module.load_state_dict(part("module."))
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": dict(state)})
         generator = generator_of(batches)
-        if generator is not None and "generator" in parts:
-            generator.set_state(parts["generator"][""])
+        if generator is not None and "generator" in stored.tensors:
+            generator.set_state(stored.tensors["generator"])
 
 
 def _groups(graph: Graph, scales: list[Tensor], settings: Training) -> list[dict[str, Any]]:
@@ -290,13 +291,6 @@ def rate(step: int, steps: int, warm_up: float) -> float:
     if step < rising:
         return min(1.0, (step + 1) / rising)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1.0, steps - rising))))
-
-
-def _in_order(batches: Iterable[Any]) -> Iterator[Any]:
-    """A loader's own order; that of a list is drawn."""
-    if isinstance(batches, Sequence):
-        return iter([batches[index] for index in torch.randperm(len(batches)).tolist()])
-    return loaded(batches)
 
 
 def generator_of(batches: Iterable[Any]) -> torch.Generator | None:

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mixbit.graph.blocks import find_blocks, single_layers
 from mixbit.graph.capture import capture
+from mixbit.training.blockwise import find_blocks, single_layers
 from tests.networks import Net
 
 
