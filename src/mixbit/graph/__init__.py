@@ -19,6 +19,7 @@ from mixbit.graph.graph import (
     sample_axis as sample_axis,
     split_name as split_name,
     tensor_of as tensor_of,
+    without_torchs_warnings as without_torchs_warnings,
 )
 from mixbit.graph.layers import (
     NONLINEARITIES as NONLINEARITIES,

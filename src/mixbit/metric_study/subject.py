@@ -11,8 +11,7 @@ import numpy as np
 import torch
 
 from mixbit.core import Batch, InvalidInput, Plan, Task, digest, split_all
-from mixbit.graph.evaluate import Evaluation, evaluate
-from mixbit.graph.graph import Graph
+from mixbit.graph import Evaluation, Graph, evaluate
 from mixbit.metric_study.folder import Truth
 from mixbit.metric_study.processes import Answer, Job, in_processes
 from mixbit.quantization.calibrate import Calibration, calibrate

@@ -10,9 +10,8 @@ from typing import Any
 from torch import nn
 
 from mixbit.core import Batch, Budget, InvalidInput, Journal, Plan, Scheme, Store, digest, hold_out, split_batches
+from mixbit.graph import Case, Graph, evaluate
 from mixbit.graph.capture import capture, check_module
-from mixbit.graph.evaluate import evaluate
-from mixbit.graph.graph import Case, Graph
 from mixbit.metrics.measure import measure
 from mixbit.pipeline.deploy import Candidate, Deployed, Measured, Network, deploy
 from mixbit.pipeline.settings import Run, Settings

@@ -6,8 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mixbit.core import Batch, Plan, Sensitivity, environment, sha256, whole_folder, write_text
-from mixbit.graph.evaluate import Evaluation, evaluate
-from mixbit.graph.graph import Graph
+from mixbit.graph import Evaluation, Graph, evaluate
 from mixbit.graph.resources import find_uncovered
 from mixbit.pipeline.folder import RESULT_FILE, Pruned, Result, figures, layer_rows, save_check_set
 from mixbit.pipeline.settings import Run

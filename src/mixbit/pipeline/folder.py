@@ -33,9 +33,8 @@ from mixbit.core import (
     save_arrays,
     sha256,
 )
+from mixbit.graph import Evaluation, Graph, evaluate
 from mixbit.graph.capture import capture
-from mixbit.graph.evaluate import Evaluation, evaluate
-from mixbit.graph.graph import Graph
 from mixbit.pruning.prune import Removal
 from mixbit.targets.latency import paired_latency_ms
 from mixbit.targets.verify import Comparison, compare

@@ -24,8 +24,7 @@ from mixbit.core import (
     time_limit,
     users_code,
 )
-from mixbit.graph.evaluate import Evaluation, evaluate
-from mixbit.graph.graph import Graph, argument
+from mixbit.graph import Evaluation, Graph, argument, evaluate
 from mixbit.searches._problem import FEATURES, Floats, Trials
 from mixbit.searches.front import front
 from mixbit.searches.search import Method, priced, search, uniform_plans

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from mixbit.core import Format, InvalidInput, Plan, Scheme, Sparsity, StoredWeight, TargetMismatch
-from mixbit.graph.graph import Graph, argument, packet
+from mixbit.graph import Graph, argument, packet
 from mixbit.quantization.affine import factor_bytes, num_zeros, pack, packed_bytes
 from mixbit.quantization.quantizer import quantizer_path, weight_quantizers
 

@@ -11,8 +11,8 @@ import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from mixbit.core import UnsupportedModel, interrupts_later
+from mixbit.graph import Graph, without_torchs_warnings
 from mixbit.graph.capture import export_graph, without_logs
-from mixbit.graph.graph import Graph, without_torchs_warnings
 from mixbit.quantization.affine import PLANES, pack
 from mixbit.targets._integers import (
     MASK,

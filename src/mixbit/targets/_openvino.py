@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from mixbit.core import UnsupportedModel, interrupts_later
+from mixbit.graph import Graph, argument, without_torchs_warnings
 from mixbit.graph.capture import export_graph
-from mixbit.graph.graph import Graph, argument, without_torchs_warnings
 from mixbit.targets._integers import IntegerWeight, counted_pools, operator_name, reason_line, stored_weights
 
 _ops: Any = ov.opset15

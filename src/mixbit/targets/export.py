@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from mixbit.core import InvalidInput, UnsupportedModel, find_target, whole_folder
-from mixbit.graph.graph import Graph, check_graph
+from mixbit.graph import Graph, check_graph
 from mixbit.quantization.quantizer import quantizers_of
 from mixbit.targets._integers import FURTHER, SEPARATOR, plan_of
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mixbit.core import FloatArray, Plan, Sensitivity, find_target, track
-from mixbit.graph.graph import Graph
+from mixbit.graph import Graph
 
 WARM_UP = 5
 ROUNDS = 200

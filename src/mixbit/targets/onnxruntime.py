@@ -17,7 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from mixbit.core import Runner, Scheme, StoredWeight, Target, TargetMismatch, file_errors
-from mixbit.graph.graph import Graph
+from mixbit.graph import Graph
 from mixbit.targets._integers import FURTHER, SEPARATOR, mismatch, only_beside_float, runtime, stored_rows, weight_bytes
 
 FILE = "model.onnx"

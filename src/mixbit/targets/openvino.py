@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from mixbit.core import Format, InvalidInput, Runner, Scheme, StoredWeight, Target, TargetMismatch
-from mixbit.graph.graph import Graph
+from mixbit.graph import Graph
 from mixbit.quantization.affine import factor_bytes
 from mixbit.targets._integers import FURTHER, mismatch, only_beside_float, plan_of, reason_line, runtime, stored_rows
 

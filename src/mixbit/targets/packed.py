@@ -31,7 +31,7 @@ from mixbit.core import (
     read_tensors,
     save_arrays,
 )
-from mixbit.graph.graph import Graph, Layer
+from mixbit.graph import Graph, Layer
 from mixbit.quantization import affine
 from mixbit.quantization.biases import biases_of
 from mixbit.quantization.quantizer import Quantizer, quantizer_path, run_time_quantizer

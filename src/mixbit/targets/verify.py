@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mixbit.core import Inputs, Plan, Runner, Target, TargetMismatch, Task, find_target, split_batch
-from mixbit.graph.evaluate import Evaluation, evaluate
-from mixbit.graph.graph import Graph, Layer
+from mixbit.graph import Evaluation, Graph, Layer, evaluate
 from mixbit.targets._integers import plan_of
 
 #: Largest share by which the bytes of the weights may differ from the prediction.
