@@ -65,3 +65,6 @@ def test_what_cannot_be_drawn_is_refused():
         draw_choices(small_table(), 2, None, 0)
     with pytest.raises(InvalidInput, match="one limit"):
         draw_choices(small_table(), 5, Budget(mean_bits=5, weight_ratio=0.2), 0)
+    alive = np.array([[0.0, 10, 20, 0], [0, 0, 20, 30]])
+    with pytest.raises(InvalidInput, match=r"activation_bytes=40: 2 limits, .* give one limit"):
+        draw_choices(small_table(live=alive), 5, Budget(activation_bytes=40), 0)

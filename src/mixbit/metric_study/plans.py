@@ -49,14 +49,14 @@ def draw_choices(table: Sensitivity, number: int, near: Budget | None, seed: int
     """
     if number < 3:
         raise InvalidInput(f"{number} plans: a ranking needs at least 3, better 100")
-    if near is not None and len(near.limits) != 1:
-        raise InvalidInput(f"near budget {near}: give one limit")
+    limits = () if near is None else table.limits(near)
+    if len(limits) > 1:  # of activation_bytes there is one for each moment
+        raise InvalidInput(f"near budget {near}: {len(limits)} limits, and a plan can be near one; give one limit")
     bits, ties = [scheme.input_bits for scheme in table.schemes], table.input_ties
     rngs = [[np.random.default_rng([seed, of_set, plan]) for plan in range(number)] for of_set in range(2)]
     drawn = {"random": [random_choice(len(table.layers), bits, ties, rng) for rng in rngs[0]]}
-    if near is not None:
-        (limit,) = table.limits(near)
-        drawn["near"] = [near_choice(limit, bits, ties, rng) for rng in rngs[1]]
+    if limits:
+        drawn["near"] = [near_choice(limits[0], bits, ties, rng) for rng in rngs[1]]
     return drawn
 
 
