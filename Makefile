@@ -21,11 +21,11 @@ clean:
 
 # What is installed follows the two files that say what it is; a second run installs nothing.
 $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[onnxruntime,openvino]'
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[onnxruntime,openvino]'
 	touch $@
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
 $(BIN)/python:
