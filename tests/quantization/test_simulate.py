@@ -372,6 +372,15 @@ def test_a_rounding_that_returns_no_graph_is_refused():
     _, _, graph = captured_operator("linear")
     with pytest.raises(InvalidInput, match="rounding forgets: returns a NoneType; return the simulated graph"):
         quantize(graph, plan_of(graph.layers, "w3"), [data_for("linear")], rounding=forgets)
+    for correction in ("at_once", "sequential"):
+        with pytest.raises(InvalidInput, match=r"rounding <lambda>: returns a graph in float; return the simulated"):
+            quantize(
+                graph,
+                plan_of(graph.layers, "w3"),
+                [data_for("linear")],
+                rounding=lambda inputs: inputs.graph,
+                bias_correction=correction,
+            )
 
 
 def forgets(asked):

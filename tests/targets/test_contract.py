@@ -176,8 +176,7 @@ CASES = [
             case
             for case in (
                 ("kinds", "sparse widths"),
-                ("everything", "w8a8@2:4"),
-                *[("everything", scheme) for scheme in ("w4@1:2", "w8a8@99%") if name == "packed"],
+                *[("everything", scheme) for scheme in ("w8a8@2:4", "w4@1:2", "w8a8@99%")],
                 ("shared", "w3@2:4"),
             )
             if find_target(name).refuses(Scheme.parse("w8@50%")) is None

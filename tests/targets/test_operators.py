@@ -46,6 +46,7 @@ RUNS = {
     "average of a sequence": lambda net, x: net.l(
         F.avg_pool1d(net.m(x.mean(2).transpose(1, 2)).relu().transpose(1, 2), 3, 2, 1, True).mean(2)
     ),
+    "average of a row": lambda net, x: net.l(F.avg_pool1d(net.m(x.mean((2, 3))).relu(), 3, 1, 1)),
     "two added": lambda net, x: net.b(net.a(x) + net.c(x)),
 }
 PARTS = {

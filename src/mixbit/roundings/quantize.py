@@ -1,22 +1,17 @@
-"""quantize(): from a float graph and a plan to the simulated graph; and the rounding to the nearest integers."""
+"""quantize(): from a float graph and a plan to the simulated graph."""
 
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mixbit.core import InvalidInput, Plan, Store, Task, find_target, method, pick
+from mixbit.core import InvalidInput, Plan, Store, Task, find_target, pick
 from mixbit.graph import Graph, check_arguments
 from mixbit.quantization.biases import BIAS_CORRECTIONS, corrected
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.ranges import RangeMethod
 from mixbit.quantization.simulate import check_plan, simulate
 from mixbit.roundings._input import ROUNDINGS, Rounding, RoundingInput
-
-
-@method(rank=1)
-def nearest(inputs: RoundingInput) -> Graph:
-    """Every weight to the nearest integer, ties to even; without data."""
-    return inputs.simulated
+from mixbit.roundings.nearest import nearest
 
 
 def quantize(
@@ -76,10 +71,9 @@ def quantize(
     simulated = simulate(graph, plan, calibration, bias_correction=corrects)
     task = task or Task.classification()
     rounded = round_weights(RoundingInput(graph, simulated, inputs, task, seed, place, corrects))
-    if not isinstance(rounded, Graph):
-        raise InvalidInput(
-            f"rounding {name}: returns a {type(rounded).__name__}; return the simulated graph with other weights"
-        )
+    if not isinstance(rounded, Graph) or rounded.plan is None:
+        what = "a graph in float" if isinstance(rounded, Graph) else f"a {type(rounded).__name__}"
+        raise InvalidInput(f"rounding {name}: returns {what}; return the simulated graph with other weights")
     return corrected(graph, rounded, inputs) if bias_correction == "sequential" else rounded
 
 

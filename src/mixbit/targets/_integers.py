@@ -31,16 +31,19 @@ _POOLS = {torch.ops.aten.avg_pool1d: 1, torch.ops.aten.avg_pool2d: 2, torch.ops.
 
 @dataclass(frozen=True)
 class CountedPool:
-    """An average pool that divides by windows' elements in the padding too, and what pooling ones gives: [1, *sizes].
+    """An average pool that counts the padding in its windows.
 
     Attributes:
         node: The pool.
+        channels, sizes: Of the tensor that it reads.
         kernel, stride, padding: Of each dimension of the windows.
         rounded_up: `ceil_mode`: whether the last windows may reach beyond the padding, which is not counted.
-        shares: Of each window, the part that is inside.
+        shares: What the pool makes of ones, which is the part of each window that is inside: [1, *sizes].
     """
 
     node: fx.Node
+    channels: int
+    sizes: list[int]
     kernel: list[int]
     stride: list[int]
     padding: list[int]
@@ -49,17 +52,21 @@ class CountedPool:
 
 
 def counted_pools(graph: Graph) -> list[CountedPool]:
-    """The average pools of the graph that count their padding, as torch's do by default."""
+    """The average pools of the graph that count their padding, as torch's do by default, over sizes that are known."""
     pools = []
     for node in graph.module.graph.nodes:
         number = _POOLS.get(packet(node))
-        if number is not None and argument(node, 5, True) and argument(node, 6) is None:
+        if number is None or not argument(node, 5, True) or argument(node, 6) is not None:
+            continue
+        read = argument(node, 0).meta["val"]
+        channels, *sizes = read.shape[-number - 1 :]
+        if all(isinstance(size, int) for size in (channels, *sizes)):
             kernel = argument(node, 1)
             given = (kernel, argument(node, 2) or kernel, argument(node, 3, 0))
             kernel, stride, padding = (np.broadcast_to(sizes, number).tolist() for sizes in given)
-            ones = torch.ones(1, *argument(node, 0).meta["val"].shape[-number:])
-            shares = node.target(ones, *node.args[1:])
-            pools.append(CountedPool(node, kernel, stride, padding, argument(node, 4, False), shares))
+            shares = node.target(torch.ones(1, *sizes, device=read.device), *node.args[1:])
+            rounded_up = argument(node, 4, False)
+            pools.append(CountedPool(node, channels, sizes, kernel, stride, padding, rounded_up, shares))
     return pools
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mixbit.core import UnsupportedModel, interrupts_later
-from mixbit.graph import Graph, argument, without_torchs_warnings
+from mixbit.graph import Graph, without_torchs_warnings
 from mixbit.graph.capture import export_graph
 from mixbit.targets._integers import IntegerWeight, counted_pools, operator_name, reason_line, stored_weights
 
@@ -88,23 +88,20 @@ def _without_counted_padding(simulated: Graph) -> Graph:
     copied = simulated.copy()
     graph = copied.module.graph
     for pool in [pool for pool in counted_pools(copied) if any(pool.padding)]:
-        channels, *sizes = argument(pool.node, 0).meta["val"].shape[-len(pool.kernel) - 1 :]
-        weight = torch.full((channels, 1, *pool.kernel), 1 / math.prod(pool.kernel))
-        convolve = getattr(torch.ops.aten, f"conv{len(pool.kernel)}d").default
-        rest = (None, pool.stride, [0] * len(sizes), [1] * len(sizes), channels)
-        dimensions = zip(pool.shares.shape[1:], pool.stride, pool.kernel, sizes, pool.padding, strict=True)
-        ends = [
-            max(0, (windows - 1) * step + width - size - before) for windows, step, width, size, before in dimensions
-        ]
+        weight = torch.full((pool.channels, 1, *pool.kernel), 1 / math.prod(pool.kernel), device=simulated.device)
+        convolve, flat = getattr(torch.ops.aten, f"conv{len(pool.kernel)}d").default, [0] * len(pool.kernel)
+        dimensions = zip(pool.shares.shape[1:], pool.stride, pool.kernel, pool.sizes, pool.padding, strict=True)
+        ends = [max(0, (count - 1) * step + width - size - before) for count, step, width, size, before in dimensions]
         around = [value for pair in zip(reversed(pool.padding), reversed(ends), strict=True) for value in pair]
-        padded_ones = functional.pad(torch.ones(1, 1, *sizes), around)
-        factors = pool.shares / convolve(padded_ones, weight[:1], *rest[:-1], 1)[0]
-        for name, value in (("weight", weight), ("factors", factors)):
-            copied.module.register_buffer(f"{pool.node.name}_{name}", value)
+        copied.module.register_buffer(f"{pool.node.name}_weight", weight)
         with graph.inserting_before(pool.node):
             x = graph.call_function(torch.ops.aten.pad.default, (pool.node.args[0], around))
-            mean = graph.call_function(convolve, (x, graph.get_attr(f"{pool.node.name}_weight"), *rest))
-            if pool.rounded_up:
+            kernel = graph.get_attr(f"{pool.node.name}_weight")
+            mean = graph.call_function(convolve, (x, kernel, None, pool.stride, flat, [1] * len(flat), pool.channels))
+            if pool.rounded_up:  # windows that reach beyond the padding are divided by less
+                padded_ones = functional.pad(weight.new_ones(1, 1, *pool.sizes), around)
+                factors = pool.shares / convolve(padded_ones, weight[:1], None, pool.stride)[0]
+                copied.module.register_buffer(f"{pool.node.name}_factors", factors)
                 mean = graph.call_function(
                     torch.ops.aten.mul.Tensor, (mean, graph.get_attr(f"{pool.node.name}_factors"))
                 )
