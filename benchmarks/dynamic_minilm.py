@@ -19,10 +19,10 @@ from rich.table import Table
 import mixbit as mb
 from benchmarks import minilm, paths
 from benchmarks.resnet20 import ResNet20
+from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Scheme
 from mixbit.core.target import find_target
-from mixbit.core.task import Inputs
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph
 from mixbit.quantization import uniform_plan

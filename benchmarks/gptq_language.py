@@ -20,7 +20,7 @@ from torch.nn import functional
 
 import mixbit as mb
 from benchmarks import gpt, paths
-from mixbit.core.task import Inputs
+from mixbit.core.batches import Inputs
 from mixbit.graph.graph import Graph, model_fingerprint
 
 ROUNDINGS = ("nearest", "gptq")

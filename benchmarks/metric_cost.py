@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 import mixbit as mb
 from benchmarks import cifar, paths, resnet20
+from mixbit.core.batches import Batch, Inputs
 from mixbit.core.scheme import Scheme
-from mixbit.core.task import Batch, Inputs, Task
+from mixbit.core.task import Task
 from mixbit.metrics import METRICS, MetricInput
 from mixbit.metrics.hawq import hawq
 from mixbit.metrics.measure import choose_scales

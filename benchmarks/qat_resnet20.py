@@ -23,8 +23,9 @@ from torch.nn import functional as F
 
 import mixbit as mb
 from benchmarks import cifar, paths, resnet20
+from mixbit.core.batches import Batch, split_batch
 from mixbit.core.target import find_target
-from mixbit.core.task import Batch, Task, split_batch
+from mixbit.core.task import Task
 from mixbit.graph import Graph
 from mixbit.graph.evaluate import evaluate
 from mixbit.quantization import uniform_plan

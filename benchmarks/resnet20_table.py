@@ -18,8 +18,9 @@ from rich.table import Table
 
 import mixbit as mb
 from benchmarks import cifar, paths, resnet20
+from mixbit.core.batches import Batch, split_batch
 from mixbit.core.target import Runner, find_target
-from mixbit.core.task import Batch, Task, split_batch
+from mixbit.core.task import Task
 from mixbit.graph import Graph
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.quantization import uniform_plan

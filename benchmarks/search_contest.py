@@ -20,7 +20,8 @@ from rich.table import Table
 
 import mixbit as mb
 from benchmarks import cifar, paths, resnet20
-from mixbit.core.task import Batch, Task, split_batch
+from mixbit.core.batches import Batch, split_batch
+from mixbit.core.task import Task
 from mixbit.graph import Graph
 from mixbit.graph.evaluate import evaluate
 from mixbit.pipeline.trials import Scoring, layer_features

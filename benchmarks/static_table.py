@@ -17,7 +17,8 @@ from torch import nn
 
 import mixbit as mb
 from benchmarks import cifar, paths, resnet20
-from mixbit.core.task import Batch, Inputs, Task, split_batch
+from mixbit.core.batches import Batch, Inputs, split_batch
+from mixbit.core.task import Task
 from mixbit.graph import Graph
 from mixbit.graph.evaluate import Evaluation, evaluate
 from mixbit.quantization import equalized, uniform_plan

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 import mixbit as mb
 from benchmarks import cifar, paths, qat_resnet20, resnet20, resnet20_table, resnet50, train_digits
+from mixbit.core.batches import split_batch
 from mixbit.core.errors import InvalidInput
-from mixbit.core.task import split_batch
 from mixbit.demo import data as digits
 from mixbit.demo.network import DigitsNet, trained
 from mixbit.graph import Graph

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mixbit.core import Plan
+from mixbit.core.batches import Inputs
 from mixbit.core.target import Target
-from mixbit.core.task import Inputs
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer, model_fingerprint
 from mixbit.quantization.quantizer import Quantizer, quantizers_of

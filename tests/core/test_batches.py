@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mixbit.core.batches import HELD_OUT, Inputs, hold_out, split_batch, split_batches
 from mixbit.core.errors import InvalidInput
-from mixbit.core.task import HELD_OUT, Inputs, hold_out, split_batch, split_batches
 
 X, M, Y = torch.randn(3, 2), torch.randn(3, 5), torch.tensor([0, 1, 2])
 

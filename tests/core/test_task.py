@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.distributions import Categorical, MultivariateNormal, kl_divergence
 
+from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
-from mixbit.core.task import TASKS, Inputs, Task
+from mixbit.core.task import TASKS, Task
 
 CLASSIFICATION, REGRESSION = Task.classification(), Task.regression()
 

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
+from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput, UnsupportedModel
-from mixbit.core.task import Inputs
 from mixbit.graph.capture import capture, export_graph
 from tests.networks import Attention, Net, Residual, assert_state_is, state_of
 

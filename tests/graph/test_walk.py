@@ -5,7 +5,7 @@ from collections import Counter
 import torch
 from torch import nn
 
-from mixbit.core.task import Inputs
+from mixbit.core.batches import Inputs
 from mixbit.graph import walk
 from mixbit.graph.capture import capture
 from mixbit.graph.walk import Walker, in_order, seen

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mixbit.core.batches import Inputs
 from mixbit.core.scheme import Scheme
-from mixbit.core.task import Inputs, Task
+from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer
 from mixbit.metrics import MetricInput

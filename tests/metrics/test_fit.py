@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Scheme
-from mixbit.core.task import Inputs, Task
+from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer
 from mixbit.metrics import METRICS, MetricInput

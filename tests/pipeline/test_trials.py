@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import mixbit as mb
+from mixbit.core.batches import split_batches
 from mixbit.core.budget import MaxDrop
 from mixbit.core.errors import InvalidInput
-from mixbit.core.task import Task, split_batches
+from mixbit.core.task import Task
 from mixbit.pipeline.trials import Scoring, cheapest_plan, searched_plan
 from mixbit.quantization.calibrate import calibrate
 

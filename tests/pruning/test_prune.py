@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 import mixbit as mb
 from mixbit.app.commands.quantize import print_result
+from mixbit.core.batches import Inputs, split_all
 from mixbit.core.errors import InvalidInput, UnsupportedModel
 from mixbit.core.io.store import Store
 from mixbit.core.target import find_target
-from mixbit.core.task import Inputs, split_all
 from mixbit.graph import Graph
 from mixbit.graph.graph import argument, tensor_of
 from mixbit.pipeline import Settings

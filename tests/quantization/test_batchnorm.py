@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
-from mixbit.core.task import Inputs
 from mixbit.quantization.prepare import reestimated
 from tests.networks import Net, assert_state_is, batches_of, state_of
 

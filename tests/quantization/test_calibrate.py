@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
+from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Format
-from mixbit.core.task import Inputs
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph
 from mixbit.graph.layers import with_layers

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
-from mixbit.core.task import Inputs
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import tensor_of
 from mixbit.graph.walk import depths

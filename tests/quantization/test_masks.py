@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import mixbit as mb
+from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Scheme, Sparsity
-from mixbit.core.task import Inputs, Task
+from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Case
 from mixbit.quantization.affine import choose_mask, min_max_factors, num_zeros

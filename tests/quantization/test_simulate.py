@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from mixbit.core import Format, Plan
+from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
-from mixbit.core.task import Inputs
 from mixbit.graph.capture import capture, export_graph
 from mixbit.graph.graph import model_fingerprint
 from mixbit.graph.layers import BETWEEN_KINDS

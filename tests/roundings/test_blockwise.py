@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 import mixbit as mb
+from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Format
-from mixbit.core.task import Inputs, Task
+from mixbit.core.task import Task
 from mixbit.graph.graph import model_fingerprint
 from mixbit.quantization.calibrate import calibrate
 from mixbit.quantization.quantizer import quantizers_of

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from mixbit.core.task import Inputs
+from mixbit.core.batches import Inputs
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, argument
 from mixbit.quantization.quantizer import quantizers_of

@@ -20,9 +20,10 @@ from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from mixbit.core import Plan, Scheme
+from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput, TargetMismatch
 from mixbit.core.target import TARGETS, Runner, StoredWeight, find_target
-from mixbit.core.task import Inputs, Task
+from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer
 from mixbit.quantization.calibrate import Calibration, calibrate

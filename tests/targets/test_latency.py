@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import mixbit as mb
+from mixbit.core.batches import Inputs
 from mixbit.core.errors import InfeasibleBudget
 from mixbit.core.target import Runner, Target
-from mixbit.core.task import Inputs
 from mixbit.quantization.calibrate import calibrate
 from mixbit.targets import latency as timing
 from tests.networks import Net

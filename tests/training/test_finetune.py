@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from mixbit.core.batches import split_all
 from mixbit.core.errors import InvalidInput
-from mixbit.core.task import Task, split_all
+from mixbit.core.task import Task
 from mixbit.demo import data
 from mixbit.demo.network import trained
 from mixbit.graph.capture import capture

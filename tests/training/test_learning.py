@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import mixbit as mb
+from mixbit.core.batches import split_batch
 from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Scheme
-from mixbit.core.task import Task, split_batch
+from mixbit.core.task import Task
 from mixbit.demo import data
 from mixbit.demo.network import trained
 from mixbit.graph.capture import capture

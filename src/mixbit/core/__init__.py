@@ -59,6 +59,16 @@ from mixbit.core.target import (
 )
 
 if TYPE_CHECKING:
+    from mixbit.core.batches import (
+        Batch as Batch,
+        Inputs as Inputs,
+        as_given as as_given,
+        hold_out as hold_out,
+        loaded as loaded,
+        split_all as split_all,
+        split_batch as split_batch,
+        split_batches as split_batches,
+    )
     from mixbit.core.io.store import (
         Journal as Journal,
         Store as Store,
@@ -76,24 +86,12 @@ if TYPE_CHECKING:
         users_code as users_code,
         users_frames as users_frames,
     )
-    from mixbit.core.task import (
-        Batch as Batch,
-        Inputs as Inputs,
-        Score as Score,
-        Task as Task,
-        as_given as as_given,
-        hold_out as hold_out,
-        loaded as loaded,
-        output_of as output_of,
-        split_all as split_all,
-        split_batch as split_batch,
-        split_batches as split_batches,
-    )
+    from mixbit.core.task import Score as Score, Task as Task, output_of as output_of
 
 
 def __getattr__(name: str) -> Any:
     """A name of one of the modules that load torch."""
-    places = ("task", "io.store", "io.user_code") if not name.startswith("_") else ()
+    places = ("batches", "task", "io.store", "io.user_code") if not name.startswith("_") else ()
     for place in places:
         module = import_module(f"mixbit.core.{place}")
         if hasattr(module, name):

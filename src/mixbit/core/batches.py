@@ -1,0 +1,176 @@
+"""The user's data: inputs of one call, batches with their labels, and what is held out."""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from mixbit.core.errors import InvalidInput
+from mixbit.core.io.user_code import users_code
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The inputs of one call: positional or by keyword."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, inputs: Any) -> "Inputs":
+        """From a tensor, a tuple or list, or a dict of keyword arguments; raises InvalidInput for anything else."""
+        if isinstance(inputs, Inputs):
+            return inputs
+        if isinstance(inputs, Mapping):
+            return cls((), dict(inputs))
+        if isinstance(inputs, tuple | list):
+            return cls(tuple(inputs), {})
+        if isinstance(inputs, Tensor):
+            return cls((inputs,), {})
+        raise InvalidInput(f"inputs: a {type(inputs).__name__}; give a tensor, a tuple or a dict of tensors")
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Inputs":
+        """The same inputs with the function applied to every tensor."""
+        args, kwargs = pytree.tree_map_only(Tensor, function, (self.args, dict(self.kwargs)))
+        return Inputs(args, kwargs)
+
+    def to(self, device: torch.device) -> "Inputs":
+        """The same inputs on that device."""
+        return self.map(lambda leaf: leaf.to(device))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Every tensor, in the order of the call."""
+        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    def rows(self, index: Any) -> "Inputs":
+        """The same inputs with these samples of every tensor that has samples."""
+        return self.map(lambda leaf: leaf[index] if leaf.ndim > 0 else leaf)
+
+    @property
+    def batch_size(self) -> int:
+        """Size of the first dimension, which all tensors share; raises InvalidInput where they do not."""
+        sizes = {leaf.shape[0] for leaf in self.tensors if leaf.ndim > 0}
+        if not self.tensors:
+            raise InvalidInput(f"inputs {self.describe()}: no tensor; give tensors, as torch.from_numpy makes them")
+        if len(sizes) != 1:
+            raise InvalidInput(f"inputs {self.describe()}: the first dimensions must be one batch size, found {sizes}")
+        return sizes.pop()
+
+    def describe(self) -> str:
+        """Shapes and names, for messages."""
+
+        def described(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                return tuple(leaf.shape)
+            return leaf if isinstance(leaf, int | float | str | None) else type(leaf).__name__
+
+        tree = pytree.tree_map(described, (self.args, dict(self.kwargs)))
+        return " ".join(str(part) for part in tree if part) or "()"
+
+
+#: Inputs and, where the data has them, labels.
+Batch = tuple[Inputs, Tensor | None]
+#: One batch (or sample, of a single batch) in so many is held out of calibration, to compare plans on.
+HELD_OUT = 4
+
+
+def split_batch(batch: Any, num_inputs: int | None = None) -> Batch:
+    """Inputs and labels of one batch: a tensor, a tuple or list, a dict, or what this function returned.
+
+    Labels are the entry `labels` of a dict, or last in a tuple of one more than the `num_inputs` that the model takes;
+    where that is None, in a tuple of two or more.
+
+    Raises:
+        InvalidInput: it is none of these, tensors differ in their number of samples, or labels are not one a sample.
+    """
+    labels = None
+    if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[0], Inputs):
+        inputs, labels = batch
+    elif isinstance(batch, Mapping):
+        inputs = Inputs.of({name: value for name, value in batch.items() if name != "labels"})
+        labels = batch.get("labels")
+    elif isinstance(batch, tuple | list) and len(batch) == 1 + (num_inputs or max(1, len(batch) - 1)):
+        inputs, labels = Inputs.of(tuple(batch[:-1])), batch[-1]
+    else:
+        inputs = Inputs.of(batch)
+    inputs = inputs.map(lambda leaf: leaf.detach() if leaf.requires_grad else leaf)
+    count = inputs.batch_size
+    if not isinstance(labels, Tensor | None):
+        raise InvalidInput(f"labels: a {type(labels).__name__}; give a tensor with one entry a sample")
+    if labels is not None and labels.shape[:1] != (count,):
+        raise InvalidInput(f"labels: {list(labels.shape)} for a batch of {count} samples")
+    return inputs, labels
+
+
+def loaded(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches in order; raises InvalidInput where they are no iterable of batches, or yielding one fails."""
+    if isinstance(batches, Mapping | Tensor | str) or not isinstance(batches, Iterable):
+        raise InvalidInput(f"data: a {type(batches).__name__}, not an iterable of batches; put a single one in a list")
+    with users_code("the data fails while iterated"):
+        yield from batches
+
+
+def split_all(batches: Iterable[Any], num_inputs: int | None) -> list[Batch]:
+    """Inputs and labels of every batch; raises InvalidInput where there is none, or for the first that is wrong."""
+    pairs = []
+    for batch in loaded(batches):
+        try:
+            pairs.append(split_batch(batch, num_inputs))
+        except InvalidInput as error:
+            raise InvalidInput(f"batch {len(pairs)}: {error}") from None
+    if not pairs:
+        raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
+    return pairs
+
+
+def split_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
+    """Inputs and labels of every batch, as the model's forward takes them; raises InvalidInput as `split_all` does.
+
+    A tuple ends with labels where it holds more than forward takes, or ends with integers [N] that it can do without.
+    """
+    batches = list(loaded(batches))
+    first = next((batch for batch in batches if isinstance(batch, tuple | list) and len(batch) > 0), None)
+    return split_all(batches, None if first is None else _num_inputs(model, first))
+
+
+def _num_inputs(model: nn.Module, batch: Sequence[Any]) -> int:
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
+    required = sum(each.default is each.empty for each in positional)
+    takes_any = any(each.kind is each.VAR_POSITIONAL for each in parameters)
+    last, others = batch[-1], len(batch) - 1
+    looks_like_labels = isinstance(last, Tensor) and last.ndim == 1 and not last.is_floating_point()
+    if (not takes_any and len(batch) > len(positional)) or (others >= max(1, required) and looks_like_labels):
+        return others
+    return len(batch)
+
+
+def as_given(batch: Batch) -> Any:
+    """The batch as a user would write it: what the model takes, with labels, if any, last or under `labels`."""
+    inputs, labels = batch
+    if inputs.kwargs:
+        return dict(inputs.kwargs) if labels is None else {**inputs.kwargs, "labels": labels}
+    if labels is not None:
+        return (*inputs.args, labels)
+    return inputs.args if len(inputs.args) != 1 else inputs.args[0]
+
+
+def hold_out(pairs: list[Batch]) -> tuple[list[Batch], list[Batch]]:
+    """Held-out data, every HELD_OUT-th batch or sample of a single batch, and the rest; a single sample is both."""
+    inputs, labels = pairs[0]
+    count = len(pairs) if len(pairs) > 1 else inputs.batch_size
+    if count == 1:
+        return pairs, pairs
+    every = min(HELD_OUT, count)
+    out = list(range(every - 1, count, every))
+    rest = [place for place in range(count) if place not in out]
+    if len(pairs) > 1:
+        return [pairs[place] for place in out], [pairs[place] for place in rest]
+    held_out, others = ((inputs.rows(rows), None if labels is None else labels[rows]) for rows in (out, rest))
+    return [held_out], [others]
