@@ -16,7 +16,8 @@ def read_by(graph, name):
 
 
 def names_between(graph, *, inside=False, kinds=BETWEEN_KINDS):
-    names = inputs_between(graph, frozenset(kinds), inside=inside)
+    every = [node.name for node in graph.module.graph.nodes]
+    names = inputs_between(graph, frozenset(kinds), inside=inside, rounded=every)
     return [read_by(graph, name) for name in names]
 
 
@@ -50,6 +51,25 @@ def added(run, *, inside):
 def test_additions_that_a_convolution_feeds_take_part(run, apart, inside):
     assert added(run, inside=False) == apart
     assert added(run, inside=True) == inside
+
+
+@pytest.mark.parametrize(
+    ("run", "rounded"),
+    [
+        (lambda net, x: torch.cat([net.a(x), net.b(x)], 1), []),
+        (lambda net, x: torch.cat([net.a(x), net.b(x)], 1).relu(), []),
+        (lambda net, x: net.c(torch.cat([net.a(x), net.b(x)], 1)), ["conv1d", "conv1d"]),
+        (lambda net, x: net.c(torch.cat([net.a(x), net.b(x)], 1).relu()), ["conv1d", "conv1d"]),
+        (lambda net, x: net.c(torch.cat([net.a(x) + net.b(x), x], 1).exp()), []),
+        (lambda net, x: net.c(torch.cat([net.a(x) + net.b(x), x], 1)), ["conv1d", "conv1d", "add", "x"]),
+    ],
+    ids=["returned", "returned by a function", "read", "read by a function", "read in float", "read through another"],
+)
+def test_what_no_operator_reads_in_integers_stays_in_float(run, rounded):
+    graph = capture(Net(run, a=nn.Conv1d(3, 3, 1), b=nn.Conv1d(3, 3, 1), c=nn.Conv1d(6, 2, 1)), torch.randn(2, 3, 4))
+    read = [name for layer in graph.layers for name in layer.inputs if layer.name == "c.weight"]
+    names = inputs_between(graph, BETWEEN_KINDS, inside=False, rounded=read)
+    assert sorted(read_by(graph, name) for name in names) == sorted(rounded)
 
 
 def test_constants_take_no_part():

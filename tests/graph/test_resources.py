@@ -62,9 +62,9 @@ def test_tensors_that_are_added_in_integers_count_a_byte():
     """Of a convolution's output that an addition reads, and no layer; the sum, in place of one, is in float."""
 
     def forward(net, x):
-        return (net.a(x) + net.b(x)).relu()
+        return net.c((net.a(x) + net.b(x)).relu())
 
-    network = Net(forward, a=nn.Conv2d(1, 2, 3), b=nn.Conv2d(1, 2, 3))
+    network = Net(forward, a=nn.Conv2d(1, 2, 3), b=nn.Conv2d(1, 2, 3), c=nn.Conv2d(2, 1, 4))
     in_float, in_integers = (live(network, torch.randn(2, 1, 6, 6), target) for target in (ANYTHING, INTEGER))
     assert max(row[0] for row in in_float) == 4 * 64
     assert max(row[0] for row in in_integers) == 32 + 4 * 32

@@ -88,7 +88,7 @@ class Case(NamedTuple):
     batches: list[Inputs]
 
     def inputs(self, seed=0, task=None, schemes=SCHEMES):
-        task = task or Task.classification()
+        task = task or Task.classification().weighted({"1": 0.0})
         return MetricInput(self.graph, schemes, self.calibration, unlabelled(self.batches), task, seed)
 
 
@@ -218,7 +218,7 @@ def drawn_vectors(seed):
 
     def vectors_of(outputs):
         rows = outputs.clone().requires_grad_()
-        Task.classification().draw(rows, generator).backward()
+        Task.classification().head.draw(rows, generator).backward()
         return [[(1.0, row)] for row in rows.grad]
 
     return vectors_of
@@ -266,7 +266,7 @@ def test_tensors_that_all_samples_share_count_by_the_whole_batch():
     layer = one.layers[names.index("positions.weight")]
     weight = one.graph.module.get_parameter(layer.name)
     for inputs in one.batches:
-        (slope,) = torch.autograd.grad(Task.classification().draw(one.graph(*inputs.args), generator), [weight])
+        (slope,) = torch.autograd.grad(Task.classification().head.draw(one.graph(*inputs.args), generator), [weight])
         for column, scheme in enumerate(SCHEMES[:-1]):
             total[column] += (slope * weight_error(one, layer, scheme.weight)).sum().square().item() / 2
     assert_agrees(answer.loss[names.index("positions.weight")], total.numpy() / 7)
@@ -378,7 +378,7 @@ def test_predictions_agree_with_the_divergence_of_small_changes(name):
         schemes = dict.fromkeys((one.name for one in layers), "float") | {layer.name: "w6"}
         changed = quantize(graph, plan_of(layers, schemes), calibration)
         outputs = [task.outputs(one(x)) for one in (graph, changed)]
-        measured = float(task.divergence(*outputs).mean().detach())
+        measured = float(task.head.divergence(*outputs).mean().detach())
         assert abs(answer.loss[row, 0] - measured) < 4 * answer.standard_error[row, 0] + 0.05 * measured
 
 

@@ -79,7 +79,7 @@ def test_a_rounded_weight_is_what_quantize_deploys(name):
         plan = plan_of(one.layers, {other.name: "float" for other in one.layers} | {layer.name: "w2"})
         changed = quantize(one.graph, plan, one.calibration)
         with torch.no_grad():
-            divergence = TASK.divergence(logits_of(one), TASK.outputs(changed(one.x))).mean()
+            divergence = TASK.head.divergence(logits_of(one), TASK.outputs(changed(one.x))).mean()
         assert_agrees(answer.loss[row, 0], float(divergence))
 
 
@@ -141,5 +141,5 @@ def test_every_operator_is_measured_as_quantize_deploys_it(kind):
     answer = measured(MetricInput(graph, (Scheme.parse("w3"),), calibration, pairs, task, 0))
     changed = quantize(graph, plan_of(layers, "w3"), calibration)
     with torch.no_grad():
-        wanted = task.divergence(task.outputs(graph(x)), task.outputs(changed(x))).mean()
+        wanted = task.head.divergence(task.outputs(graph(x)), task.outputs(changed(x))).mean()
     assert_agrees(answer.loss, float(wanted))

@@ -64,11 +64,13 @@ if TYPE_CHECKING:
         Inputs as Inputs,
         as_given as as_given,
         hold_out as hold_out,
+        labels_at as labels_at,
         loaded as loaded,
         split_all as split_all,
         split_batch as split_batch,
         split_batches as split_batches,
     )
+    from mixbit.core.heads import Head as Head, moments as moments, spread as spread
     from mixbit.core.io.store import (
         Journal as Journal,
         Store as Store,
@@ -86,12 +88,19 @@ if TYPE_CHECKING:
         users_code as users_code,
         users_frames as users_frames,
     )
-    from mixbit.core.task import Score as Score, Task as Task, output_of as output_of
+    from mixbit.core.task import (
+        ONLY as ONLY,
+        Outputs as Outputs,
+        Score as Score,
+        Task as Task,
+        named_leaves as named_leaves,
+        outputs_of as outputs_of,
+    )
 
 
 def __getattr__(name: str) -> Any:
     """A name of one of the modules that load torch."""
-    places = ("batches", "task", "io.store", "io.user_code") if not name.startswith("_") else ()
+    places = ("batches", "heads", "task", "io.store", "io.user_code") if not name.startswith("_") else ()
     for place in places:
         module = import_module(f"mixbit.core.{place}")
         if hasattr(module, name):

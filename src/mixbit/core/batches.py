@@ -74,8 +74,10 @@ class Inputs:
         return " ".join(str(part) for part in tree if part) or "()"
 
 
+#: Of one batch: a tensor with an entry for each sample, a dict or tuple of such tensors, or a list of other entries.
+Labels = Any
 #: Inputs and, where the data has them, labels.
-Batch = tuple[Inputs, Tensor | None]
+Batch = tuple[Inputs, Labels | None]
 #: One batch (or sample, of a single batch) in so many is held out of calibration, to compare plans on.
 HELD_OUT = 4
 
@@ -101,11 +103,33 @@ def split_batch(batch: Any, num_inputs: int | None = None) -> Batch:
         inputs = Inputs.of(batch)
     inputs = inputs.map(lambda leaf: leaf.detach() if leaf.requires_grad else leaf)
     count = inputs.batch_size
-    if not isinstance(labels, Tensor | None):
-        raise InvalidInput(f"labels: a {type(labels).__name__}; give a tensor with one entry a sample")
-    if labels is not None and labels.shape[:1] != (count,):
-        raise InvalidInput(f"labels: {list(labels.shape)} for a batch of {count} samples")
+    _check_labels(labels, count)
     return inputs, labels
+
+
+def _check_labels(labels: Labels | None, count: int) -> None:
+    """Raise InvalidInput unless there is an entry for every sample."""
+    parts = list(labels.values()) if isinstance(labels, Mapping) else labels
+    if isinstance(parts, Tensor):
+        parts = [parts]
+    elif isinstance(parts, list | tuple) and parts and all(isinstance(part, Mapping | list) for part in parts):
+        parts = [torch.empty(len(parts))]  # one a sample, as the boxes of an image
+    elif not isinstance(parts, list | tuple | None) or not all(isinstance(part, Tensor) for part in parts or ()):
+        raise InvalidInput(f"labels: a {type(labels).__name__}; give a tensor with one entry a sample")
+    for part in parts or ():
+        if part.shape[:1] != (count,):
+            raise InvalidInput(f"labels: {list(part.shape)} for a batch of {count} samples")
+
+
+def labels_at(labels: Labels | None, rows: Any) -> Labels | None:
+    """The labels of those samples, a slice or their numbers; None where there are none."""
+    if labels is None or isinstance(labels, Tensor):
+        return None if labels is None else labels[rows]
+    if isinstance(labels, Mapping):
+        return {name: part[rows] for name, part in labels.items()}
+    if all(isinstance(part, Tensor) for part in labels):
+        return type(labels)(part[rows] for part in labels)
+    return labels[rows] if isinstance(rows, slice) else [labels[row] for row in rows]
 
 
 def loaded(batches: Iterable[Any]) -> Iterator[Any]:
@@ -172,5 +196,5 @@ def hold_out(pairs: list[Batch]) -> tuple[list[Batch], list[Batch]]:
     rest = [place for place in range(count) if place not in out]
     if len(pairs) > 1:
         return [pairs[place] for place in out], [pairs[place] for place in rest]
-    held_out, others = ((inputs.rows(rows), None if labels is None else labels[rows]) for rows in (out, rest))
+    held_out, others = ((inputs.rows(rows), labels_at(labels, rows)) for rows in (out, rest))
     return [held_out], [others]

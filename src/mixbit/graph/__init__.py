@@ -1,6 +1,11 @@
 """The captured network: its layers, how to run and watch it."""
 
-from mixbit.graph.evaluate import Evaluation as Evaluation, evaluate as evaluate, returned_by as returned_by
+from mixbit.graph.evaluate import (
+    Evaluation as Evaluation,
+    evaluate as evaluate,
+    fitted as fitted,
+    returned_by as returned_by,
+)
 from mixbit.graph.graph import (
     FEW_ELEMENTS as FEW_ELEMENTS,
     Case as Case,

@@ -1,16 +1,20 @@
 """evaluate(): a network's outputs on batches, its accuracy, loss and divergence from another network."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, fx
 
-from mixbit.core import Batch, Inputs, InvalidInput, Task, track
-from mixbit.graph.graph import Graph
+from mixbit.core import Batch, Head, Inputs, InvalidInput, Outputs, Task, labels_at, named_leaves, outputs_of, track
+from mixbit.graph.graph import Graph, sample_axis, sizes_of
+
+#: The spread of outputs is taken from so many batches.
+MOST_BATCHES = 16
 
 
 @dataclass(frozen=True)
@@ -19,14 +23,14 @@ class Evaluation:
 
     Attributes:
         task: What the outputs mean.
-        outputs: [N, ..., C] on the CPU.
+        outputs: Of each batch, name -> output in the form of its head [N, ..., C], on the CPU.
         answers: [2, 2] how many top answers are right, and how many labels there are, of the samples with even numbers
             and of those with odd ones; zeros without labels, or where the task has no top answer.
         losses: Mean loss (nats, or in the user's unit) and samples of each batch with labels; empty unless asked for.
     """
 
     task: Task
-    outputs: Tensor
+    outputs: tuple[Outputs, ...]
     answers: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 2), dtype=np.int64))
     losses: tuple[tuple[float, int], ...] = ()
 
@@ -36,13 +40,28 @@ class Evaluation:
         right, labelled = self.answers.sum(axis=0).tolist()
         return right / labelled if labelled else None
 
+    @property
+    def num_samples(self) -> int:
+        """Samples in all batches."""
+        return sum(len(next(iter(batch.values()))) for batch in self.outputs)
+
+    @property
+    def heads(self) -> dict[str, Head]:
+        """Name of each output -> what it means."""
+        return self.task.heads_of(self.outputs[0])
+
     def divergences(self, reference: "Evaluation") -> Tensor:
         """[N] Kullback-Leibler divergence of each sample from the reference's outputs, in nats."""
-        return self.task.divergence(reference.outputs.double(), self.outputs.double())
+        pairs = zip(reference.outputs, self.outputs, strict=True)
+        return torch.cat([reference.task.divergences(_double(wanted), _double(given)) for wanted, given in pairs])
 
     def divergence(self, reference: "Evaluation") -> float:
         """Mean Kullback-Leibler divergence from the reference's outputs, in nats."""
         return float(self.divergences(reference).mean())
+
+
+def _double(outputs: Outputs) -> dict[str, Tensor]:
+    return {name: output.double() for name, output in outputs.items()}
 
 
 @torch.no_grad()
@@ -65,21 +84,60 @@ def evaluate(
     for number, (inputs, labels) in enumerate(track(batches, label)):
         try:
             returned = returned_by(network, inputs) if isinstance(network, Graph) else network(inputs)
-            output = task.outputs(returned).detach().float().cpu()
+            output = {name: _on_cpu(value) for name, value in task.read(returned).items()}
             if labels is not None and task.has_accuracy:
                 even = slice(seen % 2, None, 2)
                 every = np.array(task.right_answers(output, labels))
-                half = np.array(task.right_answers(output[even], labels[even]))
+                some = {name: value[even] for name, value in output.items()}
+                half = np.array(task.right_answers(some, labels_at(labels, even)))
                 answers += (half, every - half)
             if labels is not None and with_loss:
-                losses.append((float(task.loss(returned, labels)), len(output)))
+                losses.append((float(task.loss(returned, labels)), inputs.batch_size))
         except InvalidInput as error:
             raise InvalidInput(f"batch {number}: {error}") from error
         outputs.append(output)
-        seen += len(output)
+        seen += inputs.batch_size
     if not outputs:
         raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
-    return Evaluation(task, torch.cat(outputs), answers, tuple(losses))
+    return Evaluation(task, tuple(outputs), answers, tuple(losses))
+
+
+def _on_cpu(output: Tensor) -> Tensor:
+    output = output.detach().cpu()
+    return output.float() if output.is_floating_point() else output
+
+
+def fitted(task: Task, graph: Graph, batches: Sequence[Batch]) -> Task:
+    """The task for this network: what each of its outputs means, with the spread of its numbers over the batches.
+
+    A task that knows all outputs, or is fitted, comes back as it is. The spread is that of MOST_BATCHES batches, taken
+    from all over the data.
+
+    Raises:
+        InvalidInput: as `Task.fitted` does, or where a batch does not fit the graph.
+    """
+    if task.heads:
+        return task
+    some = batches[:: math.ceil(len(batches) / MOST_BATCHES)]
+
+    def outputs() -> Iterator[Outputs]:
+        for inputs, _ in track(some, "look at outputs"):
+            yield outputs_of(returned_by(graph, inputs))
+
+    with torch.no_grad():
+        return task.fitted(outputs_of(returned_by(graph, graph.example)), _batch_axes(graph), outputs)
+
+
+def _batch_axes(graph: Graph) -> dict[str, int | None]:
+    """Name of each output -> its dimension of samples; None where it has none, as a constant."""
+    (output,) = graph.module.graph.find_nodes(op="output")
+    axes: dict[str, int | None] = {}
+    for name, node in named_leaves(graph.module.graph.process_outputs(output.args[0])).items():
+        if isinstance(node, fx.Node):
+            axis = sample_axis(node)
+            depends = any(isinstance(size, torch.SymInt) for size in sizes_of(node))
+            axes[name] = axis.axis if axis is not None else 0 if depends else None
+    return axes
 
 
 def returned_by(graph: Graph, inputs: Inputs) -> Any:

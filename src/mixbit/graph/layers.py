@@ -206,24 +206,28 @@ def _moves(node: fx.Node) -> bool:
     return kind in _MOVES
 
 
-def inputs_between(graph: Graph, kinds: frozenset[str], *, inside: bool) -> list[str]:
+def inputs_between(graph: Graph, kinds: frozenset[str], *, inside: bool, rounded: Collection[str]) -> list[str]:
     """Names of the nodes whose tensors operators of those kinds read, each once, in execution order.
 
-    Only operators whose inputs all depend on the data count. Of what additions read, `_added` chooses.
+    Only operators whose inputs all depend on the data count, and whose result is rounded in turn: its tensor, or what
+    one function makes of it, is among the `rounded` or is read by another operator that counts. Else they would be
+    rounded for nothing, as what a network returns. Products count in any case: runtimes return them in float. Of what
+    additions read, `_added` chooses.
     """
     convolutions = frozenset(name for name, (_, operation) in graph.operations.items() if not operation.channels_last)
-    data = activations(graph)
-    names: list[str] = []
-    for node in graph.module.graph.nodes:
+    data, needed, groups = activations(graph), set(rounded), list[list[str]]()
+    for node in reversed(graph.module.graph.nodes):
         kind = _BETWEEN.get(packet(node))
         if kind not in kinds or node.name in graph.operations:
             continue
+        functions = {user.name for user in node.users if packet(user) in NONLINEARITIES}
         read = argument(node, 0) if kind == "cat" else node.args[: 2 if kind in ("add", "matmul") else 1]
-        if not all(value in data for value in read):
+        if (kind != "matmul" and not needed & {node.name, *functions}) or not all(value in data for value in read):
             continue
         sources = [source_of(value) for value in read]
-        names.extend(source.name for source in (_added(sources, convolutions, inside) if kind == "add" else sources))
-    return list(dict.fromkeys(names))
+        groups.append([source.name for source in (_added(sources, convolutions, inside) if kind == "add" else sources)])
+        needed.update(groups[-1])
+    return list(dict.fromkeys(name for group in reversed(groups) for name in group))
 
 
 def _added(sources: list[fx.Node], convolutions: frozenset[str], inside: bool) -> list[fx.Node]:
@@ -253,4 +257,5 @@ def convolved(graph: Graph, layer: Layer) -> tuple[str, ...]:
 def observable(graph: Graph) -> frozenset[str]:
     """Names of all the nodes whose tensors some plan for some target may quantize."""
     touched = {name for layer in graph.layers for name in (*layer.inputs, *convolved(graph, layer))}
-    return frozenset(touched | set(inputs_between(graph, BETWEEN_KINDS, inside=False)))
+    every = [node.name for node in graph.module.graph.nodes]
+    return frozenset(touched | set(inputs_between(graph, BETWEEN_KINDS, inside=False, rounded=every)))

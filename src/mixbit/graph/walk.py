@@ -40,9 +40,10 @@ class Walker(fx.Interpreter):
         super().__init__(module, garbage_collect_values=not hold)
         self.around, self.frozen = around or {}, frozen
 
-    def returned(self, leaves: Sequence[Any]) -> Any:
-        """What the graph returns for its inputs, in the order of its placeholders."""
-        return self.run(*leaves, enable_io_processing=False)
+    def returned(self, leaves: Sequence[Any], known: dict[fx.Node, Any] | None = None) -> Any:
+        """What the model returns, for the graph's inputs in the order of its placeholders, or the known values."""
+        value = self.run(*leaves, initial_env=known, enable_io_processing=False)
+        return self.graph.process_outputs(value)
 
     def run_node(self, n: fx.Node) -> Any:
         """What the node returns, or what `around` holds for it."""

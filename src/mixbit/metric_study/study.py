@@ -129,7 +129,7 @@ def study(  # noqa: PLR0913
         **subject.digests,
         "num_calibration": sum(inputs.batch_size for inputs, _ in subject.calibration.batches),
         "num_evaluation": sum(inputs.batch_size for inputs, _ in subject.evaluation),
-        "task": subject.task.name,
+        "task": str(subject.task),
         "target": target,
         "choices": list(frame.choices),
         "seed": seed,

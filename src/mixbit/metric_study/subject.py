@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mixbit.core import Batch, InvalidInput, Plan, Task, digest, split_all
-from mixbit.graph import Evaluation, Graph, evaluate
+from mixbit.graph import Evaluation, Graph, evaluate, fitted
 from mixbit.metric_study.folder import Truth
 from mixbit.metric_study.processes import Answer, Job, in_processes
 from mixbit.quantization.calibrate import Calibration, calibrate
@@ -44,7 +44,8 @@ class Subject:
             raise InvalidInput("evaluation data: a study needs two samples or more, better a thousand")
         if calibration is None:
             calibration = calibrate(graph, batches)
-        subject = cls(graph, evaluation, task, dataclasses.replace(calibration, batches=batches))
+        calibration = dataclasses.replace(calibration, batches=batches)
+        subject = cls(graph, evaluation, fitted(task, graph, batches), calibration)
         for name, value in digests.items() if digests else ():
             if subject.digests[name] != value:
                 raise InvalidInput(
@@ -77,7 +78,7 @@ class Subject:
         try:
             return evaluate(self.graph, self.evaluation, self.task, "evaluate float", with_loss=with_loss)
         except InvalidInput as error:
-            if with_loss and self.task.name == "regression" and self.task.own_loss is None:
+            if with_loss and not self.task.has_accuracy and self.task.own_loss is None:
                 return self._evaluate_float(with_loss=False)
             raise InvalidInput(f"evaluation {error}") from error
 

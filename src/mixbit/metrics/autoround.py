@@ -1,5 +1,7 @@
 """The metric `autoround`: sizes of gradient times error, to first order, as Intel AutoRound's AutoScheme scores."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -24,12 +26,13 @@ def autoround(inputs: MetricInput) -> Estimate:
     Raises:
         InvalidInput: labels that do not fit the task.
     """
-    rows = torch.stack([_entries(inputs, *pair) for pair in track(inputs.batches, "measure")])
+    generator = torch.Generator().manual_seed(inputs.seed)
+    rows = torch.stack([_entries(inputs, *pair, generator) for pair in track(inputs.batches, "measure")])
     loss, standard_error = batch_means(rows, inputs.sizes)
     return Estimate(loss.numpy(), standard_error.numpy(), len(rows))
 
 
-def _entries(inputs: MetricInput, batch: Inputs, labels: Tensor | None) -> Tensor:
+def _entries(inputs: MetricInput, batch: Inputs, labels: Tensor | None, generator: torch.Generator) -> Tensor:
     """[L, C] of one batch; 0 where the loss does not depend on the layer."""
     graph, gradients = inputs.graph, dict[str, Tensor]()
     weights, reads = inputs.zero_costs()
@@ -45,7 +48,8 @@ def _entries(inputs: MetricInput, batch: Inputs, labels: Tensor | None) -> Tenso
         for column, quantizer in enumerate(quantizers):
             reads[layer.name][column] += ((quantizer(x) - x) * by_input[0]).abs().sum().cpu()
 
-    Backward(graph, inputs.layers, add).run_batch(batch, labels, inputs.task.loss)
+    loss = partial(inputs.task.full_loss, generator=generator)
+    Backward(graph, inputs.layers, add).run_batch(batch, labels, loss)
     for layer in inputs.layers:
         if layer.name in gradients:
             for column, error in enumerate(inputs.weight_errors(layer)):

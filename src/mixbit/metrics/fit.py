@@ -1,6 +1,7 @@
 """The metric `fit`: the Fisher information's trace times the power of an error."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -46,7 +47,7 @@ def fit(
     in the published code, the network's input counts as any other.
 
     Args:
-        inputs: Its seed has no effect, since nothing is drawn.
+        inputs: Its seed draws labels of the outputs that have none; for a network of one output it has no effect.
         of: Which tensors count; formats of the others cost nothing.
         error: `noise` that is uniform within a step, or the `real` rounding error.
         tolerance: Stop, after two batches or more, once every trace, weighted by the squared errors where they differ
@@ -86,6 +87,7 @@ class _Scorer:
 
     def __init__(self, inputs: MetricInput, of: str, error: str) -> None:
         self.inputs, self.real = inputs, error == "real"
+        self.generator = torch.Generator().manual_seed(inputs.seed)
         self.backward = SampleGradients(
             inputs.graph,
             inputs.layers,
@@ -100,8 +102,9 @@ class _Scorer:
         """
         count = batch.batch_size
         self.weights, self.reads = self.inputs.zero_costs(count, shared=True)
+        loss = partial(self.inputs.task.full_loss, generator=self.generator)
         # The loss is the mean of the batch, and a sample's own gradient is wanted.
-        self.backward.run_batch(batch, labels, lambda *pair: self.inputs.task.loss(*pair) * count)
+        self.backward.run_batch(batch, labels, lambda *pair: loss(*pair) * count)
         return self.weights, self.reads
 
     def _score_weight(self, layer: Layer, gradients: Iterator[Tensor]) -> None:

@@ -113,7 +113,7 @@ def _times_hessian(
     # the fused kernels of attention have no second derivative
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         returned = torch.func.functional_call(graph.module, tensors, batch.args, dict(batch.kwargs))
-        loss = inputs.task.loss(returned, labels)
+        loss = inputs.task.full_loss(returned, labels, torch.Generator().manual_seed(inputs.seed))
         try:
             slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
             dot = torch.stack([(slope * sign).sum() for slope, sign in zip(slopes, signs, strict=True)]).sum()

@@ -19,7 +19,7 @@ from mixbit.core import (
     find_target,
     track,
 )
-from mixbit.graph import Graph, check_arguments, check_graph, model_fingerprint, shared_inputs
+from mixbit.graph import Graph, check_arguments, check_graph, fitted, model_fingerprint, shared_inputs
 from mixbit.graph.resources import live_activations
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, METRICS, NEEDS_LABELS, Metric, MetricInput, check_estimate, joined
 from mixbit.quantization.calibrate import Calibration, calibrate, weight_quantizer
@@ -86,7 +86,8 @@ def measure(
         )
     schemes = tuple(Scheme.parse(choice) for choice in frame.choices)
     choose_scales(graph, calibration, schemes)
-    inputs = MetricInput(graph, schemes, calibration, calibration.batches, task or Task.classification(), seed)
+    task = fitted(task or Task.classification(), graph, calibration.batches)
+    inputs = MetricInput(graph, schemes, calibration, calibration.batches, task, seed)
     return _measured(frame, inputs, method)
 
 

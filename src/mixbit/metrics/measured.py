@@ -45,7 +45,10 @@ def measured(inputs: MetricInput) -> Estimate:
 
     def divergence(reference: Any, returned: Any, _: Tensor | None) -> Tensor:
         # In float32, the terms of a small divergence do not cancel.
-        return task.divergence(task.outputs(reference).double(), task.outputs(returned).double()).clamp(min=0)
+        exact, changed = (
+            {name: output.double() for name, output in task.read(each).items()} for each in (reference, returned)
+        )
+        return task.divergences(exact, changed).clamp(min=0)
 
     return averaged(inputs, _costs(inputs, divergence), shared=True)
 
@@ -53,6 +56,8 @@ def measured(inputs: MetricInput) -> Estimate:
 @method(NEEDS_LABELS, rank=8)
 def measured_loss(inputs: MetricInput) -> Estimate:
     """Increase of the task's loss on labels; tensors are rounded and their costs added as in `measured`.
+
+    Outputs without labels cost their divergence from those of the float network.
 
     A mean increase below 0, of a weight or of an input, counts as 0: it is chance, or fits the labels at hand alone,
     and a search would chase it. So entries smaller than their standard errors, those of the increases, lean upwards.
@@ -63,10 +68,12 @@ def measured_loss(inputs: MetricInput) -> Estimate:
     Raises:
         InvalidInput: labels that do not fit the task.
     """
-    loss = inputs.task.loss
+    task = inputs.task
 
     def increase(reference: Any, returned: Any, labels: Tensor | None) -> Tensor:
-        return (loss(returned, labels) - loss(reference, labels)).reshape(1)
+        on_labels = task.loss(returned, labels) - task.loss(reference, labels)
+        others = task.unlabelled_divergences(task.read(reference), task.read(returned)).mean()
+        return (on_labels + others.to(on_labels)).reshape(1)
 
     batches, sizes = list(_costs(inputs, increase)), inputs.sizes
     weights, reads = (
@@ -131,7 +138,6 @@ def _rerun(graph: Graph, nodes: list[fx.Node], quantizer: nn.Module, shifts: Map
     def rerun(values: Mapping[fx.Node, Any]) -> Any:
         known = {node: value for node, value in values.items() if node not in later}
         known |= {node: quantizer(values[node]) for node in nodes}
-        walker = Walker(graph.module, around, hold=True)
-        return walker.run(initial_env=known, enable_io_processing=False)  # runs what is not known
+        return Walker(graph.module, around, hold=True).returned((), known)  # runs what is not known
 
     return rerun

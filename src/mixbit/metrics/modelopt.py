@@ -1,5 +1,8 @@
 """The metric `modelopt`: squares of gradient times error at the operators' outputs, as NVIDIA ModelOpt scores."""
 
+from functools import partial
+
+import torch
 from torch import Tensor
 
 from mixbit.core import Inputs, method, track
@@ -23,10 +26,14 @@ def modelopt(inputs: MetricInput) -> Estimate:
     Raises:
         InvalidInput: labels that do not fit the task.
     """
-    return averaged(inputs, (_scores(inputs, *pair) for pair in track(inputs.batches, "measure")), shared=False)
+    generator = torch.Generator().manual_seed(inputs.seed)
+    scores = (_scores(inputs, *pair, generator) for pair in track(inputs.batches, "measure"))
+    return averaged(inputs, scores, shared=False)
 
 
-def _scores(inputs: MetricInput, batch: Inputs, labels: Tensor | None) -> tuple[Costs, Costs]:
+def _scores(
+    inputs: MetricInput, batch: Inputs, labels: Tensor | None, generator: torch.Generator
+) -> tuple[Costs, Costs]:
     """Layer -> [N, formats] of its weight, and of its inputs: sums of (gradient x error)^2 of each sample."""
     count = batch.batch_size
     costs_of_parts = inputs.zero_costs(count)
@@ -39,5 +46,6 @@ def _scores(inputs: MetricInput, batch: Inputs, labels: Tensor | None) -> tuple[
                 costs[layer.name][: len(scores), column] += scores
 
     # The loss is the mean of the batch, and a sample's own gradient is wanted.
-    Backward(inputs.graph, inputs.layers, add).run_batch(batch, labels, lambda *pair: inputs.task.loss(*pair) * count)
+    loss = partial(inputs.task.full_loss, generator=generator)
+    Backward(inputs.graph, inputs.layers, add).run_batch(batch, labels, lambda *pair: loss(*pair) * count)
     return costs_of_parts

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from mixbit.core import Batch, Budget, InvalidInput, Journal, Plan, Scheme, Store, digest, hold_out, split_batches
-from mixbit.graph import Case, Graph, evaluate
+from mixbit.graph import Case, Graph, evaluate, fitted
 from mixbit.graph.capture import capture, check_module
 from mixbit.metrics.measure import measure
 from mixbit.pipeline.deploy import Candidate, Deployed, Measured, Network, deploy
@@ -110,6 +110,7 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
             place = run.place(ending)
             Store(place.parent).check(place.stem, settings_of(settings.epochs, run.training))
     check_pins(graph.layers, settings.pins, run.target)
+    run.task = fitted(run.task, graph, calibration)
     return Network(graph, None, calibration, held_out, evaluation)
 
 
@@ -178,7 +179,7 @@ def scored(run: Run, known: Measured, batches: list[Batch], rounding: str | Roun
     settings = run.settings
     about = {
         "target": run.target.name,
-        "task": run.task.name,
+        "task": digest(run.task),
         "rounding": digest(ROUNDINGS.find(rounding)[1]),
         "seed": settings.seed,
         "bias_correction": settings.bias_correction,

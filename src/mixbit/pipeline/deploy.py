@@ -13,7 +13,7 @@ from mixbit.pipeline.settings import Run
 from mixbit.quantization import Calibration, uniform_plan
 from mixbit.quantization.simulate import assemble
 from mixbit.targets.latency import paired_latency_ms
-from mixbit.targets.verify import Comparison, agreement, artefact_runner, compare, predicted_bytes
+from mixbit.targets.verify import Comparison, agreement, artefact_runner, compare, differences, predicted_bytes
 
 #: Figures of the comparison that result.json holds.
 COMPARED = ("accuracy", "agreement", "max_abs_diff", "relative_rms", "weight_bytes", "predicted_bytes", "file_bytes")
@@ -104,16 +104,17 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
             float_figures, latency_ms = _beside_float(run, known, folder)
         chosen.plan.save(folder / "plan.json")
         known.table.save(folder / "sensitivity.json")
-        save_check_set(folder, graph, batches, outputs["chosen"].outputs)
+        save_check_set(folder, graph, batches, outputs["chosen"])
         result = Result(
             target=run.target.name,
-            task=run.task.name,
+            task=str(run.task),
             model=run.settings.model,
             chosen="; ".join([*chosen.reasons, *([destroyed] if destroyed else [])]),
             float_=figures(accuracy=outputs["float"].accuracy, **float_figures),
             simulated=_of_outputs(outputs, "chosen"),
             untrained=_of_outputs(outputs, "untrained") if chosen.untrained else {},
             deployed=figures(**{name: getattr(comparison, name) for name in COMPARED}, latency_ms=latency_ms),
+            outputs=comparison.outputs,
             uniform=[
                 {
                     "scheme": uniform,
@@ -145,20 +146,21 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
 def warning(wanted: Evaluation, deployed: Evaluation) -> str | None:
     """One sentence where the deployed plan no longer does what the float network does on the same data; else None.
 
-    That is where less than half of the top answers are the float network's; or, where the task has none, where outputs
-    are further from the float network's, in root mean square, than the mean of those is.
+    That is where, of some output, less than half of the top answers are the float network's; or, where it has none,
+    its numbers are further from the float network's, in root mean square, than those spread.
     """
-    reference, outputs = wanted.outputs.double(), deployed.outputs.double()
-    if wanted.task.has_accuracy:
-        share = agreement(reference, outputs)
-        destroyed, what = share < 0.5, f"only {share:.1%} of its top answers are the float network's"
-    else:
-        distance = (outputs - reference).square().mean().sqrt()
-        spread = (reference - reference.mean()).square().mean().sqrt()
-        what = f"its outputs are {distance:.3g} from the float network's, whose spread is {spread:.3g}"
-        destroyed = bool(distance > spread)
-    if not destroyed:
+    texts = []
+    for name, head in wanted.heads.items():
+        which = "its" if len(wanted.heads) == 1 else f"output {name}: its"
+        if head.answers is not None:
+            share = agreement(wanted, deployed, name)
+            if share < 0.5:
+                texts.append(f"only {share:.1%} of {which} top answers are the float network's")
+        elif (apart := max(group.relative_rms for group in differences(wanted, deployed, name))) > 1:
+            texts.append(f"{which} numbers are {apart:.3g} times their spread from the float network's")
+    if not texts:
         return None
+    what = "; ".join(texts)
     return (
         f"the deployed plan does not do what the network does: {what}; leave outliers out of the calibration data, "
         "take --ranges percentile and --bias-correction off, or give a larger budget"

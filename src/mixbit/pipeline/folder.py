@@ -3,6 +3,7 @@
 It holds every figure in result.json, and check.safetensors. Only target packed needs the model to verify it.
 """
 
+import dataclasses
 import json
 import math
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from mixbit.core import (
+    ONLY,
     Batch,
     Inputs,
     InvalidInput,
@@ -27,13 +28,13 @@ from mixbit.core import (
     Task,
     find_target,
     load_model,
-    output_of,
+    outputs_of,
     read_model,
     read_tensors,
     save_arrays,
     sha256,
 )
-from mixbit.graph import Evaluation, Graph, evaluate
+from mixbit.graph import Evaluation, Graph, evaluate, returned_by
 from mixbit.graph.capture import capture
 from mixbit.pruning.prune import Removal
 from mixbit.targets.latency import paired_latency_ms
@@ -89,6 +90,7 @@ class Result(BaseModel):
         untrained: The same before fine-tuning; empty where there was none.
         deployed: `accuracy`, `agreement`, `max_abs_diff`, `relative_rms`, `weight_bytes`, `predicted_bytes`,
             `file_bytes`, `latency_ms` of the artefact.
+        outputs: Name of each output -> `relative_rms` of the artefact's from the simulation's.
         uniform: The uniform plans within the budget: `scheme`, as `w4a8` or `w8a8d (w8 elsewhere)`, `accuracy`,
             `divergence`, `held_out_divergence`, `predicted_bytes`.
         pruned: What was removed before quantization; None where nothing was. `float` is the network without it.
@@ -108,6 +110,7 @@ class Result(BaseModel):
     simulated: dict[str, float]
     untrained: dict[str, float] = {}
     deployed: dict[str, float]
+    outputs: dict[str, float] = {}
     uniform: list[dict[str, float | str]]
     layers: dict[str, LayerRow]
     pruned: Pruned | None = None
@@ -173,14 +176,16 @@ class CheckSet:
 
     Attributes:
         inputs: As the model takes them.
-        outputs: [N, ..., C] of the simulation.
-        output: Which of the tensors that the artefact returns `outputs` is about.
-        labels: [N, ...], or None.
+        outputs: Name -> output of the simulation in the form of its head [N, ..., C].
+        returned: Name of each tensor that the artefact returns.
+        batch_axes: Name of an output -> its dimension of samples where that is not the first.
+        labels: Of the samples; None where there are none, or they are no tensor.
     """
 
     inputs: Inputs
-    outputs: Tensor
-    output: int
+    outputs: dict[str, Tensor]
+    returned: list[str]
+    batch_axes: dict[str, int | None]
     labels: Tensor | None
 
     @classmethod
@@ -189,16 +194,22 @@ class CheckSet:
         path = folder / CHECK_FILE
         try:
             tensors, metadata = read_tensors(path)
-            names, output = json.loads(metadata["names"]), int(metadata["output"])
+            names = json.loads(metadata["names"])
             values = [tensors[f"input.{index}"] for index in range(sum(name.startswith("input.") for name in tensors))]
             inputs = Inputs((), dict(zip(names, values, strict=True))) if names else Inputs(tuple(values), {})
-            return cls(inputs, tensors["outputs"], output, tensors.get("labels"))
-        except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+            labels = tensors.get("labels")
+            if "output" in metadata:  # written when one output was compared
+                returned = [f"other {number}" for number in range(int(metadata["output"]))]
+                return cls(inputs, {ONLY: tensors["outputs"]}, [*returned, ONLY], {}, labels)
+            returned, axes = json.loads(metadata["returned"]), json.loads(metadata["axes"])
+            outputs = {name: tensors[f"output.{name}"] for name in returned if f"output.{name}" in tensors}
+            return cls(inputs, outputs, returned, axes, labels)
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise InvalidInput(f"{path}: cannot be read ({error}); quantize again") from error
 
 
-def save_check_set(folder: Path, graph: Graph, batches: list[Batch], outputs: Tensor) -> None:
-    """Write check.safetensors: the first samples, up to MOST_SAMPLES and MOST_BYTES, and their outputs [N, ..., C]."""
+def save_check_set(folder: Path, graph: Graph, batches: list[Batch], simulated: Evaluation) -> None:
+    """Write check.safetensors: the first samples, up to MOST_SAMPLES and MOST_BYTES, and their outputs."""
     chosen, count = [], 0
     for inputs, labels in batches:
         if count < MOST_SAMPLES:
@@ -209,17 +220,19 @@ def save_check_set(folder: Path, graph: Graph, batches: list[Batch], outputs: Te
     per_sample = sum(tensor[:1].numel() * tensor.element_size() for tensor in tensors if tensor.ndim > 0)
     size = max(1, min(count, MOST_SAMPLES, MOST_BYTES // max(1, per_sample)))
     stored = {f"input.{i}": tensor[:size] if tensor.ndim > 0 else tensor for i, tensor in enumerate(tensors)}
-    stored["outputs"] = outputs[:size]
-    labels = [labels.cpu() for _, labels in chosen if labels is not None]
+    for name in simulated.outputs[0]:
+        parts = [outputs[name] for outputs, _ in zip(simulated.outputs, chosen, strict=False)]
+        stored[f"output.{name}"] = torch.cat(parts)[:size]
+    labels = [labels.cpu() for _, labels in chosen if isinstance(labels, Tensor)]
     if len(labels) == len(chosen):
         stored["labels"] = torch.cat(labels)[:size]
-    with torch.no_grad():
-        returned = graph(*graph.example.args, **graph.example.kwargs)
-    wanted, leaves = output_of(returned), [leaf for leaf in pytree.tree_leaves(returned) if isinstance(leaf, Tensor)]
-    output = next(number for number, leaf in enumerate(leaves) if leaf is wanted)
-    names = list(graph.example.kwargs) if len(graph.example.kwargs) == len(tensors) else []
-    arrays = {name: tensor.detach().cpu().numpy() for name, tensor in stored.items()}
-    save_arrays(folder / CHECK_FILE, arrays, {"names": json.dumps(names), "output": str(output)})
+    notes = {
+        "names": list(graph.example.kwargs) if len(graph.example.kwargs) == len(tensors) else [],
+        "returned": list(outputs_of(returned_by(graph, graph.example))),
+        "axes": dict(simulated.task.batch_axes),
+    }
+    arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in stored.items()}
+    save_arrays(folder / CHECK_FILE, arrays, {name: json.dumps(value) for name, value in notes.items()})
 
 
 def recheck(folder: Path) -> Comparison:
@@ -229,13 +242,15 @@ def recheck(folder: Path) -> Comparison:
     runtime cannot load the artefact. Differences are in the result's `problems`.
     """
     result, check, graph = _open(folder)
-    task, runner = Task.named(result.task), find_target(result.target).load(folder, graph)
+    task = dataclasses.replace(Task.named(result.task), batch_axes=check.batch_axes)
+    runner = find_target(result.target).load(folder, graph)
 
-    def run(inputs: Inputs) -> Tensor:
-        return _output(runner.run([tensor.numpy() for tensor in inputs.tensors]), check)
+    def run(inputs: Inputs) -> dict[str, Tensor]:
+        return _outputs(runner.run([tensor.numpy() for tensor in inputs.tensors]), check)
 
+    reference = Evaluation(task, (check.outputs,))
     deployed = evaluate(run, [(check.inputs, check.labels)], task, "run the artefact")
-    return compare(folder, result.target, result.predicted_bytes, Evaluation(task, check.outputs), deployed)
+    return compare(folder, result.target, result.predicted_bytes, reference, deployed)
 
 
 def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
@@ -249,7 +264,7 @@ def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
     runner = target.load(folder, graph)
     latency, default_latency = {}, {}
     for size in batch_sizes:
-        rows = check.inputs.rows(torch.arange(size) % len(check.outputs))
+        rows = check.inputs.rows(torch.arange(size) % check.inputs.batch_size)
         exact = target.load(folder, graph, batch_size=size)
         default = target.load(folder, graph, batch_size=size, default_settings=True)
         runs = {"artefact": exact.run} | ({"default": default.run} if default.environment != exact.environment else {})
@@ -286,12 +301,15 @@ def _open(folder: Path) -> tuple[Result, CheckSet, Graph | None]:
     return result, check, capture(load_model(result.model), check.inputs)
 
 
-def _output(returned: list[NDArray[Any]], check: CheckSet) -> Tensor:
-    """The output that the check set is about, as the artefact returns it."""
-    if check.output < len(returned) and returned[check.output].size == check.outputs.numel():
-        output = torch.from_numpy(returned[check.output].copy())
-        if not output.isfinite().all():
+def _outputs(returned: list[NDArray[Any]], check: CheckSet) -> dict[str, Tensor]:
+    """Name -> output that the check set holds, as the artefact returns it."""
+    if len(returned) < len(check.returned):
+        raise TargetMismatch(f"the artefact returns {len(returned)} tensors; {len(check.returned)} are expected")
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in zip(check.returned, returned, strict=False)}
+    for name, wanted in check.outputs.items():
+        if tensors[name].numel() != wanted.numel():
+            shapes = f"{list(tensors[name].shape)}; output {name} should be {list(wanted.shape)}"
+            raise TargetMismatch(f"the artefact returns {shapes}")
+        if wanted.is_floating_point() and tensors[name].isnan().any() and not wanted.isnan().any():
             raise TargetMismatch("the artefact does not match: it returns NaN or inf where the simulation does not")
-        return output
-    shapes = [output.shape for output in returned]
-    raise TargetMismatch(f"the artefact returns {shapes}; output {check.output} should be {list(check.outputs.shape)}")
+    return {name: tensors[name] for name in check.returned if name in check.outputs}

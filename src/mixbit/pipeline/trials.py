@@ -4,9 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from mixbit.core import (
     Batch,
@@ -16,6 +18,7 @@ from mixbit.core import (
     MaxDrop,
     MixbitError,
     Plan,
+    Runner,
     Score,
     Sensitivity,
     Task,
@@ -28,7 +31,7 @@ from mixbit.graph import Evaluation, Graph, argument, evaluate
 from mixbit.searches._problem import FEATURES, Floats, Trials
 from mixbit.searches.front import front
 from mixbit.searches.search import Method, priced, search, uniform_plans
-from mixbit.targets.verify import artefact_runner
+from mixbit.targets.verify import Artefact, artefact_runner
 
 
 @dataclass(frozen=True)
@@ -72,16 +75,20 @@ class Scoring:
         return self._stored("simulated", plan, lambda: self._of_graph(self.simulate(plan)))
 
     def deployed(self, plan: Plan) -> float:
-        """The score of the plan's artefact, run in its runtime; a function of the user's own gets the simulation."""
-        if self.score is not None:
-            return self.simulated(plan)
+        """The score of the plan's artefact, run in its runtime."""
 
         def run() -> float:
             with find_target(plan.target).written(self.simulate(plan), self.graph) as runner:
-                artefact = artefact_runner(runner, self.graph)
-                return self._of_outputs(evaluate(artefact, self.batches, self.task, "run a plan"))
+                return self.of_artefact(runner)
 
         return self._stored("deployed", plan, run)
+
+    def of_artefact(self, runner: Runner) -> float:
+        """The score of an artefact that is loaded."""
+        artefact = artefact_runner(runner, self.graph)
+        if self.score is not None:
+            return self._by_user(Artefact(artefact))
+        return self._of_outputs(evaluate(artefact, self.batches, self.task, "run a plan"))
 
     def _stored(self, how: str, plan: Plan, score: Callable[[], float]) -> float:
         key = (how, plan.target, *plan.layers.values())
@@ -90,8 +97,12 @@ class Scoring:
     def _of_graph(self, graph: Graph) -> float:
         if self.score is None:
             return self._of_outputs(evaluate(graph, self.batches, self.task, "try a plan"))
+        return self._by_user(graph.module)
+
+    def _by_user(self, network: nn.Module) -> float:
+        score: Any = self.score
         with users_code("the evaluation function fails on a plan"), torch.no_grad():
-            return float(self.score(graph.module, [as_given(batch) for batch in self.batches]))
+            return float(score(network, [as_given(batch) for batch in self.batches]))
 
     def _of_outputs(self, outputs: Evaluation) -> float:
         return -outputs.divergence(self.reference) if outputs.accuracy is None else outputs.accuracy
@@ -134,7 +145,7 @@ def cheapest_plan(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tuple[
     limits = Budget(weight_bytes=on_front.predicted["weight_bytes"])
     uniform = [plan for plan in uniform_plans(table, limits) if scoring.deployed(plan) >= least]
     best = min([on_front, *uniform], key=lambda plan: plan.predicted["weight_bytes"])
-    what = "whose artefact gives" if scoring.in_accuracy else "whose simulation scores" if scoring.score else "at"
+    what = "whose artefact gives" if scoring.in_accuracy else "whose artefact scores" if scoring.score else "at"
     unit = " of right answers" if scoring.in_accuracy else "" if scoring.score else " nats, negative,"
     reason = (
         f"the cheapest plan {what} {least:.6g}{unit} or more (float {scoring.float_score:.6g}, allowed drop {drop}): "

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mixbit.core import Batch, InvalidInput, Store, Task, UnsupportedModel, split_all
-from mixbit.graph import Graph, argument, check_arguments, split_name, tensor_of, with_layers
+from mixbit.graph import Graph, argument, check_arguments, fitted, split_name, tensor_of, with_layers
 from mixbit.graph.capture import TOLERANCE, capture
 from mixbit.pruning.channels import find_channels
 from mixbit.pruning.importance import choose, importance, make_up, predict
@@ -135,7 +135,7 @@ def prune_channels(
     pairs = split_all(batches, len(graph.example.args))
     for number, (inputs, _) in enumerate(pairs):
         graph.check(inputs, f"batch {number}")
-    task = task or Task.classification()
+    task = fitted(task or Task.classification(), graph, pairs)
     masked, keep = _chosen(graph, pairs, share, task, seed)
     smaller = without_channels(masked, keep)
     learning = RoundingInput(graph, smaller, [inputs for inputs, _ in pairs], task, seed, place)

@@ -57,11 +57,12 @@ def activation_formats(graph: Graph, plan: Plan, target: Target) -> dict[str, Fo
                 )
     formats = {name: fmt for name, (fmt, _) in wanted.items() if fmt is not None}
     between: list[str] = []
-    if formats:
-        between += inputs_between(graph, target.integer_operators, inside=target.adds_into_layers)
     if target.quantized_outputs:
         for layer in graph.layers:
             between += convolved(graph, layer) if plan.scheme(layer.name).input is not None else ()
+    if formats:
+        rounded, inside = {*formats, *between}, target.adds_into_layers
+        between += inputs_between(graph, target.integer_operators, inside=inside, rounded=rounded)
     return formats | {name: BETWEEN for name in between if name not in wanted}
 
 

@@ -1,5 +1,6 @@
 """verify(): does the artefact do, weigh and hold what was promised?"""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,17 +8,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mixbit.core import Inputs, Plan, Runner, Target, TargetMismatch, Task, find_target, split_batch
-from mixbit.graph import Evaluation, Graph, Layer, evaluate
+from mixbit.core import (
+    Inputs,
+    Plan,
+    Runner,
+    Target,
+    TargetMismatch,
+    Task,
+    find_target,
+    moments,
+    split_batch,
+    spread,
+)
+from mixbit.graph import Evaluation, Graph, Layer, evaluate, fitted
 from mixbit.targets._integers import plan_of
 
 #: Largest share by which the bytes of the weights may differ from the prediction.
 BYTES_TOLERANCE = 0.01
 #: Largest share of top answers that may differ from the simulation; one answer may always.
 ANSWERS_TOLERANCE = 0.02
+#: Channels whose spreads differ by no more than this factor are compared together.
+LIKE = 4.0
 #: Largest root mean square difference from the simulation, relative to the spread of its outputs.
 OUTPUT_TOLERANCE = 0.03
 
@@ -27,17 +41,32 @@ def artefact_runner(runner: Runner, graph: Graph) -> Callable[[Inputs], Any]:
     with torch.no_grad():
         example = graph.example.to(graph.device)
         leaves, structure = pytree.tree_flatten(graph(*example.args, **example.kwargs))
+    num_tensors = sum(isinstance(leaf, Tensor) for leaf in leaves)
 
     def run(inputs: Inputs) -> Any:
         arrays = [leaf.numpy() for leaf in graph.tensors(inputs)]
         outputs = [torch.from_numpy(np.array(output)) for output in runner.run(arrays)]
         if any(output.isnan().any() for output in outputs):
             raise TargetMismatch("the artefact returns NaN where the simulation does not")
+        if len(outputs) != num_tensors:
+            raise TargetMismatch(f"the artefact returns {len(outputs)} tensors, the simulation {num_tensors}")
         left = iter(outputs)
-        returned = [next(left, leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        returned = [next(left) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         return pytree.tree_unflatten(returned, structure)
 
     return run
+
+
+class Artefact(nn.Module):
+    """An artefact, called like the model that it was made of: for evaluations of the user's own."""
+
+    def __init__(self, run: Callable[[Inputs], Any]) -> None:
+        super().__init__()
+        self.run = run
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the runtime returns, in the model's structure."""
+        return self.run(Inputs(args, kwargs))
 
 
 @dataclass(frozen=True)
@@ -47,12 +76,14 @@ class Comparison:
     Attributes:
         num_samples: Samples compared.
         max_abs_diff: Largest difference of an output.
-        relative_rms: Root mean square difference / standard deviation of the simulation's outputs.
-        agreement: Share of equal top answers; None where the task has none.
+        relative_rms: Root mean square difference / spread of the simulation's outputs, of the channels where it is
+            largest; see `differences`.
+        agreement: Share of equal top answers, of the output where it is least; None where no output has any.
         accuracy: Of the artefact; None without labels.
         weight_bytes: Of weights and scales, read from the file.
         predicted_bytes: The same, as predicted from the plan.
         file_bytes: Of all the files that the runtime loads.
+        outputs: Name of each output -> its own `relative_rms`.
         problems: Each difference from what was promised; empty when the artefact matches.
     """
 
@@ -64,6 +95,7 @@ class Comparison:
     weight_bytes: int
     predicted_bytes: int
     file_bytes: int
+    outputs: dict[str, float]
     problems: tuple[str, ...]
 
     def check(self) -> None:
@@ -72,12 +104,13 @@ class Comparison:
             raise TargetMismatch("the artefact does not match: " + "; ".join(self.problems))
 
     def __str__(self) -> str:
+        each = ", ".join(f"{name} {share:.2%}" for name, share in self.outputs.items()) if len(self.outputs) > 1 else ""
         agreement = "" if self.agreement is None else f", top answers agree on {self.agreement:.2%}"
         accuracy = "" if self.accuracy is None else f", accuracy {self.accuracy:.2%}"
         verdict = "matches" if not self.problems else "DOES NOT MATCH: " + "; ".join(self.problems)
         return (
             f"{self.num_samples} samples: outputs differ by {self.relative_rms:.2%} of their spread (at most "
-            f"{self.max_abs_diff:.3g}){agreement}{accuracy}; weights "
+            f"{self.max_abs_diff:.3g}{each and '; ' + each}){agreement}{accuracy}; weights "
             f"{self.weight_bytes:,} bytes ({self.predicted_bytes:,} predicted), files {self.file_bytes:,} bytes; "
             f"{verdict}"
         )
@@ -103,6 +136,7 @@ def verify(
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     task = task or Task.classification()
     pairs = [split_batch(batch, len(graph.example.args)) for batch in batches]
+    task = fitted(task, graph, pairs)
     reference = evaluate(simulated, pairs, task, "simulate")
     runner = find_target(plan.target).load(folder, graph)
     deployed = evaluate(artefact_runner(runner, graph), pairs, task, "run the artefact")
@@ -121,34 +155,101 @@ def compare(
     """Compare the outputs, and the bytes in the file with the prediction."""
     target = find_target(target)
     stored = {name: weight.weight_bytes for name, weight in target.stored(folder).items()}
-    difference = (deployed.outputs - reference.outputs).double()
-    spread = float(reference.outputs.double().std()) if reference.outputs.numel() > 1 else 0.0
-    rms = float(difference.square().mean().sqrt())
-    relative = rms / spread if spread > 0 else rms
-    agree = agreement(reference.outputs, deployed.outputs) if reference.task.has_accuracy else None
+    found = {name: differences(reference, deployed, name) for name, head in reference.heads.items() if head.costs}
+    worst = {name: max(groups, key=lambda group: group.relative_rms) for name, groups in found.items()}
+    agreements = {name: agreement(reference, deployed, name) for name, head in reference.heads.items() if head.answers}
     problems = [f"the file holds no weight of {name}" for name in predicted if name not in stored]
     for name, expected in predicted.items():
         held = stored.get(name, expected)
         if abs(held - expected) > BYTES_TOLERANCE * expected:
             problems.append(f"{name} takes {held:,} bytes in the file, {expected:,} were predicted")
-    if not relative <= OUTPUT_TOLERANCE:
-        problems.append(f"outputs differ by {relative:.1%} of their spread (allowed {OUTPUT_TOLERANCE:.0%})")
-    count = len(reference.outputs)
-    if agree is not None and round((1 - agree) * count) > max(1, ANSWERS_TOLERANCE * count):
-        problems.append(f"top answers agree on {agree:.2%} only (at least {1 - ANSWERS_TOLERANCE:.0%} wanted)")
+    alone = len(reference.outputs[0]) == 1
+    for name, group in worst.items():
+        if not group.relative_rms <= OUTPUT_TOLERANCE:
+            whole = len(found[name]) == 1
+            what = ("" if alone else f" {name}") + ("" if whole else f", channels {_listed(group.channels)},")
+            subject = f"outputs{what} differ" if alone else f"output{what} differs"
+            problems.append(f"{subject} by {group.relative_rms:.1%} of their spread (allowed {OUTPUT_TOLERANCE:.0%})")
+    count = reference.num_samples
+    for name, share in agreements.items():
+        if round((1 - share) * count) > max(1, ANSWERS_TOLERANCE * count):
+            of = "" if alone else f" of output {name}"
+            problems.append(f"top answers{of} agree on {share:.2%} only (at least {1 - ANSWERS_TOLERANCE:.0%} wanted)")
     return Comparison(
         num_samples=count,
-        max_abs_diff=float(difference.abs().max()),
-        relative_rms=relative,
-        agreement=agree,
+        max_abs_diff=max(group.largest for groups in found.values() for group in groups),
+        relative_rms=max(group.relative_rms for group in worst.values()),
+        agreement=min(agreements.values(), default=None),
         accuracy=deployed.accuracy,
         weight_bytes=sum(stored.values()),
         predicted_bytes=sum(predicted.values()),
         file_bytes=sum((folder / name).stat().st_size for name in target.files),
+        outputs={name: group.relative_rms for name, group in worst.items()},
         problems=tuple(problems),
     )
 
 
-def agreement(reference: Tensor, deployed: Tensor) -> float:
-    """Share of equal top answers of two outputs [N, ..., C]."""
-    return float((reference.argmax(-1) == deployed.argmax(-1)).to(torch.float64).mean())
+@dataclass(frozen=True)
+class Difference:
+    """How far some channels of an output are from the simulation's.
+
+    Attributes:
+        channels: Their numbers.
+        relative_rms: Root mean square difference / root mean square deviation of each channel from its mean.
+        largest: Largest difference.
+    """
+
+    channels: tuple[int, ...]
+    relative_rms: float
+    largest: float
+
+
+def differences(reference: Evaluation, deployed: Evaluation, name: str) -> list[Difference]:
+    """The difference of one output in each group of channels of like spread, which is within a factor of LIKE.
+
+    So what is small, as scores of 0..1 beside boxes in pixels, counts in its own unit.
+    """
+    head = reference.heads[name]
+    sums, squares, largest = [], [], []
+    for wanted, given in zip(reference.outputs, deployed.outputs, strict=True):
+        axis = head.channels(wanted[name])
+        apart = torch.where(given[name] == wanted[name], 0, given[name].double() - wanted[name].double())
+        rows = apart.movedim(axis, -1).flatten(0, -2)
+        sums.append(moments(wanted[name], axis))
+        squares.append(rows.square().sum(0))
+        largest.append(rows.abs().amax(0))
+    total = torch.stack(sums).sum(0)
+    count = total[0].clamp(min=1)
+    if float(count.max()) < 2:  # one number a channel: the channels together show the spread
+        total = total.sum(1, keepdim=True).expand_as(total)
+    spreads, power = spread(total), torch.stack(squares).sum(0) / count
+    groups: list[list[int]] = []
+    for channel in spreads.argsort().tolist():
+        if not groups or spreads[channel] > LIKE * spreads[groups[-1][0]]:
+            groups.append([])
+        groups[-1].append(channel)
+    peaks = torch.stack(largest).amax(0)
+    return [
+        Difference(
+            tuple(sorted(group)),
+            float((power[group].mean() / spreads[group].square().mean()).sqrt()),
+            float(peaks[group].max()),
+        )
+        for group in groups
+    ]
+
+
+def _listed(channels: tuple[int, ...]) -> str:
+    """The first few numbers."""
+    text = ", ".join(map(str, channels[:5]))
+    return f"{text} and {len(channels) - 5} more" if len(channels) > 5 else text
+
+
+def agreement(reference: Evaluation, deployed: Evaluation, name: str) -> float:
+    """Share of equal top answers of one output; NaN where it has none."""
+    answers = reference.heads[name].answers
+    if answers is None:
+        return math.nan
+    pairs = zip(reference.outputs, deployed.outputs, strict=True)
+    equal = [(answers(wanted[name]) == answers(given[name])).flatten() for wanted, given in pairs]
+    return float(torch.cat(equal).to(torch.float64).mean())

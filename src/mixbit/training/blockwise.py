@@ -19,6 +19,7 @@ from mixbit.graph import (
     Walker,
     activations,
     after,
+    fitted,
     is_float,
     packet,
     sample_axis,
@@ -246,14 +247,14 @@ def squared_gradients(case: Case, names: tuple[str, ...]) -> dict[tuple[int, str
     E[g^2] is the diagonal of the Fisher information, which weighs a small error's square in the KL divergence of the
     float network's output (Li et al. 2021, BRECQ, equation 10); one draw for each sample.
     """
-    generator = torch.Generator().manual_seed(case.seed)
+    generator, task = torch.Generator().manual_seed(case.seed), fitted(case.task, case.graph, case.batches)
     squares = {}
     for number, (inputs, _) in enumerate(track(case.batches, "weigh errors")):
         tensors: dict[str, Tensor] = {}
         with torch.enable_grad():
             around = {name: seen(partial(_record, tensors, name)) for name in names}
             returned = Walker(case.graph.module, around).returned(case.graph.leaves(inputs))
-            value = case.task.draw(case.task.outputs(returned), generator)
+            value = task.information(returned, None, generator)
             gradients = torch.autograd.grad(value, [*tensors.values()], allow_unused=True, materialize_grads=True)
         squares |= {(number, name): slope.square() for name, slope in zip(tensors, gradients, strict=True)}
     for name in names:

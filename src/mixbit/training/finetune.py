@@ -1,7 +1,7 @@
 """finetune(): training of a simulated graph with its roundings, or of a float graph that was pruned."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from mixbit.core import InvalidInput, Store, Task, digest, hold_out, loaded, split_all, track
-from mixbit.graph import Graph, check_arguments, check_graph
+from mixbit.graph import Graph, check_arguments, check_graph, fitted
 from mixbit.quantization.quantizer import quantizers_of
 from mixbit.training.loop import Loop, Objective, Trained, Training, generator_of
 
@@ -90,6 +90,7 @@ def train(
         num_batches = len(batches)  # type: ignore[arg-type]
     except TypeError:
         num_batches = sum(1 for _ in track(batches, "count batches"))
+    objective = replace(objective, task=fitted(objective.task, objective.teacher or graph, held_out))
     loop = Loop(graph, objective, settings, epochs, num_batches)
     if path is None:
         return loop.run(batches, held_out, None, lambda *_: None)
@@ -108,7 +109,7 @@ def _about(graph: Graph, objective: Objective) -> dict[str, Any]:
         "graph": digest(graph.module.state_dict()),
         "masks": digest([quantizer.mask for quantizer in quantizers_of(graph)]),
         "plan": None if graph.plan is None else graph.plan.layers,
-        "task": task.name,
+        "task": str(task),
         "loss": None if task.own_loss is None else digest(task.own_loss),
         "teacher": None if teacher is None else digest(teacher.module.state_dict()),
     }

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixbit.core import Batch, Inputs, InvalidInput, Stored, Task, loaded, output_of, split_batch, track
+from mixbit.core import Batch, Inputs, InvalidInput, Stored, Task, loaded, outputs_of, split_batch, track
 from mixbit.graph import Graph, returned_by
 from mixbit.quantization.biases import make_room_for_biases, settle_biases
 from mixbit.quantization.quantizer import quantizers_of
@@ -21,8 +21,8 @@ class Objective:
 
     Distillation after Hinton et al. 2015 (arXiv:1503.02531); the divergence is the task's, and T the temperature.
 
-    Without a teacher, the float graph, it is the loss alone; for batches without labels, the distillation alone. A
-    regression's divergence is the same at each temperature.
+    Without a teacher, the float graph, it is the loss alone; for batches without labels, the distillation alone, which
+    is also all that outputs without labels have. A regression's divergence is the same at each temperature.
     """
 
     task: Task
@@ -38,23 +38,22 @@ class Objective:
         if labels is None and self.teacher is None:
             raise InvalidInput("no labels to train on: give batches that end with them, or a teacher")
         returned = returned_by(graph, inputs)
-        output = output_of(returned)
-        if output is not None and not torch.isfinite(output).all():
-            return output.new_tensor(torch.nan)
+        for output in outputs_of(returned).values():
+            if output.is_floating_point() and not torch.isfinite(output).all():
+                return output.new_tensor(torch.nan)
         share = 0.0 if self.teacher is None else 1.0 if labels is None else self.distil
         parts = []
         if share < 1:
             parts.append((1 - share) * self.task.loss(returned, labels))
-        if share > 0 and self.teacher is not None:
-            outputs, t = self.task.outputs(returned), self.temperature
+        outputs = self.task.read(returned)
+        unlabelled = share < 1 and bool(self.task.unlabelled(outputs))
+        if self.teacher is not None and (share > 0 or unlabelled):
             with torch.no_grad():
-                wanted = self.task.outputs(returned_by(self.teacher, inputs))
-            if wanted.shape != outputs.shape:
-                raise InvalidInput(
-                    f"teacher: returns {list(wanted.shape)}, the graph {list(outputs.shape)}; give the float graph of "
-                    "the same model"
-                )
-            parts.append(share * (t**2 * self.task.divergence(wanted / t, outputs / t).mean()))
+                wanted = self.task.read(returned_by(self.teacher, inputs))
+            if share > 0:
+                parts.append(share * self.task.divergences(wanted, outputs, self.temperature).mean())
+            if unlabelled:
+                parts.append((1 - share) * self.task.unlabelled_divergences(wanted, outputs).mean())
         return torch.stack(parts).sum()
 
 

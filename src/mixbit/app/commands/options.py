@@ -15,7 +15,16 @@ Data = Annotated[str, typer.Option(help="DATA: calibration batches, named like M
 TargetName = Annotated[str, typer.Option(help="onnxruntime, openvino or packed")]
 BUDGET = typer.Option(help="name=value, as in mean_bits=4; may be repeated")
 Choices = Annotated[str | None, typer.Option(help="schemes to choose from, as in w4a8,w8a8")]
-TaskName = Annotated[str, typer.Option(help="classification, segmentation, language or regression")]
+TaskName = Annotated[
+    str,
+    typer.Option(
+        help="classification, segmentation, language, regression, multilabel, ctc, detection, or several outputs: "
+        "multi:0=classification,boxes=regression"
+    ),
+]
+OutputWeights = Annotated[
+    list[str] | None, typer.Option(help="NAME=NUMBER, how much an output counts beside the others, 1 each; repeatable")
+]
 LossSpec = Annotated[str | None, typer.Option(help="for metrics: file.py:function(output, labels); else the task's")]
 Device = Annotated[str, typer.Option(help="where the model runs: cpu or cuda")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="random seed")]
@@ -47,11 +56,18 @@ def function_or_name(name: str, what: str) -> Any:
     return load_function(name, what) if is_function else name
 
 
-def task_of(name: str, loss: str | None) -> Any:
-    """The task of that name, under the loss that the spec names: a function (output, labels) -> mean of the batch."""
+def task_of(text: str, loss: str | None, output_weights: list[str] | None) -> Any:
+    """The task of that text, under the loss that the spec names: a function (output, labels) -> mean of the batch."""
     from mixbit.core import Task, load_function
 
-    task = Task.named(name)
+    weights: dict[str, float] = {}
+    for each in output_weights or []:
+        name, _, number = each.rpartition("=")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            raise InvalidInput(f"output weight {each!r} is not understood; write NAME=NUMBER, as boxes=2") from None
+    task = Task.named(text).weighted(weights)
     return task if loss is None else task.with_loss(load_function(loss, "LOSS"))
 
 

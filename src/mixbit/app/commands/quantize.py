@@ -53,6 +53,7 @@ def quantize(
     train: Annotated[str | None, typer.Option(help="DATA to fine-tune on; by default the calibration data")] = None,
     lr: Annotated[float | None, typer.Option(help="largest learning rate of --flavour qat")] = None,
     task: options.TaskName = "classification",
+    output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
     device: options.Device = "cpu",
     seed: options.Seed = 0,
@@ -86,7 +87,7 @@ def quantize(
     if importance != "magnitude" and not any("@" in text for text in (*(offered or ()), *pins.values())):
         raise InvalidInput(f"--importance {importance}: no scheme that is offered is sparse, as w8a8@2:4; leave it out")
     settings = Settings(
-        task=options.task_of(task, loss),
+        task=options.task_of(task, loss, output_weight),
         choices=offered,
         metric=options.function_or_name(metric, "METRIC"),
         search=options.function_or_name(_warm(search) if warm_start else search, "SEARCH"),

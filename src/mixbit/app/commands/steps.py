@@ -42,6 +42,7 @@ def measure(
     ] = False,
     ranges: options.Ranges = "mse",
     task: options.TaskName = "classification",
+    output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
     device: options.Device = "cpu",
     seed: options.Seed = 0,
@@ -67,7 +68,7 @@ def measure(
             graph,
             calibration,
             target=target,
-            task=options.task_of(task, loss),
+            task=options.task_of(task, loss, output_weight),
             metric=options.function_or_name(metric, "METRIC"),
             choices=options.split(choices),
             seed=seed,
@@ -195,14 +196,16 @@ def draw_front(path: Path, plans: "Front") -> None:
     save_figure(path, figure)
 
 
-def load_subject(model: str, data: tuple[str, str], task: str, loss: str | None, device: str) -> tuple[Any, ...]:
+def load_subject(
+    model: str, data: tuple[str, str], task: tuple[str, str | None, list[str] | None], device: str
+) -> tuple[Any, ...]:
     """What a study is about: the captured MODEL, DATA to calibrate and to evaluate on, and the task with its loss."""
     from mixbit.core import load_data, load_model, split_batches
     from mixbit.graph.capture import capture
 
     module = load_model(model).to(device)
     calibration, evaluated = (split_batches(module, load_data(spec)) for spec in data)
-    return capture(module, calibration[0][0]), calibration, evaluated, options.task_of(task, loss)
+    return capture(module, calibration[0][0]), calibration, evaluated, options.task_of(*task)
 
 
 def study(
@@ -217,6 +220,7 @@ def study(
     processes: Annotated[int, typer.Option(min=1, help="processes that evaluate plans and share the cores")] = 2,
     choices: options.Choices = None,
     task: options.TaskName = "classification",
+    output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
     device: options.Device = "cpu",
     seed: options.Seed = 0,
@@ -230,7 +234,7 @@ def study(
 
     with redirect_stdout(sys.stderr):
         result = study_(
-            partial(load_subject, model, (data, evaluate), task, loss, str(options.device_of(device))),
+            partial(load_subject, model, (data, evaluate), (task, loss, output_weight), str(options.device_of(device))),
             target=target,
             out=out,
             choices=options.split(choices),

@@ -1,0 +1,91 @@
+"""What `compare` sees: every output, each group of channels of like spread, and answers."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from mixbit.core.task import Task, outputs_of
+from mixbit.graph import Evaluation
+from mixbit.targets import verify
+from mixbit.targets.verify import agreement, compare, differences
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def evaluation(task, *returned):
+    return Evaluation(task, tuple(task.read(each) for each in returned))
+
+
+def fitted(task, returned):
+    outputs = outputs_of(returned)
+    return task.fitted(outputs, dict.fromkeys(outputs, 0), lambda: [outputs])
+
+
+@pytest.fixture
+def problems(monkeypatch, tmp_path):
+    """The problems of two evaluations, of a file without weights."""
+    (tmp_path / "file").write_bytes(b"")
+    target = SimpleNamespace(files=("file",), stored=lambda _: {})
+    monkeypatch.setattr(verify, "find_target", lambda _: target)
+    return lambda wanted, given: compare(tmp_path, "any", {}, wanted, given).problems
+
+
+def test_small_channels_count_beside_large_ones():
+    wanted = torch.cat([300 * randn(50, 7, 4), randn(50, 7, 2, seed=1).sigmoid()], 2)
+    noise = torch.zeros_like(wanted)
+    noise[..., 4:] = 0.05 * randn(50, 7, 2, seed=2)
+    task = fitted(Task.detection(), wanted)
+    wanted, given = evaluation(task, wanted), evaluation(task, wanted + noise)
+    small, large = differences(wanted, given, "output")
+    assert (small.channels, large.channels) == ((4, 5), (0, 1, 2, 3))
+    rows = torch.cat([each["output"][..., 4:] for each in wanted.outputs]).flatten(0, 1)
+    expected = noise[..., 4:].square().mean().sqrt() / rows.var(0, correction=0).mean().sqrt()
+    assert small.relative_rms == pytest.approx(float(expected))
+    assert large.relative_rms == 0
+    assert small.largest == pytest.approx(float(noise.abs().max()))
+
+
+@pytest.mark.parametrize("split", [1, 3])
+def test_batches_are_compared_together(split):
+    wanted = randn(12, 5, 3)
+    parts = [evaluation(Task.regression(), *each.chunk(split)) for each in (wanted, wanted + 0.1)]
+    (group,) = differences(*parts, "output")
+    assert group.relative_rms == pytest.approx(float(0.1 / wanted.flatten(0, 1).var(0, correction=0).mean().sqrt()))
+
+
+def test_a_single_number_a_channel_is_compared_across_channels():
+    wanted = randn(1, 9)
+    (group,) = differences(evaluation(Task.regression(), wanted), evaluation(Task.regression(), wanted + 0.1), "output")
+    assert group.relative_rms == pytest.approx(0.1 / float(wanted.std(correction=0)))
+
+
+def test_problems_name_the_output_and_its_channels(problems):
+    logits, boxes = randn(40, 3), torch.cat([randn(40, 2), 100 * randn(40, 2, seed=1)], 1)
+    labels = logits.argmax(1)
+    task = fitted(Task.classification(), (logits, boxes, labels))
+    wanted = evaluation(task, (logits, boxes, labels))
+    assert problems(wanted, wanted) == ()
+    off = boxes.clone()
+    off[:, 1] += 0.5
+    (text,) = problems(wanted, evaluation(task, (logits, off, labels)))
+    assert text.startswith("output 1, channels 0, 1, differs by ")
+    (text,) = problems(wanted, evaluation(task, (logits, boxes, labels.roll(1))))
+    assert text.startswith("top answers of output 2 agree on ")
+    assert agreement(wanted, evaluation(task, (logits, boxes, labels.roll(1))), "2") == float(
+        (labels == labels.roll(1)).double().mean()
+    )
+
+
+def test_a_single_output_goes_without_a_name(problems):
+    wanted, given = (evaluation(Task.regression(), x) for x in (randn(20, 3), randn(20, 3) + 1))
+    (text,) = problems(wanted, given)
+    assert text.startswith("outputs differ by ")
+
+
+def test_a_constant_that_is_right_to_a_thousandth_is_right(problems):
+    wanted = torch.full((20, 3), 5.0)
+    assert problems(evaluation(Task.regression(), wanted), evaluation(Task.regression(), wanted * 1.0001)) == ()
+    assert problems(evaluation(Task.regression(), wanted), evaluation(Task.regression(), wanted * 1.01)) != ()
