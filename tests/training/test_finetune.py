@@ -246,7 +246,7 @@ def test_loaders_are_asked_for_held_out_data_and_fail_clearly():
 def test_a_teacher_of_another_model_is_refused():
     _, simulated, batches = problem()
     other = capture(nn.Linear(6, 3), torch.ones(2, 6))
-    with pytest.raises(InvalidInput, match="teacher: returns"):
+    with pytest.raises(InvalidInput, match=r"output output: .* as in the other network; give that of the same model"):
         finetune(simulated, batches, teacher=other)
 
 

@@ -15,7 +15,7 @@ from mixbit.core.errors import InvalidInput
 #: Class number of a position without a label, as in torch's cross-entropy.
 IGNORED = -100
 #: How far the sum of probabilities may be from 1.
-SUM_TOLERANCE = 1e-2
+SUM_TOLERANCE = 1e-3
 #: Smaller probabilities count as this one.
 LEAST_PROBABILITY = 1e-8
 #: Least unit of numbers, as a share of their root mean square.
@@ -42,7 +42,7 @@ class Head:
     """
 
     name: str
-    form: Callable[[Tensor], Tensor]
+    form: Callable[..., Tensor]
     draw: Callable[[Tensor, torch.Generator], Tensor]
     divergence: Callable[[Tensor, Tensor], Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -87,12 +87,21 @@ def classes(what: str, shape: str, axis: int, *, positions: bool | None = None) 
     )
 
 
-def _form_classes(what: str, shape: str, axis: int, positions: bool | None, output: Tensor) -> Tensor:
+def _form_classes(
+    what: str, shape: str, axis: int, positions: bool | None, output: Tensor, *, probabilities: bool | None = None
+) -> Tensor:
     if output.ndim < 2 or positions not in (None, output.ndim > 2) or output.shape[axis] < 2:
         given = list(output.shape)
         raise InvalidInput(f"{what} needs outputs {shape} with two classes or more, the model returns {given}")
     rows = output if output.ndim == 2 else output.movedim(axis, -1)
-    return _log(rows) if are_probabilities(rows) else rows
+    probabilities = are_probabilities(rows) if probabilities is None else probabilities
+    return _log(rows) if probabilities else rows
+
+
+def decided(head: Head, output: Tensor) -> Head:
+    """The head of classes, by this example of its output for logits alone or for probabilities alone."""
+    rows = partial(head.form, probabilities=False)(output)
+    return dataclasses.replace(head, form=partial(head.form, probabilities=are_probabilities(rows)))
 
 
 def are_probabilities(rows: Tensor) -> bool:

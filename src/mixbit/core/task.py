@@ -14,6 +14,7 @@ from mixbit.core.heads import (
     Head,
     are_probabilities,
     classes,
+    decided,
     feature_maps,
     few_per_place,
     first,
@@ -198,7 +199,11 @@ class Task:
         completed = {
             name: _completed(heads[name], heads[name].channels(read[name]), looks) for name, looks in seen.items()
         }
-        return dataclasses.replace(task, heads=heads | completed) if completed else task
+        tensors, known = outputs_of(example), task._known(read)
+        for name in known:
+            if heads[name].name in ("classes", "sequences"):
+                completed[name] = decided(heads[name], tensors[name].movedim(batch_axes[name] or 0, 0))
+        return dataclasses.replace(task, heads=heads | completed)
 
     def read(self, returned: Any) -> dict[str, Tensor]:
         """Name -> every output of samples, in the form of its head, that the task knows first.
@@ -301,8 +306,8 @@ class Task:
         """
         for name, wanted in reference.items():
             if name not in outputs or outputs[name].shape != wanted.shape:
-                given = list(outputs[name].shape) if name in outputs else "nothing"
-                raise InvalidInput(f"output {name}: {given}, where the float network returns {list(wanted.shape)}")
+                shapes = f"{list(outputs[name].shape) if name in outputs else None}, not {list(wanted.shape)}"
+                raise InvalidInput(f"output {name}: {shapes} as in the other network; give that of the same model")
         return self._divergences(reference, outputs, self._costly(reference), temperature)
 
     def unlabelled_divergences(self, reference: Outputs, outputs: Outputs) -> Tensor:

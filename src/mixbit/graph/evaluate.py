@@ -110,7 +110,7 @@ def _on_cpu(output: Tensor) -> Tensor:
 def fitted(task: Task, graph: Graph, batches: Sequence[Batch]) -> Task:
     """The task for this network: what each of its outputs means, with the spread of its numbers over the batches.
 
-    A task that knows all outputs, or is fitted, comes back as it is. The spread is that of MOST_BATCHES batches, taken
+    A task that is fitted comes back as it is. The spread is that of MOST_BATCHES batches, taken
     from all over the data.
 
     Raises:

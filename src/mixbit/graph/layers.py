@@ -206,28 +206,37 @@ def _moves(node: fx.Node) -> bool:
     return kind in _MOVES
 
 
-def inputs_between(graph: Graph, kinds: frozenset[str], *, inside: bool, rounded: Collection[str]) -> list[str]:
-    """Names of the nodes whose tensors operators of those kinds read, each once, in execution order.
+def inputs_between(
+    graph: Graph, kinds: frozenset[str], *, inside: bool, rounded: Collection[str]
+) -> dict[str, frozenset[str]]:
+    """Name of a node whose tensor operators of those kinds read -> the rounded tensors for whose sake it is rounded.
 
     Only operators whose inputs all depend on the data count, and whose result is rounded in turn: its tensor, or what
     one function makes of it, is among the `rounded` or is read by another operator that counts. Else they would be
-    rounded for nothing, as what a network returns. Products count in any case: runtimes return them in float. Of what
-    additions read, `_added` chooses.
+    rounded for nothing, as what a network returns. Runtimes return products in float, so that these count if anything
+    behind them is rounded. Of what additions read, `_added` chooses. Names are in execution order.
     """
     convolutions = frozenset(name for name, (_, operation) in graph.operations.items() if not operation.channels_last)
-    data, needed, groups = activations(graph), set(rounded), list[list[str]]()
+    data = activations(graph)
+    reasons = {name: frozenset({name}) for name in rounded}
+    behind: dict[fx.Node, frozenset[str]] = {}
+    groups: list[list[str]] = []
     for node in reversed(graph.module.graph.nodes):
+        own = reasons.get(node.name, frozenset())
+        behind[node] = own or frozenset().union(*(behind[user] for user in node.users))
         kind = _BETWEEN.get(packet(node))
         if kind not in kinds or node.name in graph.operations:
             continue
-        functions = {user.name for user in node.users if packet(user) in NONLINEARITIES}
+        functions = [user.name for user in node.users if packet(user) in NONLINEARITIES]
+        near = own.union(*(reasons.get(name, ()) for name in functions))
+        needed = behind[node] if kind == "matmul" else near
         read = argument(node, 0) if kind == "cat" else node.args[: 2 if kind in ("add", "matmul") else 1]
-        if (kind != "matmul" and not needed & {node.name, *functions}) or not all(value in data for value in read):
+        if not needed or not all(value in data for value in read):
             continue
         sources = [source_of(value) for value in read]
         groups.append([source.name for source in (_added(sources, convolutions, inside) if kind == "add" else sources)])
-        needed.update(groups[-1])
-    return list(dict.fromkeys(name for group in reversed(groups) for name in group))
+        reasons |= {name: reasons.get(name, frozenset()) | needed for name in groups[-1]}
+    return {name: reasons[name] for group in reversed(groups) for name in group}
 
 
 def _added(sources: list[fx.Node], convolutions: frozenset[str], inside: bool) -> list[fx.Node]:

@@ -53,7 +53,7 @@ def live_activations(graph: Graph, target: Target) -> FloatArray:
     numbered = reversed(list(enumerate(graph.layers, 1)))
     columns = {name: column for column, layer in numbered for name in layer.inputs}  # the first layer comes last
     inside = target.adds_into_layers
-    integer = set(inputs_between(graph, target.integer_operators, inside=inside, rounded=columns))
+    integer = frozenset(inputs_between(graph, target.integer_operators, inside=inside, rounded=columns))
     moments = []
     for place, node in enumerate(nodes):
         row, replaced = np.zeros(1 + len(graph.layers)), None

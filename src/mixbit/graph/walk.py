@@ -43,7 +43,8 @@ class Walker(fx.Interpreter):
     def returned(self, leaves: Sequence[Any], known: dict[fx.Node, Any] | None = None) -> Any:
         """What the model returns, for the graph's inputs in the order of its placeholders, or the known values."""
         value = self.run(*leaves, initial_env=known, enable_io_processing=False)
-        return self.graph.process_outputs(value)
+        graph: Any = self.graph
+        return graph.process_outputs(value)
 
     def run_node(self, n: fx.Node) -> Any:
         """What the node returns, or what `around` holds for it."""
@@ -93,7 +94,8 @@ def run_backward(graph: Graph, inputs: Inputs, around: Mapping[str, Around], los
 class Backward:
     """Runs the float graph forward and backward, and passes on the gradients at operations and at inputs of layers.
 
-    Of what the loss depends on, `at_operation` gets every operation and `at_input` every tensor that layers read, once.
+    Of what the loss depends on, `at_operation` gets every operation, and `at_input` every tensor that layers read and
+    every other one among the `tensors`, once.
     """
 
     def __init__(
@@ -102,11 +104,12 @@ class Backward:
         layers: Sequence[Layer],
         at_operation: AtOperation | None = None,
         at_input: AtInput | None = None,
+        tensors: Collection[str] = (),
     ) -> None:
         self.graph = graph
         pairs = [(layer, operation) for layer in layers for operation in layer.operations]
         self.operations = {operation.node: (layer, operation) for layer, operation in pairs} if at_operation else {}
-        self.inputs = {name for layer in layers for name in layer.inputs} if at_input else set()
+        self.inputs = {*tensors, *(name for layer in layers for name in layer.inputs)} if at_input else set()
         self.at_operation, self.at_input = at_operation, at_input
         self.around = {name: seen(partial(self._watch, name)) for name in {*self.operations, *self.inputs}}
 
@@ -145,9 +148,10 @@ class SampleGradients(Backward):
         layers: Sequence[Layer],
         at_weight: AtWeight | None,
         at_input: AtInput | None = None,
+        tensors: Collection[str] = (),
         means: Means | None = None,
     ) -> None:
-        super().__init__(graph, layers, self._add_use if at_weight else None, at_input)
+        super().__init__(graph, layers, self._add_use if at_weight else None, at_input, tensors)
         self.at_weight, self.means = at_weight, means
         #: What a layer's operators read, and the gradients by their outputs, until all of them have called.
         self.uses: dict[Layer, list[tuple[Operation, Tensor, Tensor]]] = {}

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ from mixbit.graph import Graph, Layer, Operation, SampleAxis, group_samples, sam
 from mixbit.quantization.calibrate import Calibration, mean_output, weight_quantizer
 from mixbit.quantization.offers import why_not
 from mixbit.quantization.quantizer import Quantizer
+from mixbit.quantization.simulate import BETWEEN
 from mixbit.quantization.statistics import RunningMean
 
 #: Facts about metrics, for `method`. `measure` gives a mean over samples parts of the data in turn until plans are
@@ -40,6 +41,8 @@ class MetricInput:
         batches: Inputs, and labels where there are any.
         task: What the outputs mean.
         seed: Random seed.
+        between: Tensor that no layer reads -> the layers for whose sake it is rounded with their inputs, see
+            `mixbit.quantization.simulate.rounded_between`.
     """
 
     graph: Graph
@@ -48,6 +51,7 @@ class MetricInput:
     batches: Sequence[Batch]
     task: Task
     seed: int
+    between: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -70,15 +74,29 @@ class MetricInput:
         return tuple(dict.fromkeys(scheme.input for scheme in self.schemes if scheme.input))
 
     @cached_property
+    def reads(self) -> dict[str, tuple[str, ...]]:
+        """Layer -> the tensors that are rounded where its input is: those that it reads, and those between layers."""
+        return {
+            layer.name: (*layer.inputs, *(name for name, owners in self.between.items() if layer.name in owners))
+            for layer in self.layers
+        }
+
+    @cached_property
     def readers(self) -> dict[str, int]:
-        """Tensor that layers read -> how many of them do."""
-        return dict(Counter(name for layer in self.layers for name in layer.inputs))
+        """Tensor that is rounded for layers -> for how many."""
+        return dict(Counter(name for names in self.reads.values() for name in names))
+
+    def formats_of(self, name: str) -> tuple[Format, ...]:
+        """In which formats a tensor is rounded where layers' inputs are in each of the input formats."""
+        return (BETWEEN,) * len(self.input_formats) if name in self.between else self.input_formats
 
     @cached_property
     def quantizers(self) -> dict[str, list[Quantizer]]:
-        """Tensor that layers read -> its quantizer in each of the input formats."""
+        """Tensor that is rounded for layers -> its quantizer in each of the input formats."""
         calibration, device = self.calibration, self.graph.device
-        return {name: [calibration.quantizer(name, fmt, device) for fmt in self.input_formats] for name in self.readers}
+        return {
+            name: [calibration.quantizer(name, fmt, device) for fmt in self.formats_of(name)] for name in self.readers
+        }
 
     @cached_property
     def sample_axes(self) -> dict[str, SampleAxis | None]:
@@ -158,7 +176,7 @@ class MetricInput:
         Args:
             weights: Layer -> what its weight costs in each weight format.
             reads: Layer -> what rounding its inputs costs it alone in each input format; where `shared`, tensor that
-                layers read -> what rounding it costs, which they share equally.
+                is rounded for layers -> what that costs, which they share equally.
             shared: Whether inputs go by tensors.
         """
         weight_columns = [(*self.weight_formats, None).index(scheme.weight) for scheme in self.schemes]
@@ -166,7 +184,8 @@ class MetricInput:
         shape = weights[self.layers[0].name].shape[:-1]
         table = torch.zeros(*shape, len(self.layers), len(self.schemes), dtype=torch.float64)
         for row, layer in enumerate(self.layers):
-            parts = [reads[name] / self.readers[name] for name in layer.inputs] if shared else [reads[layer.name]]
+            names = self.reads[layer.name] if shared else ()
+            parts = [reads[name] / self.readers[name] for name in names] if shared else [reads[layer.name]]
             costs = [(weights[layer.name], weight_columns), *((part, input_columns) for part in parts)]
             for part, columns in costs:
                 table[..., row, :] += functional.pad(part, (0, 1))[..., columns]  # the new column is that of float

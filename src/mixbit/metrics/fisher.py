@@ -48,6 +48,7 @@ class _Scorer:
             inputs.layers,
             self._score_weight if inputs.weight_formats else None,
             self._score_read if inputs.input_formats else None,
+            inputs.readers,
         )
 
     def of_batch(self, batch: Inputs, labels: Tensor | None) -> tuple[Costs, Costs]:

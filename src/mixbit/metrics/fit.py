@@ -93,6 +93,7 @@ class _Scorer:
             inputs.layers,
             self._score_weight if of != "inputs" and inputs.weight_formats else None,
             self._score_read if of != "weights" and inputs.input_formats else None,
+            inputs.readers,
         )
 
     def of_batch(self, batch: Inputs, labels: Tensor | None) -> tuple[Costs, Costs]:
@@ -120,7 +121,7 @@ class _Scorer:
 
     def _score_read(self, name: str, x: Tensor, gradient: Tensor) -> None:
         squares, histogram = gradient.square(), self.inputs.calibration.histograms[name]
-        powers: Iterable[Tensor] = _noise_power(histogram.low, histogram.high, self.inputs.input_formats)
+        powers: Iterable[Tensor] = _noise_power(histogram.low, histogram.high, self.inputs.formats_of(name))
         if self.real:
             powers = (quantizer(x).sub_(x).square_() for quantizer in self.inputs.quantizers[name])
         for column, power in enumerate(powers):

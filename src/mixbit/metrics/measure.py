@@ -24,6 +24,7 @@ from mixbit.graph.resources import live_activations
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, METRICS, NEEDS_LABELS, Metric, MetricInput, check_estimate, joined
 from mixbit.quantization.calibrate import Calibration, calibrate, weight_quantizer
 from mixbit.quantization.offers import why_not, with_fallbacks
+from mixbit.quantization.simulate import rounded_between
 from mixbit.searches.search import search
 
 #: How the verdict on a good table begins.
@@ -87,7 +88,12 @@ def measure(
     schemes = tuple(Scheme.parse(choice) for choice in frame.choices)
     choose_scales(graph, calibration, schemes)
     task = fitted(task or Task.classification(), graph, calibration.batches)
-    inputs = MetricInput(graph, schemes, calibration, calibration.batches, task, seed)
+    dynamic = any(scheme.input is not None and scheme.input.dynamic for scheme in schemes)
+    between = {} if dynamic else rounded_between(graph, graph.layers, find_target(target))
+    read = {name for layer in graph.layers for name in layer.inputs}
+    finite = {name for name, histogram in calibration.histograms.items() if histogram.finite}
+    between = {name: owners for name, owners in between.items() if name in finite - read}
+    inputs = MetricInput(graph, schemes, calibration, calibration.batches, task, seed, between)
     return _measured(frame, inputs, method)
 
 

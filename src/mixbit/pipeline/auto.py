@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from mixbit.core import Batch, Budget, InvalidInput, Journal, Plan, Scheme, Store, digest, hold_out, split_batches
-from mixbit.graph import Case, Graph, evaluate, fitted
+from mixbit.graph import Case, Graph, check_graph, evaluate, fitted
 from mixbit.graph.capture import capture, check_module
 from mixbit.metrics.measure import measure
 from mixbit.pipeline.deploy import Candidate, Deployed, Measured, Network, deploy
@@ -109,6 +109,7 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
         for ending in (PRUNED, TRAINING) if settings.prune_channels else (TRAINING,):
             place = run.place(ending)
             Store(place.parent).check(place.stem, settings_of(settings.epochs, run.training))
+    check_graph(graph)
     check_pins(graph.layers, settings.pins, run.target)
     run.task = fitted(run.task, graph, calibration)
     return Network(graph, None, calibration, held_out, evaluation)

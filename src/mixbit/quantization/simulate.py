@@ -1,6 +1,8 @@
 """From a float graph and a plan to the simulated graph, which computes with the plan's few bits and can be trained."""
 
 import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
@@ -56,14 +58,28 @@ def activation_formats(graph: Graph, plan: Plan, target: Target) -> dict[str, Fo
                     "tensor; give both the same input format"
                 )
     formats = {name: fmt for name, (fmt, _) in wanted.items() if fmt is not None}
-    between: list[str] = []
-    if target.quantized_outputs:
-        for layer in graph.layers:
-            between += convolved(graph, layer) if plan.scheme(layer.name).input is not None else ()
-    if formats:
-        rounded, inside = {*formats, *between}, target.adds_into_layers
-        between += inputs_between(graph, target.integer_operators, inside=inside, rounded=rounded)
-    return formats | {name: BETWEEN for name in between if name not in wanted}
+    rounding = [layer for layer in graph.layers if plan.scheme(layer.name).input is not None]
+    return formats | {name: BETWEEN for name in rounded_between(graph, rounding, target) if name not in wanted}
+
+
+def rounded_between(graph: Graph, layers: Sequence[Layer], target: Target) -> dict[str, tuple[str, ...]]:
+    """Tensor -> the layers, of those whose inputs are rounded, for whose sake it is rounded too, to BETWEEN.
+
+    Operators between layers read it on the way to their inputs, see `inputs_between`; or it is what a layer returns,
+    where the target runs that in integers only then.
+    """
+    owners: dict[str, list[str]] = defaultdict(list)
+    returned: list[str] = []
+    for layer in layers:
+        outputs = convolved(graph, layer) if target.quantized_outputs else ()
+        returned.extend(outputs)
+        for name in (*layer.inputs, *outputs):
+            owners[name].append(layer.name)
+    between = inputs_between(graph, target.integer_operators, inside=target.adds_into_layers, rounded=owners)
+    return {
+        name: tuple(dict.fromkeys(layer for reason in between.get(name, {name}) for layer in owners[reason]))
+        for name in (*between, *returned)
+    }
 
 
 @torch.no_grad()
