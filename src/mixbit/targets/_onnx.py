@@ -36,6 +36,8 @@ _MOVES = (
 #: Dimensions of a weight that Gemm and MatMul read.
 MATRIX = 2
 PRODUCTS = ("Gemm", "MatMul")
+#: Operators whose float weights onnxruntime quantizes itself, MatMul where it fuses the bias; functions that it skips.
+QUANTIZED_UNASKED, SKIPPED = ("Conv", "ConvTranspose", *PRODUCTS), ("Relu", "Clip")
 #: Domain, widths and lengths of groups of MatMulNBits.
 MICROSOFT, BLOCK_BITS, BLOCK_SIZES = "com.microsoft", (2, 4, 8), (16, 32, 64, 128, 256)
 
@@ -47,6 +49,7 @@ def converted(simulated: Graph) -> Any:
     model = _exported(simulated)
     _store_weights(model.graph, simulated)
     _requantize(model.graph)
+    _keep_in_float(model.graph)
     for gemm in [node for node in model.graph if node.op_type == "Gemm"]:
         _quantize_bias(model.graph, gemm)
     _fold_numbers(model.graph)
@@ -220,9 +223,7 @@ def _requantize(graph: Any) -> None:
     """
     for node in [node for node in graph if node.op_type in INTEGER_OPERATORS]:
         for index, value in enumerate(node.inputs[:2]):
-            moved = value
-            while (move := _producer(moved, *_MOVES)) is not None:
-                moved = move.inputs[0]
+            moved = _before(value, *_MOVES)
             dequantize = _producer(moved, "DequantizeLinear")
             if moved is value or dequantize is None or _producer(dequantize.inputs[0], "QuantizeLinear") is None:
                 continue
@@ -231,6 +232,43 @@ def _requantize(graph: Any) -> None:
             restored = ir.node("DequantizeLinear", [rounded.outputs[0], *factors])
             graph.insert_before(node, (rounded, restored))
             node.replace_input_with(index, restored.outputs[0])
+
+
+def _keep_in_float(graph: Any) -> None:
+    """Put a function that changes nothing behind each operator of float weights between quantized tensors.
+
+    Otherwise onnxruntime 1.31 quantizes such weights, with one scale for the tensor (`WeightBiasQuantization`). A
+    LeakyRelu of slope 1 is exact; it is fused into convolutions and Gemms.
+    """
+    for node in [node for node in graph if node.op_type in QUANTIZED_UNASKED]:
+        if _producer(_before(node.inputs[1], "Transpose"), "DequantizeLinear") is not None:
+            continue
+        output = node.outputs[0]
+        added = [reader for reader in output.consumers() if reader.op_type == "Add"]
+        if node.op_type == "MatMul" and len(output.uses()) == len(added) == 1:
+            output = added[0].outputs[0]
+        read = _producer(_before(node.inputs[0], *_MOVES), "DequantizeLinear")
+        if read is not None and _leads_to_quantizer(output):
+            same = ir.node("LeakyRelu", [output], {"alpha": 1.0})
+            ir.convenience.replace_all_uses_with(output, same.outputs[0])
+            same.replace_input_with(0, output)
+            graph.insert_after(output.producer(), same)
+
+
+def _leads_to_quantizer(value: Any) -> bool:
+    """Whether some reader quantizes the value, itself or through functions that clip or move it."""
+    return any(
+        node.op_type == "QuantizeLinear"
+        or (node.op_type in (*SKIPPED, *_MOVES) and any(map(_leads_to_quantizer, node.outputs)))
+        for node in value.consumers()
+    )
+
+
+def _before(value: Any, *kinds: str) -> Any:
+    """The value that operators of these kinds make this one of."""
+    while (node := _producer(value, *kinds)) is not None:
+        value = node.inputs[0]
+    return value
 
 
 def _quantize_bias(graph: Any, gemm: Any) -> None:
