@@ -149,28 +149,40 @@ def _store_integers(graph: Any, quantize: Any, weight: IntegerWeight) -> None:
     An operator that runs in integers reads them through a DequantizeLinear, a product whose other factor is
     quantized at run time as they are, and one with a matrix in groups packed as they are stored: MatMulNBits, which
     computes in float32. Anything else reads their product with the scales: onnxruntime computes that when it loads the
-    file, a DequantizeLinear in every run.
+    file, a DequantizeLinear in every run. So does an operator that sums along the scales, which has no integer form.
     """
     (dequantize,) = quantize.outputs[0].consumers()
     places, owners = list(_readers(dequantize.outputs[0])), []
     in_blocks = weight.grouped and weight.integers.ndim == MATRIX and weight.zero_point is None
     in_blocks = in_blocks and weight.bits in BLOCK_BITS and weight.laid_out.shape[-1] in BLOCK_SIZES
-    if in_blocks and all(node.op_type in PRODUCTS and index == 1 for node, index, _ in places):
+    if in_blocks and all(place[0].op_type in PRODUCTS and _scaled_by_output(weight, *place) for place in places):
         owners = [_replace(graph, node, _product_of_blocks(graph, node, weight)) for node, _, _ in places]
         _name(owners, weight.name)
         return
     unpacked = _Unpacking(graph, weight, dequantize)
     forms: dict[tuple[bool, bool], Any] = {}
     for node, index, transposed in places:
-        if _run_time_factors(node) is not None:
+        fits = _scaled_by_output(weight, node, index, transposed)
+        if fits and _run_time_factors(node) is not None:
             owners.append(_replace(graph, node, _integer_product(node, unpacked, transposed)))
             continue
-        form = transposed, weight.read is not None and node.op_type in INTEGER_OPERATORS
+        form = transposed, fits and weight.read is not None and node.op_type in INTEGER_OPERATORS
         if form not in forms:
             forms[form] = unpacked.integers(transposed) if form[1] else unpacked.floats(transposed)
         node.replace_input_with(index, forms[form])
         owners.append(node)
     _name(owners, weight.name)
+
+
+def _scaled_by_output(weight: IntegerWeight, node: Any, index: int, transposed: bool) -> bool:
+    """Whether the weight has one scale, or one for each channel that the operator returns.
+
+    onnxruntime 1.31 takes that for granted and does not read the axis of scales.
+    """
+    if index != 1 or (node.op_type in PRODUCTS and weight.integers.ndim != MATRIX):
+        return False
+    turned = node.op_type not in PRODUCTS or transposed ^ bool(node.attributes.get_int("transB", 0))
+    return weight.axis == (0 if turned else 1) or weight.scale.shape == (1,)
 
 
 def _run_time_factors(node: Any) -> Any:
@@ -312,10 +324,9 @@ def _drop_unused(model: Any) -> None:
 def _readers(value: Any, *, transposed: bool = False) -> Iterator[tuple[Any, int, bool]]:
     """Operator, number of its input, and whether a matrix comes transposed, for all that read the value."""
     for node, index in list(value.uses()):
-        if node.op_type == "Transpose":
-            order = node.attributes.get_ints("perm", ())
-            swaps = list(order) != sorted(order) or not order
-            yield from _readers(node.outputs[0], transposed=transposed ^ swaps)
+        order = list(node.attributes.get_ints("perm", ())) if node.op_type == "Transpose" else []
+        if len(order) == MATRIX:
+            yield from _readers(node.outputs[0], transposed=transposed ^ (order != sorted(order)))
         else:
             yield node, index, transposed
 
