@@ -60,8 +60,9 @@ def write(simulated: Graph, folder: Path) -> None:
     from mixbit.targets._openvino import converted, shorten
 
     plan, model = plan_of(simulated), converted(simulated, TYPES)
-    if any((read := plan.scheme(name).input) is not None and read.dynamic for name in plan.layers):
-        model.set_rt_info(str(GROUP), list(RUN_TIME_OPTION))
+    dynamic = any((read := plan.scheme(name).input) is not None and read.dynamic for name in plan.layers)
+    # the plugin's default is GROUP, which would round the inputs of layers that are to read float numbers
+    model.set_rt_info(str(GROUP if dynamic else 0), list(RUN_TIME_OPTION))
     try:
         ov.serialize(model, folder / FILE, folder / WEIGHTS)
     except RuntimeError as error:
