@@ -74,6 +74,8 @@ class Target:
         integer_operators: Of `add`, `cat`, `average_pool` and `matmul`, those that run in integers on quantized inputs.
         adds_into_layers: Whether a convolution that feeds an addition alone computes it too, without rounding between.
         quantized_outputs: Whether a convolution runs in integers only where its output is quantized too.
+        rounds_shifted: Whether activations become integers by round(x / scale + zero point), not by
+            round(x / scale) + zero point: ties, which go to the even integer, differ at odd zero points.
         needs_graph: Whether `load` needs the captured graph.
         note: What happens to each width when the file is loaded, and what it stores beside them, for people.
         lacks: Scheme of these widths -> what the runtime lacks for it, for people; None where nothing.
@@ -94,6 +96,7 @@ class Target:
     integer_operators: frozenset[str] = frozenset()
     adds_into_layers: bool = False
     quantized_outputs: bool = False
+    rounds_shifted: bool = False
     needs_graph: bool = False
     note: str
     lacks: Callable[[Scheme], str | None]

@@ -100,7 +100,7 @@ def _without_counted_ends(simulated: Graph) -> Graph:
 
 
 def _quantize_dequantize(  # noqa: PLR0917 the arguments of mixbit.quantization.quantizer's operator
-    x: Any, scale: Any, zero_point: Any, axis: int, low: int, high: int, tensor: str  # noqa: ARG001
+    x: Any, scale: Any, zero_point: Any, axis: int, low: int, high: int, tensor: str, shifted: bool  # noqa: ARG001
 ) -> Any:  # fmt: skip
     """A quantizer as standard operators; `_store_weights` gives it its constants."""
     zero = _op.Cast(zero_point, to=3 if low < 0 else 2)

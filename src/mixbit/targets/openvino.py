@@ -163,6 +163,7 @@ TARGET = Target(
     dynamic_choices=tuple(f"w{bits}a8dg{GROUP}" for bits in (4, 6, 8)),
     integer_operators=frozenset({"add", "cat", "average_pool", "matmul"}),
     adds_into_layers=True,
+    rounds_shifted=True,
     note="weights stored at their width, unpacked to int8 when compiled, int8 arithmetic under a8; also bfloat16, "
     "dynamic groups, float16, group, one scale, zero point",
     lacks=lacks,
