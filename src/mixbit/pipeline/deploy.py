@@ -96,6 +96,7 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
     with whole_folder(run.out, force=run.force) as folder:
         with run.clock("export"):
             run.target.write(chosen.simulated, folder)
+            run.target.try_apart(folder, [leaf.numpy() for leaf in graph.tensors(graph.example)])
             runner = run.target.load(folder, graph)
         with run.clock("verify"):
             deployed = evaluate(artefact_runner(runner, graph), batches, run.task, "run the artefact")

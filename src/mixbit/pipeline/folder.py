@@ -242,8 +242,9 @@ def recheck(folder: Path) -> Comparison:
     runtime cannot load the artefact. Differences are in the result's `problems`.
     """
     result, check, graph = _open(folder)
-    task = dataclasses.replace(Task.named(result.task), batch_axes=check.batch_axes)
-    runner = find_target(result.target).load(folder, graph)
+    target, task = find_target(result.target), dataclasses.replace(Task.named(result.task), batch_axes=check.batch_axes)
+    target.try_apart(folder, [tensor.numpy() for tensor in check.inputs.tensors])
+    runner = target.load(folder, graph)
 
     def run(inputs: Inputs) -> dict[str, Tensor]:
         return _outputs(runner.run([tensor.numpy() for tensor in inputs.tensors]), check)

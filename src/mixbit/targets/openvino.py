@@ -26,6 +26,14 @@ OTHER_KINDS = ("Const", "Input", "Output", "Reorder", "Reshape", "Transpose", "C
 #: Makes the plugin compute as the simulation does: no bfloat16, no quantization on the fly.
 SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
+#: Compiles the file and runs it once, by the runtime alone.
+PROGRAM = f"""
+import sys
+import numpy
+import openvino
+compiled = openvino.Core().compile_model(sys.argv[1] + "/{FILE}", "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
+compiled(list(numpy.load(sys.argv[2]).values()))
+"""
 #: Values of a row that share a range where the plugin takes it at run time: its own default on CPUs.
 GROUP = 32
 #: Where a file holds the plugin's property; the plugin obeys it, unless another value is given.
@@ -172,4 +180,5 @@ TARGET = Target(
     write=write,
     load=load,
     stored=stored,
+    program=PROGRAM,
 )
