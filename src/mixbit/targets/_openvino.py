@@ -21,6 +21,11 @@ from mixbit.graph.capture import export_graph
 from mixbit.targets._integers import IntegerWeight, counted_pools, operator_name, reason_line, stored_weights
 
 _ops: Any = ov.opset15
+#: Operators that move values or pick among them.
+MOVES = (
+    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "StridedSlice", "Split", "VariadicSplit", "Gather",
+    "Concat", "MaxPool", "Relu", "Clamp", "Pad", "Broadcast",
+)  # fmt: skip
 #: How a product reads a matrix: x @ W or x @ W.T.
 AS_IT_IS, TURNED = "as it is", "turned"
 #: Axis of a weight -> the ways of reading it that sum along this axis.
@@ -51,9 +56,10 @@ def converted(simulated: Graph, types: Mapping[int, str]) -> Any:
                 reader.output(0).replace(shape.output(0))
             else:
                 apart = len(ways) > 1 and bool(_ways_of(port)) and ways[0] not in _ways_of(port)
-                port.replace_source_output(weights.read_by(name, value, reader, apart=apart).output(0))
+                port.replace_source_output(weights.read_by(name, value, port, apart=apart).output(0))
         model.remove_parameter(parameter)
     _part_extremes(model)
+    _part_averages(model)
     return model
 
 
@@ -137,6 +143,28 @@ def _part_extremes(model: Any) -> None:
         node.output(0).replace(change(reduce(x, axes, keep_dims=not node.get_keep_dims()), axes).output(0))
 
 
+def _part_averages(model: Any) -> None:
+    """Put a function that changes nothing before every average pool that something reads as it is, not quantized.
+
+    The CPU plugin would pool integers, and round what it hands on to 8 bits (OpenVINO 2026.4).
+    """
+    nodes = model.get_ops()
+    quantizes = any(node.get_type_name() == "FakeQuantize" for node in nodes)
+    for pool in [node for node in nodes if quantizes and node.get_type_name() == "AvgPool"]:
+        if not _is_quantized(pool):
+            port = pool.input(0)
+            port.replace_source_output(
+                _ops.maximum(port.get_source_output(), np.float32(np.finfo(np.float32).min)).output(0)
+            )
+
+
+def _is_quantized(node: Any) -> bool:
+    """Whether all readers of what the node returns quantize it, which others may move before."""
+    readers = [port.get_node() for output in node.outputs() for port in output.get_target_inputs()]
+    kinds = [(reader, reader.get_type_name()) for reader in readers if reader.get_type_name() != "ShapeOf"]
+    return all(kind == "FakeQuantize" or (kind in MOVES and _is_quantized(reader)) for reader, kind in kinds)
+
+
 def _name_reader(reader: Any, name: str) -> None:
     """Name an operator after its layer, and the addition of its bias too: a fused pair keeps one name of the two."""
     reader.set_friendly_name(name)
@@ -200,23 +228,23 @@ class _Weights:
         self.multiplied = {layer.name for layer in simulated.layers if layer.inputs}
         self.constants: dict[tuple[str, str], Any] = {}
 
-    def read_by(self, name: str, value: Tensor, reader: Any, *, apart: bool) -> Any:
-        """The layer's weight in float32, computed from what is stored, for one operator.
+    def read_by(self, name: str, value: Tensor, port: Any, *, apart: bool) -> Any:
+        """The layer's weight in float32, computed from what is stored, for what reads it there.
 
         An operator `apart` gets a copy in float32: the plugin packs a weight for one way of reading it, and takes the
         result for other ways too (OpenVINO 2026.4).
         """
-        weight = self._read_by(name, value, reader, whole=apart)
+        weight = self._read_by(name, value, port, whole=apart)
         return _rewritten(weight) if apart else weight
 
-    def _read_by(self, name: str, value: Tensor, reader: Any, *, whole: bool) -> Any:
+    def _read_by(self, name: str, value: Tensor, port: Any, *, whole: bool) -> Any:
         if name in self.floats:
             kind = ov.Type.f16 if self.floats[name].dtype == torch.float16 else ov.Type.bf16
             return _ops.convert(self._constant(name, "weight", self.floats[name].float().numpy(), kind), "f32")
         if name not in self.integers:
             return self._constant(name, "weight", value.cpu().numpy())
-        in_float = name not in self.ranged or reader.get_type_name() == "Gather"
-        whole |= bool(self.ranged) and name in self.multiplied and in_float
+        ranged = name in self.ranged and port.get_node().get_type_name() != "Gather"
+        whole |= bool(self.ranged) and name in self.multiplied and not ranged
         return self._unpacked(self.integers[name], whole=whole)
 
     def _unpacked(self, weight: IntegerWeight, *, whole: bool) -> Any:
