@@ -183,12 +183,17 @@ def test_regression_needs_no_labels(run, batches):
     assert found.comparison.problems == ()
 
 
-def test_nothing_is_left_where_the_run_fails(run, tmp_path, monkeypatch):
-    def fail(*_):
-        raise TargetMismatch("broken on purpose")
+def broken(*_):
+    raise TargetMismatch("broken on purpose")
 
-    monkeypatch.setattr(packed, "TARGET", dataclasses.replace(packed.TARGET, load=fail))
-    with pytest.raises(TargetMismatch, match="on purpose"):
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"load": broken}, "on purpose"), ({"program": "import os; os.abort()"}, "packed dies of it")],
+)
+def test_nothing_is_left_where_the_run_fails(run, tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr(packed, "TARGET", dataclasses.replace(packed.TARGET, **change))
+    with pytest.raises(TargetMismatch, match=message):
         run()
     assert list(tmp_path.iterdir()) == []
 

@@ -87,7 +87,8 @@ def test_the_operator_keeps_torchs_contract(make, requires_grad):
     quantizer = make()
     x = torch.randn(3, 4, 5, requires_grad=requires_grad)
     axis = -1 if quantizer.axis is None else quantizer.axis
-    arguments = (x, quantizer.scale, quantizer.zero_point, axis, *quantizer.format.integer_range, quantizer.tensor)
+    limits = quantizer.format.integer_range
+    arguments = (x, quantizer.scale, quantizer.zero_point, axis, *limits, quantizer.tensor, requires_grad)
     assert set(torch.library.opcheck(quantize_dequantize, arguments).values()) == {"SUCCESS"}
 
 
@@ -99,7 +100,7 @@ def test_it_exports_as_one_node_that_names_its_tensor():
     ).run_decompositions({})
     calls = [node for node in program.graph.nodes if node.op == "call_function"]
     assert [str(node.target) for node in calls] == ["mixbit.quantize_dequantize.default", "aten.relu.default"]
-    assert calls[0].args[3:] == (-1, 0, 255, "relu")
+    assert calls[0].args[3:] == (-1, 0, 255, "relu", False)
     x = torch.randn(7, 4)
     assert torch.equal(program.module()(x), quantizer(x).relu())
 

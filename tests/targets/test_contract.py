@@ -3,8 +3,10 @@
 Layers are named for how a runtime executes them, so that a failure names the operator. Known limits stand in FLOAT.
 """
 
+import dataclasses
 import functools
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -377,6 +379,27 @@ def test_verification_finds_nothing(written):
     first = written.inputs if isinstance(written.inputs, dict) else (*written.inputs, torch.zeros(max(BATCH_SIZES)))
     comparison = verify(written.folder, written.graph, written.simulated, [first], task=Task.regression())
     assert comparison.problems == ()
+
+
+@only([("everything", "mixed")])
+def test_runs_in_a_process_of_the_runtime_alone(written, tmp_path):
+    target, arrays = (
+        find_target(written.target),
+        [leaf.numpy() for leaf in written.graph.tensors(written.graph.example)],
+    )
+    target.try_apart(written.folder, arrays)
+    if target.program:  # errors would be left to `load`; here there are none
+        np.savez(tmp_path / "inputs.npz", *arrays)
+        words = [sys.executable, "-c", target.program, str(written.folder), str(tmp_path / "inputs.npz")]
+        subprocess.run(words, check=True)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_runtime_that_dies_of_a_file_is_an_error(target, tmp_path):
+    dying = dataclasses.replace(find_target(target), program="import os; os.abort()")
+    with pytest.raises(TargetMismatch, match=f"{target} dies of it .*take other choices or another target"):
+        dying.try_apart(tmp_path, [np.zeros(3)])
+    dataclasses.replace(dying, program="raise ValueError").try_apart(tmp_path, [])  # for `load` to say
 
 
 @pytest.mark.parametrize("target", TARGETS)

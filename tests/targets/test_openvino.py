@@ -3,7 +3,16 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mixbit.graph.capture import capture
+from mixbit.roundings.quantize import quantize
+from mixbit.targets.export import export
+from tests.networks import Net, plan_of
 
 INTERRUPTED = """
 import faulthandler, gc, pathlib, signal, sys
@@ -39,3 +48,51 @@ def test_an_interrupt_after_files_were_run_is_an_exception_and_no_crash(tmp_path
     words = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "out")]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("scheme", ["w8", "w4g32", "w4a8"])
+def test_a_plain_compilation_rounds_no_input_that_the_plan_leaves_in_float(scheme, tmp_path):
+    """The plugin's own default is to round inputs of products with integers to 8 bits, in groups of 32."""
+    ov = pytest.importorskip("openvino")
+    net = nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 8)).eval()
+    x = torch.randn(64, 64)
+    graph = capture(net, x[:2])
+    simulated = quantize(graph, plan_of(graph.layers, scheme, "openvino"), [x])
+    export(simulated, tmp_path)
+    # of the plugin's defaults only its float type is set: processors without bfloat16 have float32 anyway
+    compiled = ov.Core().compile_model(tmp_path / "model.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    assert int(compiled.get_property("DYNAMIC_QUANTIZATION_GROUP_SIZE")) == 0
+    with torch.no_grad():
+        wanted = simulated(x).numpy()
+    assert (
+        np.sqrt(np.mean((compiled([x.numpy()])[0] - wanted) ** 2)) <= (0.002 if "a8" in scheme else 1e-5) * wanted.std()
+    )
+
+
+def test_averages_of_quantized_tensors_are_not_rounded_for_layers_in_float(tmp_path):
+    """The plugin would pool integers and round what it hands on, to whatever reads it."""
+    ov = pytest.importorskip("openvino")
+    net = Net(
+        lambda net, x: [
+            net.b(F.avg_pool2d(y := net.a(x).relu(), 2)),
+            net.u(F.avg_pool2d(y, 3, 1, 1, False, False)),
+            net.l(F.avg_pool2d(y - 1, 2).relu().flatten(1)),
+            net.c(y),
+        ],
+        a=nn.Conv2d(4, 8, 3, padding=1),
+        b=nn.Conv2d(8, 8, 3, groups=2),
+        u=nn.ConvTranspose2d(8, 8, 2, 2),
+        l=nn.Linear(128, 8),
+        c=nn.Conv2d(8, 8, 1),
+    ).eval()
+    x = torch.randn(32, 4, 8, 8)
+    graph = capture(net, x[:2])
+    schemes = {"a.weight": "w8a8", "b.weight": "w8", "u.weight": "w4", "l.weight": "float", "c.weight": "w8a8"}
+    simulated = quantize(graph, plan_of(graph.layers, schemes, "openvino"), [x])
+    export(simulated, tmp_path)
+    compiled = ov.Core().compile_model(tmp_path / "model.xml", "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
+    for count in (1, 3, 32):
+        with torch.no_grad():
+            wanted, spreads = simulated(x[:count]), [output.std() for output in simulated(x)]
+        for found, expected, spread in zip(compiled([x[:count].numpy()]).to_tuple(), wanted, spreads, strict=True):
+            assert (torch.from_numpy(found) - expected).square().mean().sqrt() <= 0.002 * spread

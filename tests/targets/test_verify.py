@@ -7,8 +7,12 @@ import torch
 
 from mixbit.core.task import Task, outputs_of
 from mixbit.graph import Evaluation
+from mixbit.graph.capture import capture
+from mixbit.roundings.quantize import quantize
 from mixbit.targets import verify
+from mixbit.targets.export import export
 from mixbit.targets.verify import agreement, compare, differences
+from tests.networks import Net, plan_of
 
 
 def randn(*shape, seed=0):
@@ -89,3 +93,47 @@ def test_a_constant_that_is_right_to_a_thousandth_is_right(problems):
     wanted = torch.full((20, 3), 5.0)
     assert problems(evaluation(Task.regression(), wanted), evaluation(Task.regression(), wanted * 1.0001)) == ()
     assert problems(evaluation(Task.regression(), wanted), evaluation(Task.regression(), wanted * 1.01)) != ()
+
+
+def logistic(net, x):
+    """Twice as far from itself after each step: chaos."""
+    x = net.a(x).sigmoid()
+    for _ in range(30):
+        x = 3.99 * x * (1 - x)
+    return x
+
+
+def test_a_network_that_amplifies_roundings_is_told_from_a_wrong_file(tmp_path):
+    pytest.importorskip("onnxruntime")
+    net, x = Net(logistic, a=torch.nn.Linear(64, 8)).eval(), torch.randn(64, 64)
+    graph = capture(net, x[:2])
+    plan = plan_of(graph.layers, "w8", "onnxruntime")
+    simulated = quantize(graph, plan, [x])
+    export(simulated, tmp_path / "out")
+    comparison = verify.verify(tmp_path / "out", graph, simulated, [x], task=Task.regression())
+    assert comparison.relative_rms > verify.OUTPUT_TOLERANCE
+    assert comparison.amplification is not None
+    assert comparison.amplification > comparison.relative_rms / verify.EXPLAINS
+    assert comparison.problems == ()
+    assert "amplifies single roundings" in str(comparison)
+
+
+def test_a_wrong_file_is_not_excused(tmp_path):
+    pytest.importorskip("openvino")
+    net = Net(lambda net, x: net.b(net.a(x).relu()), a=torch.nn.Linear(16, 16), b=torch.nn.Linear(16, 4)).eval()
+    x = randn(64, 16).float()
+    graph = capture(net, x[:2])
+    right, wrong = (quantize(graph, plan_of(graph.layers, scheme, "openvino"), [x]) for scheme in ("w8", "w2"))
+    export(wrong, tmp_path / "out")
+    comparison = verify.verify(tmp_path / "out", graph, right, [x], task=Task.regression())
+    assert comparison.amplification is not None
+    assert comparison.amplification < 1e-4
+    assert any("differ by" in problem for problem in comparison.problems)
+    export(right, tmp_path / "right")
+    comparison = verify.verify(tmp_path / "right", graph, right, [x], task=Task.regression())
+    assert comparison.problems == ()
+    assert comparison.amplification is None
+    # bfloat16 where the processor has it
+    assert comparison.at_default_settings is not None
+    assert comparison.relative_rms <= comparison.at_default_settings < 0.05
+    assert "at default settings" in str(comparison)

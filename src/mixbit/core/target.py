@@ -2,6 +2,9 @@
 
 import importlib
 import pkgutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,9 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.core.errors import InvalidInput, pick
+from mixbit.core.errors import InvalidInput, TargetMismatch, pick
 from mixbit.core.scheme import Format, Scheme
 
 #: Files of the room `targets` that hold no target, beside those whose names begin with `_`.
@@ -74,6 +78,8 @@ class Target:
         integer_operators: Of `add`, `cat`, `average_pool` and `matmul`, those that run in integers on quantized inputs.
         adds_into_layers: Whether a convolution that feeds an addition alone computes it too, without rounding between.
         quantized_outputs: Whether a convolution runs in integers only where its output is quantized too.
+        rounds_shifted: Whether activations become integers by round(x / scale + zero point), not by
+            round(x / scale) + zero point: ties, which go to the even integer, differ at odd zero points.
         needs_graph: Whether `load` needs the captured graph.
         note: What happens to each width when the file is loaded, and what it stores beside them, for people.
         lacks: Scheme of these widths -> what the runtime lacks for it, for people; None where nothing.
@@ -83,6 +89,8 @@ class Target:
             express the model.
         load: See `Load`.
         stored: Folder -> layer -> bytes and types of its weight and scales, read from the file.
+        program: Python that loads the file in the folder argv[1] and runs it on the arrays in argv[2] by the runtime
+            alone, see `try_apart`; empty where nothing but Python runs the file.
     """
 
     name: str
@@ -94,6 +102,7 @@ class Target:
     integer_operators: frozenset[str] = frozenset()
     adds_into_layers: bool = False
     quantized_outputs: bool = False
+    rounds_shifted: bool = False
     needs_graph: bool = False
     note: str
     lacks: Callable[[Scheme], str | None]
@@ -102,6 +111,26 @@ class Target:
     write: Callable[[Any, Path], None]
     load: Load
     stored: Callable[[Path], dict[str, StoredWeight]]
+    program: str = ""
+
+    def try_apart(self, folder: Path, arrays: Sequence[NDArray[Any]]) -> None:
+        """Load a new artefact and run it once, on one array per graph input, in a process of its own.
+
+        Raises TargetMismatch where the runtime ends that process, as it would have ended this one. Errors that it
+        reports are left to `load`.
+        """
+        if not (self.program and sys.executable):
+            return
+        with TemporaryDirectory() as scratch:
+            file = Path(scratch) / "inputs.npz"
+            np.savez(file, *arrays)
+            words = [sys.executable, "-c", self.program, str(folder), str(file)]
+            status = subprocess.run(words, capture_output=True, check=False).returncode
+        if status < 0:
+            raise TargetMismatch(
+                f"{folder / self.files[0]}: {self.name} dies of it ({signal.strsignal(-status)}); take other choices "
+                f"or another target, or install another version of {self.name}"
+            )
 
     @contextmanager
     def written(self, simulated: Any, graph: Any, batch_size: int | None = None) -> Iterator[Runner]:

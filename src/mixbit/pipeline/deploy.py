@@ -13,10 +13,22 @@ from mixbit.pipeline.settings import Run
 from mixbit.quantization import Calibration, uniform_plan
 from mixbit.quantization.simulate import assemble
 from mixbit.targets.latency import paired_latency_ms
-from mixbit.targets.verify import Comparison, agreement, artefact_runner, compare, differences, predicted_bytes
+from mixbit.targets.verify import (
+    Comparison,
+    agreement,
+    amplification,
+    artefact_runner,
+    at_default_settings,
+    compare,
+    differences,
+    predicted_bytes,
+)
 
 #: Figures of the comparison that result.json holds.
-COMPARED = ("accuracy", "agreement", "max_abs_diff", "relative_rms", "weight_bytes", "predicted_bytes", "file_bytes")
+COMPARED = (
+    "accuracy", "agreement", "max_abs_diff", "relative_rms", "at_default_settings", "amplification", "weight_bytes",
+    "predicted_bytes", "file_bytes",
+)  # fmt: skip
 
 _log = logging.getLogger("mixbit")
 
@@ -96,10 +108,19 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
     with whole_folder(run.out, force=run.force) as folder:
         with run.clock("export"):
             run.target.write(chosen.simulated, folder)
+            run.target.try_apart(folder, [leaf.numpy() for leaf in graph.tensors(graph.example)])
             runner = run.target.load(folder, graph)
         with run.clock("verify"):
             deployed = evaluate(artefact_runner(runner, graph), batches, run.task, "run the artefact")
-            comparison = compare(folder, run.target.name, predicted, outputs["chosen"], deployed)
+            comparison = compare(
+                folder,
+                run.target,
+                predicted,
+                outputs["chosen"],
+                deployed,
+                default=at_default_settings(folder, run.target, runner, graph, batches[0], outputs["chosen"]),
+                amplify=lambda: amplification(chosen.simulated, batches, outputs["chosen"]),
+            )
         with run.clock("time"):
             float_figures, latency_ms = _beside_float(run, known, folder)
         chosen.plan.save(folder / "plan.json")

@@ -22,6 +22,7 @@ from mixbit.core import (
     Inputs,
     InvalidInput,
     Plan,
+    Runner,
     Scheme,
     StoredWeight,
     TargetMismatch,
@@ -38,7 +39,7 @@ from mixbit.graph import Evaluation, Graph, evaluate, returned_by
 from mixbit.graph.capture import capture
 from mixbit.pruning.prune import Removal
 from mixbit.targets.latency import paired_latency_ms
-from mixbit.targets.verify import Comparison, compare
+from mixbit.targets.verify import Comparison, compare, farthest
 
 RESULT_FILE, CHECK_FILE = "result.json", "check.safetensors"
 #: Of a check set, in samples and in bytes of inputs.
@@ -88,8 +89,8 @@ class Result(BaseModel):
         float_: `accuracy`, `weight_bytes`, `file_bytes`, `latency_ms` of the float network in the same runtime.
         simulated: `accuracy`, `divergence` (nats) of the simulation.
         untrained: The same before fine-tuning; empty where there was none.
-        deployed: `accuracy`, `agreement`, `max_abs_diff`, `relative_rms`, `weight_bytes`, `predicted_bytes`,
-            `file_bytes`, `latency_ms` of the artefact.
+        deployed: `accuracy`, `agreement`, `max_abs_diff`, `relative_rms`, `at_default_settings`, `amplification`,
+            `weight_bytes`, `predicted_bytes`, `file_bytes`, `latency_ms` of the artefact, see `Comparison`.
         outputs: Name of each output -> `relative_rms` of the artefact's from the simulation's.
         uniform: The uniform plans within the budget: `scheme`, as `w4a8` or `w8a8d (w8 elsewhere)`, `accuracy`,
             `divergence`, `held_out_divergence`, `predicted_bytes`.
@@ -242,15 +243,28 @@ def recheck(folder: Path) -> Comparison:
     runtime cannot load the artefact. Differences are in the result's `problems`.
     """
     result, check, graph = _open(folder)
-    task = dataclasses.replace(Task.named(result.task), batch_axes=check.batch_axes)
-    runner = find_target(result.target).load(folder, graph)
-
-    def run(inputs: Inputs) -> dict[str, Tensor]:
-        return _outputs(runner.run([tensor.numpy() for tensor in inputs.tensors]), check)
+    target, task = find_target(result.target), dataclasses.replace(Task.named(result.task), batch_axes=check.batch_axes)
+    target.try_apart(folder, [tensor.numpy() for tensor in check.inputs.tensors])
+    runner = target.load(folder, graph)
 
     reference = Evaluation(task, (check.outputs,))
-    deployed = evaluate(run, [(check.inputs, check.labels)], task, "run the artefact")
-    return compare(folder, result.target, result.predicted_bytes, reference, deployed)
+
+    def ran(runner: Runner) -> Evaluation:
+        def run(inputs: Inputs) -> dict[str, Tensor]:
+            return _outputs(runner.run([tensor.numpy() for tensor in inputs.tensors]), check)
+
+        return evaluate(run, [(check.inputs, check.labels)], task, "run the artefact")
+
+    own = target.load(folder, graph, default_settings=True)
+    return compare(
+        folder,
+        target,
+        result.predicted_bytes,
+        reference,
+        ran(runner),
+        default=None if own.environment == runner.environment else farthest(reference, ran(own)),
+        amplify=lambda: result.deployed.get("amplification"),
+    )
 
 
 def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:

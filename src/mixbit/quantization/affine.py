@@ -35,13 +35,19 @@ def along(values: Tensor, axis: int | None, shape: Sequence[int]) -> Tensor:
     return each.reshape(-1, *rest).movedim(0, axis)
 
 
-def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, low: int, high: int) -> Tensor:
+def quantize(
+    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, low: int, high: int, *, shifted: bool = False
+) -> Tensor:
     """Integers q = clip(round(x / scale) + zero_point, low, high), ties to even; same shape and dtype as x.
 
-    Scales and zero points are as `along` takes them, low and high the smallest and largest integer of the format.
+    Scales and zero points are as `along` takes them, low and high the smallest and largest integer of the format. With
+    `shifted` the integers are clip(round(x / scale + zero_point), low, high): others where x is in the middle between
+    two and the zero point is odd.
     """
     scale, zero_point = along(scale, axis, x.shape), along(zero_point, axis, x.shape)
-    return (x / scale).round_().add_(zero_point).clamp_(low, high)
+    position = x / scale
+    integers = position.add_(zero_point).round_() if shifted else position.round_().add_(zero_point)
+    return integers.clamp_(low, high)
 
 
 def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:

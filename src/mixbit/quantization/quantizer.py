@@ -12,18 +12,20 @@ from mixbit.quantization import affine
 
 @torch.library.custom_op("mixbit::quantize_dequantize", mutates_args=())
 def quantize_dequantize(  # noqa: PLR0917 torch.export finds the arguments of an operator by position
-    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, low: int, high: int, tensor: str
+    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int, low: int, high: int, tensor: str, shifted: bool
 ) -> Tensor:
     """(clip(round(x / scale) + zero_point, low, high) - zero_point) * scale; axis -1 means one scale.
 
-    One operator with the tensor's name, so that the writers of targets find each quantizer as one node.
+    With `shifted` it is round(x / scale + zero_point), see `affine.quantize`. One operator with the tensor's name, so
+    that the writers of targets find each quantizer as one node.
     """
     where = None if axis < 0 else axis
-    return affine.dequantize(affine.quantize(x, scale, zero_point, where, low, high), scale, zero_point, where)
+    integers = affine.quantize(x, scale, zero_point, where, low, high, shifted=shifted)
+    return affine.dequantize(integers, scale, zero_point, where)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, scale, zero_point, axis, low, high, _ = inputs
+    x, scale, zero_point, axis, low, high, *_ = inputs
     ctx.axis, ctx.limits = None if axis < 0 else axis, (low, high)
     if ctx.needs_input_grad[1]:
         ctx.save_for_backward(x, scale, zero_point)
@@ -35,10 +37,10 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 def _straight_through(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     if not ctx.needs_input_grad[1]:
         (inside,) = ctx.saved_tensors
-        return gradient * inside, None, None, None, None, None, None
+        return gradient * inside, None, None, None, None, None, None, None
     x, scale, zero_point = ctx.saved_tensors
     gradients = affine.straight_through(x, scale, zero_point, ctx.axis, ctx.limits, gradient)
-    return *gradients, None, None, None, None, None
+    return *gradients, None, None, None, None, None, None
 
 
 @torch.library.custom_op("mixbit::round_to_type", mutates_args=())
@@ -108,6 +110,7 @@ class Quantizer(nn.Module):
         zero_point: Whole numbers, shaped like `scale`; zeros that are not stored where the format is symmetric.
         mask: True where a weight of a sparse format stays, shaped like it; None elsewhere.
         share: What a learned scale's gradient is multiplied by.
+        shifted: Whether the zero point is added before rounding, as some targets do.
     """
 
     scale: Tensor
@@ -118,7 +121,7 @@ class Quantizer(nn.Module):
         self, tensor: str, fmt: Format, axis: int | None, scale: Tensor, zero_point: Tensor, mask: Tensor | None = None
     ) -> None:
         super().__init__()
-        self.tensor, self.format, self.axis, self.share = tensor, fmt, axis, 1.0
+        self.tensor, self.format, self.axis, self.share, self.shifted = tensor, fmt, axis, 1.0, False
         self.register_buffer("scale", scale, persistent=fmt.floating is None and not fmt.dynamic)
         self.register_buffer("zero_point", zero_point, persistent=not fmt.symmetric and not fmt.dynamic)
         self.register_buffer("mask", mask, persistent=False)
@@ -132,12 +135,14 @@ class Quantizer(nn.Module):
             return quantize_at_run_time(x, self.format.bits, self.format.symmetric, self.format.group or 0, self.tensor)
         axis = -1 if self.axis is None else self.axis
         scale = _LearnedScale.apply(self.scale, self.share) if self.learns else self.scale
-        return quantize_dequantize(x, scale, self.zero_point, axis, *self.format.integer_range, self.tensor)
+        limits = self.format.integer_range
+        return quantize_dequantize(x, scale, self.zero_point, axis, *limits, self.tensor, self.shifted)
 
     def integers(self, x: Tensor) -> Tensor:
         """The integers themselves, int32."""
         x = x if self.mask is None else x * self.mask
-        integers = affine.quantize(x, self.scale, self.zero_point, self.axis, *self.format.integer_range)
+        limits = self.format.integer_range
+        integers = affine.quantize(x, self.scale, self.zero_point, self.axis, *limits, shifted=self.shifted)
         return integers.to(torch.int32)
 
     @property

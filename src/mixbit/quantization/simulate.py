@@ -90,13 +90,15 @@ def simulate(graph: Graph, plan: Plan, calibration: Calibration | None, *, bias_
     """
     if calibration is not None:
         calibration.check_layers(graph.layers)
-    formats = activation_formats(graph, plan, find_target(plan.target))
+    target = find_target(plan.target)
+    formats = activation_formats(graph, plan, target)
     activations = {}
     for name, fmt in formats.items():
         if fmt.dynamic or calibration is None:
             activations[name] = run_time_quantizer(name, fmt, graph.device)
         elif calibration.histograms[name].finite:  # a mask of -inf, which no integer holds, stays in float
             activations[name] = calibration.quantizer(name, fmt, graph.device)
+            activations[name].shifted = target.rounds_shifted
     weights, biases = [], {}
     for layer in track(graph.layers, "round weights"):
         fmt = plan.scheme(layer.name).weight

@@ -36,6 +36,8 @@ _MOVES = (
 #: Dimensions of a weight that Gemm and MatMul read.
 MATRIX = 2
 PRODUCTS = ("Gemm", "MatMul")
+#: Operators whose float weights onnxruntime quantizes itself, MatMul where it fuses the bias; functions that it skips.
+QUANTIZED_UNASKED, SKIPPED = ("Conv", "ConvTranspose", *PRODUCTS), ("Relu", "Clip")
 #: Domain, widths and lengths of groups of MatMulNBits.
 MICROSOFT, BLOCK_BITS, BLOCK_SIZES = "com.microsoft", (2, 4, 8), (16, 32, 64, 128, 256)
 
@@ -47,6 +49,7 @@ def converted(simulated: Graph) -> Any:
     model = _exported(simulated)
     _store_weights(model.graph, simulated)
     _requantize(model.graph)
+    _keep_in_float(model.graph)
     for gemm in [node for node in model.graph if node.op_type == "Gemm"]:
         _quantize_bias(model.graph, gemm)
     _fold_numbers(model.graph)
@@ -97,7 +100,7 @@ def _without_counted_ends(simulated: Graph) -> Graph:
 
 
 def _quantize_dequantize(  # noqa: PLR0917 the arguments of mixbit.quantization.quantizer's operator
-    x: Any, scale: Any, zero_point: Any, axis: int, low: int, high: int, tensor: str  # noqa: ARG001
+    x: Any, scale: Any, zero_point: Any, axis: int, low: int, high: int, tensor: str, shifted: bool  # noqa: ARG001
 ) -> Any:  # fmt: skip
     """A quantizer as standard operators; `_store_weights` gives it its constants."""
     zero = _op.Cast(zero_point, to=3 if low < 0 else 2)
@@ -146,28 +149,40 @@ def _store_integers(graph: Any, quantize: Any, weight: IntegerWeight) -> None:
     An operator that runs in integers reads them through a DequantizeLinear, a product whose other factor is
     quantized at run time as they are, and one with a matrix in groups packed as they are stored: MatMulNBits, which
     computes in float32. Anything else reads their product with the scales: onnxruntime computes that when it loads the
-    file, a DequantizeLinear in every run.
+    file, a DequantizeLinear in every run. So does an operator that sums along the scales, which has no integer form.
     """
     (dequantize,) = quantize.outputs[0].consumers()
     places, owners = list(_readers(dequantize.outputs[0])), []
     in_blocks = weight.grouped and weight.integers.ndim == MATRIX and weight.zero_point is None
     in_blocks = in_blocks and weight.bits in BLOCK_BITS and weight.laid_out.shape[-1] in BLOCK_SIZES
-    if in_blocks and all(node.op_type in PRODUCTS and index == 1 for node, index, _ in places):
+    if in_blocks and all(place[0].op_type in PRODUCTS and _scaled_by_output(weight, *place) for place in places):
         owners = [_replace(graph, node, _product_of_blocks(graph, node, weight)) for node, _, _ in places]
         _name(owners, weight.name)
         return
     unpacked = _Unpacking(graph, weight, dequantize)
     forms: dict[tuple[bool, bool], Any] = {}
     for node, index, transposed in places:
-        if _run_time_factors(node) is not None:
+        fits = _scaled_by_output(weight, node, index, transposed)
+        if fits and _run_time_factors(node) is not None:
             owners.append(_replace(graph, node, _integer_product(node, unpacked, transposed)))
             continue
-        form = transposed, weight.read is not None and node.op_type in INTEGER_OPERATORS
+        form = transposed, fits and weight.read is not None and node.op_type in INTEGER_OPERATORS
         if form not in forms:
             forms[form] = unpacked.integers(transposed) if form[1] else unpacked.floats(transposed)
         node.replace_input_with(index, forms[form])
         owners.append(node)
     _name(owners, weight.name)
+
+
+def _scaled_by_output(weight: IntegerWeight, node: Any, index: int, transposed: bool) -> bool:
+    """Whether the weight has one scale, or one for each channel that the operator returns.
+
+    onnxruntime 1.31 takes that for granted and does not read the axis of scales.
+    """
+    if index != 1 or (node.op_type in PRODUCTS and weight.integers.ndim != MATRIX):
+        return False
+    turned = node.op_type not in PRODUCTS or transposed ^ bool(node.attributes.get_int("transB", 0))
+    return weight.axis == (0 if turned else 1) or weight.scale.shape == (1,)
 
 
 def _run_time_factors(node: Any) -> Any:
@@ -220,9 +235,7 @@ def _requantize(graph: Any) -> None:
     """
     for node in [node for node in graph if node.op_type in INTEGER_OPERATORS]:
         for index, value in enumerate(node.inputs[:2]):
-            moved = value
-            while (move := _producer(moved, *_MOVES)) is not None:
-                moved = move.inputs[0]
+            moved = _before(value, *_MOVES)
             dequantize = _producer(moved, "DequantizeLinear")
             if moved is value or dequantize is None or _producer(dequantize.inputs[0], "QuantizeLinear") is None:
                 continue
@@ -231,6 +244,43 @@ def _requantize(graph: Any) -> None:
             restored = ir.node("DequantizeLinear", [rounded.outputs[0], *factors])
             graph.insert_before(node, (rounded, restored))
             node.replace_input_with(index, restored.outputs[0])
+
+
+def _keep_in_float(graph: Any) -> None:
+    """Put a function that changes nothing behind each operator of float weights between quantized tensors.
+
+    Otherwise onnxruntime 1.31 quantizes such weights, with one scale for the tensor (`WeightBiasQuantization`). A
+    LeakyRelu of slope 1 is exact; it is fused into convolutions and Gemms.
+    """
+    for node in [node for node in graph if node.op_type in QUANTIZED_UNASKED]:
+        if _producer(_before(node.inputs[1], "Transpose"), "DequantizeLinear") is not None:
+            continue
+        output = node.outputs[0]
+        added = [reader for reader in output.consumers() if reader.op_type == "Add"]
+        if node.op_type == "MatMul" and len(output.uses()) == len(added) == 1:
+            output = added[0].outputs[0]
+        read = _producer(_before(node.inputs[0], *_MOVES), "DequantizeLinear")
+        if read is not None and _leads_to_quantizer(output):
+            same = ir.node("LeakyRelu", [output], {"alpha": 1.0})
+            ir.convenience.replace_all_uses_with(output, same.outputs[0])
+            same.replace_input_with(0, output)
+            graph.insert_after(output.producer(), same)
+
+
+def _leads_to_quantizer(value: Any) -> bool:
+    """Whether some reader quantizes the value, itself or through functions that clip or move it."""
+    return any(
+        node.op_type == "QuantizeLinear"
+        or (node.op_type in (*SKIPPED, *_MOVES) and any(map(_leads_to_quantizer, node.outputs)))
+        for node in value.consumers()
+    )
+
+
+def _before(value: Any, *kinds: str) -> Any:
+    """The value that operators of these kinds make this one of."""
+    while (node := _producer(value, *kinds)) is not None:
+        value = node.inputs[0]
+    return value
 
 
 def _quantize_bias(graph: Any, gemm: Any) -> None:
@@ -274,10 +324,9 @@ def _drop_unused(model: Any) -> None:
 def _readers(value: Any, *, transposed: bool = False) -> Iterator[tuple[Any, int, bool]]:
     """Operator, number of its input, and whether a matrix comes transposed, for all that read the value."""
     for node, index in list(value.uses()):
-        if node.op_type == "Transpose":
-            order = node.attributes.get_ints("perm", ())
-            swaps = list(order) != sorted(order) or not order
-            yield from _readers(node.outputs[0], transposed=transposed ^ swaps)
+        order = list(node.attributes.get_ints("perm", ())) if node.op_type == "Transpose" else []
+        if len(order) == MATRIX:
+            yield from _readers(node.outputs[0], transposed=transposed ^ (order != sorted(order)))
         else:
             yield node, index, transposed
 

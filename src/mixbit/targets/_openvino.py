@@ -21,6 +21,15 @@ from mixbit.graph.capture import export_graph
 from mixbit.targets._integers import IntegerWeight, counted_pools, operator_name, reason_line, stored_weights
 
 _ops: Any = ov.opset15
+#: Operators that move values or pick among them.
+MOVES = (
+    "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "StridedSlice", "Split", "VariadicSplit", "Gather",
+    "Concat", "MaxPool", "Relu", "Clamp", "Pad", "Broadcast",
+)  # fmt: skip
+#: How a product reads a matrix: x @ W or x @ W.T.
+AS_IT_IS, TURNED = "as it is", "turned"
+#: Axis of a weight -> the ways of reading it that sum along this axis.
+SUMS_ALONG = {0: (AS_IT_IS, "ConvolutionBackpropData", "GroupConvolutionBackpropData"), 1: (TURNED, "Convolution")}
 
 
 def converted(simulated: Graph, types: Mapping[int, str]) -> Any:
@@ -33,20 +42,24 @@ def converted(simulated: Graph, types: Mapping[int, str]) -> Any:
     values = {node: simulated.parameter(name).detach() for node, name in names.items()}
     model = _convert(simulated, values)
     weights, num_readers = _Weights(simulated, types), Counter[str]()
+    axes = {layer.name: layer.axis for layer in simulated.layers}
     parameters = model.get_parameters()[len(simulated.example.tensors) :]
     for parameter, name, value in zip(parameters, names.values(), values.values(), strict=True):
         for reader in _readers(parameter):
             _name_reader(reader, operator_name(name, num_readers[name]))
             num_readers[name] += 1
+        ways = sorted(_ways(parameter), key=lambda way, axis=axes[name]: way in SUMS_ALONG[axis])
         for port in parameter.output(0).get_target_inputs():
             reader = port.get_node()
             if reader.get_type_name() == "ShapeOf":  # who reads a weight for its shape keeps the plugin from it
                 shape = _ops.constant(np.array(value.shape), dtype=reader.get_output_element_type(0))
                 reader.output(0).replace(shape.output(0))
             else:
-                port.replace_source_output(weights.read_by(name, value, reader).output(0))
+                apart = len(ways) > 1 and bool(_ways_of(port)) and ways[0] not in _ways_of(port)
+                port.replace_source_output(weights.read_by(name, value, port, apart=apart).output(0))
         model.remove_parameter(parameter)
     _part_extremes(model)
+    _part_averages(model)
     return model
 
 
@@ -130,6 +143,28 @@ def _part_extremes(model: Any) -> None:
         node.output(0).replace(change(reduce(x, axes, keep_dims=not node.get_keep_dims()), axes).output(0))
 
 
+def _part_averages(model: Any) -> None:
+    """Put a function that changes nothing before every average pool that something reads as it is, not quantized.
+
+    The CPU plugin would pool integers, and round what it hands on to 8 bits (OpenVINO 2026.4).
+    """
+    nodes = model.get_ops()
+    quantizes = any(node.get_type_name() == "FakeQuantize" for node in nodes)
+    for pool in [node for node in nodes if quantizes and node.get_type_name() == "AvgPool"]:
+        if not _is_quantized(pool):
+            port = pool.input(0)
+            port.replace_source_output(
+                _ops.maximum(port.get_source_output(), np.float32(np.finfo(np.float32).min)).output(0)
+            )
+
+
+def _is_quantized(node: Any) -> bool:
+    """Whether all readers of what the node returns quantize it, which others may move before."""
+    readers = [port.get_node() for output in node.outputs() for port in output.get_target_inputs()]
+    kinds = [(reader, reader.get_type_name()) for reader in readers if reader.get_type_name() != "ShapeOf"]
+    return all(kind == "FakeQuantize" or (kind in MOVES and _is_quantized(reader)) for reader, kind in kinds)
+
+
 def _name_reader(reader: Any, name: str) -> None:
     """Name an operator after its layer, and the addition of its bias too: a fused pair keeps one name of the two."""
     reader.set_friendly_name(name)
@@ -155,6 +190,34 @@ def _readers(node: Any) -> Iterator[Any]:
             yield reader
 
 
+def _ways(node: Any) -> set[str]:
+    """How products and convolutions read the weight of the node: one text for each way, a matrix as it is or turned."""
+    return set[str]().union(*(_ways_of(port) for port in node.output(0).get_target_inputs()))
+
+
+def _ways_of(port: Any) -> set[str]:
+    """As `_ways`, of the operators behind one port."""
+    reader = port.get_node()
+    kind = reader.get_type_name()
+    if kind == "MatMul":
+        second = port.get_index() == 1
+        return {AS_IT_IS if reader.get_attributes()["transpose_b" if second else "transpose_a"] != second else TURNED}
+    if kind not in ("Reshape", "Transpose", "Convert"):
+        return set() if kind in ("ShapeOf", "Gather") else {kind}
+    swapped = {AS_IT_IS: TURNED, TURNED: AS_IT_IS} if kind == "Transpose" else {}
+    return {swapped.get(way, way) for way in _ways(reader)}
+
+
+def _rewritten(weight: Any) -> Any:
+    """The same tensor, which the plugin holds a second time: turned, behind a transpose."""
+    rows, columns, *rest = weight.shape
+    turns = [1, 0, *range(2, 2 + len(rest))]
+    orders = (_ops.constant(np.array(order)) for order in ([0, *(1 + turn for turn in turns)], turns))
+    shapes = (_ops.constant(np.array(shape)) for shape in ((1, rows, columns, *rest), (columns, rows, *rest)))
+    turned = _ops.transpose(_ops.reshape(weight, next(shapes), False), next(orders))
+    return _ops.transpose(_ops.reshape(turned, next(shapes), False), next(orders))
+
+
 class _Weights:
     """The constants of all layers, and the operators that make of them what an operator reads."""
 
@@ -165,15 +228,24 @@ class _Weights:
         self.multiplied = {layer.name for layer in simulated.layers if layer.inputs}
         self.constants: dict[tuple[str, str], Any] = {}
 
-    def read_by(self, name: str, value: Tensor, reader: Any) -> Any:
-        """The layer's weight in float32, computed from what is stored, for one operator."""
+    def read_by(self, name: str, value: Tensor, port: Any, *, apart: bool) -> Any:
+        """The layer's weight in float32, computed from what is stored, for what reads it there.
+
+        An operator `apart` gets a copy in float32: the plugin packs a weight for one way of reading it, and takes the
+        result for other ways too (OpenVINO 2026.4).
+        """
+        weight = self._read_by(name, value, port, whole=apart)
+        return _rewritten(weight) if apart else weight
+
+    def _read_by(self, name: str, value: Tensor, port: Any, *, whole: bool) -> Any:
         if name in self.floats:
             kind = ov.Type.f16 if self.floats[name].dtype == torch.float16 else ov.Type.bf16
             return _ops.convert(self._constant(name, "weight", self.floats[name].float().numpy(), kind), "f32")
         if name not in self.integers:
             return self._constant(name, "weight", value.cpu().numpy())
-        apart = name not in self.ranged or reader.get_type_name() == "Gather"
-        return self._unpacked(self.integers[name], whole=bool(self.ranged) and name in self.multiplied and apart)
+        ranged = name in self.ranged and port.get_node().get_type_name() != "Gather"
+        whole |= bool(self.ranged) and name in self.multiplied and not ranged
+        return self._unpacked(self.integers[name], whole=whole)
 
     def _unpacked(self, weight: IntegerWeight, *, whole: bool) -> Any:
         """Constant at the plan's width -> less the offset or the zero points -> float32 -> times the scales.

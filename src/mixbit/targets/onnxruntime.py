@@ -25,6 +25,14 @@ FILE = "model.onnx"
 INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 #: Activation functions that it fuses into convolutions.
 FUSED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")
+#: Opens a session and runs it once, by the runtime alone.
+PROGRAM = f"""
+import sys
+import numpy
+import onnxruntime
+session = onnxruntime.InferenceSession(sys.argv[1] + "/{FILE}", providers=["CPUExecutionProvider"])
+session.run(None, dict(zip([port.name for port in session.get_inputs()], numpy.load(sys.argv[2]).values())))
+"""
 _runtime = partial(runtime, "onnxruntime", "onnxruntime", "ml_dtypes", "onnx", "onnx_ir", "onnxscript")
 
 
@@ -146,4 +154,5 @@ TARGET = Target(
     write=write,
     load=load,
     stored=stored,
+    program=PROGRAM,
 )

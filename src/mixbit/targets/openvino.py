@@ -26,6 +26,14 @@ OTHER_KINDS = ("Const", "Input", "Output", "Reorder", "Reshape", "Transpose", "C
 #: Makes the plugin compute as the simulation does: no bfloat16, no quantization on the fly.
 SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
+#: Compiles the file and runs it once, by the runtime alone.
+PROGRAM = f"""
+import sys
+import numpy
+import openvino
+compiled = openvino.Core().compile_model(sys.argv[1] + "/{FILE}", "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
+compiled(list(numpy.load(sys.argv[2]).values()))
+"""
 #: Values of a row that share a range where the plugin takes it at run time: its own default on CPUs.
 GROUP = 32
 #: Where a file holds the plugin's property; the plugin obeys it, unless another value is given.
@@ -60,8 +68,9 @@ def write(simulated: Graph, folder: Path) -> None:
     from mixbit.targets._openvino import converted, shorten
 
     plan, model = plan_of(simulated), converted(simulated, TYPES)
-    if any((read := plan.scheme(name).input) is not None and read.dynamic for name in plan.layers):
-        model.set_rt_info(str(GROUP), list(RUN_TIME_OPTION))
+    dynamic = any((read := plan.scheme(name).input) is not None and read.dynamic for name in plan.layers)
+    # the plugin's default is GROUP, which would round the inputs of layers that are to read float numbers
+    model.set_rt_info(str(GROUP if dynamic else 0), list(RUN_TIME_OPTION))
     try:
         ov.serialize(model, folder / FILE, folder / WEIGHTS)
     except RuntimeError as error:
@@ -162,6 +171,7 @@ TARGET = Target(
     dynamic_choices=tuple(f"w{bits}a8dg{GROUP}" for bits in (4, 6, 8)),
     integer_operators=frozenset({"add", "cat", "average_pool", "matmul"}),
     adds_into_layers=True,
+    rounds_shifted=True,
     note="weights stored at their width, unpacked to int8 when compiled, int8 arithmetic under a8; also bfloat16, "
     "dynamic groups, float16, group, one scale, zero point",
     lacks=lacks,
@@ -170,4 +180,5 @@ TARGET = Target(
     write=write,
     load=load,
     stored=stored,
+    program=PROGRAM,
 )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mixbit.core import (
+    Batch,
     Inputs,
     Plan,
     Runner,
@@ -23,7 +24,8 @@ from mixbit.core import (
     split_batch,
     spread,
 )
-from mixbit.graph import Evaluation, Graph, Layer, evaluate, fitted
+from mixbit.graph import Evaluation, Graph, Layer, Walker, evaluate, fitted
+from mixbit.quantization.quantizer import Quantizer
 from mixbit.targets._integers import plan_of
 
 #: Largest share by which the bytes of the weights may differ from the prediction.
@@ -34,6 +36,10 @@ ANSWERS_TOLERANCE = 0.02
 LIKE = 4.0
 #: Largest root mean square difference from the simulation, relative to the spread of its outputs.
 OUTPUT_TOLERANCE = 0.03
+#: What `amplification` changes inputs by: a unit in the last place of float32.
+LAST_PLACE = 2.0**-23
+#: A network whose outputs change by a third of a difference, when its inputs do in the last place, explains it.
+EXPLAINS = 3.0
 
 
 def artefact_runner(runner: Runner, graph: Graph) -> Callable[[Inputs], Any]:
@@ -84,6 +90,9 @@ class Comparison:
         predicted_bytes: The same, as predicted from the plan.
         file_bytes: Of all the files that the runtime loads.
         outputs: Name of each output -> its own `relative_rms`.
+        at_default_settings: `relative_rms` under the runtime's own settings, on the first batch; None where these are
+            the settings compared.
+        amplification: See there; None where the outputs are near enough.
         problems: Each difference from what was promised; empty when the artefact matches.
     """
 
@@ -97,6 +106,8 @@ class Comparison:
     file_bytes: int
     outputs: dict[str, float]
     problems: tuple[str, ...]
+    at_default_settings: float | None = None
+    amplification: float | None = None
 
     def check(self) -> None:
         """Raise TargetMismatch where there are problems."""
@@ -108,9 +119,15 @@ class Comparison:
         agreement = "" if self.agreement is None else f", top answers agree on {self.agreement:.2%}"
         accuracy = "" if self.accuracy is None else f", accuracy {self.accuracy:.2%}"
         verdict = "matches" if not self.problems else "DOES NOT MATCH: " + "; ".join(self.problems)
+        if self.amplification is not None and not self.problems:
+            verdict = (
+                "matches as far as can be told: this network amplifies single roundings. The simulation differs from "
+                f"itself by {self.amplification:.1%} where inputs change in the last place of float32"
+            )
+        default = "" if self.at_default_settings is None else f", {self.at_default_settings:.2%} at default settings"
         return (
             f"{self.num_samples} samples: outputs differ by {self.relative_rms:.2%} of their spread (at most "
-            f"{self.max_abs_diff:.3g}{each and '; ' + each}){agreement}{accuracy}; weights "
+            f"{self.max_abs_diff:.3g}{each and '; ' + each}){default}{agreement}{accuracy}; weights "
             f"{self.weight_bytes:,} bytes ({self.predicted_bytes:,} predicted), files {self.file_bytes:,} bytes; "
             f"{verdict}"
         )
@@ -137,10 +154,61 @@ def verify(
     task = task or Task.classification()
     pairs = [split_batch(batch, len(graph.example.args)) for batch in batches]
     task = fitted(task, graph, pairs)
+    target = find_target(plan.target)
     reference = evaluate(simulated, pairs, task, "simulate")
-    runner = find_target(plan.target).load(folder, graph)
+    target.try_apart(folder, [leaf.numpy() for leaf in graph.tensors(graph.example)])
+    runner = target.load(folder, graph)
     deployed = evaluate(artefact_runner(runner, graph), pairs, task, "run the artefact")
-    return compare(folder, plan.target, predicted_bytes(graph.layers, plan), reference, deployed)
+    return compare(
+        folder,
+        target,
+        predicted_bytes(graph.layers, plan),
+        reference,
+        deployed,
+        default=at_default_settings(folder, target, runner, graph, pairs[0], reference),
+        amplify=lambda: amplification(simulated, pairs, reference),
+    )
+
+
+def at_default_settings(
+    folder: Path, target: Target, runner: Runner, graph: Graph, batch: Batch, reference: Evaluation
+) -> float | None:
+    """`relative_rms` of the first batch under the runtime's own settings; None where the runner has these."""
+    own = target.load(folder, graph, default_settings=True)
+    if own.environment == runner.environment:
+        return None
+    given = evaluate(artefact_runner(own, graph), [batch], reference.task, "run at default settings")
+    return farthest(Evaluation(reference.task, reference.outputs[:1]), given)
+
+
+def amplification(simulated: Graph, batches: Iterable[Batch], reference: Evaluation) -> float:
+    """How far a simulation is from itself, as `relative_rms`, where inputs and all that is quantized grow by 2^-23.
+
+    A runtime sums in another order, so that it too differs in the last place. Where that alone moves outputs, a
+    difference of such a size does not show a wrong file.
+    """
+    module = simulated.module
+    quantized = [
+        node.name
+        for node in module.graph.find_nodes(op="call_module")
+        if isinstance(quantizer := module.get_submodule(str(node.target)), Quantizer) and quantizer.axis is None
+    ]
+    walker = Walker(module, dict.fromkeys(quantized, lambda run, args: run(_moved(args[0]), *args[1:])))
+
+    def run(inputs: Inputs) -> Any:
+        return module.graph.process_outputs(walker.returned(simulated.leaves(inputs.map(_moved))))
+
+    return farthest(reference, evaluate(run, batches, reference.task, "move by the last place"))
+
+
+def _moved(x: Tensor) -> Tensor:
+    return x * (1 + LAST_PLACE) if x.is_floating_point() else x
+
+
+def farthest(reference: Evaluation, given: Evaluation) -> float:
+    """The largest `relative_rms` of any output and group of channels."""
+    names = [name for name, head in reference.heads.items() if head.costs]
+    return max(group.relative_rms for name in names for group in differences(reference, given, name))
 
 
 def predicted_bytes(layers: tuple[Layer, ...], plan: Plan) -> dict[str, int]:
@@ -150,9 +218,19 @@ def predicted_bytes(layers: tuple[Layer, ...], plan: Plan) -> dict[str, int]:
 
 
 def compare(
-    folder: Path, target: str | Target, predicted: dict[str, int], reference: Evaluation, deployed: Evaluation
+    folder: Path,
+    target: str | Target,
+    predicted: dict[str, int],
+    reference: Evaluation,
+    deployed: Evaluation,
+    *,
+    default: float | None = None,
+    amplify: Callable[[], float | None] = lambda: None,
 ) -> Comparison:
-    """Compare the outputs, and the bytes in the file with the prediction."""
+    """Compare the outputs, and the bytes in the file with the prediction.
+
+    `default` is what `at_default_settings` returned. `amplify` is called where outputs differ too much.
+    """
     target = find_target(target)
     stored = {name: weight.weight_bytes for name, weight in target.stored(folder).items()}
     found = {name: differences(reference, deployed, name) for name, head in reference.heads.items() if head.costs}
@@ -163,22 +241,26 @@ def compare(
         held = stored.get(name, expected)
         if abs(held - expected) > BYTES_TOLERANCE * expected:
             problems.append(f"{name} takes {held:,} bytes in the file, {expected:,} were predicted")
-    alone = len(reference.outputs[0]) == 1
+    alone, apart = len(reference.outputs[0]) == 1, list[str]()
     for name, group in worst.items():
         if not group.relative_rms <= OUTPUT_TOLERANCE:
             whole = len(found[name]) == 1
             what = ("" if alone else f" {name}") + ("" if whole else f", channels {_listed(group.channels)},")
             subject = f"outputs{what} differ" if alone else f"output{what} differs"
-            problems.append(f"{subject} by {group.relative_rms:.1%} of their spread (allowed {OUTPUT_TOLERANCE:.0%})")
+            apart.append(f"{subject} by {group.relative_rms:.1%} of their spread (allowed {OUTPUT_TOLERANCE:.0%})")
     count = reference.num_samples
     for name, share in agreements.items():
         if round((1 - share) * count) > max(1, ANSWERS_TOLERANCE * count):
             of = "" if alone else f" of output {name}"
-            problems.append(f"top answers{of} agree on {share:.2%} only (at least {1 - ANSWERS_TOLERANCE:.0%} wanted)")
+            apart.append(f"top answers{of} agree on {share:.2%} only (at least {1 - ANSWERS_TOLERANCE:.0%} wanted)")
+    largest = max(group.relative_rms for group in worst.values())
+    amplified = amplify() if apart else None
+    if amplified is None or not largest <= EXPLAINS * amplified:
+        problems += apart
     return Comparison(
         num_samples=count,
         max_abs_diff=max(group.largest for groups in found.values() for group in groups),
-        relative_rms=max(group.relative_rms for group in worst.values()),
+        relative_rms=largest,
         agreement=min(agreements.values(), default=None),
         accuracy=deployed.accuracy,
         weight_bytes=sum(stored.values()),
@@ -186,6 +268,8 @@ def compare(
         file_bytes=sum((folder / name).stat().st_size for name in target.files),
         outputs={name: group.relative_rms for name, group in worst.items()},
         problems=tuple(problems),
+        at_default_settings=default,
+        amplification=amplified,
     )
 
 

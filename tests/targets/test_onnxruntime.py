@@ -1,0 +1,83 @@
+"""What only onnxruntime does: it quantizes weights itself that stand between quantized tensors."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mixbit.graph.capture import capture
+from mixbit.roundings.quantize import quantize
+from mixbit.targets.export import export
+from tests.networks import Net, plan_of
+
+#: The layer `b` between quantized tensors, its scheme, and how it is run between two convolutions.
+BETWEEN = {
+    "up 1d": (lambda: nn.ConvTranspose1d(8, 8, 3, stride=2), "w8a8", "rows"),
+    "up 2d": (lambda: nn.ConvTranspose2d(8, 8, 2, stride=2), "w4a8", "maps"),
+    "up 2d, without bias": (lambda: nn.ConvTranspose2d(8, 8, 3, 2, 1, 1, bias=False), "w8a8", "maps"),
+    "up 2d, in groups": (lambda: nn.ConvTranspose2d(8, 8, 4, 2, 1, groups=4), "w6a8", "maps"),
+    "up 2d, one scale": (lambda: nn.ConvTranspose2d(8, 8, 3, 1, 1, dilation=2), "w8ta8", "maps"),
+    "up 3d": (lambda: nn.ConvTranspose3d(8, 8, 2, stride=2), "w8a8", "volumes"),
+    "convolution in float": (lambda: nn.Conv2d(8, 8, 3, padding=1), "float", "maps"),
+    "linear in float": (lambda: nn.Linear(8, 8), "float16", "vectors"),
+}
+
+
+def between(kind: str, net: Net, x: Tensor) -> Tensor:
+    """First and last layers read integers, so what the one in the middle returns is quantized, and what it reads."""
+    y = F.relu(net.first(x))
+    if kind == "rows":
+        y = y.flatten(2)
+    elif kind == "volumes":
+        y = y.unsqueeze(2).expand(-1, -1, 2, -1, -1)
+    elif kind == "vectors":
+        y = y[:, :, 0, 0]
+    return net.last(F.relu(net.b(y)))
+
+
+def last(kind: str) -> nn.Module:
+    shapes = {"rows": nn.Conv1d, "maps": nn.Conv2d, "volumes": nn.Conv3d}
+    return shapes[kind](8, 4, 1) if kind in shapes else nn.Linear(8, 4)
+
+
+def network() -> nn.Module:
+    """A branch for each of BETWEEN, the weights of whose layer differ a hundredfold from channel to channel."""
+    nets = []
+    for make, _, kind in BETWEEN.values():
+        net = Net(partial(between, kind), first=nn.Conv2d(3, 8, 3), b=make(), last=last(kind))
+        axis = 1 if "Transpose" in type(net.b).__name__ else 0
+        with torch.no_grad():
+            sizes = torch.logspace(-2, 0, net.b.weight.shape[axis])
+            net.b.weight.mul_(sizes.reshape([-1 if axis == d else 1 for d in range(net.b.weight.ndim)]))
+            net.last.weight.div_(torch.logspace(-2, 0, 8).reshape(1, -1, *[1] * (net.last.weight.ndim - 2)))
+        nets.append(net)
+    return Net(lambda net, x: [branch(x) for branch in net.branches], branches=nn.ModuleList(nets)).eval()
+
+
+@pytest.fixture(scope="module")
+def deployed(tmp_path_factory):
+    """Inputs, the simulation and the session of its file."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    x, folder = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1)), tmp_path_factory.mktemp("out")
+    torch.manual_seed(0)
+    graph = capture(network(), x[:2])
+    kinds = [scheme for _, scheme, _ in BETWEEN.values()]
+    schemes = {layer.name: "w8a8" for layer in graph.layers}
+    schemes |= {f"branches.{number}.b.weight": scheme for number, scheme in enumerate(kinds)}
+    simulated = quantize(graph, plan_of(graph.layers, schemes, "onnxruntime"), [x])
+    export(simulated, folder)
+    return x, simulated, onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_layers_in_float_between_quantized_tensors_keep_their_weights(name, deployed):
+    x, simulated, session = deployed
+    number = [*BETWEEN].index(name)
+    spread = simulated(x)[number].std()
+    for count in (1, 3, len(x)):
+        with torch.no_grad():
+            wanted = simulated(x[:count])[number]
+        found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x[:count].numpy()})[number])
+        assert (found - wanted).square().mean().sqrt() <= 0.005 * spread
