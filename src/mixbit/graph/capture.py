@@ -16,6 +16,7 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from mixbit.core import Inputs, InvalidInput, UnsupportedModel, users_code, users_frames
+from mixbit.graph.fold import fold_weights
 from mixbit.graph.graph import (
     GROUPS,
     Graph,
@@ -54,6 +55,7 @@ def capture(model: nn.Module, example: Any) -> Graph:
         UnsupportedModel: `torch.export` cannot follow the code; the message names the line and the way out.
     """
     module, inputs, expected = exported(model, example)
+    fold_weights(module)
     for node in list(module.graph.nodes):
         if running_statistics(node) is not None and _foldable(node):
             _fold(module, node)

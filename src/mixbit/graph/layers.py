@@ -57,6 +57,8 @@ _BETWEEN = {_aten.add: "add", _aten.cat: "cat", _aten.matmul: "matmul", _aten.bm
 _BETWEEN |= dict.fromkeys(_POOLS, "average_pool")
 #: Kinds of operators between layers that some target runs in integers.
 BETWEEN_KINDS = frozenset(_BETWEEN.values())
+#: Kinds of operators that read a matrix either way.
+PRODUCTS = ("matmul", "addmm")
 _TRANSPOSES = {_aten.t, _aten.numpy_T, _aten.transpose, _aten.permute}
 
 
@@ -96,11 +98,11 @@ def _locate(graph: Graph, node: fx.Node, data: frozenset[Any]) -> tuple[str, Ope
     kind = OPERATOR_KINDS.get(packet(node))
     if kind is None:
         return None
-    parameter, transposed = _parameter(argument(node, kind.weight))
+    parameter, transposed = parameter_behind(argument(node, kind.weight))
     if parameter is None:
         return None
     weight = graph.parameter(parameter)
-    is_product = kind.name in ("matmul", "addmm")
+    is_product = kind.name in PRODUCTS
     if not weight.is_floating_point() or (is_product and weight.ndim != 2) or (transposed and not is_product):
         return None
     if kind.name == "addmm" and any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
@@ -120,8 +122,8 @@ def _locate(graph: Graph, node: fx.Node, data: frozenset[Any]) -> tuple[str, Ope
     )
 
 
-def _parameter(node: Any) -> tuple[str | None, bool]:
-    """Name of the parameter behind the node, and whether it comes transposed."""
+def parameter_behind(node: Any) -> tuple[str | None, bool]:
+    """Name of the parameter or buffer that the node is, and whether it comes transposed; None for another tensor."""
     transposed = False
     while isinstance(node, fx.Node) and packet(node) in _TRANSPOSES:
         if node.meta["val"].ndim != 2:
