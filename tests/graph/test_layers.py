@@ -33,7 +33,7 @@ def test_every_operator_linear_in_a_parameter_is_a_layer(kind):
     layer = layer_of(graph)
     weight = model.get_parameter(layer.name)
     assert layer.name == ("w" if hasattr(model, "w") else "a.weight")
-    assert layer.shape == tuple(weight.shape)
+    assert layer.shape == ((8, 5, 1) if "each head" in kind else tuple(weight.shape))
     assert layer.numel == weight.numel()
     assert len(layer.operations) == 1
     assert len(layer.inputs) == (0 if "embedding" in kind else 1)

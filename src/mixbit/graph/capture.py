@@ -33,6 +33,7 @@ from mixbit.graph.graph import (
     without_torchs_warnings,
 )
 from mixbit.graph.layers import OPERATOR_KINDS, with_layers
+from mixbit.graph.products import rewrite_products
 from mixbit.graph.walk import Walker, seen
 
 _aten = torch.ops.aten
@@ -55,6 +56,7 @@ def capture(model: nn.Module, example: Any) -> Graph:
         UnsupportedModel: `torch.export` cannot follow the code; the message names the line and the way out.
     """
     module, inputs, expected = exported(model, example)
+    rewrite_products(module)
     fold_weights(module)
     for node in list(module.graph.nodes):
         if running_statistics(node) is not None and _foldable(node):

@@ -25,7 +25,7 @@ def fold_weights(module: fx.GraphModule) -> None:
     named after the largest of them: `pre.weight` for `pre.parametrizations.weight.original1` and, of older norms, for
     `pre.weight_v`; with a number where another tensor has that name. Tensors that nothing reads any more are removed.
     """
-    graph, constant = module.graph, _constant(module.graph)
+    graph, constant = module.graph, constants(module.graph)
     computed = [node for node in graph.nodes if node in constant and not constant.issuperset(_readers(node))]
     values = _values(module, computed)
     folded: dict[fx.Node, tuple[list[str], Tensor]] = {}
@@ -70,7 +70,7 @@ def _readers(node: fx.Node) -> set[fx.Node]:
     return readers
 
 
-def _constant(graph: fx.Graph) -> frozenset[fx.Node]:
+def constants(graph: fx.Graph) -> frozenset[fx.Node]:
     """The nodes that depend on no input, not on its shape either, and on no random number."""
     constant: set[fx.Node] = set()
     for node in graph.nodes:

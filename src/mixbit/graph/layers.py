@@ -39,7 +39,7 @@ ARITHMETIC = frozenset({_aten.add, _aten.sub, _aten.mul, _aten.div})
 _MOVES = {
     _aten.view, _aten.reshape, _aten.flatten, _aten.permute, _aten.transpose, _aten.t, _aten.numpy_T, _aten.squeeze,
     _aten.unsqueeze, _aten.slice, _aten.select, _aten.contiguous, _aten.clone, _aten.expand, _aten.alias, _aten.detach,
-    _aten.split, _aten.split_with_sizes, _aten.chunk, _aten.unbind, _aten.max_pool1d, _aten.max_pool2d,
+    _aten.unflatten, _aten.split, _aten.split_with_sizes, _aten.chunk, _aten.unbind, _aten.max_pool1d, _aten.max_pool2d,
     _aten.max_pool3d, _aten.pixel_shuffle, _aten.channel_shuffle, _aten.roll, _aten.flip,
 }  # fmt: skip
 #: Operators that read the shape of a tensor and nothing else.
@@ -59,7 +59,8 @@ _BETWEEN |= dict.fromkeys(_POOLS, "average_pool")
 BETWEEN_KINDS = frozenset(_BETWEEN.values())
 #: Kinds of operators that read a matrix either way.
 PRODUCTS = ("matmul", "addmm")
-_TRANSPOSES = {_aten.t, _aten.numpy_T, _aten.transpose, _aten.permute}
+#: Operators that turn a matrix.
+TRANSPOSES = {_aten.t, _aten.numpy_T, _aten.transpose, _aten.permute}
 
 
 def with_layers(graph: Graph) -> Graph:
@@ -125,7 +126,7 @@ def _locate(graph: Graph, node: fx.Node, data: frozenset[Any]) -> tuple[str, Ope
 def parameter_behind(node: Any) -> tuple[str | None, bool]:
     """Name of the parameter or buffer that the node is, and whether it comes transposed; None for another tensor."""
     transposed = False
-    while isinstance(node, fx.Node) and packet(node) in _TRANSPOSES:
+    while isinstance(node, fx.Node) and packet(node) in TRANSPOSES:
         if node.meta["val"].ndim != 2:
             return None, False
         if packet(node) is _aten.permute:
