@@ -34,6 +34,7 @@ from mixbit.graph.graph import (
 )
 from mixbit.graph.layers import OPERATOR_KINDS, with_layers
 from mixbit.graph.products import rewrite_products
+from mixbit.graph.recurrent import unroll
 from mixbit.graph.walk import Walker, seen
 
 _aten = torch.ops.aten
@@ -56,6 +57,7 @@ def capture(model: nn.Module, example: Any) -> Graph:
         UnsupportedModel: `torch.export` cannot follow the code; the message names the line and the way out.
     """
     module, inputs, expected = exported(model, example)
+    unroll(module)
     rewrite_products(module)
     fold_weights(module)
     for node in list(module.graph.nodes):

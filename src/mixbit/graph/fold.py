@@ -103,8 +103,10 @@ def _values(module: fx.GraphModule, computed: list[fx.Node]) -> dict[fx.Node, Te
 
 def _sources(module: fx.GraphModule, node: fx.Node) -> dict[str, Tensor]:
     """The parameters and buffers that the node is computed from, the largest first."""
-    tensors = {str(read.target): tensor_of(module, read) for read in _before([node]) if is_parameter(read)}
-    return dict(sorted(tensors.items(), key=lambda item: (-item[1].numel(), item[0])))
+    before = _before([node])
+    read = [source for source in module.graph.find_nodes(op="get_attr") if source in before]
+    tensors = {str(source.target): tensor_of(module, source) for source in read}
+    return dict(sorted(tensors.items(), key=lambda item: -item[1].numel()))
 
 
 def _wanted(names: list[str]) -> str:
