@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import mixbit as mb
 from mixbit.core.errors import InfeasibleBudget, InvalidInput
 from mixbit.graph.capture import capture
-from mixbit.graph.resources import find_uncovered, live_activations
+from mixbit.graph.resources import find_uncovered, live_activations, note_on_uncovered, num_uncovered
 from tests.networks import ANYTHING, Net, matrix
 
 INTEGER = dataclasses.replace(ANYTHING, integer_operators=frozenset({"add"}))
@@ -178,3 +178,18 @@ def test_shares_are_of_everything():
     assert rows["matmul"].macs_share == pytest.approx(products / (products + work))
     assert rows["biases"].weight_share == pytest.approx(5 / (15 + 5 + 16))
     assert rows["w"].weight_share == pytest.approx(16 / (15 + 5 + 16))
+
+
+def test_what_counts_as_a_weight():
+    """Parameters of two dimensions or more above 1 that no layer covers; biases, scales and unused ones do not."""
+    parts = {"w": matrix(1, 4, 3), "token": matrix(1, 1, 3), "scale": matrix(3, 1, 1), "unused": matrix(5, 5)}
+    net = Net(lambda net, x: net.a(x + net.w + net.token).unsqueeze(1) * net.scale, a=nn.Linear(3, 3), **parts)
+    graph = capture(net, torch.randn(2, 4, 3))
+    assert num_uncovered(graph) == 12
+    assert note_on_uncovered(graph) == "57.1% of the weights stay in float, 32 bits each: w (57.1%, read by add)"
+    table = mb.measure(graph, [torch.randn(4, 4, 3)], target="packed", metric="weight_error", choices=["w8", "w4"])
+    assert table.uncovered == 12
+    plan = mb.search(table, mb.Budget(mean_bits=22))
+    assert plan.predicted["mean_bits"] == pytest.approx((12 * 32 + 9 * 8) / 21)
+    simulated = mb.quantize(graph, plan, [torch.randn(4, 4, 3)])
+    assert simulated.plan.predicted == plan.predicted  # the plan is not taken for an edited one
