@@ -43,6 +43,11 @@ BRANCHES = {
         lambda: {"w": matrix(2, 4, 5)},
     ),
     "einsum": (lambda net, x: torch.einsum("...td,dhe->...hte", x, net.w), lambda: {"w": matrix(8, 2, 5)}),
+    "LSTM": (
+        lambda net, x: net.a(x)[0],
+        lambda: {"a": nn.LSTM(8, 6, batch_first=True, bidirectional=True)},
+    ),
+    "GRU": (lambda net, x: net.a(x[:, :3])[1].transpose(0, 1), lambda: {"a": nn.GRU(8, 6, 2, batch_first=True)}),
     "bilinear": (lambda net, x: net.a(x, x.relu()), lambda: {"a": nn.Bilinear(8, 8, 3)}),
     "bag": (lambda net, x: net.a(numbers(x)), lambda: {"a": nn.EmbeddingBag(7, 4)}),
     "weighted bag": (

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from mixbit.graph.fold import constants
-from mixbit.graph.graph import argument, inserted, is_parameter, num_uses, packet, sizes_of
+from mixbit.graph.graph import argument, inserted, is_parameter, num_uses, packet, sizes_of, tensor_of
 from mixbit.graph.layers import TRANSPOSES, is_float, parameter_behind
 
 _aten = torch.ops.aten
@@ -127,9 +127,11 @@ def _bilinear(node: fx.Node) -> fx.Node | None:
 
 
 def _lookup(node: fx.Node) -> fx.Node | None:
-    """Rows of a matrix, by one tensor of numbers, as an embedding."""
+    """Rows of a trained matrix, by one tensor of numbers, as an embedding."""
     table, places = argument(node, 0), argument(node, 1)
     if not (is_parameter(table) and is_float(table) and len(sizes_of(table)) == 2 and len(places) == 1):
+        return None
+    if not isinstance(tensor_of(node.graph.owning_module, table), nn.Parameter):
         return None
     is_number = places[0] is not None and places[0].meta["val"].dtype in (torch.int32, torch.int64)
     return inserted(node, _aten.embedding.default, table, places[0]) if is_number else None
