@@ -105,8 +105,22 @@ OPERATORS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "matmul": (lambda: Net(lambda net, x: x @ net.w, w=matrix(5, 4)), (3, 5)),
     "matmul, transposed": (lambda: Net(lambda net, x: x @ net.w.T, w=matrix(4, 5)), (3, 5)),
     "matmul, permuted": (lambda: Net(lambda net, x: x @ net.w.permute(1, 0), w=matrix(4, 4)), (3, 4)),
+    "matmul, on the left": (lambda: Net(lambda net, x: (net.w @ x).transpose(1, 2), w=matrix(4, 5)), (5, 3)),
+    "matmul, a matrix for each head": (
+        lambda: Net(lambda net, x: (x @ net.w).transpose(2, 3).flatten(1, 2), w=matrix(2, 5, 4)),
+        (2, 3, 5),
+    ),
+    "embedding, bags": (
+        lambda: Net(lambda net, x: net.a(x.abs().mul(3).long().clamp(max=6)), a=nn.EmbeddingBag(7, 4, mode="sum")),
+        (5,),
+    ),
     "matmul, permuted to itself": (lambda: Net(lambda net, x: x @ net.w.permute(0, 1), w=matrix(4, 4)), (3, 4)),
 }
+
+
+def as_in_model(kind: str, weight: Tensor) -> Tensor:
+    """A layer's weight in the model's shape: a matrix for each head becomes channels of one convolution."""
+    return weight.reshape(2, 4, 5).transpose(1, 2) if "each head" in kind else weight
 
 
 def operator_network(kind: str, num_samples: int = 3) -> tuple[nn.Module, Tensor]:

@@ -33,7 +33,7 @@ def test_every_operator_linear_in_a_parameter_is_a_layer(kind):
     layer = layer_of(graph)
     weight = model.get_parameter(layer.name)
     assert layer.name == ("w" if hasattr(model, "w") else "a.weight")
-    assert layer.shape == tuple(weight.shape)
+    assert layer.shape == ((8, 5, 1) if "each head" in kind else tuple(weight.shape))
     assert layer.numel == weight.numel()
     assert len(layer.operations) == 1
     assert len(layer.inputs) == (0 if "embedding" in kind else 1)
@@ -158,11 +158,11 @@ def test_only_what_keeps_values_moves_them():
 
 
 def test_a_layer_after_a_recurrent_one_reads_its_output():
-    """The cell returns several tensors: the quantizer's place is the one that is read."""
+    """The operator, of too many steps to be layers, returns several tensors: the quantizer stands on the one read."""
     net = Net(lambda net, x: net.b(net.a(x)[0][:, -1]), a=nn.LSTM(3, 4, batch_first=True), b=nn.Linear(4, 2))
-    graph = capture(net, torch.randn(2, 5, 3))
+    graph = capture(net, torch.randn(2, 200, 3))
     (name,) = layer_of(graph).inputs
-    assert graph.shapes[name] == (2, 5, 4)
+    assert graph.shapes[name] == (2, 200, 4)
 
 
 def test_a_model_without_layers_is_refused():

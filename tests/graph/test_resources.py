@@ -11,7 +11,7 @@ from torch.nn import functional as F
 import mixbit as mb
 from mixbit.core.errors import InfeasibleBudget, InvalidInput
 from mixbit.graph.capture import capture
-from mixbit.graph.resources import find_uncovered, live_activations
+from mixbit.graph.resources import find_uncovered, live_activations, note_on_uncovered, num_uncovered
 from tests.networks import ANYTHING, Net, matrix
 
 INTEGER = dataclasses.replace(ANYTHING, integer_operators=frozenset({"add"}))
@@ -115,13 +115,17 @@ def rows_of(net, x):
     return {row.name if row.kind == "parameter" else row.kind: row for row in find_uncovered(capture(net.eval(), x))}
 
 
-def test_a_recurrent_cell_is_not_covered():
+def test_a_recurrence_of_many_steps_is_not_covered():
     cell = nn.LSTM(3, 4, batch_first=True)
-    rows = rows_of(Net(lambda net, x: net.b(net.a(x)[0]), a=cell, b=nn.Linear(4, 2)), torch.randn(2, 5, 3))
+    rows = rows_of(Net(lambda net, x: net.b(net.a(x)[0]), a=cell, b=nn.Linear(4, 2)), torch.randn(2, 200, 3))
     assert {"lstm", "biases"} <= rows.keys()
     assert rows["lstm"].macs is None
-    stored = sum(row.weight_bytes for name, row in rows.items() if name.startswith("a."))
-    assert stored == 4 * sum(parameter.numel() for parameter in cell.parameters())
+    own = {name: row for name, row in rows.items() if name.startswith("a.")}
+    assert sum(row.weight_bytes for row in own.values()) == 4 * sum(
+        parameter.numel() for parameter in cell.parameters()
+    )
+    assert sum(row.num_weights for row in own.values()) == 16 * (3 + 4)  # without its biases
+    assert "recurrence" in own["a.weight_hh_l0"].reason
 
 
 def test_attention_is_not_covered_but_its_projections_are():
@@ -138,9 +142,9 @@ def test_a_product_of_activations_is_not_covered():
     assert rows["matmul"].macs == 4 * 4 * 3
 
 
-def test_weights_that_are_computed_are_not_covered():
+def test_weights_that_are_computed_from_inputs_are_not_covered():
     parts = {"a": nn.Conv1d(3, 4, 1), "w": matrix(2, 4, 3), "scale": matrix(1)}
-    net = Net(lambda net, x: F.conv1d(net.a(x), net.w * net.scale), **parts)
+    net = Net(lambda net, x: F.conv1d(net.a(x), net.w * (net.scale + 0 * x.sum())), **parts)
     rows = rows_of(net, torch.randn(2, 3, 8))
     assert rows["conv1d"].macs == 2 * 4 * 3 * 6
     assert rows["w"].weight_bytes == 4 * 24
@@ -155,16 +159,13 @@ def test_parameters_that_nobody_reads_are_not_listed():
 def test_other_uses_of_parameters_are_no_layers():
     def run(net, x):
         return (
-            net.left @ x.transpose(1, 2),
-            F.linear(x, net.transposed.t()),
             torch.addmm(net.factor, x[:, 0], net.scaled, alpha=2),
             x * net.factor,
             x.sum(2) @ net.vector,
             net.covered(x),
         )
 
-    names = ("left", "transposed", "scaled")
-    parts = {name: matrix(3, 3) for name in names} | {"factor": matrix(3), "vector": matrix(4)}
+    parts = {"scaled": matrix(3, 3), "factor": matrix(3), "vector": matrix(4)}
     graph = capture(Net(run, **parts, covered=nn.Linear(3, 3)), torch.randn(2, 4, 3))
     assert [layer.name for layer in graph.layers] == ["covered.weight"]
     assert {row.name for row in find_uncovered(graph) if row.kind == "parameter"} == {*parts, "biases"}
@@ -177,3 +178,18 @@ def test_shares_are_of_everything():
     assert rows["matmul"].macs_share == pytest.approx(products / (products + work))
     assert rows["biases"].weight_share == pytest.approx(5 / (15 + 5 + 16))
     assert rows["w"].weight_share == pytest.approx(16 / (15 + 5 + 16))
+
+
+def test_what_counts_as_a_weight():
+    """Parameters of two dimensions or more above 1 that no layer covers; biases, scales and unused ones do not."""
+    parts = {"w": matrix(1, 4, 3), "token": matrix(1, 1, 3), "scale": matrix(3, 1, 1), "unused": matrix(5, 5)}
+    net = Net(lambda net, x: net.a(x + net.w + net.token).unsqueeze(1) * net.scale, a=nn.Linear(3, 3), **parts)
+    graph = capture(net, torch.randn(2, 4, 3))
+    assert num_uncovered(graph) == 12
+    assert note_on_uncovered(graph) == "57.1% of the weights stay in float, 32 bits each: w (57.1%, read by add)"
+    table = mb.measure(graph, [torch.randn(4, 4, 3)], target="packed", metric="weight_error", choices=["w8", "w4"])
+    assert table.uncovered == 12
+    plan = mb.search(table, mb.Budget(mean_bits=22))
+    assert plan.predicted["mean_bits"] == pytest.approx((12 * 32 + 9 * 8) / 21)
+    simulated = mb.quantize(graph, plan, [torch.randn(4, 4, 3)])
+    assert simulated.plan.predicted == plan.predicted  # the plan is not taken for an edited one

@@ -23,6 +23,7 @@ from tests.networks import (
     Attention,
     Net,
     Residual,
+    as_in_model,
     assert_state_is,
     by_tensor,
     captured_operator,
@@ -85,7 +86,7 @@ def test_a_simulated_operator_reads_rounded_tensors(kind):
     calibration = calibrate(graph, [graph.example.map(lambda _: x)])
     simulated = quantize(graph, plan_of(layers, "w3a8"), calibration, bias_correction="off")
     weight = weight_quantizer(graph, layers[0], Format(3, "channel", symmetric=True), calibration)
-    expected = dict(model.named_parameters()) | {name: weight(model.get_parameter(name))}
+    expected = dict(model.named_parameters()) | {name: as_in_model(kind, weight(graph.parameter(name)))}
     for tensor in layers[0].inputs:  # in these networks the layer's input is the model's, or moved from it
         read = calibration.quantizer(tensor, Format(8, "tensor", symmetric=False), x.device)
         x = read(x)

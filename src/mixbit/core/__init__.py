@@ -3,7 +3,13 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mixbit.core.budget import Budget as Budget, FloatArray as FloatArray, Limit as Limit, MaxDrop as MaxDrop
+from mixbit.core.budget import (
+    OF_WEIGHTS as OF_WEIGHTS,
+    Budget as Budget,
+    FloatArray as FloatArray,
+    Limit as Limit,
+    MaxDrop as MaxDrop,
+)
 from mixbit.core.errors import (
     InfeasibleBudget as InfeasibleBudget,
     InvalidInput as InvalidInput,

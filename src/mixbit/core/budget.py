@@ -13,15 +13,17 @@ from mixbit.core.errors import InvalidInput, pick
 FloatArray = NDArray[np.float64]
 
 RESOURCES = {
-    "weight_bytes": "bytes in the file for weights and their scales",
+    "weight_bytes": "bytes in the file for weights and their scales, those that stay in float included",
     "weight_ratio": "weight_bytes / bytes in float32 (0.25 is about uniform int8)",
-    "mean_bits": "mean bits of a weight, scales not counted",
+    "mean_bits": "mean bits of a weight, 32 where it stays in float, scales not counted",
     "bit_ops": "sum of multiply-accumulates x weight bits x input bits, one sample",
     "bit_ops_ratio": "bit_ops of uniform w8a8 / bit_ops of the plan: at least this",
     "bit_complexity_ratio": "the same with the larger of weight bits and input bits for their product: HAWQ's ratio",
     "activation_bytes": "most bytes of activations alive at once, one sample, 1 for 8 bits or fewer and 4 in float",
     "latency_ms": "milliseconds of one sample in the runtime; the table must hold times of its choices",
 }
+#: Those of weights, which the ones that no layer covers use too.
+OF_WEIGHTS = ("weight_bytes", "weight_ratio", "mean_bits")
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,7 @@ class Sensitivity:
         verdict: Whether the table can rank plans, or why not, in a sentence.
         trace: [L] the Hessian's average trace of each weight, where the metric estimates it.
         live: [S, 1 + L] bytes and numbers of the activations that are alive at once, see `live_activations`; or None.
+        uncovered: Number of weights that no layer covers: the file holds them in 32 bits whatever the plan.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -186,6 +187,7 @@ class Sensitivity:
     verdict: str = ""
     trace: Row | None = None
     live: Table | None = None
+    uncovered: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -262,19 +264,31 @@ class Sensitivity:
         return np.array([self.choices.index(layers[layer]) for layer in self.layers])
 
     def usage_of(self, resource: str) -> FloatArray:
-        """[L, C] what each choice adds to a resource; raises InvalidInput for one that is no sum or not held."""
+        """[L, C] what each choice adds to a resource, see `fixed_usage` for what is used whatever the choice.
+
+        Raises InvalidInput for a resource that is no sum or not held.
+        """
         known = [name for name in RESOURCES if name not in _NO_SUMS]
         if resource not in known:
             instead = "; take bit_ops" if resource == "bit_ops_ratio" else ""
             raise InvalidInput(f"resource {resource!r} does not add up over layers; known: {', '.join(known)}{instead}")
-        weights = float(self.numel.sum())
         if resource == "weight_ratio":
-            return self.usage["weight_bytes"] / (4 * weights)
+            return self.usage["weight_bytes"] / (4 * self.num_weights)
         if resource == "mean_bits":
-            return self.usage["weight_bits"] / weights
+            return self.usage["weight_bits"] / self.num_weights
         if resource not in self.usage:
             raise InvalidInput(f"{resource}: the table holds no times of its choices; measure with --latency")
         return self.usage[resource]
+
+    @property
+    def num_weights(self) -> float:
+        """Weights in the file, those that no layer covers included."""
+        return float(self.numel.sum()) + self.uncovered
+
+    def fixed_usage(self, resource: str) -> float:
+        """What the weights that no layer covers add to a resource."""
+        of_one = {"weight_bytes": 4.0, "weight_ratio": 1 / self.num_weights, "mean_bits": 32 / self.num_weights}
+        return of_one.get(resource, 0.0) * self.uncovered
 
     def limits(self, budget: Budget) -> list[Limit]:
         """The budget's limits on sums over the choices, for a peak one a moment; raises InvalidInput as `usage_of`."""
@@ -294,7 +308,8 @@ class Sensitivity:
             bits = [float(max(scheme.weight_bits, scheme.input_bits)) for scheme in self.schemes]
             usage, int8 = np.outer(self.macs, bits), 8.0
         else:
-            return [Limit(name, self.usage_of(name), bound)]
+            fixed = self.fixed_usage(name)
+            return [Limit(name, self.usage_of(name), bound - fixed, offset=fixed)]
         int8 *= float(self.macs.sum())
         if not math.isfinite(int8 / bound):
             raise InvalidInput(f"budget {name}={bound}: so small a ratio is no limit; give a larger one")
@@ -312,13 +327,13 @@ class Sensitivity:
         """
         rows = np.arange(len(self.layers))
         used = {name: values[rows, choices].sum(axis=1) for name, values in self.usage.items()}
-        weights = float(self.numel.sum())
+        weight_bytes = used["weight_bytes"] + self.fixed_usage("weight_bytes")
         figures = {
             "loss": self.loss[rows, choices].sum(axis=1),
             "standard_error": np.sqrt(np.square(self.standard_error[rows, choices]).sum(axis=1)),
-            "weight_bytes": used["weight_bytes"],
-            "weight_ratio": used["weight_bytes"] / (4 * weights),
-            "mean_bits": used["weight_bits"] / weights,
+            "weight_bytes": weight_bytes,
+            "weight_ratio": weight_bytes / (4 * self.num_weights),
+            "mean_bits": used["weight_bits"] / self.num_weights + self.fixed_usage("mean_bits"),
             "bit_ops": used["bit_ops"],
         }
         if self.live is not None:

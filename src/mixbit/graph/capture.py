@@ -16,6 +16,7 @@ from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from mixbit.core import Inputs, InvalidInput, UnsupportedModel, users_code, users_frames
+from mixbit.graph.fold import fold_weights
 from mixbit.graph.graph import (
     GROUPS,
     Graph,
@@ -32,6 +33,8 @@ from mixbit.graph.graph import (
     without_torchs_warnings,
 )
 from mixbit.graph.layers import OPERATOR_KINDS, with_layers
+from mixbit.graph.products import rewrite_products
+from mixbit.graph.recurrent import unroll
 from mixbit.graph.walk import Walker, seen
 
 _aten = torch.ops.aten
@@ -54,6 +57,9 @@ def capture(model: nn.Module, example: Any) -> Graph:
         UnsupportedModel: `torch.export` cannot follow the code; the message names the line and the way out.
     """
     module, inputs, expected = exported(model, example)
+    unroll(module)
+    rewrite_products(module)
+    fold_weights(module)
     for node in list(module.graph.nodes):
         if running_statistics(node) is not None and _foldable(node):
             _fold(module, node)

@@ -59,6 +59,14 @@ def num_uses(parameter: fx.Node) -> int:
     return sum(len(node.users) for node in same if node.target == parameter.target)
 
 
+def inserted(before: fx.Node, target: Any, *args: Any) -> fx.Node:
+    """A new node that calls the operator, before another, with the shape of what it returns in its `meta`."""
+    with before.graph.inserting_before(before):
+        node = before.graph.call_function(target, args)
+    node.meta["val"] = target(*fx.node.map_arg(args, lambda read: read.meta["val"]))
+    return node
+
+
 def set_bias(module: fx.GraphModule, operation: fx.Node, bias: Tensor, weight_name: str, position: int = 2) -> None:
     """Give one operator its own bias, named after its weight: `conv1.weight` -> `conv1.bias`.
 

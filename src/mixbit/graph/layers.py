@@ -39,7 +39,7 @@ ARITHMETIC = frozenset({_aten.add, _aten.sub, _aten.mul, _aten.div})
 _MOVES = {
     _aten.view, _aten.reshape, _aten.flatten, _aten.permute, _aten.transpose, _aten.t, _aten.numpy_T, _aten.squeeze,
     _aten.unsqueeze, _aten.slice, _aten.select, _aten.contiguous, _aten.clone, _aten.expand, _aten.alias, _aten.detach,
-    _aten.split, _aten.split_with_sizes, _aten.chunk, _aten.unbind, _aten.max_pool1d, _aten.max_pool2d,
+    _aten.unflatten, _aten.split, _aten.split_with_sizes, _aten.chunk, _aten.unbind, _aten.max_pool1d, _aten.max_pool2d,
     _aten.max_pool3d, _aten.pixel_shuffle, _aten.channel_shuffle, _aten.roll, _aten.flip,
 }  # fmt: skip
 #: Operators that read the shape of a tensor and nothing else.
@@ -57,7 +57,10 @@ _BETWEEN = {_aten.add: "add", _aten.cat: "cat", _aten.matmul: "matmul", _aten.bm
 _BETWEEN |= dict.fromkeys(_POOLS, "average_pool")
 #: Kinds of operators between layers that some target runs in integers.
 BETWEEN_KINDS = frozenset(_BETWEEN.values())
-_TRANSPOSES = {_aten.t, _aten.numpy_T, _aten.transpose, _aten.permute}
+#: Kinds of operators that read a matrix either way.
+PRODUCTS = ("matmul", "addmm")
+#: Operators that turn a matrix.
+TRANSPOSES = {_aten.t, _aten.numpy_T, _aten.transpose, _aten.permute}
 
 
 def with_layers(graph: Graph) -> Graph:
@@ -96,11 +99,11 @@ def _locate(graph: Graph, node: fx.Node, data: frozenset[Any]) -> tuple[str, Ope
     kind = OPERATOR_KINDS.get(packet(node))
     if kind is None:
         return None
-    parameter, transposed = _parameter(argument(node, kind.weight))
+    parameter, transposed = parameter_behind(argument(node, kind.weight))
     if parameter is None:
         return None
     weight = graph.parameter(parameter)
-    is_product = kind.name in ("matmul", "addmm")
+    is_product = kind.name in PRODUCTS
     if not weight.is_floating_point() or (is_product and weight.ndim != 2) or (transposed and not is_product):
         return None
     if kind.name == "addmm" and any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta")):
@@ -120,10 +123,10 @@ def _locate(graph: Graph, node: fx.Node, data: frozenset[Any]) -> tuple[str, Ope
     )
 
 
-def _parameter(node: Any) -> tuple[str | None, bool]:
-    """Name of the parameter behind the node, and whether it comes transposed."""
+def parameter_behind(node: Any) -> tuple[str | None, bool]:
+    """Name of the parameter or buffer that the node is, and whether it comes transposed; None for another tensor."""
     transposed = False
-    while isinstance(node, fx.Node) and packet(node) in _TRANSPOSES:
+    while isinstance(node, fx.Node) and packet(node) in TRANSPOSES:
         if node.meta["val"].ndim != 2:
             return None, False
         if packet(node) is _aten.permute:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from mixbit.core import FloatArray, Target
 from mixbit.graph.graph import Graph, argument, packet
@@ -19,9 +19,15 @@ from mixbit.graph.layers import (
     inputs_between,
     source_of,
 )
+from mixbit.graph.recurrent import MOST_STEPS
 
 _aten = torch.ops.aten
 
+#: Weights that a note names one by one.
+LISTED = 5
+_RECURRENT = f"read by a recurrence over more than {MOST_STEPS} steps in all, or steps that inputs decide"
+#: Operator -> why a parameter that it reads is no layer; any other is no product.
+_REASONS = dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _RECURRENT)
 #: Operators that can overwrite what they are the last to read.
 _IN_PLACE = NONLINEARITIES | ARITHMETIC | {_aten.softmax, _aten.layer_norm, _aten.batch_norm}
 #: Operators that multiply two activations or hold weights that mixbit does not reach.
@@ -86,6 +92,8 @@ class Uncovered:
         weight_bytes: Bytes of its parameters in float32.
         macs_share: Of all multiply-accumulates that are counted, None as above.
         weight_share: Of the bytes of all parameters in float32.
+        num_weights: Numbers in it that count as weights; 0 for vectors, which are biases and scales, and for work.
+        reason: Why no layer covers it.
     """
 
     name: str
@@ -94,10 +102,12 @@ class Uncovered:
     weight_bytes: int
     macs_share: float | None
     weight_share: float
+    num_weights: int = 0
+    reason: str = ""
 
 
 def find_uncovered(graph: Graph) -> tuple[Uncovered, ...]:
-    """Operators and parameters that no layer covers: recurrent cells, products of activations, loose parameters."""
+    """Operators and parameters that no layer covers: long recurrences, products of activations, loose parameters."""
     data = activations(graph)
     macs = {
         node.name: (str(packet(node)).removeprefix("aten."), _count(graph, node))
@@ -105,21 +115,64 @@ def find_uncovered(graph: Graph) -> tuple[Uncovered, ...]:
         if (packet(node) in _UNCOVERED or packet(node) in OPERATOR_KINDS) and node.name not in graph.operations
         if any(before in data for before in node.all_input_nodes)
     }
-    used = {node.target for node in graph.module.graph.find_nodes(op="get_attr")}
-    loose = used - {layer.name for layer in graph.layers}
     biases = {graph.bias(operation) for _, operation in graph.operations.values()}
-    sizes: Counter[str] = Counter()
-    for name, parameter in graph.module.named_parameters():
-        if name in loose:
-            sizes["biases" if name in biases else name] += parameter.nbytes
+    loose, sizes = _loose(graph), Counter[str]()
+    for name, parameter in loose.items():
+        sizes["biases" if name in biases else name] += parameter.nbytes
     all_macs = sum(layer.macs for layer in graph.layers) + sum(count or 0 for _, count in macs.values())
     all_bytes = sum(4 * layer.numel for layer in graph.layers) + sum(sizes.values())
     rows = [
         Uncovered(name, kind, count, 0, None if count is None else count / max(1, all_macs), 0.0)
         for name, (kind, count) in macs.items()
     ]
-    rows += [Uncovered(name, "parameter", None, size, None, size / all_bytes) for name, size in sizes.items()]
+    for name, size in sizes.items():
+        numbers = 0 if name in biases | {"biases"} else _num_weights(loose[name])
+        reason = "added by layers" if name == "biases" else _reason(graph, name)
+        rows.append(Uncovered(name, "parameter", None, size, None, size / all_bytes, numbers, reason))
     return tuple(rows)
+
+
+def num_uncovered(graph: Graph) -> int:
+    """Weights that no layer covers: numbers in parameters that operators read, of two dimensions or more above 1.
+
+    Vectors do not count: they are biases and scales, a thousandth of a network.
+    """
+    return sum(row.num_weights for row in find_uncovered(graph))
+
+
+def note_on_uncovered(graph: Graph) -> str | None:
+    """A sentence that names the weights that no layer covers, the largest first, with their shares and why; or None."""
+    rows = [row for row in find_uncovered(graph) if row.num_weights > 0]
+    if not rows:
+        return None
+    every = sum(layer.numel for layer in graph.layers) + sum(row.num_weights for row in rows)
+    rows.sort(key=lambda row: -row.num_weights)
+    named = [f"{row.name} ({row.num_weights / every:.1%}, {row.reason})" for row in rows[:LISTED]]
+    more = f" and {len(rows) - LISTED} more" if len(rows) > LISTED else ""
+    share = sum(row.num_weights for row in rows) / every
+    return f"{share:.1%} of the weights stay in float, 32 bits each: {', '.join(named)}{more}"
+
+
+def _loose(graph: Graph) -> dict[str, Tensor]:
+    """The parameters that some node reads and that are no layers, by name."""
+    used = {node.target for node in graph.module.graph.find_nodes(op="get_attr")}
+    layers = {layer.name for layer in graph.layers}
+    return {name: value for name, value in graph.module.named_parameters() if name in used and name not in layers}
+
+
+def _num_weights(parameter: Tensor) -> int:
+    return parameter.numel() if sum(size > 1 for size in parameter.shape) > 1 else 0
+
+
+def _reason(graph: Graph, name: str) -> str:
+    """Which operator reads the parameter, itself or through others that only move it."""
+    readers = [
+        user for node in graph.module.graph.find_nodes(op="get_attr") if node.target == name for user in node.users
+    ]
+    while readers and (moved := readers[0]).users and source_of(moved) is not moved:
+        readers = list(moved.users)
+    kind = str(packet(readers[0])).removeprefix("aten.") if readers else "nothing"
+    return _REASONS.get(kind, f"read by {kind}")
 
 
 def _count(graph: Graph, node: fx.Node) -> int | None:

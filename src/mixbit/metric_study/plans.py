@@ -81,7 +81,7 @@ def near_choice(limit: Limit, input_bits: Sequence[int], input_ties: Ties, rng: 
     that come closer to the bound and obey the ties, until it is near; where no move comes closer, it starts again.
     Raises InvalidInput where that happens MOST_STARTS times.
     """
-    usage, bits = limit.usage, np.asarray(input_bits)
+    usage, bits, whole = limit.usage, np.asarray(input_bits), limit.bound + limit.offset
     tied = np.zeros(len(usage), dtype=bool)
     tied[[layer for tie in input_ties for layer in tie]] = True
     for _ in range(MOST_STARTS):
@@ -89,7 +89,7 @@ def near_choice(limit: Limit, input_bits: Sequence[int], input_ties: Ties, rng: 
         while True:
             now = np.take_along_axis(usage, choice[:, None], axis=1)
             total = float(now.sum())
-            if abs(total - limit.bound) <= NEAR * limit.bound:
+            if abs(total - limit.bound) <= NEAR * whole:
                 return choice
             allowed = ~tied[:, None] | (bits == bits[choice][:, None])
             distance = abs(total + (usage - now) - limit.bound)
@@ -98,9 +98,9 @@ def near_choice(limit: Limit, input_bits: Sequence[int], input_ties: Ties, rng: 
                 break
             layer, column = rng.choice(moves)
             choice[layer] = column
-    low, high = usage.min(axis=1).sum(), usage.max(axis=1).sum()
+    low, high = (float(ends.sum()) + limit.offset for ends in (usage.min(axis=1), usage.max(axis=1)))
     reach = f"the choices reach {low:g} to {high:g}"
-    raise InvalidInput(f"near budget {limit.name}={limit.bound:g}: found no plan within {NEAR:.0%} of it; {reach}")
+    raise InvalidInput(f"near budget {limit.name}={whole:g}: found no plan within {NEAR:.0%} of it; {reach}")
 
 
 @dataclass(frozen=True)

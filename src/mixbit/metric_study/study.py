@@ -308,5 +308,7 @@ def _short_name(plan: Plan) -> str:
 def _budgets(frame: Sensitivity, near: Budget | None) -> dict[str, Budget]:
     """Budgets at which regret is reported, by their text: from the least to the largest mean bits, and the near one."""
     widths = [scheme.weight_bits for scheme in frame.schemes]
-    budgets = [Budget(mean_bits=min(widths) + share * (max(widths) - min(widths))) for share in (0.25, 0.5, 0.75)]
+    means = [min(widths) + share * (max(widths) - min(widths)) for share in (0.25, 0.5, 0.75)]
+    covered, fixed = float(frame.numel.sum()) / frame.num_weights, frame.fixed_usage("mean_bits")
+    budgets = [Budget(mean_bits=mean * covered + fixed) for mean in means]
     return {str(budget): budget for budget in (*budgets, near) if budget is not None}

@@ -20,7 +20,7 @@ from mixbit.core import (
     track,
 )
 from mixbit.graph import Graph, check_arguments, check_graph, fitted, model_fingerprint, shared_inputs
-from mixbit.graph.resources import live_activations
+from mixbit.graph.resources import live_activations, num_uncovered
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, METRICS, NEEDS_LABELS, Metric, MetricInput, check_estimate, joined
 from mixbit.quantization.calibrate import Calibration, calibrate, weight_quantizer
 from mixbit.quantization.offers import why_not, with_fallbacks
@@ -164,6 +164,7 @@ def blank_table(graph: Graph, *, target: str | Target, choices: Sequence[str] | 
         num_samples=1,
         seed=0,
         live=live_activations(graph, target),
+        uncovered=num_uncovered(graph),
     )
 
 
@@ -234,10 +235,10 @@ def resampled_excess(table: Sensitivity) -> float:
 def _budgets(table: Sensitivity) -> Iterator[Budget]:
     """Limits on the mean bits of weights or, where all choices have the same, on bit operations."""
     offered = np.isfinite(table.loss)
-    for name, resource, unit in (("mean_bits", "weight_bits", table.numel.sum()), ("bit_ops", "bit_ops", 1.0)):
-        usage = table.usage[resource]
-        low = np.where(offered, usage, np.inf).min(1).sum() / unit
-        high = np.where(offered, usage, -np.inf).max(1).sum() / unit
+    for name, resource, unit in (("mean_bits", "weight_bits", table.num_weights), ("bit_ops", "bit_ops", 1.0)):
+        usage, fixed = table.usage[resource], table.fixed_usage(name)
+        low = np.where(offered, usage, np.inf).min(1).sum() / unit + fixed
+        high = np.where(offered, usage, -np.inf).max(1).sum() / unit + fixed
         if high > low:
             yield from (Budget(**{name: low + share * (high - low)}) for share in SHARES)
             return

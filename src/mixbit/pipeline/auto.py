@@ -1,5 +1,6 @@
 """auto_quantize(): from a trained network to a verified artefact; the only file that knows the order of the steps."""
 
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import replace
@@ -9,10 +10,23 @@ from typing import Any
 
 from torch import nn
 
-from mixbit.core import Batch, Budget, InvalidInput, Journal, Plan, Scheme, Store, digest, hold_out, split_batches
+from mixbit.core import (
+    OF_WEIGHTS,
+    Batch,
+    Budget,
+    InvalidInput,
+    Journal,
+    Plan,
+    Scheme,
+    Store,
+    digest,
+    hold_out,
+    split_batches,
+)
 from mixbit.graph import Case, Graph, check_graph, evaluate, fitted
 from mixbit.graph.capture import capture, check_module
-from mixbit.metrics.measure import measure
+from mixbit.graph.resources import note_on_uncovered
+from mixbit.metrics.measure import blank_table, measure
 from mixbit.pipeline.deploy import Candidate, Deployed, Measured, Network, deploy
 from mixbit.pipeline.settings import Run, Settings
 from mixbit.pipeline.trials import Scoring, cheapest_plan, searched_plan
@@ -23,7 +37,7 @@ from mixbit.quantization.offers import check_pins, note_on_run_time_ranges
 from mixbit.quantization.ranges import RANGES
 from mixbit.roundings import ROUNDINGS, Rounding
 from mixbit.roundings.quantize import quantize
-from mixbit.searches.search import uniform_plans
+from mixbit.searches.search import search, uniform_plans
 from mixbit.targets.export import check_exportable
 from mixbit.targets.latency import timed
 from mixbit.training.finetune import check_first, settings_of, train
@@ -31,6 +45,8 @@ from mixbit.training.loop import Objective, Trained
 
 #: Endings of the files that hold unfinished trainings: in float after channels were removed, and of the plan.
 PRUNED, TRAINING = "pruned.safetensors", "training.safetensors"
+
+_log = logging.getLogger("mixbit")
 
 
 def auto_quantize(
@@ -98,6 +114,8 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
             model = reestimated(model, calibration)
         graph = capture(model, pairs[0][0])
         check_exportable(graph)
+        if (note := note_on_uncovered(graph)) is not None:
+            _log.warning("%s", note)
         graph = equalized(graph) if settings.equalize else graph
     evaluation = held_out if eval_batches is None else split_batches(model, eval_batches)
     for what, part in (("", pairs), (" to evaluate on", evaluation)):
@@ -136,11 +154,15 @@ def pruned(run: Run, network: Network) -> Network:
 def measured(run: Run, network: Network) -> Measured:
     """Calibrate the graph, and predict what each choice of each layer costs."""
     settings, graph, batches = run.settings, network.graph, network.batches
+    only_pinned = [scheme for scheme in dict.fromkeys(settings.pins.values()) if scheme not in run.choices]
+    choices = [*run.choices, *only_pinned]
+    limits = {name: limit for name, limit in run.budget.limits.items() if name in OF_WEIGHTS}
+    if limits:  # one out of reach is refused before the work
+        frame = blank_table(graph, target=run.target, choices=choices).pinned(settings.pins, only_pinned)
+        search(frame, Budget(**limits))
     with run.clock("calibrate"):
         calibration = calibrate(graph, batches, ranges=settings.ranges)
     with run.clock("measure"):
-        only_pinned = [scheme for scheme in dict.fromkeys(settings.pins.values()) if scheme not in run.choices]
-        choices = [*run.choices, *only_pinned]
         formats = [weight for choice in choices if (weight := Scheme.parse(choice).weight)]
         case = Case(graph, batches, run.task, settings.seed)
         # measure() and quantize() look the masks up

@@ -145,7 +145,14 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
                 for candidate in candidates
                 if (uniform := candidate.uniform)
             ],
-            layers=layer_rows(chosen.plan.layers, predicted, run.target.name, folder, runner.executed()),
+            layers=layer_rows(
+                chosen.plan.layers,
+                predicted,
+                run.target.name,
+                folder,
+                runner.executed(),
+                tables=[layer.name for layer in graph.layers if not layer.inputs],
+            ),
             pruned=None
             if known.dense is None
             else Pruned.between(

@@ -6,6 +6,8 @@ It holds every figure in result.json, and check.safetensors. Only target packed 
 import dataclasses
 import json
 import math
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,6 +44,10 @@ from mixbit.targets.latency import paired_latency_ms
 from mixbit.targets.verify import Comparison, compare, farthest
 
 RESULT_FILE, CHECK_FILE = "result.json", "check.safetensors"
+#: How a table of rows was executed that the runtime computed when it loaded the file.
+FOLDED = "folded when loaded"
+#: A product or convolution, by the names of runtimes, in another type.
+_FLOAT_OPERATOR = re.compile(r"\w*(?:Conv|conv|Gemm|MatMul|FullyConnected)\w* (?!int8)")
 #: Of a check set, in samples and in bytes of inputs.
 MOST_SAMPLES, MOST_BYTES = 512, 16 * 2**20
 
@@ -146,9 +152,18 @@ def figures(**values: float | None) -> dict[str, float]:
 
 
 def layer_rows(
-    schemes: dict[str, str], predicted: dict[str, int], target: str, folder: Path, executed: dict[str, str]
+    schemes: dict[str, str],
+    predicted: dict[str, int],
+    target: str,
+    folder: Path,
+    executed: dict[str, str],
+    *,
+    tables: Collection[str],
 ) -> dict[str, LayerRow]:
-    """The part `layers`, with what the target's file in the folder holds."""
+    """The part `layers`, with what the target's file in the folder holds.
+
+    Runtimes fold `tables`, layers that only look rows up, where the numbers of the rows are constants.
+    """
     weights, missing = find_target(target).stored(folder), StoredWeight(0, "not found")
     return {
         name: LayerRow(
@@ -156,18 +171,21 @@ def layer_rows(
             predicted_bytes=predicted[name],
             weight_bytes=weights.get(name, missing).weight_bytes,
             stored=weights.get(name, missing).types,
-            executed=executed.get(name, "not reported"),
+            executed=executed.get(name, FOLDED if name in tables else "not reported"),
         )
         for name, scheme in schemes.items()
     }
 
 
 def in_float(layers: dict[str, LayerRow]) -> list[str]:
-    """Layers with a quantized input whose operators the runtime executed in float; lookups compute nothing."""
+    """Layers with a quantized input of which the runtime executed an operator in float; look-ups compute nothing."""
     return [
         name
         for name, row in layers.items()
-        if Scheme.parse(row.scheme).input is not None and "int8" not in row.executed and "Gather" not in row.executed
+        if Scheme.parse(row.scheme).input is not None
+        and (
+            _FLOAT_OPERATOR.search(row.executed) or not any(text in row.executed for text in ("int8", "Gather", FOLDED))
+        )
     ]
 
 
@@ -285,7 +303,8 @@ def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
         medians = paired_latency_ms(runs, [tensor.numpy() for tensor in rows.tensors], f"time batch {size}")
         latency[str(size)] = medians["artefact"]
         default_latency[str(size)] = medians.get("default", medians["artefact"])
-    rows = layer_rows(result.schemes, result.predicted_bytes, target.name, folder, runner.executed())
+    tables = {name for name, row in result.layers.items() if row.executed == FOLDED}
+    rows = layer_rows(result.schemes, result.predicted_bytes, target.name, folder, runner.executed(), tables=tables)
     return {
         "target": result.target,
         "latency_ms": latency,

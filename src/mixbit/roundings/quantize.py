@@ -6,6 +6,7 @@ from typing import Any
 
 from mixbit.core import InvalidInput, Plan, Store, Task, find_target, pick
 from mixbit.graph import Graph, check_arguments
+from mixbit.graph.resources import num_uncovered
 from mixbit.quantization.biases import BIAS_CORRECTIONS, corrected
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.ranges import RangeMethod
@@ -105,6 +106,7 @@ def _without_outdated_predictions(graph: Graph, plan: Plan) -> Plan:
     """The plan without its predictions where its schemes were edited since, which changes its bytes."""
     weight_bytes = find_target(plan.target).weight_bytes
     held = sum(weight_bytes(layer.shape, layer.axis, plan.scheme(layer.name).weight) for layer in graph.layers)
+    held += 4 * num_uncovered(graph)
     if plan.predicted.get("weight_bytes", held) == held:
         return plan
     return plan.model_copy(update={"predicted": {}, "made_by": f"{plan.made_by}, edited"})

@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, sparse
 
-from mixbit.core import Budget, FloatArray as Floats, InfeasibleBudget, Limit, MixbitError, Sensitivity
+from mixbit.core import (
+    OF_WEIGHTS,
+    Budget,
+    FloatArray as Floats,
+    InfeasibleBudget,
+    Limit,
+    MixbitError,
+    Sensitivity,
+)
 
 TOLERANCE = 1e-9  # share of a limit that rounding may add to a sum
 
@@ -200,6 +208,8 @@ class Problem:
             ends = sorted(max(self.budget[row].named(reachable[row][end]) for row in rows) for end in (0, 1))
             bound = self.budget[rows[0]].named(self.budget[rows[0]].bound)
             text = f"{name}={_number(bound)} (reachable: {' to '.join(map(_number, ends))})"
+            if name in OF_WEIGHTS and (fixed := self.budget[rows[0]].offset) > 0:
+                text += f", of which weights that stay in float take {_number(fixed)}"
             (within if np.all(over[rows] <= self.slack[rows]) else beyond).append(text)
         alone = f"; {' and '.join(within)} could be kept" if within else ""
         together = "; each can be kept alone, but not all together"

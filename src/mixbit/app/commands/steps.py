@@ -52,6 +52,7 @@ def measure(
     """Write the table of predicted loss increase, layers x choices."""
     from mixbit.core import load_data, split_batches
     from mixbit.graph.capture import capture
+    from mixbit.graph.resources import note_on_uncovered
     from mixbit.metrics.measure import measure as measure_
     from mixbit.quantization.calibrate import calibrate
     from mixbit.roundings.quantize import quantize
@@ -63,6 +64,8 @@ def measure(
     batches = split_batches(module, load_data(data))
     with redirect_stdout(sys.stderr):
         graph = capture(module, batches[0][0])
+        if (note := note_on_uncovered(graph)) is not None:
+            say(note)
         calibration = calibrate(graph, batches, ranges=options.function_or_name(ranges, "RANGES"))
         table = measure_(
             graph,
