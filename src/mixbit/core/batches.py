@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from mixbit.core.errors import InvalidInput
 from mixbit.core.io.user_code import users_code
+from mixbit.core.structures import KeyValues, given, plain, taken, unwrapped
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class Inputs:
         if isinstance(inputs, Inputs):
             return inputs
         if isinstance(inputs, Mapping):
-            return cls((), dict(inputs))
+            return cls((), taken(dict(inputs)))
         if isinstance(inputs, tuple | list):
-            return cls(tuple(inputs), {})
+            return cls(taken(tuple(inputs)), {})
         if isinstance(inputs, Tensor):
             return cls((inputs,), {})
         raise InvalidInput(f"inputs: a {type(inputs).__name__}; give a tensor, a tuple or a dict of tensors")
@@ -37,6 +38,13 @@ class Inputs:
         """The same inputs with the function applied to every tensor."""
         args, kwargs = pytree.tree_map_only(Tensor, function, (self.args, dict(self.kwargs)))
         return Inputs(args, kwargs)
+
+    def call(self, model: Callable[..., Any]) -> Any:
+        """What the model, or another function, returns for the inputs, in plain containers: see `plain`."""
+        is_cache = lambda each: isinstance(each, KeyValues)  # noqa: E731
+        caches = any(map(is_cache, pytree.tree_leaves((self.args, dict(self.kwargs)), is_leaf=is_cache)))
+        args, kwargs = given((self.args, dict(self.kwargs)))
+        return plain(model(*args, **kwargs), caches=caches)
 
     def to(self, device: torch.device) -> "Inputs":
         """The same inputs on that device."""
@@ -164,7 +172,7 @@ def split_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
 
 
 def _num_inputs(model: nn.Module, batch: Sequence[Any]) -> int:
-    parameters = list(inspect.signature(model.forward).parameters.values())
+    parameters = list(inspect.signature(unwrapped(model).forward).parameters.values())
     positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
     required = sum(each.default is each.empty for each in positional)
     takes_any = any(each.kind is each.VAR_POSITIONAL for each in parameters)

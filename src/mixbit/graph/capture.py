@@ -1,12 +1,12 @@
 """capture(): from the user's module to a functional graph, by torch.export; and from a graph to an exported program."""
 
+import inspect
 import logging
 import operator
-import re
-import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
+from io import StringIO
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-from mixbit.core import Inputs, InvalidInput, UnsupportedModel, users_code, users_frames
+from mixbit.core import Inputs, InvalidInput, UnsupportedModel, unwrapped, users_code
+from mixbit.graph.explain import explain
+from mixbit.graph.forms import InFourDimensions, reshape_views
 from mixbit.graph.graph import (
     GROUPS,
     Graph,
@@ -27,6 +29,7 @@ from mixbit.graph.graph import (
     num_uses,
     packet,
     set_bias,
+    sizes_of,
     split_name,
     tensor_of,
     without_torchs_warnings,
@@ -40,6 +43,8 @@ _BATCH_NORMS = (_aten._native_batch_norm_legit_no_training.default, _TRAINABLE)
 _DROPOUTS = ("aten.dropout.default", "aten.alpha_dropout.default", "aten.feature_dropout.default")
 #: Largest difference that capture's own check allows, relative to the largest output.
 TOLERANCE = 1e-4
+#: Batch sizes that torch.export takes for all others: it traces no smaller ones, and needs numbers of 32 bits.
+SMALLEST_TRACED, LARGEST_TRACED = 2, 2**31 - 1
 
 
 def capture(model: nn.Module, example: Any) -> Graph:
@@ -77,6 +82,7 @@ def capture(model: nn.Module, example: Any) -> Graph:
 def exported(model: nn.Module, example: Any) -> tuple[fx.GraphModule, Inputs, Any]:
     """The functional graph with its batch norms, the example's inputs, and what the model returns for them."""
     check_module(model)
+    model = unwrapped(model)
     _check_tensors(model)
     inputs = Inputs.of(example)
     if inputs.batch_size == 0:
@@ -88,15 +94,29 @@ def exported(model: nn.Module, example: Any) -> tuple[fx.GraphModule, Inputs, An
         check_finite(f"example: input {number}", leaf)
     with _evaluating(model):
         with users_code(f"the model fails on inputs {inputs.describe()}"), torch.no_grad():
-            copies = inputs.map(torch.clone)
-            expected = model(*copies.args, **copies.kwargs)
-        shapes = pytree.tree_map(_dynamic_batch, dict(inputs.kwargs) if inputs.kwargs else inputs.args)
-        program = _export(model, inputs, shapes, functional=False)
+            expected = inputs.map(torch.clone).call(model)
+        with _plain_forward(model, inputs) as named, InFourDimensions():
+            shapes = pytree.tree_map(_dynamic_batch, named)
+            program = _export(model, inputs, shapes, functional=False)
+    _check_range(program)
     module = copy_module(program.module(check_guards=False))
+    reshape_views(module.graph)
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     _remove_bookkeeping(module)
     return module, inputs, expected
+
+
+def _check_range(program: ExportedProgram) -> None:
+    """Raise UnsupportedModel where the model does something else for another number of samples."""
+    for node in program.graph.find_nodes(op="placeholder"):
+        for size in sizes_of(node)[:1]:
+            limits = program.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
+            if limits is not None and (limits.lower > SMALLEST_TRACED or limits.upper < LARGEST_TRACED):
+                raise UnsupportedModel(
+                    f"the model takes another path for batches of less than {limits.lower} or more than "
+                    f"{limits.upper} samples; let the path not depend on the batch size"
+                )
 
 
 def check_module(model: Any) -> None:
@@ -177,7 +197,13 @@ def _check_same(graph: Graph, inputs: Inputs, expected: Any) -> None:
     single = inputs.rows(slice(1))
     with torch.no_grad():
         actual = graph(*inputs.args, **inputs.kwargs)
-        alone = graph(*single.args, **single.kwargs)
+        try:
+            alone = graph(*single.args, **single.kwargs)
+        except (IndexError, RuntimeError) as error:
+            raise UnsupportedModel(
+                f"the model runs on {inputs.batch_size} samples and not on the first of them alone: "
+                f"{str(error).splitlines()[0]}; let it take any number of samples"
+            ) from error
     for got, want, first in zip(*(pytree.tree_leaves(tree) for tree in (actual, expected, alone)), strict=True):
         if not isinstance(want, Tensor) or not want.is_floating_point():
             continue
@@ -286,12 +312,43 @@ def export_graph(graph: Graph, lifted: Mapping[str, Tensor] | None = None) -> Ex
 def _export(model: nn.Module, inputs: Inputs, shapes: Any, *, functional: bool) -> ExportedProgram:
     """The exported program; a module that is functional already, as a captured one is, needs no decompositions."""
     with (
-        users_code(lambda error: UnsupportedModel(_explain(error, model, inputs))),
+        users_code(lambda error: UnsupportedModel(explain(error, model, inputs))),
         without_torchs_warnings(),
         without_logs(),
+        redirect_stderr(StringIO()),  # torch prints what it traced
     ):
         program = torch.export.export(model, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes)
-        return program if functional else program.run_decompositions({})
+        if functional:
+            return program
+        reshape_views(program.graph)
+        return program.run_decompositions({})
+
+
+@contextmanager
+def _plain_forward(model: nn.Module, inputs: Inputs) -> Iterator[dict[str, Any]]:
+    """For a while forward takes no `**kwargs`, and returns plain containers; yields the arguments by their names.
+
+    torch.export follows neither arguments that a signature does not name, nor objects of the user's classes.
+    """
+    forward, own = model.forward, "forward" in vars(model)
+    signature = inspect.signature(forward)
+    rest = [name for name, each in signature.parameters.items() if each.kind is each.VAR_KEYWORD]
+    bound = signature.bind(*inputs.args, **inputs.kwargs).arguments
+    further = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY) for name in rest for key in bound.get(name, ())]
+    named = [each for name, each in signature.parameters.items() if name not in rest]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return Inputs(args, kwargs).call(forward)
+
+    call.__signature__ = inspect.Signature([*named, *further])  # type: ignore[attr-defined] as inspect reads it
+    model.forward = call
+    try:
+        yield dict(inspect.signature(call).bind(*inputs.args, **inputs.kwargs).arguments)
+    finally:
+        if own:
+            model.forward = forward
+        else:
+            del model.forward
 
 
 def _dynamic_batch(leaf: Any) -> dict[int, Any] | None:
@@ -307,40 +364,3 @@ def without_logs() -> Iterator[None]:
         yield
     finally:
         logging.disable(disabled)
-
-
-def _explain(error: BaseException, model: nn.Module, inputs: Inputs) -> str:
-    """The line of the user's code where the export stopped, torch's reason, and what to do."""
-    frames = _frames(error) or _frames(_failure_of_a_larger_batch(model, inputs))
-    forward = [frame for frame in frames if frame.name == "forward"] or frames
-    where = f"{forward[-1].filename}:{forward[-1].lineno}: {forward[-1].line}" if forward else "the model"
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-    fixed = re.search(r"specialized it to be a constant \((\d+)\)", str(error))
-    if fixed is not None:
-        reason = f"the code fixes the batch size at {fixed[1]}"
-    return (
-        f"torch.export cannot follow the model at {where}\n  {type(error).__name__}: {reason}\n"
-        "  Way out: let tensors' values not decide the path (torch.where, torch.cond), and let the batch size not be "
-        "fixed in the code (x.size(0) or -1 instead of len(x) or a number); `torch.export.draft_export` lists every "
-        "such place"
-    )
-
-
-def _frames(error: BaseException | None) -> list[traceback.FrameSummary]:
-    """The frames of the error and of its causes that are the user's code, not torch's or ours."""
-    causes: list[BaseException] = []
-    while error is not None and error not in causes:
-        causes.append(error)
-        error = error.__cause__ or error.__context__
-    return [frame for cause in causes for frame in users_frames(cause)]
-
-
-def _failure_of_a_larger_batch(model: nn.Module, inputs: Inputs) -> BaseException | None:
-    """What the model raises for one sample more: where the batch size is fixed, its traceback names the place."""
-    larger = inputs.map(lambda leaf: torch.cat([leaf, leaf[:1]]) if leaf.ndim > 0 else leaf)
-    try:
-        with users_code("the model fails"), torch.no_grad():
-            model(*larger.args, **larger.kwargs)
-    except InvalidInput as error:
-        return error
-    return None
