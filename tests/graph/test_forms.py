@@ -156,6 +156,13 @@ def test_a_view_takes_any_layout():
     assert not graph.module.graph.find_nodes(op="call_function", target=torch.ops.aten.view.default)
 
 
+def test_an_example_that_is_a_part_of_another_tensor():
+    net = Net(lambda net, x: net.a(x).reshape(-1, 2, 3).flatten(1), a=nn.Linear(6, 6))
+    whole = torch.randn(5, 9)
+    torch.testing.assert_close(capture(net, whole[:, :6])(x := torch.randn(2, 6)), net(x))
+    assert capture(net, whole.t()[:6].t()).example.args[0].is_contiguous()
+
+
 class Object:
     def __init__(self, tensor):
         self.tensor = tensor

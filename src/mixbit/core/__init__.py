@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         Batch as Batch,
         Inputs as Inputs,
         as_given as as_given,
+        differing as differing,
         hold_out as hold_out,
         labels_at as labels_at,
         loaded as loaded,

@@ -53,8 +53,12 @@ class Inputs:
     @property
     def tensors(self) -> list[Tensor]:
         """Every tensor, in the order of the call."""
-        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+
+    @property
+    def leaves(self) -> list[Any]:
+        """Every value, in the order of the call."""
+        return pytree.tree_leaves((self.args, dict(self.kwargs)))
 
     def rows(self, index: Any) -> "Inputs":
         """The same inputs with these samples of every tensor that has samples."""
@@ -80,6 +84,28 @@ class Inputs:
 
         tree = pytree.tree_map(described, (self.args, dict(self.kwargs)))
         return " ".join(str(part) for part in tree if part) or "()"
+
+
+def differing(batches: Sequence[Inputs]) -> dict[str | int, tuple[int, ...]]:
+    """Name or position of an input -> the dimensions beside the first in which the batches differ."""
+
+    def sizes(value: Any) -> list[tuple[int, ...]]:
+        return [tuple(leaf.shape) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+    dims: dict[str | int, set[int]] = {}
+    first = batches[0]
+    for batch in batches[1:]:
+        if len(batch.args) != len(first.args) or batch.kwargs.keys() != first.kwargs.keys():
+            continue  # which the graph refuses
+        pairs: list[tuple[str | int, Any, Any]] = [
+            (i, *pair) for i, pair in enumerate(zip(first.args, batch.args, strict=True))
+        ]
+        pairs += [(name, value, batch.kwargs[name]) for name, value in first.kwargs.items()]
+        for key, one, other in pairs:
+            for a, b in zip(sizes(one), sizes(other), strict=False):  # where there are more, the graph refuses it
+                if len(a) == len(b):
+                    dims.setdefault(key, set()).update(axis for axis in range(1, len(a)) if a[axis] != b[axis])
+    return {key: tuple(sorted(axes)) for key, axes in dims.items() if axes}
 
 
 #: Of one batch: a tensor with an entry for each sample, a dict or tuple of such tensors, or a list of other entries.

@@ -3,7 +3,7 @@
 import inspect
 import logging
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import partial
 from io import StringIO
@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-from mixbit.core import Inputs, InvalidInput, UnsupportedModel, unwrapped, users_code
+from mixbit.core import Inputs, InvalidInput, UnsupportedModel, differing, unwrapped, users_code
 from mixbit.graph.explain import explain
 from mixbit.graph.forms import InFourDimensions, reshape_views
 from mixbit.graph.graph import (
@@ -47,18 +47,27 @@ TOLERANCE = 1e-4
 SMALLEST_TRACED, LARGEST_TRACED = 2, 2**31 - 1
 
 
-def capture(model: nn.Module, example: Any) -> Graph:
+#: Name or position of an input -> its dimensions, beside the first, that may differ from call to call.
+Dynamic = Mapping[str | int, Collection[int]]
+
+
+def capture(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> Graph:
     """Export the model as a functional graph with a dynamic batch and batch norms folded.
 
     Args:
         model: The trained network; it is left as it is, its training flags included.
         example: One batch of inputs without labels: a tensor, a tuple, or a dict of keyword arguments.
+        dynamic: Input -> further dimensions of any size, as `{"input_ids": [1], "attention_mask": [1]}` for sequences,
+            or `{0: [2, 3]}` for images; of an input that is a tuple, those of each of its tensors.
 
     Raises:
-        InvalidInput: the model is no module, holds NaN or inf, or fails on the example.
+        InvalidInput: the model is no module, holds NaN or inf, or fails on the example; `dynamic` names what the
+            example does not have.
         UnsupportedModel: `torch.export` cannot follow the code; the message names the line and the way out.
     """
-    module, inputs, expected = exported(model, example)
+    check_module(model)
+    dynamic = _by_place(model, Inputs.of(example), dynamic or {})
+    module, inputs, expected = exported(model, example, dynamic)
     for node in list(module.graph.nodes):
         if running_statistics(node) is not None and _foldable(node):
             _fold(module, node)
@@ -74,12 +83,64 @@ def capture(model: nn.Module, example: Any) -> Graph:
     around = {node.name: seen(partial(note, node.name)) for node in module.graph.nodes if node.op != "output"}
     with torch.no_grad():
         Walker(module, around).returned(pytree.tree_leaves((inputs.args, inputs.kwargs)))
-    graph = with_layers(Graph(module, inputs, shapes))
+    graph = with_layers(Graph(module, inputs, shapes, dynamic=free_dimensions(inputs, dynamic)))
     _check_same(graph, inputs, expected)
     return graph
 
 
-def exported(model: nn.Module, example: Any) -> tuple[fx.GraphModule, Inputs, Any]:
+def capture_all(model: nn.Module, batches: Sequence[Inputs], dynamic: Dynamic | None = None) -> Graph:
+    """`capture` on the first batch, with the dimensions free in which the batches differ too."""
+    check_module(model)
+    differ, dynamic = differing(batches), _by_place(model, batches[0], dynamic or {})
+    free = {key: {*differ.get(key, ()), *dynamic.get(key, ())} for key in (*differ, *dynamic)}
+    # torch takes sizes of 0 and 1 for constants
+    large = (
+        batch
+        for batch in batches
+        if all(
+            leaf.shape[axis] > 1
+            for leaf, axes in zip(batch.leaves, free_dimensions(batch, free), strict=True)
+            for axis in axes
+        )
+    )
+    return capture(model, next(large, batches[0]) if free else batches[0], free)
+
+
+def _by_place(model: nn.Module, inputs: Inputs, dynamic: Dynamic) -> Dynamic:
+    """The same with the positions of inputs that are given by position, in place of their names in forward."""
+    names = [*inspect.signature(unwrapped(model).forward).parameters][: len(inputs.args)]
+    placed: dict[str | int, tuple[int, ...]] = {}
+    for key, axes in dynamic.items():
+        place = names.index(str(key)) if key in names else key
+        placed[place] = (*placed.get(place, ()), *axes)
+    return placed
+
+
+def free_dimensions(inputs: Inputs, dynamic: Dynamic) -> tuple[tuple[int, ...], ...]:
+    """Of every leaf of the inputs, the dimensions that `dynamic` names; none where it names none.
+
+    Raises InvalidInput for an input or a dimension that there is not.
+    """
+    keys: list[str | int] = [*range(len(inputs.args)), *inputs.kwargs]
+    places: dict[str | int, int] = {key: place for place, key in enumerate(keys)} | {i: i for i in range(len(keys))}
+    axes_of: dict[int, list[int]] = {}
+    for key, axes in dynamic.items():
+        if key not in places:
+            raise InvalidInput(f"dynamic: no input {key!r}; there are {', '.join(map(str, keys))}")
+        axes_of[places[key]] = sorted({*axes, *axes_of.get(places[key], ())})
+    free: list[tuple[int, ...]] = []
+    for place, (key, value) in enumerate(zip(keys, (*inputs.args, *inputs.kwargs.values()), strict=True)):
+        for leaf in pytree.tree_leaves(value):
+            axes = axes_of.get(place, ()) if isinstance(leaf, Tensor) else ()
+            wrong = [axis for axis in axes if not 0 < axis < leaf.ndim]
+            if wrong:
+                given = tuple(leaf.shape)
+                raise InvalidInput(f"dynamic: input {key} {given} has no dimension {wrong[0]} behind that of samples")
+            free.append(tuple(axes))
+    return tuple(free) if axes_of else ()
+
+
+def exported(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> tuple[fx.GraphModule, Inputs, Any]:
     """The functional graph with its batch norms, the example's inputs, and what the model returns for them."""
     check_module(model)
     model = unwrapped(model)
@@ -89,14 +150,18 @@ def exported(model: nn.Module, example: Any) -> tuple[fx.GraphModule, Inputs, An
         raise InvalidInput(f"example {inputs.describe()}: holds no sample; give at least one")
     if inputs.batch_size == 1:  # torch exports a batch of one as a constant
         inputs = inputs.map(lambda leaf: torch.cat([leaf, leaf]) if leaf.ndim > 0 else leaf)
-    inputs = inputs.to(device_of(model))
+    # of an input that is a view of another tensor, torch.export would trace that one's sizes too
+    inputs = inputs.to(device_of(model)).map(lambda leaf: leaf.clone(memory_format=torch.contiguous_format))
     for number, leaf in enumerate(inputs.tensors):
         check_finite(f"example: input {number}", leaf)
     with _evaluating(model):
         with users_code(f"the model fails on inputs {inputs.describe()}"), torch.no_grad():
             expected = inputs.map(torch.clone).call(model)
-        with _plain_forward(model, inputs) as named, InFourDimensions():
-            shapes = pytree.tree_map(_dynamic_batch, named)
+        with _plain_forward(model, inputs) as signature, InFourDimensions():
+            free = free_dimensions(inputs, dynamic or {})
+            leaves, structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
+            args, kwargs = pytree.tree_unflatten(_marks(leaves, free), structure)
+            shapes = dict(signature.bind(*args, **kwargs).arguments)
             program = _export(model, inputs, shapes, functional=False)
     _check_range(program)
     module = copy_module(program.module(check_guards=False))
@@ -305,7 +370,7 @@ def export_graph(graph: Graph, lifted: Mapping[str, Tensor] | None = None) -> Ex
     module.graph.eliminate_dead_code()
     module.recompile()
     leaves = graph.ordered(graph.example)
-    shapes = (*map(_dynamic_batch, leaves), *[None] * len(lifted))
+    shapes = (*_marks(leaves, graph.dynamic), *[None] * len(lifted))
     return _export(module, Inputs((*leaves, *lifted.values()), {}), shapes, functional=True)
 
 
@@ -325,8 +390,8 @@ def _export(model: nn.Module, inputs: Inputs, shapes: Any, *, functional: bool) 
 
 
 @contextmanager
-def _plain_forward(model: nn.Module, inputs: Inputs) -> Iterator[dict[str, Any]]:
-    """For a while forward takes no `**kwargs`, and returns plain containers; yields the arguments by their names.
+def _plain_forward(model: nn.Module, inputs: Inputs) -> Iterator[inspect.Signature]:
+    """For a while forward takes these inputs alone, and returns plain containers; yields its signature.
 
     torch.export follows neither arguments that a signature does not name, nor objects of the user's classes.
     """
@@ -335,15 +400,16 @@ def _plain_forward(model: nn.Module, inputs: Inputs) -> Iterator[dict[str, Any]]
     rest = [name for name, each in signature.parameters.items() if each.kind is each.VAR_KEYWORD]
     bound = signature.bind(*inputs.args, **inputs.kwargs).arguments
     further = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY) for name in rest for key in bound.get(name, ())]
-    named = [each for name, each in signature.parameters.items() if name not in rest]
+    named = [each for name, each in signature.parameters.items() if name in bound and name not in rest]
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return Inputs(args, kwargs).call(forward)
 
-    call.__signature__ = inspect.Signature([*named, *further])  # type: ignore[attr-defined] as inspect reads it
+    explicit = inspect.Signature([*named, *further])
+    call.__signature__ = explicit  # type: ignore[attr-defined] as inspect reads it
     model.forward = call
     try:
-        yield dict(inspect.signature(call).bind(*inputs.args, **inputs.kwargs).arguments)
+        yield explicit
     finally:
         if own:
             model.forward = forward
@@ -351,8 +417,12 @@ def _plain_forward(model: nn.Module, inputs: Inputs) -> Iterator[dict[str, Any]]
             del model.forward
 
 
-def _dynamic_batch(leaf: Any) -> dict[int, Any] | None:
-    return {0: Dim.DYNAMIC} if isinstance(leaf, Tensor) and leaf.ndim > 0 else None
+def _marks(leaves: Sequence[Any], free: Sequence[tuple[int, ...]]) -> list[dict[int, Any] | None]:
+    """What torch.export is told of each leaf: that its first dimension, and those that are free, are of any size."""
+    return [
+        dict.fromkeys((0, *axes), Dim.DYNAMIC) if isinstance(leaf, Tensor) and leaf.ndim > 0 else None
+        for leaf, axes in zip(leaves, free or ((),) * len(leaves), strict=True)
+    ]
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import nn
 
 from mixbit.core import Batch, Budget, InvalidInput, Journal, Plan, Scheme, Store, digest, hold_out, split_batches
 from mixbit.graph import Case, Graph, evaluate, fitted
-from mixbit.graph.capture import capture, check_module
+from mixbit.graph.capture import capture_all, check_module
 from mixbit.metrics.measure import measure
 from mixbit.pipeline.deploy import Candidate, Deployed, Measured, Network, deploy
 from mixbit.pipeline.settings import Run, Settings
@@ -96,7 +96,7 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
     with run.clock("capture"):
         if settings.reestimate_batch_norms:
             model = reestimated(model, calibration)
-        graph = capture(model, pairs[0][0])
+        graph = capture_all(model, [inputs for inputs, _ in pairs], settings.dynamic)
         check_exportable(graph)
         graph = equalized(graph) if settings.equalize else graph
     evaluation = held_out if eval_batches is None else split_batches(model, eval_batches)
