@@ -227,3 +227,57 @@ def test_a_missing_input_is_named():
 def test_a_path_that_depends_on_the_batch_size_is_refused(run, message):
     with pytest.raises(UnsupportedModel, match=message):
         capture(Net(run, a=nn.Linear(6, 6)), torch.rand(4, 6))
+
+
+class CacheLayer:
+    def __init__(self, keys, values):
+        self.keys, self.values = keys, values
+
+
+class Cache:
+    """Keys and values of each layer, as the library transformers holds them."""
+
+    def __init__(self, pairs=()):
+        self.layers = [CacheLayer(*pair) for pair in pairs]
+
+    def update(self, keys, values, place):
+        if place == len(self.layers):
+            self.layers.append(CacheLayer(keys, values))
+        else:
+            layer = self.layers[place]
+            layer.keys, layer.values = torch.cat([layer.keys, keys], 1), torch.cat([layer.values, values], 1)
+        return self.layers[place].keys, self.layers[place].values
+
+
+class Decoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.head = nn.Linear(6, 18), nn.Linear(6, 4)
+
+    def forward(self, x, past=None):
+        past = Cache() if past is None else past
+        q, k, v = self.qkv(x).chunk(3, -1)
+        y = F.scaled_dot_product_attention(q, *past.update(k, v, 0))
+        return {"logits": self.head(y), "past": past}
+
+
+def test_a_cache_among_the_inputs_is_captured():
+    model, x = Decoder().eval(), torch.randn(3, 7, 6)
+    past = model(x[:, :5])["past"]
+    inputs = Inputs.of({"x": x[:, 5:], "past": past})
+    graph = capture(model, inputs, {"past": [1]})
+    returned = graph(**inputs.kwargs)
+    ((keys, values),) = returned["past"]
+    assert keys.shape == values.shape == (3, 7, 6)
+    assert past.layers[0].keys.shape == (3, 5, 6), "the cache that was given is left as it is"
+    longer = Inputs.of({"x": x[:, 5:], "past": model(x[:, :4])["past"]})
+    graph.check(longer, "batch")
+    expected = model(x[:, 5:], model(x[:, :4])["past"])
+    torch.testing.assert_close(graph(**longer.kwargs)["logits"], expected["logits"])
+
+
+def test_a_cache_that_is_made_anew_is_left_out():
+    model, x = Decoder().eval(), torch.randn(3, 5, 6)
+    returned = capture(model, {"x": x})(x=x)
+    assert returned["past"] is None
+    torch.testing.assert_close(returned["logits"], model(x)["logits"])

@@ -89,7 +89,7 @@ if TYPE_CHECKING:
         users_code as users_code,
         users_frames as users_frames,
     )
-    from mixbit.core.structures import plain as plain, unwrapped as unwrapped
+    from mixbit.core.structures import bare as bare, plain as plain, unwrapped as unwrapped
     from mixbit.core.task import (
         ONLY as ONLY,
         Outputs as Outputs,

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from mixbit.core.errors import InvalidInput
 from mixbit.core.io.user_code import users_code
-from mixbit.core.structures import KeyValues, given, plain, taken, unwrapped
+from mixbit.core.structures import given, holds_keys, plain, taken, unwrapped
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ class Inputs:
 
     def call(self, model: Callable[..., Any]) -> Any:
         """What the model, or another function, returns for the inputs, in plain containers: see `plain`."""
-        is_cache = lambda each: isinstance(each, KeyValues)  # noqa: E731
-        caches = any(map(is_cache, pytree.tree_leaves((self.args, dict(self.kwargs)), is_leaf=is_cache)))
+        caches = any(map(holds_keys, pytree.tree_leaves((self.args, dict(self.kwargs)), is_leaf=holds_keys)))
         args, kwargs = given((self.args, dict(self.kwargs)))
         return plain(model(*args, **kwargs), caches=caches)
 

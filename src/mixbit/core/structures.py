@@ -78,7 +78,15 @@ pytree.register_pytree_node(
     lambda values, names: Fields(zip(names, values, strict=True)),
     serialized_type_name="mixbit.Fields",
 )
-pytree.register_pytree_node(KeyValues, lambda each: (each.pairs, _Emptied(each.emptied)), _unflattened)
+pytree.register_pytree_node(
+    KeyValues,
+    lambda each: (each.pairs, _Emptied(each.emptied)),
+    _unflattened,
+    flatten_with_keys_fn=lambda each: (
+        [(pytree.SequenceKey(place), pair) for place, pair in enumerate(each.pairs)],
+        _Emptied(each.emptied),
+    ),
+)
 register_pytree_flatten_spec(KeyValues, lambda each, _: each.pairs)
 
 
@@ -103,8 +111,17 @@ def taken(value: Any) -> Any:
 
 def given(value: Any) -> Any:
     """What a model takes, with the caches of `KeyValues`."""
-    is_pair = lambda each: isinstance(each, KeyValues)  # noqa: E731
-    return pytree.tree_map(lambda leaf: leaf.cache() if is_pair(leaf) else leaf, value, is_leaf=is_pair)
+    return pytree.tree_map(lambda leaf: leaf.cache() if holds_keys(leaf) else leaf, value, is_leaf=holds_keys)
+
+
+def bare(value: Any) -> Any:
+    """A tree with the pairs of `KeyValues`."""
+    return pytree.tree_map(lambda leaf: leaf.pairs if holds_keys(leaf) else leaf, value, is_leaf=holds_keys)
+
+
+def holds_keys(value: Any) -> bool:
+    """Whether it is a `KeyValues`."""
+    return isinstance(value, KeyValues)
 
 
 def plain(returned: Any, *, caches: bool = False) -> Any:

@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-from mixbit.core import Inputs, InvalidInput, UnsupportedModel, differing, unwrapped, users_code
+from mixbit.core import Inputs, InvalidInput, UnsupportedModel, bare, differing, unwrapped, users_code
 from mixbit.graph.explain import explain
 from mixbit.graph.forms import InFourDimensions, reshape_views
 from mixbit.graph.graph import (
@@ -151,7 +151,7 @@ def exported(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> 
     if inputs.batch_size == 1:  # torch exports a batch of one as a constant
         inputs = inputs.map(lambda leaf: torch.cat([leaf, leaf]) if leaf.ndim > 0 else leaf)
     # of an input that is a view of another tensor, torch.export would trace that one's sizes too
-    inputs = inputs.to(device_of(model)).map(lambda leaf: leaf.clone(memory_format=torch.contiguous_format))
+    inputs = inputs.to(device_of(model)).map(lambda leaf: leaf.detach().clone(memory_format=torch.contiguous_format))
     for number, leaf in enumerate(inputs.tensors):
         check_finite(f"example: input {number}", leaf)
     with _evaluating(model):
@@ -160,7 +160,7 @@ def exported(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> 
         with _plain_forward(model, inputs) as signature, InFourDimensions():
             free = free_dimensions(inputs, dynamic or {})
             leaves, structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
-            args, kwargs = pytree.tree_unflatten(_marks(leaves, free), structure)
+            args, kwargs = bare(pytree.tree_unflatten(_marks(leaves, free), structure))
             shapes = dict(signature.bind(*args, **kwargs).arguments)
             program = _export(model, inputs, shapes, functional=False)
     _check_range(program)
