@@ -68,8 +68,12 @@ def _with_layers(cache: Any, pairs: list[Any]) -> Any:
     return copied
 
 
-def _unflattened(pairs: Any, context: _Emptied) -> KeyValues:
-    return KeyValues(list(pairs), context.cache)
+def _named_fields(each: Any) -> tuple[list[Any], tuple[str, ...]]:
+    return [(pytree.MappingKey(name), value) for name, value in each.items()], tuple(each)
+
+
+def _numbered_pairs(each: Any) -> tuple[list[Any], _Emptied]:
+    return [(pytree.SequenceKey(place), pair) for place, pair in enumerate(each.pairs)], _Emptied(each.emptied)
 
 
 pytree.register_pytree_node(
@@ -77,15 +81,13 @@ pytree.register_pytree_node(
     lambda each: (list(each.values()), tuple(each)),
     lambda values, names: Fields(zip(names, values, strict=True)),
     serialized_type_name="mixbit.Fields",
+    flatten_with_keys_fn=_named_fields,
 )
 pytree.register_pytree_node(
     KeyValues,
     lambda each: (each.pairs, _Emptied(each.emptied)),
-    _unflattened,
-    flatten_with_keys_fn=lambda each: (
-        [(pytree.SequenceKey(place), pair) for place, pair in enumerate(each.pairs)],
-        _Emptied(each.emptied),
-    ),
+    lambda pairs, context: KeyValues(list(pairs), context.cache),
+    flatten_with_keys_fn=_numbered_pairs,
 )
 register_pytree_flatten_spec(KeyValues, lambda each, _: each.pairs)
 
