@@ -13,7 +13,16 @@ from mixbit.pipeline.settings import Run
 from mixbit.quantization import Calibration, uniform_plan
 from mixbit.quantization.simulate import assemble
 from mixbit.targets.latency import paired_latency_ms
-from mixbit.targets.verify import Comparison, agreement, artefact_runner, compare, differences, predicted_bytes
+from mixbit.targets.verify import (
+    Comparison,
+    agreement,
+    artefact_runner,
+    compare,
+    differences,
+    predicted_bytes,
+    problems_of_sizes,
+    simulated_at_sizes,
+)
 
 #: Figures of the comparison that result.json holds.
 COMPARED = ("accuracy", "agreement", "max_abs_diff", "relative_rms", "weight_bytes", "predicted_bytes", "file_bytes")
@@ -98,8 +107,12 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
             run.target.write(chosen.simulated, folder)
             runner = run.target.load(folder, graph)
         with run.clock("verify"):
-            deployed = evaluate(artefact_runner(runner, graph), batches, run.task, "run the artefact")
-            comparison = compare(folder, run.target.name, predicted, outputs["chosen"], deployed)
+            artefact, reference = artefact_runner(runner, graph), outputs["chosen"]
+            deployed = evaluate(artefact, batches, run.task, "run the artefact")
+            sizes = simulated_at_sizes(chosen.simulated, batches[0][0], run.task)
+            comparison = compare(folder, run.target.name, predicted, reference, deployed).with_problems(
+                problems_of_sizes(artefact, sizes, reference)
+            )
         with run.clock("time"):
             float_figures, latency_ms = _beside_float(run, known, folder)
         chosen.plan.save(folder / "plan.json")

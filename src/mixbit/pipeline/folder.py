@@ -38,7 +38,7 @@ from mixbit.graph import Evaluation, Graph, evaluate, returned_by
 from mixbit.graph.capture import capture
 from mixbit.pruning.prune import Removal
 from mixbit.targets.latency import paired_latency_ms
-from mixbit.targets.verify import Comparison, compare
+from mixbit.targets.verify import Comparison, compare, few_rows, problems_of_sizes
 
 RESULT_FILE, CHECK_FILE = "result.json", "check.safetensors"
 #: Of a check set, in samples and in bytes of inputs.
@@ -209,11 +209,16 @@ class CheckSet:
 
 
 def save_check_set(folder: Path, graph: Graph, batches: list[Batch], simulated: Evaluation) -> None:
-    """Write check.safetensors: the first samples, up to MOST_SAMPLES and MOST_BYTES, and their outputs."""
-    chosen, count = [], 0
-    for inputs, labels in batches:
-        if count < MOST_SAMPLES:
+    """Write check.safetensors: the first samples, up to MOST_SAMPLES and MOST_BYTES, and their outputs.
+
+    Where dimensions are free, those of the sizes of the first batch.
+    """
+    chosen, outputs_of_chosen, count = [], [], 0
+    sizes = [leaf.shape[1:] for leaf in batches[0][0].tensors]
+    for (inputs, labels), outputs in zip(batches, simulated.outputs, strict=True):
+        if count < MOST_SAMPLES and [leaf.shape[1:] for leaf in inputs.tensors] == sizes:
             chosen.append((graph.tensors(inputs), labels))
+            outputs_of_chosen.append(outputs)
             count += inputs.batch_size
     columns = zip(*(tensors for tensors, _ in chosen), strict=True)
     tensors = [torch.cat(parts) if parts[0].ndim > 0 else parts[0] for parts in columns]
@@ -221,8 +226,7 @@ def save_check_set(folder: Path, graph: Graph, batches: list[Batch], simulated: 
     size = max(1, min(count, MOST_SAMPLES, MOST_BYTES // max(1, per_sample)))
     stored = {f"input.{i}": tensor[:size] if tensor.ndim > 0 else tensor for i, tensor in enumerate(tensors)}
     for name in simulated.outputs[0]:
-        parts = [outputs[name] for outputs, _ in zip(simulated.outputs, chosen, strict=False)]
-        stored[f"output.{name}"] = torch.cat(parts)[:size]
+        stored[f"output.{name}"] = torch.cat([outputs[name] for outputs in outputs_of_chosen])[:size]
     labels = [labels.cpu() for _, labels in chosen if isinstance(labels, Tensor)]
     if len(labels) == len(chosen):
         stored["labels"] = torch.cat(labels)[:size]
@@ -250,7 +254,12 @@ def recheck(folder: Path) -> Comparison:
 
     reference = Evaluation(task, (check.outputs,))
     deployed = evaluate(run, [(check.inputs, check.labels)], task, "run the artefact")
-    return compare(folder, result.target, result.predicted_bytes, reference, deployed)
+    comparison = compare(folder, result.target, result.predicted_bytes, reference, deployed)
+    sizes = {
+        name: (check.inputs.rows(rows), Evaluation(task, ({key: value[rows] for key, value in check.outputs.items()},)))
+        for name, rows in few_rows(check.inputs.batch_size).items()
+    }
+    return comparison.with_problems(problems_of_sizes(run, sizes, reference))
 
 
 def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """verify(): does the artefact do, weigh and hold what was promised?"""
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from mixbit.core import (
     Inputs,
+    InvalidInput,
     Plan,
     Runner,
     Target,
@@ -34,6 +37,8 @@ ANSWERS_TOLERANCE = 0.02
 LIKE = 4.0
 #: Largest root mean square difference from the simulation, relative to the spread of its outputs.
 OUTPUT_TOLERANCE = 0.03
+#: The same for a batch of a few samples, where one number that rounds to the other side of a tie counts for more.
+FEW_TOLERANCE = 0.15
 
 
 def artefact_runner(runner: Runner, graph: Graph) -> Callable[[Inputs], Any]:
@@ -103,6 +108,10 @@ class Comparison:
         if self.problems:
             raise TargetMismatch("the artefact does not match: " + "; ".join(self.problems))
 
+    def with_problems(self, problems: Sequence[str]) -> "Comparison":
+        """The same with further problems."""
+        return dataclasses.replace(self, problems=(*self.problems, *problems))
+
     def __str__(self) -> str:
         each = ", ".join(f"{name} {share:.2%}" for name, share in self.outputs.items()) if len(self.outputs) > 1 else ""
         agreement = "" if self.agreement is None else f", top answers agree on {self.agreement:.2%}"
@@ -139,8 +148,10 @@ def verify(
     task = fitted(task, graph, pairs)
     reference = evaluate(simulated, pairs, task, "simulate")
     runner = find_target(plan.target).load(folder, graph)
-    deployed = evaluate(artefact_runner(runner, graph), pairs, task, "run the artefact")
-    return compare(folder, plan.target, predicted_bytes(graph.layers, plan), reference, deployed)
+    run = artefact_runner(runner, graph)
+    deployed = evaluate(run, pairs, task, "run the artefact")
+    comparison = compare(folder, plan.target, predicted_bytes(graph.layers, plan), reference, deployed)
+    return comparison.with_problems(problems_of_sizes(run, simulated_at_sizes(simulated, pairs[0][0], task), reference))
 
 
 def predicted_bytes(layers: tuple[Layer, ...], plan: Plan) -> dict[str, int]:
@@ -189,6 +200,56 @@ def compare(
     )
 
 
+#: What is said of a small batch -> its inputs, and what the simulation does on them.
+Sizes = Mapping[str, tuple[Inputs, Evaluation]]
+
+
+def simulated_at_sizes(simulated: Graph, inputs: Inputs, task: Task) -> Sizes:
+    """One sample, three, and where dimensions are free a batch with three quarters of them, if the network takes it."""
+    sizes = {name: inputs.rows(rows) for name, rows in few_rows(inputs.batch_size).items()}
+    if simulated.dynamic:
+        leaves, structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
+        cut = [
+            leaf[tuple(slice(-(-3 * size // 4) if axis in axes else size) for axis, size in enumerate(leaf.shape))]
+            if axes
+            else leaf
+            for leaf, axes in zip(leaves, simulated.dynamic, strict=True)
+        ]
+        sizes["shorter samples"] = Inputs(*pytree.tree_unflatten(cut, structure))
+    done = {}
+    for name, batch in sizes.items():
+        with suppress(InvalidInput):  # a length that the network itself does not take
+            done[name] = batch, evaluate(simulated, [(batch, None)], task, f"simulate {name}")
+    return done
+
+
+def few_rows(count: int) -> dict[str, list[int]]:
+    """What is said of a small batch -> its samples among that many."""
+    return {"one sample": [0], "three samples": [number % count for number in range(3)]}
+
+
+def problems_of_sizes(run: Callable[[Inputs], Any], sizes: Sizes, reference: Evaluation) -> list[str]:
+    """How the artefact differs from the simulation on these batches, relative to the spread of the reference.
+
+    A runtime may take another way for one sample, for a few, or for other lengths.
+    """
+    problems = []
+    for size, (batch, wanted) in sizes.items():
+        try:
+            given = evaluate(run, [(batch, None)], wanted.task, f"run {size}")
+        except TargetMismatch as error:
+            problems.append(f"on {size} alone: {error}")
+            continue
+        for name, head in wanted.heads.items():
+            if head.costs:
+                worst = max(group.relative_rms for group in differences(wanted, given, name, reference))
+                if not worst <= FEW_TOLERANCE:
+                    of = f" of {name}" if len(wanted.heads) > 1 else ""
+                    limit = f"allowed {FEW_TOLERANCE:.0%}"
+                    problems.append(f"on {size} alone outputs{of} differ by {worst:.1%} of their spread ({limit})")
+    return problems
+
+
 @dataclass(frozen=True)
 class Difference:
     """How far some channels of an output are from the simulation's.
@@ -204,10 +265,13 @@ class Difference:
     largest: float
 
 
-def differences(reference: Evaluation, deployed: Evaluation, name: str) -> list[Difference]:
+def differences(
+    reference: Evaluation, deployed: Evaluation, name: str, spread_of: Evaluation | None = None
+) -> list[Difference]:
     """The difference of one output in each group of channels of like spread, which is within a factor of LIKE.
 
-    So what is small, as scores of 0..1 beside boxes in pixels, counts in its own unit.
+    So what is small, as scores of 0..1 beside boxes in pixels, counts in its own unit. The spread is that of the
+    reference's outputs, or of those of `spread_of`.
     """
     head = reference.heads[name]
     sums, squares, largest = [], [], []
@@ -220,7 +284,9 @@ def differences(reference: Evaluation, deployed: Evaluation, name: str) -> list[
         largest.append(rows.abs().amax(0))
     total = torch.stack(sums).sum(0)
     count = total[0].clamp(min=1)
-    if float(count.max()) < 2:  # one number a channel: the channels together show the spread
+    if spread_of is not None:
+        total = torch.stack([moments(each[name], head.channels(each[name])) for each in spread_of.outputs]).sum(0)
+    if float(total[0].max()) < 2:  # one number a channel: the channels together show the spread
         total = total.sum(1, keepdim=True).expand_as(total)
     spreads, power = spread(total), torch.stack(squares).sum(0) / count
     groups: list[list[int]] = []
