@@ -70,7 +70,11 @@ class Inputs:
         if not self.tensors:
             raise InvalidInput(f"inputs {self.describe()}: no tensor; give tensors, as torch.from_numpy makes them")
         if len(sizes) != 1:
-            raise InvalidInput(f"inputs {self.describe()}: the first dimensions must be one batch size, found {sizes}")
+            raise InvalidInput(
+                f"inputs {self.describe()}: the first dimensions must be one batch size, found {sizes}; keep what all "
+                "samples share in the model as a buffer, and wrap a model that takes samples in another dimension: its "
+                "forward(x) returns model(x.transpose(0, 1))"
+            )
         return sizes.pop()
 
     def describe(self) -> str:

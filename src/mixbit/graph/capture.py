@@ -282,7 +282,8 @@ def _check_same(graph: Graph, inputs: Inputs, expected: Any) -> None:
         if not worst <= allowed:
             raise UnsupportedModel(
                 f"the captured graph differs from the model by {worst:.2g} (allowed {allowed:.2g}): the model is not "
-                "deterministic in eval mode, or depends on its batch; remove that and capture again"
+                "deterministic in eval mode, or depends on its batch; remove that and capture again, or wrap a model "
+                "that takes samples in another dimension: its forward(x) returns model(x.transpose(0, 1))"
             )
 
 

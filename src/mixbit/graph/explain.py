@@ -94,8 +94,9 @@ def _fixed(size: str, text: str, inputs: Inputs) -> tuple[str, str]:
     further = sorted(place for place in places if place[1] > 0)
     if not further:
         return f"the code fixes the batch size at {size}", (
-            "let the batch size not be fixed in the code (x.size(0) or -1 instead of len(x) or a number); an input "
-            "without samples, as a table that all samples share, belongs into the model as a buffer"
+            "let the batch size not be fixed in the code (x.size(0) or -1 instead of len(x) or a number); keep what "
+            "all samples share in the model as a buffer, and wrap a model that takes samples in another dimension than "
+            "the first: its forward(x) returns model(x.transpose(0, 1))"
         )
     named = ", ".join(f"{name}:{axis}" for name, axis in further)
     same = [

@@ -87,7 +87,7 @@ def measure(
     schemes = tuple(Scheme.parse(choice) for choice in frame.choices)
     choose_scales(graph, calibration, schemes)
     task = fitted(task or Task.classification(), graph, calibration.batches)
-    inputs = MetricInput(graph, schemes, calibration, calibration.batches, task, seed)
+    inputs = MetricInput(graph, schemes, calibration, task.aligned(calibration.batches), task, seed)
     return _measured(frame, inputs, method)
 
 

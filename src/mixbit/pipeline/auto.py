@@ -91,7 +91,7 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
     """The float graph, and data that fits it; all that can be refused is refused here, before minutes of work."""
     settings = run.settings
     check_module(model)
-    pairs = split_batches(model, batches)
+    pairs = run.task.aligned(split_batches(model, batches))
     held_out, calibration = hold_out(pairs)
     with run.clock("capture"):
         if settings.reestimate_batch_norms:
@@ -99,7 +99,7 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
         graph = capture_all(model, [inputs for inputs, _ in pairs], settings.dynamic)
         check_exportable(graph)
         graph = equalized(graph) if settings.equalize else graph
-    evaluation = held_out if eval_batches is None else split_batches(model, eval_batches)
+    evaluation = held_out if eval_batches is None else run.task.aligned(split_batches(model, eval_batches))
     for what, part in (("", pairs), (" to evaluate on", evaluation)):
         for number, (inputs, _) in enumerate(part):
             graph.check(inputs, f"batch {number}{what}")

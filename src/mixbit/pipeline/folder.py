@@ -188,6 +188,12 @@ class CheckSet:
     batch_axes: dict[str, int | None]
     labels: Tensor | None
 
+    def outputs_of(self, rows: list[int]) -> dict[str, Tensor]:
+        """The outputs of those samples; one without samples stays as it is."""
+        return {
+            name: value if self.batch_axes.get(name, 0) is None else value[rows] for name, value in self.outputs.items()
+        }
+
     @classmethod
     def load(cls, folder: Path) -> "CheckSet":
         """Read check.safetensors of a folder; raise InvalidInput for anything else."""
@@ -250,13 +256,13 @@ def recheck(folder: Path) -> Comparison:
     runner = find_target(result.target).load(folder, graph)
 
     def run(inputs: Inputs) -> dict[str, Tensor]:
-        return _outputs(runner.run([tensor.numpy() for tensor in inputs.tensors]), check)
+        return _outputs(runner.run([tensor.numpy() for tensor in inputs.tensors]), check, inputs.batch_size)
 
     reference = Evaluation(task, (check.outputs,))
     deployed = evaluate(run, [(check.inputs, check.labels)], task, "run the artefact")
     comparison = compare(folder, result.target, result.predicted_bytes, reference, deployed)
     sizes = {
-        name: (check.inputs.rows(rows), Evaluation(task, ({key: value[rows] for key, value in check.outputs.items()},)))
+        name: (check.inputs.rows(rows), Evaluation(task, (check.outputs_of(rows),)))
         for name, rows in few_rows(check.inputs.batch_size).items()
     }
     return comparison.with_problems(problems_of_sizes(run, sizes, reference))
@@ -310,14 +316,16 @@ def _open(folder: Path) -> tuple[Result, CheckSet, Graph | None]:
     return result, check, capture(load_model(result.model), check.inputs)
 
 
-def _outputs(returned: list[NDArray[Any]], check: CheckSet) -> dict[str, Tensor]:
-    """Name -> output that the check set holds, as the artefact returns it."""
+def _outputs(returned: list[NDArray[Any]], check: CheckSet, count: int) -> dict[str, Tensor]:
+    """Name -> output that the check set holds, as the artefact returns it for that many samples."""
     if len(returned) < len(check.returned):
         raise TargetMismatch(f"the artefact returns {len(returned)} tensors; {len(check.returned)} are expected")
     tensors = {name: torch.from_numpy(array.copy()) for name, array in zip(check.returned, returned, strict=False)}
     for name, wanted in check.outputs.items():
-        if tensors[name].numel() != wanted.numel():
-            shapes = f"{list(tensors[name].shape)}; output {name} should be {list(wanted.shape)}"
+        has_samples = check.batch_axes.get(name, 0) is not None
+        expected = [count, *wanted.shape[1:]] if has_samples else list(wanted.shape)
+        if tensors[name].numel() != math.prod(expected):
+            shapes = f"{list(tensors[name].shape)}; output {name} should be {expected}"
             raise TargetMismatch(f"the artefact returns {shapes}")
         if wanted.is_floating_point() and tensors[name].isnan().any() and not wanted.isnan().any():
             raise TargetMismatch("the artefact does not match: it returns NaN or inf where the simulation does not")

@@ -144,7 +144,7 @@ def verify(
     plan = plan_of(simulated)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     task = task or Task.classification()
-    pairs = [split_batch(batch, len(graph.example.args)) for batch in batches]
+    pairs = task.aligned([split_batch(batch, len(graph.example.args)) for batch in batches])
     task = fitted(task, graph, pairs)
     reference = evaluate(simulated, pairs, task, "simulate")
     runner = find_target(plan.target).load(folder, graph)

@@ -211,8 +211,8 @@ def load_subject(
 
     module = load_model(model).to(device)
     calibration, evaluated = (split_batches(module, load_data(spec)) for spec in data)
-    graph = capture_all(module, [inputs for inputs, _ in calibration], dynamic)
-    return graph, calibration, evaluated, options.task_of(*task)
+    graph, meant = capture_all(module, [inputs for inputs, _ in calibration], dynamic), options.task_of(*task)
+    return graph, meant.aligned(calibration), meant.aligned(evaluated), meant
 
 
 def study(
