@@ -247,3 +247,20 @@ def test_regression_loss_is_half_the_squared_distance():
 def test_a_batch_without_any_label_has_no_loss():
     with pytest.raises(InvalidInput, match="none but -100"):
         CLASSIFICATION.loss(torch.zeros(2, 3), torch.tensor([-100, -100]))
+
+
+def test_labels_that_are_the_tokens_themselves_are_those_of_the_next():
+    ids = torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6]])
+    labels = ids.masked_fill(torch.tensor([[0, 0, 0, 1], [1, 0, 0, 0]]).bool(), -100)
+    inputs = Inputs.of({"input_ids": ids})
+    wanted = torch.tensor([[1, 4, -100, -100], [9, 2, 6, -100]])
+    own = Task.language().with_loss(lambda output, labels: output.sum())
+    for task, given, expected in (
+        (Task.language(), labels, wanted),
+        (Task.language(), wanted, wanted),
+        (Task.language(), None, None),
+        (own, labels, labels),
+        (Task.regression(), labels, labels),
+    ):
+        ((_, moved),) = task.aligned([(inputs, given)])
+        assert moved is None if expected is None else torch.equal(moved, expected)

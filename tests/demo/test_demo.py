@@ -10,6 +10,7 @@ from mixbit.app.commands.demo import run_demo
 from mixbit.core.errors import InvalidInput
 from mixbit.demo import data
 from mixbit.demo.network import trained
+from mixbit.graph.capture import capture
 from mixbit.pipeline import auto
 from mixbit.pipeline.folder import Result
 from mixbit.targets import latency
@@ -83,8 +84,8 @@ def test_trained_is_accurate() -> None:
 
 
 def test_every_network_runs_in_both_runtimes_and_fewer_bits_weigh_less(tmp_path, monkeypatch) -> None:
-    graph = auto.capture(trained(), data.calibration_batches()[0][0])
-    monkeypatch.setattr(auto, "capture", lambda *_: graph)  # all six runs are of this network
+    graph = capture(trained(), data.calibration_batches()[0][0])
+    monkeypatch.setattr(auto, "capture_all", lambda *_: graph)  # all six runs are of this network
     monkeypatch.setattr(latency, "ROUNDS", 20)
     rows = run_demo(tmp_path / "out")
     assert [row.target for row in rows] == ["openvino"] * 3 + ["onnxruntime"] * 3

@@ -140,7 +140,7 @@ def test_scales_are_those_of_the_weights_that_stay_and_errors_those_of_all(bits)
     calibration = calibrate(graph, batches_of(x, 40))
     fmt = Scheme.parse(f"w{bits}@2:4").weight
     quantizer = weight_quantizer(graph, layer, fmt, calibration)
-    weight, seen = layer_.weight.detach(), calibration.samples[layer.operations[0].node]
+    weight, seen = layer_.weight.detach(), calibration.samples[layer.operations[0].node][0]
     kept = choose_mask(weight.abs(), 0, Sparsity(2, 4))
     widest = min_max_factors(weight * kept, 0, fmt)[0]
     low, high = fmt.integer_range

@@ -37,7 +37,7 @@ def output_error(graph, layer, calibration, scale, fmt):
     for operation in layer.operations:
         if operation.input is None:
             continue
-        output = graph.run(operation, calibration.samples[operation.node], error)
+        output = graph.run(operation, calibration.samples[operation.node][0], error)
         rows = output.movedim(-1 if operation.channels_last else 1, 0).flatten(1)
         for channel, values in enumerate(rows):  # groups of a transposed convolution share the weight's channels
             mean = values.mean() if operation.takes_bias else 0

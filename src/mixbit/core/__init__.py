@@ -69,6 +69,7 @@ if TYPE_CHECKING:
         Batch as Batch,
         Inputs as Inputs,
         as_given as as_given,
+        differing as differing,
         hold_out as hold_out,
         labels_at as labels_at,
         loaded as loaded,
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
         users_code as users_code,
         users_frames as users_frames,
     )
+    from mixbit.core.structures import bare as bare, plain as plain, unwrapped as unwrapped
     from mixbit.core.task import (
         ONLY as ONLY,
         Outputs as Outputs,
@@ -106,7 +108,7 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """A name of one of the modules that load torch."""
-    places = ("batches", "heads", "task", "io.store", "io.user_code") if not name.startswith("_") else ()
+    places = ("batches", "heads", "task", "structures", "io.store", "io.user_code") if not name.startswith("_") else ()
     for place in places:
         module = import_module(f"mixbit.core.{place}")
         if hasattr(module, name):

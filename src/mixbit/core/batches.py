@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 from mixbit.core.errors import InvalidInput
 from mixbit.core.io.user_code import users_code
+from mixbit.core.structures import given, holds_keys, plain, taken, unwrapped
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,9 @@ class Inputs:
         if isinstance(inputs, Inputs):
             return inputs
         if isinstance(inputs, Mapping):
-            return cls((), dict(inputs))
+            return cls((), taken(dict(inputs)))
         if isinstance(inputs, tuple | list):
-            return cls(tuple(inputs), {})
+            return cls(taken(tuple(inputs)), {})
         if isinstance(inputs, Tensor):
             return cls((inputs,), {})
         raise InvalidInput(f"inputs: a {type(inputs).__name__}; give a tensor, a tuple or a dict of tensors")
@@ -38,6 +39,12 @@ class Inputs:
         args, kwargs = pytree.tree_map_only(Tensor, function, (self.args, dict(self.kwargs)))
         return Inputs(args, kwargs)
 
+    def call(self, model: Callable[..., Any]) -> Any:
+        """What the model, or another function, returns for the inputs, in plain containers: see `plain`."""
+        caches = any(map(holds_keys, pytree.tree_leaves((self.args, dict(self.kwargs)), is_leaf=holds_keys)))
+        args, kwargs = given((self.args, dict(self.kwargs)))
+        return plain(model(*args, **kwargs), caches=caches)
+
     def to(self, device: torch.device) -> "Inputs":
         """The same inputs on that device."""
         return self.map(lambda leaf: leaf.to(device))
@@ -45,8 +52,12 @@ class Inputs:
     @property
     def tensors(self) -> list[Tensor]:
         """Every tensor, in the order of the call."""
-        leaves = pytree.tree_leaves((self.args, dict(self.kwargs)))
-        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        return [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+
+    @property
+    def leaves(self) -> list[Any]:
+        """Every value, in the order of the call."""
+        return pytree.tree_leaves((self.args, dict(self.kwargs)))
 
     def rows(self, index: Any) -> "Inputs":
         """The same inputs with these samples of every tensor that has samples."""
@@ -59,7 +70,11 @@ class Inputs:
         if not self.tensors:
             raise InvalidInput(f"inputs {self.describe()}: no tensor; give tensors, as torch.from_numpy makes them")
         if len(sizes) != 1:
-            raise InvalidInput(f"inputs {self.describe()}: the first dimensions must be one batch size, found {sizes}")
+            raise InvalidInput(
+                f"inputs {self.describe()}: the first dimensions must be one batch size, found {sizes}; keep what all "
+                "samples share in the model as a buffer, and wrap a model that takes samples in another dimension: its "
+                "forward(x) returns model(x.transpose(0, 1))"
+            )
         return sizes.pop()
 
     def describe(self) -> str:
@@ -72,6 +87,28 @@ class Inputs:
 
         tree = pytree.tree_map(described, (self.args, dict(self.kwargs)))
         return " ".join(str(part) for part in tree if part) or "()"
+
+
+def differing(batches: Sequence[Inputs]) -> dict[str | int, tuple[int, ...]]:
+    """Name or position of an input -> the dimensions beside the first in which the batches differ."""
+
+    def sizes(value: Any) -> list[tuple[int, ...]]:
+        return [tuple(leaf.shape) for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+    dims: dict[str | int, set[int]] = {}
+    first = batches[0]
+    for batch in batches[1:]:
+        if len(batch.args) != len(first.args) or batch.kwargs.keys() != first.kwargs.keys():
+            continue  # which the graph refuses
+        pairs: list[tuple[str | int, Any, Any]] = [
+            (i, *pair) for i, pair in enumerate(zip(first.args, batch.args, strict=True))
+        ]
+        pairs += [(name, value, batch.kwargs[name]) for name, value in first.kwargs.items()]
+        for key, one, other in pairs:
+            for a, b in zip(sizes(one), sizes(other), strict=False):  # where there are more, the graph refuses it
+                if len(a) == len(b):
+                    dims.setdefault(key, set()).update(axis for axis in range(1, len(a)) if a[axis] != b[axis])
+    return {key: tuple(sorted(axes)) for key, axes in dims.items() if axes}
 
 
 #: Of one batch: a tensor with an entry for each sample, a dict or tuple of such tensors, or a list of other entries.
@@ -164,7 +201,7 @@ def split_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
 
 
 def _num_inputs(model: nn.Module, batch: Sequence[Any]) -> int:
-    parameters = list(inspect.signature(model.forward).parameters.values())
+    parameters = list(inspect.signature(unwrapped(model).forward).parameters.values())
     positional = [each for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
     required = sum(each.default is each.empty for each in positional)
     takes_any = any(each.kind is each.VAR_POSITIONAL for each in parameters)

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from mixbit.core.batches import Batch, Inputs, Labels
 from mixbit.core.errors import InvalidInput, pick
 from mixbit.core.heads import (
+    IGNORED,
     Head,
     are_probabilities,
     classes,
@@ -91,7 +93,10 @@ class Task:
 
     @classmethod
     def language(cls) -> "Task":
-        """Outputs are logits [N, T, C] of every token; labels are token numbers [N, T], IGNORED where none."""
+        """Outputs are logits [N, T, C] of every token; labels are token numbers [N, T], IGNORED where none.
+
+        A position's label is what its output should be, the next token of a causal model; see also `aligned`.
+        """
         return cls("language")
 
     @classmethod
@@ -254,6 +259,16 @@ class Task:
         """The first output that the task knows, in its form [N, ..., C]; raises InvalidInput as `read` does."""
         return next(iter(self.read(returned).values()))
 
+    def aligned(self, batches: Sequence[Batch]) -> list[Batch]:
+        """The batches; for `language`, labels that are the inputs' own tokens are moved to the position before.
+
+        Libraries of language models take such labels, and compare each output with the next one. A loss of the user's
+        own gets labels as they are.
+        """
+        if self.name != "language" or self.own_loss is not None:
+            return list(batches)
+        return [(inputs, _next_tokens(inputs, labels)) for inputs, labels in batches]
+
     def loss(self, returned: Any, labels: Any) -> Tensor:
         """The mean loss of a batch on its labels: the user's own, or the sum over the outputs that have labels.
 
@@ -408,6 +423,15 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 def _joined(path: Sequence[Any]) -> str:
     return ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
+
+
+def _next_tokens(inputs: Inputs, labels: Labels | None) -> Labels | None:
+    if not isinstance(labels, Tensor) or labels.ndim != 2 or (labels == IGNORED).all():
+        return labels
+    like = [leaf for leaf in inputs.tensors if leaf.shape == labels.shape and leaf.dtype == labels.dtype]
+    if not any(((leaf == labels.to(leaf.device)) | (labels.to(leaf.device) == IGNORED)).all() for leaf in like):
+        return labels
+    return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], 1)
 
 
 def main_of(names: Sequence[str]) -> str:

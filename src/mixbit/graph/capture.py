@@ -1,12 +1,12 @@
 """capture(): from the user's module to a functional graph, by torch.export; and from a graph to an exported program."""
 
+import inspect
 import logging
 import operator
-import re
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from functools import partial
+from io import StringIO
 from typing import Any
 
 import torch
@@ -15,8 +15,10 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-from mixbit.core import Inputs, InvalidInput, UnsupportedModel, users_code, users_frames
+from mixbit.core import Inputs, InvalidInput, UnsupportedModel, bare, differing, unwrapped, users_code
+from mixbit.graph.explain import explain
 from mixbit.graph.fold import fold_weights
+from mixbit.graph.forms import InFourDimensions, reshape_views
 from mixbit.graph.graph import (
     GROUPS,
     Graph,
@@ -28,6 +30,7 @@ from mixbit.graph.graph import (
     num_uses,
     packet,
     set_bias,
+    sizes_of,
     split_name,
     tensor_of,
     without_torchs_warnings,
@@ -43,20 +46,31 @@ _BATCH_NORMS = (_aten._native_batch_norm_legit_no_training.default, _TRAINABLE)
 _DROPOUTS = ("aten.dropout.default", "aten.alpha_dropout.default", "aten.feature_dropout.default")
 #: Largest difference that capture's own check allows, relative to the largest output.
 TOLERANCE = 1e-4
+#: Batch sizes that torch.export takes for all others: it traces no smaller ones, and needs numbers of 32 bits.
+SMALLEST_TRACED, LARGEST_TRACED = 2, 2**31 - 1
 
 
-def capture(model: nn.Module, example: Any) -> Graph:
+#: Name or position of an input -> its dimensions, beside the first, that may differ from call to call.
+Dynamic = Mapping[str | int, Collection[int]]
+
+
+def capture(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> Graph:
     """Export the model as a functional graph with a dynamic batch and batch norms folded.
 
     Args:
         model: The trained network; it is left as it is, its training flags included.
         example: One batch of inputs without labels: a tensor, a tuple, or a dict of keyword arguments.
+        dynamic: Input -> further dimensions of any size, as `{"input_ids": [1], "attention_mask": [1]}` for sequences,
+            or `{0: [2, 3]}` for images; of an input that is a tuple, those of each of its tensors.
 
     Raises:
-        InvalidInput: the model is no module, holds NaN or inf, or fails on the example.
+        InvalidInput: the model is no module, holds NaN or inf, or fails on the example; `dynamic` names what the
+            example does not have.
         UnsupportedModel: `torch.export` cannot follow the code; the message names the line and the way out.
     """
-    module, inputs, expected = exported(model, example)
+    check_module(model)
+    dynamic = _by_place(model, Inputs.of(example), dynamic or {})
+    module, inputs, expected = exported(model, example, dynamic)
     unroll(module)
     rewrite_products(module)
     fold_weights(module)
@@ -75,34 +89,105 @@ def capture(model: nn.Module, example: Any) -> Graph:
     around = {node.name: seen(partial(note, node.name)) for node in module.graph.nodes if node.op != "output"}
     with torch.no_grad():
         Walker(module, around).returned(pytree.tree_leaves((inputs.args, inputs.kwargs)))
-    graph = with_layers(Graph(module, inputs, shapes))
+    graph = with_layers(Graph(module, inputs, shapes, dynamic=free_dimensions(inputs, dynamic)))
     _check_same(graph, inputs, expected)
     return graph
 
 
-def exported(model: nn.Module, example: Any) -> tuple[fx.GraphModule, Inputs, Any]:
+def capture_all(model: nn.Module, batches: Sequence[Inputs], dynamic: Dynamic | None = None) -> Graph:
+    """`capture` on the first batch, with the dimensions free in which the batches differ too."""
+    check_module(model)
+    differ, dynamic = differing(batches), _by_place(model, batches[0], dynamic or {})
+    free = {key: {*differ.get(key, ()), *dynamic.get(key, ())} for key in (*differ, *dynamic)}
+    # torch takes sizes of 0 and 1 for constants
+    large = (
+        batch
+        for batch in batches
+        if all(
+            leaf.shape[axis] > 1
+            for leaf, axes in zip(batch.leaves, free_dimensions(batch, free), strict=True)
+            for axis in axes
+        )
+    )
+    return capture(model, next(large, batches[0]) if free else batches[0], free)
+
+
+def _by_place(model: nn.Module, inputs: Inputs, dynamic: Dynamic) -> Dynamic:
+    """The same with the positions of inputs that are given by position, in place of their names in forward."""
+    names = [*inspect.signature(unwrapped(model).forward).parameters][: len(inputs.args)]
+    placed: dict[str | int, tuple[int, ...]] = {}
+    for key, axes in dynamic.items():
+        place = names.index(str(key)) if key in names else key
+        placed[place] = (*placed.get(place, ()), *axes)
+    return placed
+
+
+def free_dimensions(inputs: Inputs, dynamic: Dynamic) -> tuple[tuple[int, ...], ...]:
+    """Of every leaf of the inputs, the dimensions that `dynamic` names; none where it names none.
+
+    Raises InvalidInput for an input or a dimension that there is not.
+    """
+    keys: list[str | int] = [*range(len(inputs.args)), *inputs.kwargs]
+    places: dict[str | int, int] = {key: place for place, key in enumerate(keys)} | {i: i for i in range(len(keys))}
+    axes_of: dict[int, list[int]] = {}
+    for key, axes in dynamic.items():
+        if key not in places:
+            raise InvalidInput(f"dynamic: no input {key!r}; there are {', '.join(map(str, keys))}")
+        axes_of[places[key]] = sorted({*axes, *axes_of.get(places[key], ())})
+    free: list[tuple[int, ...]] = []
+    for place, (key, value) in enumerate(zip(keys, (*inputs.args, *inputs.kwargs.values()), strict=True)):
+        for leaf in pytree.tree_leaves(value):
+            axes = axes_of.get(place, ()) if isinstance(leaf, Tensor) else ()
+            wrong = [axis for axis in axes if not 0 < axis < leaf.ndim]
+            if wrong:
+                given = tuple(leaf.shape)
+                raise InvalidInput(f"dynamic: input {key} {given} has no dimension {wrong[0]} behind that of samples")
+            free.append(tuple(axes))
+    return tuple(free) if axes_of else ()
+
+
+def exported(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> tuple[fx.GraphModule, Inputs, Any]:
     """The functional graph with its batch norms, the example's inputs, and what the model returns for them."""
     check_module(model)
+    model = unwrapped(model)
     _check_tensors(model)
     inputs = Inputs.of(example)
     if inputs.batch_size == 0:
         raise InvalidInput(f"example {inputs.describe()}: holds no sample; give at least one")
     if inputs.batch_size == 1:  # torch exports a batch of one as a constant
         inputs = inputs.map(lambda leaf: torch.cat([leaf, leaf]) if leaf.ndim > 0 else leaf)
-    inputs = inputs.to(device_of(model))
+    # of an input that is a view of another tensor, torch.export would trace that one's sizes too
+    inputs = inputs.to(device_of(model)).map(lambda leaf: leaf.detach().clone(memory_format=torch.contiguous_format))
     for number, leaf in enumerate(inputs.tensors):
         check_finite(f"example: input {number}", leaf)
     with _evaluating(model):
         with users_code(f"the model fails on inputs {inputs.describe()}"), torch.no_grad():
-            copies = inputs.map(torch.clone)
-            expected = model(*copies.args, **copies.kwargs)
-        shapes = pytree.tree_map(_dynamic_batch, dict(inputs.kwargs) if inputs.kwargs else inputs.args)
-        program = _export(model, inputs, shapes, functional=False)
+            expected = inputs.map(torch.clone).call(model)
+        with _plain_forward(model, inputs) as signature, InFourDimensions():
+            free = free_dimensions(inputs, dynamic or {})
+            leaves, structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
+            args, kwargs = bare(pytree.tree_unflatten(_marks(leaves, free), structure))
+            shapes = dict(signature.bind(*args, **kwargs).arguments)
+            program = _export(model, inputs, shapes, functional=False)
+    _check_range(program)
     module = copy_module(program.module(check_guards=False))
+    reshape_views(module.graph)
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     _remove_bookkeeping(module)
     return module, inputs, expected
+
+
+def _check_range(program: ExportedProgram) -> None:
+    """Raise UnsupportedModel where the model does something else for another number of samples."""
+    for node in program.graph.find_nodes(op="placeholder"):
+        for size in sizes_of(node)[:1]:
+            limits = program.range_constraints.get(size.node.expr) if isinstance(size, torch.SymInt) else None
+            if limits is not None and (limits.lower > SMALLEST_TRACED or limits.upper < LARGEST_TRACED):
+                raise UnsupportedModel(
+                    f"the model takes another path for batches of less than {limits.lower} or more than "
+                    f"{limits.upper} samples; let the path not depend on the batch size"
+                )
 
 
 def check_module(model: Any) -> None:
@@ -183,7 +268,13 @@ def _check_same(graph: Graph, inputs: Inputs, expected: Any) -> None:
     single = inputs.rows(slice(1))
     with torch.no_grad():
         actual = graph(*inputs.args, **inputs.kwargs)
-        alone = graph(*single.args, **single.kwargs)
+        try:
+            alone = graph(*single.args, **single.kwargs)
+        except (IndexError, RuntimeError) as error:
+            raise UnsupportedModel(
+                f"the model runs on {inputs.batch_size} samples and not on the first of them alone: "
+                f"{str(error).splitlines()[0]}; let it take any number of samples"
+            ) from error
     for got, want, first in zip(*(pytree.tree_leaves(tree) for tree in (actual, expected, alone)), strict=True):
         if not isinstance(want, Tensor) or not want.is_floating_point():
             continue
@@ -197,7 +288,8 @@ def _check_same(graph: Graph, inputs: Inputs, expected: Any) -> None:
         if not worst <= allowed:
             raise UnsupportedModel(
                 f"the captured graph differs from the model by {worst:.2g} (allowed {allowed:.2g}): the model is not "
-                "deterministic in eval mode, or depends on its batch; remove that and capture again"
+                "deterministic in eval mode, or depends on its batch; remove that and capture again, or wrap a model "
+                "that takes samples in another dimension: its forward(x) returns model(x.transpose(0, 1))"
             )
 
 
@@ -285,23 +377,59 @@ def export_graph(graph: Graph, lifted: Mapping[str, Tensor] | None = None) -> Ex
     module.graph.eliminate_dead_code()
     module.recompile()
     leaves = graph.ordered(graph.example)
-    shapes = (*map(_dynamic_batch, leaves), *[None] * len(lifted))
+    shapes = (*_marks(leaves, graph.dynamic), *[None] * len(lifted))
     return _export(module, Inputs((*leaves, *lifted.values()), {}), shapes, functional=True)
 
 
 def _export(model: nn.Module, inputs: Inputs, shapes: Any, *, functional: bool) -> ExportedProgram:
     """The exported program; a module that is functional already, as a captured one is, needs no decompositions."""
     with (
-        users_code(lambda error: UnsupportedModel(_explain(error, model, inputs))),
+        users_code(lambda error: UnsupportedModel(explain(error, model, inputs))),
         without_torchs_warnings(),
         without_logs(),
+        redirect_stderr(StringIO()),  # torch prints what it traced
     ):
         program = torch.export.export(model, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes)
-        return program if functional else program.run_decompositions({})
+        if functional:
+            return program
+        reshape_views(program.graph)
+        return program.run_decompositions({})
 
 
-def _dynamic_batch(leaf: Any) -> dict[int, Any] | None:
-    return {0: Dim.DYNAMIC} if isinstance(leaf, Tensor) and leaf.ndim > 0 else None
+@contextmanager
+def _plain_forward(model: nn.Module, inputs: Inputs) -> Iterator[inspect.Signature]:
+    """For a while forward takes these inputs alone, and returns plain containers; yields its signature.
+
+    torch.export follows neither arguments that a signature does not name, nor objects of the user's classes.
+    """
+    forward, own = model.forward, "forward" in vars(model)
+    signature = inspect.signature(forward)
+    rest = [name for name, each in signature.parameters.items() if each.kind is each.VAR_KEYWORD]
+    bound = signature.bind(*inputs.args, **inputs.kwargs).arguments
+    further = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY) for name in rest for key in bound.get(name, ())]
+    named = [each for name, each in signature.parameters.items() if name in bound and name not in rest]
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return Inputs(args, kwargs).call(forward)
+
+    explicit = inspect.Signature([*named, *further])
+    call.__signature__ = explicit  # type: ignore[attr-defined] as inspect reads it
+    model.forward = call
+    try:
+        yield explicit
+    finally:
+        if own:
+            model.forward = forward
+        else:
+            del model.forward
+
+
+def _marks(leaves: Sequence[Any], free: Sequence[tuple[int, ...]]) -> list[dict[int, Any] | None]:
+    """What torch.export is told of each leaf: that its first dimension, and those that are free, are of any size."""
+    return [
+        dict.fromkeys((0, *axes), Dim.DYNAMIC) if isinstance(leaf, Tensor) and leaf.ndim > 0 else None
+        for leaf, axes in zip(leaves, free or ((),) * len(leaves), strict=True)
+    ]
 
 
 @contextmanager
@@ -313,40 +441,3 @@ def without_logs() -> Iterator[None]:
         yield
     finally:
         logging.disable(disabled)
-
-
-def _explain(error: BaseException, model: nn.Module, inputs: Inputs) -> str:
-    """The line of the user's code where the export stopped, torch's reason, and what to do."""
-    frames = _frames(error) or _frames(_failure_of_a_larger_batch(model, inputs))
-    forward = [frame for frame in frames if frame.name == "forward"] or frames
-    where = f"{forward[-1].filename}:{forward[-1].lineno}: {forward[-1].line}" if forward else "the model"
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-    fixed = re.search(r"specialized it to be a constant \((\d+)\)", str(error))
-    if fixed is not None:
-        reason = f"the code fixes the batch size at {fixed[1]}"
-    return (
-        f"torch.export cannot follow the model at {where}\n  {type(error).__name__}: {reason}\n"
-        "  Way out: let tensors' values not decide the path (torch.where, torch.cond), and let the batch size not be "
-        "fixed in the code (x.size(0) or -1 instead of len(x) or a number); `torch.export.draft_export` lists every "
-        "such place"
-    )
-
-
-def _frames(error: BaseException | None) -> list[traceback.FrameSummary]:
-    """The frames of the error and of its causes that are the user's code, not torch's or ours."""
-    causes: list[BaseException] = []
-    while error is not None and error not in causes:
-        causes.append(error)
-        error = error.__cause__ or error.__context__
-    return [frame for cause in causes for frame in users_frames(cause)]
-
-
-def _failure_of_a_larger_batch(model: nn.Module, inputs: Inputs) -> BaseException | None:
-    """What the model raises for one sample more: where the batch size is fixed, its traceback names the place."""
-    larger = inputs.map(lambda leaf: torch.cat([leaf, leaf[:1]]) if leaf.ndim > 0 else leaf)
-    try:
-        with users_code("the model fails"), torch.no_grad():
-            model(*larger.args, **larger.kwargs)
-    except InvalidInput as error:
-        return error
-    return None

@@ -138,6 +138,7 @@ class Graph:
         shapes: Node name -> shape of its tensor on the example.
         layers: The weights that can be quantized and the operators that use them, in execution order.
         plan: The plan whose quantizers it holds; None for a graph in float.
+        dynamic: Of every leaf of the example, the dimensions beside the first that may differ; none where empty.
     """
 
     module: fx.GraphModule
@@ -145,6 +146,7 @@ class Graph:
     shapes: Mapping[str, tuple[int, ...]]
     layers: tuple["Layer", ...] = ()
     plan: Plan | None = None
+    dynamic: tuple[tuple[int, ...], ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph; same signature and output structure as the user's model."""
@@ -218,8 +220,16 @@ class Graph:
         given, wanted = self.ordered(inputs), self.ordered(self.example)
         if len(given) != len(wanted):
             raise InvalidInput(f"{place}: {len(given)} values, the example has {len(wanted)}")
-        for number, (leaf, model) in enumerate(zip(given, wanted, strict=True)):
-            _check_leaf(f"{place}: input {number}", leaf, model)
+        for number, (leaf, model, free) in enumerate(zip(given, wanted, self.free, strict=True)):
+            _check_leaf(f"{place}: input {number}", leaf, model, free)
+
+    @property
+    def free(self) -> tuple[tuple[int, ...], ...]:
+        """Of every leaf of the example, in order, the dimensions that may differ, the first among them."""
+        leaves = self.ordered(self.example)
+        dynamic = self.dynamic or ((),) * len(leaves)
+        has_samples = [isinstance(leaf, Tensor) and leaf.ndim > 0 for leaf in leaves]
+        return tuple((0, *more) if first else () for first, more in zip(has_samples, dynamic, strict=True))
 
     def leaves(self, inputs: Inputs, place: str = "batch") -> list[Any]:
         """The inputs in the order of the graph's placeholders, on its device; raises like `check`."""
@@ -245,7 +255,7 @@ class Case:
     seed: int = 0
 
 
-def _check_leaf(place: str, leaf: Any, model: Any) -> None:
+def _check_leaf(place: str, leaf: Any, model: Any, free: tuple[int, ...]) -> None:
     if not isinstance(model, Tensor):  # it was captured as a constant
         if isinstance(leaf, Tensor) or type(leaf) is not type(model) or leaf != model:
             raise InvalidInput(f"{place} is {leaf!r:.50}, the example {model!r:.50}; what is no tensor may not change")
@@ -254,10 +264,12 @@ def _check_leaf(place: str, leaf: Any, model: Any) -> None:
         raise InvalidInput(f"{place} is a {type(leaf).__name__}, not a tensor")
     if leaf.dtype != model.dtype:
         raise InvalidInput(f"{place} is {leaf.dtype}, the example {model.dtype}; convert it")
-    if leaf.shape[1:] != model.shape[1:] or leaf.ndim != model.ndim:
+    fixed = [axis for axis in range(model.ndim) if axis not in free]
+    if leaf.ndim != model.ndim or any(leaf.shape[axis] != model.shape[axis] for axis in fixed):
+        only = "only the first dimension" if len(free) < 2 else f"only dimensions {', '.join(map(str, free))}"
         raise InvalidInput(
-            f"{place} has shape {tuple(leaf.shape)}, the example {tuple(model.shape)}; "
-            "only the first dimension may differ"
+            f"{place} has shape {tuple(leaf.shape)}, the example {tuple(model.shape)}; {only} may differ"
+            + ("" if leaf.ndim != model.ndim else ", unless `dynamic` (--dynamic) names more at capture")
         )
     check_finite(place, leaf)
 
@@ -370,27 +382,32 @@ def model_fingerprint(layers: tuple[Layer, ...]) -> str:
 
 @dataclass(frozen=True)
 class SampleAxis:
-    """Dimension `axis` of a tensor holds outer x samples x inner rows, the last of them running fastest."""
+    """Dimension `axis` of a tensor holds outer x samples x inner rows, the last of them running fastest.
+
+    One of `outer` and `inner` may be None: it depends on dynamic dimensions.
+    """
 
     axis: int
-    outer: int = 1
-    inner: int = 1
+    outer: int | None = 1
+    inner: int | None = 1
 
-    def group(self, x: Tensor) -> Tensor:
-        """The tensor with its samples first and the rows of each behind: [N, outer x inner, other dimensions]."""
+    def group(self, x: Tensor, count: int) -> Tensor:
+        """The tensor of `count` samples with these first and the rows of each behind: [N, outer x inner, others]."""
         rows = x.movedim(self.axis, 0)
-        return rows.reshape(self.outer, -1, self.inner, *rows.shape[1:]).movedim(1, 0).flatten(1, 2)
+        outer, inner = (-1 if number is None else number for number in (self.outer, self.inner))
+        return rows.reshape(outer, count, inner, *rows.shape[1:]).movedim(1, 0).flatten(1, 2)
 
 
-def group_samples(axis: SampleAxis | None, x: Tensor) -> Tensor:
+def group_samples(axis: SampleAxis | None, x: Tensor, count: int) -> Tensor:
     """[N, rows, ...] the rows of each sample; all rows as those of one sample where samples cannot be told apart."""
-    return x.unsqueeze(0) if axis is None else axis.group(x)
+    return x.unsqueeze(0) if axis is None else axis.group(x, count)
 
 
 def sample_axis(node: fx.Node) -> SampleAxis | None:
     """Where the node's tensor keeps its samples, read from the symbolic shapes; None where that does not show."""
+    samples = _numbers_of_samples(node.graph)
     while True:
-        multiples = [_batch_multiple(size) for size in sizes_of(node)]
+        multiples = [_rows_of_a_sample(size, samples) for size in sizes_of(node)]
         if 1 in multiples:
             return SampleAxis(multiples.index(1))
         if not multiples or multiples[0] is None:
@@ -398,26 +415,31 @@ def sample_axis(node: fx.Node) -> SampleAxis | None:
         same = [
             before
             for before in node.all_input_nodes
-            if [_batch_multiple(size) for size in sizes_of(before)[:1]] == multiples[:1]
+            if [_rows_of_a_sample(size, samples) for size in sizes_of(before)[:1]] == multiples[:1]
         ]
         if not same:
-            return _merged(sizes_of(node.all_input_nodes[0]), multiples[0]) if packet(node) in VIEWS else None
+            before = node.all_input_nodes[0]
+            return _merged(sizes_of(before), multiples[0], samples) if packet(node) in VIEWS else None
         node = same[0]
 
 
-def _merged(shape: tuple[Any, ...], wanted: int) -> SampleAxis | None:
+def _merged(shape: tuple[Any, ...], wanted: Any, samples: frozenset[Any]) -> SampleAxis | None:
     """The axis that a view makes of the leading dimensions of that shape, `wanted` rows a sample in all."""
-    outer = inner = 1
+    outer: Any = 1
+    inner: Any = 1
     seen = False
     for size in shape:
-        if isinstance(size, int):
-            outer, inner = (outer, inner * size) if seen else (outer * size, inner)
-        elif _batch_multiple(size) == 1 and not seen:
+        rows = _rows_of_a_sample(size, samples)
+        if rows is None:  # a number, or of dynamic dimensions alone
+            rows = size if isinstance(size, int) else size.node.expr
+            outer, inner = (outer, inner * rows) if seen else (outer * rows, inner)
+        elif rows == 1 and not seen:
             seen = True
         else:
             return None
         if seen and outer * inner == wanted:
-            return SampleAxis(0, outer, inner)
+            numbers = [int(each) if isinstance(each, int) or each.is_Integer else None for each in (outer, inner)]
+            return None if numbers == [None, None] else SampleAxis(0, *numbers)
     return None
 
 
@@ -427,11 +449,17 @@ def sizes_of(node: fx.Node) -> tuple[Any, ...]:
     return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
-def _batch_multiple(size: Any) -> int | None:
-    """The k of a size that is k times the batch size, the only size of a captured graph that is not a number."""
+def _numbers_of_samples(graph: fx.Graph) -> frozenset[Any]:
+    """The symbols that stand for the batch size: the first dimensions of inputs."""
+    first = [size for node in graph.find_nodes(op="placeholder") for size in sizes_of(node)[:1]]
+    return frozenset(size.node.expr for size in first if isinstance(size, torch.SymInt))
+
+
+def _rows_of_a_sample(size: Any, samples: frozenset[Any]) -> Any:
+    """The k of a size that is k times the batch size: a number, or an expression of dynamic dimensions; else None."""
     if not isinstance(size, torch.SymInt):
         return None
     expression = size.node.expr
-    symbols = tuple(expression.free_symbols)
-    factor = expression / symbols[0] if len(symbols) == 1 else None
-    return int(factor) if factor is not None and factor.is_Integer else None
+    symbols = expression.free_symbols & samples
+    factor = expression / next(iter(symbols)) if len(symbols) == 1 else None
+    return factor if factor is not None and not factor.free_symbols & samples and factor.is_integer else None

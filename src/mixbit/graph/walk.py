@@ -155,9 +155,11 @@ class SampleGradients(Backward):
         self.at_weight, self.means = at_weight, means
         #: What a layer's operators read, and the gradients by their outputs, until all of them have called.
         self.uses: dict[Layer, list[tuple[Operation, Tensor, Tensor]]] = {}
+        self.count = 0
 
     def run_batch(self, inputs: Inputs, labels: Tensor | None, loss: Callable[[Any, Tensor | None], Tensor]) -> None:
         """As `Backward.run_batch`."""
+        self.count = inputs.batch_size
         super().run_batch(inputs, labels, loss)
         for layer in list(self.uses):  # the loss does not depend on all of its operators
             self._hand_over(layer)
@@ -178,7 +180,7 @@ class SampleGradients(Backward):
         if None in axes:
             axes = [None] * len(axes)
         grouped = [
-            (operation, group_samples(axis, x), group_samples(axis, gradient))
+            (operation, group_samples(axis, x, self.count), group_samples(axis, gradient, self.count))
             for axis, (operation, x, gradient) in zip(axes, uses, strict=True)
         ]
         size = max(1, FEW_ELEMENTS // weight.numel())

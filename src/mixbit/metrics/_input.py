@@ -157,9 +157,9 @@ class MetricInput:
             outputs = (output - shift for output, shift in zip(outputs, shifts, strict=True))
         return outputs, (graph.run(operation, quantizer(x) - x, weight) for quantizer in quantizers)
 
-    def by_sample(self, node: str, x: Tensor) -> Tensor:
-        """[N, rows, ...] of a tensor with samples where the node has them; [1, rows, ...] where that does not show."""
-        return group_samples(self.sample_axes[node], x)
+    def by_sample(self, node: str, x: Tensor, count: int) -> Tensor:
+        """[count, rows, ...] of a tensor with samples where the node has them; [1, rows, ...] if that does not show."""
+        return group_samples(self.sample_axes[node], x, count)
 
     def zero_costs(self, *shape: int, shared: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Costs of weights and of inputs to add to: zeros [*shape, formats], float64, by the names of `entries`."""

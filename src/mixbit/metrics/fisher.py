@@ -56,6 +56,7 @@ class _Scorer:
         #: Layer or tensor -> [N, formats] or, where samples cannot be told apart, [1, formats], once per operation.
         self.weight_scores: dict[str, list[Tensor]] = defaultdict(list)
         self.read_scores: dict[str, list[Tensor]] = defaultdict(list)
+        self.count = batch.batch_size
         self.backward.run_batch(batch, labels, partial(self.inputs.task.information, generator=self.generator))
         parts = self.inputs.zero_costs(batch.batch_size, shared=True)
         for costs, scores in zip(parts, (self.weight_scores, self.read_scores), strict=True):
@@ -68,12 +69,12 @@ class _Scorer:
 
     def _score_read(self, name: str, x: Tensor, gradient: Tensor) -> None:
         products = (quantizer(x).sub_(x).mul_(gradient) for quantizer in self.inputs.quantizers[name])
-        dots = [self.inputs.by_sample(name, product).flatten(1).sum(1) for product in products]
+        dots = [self.inputs.by_sample(name, product, self.count).flatten(1).sum(1) for product in products]
         self.read_scores[name].append(torch.stack(dots, 1))
 
     def _score_weight(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
         """[N, formats] of <gradient_i, op(x_i, dW) - its mean>; [1, formats] where samples cannot be told apart."""
-        x, gradient = (self.inputs.by_sample(operation.node, tensor) for tensor in (x, gradient))
+        x, gradient = (self.inputs.by_sample(operation.node, tensor, self.count) for tensor in (x, gradient))
         if operation.kind.input is None:
             rows, places = x.unique(return_inverse=True)  # a table is long, and a batch reads little of it
             errors = self.inputs.weight_errors(layer, rows)

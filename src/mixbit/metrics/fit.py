@@ -101,7 +101,7 @@ class _Scorer:
 
         A sum over the batch stands in the first row.
         """
-        count = batch.batch_size
+        self.count = count = batch.batch_size
         self.weights, self.reads = self.inputs.zero_costs(count, shared=True)
         loss = partial(self.inputs.task.full_loss, generator=self.generator)
         # The loss is the mean of the batch, and a sample's own gradient is wanted.
@@ -125,7 +125,7 @@ class _Scorer:
         if self.real:
             powers = (quantizer(x).sub_(x).square_() for quantizer in self.inputs.quantizers[name])
         for column, power in enumerate(powers):
-            sums = self.inputs.by_sample(name, squares * power).flatten(1).sum(1)
+            sums = self.inputs.by_sample(name, squares * power, self.count).flatten(1).sum(1)
             self.reads[name][: len(sums), column] = sums.double() / 2
 
     def _weight_powers(self, layer: Layer) -> Tensor:

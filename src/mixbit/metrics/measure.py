@@ -93,7 +93,7 @@ def measure(
     read = {name for layer in graph.layers for name in layer.inputs}
     finite = {name for name, histogram in calibration.histograms.items() if histogram.finite}
     between = {name: owners for name, owners in between.items() if name in finite - read}
-    inputs = MetricInput(graph, schemes, calibration, calibration.batches, task, seed, between)
+    inputs = MetricInput(graph, schemes, calibration, task.aligned(calibration.batches), task, seed, between)
     return _measured(frame, inputs, method)
 
 

@@ -41,7 +41,7 @@ def _scores(
     def add(layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
         for costs, errors in zip(costs_of_parts, inputs.output_errors(layer, operation, x), strict=True):
             for column, error in enumerate(errors):
-                products = inputs.by_sample(operation.node, gradient * error).flatten(1)
+                products = inputs.by_sample(operation.node, gradient * error, count).flatten(1)
                 scores = products.square().sum(1).cpu().double()
                 costs[layer.name][: len(scores), column] += scores
 

@@ -63,7 +63,7 @@ def _squares(inputs: MetricInput) -> Iterator[tuple[Costs, Costs, Tensor]]:
         shifts |= inputs.mean_errors(layer, inputs.weight_errors(layer))
 
     def mean_square(operation: Operation, output: Tensor) -> Tensor:
-        return inputs.by_sample(operation.node, output).flatten(1).square().mean(1).cpu().double()
+        return inputs.by_sample(operation.node, output, count).flatten(1).square().mean(1).cpu().double()
 
     def see(layer: Layer, operation: Operation, value: Tensor, args: tuple[Any, ...]) -> None:
         errors_by_part = inputs.output_errors(layer, operation, args[operation.data], shifts.get(operation.node))

@@ -24,7 +24,7 @@ from mixbit.core import (
     split_batches,
 )
 from mixbit.graph import Case, Graph, check_graph, evaluate, fitted
-from mixbit.graph.capture import capture, check_module
+from mixbit.graph.capture import capture_all, check_module
 from mixbit.graph.resources import note_on_uncovered
 from mixbit.metrics.measure import blank_table, measure
 from mixbit.pipeline.deploy import Candidate, Deployed, Measured, Network, deploy
@@ -107,17 +107,17 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
     """The float graph, and data that fits it; all that can be refused is refused here, before minutes of work."""
     settings = run.settings
     check_module(model)
-    pairs = split_batches(model, batches)
+    pairs = run.task.aligned(split_batches(model, batches))
     held_out, calibration = hold_out(pairs)
     with run.clock("capture"):
         if settings.reestimate_batch_norms:
             model = reestimated(model, calibration)
-        graph = capture(model, pairs[0][0])
+        graph = capture_all(model, [inputs for inputs, _ in pairs], settings.dynamic)
         check_exportable(graph)
         if (note := note_on_uncovered(graph)) is not None:
             _log.warning("%s", note)
         graph = equalized(graph) if settings.equalize else graph
-    evaluation = held_out if eval_batches is None else split_batches(model, eval_batches)
+    evaluation = held_out if eval_batches is None else run.task.aligned(split_batches(model, eval_batches))
     for what, part in (("", pairs), (" to evaluate on", evaluation)):
         for number, (inputs, _) in enumerate(part):
             graph.check(inputs, f"batch {number}{what}")

@@ -22,6 +22,8 @@ from mixbit.targets.verify import (
     compare,
     differences,
     predicted_bytes,
+    problems_of_sizes,
+    simulated_at_sizes,
 )
 
 #: Figures of the comparison that result.json holds.
@@ -111,15 +113,18 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
             run.target.try_apart(folder, [leaf.numpy() for leaf in graph.tensors(graph.example)])
             runner = run.target.load(folder, graph)
         with run.clock("verify"):
-            deployed = evaluate(artefact_runner(runner, graph), batches, run.task, "run the artefact")
+            artefact, reference = artefact_runner(runner, graph), outputs["chosen"]
+            deployed = evaluate(artefact, batches, run.task, "run the artefact")
+            sizes = simulated_at_sizes(chosen.simulated, batches[0][0], run.task)
             comparison = compare(
                 folder,
                 run.target,
                 predicted,
-                outputs["chosen"],
+                reference,
                 deployed,
-                default=at_default_settings(folder, run.target, runner, graph, batches[0], outputs["chosen"]),
-                amplify=lambda: amplification(chosen.simulated, batches, outputs["chosen"]),
+                default=at_default_settings(folder, run.target, runner, graph, batches[0], reference),
+                amplify=lambda: amplification(chosen.simulated, batches, reference),
+                more=problems_of_sizes(artefact, sizes, reference),
             )
         with run.clock("time"):
             float_figures, latency_ms = _beside_float(run, known, folder)

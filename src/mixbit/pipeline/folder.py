@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,7 +42,7 @@ from mixbit.graph import Evaluation, Graph, evaluate, returned_by
 from mixbit.graph.capture import capture
 from mixbit.pruning.prune import Removal
 from mixbit.targets.latency import paired_latency_ms
-from mixbit.targets.verify import Comparison, compare, farthest
+from mixbit.targets.verify import Comparison, compare, farthest, few_rows, problems_of_sizes
 
 RESULT_FILE, CHECK_FILE = "result.json", "check.safetensors"
 #: How a table of rows was executed that the runtime computed when it loaded the file.
@@ -207,6 +208,12 @@ class CheckSet:
     batch_axes: dict[str, int | None]
     labels: Tensor | None
 
+    def outputs_of(self, rows: list[int]) -> dict[str, Tensor]:
+        """The outputs of those samples; one without samples stays as it is."""
+        return {
+            name: value if self.batch_axes.get(name, 0) is None else value[rows] for name, value in self.outputs.items()
+        }
+
     @classmethod
     def load(cls, folder: Path) -> "CheckSet":
         """Read check.safetensors of a folder; raise InvalidInput for anything else."""
@@ -228,11 +235,16 @@ class CheckSet:
 
 
 def save_check_set(folder: Path, graph: Graph, batches: list[Batch], simulated: Evaluation) -> None:
-    """Write check.safetensors: the first samples, up to MOST_SAMPLES and MOST_BYTES, and their outputs."""
-    chosen, count = [], 0
-    for inputs, labels in batches:
-        if count < MOST_SAMPLES:
+    """Write check.safetensors: the first samples, up to MOST_SAMPLES and MOST_BYTES, and their outputs.
+
+    Where dimensions are free, those of the sizes of the first batch.
+    """
+    chosen, outputs_of_chosen, count = [], [], 0
+    sizes = [leaf.shape[1:] for leaf in batches[0][0].tensors]
+    for (inputs, labels), outputs in zip(batches, simulated.outputs, strict=True):
+        if count < MOST_SAMPLES and [leaf.shape[1:] for leaf in inputs.tensors] == sizes:
             chosen.append((graph.tensors(inputs), labels))
+            outputs_of_chosen.append(outputs)
             count += inputs.batch_size
     columns = zip(*(tensors for tensors, _ in chosen), strict=True)
     tensors = [torch.cat(parts) if parts[0].ndim > 0 else parts[0] for parts in columns]
@@ -240,8 +252,7 @@ def save_check_set(folder: Path, graph: Graph, batches: list[Batch], simulated: 
     size = max(1, min(count, MOST_SAMPLES, MOST_BYTES // max(1, per_sample)))
     stored = {f"input.{i}": tensor[:size] if tensor.ndim > 0 else tensor for i, tensor in enumerate(tensors)}
     for name in simulated.outputs[0]:
-        parts = [outputs[name] for outputs, _ in zip(simulated.outputs, chosen, strict=False)]
-        stored[f"output.{name}"] = torch.cat(parts)[:size]
+        stored[f"output.{name}"] = torch.cat([outputs[name] for outputs in outputs_of_chosen])[:size]
     labels = [labels.cpu() for _, labels in chosen if isinstance(labels, Tensor)]
     if len(labels) == len(chosen):
         stored["labels"] = torch.cat(labels)[:size]
@@ -263,17 +274,19 @@ def recheck(folder: Path) -> Comparison:
     result, check, graph = _open(folder)
     target, task = find_target(result.target), dataclasses.replace(Task.named(result.task), batch_axes=check.batch_axes)
     target.try_apart(folder, [tensor.numpy() for tensor in check.inputs.tensors])
-    runner = target.load(folder, graph)
-
+    runner, own = (target.load(folder, graph, default_settings=default) for default in (False, True))
     reference = Evaluation(task, (check.outputs,))
 
+    def run_by(runner: Runner, inputs: Inputs) -> dict[str, Tensor]:
+        return _outputs(runner.run([tensor.numpy() for tensor in inputs.tensors]), check, inputs.batch_size)
+
     def ran(runner: Runner) -> Evaluation:
-        def run(inputs: Inputs) -> dict[str, Tensor]:
-            return _outputs(runner.run([tensor.numpy() for tensor in inputs.tensors]), check)
+        return evaluate(partial(run_by, runner), [(check.inputs, check.labels)], task, "run the artefact")
 
-        return evaluate(run, [(check.inputs, check.labels)], task, "run the artefact")
-
-    own = target.load(folder, graph, default_settings=True)
+    sizes = {
+        name: (check.inputs.rows(rows), Evaluation(task, (check.outputs_of(rows),)))
+        for name, rows in few_rows(check.inputs.batch_size).items()
+    }
     return compare(
         folder,
         target,
@@ -282,6 +295,7 @@ def recheck(folder: Path) -> Comparison:
         ran(runner),
         default=None if own.environment == runner.environment else farthest(reference, ran(own)),
         amplify=lambda: result.deployed.get("amplification"),
+        more=problems_of_sizes(partial(run_by, runner), sizes, reference),
     )
 
 
@@ -334,14 +348,16 @@ def _open(folder: Path) -> tuple[Result, CheckSet, Graph | None]:
     return result, check, capture(load_model(result.model), check.inputs)
 
 
-def _outputs(returned: list[NDArray[Any]], check: CheckSet) -> dict[str, Tensor]:
-    """Name -> output that the check set holds, as the artefact returns it."""
+def _outputs(returned: list[NDArray[Any]], check: CheckSet, count: int) -> dict[str, Tensor]:
+    """Name -> output that the check set holds, as the artefact returns it for that many samples."""
     if len(returned) < len(check.returned):
         raise TargetMismatch(f"the artefact returns {len(returned)} tensors; {len(check.returned)} are expected")
     tensors = {name: torch.from_numpy(array.copy()) for name, array in zip(check.returned, returned, strict=False)}
     for name, wanted in check.outputs.items():
-        if tensors[name].numel() != wanted.numel():
-            shapes = f"{list(tensors[name].shape)}; output {name} should be {list(wanted.shape)}"
+        has_samples = check.batch_axes.get(name, 0) is not None
+        expected = [count, *wanted.shape[1:]] if has_samples else list(wanted.shape)
+        if tensors[name].numel() != math.prod(expected):
+            shapes = f"{list(tensors[name].shape)}; output {name} should be {expected}"
             raise TargetMismatch(f"the artefact returns {shapes}")
         if wanted.is_floating_point() and tensors[name].isnan().any() and not wanted.isnan().any():
             raise TargetMismatch("the artefact does not match: it returns NaN or inf where the simulation does not")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mixbit.core import Budget, InvalidInput, Score, Task, check_writable_folder, find_target, pick
+from mixbit.graph.capture import Dynamic
 from mixbit.metrics import METRICS, Metric
 from mixbit.pruning.prune import check_share
 from mixbit.quantization.biases import BIAS_CORRECTIONS
@@ -50,6 +51,7 @@ class Settings:
         epochs: Epochs of training, for the flavour `qat`.
         training: How to train there; its seed is the one below.
         train_batches: Data to train on there; the calibration data apart from what is held out where None.
+        dynamic: Input -> further dimensions of any size, see `capture`; those in which batches differ are found.
         seed: Seed of all random numbers.
         model: Where the model came from, to be noted in result.json.
     """
@@ -73,6 +75,7 @@ class Settings:
     epochs: int = 3
     training: Training = field(default_factory=Training)
     train_batches: Iterable[Any] | None = None
+    dynamic: Dynamic = field(default_factory=dict)
     seed: int = 0
     model: str | None = None
 

@@ -123,7 +123,7 @@ def importance(
     nothing = torch.zeros(channels.num_units, dtype=torch.float64)
     total, count = nothing.clone(), 0
     for inputs, labels in track(batches, "measure channels"):
-        watched = _Watched(graph, channels.num_units, predictions)
+        watched = _Watched(graph, channels.num_units, predictions, inputs.batch_size)
         around = {reader.operation.node: partial(watched.around, reader) for reader in channels.cuttable_readers}
         run_backward(graph, inputs, around, partial(task.information, labels=labels, generator=generator))
         total += sum((scores.square().sum(0) for scores in watched.scores.values()), nothing) / 2
@@ -134,8 +134,8 @@ def importance(
 class _Watched:
     """Collects, in backward, the derivative of each sample's loss by the mask of every unit, for one batch."""
 
-    def __init__(self, graph: Graph, num_units: int, predictions: dict[str, Prediction]) -> None:
-        self.graph, self.num_units, self.predictions = graph, num_units, predictions
+    def __init__(self, graph: Graph, num_units: int, predictions: dict[str, Prediction], count: int) -> None:
+        self.graph, self.num_units, self.predictions, self.count = graph, num_units, predictions, count
         #: [N, units] of the samples, and [1, units] of what cannot be told apart by sample.
         self.scores: dict[bool, Tensor] = {}
 
@@ -153,7 +153,7 @@ class _Watched:
         axis = sample_axis(reader.source(self.graph))
         if axis is not None and axis.axis > 0 and not reader.operation.channels_last:
             axis = None  # what a convolution reads has its samples first or nowhere
-        sums = group_samples(axis, values).flatten(1, -2).sum(1, dtype=torch.float64).cpu()
+        sums = group_samples(axis, values, self.count).flatten(1, -2).sum(1, dtype=torch.float64).cpu()
         empty = torch.zeros(len(sums), self.num_units, dtype=torch.float64)
         self.scores.setdefault(axis is not None, empty).index_add_(1, reader.units, sums)
 

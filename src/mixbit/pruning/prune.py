@@ -132,6 +132,8 @@ def prune_channels(
         raise InvalidInput(f"iterations={iterations!r}: give a whole number from 0")
     if graph.plan is not None:
         raise InvalidInput("graph: quantized already; prune the graph that capture() returns, then quantize it")
+    if graph.dynamic:
+        raise UnsupportedModel("prune_channels: the graph has dynamic dimensions; prune one that was captured without")
     pairs = split_all(batches, len(graph.example.args))
     for number, (inputs, _) in enumerate(pairs):
         graph.check(inputs, f"batch {number}")

@@ -58,7 +58,7 @@ class Calibration:
 
     histograms: dict[str, Histogram]
     mean_inputs: dict[str, dict[tuple[int, ...], tuple[Tensor, int]]]
-    samples: dict[str, Tensor]
+    samples: dict[str, tuple[Tensor, ...]]
     num_samples: int
     scales: dict[tuple[str, Format], Tensor] = field(default_factory=dict)
     ranges: dict[tuple[str, Format], tuple[float, int]] = field(default_factory=dict)
@@ -115,13 +115,21 @@ def calibrate(graph: Graph, batches: Iterable[Any], *, ranges: str | RangeMethod
     calibration = Calibration(
         recorder.histograms,
         recorder.mean_inputs,
-        {name: torch.cat(samples) for name, samples in recorder.samples.items()},
+        {name: _of_each_shape(samples, graph.operations[name][1]) for name, samples in recorder.samples.items()},
         num_samples=sum(inputs.batch_size for inputs, _ in pairs),
         range_method=range_method,
         batches=pairs,
     )
     calibration.check_layers(graph.layers)
     return calibration
+
+
+def _of_each_shape(samples: list[Tensor], operation: Operation) -> tuple[Tensor, ...]:
+    """The samples as one tensor for each shape, of rows alone where the channels are last."""
+    if operation.channels_last and len({sample.shape[1:] for sample in samples}) > 1:
+        samples = [sample.flatten(0, -2) for sample in samples]
+    shapes = dict.fromkeys(sample.shape[1:] for sample in samples)
+    return tuple(torch.cat([sample for sample in samples if sample.shape[1:] == shape]) for shape in shapes)
 
 
 class _Recorder:
@@ -154,8 +162,9 @@ class _Recorder:
             if axis is None:  # its samples cannot be told apart: the latest tensor as a whole
                 samples[:] = [x]
             else:
-                grouped = axis.group(x)
-                for slot, index in self.reservoirs[name].replacements:
+                reservoir = self.reservoirs[name]
+                grouped = axis.group(x, reservoir.count)
+                for slot, index in reservoir.replacements:
                     samples[slot : slot + 1] = [grouped[index].clone()]
             if operation.takes_bias:
                 rows = x.flatten(0, -2) if operation.channels_last else x
@@ -170,11 +179,11 @@ class _Reservoir:
 
     def __init__(self, size: int) -> None:
         self.size, self.seen, self.generator = size, 0, torch.Generator().manual_seed(0)
-        self.replacements: list[tuple[int, int]] = []
+        self.count, self.replacements = 0, list[tuple[int, int]]()
 
     def choose(self, batch_size: int) -> None:
         """Set `replacements`: (slot, index in the batch) of the samples to keep from the next batch, in order."""
-        chosen: dict[int, int] = {}
+        self.count, chosen = batch_size, dict[int, int]()
         for index in range(batch_size):
             slot = self.seen
             if slot >= self.size:
@@ -287,8 +296,9 @@ def _output_errors(
 
     Its mean is taken off where a bias does so.
     """
-    x = calibration.samples[operation.node]
+    samples = calibration.samples[operation.node]
     if operation.channels_last:  # by the second moments of the rows where that is less work
+        (x,) = samples
         rows, errors = x.flatten(0, -2), errors.movedim(layer.axis + 1, 1)
         if operation.takes_bias:
             rows = rows - rows.mean(0)
@@ -296,10 +306,15 @@ def _output_errors(
             return ((errors @ (rows.T @ rows / len(rows))) * errors).sum(2)
         return (errors @ rows.T).square().mean(2)
     read = argument(graph.node(operation.node), operation.data).name
-    elements = max(1, x.numel() * math.prod(graph.shapes[operation.node]) // math.prod(graph.shapes[read]))
+    numel = sum(x.numel() for x in samples)
+    elements = max(1, numel * math.prod(graph.shapes[operation.node]) // math.prod(graph.shapes[read]))
     squares = []
     for some in errors.split(max(1, FEW_ELEMENTS // elements)):
-        outputs = run_stacked(graph, operation, x, stack_weights(operation, list(some)), len(some))
+        stacked = stack_weights(operation, list(some))
+        parts = [run_stacked(graph, operation, x, stacked, len(some)) for x in samples]
+        if len(parts) > 1:  # [R, 1, channels, positions of all]
+            parts = [torch.cat([part.movedim(2, 1).flatten(2) for part in parts], 2).unsqueeze(1)]
+        (outputs,) = parts
         positions = [1, *range(3, outputs.ndim)]
         if operation.takes_bias:
             outputs = outputs - outputs.mean(positions, keepdim=True)

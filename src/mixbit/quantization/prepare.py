@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from mixbit.core import InvalidInput, split_batches, track
+from mixbit.core import InvalidInput, differing, split_batches, track
 from mixbit.graph import Graph, argument, in_order, is_parameter, num_uses, packet
-from mixbit.graph.capture import exported, running_statistics
+from mixbit.graph.capture import exported, free_dimensions, running_statistics
 from mixbit.quantization.statistics import RunningMean
 
 _aten = torch.ops.aten
@@ -48,8 +48,9 @@ def reestimated(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
         result = copy.deepcopy(model).eval()
     except (RuntimeError, TypeError) as error:
         raise InvalidInput(f"batch norms: the model cannot be copied: {error}; leave re-estimation out") from error
-    module, example, _ = exported(model, batches[0].args or dict(batches[0].kwargs))
-    graph = Graph(module, example, {})
+    dynamic = differing(batches)
+    module, example, _ = exported(model, batches[0], dynamic)
+    graph = Graph(module, example, {}, dynamic=free_dimensions(example, dynamic))
     owners = {node.name: names for node in module.graph.nodes if (names := running_statistics(node)) is not None}
     if not owners:
         raise InvalidInput("the model runs no batch norm with running statistics; leave their re-estimation out")

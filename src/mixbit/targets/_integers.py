@@ -35,24 +35,25 @@ class CountedPool:
 
     Attributes:
         node: The pool.
-        channels, sizes: Of the tensor that it reads.
+        channels, sizes: Of the tensor that it reads; sizes that are dynamic are no numbers.
         kernel, stride, padding: Of each dimension of the windows.
         rounded_up: `ceil_mode`: whether the last windows may reach beyond the padding, which is not counted.
-        shares: What the pool makes of ones, which is the part of each window that is inside: [1, *sizes].
+        shares: What the pool makes of ones, which is the part of each window that is inside: [1, *sizes]; None where
+            sizes are dynamic.
     """
 
     node: fx.Node
     channels: int
-    sizes: list[int]
+    sizes: list[Any]
     kernel: list[int]
     stride: list[int]
     padding: list[int]
     rounded_up: bool
-    shares: Tensor
+    shares: Tensor | None
 
 
 def counted_pools(graph: Graph) -> list[CountedPool]:
-    """The average pools of the graph that count their padding, as torch's do by default, over sizes that are known."""
+    """The average pools of the graph that count their padding, as torch's do by default."""
     pools = []
     for node in graph.module.graph.nodes:
         number = _POOLS.get(packet(node))
@@ -60,11 +61,12 @@ def counted_pools(graph: Graph) -> list[CountedPool]:
             continue
         read = argument(node, 0).meta["val"]
         channels, *sizes = read.shape[-number - 1 :]
-        if all(isinstance(size, int) for size in (channels, *sizes)):
+        if isinstance(channels, int):  # else it pools over samples
             kernel = argument(node, 1)
             given = (kernel, argument(node, 2) or kernel, argument(node, 3, 0))
             kernel, stride, padding = (np.broadcast_to(sizes, number).tolist() for sizes in given)
-            shares = node.target(torch.ones(1, *sizes, device=read.device), *node.args[1:])
+            known = all(isinstance(size, int) for size in sizes)
+            shares = node.target(torch.ones(1, *sizes, device=read.device), *node.args[1:]) if known else None
             rounded_up = argument(node, 4, False)
             pools.append(CountedPool(node, channels, sizes, kernel, stride, padding, rounded_up, shares))
     return pools

@@ -88,6 +88,11 @@ def _without_counted_ends(simulated: Graph) -> Graph:
     graph = copied.module.graph
     for pool in [pool for pool in counted_pools(copied) if pool.rounded_up]:
         name = f"{pool.node.name}_shares"
+        if pool.shares is None:
+            raise UnsupportedModel(
+                f"{pool.node.name}: an average pool with ceil_mode over sizes that are dynamic; leave them out of "
+                "`dynamic`, or pool without ceil_mode"
+            )
         copied.module.register_buffer(name, pool.shares)
         with graph.inserting_after(pool.node):
             shares = graph.get_attr(name)

@@ -76,7 +76,11 @@ def _weight_nodes(graph: Graph) -> dict[str, str]:
 
 def _convert(simulated: Graph, values: dict[str, Tensor]) -> Any:
     """The graph with these nodes as further inputs."""
-    shapes = [[-1, *leaf.shape[1:]] if leaf.ndim > 0 else [] for leaf in simulated.example.tensors]
+    shapes = [
+        [-1 if axis in free else size for axis, size in enumerate(leaf.shape)]
+        for leaf, free in zip(simulated.ordered(simulated.example), simulated.free, strict=True)
+        if isinstance(leaf, Tensor)
+    ]
     shapes += [list(value.shape) for value in values.values()]
     translations = [
         ConversionExtension("mixbit.quantize_dequantize.default", _fake_quantize),
@@ -103,15 +107,17 @@ def _without_counted_padding(simulated: Graph) -> Graph:
     for pool in [pool for pool in counted_pools(copied) if any(pool.padding)]:
         weight = torch.full((pool.channels, 1, *pool.kernel), 1 / math.prod(pool.kernel), device=simulated.device)
         convolve, flat = getattr(torch.ops.aten, f"conv{len(pool.kernel)}d").default, [0] * len(pool.kernel)
-        dimensions = zip(pool.shares.shape[1:], pool.stride, pool.kernel, pool.sizes, pool.padding, strict=True)
-        ends = [max(0, (count - 1) * step + width - size - before) for count, step, width, size, before in dimensions]
+        ends = pool.padding
+        if pool.shares is not None:
+            dimensions = zip(pool.shares.shape[1:], pool.stride, pool.kernel, pool.sizes, pool.padding, strict=True)
+            ends = [max(0, (count - 1) * step + width - size - first) for count, step, width, size, first in dimensions]
         around = [value for pair in zip(reversed(pool.padding), reversed(ends), strict=True) for value in pair]
         copied.module.register_buffer(f"{pool.node.name}_weight", weight)
         with graph.inserting_before(pool.node):
             x = graph.call_function(torch.ops.aten.pad.default, (pool.node.args[0], around))
             kernel = graph.get_attr(f"{pool.node.name}_weight")
             mean = graph.call_function(convolve, (x, kernel, None, pool.stride, flat, [1] * len(flat), pool.channels))
-            if pool.rounded_up:  # windows that reach beyond the padding are divided by less
+            if pool.rounded_up and pool.shares is not None:  # windows that reach beyond the padding are divided by less
                 padded_ones = functional.pad(weight.new_ones(1, 1, *pool.sizes), around)
                 factors = pool.shares / convolve(padded_ones, weight[:1], None, pool.stride)[0]
                 copied.module.register_buffer(f"{pool.node.name}_factors", factors)

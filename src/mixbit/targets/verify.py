@@ -1,7 +1,8 @@
 """verify(): does the artefact do, weigh and hold what was promised?"""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils import _pytree as pytree
 from mixbit.core import (
     Batch,
     Inputs,
+    InvalidInput,
     Plan,
     Runner,
     Target,
@@ -40,6 +42,8 @@ OUTPUT_TOLERANCE = 0.03
 LAST_PLACE = 2.0**-23
 #: A network whose outputs change by a third of a difference, when its inputs do in the last place, explains it.
 EXPLAINS = 3.0
+#: The same for a batch of a few samples, where one number that rounds to the other side of a tie counts for more.
+FEW_TOLERANCE = 0.15
 
 
 def artefact_runner(runner: Runner, graph: Graph) -> Callable[[Inputs], Any]:
@@ -152,13 +156,14 @@ def verify(
     plan = plan_of(simulated)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     task = task or Task.classification()
-    pairs = [split_batch(batch, len(graph.example.args)) for batch in batches]
+    pairs = task.aligned([split_batch(batch, len(graph.example.args)) for batch in batches])
     task = fitted(task, graph, pairs)
     target = find_target(plan.target)
     reference = evaluate(simulated, pairs, task, "simulate")
     target.try_apart(folder, [leaf.numpy() for leaf in graph.tensors(graph.example)])
     runner = target.load(folder, graph)
-    deployed = evaluate(artefact_runner(runner, graph), pairs, task, "run the artefact")
+    run = artefact_runner(runner, graph)
+    deployed = evaluate(run, pairs, task, "run the artefact")
     return compare(
         folder,
         target,
@@ -167,6 +172,7 @@ def verify(
         deployed,
         default=at_default_settings(folder, target, runner, graph, pairs[0], reference),
         amplify=lambda: amplification(simulated, pairs, reference),
+        more=problems_of_sizes(run, simulated_at_sizes(simulated, pairs[0][0], task), reference),
     )
 
 
@@ -196,7 +202,7 @@ def amplification(simulated: Graph, batches: Iterable[Batch], reference: Evaluat
     walker = Walker(module, dict.fromkeys(quantized, lambda run, args: run(_moved(args[0]), *args[1:])))
 
     def run(inputs: Inputs) -> Any:
-        return module.graph.process_outputs(walker.returned(simulated.leaves(inputs.map(_moved))))
+        return walker.returned(simulated.leaves(inputs.map(_moved)))
 
     return farthest(reference, evaluate(run, batches, reference.task, "move by the last place"))
 
@@ -226,10 +232,12 @@ def compare(
     *,
     default: float | None = None,
     amplify: Callable[[], float | None] = lambda: None,
+    more: Sequence[str] = (),
 ) -> Comparison:
     """Compare the outputs, and the bytes in the file with the prediction.
 
-    `default` is what `at_default_settings` returned. `amplify` is called where outputs differ too much.
+    `default` is what `at_default_settings` returned. `amplify` is called where outputs differ too much, or in `more`
+    ways, see `problems_of_sizes`.
     """
     target = find_target(target)
     stored = {name: weight.weight_bytes for name, weight in target.stored(folder).items()}
@@ -253,6 +261,7 @@ def compare(
         if round((1 - share) * count) > max(1, ANSWERS_TOLERANCE * count):
             of = "" if alone else f" of output {name}"
             apart.append(f"top answers{of} agree on {share:.2%} only (at least {1 - ANSWERS_TOLERANCE:.0%} wanted)")
+    apart.extend(more)
     largest = max(group.relative_rms for group in worst.values())
     amplified = amplify() if apart else None
     if amplified is None or not largest <= EXPLAINS * amplified:
@@ -273,6 +282,56 @@ def compare(
     )
 
 
+#: What is said of a small batch -> its inputs, and what the simulation does on them.
+Sizes = Mapping[str, tuple[Inputs, Evaluation]]
+
+
+def simulated_at_sizes(simulated: Graph, inputs: Inputs, task: Task) -> Sizes:
+    """One sample, three, and where dimensions are free a batch with three quarters of them, if the network takes it."""
+    sizes = {name: inputs.rows(rows) for name, rows in few_rows(inputs.batch_size).items()}
+    if simulated.dynamic:
+        leaves, structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
+        cut = [
+            leaf[tuple(slice(-(-3 * size // 4) if axis in axes else size) for axis, size in enumerate(leaf.shape))]
+            if axes
+            else leaf
+            for leaf, axes in zip(leaves, simulated.dynamic, strict=True)
+        ]
+        sizes["shorter samples"] = Inputs(*pytree.tree_unflatten(cut, structure))
+    done = {}
+    for name, batch in sizes.items():
+        with suppress(InvalidInput):  # a length that the network itself does not take
+            done[name] = batch, evaluate(simulated, [(batch, None)], task, f"simulate {name}")
+    return done
+
+
+def few_rows(count: int) -> dict[str, list[int]]:
+    """What is said of a small batch -> its samples among that many."""
+    return {"one sample": [0], "three samples": [number % count for number in range(3)]}
+
+
+def problems_of_sizes(run: Callable[[Inputs], Any], sizes: Sizes, reference: Evaluation) -> list[str]:
+    """How the artefact differs from the simulation on these batches, relative to the spread of the reference.
+
+    A runtime may take another way for one sample, for a few, or for other lengths.
+    """
+    problems = []
+    for size, (batch, wanted) in sizes.items():
+        try:
+            given = evaluate(run, [(batch, None)], wanted.task, f"run {size}")
+        except TargetMismatch as error:
+            problems.append(f"on {size} alone: {error}")
+            continue
+        for name, head in wanted.heads.items():
+            if head.costs:
+                worst = max(group.relative_rms for group in differences(wanted, given, name, reference))
+                if not worst <= FEW_TOLERANCE:
+                    of = f" of {name}" if len(wanted.heads) > 1 else ""
+                    limit = f"allowed {FEW_TOLERANCE:.0%}"
+                    problems.append(f"on {size} alone outputs{of} differ by {worst:.1%} of their spread ({limit})")
+    return problems
+
+
 @dataclass(frozen=True)
 class Difference:
     """How far some channels of an output are from the simulation's.
@@ -288,10 +347,13 @@ class Difference:
     largest: float
 
 
-def differences(reference: Evaluation, deployed: Evaluation, name: str) -> list[Difference]:
+def differences(
+    reference: Evaluation, deployed: Evaluation, name: str, spread_of: Evaluation | None = None
+) -> list[Difference]:
     """The difference of one output in each group of channels of like spread, which is within a factor of LIKE.
 
-    So what is small, as scores of 0..1 beside boxes in pixels, counts in its own unit.
+    So what is small, as scores of 0..1 beside boxes in pixels, counts in its own unit. The spread is that of the
+    reference's outputs, or of those of `spread_of`.
     """
     head = reference.heads[name]
     sums, squares, largest = [], [], []
@@ -304,7 +366,9 @@ def differences(reference: Evaluation, deployed: Evaluation, name: str) -> list[
         largest.append(rows.abs().amax(0))
     total = torch.stack(sums).sum(0)
     count = total[0].clamp(min=1)
-    if float(count.max()) < 2:  # one number a channel: the channels together show the spread
+    if spread_of is not None:
+        total = torch.stack([moments(each[name], head.channels(each[name])) for each in spread_of.outputs]).sum(0)
+    if float(total[0].max()) < 2:  # one number a channel: the channels together show the spread
         total = total.sum(1, keepdim=True).expand_as(total)
     spreads, power = spread(total), torch.stack(squares).sum(0) / count
     groups: list[list[int]] = []

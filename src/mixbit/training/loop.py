@@ -226,7 +226,8 @@ class Loop:
 
     def _loss(self, graph: Graph, batch: Any, place: str) -> Tensor:
         try:
-            loss = self.objective(graph, *split_batch(batch, len(graph.example.args)))
+            (pair,) = self.objective.task.aligned([split_batch(batch, len(graph.example.args))])
+            loss = self.objective(graph, *pair)
         except InvalidInput as error:
             raise InvalidInput(f"{place}: {error}") from error
         if not torch.isfinite(loss):

@@ -33,6 +33,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Metric = Annotated[str, typer.Option(help="see: mixbit list metrics; options as hawq:vectors=20; or file.py:function")]
 SEARCH_HELP = "see: mixbit list searches; with options as in mixquant:multiplier=4"
 Pins = Annotated[list[str] | None, typer.Option(help="NAME=SCHEME, as conv1.weight=w8a8 or blocks.*=w4a8; repeatable")]
+Dynamic = Annotated[
+    list[str] | None, typer.Option(help="INPUT:DIMENSION,..., of any size, as input_ids:1 or 0:2,3; may be repeated")
+]
 Ranges = Annotated[str, typer.Option(help="ranges of activations, see: mixbit list ranges; as percentile:share=0.999")]
 
 
@@ -45,6 +48,19 @@ def pins_of(texts: list[str] | None) -> dict[str, str]:
             raise InvalidInput(f"pin {text!r} is not understood; write NAME=SCHEME, as conv1.weight=w8a8, each once")
         pins[pattern] = str(Scheme.parse(scheme))
     return pins
+
+
+def dynamic_of(texts: list[str] | None) -> dict[str | int, tuple[int, ...]]:
+    """Name or position of an input -> its dimensions of any size, from `INPUT:DIMENSION,...` texts."""
+    dynamic: dict[str | int, tuple[int, ...]] = {}
+    for text in texts or []:
+        name, _, axes = text.rpartition(":")
+        parts = [axis.strip() for axis in axes.split(",")]
+        if not name or not all(part.isdecimal() for part in parts):
+            raise InvalidInput(f"dynamic {text!r} is not understood; write INPUT:DIMENSION, as input_ids:1 or 0:2,3")
+        key = int(name) if name.isdecimal() else name
+        dynamic[key] = (*dynamic.get(key, ()), *map(int, parts))
+    return dynamic
 
 
 def function_or_name(name: str, what: str) -> Any:

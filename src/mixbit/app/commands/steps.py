@@ -41,6 +41,7 @@ def measure(
         bool, typer.Option("--latency", help="also time each choice in the target's runtime, for budgets of latency_ms")
     ] = False,
     ranges: options.Ranges = "mse",
+    dynamic: options.Dynamic = None,
     task: options.TaskName = "classification",
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
@@ -51,7 +52,7 @@ def measure(
 ) -> None:
     """Write the table of predicted loss increase, layers x choices."""
     from mixbit.core import load_data, split_batches
-    from mixbit.graph.capture import capture
+    from mixbit.graph.capture import capture_all
     from mixbit.graph.resources import note_on_uncovered
     from mixbit.metrics.measure import measure as measure_
     from mixbit.quantization.calibrate import calibrate
@@ -59,11 +60,12 @@ def measure(
     from mixbit.targets.latency import timed
 
     check_new_file(out, force=force)
+    free = options.dynamic_of(dynamic)
     options.say_unless_used(loss, metric)
     module = options.model_on(model, device)
     batches = split_batches(module, load_data(data))
     with redirect_stdout(sys.stderr):
-        graph = capture(module, batches[0][0])
+        graph = capture_all(module, [inputs for inputs, _ in batches], free)
         if (note := note_on_uncovered(graph)) is not None:
             say(note)
         calibration = calibrate(graph, batches, ranges=options.function_or_name(ranges, "RANGES"))
@@ -200,15 +202,20 @@ def draw_front(path: Path, plans: "Front") -> None:
 
 
 def load_subject(
-    model: str, data: tuple[str, str], task: tuple[str, str | None, list[str] | None], device: str
+    model: str,
+    data: tuple[str, str],
+    task: tuple[str, str | None, list[str] | None],
+    device: str,
+    dynamic: dict[str | int, Any],
 ) -> tuple[Any, ...]:
     """What a study is about: the captured MODEL, DATA to calibrate and to evaluate on, and the task with its loss."""
     from mixbit.core import load_data, load_model, split_batches
-    from mixbit.graph.capture import capture
+    from mixbit.graph.capture import capture_all
 
     module = load_model(model).to(device)
     calibration, evaluated = (split_batches(module, load_data(spec)) for spec in data)
-    return capture(module, calibration[0][0]), calibration, evaluated, options.task_of(*task)
+    graph, meant = capture_all(module, [inputs for inputs, _ in calibration], dynamic), options.task_of(*task)
+    return graph, meant.aligned(calibration), meant.aligned(evaluated), meant
 
 
 def study(
@@ -222,6 +229,7 @@ def study(
     near_budget: Annotated[str | None, typer.Option(help="name=value; a second set of plans within 5 % of it")] = None,
     processes: Annotated[int, typer.Option(min=1, help="processes that evaluate plans and share the cores")] = 2,
     choices: options.Choices = None,
+    dynamic: options.Dynamic = None,
     task: options.TaskName = "classification",
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
@@ -235,9 +243,12 @@ def study(
 
     from mixbit.metric_study.study import study as study_
 
+    free = options.dynamic_of(dynamic)
     with redirect_stdout(sys.stderr):
         result = study_(
-            partial(load_subject, model, (data, evaluate), (task, loss, output_weight), str(options.device_of(device))),
+            partial(
+                load_subject, model, (data, evaluate), (task, loss, output_weight), str(options.device_of(device)), free
+            ),
             target=target,
             out=out,
             choices=options.split(choices),
