@@ -16,7 +16,6 @@ from torch.utils import _pytree as pytree
 import mixbit as mb
 from benchmarks.zoo.subject import Subject
 from mixbit.core.batches import Inputs, split_batches
-from mixbit.core.errors import MixbitError
 from mixbit.core.target import find_target
 from mixbit.graph import Graph
 from mixbit.pipeline import Settings
@@ -38,7 +37,7 @@ class Row:
     """What the command prints of one subject on one target.
 
     Attributes:
-        error: First line of the error that ended the run; all else is then unknown.
+        error: Beginning of the error that ended the run; all else is then unknown.
         layers: Weights that mixbit quantizes.
         uncovered: Share of the weights, biases and norms left out, that stay in float.
         mentioned: Share of the weights that stay in float and are named in result.json or in a warning.
@@ -105,13 +104,13 @@ class Options:
 
 
 def row_of(name: str, subject: Subject, target: str, options: Options) -> Row:
-    """Quantize, export and judge; an error of mixbit is a row too."""
+    """Quantize, export and judge; an error is a row too."""
     began = time.perf_counter()
     try:
         with TemporaryDirectory() as scratch:
             return _row(name, subject, target, options, Path(scratch) / "out", began)
-    except MixbitError as error:
-        first = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    except Exception as error:  # noqa: BLE001 whatever ends a run is a row
+        first = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         return Row(name, target, error=first, seconds=time.perf_counter() - began)
 
 
