@@ -113,7 +113,7 @@ def yolo() -> Subject:
     def loss(found: Tensor, wanted: Tensor) -> Tensor:
         return _loss(found[:, 4:], found[:, :4], wanted)
 
-    return trained(Yolo, _images, loss, "regression", labelled=False, steps=200)
+    return trained(Yolo, _images, loss, "detection", labelled=False, steps=200)
 
 
 class Retina(nn.Module):
@@ -154,7 +154,7 @@ def fpn_detector() -> Subject:
     def loss(found: tuple[Tensor, Tensor], wanted: Tensor) -> Tensor:
         return _loss(found[0].sigmoid().transpose(1, 2), found[1].transpose(1, 2), wanted)
 
-    return trained(Retina, _images, loss, "language", labelled=False, steps=200)
+    return trained(Retina, _images, loss, "detection", labelled=False, steps=200)
 
 
 class Landmarks(nn.Module):
@@ -189,4 +189,4 @@ def multi_task() -> Subject:
         squares = [(error / scale).square().mean() for error, scale in zip(errors, scales, strict=True)]
         return functional.cross_entropy(found["logits"], kind) + 10 * sum(squares)
 
-    return trained(Landmarks, _images, loss, "classification", labelled=False, steps=300)
+    return trained(Landmarks, _images, loss, "multi:logits=classification", labelled=False, steps=300)

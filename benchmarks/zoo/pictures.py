@@ -253,4 +253,4 @@ def crnn() -> Subject:
         lengths = torch.full((count,), columns), torch.full((count,), text.shape[1])
         return functional.ctc_loss(scores.transpose(0, 1), text, *lengths)
 
-    return trained(TextLine, lines, loss, "language", labelled=False, steps=250, rate=5e-3)
+    return trained(TextLine, lines, loss, "ctc", labelled=False, steps=250, rate=5e-3)

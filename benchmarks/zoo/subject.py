@@ -25,7 +25,7 @@ class Subject:
         model: Trained, in eval mode.
         calibration: Batches as `mixbit.auto_quantize` takes them.
         test: The same, not calibrated on.
-        task: Name of the task.
+        task: The task, as `Task.named` reads it.
     """
 
     model: nn.Module

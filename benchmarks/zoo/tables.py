@@ -37,7 +37,7 @@ class Dlrm(nn.Module):
 
 def dlrm() -> Subject:
     """DLRM: a recommender with embedding bags (Naumov et al. 2019)."""
-    return trained(Dlrm, clicks, functional.binary_cross_entropy, "regression", labelled=False, steps=400, rate=1e-2)
+    return trained(Dlrm, clicks, functional.binary_cross_entropy, "multilabel", labelled=False, steps=400, rate=1e-2)
 
 
 class Ncf(nn.Module):

@@ -259,7 +259,7 @@ def detr() -> Subject:
         ("pixel_values",),
         images,
         loss,
-        "language",
+        "detection",
         labelled=False,
         rate=1e-3,
         steps=250,
