@@ -1,5 +1,6 @@
 """What only OpenVINO needs."""
 
+import re
 import subprocess
 import sys
 
@@ -9,9 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import mixbit as mb
 from mixbit.graph.capture import capture
+from mixbit.quantization import uniform_plan
 from mixbit.roundings.quantize import quantize
 from mixbit.targets.export import export
+from mixbit.targets.openvino import TARGET, _core
 from tests.networks import Net, plan_of
 
 INTERRUPTED = """
@@ -96,3 +100,37 @@ def test_averages_of_quantized_tensors_are_not_rounded_for_layers_in_float(tmp_p
             wanted, spreads = simulated(x[:count]), [output.std() for output in simulated(x)]
         for found, expected, spread in zip(compiled([x[:count].numpy()]).to_tuple(), wanted, spreads, strict=True):
             assert (torch.from_numpy(found) - expected).square().mean().sqrt() <= 0.002 * spread
+
+
+def test_a_shortened_description_computes_the_same(tmp_path, monkeypatch):
+    ov = pytest.importorskip("openvino")
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Hardswish(), nn.Unflatten(1, (2, 4))),
+        *(nn.Flatten(1, 2), nn.Conv2d(8, 8, 1), nn.Flatten(2), nn.LayerNorm(16), nn.Linear(16, 6), nn.Softmax(-1)),
+    )
+    x = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    simulated = mb.quantize(graph := mb.capture(net, x), uniform_plan(graph, "w4a8", target="openvino"), [x])
+    mb.export(simulated, tmp_path / "short")
+    monkeypatch.setattr("mixbit.targets._openvino.shorten", lambda path: None)
+    mb.export(simulated, tmp_path / "long")
+    short, long = tmp_path / "short", tmp_path / "long"
+    assert (short / "model.xml").stat().st_size < 0.5 * (long / "model.xml").stat().st_size
+    assert TARGET.stored(short) == TARGET.stored(long)
+    runners = [TARGET.load(folder) for folder in (short, long)]
+    assert runners[0].executed() == runners[1].executed()
+    for count in (1, 3, 16):
+        outputs = [runner.run([x[:count].numpy()])[0] for runner in runners]
+        assert np.array_equal(*outputs)
+    models = [_core().read_model(folder / "model.xml") for folder in (short, long)]
+    operators = [[one for one in model.get_ops() if one.get_type_name() != "Constant"] for model in models]
+    tensors = [
+        sorted(re.sub(r"names\[[^]]*\]", "", f"{one.get_type_name()} {one.outputs()}") for one in part)
+        for part in operators
+    ]
+    assert tensors[0] == tensors[1]
+    assert [port.get_names() for port in (*models[0].inputs, *models[0].outputs)] == [
+        port.get_names() for port in (*models[1].inputs, *models[1].outputs)
+    ]
+    constants = [operator for operator in models[0].get_ops() if operator.get_type_name() == "Constant"]
+    ranges = [tuple(operator.data.flatten()) for operator in constants if operator.get_element_type() == ov.Type.f32]
+    assert len(ranges) == len(set(ranges))

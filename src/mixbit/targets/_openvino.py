@@ -12,6 +12,7 @@ import openvino as ov
 import torch
 from numpy.typing import NDArray
 from openvino.frontend.pytorch import ConversionExtension
+from openvino.passes import ConstantFolding, Manager
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,6 +31,10 @@ MOVES = (
 AS_IT_IS, TURNED = "as it is", "turned"
 #: Axis of a weight -> the ways of reading it that sum along this axis.
 SUMS_ALONG = {0: (AS_IT_IS, "ConvolutionBackpropData", "GroupConvolutionBackpropData"), 1: (TURNED, "Convolution")}
+#: Parts of a layer, as its constants are named.
+PARTS = ("integers", "offset", "zero_point", "scale", "weight")
+#: Most bytes of a constant, as of a range or a shape, that several operators may share.
+SMALL = 64
 
 
 def converted(simulated: Graph, types: Mapping[int, str]) -> Any:
@@ -91,6 +96,9 @@ def _convert(simulated: Graph, values: dict[str, Tensor]) -> Any:
         with without_torchs_warnings(), interrupts_later():
             model = ov.convert_model(export_graph(_without_counted_padding(simulated), values), extension=translations)
         model.reshape({port: ov.PartialShape(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
+        folding = Manager()
+        folding.register_pass(ConstantFolding())  # what is made of the weights' shapes, not of the weights
+        folding.run_passes(model)
     except (RuntimeError, ov.frontend.OpConversionFailure) as error:
         raise UnsupportedModel(f"OpenVINO cannot convert the model: {reason_line(error)}") from error
     return model
@@ -133,7 +141,7 @@ def _without_counted_padding(simulated: Graph) -> Graph:
 def _fake_quantize(context: Any) -> list[Any]:
     scale, zero_point = (context.get_input(index).get_node().data.astype(np.float32) for index in (1, 2))
     low, high = (context.get_values_from_const_input(index) for index in (4, 5))
-    first, last = (low - zero_point) * scale, (high - zero_point) * scale
+    first, last = (_ops.constant((end - zero_point) * scale) for end in (low, high))
     return _ops.fake_quantize(context.get_input(0), first, last, first, last, high - low + 1).outputs()
 
 
@@ -290,15 +298,53 @@ class _Weights:
 
 
 def shorten(path: Path) -> None:
-    """Drop indentation and the history of fused names, more than half of the file, from the description."""
+    """Drop from the description what its reader infers and what nobody reads, more than half of the file.
+
+    The reader infers the shapes of tensors and the types of what operators read. Nobody reads indentation, the history
+    of fused names, and the names of constants that belong to no layer and of tensors inside the network. Small
+    constants of one value become one.
+    """
     tree = ET.parse(path)
+    (layers,) = tree.iter("layers")
+    _merge_small(layers, list(tree.iter("edge")))
+    ends = {layer.get("id") for layer in layers if layer.get("type") in ("Parameter", "Result")}
+    ends |= {edge.get("from-layer") for edge in tree.iter("edge") if edge.get("to-layer") in ends}
+    for layer in layers:
+        if _belongs_to_no_layer(layer):
+            layer.set("name", layer.get("id", ""))
+        for port in layer.iterfind("input/port"):
+            port.attrib.pop("precision", None)
+        for port in layer.iterfind("output/port") if layer.get("id") not in ends else ():
+            port.attrib.pop("names", None)
     for element in tree.iter():
         element.tail = None
         if element.text is not None and not element.text.strip():
             element.text = None
-        for info in element.findall("rt_info"):
-            for attribute in [child for child in info if child.get("name") == "fused_names"]:
-                info.remove(attribute)
-            if len(info) == 0:
-                element.remove(info)
-    tree.write(path, xml_declaration=True)
+        if element.get("auto_broadcast") == "numpy":  # the default
+            element.attrib.pop("auto_broadcast")
+        for child in [child for child in element if child.tag == "dim" or child.get("name") == "fused_names"]:
+            element.remove(child)
+    for layer in layers:
+        for child in [child for child in layer if len(child) == len(child.attrib) == 0]:
+            layer.remove(child)
+    path.write_bytes(ET.tostring(tree.getroot(), xml_declaration=True).replace(b" />", b"/>"))
+
+
+def _merge_small(layers: ET.Element, edges: list[ET.Element]) -> None:
+    """Let operators read one constant where several hold the same bytes; a large one read in two ways can go wrong."""
+    kept: dict[tuple[tuple[str, str], ...], str] = {}
+    merged: dict[str, str] = {}
+    for layer in [layer for layer in layers if _belongs_to_no_layer(layer)]:
+        data, number = layer.find("data"), layer.get("id", "")
+        if data is not None and int(data.get("size", 0)) <= SMALL:
+            merged[number] = kept.setdefault(tuple(sorted(data.items())), number)
+            if merged[number] != number:
+                layers.remove(layer)
+    for edge in edges:
+        number = edge.get("from-layer", "")
+        edge.set("from-layer", merged.get(number, number))
+
+
+def _belongs_to_no_layer(layer: ET.Element) -> bool:
+    """Whether it is a constant that is no part of a layer of the network."""
+    return layer.get("type") == "Const" and layer.get("name", "").rpartition("/")[2] not in PARTS

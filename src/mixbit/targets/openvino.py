@@ -106,10 +106,12 @@ def load(
 
 def stored(folder: Path) -> dict[str, StoredWeight]:
     """Layer -> bytes and types of its weight, offset and scales, read from the file."""
+    from mixbit.targets._openvino import PARTS
+
     parts = []
     for operator in _read(folder).get_ordered_ops():
         name, _, part = operator.get_friendly_name().rpartition("/")
-        if operator.get_type_name() == "Constant" and part in ("integers", "offset", "zero_point", "scale", "weight"):
+        if operator.get_type_name() == "Constant" and part in PARTS:
             parts.append((name, operator.get_byte_size(), f"{operator.get_element_type().get_type_name()} {part}"))
     return stored_rows(parts)
 
