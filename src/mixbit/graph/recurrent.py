@@ -123,7 +123,9 @@ def _unroll_cell(node: fx.Node) -> None:
         hidden, cell = state
     do = partial(inserted, node)
     step = _Cell(do, kind, weights[0], do(_aten.t.default, weights[1]), *weights[2:])
-    made = step.step(step.read(x), (_unless_zeros(hidden), _unless_zeros(cell)))
+    now = [None if _unless_zeros(part) is None else do(_aten.unsqueeze.default, part, 0) for part in (hidden, cell)]
+    made = step.step(step.read(do(_aten.unsqueeze.default, x, 0)), (now[0], now[1]))
+    made = [None if part is None else do(_aten.squeeze.dim, part, 0) for part in made]
     if kind == "lstm":
         _replace_parts(node, made)
     else:
@@ -153,22 +155,34 @@ def _unroll_sequence(node: fx.Node) -> None:
             projection = own.pop() if has_projection else None
             biases = own[2:] if has_biases else [None, None]
             step = _Cell(do, kind, own[0], do(_aten.t.default, own[1]), *biases, projection)
-            read = step.read(x)
-            now: _State = _part_of(do, hidden, number), _part_of(do, cell, number)
+            parts = do(_aten.split.Tensor, step.read(x), 1, time)
+            now: _State = _part_of(do, hidden, number, time), _part_of(do, cell, number, time)
             outputs: list[Any] = [None] * length
             for place in reversed(range(length)) if direction else range(length):
-                now = step.step(do(_aten.select.int, read, time, place), now)
+                now = step.step(do(operator.getitem, parts, place), now)
                 outputs[place] = now[0]
-            made.append(do(_aten.stack.default, outputs, time))
+            made.append(do(_aten.cat.default, outputs, time))
             finals.append(now)
         x = made[0] if len(made) == 1 else do(_aten.cat.default, made, -1)
-    parts = [part for part in zip(*finals, strict=True) if part[0] is not None]
-    _replace_parts(node, (x, *(do(_aten.stack.default, list(part), 0) for part in parts)))
+    states = [part for part in zip(*finals, strict=True) if part[0] is not None]
+    _replace_parts(node, (x, *(_stacked(do, part, time) for part in states)))
 
 
-def _part_of(do: Callable[..., fx.Node], states: fx.Node | None, number: int) -> fx.Node | None:
-    """The first state of one direction of one layer."""
-    return None if _unless_zeros(states) is None else do(_aten.select.int, states, 0, number)
+def _part_of(do: Callable[..., fx.Node], states: fx.Node | None, number: int, time: int) -> fx.Node | None:
+    """The first state of one direction of one layer, as of a sequence of one step.
+
+    States keep the dimension of time: onnxruntime would make a product of matrices and a sum one operator in float.
+    """
+    if _unless_zeros(states) is None:
+        return None
+    state = do(_aten.slice.Tensor, states, 0, number, number + 1)
+    return state if time == 0 else do(_aten.transpose.int, state, 0, 1)
+
+
+def _stacked(do: Callable[..., fx.Node], states: Sequence[fx.Node], time: int) -> fx.Node:
+    """The last states of all directions of all layers, each with the dimension of time, as torch returns them."""
+    stacked = do(_aten.cat.default, list(states), time)
+    return stacked if time == 0 else do(_aten.transpose.int, stacked, 0, 1)
 
 
 def _unless_zeros(state: fx.Node | None) -> fx.Node | None:

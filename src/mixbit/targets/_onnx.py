@@ -48,6 +48,7 @@ def converted(simulated: Graph) -> Any:
     """The onnx_ir model of a quantized graph, made so that onnxruntime runs operators in integers and fuses them."""
     model = _exported(simulated)
     _store_weights(model.graph, simulated)
+    _split_at_once(model.graph)
     _requantize(model.graph)
     _keep_in_float(model.graph)
     for gemm in [node for node in model.graph if node.op_type == "Gemm"]:
@@ -303,6 +304,33 @@ def _quantize_bias(graph: Any, gemm: Any) -> None:
     gemm.replace_input_with(2, node.outputs[0])
 
 
+def _split_at_once(graph: Any) -> None:
+    """Make one Split of a sequence of parts and the operators that take them out: they would hide whose values move."""
+    for node in [node for node in graph if node.op_type == "SplitToSequence"]:
+        takes, x, axis = list(node.outputs[0].consumers()), node.inputs[0], node.attributes.get_int("axis", 0)
+        given = ir.convenience.get_const_tensor(node.inputs[1])
+        places = [ir.convenience.get_const_tensor(take.inputs[1]) for take in takes if take.op_type == "SequenceAt"]
+        whole = None if x.shape is None else x.shape[axis]
+        if given is None or None in places or len(places) < len(takes) or not isinstance(whole, int):
+            continue
+        sizes = given.numpy().reshape(-1).tolist()
+        if given.size == 1 and not given.shape:
+            sizes = [min(sizes[0], whole - first) for first in range(0, whole, sizes[0])]
+        split = ir.node("Split", [x, _sizes(graph, sizes)], {"axis": axis}, num_outputs=len(sizes))
+        graph.insert_before(node, split)
+        for take, place in zip(takes, places, strict=True):
+            ir.convenience.replace_all_uses_with(
+                take.outputs[0], split.outputs[int(place.numpy())], replace_graph_outputs=True
+            )
+            graph.remove(take, safe=True)
+        graph.remove(node, safe=True)
+
+
+def _sizes(graph: Any, sizes: list[int]) -> Any:
+    """The initializer of numbers of elements."""
+    return _initializer(graph, "shape_" + "_".join(map(str, sizes)), np.array(sizes, dtype=np.int64))
+
+
 def _fold_numbers(graph: Any) -> None:
     """Make initializers of numbers behind a CastLike, which onnxruntime folds too late to fuse the clipping by them."""
     for node in [node for node in graph if node.op_type == "CastLike"]:
@@ -468,4 +496,4 @@ class _Unpacking:
         return _initializer(self.graph, f"{kind.__name__}_{value}", np.array(value, dtype=kind))
 
     def shape(self, sizes: tuple[int, ...]) -> Any:
-        return _initializer(self.graph, "shape_" + "_".join(map(str, sizes)), np.array(sizes, dtype=np.int64))
+        return _sizes(self.graph, list(sizes))
