@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from mixbit.core import Batch, Inputs, InvalidInput, Plan, Task
@@ -63,7 +64,7 @@ def inserted(before: fx.Node, target: Any, *args: Any) -> fx.Node:
     """A new node that calls the operator, before another, with the shape of what it returns in its `meta`."""
     with before.graph.inserting_before(before):
         node = before.graph.call_function(target, args)
-    node.meta["val"] = target(*fx.node.map_arg(args, lambda read: read.meta["val"]))
+    node.meta["val"] = target(*map_arg(args, lambda read: read.meta["val"]))
     return node
 
 

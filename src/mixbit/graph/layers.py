@@ -223,15 +223,15 @@ def inputs_between(
     data = activations(graph)
     reasons = {name: frozenset({name}) for name in rounded}
     behind: dict[fx.Node, frozenset[str]] = {}
-    groups: list[list[str]] = []
+    nothing, groups = frozenset[str](), list[list[str]]()
     for node in reversed(graph.module.graph.nodes):
-        own = reasons.get(node.name, frozenset())
-        behind[node] = own or frozenset().union(*(behind[user] for user in node.users))
+        own = reasons.get(node.name, nothing)
+        behind[node] = own or nothing.union(*(behind[user] for user in node.users))
         kind = _BETWEEN.get(packet(node))
         if kind not in kinds or node.name in graph.operations:
             continue
         functions = [user.name for user in node.users if packet(user) in NONLINEARITIES]
-        near = own.union(*(reasons.get(name, ()) for name in functions))
+        near = own.union(*(reasons.get(name, nothing) for name in functions))
         needed = behind[node] if kind == "matmul" else near
         read = argument(node, 0) if kind == "cat" else node.args[: 2 if kind in ("add", "matmul") else 1]
         if not needed or not all(value in data for value in read):

@@ -131,7 +131,8 @@ def _lookup(node: fx.Node) -> fx.Node | None:
     table, places = argument(node, 0), argument(node, 1)
     if not (is_parameter(table) and is_float(table) and len(sizes_of(table)) == 2 and len(places) == 1):
         return None
-    if not isinstance(tensor_of(node.graph.owning_module, table), nn.Parameter):
+    module: Any = node.graph.owning_module
+    if not isinstance(tensor_of(module, table), nn.Parameter):
         return None
     is_number = places[0] is not None and places[0].meta["val"].dtype in (torch.int32, torch.int64)
     return inserted(node, _aten.embedding.default, table, places[0]) if is_number else None

@@ -116,7 +116,8 @@ class _Cell:
 
 def _unroll_cell(node: fx.Node) -> None:
     """One step."""
-    x, state, *weights = (*node.args, None, None)[:6]
+    arguments: Any = (*node.args, None, None)[:6]
+    x, state, *weights = arguments
     kind, hidden = _CELLS[packet(node)], state
     cell = None
     if kind == "lstm":
@@ -192,6 +193,7 @@ def _unless_zeros(state: fx.Node | None) -> fx.Node | None:
 def _replace_parts(node: fx.Node, parts: Sequence[fx.Node | None]) -> None:
     """Replace what reads the parts of what the node returns."""
     for user in list(node.users):
-        user.replace_all_uses_with(parts[user.args[1]])
+        part: Any = parts[int(str(user.args[1]))]
+        user.replace_all_uses_with(part)
         node.graph.erase_node(user)
     node.graph.erase_node(node)  # its dropout, though off, would keep it alive

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -171,8 +172,9 @@ def _reason(graph: Graph, name: str) -> str:
     ]
     while readers and (moved := readers[0]).users and source_of(moved) is not moved:
         readers = list(moved.users)
+    reasons: Mapping[str, str] = _REASONS
     kind = str(packet(readers[0])).removeprefix("aten.") if readers else "nothing"
-    return _REASONS.get(kind, f"read by {kind}")
+    return reasons.get(kind, f"read by {kind}")
 
 
 def _count(graph: Graph, node: fx.Node) -> int | None:
