@@ -113,6 +113,7 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
         if settings.reestimate_batch_norms:
             model = reestimated(model, calibration)
         graph = capture_all(model, [inputs for inputs, _ in pairs], settings.dynamic)
+        check_graph(graph)
         check_exportable(graph)
         if (note := note_on_uncovered(graph)) is not None:
             _log.warning("%s", note)
