@@ -163,6 +163,16 @@ def test_an_example_that_is_a_part_of_another_tensor():
     assert capture(net, whole.t()[:6].t()).example.args[0].is_contiguous()
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_nothing_is_joined_with_nothing(count):
+    net = Net(lambda net, x: torch.cat([x.new_empty(0), *[net.a(x)] * count], 1), a=nn.Linear(6, 3))
+    graph = capture(net, torch.randn(3, 6))
+    x = torch.randn(2, 6)
+    torch.testing.assert_close(graph(x), net(x))
+    joined = graph.module.graph.find_nodes(op="call_function", target=torch.ops.aten.cat.default)
+    assert [len(node.args[0]) for node in joined] == [2] * (count - 1)
+
+
 class Object:
     def __init__(self, tensor):
         self.tensor = tensor

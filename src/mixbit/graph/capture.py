@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from mixbit.core import Inputs, InvalidInput, UnsupportedModel, bare, differing, unwrapped, users_code
 from mixbit.graph.explain import explain
 from mixbit.graph.fold import fold_weights
-from mixbit.graph.forms import InFourDimensions, reshape_views
+from mixbit.graph.forms import InFourDimensions, join_what_there_is, reshape_views
 from mixbit.graph.graph import (
     GROUPS,
     Graph,
@@ -172,6 +172,7 @@ def exported(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> 
     _check_range(program)
     module = copy_module(program.module(check_guards=False))
     reshape_views(module.graph)
+    join_what_there_is(module.graph)
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     _remove_bookkeeping(module)

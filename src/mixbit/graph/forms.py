@@ -23,6 +23,23 @@ def reshape_views(graph: fx.Graph) -> None:
         node.target = _aten.reshape.default
 
 
+def join_what_there_is(graph: fx.Graph) -> None:
+    """Leave tensors [0], which torch joins with tensors of any dimensions, out of every `cat`, in place.
+
+    A cache of keys and values begins with such a tensor, and OpenVINO refuses it.
+    """
+    for node in graph.find_nodes(op="call_function", target=_aten.cat.default):
+        tensors: Any = node.args[0]
+        parts = [part for part in tensors if tuple(part.meta["val"].shape) != (0,)]
+        if not parts or len(parts) == len(tensors) or parts[0].meta["val"].dtype != node.meta["val"].dtype:
+            continue
+        if len(parts) == 1:
+            node.replace_all_uses_with(parts[0])
+            graph.erase_node(node)
+        else:
+            node.args = (parts, *node.args[1:])
+
+
 class InFourDimensions(TorchFunctionMode):
     """While it is entered, all attention is of [N, heads, T, size]: see `attend`."""
 

@@ -113,6 +113,7 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
         if settings.reestimate_batch_norms:
             model = reestimated(model, calibration)
         graph = capture_all(model, [inputs for inputs, _ in pairs], settings.dynamic)
+        check_graph(graph)
         check_exportable(graph)
         if (note := note_on_uncovered(graph)) is not None:
             _log.warning("%s", note)
@@ -127,7 +128,6 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
         for ending in (PRUNED, TRAINING) if settings.prune_channels else (TRAINING,):
             place = run.place(ending)
             Store(place.parent).check(place.stem, settings_of(settings.epochs, run.training))
-    check_graph(graph)
     check_pins(graph.layers, settings.pins, run.target)
     run.task = fitted(run.task, graph, calibration)
     return Network(graph, None, calibration, held_out, evaluation)
