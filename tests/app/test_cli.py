@@ -1,5 +1,6 @@
 """The command line: exit codes, files, messages, JSON; run in this process on a small network of the test's own."""
 
+import hashlib
 import io
 import json
 import re
@@ -693,6 +694,25 @@ def test_an_artefact_that_computes_something_else_is_exit_4(done, run, tmp_path)
     status, _, err = run("verify", folder)
     assert status == 4
     assert "does not match" in err
+
+
+def test_verify_names_the_first_tensor_inside_that_differs(code, done, run, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    assert run(*quantize_words(code, tmp_path / "out", target="onnxruntime"))[0] == 0
+    status, out, _ = run("verify", tmp_path / "out", "--layers")
+    assert status == 0
+    assert "no tensor inside differs" in out
+    path = tmp_path / "out" / "model.onnx"
+    model = onnx.load(path)
+    (bias,) = [tensor for tensor in model.graph.initializer if tensor.name == "0.bias"]
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))
+    onnx.save(model, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    edit(tmp_path / "out" / "result.json", lambda result: result["files"].update({path.name: digest}))
+    status, out, _ = run("verify", tmp_path / "out", "--layers", "--json")
+    assert status == 4
+    assert json.loads(out)["first_difference"]["layer"] == "0.weight"
+    assert run("verify", done, "--layers")[0] == 2  # target packed: nothing but PyTorch runs it
 
 
 def test_a_folder_that_is_none(run, tmp_path):

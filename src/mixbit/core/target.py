@@ -51,6 +51,11 @@ class Runner:
     environment: dict[str, str]
 
 
+#: (folder, names of tensors, and whether a layer's operator adds a bias) -> (arrays as for `Runner.run`) -> name ->
+#: tensor, for those that the file holds, see `mixbit.targets._layers.Watched`.
+LoadTensors = Callable[[Path, list[tuple[str, bool]]], Callable[[list[NDArray[Any]]], dict[str, NDArray[Any]]]]
+
+
 class Load(Protocol):
     """Open the files in a folder with the runtime.
 
@@ -91,6 +96,7 @@ class Target:
         stored: Folder -> layer -> bytes and types of its weight and scales, read from the file.
         program: Python that loads the file in the folder argv[1] and runs it on the arrays in argv[2] by the runtime
             alone, see `try_apart`; empty where nothing but Python runs the file.
+        load_tensors: Opens the file with tensors inside as its outputs; None where it cannot.
     """
 
     name: str
@@ -112,6 +118,7 @@ class Target:
     load: Load
     stored: Callable[[Path], dict[str, StoredWeight]]
     program: str = ""
+    load_tensors: LoadTensors | None = None
 
     def try_apart(self, folder: Path, arrays: Sequence[NDArray[Any]]) -> None:
         """Load a new artefact and run it once, on one array per graph input, in a process of its own.

@@ -12,6 +12,7 @@ from mixbit.pipeline.folder import RESULT_FILE, Pruned, Result, figures, layer_r
 from mixbit.pipeline.settings import Run
 from mixbit.quantization import Calibration, uniform_plan
 from mixbit.quantization.simulate import assemble
+from mixbit.targets._layers import first_rows, watched
 from mixbit.targets.latency import paired_latency_ms
 from mixbit.targets.verify import (
     Comparison,
@@ -130,7 +131,8 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
             float_figures, latency_ms = _beside_float(run, known, folder)
         chosen.plan.save(folder / "plan.json")
         known.table.save(folder / "sensitivity.json")
-        save_check_set(folder, graph, batches, outputs["chosen"])
+        inside = watched(chosen.simulated, first_rows(batches[0][0])) if run.target.load_tensors is not None else []
+        save_check_set(folder, graph, batches, outputs["chosen"], inside)
         result = Result(
             target=run.target.name,
             task=str(run.task),

@@ -41,8 +41,9 @@ from mixbit.core import (
 from mixbit.graph import Evaluation, Graph, evaluate, returned_by
 from mixbit.graph.capture import capture
 from mixbit.pruning.prune import Removal
+from mixbit.targets._layers import Watched, first_rows
 from mixbit.targets.latency import paired_latency_ms
-from mixbit.targets.verify import Comparison, compare, farthest, few_rows, problems_of_sizes
+from mixbit.targets.verify import Comparison, compare, farthest, few_rows, problems_of_sizes, with_layers
 
 RESULT_FILE, CHECK_FILE = "result.json", "check.safetensors"
 #: How a table of rows was executed that the runtime computed when it loaded the file.
@@ -200,6 +201,7 @@ class CheckSet:
         returned: Name of each tensor that the artefact returns.
         batch_axes: Name of an output -> its dimension of samples where that is not the first.
         labels: Of the samples; None where there are none, or they are no tensor.
+        watched, watched_samples: Tensors inside the simulation, of the first samples, and how many these are.
     """
 
     inputs: Inputs
@@ -207,6 +209,8 @@ class CheckSet:
     returned: list[str]
     batch_axes: dict[str, int | None]
     labels: Tensor | None
+    watched: list[Watched]
+    watched_samples: int
 
     def outputs_of(self, rows: list[int]) -> dict[str, Tensor]:
         """The outputs of those samples; one without samples stays as it is."""
@@ -226,16 +230,22 @@ class CheckSet:
             labels = tensors.get("labels")
             if "output" in metadata:  # written when one output was compared
                 returned = [f"other {number}" for number in range(int(metadata["output"]))]
-                return cls(inputs, {ONLY: tensors["outputs"]}, [*returned, ONLY], {}, labels)
+                return cls(inputs, {ONLY: tensors["outputs"]}, [*returned, ONLY], {}, labels, [], 0)
             returned, axes = json.loads(metadata["returned"]), json.loads(metadata["axes"])
             outputs = {name: tensors[f"output.{name}"] for name in returned if f"output.{name}" in tensors}
-            return cls(inputs, outputs, returned, axes, labels)
+            inside = [
+                Watched(inner, layer, biased, tensors[f"inside.{number}"].numpy())
+                for number, (inner, layer, biased) in enumerate(json.loads(metadata.get("watched", "[]")))
+            ]
+            return cls(inputs, outputs, returned, axes, labels, inside, json.loads(metadata.get("samples", "0")))
         except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
             raise InvalidInput(f"{path}: cannot be read ({error}); quantize again") from error
 
 
-def save_check_set(folder: Path, graph: Graph, batches: list[Batch], simulated: Evaluation) -> None:
-    """Write check.safetensors: the first samples, up to MOST_SAMPLES and MOST_BYTES, and their outputs.
+def save_check_set(
+    folder: Path, graph: Graph, batches: list[Batch], simulated: Evaluation, inside: list[Watched]
+) -> None:
+    """Write check.safetensors: the first samples, up to MOST_SAMPLES and MOST_BYTES, their outputs, tensors inside.
 
     Where dimensions are free, those of the sizes of the first batch.
     """
@@ -256,17 +266,24 @@ def save_check_set(folder: Path, graph: Graph, batches: list[Batch], simulated: 
     labels = [labels.cpu() for _, labels in chosen if isinstance(labels, Tensor)]
     if len(labels) == len(chosen):
         stored["labels"] = torch.cat(labels)[:size]
+    samples = first_rows(batches[0][0]).batch_size
+    inside = inside if samples <= size else []  # large samples, of which fewer are stored
     notes = {
         "names": list(graph.example.kwargs) if len(graph.example.kwargs) == len(tensors) else [],
         "returned": list(outputs_of(returned_by(graph, graph.example))),
         "axes": dict(simulated.task.batch_axes),
+        "samples": samples,
+        "watched": [(tensor.name, tensor.layer, tensor.biased) for tensor in inside],
     }
     arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in stored.items()}
+    arrays |= {f"inside.{number}": tensor.numbers for number, tensor in enumerate(inside)}
     save_arrays(folder / CHECK_FILE, arrays, {name: json.dumps(value) for name, value in notes.items()})
 
 
-def recheck(folder: Path) -> Comparison:
+def recheck(folder: Path, *, layers: bool = False) -> Comparison:
     """Run the artefact on the folder's check set; compare with the simulation stored there and the predicted bytes.
+
+    With `layers`, look for the first tensor inside that differs.
 
     Raises InvalidInput where a file of the folder is missing or not what mixbit writes, and TargetMismatch where the
     runtime cannot load the artefact. Differences are in the result's `problems`.
@@ -287,7 +304,7 @@ def recheck(folder: Path) -> Comparison:
         name: (check.inputs.rows(rows), Evaluation(task, (check.outputs_of(rows),)))
         for name, rows in few_rows(check.inputs.batch_size).items()
     }
-    return compare(
+    comparison = compare(
         folder,
         target,
         result.predicted_bytes,
@@ -297,6 +314,13 @@ def recheck(folder: Path) -> Comparison:
         amplify=lambda: result.deployed.get("amplification"),
         more=problems_of_sizes(partial(run_by, runner), sizes, reference),
     )
+    if not layers:
+        return comparison
+    if not check.watched:
+        raise InvalidInput(f"{folder / CHECK_FILE}: holds no tensors inside the simulation; use mixbit.verify()")
+    rows = check.watched_samples
+    arrays = [tensor.numpy() for tensor in check.inputs.rows(torch.arange(rows)).tensors]
+    return with_layers(comparison, target, folder, runner, check.watched, arrays)
 
 
 def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:

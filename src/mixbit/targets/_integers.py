@@ -22,6 +22,8 @@ from mixbit.quantization.quantizer import quantizer_path, weight_quantizers
 SEPARATOR = "::"
 #: Between a layer's name and the number of a further operator that reads its weight, in names of operators.
 FURTHER = "#"
+#: Before the name of a tensor, in names of the operators that quantize it in OpenVINO.
+QUANTIZER = f"quantize{SEPARATOR}"
 #: What the stored mask is called, behind the weight's name.
 MASK = "mask"
 

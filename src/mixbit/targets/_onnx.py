@@ -262,9 +262,10 @@ def _keep_in_float(graph: Any) -> None:
         if _producer(_before(node.inputs[1], "Transpose"), "DequantizeLinear") is not None:
             continue
         output = node.outputs[0]
-        added = [reader for reader in output.consumers() if reader.op_type == "Add"]
-        if node.op_type == "MatMul" and len(output.uses()) == len(added) == 1:
-            output = added[0].outputs[0]
+        if node.op_type == "MatMul":
+            if [reader.op_type for reader in output.consumers()] != ["Add"]:
+                continue
+            output = output.consumers()[0].outputs[0]
         read = _producer(_before(node.inputs[0], *_MOVES), "DequantizeLinear")
         if read is not None and _leads_to_quantizer(output):
             same = ir.node("LeakyRelu", [output], {"alpha": 1.0})

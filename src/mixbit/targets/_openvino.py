@@ -19,7 +19,15 @@ from torch.nn import functional
 from mixbit.core import UnsupportedModel, interrupts_later
 from mixbit.graph import Graph, without_torchs_warnings
 from mixbit.graph.capture import export_graph
-from mixbit.targets._integers import IntegerWeight, counted_pools, operator_name, reason_line, stored_weights
+from mixbit.quantization.quantizer import quantizer_path
+from mixbit.targets._integers import (
+    QUANTIZER,
+    IntegerWeight,
+    counted_pools,
+    operator_name,
+    reason_line,
+    stored_weights,
+)
 
 _ops: Any = ov.opset15
 #: Operators that move values or pick among them.
@@ -142,7 +150,12 @@ def _fake_quantize(context: Any) -> list[Any]:
     scale, zero_point = (context.get_input(index).get_node().data.astype(np.float32) for index in (1, 2))
     low, high = (context.get_values_from_const_input(index) for index in (4, 5))
     first, last = (_ops.constant((end - zero_point) * scale) for end in (low, high))
-    return _ops.fake_quantize(context.get_input(0), first, last, first, last, high - low + 1).outputs()
+    quantize = _ops.fake_quantize(context.get_input(0), first, last, first, last, high - low + 1)
+    path = quantizer_path("", of_weight=False).replace(".", "_")
+    for name in context.get_input(1).get_names():  # of the scale, a buffer of the quantizer
+        if name.startswith(path):
+            quantize.set_friendly_name(QUANTIZER + name.removeprefix(path).rpartition("_scale")[0])
+    return quantize.outputs()
 
 
 def _part_extremes(model: Any) -> None:

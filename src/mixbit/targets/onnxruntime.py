@@ -9,6 +9,7 @@ MatMulNBits. Inputs whose range is taken at run time are multiplied by int8 weig
 """
 
 import re
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +19,9 @@ from numpy.typing import NDArray
 
 from mixbit.core import Runner, Scheme, StoredWeight, Target, TargetMismatch, file_errors
 from mixbit.graph import Graph
+from mixbit.quantization.quantizer import quantizer_path
 from mixbit.targets._integers import FURTHER, SEPARATOR, mismatch, only_beside_float, runtime, stored_rows, weight_bytes
+from mixbit.targets._layers import QUANTIZED
 
 FILE = "model.onnx"
 #: Operators of onnxruntime that compute in integers, by the beginning of their names.
@@ -76,6 +79,52 @@ def load(folder: Path, _: Graph | None = None, /, **_settings: Any) -> Runner:
             return session.run(None, dict(zip(names, inputs, strict=True)))
 
     return Runner(run, lambda: executed, {"runtime": f"onnxruntime {ort.__version__}"})
+
+
+def load_tensors(folder: Path, names: list[tuple[str, bool]]) -> Callable[[list[NDArray[Any]]], dict[str, Any]]:
+    """Open a session that returns tensors inside: behind their quantizer, or behind the operator of a layer."""
+    ort, proto = _runtime(), _read(folder / FILE)
+    import onnx
+
+    readers: dict[str, list[Any]] = {}
+    for node in proto.graph.node:
+        for value in node.input:
+            readers.setdefault(value, []).append(node)
+    operators = {node.name: node for node in reversed(proto.graph.node) if node.name}
+    tensors: dict[str, str] = {}
+    for name, biased in names:
+        scale = f"{quantizer_path(name.removeprefix(QUANTIZED), of_weight=False)}.scale"
+        if name.startswith(QUANTIZED):
+            quantizers = [node for node in readers.get(scale, ()) if node.op_type == "QuantizeLinear"]
+            restored = [node for first in quantizers[:1] for node in readers.get(first.output[0], ())]
+        else:
+            restored = [_last(operators[name], readers, biased)] if name in operators else []
+        if restored:
+            tensors[name] = restored[0].output[0]
+    outputs = {port.name for port in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=value) for value in {*tensors.values()} - outputs)
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    with mismatch(f"{folder / FILE}: onnxruntime cannot load it with more outputs", *_errors(ort), line=0):
+        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    ports = [port.name for port in session.get_inputs()]
+
+    def run(inputs: list[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        wanted = list(dict.fromkeys(tensors.values()))
+        found = dict(zip(wanted, session.run(wanted, dict(zip(ports, inputs, strict=True))), strict=True))
+        return {name: found[value] for name, value in tensors.items()}
+
+    return run
+
+
+def _last(node: Any, readers: dict[str, list[Any]], biased: bool) -> Any:
+    """The operator that returns what a layer's operator does, with its scale and bias."""
+    wanted = ["Cast", "Mul"] if node.op_type == "MatMulInteger" else []
+    wanted += ["Add"] if biased and (node.op_type == "MatMulNBits" or len(node.input) < 3 or wanted) else []
+    for kind in wanted:
+        after = [reader for reader in readers.get(node.output[0], ()) if reader.op_type == kind]
+        node = after[0] if after else node
+    return node
 
 
 def stored(folder: Path) -> dict[str, StoredWeight]:
@@ -155,4 +204,5 @@ TARGET = Target(
     load=load,
     stored=stored,
     program=PROGRAM,
+    load_tensors=load_tensors,
 )

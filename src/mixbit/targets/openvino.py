@@ -7,6 +7,7 @@ products in groups itself, and the plugin multiplies them by the weights as they
 """
 
 import math
+from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,17 @@ from numpy.typing import NDArray
 from mixbit.core import Format, InvalidInput, Runner, Scheme, StoredWeight, Target, TargetMismatch
 from mixbit.graph import Graph
 from mixbit.quantization.affine import factor_bytes
-from mixbit.targets._integers import FURTHER, mismatch, only_beside_float, plan_of, reason_line, runtime, stored_rows
+from mixbit.targets._integers import (
+    FURTHER,
+    QUANTIZER,
+    mismatch,
+    only_beside_float,
+    plan_of,
+    reason_line,
+    runtime,
+    stored_rows,
+)
+from mixbit.targets._layers import QUANTIZED
 
 FILE, WEIGHTS = "model.xml", "model.bin"
 #: Element type on disk by width; u types hold the integers plus their offset. With zero points all are u types.
@@ -84,9 +95,7 @@ def load(
     """Compile the IR on the CPU, with SETTINGS or the plugin's own; a batch size fixes the inputs' first dimension."""
     ov, path = _openvino(), folder / FILE
     model, layers = _read(folder), list(stored(folder))
-    settings = {} if default_settings else dict(SETTINGS)
-    if settings and model.has_rt_info(list(RUN_TIME_OPTION)):
-        settings[RUN_TIME_OPTION[1]] = str(model.get_rt_info(list(RUN_TIME_OPTION)).astype(str))
+    settings = {} if default_settings else _settings(model)
     with mismatch(f"{path}: OpenVINO cannot compile it", RuntimeError):
         if batch_size is not None:
             model.reshape({port: [batch_size, *list(port.partial_shape)[1:]] for port in model.inputs})
@@ -102,6 +111,39 @@ def load(
         return [results[port] for port in ports]
 
     return Runner(run, lambda: _executed(compiled, layers), {"runtime": f"openvino {ov.__version__}", **settings})
+
+
+def _settings(model: Any) -> dict[str, str]:
+    """SETTINGS, with the groups that the file asks for."""
+    if not model.has_rt_info(list(RUN_TIME_OPTION)):
+        return dict(SETTINGS)
+    return SETTINGS | {RUN_TIME_OPTION[1]: str(model.get_rt_info(list(RUN_TIME_OPTION)).astype(str))}
+
+
+def load_tensors(folder: Path, names: list[tuple[str, bool]]) -> Callable[[list[NDArray[Any]]], dict[str, Any]]:
+    """Compile the file so that it returns tensors inside: behind their quantizer, or behind the operator of a layer."""
+    _openvino()
+    model = _read(folder)
+    operators = {operator.get_friendly_name(): operator for operator in model.get_ordered_ops()}
+    places: dict[str, str] = {}
+    for name, biased in names:
+        if name.startswith(QUANTIZED):
+            places[name] = f"{QUANTIZER}{name.removeprefix(QUANTIZED)}"
+        else:
+            places[name] = f"{name}/bias" if biased and f"{name}/bias" in operators else name
+    held = {name: operators[place] for name, place in places.items() if place in operators}
+    settings = _settings(model)
+    with mismatch(f"{folder / FILE}: OpenVINO cannot compile it with more outputs", RuntimeError):
+        if held:
+            model.add_outputs([operator.output(0) for operator in held.values()])
+        request = _core().compile_model(model, "CPU", settings).create_infer_request()
+    sources = [result.input_value(0).get_node().get_friendly_name() for result in model.get_results()]
+
+    def run(inputs: list[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        results = request.infer(inputs).to_tuple()
+        return {name: results[sources.index(operator.get_friendly_name())] for name, operator in held.items()}
+
+    return run
 
 
 def stored(folder: Path) -> dict[str, StoredWeight]:
@@ -183,4 +225,5 @@ TARGET = Target(
     load=load,
     stored=stored,
     program=PROGRAM,
+    load_tensors=load_tensors,
 )

@@ -1,5 +1,6 @@
 """verify(): does the artefact do, weigh and hold what was promised?"""
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -29,6 +31,7 @@ from mixbit.core import (
 from mixbit.graph import Evaluation, Graph, Layer, Walker, evaluate, fitted
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.targets._integers import plan_of
+from mixbit.targets._layers import FirstDifference, Watched, first_difference, first_rows, watched
 
 #: Largest share by which the bytes of the weights may differ from the prediction.
 BYTES_TOLERANCE = 0.01
@@ -97,6 +100,7 @@ class Comparison:
         at_default_settings: `relative_rms` under the runtime's own settings, on the first batch; None where these are
             the settings compared.
         amplification: See there; None where the outputs are near enough.
+        first_difference: The first tensor inside that differs; None where none does, or none was looked at.
         problems: Each difference from what was promised; empty when the artefact matches.
     """
 
@@ -112,6 +116,7 @@ class Comparison:
     problems: tuple[str, ...]
     at_default_settings: float | None = None
     amplification: float | None = None
+    first_difference: FirstDifference | None = None
 
     def check(self) -> None:
         """Raise TargetMismatch where there are problems."""
@@ -133,12 +138,18 @@ class Comparison:
             f"{self.num_samples} samples: outputs differ by {self.relative_rms:.2%} of their spread (at most "
             f"{self.max_abs_diff:.3g}{each and '; ' + each}){default}{agreement}{accuracy}; weights "
             f"{self.weight_bytes:,} bytes ({self.predicted_bytes:,} predicted), files {self.file_bytes:,} bytes; "
-            f"{verdict}"
+            f"{verdict}" + (f"\n{self.first_difference}" if self.first_difference is not None else "")
         )
 
 
 def verify(
-    path: str | Path, graph: Graph, simulated: Graph, batches: Iterable[Any], *, task: Task | None = None
+    path: str | Path,
+    graph: Graph,
+    simulated: Graph,
+    batches: Iterable[Any],
+    *,
+    task: Task | None = None,
+    layers: bool = False,
 ) -> Comparison:
     """Run the artefact in its runtime on real batches and compare it with the simulation.
 
@@ -148,9 +159,11 @@ def verify(
         simulated: The quantized graph that was exported.
         batches: Data, with labels where there are any.
         task: What the outputs mean; classification where None.
+        layers: Whether to look for the first tensor inside that differs, on a few samples of the first batch.
 
     Raises:
-        InvalidInput: the folder does not hold the artefact, or the data does not fit.
+        InvalidInput: the folder does not hold the artefact, or the data does not fit; or layers of a target whose
+            runtime hands out no tensors inside.
         TargetMismatch: the runtime cannot load the artefact. Differences are in the result's `problems`.
     """
     plan = plan_of(simulated)
@@ -164,7 +177,7 @@ def verify(
     runner = target.load(folder, graph)
     run = artefact_runner(runner, graph)
     deployed = evaluate(run, pairs, task, "run the artefact")
-    return compare(
+    comparison = compare(
         folder,
         target,
         predicted_bytes(graph.layers, plan),
@@ -174,6 +187,25 @@ def verify(
         amplify=lambda: amplification(simulated, pairs, reference),
         more=problems_of_sizes(run, simulated_at_sizes(simulated, pairs[0][0], task), reference),
     )
+    if not layers:
+        return comparison
+    some = first_rows(pairs[0][0])
+    arrays = [leaf.numpy() for leaf in graph.tensors(some)]
+    return with_layers(comparison, target, folder, runner, watched(simulated, some), arrays)
+
+
+def with_layers(
+    comparison: Comparison,
+    target: Target,
+    folder: Path,
+    runner: Runner,
+    tensors: list[Watched],
+    arrays: list[NDArray[Any]],
+) -> Comparison:
+    """The comparison with its `first_difference`."""
+    one_by_one = not comparison.relative_rms <= OUTPUT_TOLERANCE
+    first = first_difference(target, folder, runner, tensors, arrays, OUTPUT_TOLERANCE, one_by_one=one_by_one)
+    return dataclasses.replace(comparison, first_difference=first)
 
 
 def at_default_settings(

@@ -1,5 +1,6 @@
 """`mixbit verify` and `mixbit bench`: what a folder holds, run again; `mixbit list`: what there is to choose from."""
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -16,15 +17,21 @@ ADVICE = (
 LISTS = ("targets", "metrics", "searches", "ranges", "roundings")
 
 
-def verify(folder: Annotated[Path, typer.Argument(metavar="DIR")], as_json: options.AsJson = False) -> None:
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    layers: Annotated[bool, typer.Option("--layers", help="name the first tensor inside that differs")] = False,
+    as_json: options.AsJson = False,
+) -> None:
     """Run the artefact in DIR on its check set and compare it with the simulation and the prediction."""
     from mixbit.pipeline.folder import recheck
 
-    comparison = recheck(folder)
+    comparison = recheck(folder, layers=layers)
     if as_json:
-        print_json(vars(comparison))
+        print_json(dataclasses.asdict(comparison))
     else:
         print(comparison)
+        if layers and comparison.first_difference is None:
+            print("no tensor inside differs from the simulation")
     comparison.check()
 
 
