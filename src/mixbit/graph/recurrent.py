@@ -130,7 +130,8 @@ def _unroll_cell(node: fx.Node) -> None:
     if kind == "lstm":
         _replace_parts(node, made)
     else:
-        node.replace_all_uses_with(made[0])
+        hidden_after: Any = made[0]
+        node.replace_all_uses_with(hidden_after)
         node.graph.erase_node(node)
 
 
@@ -154,8 +155,8 @@ def _unroll_sequence(node: fx.Node) -> None:
             number = layer * num_directions + direction
             own = list(weights[number * each : (number + 1) * each])
             projection = own.pop() if has_projection else None
-            biases = own[2:] if has_biases else [None, None]
-            step = _Cell(do, kind, own[0], do(_aten.t.default, own[1]), *biases, projection)
+            of_input, of_state = own[2:] if has_biases else (None, None)
+            step = _Cell(do, kind, own[0], do(_aten.t.default, own[1]), of_input, of_state, projection)
             parts = do(_aten.split.Tensor, step.read(x), 1, time)
             now: _State = _part_of(do, hidden, number, time), _part_of(do, cell, number, time)
             outputs: list[Any] = [None] * length

@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +27,7 @@ _aten = torch.ops.aten
 LISTED = 5
 _RECURRENT = f"read by a recurrence over more than {MOST_STEPS} steps in all, or steps that inputs decide"
 #: Operator -> why a parameter that it reads is no layer; any other is no product.
-_REASONS = dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _RECURRENT)
+_REASONS: dict[str, str] = dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _RECURRENT)
 #: Operators that can overwrite what they are the last to read.
 _IN_PLACE = NONLINEARITIES | ARITHMETIC | {_aten.softmax, _aten.layer_norm, _aten.batch_norm}
 #: Operators that multiply two activations or hold weights that mixbit does not reach.
@@ -172,9 +171,8 @@ def _reason(graph: Graph, name: str) -> str:
     ]
     while readers and (moved := readers[0]).users and source_of(moved) is not moved:
         readers = list(moved.users)
-    reasons: Mapping[str, str] = _REASONS
     kind = str(packet(readers[0])).removeprefix("aten.") if readers else "nothing"
-    return reasons.get(kind, f"read by {kind}")
+    return _REASONS.get(kind, f"read by {kind}")
 
 
 def _count(graph: Graph, node: fx.Node) -> int | None:

@@ -310,7 +310,9 @@ def _split_at_once(graph: Any) -> None:
     for node in [node for node in graph if node.op_type == "SplitToSequence"]:
         takes, x, axis = list(node.outputs[0].consumers()), node.inputs[0], node.attributes.get_int("axis", 0)
         given = ir.convenience.get_const_tensor(node.inputs[1])
-        places = [ir.convenience.get_const_tensor(take.inputs[1]) for take in takes if take.op_type == "SequenceAt"]
+        places: list[Any] = [
+            ir.convenience.get_const_tensor(take.inputs[1]) for take in takes if take.op_type == "SequenceAt"
+        ]
         whole = None if x.shape is None else x.shape[axis]
         if given is None or None in places or len(places) < len(takes) or not isinstance(whole, int):
             continue
