@@ -15,6 +15,7 @@ FloatArray = NDArray[np.float64]
 RESOURCES = {
     "weight_bytes": "bytes in the file for weights and their scales, those that stay in float included",
     "weight_ratio": "weight_bytes / bytes in float32 (0.25 is about uniform int8)",
+    "file_bytes": "bytes of all the files, the graph too; the table must hold sizes of its choices",
     "mean_bits": "mean bits of a weight, 32 where it stays in float, scales not counted",
     "bit_ops": "sum of multiply-accumulates x weight bits x input bits, one sample",
     "bit_ops_ratio": "bit_ops of uniform w8a8 / bit_ops of the plan: at least this",

@@ -54,6 +54,8 @@ Row = Annotated[FloatArray, _read_as(list[float], np.array, np.ndarray.tolist)]
 USAGE = {"weight_bytes", "weight_bits", "bit_ops"}
 #: Budgets that are no sum over layers.
 _NO_SUMS = ("bit_ops_ratio", "bit_complexity_ratio", "activation_bytes")
+#: Budgets whose usage is measured where it is asked for -> what that is, and the option of `measure`.
+_MEASURED = {"latency_ms": ("times", "--latency"), "file_bytes": ("sizes", "--size")}
 #: Larger entries are not measurements, and their sums would overflow.
 LARGEST = 1e100
 
@@ -88,7 +90,7 @@ class Plan(BaseModel):
         layers: Layer -> scheme as text, in execution order.
         budget: The limits that the plan was made under, or `max_drop`; empty for a plan written by hand.
         predicted: What the search expected: `loss`, its `standard_error` where known, `weight_bytes`, `weight_ratio`,
-            `mean_bits`, `bit_ops`, `latency_ms` where the table holds it.
+            `mean_bits`, `bit_ops`, `latency_ms` and `file_bytes` where the table holds them.
         prices: Limit of the budget -> what it costs; empty unless asked for.
         made_by: The method behind it, as text for people.
     """
@@ -277,7 +279,8 @@ class Sensitivity:
         if resource == "mean_bits":
             return self.usage["weight_bits"] / self.num_weights
         if resource not in self.usage:
-            raise InvalidInput(f"{resource}: the table holds no times of its choices; measure with --latency")
+            what, option = _MEASURED[resource]
+            raise InvalidInput(f"{resource}: the table holds no {what} of its choices; measure with {option}")
         return self.usage[resource]
 
     @property
@@ -339,9 +342,7 @@ class Sensitivity:
         if self.live is not None:
             alive = self.live[:, 0] + self._input_bytes[choices] @ self.live[:, 1:].T
             figures["activation_bytes"] = alive.max(axis=1)
-        if "latency_ms" in used:
-            figures["latency_ms"] = used["latency_ms"]
-        return figures
+        return figures | {name: used[name] for name in _MEASURED if name in used}
 
     def plan(self, choice: Sequence[int] | NDArray[np.int64], made_by: str, budget: Budget | None = None) -> Plan:
         """The plan of a choice [L], with the predicted figures that are known."""
@@ -354,6 +355,12 @@ class Sensitivity:
             predicted={name: value for name, value in figures.items() if math.isfinite(value)},
             made_by=made_by,
         )
+
+    def plan_like(self, choice: int | NDArray[np.int64], made_by: str) -> Plan:
+        """A plan of the choice [L], or of one column for all; where it is not offered, the first that is."""
+        offered = np.isfinite(self.loss)
+        wanted = np.broadcast_to(choice, len(offered))
+        return self.plan(np.where(offered[np.arange(len(offered)), wanted], wanted, offered.argmax(axis=1)), made_by)
 
     def save(self, path: str | Path) -> None:
         """Write the table as JSON; entries that are not offered are null."""

@@ -19,7 +19,7 @@ from mixbit.core.errors import InvalidInput, TargetMismatch, pick
 from mixbit.core.scheme import Format, Scheme
 
 #: Files of the room `targets` that hold no target, beside those whose names begin with `_`.
-VERBS = ("export", "verify", "latency")
+VERBS = ("export", "verify", "latency", "size")
 #: Name -> module that ends with its TARGET.
 TARGETS = {
     file.name: f"mixbit.targets.{file.name}"

@@ -18,6 +18,7 @@ from mixbit.core import (
     Journal,
     Plan,
     Scheme,
+    Sensitivity,
     Store,
     digest,
     hold_out,
@@ -40,6 +41,7 @@ from mixbit.roundings.quantize import quantize
 from mixbit.searches.search import search, uniform_plans
 from mixbit.targets.export import check_exportable
 from mixbit.targets.latency import timed
+from mixbit.targets.size import plan_within, sized
 from mixbit.training.finetune import check_first, settings_of, train
 from mixbit.training.loop import Objective, Trained
 
@@ -179,6 +181,9 @@ def measured(run: Run, network: Network) -> Measured:
     if "latency_ms" in run.budget.limits:
         with run.clock("time choices"):
             table = timed(table, graph, lambda plan: quantize(graph, plan, calibration))
+    if "file_bytes" in run.budget.limits:
+        with run.clock("size choices"):
+            table = sized(table, lambda plan: quantize(graph, plan, calibration))
     reference = evaluate(graph, network.held_out, run.task, "float on held-out data")
     return Measured(**vars(network), calibration=calibration, table=table, reference=reference)
 
@@ -193,7 +198,12 @@ def planned(run: Run, known: Measured) -> tuple[Plan, Budget, str | None]:
             return plan, Budget(weight_bytes=plan.predicted["weight_bytes"]), reason
         count = math.ceil(settings.eval_subset_ratio * len(batches))
         some = [batches[index * len(batches) // count] for index in range(count)]  # from all over the data
-        plan = searched_plan(known.table, lambda: scored(run, known, some, "nearest"), run.budget, settings.search)
+
+        def found(table: Sensitivity) -> Plan:
+            return searched_plan(table, lambda: scored(run, known, some, "nearest"), run.budget, settings.search)
+
+        bound, simulate = run.budget.limits.get("file_bytes"), partial(quantized, run, known, rounding="nearest")
+        plan = found(known.table) if bound is None else plan_within(bound, found, known.table, simulate)
         return plan, run.budget, None
 
 

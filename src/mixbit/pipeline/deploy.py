@@ -14,6 +14,7 @@ from mixbit.quantization import Calibration, uniform_plan
 from mixbit.quantization.simulate import assemble
 from mixbit.targets._layers import first_rows, watched
 from mixbit.targets.latency import paired_latency_ms
+from mixbit.targets.size import file_bytes
 from mixbit.targets.verify import (
     Comparison,
     agreement,
@@ -223,7 +224,7 @@ def _beside_float(run: Run, known: Measured, folder: Path) -> tuple[dict[str, fl
         folders = {"float": Path(scratch), "deployed": folder}
         runs = {name: run.target.load(place, graph, batch_size=1).run for name, place in folders.items()}
         latency = paired_latency_ms(runs, sample, "time the artefact")
-        size = sum((Path(scratch) / name).stat().st_size for name in run.target.files)
+        size = file_bytes(run.target, Path(scratch))
     figures_of_float = {"weight_bytes": _bytes(graph, plan), "file_bytes": size, "latency_ms": latency["float"]}
     return figures_of_float, latency["deployed"]
 

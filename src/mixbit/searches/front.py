@@ -26,7 +26,8 @@ def front(table: Sensitivity, resource: str = "weight_bytes") -> "Front":
 
     Args:
         table: Predicted loss and usage of every choice of every layer.
-        resource: What is limited: `weight_bytes`, `weight_ratio`, `mean_bits`, `bit_ops` or `latency_ms`.
+        resource: What is limited: `weight_bytes`, `weight_ratio`, `file_bytes`, `mean_bits`, `bit_ops` or
+            `latency_ms`.
 
     Raises:
         InvalidInput: an unknown resource, or one that the table does not hold.

@@ -64,7 +64,7 @@ def timed(table: Sensitivity, graph: Graph, simulate: Callable[[Plan], Graph]) -
     (num_layers, num_choices), groups = table.loss.shape, _groups(table)
     with ExitStack() as stack:
         runners = {
-            str(column): stack.enter_context(target.written(simulate(_plan(table, column)), graph, 1))
+            str(column): stack.enter_context(target.written(simulate(table.plan_like(column, "timing")), graph, 1))
             for column in track(range(num_choices), "write choices")
         }
         executed = [runners[str(column)].executed() for column in range(num_choices)]
@@ -77,7 +77,7 @@ def timed(table: Sensitivity, graph: Graph, simulate: Callable[[Plan], Graph]) -
             if name != first
         }
         for name, (rows, column) in track(alone.items(), "write layers alone", len(alone)):
-            plan = _plan(table, np.where(np.isin(np.arange(num_layers), rows), column, 0))
+            plan = table.plan_like(np.where(np.isin(np.arange(num_layers), rows), column, 0), "timing")
             runners[name] = stack.enter_context(target.written(simulate(plan), graph, 1))
         sample = [leaf.numpy() for leaf in graph.tensors(graph.example.rows([0]))]
         times = paired_latency_ms({name: runner.run for name, runner in runners.items()}, sample, "time choices")
@@ -107,10 +107,3 @@ def _groups(table: Sensitivity) -> list[list[int]]:
 
 def _shares(macs: FloatArray) -> FloatArray:
     return macs / macs.sum() if macs.sum() else np.full(len(macs), 1 / len(macs))
-
-
-def _plan(table: Sensitivity, choice: Any) -> Plan:
-    """A plan of the choice [L], or of one column for all; where it is not offered, the first that is."""
-    offered = np.isfinite(table.loss)
-    choice = np.broadcast_to(choice, len(offered))
-    return table.plan(np.where(offered[np.arange(len(offered)), choice], choice, offered.argmax(axis=1)), "timing")

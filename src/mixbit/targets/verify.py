@@ -32,6 +32,7 @@ from mixbit.graph import Evaluation, Graph, Layer, Walker, evaluate, fitted
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.targets._integers import plan_of
 from mixbit.targets._layers import FirstDifference, Watched, first_difference, first_rows, watched
+from mixbit.targets.size import file_bytes
 
 #: Largest share by which the bytes of the weights may differ from the prediction.
 BYTES_TOLERANCE = 0.01
@@ -306,7 +307,7 @@ def compare(
         accuracy=deployed.accuracy,
         weight_bytes=sum(stored.values()),
         predicted_bytes=sum(predicted.values()),
-        file_bytes=sum((folder / name).stat().st_size for name in target.files),
+        file_bytes=file_bytes(target, folder),
         outputs={name: group.relative_rms for name, group in worst.items()},
         problems=tuple(problems),
         at_default_settings=default,

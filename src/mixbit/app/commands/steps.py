@@ -40,6 +40,9 @@ def measure(
     latency: Annotated[
         bool, typer.Option("--latency", help="also time each choice in the target's runtime, for budgets of latency_ms")
     ] = False,
+    size: Annotated[
+        bool, typer.Option("--size", help="also write the files of each choice, for budgets of file_bytes")
+    ] = False,
     ranges: options.Ranges = "mse",
     dynamic: options.Dynamic = None,
     task: options.TaskName = "classification",
@@ -58,6 +61,7 @@ def measure(
     from mixbit.quantization.calibrate import calibrate
     from mixbit.roundings.quantize import quantize
     from mixbit.targets.latency import timed
+    from mixbit.targets.size import sized
 
     check_new_file(out, force=force)
     free = options.dynamic_of(dynamic)
@@ -80,6 +84,8 @@ def measure(
         )
         if latency:
             table = timed(table, graph, lambda plan: quantize(graph, plan, calibration))
+        if size:
+            table = sized(table, lambda plan: quantize(graph, plan, calibration))
     table.save(out)
     if as_json:
         print(out.read_text(encoding="utf-8"), end="")
@@ -152,7 +158,7 @@ def front(
     sensitivity: Annotated[Path, typer.Argument(help="sensitivity.json, as measure wrote it")],
     out: Annotated[Path, typer.Option(help="front.json")],
     resource: Annotated[
-        str, typer.Option(help="weight_bytes, weight_ratio, mean_bits, bit_ops or latency_ms")
+        str, typer.Option(help="weight_bytes, weight_ratio, file_bytes, mean_bits, bit_ops or latency_ms")
     ] = "weight_bytes",
     points: Annotated[int | None, typer.Option(min=2, help="at most so many plans, evenly spaced; else all")] = None,
     picture: Annotated[Path | None, typer.Option(help="front.png; needs matplotlib")] = None,
