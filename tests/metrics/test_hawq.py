@@ -206,7 +206,9 @@ def test_a_loss_that_is_linear_in_the_weights_costs_nothing():
 def test_weights_that_the_loss_does_not_reach_cost_nothing():
     torch.manual_seed(0)
     model = Net(lambda net, x: (net.a(x), net.b(x)), a=nn.Linear(3, 2), b=nn.Linear(3, 2)).eval().double()
-    one = case_of(capture(model, torch.randn(2, 3).double()), torch.randn(4, 3), Task.classification())
+    one = case_of(
+        capture(model, torch.randn(2, 3).double()), torch.randn(4, 3), Task.classification().weighted({"1": 0.0})
+    )
     answer = hawq(asked(one))
     assert (answer.loss[0, :-1] > 0).all()
     assert not answer.loss[1].any()

@@ -1,6 +1,7 @@
 """Removing channels: against the user's own network with these channels at zero, and slow references."""
 
 import copy
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -279,7 +280,8 @@ def test_importance_is_the_fisher_information_of_masks(name: str) -> None:
     predictions = predict(graph, channels, pairs, torch.ones(channels.num_units, dtype=torch.bool))
     directions = torch.randn(6, 4, dtype=torch.float64)
     task = mb.Task.regression()
-    task = mb.Task(task.name, lambda outputs, _: (outputs * directions).sum(), task.divergence, has_accuracy=False)
+    head = dataclasses.replace(task.head, draw=lambda outputs, _: (outputs.flatten(1) * directions).sum())
+    task = dataclasses.replace(task, heads={"output": head})
     found = importance(graph, channels, pairs, predictions, task=task, seed=0)
     masks = torch.ones(channels.num_units, dtype=torch.float64, requires_grad=True)
     masked = copy.deepcopy(model)

@@ -32,7 +32,9 @@ class Signs:
 
     def __init__(self, task: Task) -> None:
         self.factors: list[Tensor] = []
-        self.task = dataclasses.replace(task, draw=self._draw)
+        head = dataclasses.replace(task.head, draw=self._draw)
+        heads = {"output": head, "0": head, "1": task.head}
+        self.task = dataclasses.replace(task, heads=heads, weights={"1": 0.0})
 
     def _draw(self, outputs: Tensor, generator: torch.Generator) -> Tensor:
         factors = torch.randn(outputs.shape, generator=generator, dtype=outputs.dtype)

@@ -109,7 +109,24 @@ def capture_all(model: nn.Module, batches: Sequence[Inputs], dynamic: Dynamic | 
             for axis in axes
         )
     )
-    return capture(model, next(large, batches[0]) if free else batches[0], free)
+    with naming_the_batch(batches):
+        return capture(model, next(large, batches[0]) if free else batches[0], free)
+
+
+@contextmanager
+def naming_the_batch(batches: Sequence[Inputs]) -> Iterator[None]:
+    """Raise InvalidInput, with the batch of another shape, where a model cannot be captured for all shapes of them."""
+    try:
+        yield
+    except UnsupportedModel as error:
+        for number, batch in enumerate(batches):
+            for place, (leaf, wanted) in enumerate(zip(batch.leaves, batches[0].leaves, strict=False)):
+                if isinstance(leaf, Tensor) and leaf.shape[1:] != wanted.shape[1:]:
+                    shapes = f"has shape {tuple(leaf.shape)}, that of batch 0 {tuple(wanted.shape)}"
+                    raise InvalidInput(
+                        f"batch {number}: input {place} {shapes}, and the model cannot be captured for both:\n{error}"
+                    ) from error
+        raise
 
 
 def _by_place(model: nn.Module, inputs: Inputs, dynamic: Dynamic) -> Dynamic:

@@ -25,6 +25,8 @@ MEAN_OVER_SAMPLES = "mean over samples"
 NEEDS_LABELS = "needs labels"
 #: It looks at weights or outputs alone, so that a loss has no effect.
 IGNORES_LOSS = "ignores the loss"
+#: It does not look at what the outputs mean, so that any task does.
+IGNORES_TASK = "ignores the task"
 
 #: Name of a layer or tensor -> what rounding it costs, [..., formats].
 Costs = Mapping[str, Tensor]

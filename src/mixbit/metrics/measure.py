@@ -21,7 +21,16 @@ from mixbit.core import (
 )
 from mixbit.graph import Graph, check_arguments, check_graph, fitted, model_fingerprint, shared_inputs
 from mixbit.graph.resources import live_activations, num_uncovered
-from mixbit.metrics._input import MEAN_OVER_SAMPLES, METRICS, NEEDS_LABELS, Metric, MetricInput, check_estimate, joined
+from mixbit.metrics._input import (
+    IGNORES_TASK,
+    MEAN_OVER_SAMPLES,
+    METRICS,
+    NEEDS_LABELS,
+    Metric,
+    MetricInput,
+    check_estimate,
+    joined,
+)
 from mixbit.quantization.calibrate import Calibration, calibrate, weight_quantizer
 from mixbit.quantization.offers import why_not, with_fallbacks
 from mixbit.quantization.simulate import rounded_between
@@ -87,7 +96,9 @@ def measure(
         )
     schemes = tuple(Scheme.parse(choice) for choice in frame.choices)
     choose_scales(graph, calibration, schemes)
-    task = fitted(task or Task.classification(), graph, calibration.batches)
+    task = task or Task.classification()
+    if IGNORES_TASK not in facts_of(method):
+        task = fitted(task, graph, calibration.batches)
     dynamic = any(scheme.input is not None and scheme.input.dynamic for scheme in schemes)
     between = {} if dynamic else rounded_between(graph, graph.layers, find_target(target))
     read = {name for layer in graph.layers for name in layer.inputs}

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from mixbit.core import method, track
 from mixbit.graph import Layer, Operation, Walker, seen
-from mixbit.metrics._input import IGNORES_LOSS, MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
+from mixbit.metrics._input import IGNORES_LOSS, IGNORES_TASK, MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
 from mixbit.quantization.statistics import RunningMean
 
 
-@method(MEAN_OVER_SAMPLES, IGNORES_LOSS, rank=5, aliases={"noise_to_signal": {"relative": True}})
+@method(MEAN_OVER_SAMPLES, IGNORES_LOSS, IGNORES_TASK, rank=5, aliases={"noise_to_signal": {"relative": True}})
 def output_error(inputs: MetricInput, *, relative: bool = False) -> Estimate:
     """Mean square error of the operator's output, from rounding its weight plus from rounding its input.
 

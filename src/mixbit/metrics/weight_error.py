@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mixbit.core import method, track
-from mixbit.metrics._input import IGNORES_LOSS, Estimate, MetricInput
+from mixbit.metrics._input import IGNORES_LOSS, IGNORES_TASK, Estimate, MetricInput
 
 #: (Q(W) - W, W) -> the size of the error, as each norm counts it.
 _SIZES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -22,6 +22,7 @@ _SIZES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @method(
     IGNORES_LOSS,
+    IGNORES_TASK,
     rank=4,
     aliases={"weight_error_absolute": {"norm": "absolute"}, "weight_error_relative": {"norm": "relative"}},
 )

@@ -137,7 +137,7 @@ def prune_channels(
     pairs = split_all(batches, len(graph.example.args))
     for number, (inputs, _) in enumerate(pairs):
         graph.check(inputs, f"batch {number}")
-    task = fitted(task or Task.classification(), graph, pairs)
+    task = task or Task.classification()
     masked, keep = _chosen(graph, pairs, share, task, seed)
     smaller = without_channels(masked, keep)
     learning = RoundingInput(graph, smaller, [inputs for inputs, _ in pairs], task, seed, place)
@@ -152,7 +152,7 @@ def _chosen(graph: Graph, pairs: list[Batch], share: float, task: Task, seed: in
         obstacles = f"all reach {', '.join(channels.obstacles)}" if channels.obstacles else None
         reason = obstacles or "its weights serve twice, or are computed"
         raise InvalidInput(f"the model has no channels that can be cut: {reason}")
-    masked = graph.copy()
+    masked, task = graph.copy(), fitted(task, graph, pairs)
     keep, wanted = torch.ones(channels.num_units, dtype=torch.bool), share * int(able.sum())
     for number in range(1, ROUNDS + 1):
         predictions = predict(masked, channels, pairs, keep)

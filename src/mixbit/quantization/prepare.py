@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from mixbit.core import InvalidInput, differing, split_batches, track
 from mixbit.graph import Graph, argument, in_order, is_parameter, num_uses, packet
-from mixbit.graph.capture import exported, free_dimensions, running_statistics
+from mixbit.graph.capture import exported, free_dimensions, naming_the_batch, running_statistics
 from mixbit.quantization.statistics import RunningMean
 
 _aten = torch.ops.aten
@@ -49,7 +49,8 @@ def reestimated(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     except (RuntimeError, TypeError) as error:
         raise InvalidInput(f"batch norms: the model cannot be copied: {error}; leave re-estimation out") from error
     dynamic = differing(batches)
-    module, example, _ = exported(model, batches[0], dynamic)
+    with naming_the_batch(batches):
+        module, example, _ = exported(model, batches[0], dynamic)
     graph = Graph(module, example, {}, dynamic=free_dimensions(example, dynamic))
     owners = {node.name: names for node in module.graph.nodes if (names := running_statistics(node)) is not None}
     if not owners:
