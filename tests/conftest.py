@@ -10,11 +10,12 @@ import pytest
 import torch
 from onnxscript._framework_apis import torch_2_11 as exporter
 
-from mixbit.core.target import TARGETS
+from mixbit.core.target import TARGETS, Target
 
 torch.set_num_threads(1)  # tests are small, and threads cost them more than they gain
 gc.set_threshold(200_000, 20, 100)  # torch.export leaves many small cycles; walking all of torch for them is slow
 exporter.get_torchlib_ops = functools.cache(exporter.get_torchlib_ops)  # reads 500 functions anew for each export
+_TRY_APART, Target.try_apart = Target.try_apart, lambda *_: None  # a process of its own for each file takes seconds
 hypothesis.settings.register_profile("same examples", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("same examples")
 
@@ -35,6 +36,12 @@ def pytest_fixture_setup(fixturedef, request):
 def pytest_runtest_call(item):
     """Seed each test, so that it draws the same alone and in the whole suite."""
     seed_everything()
+
+
+@pytest.fixture
+def apart(monkeypatch):
+    """New artefacts are tried in a process of their own, as everywhere but in tests."""
+    monkeypatch.setattr(Target, "try_apart", _TRY_APART)
 
 
 @pytest.fixture

@@ -82,11 +82,13 @@ def test_closing_ends_the_processes_amid_their_work(start, tmp_path):
 
 
 SCRIPT = """
+import signal
 from functools import partial
 from mixbit.metric_study.processes import in_processes
 from tests.metric_study.jobs import answering
 
 if GUARD:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs tests in the background ignores it
     print(*in_processes(partial(answering, STARTED, bytes(4 << 20)), [-3], 1))
 """
 
@@ -121,7 +123,10 @@ def test_an_interrupt_of_all_processes_ends_them_at_once(tmp_path):
     with script(tmp_path) as process:
         workers_of(tmp_path)
         os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C does to all in the terminal
-        _, printed = process.communicate(timeout=20)
+        try:
+            _, printed = process.communicate(timeout=60)
+        finally:
+            process.kill()  # else the test would wait for ever
     assert process.returncode == -signal.SIGINT
     assert printed.splitlines()[-1] == "KeyboardInterrupt"
     assert printed.count("Traceback") == 1, "of the script alone"

@@ -191,6 +191,7 @@ def broken(*_):
     ("change", "message"),
     [({"load": broken}, "on purpose"), ({"program": "import os; os.abort()"}, "packed dies of it")],
 )
+@pytest.mark.usefixtures("apart")
 def test_nothing_is_left_where_the_run_fails(run, tmp_path, monkeypatch, change, message):
     monkeypatch.setattr(packed, "TARGET", dataclasses.replace(packed.TARGET, **change))
     with pytest.raises(TargetMismatch, match=message):

@@ -382,6 +382,7 @@ def test_verification_finds_nothing(written):
 
 
 @only([("everything", "mixed")])
+@pytest.mark.usefixtures("apart")
 def test_runs_in_a_process_of_the_runtime_alone(written, tmp_path):
     target, arrays = (
         find_target(written.target),
@@ -394,6 +395,7 @@ def test_runs_in_a_process_of_the_runtime_alone(written, tmp_path):
         subprocess.run(words, check=True)
 
 
+@pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_runtime_that_dies_of_a_file_is_an_error(target, tmp_path):
     dying = dataclasses.replace(find_target(target), program="import os; os.abort()")

@@ -75,13 +75,18 @@ def network():
     return Net(lambda net, x: [branch(x) for branch in net.branches], branches=nn.ModuleList(nets)).eval()
 
 
+@pytest.fixture(scope="module")
+def graph(network):
+    return capture(network, data(2))
+
+
 @pytest.fixture(
     scope="module", params=[(target, bits) for target in ("openvino", "onnxruntime") for bits in ("w8a8", "w3")]
 )
-def deployed(request, network, tmp_path_factory):
+def deployed(request, graph, tmp_path_factory):
     """Name -> simulated and deployed outputs at several batch sizes; layer -> what was executed; and the scheme."""
     target, scheme = request.param
-    folder, graph = tmp_path_factory.mktemp(target), capture(network, data(2))
+    folder = tmp_path_factory.mktemp(target)
     simulated = quantize(graph, plan_of(graph.layers, scheme, target), [data()])
     export(simulated, folder)
     runner, pairs = find_target(target).load(folder, graph), {name: [] for name in BRANCHES}
@@ -105,8 +110,7 @@ def test_a_file_does_what_the_simulation_does(name, deployed):
         assert all("int8" in text for text in layers), layers
 
 
-def test_every_weight_is_a_layer_and_computes_what_the_model_does(network):
-    graph = capture(network, data(2))
+def test_every_weight_is_a_layer_and_computes_what_the_model_does(network, graph):
     names = {layer.name for layer in graph.layers}
     loose = {name for name, parameter in graph.module.named_parameters() if name not in names}
     assert all(name.split(".")[-1].startswith("b") for name in loose)  # biases
