@@ -1,17 +1,19 @@
 """What `compare` sees: every output, each group of channels of like spread, and answers."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from mixbit.core.errors import TargetMismatch
 from mixbit.core.task import Task, outputs_of
 from mixbit.graph import Evaluation
 from mixbit.graph.capture import capture
 from mixbit.roundings.quantize import quantize
 from mixbit.targets import verify
 from mixbit.targets.export import export
-from mixbit.targets.verify import agreement, compare, differences
+from mixbit.targets.verify import agreement, compare, differences, own_difference
 from tests.networks import Net, plan_of
 
 
@@ -137,3 +139,14 @@ def test_a_wrong_file_is_not_excused(tmp_path):
     assert comparison.at_default_settings is not None
     assert comparison.relative_rms <= comparison.at_default_settings < 0.05
     assert "at default settings" in str(comparison)
+
+
+def test_a_runtime_that_fails_under_its_own_settings_is_said_to_and_is_no_problem(problems, tmp_path):
+    def load(**_):
+        raise TargetMismatch("no suitable implementation")
+
+    wanted = evaluation(Task.regression(), randn(20, 3))
+    assert own_difference(load, None, None, wanted) == math.inf
+    comparison = compare(tmp_path, "any", {}, wanted, wanted, default=math.inf)
+    assert comparison.problems == ()
+    assert "does not run at the runtime's default settings" in str(comparison)

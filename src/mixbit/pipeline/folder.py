@@ -8,6 +8,7 @@ import json
 import math
 import re
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,7 @@ from mixbit.graph.capture import capture
 from mixbit.pruning.prune import Removal
 from mixbit.targets._layers import Watched, first_rows
 from mixbit.targets.latency import paired_latency_ms
-from mixbit.targets.verify import Comparison, compare, farthest, few_rows, problems_of_sizes, with_layers
+from mixbit.targets.verify import Comparison, compare, few_rows, own_difference, problems_of_sizes, with_layers
 
 RESULT_FILE, CHECK_FILE = "result.json", "check.safetensors"
 #: How a table of rows was executed that the runtime computed when it loaded the file.
@@ -291,7 +292,7 @@ def recheck(folder: Path, *, layers: bool = False) -> Comparison:
     result, check, graph = _open(folder)
     target, task = find_target(result.target), dataclasses.replace(Task.named(result.task), batch_axes=check.batch_axes)
     target.try_apart(folder, [tensor.numpy() for tensor in check.inputs.tensors])
-    runner, own = (target.load(folder, graph, default_settings=default) for default in (False, True))
+    runner = target.load(folder, graph)
     reference = Evaluation(task, (check.outputs,))
 
     def run_by(runner: Runner, inputs: Inputs) -> dict[str, Tensor]:
@@ -310,7 +311,7 @@ def recheck(folder: Path, *, layers: bool = False) -> Comparison:
         result.predicted_bytes,
         reference,
         ran(runner),
-        default=None if own.environment == runner.environment else farthest(reference, ran(own)),
+        default=own_difference(partial(target.load, folder, graph), runner, ran, reference),
         amplify=lambda: result.deployed.get("amplification"),
         more=problems_of_sizes(partial(run_by, runner), sizes, reference),
     )
@@ -336,8 +337,10 @@ def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
     for size in batch_sizes:
         rows = check.inputs.rows(torch.arange(size) % check.inputs.batch_size)
         exact = target.load(folder, graph, batch_size=size)
-        default = target.load(folder, graph, batch_size=size, default_settings=True)
-        runs = {"artefact": exact.run} | ({"default": default.run} if default.environment != exact.environment else {})
+        runs = {"artefact": exact.run}
+        with suppress(TargetMismatch):  # some runtimes fail under their own settings
+            default = target.load(folder, graph, batch_size=size, default_settings=True)
+            runs |= {"default": default.run} if default.environment != exact.environment else {}
         medians = paired_latency_ms(runs, [tensor.numpy() for tensor in rows.tensors], f"time batch {size}")
         latency[str(size)] = medians["artefact"]
         default_latency[str(size)] = medians.get("default", medians["artefact"])

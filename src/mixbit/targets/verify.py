@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +99,8 @@ class Comparison:
         predicted_bytes: The same, as predicted from the plan.
         file_bytes: Of all the files that the runtime loads.
         outputs: Name of each output -> its own `relative_rms`.
-        at_default_settings: `relative_rms` under the runtime's own settings, on the first batch; None where these are
-            the settings compared.
+        at_default_settings: `relative_rms` under the runtime's own settings, on the first batch; inf where the runtime
+            fails under them, None where these are the settings compared.
         amplification: See there; None where the outputs are near enough.
         first_difference: The first tensor inside that differs; None where none does, or none was looked at.
         problems: Each difference from what was promised; empty when the artefact matches.
@@ -135,6 +136,8 @@ class Comparison:
                 f"itself by {self.amplification:.1%} where inputs change in the last place of float32"
             )
         default = "" if self.at_default_settings is None else f", {self.at_default_settings:.2%} at default settings"
+        if self.at_default_settings == math.inf:
+            default = ", does not run at the runtime's default settings (README says which to take)"
         return (
             f"{self.num_samples} samples: outputs differ by {self.relative_rms:.2%} of their spread (at most "
             f"{self.max_abs_diff:.3g}{each and '; ' + each}){default}{agreement}{accuracy}; weights "
@@ -212,12 +215,24 @@ def with_layers(
 def at_default_settings(
     folder: Path, target: Target, runner: Runner, graph: Graph, batch: Batch, reference: Evaluation
 ) -> float | None:
-    """`relative_rms` of the first batch under the runtime's own settings; None where the runner has these."""
-    own = target.load(folder, graph, default_settings=True)
-    if own.environment == runner.environment:
-        return None
-    given = evaluate(artefact_runner(own, graph), [batch], reference.task, "run at default settings")
-    return farthest(Evaluation(reference.task, reference.outputs[:1]), given)
+    """`own_difference` of the first batch."""
+
+    def ran(own: Runner) -> Evaluation:
+        return evaluate(artefact_runner(own, graph), [batch], reference.task, "run at default settings")
+
+    first = Evaluation(reference.task, reference.outputs[:1])
+    return own_difference(partial(target.load, folder, graph), runner, ran, first)
+
+
+def own_difference(
+    load: Callable[..., Runner], runner: Runner, run: Callable[[Runner], Evaluation], reference: Evaluation
+) -> float | None:
+    """`relative_rms` under the runtime's own settings: inf if it fails, None if the runner has these settings."""
+    try:
+        own = load(default_settings=True)
+        return None if own.environment == runner.environment else farthest(reference, run(own))
+    except TargetMismatch:
+        return math.inf
 
 
 def amplification(simulated: Graph, batches: Iterable[Batch], reference: Evaluation) -> float:

@@ -1,6 +1,7 @@
 """`mixbit verify` and `mixbit bench`: what a folder holds, run again; `mixbit list`: what there is to choose from."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,8 @@ def verify(
 
     comparison = recheck(folder, layers=layers)
     if as_json:
-        print_json(dataclasses.asdict(comparison))
+        figures = dataclasses.asdict(comparison)  # JSON has no inf
+        print_json({key: None if value in (math.inf, -math.inf) else value for key, value in figures.items()})
     else:
         print(comparison)
         if layers and comparison.first_difference is None:
