@@ -1,7 +1,7 @@
 """Take every subject of the zoo through `mixbit.auto_quantize` on each target, and judge what comes out.
 
     python -m benchmarks.zoo
-    python -m benchmarks.zoo --only resnet,lstm --target openvino --choices w8a8 --budget mean_bits=8
+    python -m benchmarks.zoo --only resnet,lstm --target openvino --choices w8a8
 
 Each subject runs in a process of its own, so one that dies is a row of the table too. Rows are kept as JSON in a
 folder, and the same call goes on where it stopped: remove the folder to judge changed code. The subjects of
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = _parser().parse_args(arguments)
     options = Options(
         tuple(given.choices.split(",")) if given.choices else None,
-        tuple(given.budget or [f"mean_bits={8 if given.choices else 6}"]),
+        tuple(given.budget or [f"mean_bits={32 if given.choices else 6}"]),
     )
     targets, chosen = given.target or list(RUNTIMES), given.only.split(",") if given.only else list(NAMES)
     if unknown := [name for name in chosen if name not in NAMES]:
@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--target", action="append", choices=list(RUNTIMES), help="may be given twice; all by default")
     parser.add_argument("--choices", help="schemes, with commas between; the target's own by default")
     parser.add_argument(
-        "--budget", action="append", help="name=value, may be given twice; mean_bits=6 by default, 8 with --choices"
+        "--budget", action="append", help="name=value, may be given twice; mean_bits=6 by default, any with --choices"
     )
     parser.add_argument("--out", type=Path, default=Path("zoo-rows"), help="folder of the rows")
     return parser
