@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test slow lint clean
 
 # The whole loop on the data that ships with the package.
 demo: $(VENV)/demo.stamp
@@ -10,6 +10,10 @@ demo: $(VENV)/demo.stamp
 
 test: lint
 	$(BIN)/pytest -q -n auto --maxprocesses=4 --dist loadfile
+
+# Minutes more: whole demos and studies, other schemes.
+slow: $(VENV)/dev.stamp
+	$(BIN)/pytest -q -m slow
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check

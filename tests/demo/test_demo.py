@@ -83,6 +83,7 @@ def test_trained_is_accurate() -> None:
     assert torch.cat(correct).double().mean() >= 0.98
 
 
+@pytest.mark.slow
 def test_every_network_runs_in_both_runtimes_and_fewer_bits_weigh_less(tmp_path, monkeypatch) -> None:
     graph = capture(trained(), data.calibration_batches()[0][0])
     monkeypatch.setattr(auto, "capture_all", lambda *_: graph)  # all six runs are of this network

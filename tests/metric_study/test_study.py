@@ -398,6 +398,7 @@ def test_settings_of_something_else_stay(tmp_path, content, force):
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("settings.json", content)]
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_does(done, tmp_path):
     found = run(tmp_path, metrics=[few_bits], processes=2)
     expected = {str(plan["layers"]): plan for plan in done[0].plans}
@@ -491,6 +492,7 @@ def command(tmp_path, monkeypatch, capsys):
     return call
 
 
+@pytest.mark.slow
 def test_command(command, tmp_path):
     words = ("--plans", "4", "--processes", "1", "--metrics", "fisher", "--near-budget", "mean_bits=4")
     status, out, err = command(*words, "--json")

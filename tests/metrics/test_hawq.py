@@ -123,6 +123,7 @@ def test_entries_are_those_of_the_full_hessian_for_the_same_vectors(name, size):
     assert (answer.loss[:, 1] == answer.loss[:, 2]).all()  # inputs cost nothing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["convolutions", "embeddings"])
 def test_intervals_hold_the_exact_trace(name):
     """In 90 of 100 seeds or more, each layer's 95 % interval holds the trace of the full Hessian."""

@@ -482,6 +482,7 @@ def test_smaller_graph_is_measured_quantized_and_exported(target: str, tmp_path:
         smaller.check(Inputs.of(x[:, :1]), "batch")
 
 
+@pytest.mark.slow
 def test_pipeline_prunes_before_it_quantizes(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     model, _ = network("residual")
     batches = [(torch.randn(8, *IMAGES), torch.randint(0, 4, (8,))) for _ in range(4)]

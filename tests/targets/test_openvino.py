@@ -47,6 +47,7 @@ except KeyboardInterrupt:
 """
 
 
+@pytest.mark.slow
 def test_an_interrupt_after_files_were_run_is_an_exception_and_no_crash(tmp_path):
     pytest.importorskip("openvino")
     words = [sys.executable, "-c", INTERRUPTED, str(tmp_path / "out")]

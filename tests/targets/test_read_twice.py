@@ -39,6 +39,8 @@ READS = {
     ),
 }
 SCHEMES = {"onnxruntime": ("w8a8", "w4g8", "w8a8d"), "openvino": ("w8a8", "w4g8", "w8a8dg32", "float")}
+#: The two that differ most run with every change, the others with the slow tests.
+FIRST = ("w8a8", "w4g8")
 #: Largest root mean square difference by the spread. OpenVINO takes no ranges at run time for a second way of reading.
 TOLERANCE, TOLERANCE_OF_RANGES = 0.01, 0.02
 
@@ -88,7 +90,14 @@ def outputs_of(folder: Path, x: Tensor) -> list[Tensor]:
     return [torch.from_numpy(output) for output in outputs]
 
 
-@pytest.mark.parametrize(("target", "scheme"), [(name, each) for name, schemes in SCHEMES.items() for each in schemes])
+@pytest.mark.parametrize(
+    ("target", "scheme"),
+    [
+        pytest.param(name, each, marks=() if each in FIRST else pytest.mark.slow)
+        for name, schemes in SCHEMES.items()
+        for each in schemes
+    ],
+)
 def test_every_reader_gets_the_weight_as_simulated(graph, target, scheme, tmp_path):
     def taken(layer):
         return scheme if why_not(layer, Scheme.parse(scheme), find_target(target)) is None else "w8"

@@ -80,9 +80,7 @@ def graph(network):
     return capture(network, data(2))
 
 
-@pytest.fixture(
-    scope="module", params=[(target, bits) for target in ("openvino", "onnxruntime") for bits in ("w8a8", "w3")]
-)
+@pytest.fixture(scope="module", params=[("openvino", "w8a8"), ("onnxruntime", "w8a8"), ("onnxruntime", "w3")])
 def deployed(request, graph, tmp_path_factory):
     """Name -> simulated and deployed outputs at several batch sizes; layer -> what was executed; and the scheme."""
     target, scheme = request.param
