@@ -92,6 +92,8 @@ def test_several_outputs_each_have_a_task():
         ("multi:a=detection", "name one or more outputs, each with a task of classification"),
         ("multi:a=tracking", "task 'tracking' is unknown"),
         ("classification:a=regression", "only multi names outputs"),
+        ("multi:classification", "write OUTPUT=TASK"),
+        ("multi:a=regression,a=classification", "each output once"),
     ],
 )
 def test_tasks_that_are_not_understood(text, message):
@@ -188,3 +190,14 @@ def test_labels_go_by_samples(labels, second):
     assert labels_at(labels, [1]) == second
     with pytest.raises(InvalidInput, match="for a batch of 2 samples"):
         split_batch((x[:2], labels), 1)
+
+
+def test_channels_are_those_of_the_example_in_batches_of_other_sizes():
+    """[N, 6, places]: with fewer places than channels, the smaller dimension is the other one."""
+    long, short = randn(5, 6, 9), randn(5, 6, 4, seed=1)
+    outputs = [outputs_of(long), outputs_of(short)]
+    task = Task.detection().fitted(outputs[0], {"output": 0}, lambda: outputs)
+    rows = torch.cat([each.transpose(1, 2).flatten(0, 1) for each in (long, short)])
+    expected = 0.5 * (1 / rows.std(0, correction=0)).square().mean()
+    pair = task.read(short), task.read(short + 1)
+    torch.testing.assert_close(task.divergences(*pair), expected.expand(5))

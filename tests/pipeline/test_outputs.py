@@ -91,12 +91,12 @@ def test_scores_of_the_users_own_run_the_artefact(tmp_path):
     networks = []
 
     def score(network, batches):
-        networks.append(type(network).__name__)
+        networks.append((type(network).__name__, next(network.parameters()).device.type))
         kinds, places = network(batches[0])
         return float(kinds.mean() + places["places"].mean())
 
     settings = Settings(task=Task.detection(), score=score, choices=["w8a8"])
-    mb.auto_quantize(
+    result = mb.auto_quantize(
         detector(),
         [images(8, seed) for seed in range(4)],
         target="onnxruntime",
@@ -104,7 +104,10 @@ def test_scores_of_the_users_own_run_the_artefact(tmp_path):
         out=tmp_path / "out",
         settings=settings,
     )
-    assert "Artefact" in networks
+    assert ("Artefact", "cpu") in networks
+    scores = [part["score"] for part in (result.result.float_, result.result.simulated, result.result.deployed)]
+    assert scores[1] == pytest.approx(scores[2], rel=1e-3)
+    assert scores[0] != scores[1]
 
 
 def test_a_task_that_names_other_outputs_is_refused_before_anything_is_measured(tmp_path):

@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
-from mixbit.core.errors import TargetMismatch
+from mixbit.core.errors import InvalidInput, TargetMismatch
 from mixbit.core.task import Task, outputs_of
-from mixbit.graph import Evaluation
+from mixbit.graph import Evaluation, fitted as of_network
 from mixbit.graph.capture import capture
 from mixbit.roundings.quantize import quantize
 from mixbit.targets import verify
@@ -150,3 +151,19 @@ def test_a_runtime_that_fails_under_its_own_settings_is_said_to_and_is_no_proble
     comparison = compare(tmp_path, "any", {}, wanted, wanted, default=math.inf)
     assert comparison.problems == ()
     assert "does not run at the runtime's default settings" in str(comparison)
+
+
+def test_no_batch_is_refused(tmp_path):
+    graph = capture(Net(lambda net, x: net.a(x), a=nn.Linear(3, 2)), randn(4, 3).float())
+    simulated = quantize(graph, plan_of(graph.layers, "w8", "packed"), [randn(4, 3).float()])
+    export(simulated, tmp_path)
+    with pytest.raises(InvalidInput, match="holds no batch"):
+        verify.verify(tmp_path, graph, simulated, [])
+
+
+def test_a_regression_of_probabilities_is_warned_of(caplog):
+    graph = capture(Net(lambda net, x: net.a(x).softmax(1), a=nn.Linear(3, 2)), randn(4, 3).float())
+    for task, warned in ((Task.classification(), False), (Task.regression(), True)):
+        caplog.clear()
+        of_network(task, graph, [])
+        assert ("as probabilities do" in caplog.text) == warned

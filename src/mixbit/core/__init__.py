@@ -77,7 +77,12 @@ if TYPE_CHECKING:
         split_batch as split_batch,
         split_batches as split_batches,
     )
-    from mixbit.core.heads import Head as Head, moments as moments, spread as spread
+    from mixbit.core.heads import (
+        Head as Head,
+        are_probabilities as are_probabilities,
+        moments as moments,
+        spread as spread,
+    )
     from mixbit.core.io.store import (
         Journal as Journal,
         Store as Store,
@@ -95,7 +100,7 @@ if TYPE_CHECKING:
         users_code as users_code,
         users_frames as users_frames,
     )
-    from mixbit.core.structures import bare as bare, plain as plain, unwrapped as unwrapped
+    from mixbit.core.structures import plain as plain, unwrapped as unwrapped, with_pairs as with_pairs
     from mixbit.core.task import (
         ONLY as ONLY,
         Outputs as Outputs,

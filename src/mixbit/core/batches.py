@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from mixbit.core.errors import InvalidInput
 from mixbit.core.io.user_code import users_code
-from mixbit.core.structures import given, holds_keys, plain, taken, unwrapped
+from mixbit.core.structures import is_key_values, plain, unwrapped, with_caches, without_caches
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Inputs:
         if isinstance(inputs, Inputs):
             return inputs
         if isinstance(inputs, Mapping):
-            return cls((), taken(dict(inputs)))
+            return cls((), without_caches(dict(inputs)))
         if isinstance(inputs, tuple | list):
-            return cls(taken(tuple(inputs)), {})
+            return cls(without_caches(tuple(inputs)), {})
         if isinstance(inputs, Tensor):
             return cls((inputs,), {})
         raise InvalidInput(f"inputs: a {type(inputs).__name__}; give a tensor, a tuple or a dict of tensors")
@@ -41,8 +41,8 @@ class Inputs:
 
     def call(self, model: Callable[..., Any]) -> Any:
         """What the model, or another function, returns for the inputs, in plain containers: see `plain`."""
-        caches = any(map(holds_keys, pytree.tree_leaves((self.args, dict(self.kwargs)), is_leaf=holds_keys)))
-        args, kwargs = given((self.args, dict(self.kwargs)))
+        caches = any(map(is_key_values, pytree.tree_leaves((self.args, dict(self.kwargs)), is_leaf=is_key_values)))
+        args, kwargs = with_caches((self.args, dict(self.kwargs)))
         return plain(model(*args, **kwargs), caches=caches)
 
     def to(self, device: torch.device) -> "Inputs":

@@ -92,7 +92,7 @@ pytree.register_pytree_node(
 register_pytree_flatten_spec(KeyValues, lambda each, _: each.pairs)
 
 
-def has_keys(value: Any) -> bool:
+def is_cache(value: Any) -> bool:
     """Whether it is a cache that holds keys and values layer by layer."""
     layers = getattr(value, "layers", None)
     held = isinstance(layers, list) and all(isinstance(getattr(layer, "keys", 0), Tensor | None) for layer in layers)
@@ -106,22 +106,22 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def taken(value: Any) -> Any:
+def without_caches(value: Any) -> Any:
     """What a model takes, with caches as `KeyValues`."""
-    return pytree.tree_map(lambda leaf: KeyValues.of(leaf) if has_keys(leaf) else leaf, value)
+    return pytree.tree_map(lambda leaf: KeyValues.of(leaf) if is_cache(leaf) else leaf, value)
 
 
-def given(value: Any) -> Any:
+def with_caches(value: Any) -> Any:
     """What a model takes, with the caches of `KeyValues`."""
-    return pytree.tree_map(lambda leaf: leaf.cache() if holds_keys(leaf) else leaf, value, is_leaf=holds_keys)
+    return pytree.tree_map(lambda leaf: leaf.cache() if is_key_values(leaf) else leaf, value, is_leaf=is_key_values)
 
 
-def bare(value: Any) -> Any:
+def with_pairs(value: Any) -> Any:
     """A tree with the pairs of `KeyValues`."""
-    return pytree.tree_map(lambda leaf: leaf.pairs if holds_keys(leaf) else leaf, value, is_leaf=holds_keys)
+    return pytree.tree_map(lambda leaf: leaf.pairs if is_key_values(leaf) else leaf, value, is_leaf=is_key_values)
 
 
-def holds_keys(value: Any) -> bool:
+def is_key_values(value: Any) -> bool:
     """Whether it is a `KeyValues`."""
     return isinstance(value, KeyValues)
 
@@ -134,9 +134,9 @@ def plain(returned: Any, *, caches: bool = False) -> Any:
     """
 
     def replaced(leaf: Any) -> Any:
-        if has_keys(leaf) and caches:
+        if is_cache(leaf) and caches:
             return tuple((layer.keys, layer.values) for layer in leaf.layers)
-        if has_keys(leaf) or any(kind.__module__ == "transformers.cache_utils" for kind in type(leaf).__mro__):
+        if is_cache(leaf) or any(kind.__module__ == "transformers.cache_utils" for kind in type(leaf).__mro__):
             return None
         if is_dataclass(leaf) and not isinstance(leaf, type):
             named: Any = {field.name: getattr(leaf, field.name) for field in fields(leaf)}

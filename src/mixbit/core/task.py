@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from mixbit.core.heads import (
     feature_maps,
     few_per_place,
     first,
+    fixed,
     moments,
     numbers,
     regression,
@@ -142,6 +144,8 @@ class Task:
                 )
             return cls(name)
         pairs = [part.strip().rpartition("=") for part in parts.split(",") if part.strip()]
+        if not all(output for output, _, _ in pairs) or len({output for output, _, _ in pairs}) < len(pairs):
+            raise InvalidInput(f"task {text!r}: write OUTPUT=TASK,..., each output once, as in boxes=regression")
         return cls.multi({output: cls(pick("task", task, TASKS)) for output, _, task in pairs})
 
     def __str__(self) -> str:
@@ -195,15 +199,12 @@ class Task:
         if not task._costly(read):
             raise InvalidInput(f"task {self}: every output has weight 0; leave one that counts")
         heads = task.heads_of(read)
-        seen: dict[str, list[tuple[Tensor, bool, bool]]] = {
-            name: [] for name, head in heads.items() if head.name in _COMPLETED
-        }
+        axes = {name: head.channels(read[name]) for name, head in heads.items() if head.name in _COMPLETED}
+        seen: dict[str, list[tuple[Tensor, bool, bool]]] = {name: [] for name in axes}
         for batch in map(task.read, outputs() if seen else ()):
             for name, looks in seen.items():
-                looks.append(_look(batch[name], heads[name].channels(batch[name])))
-        completed = {
-            name: _completed(heads[name], heads[name].channels(read[name]), looks) for name, looks in seen.items()
-        }
+                looks.append(_look(batch[name], axes[name]))
+        completed = {name: _completed(heads[name], axes[name], looks) for name, looks in seen.items()}
         tensors, known = outputs_of(example), task._known(read)
         for name in known:
             if heads[name].name in ("classes", "sequences"):
@@ -408,7 +409,7 @@ def _completed(head: Head, axis: int, looks: Sequence[tuple[Tensor, bool, bool]]
         return yes_or_no(probabilities=all(within for _, within, _ in looks))
     if all(of_classes for _, _, of_classes in looks):
         return classes("probabilities", "[N, ..., C]", axis)
-    return numbers(head.channels, spread(torch.stack([each for each, _, _ in looks]).sum(0)))
+    return numbers(partial(fixed, axis), spread(torch.stack([each for each, _, _ in looks]).sum(0)))
 
 
 def outputs_of(returned: Any) -> dict[str, Tensor]:

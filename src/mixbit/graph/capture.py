@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-from mixbit.core import Inputs, InvalidInput, UnsupportedModel, bare, differing, unwrapped, users_code
+from mixbit.core import Inputs, InvalidInput, UnsupportedModel, differing, unwrapped, users_code, with_pairs
 from mixbit.graph.explain import explain
 from mixbit.graph.fold import fold_weights
 from mixbit.graph.forms import InFourDimensions, join_what_there_is, reshape_views
@@ -183,7 +183,7 @@ def exported(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> 
         with _plain_forward(model, inputs) as signature, InFourDimensions():
             free = free_dimensions(inputs, dynamic or {})
             leaves, structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
-            args, kwargs = bare(pytree.tree_unflatten(_marks(leaves, free), structure))
+            args, kwargs = with_pairs(pytree.tree_unflatten(_marks(leaves, free), structure))
             shapes = dict(signature.bind(*args, **kwargs).arguments)
             program = _export(model, inputs, shapes, functional=False)
     _check_range(program)

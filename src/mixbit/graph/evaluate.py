@@ -1,5 +1,6 @@
 """evaluate(): a network's outputs on batches, its accuracy, loss and divergence from another network."""
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +11,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from mixbit.core import Batch, Head, Inputs, InvalidInput, Outputs, Task, labels_at, named_leaves, outputs_of, track
+from mixbit.core import (
+    Batch,
+    Head,
+    Inputs,
+    InvalidInput,
+    Outputs,
+    Task,
+    are_probabilities,
+    labels_at,
+    named_leaves,
+    outputs_of,
+    track,
+)
 from mixbit.graph.graph import Graph, sample_axis, sizes_of
 
 #: The spread of outputs is taken from so many batches.
 MOST_BATCHES = 16
+_log = logging.getLogger("mixbit")
 
 
 @dataclass(frozen=True)
@@ -110,22 +124,29 @@ def _on_cpu(output: Tensor) -> Tensor:
 def fitted(task: Task, graph: Graph, batches: Sequence[Batch]) -> Task:
     """The task for this network: what each of its outputs means, with the spread of its numbers over the batches.
 
-    A task that is fitted comes back as it is. The spread is that of MOST_BATCHES batches, taken
-    from all over the data.
+    A task that is fitted comes back as it is. The spread is that of MOST_BATCHES batches, taken from all over the data.
+    A regression of what looks like probabilities is warned of.
 
     Raises:
         InvalidInput: as `Task.fitted` does, or where a batch does not fit the graph.
     """
     if task.heads:
         return task
-    some = batches[:: math.ceil(len(batches) / MOST_BATCHES)]
+    some = batches[:: max(1, math.ceil(len(batches) / MOST_BATCHES))]
 
     def outputs() -> Iterator[Outputs]:
         for inputs, _ in track(some, "look at outputs"):
             yield outputs_of(returned_by(graph, inputs))
 
     with torch.no_grad():
-        return task.fitted(outputs_of(returned_by(graph, graph.example)), _batch_axes(graph), outputs)
+        example = returned_by(graph, graph.example)
+        done = task.fitted(outputs_of(example), _batch_axes(graph), outputs)
+    if task.name == "regression" and are_probabilities(done.outputs(example)):
+        _log.warning(
+            "task regression: every row of the output sums to 1, as probabilities do, which classification, language "
+            "and ctc tell from numbers"
+        )
+    return done
 
 
 def _batch_axes(graph: Graph) -> dict[str, int | None]:

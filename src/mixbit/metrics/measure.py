@@ -101,9 +101,7 @@ def measure(
         task = fitted(task, graph, calibration.batches)
     dynamic = any(scheme.input is not None and scheme.input.dynamic for scheme in schemes)
     between = {} if dynamic else rounded_between(graph, graph.layers, find_target(target))
-    read = {name for layer in graph.layers for name in layer.inputs}
-    finite = {name for name, histogram in calibration.histograms.items() if histogram.finite}
-    between = {name: owners for name, owners in between.items() if name in finite - read}
+    between = {name: owners for name, owners in between.items() if calibration.histograms[name].finite}
     inputs = MetricInput(graph, schemes, calibration, task.aligned(calibration.batches), task, seed, between)
     return _measured(frame, inputs, method)
 

@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mixbit.core import Batch, Plan, Sensitivity, environment, sha256, whole_folder, write_text
+from mixbit.core import Batch, MixbitError, Plan, Runner, Sensitivity, environment, sha256, whole_folder, write_text
 from mixbit.graph import Evaluation, Graph, evaluate
 from mixbit.graph.resources import find_uncovered
 from mixbit.pipeline.folder import RESULT_FILE, Pruned, Result, figures, layer_rows, save_check_set
 from mixbit.pipeline.settings import Run
+from mixbit.pipeline.trials import Scoring
 from mixbit.quantization import Calibration, uniform_plan
 from mixbit.quantization.simulate import assemble
 from mixbit.targets._layers import first_rows, watched
@@ -128,6 +129,7 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
                 amplify=lambda: amplification(chosen.simulated, batches, reference),
                 more=problems_of_sizes(artefact, sizes, reference),
             )
+            scores = _scores(run, known, chosen, runner)
         with run.clock("time"):
             float_figures, latency_ms = _beside_float(run, known, folder)
         chosen.plan.save(folder / "plan.json")
@@ -139,10 +141,14 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
             task=str(run.task),
             model=run.settings.model,
             chosen="; ".join([*chosen.reasons, *([destroyed] if destroyed else [])]),
-            float_=figures(accuracy=outputs["float"].accuracy, **float_figures),
-            simulated=_of_outputs(outputs, "chosen"),
+            float_=figures(accuracy=outputs["float"].accuracy, score=scores.get("float"), **float_figures),
+            simulated=_of_outputs(outputs, "chosen") | figures(score=scores.get("simulated")),
             untrained=_of_outputs(outputs, "untrained") if chosen.untrained else {},
-            deployed=figures(**{name: getattr(comparison, name) for name in COMPARED}, latency_ms=latency_ms),
+            deployed=figures(
+                **{name: getattr(comparison, name) for name in COMPARED},
+                score=scores.get("deployed"),
+                latency_ms=latency_ms,
+            ),
             outputs=comparison.outputs,
             uniform=[
                 {
@@ -212,6 +218,32 @@ def _evaluated(run: Run, known: Measured, candidates: list[Candidate], chosen: C
         for name, graph in graphs.items()
         if graph is not None
     }
+
+
+def _scores(run: Run, known: Measured, chosen: Candidate, runner: Runner) -> dict[str, float]:
+    """What the user's own function says of the float network, the simulation and the artefact; nothing without one.
+
+    Where it fails, which is no reason to lose the run, a warning says so.
+    """
+    if run.settings.score is None:
+        return {}
+    scoring = Scoring(
+        known.graph,
+        known.evaluation,
+        run.task,
+        lambda _: chosen.simulated.copy(),
+        score=run.settings.score,
+        timeout_s=run.settings.eval_timeout_s,
+    )
+    try:
+        return {
+            "float": scoring.float_score,
+            "simulated": scoring.simulated(chosen.plan),
+            "deployed": scoring.timed("the artefact", lambda: scoring.of_artefact(runner)),
+        }
+    except MixbitError as error:
+        _log.warning("no score is reported: %s", error)
+        return {}
 
 
 def _beside_float(run: Run, known: Measured, folder: Path) -> tuple[dict[str, float], float]:

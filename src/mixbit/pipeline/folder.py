@@ -95,11 +95,13 @@ class Result(BaseModel):
     Attributes:
         model: MODEL of the command line, its file as an absolute path; None where a module was handed over.
         chosen: Why this plan was deployed, in a sentence.
-        float_: `accuracy`, `weight_bytes`, `file_bytes`, `latency_ms` of the float network in the same runtime.
-        simulated: `accuracy`, `divergence` (nats) of the simulation.
+        float_: `accuracy`, `score` by the user's own function, `weight_bytes`, `file_bytes`, `latency_ms` of the float
+            network in the same runtime.
+        simulated: `accuracy`, `score`, `divergence` (nats) of the simulation.
         untrained: The same before fine-tuning; empty where there was none.
-        deployed: `accuracy`, `agreement`, `max_abs_diff`, `relative_rms`, `at_default_settings`, `amplification`,
-            `weight_bytes`, `predicted_bytes`, `file_bytes`, `latency_ms` of the artefact, see `Comparison`.
+        deployed: `accuracy`, `score`, `agreement`, `max_abs_diff`, `relative_rms`, `at_default_settings`,
+            `amplification`, `weight_bytes`, `predicted_bytes`, `file_bytes`, `latency_ms` of the artefact, see
+            `Comparison`.
         outputs: Name of each output -> `relative_rms` of the artefact's from the simulation's.
         uniform: The uniform plans within the budget: `scheme`, as `w4a8` or `w8a8d (w8 elsewhere)`, `accuracy`,
             `divergence`, `held_out_divergence`, `predicted_bytes`.

@@ -67,8 +67,8 @@ class Scoring:
     def float_score(self) -> float:
         """The score of the float network."""
         if self.score is None:
-            return self._timed("float", lambda: self._of_outputs(self.reference))
-        return self._timed("float", lambda: self._of_graph(self.graph.copy()))
+            return self.timed("float", lambda: self._of_outputs(self.reference))
+        return self.timed("float", lambda: self._of_graph(self.graph.copy()))
 
     def simulated(self, plan: Plan) -> float:
         """The score of the plan's simulation."""
@@ -92,7 +92,7 @@ class Scoring:
 
     def _stored(self, how: str, plan: Plan, score: Callable[[], float]) -> float:
         key = (how, plan.target, *plan.layers.values())
-        return self.journal.score_of(key, lambda: self._timed(plan.made_by, score))
+        return self.journal.score_of(key, lambda: self.timed(plan.made_by, score))
 
     def _of_graph(self, graph: Graph) -> float:
         if self.score is None:
@@ -107,7 +107,8 @@ class Scoring:
     def _of_outputs(self, outputs: Evaluation) -> float:
         return -outputs.divergence(self.reference) if outputs.accuracy is None else outputs.accuracy
 
-    def _timed(self, what: str, score: Callable[[], float]) -> float:
+    def timed(self, what: str, score: Callable[[], float]) -> float:
+        """What the function returns; raises MixbitError where it takes too long, or that is no finite number."""
         late = MixbitError(f"the evaluation of {what} took more than {self.timeout_s} s (--eval-timeout)")
         with time_limit(self.timeout_s, late):
             value = score()

@@ -59,17 +59,18 @@ def activation_formats(graph: Graph, plan: Plan, target: Target) -> dict[str, Fo
                 )
     formats = {name: fmt for name, (fmt, _) in wanted.items() if fmt is not None}
     rounding = [layer for layer in graph.layers if plan.scheme(layer.name).input is not None]
-    return formats | {name: BETWEEN for name in rounded_between(graph, rounding, target) if name not in wanted}
+    return formats | dict.fromkeys(rounded_between(graph, rounding, target), BETWEEN)
 
 
 def rounded_between(graph: Graph, layers: Sequence[Layer], target: Target) -> dict[str, tuple[str, ...]]:
-    """Tensor -> the layers, of those whose inputs are rounded, for whose sake it is rounded too, to BETWEEN.
+    """Tensor that no layer reads -> the layers, of those whose inputs are rounded, for whose sake it is, to BETWEEN.
 
     Operators between layers read it on the way to their inputs, see `inputs_between`; or it is what a layer returns,
     where the target runs that in integers only then.
     """
     owners: dict[str, list[str]] = defaultdict(list)
     returned: list[str] = []
+    read = {name for layer in graph.layers for name in layer.inputs}
     for layer in layers:
         outputs = convolved(graph, layer) if target.quantized_outputs else ()
         returned.extend(outputs)
@@ -79,6 +80,7 @@ def rounded_between(graph: Graph, layers: Sequence[Layer], target: Target) -> di
     return {
         name: tuple(dict.fromkeys(layer for reason in between.get(name, {name}) for layer in owners[reason]))
         for name in (*between, *returned)
+        if name not in read
     }
 
 

@@ -80,9 +80,12 @@ def task_of(text: str, loss: str | None, output_weights: list[str] | None) -> An
     for each in output_weights or []:
         name, _, number = each.rpartition("=")
         try:
-            weights[name] = float(number)
+            weight = float(number) if name and name not in weights else None
         except ValueError:
-            raise InvalidInput(f"output weight {each!r} is not understood; write NAME=NUMBER, as boxes=2") from None
+            weight = None
+        if weight is None:
+            raise InvalidInput(f"output weight {each!r} is not understood; write NAME=NUMBER, as boxes=2, each once")
+        weights[name] = weight
     task = Task.named(text).weighted(weights)
     return task if loss is None else task.with_loss(load_function(loss, "LOSS"))
 
