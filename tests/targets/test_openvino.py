@@ -135,3 +135,20 @@ def test_a_shortened_description_computes_the_same(tmp_path, monkeypatch):
     constants = [operator for operator in models[0].get_ops() if operator.get_type_name() == "Constant"]
     ranges = [tuple(operator.data.flatten()) for operator in constants if operator.get_element_type() == ov.Type.f32]
     assert len(ranges) == len(set(ranges))
+
+
+@pytest.mark.parametrize(
+    "convolve",
+    [nn.Conv1d(48, 48, 16, padding=8, groups=4), nn.Conv1d(4, 48, 32), nn.Conv2d(16, 48, (1, 12))],
+    ids=["grouped", "one group", "of images"],
+)
+def test_kernels_that_amx_computes_wrongly_in_integers_run_in_float(convolve, tmp_path):
+    net = Net(lambda net, x: net.b(x), b=convolve).eval()
+    x = torch.randn(16, convolve.in_channels, *[20] * (convolve.weight.ndim - 3), 62)
+    graph = capture(net, x)
+    simulated = quantize(graph, plan_of(graph.layers, "w8a8", "openvino"), [x])
+    export(simulated, tmp_path)
+    runner = TARGET.load(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(runner.run([x.numpy()])[0]), simulated(x), rtol=1e-4, atol=1e-4)
+    assert "int8" not in runner.executed()["b.weight"]

@@ -48,6 +48,7 @@ RUNS = {
         F.avg_pool1d(net.m(x.mean(2).transpose(1, 2)).relu().transpose(1, 2), 3, 2, 1, True).mean(2)
     ),
     "average of a row": lambda net, x: net.l(F.avg_pool1d(net.m(x.mean((2, 3))).relu(), 3, 1, 1)),
+    "attention with a learned mask": lambda net, x: attention(net, x.mean(2).transpose(1, 2)),
     "two added": lambda net, x: net.b(net.a(x) + net.c(x)),
 }
 #: Images that are run at once.
@@ -61,7 +62,14 @@ PARTS = {
     "n": lambda: nn.LayerNorm(16),
     "l": lambda: nn.Linear(16, 10),
     "v": lambda: nn.Parameter(torch.rand(16, 1, 1) * 4 + 0.1),
+    "p": lambda: nn.Parameter(torch.randn(1, 2, 8, 8)),
 }
+
+
+def attention(net: Net, x: Tensor) -> Tensor:
+    q = net.m(x).view(-1, 8, 2, 8).transpose(1, 2)
+    y = F.scaled_dot_product_attention(q, q, q, attn_mask=net.p.expand(x.shape[0], -1, -1, -1))
+    return net.l(y.transpose(1, 2).contiguous().view(-1, 8, 16)).mean(1)
 
 
 def images() -> Tensor:

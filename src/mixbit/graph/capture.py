@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from mixbit.core import Inputs, InvalidInput, UnsupportedModel, differing, unwrapped, users_code, with_pairs
 from mixbit.graph.explain import explain
 from mixbit.graph.fold import fold_weights
-from mixbit.graph.forms import InFourDimensions, join_what_there_is, reshape_views
+from mixbit.graph.forms import InFourDimensions, join_what_there_is, lay_out_attention, reshape_views
 from mixbit.graph.graph import (
     GROUPS,
     Graph,
@@ -392,6 +392,7 @@ def export_graph(graph: Graph, lifted: Mapping[str, Tensor] | None = None) -> Ex
         with module.graph.inserting_after(module.graph.find_nodes(op="placeholder")[-1]):
             replaced.replace_all_uses_with(module.graph.placeholder(f"lifted_{name}"))
         module.graph.erase_node(replaced)
+    lay_out_attention(module.graph)
     module.graph.eliminate_dead_code()
     module.recompile()
     leaves = graph.ordered(graph.example)

@@ -41,6 +41,8 @@ AS_IT_IS, TURNED = "as it is", "turned"
 SUMS_ALONG = {0: (AS_IT_IS, "ConvolutionBackpropData", "GroupConvolutionBackpropData"), 1: (TURNED, "Convolution")}
 #: Parts of a layer, as its constants are named.
 PARTS = ("integers", "offset", "zero_point", "scale", "weight")
+#: Bytes in a row of AMX's tiles, and numbers of channels that it packs into them, see `_goes_wrong_in_integers`.
+TILE, FEW_CHANNELS = 64, range(4, 32, 4)
 #: Most bytes of a constant, as of a range or a shape, that several operators may share.
 SMALL = 64
 
@@ -62,6 +64,7 @@ def converted(simulated: Graph, types: Mapping[int, str]) -> Any:
             _name_reader(reader, operator_name(name, num_readers[name]))
             num_readers[name] += 1
         ways = sorted(_ways(parameter), key=lambda way, axis=axes[name]: way in SUMS_ALONG[axis])
+        wrong = _goes_wrong_in_integers(parameter)
         for port in parameter.output(0).get_target_inputs():
             reader = port.get_node()
             if reader.get_type_name() == "ShapeOf":  # who reads a weight for its shape keeps the plugin from it
@@ -69,7 +72,8 @@ def converted(simulated: Graph, types: Mapping[int, str]) -> Any:
                 reader.output(0).replace(shape.output(0))
             else:
                 apart = len(ways) > 1 and bool(_ways_of(port)) and ways[0] not in _ways_of(port)
-                port.replace_source_output(weights.read_by(name, value, port, apart=apart).output(0))
+                read = weights.read_by(name, value, port, apart=apart, whole=apart or wrong)
+                port.replace_source_output(read.output(0))
         model.remove_parameter(parameter)
     _part_extremes(model)
     _part_averages(model)
@@ -235,6 +239,22 @@ def _ways_of(port: Any) -> set[str]:
     return {swapped.get(way, way) for way in _ways(reader)}
 
 
+def _goes_wrong_in_integers(weight: Any) -> bool:
+    """Whether a convolution of the kind reads the weight that the plugin computes wrongly in integers.
+
+    With AMX, and 4, 8, ... or 28 input channels, or as many in each group, the numbers have nothing to do with the
+    right ones where channels times the last dimension of the kernel are 128, 192, 256, ... (OpenVINO 2026.4).
+    """
+    for reader in _readers(weight):
+        if reader.get_type_name() in ("Convolution", "GroupConvolution"):
+            shape, dimensions = reader.input_value(1).get_shape(), reader.input_value(0).get_partial_shape().rank
+            channels = shape[1 - dimensions.get_length()]
+            row = channels * shape[-1]
+            if channels in FEW_CHANNELS and row > TILE and row % TILE == 0:
+                return True
+    return False
+
+
 def _rewritten(weight: Any) -> Any:
     """The same tensor, which the plugin holds a second time: turned, behind a transpose."""
     rows, columns, *rest = weight.shape
@@ -255,13 +275,14 @@ class _Weights:
         self.multiplied = {layer.name for layer in simulated.layers if layer.inputs}
         self.constants: dict[tuple[str, str], Any] = {}
 
-    def read_by(self, name: str, value: Tensor, port: Any, *, apart: bool) -> Any:
+    def read_by(self, name: str, value: Tensor, port: Any, *, apart: bool, whole: bool) -> Any:
         """The layer's weight in float32, computed from what is stored, for what reads it there.
 
-        An operator `apart` gets a copy in float32: the plugin packs a weight for one way of reading it, and takes the
-        result for other ways too (OpenVINO 2026.4).
+        Read as a `whole`, it is float32 in the compiled model, and the operator computes in float32. An operator
+        `apart` gets a copy of its own: the plugin packs a weight for one way of reading it, and takes the result for
+        other ways too (OpenVINO 2026.4).
         """
-        weight = self._read_by(name, value, port, whole=apart)
+        weight = self._read_by(name, value, port, whole=whole)
         return _rewritten(weight) if apart else weight
 
     def _read_by(self, name: str, value: Tensor, port: Any, *, whole: bool) -> Any:
