@@ -5,6 +5,7 @@ import re
 import pytest
 
 
+@pytest.mark.slow
 def test_a_plain_loop_trains(tmp_path, capsys):
     from examples import train_plain
 

@@ -104,6 +104,7 @@ def test_the_best_of_what_was_tried_is_the_answer():
     assert tuple(found.tolist()) == best
 
 
+@pytest.mark.slow
 def test_it_learns():
     """The mean score of the last tries is better than that of the random ones."""
     scores = []

@@ -186,6 +186,8 @@ CASES = [
         ],
     )
 ]
+#: Those that take long and have most in common with others.
+SLOW = [("onnxruntime", "kinds", "sparse widths"), ("onnxruntime", "everything", "w8a8@99%")]
 #: Those that are also loaded for a fixed batch size and with a runtime's default settings.
 LOADED_IN_EVERY_WAY = [("everything", "mixed"), ("everything", "w4"), ("everything", "dynamic"), ("shared", "w4a8")]
 #: Those that are also verified; the first is what damaged files are made of.
@@ -307,7 +309,9 @@ def write(tmp_path_factory) -> Callable[[str, str, str], Written]:
     return once
 
 
-@pytest.fixture(params=CASES, ids="-".join)
+@pytest.fixture(
+    params=[pytest.param(case, id="-".join(case), marks=pytest.mark.slow if case in SLOW else ()) for case in CASES]
+)
 def written(request, write) -> Written:
     return write(*request.param)
 

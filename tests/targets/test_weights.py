@@ -80,7 +80,10 @@ def graph(network):
     return capture(network, data(2))
 
 
-@pytest.fixture(scope="module", params=[("openvino", "w8a8"), ("onnxruntime", "w8a8"), ("onnxruntime", "w3")])
+@pytest.fixture(
+    scope="module",
+    params=[("openvino", "w8a8"), ("onnxruntime", "w8a8"), pytest.param(("onnxruntime", "w3"), marks=pytest.mark.slow)],
+)
 def deployed(request, graph, tmp_path_factory):
     """Name -> simulated and deployed outputs at several batch sizes; layer -> what was executed; and the scheme."""
     target, scheme = request.param

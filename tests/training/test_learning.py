@@ -153,7 +153,7 @@ def test_small_floats_have_no_scale_and_groups_have_several():
     assert_same_tensors(settled(training), simulated)
 
 
-@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("target", ["openvino", pytest.param("onnxruntime", marks=pytest.mark.slow)])
 def test_a_trained_graph_runs_as_it_is_simulated(target, tmp_path):
     """The demo's network at 3 bits, after a few steps of a plain loop."""
     torch.manual_seed(0)
