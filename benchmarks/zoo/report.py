@@ -36,8 +36,11 @@ def counts(rows: list[Row], target: str) -> list[str]:
     texts = [f"{sum(row.right for row in rows)} of {len(rows)} right on {target}"]
     texts += [f"    {what}: {', '.join(names) or 'none'}" for what, names in lists.items()]
     if any(row.graph_bytes for row in done):
-        graph, weights = (sum(getattr(row, field) for row in done) for field in ("graph_bytes", "weight_bytes"))
-        texts.append(f"    XML {graph:,} bytes, weights {weights:,} bytes")
+        fields = ("graph_bytes", "plain_graph_bytes", "weight_bytes")
+        graph, plain, weights = (sum(getattr(row, field) for row in done) for field in fields)
+        texts.append(
+            f"    XML {graph:,} bytes ({graph / plain:.2f} of {plain:,}, as OpenVINO writes it), weights {weights:,}"
+        )
     if done:
         files = np.median([row.file_bytes[0] / row.file_bytes[1] for row in done])
         times = np.median([row.latency_ms[0] / row.latency_ms[1] for row in done])

@@ -19,6 +19,7 @@ from mixbit.core.batches import Inputs, split_batches
 from mixbit.core.target import find_target
 from mixbit.graph import Graph
 from mixbit.pipeline import Settings
+from mixbit.targets.openvino import FILE
 
 #: Samples that the file is run with at a time; all of them, beside these.
 ROWS = (1, 3)
@@ -43,6 +44,7 @@ class Row:
         mentioned: Share of the weights that stay in float and are named in result.json or in a warning.
         file_bytes: Of the files, and of the float network's files in the same runtime.
         graph_bytes: Of them, what describes the graph: OpenVINO's XML.
+        plain_graph_bytes: The same, as OpenVINO writes the model that it reads from the file.
         weight_bytes: Of the weights and scales in the file.
         latency_ms: Of the artefact and of the float network.
         from_simulation: Output -> largest difference from the simulation over ROWS and all, in units of its spread.
@@ -61,6 +63,7 @@ class Row:
     mentioned: float = 0.0
     file_bytes: tuple[int, int] = (0, 0)
     graph_bytes: int = 0
+    plain_graph_bytes: int = 0
     weight_bytes: int = 0
     latency_ms: tuple[float, float] = (0.0, 0.0)
     from_simulation: dict[str, float] = field(default_factory=dict)
@@ -139,7 +142,8 @@ def _row(name: str, subject: Subject, target: str, options: Options, out: Path, 
         uncovered=uncovered,
         mentioned=mentioned,
         file_bytes=(sum(files.values()), int(result.float_["file_bytes"])),
-        graph_bytes=files.get("model.xml", 0),
+        graph_bytes=files.get(FILE, 0),
+        plain_graph_bytes=_plain_graph_bytes(out) if FILE in files else 0,
         weight_bytes=done.comparison.weight_bytes,
         latency_ms=(result.deployed["latency_ms"], result.float_["latency_ms"]),
         from_simulation=from_simulation,
@@ -235,8 +239,16 @@ def _onnxruntime(folder: Path) -> Run:
 def _openvino(folder: Path) -> Run:
     import openvino  # noqa: PLC0415 a runtime is installed only where it is used
 
-    compiled = openvino.Core().compile_model(folder / "model.xml", "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
+    compiled = openvino.Core().compile_model(folder / FILE, "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
     return lambda arrays: [np.array(compiled(arrays)[port]) for port in compiled.outputs]
+
+
+def _plain_graph_bytes(folder: Path) -> int:
+    import openvino  # noqa: PLC0415 a runtime is installed only where it is used
+
+    with TemporaryDirectory() as scratch:
+        openvino.save_model(openvino.Core().read_model(folder / FILE), Path(scratch) / FILE, False)
+        return (Path(scratch) / FILE).stat().st_size
 
 
 #: Target -> (folder of the artefact) -> a function that runs it.
