@@ -10,7 +10,7 @@ import typer
 from mixbit.app.commands import options
 from mixbit.app.commands.options import print_rows, say_what_runs_in_float
 from mixbit.app.nncf import read_nncf_config
-from mixbit.core import Budget, InvalidInput, MaxDrop, find_target, say
+from mixbit.core import Budget, InvalidInput, MaxDrop, check_writable_folder, find_target, say
 
 if TYPE_CHECKING:
     from mixbit.pipeline.folder import Result
@@ -67,6 +67,7 @@ def quantize(
     from mixbit.pipeline.settings import Settings
     from mixbit.training.loop import Training
 
+    check_writable_folder(out, force=force)
     if flavour != "qat":
         _refuse({"epochs": epochs, "train": train, "lr": lr}, "only --flavour qat trains")
     pins, offered = options.pins_of(pin), options.split(choices)
