@@ -1,10 +1,15 @@
+import errno
 import json
 import os
+import tempfile
 
+import numpy as np
 import pytest
+from safetensors import safe_open
 
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import read_json, write_text
+from mixbit.core.io.files import hidden, open_locked, read_json, save_arrays, scratch_folder, write_text
+from mixbit.core.io.folders import whole_folder
 
 
 def names(folder):
@@ -63,3 +68,59 @@ def test_what_is_no_json_is_refused(tmp_path, content):
 def test_what_cannot_be_read_is_refused(tmp_path):
     with pytest.raises(InvalidInput, match="cannot be read"):
         read_json(tmp_path)
+
+
+def test_what_a_killed_process_left_of_a_file_is_replaced(tmp_path):
+    hidden(tmp_path / "plan.json", "new").write_text("half of it, and longer than the new text")
+    write_text(tmp_path / "plan.json", "new")
+    assert (tmp_path / "plan.json").read_text() == "new"
+    assert names(tmp_path) == ["plan.json"]
+
+
+def test_a_file_that_another_one_writes_is_left_to_it(tmp_path):
+    handle = open_locked(hidden(tmp_path / "plan.json", "new"))
+    with pytest.raises(InvalidInput, match=r"plan\.json: another process is writing it; wait for it"):
+        write_text(tmp_path / "plan.json", "new")
+    os.close(handle)
+    write_text(tmp_path / "plan.json", "new")
+    assert names(tmp_path) == ["plan.json"]
+
+
+@pytest.mark.parametrize("name", ["x" * 255, "ü" * 120, os.fsdecode(b"\xff" * 250)])
+def test_long_names_are_hidden_under_short_ones_apart(tmp_path, name):
+    write_text(tmp_path / name, "text")
+    assert names(tmp_path) == [name]
+    assert hidden(tmp_path / name, "new") != hidden(tmp_path / f"{name[:-1]}y", "new")
+
+
+def test_arrays_are_the_same_bytes_in_any_order_of_metadata(tmp_path):
+    arrays = {"b": np.arange(5, dtype=np.int8), "a": np.ones((2, 3), np.float32), "none": np.zeros((0, 2))}
+    metadata = {name: f'{name} ü "' for name in "zyxwvutsrqponm"}
+    save_arrays(tmp_path / "one", arrays, metadata)
+    save_arrays(tmp_path / "other", arrays, dict(reversed(metadata.items())))
+    content = (tmp_path / "one").read_bytes()
+    assert content == (tmp_path / "other").read_bytes()
+    positions = [content.index(f'"{name}":'.encode()) for name in sorted(metadata)]
+    assert positions == sorted(positions)
+    with safe_open(tmp_path / "one", "np") as file:  # the library's own reader
+        assert file.metadata() == metadata
+        assert {name: file.get_tensor(name).tolist() for name in file.keys()} == {  # noqa: SIM118 not a dict
+            name: array.tolist() for name, array in arrays.items()
+        }
+
+
+def test_a_full_place_for_temporary_files_is_told_as_such(tmp_path, monkeypatch):
+    """Also within a folder of results, which is not to blame."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "full"))
+
+    def write():
+        with whole_folder(tmp_path / "out", last="result.json"), scratch_folder():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    said = r"full: temporary files cannot be written \(No .*\); make room there, or set TMPDIR to another place"
+    with pytest.raises(InvalidInput, match=said):
+        write()
+    (tmp_path / "full").mkdir()
+    with pytest.raises(InvalidInput, match=said.replace("No .*", "No space left on device")):
+        write()
+    assert names(tmp_path) == ["full"]

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -119,11 +120,12 @@ def test_checking_creates_nothing(tmp_path):
 BEGIN = "import os, sys, signal; from pathlib import Path; from mixbit.core.io import folders\n"
 
 
-def in_a_process(code, *words):
-    """Run Python code; return its exit status and what it says on standard error."""
-    words = [sys.executable, "-c", BEGIN + code, *map(str, words)]
-    ran = subprocess.run(words, capture_output=True, text=True, check=False)
-    return ran.returncode, ran.stderr
+def in_a_process(work):
+    """Its exit code: that of a signal is negative."""
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join()
+    return process.exitcode
 
 
 def put_and_be_killed(out, position, force):
@@ -157,12 +159,9 @@ def test_a_kill_at_any_change_leaves_the_old_folder_or_the_new_one_or_none(tmp_p
         if before == "old":
             for name in ("mine", "model", LAST):
                 (out / name).write_text("old")
-        process = multiprocessing.get_context("fork").Process(target=put_and_be_killed, args=(out, position, force))
-        process.start()
-        process.join()
-        if process.exitcode == 0:
+        if (status := in_a_process(partial(put_and_be_killed, out, position, force))) == 0:
             break
-        assert process.exitcode == -signal.SIGKILL
+        assert status == -signal.SIGKILL
         found = {name: (out / name).read_text() for name in ("model", LAST) if (out / name).exists()}
         assert len(set(found.values())) <= 1, "old and new files are mixed"
         assert LAST not in found or len(found) == 2
@@ -180,17 +179,21 @@ def test_a_kill_at_any_change_leaves_the_old_folder_or_the_new_one_or_none(tmp_p
 
 def test_another_process_is_refused_and_named(tmp_path):
     out = tmp_path / "new" / "out"
-    check = "folders.check_writable_folder(Path(sys.argv[1]), force=True)"
-    with reserved(out):
-        with reserved(out):
-            status, said = in_a_process(check, out)
-        assert status != 0
-        assert f"out: process {os.getpid()}, since 2" in said
-        assert "is writing there; wait for it, or choose another place" in said
+
+    def refused(path):
+        def check():
+            with pytest.raises(InvalidInput, match=said):
+                check_writable_folder(path, force=True)
+
+        return in_a_process(check) == 0
+
+    said = f"out: process {os.getpid()}, since 2.* is writing there; wait for it, or choose another place"
+    with reserved(out), reserved(out):  # this thread may again
+        assert refused(out)
         (tmp_path / "link").symlink_to(tmp_path / "new")
-        assert in_a_process(check, tmp_path / "link" / "out")[0] != 0  # the same folder
-        assert in_a_process(check, tmp_path / "new" / "other")[0] == 0
-    assert in_a_process(check, out)[0] == 0
+        assert refused(tmp_path / "link" / "out")  # the same folder
+        assert not refused(tmp_path / "new" / "another out")
+    assert not refused(out)
     assert names(tmp_path) == ["link"]
 
 

@@ -62,12 +62,12 @@ def quantize(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure, search, quantize, export, run the artefact and compare."""
+    check_writable_folder(out, force=force)  # before torch is loaded
     from mixbit.core import absolute, load_data, load_function
     from mixbit.pipeline.auto import auto_quantize
     from mixbit.pipeline.settings import Settings
     from mixbit.training.loop import Training
 
-    check_writable_folder(out, force=force)
     if flavour != "qat":
         _refuse({"epochs": epochs, "train": train, "lr": lr}, "only --flavour qat trains")
     pins, offered = options.pins_of(pin), options.split(choices)
