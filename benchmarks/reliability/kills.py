@@ -51,7 +51,7 @@ def main() -> None:
             after_s = draws.uniform(0.05, 1) * lasting[phase]
             outcomes.append(outcome(phase, folder / str(number), after_s, wanted[phase]))
             if outcomes[-1] != "good":
-                print(f"{phase}, killed after {after_s:.2f} s: {outcomes[-1]}")
+                print(f"{phase}, killed after {after_s:.2f} s: {outcomes[-1]}", flush=True)
     good = outcomes.count("good")
     print(f"random kill -9 in {', '.join(PHASES)}: whole or absent, then the same bits: {good} of {len(outcomes)}")
     raise SystemExit(good < given.count)

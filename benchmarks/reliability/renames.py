@@ -6,6 +6,7 @@
 import argparse
 import os
 import shutil
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 from benchmarks.reliability.runs import contents, exit_code, is_half, left_overs, started, timed, warm_up, words
 
+#: Command line of a run that writes five files in little time.
+short = partial(words, "nearest", target="packed")
 KILLED = 9
 
 
@@ -44,17 +47,17 @@ def die_at(position: int, out: Path) -> None:
 def outcome(out: Path, position: int, more: list[str], old: dict[str, Any], new: dict[str, Any]) -> str | None:
     """What comes of a run that ends there and is started again: `good`, or what is wrong; None where it did not end."""
     log = out.with_suffix(".log")
-    if (status := exit_code(started(words("nearest", out, *more), log, partial(die_at, position, out)))) != KILLED:
+    if (status := exit_code(started(short(out, *more), log, partial(die_at, position, out)))) != KILLED:
         return None if status == 0 else f"exit code {status}: {log.read_text(encoding='utf-8')[-300:]}"
     is_whole = (out / "result.json").exists()
     if is_half(out) if is_whole else not names(out) <= {"mine"} | new.keys():
         return "half a folder"
-    found = {name: (out / name).read_bytes() for name in ("plan.json", "model.onnx") if (out / name).exists()}
+    found = {name: (out / name).read_bytes() for name in ("plan.json", "model.safetensors") if (out / name).exists()}
     if not any(all(found[name] == files.get(name) for name in found) for files in (old, new)):
         return "old and new files are mixed"
     if is_whole and not more:
         more = ["--force"]  # as after any run that ended well
-    if status := exit_code(started(words("nearest", out, *more), log)):
+    if status := exit_code(started(short(out, *more), log)):
         return f"exit code {status} when started again: {log.read_text(encoding='utf-8')[-300:]}"
     if old and (out / "mine").read_text(encoding="utf-8") != "mine":
         return "the user's file is lost"
@@ -70,18 +73,19 @@ def names(folder: Path) -> set[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--count", type=int, default=6, help="at most; with all positions about 50")
+    parser.add_argument("--count", type=int, default=6, help="at most; all positions are about 60")
+    parser.add_argument("--seconds", type=float, default=3600, help="end earlier, after this time")
     given = parser.parse_args()
     warm_up()
-    outcomes = list[str]()
+    began, outcomes = time.monotonic(), list[str]()
     with TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        timed(words("nearest", folder / "new"), folder / "log")
-        timed([*words("nearest", folder / "old"), "--pin", "0.weight=w8a8"], folder / "log")
+        timed(short(folder / "new"), folder / "log")
+        timed([*short(folder / "old"), "--pin", "0.weight=w8a8"], folder / "log")
         new, old = contents(folder / "new"), contents(folder / "old")
         for case in ("old", "empty"):
             for position in range(1000):
-                if len(outcomes) == given.count:
+                if len(outcomes) == given.count or time.monotonic() > began + given.seconds:
                     break
                 out = folder / f"{case}-{position}" / "out"
                 out.mkdir(parents=True)
@@ -93,7 +97,7 @@ def main() -> None:
                     break
                 outcomes.append(said)
                 if said != "good":
-                    print(f"{case}, change {position}: {said}")
+                    print(f"{case}, change {position}: {said}", flush=True)
     good = outcomes.count("good")
     print(f"kill before and after each rename into a folder, old results or empty: {good} of {len(outcomes)}")
     raise SystemExit(good < len(outcomes) or not outcomes)

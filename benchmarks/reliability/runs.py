@@ -29,10 +29,10 @@ PHASES = {
 _NETWORK = "benchmarks.reliability.network"
 
 
-def words(phase: str, out: Path, *more: str) -> list[str]:
-    """The command line of a run."""
-    target, *options = PHASES[phase]
-    given = ["quantize", f"{_NETWORK}:model", "--data", f"{_NETWORK}:data", "--target", target]
+def words(phase: str, out: Path, *more: str, target: str | None = None) -> list[str]:
+    """The command line of a run, for the phase's target or another."""
+    usual, *options = PHASES[phase]
+    given = ["quantize", f"{_NETWORK}:model", "--data", f"{_NETWORK}:data", "--target", target or usual]
     return [*given, "--budget", "mean_bits=4", "--out", str(out), *options, *more]
 
 

@@ -22,10 +22,8 @@ def main() -> None:
             found = []
             for number in ("1", "2"):
                 (folder / number).mkdir(exist_ok=True)
-                command = words("nearest", Path(target))
-                command[command.index("--target") + 1] = target
                 subprocess.run(
-                    [sys.executable, "-m", "mixbit.app.main", *command],
+                    [sys.executable, "-m", "mixbit.app.main", *words("nearest", Path(target), target=target)],
                     cwd=folder / number,
                     env=os.environ | {"PYTHONHASHSEED": number, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
                     capture_output=True,

@@ -50,7 +50,7 @@ def main() -> None:
             said = (outcome(phase, number, place, after_s) for place, after_s in places)
             outcomes.append(next(filter(None, said), "ends before every signal"))
             if outcomes[-1] != "good":
-                print(f"{phase}, {number.name}: {outcomes[-1]}")
+                print(f"{phase}, {number.name}: {outcomes[-1]}", flush=True)
     good = outcomes.count("good")
     print(f"SIGINT, SIGTERM, SIGHUP in {', '.join(PHASES)}: {good} of {len(outcomes)}")
     raise SystemExit(good < len(outcomes) or not outcomes)
