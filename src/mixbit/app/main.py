@@ -1,7 +1,9 @@
 """The command line: parse, call, print. Figures and tables go to standard output, progress and messages to error."""
 
 import os
+import signal
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -9,7 +11,7 @@ from mixbit.app.commands.demo import demo
 from mixbit.app.commands.quantize import quantize
 from mixbit.app.commands.steps import front, measure, search, study
 from mixbit.app.commands.verify import bench, list_, verify
-from mixbit.core import InvalidInput, MixbitError, say
+from mixbit.core import InvalidInput, MixbitError, end_like_interrupts, say
 
 INTERRUPTED = 130
 
@@ -20,13 +22,14 @@ app.command(name="list")(list_)
 
 
 def main() -> None:
-    """Run the command line; exit 0 done, 2 bad input, 3 infeasible budget, 4 not as promised, 130 interrupted."""
+    """Run the command line; exit 0 done, 2 bad input, 3 infeasible budget, 4 not as promised, 128 + a signal."""
+    came = end_like_interrupts()
     if sys.stdout is not None and sys.stdout is sys.__stdout__:
         _reserve_standard_output()
     try:
         status = app(standalone_mode=False)
         if status == INTERRUPTED:
-            say("mixbit: interrupted")
+            _end(came)
         sys.exit(status)
     except typer.TyperException as error:  # wrong usage: an unknown option, a missing argument
         say(f"mixbit: {error.format_message().rstrip('.') or 'give a command'}; see mixbit --help")
@@ -35,8 +38,14 @@ def main() -> None:
         say(f"mixbit: {error}")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
-        say("mixbit: interrupted")
-        sys.exit(INTERRUPTED)
+        _end(came)
+
+
+def _end(came: list[int]) -> NoReturn:
+    """Exit as after the first of these signals, or after Ctrl-C where there is none."""
+    number = signal.Signals(came[0] if came else signal.SIGINT)
+    say("mixbit: interrupted" + (f" by {number.name}" if came else ""))
+    sys.exit(128 + number)
 
 
 def _reserve_standard_output() -> None:

@@ -21,22 +21,28 @@ from mixbit.core.errors import (
 from mixbit.core.io.files import (
     check_matplotlib as check_matplotlib,
     check_new_file as check_new_file,
-    check_writable_folder as check_writable_folder,
     file_errors as file_errors,
+    hidden as hidden,
     model_of as model_of,
     new_figure as new_figure,
     read_json as read_json,
     read_model as read_model,
     save_arrays as save_arrays,
     save_figure as save_figure,
+    scratch_folder as scratch_folder,
     sha256 as sha256,
-    whole_folder as whole_folder,
     write_bytes as write_bytes,
     write_text as write_text,
+)
+from mixbit.core.io.folders import (
+    check_writable_folder as check_writable_folder,
+    reserved as reserved,
+    whole_folder as whole_folder,
 )
 from mixbit.core.io.methods import Methods as Methods, facts_of as facts_of, method as method
 from mixbit.core.io.terminal import (
     draw_nothing as draw_nothing,
+    end_like_interrupts as end_like_interrupts,
     interrupts_later as interrupts_later,
     say as say,
     time_limit as time_limit,

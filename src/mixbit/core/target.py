@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixbit.core.errors import InvalidInput, TargetMismatch, pick
+from mixbit.core.io.files import scratch_folder
 from mixbit.core.scheme import Format, Scheme
 
 #: Files of the room `targets` that hold no target, beside those whose names begin with `_`.
@@ -128,8 +128,8 @@ class Target:
         """
         if not (self.program and sys.executable):
             return
-        with TemporaryDirectory() as scratch:
-            file = Path(scratch) / "inputs.npz"
+        with scratch_folder() as scratch:
+            file = scratch / "inputs.npz"
             np.savez(file, *arrays)
             words = [sys.executable, "-c", self.program, str(folder), str(file)]
             status = subprocess.run(words, capture_output=True, check=False).returncode
@@ -142,9 +142,9 @@ class Target:
     @contextmanager
     def written(self, simulated: Any, graph: Any, batch_size: int | None = None) -> Iterator[Runner]:
         """Write what `quantize` returned into a temporary folder, and load it from there."""
-        with TemporaryDirectory() as folder:
-            self.write(simulated, Path(folder))
-            yield self.load(Path(folder), graph, batch_size=batch_size)
+        with scratch_folder() as folder:
+            self.write(simulated, folder)
+            yield self.load(folder, graph, batch_size=batch_size)
 
     def refuses(self, scheme: Scheme) -> str | None:
         """Why the target does not store and execute layers of that scheme; None where it does."""

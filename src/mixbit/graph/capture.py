@@ -3,6 +3,7 @@
 import inspect
 import logging
 import operator
+import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from functools import partial
@@ -15,7 +16,16 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
-from mixbit.core import Inputs, InvalidInput, UnsupportedModel, differing, unwrapped, users_code, with_pairs
+from mixbit.core import (
+    Inputs,
+    InvalidInput,
+    UnsupportedModel,
+    differing,
+    scratch_folder,
+    unwrapped,
+    users_code,
+    with_pairs,
+)
 from mixbit.graph.explain import explain
 from mixbit.graph.fold import fold_weights
 from mixbit.graph.forms import InFourDimensions, join_what_there_is, lay_out_attention, reshape_views
@@ -46,6 +56,8 @@ _BATCH_NORMS = (_aten._native_batch_norm_legit_no_training.default, _TRAINABLE)
 _DROPOUTS = ("aten.dropout.default", "aten.alpha_dropout.default", "aten.feature_dropout.default")
 #: Largest difference that capture's own check allows, relative to the largest output.
 TOLERANCE = 1e-4
+#: Where torch's compiler keeps what it compiled.
+COMPILERS_FOLDER = "TORCHINDUCTOR_CACHE_DIR"
 #: Batch sizes that torch.export takes for all others: it traces no smaller ones, and needs numbers of 32 bits.
 SMALLEST_TRACED, LARGEST_TRACED = 2, 2**31 - 1
 
@@ -407,6 +419,7 @@ def _export(model: nn.Module, inputs: Inputs, shapes: Any, *, functional: bool) 
         without_torchs_warnings(),
         without_logs(),
         redirect_stderr(StringIO()),  # torch prints what it traced
+        without_compilers_folder(),
     ):
         program = torch.export.export(model, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes)
         if functional:
@@ -449,6 +462,20 @@ def _marks(leaves: Sequence[Any], free: Sequence[tuple[int, ...]]) -> list[dict[
         dict.fromkeys((0, *axes), Dim.DYNAMIC) if isinstance(leaf, Tensor) and leaf.ndim > 0 else None
         for leaf, axes in zip(leaves, free or ((),) * len(leaves), strict=True)
     ]
+
+
+@contextmanager
+def without_compilers_folder() -> Iterator[None]:
+    """Leave no folder and no variable of the environment behind: torch's exporters ask its compiler for its cache."""
+    before = os.environ.get(COMPILERS_FOLDER)
+    with scratch_folder() as folder:
+        os.environ[COMPILERS_FOLDER] = before or str(folder)
+        try:
+            yield
+        finally:
+            del os.environ[COMPILERS_FOLDER]
+            if before is not None:
+                os.environ[COMPILERS_FOLDER] = before
 
 
 @contextmanager

@@ -59,14 +59,18 @@ def in_processes(
 
 
 def _begin() -> None:
-    """Leave Ctrl-C and the drawing of progress to the process that started this one, and standard output to results."""
+    """Leave Ctrl-C, a closed terminal and the drawing of progress to the process that started this one.
+
+    Standard output is for results.
+    """
 
     def end_with_parent() -> None:
         if (parent := multiprocessing.parent_process()) is not None:
             parent.join()
             os._exit(1)
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):  # which ends this process when it has cleaned up
+        signal.signal(number, signal.SIG_IGN)
     Thread(target=end_with_parent, daemon=True).start()
     draw_nothing()
     sys.stdout = sys.stderr

@@ -24,6 +24,7 @@ from mixbit.core import (
     environment,
     find_target,
     reason_of,
+    reserved,
     track,
     users_code,
     write_text,
@@ -135,50 +136,51 @@ def study(  # noqa: PLR0913
         "seed": seed,
         "near_budget": None if near_budget is None else str(near_budget),
     }
-    folder = StudyFolder(out, settings, force=force)
-    answers = _predictions(workers, folder, named, frame, seed)
-    tables = {name: answer.table(name, frame) for name, answer in answers.items() if not isinstance(answer, str)}
-    plans = {
-        f"{name}-{i}": frame.plan(choice, "drawn") for name, some in drawn.items() for i, choice in enumerate(some)
-    }
-    names, chosen = {_short_name(plan): name for name, plan in plans.items()}, dict[tuple[str, str], str]()
-    budgets = _budgets(frame, near_budget)
-    for name, table in tables.items():
-        for text, budget in budgets.items():
-            with suppress(InfeasibleBudget):  # of a metric that does not offer every choice
-                plan = search(table, budget)
-                short = _short_name(plan)
-                chosen[name, text] = names.setdefault(short, f"chosen-{short}")
-                plans.setdefault(names[short], plan)
-    truths = _truths(workers, folder, plans)
-    within: dict[str, list[float]] = {}
-    for text, budget in budgets.items():
-        problem = Problem.of(frame, budget)
-        names_within = [name for name, plan in plans.items() if problem.keeps(frame.columns(plan.layers))]
-        within[text] = [truths[name].cost for name in names_within]
-    sets = {name: PlanSet(some, [truths[f"{name}-{i}"] for i in range(len(some))]) for name, some in drawn.items()}
-    figures: dict[str, dict[str, Any]] = {}
-    for name, answer in answers.items():
-        if isinstance(answer, str):
-            figures[name] = {"reason": answer}
-            continue
-        regret = dict.fromkeys(budgets) | {
-            text: truths[plan].cost - min(within[text]) for (metric, text), plan in chosen.items() if metric == name
+    with reserved(out):
+        folder = StudyFolder(out, settings, force=force)
+        answers = _predictions(workers, folder, named, frame, seed)
+        tables = {name: answer.table(name, frame) for name, answer in answers.items() if not isinstance(answer, str)}
+        plans = {
+            f"{name}-{i}": frame.plan(choice, "drawn") for name, some in drawn.items() for i, choice in enumerate(some)
         }
-        cost = {"seconds": answer.seconds, "peak_mb": answer.peak_mb, "regret": regret}
-        figures[name] = agreement_figures(tables[name], sets, seed) | cost
-    result = Study(
-        truth=truths["random-0"].judged_by,
-        metrics=figures,
-        reliability=reliability_figures(sets, seed),
-        plans=[{"set": name.partition("-")[0]} | truths[name].model_dump() for name in plans],
-        settings=settings,
-        environment=environment(),
-    )
-    write_text(out / "study.json", result.to_json())
-    if tables:
-        draw_panels(out / "study.png", tables, sets, result.truth)
-    return result
+        names, chosen = {_short_name(plan): name for name, plan in plans.items()}, dict[tuple[str, str], str]()
+        budgets = _budgets(frame, near_budget)
+        for name, table in tables.items():
+            for text, budget in budgets.items():
+                with suppress(InfeasibleBudget):  # of a metric that does not offer every choice
+                    plan = search(table, budget)
+                    short = _short_name(plan)
+                    chosen[name, text] = names.setdefault(short, f"chosen-{short}")
+                    plans.setdefault(names[short], plan)
+        truths = _truths(workers, folder, plans)
+        within: dict[str, list[float]] = {}
+        for text, budget in budgets.items():
+            problem = Problem.of(frame, budget)
+            names_within = [name for name, plan in plans.items() if problem.keeps(frame.columns(plan.layers))]
+            within[text] = [truths[name].cost for name in names_within]
+        sets = {name: PlanSet(some, [truths[f"{name}-{i}"] for i in range(len(some))]) for name, some in drawn.items()}
+        figures: dict[str, dict[str, Any]] = {}
+        for name, answer in answers.items():
+            if isinstance(answer, str):
+                figures[name] = {"reason": answer}
+                continue
+            regret = dict.fromkeys(budgets) | {
+                text: truths[plan].cost - min(within[text]) for (metric, text), plan in chosen.items() if metric == name
+            }
+            cost = {"seconds": answer.seconds, "peak_mb": answer.peak_mb, "regret": regret}
+            figures[name] = agreement_figures(tables[name], sets, seed) | cost
+        result = Study(
+            truth=truths["random-0"].judged_by,
+            metrics=figures,
+            reliability=reliability_figures(sets, seed),
+            plans=[{"set": name.partition("-")[0]} | truths[name].model_dump() for name in plans],
+            settings=settings,
+            environment=environment(),
+        )
+        write_text(out / "study.json", result.to_json())
+        if tables:
+            draw_panels(out / "study.png", tables, sets, result.truth)
+        return result
 
 
 def _named(metrics: Sequence[str | Metric] | None) -> dict[str, str | Metric]:

@@ -22,6 +22,7 @@ from mixbit.core import (
     Store,
     digest,
     hold_out,
+    reserved,
     split_batches,
 )
 from mixbit.graph import Case, Graph, check_graph, evaluate, fitted
@@ -29,7 +30,7 @@ from mixbit.graph.capture import capture_all, check_module
 from mixbit.graph.resources import note_on_uncovered
 from mixbit.metrics.measure import blank_table, measure
 from mixbit.pipeline.deploy import Candidate, Deployed, Measured, Network, deploy
-from mixbit.pipeline.settings import Run, Settings
+from mixbit.pipeline.settings import CHANNELS, PRUNED, ROUNDING, TRAINING, TRIALS, Run, Settings
 from mixbit.pipeline.trials import Scoring, cheapest_plan, searched_plan
 from mixbit.pruning.prune import prune_channels
 from mixbit.quantization import calibrate, equalized, reestimated
@@ -44,9 +45,6 @@ from mixbit.targets.latency import timed
 from mixbit.targets.size import plan_within, sized
 from mixbit.training.finetune import check_first, settings_of, train
 from mixbit.training.loop import Objective, Trained
-
-#: Endings of the files that hold unfinished trainings: in float after channels were removed, and of the plan.
-PRUNED, TRAINING = "pruned.safetensors", "training.safetensors"
 
 _log = logging.getLogger("mixbit")
 
@@ -91,18 +89,19 @@ def auto_quantize(
         Everything; `comparison.check()` raises TargetMismatch where the artefact is not as promised.
 
     Raises:
-        InvalidInput: data, names or the folder cannot be used.
+        InvalidInput: data, names or the folder cannot be used, or another process writes there.
         UnsupportedModel: the model cannot be captured or expressed by the target.
         InfeasibleBudget: no plan keeps within the budget.
     """
     run = Run(target, budget, Path(out), settings or Settings(), force=force)
-    network = captured(run, model, batches, eval_batches)
-    note = note_on_run_time_ranges(network.graph.layers, run.choices)
-    known = measured(run, pruned(run, network))
-    plan, limits, reason = planned(run, known)
-    candidates = compared(run, known, plan, limits)
-    chosen = tuned(run, known, rounded(run, known, best_of(candidates, reason)))
-    return deploy(run, known, candidates, replace(chosen, reasons=(*chosen.reasons, *([note] if note else []))))
+    with reserved(run.out):
+        network = captured(run, model, batches, eval_batches)
+        note = note_on_run_time_ranges(network.graph.layers, run.choices)
+        known = measured(run, pruned(run, network))
+        plan, limits, reason = planned(run, known)
+        candidates = compared(run, known, plan, limits)
+        chosen = tuned(run, known, rounded(run, known, best_of(candidates, reason)))
+        return deploy(run, known, candidates, replace(chosen, reasons=(*chosen.reasons, *([note] if note else []))))
 
 
 def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: Iterable[Any] | None) -> Network:
@@ -141,7 +140,7 @@ def pruned(run: Run, network: Network) -> Network:
     if share == 0:
         return network
     with run.clock("prune channels"):
-        place = run.place("channels")
+        place = run.place(CHANNELS)
         smaller = prune_channels(network.graph, network.batches, share=share, task=run.task, seed=seed, folder=place)
     try:
         check_pins(smaller.layers, run.settings.pins, run.target)
@@ -230,7 +229,7 @@ def scored(run: Run, known: Measured, batches: list[Batch], rounding: str | Roun
         partial(quantized, run, known, rounding=rounding),
         score=settings.score,
         timeout_s=settings.eval_timeout_s,
-        journal=Journal(run.place("trials.jsonl"), about, force=run.force),
+        journal=Journal(run.place(TRIALS), about, force=run.force),
     )
 
 
@@ -307,7 +306,7 @@ def quantized(run: Run, known: Measured, plan: Plan, rounding: str | Rounding) -
         bias_correction=run.settings.bias_correction,
         task=run.task,
         seed=run.settings.seed,
-        folder=None if ROUNDINGS.find(rounding)[1] is ROUNDINGS["nearest"] else run.place("rounding"),
+        folder=None if ROUNDINGS.find(rounding)[1] is ROUNDINGS["nearest"] else run.place(ROUNDING),
     )
 
 

@@ -3,9 +3,19 @@
 import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from mixbit.core import Batch, MixbitError, Plan, Runner, Sensitivity, environment, sha256, whole_folder, write_text
+from mixbit.core import (
+    Batch,
+    MixbitError,
+    Plan,
+    Runner,
+    Sensitivity,
+    environment,
+    scratch_folder,
+    sha256,
+    whole_folder,
+    write_text,
+)
 from mixbit.graph import Evaluation, Graph, evaluate
 from mixbit.graph.resources import find_uncovered
 from mixbit.pipeline.folder import RESULT_FILE, Pruned, Result, figures, layer_rows, save_check_set
@@ -110,7 +120,7 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
     if destroyed:
         _log.warning("%s", destroyed)
     predicted = predicted_bytes(graph.layers, chosen.plan)
-    with whole_folder(run.out, force=run.force) as folder:
+    with whole_folder(run.out, last=RESULT_FILE, force=run.force) as folder:
         with run.clock("export"):
             run.target.write(chosen.simulated, folder)
             run.target.try_apart(folder, [leaf.numpy() for leaf in graph.tensors(graph.example)])
@@ -251,12 +261,12 @@ def _beside_float(run: Run, known: Measured, folder: Path) -> tuple[dict[str, fl
     graph = known.graph
     sample = [leaf.numpy() for leaf in graph.tensors(known.evaluation[0][0].rows([0]))]
     plan = uniform_plan(graph, "float", target=run.target.name)
-    with TemporaryDirectory() as scratch:
-        run.target.write(assemble(graph, plan, [], {}), Path(scratch))
-        folders = {"float": Path(scratch), "deployed": folder}
+    with scratch_folder() as scratch:
+        run.target.write(assemble(graph, plan, [], {}), scratch)
+        folders = {"float": scratch, "deployed": folder}
         runs = {name: run.target.load(place, graph, batch_size=1).run for name, place in folders.items()}
         latency = paired_latency_ms(runs, sample, "time the artefact")
-        size = file_bytes(run.target, Path(scratch))
+        size = file_bytes(run.target, scratch)
     figures_of_float = {"weight_bytes": _bytes(graph, plan), "file_bytes": size, "latency_ms": latency["float"]}
     return figures_of_float, latency["deployed"]
 

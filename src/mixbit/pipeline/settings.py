@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mixbit.core import Budget, InvalidInput, Score, Task, check_writable_folder, find_target, pick
+from mixbit.core import Budget, InvalidInput, Score, Task, check_writable_folder, find_target, hidden, pick
 from mixbit.graph.capture import Dynamic
 from mixbit.metrics import METRICS, Metric
 from mixbit.pruning.prune import check_share
@@ -22,6 +22,10 @@ from mixbit.training.loop import Training
 
 #: The methods that a run chooses among.
 METHODS = {"metrics": METRICS, "searches": SEARCHES, "ranges": RANGES, "roundings": ROUNDINGS}
+#: What the names of unfinished work end in: scores of tried plans, learned roundings, a network without some channels,
+#: and trainings, in float after channels were removed, and of the plan.
+TRIALS, ROUNDING, CHANNELS = "trials.jsonl", "rounding", "channels"
+PRUNED, TRAINING = "pruned.safetensors", "training.safetensors"
 #: The longest time that an evaluation may be given: a week.
 LONGEST_S = 7 * 24 * 3600
 
@@ -139,12 +143,17 @@ class Run:
 
     def place(self, ending: str) -> Path:
         """Where unfinished work is stored beside the results, for an interrupted run; `clear` removes it."""
-        path = self.out.absolute().with_name(f"{self.out.absolute().name}.{ending}")
+        path = self._beside(ending)
         self._places.add(path)
         return path
 
+    def _beside(self, ending: str) -> Path:
+        return self.out.absolute().with_name(f"{self.out.absolute().name}.{ending}")
+
     def clear(self) -> None:
-        """Remove the unfinished work of this run; that of another run stays."""
+        """Remove the unfinished work of this run, and files that killed runs did not finish; that of others stays."""
+        for ending in (TRIALS, PRUNED, TRAINING):
+            hidden(self._beside(ending), "new").unlink(missing_ok=True)
         for path in self._places:
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mixbit.core import Batch, InvalidInput, Store, Task, UnsupportedModel, split_all
+from mixbit.core import Batch, InvalidInput, Store, Task, UnsupportedModel, reserved, split_all
 from mixbit.graph import Graph, argument, check_arguments, fitted, split_name, tensor_of, with_layers
 from mixbit.graph.capture import TOLERANCE, capture
 from mixbit.pruning.channels import find_channels
@@ -141,7 +141,8 @@ def prune_channels(
     masked, keep = _chosen(graph, pairs, share, task, seed)
     smaller = without_channels(masked, keep)
     learning = RoundingInput(graph, smaller, [inputs for inputs, _ in pairs], task, seed, place)
-    return capture(recovered(learning, keep, iterations).module, graph.example)
+    with reserved(place):
+        return capture(recovered(learning, keep, iterations).module, graph.example)
 
 
 def _chosen(graph: Graph, pairs: list[Batch], share: float, task: Task, seed: int) -> tuple[Graph, Tensor]:

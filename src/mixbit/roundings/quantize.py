@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mixbit.core import InvalidInput, Plan, Store, Task, find_target, pick
+from mixbit.core import InvalidInput, Plan, Store, Task, find_target, pick, reserved
 from mixbit.graph import Graph, check_arguments
 from mixbit.graph.resources import num_uncovered
 from mixbit.quantization.biases import BIAS_CORRECTIONS, corrected
@@ -71,7 +71,8 @@ def quantize(
     corrects, place = bias_correction != "off", Store(folder).folder
     simulated = simulate(graph, plan, calibration, bias_correction=corrects)
     task = task or Task.classification()
-    rounded = round_weights(RoundingInput(graph, simulated, inputs, task, seed, place, corrects))
+    with reserved(place):
+        rounded = round_weights(RoundingInput(graph, simulated, inputs, task, seed, place, corrects))
     if not isinstance(rounded, Graph) or rounded.plan is None:
         what = "a graph in float" if isinstance(rounded, Graph) else f"a {type(rounded).__name__}"
         raise InvalidInput(f"rounding {name}: returns {what}; return the simulated graph with other weights")

@@ -12,7 +12,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from mixbit.core import UnsupportedModel, interrupts_later
 from mixbit.graph import Graph, without_torchs_warnings
-from mixbit.graph.capture import export_graph, without_logs
+from mixbit.graph.capture import export_graph, without_compilers_folder, without_logs
 from mixbit.quantization.affine import PLANES, pack
 from mixbit.targets._integers import (
     MASK,
@@ -68,7 +68,7 @@ def _exported(simulated: Graph) -> Any:
         torch.ops.mixbit.round_to_type.default: _round_to_type,
     }
     try:
-        with without_torchs_warnings(), without_logs(), interrupts_later():
+        with without_torchs_warnings(), without_logs(), without_compilers_folder(), interrupts_later():
             program = export_graph(_without_counted_ends(simulated))
             exported: Any = torch.onnx.export(
                 program, (), dynamo=True, verbose=False, optimize=False, opset_version=OPSET,

@@ -29,7 +29,7 @@ def export(graph: Graph, path: str | Path, *, force: bool = False) -> Path:
     plan, folder = plan_of(graph), Path(path)
     target = find_target(plan.target)
     check_exportable(graph)
-    with whole_folder(folder, force=force) as temporary:
+    with whole_folder(folder, last="plan.json", force=force) as temporary:
         target.write(graph, temporary)
         plan.save(temporary / "plan.json")
     return folder / target.files[0]

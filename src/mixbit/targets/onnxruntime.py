@@ -12,12 +12,11 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from numpy.typing import NDArray
 
-from mixbit.core import Runner, Scheme, StoredWeight, Target, TargetMismatch, file_errors
+from mixbit.core import Runner, Scheme, StoredWeight, Target, TargetMismatch, file_errors, scratch_folder
 from mixbit.graph import Graph
 from mixbit.quantization.quantizer import quantizer_path
 from mixbit.targets._integers import FURTHER, SEPARATOR, mismatch, only_beside_float, runtime, stored_rows, weight_bytes
@@ -64,8 +63,8 @@ def load(folder: Path, _: Graph | None = None, /, **_settings: Any) -> Runner:
     proto = _read(path)
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    with TemporaryDirectory() as scratch:
-        optimized = Path(scratch) / FILE
+    with scratch_folder() as scratch:
+        optimized = scratch / FILE
         options.optimized_model_filepath = str(optimized)
         with mismatch(f"{path}: onnxruntime cannot load it", *errors, line=0):
             session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])

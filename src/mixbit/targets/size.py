@@ -3,11 +3,10 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from mixbit.core import FloatArray, InfeasibleBudget, Plan, Sensitivity, Target, find_target, track
+from mixbit.core import FloatArray, InfeasibleBudget, Plan, Sensitivity, Target, find_target, scratch_folder, track
 from mixbit.graph import Graph
 
 #: Plans that are written to find one within a number of bytes.
@@ -67,9 +66,9 @@ def plan_within(
 
 
 def _written(target: Target, simulated: Graph) -> int:
-    with TemporaryDirectory() as folder:
-        target.write(simulated, Path(folder))
-        return file_bytes(target, Path(folder))
+    with scratch_folder() as folder:
+        target.write(simulated, folder)
+        return file_bytes(target, folder)
 
 
 def _with(table: Sensitivity, usage: FloatArray) -> Sensitivity:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from mixbit.core import InvalidInput, Store, Task, digest, hold_out, loaded, split_all, track
+from mixbit.core import InvalidInput, Store, Task, digest, hold_out, loaded, reserved, split_all, track
 from mixbit.graph import Graph, check_arguments, check_graph, fitted
 from mixbit.quantization.quantizer import quantizers_of
 from mixbit.training.loop import Loop, Objective, Trained, Training, generator_of
@@ -55,9 +55,10 @@ def finetune(
     settings, place = settings or Training(), Store(folder).folder
     objective = Objective(task or Task.classification(), teacher, settings.distil, settings.temperature)
     path = None if place is None else place / FILE_NAME
-    return train(
-        graph, batches, objective, epochs=epochs, eval_batches=eval_batches, settings=settings, path=path
-    ).graph
+    with reserved(place):
+        return train(
+            graph, batches, objective, epochs=epochs, eval_batches=eval_batches, settings=settings, path=path
+        ).graph
 
 
 def train(

@@ -1,22 +1,19 @@
 import errno
 import json
 import os
-import stat
+import tempfile
 
+import numpy as np
 import pytest
+from safetensors import safe_open
 
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import check_new_file, check_writable_folder, read_json, whole_folder, write_text
+from mixbit.core.io.files import hidden, open_locked, read_json, save_arrays, scratch_folder, write_text
+from mixbit.core.io.folders import whole_folder
 
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
-
-
-def fill_and_raise(path, error, *, force=False):
-    with whole_folder(path, force=force) as folder:
-        (folder / "plan.json").write_text("new")
-        raise error
 
 
 def test_write_text_replaces_the_whole_file(tmp_path):
@@ -73,89 +70,57 @@ def test_what_cannot_be_read_is_refused(tmp_path):
         read_json(tmp_path)
 
 
-def test_a_folder_appears_whole(tmp_path):
-    out = tmp_path / "new" / "out"
-    with whole_folder(out) as folder:
-        (folder / "plan.json").write_text("plan")
-        assert not out.exists()
-    assert names(out) == ["plan.json"]
-    assert names(out.parent) == ["out"]
-    (tmp_path / "plain").mkdir()
-    assert stat.S_IMODE(out.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
-
-
-@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_interrupted_block_leaves_nothing(tmp_path, error):
-    with pytest.raises(error):
-        fill_and_raise(tmp_path / "out", error)
-    assert names(tmp_path) == []
-
-
-def test_an_interrupted_block_leaves_the_old_files(tmp_path):
-    (tmp_path / "plan.json").write_text("old")
-    with pytest.raises(KeyboardInterrupt):
-        fill_and_raise(tmp_path, KeyboardInterrupt, force=True)
-    assert (tmp_path / "plan.json").read_text() == "old"
+def test_what_a_killed_process_left_of_a_file_is_replaced(tmp_path):
+    hidden(tmp_path / "plan.json", "new").write_text("half of it, and longer than the new text")
+    write_text(tmp_path / "plan.json", "new")
+    assert (tmp_path / "plan.json").read_text() == "new"
     assert names(tmp_path) == ["plan.json"]
 
 
-def test_an_empty_folder_is_filled(tmp_path):
-    (tmp_path / "out").mkdir()
-    with whole_folder(tmp_path / "out") as folder:
-        assert folder.parent == tmp_path / "out"  # which may be a file system of its own: no rename into it from beside
-        assert folder.name.startswith(".")
-        (folder / "plan.json").write_text("plan")
-    assert names(tmp_path / "out") == ["plan.json"]
-    assert names(tmp_path) == ["out"]
+def test_a_file_that_another_one_writes_is_left_to_it(tmp_path):
+    handle = open_locked(hidden(tmp_path / "plan.json", "new"))
+    with pytest.raises(InvalidInput, match=r"plan\.json: another process is writing it; wait for it"):
+        write_text(tmp_path / "plan.json", "new")
+    os.close(handle)
+    write_text(tmp_path / "plan.json", "new")
+    assert names(tmp_path) == ["plan.json"]
 
 
-def test_a_folder_with_files_is_refused_without_force(tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "plan.json").write_text("old")
-    (out / "notes.txt").write_text("mine")
-    with pytest.raises(InvalidInput, match="out: the folder is not empty; choose another or pass --force"):
-        fill_and_raise(out, AssertionError)
-    with whole_folder(out, force=True) as folder:
-        (folder / "plan.json").write_text("new")
-    assert (out / "plan.json").read_text() == "new"
-    assert (out / "notes.txt").read_text() == "mine"
-    assert names(tmp_path) == ["out"]
+@pytest.mark.parametrize("name", ["x" * 255, "ü" * 120, os.fsdecode(b"\xff" * 250)])
+def test_long_names_are_hidden_under_short_ones_apart(tmp_path, name):
+    write_text(tmp_path / name, "text")
+    assert names(tmp_path) == [name]
+    assert hidden(tmp_path / name, "new") != hidden(tmp_path / f"{name[:-1]}y", "new")
 
 
-@pytest.mark.parametrize("place", ["file", "file/out"])
-def test_a_file_in_the_way_is_refused(tmp_path, place):
-    (tmp_path / "file").write_text("mine")
-    for force in (False, True):
-        with pytest.raises(InvalidInput, match="a file is in the way"):
-            check_writable_folder(tmp_path / place, force=force)
-    assert (tmp_path / "file").read_text() == "mine"
+def test_arrays_are_the_same_bytes_in_any_order_of_metadata(tmp_path):
+    arrays = {"b": np.arange(5, dtype=np.int8), "a": np.ones((2, 3), np.float32), "none": np.zeros((0, 2))}
+    metadata = {name: f'{name} ü "' for name in "zyxwvutsrqponm"}
+    save_arrays(tmp_path / "one", arrays, metadata)
+    save_arrays(tmp_path / "other", arrays, dict(reversed(metadata.items())))
+    content = (tmp_path / "one").read_bytes()
+    assert content == (tmp_path / "other").read_bytes()
+    positions = [content.index(f'"{name}":'.encode()) for name in sorted(metadata)]
+    assert positions == sorted(positions)
+    with safe_open(tmp_path / "one", "np") as file:  # the library's own reader
+        assert file.metadata() == metadata
+        assert {name: file.get_tensor(name).tolist() for name in file.keys()} == {  # noqa: SIM118 not a dict
+            name: array.tolist() for name, array in arrays.items()
+        }
 
 
-def test_a_link_to_nowhere_is_in_the_way(tmp_path):
-    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(InvalidInput, match="a file is in the way"):
-        check_writable_folder(tmp_path / "out", force=True)
+def test_a_full_place_for_temporary_files_is_told_as_such(tmp_path, monkeypatch):
+    """Also within a folder of results, which is not to blame."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "full"))
 
+    def write():
+        with whole_folder(tmp_path / "out", last="result.json"), scratch_folder():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
-    def refuse(path, *_, **__):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-
-    tmp_path.chmod(0o500)
-    if os.geteuid() == 0:  # may write anywhere
-        monkeypatch.setattr(os, "mkdir", refuse)
-        monkeypatch.setattr(os, "access", lambda *_: False)
-    try:
-        with pytest.raises(InvalidInput, match=r"out: cannot be written \(Permission denied\); choose another folder"):
-            check_writable_folder(tmp_path / "out", force=False)
-        with pytest.raises(InvalidInput, match=r"plan\.json: no folder that can be written to"):
-            check_new_file(tmp_path / "plan.json", force=False)
-    finally:
-        tmp_path.chmod(0o700)
-    assert names(tmp_path) == []
-
-
-def test_checking_creates_nothing(tmp_path):
-    check_writable_folder(tmp_path / "a" / "b", force=False)
-    assert names(tmp_path) == []
+    said = r"full: temporary files cannot be written \(No .*\); make room there, or set TMPDIR to another place"
+    with pytest.raises(InvalidInput, match=said):
+        write()
+    (tmp_path / "full").mkdir()
+    with pytest.raises(InvalidInput, match=said.replace("No .*", "No space left on device")):
+        write()
+    assert names(tmp_path) == ["full"]

@@ -22,6 +22,14 @@ def test_what_was_put_last_comes_back(tmp_path):
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["part.safetensors"]
 
 
+def test_the_same_step_is_the_same_bytes(tmp_path):
+    for name in ("one", "other"):
+        Store(tmp_path).put(name, {"question": 1}, {"b": torch.ones(3), "a": torch.zeros(2)}, "notes")
+    one, other = ((tmp_path / f"{name}.safetensors").read_bytes() for name in ("one", "other"))
+    assert one == other
+    assert one.index(b'"notes"') < one.index(b'"question"')
+
+
 def test_a_question_is_checked_by_the_fields_that_are_known(tmp_path):
     store = Store(str(tmp_path))
     store.check("part", {"seed": 1})

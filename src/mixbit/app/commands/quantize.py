@@ -10,7 +10,7 @@ import typer
 from mixbit.app.commands import options
 from mixbit.app.commands.options import print_rows, say_what_runs_in_float
 from mixbit.app.nncf import read_nncf_config
-from mixbit.core import Budget, InvalidInput, MaxDrop, find_target, say
+from mixbit.core import Budget, InvalidInput, MaxDrop, check_writable_folder, find_target, say
 
 if TYPE_CHECKING:
     from mixbit.pipeline.folder import Result
@@ -62,6 +62,7 @@ def quantize(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure, search, quantize, export, run the artefact and compare."""
+    check_writable_folder(out, force=force)  # before torch is loaded
     from mixbit.core import absolute, load_data, load_function
     from mixbit.pipeline.auto import auto_quantize
     from mixbit.pipeline.settings import Settings

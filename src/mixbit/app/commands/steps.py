@@ -18,6 +18,7 @@ from mixbit.core import (
     check_new_file,
     new_figure,
     read_json,
+    reserved,
     save_figure,
     say,
 )
@@ -68,7 +69,7 @@ def measure(
     options.say_unless_used(loss, metric)
     module = options.model_on(model, device)
     batches = split_batches(module, load_data(data))
-    with redirect_stdout(sys.stderr):
+    with reserved(out), redirect_stdout(sys.stderr):
         graph = capture_all(module, [inputs for inputs, _ in batches], free)
         if (note := note_on_uncovered(graph)) is not None:
             say(note)

@@ -1,9 +1,9 @@
 """Files that appear whole or not at all."""
 
+import fcntl
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -63,21 +63,103 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write the content beside `path` and rename it there, so that readers never see half a file."""
+    """Write the content beside `path` and rename it there, so that no reader, kill or power cut finds half a file.
+
+    Raises InvalidInput where it cannot be written, or another process is writing it.
+    """
     with file_errors(f"{path}: cannot be written", "; choose another place"):
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.")
+        new = hidden(path, "new")  # always the same, so that the next call replaces what a killed process left
+        try:
+            handle = open_locked(new)
+        except BlockingIOError:
+            raise InvalidInput(f"{path}: another process is writing it; wait for it, or choose another place") from None
         try:
             with os.fdopen(handle, "wb") as file:
+                file.truncate()
                 file.write(content)
-            os.chmod(name, 0o666 & ~_umask())
-            os.replace(name, path)
-        finally:
-            Path(name).unlink(missing_ok=True)
+                file.flush()
+                os.fsync(handle)
+                os.replace(new, path)
+            sync_folder(path.parent)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+
+
+def hidden(path: Path, kind: str) -> Path:
+    """The name beside `path` that is mixbit's own: `.out.mixbit-new`; long names are cut, with a hash of the whole."""
+    name, whole = path.name, os.fsencode(path.name)
+    if len(whole) > 200:
+        name = os.fsdecode(whole[:100]) + hashlib.sha256(whole).hexdigest()[:16]
+    return path.with_name(f".{name}.mixbit-{kind}")
+
+
+def open_locked(path: Path) -> int:
+    """Open or make a file that this process alone holds until it closes the handle, or ends in any way.
+
+    Raises BlockingIOError where another one holds it, and other OSErrors.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except FileNotFoundError:  # removed or renamed by who held it, as a file that is not the same
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def sync_folder(path: Path) -> None:
+    """Let names that were made, renamed and removed in the folder outlast a power cut, where the file system can."""
+    with suppress(OSError):
+        _sync(path)
+
+
+def sync_files(path: Path) -> None:
+    """Let all files in the folder outlast a power cut; raises OSError."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            _sync(Path(folder, name))
+        sync_folder(Path(folder))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Yield a temporary folder; raises InvalidInput, which names TMPDIR, where the block cannot write into it."""
+    way_out = "; make room there, or set TMPDIR to another place"
+    with file_errors("temporary files cannot be written", way_out):
+        place = tempfile.gettempdir()
+    with (
+        file_errors(f"{place}: temporary files cannot be written", way_out),
+        tempfile.TemporaryDirectory(prefix="mixbit-") as folder,
+    ):
+        yield Path(folder)
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
     """Write safetensors with the permissions of any other new file; the library's own are the owner's alone."""
-    path.write_bytes(safetensors.numpy.save(dict(arrays), dict(metadata)))
+    path.write_bytes(with_metadata(safetensors.numpy.save(dict(arrays)), metadata))
+
+
+def with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
+    """A file of safetensors with this metadata, in the order of names: the library's own order is another each time."""
+    size = int.from_bytes(content[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items()))} | json.loads(content[8 : 8 + size])
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8 bytes
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[8 + size :]])
 
 
 def check_matplotlib(picture: str) -> None:
@@ -114,61 +196,3 @@ def check_new_file(path: Path, *, force: bool) -> None:
         raise InvalidInput(f"{path}: exists already; choose another name or pass --force (force=True) to replace it")
     if not path.absolute().parent.is_dir() or not os.access(path.absolute().parent, os.W_OK | os.X_OK):
         raise InvalidInput(f"{path}: no folder that can be written to; make it, or choose another place")
-
-
-def check_writable_folder(path: Path, *, force: bool) -> None:
-    """Raise InvalidInput unless a new folder can be put at `path` (or replace what is there, with force)."""
-    nearest = path.absolute()
-    while not os.path.lexists(nearest):
-        nearest = nearest.parent
-    if not nearest.is_dir():
-        raise InvalidInput(f"{nearest}: a file is in the way; choose another folder")
-    with file_errors(f"{path}: cannot be written", "; choose another folder"):
-        os.rmdir(tempfile.mkdtemp(dir=nearest))
-        path.absolute().is_dir()
-    if not force and nearest == path.absolute() and any(path.iterdir()):
-        raise InvalidInput(f"{path}: the folder is not empty; choose another or pass --force (force=True)")
-
-
-@contextmanager
-def whole_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder that becomes `path` when the block ends well and vanishes otherwise.
-
-    With `force` its files replace those of the same names at `path`; other files there stay.
-    """
-    check_writable_folder(path, force=force)
-    missing = [parent for parent in path.absolute().parents if not parent.exists()]
-    # a rename stays within a file system, and a folder that exists may be another one (a mount point)
-    place = path if path.exists() else path.absolute().parent
-    with file_errors(f"{path}: cannot be made", "; choose another folder"):
-        place.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=place, prefix=f".{path.name[:50]}."))
-    try:
-        with file_errors(f"{path}: cannot be written", "; choose another folder"):
-            yield temporary  # the disk may become full
-            _move(temporary, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for parent in missing:  # the nearest first; they stay where they hold the results
-            with suppress(OSError):
-                parent.rmdir()
-
-
-def _move(temporary: Path, path: Path) -> None:
-    """Put the folder at the path, or its files into the folder that is there; raises OSError."""
-    os.chmod(temporary, 0o777 & ~_umask())
-    if not path.exists():
-        os.replace(temporary, path)
-        return
-    files = sorted(temporary.iterdir())
-    for file in files:
-        if (path / file.name).is_dir():
-            raise InvalidInput(f"{path / file.name}: a folder is in the way; choose another place")
-    for file in files:
-        os.replace(file, path / file.name)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

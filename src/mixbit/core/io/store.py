@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import file_errors, write_bytes, write_text
+from mixbit.core.io.files import file_errors, with_metadata, write_bytes, write_text
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -59,7 +59,7 @@ class Store:
         if (path := self._path(name)) is not None:
             copies = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
             metadata = {"question": json.dumps(question), "notes": json.dumps(notes)}
-            write_bytes(path, safetensors.torch.save(copies, metadata))
+            write_bytes(path, with_metadata(safetensors.torch.save(copies), metadata))
 
     def get(self, name: str, question: Any) -> Stored | None:
         """What is stored under the name for this question, or None; raises InvalidInput where the file is another's.

@@ -1,10 +1,10 @@
-"""The terminal: progress, interrupts (Ctrl-C) while code of other languages runs, and time limits."""
+"""The terminal: progress, signals that end a run, also while code of other languages runs, and time limits."""
 
 import signal
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from operator import length_hint
@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 T = TypeVar("T")
 _DRAWS = ContextVar("draws", default=True)
+#: Ctrl-C, what `kill` and a shutdown send, and what a terminal that is closed sends.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def track(items: Iterable[T], label: str | Callable[[], str], total: int | None = None) -> Generator[T, None, None]:
@@ -33,8 +35,9 @@ def track(items: Iterable[T], label: str | Callable[[], str], total: int | None 
 
 
 def say(text: str) -> None:
-    """Print a message on standard error."""
-    print(text, file=sys.stderr)  # noqa: T201
+    """Print a message on standard error, if there still is one."""
+    with suppress(OSError):
+        print(text, file=sys.stderr)  # noqa: T201
 
 
 def draw_nothing() -> None:
@@ -42,23 +45,43 @@ def draw_nothing() -> None:
     _DRAWS.set(False)
 
 
+def end_like_interrupts() -> list[int]:
+    """Let SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, unless they are ignored, as under nohup.
+
+    Returns the numbers of those that come, in order.
+    """
+    came: list[int] = []
+
+    def end(number: int, _: object) -> None:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, end)
+    return came
+
+
 @contextmanager
 def interrupts_later() -> Iterator[None]:
-    """Raise KeyboardInterrupt for an interrupt within the block when the block has ended; main thread only.
+    """Handle signals that raise an exception, as Ctrl-C does, when the block has ended; main thread only.
 
     Code of other languages would be aborted by a Python exception.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    seen: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, _: seen.append(number))
+    came: list[int] = []
+    before = {number: handler for number in ENDING if callable(handler := signal.getsignal(number))}
+    for number in before:
+        signal.signal(number, lambda number, _: came.append(number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
-        if seen:
-            raise KeyboardInterrupt
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 class _TimeIsUp(BaseException):

@@ -1,0 +1,1 @@
+"""What a run survives: kills, signals, a second run, bad files, mistakes."""
