@@ -30,7 +30,7 @@ def lay_out_attention(graph: fx.Graph) -> None:
     """
     for node in graph.find_nodes(op="call_function", target=_aten.scaled_dot_product_attention.default):
         with graph.inserting_after(node):
-            options = {"memory_format": torch.contiguous_format}
+            options: dict[str, Any] = {"memory_format": torch.contiguous_format}
             copied = graph.call_function(_aten.clone.default, (node,), options)
         node.replace_all_uses_with(copied, delete_user_cb=lambda user, copied=copied: user is not copied)
 
