@@ -22,7 +22,7 @@ from mixbit.core.batches import Batch, split_batch
 from mixbit.core.target import Runner, find_target
 from mixbit.core.task import Task
 from mixbit.graph import Graph
-from mixbit.graph.evaluate import Evaluation, evaluate
+from mixbit.graph.evaluate import Evaluation, Reference, evaluate
 from mixbit.quantization import uniform_plan
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.targets.latency import paired_latency_ms
@@ -65,13 +65,14 @@ def plan_for(data: Data, target: str, mean_bits: float | None) -> mb.Plan:
 def deploy(data: Data, plan: mb.Plan, folder: Path) -> tuple[Evaluation, Comparison, Runner]:
     """Simulate, export into the folder, run the artefact on the test images and compare."""
     simulated = mb.quantize(data.graph, plan, data.calibration)
-    reference = evaluate(simulated, data.test, TASK, f"simulate for {plan.target}")
+    outputs = Reference.recorded(simulated, TASK)
+    reference = evaluate(outputs, data.test, TASK, f"simulate for {plan.target}")
     mb.export(simulated, folder)
     module = find_target(plan.target)
     run = artefact_runner(module.load(folder, data.graph), data.graph)
-    deployed = evaluate(run, data.test, TASK, f"run in {plan.target}")
+    deployed = evaluate(run, data.test, TASK, f"run in {plan.target}", differing_from=outputs)
     predicted = predicted_bytes(data.graph.layers, plan)
-    comparison = compare(folder, plan.target, predicted, reference, deployed)
+    comparison = compare(folder, plan.target, predicted, deployed)
     return reference, comparison, module.load(folder, data.graph, batch_size=32)
 
 

@@ -22,7 +22,7 @@ from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Scheme
 from mixbit.core.target import find_target
 from mixbit.graph import Graph
-from mixbit.graph.evaluate import Evaluation, evaluate
+from mixbit.graph.evaluate import Reference, evaluate
 from mixbit.graph.graph import Case, model_fingerprint
 from mixbit.quantization.affine import misfit
 from mixbit.quantization.calibrate import Calibration
@@ -66,7 +66,7 @@ def prepare(data: Data, scheme: str, importance: str | None, target: str) -> Gra
     return mb.quantize(data.graph, sparse_plan(data.graph, scheme, target), calibration)
 
 
-def row_for(data: Data, simulated: Graph, reference: Evaluation) -> tuple[str, ...]:
+def row_for(data: Data, simulated: Graph, reference: Reference) -> tuple[str, ...]:
     """Exported to the plan's target, run there on the test images."""
     plan = simulated.plan
     if plan is None:
@@ -75,9 +75,10 @@ def row_for(data: Data, simulated: Graph, reference: Evaluation) -> tuple[str, .
         folder = Path(scratch) / "out"
         mb.export(simulated, folder)
         runner = find_target(plan.target).load(folder, data.graph)
-        deployed = evaluate(artefact_runner(runner, data.graph), data.test, TASK, f"run in {plan.target}")
+        run = artefact_runner(runner, data.graph)
+        deployed = evaluate(run, data.test, TASK, f"run in {plan.target}", differing_from=reference)
         predicted = predicted_bytes(data.graph.layers, plan)
-        found = compare(folder, plan.target, predicted, reference, deployed)
+        found = compare(folder, plan.target, predicted, deployed)
     integers = sum("int8" in text for text in runner.executed().values())
     return (
         plan.target,
@@ -100,9 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for scheme, importance in PLANS:
         for target in targets:
             simulated = prepare(data, scheme, importance, target)
-            outputs = evaluate(simulated, data.test, TASK, f"simulate {scheme}")
+            outputs = Reference.recorded(simulated, TASK)
+            found = evaluate(outputs, data.test, TASK, f"simulate {scheme}")
             figures = row_for(data, simulated, outputs)
-            table.add_row(scheme, importance or "", f"{outputs.accuracy:.2%}", *figures)
+            table.add_row(scheme, importance or "", f"{found.accuracy:.2%}", *figures)
     Console(width=160).print(table)
 
 

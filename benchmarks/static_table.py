@@ -20,7 +20,7 @@ from benchmarks import cifar, paths, resnet20
 from mixbit.core.batches import Batch, Inputs, split_batch
 from mixbit.core.task import Task
 from mixbit.graph import Graph
-from mixbit.graph.evaluate import Evaluation, evaluate
+from mixbit.graph.evaluate import Evaluation, Reference, evaluate
 from mixbit.quantization import equalized, uniform_plan
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.prepare import reestimated
@@ -71,14 +71,14 @@ WAYS = {
 }
 
 
-def evaluated(graph: Graph, data: Data, name: str) -> Evaluation:
-    """Outputs on the test images."""
-    return evaluate(graph, data.test, TASK, name)
+def evaluated(network: Graph | Reference, data: Data, name: str, reference: Reference | None = None) -> Evaluation:
+    """What it does on the test images, and how far from the reference it is."""
+    return evaluate(network, data.test, TASK, name, diverging_from=reference)
 
 
 def rows(data: Data) -> Iterator[tuple[str, ...]]:
     """One row of the table per way: accuracy and divergence under each scheme."""
-    reference = evaluated(mb.capture(data.model, data.calibration[0].args), data, "float")
+    reference = Reference.recorded(mb.capture(data.model, data.calibration[0].args), TASK)
     calibrations: dict[tuple[object, object], tuple[Graph, Calibration]] = {}
     for name, way in WAYS.items():
         known = (way.model, way.graph)
@@ -92,8 +92,8 @@ def rows(data: Data) -> Iterator[tuple[str, ...]]:
         for scheme in SCHEMES:
             plan = uniform_plan(graph, scheme, target="packed")
             simulated = mb.quantize(graph, plan, calibration, bias_correction=way.bias_correction)
-            found = evaluated(simulated, data, f"{name}, {scheme}")
-            cells += [f"{found.accuracy:.2%}", f"{found.divergence(reference):.4f}"]
+            found = evaluated(simulated, data, f"{name}, {scheme}", reference)
+            cells += [f"{found.accuracy:.2%}", f"{found.divergence:.4f}"]
         yield tuple(cells)
 
 

@@ -10,7 +10,7 @@ from mixbit.core.errors import InvalidInput
 from mixbit.core.target import TARGETS, find_target
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture_all
-from mixbit.graph.evaluate import evaluate
+from mixbit.graph.evaluate import Reference, evaluate
 from mixbit.roundings.quantize import quantize
 from mixbit.targets.verify import problems_of_sizes, simulated_at_sizes
 from tests.graph.test_dynamic import Picture, Text, pictures, texts
@@ -57,13 +57,14 @@ def test_an_artefact_runs_as_simulated_at_every_size(target, name, tmp_path):
 def test_a_runtime_that_is_wrong_at_one_size_is_found(wrong, message):
     graph = capture_all(Picture().eval(), [Inputs.of(pictures(8, 8))], {"x": [2]})
     batch, task = Inputs.of(pictures(8, 8)), Task.classification()
-    reference = evaluate(graph, [(batch, None)], task, "simulate")
+    reference = Reference.recorded(graph, task)
+    deployed = evaluate(reference, [(batch, None)], task, "simulate", differing_from=reference)
 
     def run(inputs):
         output = inputs.call(graph)
         return output.flip(1) if wrong(inputs.args[0].shape) else output
 
-    problems = problems_of_sizes(run, simulated_at_sizes(graph, batch, task), reference)
+    problems = problems_of_sizes(run, simulated_at_sizes(graph, batch, task), deployed)
     assert len(problems) == (message is not None)
     if message is not None:
         assert problems[0].startswith(message)

@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import nn
 
+from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput, TargetMismatch
 from mixbit.core.task import Task, outputs_of
-from mixbit.graph import Evaluation, fitted as of_network
+from mixbit.graph import Reference, evaluate, fitted as of_network
 from mixbit.graph.capture import capture
 from mixbit.roundings.quantize import quantize
 from mixbit.targets import verify
 from mixbit.targets.export import export
-from mixbit.targets.verify import agreement, compare, differences, own_difference
+from mixbit.targets.verify import compare, groups_of, own_difference
 from tests.networks import Net, plan_of
 
 
@@ -22,8 +23,12 @@ def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def evaluation(task, *returned):
-    return Evaluation(task, tuple(task.read(each) for each in returned))
+def evaluation(task, wanted, given):
+    """Of what a network returns for each batch, beside what was wanted."""
+    expected, returned = iter(wanted), iter(given)
+    reference = Reference.recorded(lambda _: next(expected), task)
+    batches = [(Inputs.of(torch.zeros(len(outputs_of(each).popitem()[1]), 1)), None) for each in given]
+    return evaluate(lambda _: next(returned), batches, task, "run", differing_from=reference)
 
 
 def fitted(task, returned):
@@ -37,7 +42,7 @@ def problems(monkeypatch, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     target = SimpleNamespace(files=("file",), stored=lambda _: {})
     monkeypatch.setattr(verify, "find_target", lambda _: target)
-    return lambda wanted, given: compare(tmp_path, "any", {}, wanted, given).problems
+    return lambda task, wanted, given: compare(tmp_path, "any", {}, evaluation(task, [wanted], [given])).problems
 
 
 def test_small_channels_count_beside_large_ones():
@@ -45,10 +50,9 @@ def test_small_channels_count_beside_large_ones():
     noise = torch.zeros_like(wanted)
     noise[..., 4:] = 0.05 * randn(50, 7, 2, seed=2)
     task = fitted(Task.detection(), wanted)
-    wanted, given = evaluation(task, wanted), evaluation(task, wanted + noise)
-    small, large = differences(wanted, given, "output")
+    small, large = groups_of(evaluation(task, [wanted], [wanted + noise]).differences["output"])
     assert (small.channels, large.channels) == ((4, 5), (0, 1, 2, 3))
-    rows = torch.cat([each["output"][..., 4:] for each in wanted.outputs]).flatten(0, 1)
+    rows = wanted[..., 4:].flatten(0, 1)
     expected = noise[..., 4:].square().mean().sqrt() / rows.var(0, correction=0).mean().sqrt()
     assert small.relative_rms == pytest.approx(float(expected))
     assert large.relative_rms == 0
@@ -58,14 +62,14 @@ def test_small_channels_count_beside_large_ones():
 @pytest.mark.parametrize("split", [1, 3])
 def test_batches_are_compared_together(split):
     wanted = randn(12, 5, 3)
-    parts = [evaluation(Task.regression(), *each.chunk(split)) for each in (wanted, wanted + 0.1)]
-    (group,) = differences(*parts, "output")
+    parts = [each.chunk(split) for each in (wanted, wanted + 0.1)]
+    (group,) = groups_of(evaluation(Task.regression(), *parts).differences["output"])
     assert group.relative_rms == pytest.approx(float(0.1 / wanted.flatten(0, 1).var(0, correction=0).mean().sqrt()))
 
 
 def test_a_single_number_a_channel_is_compared_across_channels():
     wanted = randn(1, 9)
-    (group,) = differences(evaluation(Task.regression(), wanted), evaluation(Task.regression(), wanted + 0.1), "output")
+    (group,) = groups_of(evaluation(Task.regression(), [wanted], [wanted + 0.1]).differences["output"])
     assert group.relative_rms == pytest.approx(0.1 / float(wanted.std(correction=0)))
 
 
@@ -73,29 +77,27 @@ def test_problems_name_the_output_and_its_channels(problems):
     logits, boxes = randn(40, 3), torch.cat([randn(40, 2), 100 * randn(40, 2, seed=1)], 1)
     labels = logits.argmax(1)
     task = fitted(Task.classification(), (logits, boxes, labels))
-    wanted = evaluation(task, (logits, boxes, labels))
-    assert problems(wanted, wanted) == ()
+    wanted, other = (logits, boxes, labels), (logits, boxes, labels.roll(1))
+    assert problems(task, wanted, wanted) == ()
     off = boxes.clone()
     off[:, 1] += 0.5
-    (text,) = problems(wanted, evaluation(task, (logits, off, labels)))
+    (text,) = problems(task, wanted, (logits, off, labels))
     assert text.startswith("output 1, channels 0, 1, differs by ")
-    (text,) = problems(wanted, evaluation(task, (logits, boxes, labels.roll(1))))
+    (text,) = problems(task, wanted, other)
     assert text.startswith("top answers of output 2 agree on ")
-    assert agreement(wanted, evaluation(task, (logits, boxes, labels.roll(1))), "2") == float(
-        (labels == labels.roll(1)).double().mean()
-    )
+    agreement = evaluation(task, [wanted], [other]).differences["2"].agreement
+    assert agreement == float((labels == labels.roll(1)).double().mean())
 
 
 def test_a_single_output_goes_without_a_name(problems):
-    wanted, given = (evaluation(Task.regression(), x) for x in (randn(20, 3), randn(20, 3) + 1))
-    (text,) = problems(wanted, given)
+    (text,) = problems(Task.regression(), randn(20, 3), randn(20, 3) + 1)
     assert text.startswith("outputs differ by ")
 
 
 def test_a_constant_that_is_right_to_a_thousandth_is_right(problems):
     wanted = torch.full((20, 3), 5.0)
-    assert problems(evaluation(Task.regression(), wanted), evaluation(Task.regression(), wanted * 1.0001)) == ()
-    assert problems(evaluation(Task.regression(), wanted), evaluation(Task.regression(), wanted * 1.01)) != ()
+    assert problems(Task.regression(), wanted, wanted * 1.0001) == ()
+    assert problems(Task.regression(), wanted, wanted * 1.01) != ()
 
 
 def logistic(net, x):
@@ -146,9 +148,9 @@ def test_a_runtime_that_fails_under_its_own_settings_is_said_to_and_is_no_proble
     def load(**_):
         raise TargetMismatch("no suitable implementation")
 
-    wanted = evaluation(Task.regression(), randn(20, 3))
-    assert own_difference(load, None, None, wanted) == math.inf
-    comparison = compare(tmp_path, "any", {}, wanted, wanted, default=math.inf)
+    wanted = randn(20, 3)
+    assert own_difference(load, None, None) == math.inf
+    comparison = compare(tmp_path, "any", {}, evaluation(Task.regression(), [wanted], [wanted]), default=math.inf)
     assert comparison.problems == ()
     assert "does not run at the runtime's default settings" in str(comparison)
 

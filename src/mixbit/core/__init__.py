@@ -73,6 +73,7 @@ from mixbit.core.target import (
 if TYPE_CHECKING:
     from mixbit.core.batches import (
         Batch as Batch,
+        Batches as Batches,
         Inputs as Inputs,
         as_given as as_given,
         differing as differing,
@@ -89,6 +90,7 @@ if TYPE_CHECKING:
         moments as moments,
         spread as spread,
     )
+    from mixbit.core.io.spill import Spill as Spill
     from mixbit.core.io.store import (
         Journal as Journal,
         Store as Store,
@@ -119,8 +121,8 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """A name of one of the modules that load torch."""
-    places = ("batches", "heads", "task", "structures", "io.store", "io.user_code") if not name.startswith("_") else ()
-    for place in places:
+    places = ("batches", "heads", "task", "structures", "io.spill", "io.store", "io.user_code")
+    for place in places if not name.startswith("_") else ():
         module = import_module(f"mixbit.core.{place}")
         if hasattr(module, name):
             return getattr(module, name)

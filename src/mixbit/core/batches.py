@@ -2,14 +2,18 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from operator import length_hint
+from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from mixbit.core.errors import InvalidInput
+from mixbit.core.io.spill import Spill
+from mixbit.core.io.terminal import track
 from mixbit.core.io.user_code import users_code
 from mixbit.core.structures import is_key_values, plain, unwrapped, with_caches, without_caches
 
@@ -117,6 +121,69 @@ Labels = Any
 Batch = tuple[Inputs, Labels | None]
 #: One batch (or sample, of a single batch) in so many is held out of calibration, to compare plans on.
 HELD_OUT = 4
+#: Data that does not say how long it is ends within so many samples, or is taken to be endless.
+MOST_SAMPLES = 2**18
+#: What must hold activations of the whole data takes about so many samples of it.
+FEW_SAMPLES = 2048
+Item_co = TypeVar("Item_co", covariant=True)
+Other = TypeVar("Other")
+
+
+@dataclass(frozen=True, eq=False)
+class Batches(Sequence[Item_co], Generic[Item_co]):
+    """Batches in order, each read when it is asked for: from a list in memory, or from a file.
+
+    Attributes:
+        read: The batch at a place.
+        counts: Samples at each place.
+        places: Those of the batches, in order.
+        split: Whether each is a `Batch`, as `split_all` makes them.
+    """
+
+    read: Callable[[int], Item_co]
+    counts: Sequence[int]
+    places: Sequence[int]
+    split: bool = False
+
+    @classmethod
+    def of(cls, pairs: Sequence[Batch]) -> "Batches[Batch]":
+        """Those of a list, or these themselves."""
+        if isinstance(pairs, Batches):
+            return pairs
+        return Batches(pairs.__getitem__, [inputs.batch_size for inputs, _ in pairs], range(len(pairs)), split=True)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Samples in each."""
+        return [self.counts[place] for place in self.places]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> Item_co: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Batches[Item_co]": ...
+    def __getitem__(self, index: int | slice) -> "Item_co | Batches[Item_co]":
+        if isinstance(index, slice):
+            return replace(self, places=self.places[index])
+        return self.read(self.places[index])
+
+    def at(self, numbers: Iterable[int]) -> "Batches[Item_co]":
+        """Those of these numbers, in this order."""
+        return replace(self, places=[self.places[number] for number in numbers])
+
+    def map(self, function: Callable[[Item_co], Other], *, split: bool = False) -> "Batches[Other]":
+        """What the function makes of each, when it is read."""
+        return Batches(lambda place: function(self.read(place)), self.counts, self.places, split)
+
+    def few(self) -> "Batches[Item_co]":
+        """These; of more than FEW_SAMPLES samples, about as many in whole batches from all over the data."""
+        total, count = sum(self.sizes), len(self)
+        if total <= FEW_SAMPLES:
+            return self
+        some = max(1, count * FEW_SAMPLES // total)
+        return self.at(number * count // some for number in range(some))
 
 
 def split_batch(batch: Any, num_inputs: int | None = None) -> Batch:
@@ -177,27 +244,86 @@ def loaded(batches: Iterable[Any]) -> Iterator[Any]:
         yield from batches
 
 
-def split_all(batches: Iterable[Any], num_inputs: int | None) -> list[Batch]:
-    """Inputs and labels of every batch; raises InvalidInput where there is none, or for the first that is wrong."""
-    pairs = []
-    for batch in loaded(batches):
-        try:
-            pairs.append(split_batch(batch, num_inputs))
-        except InvalidInput as error:
-            raise InvalidInput(f"batch {len(pairs)}: {error}") from None
-    if not pairs:
-        raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
-    return pairs
+def split_all(
+    batches: Iterable[Any], num_inputs: int | None, *, samples: int | None = None, folder: Path | None = None
+) -> Batches[Batch]:
+    """Inputs and labels of every batch, or of the first so many samples.
 
+    A list or tuple stays where it is. Anything else is gone through once and written to a file in the folder, or in
+    that for temporary files: what a loader shuffles or augments anew in each pass is then the same in all passes, and
+    what a generator yields once can be read again.
 
-def split_batches(model: nn.Module, batches: Iterable[Any]) -> list[Batch]:
-    """Inputs and labels of every batch, as the model's forward takes them; raises InvalidInput as `split_all` does.
-
-    A tuple ends with labels where it holds more than forward takes, or ends with integers [N] that it can do without.
+    Raises:
+        InvalidInput: there is no batch, one is wrong (the first is named), samples are no whole number from 1, or the
+            data has no end within MOST_SAMPLES and no length.
     """
-    batches = list(loaded(batches))
-    first = next((batch for batch in batches if isinstance(batch, tuple | list) and len(batch) > 0), None)
-    return split_all(batches, None if first is None else _num_inputs(model, first))
+    return _split(batches, lambda _: num_inputs, samples, folder)
+
+
+def split_batches(
+    model: nn.Module, batches: Iterable[Any], *, samples: int | None = None, folder: Path | None = None
+) -> Batches[Batch]:
+    """As `split_all`, of batches as the model's forward takes them.
+
+    A tuple ends with labels where it holds more than forward takes, or ends with integers [N] that it can do without;
+    the first tuple shows it for all.
+    """
+    known: list[int] = []
+
+    def num_inputs(batch: Any) -> int | None:
+        if not known and isinstance(batch, tuple | list) and len(batch) > 0:
+            known.append(_num_inputs(model, batch))
+        return known[0] if known else None
+
+    return _split(batches, num_inputs, samples, folder)
+
+
+def _split(
+    batches: Iterable[Any], num_inputs: Callable[[Any], int | None], samples: int | None, folder: Path | None
+) -> Batches[Batch]:
+    if samples is not None and (isinstance(samples, bool) or not isinstance(samples, int) or samples < 1):
+        raise InvalidInput(f"samples={samples!r}: give a whole number from 1")
+    if isinstance(batches, Batches) and batches.split and samples is None:
+        return batches
+    in_memory = isinstance(batches, list | tuple)
+    pairs, counts = [] if in_memory else Spill(folder), list[int]()
+    for inputs, labels in _pairs(batches, num_inputs, samples):
+        counts.append(inputs.batch_size)
+        if isinstance(pairs, list):
+            pairs.append((inputs, labels))
+        else:
+            pairs.put((inputs.args, dict(inputs.kwargs), labels))
+    if not counts:
+        raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
+    read = pairs.__getitem__ if isinstance(pairs, list) else lambda place: _joined(*pairs[place])
+    return Batches(read, counts, range(len(counts)), split=True)
+
+
+def _joined(args: tuple[Any, ...], kwargs: dict[str, Any], labels: Labels | None) -> Batch:
+    return Inputs(args, kwargs), labels
+
+
+def _pairs(batches: Iterable[Any], num_inputs: Callable[[Any], int | None], samples: int | None) -> Iterator[Batch]:
+    """Inputs and labels of one batch after the other, until there are so many samples."""
+    endless, length, seen = MOST_SAMPLES, length_hint(batches), 0
+    read = loaded(batches)
+    for number, batch in enumerate(read if isinstance(batches, list | tuple) else track(read, "read data", length)):
+        try:
+            inputs, labels = split_batch(batch, num_inputs(batch))
+        except InvalidInput as error:
+            raise InvalidInput(f"batch {number}: {error}") from None
+        left = inputs.batch_size if samples is None else samples - seen
+        if left < inputs.batch_size:
+            inputs, labels = inputs.rows(slice(left)), labels_at(labels, slice(left))
+        yield inputs, labels
+        seen += inputs.batch_size
+        if seen == samples:
+            return
+        if samples is None and not length and seen >= endless:
+            raise InvalidInput(
+                f"the data does not end: {seen:,} samples so far, and it has no length; take the first N samples by "
+                "--samples N (samples=N in Python), or let it end"
+            )
 
 
 def _num_inputs(model: nn.Module, batch: Sequence[Any]) -> int:
@@ -222,16 +348,17 @@ def as_given(batch: Batch) -> Any:
     return inputs.args if len(inputs.args) != 1 else inputs.args[0]
 
 
-def hold_out(pairs: list[Batch]) -> tuple[list[Batch], list[Batch]]:
+def hold_out(pairs: Sequence[Batch]) -> tuple[Batches[Batch], Batches[Batch]]:
     """Held-out data, every HELD_OUT-th batch or sample of a single batch, and the rest; a single sample is both."""
-    inputs, labels = pairs[0]
-    count = len(pairs) if len(pairs) > 1 else inputs.batch_size
+    pairs = Batches.of(pairs)
+    count = len(pairs) if len(pairs) > 1 else pairs.sizes[0]
     if count == 1:
         return pairs, pairs
     every = min(HELD_OUT, count)
     out = list(range(every - 1, count, every))
     rest = [place for place in range(count) if place not in out]
     if len(pairs) > 1:
-        return [pairs[place] for place in out], [pairs[place] for place in rest]
+        return pairs.at(out), pairs.at(rest)
+    inputs, labels = pairs[0]
     held_out, others = ((inputs.rows(rows), labels_at(labels, rows)) for rows in (out, rest))
-    return [held_out], [others]
+    return Batches.of([held_out]), Batches.of([others])

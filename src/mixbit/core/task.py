@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mixbit.core.batches import Batch, Inputs, Labels
+from mixbit.core.batches import Batch, Batches, Inputs, Labels
 from mixbit.core.errors import InvalidInput, pick
 from mixbit.core.heads import (
     IGNORED,
@@ -260,15 +260,15 @@ class Task:
         """The first output that the task knows, in its form [N, ..., C]; raises InvalidInput as `read` does."""
         return next(iter(self.read(returned).values()))
 
-    def aligned(self, batches: Sequence[Batch]) -> list[Batch]:
+    def aligned(self, batches: Sequence[Batch]) -> Batches[Batch]:
         """The batches; for `language`, labels that are the inputs' own tokens are moved to the position before.
 
         Libraries of language models take such labels, and compare each output with the next one. A loss of the user's
         own gets labels as they are.
         """
         if self.name != "language" or self.own_loss is not None:
-            return list(batches)
-        return [(inputs, _next_tokens(inputs, labels)) for inputs, labels in batches]
+            return Batches.of(batches)
+        return Batches.of(batches).map(lambda batch: (batch[0], _next_tokens(*batch)), split=True)
 
     def loss(self, returned: Any, labels: Any) -> Tensor:
         """The mean loss of a batch on its labels: the user's own, or the sum over the outputs that have labels.

@@ -1,7 +1,9 @@
 """The captured network: its layers, how to run and watch it."""
 
 from mixbit.graph.evaluate import (
+    Difference as Difference,
     Evaluation as Evaluation,
+    Reference as Reference,
     evaluate as evaluate,
     fitted as fitted,
     returned_by as returned_by,

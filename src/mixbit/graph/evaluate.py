@@ -1,9 +1,9 @@
-"""evaluate(): a network's outputs on batches, its accuracy, loss and divergence from another network."""
+"""evaluate(): a network's accuracy and loss on batches, and how far its outputs are from another network's."""
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,11 @@ from mixbit.core import (
     Inputs,
     InvalidInput,
     Outputs,
+    Spill,
     Task,
     are_probabilities,
     labels_at,
+    moments,
     named_leaves,
     outputs_of,
     track,
@@ -28,7 +30,73 @@ from mixbit.graph.graph import Graph, sample_axis, sizes_of
 
 #: The spread of outputs is taken from so many batches.
 MOST_BATCHES = 16
+#: Outputs of one network that are kept in a file, in all; what is more is computed again. Those of a language model
+#: take hundreds of megabytes a sequence.
+MOST_BYTES = 2**32
 _log = logging.getLogger("mixbit")
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What a network returns for each batch of some data, for others to be compared with.
+
+    Attributes:
+        task: What the outputs mean.
+        of: Number and inputs of a batch -> name -> output in the form of its head [N, ..., C], on the CPU.
+    """
+
+    task: Task
+    of: Callable[[int, Inputs], Outputs]
+
+    @classmethod
+    def recorded(cls, network: Graph | Callable[[Inputs], Any], task: Task) -> "Reference":
+        """Run when first asked for, and read from a file afterwards, up to MOST_BYTES of it."""
+        spill, numbers = Spill(), dict[int, int]()
+
+        def of(number: int, inputs: Inputs) -> Outputs:
+            if number in numbers:
+                return spill[numbers[number]]
+            outputs = _read(task, _returned(network, inputs))
+            num_bytes = sum(output.nbytes for output in outputs.values())
+            if spill.size + num_bytes <= MOST_BYTES and spill.has_room(num_bytes):
+                numbers[number] = len(spill)
+                spill.put(outputs)
+            return outputs
+
+        return cls(task, of)
+
+
+class Difference:
+    """Sums over samples and positions of how far an output is from the reference's.
+
+    Attributes:
+        head: What the output means.
+        moments: [3, C] of the reference's numbers in each channel, see `moments`.
+        squares: [C] of the differences.
+        largest: [C] difference.
+        equal, answers: How many top answers are equal, of how many; zeros where the output has none.
+    """
+
+    def __init__(self, head: Head) -> None:
+        self.head = head
+        self.moments, self.squares, self.largest = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+        self.equal, self.answers = 0, 0
+
+    def update(self, wanted: Tensor, given: Tensor) -> None:
+        """Take in a batch, in the form of the head."""
+        axis = self.head.channels(wanted)
+        apart = torch.where(given == wanted, 0, given.double() - wanted.double()).movedim(axis, -1).flatten(0, -2)
+        self.moments = self.moments + moments(wanted, axis)
+        self.squares = self.squares + apart.square().sum(0)
+        self.largest = torch.maximum(self.largest, apart.abs().amax(0))
+        if self.head.answers is not None:
+            equal = self.head.answers(wanted) == self.head.answers(given)
+            self.equal, self.answers = self.equal + int(equal.sum()), self.answers + equal.numel()
+
+    @property
+    def agreement(self) -> float:
+        """Share of equal top answers; NaN where the output has none."""
+        return self.equal / self.answers if self.answers else math.nan
 
 
 @dataclass(frozen=True)
@@ -37,16 +105,23 @@ class Evaluation:
 
     Attributes:
         task: What the outputs mean.
-        outputs: Of each batch, name -> output in the form of its head [N, ..., C], on the CPU.
+        heads: Name of each output -> what it means.
+        num_samples: Samples in all batches.
         answers: [2, 2] how many top answers are right, and how many labels there are, of the samples with even numbers
             and of those with odd ones; zeros without labels, or where the task has no top answer.
         losses: Mean loss (nats, or in the user's unit) and samples of each batch with labels; empty unless asked for.
+        divergences: [N] Kullback-Leibler divergence of each sample from the reference's outputs, in nats; empty
+            without a reference for it.
+        differences: Name of each output -> its difference from the reference's; empty without a reference for it.
     """
 
     task: Task
-    outputs: tuple[Outputs, ...]
-    answers: NDArray[np.int64] = field(default_factory=lambda: np.zeros((2, 2), dtype=np.int64))
-    losses: tuple[tuple[float, int], ...] = ()
+    heads: Mapping[str, Head]
+    num_samples: int
+    answers: NDArray[np.int64]
+    losses: tuple[tuple[float, int], ...]
+    divergences: Tensor
+    differences: Mapping[str, Difference]
 
     @property
     def accuracy(self) -> float | None:
@@ -55,23 +130,9 @@ class Evaluation:
         return right / labelled if labelled else None
 
     @property
-    def num_samples(self) -> int:
-        """Samples in all batches."""
-        return sum(len(next(iter(batch.values()))) for batch in self.outputs)
-
-    @property
-    def heads(self) -> dict[str, Head]:
-        """Name of each output -> what it means."""
-        return self.task.heads_of(self.outputs[0])
-
-    def divergences(self, reference: "Evaluation") -> Tensor:
-        """[N] Kullback-Leibler divergence of each sample from the reference's outputs, in nats."""
-        pairs = zip(reference.outputs, self.outputs, strict=True)
-        return torch.cat([reference.task.divergences(_double(wanted), _double(given)) for wanted, given in pairs])
-
-    def divergence(self, reference: "Evaluation") -> float:
+    def divergence(self) -> float:
         """Mean Kullback-Leibler divergence from the reference's outputs, in nats."""
-        return float(self.divergences(reference).mean())
+        return float(self.divergences.mean())
 
 
 def _double(outputs: Outputs) -> dict[str, Tensor]:
@@ -80,40 +141,77 @@ def _double(outputs: Outputs) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def evaluate(
-    network: Graph | Callable[[Inputs], Any],
+    network: Graph | Callable[[Inputs], Any] | Reference,
     batches: Iterable[Batch],
     task: Task,
     label: str,
     *,
     with_loss: bool = False,
+    diverging_from: Reference | None = None,
+    differing_from: Reference | None = None,
 ) -> Evaluation:
-    """Run a graph, or a function that returns for the inputs of a batch what the user's model would, over batches.
+    """Run a network over batches, and sum up what it does; no outputs are kept.
+
+    Args:
+        network: A graph; or a function that returns for the inputs of a batch what the user's model would; or what a
+            network that others are compared with returns on these batches, without losses.
+        batches: Inputs, and labels where there are any.
+        task: What the outputs mean.
+        label: Of the progress bar.
+        with_loss: Whether to take the task's loss on labels.
+        diverging_from: What another network returns on the same batches, to take divergences from.
+        differing_from: The same, to sum up differences of each output.
 
     Raises:
         InvalidInput: no batch, inputs that do not fit the graph, outputs or labels that do not fit the task, or a loss
             that is not finite; the message says in which batch, counted from 0.
     """
-    outputs, losses, seen = [], [], 0
+    losses, divergences, seen = [], [], 0
+    heads, differences = dict[str, Head](), dict[str, Difference]()
     answers = np.zeros((2, 2), dtype=np.int64)
     for number, (inputs, labels) in enumerate(track(batches, label)):
         try:
-            returned = returned_by(network, inputs) if isinstance(network, Graph) else network(inputs)
-            output = {name: _on_cpu(value) for name, value in task.read(returned).items()}
+            if isinstance(network, Reference):
+                output = network.of(number, inputs)
+            else:
+                returned = _returned(network, inputs)
+                output = _read(task, returned)
+                if labels is not None and with_loss:
+                    losses.append((float(task.loss(returned, labels)), inputs.batch_size))
             if labels is not None and task.has_accuracy:
-                even = slice(seen % 2, None, 2)
-                every = np.array(task.right_answers(output, labels))
-                some = {name: value[even] for name, value in output.items()}
-                half = np.array(task.right_answers(some, labels_at(labels, even)))
-                answers += (half, every - half)
-            if labels is not None and with_loss:
-                losses.append((float(task.loss(returned, labels)), inputs.batch_size))
+                answers += _right_answers(task, output, labels, seen % 2)
+            wanted = {each: each.of(number, inputs) for each in (diverging_from, differing_from) if each is not None}
+            if diverging_from is not None:
+                divergences.append(task.divergences(_double(wanted[diverging_from]), _double(output)))
         except InvalidInput as error:
             raise InvalidInput(f"batch {number}: {error}") from error
-        outputs.append(output)
+        heads = heads or task.heads_of(output)
+        if differing_from is not None:
+            differences = differences or {name: Difference(head) for name, head in heads.items()}
+            for name, difference in differences.items():
+                difference.update(wanted[differing_from][name], output[name])
         seen += inputs.batch_size
-    if not outputs:
+    if not seen:
         raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
-    return Evaluation(task, tuple(outputs), answers, tuple(losses))
+    kl = torch.cat(divergences) if divergences else torch.empty(0, dtype=torch.float64)
+    return Evaluation(task, heads, seen, answers, tuple(losses), kl, differences)
+
+
+def _returned(network: Graph | Callable[[Inputs], Any], inputs: Inputs) -> Any:
+    return returned_by(network, inputs) if isinstance(network, Graph) else network(inputs)
+
+
+def _read(task: Task, returned: Any) -> dict[str, Tensor]:
+    return {name: _on_cpu(value) for name, value in task.read(returned).items()}
+
+
+def _right_answers(task: Task, output: Outputs, labels: Any, odd: int) -> NDArray[np.int64]:
+    """[2, 2] as `Evaluation.answers`, of a batch whose first sample has an even number, or an odd one."""
+    even = slice(odd, None, 2)
+    every = np.array(task.right_answers(output, labels))
+    some = {name: value[even] for name, value in output.items()}
+    half = np.array(task.right_answers(some, labels_at(labels, even)))
+    return np.stack([half, every - half])
 
 
 def _on_cpu(output: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mixbit.core import (
+    Batches,
     Budget,
     InfeasibleBudget,
     InvalidInput,
@@ -128,7 +129,7 @@ def study(  # noqa: PLR0913
     settings = {
         "model": frame.fingerprint,
         **subject.digests,
-        "num_calibration": sum(inputs.batch_size for inputs, _ in subject.calibration.batches),
+        "num_calibration": sum(Batches.of(subject.calibration.batches).sizes),
         "num_evaluation": sum(inputs.batch_size for inputs, _ in subject.evaluation),
         "task": str(subject.task),
         "target": target,

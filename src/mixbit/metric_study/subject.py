@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mixbit.core import Batch, InvalidInput, Plan, Task, digest, split_all
-from mixbit.graph import Evaluation, Graph, evaluate, fitted
+from mixbit.core import Batch, Batches, InvalidInput, Plan, Task, digest, split_all
+from mixbit.graph import Evaluation, Graph, Reference, evaluate, fitted
 from mixbit.metric_study.folder import Truth
 from mixbit.metric_study.processes import Answer, Job, in_processes
 from mixbit.quantization.calibrate import Calibration, calibrate
@@ -40,7 +40,7 @@ class Subject:
         batches, evaluation = _split("calibration", parts[1], graph), _split("evaluation", parts[2], graph)
         if len({labels is None for _, labels in evaluation}) > 1:
             raise InvalidInput("evaluation data: some batches have labels and some have none; give all or none")
-        if sum(inputs.batch_size for inputs, _ in evaluation) < 2:
+        if sum(evaluation.sizes) < 2:
             raise InvalidInput("evaluation data: a study needs two samples or more, better a thousand")
         if calibration is None:
             calibration = calibrate(graph, batches)
@@ -67,6 +67,11 @@ class Subject:
         }
 
     @cached_property
+    def in_float(self) -> Reference:
+        """What the float graph returns on the evaluation data."""
+        return Reference.recorded(self.graph, self.task)
+
+    @cached_property
     def reference(self) -> Evaluation:
         """The float graph on the evaluation data; without losses where labels are not values of a regression.
 
@@ -85,8 +90,10 @@ class Subject:
     def truth(self, plan: Plan) -> Truth:
         """Simulate the plan on the evaluation data; the labelled loss is the batches' mean, weighted by samples."""
         simulated, with_loss = quantize(self.graph, plan, self.calibration), bool(self.reference.losses)
-        evaluation = evaluate(simulated, self.evaluation, self.task, "evaluate", with_loss=with_loss)
-        kl, losses = evaluation.divergences(self.reference), evaluation.losses
+        evaluation = evaluate(
+            simulated, self.evaluation, self.task, "evaluate", with_loss=with_loss, diverging_from=self.in_float
+        )
+        kl, losses = evaluation.divergences, evaluation.losses
         right, counted = np.array(evaluation.answers, dtype=float).T
         judged_by, halves = "kl", (float(kl[0::2].mean()), float(kl[1::2].mean()))
         if losses and (self.task.name == "language" or self.task.own_loss is not None):
@@ -134,7 +141,7 @@ def _start(
     return partial(answer, Subject.of(setup(), *known))
 
 
-def _split(name: str, batches: Any, graph: Graph) -> list[Batch]:
+def _split(name: str, batches: Any, graph: Graph) -> Batches[Batch]:
     try:
         return split_all(batches, len(graph.example.args))
     except InvalidInput as error:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mixbit.core import Batch, FloatArray, Format, InvalidInput, Methods, Scheme, Task
+from mixbit.core import Batch, Batches, FloatArray, Format, InvalidInput, Methods, Scheme, Task
 from mixbit.graph import Graph, Layer, Operation, SampleAxis, group_samples, sample_axis
 from mixbit.quantization.calibrate import Calibration, mean_output, weight_quantizer
 from mixbit.quantization.offers import why_not
@@ -63,7 +63,7 @@ class MetricInput:
     @property
     def sizes(self) -> Tensor:
         """[batches] samples in each."""
-        return torch.tensor([inputs.batch_size for inputs, _ in self.batches])
+        return torch.tensor(Batches.of(self.batches).sizes)
 
     @cached_property
     def weight_formats(self) -> tuple[Format, ...]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mixbit.core import (
+    Batches,
     Budget,
     InfeasibleBudget,
     InvalidInput,
@@ -69,7 +70,7 @@ def measure(
 
     Args:
         graph: A captured graph; it is left as it is.
-        batches: Calibration batches, with labels where the metric needs them; gone through twice, so kept in memory.
+        batches: Calibration batches, with labels where the metric needs them, see `calibrate`.
             Or a calibration of this graph, with the batches that it keeps; sparse choices take the masks that it
             holds, see `mixbit.quantization.masks`, and others by magnitude.
         target: Whose choices are offered, and whose file the bytes are counted in; its runtime is not needed.
@@ -88,8 +89,11 @@ def measure(
     frame = dataclasses.replace(blank_table(graph, target=target, choices=choices), metric=name, seed=seed)
     calibration = batches if isinstance(batches, Calibration) else calibrate(graph, batches)
     calibration.check_layers(graph.layers)
-    unlabelled = [number for number, (_, labels) in enumerate(calibration.batches) if labels is None]
-    if unlabelled and NEEDS_LABELS in facts_of(method):
+    needs_labels = NEEDS_LABELS in facts_of(method)
+    unlabelled = [
+        number for number, (_, labels) in enumerate(calibration.batches if needs_labels else ()) if labels is None
+    ]
+    if unlabelled:
         raise InvalidInput(
             f"metric {name.partition(':')[0]!r} needs labels, batch {unlabelled[0]} has none: give batches that end "
             "with them, or take a metric that needs none, as fisher"
@@ -108,10 +112,11 @@ def measure(
 
 def _measured(frame: Sensitivity, inputs: MetricInput, method: Metric) -> Sensitivity:
     """The table of as many parts of the batches as make plans stable, or of all."""
-    batches, parts = inputs.batches, [inputs.batches]
+    batches = Batches.of(inputs.batches)
+    parts = [batches]
     if MEAN_OVER_SAMPLES in facts_of(method) and len(batches) >= FEWEST_BATCHES:
         # A quarter, the next quarter, the rest: each from all over the data, which may be in order.
-        parts = [batches[0::4], batches[2::4], [*batches[1::4], *batches[3::4]]]
+        parts = [batches[0::4], batches[2::4], batches.at([*range(1, len(batches), 4), *range(3, len(batches), 4)])]
     total, num_seen, table = None, 0, frame
     for number, some in enumerate(parts):
         part = dataclasses.replace(inputs, batches=some, seed=inputs.seed + number)

@@ -75,15 +75,18 @@ def measured_loss(inputs: MetricInput) -> Estimate:
         others = task.unlabelled_divergences(task.read(reference), task.read(returned)).mean()
         return (on_labels + others.to(on_labels)).reshape(1)
 
-    batches, sizes = list(_costs(inputs, increase)), inputs.sizes
-    weights, reads = (
-        {name: torch.cat([batch[part][name] for batch in batches]) for name in batches[0][part]} for part in (0, 1)
-    )
+    sizes, names, parts = inputs.sizes, list[list[str]](), list[Tensor]()
+    for costs in _costs(inputs, increase):  # as one tensor a batch, where there are many small ones
+        names = [list(part) for part in costs]
+        parts.append(torch.cat([cost for part in costs for cost in part.values()], -1))
+    columns = [len(inputs.weight_formats)] * len(names[0]) + [len(inputs.input_formats)] * len(names[1])
+    each = iter(torch.cat(parts).split(columns, -1))
+    weights, reads = ({name: next(each) for name in part} for part in names)
     _, standard_error = batch_means(inputs.entries(weights, reads, shared=True), sizes)
     gains_nothing = [
         {name: batch_means(costs, sizes)[0].clamp(min=0) for name, costs in part.items()} for part in (weights, reads)
     ]
-    return Estimate(inputs.entries(*gains_nothing, shared=True).numpy(), standard_error.numpy(), len(batches))
+    return Estimate(inputs.entries(*gains_nothing, shared=True).numpy(), standard_error.numpy(), len(sizes))
 
 
 @torch.no_grad()

@@ -2,9 +2,10 @@
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 from mixbit.core import (
     OF_WEIGHTS,
     Batch,
+    Batches,
     Budget,
     InvalidInput,
     Journal,
@@ -25,7 +27,7 @@ from mixbit.core import (
     reserved,
     split_batches,
 )
-from mixbit.graph import Case, Graph, check_graph, evaluate, fitted
+from mixbit.graph import Case, Graph, Reference, check_graph, evaluate, fitted
 from mixbit.graph.capture import capture_all, check_module
 from mixbit.graph.resources import note_on_uncovered
 from mixbit.metrics.measure import blank_table, measure
@@ -108,18 +110,21 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
     """The float graph, and data that fits it; all that can be refused is refused here, before minutes of work."""
     settings = run.settings
     check_module(model)
-    pairs = run.task.aligned(split_batches(model, batches))
+    place = next(folder for folder in run.out.absolute().parents if folder.is_dir())
+    pairs = run.task.aligned(split_batches(model, batches, samples=settings.samples, folder=place))
     held_out, calibration = hold_out(pairs)
     with run.clock("capture"):
         if settings.reestimate_batch_norms:
             model = reestimated(model, calibration)
-        graph = capture_all(model, [inputs for inputs, _ in pairs], settings.dynamic)
+        graph = capture_all(model, pairs.map(itemgetter(0)), settings.dynamic)
         check_graph(graph)
         check_exportable(graph)
         if (note := note_on_uncovered(graph)) is not None:
             _log.warning("%s", note)
         graph = equalized(graph) if settings.equalize else graph
-    evaluation = held_out if eval_batches is None else run.task.aligned(split_batches(model, eval_batches))
+    evaluation = (
+        held_out if eval_batches is None else run.task.aligned(split_batches(model, eval_batches, folder=place))
+    )
     for what, part in (("", pairs), (" to evaluate on", evaluation)):
         for number, (inputs, _) in enumerate(part):
             graph.check(inputs, f"batch {number}{what}")
@@ -183,20 +188,20 @@ def measured(run: Run, network: Network) -> Measured:
     if "file_bytes" in run.budget.limits:
         with run.clock("size choices"):
             table = sized(table, lambda plan: quantize(graph, plan, calibration))
-    reference = evaluate(graph, network.held_out, run.task, "float on held-out data")
+    reference = Reference.recorded(graph, run.task)
     return Measured(**vars(network), calibration=calibration, table=table, reference=reference)
 
 
 def planned(run: Run, known: Measured) -> tuple[Plan, Budget, str | None]:
     """The searched plan, the limits that it keeps, and the reason for it where only it keeps within a largest drop."""
-    settings, batches = run.settings, known.batches
+    settings, batches = run.settings, Batches.of(known.batches)
     with run.clock("search"):
         if run.budget.max_drop is not None:
             scoring = scored(run, known, known.evaluation, settings.rounding)
             plan, reason = cheapest_plan(known.table, scoring, run.budget.max_drop)
             return plan, Budget(weight_bytes=plan.predicted["weight_bytes"]), reason
         count = math.ceil(settings.eval_subset_ratio * len(batches))
-        some = [batches[index * len(batches) // count] for index in range(count)]  # from all over the data
+        some = batches.at(index * len(batches) // count for index in range(count))  # from all over the data
 
         def found(table: Sensitivity) -> Plan:
             return searched_plan(table, lambda: scored(run, known, some, "nearest"), run.budget, settings.search)
@@ -206,7 +211,7 @@ def planned(run: Run, known: Measured) -> tuple[Plan, Budget, str | None]:
         return plan, run.budget, None
 
 
-def scored(run: Run, known: Measured, batches: list[Batch], rounding: str | Rounding) -> Scoring:
+def scored(run: Run, known: Measured, batches: Sequence[Batch], rounding: str | Rounding) -> Scoring:
     """How plans are tried on the batches; the journal notes all that the scores depend on."""
     settings = run.settings
     about = {
@@ -328,5 +333,5 @@ def _candidate(
     run: Run, known: Measured, plan: Plan, rounding: str | Rounding, label: str, uniform: str | None = None
 ) -> Candidate:
     simulated = quantized(run, known, plan, rounding)
-    outputs = evaluate(simulated, known.held_out, run.task, f"simulate {label}")
-    return Candidate(plan, simulated, outputs.divergence(known.reference), uniform)
+    outputs = evaluate(simulated, known.held_out, run.task, f"simulate {label}", diverging_from=known.reference)
+    return Candidate(plan, simulated, outputs.divergence, uniform)

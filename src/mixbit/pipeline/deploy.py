@@ -1,6 +1,7 @@
 """From the chosen plan to verified files, and every figure of them."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from mixbit.core import (
     whole_folder,
     write_text,
 )
-from mixbit.graph import Evaluation, Graph, evaluate
+from mixbit.graph import Evaluation, Graph, Reference, evaluate
 from mixbit.graph.resources import find_uncovered
 from mixbit.pipeline.folder import RESULT_FILE, Pruned, Result, figures, layer_rows, save_check_set
 from mixbit.pipeline.settings import Run
@@ -28,12 +29,11 @@ from mixbit.targets.latency import paired_latency_ms
 from mixbit.targets.size import file_bytes
 from mixbit.targets.verify import (
     Comparison,
-    agreement,
     amplification,
     artefact_runner,
     at_default_settings,
     compare,
-    differences,
+    groups_of,
     predicted_bytes,
     problems_of_sizes,
     simulated_at_sizes,
@@ -57,18 +57,18 @@ class Network:
 
     graph: Graph
     dense: Graph | None
-    batches: list[Batch]
-    held_out: list[Batch]
-    evaluation: list[Batch]
+    batches: Sequence[Batch]
+    held_out: Sequence[Batch]
+    evaluation: Sequence[Batch]
 
 
 @dataclass(frozen=True)
 class Measured(Network):
-    """A network and what was measured of it; `reference` is what it does on the held-out data."""
+    """A network and what was measured of it; `reference` is what it returns on the held-out data."""
 
     calibration: Calibration
     table: Sensitivity
-    reference: Evaluation
+    reference: Reference
 
 
 @dataclass(frozen=True)
@@ -115,8 +115,9 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
     """Write the chosen plan's files, run the artefact, compare it, and report all figures beside the candidates'."""
     graph, batches = known.graph, known.evaluation
     with run.clock("evaluate"):
-        outputs = _evaluated(run, known, candidates, chosen)
-    destroyed = warning(outputs["float"], outputs["chosen"])
+        reference = Reference.recorded(chosen.simulated, run.task)
+        outputs = _evaluated(run, known, candidates, chosen, reference)
+    destroyed = warning(outputs["chosen"])
     if destroyed:
         _log.warning("%s", destroyed)
     predicted = predicted_bytes(graph.layers, chosen.plan)
@@ -126,18 +127,17 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
             run.target.try_apart(folder, [leaf.numpy() for leaf in graph.tensors(graph.example)])
             runner = run.target.load(folder, graph)
         with run.clock("verify"):
-            artefact, reference = artefact_runner(runner, graph), outputs["chosen"]
-            deployed = evaluate(artefact, batches, run.task, "run the artefact")
+            artefact = artefact_runner(runner, graph)
+            deployed = evaluate(artefact, batches, run.task, "run the artefact", differing_from=reference)
             sizes = simulated_at_sizes(chosen.simulated, batches[0][0], run.task)
             comparison = compare(
                 folder,
                 run.target,
                 predicted,
-                reference,
                 deployed,
                 default=at_default_settings(folder, run.target, runner, graph, batches[0], reference),
                 amplify=lambda: amplification(chosen.simulated, batches, reference),
-                more=problems_of_sizes(artefact, sizes, reference),
+                more=problems_of_sizes(artefact, sizes, deployed),
             )
             scores = _scores(run, known, chosen, runner)
         with run.clock("time"):
@@ -145,7 +145,7 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
         chosen.plan.save(folder / "plan.json")
         known.table.save(folder / "sensitivity.json")
         inside = watched(chosen.simulated, first_rows(batches[0][0])) if run.target.load_tensors is not None else []
-        save_check_set(folder, graph, batches, outputs["chosen"], inside)
+        save_check_set(folder, graph, batches, reference, inside)
         result = Result(
             target=run.target.name,
             task=str(run.task),
@@ -183,7 +183,7 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
                 known.dense,
                 graph,
                 dense=figures(accuracy=outputs["dense"].accuracy),
-                pruned=_of_outputs(outputs, "float", "dense"),
+                pruned=_of_outputs(outputs, "float"),
             ),
             uncovered=[asdict(row) for row in find_uncovered(graph)],
             files={path.name: sha256(path) for path in sorted(folder.iterdir())},
@@ -195,20 +195,19 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
     return Deployed(run.out, chosen.plan, known.table, chosen.simulated, comparison, result)
 
 
-def warning(wanted: Evaluation, deployed: Evaluation) -> str | None:
-    """One sentence where the deployed plan no longer does what the float network does on the same data; else None.
+def warning(deployed: Evaluation) -> str | None:
+    """One sentence where the deployed plan differs too much from the float network, its reference; else None.
 
     That is where, of some output, less than half of the top answers are the float network's; or, where it has none,
     its numbers are further from the float network's, in root mean square, than those spread.
     """
     texts = []
-    for name, head in wanted.heads.items():
-        which = "its" if len(wanted.heads) == 1 else f"output {name}: its"
-        if head.answers is not None:
-            share = agreement(wanted, deployed, name)
-            if share < 0.5:
-                texts.append(f"only {share:.1%} of {which} top answers are the float network's")
-        elif (apart := max(group.relative_rms for group in differences(wanted, deployed, name))) > 1:
+    for name, difference in deployed.differences.items():
+        which = "its" if len(deployed.differences) == 1 else f"output {name}: its"
+        if difference.head.answers is not None:
+            if difference.agreement < 0.5:
+                texts.append(f"only {difference.agreement:.1%} of {which} top answers are the float network's")
+        elif (apart := max(group.relative_rms for group in groups_of(difference))) > 1:
             texts.append(f"{which} numbers are {apart:.3g} times their spread from the float network's")
     if not texts:
         return None
@@ -219,14 +218,28 @@ def warning(wanted: Evaluation, deployed: Evaluation) -> str | None:
     )
 
 
-def _evaluated(run: Run, known: Measured, candidates: list[Candidate], chosen: Candidate) -> dict[str, Evaluation]:
-    """What each network does on the evaluation data; `untrained` is before training, `dense` with all channels."""
-    graphs = {"float": known.graph, "chosen": chosen.simulated, "untrained": chosen.untrained, "dense": known.dense}
-    graphs |= {candidate.uniform: candidate.simulated for candidate in candidates if candidate.uniform}
+def _evaluated(
+    run: Run, known: Measured, candidates: list[Candidate], chosen: Candidate, simulated: Reference
+) -> dict[str, Evaluation]:
+    """What each network does on the evaluation data, beside the float network, and that beside the one it was cut from.
+
+    `untrained` is before training, `dense` with all channels.
+    """
+    in_float = Reference.recorded(known.graph, run.task)
+    dense = in_float if known.dense is None else Reference.recorded(known.dense, run.task)
+    networks: dict[str, Reference | Graph | None] = {"dense": dense, "float": in_float, "chosen": simulated}
+    networks |= {candidate.uniform: candidate.simulated for candidate in candidates if candidate.uniform}
     return {
-        name: evaluate(graph, known.evaluation, run.task, f"evaluate {name}")
-        for name, graph in graphs.items()
-        if graph is not None
+        name: evaluate(
+            network,
+            known.evaluation,
+            run.task,
+            f"evaluate {name}",
+            diverging_from=dense if name == "float" else in_float,
+            differing_from=in_float if name == "chosen" else None,
+        )
+        for name, network in (networks | {"untrained": chosen.untrained}).items()
+        if network is not None
     }
 
 
@@ -271,8 +284,8 @@ def _beside_float(run: Run, known: Measured, folder: Path) -> tuple[dict[str, fl
     return figures_of_float, latency["deployed"]
 
 
-def _of_outputs(outputs: dict[str, Evaluation], name: str, reference: str = "float") -> dict[str, float]:
-    return figures(accuracy=outputs[name].accuracy, divergence=outputs[name].divergence(outputs[reference]))
+def _of_outputs(outputs: dict[str, Evaluation], name: str) -> dict[str, float]:
+    return figures(accuracy=outputs[name].accuracy, divergence=outputs[name].divergence)
 
 
 def _bytes(graph: Graph, plan: Plan) -> int:

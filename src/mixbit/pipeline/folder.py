@@ -7,7 +7,7 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -39,7 +39,7 @@ from mixbit.core import (
     save_arrays,
     sha256,
 )
-from mixbit.graph import Evaluation, Graph, evaluate, returned_by
+from mixbit.graph import Evaluation, Graph, Reference, evaluate, returned_by
 from mixbit.graph.capture import capture
 from mixbit.pruning.prune import Removal
 from mixbit.targets._layers import Watched, first_rows
@@ -246,30 +246,33 @@ class CheckSet:
 
 
 def save_check_set(
-    folder: Path, graph: Graph, batches: list[Batch], simulated: Evaluation, inside: list[Watched]
+    folder: Path, graph: Graph, batches: Sequence[Batch], simulated: Reference, inside: list[Watched]
 ) -> None:
     """Write check.safetensors: the first samples, up to MOST_SAMPLES and MOST_BYTES, their outputs, tensors inside.
 
     Where dimensions are free, those of the sizes of the first batch.
     """
     chosen, outputs_of_chosen, count = [], [], 0
-    sizes = [leaf.shape[1:] for leaf in batches[0][0].tensors]
-    for (inputs, labels), outputs in zip(batches, simulated.outputs, strict=True):
-        if count < MOST_SAMPLES and [leaf.shape[1:] for leaf in inputs.tensors] == sizes:
+    first, _ = batches[0]
+    sizes = [leaf.shape[1:] for leaf in first.tensors]
+    for number, (inputs, labels) in enumerate(batches):
+        if [leaf.shape[1:] for leaf in inputs.tensors] == sizes:
             chosen.append((graph.tensors(inputs), labels))
-            outputs_of_chosen.append(outputs)
+            outputs_of_chosen.append(simulated.of(number, inputs))
             count += inputs.batch_size
+        if count >= MOST_SAMPLES:
+            break
     columns = zip(*(tensors for tensors, _ in chosen), strict=True)
     tensors = [torch.cat(parts) if parts[0].ndim > 0 else parts[0] for parts in columns]
     per_sample = sum(tensor[:1].numel() * tensor.element_size() for tensor in tensors if tensor.ndim > 0)
     size = max(1, min(count, MOST_SAMPLES, MOST_BYTES // max(1, per_sample)))
     stored = {f"input.{i}": tensor[:size] if tensor.ndim > 0 else tensor for i, tensor in enumerate(tensors)}
-    for name in simulated.outputs[0]:
+    for name in outputs_of_chosen[0]:
         stored[f"output.{name}"] = torch.cat([outputs[name] for outputs in outputs_of_chosen])[:size]
     labels = [labels.cpu() for _, labels in chosen if isinstance(labels, Tensor)]
     if len(labels) == len(chosen):
         stored["labels"] = torch.cat(labels)[:size]
-    samples = first_rows(batches[0][0]).batch_size
+    samples = first_rows(first).batch_size
     inside = inside if samples <= size else []  # large samples, of which fewer are stored
     notes = {
         "names": list(graph.example.kwargs) if len(graph.example.kwargs) == len(tensors) else [],
@@ -295,27 +298,28 @@ def recheck(folder: Path, *, layers: bool = False) -> Comparison:
     target, task = find_target(result.target), dataclasses.replace(Task.named(result.task), batch_axes=check.batch_axes)
     target.try_apart(folder, [tensor.numpy() for tensor in check.inputs.tensors])
     runner = target.load(folder, graph)
-    reference = Evaluation(task, (check.outputs,))
+    reference = Reference(task, lambda *_: check.outputs)
 
     def run_by(runner: Runner, inputs: Inputs) -> dict[str, Tensor]:
         return _outputs(runner.run([tensor.numpy() for tensor in inputs.tensors]), check, inputs.batch_size)
 
     def ran(runner: Runner) -> Evaluation:
-        return evaluate(partial(run_by, runner), [(check.inputs, check.labels)], task, "run the artefact")
+        run, batches = partial(run_by, runner), [(check.inputs, check.labels)]
+        return evaluate(run, batches, task, "run the artefact", differing_from=reference)
 
     sizes = {
-        name: (check.inputs.rows(rows), Evaluation(task, (check.outputs_of(rows),)))
+        name: (check.inputs.rows(rows), Reference(task, lambda *_, rows=rows: check.outputs_of(rows)))
         for name, rows in few_rows(check.inputs.batch_size).items()
     }
+    deployed = ran(runner)
     comparison = compare(
         folder,
         target,
         result.predicted_bytes,
-        reference,
-        ran(runner),
-        default=own_difference(partial(target.load, folder, graph), runner, ran, reference),
+        deployed,
+        default=own_difference(partial(target.load, folder, graph), runner, ran),
         amplify=lambda: result.deployed.get("amplification"),
-        more=problems_of_sizes(partial(run_by, runner), sizes, reference),
+        more=problems_of_sizes(partial(run_by, runner), sizes, deployed),
     )
     if not layers:
         return comparison

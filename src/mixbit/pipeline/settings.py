@@ -57,6 +57,7 @@ class Settings:
         train_batches: Data to train on there; the calibration data apart from what is held out where None.
         dynamic: Input -> further dimensions of any size, see `capture`; those in which batches differ are found.
         seed: Seed of all random numbers.
+        samples: How many of the first samples of the calibration data to take; all where None.
         model: Where the model came from, to be noted in result.json.
     """
 
@@ -81,6 +82,7 @@ class Settings:
     train_batches: Iterable[Any] | None = None
     dynamic: Dynamic = field(default_factory=dict)
     seed: int = 0
+    samples: int | None = None
     model: str | None = None
 
     def check(self) -> None:

@@ -12,7 +12,9 @@ from torch import nn
 
 from mixbit.core import (
     Batch,
+    Batches,
     Budget,
+    Inputs,
     InvalidInput,
     Journal,
     MaxDrop,
@@ -27,7 +29,7 @@ from mixbit.core import (
     time_limit,
     users_code,
 )
-from mixbit.graph import Evaluation, Graph, argument, evaluate
+from mixbit.graph import Evaluation, Graph, Reference, argument, evaluate
 from mixbit.searches._problem import FEATURES, Floats, Trials
 from mixbit.searches.front import front
 from mixbit.searches.search import Method, priced, search, uniform_plans
@@ -54,9 +56,14 @@ class Scoring:
     journal: Journal = field(default_factory=Journal)
 
     @cached_property
+    def in_float(self) -> Reference:
+        """What the float graph returns on the batches."""
+        return Reference.recorded(self.graph, self.task)
+
+    @cached_property
     def reference(self) -> Evaluation:
         """What the float graph does on the batches."""
-        return evaluate(self.graph, self.batches, self.task, "float")
+        return evaluate(self.in_float, self.batches, self.task, "float", diverging_from=self.in_float)
 
     @property
     def in_accuracy(self) -> bool:
@@ -67,7 +74,7 @@ class Scoring:
     def float_score(self) -> float:
         """The score of the float network."""
         if self.score is None:
-            return self.timed("float", lambda: self._of_outputs(self.reference))
+            return self.timed("float", lambda: _score_of(self.reference))
         return self.timed("float", lambda: self._of_graph(self.graph.copy()))
 
     def simulated(self, plan: Plan) -> float:
@@ -88,7 +95,7 @@ class Scoring:
         artefact = artefact_runner(runner, self.graph)
         if self.score is not None:
             return self._by_user(Artefact(artefact))
-        return self._of_outputs(evaluate(artefact, self.batches, self.task, "run a plan"))
+        return self._evaluated(artefact, "run a plan")
 
     def _stored(self, how: str, plan: Plan, score: Callable[[], float]) -> float:
         key = (how, plan.target, *plan.layers.values())
@@ -96,16 +103,17 @@ class Scoring:
 
     def _of_graph(self, graph: Graph) -> float:
         if self.score is None:
-            return self._of_outputs(evaluate(graph, self.batches, self.task, "try a plan"))
+            return self._evaluated(graph, "try a plan")
         return self._by_user(graph.module)
 
     def _by_user(self, network: nn.Module) -> float:
         score: Any = self.score
         with users_code("the evaluation function fails on a plan"), torch.no_grad():
-            return float(score(network, [as_given(batch) for batch in self.batches]))
+            return float(score(network, Batches.of(self.batches).map(as_given)))
 
-    def _of_outputs(self, outputs: Evaluation) -> float:
-        return -outputs.divergence(self.reference) if outputs.accuracy is None else outputs.accuracy
+    def _evaluated(self, network: Graph | Callable[[Inputs], Any], label: str) -> float:
+        beside = None if self.in_accuracy else self.in_float
+        return _score_of(evaluate(network, self.batches, self.task, label, diverging_from=beside))
 
     def timed(self, what: str, score: Callable[[], float]) -> float:
         """What the function returns; raises MixbitError where it takes too long, or that is no finite number."""
@@ -115,6 +123,10 @@ class Scoring:
         if not math.isfinite(value):
             raise MixbitError(f"the evaluation of {what} returns {value}; return a finite number, higher is better")
         return value
+
+
+def _score_of(evaluation: Evaluation) -> float:
+    return -evaluation.divergence if evaluation.accuracy is None else evaluation.accuracy
 
 
 def searched_plan(table: Sensitivity, new_scoring: Callable[[], Scoring], budget: Budget, method: str | Method) -> Plan:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -57,7 +57,7 @@ class Prediction:
 
 
 @torch.no_grad()
-def predict(graph: Graph, channels: Channels, batches: list[Batch], keep: Tensor) -> dict[str, Prediction]:
+def predict(graph: Graph, channels: Channels, batches: Sequence[Batch], keep: Tensor) -> dict[str, Prediction]:
     """Node of a reader -> how what it reads is predicted, from the units [units] that are not gone.
 
     The graph is in float, and its readers read no channel that is gone; raises InvalidInput for NaN or inf.
@@ -105,7 +105,13 @@ class _Statistics:
 
 
 def importance(
-    graph: Graph, channels: Channels, batches: list[Batch], predictions: dict[str, Prediction], *, task: Task, seed: int
+    graph: Graph,
+    channels: Channels,
+    batches: Sequence[Batch],
+    predictions: dict[str, Prediction],
+    *,
+    task: Task,
+    seed: int,
 ) -> Tensor:
     """Expected KL divergence in nats, to second order, when a unit's channels are no longer read: [units], float64.
 

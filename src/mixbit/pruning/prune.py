@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -140,12 +140,12 @@ def prune_channels(
     task = task or Task.classification()
     masked, keep = _chosen(graph, pairs, share, task, seed)
     smaller = without_channels(masked, keep)
-    learning = RoundingInput(graph, smaller, [inputs for inputs, _ in pairs], task, seed, place)
+    learning = RoundingInput(graph, smaller, [inputs for inputs, _ in pairs.few()], task, seed, place)
     with reserved(place):
         return capture(recovered(learning, keep, iterations).module, graph.example)
 
 
-def _chosen(graph: Graph, pairs: list[Batch], share: float, task: Task, seed: int) -> tuple[Graph, Tensor]:
+def _chosen(graph: Graph, pairs: Sequence[Batch], share: float, task: Task, seed: int) -> tuple[Graph, Tensor]:
     """The graph whose layers read only the units that stay, its shapes as before; and [units] which stay."""
     channels = find_channels(graph)
     able = channels.free & channels.made

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -87,21 +88,36 @@ class Calibration:
                     raise InvalidInput(f"{layer.name}: its input {name} holds NaN or inf on the calibration data")
 
 
-def calibrate(graph: Graph, batches: Iterable[Any], *, ranges: str | RangeMethod = "mse") -> Calibration:
+def calibrate(
+    graph: Graph,
+    batches: Iterable[Any],
+    *,
+    ranges: str | RangeMethod = "mse",
+    samples: int | None = None,
+    folder: str | Path | None = None,
+) -> Calibration:
     """Run the float graph over the batches. The result holds them; what else it holds does not grow with them.
+
+    A list of batches stays where it is. Other data is gone through once and written to a file without a name, from
+    which all that follows reads: memory does not grow with it, and a loader that shuffles or augments anew in each pass
+    gives all of them the same.
 
     Args:
         graph: In float; it is left as it is.
         batches: What the model takes, with or without labels: a tensor, a tuple that may end with labels, or a dict.
         ranges: Name of the method that chooses ranges of activations, as `mse` or `percentile:share=0.999`, or a
             function from a `Histogram` and a `Format` to a scale and a zero point.
+        samples: How many of the first samples to take; all where None.
+        folder: Where the file is; that for temporary files where None.
 
     Raises:
-        InvalidInput: no batch, one that does not fit the graph or makes a layer's input NaN or inf; an unknown method.
+        InvalidInput: no batch, no end of them, one that does not fit the graph or makes a layer's input NaN or inf; an
+            unknown method.
     """
     check_graph(graph)
     _, range_method = RANGES.find(ranges)
-    recorder, pairs = _Recorder(graph), split_all(batches, len(graph.example.args))
+    recorder, place = _Recorder(graph), None if folder is None else Path(folder)
+    pairs = split_all(batches, len(graph.example.args), samples=samples, folder=place)
     walker = Walker(graph.module, {name: seen(partial(recorder.see, name)) for name in recorder.watched})
     with torch.no_grad():
         for number, (inputs, _) in enumerate(track(pairs, "calibrate")):
@@ -116,7 +132,7 @@ def calibrate(graph: Graph, batches: Iterable[Any], *, ranges: str | RangeMethod
         recorder.histograms,
         recorder.mean_inputs,
         {name: _of_each_shape(samples, graph.operations[name][1]) for name, samples in recorder.samples.items()},
-        num_samples=sum(inputs.batch_size for inputs, _ in pairs),
+        num_samples=sum(pairs.sizes),
         range_method=range_method,
         batches=pairs,
     )

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mixbit.core import Format, pick, track
+from mixbit.core import Batches, Format, pick, track
 from mixbit.graph import Case, Layer, Operation, SampleGradients
 from mixbit.quantization.affine import choose_mask, misfit
 from mixbit.quantization.calibrate import Calibration, mean_output
@@ -72,5 +72,5 @@ def mean_square_gradients(case: Case, calibration: Calibration, layers: Sequence
     backward = SampleGradients(graph, layers, add, means=mean)
     for inputs, labels in track(case.batches, "weigh weights"):
         backward.run_batch(inputs, labels, partial(case.task.information, generator=generator))
-    num_samples = sum(inputs.batch_size for inputs, _ in case.batches)
+    num_samples = sum(Batches.of(case.batches).sizes)
     return {name: total / num_samples for name, total in totals.items()}

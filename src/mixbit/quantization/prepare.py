@@ -3,6 +3,7 @@
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -36,14 +37,16 @@ def reestimated(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
 
     Args:
         model: The trained network; it is left as it is.
-        batches: Calibration batches; labels are allowed and not needed. Held in memory.
+        batches: Calibration batches; labels are allowed and not needed. Of more than FEW_SAMPLES samples, statistics
+            are those of about as many, from all over the data.
 
     Raises:
         InvalidInput: there is no batch norm with running statistics, no batch, a single value for a channel, NaN or
             inf; or the model cannot be copied, or fails on a batch.
         UnsupportedModel: `torch.export` cannot follow the code.
     """
-    batches = [inputs for inputs, _ in split_batches(model, batches)]
+    pairs = split_batches(model, batches)
+    batches = pairs.map(itemgetter(0))
     try:
         result = copy.deepcopy(model).eval()
     except (RuntimeError, TypeError) as error:
@@ -63,8 +66,9 @@ def reestimated(model: nn.Module, batches: Iterable[Any]) -> nn.Module:
     def see(_: int, node: fx.Node, __: Callable[..., Any], args: tuple[Any, ...]) -> None:
         moments[owners[node.name]].update(args[0].movedim(1, -1).flatten(0, -2))
 
-    for pairs in in_order(graph, owners, calls, batches, see, "re-estimate batch norms"):
-        for names in pairs:
+    some = [inputs for inputs, _ in pairs.few()]
+    for turn in in_order(graph, owners, calls, some, see, "re-estimate batch norms"):
+        for names in turn:
             _set_statistics(graph, names, moments[names])
     for name in (name for names in calls for name in names):
         result.get_buffer(name).copy_(graph.parameter(name))

@@ -19,7 +19,8 @@ class RoundingInput:
     Attributes:
         graph: The float graph.
         simulated: The same with all quantizers and weights in float; biases are corrected for the nearest integers.
-        batches: Calibration inputs.
+        batches: Calibration inputs, about FEW_SAMPLES samples of them where there are more; all activations of these
+            may be held.
         task: What the outputs mean.
         seed: Random seed.
         folder: Where finished parts are stored, so that an interrupted run resumes; None stores nothing.

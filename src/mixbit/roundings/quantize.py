@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mixbit.core import InvalidInput, Plan, Store, Task, find_target, pick, reserved
+from mixbit.core import Batches, InvalidInput, Plan, Store, Task, find_target, pick, reserved
 from mixbit.graph import Graph, check_arguments
 from mixbit.graph.resources import num_uncovered
 from mixbit.quantization.biases import BIAS_CORRECTIONS, corrected
@@ -40,7 +40,8 @@ def quantize(
         plan: A scheme for every layer, for the target it names.
         batches: Calibration data, labels ignored; or a calibration of this graph, with its masks of sparse schemes (see
             `mixbit.quantization.masks`; otherwise chosen by magnitude), and with its `batches` where the rounding is
-            not nearest or the correction sequential; or None where no input has a static range: weights then take
+            not nearest or the correction sequential, of which these take about FEW_SAMPLES samples, from all over the
+            data; or None where no input has a static range: weights then take
             min-max scales, and biases stay.
         rounding: A name in ROUNDINGS, as `brecq:iterations=500`, or a function from a `RoundingInput` to a graph.
         bias_correction: A name in `mixbit.quantization.biases.BIAS_CORRECTIONS`.
@@ -64,8 +65,10 @@ def quantize(
     check_plan(graph, plan)
     plan = _without_outdated_predictions(graph, plan)
     calibration = _calibration(graph, plan, batches, ranges)
-    inputs = () if calibration is None else [inputs for inputs, _ in calibration.batches]
-    if not inputs and (round_weights is not nearest or bias_correction == "sequential"):
+    needs_data = round_weights is not nearest or bias_correction == "sequential"
+    some = Batches.of(() if calibration is None or not needs_data else calibration.batches).few()
+    inputs = [inputs for inputs, _ in some]
+    if needs_data and not inputs:
         what = "sequential bias correction" if round_weights is nearest else f"rounding {name}"
         raise InvalidInput(f"{what}: {_given(calibration)} is not enough; give the batches")
     corrects, place = bias_correction != "off", Store(folder).folder

@@ -25,11 +25,10 @@ from mixbit.core import (
     TargetMismatch,
     Task,
     find_target,
-    moments,
-    split_batch,
+    split_all,
     spread,
 )
-from mixbit.graph import Evaluation, Graph, Layer, Walker, evaluate, fitted
+from mixbit.graph import Difference, Evaluation, Graph, Layer, Reference, Walker, evaluate, fitted
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.targets._integers import plan_of
 from mixbit.targets._layers import FirstDifference, Watched, first_difference, first_rows, watched
@@ -93,7 +92,7 @@ class Comparison:
         num_samples: Samples compared.
         max_abs_diff: Largest difference of an output.
         relative_rms: Root mean square difference / spread of the simulation's outputs, of the channels where it is
-            largest; see `differences`.
+            largest; see `groups_of`.
         agreement: Share of equal top answers, of the output where it is least; None where no output has any.
         accuracy: Of the artefact; None without labels.
         weight_bytes: Of weights and scales, read from the file.
@@ -174,23 +173,22 @@ def verify(
     plan = plan_of(simulated)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     task = task or Task.classification()
-    pairs = task.aligned([split_batch(batch, len(graph.example.args)) for batch in batches])
+    pairs = task.aligned(split_all(batches, len(graph.example.args)))
     task = fitted(task, graph, pairs)
     target = find_target(plan.target)
-    reference = evaluate(simulated, pairs, task, "simulate")
+    reference = Reference.recorded(simulated, task)
     target.try_apart(folder, [leaf.numpy() for leaf in graph.tensors(graph.example)])
     runner = target.load(folder, graph)
     run = artefact_runner(runner, graph)
-    deployed = evaluate(run, pairs, task, "run the artefact")
+    deployed = evaluate(run, pairs, task, "run the artefact", differing_from=reference)
     comparison = compare(
         folder,
         target,
         predicted_bytes(graph.layers, plan),
-        reference,
         deployed,
         default=at_default_settings(folder, target, runner, graph, pairs[0], reference),
         amplify=lambda: amplification(simulated, pairs, reference),
-        more=problems_of_sizes(run, simulated_at_sizes(simulated, pairs[0][0], task), reference),
+        more=problems_of_sizes(run, simulated_at_sizes(simulated, pairs[0][0], task), deployed),
     )
     if not layers:
         return comparison
@@ -214,29 +212,27 @@ def with_layers(
 
 
 def at_default_settings(
-    folder: Path, target: Target, runner: Runner, graph: Graph, batch: Batch, reference: Evaluation
+    folder: Path, target: Target, runner: Runner, graph: Graph, batch: Batch, reference: Reference
 ) -> float | None:
     """`own_difference` of the first batch."""
 
     def ran(own: Runner) -> Evaluation:
-        return evaluate(artefact_runner(own, graph), [batch], reference.task, "run at default settings")
+        run = artefact_runner(own, graph)
+        return evaluate(run, [batch], reference.task, "run at default settings", differing_from=reference)
 
-    first = Evaluation(reference.task, reference.outputs[:1])
-    return own_difference(partial(target.load, folder, graph), runner, ran, first)
+    return own_difference(partial(target.load, folder, graph), runner, ran)
 
 
-def own_difference(
-    load: Callable[..., Runner], runner: Runner, run: Callable[[Runner], Evaluation], reference: Evaluation
-) -> float | None:
+def own_difference(load: Callable[..., Runner], runner: Runner, run: Callable[[Runner], Evaluation]) -> float | None:
     """`relative_rms` under the runtime's own settings: inf if it fails, None if the runner has these settings."""
     try:
         own = load(default_settings=True)
-        return None if own.environment == runner.environment else farthest(reference, run(own))
+        return None if own.environment == runner.environment else farthest(run(own))
     except TargetMismatch:
         return math.inf
 
 
-def amplification(simulated: Graph, batches: Iterable[Batch], reference: Evaluation) -> float:
+def amplification(simulated: Graph, batches: Iterable[Batch], reference: Reference) -> float:
     """How far a simulation is from itself, as `relative_rms`, where inputs and all that is quantized grow by 2^-23.
 
     A runtime sums in another order, so that it too differs in the last place. Where that alone moves outputs, a
@@ -253,17 +249,18 @@ def amplification(simulated: Graph, batches: Iterable[Batch], reference: Evaluat
     def run(inputs: Inputs) -> Any:
         return walker.returned(simulated.leaves(inputs.map(_moved)))
 
-    return farthest(reference, evaluate(run, batches, reference.task, "move by the last place"))
+    moved = evaluate(run, batches, reference.task, "move by the last place", differing_from=reference)
+    return farthest(moved)
 
 
 def _moved(x: Tensor) -> Tensor:
     return x * (1 + LAST_PLACE) if x.is_floating_point() else x
 
 
-def farthest(reference: Evaluation, given: Evaluation) -> float:
+def farthest(given: Evaluation) -> float:
     """The largest `relative_rms` of any output and group of channels."""
-    names = [name for name, head in reference.heads.items() if head.costs]
-    return max(group.relative_rms for name in names for group in differences(reference, given, name))
+    costly = [difference for difference in given.differences.values() if difference.head.costs]
+    return max(group.relative_rms for difference in costly for group in groups_of(difference))
 
 
 def predicted_bytes(layers: tuple[Layer, ...], plan: Plan) -> dict[str, int]:
@@ -276,36 +273,36 @@ def compare(
     folder: Path,
     target: str | Target,
     predicted: dict[str, int],
-    reference: Evaluation,
     deployed: Evaluation,
     *,
     default: float | None = None,
     amplify: Callable[[], float | None] = lambda: None,
     more: Sequence[str] = (),
 ) -> Comparison:
-    """Compare the outputs, and the bytes in the file with the prediction.
+    """Compare the outputs, by their differences from the simulation's, and the bytes in the file with the prediction.
 
     `default` is what `at_default_settings` returned. `amplify` is called where outputs differ too much, or in `more`
     ways, see `problems_of_sizes`.
     """
     target = find_target(target)
     stored = {name: weight.weight_bytes for name, weight in target.stored(folder).items()}
-    found = {name: differences(reference, deployed, name) for name, head in reference.heads.items() if head.costs}
+    apart_of = deployed.differences
+    found = {name: groups_of(difference) for name, difference in apart_of.items() if difference.head.costs}
     worst = {name: max(groups, key=lambda group: group.relative_rms) for name, groups in found.items()}
-    agreements = {name: agreement(reference, deployed, name) for name, head in reference.heads.items() if head.answers}
+    agreements = {name: difference.agreement for name, difference in apart_of.items() if difference.head.answers}
     problems = [f"the file holds no weight of {name}" for name in predicted if name not in stored]
     for name, expected in predicted.items():
         held = stored.get(name, expected)
         if abs(held - expected) > BYTES_TOLERANCE * expected:
             problems.append(f"{name} takes {held:,} bytes in the file, {expected:,} were predicted")
-    alone, apart = len(reference.outputs[0]) == 1, list[str]()
+    alone, apart = len(apart_of) == 1, list[str]()
     for name, group in worst.items():
         if not group.relative_rms <= OUTPUT_TOLERANCE:
             whole = len(found[name]) == 1
             what = ("" if alone else f" {name}") + ("" if whole else f", channels {_listed(group.channels)},")
             subject = f"outputs{what} differ" if alone else f"output{what} differs"
             apart.append(f"{subject} by {group.relative_rms:.1%} of their spread (allowed {OUTPUT_TOLERANCE:.0%})")
-    count = reference.num_samples
+    count = deployed.num_samples
     for name, share in agreements.items():
         if round((1 - share) * count) > max(1, ANSWERS_TOLERANCE * count):
             of = "" if alone else f" of output {name}"
@@ -334,7 +331,7 @@ def compare(
 #: What is said of a batch of other lengths.
 SHORTER = "shorter samples"
 #: What is said of a small batch -> its inputs, and what the simulation does on them.
-Sizes = Mapping[str, tuple[Inputs, Evaluation]]
+Sizes = Mapping[str, tuple[Inputs, Reference]]
 
 
 def simulated_at_sizes(simulated: Graph, inputs: Inputs, task: Task) -> Sizes:
@@ -353,7 +350,9 @@ def simulated_at_sizes(simulated: Graph, inputs: Inputs, task: Task) -> Sizes:
     for name, batch in sizes.items():
         # the network itself may not take a length
         with suppress(InvalidInput) if name == SHORTER else nullcontext():
-            done[name] = batch, evaluate(simulated, [(batch, None)], task, f"simulate {name}")
+            reference = Reference.recorded(simulated, task)
+            evaluate(reference, [(batch, None)], task, f"simulate {name}")
+            done[name] = batch, reference
     return done
 
 
@@ -362,30 +361,30 @@ def few_rows(count: int) -> dict[str, list[int]]:
     return {"one sample": [0], "three samples": [number % count for number in range(3)]}
 
 
-def problems_of_sizes(run: Callable[[Inputs], Any], sizes: Sizes, reference: Evaluation) -> list[str]:
-    """How the artefact differs from the simulation on these batches, relative to the spread of the reference.
+def problems_of_sizes(run: Callable[[Inputs], Any], sizes: Sizes, deployed: Evaluation) -> list[str]:
+    """How the artefact differs from the simulation on these batches, relative to the spread over the whole data.
 
     A runtime may take another way for one sample, for a few, or for other lengths.
     """
     problems = []
     for size, (batch, wanted) in sizes.items():
         try:
-            given = evaluate(run, [(batch, None)], wanted.task, f"run {size}")
+            given = evaluate(run, [(batch, None)], wanted.task, f"run {size}", differing_from=wanted)
         except TargetMismatch as error:
             problems.append(f"on {size} alone: {error}")
             continue
-        for name, head in wanted.heads.items():
-            if head.costs:
-                worst = max(group.relative_rms for group in differences(wanted, given, name, reference))
+        for name, difference in given.differences.items():
+            if difference.head.costs:
+                worst = max(group.relative_rms for group in groups_of(difference, deployed.differences[name].moments))
                 if not worst <= FEW_TOLERANCE:
-                    of = f" of {name}" if len(wanted.heads) > 1 else ""
+                    of = f" of {name}" if len(given.differences) > 1 else ""
                     limit = f"allowed {FEW_TOLERANCE:.0%}"
                     problems.append(f"on {size} alone outputs{of} differ by {worst:.1%} of their spread ({limit})")
     return problems
 
 
 @dataclass(frozen=True)
-class Difference:
+class Group:
     """How far some channels of an output are from the simulation's.
 
     Attributes:
@@ -399,41 +398,26 @@ class Difference:
     largest: float
 
 
-def differences(
-    reference: Evaluation, deployed: Evaluation, name: str, spread_of: Evaluation | None = None
-) -> list[Difference]:
+def groups_of(difference: Difference, spread_of: Tensor | None = None) -> list[Group]:
     """The difference of one output in each group of channels of like spread, which is within a factor of LIKE.
 
     So what is small, as scores of 0..1 beside boxes in pixels, counts in its own unit. The spread is that of the
-    reference's outputs, or of those of `spread_of`.
+    reference's outputs, or of those with the moments `spread_of`.
     """
-    head = reference.heads[name]
-    sums, squares, largest = [], [], []
-    for wanted, given in zip(reference.outputs, deployed.outputs, strict=True):
-        axis = head.channels(wanted[name])
-        apart = torch.where(given[name] == wanted[name], 0, given[name].double() - wanted[name].double())
-        rows = apart.movedim(axis, -1).flatten(0, -2)
-        sums.append(moments(wanted[name], axis))
-        squares.append(rows.square().sum(0))
-        largest.append(rows.abs().amax(0))
-    total = torch.stack(sums).sum(0)
-    count = total[0].clamp(min=1)
-    if spread_of is not None:
-        total = torch.stack([moments(each[name], head.channels(each[name])) for each in spread_of.outputs]).sum(0)
+    total = difference.moments if spread_of is None else spread_of
     if float(total[0].max()) < 2:  # one number a channel: the channels together show the spread
         total = total.sum(1, keepdim=True).expand_as(total)
-    spreads, power = spread(total), torch.stack(squares).sum(0) / count
+    spreads, power = spread(total), difference.squares / difference.moments[0].clamp(min=1)
     groups: list[list[int]] = []
     for channel in spreads.argsort().tolist():
         if not groups or spreads[channel] > LIKE * spreads[groups[-1][0]]:
             groups.append([])
         groups[-1].append(channel)
-    peaks = torch.stack(largest).amax(0)
     return [
-        Difference(
+        Group(
             tuple(sorted(group)),
             float((power[group].mean() / spreads[group].square().mean()).sqrt()),
-            float(peaks[group].max()),
+            float(difference.largest[group].max()),
         )
         for group in groups
     ]
@@ -443,13 +427,3 @@ def _listed(channels: tuple[int, ...]) -> str:
     """The first few numbers."""
     text = ", ".join(map(str, channels[:5]))
     return f"{text} and {len(channels) - 5} more" if len(channels) > 5 else text
-
-
-def agreement(reference: Evaluation, deployed: Evaluation, name: str) -> float:
-    """Share of equal top answers of one output; NaN where it has none."""
-    answers = reference.heads[name].answers
-    if answers is None:
-        return math.nan
-    pairs = zip(reference.outputs, deployed.outputs, strict=True)
-    equal = [(answers(wanted[name]) == answers(given[name])).flatten() for wanted, given in pairs]
-    return float(torch.cat(equal).to(torch.float64).mean())

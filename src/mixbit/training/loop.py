@@ -170,7 +170,7 @@ class Loop:
     def run(
         self,
         batches: Iterable[Any],
-        held_out: list[Batch],
+        held_out: Sequence[Batch],
         stored: Stored | None,
         store: Callable[[dict[str, Tensor], list[float]], None],
     ) -> Trained:
@@ -193,7 +193,7 @@ class Loop:
     @torch.enable_grad()
     def _epoch(self, epoch: int, batches: Iterable[Any]) -> None:
         if isinstance(batches, Sequence):  # a loader has an order of its own; that of a list is drawn
-            ordered = iter([batches[index] for index in torch.randperm(len(batches)).tolist()])
+            ordered = map(batches.__getitem__, torch.randperm(len(batches)).tolist())
         else:
             ordered = loaded(batches)
         number = -1
@@ -235,7 +235,7 @@ class Loop:
         return loss
 
     @torch.no_grad()
-    def _score(self, held_out: list[Batch]) -> None:
+    def _score(self, held_out: Sequence[Batch]) -> None:
         """Take the loss on held-out data, biases rounded, and the state where it is the least so far."""
         place, total, count, graph = f"held-out data after epoch {len(self.losses)}", 0.0, 0, settled(self.graph)
         for batch in track(held_out, "evaluate"):

@@ -36,6 +36,7 @@ Pins = Annotated[list[str] | None, typer.Option(help="NAME=SCHEME, as conv1.weig
 Dynamic = Annotated[
     list[str] | None, typer.Option(help="INPUT:DIMENSION,..., of any size, as input_ids:1 or 0:2,3; may be repeated")
 ]
+Samples = Annotated[int | None, typer.Option(min=1, help="take the first so many samples of --data; else all")]
 Ranges = Annotated[str, typer.Option(help="ranges of activations, see: mixbit list ranges; as percentile:share=0.999")]
 
 

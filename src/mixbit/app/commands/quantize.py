@@ -53,6 +53,7 @@ def quantize(
     train: Annotated[str | None, typer.Option(help="DATA to fine-tune on; by default the calibration data")] = None,
     lr: Annotated[float | None, typer.Option(help="largest learning rate of --flavour qat")] = None,
     dynamic: options.Dynamic = None,
+    samples: options.Samples = None,
     task: options.TaskName = "classification",
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
@@ -110,6 +111,7 @@ def quantize(
         dynamic=options.dynamic_of(dynamic),
         train_batches=None if train is None else load_data(train, every_epoch=True),
         seed=seed,
+        samples=samples,
         model=absolute(model),
     )
     settings.check()

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import redirect_stdout
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,6 +47,7 @@ def measure(
     ] = False,
     ranges: options.Ranges = "mse",
     dynamic: options.Dynamic = None,
+    samples: options.Samples = None,
     task: options.TaskName = "classification",
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
@@ -68,9 +70,9 @@ def measure(
     free = options.dynamic_of(dynamic)
     options.say_unless_used(loss, metric)
     module = options.model_on(model, device)
-    batches = split_batches(module, load_data(data))
+    batches = split_batches(module, load_data(data), samples=samples, folder=out.absolute().parent)
     with reserved(out), redirect_stdout(sys.stderr):
-        graph = capture_all(module, [inputs for inputs, _ in batches], free)
+        graph = capture_all(module, batches.map(itemgetter(0)), free)
         if (note := note_on_uncovered(graph)) is not None:
             say(note)
         calibration = calibrate(graph, batches, ranges=options.function_or_name(ranges, "RANGES"))
@@ -214,14 +216,16 @@ def load_subject(
     task: tuple[str, str | None, list[str] | None],
     device: str,
     dynamic: dict[str | int, Any],
+    samples: int | None,
 ) -> tuple[Any, ...]:
     """What a study is about: the captured MODEL, DATA to calibrate and to evaluate on, and the task with its loss."""
     from mixbit.core import load_data, load_model, split_batches
     from mixbit.graph.capture import capture_all
 
     module = load_model(model).to(device)
-    calibration, evaluated = (split_batches(module, load_data(spec)) for spec in data)
-    graph, meant = capture_all(module, [inputs for inputs, _ in calibration], dynamic), options.task_of(*task)
+    calibration = split_batches(module, load_data(data[0]), samples=samples)
+    evaluated = split_batches(module, load_data(data[1]))
+    graph, meant = capture_all(module, calibration.map(itemgetter(0)), dynamic), options.task_of(*task)
     return graph, meant.aligned(calibration), meant.aligned(evaluated), meant
 
 
@@ -237,6 +241,7 @@ def study(
     processes: Annotated[int, typer.Option(min=1, help="processes that evaluate plans and share the cores")] = 2,
     choices: options.Choices = None,
     dynamic: options.Dynamic = None,
+    samples: options.Samples = None,
     task: options.TaskName = "classification",
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
@@ -250,12 +255,10 @@ def study(
 
     from mixbit.metric_study.study import study as study_
 
-    free = options.dynamic_of(dynamic)
+    free, place = options.dynamic_of(dynamic), str(options.device_of(device))
     with redirect_stdout(sys.stderr):
         result = study_(
-            partial(
-                load_subject, model, (data, evaluate), (task, loss, output_weight), str(options.device_of(device)), free
-            ),
+            partial(load_subject, model, (data, evaluate), (task, loss, output_weight), place, free, samples),
             target=target,
             out=out,
             choices=options.split(choices),

@@ -166,7 +166,7 @@ def _described(value: Any, around: tuple[int, ...]) -> str:
             text = f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"
         case Mapping():
             text, held = "mapping", [*value.items()]
-        case list() | tuple():
+        case Sequence() if not isinstance(value, str | bytes | range):
             text, held = "sequence", value
         case set() | frozenset():
             text, held = "set", sorted(value, key=repr)

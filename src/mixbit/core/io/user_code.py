@@ -7,6 +7,8 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from operator import length_hint
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +79,9 @@ def absolute(spec: str) -> str:
 
 
 def load_data(spec: str, *, every_epoch: bool = False) -> Any:
-    """The batches that the function returns, as a list; raises InvalidInput where there are none.
+    """The batches that the function returns; raises InvalidInput where they are no iterable, or a list of none.
 
+    What is no list raises InvalidInput, which names the spec, when it fails while iterated or turns out to be empty.
     With `every_epoch`, what starts again after its end is returned as it is: it may change order and batches.
     """
     data = _call(spec, "DATA")
@@ -86,11 +89,41 @@ def load_data(spec: str, *, every_epoch: bool = False) -> Any:
         raise InvalidInput(f"DATA {spec}: returns a {type(data).__name__}, not an iterable of batches")
     if every_epoch and not isinstance(data, Iterator):
         return data
-    with _users_program(f"DATA {spec}: fails while iterated"):
-        batches = list(data)
-    if not batches:
-        raise InvalidInput(f"DATA {spec}: holds no batch; return an iterable of at least one batch")
-    return batches
+    batches = _NamedData(spec, data)
+    if not isinstance(data, list | tuple):
+        return batches
+    if not data:
+        raise batches.empty
+    return data
+
+
+@dataclass(frozen=True)
+class _NamedData(Iterable[Any]):
+    """Data whose errors name the spec that it came from."""
+
+    spec: str
+    data: Iterable[Any]
+
+    def __length_hint__(self) -> int:
+        return length_hint(self.data)
+
+    def __iter__(self) -> Iterator[Any]:
+        end, count, failure = object(), 0, f"DATA {self.spec}: fails while iterated"
+        with _users_program(failure):
+            batches = iter(self.data)
+        while True:
+            with _users_program(failure):
+                batch = next(batches, end)
+            if batch is end:
+                break
+            count += 1
+            yield batch
+        if count == 0:
+            raise self.empty
+
+    @property
+    def empty(self) -> InvalidInput:
+        return InvalidInput(f"DATA {self.spec}: holds no batch; return an iterable of at least one batch")
 
 
 def load_function(spec: str, what: str) -> Any:

@@ -1,0 +1,101 @@
+"""A file for what does not fit into memory: trees of tensors, written one after the other and read by their number."""
+
+import shutil
+import tempfile
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from mixbit.core.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the numbers of a tensor stand in the file, and how they lie in memory."""
+
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Spill:
+    """Trees of tensors in a file, in the order in which they were put; other leaves stay in memory.
+
+    The file has no name: it ends with this object, or with the process, however that ends. It is read by calls, not
+    mapped into memory, where pages that were read would count as the process's own.
+
+    Attributes:
+        folder: Where the file is; that for temporary files where None is given.
+        size: Its bytes.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.size = 0
+        self._trees: list[tuple[list[Any], pytree.TreeSpec]] = []
+        try:
+            self.folder = Path(tempfile.gettempdir() if folder is None else folder)
+            self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 open as long as this object lives
+        except OSError as error:
+            raise InvalidInput(f"data: no file can be made for it ({error}); set TMPDIR to another place") from error
+        weakref.finalize(self, self._file.close)
+
+    def __len__(self) -> int:
+        return len(self._trees)
+
+    def has_room(self, num_bytes: int) -> bool:
+        """Whether the file, with so many bytes more, takes at most half of the space that was free without it."""
+        return self.size + num_bytes <= shutil.disk_usage(self.folder).free
+
+    def put(self, tree: Any) -> None:
+        """Add a tree; raises InvalidInput, which says how much there is, where it would take half of the free space."""
+        leaves, structure = pytree.tree_flatten(tree)
+        if self._trees and self._trees[-1][1] == structure:
+            structure = self._trees[-1][1]
+        places = [self._put(leaf) if _is_plain(leaf) else leaf for leaf in leaves]
+        self._trees.append((places, structure))
+
+    def __getitem__(self, number: int) -> Any:
+        """The tree of that number, in new tensors."""
+        places, structure = self._trees[number]
+        leaves = [self._get(each) if isinstance(each, _Place) else each for each in places]
+        return pytree.tree_unflatten(leaves, structure)
+
+    def _put(self, leaf: Tensor) -> _Place:
+        dense = torch.empty_like(leaf, device="cpu", requires_grad=False).copy_(leaf.detach())
+        place = _Place(self.size, tuple(dense.shape), dense.stride(), dense.dtype, leaf.device)
+        numbers = _bytes_of(dense)
+        try:
+            if not self.has_room(len(numbers)):
+                raise OSError("the rest is left to others")
+            self._file.seek(self.size)
+            self._file.write(numbers.data)
+            self._file.flush()
+        except OSError as error:
+            raise InvalidInput(
+                f"data: {self.size / 2**30:.3g} GiB are written to {self.folder}, which has no room for more "
+                f"({error}); take the first N samples by --samples N (samples=N in Python), or a place with more room"
+            ) from error
+        self.size += len(numbers)
+        return place
+
+    def _get(self, place: _Place) -> Tensor:
+        tensor = torch.empty_strided(place.shape, place.stride, dtype=place.dtype)
+        self._file.seek(place.offset)
+        self._file.readinto(_bytes_of(tensor).data)
+        return tensor.to(place.device)
+
+
+def _is_plain(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.layout == torch.strided and not leaf.is_quantized
+
+
+def _bytes_of(dense: Tensor) -> Any:
+    """The numbers of a tensor that has a storage of its own, as an array of bytes that shares their memory."""
+    return torch.empty(0, dtype=torch.uint8).set_(dense.untyped_storage()).numpy()
