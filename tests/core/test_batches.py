@@ -1,8 +1,12 @@
+from itertools import count
+from weakref import WeakSet
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from mixbit.core.batches import HELD_OUT, Inputs, hold_out, split_batch, split_batches
+from mixbit.core import batches as core_batches, digest
+from mixbit.core.batches import FEW_SAMPLES, HELD_OUT, Inputs, hold_out, split_all, split_batch, split_batches
 from mixbit.core.errors import InvalidInput
 
 X, M, Y = torch.randn(3, 2), torch.randn(3, 5), torch.tensor([0, 1, 2])
@@ -79,3 +83,81 @@ def test_batches_that_are_not_understood_are_named(batch, message):
 def test_data_that_is_no_iterable_of_batches(data):
     with pytest.raises(InvalidInput, match="not an iterable of batches"):
         split_batches(nn.Linear(2, 3), data)
+
+
+class Shuffled:
+    """A loader whose batches come in another order, with other noise, each time."""
+
+    def __init__(self):
+        self.passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        for index in torch.randperm(9).tolist():
+            yield torch.full((4, 2), float(index)) + torch.rand(4, 2), torch.full((4,), index % 3)
+
+
+def test_data_that_is_no_list_is_gone_through_once_and_the_same_in_every_pass():
+    loader = Shuffled()
+    batches = split_batches(nn.Linear(2, 3), loader)
+    first, second = list(batches), list(batches)
+    assert loader.passes == 1
+    assert batches.sizes == [4] * 9
+    for (x, labels), (again, its_labels) in zip(first, second, strict=True):
+        assert torch.equal(x.args[0], again.args[0])
+        assert torch.equal(labels, its_labels)
+    assert digest(batches) == digest(first)
+    for some, expected in ((batches[1::4], first[1::4]), (batches.at([7, 2]), [first[7], first[2]])):
+        assert [float(x.args[0][0, 0]) for x, _ in some] == [float(x.args[0][0, 0]) for x, _ in expected]
+    held_out, rest = hold_out(batches)
+    assert len(held_out) + len(rest) == 9
+
+
+def test_the_first_samples_are_taken_and_no_more_is_read():
+    asked = []
+
+    def endless():
+        for number in count():
+            asked.append(number)
+            yield {"x": torch.full((4, 2), float(number)), "labels": torch.arange(4)}
+
+    batches = split_all(endless(), 1, samples=10)
+    assert batches.sizes == [4, 4, 2]
+    assert asked == [0, 1, 2]
+    inputs, labels = batches[2]
+    assert torch.equal(inputs.kwargs["x"], torch.full((2, 2), 2.0))
+    assert labels.tolist() == [0, 1]
+    assert split_all([X, X], 1, samples=5).sizes == [len(X), 5 - len(X)]
+    with pytest.raises(InvalidInput, match="whole number from 1"):
+        split_all([X], 1, samples=0)
+
+
+def test_endless_data_is_told(monkeypatch):
+    monkeypatch.setattr(core_batches, "MOST_SAMPLES", 100)
+    with pytest.raises(InvalidInput, match=r"does not end: 100 samples so far.*--samples N"):
+        split_all((torch.ones(4, 2) for _ in count()), 1)
+    assert sum(split_all(iter([torch.ones(4, 2)] * 30), 1).sizes) == 120  # which says how long it is
+
+
+def test_few_are_whole_batches_from_all_over_the_data():
+    pairs = split_all([torch.full((64, 1), float(number)) for number in range(100)], 1)
+    some = pairs.few()
+    assert sum(some.sizes) <= FEW_SAMPLES < sum(some.sizes) + 65
+    numbers = [float(inputs.args[0][0]) for inputs, _ in some]
+    assert numbers == sorted(set(numbers))
+    assert numbers[0] < 5
+    assert numbers[-1] > 95
+    assert pairs[:30].few().sizes == [64] * 30
+
+
+def test_no_batch_that_was_read_stays_in_memory():
+    alive = WeakSet()
+
+    def made():
+        for _ in range(50):
+            x = torch.randn(8, 2)
+            alive.add(x)
+            yield x
+            assert len(alive) <= 3
+
+    split_all(made(), 1)

@@ -180,7 +180,8 @@ def evaluate(
                     losses.append((float(task.loss(returned, labels)), inputs.batch_size))
             if labels is not None and task.has_accuracy:
                 answers += _right_answers(task, output, labels, seen % 2)
-            wanted = {each: each.of(number, inputs) for each in (diverging_from, differing_from) if each is not None}
+            others = {each for each in (diverging_from, differing_from) if each is not None}
+            wanted = {each: output if each is network else each.of(number, inputs) for each in others}
             if diverging_from is not None:
                 divergences.append(task.divergences(_double(wanted[diverging_from]), _double(output)))
         except InvalidInput as error:
