@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from mixbit.app import main as cli
+from mixbit.core import batches
 from mixbit.core.budget import MaxDrop
 from mixbit.core.errors import InvalidInput
 from mixbit.core.io.user_code import load_data, load_model
@@ -38,6 +39,10 @@ def data():
     generator = torch.Generator().manual_seed(1)
     for _ in range(4):
         yield torch.randn(8, 1, 6, 6, generator=generator), torch.randint(0, 3, (8,), generator=generator)
+
+def endless():
+    while True:
+        yield from data()
 
 def empty():
     return []
@@ -272,6 +277,23 @@ def test_measure_takes_ranges(code, run, tmp_path):
         assert status == 0, err
         tables.append(json.loads(out)["loss"])
     assert tables[0] == tables[1] != tables[2]
+
+
+def test_the_first_samples_of_endless_data_are_taken_and_it_is_told_without(code, run, tmp_path, monkeypatch):
+    words = ["measure", f"{code}:model", "--target", "packed", "--choices", "w8a4", "--json"]
+    tables = []
+    for number, source in enumerate((["endless", "--samples", 30], ["data", "--samples", 30], ["data"])):
+        status, out, err = run(
+            *words, "--data", f"{code}:{source[0]}", *source[1:], "--out", tmp_path / f"{number}.json"
+        )
+        assert status == 0, err
+        tables.append(json.loads(out))
+    assert tables[0] == tables[1]
+    assert [table["num_samples"] for table in tables] == [30, 30, 32]
+    monkeypatch.setattr(batches, "MOST_SAMPLES", 64)
+    status, _, err = run(*words, "--data", f"{code}:endless", "--out", tmp_path / "none.json")
+    assert status == 2
+    assert "--samples N" in err
 
 
 def test_quantize_takes_the_options_of_static_quantization(code, asked, tmp_path):
