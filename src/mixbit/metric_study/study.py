@@ -20,6 +20,7 @@ from mixbit.core import (
     Sensitivity,
     check_matplotlib,
     check_writable_folder,
+    checked,
     digest,
     environment,
     find_target,
@@ -72,6 +73,7 @@ class Study:
         return json.dumps({"version": 1} | fields, indent=2, allow_nan=False) + "\n"
 
 
+@checked
 def study(  # noqa: PLR0913
     setup: Callable[[], tuple[Any, ...]] | tuple[Any, ...],
     *,

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mixbit.core import Batch, InvalidInput, Plan, Task, digest, split_all
-from mixbit.graph import Evaluation, Graph, evaluate, fitted
+from mixbit.graph import Evaluation, Graph, evaluate, fitted, try_data
 from mixbit.metric_study.folder import Truth
 from mixbit.metric_study.processes import Answer, Job, in_processes
 from mixbit.quantization.calibrate import Calibration, calibrate
@@ -42,10 +42,14 @@ class Subject:
             raise InvalidInput("evaluation data: some batches have labels and some have none; give all or none")
         if sum(inputs.batch_size for inputs, _ in evaluation) < 2:
             raise InvalidInput("evaluation data: a study needs two samples or more, better a thousand")
+        task = fitted(task, graph, batches)
         if calibration is None:
+            with_loss = None if task.has_accuracy or task.own_loss is not None else False
+            try_data(graph, task, batches, " to calibrate on", with_loss=with_loss)
+            try_data(graph, task, evaluation, " to evaluate on", with_loss=with_loss)
             calibration = calibrate(graph, batches)
         calibration = dataclasses.replace(calibration, batches=batches)
-        subject = cls(graph, evaluation, fitted(task, graph, batches), calibration)
+        subject = cls(graph, evaluation, task, calibration)
         for name, value in digests.items() if digests else ():
             if subject.digests[name] != value:
                 raise InvalidInput(

@@ -8,7 +8,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mixbit.core import Budget, InvalidInput, Score, Task, check_writable_folder, find_target, hidden, pick
+from mixbit.core import (
+    Budget,
+    InvalidInput,
+    Scheme,
+    Score,
+    Task,
+    check_fields,
+    check_writable_folder,
+    find_target,
+    hidden,
+    pick,
+)
 from mixbit.graph.capture import Dynamic
 from mixbit.metrics import METRICS, Metric
 from mixbit.pruning.prune import check_share
@@ -85,6 +96,7 @@ class Settings:
 
     def check(self) -> None:
         """Raise InvalidInput for a name that is unknown, or a number out of range."""
+        check_fields(self)
         METRICS.find(self.metric)
         SEARCHES.find(self.search)
         ROUNDINGS.find(self.rounding)
@@ -92,6 +104,8 @@ class Settings:
         pick("bias correction", self.bias_correction, BIAS_CORRECTIONS)
         pick("importance", self.importance, IMPORTANCES)
         pick("flavour", self.flavour, FLAVOURS)
+        if not 0 <= self.seed < 2**32:
+            raise InvalidInput(f"seed={self.seed}: give a whole number from 0 to 2**32 - 1")
         if not 0 < self.eval_subset_ratio <= 1:
             raise InvalidInput(f"eval_subset_ratio={self.eval_subset_ratio}: give a share between 0 and 1")
         if self.eval_timeout_s is not None and not 0 < self.eval_timeout_s <= LONGEST_S:
@@ -99,7 +113,9 @@ class Settings:
             raise InvalidInput(f"{given}: give a positive number of seconds, {LONGEST_S} at most")
         if self.prune_channels != 0:
             check_share(self.prune_channels)
-        if not isinstance(self.epochs, int) or self.epochs < 1:
+        for scheme in self.pins.values():
+            Scheme.parse(scheme)
+        if self.epochs < 1:
             raise InvalidInput(f"epochs={self.epochs!r}: give a whole number from 1")
         self.training.check()
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from mixbit.core import Budget, InfeasibleBudget, InvalidInput, Plan, Sensitivity, read_model, write_text
+from mixbit.core import Budget, InfeasibleBudget, InvalidInput, Plan, Sensitivity, checked, read_model, write_text
 from mixbit.searches._problem import TOLERANCE, Floats, Integers, Problem
 
 #: How many steps below the cheapest plan known to be enough to look for others: scores do not fall evenly.
@@ -18,6 +18,7 @@ PROBES = (2, 4, 8, 16, 32)
 _SAME = {"weight_ratio": "weight_bytes"}
 
 
+@checked
 def front(table: Sensitivity, resource: str = "weight_bytes") -> "Front":
     """All plans that no other plan beats in both loss and use of the resource, from the cheapest to the dearest.
 

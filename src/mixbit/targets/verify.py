@@ -24,6 +24,7 @@ from mixbit.core import (
     Target,
     TargetMismatch,
     Task,
+    checked,
     find_target,
     moments,
     split_batch,
@@ -147,6 +148,7 @@ class Comparison:
         )
 
 
+@checked
 def verify(
     path: str | Path,
     graph: Graph,
