@@ -27,7 +27,7 @@ from mixbit.core import (
     checked,
     find_target,
     moments,
-    split_batch,
+    split_all,
     spread,
 )
 from mixbit.graph import Evaluation, Graph, Layer, Walker, evaluate, fitted
@@ -176,7 +176,7 @@ def verify(
     plan = plan_of(simulated)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     task = task or Task.classification()
-    pairs = task.aligned([split_batch(batch, len(graph.example.args)) for batch in batches])
+    pairs = task.aligned(split_all(batches, len(graph.example.args)))
     task = fitted(task, graph, pairs)
     target = find_target(plan.target)
     reference = evaluate(simulated, pairs, task, "simulate")
