@@ -10,7 +10,8 @@ from mixbit.core.io import terminal
 
 DRAW = random.Random(14)
 WORDS = DRAW.sample(mistakes.OF_WORDS, 30)
-NETWORKS = DRAW.sample([each for each in mistakes.OF_NETWORKS if "endless" not in each.words], 10)
+QUICK = [each for each in mistakes.OF_NETWORKS if not any(word in each.words for word in ("endless", "onnxruntime"))]
+NETWORKS = DRAW.sample(QUICK, 8)
 PYTHON = DRAW.sample(list(python_mistakes.MISTAKES), 30)
 
 
