@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -45,8 +46,9 @@ class Subject:
         task = fitted(task, graph, batches)
         if calibration is None:
             with_loss = None if task.has_accuracy or task.own_loss is not None else False
-            try_data(graph, task, batches, " to calibrate on", with_loss=with_loss)
-            try_data(graph, task, evaluation, " to evaluate on", with_loss=with_loss)
+            for name, data in (("calibration", batches), ("evaluation", evaluation)):
+                with _naming(name):
+                    try_data(graph, task, data, with_loss=with_loss)
             calibration = calibrate(graph, batches)
         calibration = dataclasses.replace(calibration, batches=batches)
         subject = cls(graph, evaluation, task, calibration)
@@ -139,10 +141,17 @@ def _start(
 
 
 def _split(name: str, batches: Any, graph: Graph) -> list[Batch]:
-    try:
+    with _naming(name):
         return split_all(batches, len(graph.example.args))
+
+
+@contextmanager
+def _naming(data: str) -> Iterator[None]:
+    """Say of which data an error is."""
+    try:
+        yield
     except InvalidInput as error:
-        raise InvalidInput(f"{name} {str(error).removeprefix('the ')}") from error
+        raise InvalidInput(f"{data} {str(error).removeprefix('the ')}") from error
 
 
 def _weighted_mean(values: Sequence[tuple[float, int]]) -> float:
