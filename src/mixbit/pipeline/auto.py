@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
@@ -26,21 +25,21 @@ from mixbit.core import (
     digest,
     hold_out,
     reserved,
+    scratch_folder,
     split_batches,
 )
 from mixbit.graph import Case, Graph, check_graph, evaluate, fitted, try_data
 from mixbit.graph.capture import capture_all, check_module
 from mixbit.graph.resources import note_on_uncovered
 from mixbit.metrics.measure import blank_table, measure, try_metric
-from mixbit.pipeline.deploy import Candidate, Deployed, Measured, Network, deploy
+from mixbit.pipeline.deploy import Candidate, Deployed, Measured, Network, deploy, write_in_float
 from mixbit.pipeline.settings import CHANNELS, PRUNED, ROUNDING, TRAINING, TRIALS, Run, Settings
 from mixbit.pipeline.trials import Scoring, cheapest_plan, check_drop, searched_plan, try_score
 from mixbit.pruning.prune import prune_channels
-from mixbit.quantization import calibrate, equalized, reestimated, uniform_plan
+from mixbit.quantization import calibrate, equalized, reestimated
 from mixbit.quantization.masks import choose_masks
 from mixbit.quantization.offers import check_pins, note_on_run_time_ranges
 from mixbit.quantization.ranges import RANGES
-from mixbit.quantization.simulate import assemble
 from mixbit.roundings import ROUNDINGS, Rounding
 from mixbit.roundings.quantize import quantize
 from mixbit.searches.search import search, uniform_plans
@@ -99,7 +98,7 @@ def auto_quantize(
         InfeasibleBudget: no plan keeps within the budget.
     """
     run = Run(target, budget, Path(out), settings or Settings(), force=force)
-    with reserved(run.out):
+    with reserved(run.out), scratch_folder() as run.scratch:
         network = captured(run, model, batches, eval_batches)
         note = note_on_run_time_ranges(network.graph.layers, run.choices)
         known = measured(run, pruned(run, network))
@@ -155,9 +154,7 @@ def _try(run: Run, network: Network, pairs: list[Batch]) -> None:
     if settings.score is not None:
         batches = network.batches if drop is None else evaluation
         try_score(Scoring(graph, batches, run.task, lambda _: graph, settings.score, timeout_s=settings.eval_timeout_s))
-    in_float = uniform_plan(graph, "float", target=run.target.name)
-    with TemporaryDirectory() as scratch:
-        run.target.write(assemble(graph, in_float, [], {}), Path(scratch))
+    write_in_float(run, graph)
 
 
 def pruned(run: Run, network: Network) -> Network:
@@ -175,6 +172,7 @@ def pruned(run: Run, network: Network) -> Network:
     if run.settings.flavour == "qat":
         with run.clock("fine-tune in float"):
             smaller = trained(run, smaller, network, PRUNED).graph
+    write_in_float(run, smaller)
     return replace(network, graph=smaller, dense=network.graph)
 
 

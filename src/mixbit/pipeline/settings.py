@@ -123,8 +123,12 @@ class Settings:
 class Run:
     """What all steps share: target, budget, settings, the places of unfinished work, and the seconds of each step.
 
+    `scratch` is a temporary folder for the network in float as the target's files, set for the time of the run.
+
     Raises InvalidInput where one of them cannot be used, or the runtime is not installed.
     """
+
+    scratch: Path
 
     def __init__(self, target: str, budget: Budget, out: Path, settings: Settings, *, force: bool) -> None:
         self.target = find_target(target)
