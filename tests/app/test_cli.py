@@ -550,7 +550,7 @@ def test_list_of_something_else_names_the_lists(run):
         ({"data": "number"}, "not an iterable"),
         ({"data": "wrong_labels"}, "classes 0..2"),
         ({"target": "tflite"}, "known: onnxruntime, openvino, packed"),
-        ({"budget": "bits=4"}, "unknown; known: weight_bytes"),
+        ({"budget": "bits=4"}, "did you mean bit_ops"),
         ({"budget": "mean_bits"}, "name=value"),
         ({"budget": "mean_bits=nan"}, "positive finite"),
         ({"budget": "mean_bits=-1"}, "positive finite"),

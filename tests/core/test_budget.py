@@ -15,6 +15,7 @@ from tests.searches.fixtures import small_table
     [
         ({}, "at least one limit of: weight_bytes"),
         ({"size": 1}, "budget 'size' is unknown; known: weight_bytes"),
+        ({"mean_bits": 33}, "budget mean_bits=33: no plan uses so much; give 2 to 32 bits"),
         ({"mean_bits": 0}, "budget mean_bits=0: give a positive finite number"),
         ({"mean_bits": -1}, "give a positive finite number"),
         ({"mean_bits": math.nan}, "give a positive finite number"),

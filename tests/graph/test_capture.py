@@ -354,8 +354,8 @@ def broken(name, value):
         (nn.Linear(3, 2), 3, "a int; give a tensor"),
         (nn.Linear(3, 2), {"input": 3.0}, "no tensor; give tensors"),
         (Several(), {"x": torch.randn(2, 3), "mask": torch.randn(3, 4)}, "must be one batch size"),
-        (nn.Linear(3, 2).state_dict(), torch.randn(2, 3), "a OrderedDict, not an nn.Module"),
-        (nn.Linear, torch.randn(2, 3), "a type, not an nn.Module"),
+        (nn.Linear(3, 2).state_dict(), torch.randn(2, 3), "a OrderedDict; give an nn.Module"),
+        (nn.Linear, torch.randn(2, 3), "a type; give an nn.Module"),
         (Net(lambda net, x: x.log()), -torch.ones(2, 3), "returns NaN on the example"),
     ],
 )
@@ -422,7 +422,7 @@ def test_parameters_and_random_numbers_stay_as_they_were():
         (lambda: nn.DataParallel(nn.Linear(3, 2)), "DataParallel; give the module"),
         (lambda: nn.Linear(3, 2, device="meta"), "weight: not initialised"),
         (lambda: nn.Sequential(nn.Linear(3, 0), nn.Linear(0, 2)), r"0\.weight: shape \[0, 3\] holds no number"),
-        (lambda: None, "a NoneType, not an nn.Module"),
+        (lambda: None, "a NoneType; give an nn.Module"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")  # torch's own, of zero-sized layers and traces

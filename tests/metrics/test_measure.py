@@ -205,3 +205,18 @@ def test_arguments_are_checked_by_name(graph, batches, changes, message):
 def test_inference_mode_is_refused(graph, batches):
     with torch.inference_mode(), pytest.raises(InvalidInput, match="in inference mode there are no gradients"):
         measure(graph, batches, target=ANYTHING)
+
+
+def test_autocast_is_refused(graph):
+    with torch.autocast("cpu"), pytest.raises(InvalidInput, match="call from outside"):
+        measure(graph, [torch.randn(2, 2, 6, 6)], target=ANYTHING)
+
+
+@pytest.mark.parametrize("number", [0, 5])
+def test_labels_are_told_before_calibration(graph, monkeypatch, number):
+    """In whichever batch they are; and the network does not run on every batch for that."""
+    batches = [(torch.randn(2, 2, 6, 6), torch.zeros(2, dtype=torch.int64)) for _ in range(8)]
+    batches[number][1][1] = 1000
+    monkeypatch.setattr("mixbit.metrics.measure.calibrate", lambda *_: pytest.fail("calibrated"))
+    with pytest.raises(InvalidInput, match=rf"batch {number}: labels: 0\.\.1000 found"):
+        measure(graph, batches, target=ANYTHING, metric="fit")

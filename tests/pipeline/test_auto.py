@@ -260,7 +260,7 @@ def test_every_option_of_static_quantization_reaches_the_artefact(run, normed, b
     ("setting", "message"),
     [
         ({"bias_correction": "twice"}, "bias correction 'twice' is unknown; known: at_once, sequential, off"),
-        ({"flavour": "dynamo"}, "flavour 'dynamo' is unknown; known: static, dynamic, qat"),
+        ({"flavour": "dynamo"}, "flavour 'dynamo' is unknown .did you mean dynamic..; known: static, dynamic, qat"),
         ({"importance": "size"}, "importance 'size' is unknown"),
     ],
 )

@@ -1,5 +1,6 @@
 """The command line: parse, call, print. Figures and tables go to standard output, progress and messages to error."""
 
+import logging
 import os
 import signal
 import sys
@@ -11,7 +12,7 @@ from mixbit.app.commands.demo import demo
 from mixbit.app.commands.quantize import quantize
 from mixbit.app.commands.steps import front, measure, search, study
 from mixbit.app.commands.verify import bench, list_, verify
-from mixbit.core import InvalidInput, MixbitError, end_like_interrupts, say
+from mixbit.core import InvalidInput, MixbitError, Said, end_like_interrupts, say
 
 INTERRUPTED = 130
 
@@ -26,6 +27,9 @@ def main() -> None:
     came = end_like_interrupts()
     if sys.stdout is not None and sys.stdout is sys.__stdout__:
         _reserve_standard_output()
+    log = logging.getLogger("mixbit")
+    if not log.handlers:
+        log.addHandler(Said())
     try:
         status = app(standalone_mode=False)
         if status == INTERRUPTED:

@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mixbit.core.arguments import check_fields as check_fields, check_value as check_value, checked as checked
 from mixbit.core.budget import (
     OF_WEIGHTS as OF_WEIGHTS,
     Budget as Budget,
@@ -16,6 +17,7 @@ from mixbit.core.errors import (
     MixbitError as MixbitError,
     TargetMismatch as TargetMismatch,
     UnsupportedModel as UnsupportedModel,
+    did_you_mean as did_you_mean,
     pick as pick,
 )
 from mixbit.core.io.files import (
@@ -41,6 +43,8 @@ from mixbit.core.io.folders import (
 )
 from mixbit.core.io.methods import Methods as Methods, facts_of as facts_of, method as method
 from mixbit.core.io.terminal import (
+    Said as Said,
+    clean as clean,
     draw_nothing as draw_nothing,
     end_like_interrupts as end_like_interrupts,
     interrupts_later as interrupts_later,
@@ -56,6 +60,7 @@ from mixbit.core.scheme import (
     Sparsity as Sparsity,
 )
 from mixbit.core.table import (
+    MEASURED as MEASURED,
     Plan as Plan,
     Price as Price,
     Sensitivity as Sensitivity,

@@ -36,7 +36,8 @@ class Inputs:
             return cls(without_caches(tuple(inputs)), {})
         if isinstance(inputs, Tensor):
             return cls((inputs,), {})
-        raise InvalidInput(f"inputs: a {type(inputs).__name__}; give a tensor, a tuple or a dict of tensors")
+        given = f"inputs: a {type(inputs).__name__}"
+        raise InvalidInput(f"{given}; give a tensor, a tuple or a dict of tensors, as torch.from_numpy makes them")
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Inputs":
         """The same inputs with the function applied to every tensor."""
@@ -195,6 +196,13 @@ def split_batch(batch: Any, num_inputs: int | None = None) -> Batch:
     Raises:
         InvalidInput: it is none of these, tensors differ in their number of samples, or labels are not one a sample.
     """
+    try:
+        return _inputs_and_labels(batch, num_inputs)
+    except RecursionError:
+        raise InvalidInput("nested too deep, or in a circle; give a tensor, a tuple or a dict of tensors") from None
+
+
+def _inputs_and_labels(batch: Any, num_inputs: int | None) -> Batch:
     labels = None
     if isinstance(batch, tuple) and len(batch) == 2 and isinstance(batch[0], Inputs):
         inputs, labels = batch
@@ -222,7 +230,7 @@ def _check_labels(labels: Labels | None, count: int) -> None:
         raise InvalidInput(f"labels: a {type(labels).__name__}; give a tensor with one entry a sample")
     for part in parts or ():
         if part.shape[:1] != (count,):
-            raise InvalidInput(f"labels: {list(part.shape)} for a batch of {count} samples")
+            raise InvalidInput(f"labels: {list(part.shape)} for a batch of {count} samples; give one entry a sample")
 
 
 def labels_at(labels: Labels | None, rows: Any) -> Labels | None:

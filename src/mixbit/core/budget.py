@@ -8,6 +8,7 @@ from numbers import Real
 import numpy as np
 from numpy.typing import NDArray
 
+from mixbit.core.arguments import checked
 from mixbit.core.errors import InvalidInput, pick
 
 FloatArray = NDArray[np.float64]
@@ -22,6 +23,11 @@ RESOURCES = {
     "bit_complexity_ratio": "the same with the larger of weight bits and input bits for their product: HAWQ's ratio",
     "activation_bytes": "most bytes of activations alive at once, one sample, 1 for 8 bits or fewer and 4 in float",
     "latency_ms": "milliseconds of one sample in the runtime; the table must hold times of its choices",
+}
+#: Name -> what no network uses more of, and what to write.
+_MOST = {
+    "mean_bits": (32, "2 to 32 bits, 32 of them where a weight stays in float"),
+    "weight_ratio": (1, "up to 1, which is float32; 15 % is weight_ratio=0.15"),
 }
 #: Those of weights, which the ones that no layer covers use too.
 OF_WEIGHTS = ("weight_bytes", "weight_ratio", "mean_bits")
@@ -101,6 +107,7 @@ class Budget:
         InvalidInput: an unknown name, no limit, limits beside a drop, or a value that is not positive and finite.
     """
 
+    @checked
     def __init__(self, *, max_drop: "float | MaxDrop | None" = None, **limits: float) -> None:
         if (not limits) == (max_drop is None):
             raise InvalidInput(f"a budget needs max_drop, or at least one limit of: {', '.join(RESOURCES)}")
@@ -109,8 +116,9 @@ class Budget:
             pick("budget", name, RESOURCES)
             if not _is_positive(value):
                 raise InvalidInput(f"budget {name}={value}: give a positive finite number")
-        if (ratio := limits.get("weight_ratio", 0)) > 1:
-            raise InvalidInput(f"budget weight_ratio={ratio}: more than float32, which is 1; 15 % is weight_ratio=0.15")
+            most, way_out = _MOST.get(name, (math.inf, ""))
+            if value > most:
+                raise InvalidInput(f"budget {name}={_in_full(value)}: no plan uses so much; give {way_out}")
         self.limits: Mapping[str, float] = {name: float(value) for name, value in limits.items()}
 
     @classmethod
@@ -124,11 +132,12 @@ class Budget:
             if name in limits:
                 raise InvalidInput(f"budget {name} is given twice ({_in_full(limits[name])} and {value}); give it once")
             if value.endswith("%"):
-                raise InvalidInput(f"budget {text!r}: write a ratio, not a percentage (15 % is 0.15)")
+                raise InvalidInput(f"budget {text!r}: write a ratio, not a percentage{_as_share(value)}")
             try:
                 limits[name] = float(value)
             except ValueError:
-                raise InvalidInput(f"budget {text!r}: {value!r} is not a number") from None
+                way_out = "; write --budget before each limit" if "=" in value else ""
+                raise InvalidInput(f"budget {text!r}: {value!r} is not a number{way_out}") from None
         return cls(**limits)
 
     def __str__(self) -> str:
@@ -142,6 +151,14 @@ class Budget:
 
 def _is_positive(value: float) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _as_share(percentage: str) -> str:
+    """` (15 % is 0.15)` of `15%`; nothing where that is no number."""
+    try:
+        return f" ({percentage.removesuffix('%')} % is {float(percentage.removesuffix('%')) / 100:g})"
+    except ValueError:
+        return ""
 
 
 def _in_full(value: float) -> str:

@@ -1,6 +1,7 @@
 """The errors mixbit raises on purpose; each says what, where, the value, and the way out."""
 
 from collections.abc import Collection
+from difflib import get_close_matches
 
 
 class MixbitError(Exception):
@@ -44,5 +45,13 @@ class TargetMismatch(MixbitError):
 def pick(kind: str, name: str, known: Collection[str], otherwise: str = "") -> str:
     """The name; raises InvalidInput where it is not among the known ones."""
     if not isinstance(name, str) or name not in known:
-        raise InvalidInput(f"{kind} {name!r} is unknown; known: {', '.join(known)}{otherwise}")
+        near = did_you_mean(name, known)
+        raise InvalidInput(f"{kind} {name!r} is unknown{near}; known: {', '.join(known)}{otherwise}")
     return name
+
+
+def did_you_mean(name: object, known: Collection[object]) -> str:
+    """` (did you mean fisher?)`, for the known name that is most alike; empty where none is."""
+    by_text = {str(each).lower(): str(each) for each in known}
+    near = get_close_matches(name.lower(), by_text, 1) if isinstance(name, str) else ()
+    return f" (did you mean {by_text[near[0]]}?)" if near else ""

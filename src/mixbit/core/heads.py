@@ -38,6 +38,7 @@ class Head:
         right: (outputs, labels) -> right answers, and how many labels there are; raises InvalidInput for labels that
             are none; None where there are no answers.
         costs: Whether a difference costs anything; else only the answers are compared.
+        fits: (outputs, labels) -> raises InvalidInput for labels that do not fit the outputs' shape.
         loss: (outputs, labels) -> mean loss in nats; raises InvalidInput for labels that do not fit.
     """
 
@@ -46,6 +47,7 @@ class Head:
     draw: Callable[[Tensor, torch.Generator], Tensor]
     divergence: Callable[[Tensor, Tensor], Tensor]
     loss: Callable[[Tensor, Tensor], Tensor]
+    fits: Callable[[Tensor, Tensor], object]
     channels: Callable[[Tensor], int]
     answers: Callable[[Tensor], Tensor] | None = None
     right: Callable[[Tensor, Tensor], tuple[int, int]] | None = None
@@ -88,7 +90,15 @@ def classes(what: str, shape: str, axis: int, *, positions: bool | None = None) 
     """
     form = partial(_form_classes, what, shape, axis, positions)
     return Head(
-        "classes", form, _draw_categorical, _divergence_categorical, _loss_of_classes, last, _top, _right_classes
+        "classes",
+        form,
+        _draw_categorical,
+        _divergence_categorical,
+        _loss_of_classes,
+        check_classes,
+        last,
+        _top,
+        _right_classes,
     )
 
 
@@ -151,7 +161,10 @@ def _check_range(labels: Tensor, num_classes: int, least: int) -> None:
     counted = labels[labels != IGNORED]
     low, high = (int(end) for end in counted.aminmax()) if counted.numel() else (least, least)
     if low < least or high >= num_classes:
-        raise InvalidInput(f"labels: {low}..{high} found, but the model has classes {least}..{num_classes - 1}")
+        raise InvalidInput(
+            f"labels: {low}..{high} found, but the model has classes {least}..{num_classes - 1}; number them so, and "
+            f"write {IGNORED} where there is no label"
+        )
 
 
 def _draw_categorical(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -192,6 +205,7 @@ def sequences() -> Head:
         _draw_categorical,
         _divergence_categorical,
         _loss_of_sequences,
+        _check_sequences,
         last,
         _top,
         _right_sequences,
@@ -240,6 +254,7 @@ def yes_or_no(*, probabilities: bool = False) -> Head:
         _draw_bernoulli,
         _divergence_bernoulli,
         _loss_of_yes_or_no,
+        _zeros_and_ones,
         feature_maps,
         _is_yes,
         _right_yes_or_no,
@@ -291,7 +306,15 @@ def _divergence_bernoulli(reference: Tensor, outputs: Tensor) -> Tensor:
 
 def regression() -> Head:
     """Means of Gaussians with variance 1, whose divergences add up over all numbers of a sample."""
-    return Head("regression", _form_numbers, _draw_gaussian, _divergence_gaussian, _loss_of_numbers, feature_maps)
+    return Head(
+        "regression",
+        _form_numbers,
+        _draw_gaussian,
+        _divergence_gaussian,
+        _loss_of_numbers,
+        _check_numbers,
+        feature_maps,
+    )
 
 
 def numbers(channels: Callable[[Tensor], int], unit: Tensor | None = None) -> Head:
@@ -305,6 +328,7 @@ def numbers(channels: Callable[[Tensor], int], unit: Tensor | None = None) -> He
         _form_numbers,
         partial(_draw_in_units, channels, unit),
         partial(_divergence_in_units, channels, unit),
+        _no_labels,
         _no_labels,
         channels,
     )
@@ -363,13 +387,18 @@ def _divergence_gaussian(reference: Tensor, outputs: Tensor) -> Tensor:
 
 def _loss_of_numbers(outputs: Tensor, labels: Tensor) -> Tensor:
     """Half the squared distance, mean over samples."""
-    outputs = outputs.flatten(1)
+    _check_numbers(outputs, labels)
+    outputs, labels = outputs.flatten(1), labels.to(outputs)
+    return 0.5 * (outputs - labels.reshape(outputs.shape)).square().sum(1).mean()
+
+
+def _check_numbers(outputs: Tensor, labels: Tensor) -> None:
     if labels.shape[:1] != outputs.shape[:1] or labels.numel() != outputs.numel():
-        raise InvalidInput(f"labels: {list(labels.shape)} for outputs {list(outputs.shape)}")
+        raise InvalidInput(
+            f"labels: {list(labels.shape)} for outputs {list(outputs.shape)}; give a number for each of theirs"
+        )
     if labels.is_complex() or not torch.isfinite(labels).all():
         raise InvalidInput("labels: complex numbers, NaN or inf; regression needs finite real ones")
-    labels = labels.to(outputs)
-    return 0.5 * (outputs - labels.reshape(outputs.shape)).square().sum(1).mean()
 
 
 def _draw_in_units(

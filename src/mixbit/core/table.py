@@ -12,12 +12,22 @@ from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, SerializationInfo, TypeAdapter, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetPydanticSchema,
+    SerializationInfo,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+)
 from pydantic_core import core_schema
 
+from mixbit.core.arguments import check_fields, checked
 from mixbit.core.budget import RESOURCES, Budget, FloatArray, Limit
-from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import model_of, read_model, write_text
+from mixbit.core.errors import InvalidInput, did_you_mean, pick
+from mixbit.core.io.files import first_problem, model_of, read_model, write_text
 from mixbit.core.scheme import Scheme
 
 _Entry = Annotated[float, Field(allow_inf_nan=False)] | None
@@ -55,7 +65,7 @@ USAGE = {"weight_bytes", "weight_bits", "bit_ops"}
 #: Budgets that are no sum over layers.
 _NO_SUMS = ("bit_ops_ratio", "bit_complexity_ratio", "activation_bytes")
 #: Budgets whose usage is measured where it is asked for -> what that is, and the option of `measure`.
-_MEASURED = {"latency_ms": ("times", "--latency"), "file_bytes": ("sizes", "--size")}
+MEASURED = {"latency_ms": ("times", "--latency"), "file_bytes": ("sizes", "--size")}
 #: Larger entries are not measurements, and their sums would overflow.
 LARGEST = 1e100
 
@@ -106,6 +116,12 @@ class Plan(BaseModel):
     prices: dict[str, Price] = {}
     made_by: str = "hand"
 
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise InvalidInput(f"not a plan: {first_problem(error)}") from error
+
     @field_validator("layers")
     @classmethod
     def _schemes_are_known(cls, layers: dict[str, str]) -> dict[str, str]:
@@ -118,8 +134,9 @@ class Plan(BaseModel):
 
     def scheme(self, layer: str) -> Scheme:
         """The scheme of one layer, by name."""
-        return Scheme.parse(self.layers[layer])
+        return Scheme.parse(self.layers[pick("layer", layer, self.layers)])
 
+    @checked
     def check_model(self, layers: Iterable[str], model_fingerprint: str) -> None:
         """Raise InvalidInput unless the plan names exactly these layers of this model."""
         known = set(layers)
@@ -132,11 +149,13 @@ class Plan(BaseModel):
             shapes = f"its shapes are {self.fingerprint}, not {model_fingerprint}"
             raise InvalidInput(f"plan: made for another model ({shapes}); plan again for this model")
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
         write_text(Path(path), self.model_dump_json(indent=2) + "\n")
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> "Plan":
         """Read a plan; raise InvalidInput that names the first key, layer or scheme that is wrong."""
         return read_model(Path(path), cls, "a plan")
@@ -192,6 +211,7 @@ class Sensitivity:
     uncovered: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         self._check_names()
         if missing := USAGE - self.usage.keys():
             raise InvalidInput(f"sensitivity: the usage lacks {', '.join(sorted(missing))}; measure again")
@@ -236,6 +256,7 @@ class Sensitivity:
             place = tuple(np.argwhere(wrong)[0])
             raise InvalidInput(f"sensitivity: {name} of {self.layers[place[0]]} is {values[place]}; measure again")
 
+    @checked
     def pinned(self, pins: Mapping[str, str], only_pinned: Collection[str] = ()) -> "Sensitivity":
         """The table with some layers offered one scheme alone, see `pinned_schemes`.
 
@@ -279,7 +300,7 @@ class Sensitivity:
         if resource == "mean_bits":
             return self.usage["weight_bits"] / self.num_weights
         if resource not in self.usage:
-            what, option = _MEASURED[resource]
+            what, option = MEASURED[resource]
             raise InvalidInput(f"{resource}: the table holds no {what} of its choices; measure with {option}")
         return self.usage[resource]
 
@@ -342,7 +363,7 @@ class Sensitivity:
         if self.live is not None:
             alive = self.live[:, 0] + self._input_bytes[choices] @ self.live[:, 1:].T
             figures["activation_bytes"] = alive.max(axis=1)
-        return figures | {name: used[name] for name in _MEASURED if name in used}
+        return figures | {name: used[name] for name in MEASURED if name in used}
 
     def plan(self, choice: Sequence[int] | NDArray[np.int64], made_by: str, budget: Budget | None = None) -> Plan:
         """The plan of a choice [L], with the predicted figures that are known."""
@@ -362,6 +383,7 @@ class Sensitivity:
         wanted = np.broadcast_to(choice, len(offered))
         return self.plan(np.where(offered[np.arange(len(offered)), wanted], wanted, offered.argmax(axis=1)), made_by)
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the table as JSON; entries that are not offered are null."""
         # No layers are tied to one scheme; readers of the file's format expect the field.
@@ -369,6 +391,7 @@ class Sensitivity:
         write_text(Path(path), json.dumps(content, indent=2) + "\n")
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> "Sensitivity":
         """Read a table that `save` wrote; raise InvalidInput for anything else."""
         file = read_model(Path(path), _File, "a sensitivity table")
@@ -401,6 +424,9 @@ def pinned_schemes(layers: Sequence[str], pins: Mapping[str, str]) -> dict[str, 
         matching = [layer for layer in layers if fnmatchcase(layer, pattern)]
         if not matching:
             near = get_close_matches(pattern, layers, 3, 0.3) or layers[:3]
-            raise InvalidInput(f"pin {pattern}={scheme}: no layer has such a name; there are {', '.join(near)}, ...")
+            raise InvalidInput(
+                f"pin {pattern}={scheme}: no layer has such a name{did_you_mean(pattern, layers)}; "
+                f"there are {', '.join(near)}, ..."
+            )
         pinned |= dict.fromkeys(matching, (pattern, scheme))
     return pinned

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from mixbit.core.arguments import check_value
 from mixbit.core.batches import Batch, Batches, Inputs, Labels
-from mixbit.core.errors import InvalidInput, pick
+from mixbit.core.errors import InvalidInput, did_you_mean, pick
 from mixbit.core.heads import (
     IGNORED,
     Head,
@@ -83,6 +84,9 @@ class Task:
     heads: Mapping[str, Head] = field(default_factory=dict)
     batch_axes: Mapping[str, int | None] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        pick("task", self.name, TASKS)
+
     @classmethod
     def classification(cls) -> "Task":
         """Outputs are logits [N, C] of a categorical distribution; labels are class numbers [N]."""
@@ -127,6 +131,7 @@ class Task:
 
         Raises InvalidInput where none is named, or a task is itself of several outputs.
         """
+        check_value("task multi", tasks, Mapping[str, Task])
         if not tasks or any(_KNOWN[task.name] is None for task in tasks.values()):
             known = ", ".join(name for name, head in _KNOWN.items() if head is not None)
             raise InvalidInput(f"task multi: name one or more outputs, each with a task of {known}")
@@ -135,6 +140,7 @@ class Task:
     @classmethod
     def named(cls, text: str) -> "Task":
         """The task of that text: a name of TASKS, or `multi:OUTPUT=TASK,...`; raises InvalidInput for any other."""
+        check_value("task", text, str)
         name, colon, parts = text.partition(":")
         pick("task", name, TASKS)
         if name != "multi":
@@ -162,10 +168,12 @@ class Task:
 
     def with_loss(self, loss: Loss) -> "Task":
         """The same task under the user's own mean loss of (output, labels); metrics then need labels."""
+        check_value("loss", loss, Loss)
         return dataclasses.replace(self, own_loss=loss)
 
     def weighted(self, weights: Mapping[str, float]) -> "Task":
         """The same task with these weights of outputs; raises InvalidInput for a negative or infinite one."""
+        check_value("weights", weights, Mapping[str, float])
         for name, weight in weights.items():
             if not 0 <= weight < float("inf"):
                 raise InvalidInput(f"weight {name}={weight}: give 0 or a positive number")
@@ -195,7 +203,10 @@ class Task:
         read = task.read(example)
         for name in (*self.tasks, *self.weights):
             if name not in read:
-                raise InvalidInput(f"task {self}: the model returns no output {name!r}; there are {', '.join(read)}")
+                near = did_you_mean(name, read)
+                raise InvalidInput(
+                    f"task {self}: the model returns no output {name!r}{near}; there are {', '.join(read)}"
+                )
         if not task._costly(read):
             raise InvalidInput(f"task {self}: every output has weight 0; leave one that counts")
         heads = task.heads_of(read)
@@ -341,6 +352,12 @@ class Task:
                 some = judge(outputs[name], wanted)
                 right, counted = right + some[0], counted + some[1]
         return right, counted
+
+    def check_labels(self, outputs: Outputs, labels: Any) -> None:
+        """Raise InvalidInput for labels that do not fit the shapes of the outputs, whatever the outputs' numbers."""
+        heads = self.heads_of(outputs)
+        for name, wanted in self.labels_of(outputs, labels).items():
+            heads[name].fits(outputs[name], wanted)
 
     def labels_of(self, outputs: Outputs, labels: Any) -> dict[str, Tensor]:
         """Name of an output -> its labels; raises InvalidInput where they do not fit the outputs that have labels."""

@@ -20,7 +20,10 @@ from mixbit.core import (
     Inputs,
     InvalidInput,
     UnsupportedModel,
+    checked,
+    did_you_mean,
     differing,
+    reason_of,
     scratch_folder,
     unwrapped,
     users_code,
@@ -33,6 +36,7 @@ from mixbit.graph.graph import (
     GROUPS,
     Graph,
     argument,
+    check_context,
     check_finite,
     copy_module,
     device_of,
@@ -66,6 +70,7 @@ SMALLEST_TRACED, LARGEST_TRACED = 2, 2**31 - 1
 Dynamic = Mapping[str | int, Collection[int]]
 
 
+@checked
 def capture(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> Graph:
     """Export the model as a functional graph with a dynamic batch and batch norms folded.
 
@@ -161,7 +166,8 @@ def free_dimensions(inputs: Inputs, dynamic: Dynamic) -> tuple[tuple[int, ...], 
     axes_of: dict[int, list[int]] = {}
     for key, axes in dynamic.items():
         if key not in places:
-            raise InvalidInput(f"dynamic: no input {key!r}; there are {', '.join(map(str, keys))}")
+            near = did_you_mean(key, keys)
+            raise InvalidInput(f"dynamic: no input {key!r}{near}; there are {', '.join(map(str, keys))}")
         axes_of[places[key]] = sorted({*axes, *axes_of.get(places[key], ())})
     free: list[tuple[int, ...]] = []
     for place, (key, value) in enumerate(zip(keys, (*inputs.args, *inputs.kwargs.values()), strict=True)):
@@ -170,7 +176,10 @@ def free_dimensions(inputs: Inputs, dynamic: Dynamic) -> tuple[tuple[int, ...], 
             wrong = [axis for axis in axes if not 0 < axis < leaf.ndim]
             if wrong:
                 given = tuple(leaf.shape)
-                raise InvalidInput(f"dynamic: input {key} {given} has no dimension {wrong[0]} behind that of samples")
+                raise InvalidInput(
+                    f"dynamic: input {key} {given} has no dimension {wrong[0]} behind that of samples; "
+                    f"give {f'one of 1 to {leaf.ndim - 1}' if leaf.ndim > 1 else 'none'}"
+                )
             free.append(tuple(axes))
     return tuple(free) if axes_of else ()
 
@@ -190,7 +199,7 @@ def exported(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> 
     for number, leaf in enumerate(inputs.tensors):
         check_finite(f"example: input {number}", leaf)
     with _evaluating(model):
-        with users_code(f"the model fails on inputs {inputs.describe()}"), torch.no_grad():
+        with users_code(partial(_failure, model, inputs)), torch.no_grad():
             expected = inputs.map(torch.clone).call(model)
         with _plain_forward(model, inputs) as signature, InFourDimensions():
             free = free_dimensions(inputs, dynamic or {})
@@ -206,6 +215,17 @@ def exported(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> 
         parameter.requires_grad_(parameter.is_floating_point())
     _remove_bookkeeping(module)
     return module, inputs, expected
+
+
+def _failure(model: nn.Module, inputs: Inputs, error: BaseException) -> InvalidInput:
+    """Why the model fails on the inputs, with the way out where their types differ."""
+    held = {each.dtype for each in model.parameters() if each.is_floating_point()} or {torch.float32}
+    given = {leaf.dtype for leaf in inputs.tensors if leaf.dtype not in (torch.bool, torch.int64, torch.int32)}
+    way_out = ""
+    if not given <= held:
+        types = " for a model of ".join(", ".join(sorted(map(str, some))) for some in (given, held))
+        way_out = f"; inputs are {types}: give float32 to both, as x.float() and model.float() make it"
+    return InvalidInput(f"the model fails on inputs {inputs.describe()}: {reason_of(error)}{way_out}")
 
 
 def _check_range(program: ExportedProgram) -> None:
@@ -228,6 +248,10 @@ def check_module(model: Any) -> None:
         raise InvalidInput(f"model: a {type(model).__name__}; give the module that it was made of")
     if torch.is_inference_mode_enabled():
         raise InvalidInput("model: in inference mode there are no gradients; call from outside torch.inference_mode()")
+    check_context()
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor) or tensor.is_meta:
+            raise InvalidInput(f"{name}: not initialised; load or run the model before handing it over")
 
 
 @contextmanager
@@ -262,12 +286,12 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _check_tensors(model: nn.Module) -> None:
     """Raise InvalidInput for tensors that a graph cannot hold; a buffer may hold inf, as masks do."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if nn.parameter.is_lazy(tensor) or tensor.is_meta:
-            raise InvalidInput(f"{name}: not initialised; load or run the model before handing it over")
         if tensor.is_inference():
             raise InvalidInput(f"{name}: made in inference mode; make the model outside of torch.inference_mode()")
         if tensor.is_floating_point() and tensor.isnan().any():
             raise InvalidInput(f"{name}: holds NaN; train or load the model again")
+        if name.encode(errors="ignore").decode() != name:
+            raise InvalidInput(f"{name}: no valid Unicode, as files need; rename the module")
     for name, parameter in model.named_parameters():
         if parameter.numel() == 0:
             raise InvalidInput(f"{name}: shape {list(parameter.shape)} holds no number; leave the layer out")

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from mixbit.core import Batch, Inputs, InvalidInput, Plan, Task
+from mixbit.core import Batch, Inputs, InvalidInput, Plan, Task, check_value
 
 _aten = torch.ops.aten
 #: Numbers that one run on several weights should return, where that can be chosen (4 MB of float32): more leave the
@@ -116,13 +116,20 @@ def check_graph(graph: Any, name: str = "graph") -> None:
         raise InvalidInput(f"{name}: a {type(graph).__name__}; give what capture() or quantize() returned")
     if not graph.layers:
         raise InvalidInput("the model has no layer: no linear, convolution, embedding or matmul with a parameter")
+    check_context()
+
+
+def check_context() -> None:
+    """Raise InvalidInput where torch.autocast would round what is measured to 16 bits."""
+    kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    if kinds:
+        raise InvalidInput(f"torch.autocast({kinds[0]!r}) rounds what is computed to 16 bits; call from outside of it")
 
 
 def check_arguments(graph: Any, task: Any, seed: Any) -> None:
     """Raise InvalidInput unless they are a graph, a task or None, and a seed; or where there can be no gradients."""
     check_graph(graph)
-    if task is not None and not isinstance(task, Task):
-        raise InvalidInput(f"task: a {type(task).__name__}; give Task.classification() or another, or Task.named(name)")
+    check_value("task", task, Task | None)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise InvalidInput(f"seed={seed!r}: give a whole number from 0 to 2**32 - 1")
     if torch.is_inference_mode_enabled():

@@ -21,6 +21,7 @@ from mixbit.core import (
     Sensitivity,
     check_matplotlib,
     check_writable_folder,
+    checked,
     digest,
     environment,
     find_target,
@@ -73,6 +74,7 @@ class Study:
         return json.dumps({"version": 1} | fields, indent=2, allow_nan=False) + "\n"
 
 
+@checked
 def study(  # noqa: PLR0913
     setup: Callable[[], tuple[Any, ...]] | tuple[Any, ...],
     *,

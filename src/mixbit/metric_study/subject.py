@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 
 from mixbit.core import Batch, Batches, InvalidInput, Plan, Task, digest, split_all
-from mixbit.graph import Evaluation, Graph, Reference, evaluate, fitted
+from mixbit.graph import Evaluation, Graph, Reference, evaluate, fitted, try_data
 from mixbit.metric_study.folder import Truth
 from mixbit.metric_study.processes import Answer, Job, in_processes
 from mixbit.quantization.calibrate import Calibration, calibrate
@@ -42,10 +43,15 @@ class Subject:
             raise InvalidInput("evaluation data: some batches have labels and some have none; give all or none")
         if sum(evaluation.sizes) < 2:
             raise InvalidInput("evaluation data: a study needs two samples or more, better a thousand")
+        task = fitted(task, graph, batches)
         if calibration is None:
+            with_loss = None if task.has_accuracy or task.own_loss is not None else False
+            for name, data in (("calibration", batches), ("evaluation", evaluation)):
+                with _naming(name):
+                    try_data(graph, task, data, with_loss=with_loss)
             calibration = calibrate(graph, batches)
         calibration = dataclasses.replace(calibration, batches=batches)
-        subject = cls(graph, evaluation, fitted(task, graph, batches), calibration)
+        subject = cls(graph, evaluation, task, calibration)
         for name, value in digests.items() if digests else ():
             if subject.digests[name] != value:
                 raise InvalidInput(
@@ -142,10 +148,17 @@ def _start(
 
 
 def _split(name: str, batches: Any, graph: Graph) -> Batches[Batch]:
-    try:
+    with _naming(name):
         return split_all(batches, len(graph.example.args))
+
+
+@contextmanager
+def _naming(data: str) -> Iterator[None]:
+    """Say of which data an error is."""
+    try:
+        yield
     except InvalidInput as error:
-        raise InvalidInput(f"{name} {str(error).removeprefix('the ')}") from error
+        raise InvalidInput(f"{data} {str(error).removeprefix('the ')}") from error
 
 
 def _weighted_mean(values: Sequence[tuple[float, int]]) -> float:

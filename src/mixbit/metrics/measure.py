@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mixbit.core import (
+    Batch,
     Batches,
     Budget,
     InfeasibleBudget,
@@ -16,13 +17,16 @@ from mixbit.core import (
     Sensitivity,
     Target,
     Task,
+    checked,
     facts_of,
     find_target,
+    split_all,
     track,
 )
-from mixbit.graph import Graph, check_arguments, check_graph, fitted, model_fingerprint, shared_inputs
+from mixbit.graph import Graph, check_arguments, check_graph, fitted, model_fingerprint, shared_inputs, try_data
 from mixbit.graph.resources import live_activations, num_uncovered
 from mixbit.metrics._input import (
+    IGNORES_LOSS,
     IGNORES_TASK,
     MEAN_OVER_SAMPLES,
     METRICS,
@@ -53,6 +57,7 @@ NOTHING, TINIEST = 1e-9, 1e-300
 LEAST_BEST = 1e-3
 
 
+@checked
 def measure(
     graph: Graph,
     batches: Iterable[Any] | Calibration,
@@ -87,27 +92,45 @@ def measure(
     name, method = METRICS.find(metric)
     check_arguments(graph, task, seed)
     frame = dataclasses.replace(blank_table(graph, target=target, choices=choices), metric=name, seed=seed)
-    calibration = batches if isinstance(batches, Calibration) else calibrate(graph, batches)
-    calibration.check_layers(graph.layers)
-    needs_labels = NEEDS_LABELS in facts_of(method)
-    unlabelled = [
-        number for number, (_, labels) in enumerate(calibration.batches if needs_labels else ()) if labels is None
-    ]
-    if unlabelled:
-        raise InvalidInput(
-            f"metric {name.partition(':')[0]!r} needs labels, batch {unlabelled[0]} has none: give batches that end "
-            "with them, or take a metric that needs none, as fisher"
-        )
+    if isinstance(batches, Calibration):
+        batches.check_layers(graph.layers)
+        pairs = batches.batches
+    else:
+        pairs = split_all(batches, len(graph.example.args))
+    task = try_metric(graph, pairs, task or Task.classification(), metric)
+    calibration = batches if isinstance(batches, Calibration) else calibrate(graph, pairs)
     schemes = tuple(Scheme.parse(choice) for choice in frame.choices)
     choose_scales(graph, calibration, schemes)
-    task = task or Task.classification()
-    if IGNORES_TASK not in facts_of(method):
-        task = fitted(task, graph, calibration.batches)
     dynamic = any(scheme.input is not None and scheme.input.dynamic for scheme in schemes)
     between = {} if dynamic else rounded_between(graph, graph.layers, find_target(target))
     between = {name: owners for name, owners in between.items() if calibration.histograms[name].finite}
     inputs = MetricInput(graph, schemes, calibration, task.aligned(calibration.batches), task, seed, between)
     return _measured(frame, inputs, method)
+
+
+def try_metric(graph: Graph, batches: Sequence[Batch], task: Task, metric: str | Metric) -> Task:
+    """The task, fitted where the metric looks at it, after labels and loss were tried, which takes seconds.
+
+    Raises:
+        InvalidInput: data that does not fit the graph or the task, no labels for a metric or a loss that needs them.
+    """
+    name, method = METRICS.find(metric)
+    facts, batches = facts_of(method), task.aligned(batches)
+    needs_labels = NEEDS_LABELS in facts
+    unlabelled = [number for number, (_, labels) in enumerate(batches) if labels is None]
+    if unlabelled and needs_labels:
+        raise InvalidInput(
+            f"metric {name.partition(':')[0]!r} needs labels, batch {unlabelled[0]} has none: give batches that end "
+            "with them, or take a metric that needs none, as fisher"
+        )
+    for number, (inputs, _) in enumerate(batches):
+        graph.check(inputs, f"batch {number}")
+    if IGNORES_TASK in facts:
+        return task
+    task = fitted(task, graph, batches)
+    if needs_labels or (task.own_loss is not None and IGNORES_LOSS not in facts):
+        try_data(graph, task, batches, with_loss=True)
+    return task
 
 
 def _measured(frame: Sensitivity, inputs: MetricInput, method: Metric) -> Sensitivity:

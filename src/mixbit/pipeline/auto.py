@@ -12,28 +12,31 @@ from typing import Any
 from torch import nn
 
 from mixbit.core import (
-    OF_WEIGHTS,
+    MEASURED,
     Batch,
     Batches,
     Budget,
+    InfeasibleBudget,
     InvalidInput,
     Journal,
     Plan,
     Scheme,
     Sensitivity,
     Store,
+    checked,
     digest,
     hold_out,
     reserved,
+    scratch_folder,
     split_batches,
 )
-from mixbit.graph import Case, Graph, Reference, check_graph, evaluate, fitted
+from mixbit.graph import Case, Graph, Reference, check_graph, evaluate, fitted, try_data
 from mixbit.graph.capture import capture_all, check_module
 from mixbit.graph.resources import note_on_uncovered
-from mixbit.metrics.measure import blank_table, measure
-from mixbit.pipeline.deploy import Candidate, Deployed, Measured, Network, deploy
+from mixbit.metrics.measure import blank_table, measure, try_metric
+from mixbit.pipeline.deploy import Candidate, Deployed, Measured, Network, deploy, write_in_float
 from mixbit.pipeline.settings import CHANNELS, PRUNED, ROUNDING, TRAINING, TRIALS, Run, Settings
-from mixbit.pipeline.trials import Scoring, cheapest_plan, searched_plan
+from mixbit.pipeline.trials import Scoring, cheapest_plan, check_drop, searched_plan, try_score
 from mixbit.pruning.prune import prune_channels
 from mixbit.quantization import calibrate, equalized, reestimated
 from mixbit.quantization.masks import choose_masks
@@ -51,6 +54,7 @@ from mixbit.training.loop import Objective, Trained
 _log = logging.getLogger("mixbit")
 
 
+@checked
 def auto_quantize(
     model: nn.Module,
     batches: Iterable[Any],
@@ -96,7 +100,7 @@ def auto_quantize(
         InfeasibleBudget: no plan keeps within the budget.
     """
     run = Run(target, budget, Path(out), settings or Settings(), force=force)
-    with reserved(run.out):
+    with reserved(run.out), scratch_folder() as run.scratch:
         network = captured(run, model, batches, eval_batches)
         note = note_on_run_time_ranges(network.graph.layers, run.choices)
         known = measured(run, pruned(run, network))
@@ -128,15 +132,34 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
     for what, part in (("", pairs), (" to evaluate on", evaluation)):
         for number, (inputs, _) in enumerate(part):
             graph.check(inputs, f"batch {number}{what}")
-    if settings.train_batches is not None:
-        check_first(graph, settings.train_batches)
     if settings.flavour == "qat" and not run.force:
         for ending in (PRUNED, TRAINING) if settings.prune_channels else (TRAINING,):
             place = run.place(ending)
             Store(place.parent).check(place.stem, settings_of(settings.epochs, run.training))
     check_pins(graph.layers, settings.pins, run.target)
-    run.task = fitted(run.task, graph, calibration)
-    return Network(graph, None, calibration, held_out, evaluation)
+    network = Network(graph, None, calibration, held_out, evaluation)
+    with run.clock("try"):
+        run.task = fitted(run.task, graph, calibration)
+        _try(run, network, pairs)
+    return network
+
+
+def _try(run: Run, network: Network, pairs: Sequence[Batch]) -> None:
+    """Raise MixbitError where labels, loss, score or drop do not fit, or the target cannot express the network."""
+    settings, graph, evaluation, drop = run.settings, network.graph, network.evaluation, run.budget.max_drop
+    try_metric(graph, pairs, run.task, settings.metric)
+    try_data(graph, run.task, pairs)
+    if evaluation is not network.held_out:
+        try_data(graph, run.task, evaluation, " to evaluate on")
+    if settings.train_batches is not None:
+        check_first(graph, settings.train_batches, run.task)
+    if drop is not None:
+        labelled = run.task.has_accuracy and any(labels is not None for _, labels in evaluation)
+        check_drop(drop, in_accuracy=settings.score is None and labelled, has_score=settings.score is not None)
+    if settings.score is not None:
+        batches = network.batches if drop is None else evaluation
+        try_score(Scoring(graph, batches, run.task, lambda _: graph, settings.score, timeout_s=settings.eval_timeout_s))
+    write_in_float(run, graph)
 
 
 def pruned(run: Run, network: Network) -> Network:
@@ -154,6 +177,7 @@ def pruned(run: Run, network: Network) -> Network:
     if run.settings.flavour == "qat":
         with run.clock("fine-tune in float"):
             smaller = trained(run, smaller, network, PRUNED).graph
+    write_in_float(run, smaller)
     return replace(network, graph=smaller, dense=network.graph)
 
 
@@ -162,10 +186,19 @@ def measured(run: Run, network: Network) -> Measured:
     settings, graph, batches = run.settings, network.graph, network.batches
     only_pinned = [scheme for scheme in dict.fromkeys(settings.pins.values()) if scheme not in run.choices]
     choices = [*run.choices, *only_pinned]
-    limits = {name: limit for name, limit in run.budget.limits.items() if name in OF_WEIGHTS}
+    frame = blank_table(graph, target=run.target, choices=choices).pinned(settings.pins, only_pinned)
+    limits = {name: limit for name, limit in run.budget.limits.items() if name not in MEASURED}
     if limits:  # one out of reach is refused before the work
-        frame = blank_table(graph, target=run.target, choices=choices).pinned(settings.pins, only_pinned)
         search(frame, Budget(**limits))
+    if (bound := run.budget.limits.get("file_bytes")) is not None:
+        try:
+            search(frame, Budget(weight_bytes=bound))
+        except InfeasibleBudget as error:
+            raise InfeasibleBudget(
+                f"file_bytes={bound:.0f}: more than the weights alone: {error}",
+                reachable=error.reachable,
+                binding=error.binding,
+            ) from None
     with run.clock("calibrate"):
         calibration = calibrate(graph, batches, ranges=settings.ranges)
     with run.clock("measure"):

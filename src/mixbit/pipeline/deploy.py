@@ -12,7 +12,6 @@ from mixbit.core import (
     Runner,
     Sensitivity,
     environment,
-    scratch_folder,
     sha256,
     whole_folder,
     write_text,
@@ -269,17 +268,21 @@ def _scores(run: Run, known: Measured, chosen: Candidate, runner: Runner) -> dic
         return {}
 
 
+def write_in_float(run: Run, graph: Graph) -> None:
+    """Write the network in float as the target's files; raises UnsupportedModel where the target cannot express it."""
+    plan = uniform_plan(graph, "float", target=run.target.name)
+    run.target.write(assemble(graph, plan, [], {}), run.scratch)
+
+
 def _beside_float(run: Run, known: Measured, folder: Path) -> tuple[dict[str, float], float]:
     """Figures of the float network in the same runtime, and the artefact's latency, timed in turn on one sample."""
     graph = known.graph
     sample = [leaf.numpy() for leaf in graph.tensors(known.evaluation[0][0].rows([0]))]
     plan = uniform_plan(graph, "float", target=run.target.name)
-    with scratch_folder() as scratch:
-        run.target.write(assemble(graph, plan, [], {}), scratch)
-        folders = {"float": scratch, "deployed": folder}
-        runs = {name: run.target.load(place, graph, batch_size=1).run for name, place in folders.items()}
-        latency = paired_latency_ms(runs, sample, "time the artefact")
-        size = file_bytes(run.target, scratch)
+    folders = {"float": run.scratch, "deployed": folder}
+    runs = {name: run.target.load(place, graph, batch_size=1).run for name, place in folders.items()}
+    latency = paired_latency_ms(runs, sample, "time the artefact")
+    size = file_bytes(run.target, run.scratch)
     figures_of_float = {"weight_bytes": _bytes(graph, plan), "file_bytes": size, "latency_ms": latency["float"]}
     return figures_of_float, latency["deployed"]
 

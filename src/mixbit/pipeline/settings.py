@@ -8,7 +8,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mixbit.core import Budget, InvalidInput, Score, Task, check_writable_folder, find_target, hidden, pick
+from mixbit.core import (
+    Budget,
+    InvalidInput,
+    Scheme,
+    Score,
+    Task,
+    check_fields,
+    check_writable_folder,
+    find_target,
+    hidden,
+    pick,
+)
 from mixbit.graph.capture import Dynamic
 from mixbit.metrics import METRICS, Metric
 from mixbit.pruning.prune import check_share
@@ -87,6 +98,7 @@ class Settings:
 
     def check(self) -> None:
         """Raise InvalidInput for a name that is unknown, or a number out of range."""
+        check_fields(self)
         METRICS.find(self.metric)
         SEARCHES.find(self.search)
         ROUNDINGS.find(self.rounding)
@@ -94,6 +106,8 @@ class Settings:
         pick("bias correction", self.bias_correction, BIAS_CORRECTIONS)
         pick("importance", self.importance, IMPORTANCES)
         pick("flavour", self.flavour, FLAVOURS)
+        if not 0 <= self.seed < 2**32:
+            raise InvalidInput(f"seed={self.seed}: give a whole number from 0 to 2**32 - 1")
         if not 0 < self.eval_subset_ratio <= 1:
             raise InvalidInput(f"eval_subset_ratio={self.eval_subset_ratio}: give a share between 0 and 1")
         if self.eval_timeout_s is not None and not 0 < self.eval_timeout_s <= LONGEST_S:
@@ -101,7 +115,9 @@ class Settings:
             raise InvalidInput(f"{given}: give a positive number of seconds, {LONGEST_S} at most")
         if self.prune_channels != 0:
             check_share(self.prune_channels)
-        if not isinstance(self.epochs, int) or self.epochs < 1:
+        for scheme in self.pins.values():
+            Scheme.parse(scheme)
+        if self.epochs < 1:
             raise InvalidInput(f"epochs={self.epochs!r}: give a whole number from 1")
         self.training.check()
 
@@ -109,8 +125,12 @@ class Settings:
 class Run:
     """What all steps share: target, budget, settings, the places of unfinished work, and the seconds of each step.
 
+    `scratch` is a temporary folder for the network in float as the target's files, set for the time of the run.
+
     Raises InvalidInput where one of them cannot be used, or the runtime is not installed.
     """
+
+    scratch: Path
 
     def __init__(self, target: str, budget: Budget, out: Path, settings: Settings, *, force: bool) -> None:
         self.target = find_target(target)

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mixbit.core import (
     Batch,
@@ -109,7 +109,12 @@ class Scoring:
     def _by_user(self, network: nn.Module) -> float:
         score: Any = self.score
         with users_code("the evaluation function fails on a plan"), torch.no_grad():
-            return float(score(network, Batches.of(self.batches).map(as_given)))
+            value = score(network, Batches.of(self.batches).map(as_given))
+        try:
+            return float(value)
+        except (TypeError, ValueError, RuntimeError):  # of None, of a text, of a tensor of several numbers
+            what = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise InvalidInput(f"the evaluation function returns {what}; return a number, higher is better") from None
 
     def _evaluated(self, network: Graph | Callable[[Inputs], Any], label: str) -> float:
         beside = None if self.in_accuracy else self.in_float
@@ -147,11 +152,7 @@ def cheapest_plan(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tuple[
     It is on the front of bytes, or uniform where that is cheaper still. Raises InvalidInput for a drop in percent where
     scores are not shares of right answers, and InfeasibleBudget where the dearest plan drops more.
     """
-    if drop.percent and not scoring.in_accuracy:
-        unit = "units of your function" if scoring.score else "nats, since the data has no labels"
-        raise InvalidInput(f"max drop {drop}: a percentage is of right answers; give a number, in {unit}")
-    if drop.value >= 1 and scoring.in_accuracy:
-        raise InvalidInput(f"max drop {drop}: of right answers, give less than 1; five points are 5% or 0.05")
+    check_drop(drop, in_accuracy=scoring.in_accuracy, has_score=scoring.score is not None)
     points, least = front(table, "weight_bytes"), scoring.float_score - drop.value
     index = points.cheapest_enough(scoring.deployed, least)
     on_front = points.plan(index)
@@ -169,6 +170,23 @@ def cheapest_plan(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tuple[
         size, score = cheaper.predicted["weight_bytes"], scoring.deployed(cheaper)
         reason += f"; the one a step cheaper, {size:.0f} bytes, has {score:.6g}"
     return best.model_copy(update={"budget": {"max_drop": drop.value}}), reason
+
+
+def check_drop(drop: MaxDrop, *, in_accuracy: bool, has_score: bool) -> None:
+    """Raise InvalidInput for a drop in percent where scores are not shares of right answers, or of all answers."""
+    if drop.percent and not in_accuracy:
+        unit = "units of your function" if has_score else "nats, since the data has no labels"
+        raise InvalidInput(f"max drop {drop}: a percentage is of right answers; give a number, in {unit}")
+    if drop.value >= 1 and in_accuracy:
+        raise InvalidInput(f"max drop {drop}: of right answers, give less than 1; five points are 5% or 0.05")
+
+
+def try_score(scoring: Scoring) -> None:
+    """Raise MixbitError unless the float network gets a score on the first batch, or, if need be, on all of them."""
+    try:
+        _ = replace(scoring, batches=scoring.batches[:1]).float_score
+    except MixbitError:
+        _ = scoring.float_score
 
 
 def layer_features(graph: Graph) -> Floats:

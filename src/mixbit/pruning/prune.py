@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mixbit.core import Batch, InvalidInput, Store, Task, UnsupportedModel, reserved, split_all
+from mixbit.core import Batch, InvalidInput, Store, Task, UnsupportedModel, checked, reserved, split_all
 from mixbit.graph import Graph, argument, check_arguments, fitted, split_name, tensor_of, with_layers
 from mixbit.graph.capture import TOLERANCE, capture
 from mixbit.pruning.channels import find_channels
@@ -93,6 +93,7 @@ class Removal:
         )
 
 
+@checked
 def prune_channels(
     graph: Graph,
     batches: Iterable[Any],

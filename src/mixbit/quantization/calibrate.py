@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixbit.core import Batch, Format, InvalidInput, Sparsity, split_all, track
+from mixbit.core import Batch, Format, InvalidInput, Sparsity, checked, split_all, track
 from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation, argument, check_graph, sample_axis
 from mixbit.graph.layers import observable, run_stacked, stack_weights
 from mixbit.graph.walk import Walker, seen
@@ -88,6 +88,7 @@ class Calibration:
                     raise InvalidInput(f"{layer.name}: its input {name} holds NaN or inf on the calibration data")
 
 
+@checked
 def calibrate(
     graph: Graph,
     batches: Iterable[Any],

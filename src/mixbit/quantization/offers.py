@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.core import Format, InvalidInput, Plan, Scheme, Target, find_target, pick, pinned_schemes
+from mixbit.core import Format, InvalidInput, Plan, Scheme, Target, checked, find_target, pick, pinned_schemes
 from mixbit.graph.graph import Graph, Layer, check_graph, model_fingerprint
 from mixbit.quantization.affine import misfit
 
@@ -46,6 +46,7 @@ def with_fallbacks(
     return every, np.array([[scheme in row for scheme in every] for row in taken])
 
 
+@checked
 def uniform_plan(graph: Graph, scheme: str, *, target: str) -> Plan:
     """The plan that gives every layer one scheme, or the first of `Scheme.fallbacks` that it can take.
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mixbit.core import Batches, InvalidInput, Plan, Store, Task, find_target, pick, reserved
+from mixbit.core import Batches, InvalidInput, Plan, Store, Task, checked, find_target, pick, reserved
 from mixbit.graph import Graph, check_arguments
 from mixbit.graph.resources import num_uncovered
 from mixbit.quantization.biases import BIAS_CORRECTIONS, corrected
@@ -15,6 +15,7 @@ from mixbit.roundings._input import ROUNDINGS, Rounding, RoundingInput
 from mixbit.roundings.nearest import nearest
 
 
+@checked
 def quantize(
     graph: Graph,
     plan: Plan,
@@ -56,10 +57,6 @@ def quantize(
             does not fit or is needed, or the rounding is unknown.
     """
     check_arguments(graph, task, seed)
-    if not isinstance(plan, Plan):
-        raise InvalidInput(
-            f"plan: a {type(plan).__name__}; give a Plan, as search() returns it and Plan.load() reads it"
-        )
     pick("bias correction", bias_correction, BIAS_CORRECTIONS)
     name, round_weights = ROUNDINGS.find(rounding)
     check_plan(graph, plan)

@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from mixbit.core import Budget, InfeasibleBudget, InvalidInput, Plan, Sensitivity, read_model, write_text
+from mixbit.core import Budget, InfeasibleBudget, InvalidInput, Plan, Sensitivity, checked, read_model, write_text
 from mixbit.searches._problem import TOLERANCE, Floats, Integers, Problem
 
 #: How many steps below the cheapest plan known to be enough to look for others: scores do not fall evenly.
@@ -18,6 +18,7 @@ PROBES = (2, 4, 8, 16, 32)
 _SAME = {"weight_ratio": "weight_bytes"}
 
 
+@checked
 def front(table: Sensitivity, resource: str = "weight_bytes") -> "Front":
     """All plans that no other plan beats in both loss and use of the resource, from the cheapest to the dearest.
 
@@ -135,8 +136,11 @@ class Front:
     def __len__(self) -> int:
         return len(self.choices)
 
+    @checked
     def plan(self, index: int) -> Plan:
-        """The plan of one point."""
+        """The plan of one point; raises InvalidInput where there is none."""
+        if not -len(self) <= index < len(self):
+            raise InvalidInput(f"point {index}: the front has points 0 to {len(self) - 1}")
         return Plan(
             target=self.target,
             fingerprint=self.fingerprint,
@@ -145,6 +149,7 @@ class Front:
             made_by=self.made_by,
         )
 
+    @checked
     def within(self, budget: Budget) -> Plan:
         """The best of these plans within the budget, which limits the front's resource, in any unit, and nothing else.
 
@@ -152,7 +157,7 @@ class Front:
             InvalidInput: a budget of another resource, whose best plans are not all on this front.
             InfeasibleBudget: the cheapest plan is over the budget.
         """
-        ((name, bound), *others) = budget.limits.items()
+        (name, bound), *others = budget.limits.items() or (("max_drop", 0.0),)
         if others or _SAME.get(name, name) != _SAME.get(self.resource, self.resource) or name not in self.figures:
             raise InvalidInput(f"front over {self.resource}: cannot tell the best plan within {budget}; search again")
         used = self.figures[name]
@@ -190,6 +195,7 @@ class Front:
             best = cheaper
             below = max((index for index in tried if index < best and not tried[index]), default=-1)
 
+    @checked
     def thinned(self, number: int) -> "Front":
         """At most that many points, two or more: the ends, and the others as evenly as the resource allows."""
         if number < 2:

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mixbit.core import Budget, Methods, MixbitError, Plan, Price, Sensitivity
+from mixbit.core import Budget, Methods, MixbitError, Plan, Price, Sensitivity, checked
 from mixbit.searches._problem import Floats, Integers, Problem, Trials, optimum, shadow_prices, taken
 
 #: From the arrays to the column [L] of each layer.
@@ -15,6 +15,7 @@ SEARCHES: Methods[Method] = Methods("search", "mixbit.searches")
 MORE = 0.05
 
 
+@checked
 def search(table: Sensitivity, budget: Budget, *, method: str | Method = "ilp", trials: Trials | None = None) -> Plan:
     """The plan with the smallest predicted loss that keeps within the budget and obeys the table's ties.
 

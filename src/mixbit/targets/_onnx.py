@@ -76,7 +76,9 @@ def _exported(simulated: Graph) -> Any:
             )  # fmt: skip
     except torch.onnx.errors.OnnxExporterError as error:
         reason = reason_line(error.__cause__ or error, 0)  # the error itself is advice for authors of exporters
-        raise UnsupportedModel(f"torch.onnx cannot export the model: {reason}") from error
+        raise UnsupportedModel(
+            f"torch.onnx cannot export the model: {reason}; write what it names otherwise, or take another target"
+        ) from error
     return exported.model
 
 

@@ -112,7 +112,10 @@ def _convert(simulated: Graph, values: dict[str, Tensor]) -> Any:
         folding.register_pass(ConstantFolding())  # what is made of the weights' shapes, not of the weights
         folding.run_passes(model)
     except (RuntimeError, ov.frontend.OpConversionFailure) as error:
-        raise UnsupportedModel(f"OpenVINO cannot convert the model: {reason_line(error)}") from error
+        raise UnsupportedModel(
+            f"OpenVINO cannot convert the model: {reason_line(error)}; write what it names otherwise, "
+            "or take another target"
+        ) from error
     return model
 
 

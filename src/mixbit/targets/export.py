@@ -4,12 +4,13 @@ from pathlib import Path
 
 import torch
 
-from mixbit.core import InvalidInput, UnsupportedModel, find_target, whole_folder
+from mixbit.core import InvalidInput, UnsupportedModel, checked, find_target, whole_folder
 from mixbit.graph import Graph, check_graph
 from mixbit.quantization.quantizer import quantizers_of
 from mixbit.targets._integers import FURTHER, SEPARATOR, plan_of
 
 
+@checked
 def export(graph: Graph, path: str | Path, *, force: bool = False) -> Path:
     """Write the quantized graph as the files of its plan's target, with plan.json beside them.
 

@@ -24,6 +24,7 @@ from mixbit.core import (
     Target,
     TargetMismatch,
     Task,
+    checked,
     find_target,
     split_all,
     spread,
@@ -146,6 +147,7 @@ class Comparison:
         )
 
 
+@checked
 def verify(
     path: str | Path,
     graph: Graph,

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 
-from mixbit.core import InvalidInput, Store, Task, digest, hold_out, loaded, reserved, split_all, track
-from mixbit.graph import Graph, check_arguments, check_graph, fitted
+from mixbit.core import InvalidInput, Store, Task, checked, digest, hold_out, loaded, reserved, split_all, track
+from mixbit.graph import Graph, check_arguments, check_graph, fitted, try_data
 from mixbit.quantization.quantizer import quantizers_of
 from mixbit.training.loop import Loop, Objective, Trained, Training, generator_of
 
 FILE_NAME = "training.safetensors"
 
 
+@checked
 def finetune(
     graph: Graph,
     batches: Iterable[Any],
@@ -116,8 +117,8 @@ def _about(graph: Graph, objective: Objective) -> dict[str, Any]:
     }
 
 
-def check_first(graph: Graph, batches: Iterable[Any]) -> None:
-    """Raise InvalidInput unless the batches can be gone through again, and the first of them fits the graph.
+def check_first(graph: Graph, batches: Iterable[Any], task: Task | None = None) -> None:
+    """Raise InvalidInput unless the batches can be gone through again, and the first of them fits graph and task.
 
     What a loader draws for it is given back: the training begins as if no batch had been drawn.
     """
@@ -131,8 +132,11 @@ def check_first(graph: Graph, batches: Iterable[Any]) -> None:
         generator.set_state(state)
     if first is None:
         raise InvalidInput("the data holds no batch to train on: an empty loader or list")
-    inputs, _ = split_all([first], len(graph.example.args))[0]
-    graph.check(inputs, "batch 0 to train on")
+    pairs = split_all([first], len(graph.example.args))
+    if task is None:
+        graph.check(pairs[0][0], "batch 0 to train on")
+    else:
+        try_data(graph, task, task.aligned(pairs), " to train on", with_loss=None)
 
 
 def settings_of(epochs: int, settings: Training) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from mixbit.core import InvalidInput, Scheme, facts_of, say
+from mixbit.core import InvalidInput, Scheme, clean, facts_of, say
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function or package.module:function")]
 Data = Annotated[str, typer.Option(help="DATA: calibration batches, named like MODEL")]
@@ -108,8 +109,11 @@ def split(choices: str | None) -> list[str] | None:
 def model_on(spec: str, device: str) -> Any:
     """The user's model on that device."""
     from mixbit.core import load_model
+    from mixbit.graph.capture import check_module
 
-    model = load_model(spec).to(device_of(device))
+    place, model = device_of(device), load_model(spec)
+    check_module(model)
+    model = model.to(place)
     if model.training:
         say(f"MODEL {spec}: in training mode; it is run in eval mode: no dropout, batch norms as trained")
     return model
@@ -123,16 +127,25 @@ def device_of(name: str) -> Any:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError, ImportError) as error:
-        raise InvalidInput(f"device {name!r}: {str(error).splitlines()[0]}") from error
+        count = torch.cuda.device_count()
+        way_out = f"cpu, or cuda:0 to cuda:{count - 1}" if count else "cpu, since torch finds no GPU of the kind cuda"
+        raise InvalidInput(f"device {name!r}: {str(error).splitlines()[0]}; give {way_out}") from error
     return device
 
 
 def print_rows(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     """Print a table."""
-    table = Table(*columns, title=title)
+    table = Table(title=_shown(title))
+    for column in columns:
+        table.add_column(_shown(column))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(_shown, row))
     Console(width=None if sys.stdout.isatty() else 200).print(table)  # wide for a file or another program
+
+
+def _shown(text: str) -> Text:
+    """The text as it is: what looks like Rich's markup in a name is none."""
+    return Text(clean(text))
 
 
 def print_json(value: Any) -> None:

@@ -17,6 +17,7 @@ from mixbit.core import (
     Sensitivity,
     check_matplotlib,
     check_new_file,
+    find_target,
     new_figure,
     read_json,
     reserved,
@@ -60,28 +61,37 @@ def measure(
     from mixbit.core import load_data, split_batches
     from mixbit.graph.capture import capture_all
     from mixbit.graph.resources import note_on_uncovered
-    from mixbit.metrics.measure import measure as measure_
+    from mixbit.metrics import METRICS
+    from mixbit.metrics.measure import measure as measure_, try_metric
     from mixbit.quantization.calibrate import calibrate
+    from mixbit.quantization.ranges import RANGES
     from mixbit.roundings.quantize import quantize
+    from mixbit.targets.export import check_exportable
     from mixbit.targets.latency import timed
     from mixbit.targets.size import sized
 
     check_new_file(out, force=force)
-    free = options.dynamic_of(dynamic)
+    free, meant = options.dynamic_of(dynamic), options.task_of(task, loss, output_weight)
     options.say_unless_used(loss, metric)
+    predictor, range_method = options.function_or_name(metric, "METRIC"), options.function_or_name(ranges, "RANGES")
+    METRICS.find(predictor)
+    RANGES.find(range_method)
+    find_target(target).schemes(options.split(choices))
     module = options.model_on(model, device)
     batches = split_batches(module, load_data(data), samples=samples, folder=out.absolute().parent)
     with reserved(out), redirect_stdout(sys.stderr):
         graph = capture_all(module, batches.map(itemgetter(0)), free)
         if (note := note_on_uncovered(graph)) is not None:
             say(note)
-        calibration = calibrate(graph, batches, ranges=options.function_or_name(ranges, "RANGES"))
+        check_exportable(graph)
+        meant = try_metric(graph, batches, meant, predictor)
+        calibration = calibrate(graph, batches, ranges=range_method)
         table = measure_(
             graph,
             calibration,
             target=target,
-            task=options.task_of(task, loss, output_weight),
-            metric=options.function_or_name(metric, "METRIC"),
+            task=meant,
+            metric=predictor,
             choices=options.split(choices),
             seed=seed,
         )

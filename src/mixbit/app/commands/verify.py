@@ -9,7 +9,7 @@ import typer
 
 from mixbit.app.commands import options
 from mixbit.app.commands.options import print_json, print_rows, say_what_runs_in_float
-from mixbit.core import TARGETS, find_target, pick, say
+from mixbit.core import TARGETS, clean, find_target, pick, say
 
 ADVICE = (
     "float16 where a GPU computes; w8a8 and narrower where a CPU does, which is faster than float in integers alone; "
@@ -31,7 +31,7 @@ def verify(
         figures = dataclasses.asdict(comparison)  # JSON has no inf
         print_json({key: None if value in (math.inf, -math.inf) else value for key, value in figures.items()})
     else:
-        print(comparison)
+        print(clean(str(comparison)))
         if layers and comparison.first_difference is None:
             print("no tensor inside differs from the simulation")
     comparison.check()
@@ -60,7 +60,7 @@ def bench(
     say_what_runs_in_float(report["in_float"], len(rows))
 
 
-def list_(what: Annotated[str, typer.Argument(help=" | ".join(LISTS))], as_json: options.AsJson = False) -> None:
+def list_(what: Annotated[str, typer.Argument(metavar="|".join(LISTS))], as_json: options.AsJson = False) -> None:
     """Name the targets, metrics, searches, ranges of activations or roundings."""
     from mixbit.pipeline.settings import METHODS
 

@@ -49,12 +49,16 @@ def model_of(text: str, place: str | Path, model: Any, what: str) -> Any:
     try:
         return TypeAdapter(model).validate_json(text)
     except ValidationError as error:
-        problem = error.errors()[0]
-        at = ".".join(str(part) for part in problem["loc"]) or "the file"
-        reason = f"{at}: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r:.80})"
-        raise InvalidInput(f"{place}: not {what}: {reason}") from error
+        raise InvalidInput(f"{place}: not {what}: {first_problem(error)}") from error
     except InvalidInput as error:  # of a check in the type
         raise InvalidInput(f"{place}: {error}") from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """Where a value is wrong, why, and what was found: `layers.conv: Input should be a valid string (found 3)`."""
+    problem = error.errors()[0]
+    at = ".".join(str(part) for part in problem["loc"]) or "the file"
+    return f"{at}: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r:.80})"
 
 
 def write_text(path: Path, text: str) -> None:

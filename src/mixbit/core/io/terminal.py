@@ -1,5 +1,6 @@
 """The terminal: progress, signals that end a run, also while code of other languages runs, and time limits."""
 
+import logging
 import signal
 import sys
 import threading
@@ -24,20 +25,42 @@ def track(items: Iterable[T], label: str | Callable[[], str], total: int | None 
 
     A label that changes is a function, asked after each item. Nothing is drawn where standard error is not a terminal.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     hidden = not (_DRAWS.get() and sys.stderr.isatty())
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as progress:
-        text = label if callable(label) else partial(str, label)
+        named = label if callable(label) else partial(str, label)
+
+        def text() -> str:
+            return clean(named())
+
         task = progress.add_task(text(), total=total or length_hint(items) or None)
         for item in items:
             yield item
             progress.update(task, advance=1, description=text())
 
 
+def clean(text: str) -> str:
+    r"""The text with what a terminal would obey, or cannot show, in escapes: names of layers and files may hold any.
+
+    Example:
+        >>> print(clean("conv\x1b[31m\udce9"))
+        conv\x1b[31m\udce9
+    """
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+
+
 def say(text: str) -> None:
     """Print a message on standard error, if there still is one."""
     with suppress(OSError):
-        print(text, file=sys.stderr)  # noqa: T201
+        print(clean(text), file=sys.stderr)  # noqa: T201
+
+
+class Said(logging.Handler):
+    """Says what is logged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say one message."""
+        say(record.getMessage())
 
 
 def draw_nothing() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixbit.core.errors import InvalidInput, MixbitError
+from mixbit.core.errors import InvalidInput, MixbitError, did_you_mean
 
 #: Folders whose code is not the user's: this package and torch.
 _NOT_THEIRS = tuple(str(folder) + os.sep for folder in (Path(__file__).parents[2], Path(torch.__file__).parent))
@@ -45,6 +45,8 @@ def reason_of(error: BaseException) -> str:
     """Type and first line of an error, and the line of the user's code that it came from."""
     message = error.msg if isinstance(error, SyntaxError) else str(error)
     text = ": ".join(filter(None, [type(error).__name__, message.strip().partition("\n")[0]]))
+    if isinstance(error, RecursionError):
+        text += ", since a function calls itself without end, or a value is nested too deep"
     frames = users_frames(error)
     if isinstance(error, SyntaxError):
         return f"{text} ({error.filename}:{error.lineno})"
@@ -86,7 +88,9 @@ def load_data(spec: str, *, every_epoch: bool = False) -> Any:
     """
     data = _call(spec, "DATA")
     if isinstance(data, str | bytes | Mapping | Tensor) or not isinstance(data, Iterable):
-        raise InvalidInput(f"DATA {spec}: returns a {type(data).__name__}, not an iterable of batches")
+        raise InvalidInput(
+            f"DATA {spec}: returns a {type(data).__name__}, not an iterable of batches; put a single one in a list"
+        )
     if every_epoch and not isinstance(data, Iterator):
         return data
     batches = _NamedData(spec, data)
@@ -134,8 +138,9 @@ def load_function(spec: str, what: str) -> Any:
     module = _module(place, spec, what)
     function = getattr(module, name, None)
     if not callable(function):
-        known = ", ".join(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-        raise InvalidInput(f"{what} {spec}: no function {name!r} there; it has {known or 'none'}")
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        near = did_you_mean(name, known)
+        raise InvalidInput(f"{what} {spec}: no function {name!r} there{near}; it has {', '.join(known) or 'none'}")
     return function
 
 
