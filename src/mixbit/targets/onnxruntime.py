@@ -29,8 +29,10 @@ INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize"
 FUSED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")
 #: Opens a session and runs it once, by the runtime alone.
 PROGRAM = f"""
+import os
 import sys
 import numpy
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1] + "/{FILE}", providers=["CPUExecutionProvider"])
 session.run(None, dict(zip([port.name for port in session.get_inputs()], numpy.load(sys.argv[2]).values())))
