@@ -41,8 +41,8 @@ from mixbit.targets.verify import (
 
 #: Figures of the comparison that result.json holds.
 COMPARED = (
-    "accuracy", "agreement", "max_abs_diff", "relative_rms", "at_default_settings", "amplification", "weight_bytes",
-    "predicted_bytes", "file_bytes",
+    "num_samples", "accuracy", "agreement", "max_abs_diff", "relative_rms", "at_default_settings", "amplification",
+    "weight_bytes", "predicted_bytes", "file_bytes",
 )  # fmt: skip
 
 _log = logging.getLogger("mixbit")

@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import safetensors.numpy
 from numpy.typing import NDArray
@@ -42,7 +42,7 @@ MOST_VALUES, MOST_TABLE_VALUES = 2**18, 2**22
 #: Keys of one object.
 MOST_KEYS = 2**16
 _CUT = reprlib.Repr()
-_CUT.maxlevel, _CUT.maxstring, _CUT.maxother = 3, 80, 80
+_CUT.maxlevel, _CUT.maxstring, _CUT.maxother = 3, 120, 120
 
 
 def quoted(value: Any) -> str:
@@ -50,7 +50,7 @@ def quoted(value: Any) -> str:
     return _CUT.repr(value)[:200]
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Open a file to read; raises InvalidInput unless it is a regular one: a pipe or a device may never end."""
     try:
         # without O_NONBLOCK, a pipe without a writer would wait

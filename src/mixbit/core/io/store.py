@@ -143,7 +143,7 @@ class Journal:
         for number, line in enumerate(lines, 2):
             plan, score = (line.get("plan"), line.get("score")) if isinstance(line, dict) else (None, None)
             fits = isinstance(plan, list) and all(isinstance(part, str) for part in plan)
-            if not fits or not isinstance(score, float | int) or line != self._line(plan, score):
+            if plan is None or not isinstance(score, float | int) or not fits or line != self._line(plan, score):
                 raise InvalidInput(f"{path}: line {number} holds no plan and score; delete the file")
             self.scores[tuple(plan)] = score
 
@@ -159,12 +159,12 @@ class Journal:
     def _write(self, path: Path) -> None:
         with file_errors(f"{path.parent}: cannot be made", "; choose another folder"):
             path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [self.about, *(self._line(list(plan), score) for plan, score in self.scores.items())]
+        lines = [self.about, *(self._line(plan, score) for plan, score in self.scores.items())]
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
 
-    def _line(self, plan: list[str], score: Any) -> dict[str, Any]:
+    def _line(self, plan: Sequence[str], score: float) -> dict[str, Any]:
         """What is written of a score; the digest shows one that changed since."""
-        return {"plan": plan, "score": score, "digest": digest(json.dumps([self.about, plan, score]))}
+        return {"plan": [*plan], "score": score, "digest": digest(json.dumps([self.about, [*plan], score]))}
 
 
 def digest(*values: Any) -> str:
