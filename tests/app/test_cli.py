@@ -793,6 +793,7 @@ def set_to(*path):
         (set_to("deployed", "agreement", 0.5), 4, "deployed.agreement is 0.5"),
         (set_to("deployed", "relative_rms", 0.5), 4, "deployed.relative_rms is 0.5"),
         (set_to("deployed", "num_samples", 3), 4, "deployed.num_samples is 3"),
+        (set_to("deployed", "latency_mw", 3), 2, "deployed: latency_mw is unknown; known: accuracy"),
         (set_to("deployed", "relative_rms", "high"), 2, "deployed.relative_rms"),
         (set_to("simulated", "accuracy", 1.0), 4, "simulated.accuracy is 1.0"),
         (set_to("float", "latency_ms", float("nan")), 2, "float.latency_ms.*finite number"),

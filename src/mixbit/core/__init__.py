@@ -19,6 +19,7 @@ from mixbit.core.errors import (
     pick as pick,
 )
 from mixbit.core.io.files import (
+    MOST_JSON as MOST_JSON,
     MOST_TABLE_VALUES as MOST_TABLE_VALUES,
     check_header as check_header,
     check_matplotlib as check_matplotlib,

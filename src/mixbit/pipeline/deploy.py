@@ -145,7 +145,7 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
         chosen.plan.save(folder / "plan.json")
         known.table.save(folder / "sensitivity.json")
         inside = watched(chosen.simulated, first_rows(batches[0][0])) if run.target.load_tensors is not None else []
-        save_check_set(folder, graph, batches, reference, inside)
+        save_check_set(folder, graph, batches, reference, inside, comparison.num_samples)
         result = Result(
             target=run.target.name,
             task=str(run.task),

@@ -66,8 +66,13 @@ TYPES = (
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
     torch.uint8, torch.bool,
 )  # fmt: skip
-#: Figures that are shares of answers.
-SHARES = ("accuracy", "agreement")
+#: Figures of a network, and the least and largest that each can be; rounding may take a divergence below 0.
+FIGURES = (
+    dict.fromkeys(("accuracy", "agreement"), (0.0, 1.0))
+    | dict.fromkeys(("score", "divergence"), (-math.inf, math.inf))
+    | dict.fromkeys(("num_samples", "weight_bytes", "predicted_bytes", "file_bytes", "latency_ms"), (0.0, math.inf))
+    | dict.fromkeys(("max_abs_diff", "relative_rms", "at_default_settings", "amplification"), (0.0, math.inf))
+)
 #: Of a check set, in samples and in bytes of inputs.
 MOST_SAMPLES, MOST_BYTES = 512, 16 * 2**20
 
@@ -114,14 +119,16 @@ def _beside(name: str) -> str:
 
 def _possible(figures: dict[str, float]) -> dict[str, float]:
     for name, value in figures.items():
-        if name in SHARES and not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value:g}, and must be between 0 and 1")
-        if value < 0 and name not in ("score", "divergence"):  # which rounding may take below 0
-            raise ValueError(f"{name} is {value:g}, and must not be negative")
+        if name not in FIGURES:
+            raise ValueError(f"{name} is unknown; known: {', '.join(FIGURES)}")
+        low, high = FIGURES[name]
+        if not low <= value <= high:
+            raise ValueError(f"{name} is {value:g}, and must be between {low:g} and {high:g}")
     return figures
 
 
 Figures = Annotated[dict[str, float], AfterValidator(_possible)]
+Amounts = dict[str, Annotated[float, Field(ge=0)]]
 
 
 class Result(BaseModel):
@@ -157,13 +164,13 @@ class Result(BaseModel):
     simulated: Figures
     untrained: Figures = {}
     deployed: Figures
-    outputs: Figures = {}
+    outputs: Amounts = {}
     uniform: list[dict[str, float | str]]
     layers: dict[str, LayerRow]
     pruned: Pruned | None = None
     uncovered: list[dict[str, int | float | str | None]]
     files: dict[Annotated[str, AfterValidator(_beside)], Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
-    seconds: Figures
+    seconds: Amounts
     environment: dict[str, str]
 
     @classmethod
@@ -240,6 +247,7 @@ class CheckSet:
         batch_axes: Name of an output -> its dimension of samples where that is not the first.
         labels: Of the samples; None where there are none, or they are no tensor.
         watched, watched_samples: Tensors inside the simulation, of the first samples, and how many these are.
+        evaluated: How many samples the run was verified on.
     """
 
     inputs: Inputs
@@ -249,6 +257,7 @@ class CheckSet:
     labels: Tensor | None
     watched: list[Watched]
     watched_samples: int
+    evaluated: int
 
     def outputs_of(self, rows: list[int]) -> dict[str, Tensor]:
         """The outputs of those samples; one without samples stays as it is."""
@@ -271,7 +280,9 @@ class CheckSet:
                 Watched(inner, layer, biased, tensors[f"inside.{number}"].numpy())
                 for number, (inner, layer, biased) in enumerate(noted["watched"])
             ]
-            check = cls(inputs, outputs, returned, axes, tensors.get("labels"), inside, noted["samples"])
+            check = cls(
+                inputs, outputs, returned, axes, tensors.get("labels"), inside, noted["samples"], noted["evaluated"]
+            )
             check.check()
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError, InvalidInput) as error:
             raise InvalidInput(f"{path}: cannot be read ({error}); quantize again") from error
@@ -303,11 +314,11 @@ class CheckSet:
 
 
 def save_check_set(
-    folder: Path, graph: Graph, batches: Sequence[Batch], simulated: Reference, inside: list[Watched]
+    folder: Path, graph: Graph, batches: Sequence[Batch], simulated: Reference, inside: list[Watched], evaluated: int
 ) -> None:
     """Write check.safetensors: the first samples, up to MOST_SAMPLES and MOST_BYTES, their outputs, tensors inside.
 
-    Where dimensions are free, those of the sizes of the first batch.
+    Where dimensions are free, those of the sizes of the first batch. `evaluated` is how many samples there are in all.
     """
     chosen, outputs_of_chosen, count = [], [], 0
     first, _ = batches[0]
@@ -336,6 +347,7 @@ def save_check_set(
         "returned": list(outputs_of(returned_by(graph, graph.example))),
         "axes": dict(simulated.task.batch_axes),
         "samples": samples,
+        "evaluated": evaluated,
         "watched": [(tensor.name, tensor.layer, tensor.biased) for tensor in inside],
     }
     arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in stored.items()}
@@ -379,7 +391,7 @@ def recheck(folder: Path, *, model: nn.Module | None = None, layers: bool = Fals
         more=problems_of_sizes(partial(run_by, runner), sizes, deployed),
     )
     simulated = evaluate(reference, [(check.inputs, check.labels)], task, "read the simulation")
-    broken = broken_promises(result, comparison, target.stored(folder), simulated, deployed)
+    broken = broken_promises(result, comparison, check.evaluated, target.stored(folder), simulated, deployed)
     comparison = dataclasses.replace(comparison, problems=(*comparison.problems, *broken))
     if not layers:
         return comparison

@@ -20,6 +20,7 @@ SOME_OF_ALL = 2.0
 def broken_promises(
     result: "Result",
     comparison: Comparison,
+    all_samples: int,
     stored: Mapping[str, StoredWeight],
     simulated: Evaluation,
     deployed: Evaluation,
@@ -29,7 +30,10 @@ def broken_promises(
     Bytes, and how each weight is stored, are equal to the last byte on any machine. Answers may round to the other side
     on another processor: ANSWERS_TOLERANCE of them, at least one. The check set may hold some samples of all: then the
     others can only make so much of a difference. What clocks said, and what is told of the float network and of uniform
-    plans, is not measured again. `simulated` and `deployed` are of the check set.
+    plans, is not measured again.
+
+    `all_samples` are those that the run was verified on, as the check set says; `simulated` and `deployed` are of the
+    check set.
     """
     said, sizes = result.deployed, {name: getattr(comparison, name) for name in BYTES}
     broken = [
@@ -49,12 +53,12 @@ def broken_promises(
             )
     if result.outputs.keys() != comparison.outputs.keys():
         broken.append(f"result.json: outputs are {[*result.outputs]}, the check set has {[*comparison.outputs]}")
-    count, all_samples = comparison.num_samples, said.get("num_samples", 0)
-    if not count <= all_samples == int(all_samples):
-        return [*broken, f"result.json: deployed.num_samples is {all_samples:g}, the check set holds {count} of them"]
+    count = comparison.num_samples
+    if said.get("num_samples") != all_samples:
+        broken.append(f"result.json: deployed.num_samples is {said.get('num_samples')}, of the check set {all_samples}")
     for part, evaluation in (("simulated", simulated), ("deployed", deployed)):
         right, labelled = evaluation.answers.sum(axis=0).tolist()
-        if labelled and (labelled == count or count == all_samples):
+        if labelled and count in (labelled, all_samples):
             claim = getattr(result, part).get("accuracy")
             broken += _share(f"{part}.accuracy", claim, right / labelled, count, all_samples)
     if comparison.agreement is not None and count == all_samples:
@@ -69,10 +73,10 @@ def broken_promises(
     return broken
 
 
-def _share(name: str, said: float | None, measured: float, count: int, all_samples: float) -> list[str]:
+def _share(name: str, said: float | None, measured: float, count: int, all_samples: int) -> list[str]:
     """The sentence, unless the share of all samples may be what is said where that of `count` of them is measured."""
     slack = max(1.0, ANSWERS_TOLERANCE * count) + 1e-6 * all_samples
     least, most = measured * count - slack, all_samples - (1 - measured) * count + slack
     if said is not None and least <= said * all_samples <= most:
         return []
-    return [f"result.json: {name} is {said}, of {count} of {all_samples:.0f} samples it is {measured:.4g}"]
+    return [f"result.json: {name} is {said}, of {count} of {all_samples} samples it is {measured:.4g}"]

@@ -18,6 +18,7 @@ from mixbit.core import (
     Plan,
     Scheme,
     Sensitivity,
+    quoted,
     read_model,
     write_text,
 )
@@ -238,11 +239,11 @@ class Front:
         figures = {name: np.array([row[name] for row in values]) for name in values[0]}
         schemes, columns = np.unique([list(point.layers.values()) for point in stored.points], return_inverse=True)
         if stored.resource not in figures or (np.diff(figures[stored.resource]) < 0).any():
-            raise InvalidInput(f"{path}: points are not in the order of {stored.resource}; make the front again")
+            raise InvalidInput(f"{path}: points not in the order of {quoted(stored.resource)}; make the front again")
         loss = figures.get("loss", np.full(1, np.inf))
         if not (np.abs(loss) < LARGEST).all() or (np.diff(loss) > TOLERANCE * np.abs(loss[1:])).any():
             raise InvalidInput(f"{path}: a dearer point has no smaller loss; make the front again")
-        for scheme in schemes:
+        for scheme in schemes.tolist():
             try:
                 Scheme.parse(scheme)
             except InvalidInput as error:

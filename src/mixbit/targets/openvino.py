@@ -169,10 +169,14 @@ def _core() -> Any:
     return _openvino().Core()
 
 
+def _check_files(folder: Path) -> None:
+    if not all((folder / name).is_file() for name in (FILE, WEIGHTS)):
+        raise InvalidInput(f"{folder / FILE}: the file or its .bin is missing; export again")
+
+
 def _read(folder: Path) -> Any:
     path = folder / FILE
-    if not path.is_file() or not path.with_suffix(".bin").is_file():
-        raise InvalidInput(f"{path}: the file or its .bin is missing; export again")
+    _check_files(folder)
     with mismatch(f"{path}: OpenVINO cannot read it", RuntimeError):
         return _core().read_model(path)
 
@@ -226,5 +230,6 @@ TARGET = Target(
     load=load,
     stored=stored,
     program=PROGRAM,
+    check_files=_check_files,
     load_tensors=load_tensors,
 )

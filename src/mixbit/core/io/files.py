@@ -11,6 +11,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.util import find_spec
 from io import BufferedReader, BytesIO
 from pathlib import Path
@@ -132,7 +133,7 @@ def model_of(text: str | bytes, place: str | Path, model: Any, what: str, *, mos
     """
     json_of(text, place, most_values=most_values, only_finite=False)
     try:
-        return TypeAdapter(model).validate_json(text)
+        return _adapter(model).validate_json(text)
     except ValidationError as error:
         problem = error.errors()[0]
         at = ".".join(str(part) for part in problem["loc"])[:200] or "the file"
@@ -140,6 +141,11 @@ def model_of(text: str | bytes, place: str | Path, model: Any, what: str, *, mos
         raise InvalidInput(f"{place}: not {what}: {reason}") from error
     except InvalidInput as error:  # of a check in the type
         raise InvalidInput(f"{place}: {error}") from error
+
+
+@cache
+def _adapter(model: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(model)  # milliseconds each
 
 
 def check_header(path: Path) -> None:
