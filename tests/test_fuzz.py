@@ -2,15 +2,15 @@
 
 import pytest
 
-from benchmarks.reliability.fuzz import attack, subjects
+from benchmarks.reliability.fuzz import attack, quick_folder, subjects
 
-CASES = 1_000
+CASES = 4_000
 
 
 @pytest.fixture(scope="module")
-def kinds(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        yield subjects(tmp_path_factory.mktemp("fuzz"), patch.setattr)
+def kinds():
+    with quick_folder() as place, pytest.MonkeyPatch.context() as patch:
+        yield subjects(place, patch.setattr)
 
 
 def test_mutated_files_are_refused_or_are_what_they_were(kinds):

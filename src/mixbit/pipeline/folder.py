@@ -22,6 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from mixbit.core import (
+    MOST_JSON,
     Batch,
     Inputs,
     InvalidInput,
@@ -31,6 +32,7 @@ from mixbit.core import (
     StoredWeight,
     TargetMismatch,
     Task,
+    check_header,
     find_target,
     json_of,
     outputs_of,
@@ -299,8 +301,8 @@ class CheckSet:
             or not all(isinstance(name, str) for name in names)
         ):
             raise ValueError(f"{count} samples, outputs {self.returned}")
-        if not 0 <= self.watched_samples <= count:
-            raise ValueError(f"tensors inside of {self.watched_samples} samples, of {count}")
+        if not (isinstance(self.evaluated, int) and 0 <= self.watched_samples <= count):
+            raise ValueError(f"evaluated {quoted(self.evaluated)}, tensors inside of {self.watched_samples} of {count}")
         tensors = (
             dict(enumerate(self.inputs.tensors))
             | self.outputs
@@ -451,8 +453,12 @@ def _open(folder: Path, model: nn.Module | None) -> tuple[Result, CheckSet, Grap
         )
     if missing := {*target.files, "plan.json", CHECK_FILE} - result.files.keys():
         raise TargetMismatch(f"{folder / RESULT_FILE}: files lacks {', '.join(sorted(missing))}; quantize again")
+    check_header(_inside(folder, CHECK_FILE))
     for name, digest in result.files.items():
-        if sha256(_inside(folder, name)) != digest:
+        path = _inside(folder, name)
+        most = result.deployed.get("file_bytes", 0) if name in target.files else MOST_JSON
+        too_long = name != CHECK_FILE and path.exists() and path.stat().st_size > most  # to be read to the end
+        if too_long or sha256(path) != digest:
             raise TargetMismatch(f"the artefact does not match: {name} is not the file verified then; quantize again")
     target.require()
     check = CheckSet.load(folder)
