@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import re
 import shutil
 import sys
@@ -173,6 +174,12 @@ def done(written):
 
 
 @pytest.fixture
+def again(code, run):
+    """Verify a folder with the network that it was made of, or run another command on it."""
+    return lambda folder, command="verify", *words: run(command, folder, "--model", f"{code}:model", *words)
+
+
+@pytest.fixture
 def asked(run, monkeypatch):
     """Run `mixbit WORDS` as far as auto_quantize; return the arguments that it is called with."""
 
@@ -211,9 +218,9 @@ def copy_of(done, tmp_path):
     return shutil.copytree(done, tmp_path / "copy")
 
 
-def test_quantize_then_verify_and_bench(done, run):
-    assert run("verify", done)[0] == 0
-    status, out, _ = run("bench", done, "--batch", "2", "--json")
+def test_quantize_then_verify_and_bench(done, again):
+    assert again(done)[0] == 0
+    status, out, _ = again(done, "bench", "--batch", "2", "--json")
     report = json.loads(out)
     assert status == 0
     assert report["latency_ms"]["2"] > 0
@@ -683,29 +690,31 @@ def edit(path, change):
         ("result.json", lambda result: result.update({"target": "nonsense"}), "plan.json is not|unknown"),
     ],
 )
-def test_edited_folders_are_refused(done, run, tmp_path, name, change, message):
+def test_edited_folders_are_refused(done, again, tmp_path, name, change, message):
     folder = copy_of(done, tmp_path)
     edit(folder / name, change)
-    status, _, err = run("verify", folder)
+    status, _, err = again(folder)
     assert status == 2
     assert re.search(message, err), err
 
 
 @pytest.mark.parametrize("name", ["plan.json", "result.json", "check.safetensors", "model.safetensors"])
-def test_missing_and_truncated_files_are_refused(done, run, tmp_path, name):
+def test_missing_and_truncated_files_are_refused(done, again, tmp_path, name):
     folder = copy_of(done, tmp_path)
     whole = (folder / name).read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"\xff" * 100):
         (folder / name).write_bytes(content)
-        status, _, err = run("verify", folder)
+        status, _, err = again(folder)
         assert status in {2, 4}
         assert "Traceback" not in err, err
     (folder / name).unlink()
-    assert run("verify", folder)[0] == 2
-    assert run("bench", folder)[0] == 2
+    for command in ("verify", "bench"):
+        status, _, err = again(folder, command)
+        assert status == 2
+        assert name in err
 
 
-def test_an_artefact_that_computes_something_else_is_exit_4(done, run, tmp_path):
+def test_an_artefact_that_computes_something_else_is_exit_4(done, again, tmp_path):
     folder = copy_of(done, tmp_path)
     path = folder / "model.safetensors"
     with safetensors.safe_open(path, "pt") as file:
@@ -713,12 +722,17 @@ def test_an_artefact_that_computes_something_else_is_exit_4(done, run, tmp_path)
     tensors = safetensors.torch.load_file(path)
     tensors["3.bias"] = tensors["3.bias"] + torch.tensor([5.0, -5.0, 0.0])
     safetensors.torch.save_file(tensors, path, metadata)
-    status, _, err = run("verify", folder)
+    status, _, err = again(folder)
     assert status == 4
-    assert "does not match" in err
+    assert "model.safetensors is not the file verified then" in err
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    edit(folder / "result.json", lambda result: result["files"].update({path.name: digest}))
+    status, _, err = again(folder)
+    assert status == 4
+    assert "outputs differ" in err
 
 
-def test_verify_names_the_first_tensor_inside_that_differs(code, done, run, tmp_path):
+def test_verify_names_the_first_tensor_inside_that_differs(code, done, run, again, tmp_path):
     onnx = pytest.importorskip("onnx")
     assert run(*quantize_words(code, tmp_path / "out", target="onnxruntime"))[0] == 0
     status, out, _ = run("verify", tmp_path / "out", "--layers")
@@ -734,7 +748,97 @@ def test_verify_names_the_first_tensor_inside_that_differs(code, done, run, tmp_
     status, out, _ = run("verify", tmp_path / "out", "--layers", "--json")
     assert status == 4
     assert json.loads(out)["first_difference"]["layer"] == "0.weight"
-    assert run("verify", done, "--layers")[0] == 2  # target packed: nothing but PyTorch runs it
+    assert again(done, "verify", "--layers")[0] == 2  # packed: nothing but PyTorch runs it
+
+
+def test_no_code_is_run_that_a_folder_names(done, run, tmp_path):
+    folder, trap = copy_of(done, tmp_path), tmp_path / "trap.py"
+    trap.write_text(f"open({str(tmp_path / 'sprung')!r}, 'w')\ndef model(): raise SystemExit(0)\n")
+    edit(folder / "result.json", lambda result: result.update(model=f"{trap}:model\x1b[31m"))
+    for command in ("verify", "bench"):
+        status, _, err = run(command, folder)
+        assert status == 2
+        assert "pass --model FILE.py:function (model=...) (the run used '" in err
+        assert "trap.py:model\\x1b[31m')" in err
+        assert "\x1b" not in err
+    assert not (tmp_path / "sprung").exists()
+
+
+def set_to(*path):
+    """A change of result.json: the value at the end of the path is the last of it."""
+
+    def change(result):
+        *keys, last, value = path
+        for key in keys:
+            result = result[key]
+        result[last] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "message"),
+    [
+        (set_to("files", {}), 4, "files lacks check.safetensors, model.safetensors, plan.json"),
+        (lambda result: result["files"].pop("plan.json"), 4, "files lacks plan.json"),
+        (set_to("files", "../secret", "0" * 64), 2, "files.*secret.*not the name of a file beside"),
+        (set_to("files", "/dev/zero", "0" * 64), 2, "not the name of a file beside"),
+        (set_to("files", "plan.json", "0"), 2, "files.plan.json"),
+        (set_to("deployed", "weight_bytes", 1), 4, "deployed.weight_bytes is 1.0, and"),
+        (set_to("deployed", "predicted_bytes", 1), 4, "deployed.predicted_bytes"),
+        (set_to("deployed", "file_bytes", 1), 4, "deployed.file_bytes"),
+        (set_to("deployed", "accuracy", 1.0), 4, "deployed.accuracy is 1.0, of"),
+        (set_to("deployed", "accuracy", 1.5), 2, "accuracy is 1.5, and must be between 0 and 1"),
+        (lambda result: result["deployed"].pop("accuracy"), 4, "deployed.accuracy is None"),
+        (set_to("deployed", "agreement", 0.5), 4, "deployed.agreement is 0.5"),
+        (set_to("deployed", "relative_rms", 0.5), 4, "deployed.relative_rms is 0.5"),
+        (set_to("deployed", "num_samples", 3), 4, "deployed.num_samples is 3"),
+        (set_to("deployed", "latency_mw", 3), 2, "deployed: latency_mw is unknown; known: accuracy"),
+        (set_to("deployed", "relative_rms", "high"), 2, "deployed.relative_rms"),
+        (set_to("simulated", "accuracy", 1.0), 4, "simulated.accuracy is 1.0"),
+        (set_to("float", "latency_ms", float("nan")), 2, "float.latency_ms.*finite number"),
+        (set_to("layers", "0.weight", "weight_bytes", 1), 4, "layers.0.weight is 1 bytes"),
+        (set_to("layers", "0.weight", "predicted_bytes", 1), 4, "predicted_bytes are not those of the plan"),
+        (set_to("layers", "0.weight", "stored", "8-bit planes, float32 scale"), 4, "layers.0.weight is"),
+        (set_to("outputs", {"other": 0.0}), 4, "outputs are"),
+        (set_to("deployed", "amplification", 1e9), 0, ""),  # explains no difference, as there is none
+    ],
+)
+def test_figures_that_are_not_what_is_measured_are_named(done, again, tmp_path, change, status, message):
+    folder = copy_of(done, tmp_path)
+    edit(folder / "result.json", change)
+    found, _, err = again(folder)
+    assert found == status, err
+    assert re.search(message, err), err
+
+
+def test_a_key_that_stands_twice_is_refused(done, again, tmp_path):
+    folder = copy_of(done, tmp_path)
+    text = (folder / "result.json").read_text()
+    (folder / "result.json").write_text(text.replace('"accuracy": ', '"accuracy": 1.0, "accuracy": '))
+    status, _, err = again(folder)
+    assert status == 2
+    assert "key 'accuracy' stands twice" in err
+
+
+@pytest.mark.parametrize("name", ["plan.json", "result.json", "check.safetensors", "model.safetensors"])
+def test_what_is_no_file_of_the_folder_is_not_read(done, again, tmp_path, name):
+    folder = copy_of(done, tmp_path)
+    aside = shutil.move(folder / name, tmp_path / name)
+    for make, message in (
+        (lambda path: path.symlink_to(aside), "a link out of the folder"),
+        (lambda path: path.symlink_to("/dev/zero"), "a link out of the folder"),
+        (lambda path: path.symlink_to(path), "cannot be read"),
+        (os.mkfifo, "not a regular file"),
+        (os.mkdir, "cannot be read"),
+    ):
+        make(folder / name)
+        for command in ("verify", "bench"):
+            status, _, err = again(folder, command)
+            assert status == 2
+            assert message in err
+            assert name in err
+        (folder / name).rmdir() if (folder / name).is_dir() else (folder / name).unlink()
 
 
 def test_a_folder_that_is_none(run, tmp_path):
@@ -742,7 +846,7 @@ def test_a_folder_that_is_none(run, tmp_path):
     assert run("verify", tmp_path)[0] == 2
 
 
-def test_qat_on_other_data_prints_what_it_was_before(code, run, tmp_path):
+def test_qat_on_other_data_prints_what_it_was_before(code, run, again, tmp_path):
     words = quantize_words(code, tmp_path / "out", budget="mean_bits=3")
     training = ("--flavour", "qat", "--epochs", 2, "--lr", "0.001", "--train", f"{code}:unlabelled")
     status, out, err = run(*words, *training)
@@ -752,7 +856,7 @@ def test_qat_on_other_data_prints_what_it_was_before(code, run, tmp_path):
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert set(result["untrained"]) == {"accuracy", "divergence"}
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert run("verify", tmp_path / "out")[0] == 0
+    assert again(tmp_path / "out")[0] == 0
 
 
 def test_an_importance_that_nothing_asks_for_is_refused(code, run, tmp_path):

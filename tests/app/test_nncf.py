@@ -107,7 +107,7 @@ def test_manual_precisions_are_pins(tmp_path):
         ({"compression": hawq()["compression"] | {"ignored_scopes": None}}, "ignored_scopes is None; expected a list"),
         ({"compression": hawq()["compression"] | {"ignored_scopes": ["{re}.*fc.*"]}}, "scope '{re}.*fc.*' is not"),
         (hawq() | {"target_scopes": ["Net/NNCFConv2d[c]/conv2d_0"]}, "target_scopes: not read"),
-        (hawq(iter_number=float("inf")), "precision.iter_number is inf"),
+        (hawq(iter_number=float("inf")), "Infinity.* is no finite number"),
         (manual([[4.0, "Net/NNCFConv2d[conv1]/conv2d_0|WEIGHT"]]), "4.0 bits; target packed stores"),
         ({"compression": hawq()["compression"] | {"weights": 4}}, "weights is 4; expected an object"),
         (hawq(speed=1), "precision.speed is no key of hawq; known: bits, bitwidth_assignment_mode"),

@@ -78,8 +78,8 @@ def _quick():
 def run(net, batches, tmp_path):
     """Run auto_quantize with target packed into the folder `name`; further arguments are settings."""
 
-    def call(name="out", model=net, data=batches, *, budget=BUDGET, eval_batches=None, spec="", **settings):
-        out, settings = tmp_path / name, Settings(model=spec, **settings)
+    def call(name="out", model=net, data=batches, *, budget=BUDGET, eval_batches=None, **settings):
+        out, settings = tmp_path / name, Settings(**settings)
         return mb.auto_quantize(
             model, data, target="packed", budget=budget, out=out, eval_batches=eval_batches, settings=settings
         )
@@ -337,11 +337,10 @@ def test_inputs_by_keyword_may_come_in_any_order(run, tmp_path):
         eval_batches=turned,
         budget=mb.Budget(mean_bits=8),
         choices=["w8a8"],
-        spec=f"{__name__}:keywords",
     )
     assert found.comparison.problems == ()
     assert found.comparison.max_abs_diff < 1e-5
-    again = recheck(tmp_path / "out")
+    again = recheck(tmp_path / "out", model=keywords())
     assert again.problems == ()
     assert again.max_abs_diff < 1e-5
     assert again.num_samples == 32
@@ -356,10 +355,8 @@ def test_a_folder_with_an_answer_per_pixel_is_verified(run, tmp_path):
     model = segments()
     images = [torch.randn(8, 1, 4, 5) for _ in range(4)]
     pairs = [(x, model(x).argmax(1)) for x in images]
-    found = run(
-        "out", model, pairs, budget=mb.Budget(mean_bits=8), task=Task.segmentation(), spec=f"{__name__}:segments"
-    )
-    again = recheck(tmp_path / "out")
+    found = run("out", model, pairs, budget=mb.Budget(mean_bits=8), task=Task.segmentation())
+    again = recheck(tmp_path / "out", model=model)
     assert again.problems == ()
     assert again.num_samples == 8
     assert again.accuracy == found.comparison.accuracy > 0.9
@@ -367,8 +364,8 @@ def test_a_folder_with_an_answer_per_pixel_is_verified(run, tmp_path):
 
 def test_twelve_inputs_keep_their_order(run, tmp_path):
     rows = [tuple(torch.randn(8, 1) for _ in range(12)) for _ in range(4)]
-    run("out", many_inputs(), rows, budget=mb.Budget(mean_bits=8), choices=["w8a8"], spec=f"{__name__}:many_inputs")
-    assert recheck(tmp_path / "out").max_abs_diff < 1e-5
+    run("out", many_inputs(), rows, budget=mb.Budget(mean_bits=8), choices=["w8a8"])
+    assert recheck(tmp_path / "out", model=many_inputs()).max_abs_diff < 1e-5
 
 
 def test_outputs_that_are_no_numbers_are_refused(run, tmp_path):
@@ -393,13 +390,13 @@ def test_models_in_float64_are_refused(run, batches):
         run(model=Net().double().eval(), data=doubled)
 
 
-def test_files_that_were_changed_are_noticed(deployed, tmp_path):
+def test_files_that_were_changed_are_noticed(net, deployed, tmp_path):
     for name in deployed.result.files:
         folder = shutil.copytree(deployed.folder, tmp_path / name)
         with (folder / name).open("ab") as file:
             file.write(b" ")
         with pytest.raises(TargetMismatch, match=f"{name} is not the file"):
-            recheck(folder)
+            recheck(folder, model=net)
     assert {"plan.json", "sensitivity.json", "check.safetensors", "model.safetensors"} == deployed.result.files.keys()
 
 

@@ -170,8 +170,10 @@ def test_bad_resources_are_refused():
         (lambda one: one.update(points=[]), "points: List should have at least 1 item"),
         (lambda one: one["points"][0].pop("weight_bytes"), "point 1 has other layers or figures than point 0"),
         (lambda one: one["points"][1]["layers"].pop("last.weight"), "point 1 has other layers"),
-        (lambda one: one["points"].reverse(), "not in the order of weight_bytes"),
+        (lambda one: one["points"].reverse(), "not in the order of 'weight_bytes'"),
         (lambda one: one["points"][0].update(loss=None), "loss"),
+        (lambda one: one["points"][-1].update(loss=1e9), "a dearer point has no smaller loss"),
+        (lambda one: one["points"][-1]["layers"].update({"last.weight": "w9"}), "front.json: scheme 'w9'"),
     ],
 )
 def test_bad_files_are_refused(change, message, tmp_path):

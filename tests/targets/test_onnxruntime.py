@@ -1,5 +1,6 @@
 """What only onnxruntime does: it quantizes weights itself that stand between quantized tensors."""
 
+import os
 from functools import partial
 
 import pytest
@@ -7,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mixbit.core import TargetMismatch, find_target
 from mixbit.graph.capture import capture
+from mixbit.quantization import uniform_plan
 from mixbit.roundings.quantize import quantize
 from mixbit.targets.export import export
 from tests.networks import Net, plan_of
@@ -81,3 +84,23 @@ def test_layers_in_float_between_quantized_tensors_keep_their_weights(name, depl
             wanted = simulated(x[:count])[number]
         found = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x[:count].numpy()})[number])
         assert (found - wanted).square().mean().sqrt() <= 0.005 * spread
+
+
+def test_weights_in_another_file_are_refused_before_they_are_read(tmp_path, apart):
+    onnx = pytest.importorskip("onnx")
+    graph = capture(nn.Linear(4, 3).eval(), torch.randn(2, 4))
+    export(quantize(graph, uniform_plan(graph, "w8a8", target="onnxruntime"), [torch.randn(8, 4)]), tmp_path / "out")
+    target, path = find_target("onnxruntime"), tmp_path / "out" / "model.onnx"
+    target.load(path.parent)
+    proto = onnx.load(path)
+    tensor = max(proto.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    os.mkfifo(tmp_path / "out" / "pipe")
+    for place in ("/etc/passwd", "../secret", "pipe"):
+        del tensor.external_data[:]
+        tensor.external_data.add(key="location", value=place)
+        path.write_bytes(proto.SerializeToString())
+        for read in (target.load, target.stored, lambda folder: target.try_apart(folder, [])):
+            with pytest.raises(TargetMismatch, match="stored in another file"):
+                read(path.parent)

@@ -7,7 +7,6 @@ Understood is the form `{"target_device": ..., "compression": {"algorithm": "qua
 -   autoq: size of the weights / their size in float32, at most: `weight_ratio`, which counts scales too.
 """
 
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from mixbit.core import Budget, InvalidInput, Target
+from mixbit.core import MOST_JSON, Budget, InvalidInput, Target, json_of, quoted, read_bytes
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,8 @@ class NncfConfig:
 
 def read_nncf_config(path: str | Path, target: Target, budget: Budget | None = None) -> NncfConfig:
     """Read a file, whose budget another may replace; raises InvalidInput, which names what cannot be honoured."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        stored = json.loads(re.sub(r'("(?:\\.|[^"\\])*")|//[^\n]*', lambda match: match[1] or "", text))  # no comments
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"{path}: cannot be read as JSON: {error}") from error
+    text = read_bytes(Path(path), MOST_JSON)
+    stored = json_of(re.sub(rb'("(?:\\.|[^"\\])*")|//[^\n]*', lambda match: match[1] or b"", text), path)  # no comments
     try:
         config = _read(stored, target)
         if budget is None and "bit_complexity_ratio" in config.budget.limits and target.input_bits == (8,):
@@ -176,14 +172,14 @@ class _Manual(_Precision):
         notes["precision.type=manual"] = "honoured: the layers named are pinned, the others take 8 bits"
         for entry in self.bitwidth_per_scope:
             if not isinstance(entry, list) or len(entry) != 2:
-                raise InvalidInput(f"precision.bitwidth_per_scope: {entry!r}; each is [bits, scope]")
+                raise InvalidInput(f"precision.bitwidth_per_scope: {quoted(entry)}; each is [bits, scope]")
             bits, scope = entry
             layer, what = _layer(scope)
             if what != "WEIGHT" or layer is None:
                 notes[scope] = "refused: inputs take 8 bits where precisions are set by hand"
                 continue
             if not isinstance(bits, int) or bits not in target.weight_bits:
-                raise InvalidInput(f"{scope}: {bits!r} bits; {_stored(target)}")
+                raise InvalidInput(f"{scope}: {quoted(bits)} bits; {_stored(target)}")
             pins[layer] = f"w{bits}a8"
             notes[scope] = f"mapped: pin {layer}=w{bits}a8"
         return NncfConfig("weight_error", "ilp", Budget(weight_ratio=1), ("w8a8",), pins, 1.0, notes)
@@ -206,12 +202,12 @@ def _read(stored: Any, target: Target) -> NncfConfig:
     entries = file.compression if isinstance(file.compression, list) else [file.compression]
     algorithms = [entry.get("algorithm") if isinstance(entry, dict) else entry for entry in entries]
     if algorithms != ["quantization"] or not isinstance(entries[0], dict):
-        raise InvalidInput(f"compression: algorithms {algorithms}; expected one, quantization")
+        raise InvalidInput(f"compression: algorithms {quoted(algorithms)}; expected one, quantization")
     quantization = _checked(_Quantization, entries[0])
     precision = quantization.initializer.get("precision")
     kind = precision.get("type") if isinstance(precision, dict) else None
     if kind not in list(_KINDS):
-        raise InvalidInput(f"compression.initializer.precision.type is {kind!r}; known: {', '.join(_KINDS)}")
+        raise InvalidInput(f"compression.initializer.precision.type is {quoted(kind)}; known: {', '.join(_KINDS)}")
     pins = file.pins(notes) | quantization.pins(notes)
     notes |= dict.fromkeys(file.model_extra or (), "not needed: no part of quantization")
     if "target_device" in notes:
@@ -249,7 +245,7 @@ def _checked(model: type[M], stored: Any, place: str = "") -> M:
             wanted = "expected a list"
         elif key and (description := model.model_fields[key].description):
             wanted = f"give {description}"
-        raise InvalidInput(f"{place}{key or 'the file'} is {value!r:.60}; {wanted}") from None
+        raise InvalidInput(f"{place}{key or 'the file'} is {quoted(value)}; {wanted}") from None
 
 
 def _layer(scope: Any) -> tuple[str | None, str]:
@@ -259,8 +255,8 @@ def _layer(scope: Any) -> tuple[str | None, str]:
     """
     if not isinstance(scope, str) or scope.startswith("{re}") or "/" not in scope:
         raise InvalidInput(
-            f"scope {scope!r} is not understood; write it as in Net/NNCFConv2d[conv1]/conv2d_0, or leave it out and "
-            "give --pin NAME=float"
+            f"scope {quoted(scope)} is not understood; write it as in Net/NNCFConv2d[conv1]/conv2d_0, or leave it out "
+            "and give --pin NAME=float"
         )
     names = re.findall(r"\[([^\]]+)\]", scope)
     _, _, what = scope.partition("|")

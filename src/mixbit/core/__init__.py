@@ -21,12 +21,19 @@ from mixbit.core.errors import (
     pick as pick,
 )
 from mixbit.core.io.files import (
+    MOST_JSON as MOST_JSON,
+    MOST_TABLE_VALUES as MOST_TABLE_VALUES,
+    check_header as check_header,
     check_matplotlib as check_matplotlib,
     check_new_file as check_new_file,
     file_errors as file_errors,
     hidden as hidden,
+    json_of as json_of,
     model_of as model_of,
     new_figure as new_figure,
+    open_file as open_file,
+    quoted as quoted,
+    read_bytes as read_bytes,
     read_json as read_json,
     read_model as read_model,
     save_arrays as save_arrays,
@@ -60,6 +67,7 @@ from mixbit.core.scheme import (
     Sparsity as Sparsity,
 )
 from mixbit.core.table import (
+    LARGEST as LARGEST,
     MEASURED as MEASURED,
     Plan as Plan,
     Price as Price,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     ConfigDict,
+    FailFast,
     Field,
     GetPydanticSchema,
     SerializationInfo,
@@ -27,7 +28,7 @@ from pydantic_core import core_schema
 from mixbit.core.arguments import check_fields, checked
 from mixbit.core.budget import RESOURCES, Budget, FloatArray, Limit
 from mixbit.core.errors import InvalidInput, did_you_mean, pick
-from mixbit.core.io.files import first_problem, model_of, read_model, write_text
+from mixbit.core.io.files import MOST_TABLE_VALUES, first_problem, model_of, read_model, write_text
 from mixbit.core.scheme import Scheme
 
 _Entry = Annotated[float, Field(allow_inf_nan=False)] | None
@@ -37,6 +38,10 @@ def _array(rows: list[list[float | None]]) -> FloatArray:
     if len({len(row) for row in rows}) > 1:
         raise ValueError("rows of different lengths")
     return np.array([[np.inf if value is None else value for value in row] for row in rows], dtype=float)
+
+
+def _row(values: list[float]) -> FloatArray:
+    return np.array(values, dtype=float)
 
 
 def _rows(values: FloatArray) -> list[list[float | None]]:
@@ -57,8 +62,8 @@ def _read_as(form: Any, read: Callable[[Any], FloatArray], write: Callable[[Floa
 
 
 #: Arrays that pydantic reads from lists and writes as lists in JSON; in tables, null stands for inf.
-Table = Annotated[FloatArray, _read_as(list[list[_Entry]], _array, _rows)]
-Row = Annotated[FloatArray, _read_as(list[float], np.array, np.ndarray.tolist)]
+Table = Annotated[FloatArray, _read_as(Annotated[list[Annotated[list[_Entry], FailFast()]], FailFast()], _array, _rows)]
+Row = Annotated[FloatArray, _read_as(Annotated[list[float], FailFast()], _row, np.ndarray.tolist)]
 
 #: Usage that every table holds.
 USAGE = {"weight_bytes", "weight_bits", "bit_ops"}
@@ -192,14 +197,14 @@ class Sensitivity:
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
-    layers: Annotated[tuple[str, ...], Field(min_length=1)]
-    choices: Annotated[tuple[str, ...], Field(min_length=1)]
+    layers: Annotated[tuple[str, ...], Field(min_length=1), FailFast()]
+    choices: Annotated[tuple[str, ...], Field(min_length=1), FailFast()]
     loss: Table
     standard_error: Table
     usage: dict[str, Table]
     numel: Row
     macs: Row
-    input_ties: tuple[tuple[int, ...], ...]
+    input_ties: Annotated[tuple[Annotated[tuple[int, ...], FailFast()], ...], FailFast()]
     metric: str
     target: str
     fingerprint: str
@@ -394,8 +399,9 @@ class Sensitivity:
     @checked
     def load(cls, path: str | Path) -> "Sensitivity":
         """Read a table that `save` wrote; raise InvalidInput for anything else."""
-        file = read_model(Path(path), _File, "a sensitivity table")
-        return model_of(json.dumps(file.model_extra), path, cls, "a sensitivity table")
+        what, most = "a sensitivity table", MOST_TABLE_VALUES
+        file = read_model(Path(path), _File, what, most_values=most)
+        return model_of(json.dumps(file.model_extra), path, cls, what, most_values=most)
 
 
 class _File(BaseModel):
@@ -404,11 +410,11 @@ class _File(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     version: Annotated[int, Field(ge=1, le=1)]
-    ties: list[list[int]] = []
+    ties: Annotated[list[Any], FailFast()] = []
 
     @field_validator("ties")
     @classmethod
-    def _there_are_none(cls, ties: list[list[int]]) -> list[list[int]]:
+    def _there_are_none(cls, ties: list[Any]) -> list[Any]:
         if ties:
             raise ValueError("ties of layers to one scheme are not supported; measure again")
         return ties

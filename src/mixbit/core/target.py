@@ -96,6 +96,7 @@ class Target:
         stored: Folder -> layer -> bytes and types of its weight and scales, read from the file.
         program: Python that loads the file in the folder argv[1] and runs it on the arrays in argv[2] by the runtime
             alone, see `try_apart`; empty where nothing but Python runs the file.
+        check_files: Folder -> raises InvalidInput or TargetMismatch where the files are missing or name others.
         load_tensors: Opens the file with tensors inside as its outputs; None where it cannot.
     """
 
@@ -118,14 +119,16 @@ class Target:
     load: Load
     stored: Callable[[Path], dict[str, StoredWeight]]
     program: str = ""
+    check_files: Callable[[Path], object] = lambda _: None
     load_tensors: LoadTensors | None = None
 
     def try_apart(self, folder: Path, arrays: Sequence[NDArray[Any]]) -> None:
         """Load a new artefact and run it once, on one array per graph input, in a process of its own.
 
-        Raises TargetMismatch where the runtime ends that process, as it would have ended this one. Errors that it
-        reports are left to `load`.
+        Raises as `check_files` does, and TargetMismatch where the runtime ends that process, as it would have ended
+        this one. Errors that it reports are left to `load`.
         """
+        self.check_files(folder)
         if not (self.program and sys.executable):
             return
         with scratch_folder() as scratch:

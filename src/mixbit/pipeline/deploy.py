@@ -40,8 +40,8 @@ from mixbit.targets.verify import (
 
 #: Figures of the comparison that result.json holds.
 COMPARED = (
-    "accuracy", "agreement", "max_abs_diff", "relative_rms", "at_default_settings", "amplification", "weight_bytes",
-    "predicted_bytes", "file_bytes",
+    "num_samples", "accuracy", "agreement", "max_abs_diff", "relative_rms", "at_default_settings", "amplification",
+    "weight_bytes", "predicted_bytes", "file_bytes",
 )  # fmt: skip
 
 _log = logging.getLogger("mixbit")
@@ -144,7 +144,7 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
         chosen.plan.save(folder / "plan.json")
         known.table.save(folder / "sensitivity.json")
         inside = watched(chosen.simulated, first_rows(batches[0][0])) if run.target.load_tensors is not None else []
-        save_check_set(folder, graph, batches, reference, inside)
+        save_check_set(folder, graph, batches, reference, inside, comparison.num_samples)
         result = Result(
             target=run.target.name,
             task=str(run.task),

@@ -1,11 +1,13 @@
 """What a run's folder holds beside plan, table and artefact, and how to verify and time it again.
 
-It holds every figure in result.json, and check.safetensors. Only target packed needs the model to verify it.
+It holds every figure in result.json, and check.safetensors. A folder may come from anyone: nothing that it names is
+run or read outside of it, and each of its figures that can be measured again is. Only target packed needs the network.
 """
 
 import dataclasses
 import json
 import math
+import os
 import re
 from collections.abc import Collection, Sequence
 from contextlib import suppress
@@ -16,12 +18,11 @@ from typing import Annotated, Any
 
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
-from safetensors import SafetensorError
-from torch import Tensor
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from torch import Tensor, nn
 
 from mixbit.core import (
-    ONLY,
+    MOST_JSON,
     Batch,
     Inputs,
     InvalidInput,
@@ -31,9 +32,11 @@ from mixbit.core import (
     StoredWeight,
     TargetMismatch,
     Task,
+    check_header,
     find_target,
-    load_model,
+    json_of,
     outputs_of,
+    quoted,
     read_model,
     read_tensors,
     save_arrays,
@@ -41,16 +44,37 @@ from mixbit.core import (
 )
 from mixbit.graph import Evaluation, Graph, Reference, evaluate, returned_by
 from mixbit.graph.capture import capture
+from mixbit.pipeline.promises import broken_promises
 from mixbit.pruning.prune import Removal
 from mixbit.targets._layers import Watched, first_rows
 from mixbit.targets.latency import paired_latency_ms
-from mixbit.targets.verify import Comparison, compare, few_rows, own_difference, problems_of_sizes, with_layers
+from mixbit.targets.verify import (
+    Comparison,
+    compare,
+    few_rows,
+    own_difference,
+    predicted_bytes,
+    problems_of_sizes,
+    with_layers,
+)
 
 RESULT_FILE, CHECK_FILE = "result.json", "check.safetensors"
 #: How a table of rows was executed that the runtime computed when it loaded the file.
 FOLDED = "folded when loaded"
 #: A product or convolution, by the names of runtimes, in another type.
 _FLOAT_OPERATOR = re.compile(r"\w*(?:Conv|conv|Gemm|MatMul|FullyConnected)\w* (?!int8)")
+#: Types of tensors in a check set: those that torch computes with.
+TYPES = (
+    torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool,
+)  # fmt: skip
+#: Figures of a network, and the least and largest that each can be; rounding may take a divergence below 0.
+FIGURES = (
+    dict.fromkeys(("accuracy", "agreement"), (0.0, 1.0))
+    | dict.fromkeys(("score", "divergence"), (-math.inf, math.inf))
+    | dict.fromkeys(("num_samples", "weight_bytes", "predicted_bytes", "file_bytes", "latency_ms"), (0.0, math.inf))
+    | dict.fromkeys(("max_abs_diff", "relative_rms", "at_default_settings", "amplification"), (0.0, math.inf))
+)
 #: Of a check set, in samples and in bytes of inputs.
 MOST_SAMPLES, MOST_BYTES = 512, 16 * 2**20
 
@@ -62,7 +86,7 @@ class LayerRow(BaseModel):
 
     scheme: str
     predicted_bytes: Annotated[int, Field(ge=0)]
-    weight_bytes: int
+    weight_bytes: Annotated[int, Field(ge=0)]
     stored: str
     executed: str
 
@@ -76,7 +100,7 @@ class Pruned(Removal):
         pruned: `accuracy` of the network without them, in float, and `divergence` from the other (nats).
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     dense: dict[str, float]
     pruned: dict[str, float]
@@ -89,6 +113,26 @@ class Pruned(Removal):
         return f"channels removed: {super().__str__()}; {cost}"
 
 
+def _beside(name: str) -> str:
+    if name in ("", ".", "..") or re.search(r"[/\\\\:\x00-\x1f]", name):
+        raise ValueError("not the name of a file beside result.json")
+    return name
+
+
+def _possible(figures: dict[str, float]) -> dict[str, float]:
+    for name, value in figures.items():
+        if name not in FIGURES:
+            raise ValueError(f"{name} is unknown; known: {', '.join(FIGURES)}")
+        low, high = FIGURES[name]
+        if not low <= value <= high:
+            raise ValueError(f"{name} is {value:g}, and must be between {low:g} and {high:g}")
+    return figures
+
+
+Figures = Annotated[dict[str, float], AfterValidator(_possible)]
+Amounts = dict[str, Annotated[float, Field(ge=0)]]
+
+
 class Result(BaseModel):
     """The file result.json. Parts are plain dictionaries, without the figures that do not apply.
 
@@ -99,9 +143,9 @@ class Result(BaseModel):
             network in the same runtime.
         simulated: `accuracy`, `score`, `divergence` (nats) of the simulation.
         untrained: The same before fine-tuning; empty where there was none.
-        deployed: `accuracy`, `score`, `agreement`, `max_abs_diff`, `relative_rms`, `at_default_settings`,
-            `amplification`, `weight_bytes`, `predicted_bytes`, `file_bytes`, `latency_ms` of the artefact, see
-            `Comparison`.
+        deployed: `num_samples`, those of the evaluation data, `accuracy`, `score`, `agreement`, `max_abs_diff`,
+            `relative_rms`, `at_default_settings`, `amplification`, `weight_bytes`, `predicted_bytes`, `file_bytes`,
+            `latency_ms` of the artefact, see `Comparison`.
         outputs: Name of each output -> `relative_rms` of the artefact's from the simulation's.
         uniform: The uniform plans within the budget: `scheme`, as `w4a8` or `w8a8d (w8 elsewhere)`, `accuracy`,
             `divergence`, `held_out_divergence`, `predicted_bytes`.
@@ -111,30 +155,30 @@ class Result(BaseModel):
         environment: Versions, machine and settings.
     """
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
     version: Annotated[int, Field(ge=1, le=1)] = 1
     target: str
     task: str
     model: str | None
     chosen: str
-    float_: Annotated[dict[str, float], Field(alias="float")]
-    simulated: dict[str, float]
-    untrained: dict[str, float] = {}
-    deployed: dict[str, float]
-    outputs: dict[str, float] = {}
+    float_: Annotated[Figures, Field(alias="float")]
+    simulated: Figures
+    untrained: Figures = {}
+    deployed: Figures
+    outputs: Amounts = {}
     uniform: list[dict[str, float | str]]
     layers: dict[str, LayerRow]
     pruned: Pruned | None = None
-    uncovered: list[dict[str, Any]]
-    files: dict[str, str]
-    seconds: dict[str, float]
+    uncovered: list[dict[str, int | float | str | None]]
+    files: dict[Annotated[str, AfterValidator(_beside)], Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
+    seconds: Amounts
     environment: dict[str, str]
 
     @classmethod
     def load(cls, folder: Path) -> "Result":
         """Read result.json of a folder; raise InvalidInput for anything else."""
-        return read_model(folder / RESULT_FILE, cls, "a result")
+        return read_model(_inside(folder, RESULT_FILE), cls, "a result")
 
     def to_json(self) -> str:
         """The file's text."""
@@ -205,6 +249,7 @@ class CheckSet:
         batch_axes: Name of an output -> its dimension of samples where that is not the first.
         labels: Of the samples; None where there are none, or they are no tensor.
         watched, watched_samples: Tensors inside the simulation, of the first samples, and how many these are.
+        evaluated: How many samples the run was verified on.
     """
 
     inputs: Inputs
@@ -214,6 +259,7 @@ class CheckSet:
     labels: Tensor | None
     watched: list[Watched]
     watched_samples: int
+    evaluated: int
 
     def outputs_of(self, rows: list[int]) -> dict[str, Tensor]:
         """The outputs of those samples; one without samples stays as it is."""
@@ -224,33 +270,57 @@ class CheckSet:
     @classmethod
     def load(cls, folder: Path) -> "CheckSet":
         """Read check.safetensors of a folder; raise InvalidInput for anything else."""
-        path = folder / CHECK_FILE
+        path = _inside(folder, CHECK_FILE)
+        tensors, metadata = read_tensors(path)
         try:
-            tensors, metadata = read_tensors(path)
-            names = json.loads(metadata["names"])
+            noted = {name: json_of(text, name) for name, text in metadata.items()}
+            names, returned, axes = (noted[name] for name in ("names", "returned", "axes"))
             values = [tensors[f"input.{index}"] for index in range(sum(name.startswith("input.") for name in tensors))]
             inputs = Inputs((), dict(zip(names, values, strict=True))) if names else Inputs(tuple(values), {})
-            labels = tensors.get("labels")
-            if "output" in metadata:  # written when one output was compared
-                returned = [f"other {number}" for number in range(int(metadata["output"]))]
-                return cls(inputs, {ONLY: tensors["outputs"]}, [*returned, ONLY], {}, labels, [], 0)
-            returned, axes = json.loads(metadata["returned"]), json.loads(metadata["axes"])
             outputs = {name: tensors[f"output.{name}"] for name in returned if f"output.{name}" in tensors}
             inside = [
                 Watched(inner, layer, biased, tensors[f"inside.{number}"].numpy())
-                for number, (inner, layer, biased) in enumerate(json.loads(metadata.get("watched", "[]")))
+                for number, (inner, layer, biased) in enumerate(noted["watched"])
             ]
-            return cls(inputs, outputs, returned, axes, labels, inside, json.loads(metadata.get("samples", "0")))
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+            check = cls(
+                inputs, outputs, returned, axes, tensors.get("labels"), inside, noted["samples"], noted["evaluated"]
+            )
+            check.check()
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError, InvalidInput) as error:
             raise InvalidInput(f"{path}: cannot be read ({error}); quantize again") from error
+        return check
+
+    def check(self) -> None:
+        """Raise InvalidInput or ValueError unless the parts fit one another."""
+        count = self.inputs.batch_size
+        names = [*self.returned, *self.inputs.kwargs]
+        if (
+            count < 1
+            or not self.outputs
+            or len({*self.returned}) < len(self.returned)
+            or not all(isinstance(name, str) for name in names)
+        ):
+            raise ValueError(f"{count} samples, outputs {self.returned}")
+        if not (isinstance(self.evaluated, int) and 0 <= self.watched_samples <= count):
+            raise ValueError(f"evaluated {quoted(self.evaluated)}, tensors inside of {self.watched_samples} of {count}")
+        tensors = (
+            dict(enumerate(self.inputs.tensors))
+            | self.outputs
+            | ({} if self.labels is None else {"labels": self.labels})
+        )
+        for name, tensor in tensors.items():
+            axis = self.batch_axes.get(str(name), 0) if name in self.outputs else 0
+            of_samples = tensor.ndim > 0 and axis is not None
+            if tensor.dtype not in TYPES or tensor.numel() == 0 or (of_samples and len(tensor) != count):
+                raise ValueError(f"{name}: {tensor.dtype} {list(tensor.shape)} for {count} samples")
 
 
 def save_check_set(
-    folder: Path, graph: Graph, batches: Sequence[Batch], simulated: Reference, inside: list[Watched]
+    folder: Path, graph: Graph, batches: Sequence[Batch], simulated: Reference, inside: list[Watched], evaluated: int
 ) -> None:
     """Write check.safetensors: the first samples, up to MOST_SAMPLES and MOST_BYTES, their outputs, tensors inside.
 
-    Where dimensions are free, those of the sizes of the first batch.
+    Where dimensions are free, those of the sizes of the first batch. `evaluated` is how many samples there are in all.
     """
     chosen, outputs_of_chosen, count = [], [], 0
     first, _ = batches[0]
@@ -279,6 +349,7 @@ def save_check_set(
         "returned": list(outputs_of(returned_by(graph, graph.example))),
         "axes": dict(simulated.task.batch_axes),
         "samples": samples,
+        "evaluated": evaluated,
         "watched": [(tensor.name, tensor.layer, tensor.biased) for tensor in inside],
     }
     arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in stored.items()}
@@ -286,15 +357,15 @@ def save_check_set(
     save_arrays(folder / CHECK_FILE, arrays, {name: json.dumps(value) for name, value in notes.items()})
 
 
-def recheck(folder: Path, *, layers: bool = False) -> Comparison:
-    """Run the artefact on the folder's check set; compare with the simulation stored there and the predicted bytes.
+def recheck(folder: Path, *, model: nn.Module | None = None, layers: bool = False) -> Comparison:
+    """Run the artefact on the folder's check set; compare with the simulation stored there, and with result.json.
 
-    With `layers`, look for the first tensor inside that differs.
+    `model` is the network, for target packed. With `layers`, look for the first tensor inside that differs.
 
     Raises InvalidInput where a file of the folder is missing or not what mixbit writes, and TargetMismatch where the
     runtime cannot load the artefact. Differences are in the result's `problems`.
     """
-    result, check, graph = _open(folder)
+    result, check, graph = _open(folder, model)
     target, task = find_target(result.target), dataclasses.replace(Task.named(result.task), batch_axes=check.batch_axes)
     target.try_apart(folder, [tensor.numpy() for tensor in check.inputs.tensors])
     runner = target.load(folder, graph)
@@ -321,6 +392,9 @@ def recheck(folder: Path, *, layers: bool = False) -> Comparison:
         amplify=lambda: result.deployed.get("amplification"),
         more=problems_of_sizes(partial(run_by, runner), sizes, deployed),
     )
+    simulated = evaluate(reference, [(check.inputs, check.labels)], task, "read the simulation")
+    broken = broken_promises(result, comparison, check.evaluated, target.stored(folder), simulated, deployed)
+    comparison = dataclasses.replace(comparison, problems=(*comparison.problems, *broken))
     if not layers:
         return comparison
     if not check.watched:
@@ -330,14 +404,15 @@ def recheck(folder: Path, *, layers: bool = False) -> Comparison:
     return with_layers(comparison, target, folder, runner, check.watched, arrays)
 
 
-def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
+def bench(folder: Path, batch_sizes: tuple[int, ...], *, model: nn.Module | None = None) -> dict[str, Any]:
     """Median latency at each batch size, and how every layer is stored and was executed.
 
     `latency_ms` is that of the settings under which the runtime computes as the simulation does, `default_latency_ms`,
     paired with it, that of the runtime's own. Samples repeat where there are too few. Raises as `recheck` does.
     """
-    result, check, graph = _open(folder)
+    result, check, graph = _open(folder, model)
     target = find_target(result.target)
+    target.try_apart(folder, [tensor.numpy() for tensor in check.inputs.tensors])
     runner = target.load(folder, graph)
     latency, default_latency = {}, {}
     for size in batch_sizes:
@@ -362,23 +437,45 @@ def bench(folder: Path, batch_sizes: tuple[int, ...]) -> dict[str, Any]:
     }
 
 
-def _open(folder: Path) -> tuple[Result, CheckSet, Graph | None]:
+def _open(folder: Path, model: nn.Module | None) -> tuple[Result, CheckSet, Graph | None]:
     """What the folder holds, unchanged since it was written; and the model's graph for a target that needs it."""
     if not folder.is_dir():
         raise InvalidInput(f"{folder}: no such folder; give the --out of mixbit quantize")
-    result, plan = Result.load(folder), Plan.load(folder / "plan.json")
+    result, plan = Result.load(folder), Plan.load(_inside(folder, "plan.json"))
     if plan.target != result.target or plan.layers != result.schemes:
         raise InvalidInput(f"{folder}: plan.json is not the plan of result.json; quantize again")
+    target = find_target(result.target)
+    if target.needs_graph and model is None:
+        hint = "" if result.model is None else f" (the run used {quoted(result.model)})"
+        raise InvalidInput(
+            f"target {target.name} needs the network: pass --model FILE.py:function (model=...){hint}; a folder's own "
+            "word for it is not run"
+        )
+    if missing := {*target.files, "plan.json", CHECK_FILE} - result.files.keys():
+        raise TargetMismatch(f"{folder / RESULT_FILE}: files lacks {', '.join(sorted(missing))}; quantize again")
+    check_header(_inside(folder, CHECK_FILE))
     for name, digest in result.files.items():
-        if sha256(folder / name) != digest:
+        path = _inside(folder, name)
+        most = result.deployed.get("file_bytes", 0) if name in target.files else MOST_JSON
+        too_long = name != CHECK_FILE and path.exists() and path.stat().st_size > most  # to be read to the end
+        if too_long or sha256(path) != digest:
             raise TargetMismatch(f"the artefact does not match: {name} is not the file verified then; quantize again")
-    target, check = find_target(result.target), CheckSet.load(folder)
     target.require()
-    if not target.needs_graph:
+    check = CheckSet.load(folder)
+    if not target.needs_graph or model is None:
         return result, check, None
-    if result.model is None:
-        raise InvalidInput(f"target {result.target}: the folder does not say where the model is; use mixbit.verify()")
-    return result, check, capture(load_model(result.model), check.inputs)
+    graph = capture(model, check.inputs)
+    if predicted_bytes(graph.layers, plan) != result.predicted_bytes:
+        raise TargetMismatch(f"{folder / RESULT_FILE}: predicted_bytes are not those of the plan; quantize again")
+    return result, check, graph
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The path of a file; raises InvalidInput where it is a link that leads out of the folder."""
+    path = folder / name
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise InvalidInput(f"{path}: a link out of the folder; put the file itself there")
+    return path
 
 
 def _outputs(returned: list[NDArray[Any]], check: CheckSet, count: int) -> dict[str, Tensor]:

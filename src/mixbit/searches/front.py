@@ -7,9 +7,22 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-from mixbit.core import Budget, InfeasibleBudget, InvalidInput, Plan, Sensitivity, checked, read_model, write_text
+from mixbit.core import (
+    LARGEST,
+    MOST_TABLE_VALUES,
+    Budget,
+    InfeasibleBudget,
+    InvalidInput,
+    Plan,
+    Scheme,
+    Sensitivity,
+    checked,
+    quoted,
+    read_model,
+    write_text,
+)
 from mixbit.searches._problem import TOLERANCE, Floats, Integers, Problem
 
 #: How many steps below the cheapest plan known to be enough to look for others: scores do not fall evenly.
@@ -225,7 +238,7 @@ class Front:
     @classmethod
     def load(cls, path: str | Path) -> "Front":
         """Read a front that `save` wrote; raise InvalidInput for anything else."""
-        stored = read_model(Path(path), _Stored, "a front")
+        stored = read_model(Path(path), _Stored, "a front", most_values=MOST_TABLE_VALUES)
         layers, values = tuple(stored.points[0].layers), [point.model_extra or {} for point in stored.points]
         for place, point in enumerate(stored.points):
             if tuple(point.layers) != layers or values[place].keys() != values[0].keys():
@@ -233,7 +246,15 @@ class Front:
         figures = {name: np.array([row[name] for row in values]) for name in values[0]}
         schemes, columns = np.unique([list(point.layers.values()) for point in stored.points], return_inverse=True)
         if stored.resource not in figures or (np.diff(figures[stored.resource]) < 0).any():
-            raise InvalidInput(f"{path}: points are not in the order of {stored.resource}; make the front again")
+            raise InvalidInput(f"{path}: points not in the order of {quoted(stored.resource)}; make the front again")
+        loss = figures.get("loss", np.full(1, np.inf))
+        if not (np.abs(loss) < LARGEST).all() or (np.diff(loss) > TOLERANCE * np.abs(loss[1:])).any():
+            raise InvalidInput(f"{path}: a dearer point has no smaller loss; make the front again")
+        for scheme in schemes.tolist():
+            try:
+                Scheme.parse(scheme)
+            except InvalidInput as error:
+                raise InvalidInput(f"{path}: {error}") from error
         return cls(
             **stored.model_dump(exclude={"version", "points"}),
             layers=layers,
@@ -270,4 +291,4 @@ class _Stored(BaseModel):
     fingerprint: str
     made_by: str
     thinned_from: Annotated[int, Field(ge=1)] | None = None
-    points: Annotated[list[_Point], Field(min_length=1)]
+    points: Annotated[list[_Point], Field(min_length=1), FailFast()]

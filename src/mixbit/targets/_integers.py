@@ -2,6 +2,8 @@
 
 import importlib
 import math
+import os
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -27,7 +29,7 @@ QUANTIZER = f"quantize{SEPARATOR}"
 #: What the stored mask is called, behind the weight's name.
 MASK = "mask"
 
-
+_NO_TELEMETRY, _TELEMETRY = "ORT_DISABLE_TELEMETRY", "openvino_telemetry"
 _POOLS = {torch.ops.aten.avg_pool1d: 1, torch.ops.aten.avg_pool2d: 2, torch.ops.aten.avg_pool3d: 3}
 
 
@@ -202,12 +204,36 @@ def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
 
 
 def runtime(target: str, *modules: str) -> Any:
-    """The first of the modules; raises InvalidInput unless all are installed."""
+    """The first of the modules, which sends nothing; raises InvalidInput unless all are installed."""
     try:
-        loaded = [importlib.import_module(module) for module in modules]
+        with _without_telemetry():
+            loaded = [importlib.import_module(module) for module in modules]
     except ImportError as error:
         raise InvalidInput(f"target {target} needs its runtime: pip install 'mixbit[{target}]'") from error
     return loaded[0]
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Import runtimes so that they send nothing; environment and modules are as before when the block ends.
+
+    onnxruntime looks at the variable once, when it is imported. OpenVINO does without its telemetry where that is
+    missing.
+    """
+    before = os.environ.get(_NO_TELEMETRY)
+    os.environ[_NO_TELEMETRY] = "1"
+    hidden = "openvino" not in sys.modules and _TELEMETRY not in sys.modules
+    if hidden:
+        sys.modules[_TELEMETRY] = None  # type: ignore[reportArgumentType] Python's way to say that there is none
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[_TELEMETRY]
+        if before is None:
+            del os.environ[_NO_TELEMETRY]
+        else:
+            os.environ[_NO_TELEMETRY] = before
 
 
 def operator_name(layer: str, number: int) -> str:

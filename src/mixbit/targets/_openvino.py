@@ -1,8 +1,10 @@
 """The OpenVINO model of a graph: converted with its weights as inputs, which constants and their operators replace."""
 
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -13,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from openvino.frontend.pytorch import ConversionExtension
 from openvino.passes import ConstantFolding, Manager
+from openvino.tools.ovc import telemetry_stub
 from torch import Tensor
 from torch.nn import functional
 
@@ -105,7 +108,7 @@ def _convert(simulated: Graph, values: dict[str, Tensor]) -> Any:
         ConversionExtension("mixbit.quantize_at_run_time.default", lambda context: [context.get_input(0)]),
     ]
     try:
-        with without_torchs_warnings(), interrupts_later():
+        with without_torchs_warnings(), interrupts_later(), _without_telemetry():
             model = ov.convert_model(export_graph(_without_counted_padding(simulated), values), extension=translations)
         model.reshape({port: ov.PartialShape(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
         folding = Manager()
@@ -117,6 +120,20 @@ def _convert(simulated: Graph, values: dict[str, Tensor]) -> Any:
             "or take another target"
         ) from error
     return model
+
+
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Let the converter report to nobody, also where OpenVINO was imported by the user, with its telemetry."""
+    converter = [module for name, module in sys.modules.items() if name.startswith("openvino.tools.ovc")]
+    telling = {module: module.tm for module in converter if getattr(module, "tm", telemetry_stub) is not telemetry_stub}
+    for module in telling:
+        setattr(module, "tm", telemetry_stub)  # noqa: B010 a module has no such attribute to a type checker
+    try:
+        yield
+    finally:
+        for module, telemetry in telling.items():
+            setattr(module, "tm", telemetry)  # noqa: B010
 
 
 def _without_counted_padding(simulated: Graph) -> Graph:

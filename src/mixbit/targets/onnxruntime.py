@@ -16,21 +16,25 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mixbit.core import Runner, Scheme, StoredWeight, Target, TargetMismatch, file_errors, scratch_folder
+from mixbit.core import Runner, Scheme, StoredWeight, Target, TargetMismatch, quoted, read_bytes, scratch_folder
 from mixbit.graph import Graph
 from mixbit.quantization.quantizer import quantizer_path
 from mixbit.targets._integers import FURTHER, SEPARATOR, mismatch, only_beside_float, runtime, stored_rows, weight_bytes
 from mixbit.targets._layers import QUANTIZED
 
 FILE = "model.onnx"
+#: Of a file: messages of Protocol Buffers end there.
+MOST_BYTES = 2**31
 #: Operators of onnxruntime that compute in integers, by the beginning of their names.
 INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 #: Activation functions that it fuses into convolutions.
 FUSED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")
 #: Opens a session and runs it once, by the runtime alone.
 PROGRAM = f"""
+import os
 import sys
 import numpy
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1] + "/{FILE}", providers=["CPUExecutionProvider"])
 session.run(None, dict(zip([port.name for port in session.get_inputs()], numpy.load(sys.argv[2]).values())))
@@ -146,11 +150,16 @@ def _errors(ort: Any) -> tuple[type[Exception], ...]:
 
 
 def _read(path: Path) -> Any:
+    """The file; weights in other files would be read from wherever it says."""
     import onnx
     from google.protobuf.message import DecodeError
+    from onnx.external_data_helper import _get_all_tensors, uses_external_data
 
-    with mismatch(f"{path}: not an ONNX file", DecodeError), file_errors(f"{path}: cannot be read", "; export again"):
-        return onnx.ModelProto.FromString(path.read_bytes())
+    with mismatch(f"{path}: not an ONNX file", DecodeError):
+        proto = onnx.ModelProto.FromString(read_bytes(path, MOST_BYTES))
+    if outside := [tensor.name for tensor in _get_all_tensors(proto) if uses_external_data(tensor)]:
+        raise TargetMismatch(f"{path}: {quoted(outside[0])} is stored in another file; export again")
+    return proto
 
 
 def _executed(written: Any, optimized: Any, layers: list[str]) -> dict[str, str]:
@@ -203,5 +212,6 @@ TARGET = Target(
     load=load,
     stored=stored,
     program=PROGRAM,
+    check_files=lambda folder: _read(folder / FILE),
     load_tensors=load_tensors,
 )

@@ -40,6 +40,7 @@ SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE"
 #: Compiles the file and runs it once, by the runtime alone.
 PROGRAM = f"""
 import sys
+sys.modules["openvino_telemetry"] = None  # which it would send to
 import numpy
 import openvino
 compiled = openvino.Core().compile_model(sys.argv[1] + "/{FILE}", "CPU", {{"INFERENCE_PRECISION_HINT": "f32"}})
@@ -168,10 +169,14 @@ def _core() -> Any:
     return _openvino().Core()
 
 
+def _check_files(folder: Path) -> None:
+    if not all((folder / name).is_file() for name in (FILE, WEIGHTS)):
+        raise InvalidInput(f"{folder / FILE}: the file or its .bin is missing; export again")
+
+
 def _read(folder: Path) -> Any:
     path = folder / FILE
-    if not path.is_file() or not path.with_suffix(".bin").is_file():
-        raise InvalidInput(f"{path}: the file or its .bin is missing; export again")
+    _check_files(folder)
     with mismatch(f"{path}: OpenVINO cannot read it", RuntimeError):
         return _core().read_model(path)
 
@@ -225,5 +230,6 @@ TARGET = Target(
     load=load,
     stored=stored,
     program=PROGRAM,
+    check_files=_check_files,
     load_tensors=load_tensors,
 )

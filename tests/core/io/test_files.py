@@ -1,14 +1,27 @@
 import errno
+import functools
 import json
 import os
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors import safe_open
 
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import hidden, open_locked, read_json, save_arrays, scratch_folder, write_text
+from mixbit.core.io import files
+from mixbit.core.io.files import (
+    check_header,
+    hidden,
+    open_locked,
+    quoted,
+    read_json,
+    save_arrays,
+    scratch_folder,
+    sha256,
+    write_text,
+)
 from mixbit.core.io.folders import whole_folder
 
 
@@ -58,16 +71,47 @@ def test_json_round_trip(tmp_path):
     assert read_json(tmp_path / "value.json") == {"a": [1, 0.5, None, "ü"]}
 
 
-@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe", b"{'a': 1}", b"[" * 200_000, b"1" * 6_000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"{", b"", b"\xff\xfe", b"{'a': 1}", b"[" * 200_000, b"[" * 500 + b"]" * 500, b"1" * 6_000,
+        b"18446744073709551616", b"NaN", b"[-Infinity]", b"1e999", b'{"a": 1, "a": 1}', b'"\\ud800"',
+    ],
+)  # fmt: skip
 def test_what_is_no_json_is_refused(tmp_path, content):
     (tmp_path / "value.json").write_bytes(content)
     with pytest.raises(InvalidInput, match=r"value\.json: not valid JSON"):
         read_json(tmp_path / "value.json")
 
 
-def test_what_cannot_be_read_is_refused(tmp_path):
-    with pytest.raises(InvalidInput, match="cannot be read"):
-        read_json(tmp_path)
+def test_what_cannot_be_read_is_refused(tmp_path, monkeypatch):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "none", tmp_path / "pipe", Path("/dev/zero"), Path("a\0b"), Path("a\ud800")):
+        for read in (read_json, sha256, check_header):
+            with pytest.raises(InvalidInput, match="cannot be read"):
+                read(path)
+    monkeypatch.setattr(files, "MOST_JSON", 8)
+    (tmp_path / "long").write_text('"12345678"')
+    with pytest.raises(InvalidInput, match=r"long: cannot be read \(more than 8 bytes"):
+        read_json(tmp_path / "long")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff" * 64, b"\0" * 8, b"\x07" + b"\0" * 7 + b"{}", b"\x03" + b"\0" * 7 + b"{{}"]
+)
+def test_what_has_no_header_of_safetensors_is_refused(tmp_path, content):
+    (tmp_path / "file").write_bytes(content)
+    with pytest.raises(InvalidInput, match="file: not "):
+        check_header(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "value", ["\x1b[31m" + "a" * 999, ["x" * 999] * 999, functools.reduce(lambda x, _: [x], range(9999), 1), 9**999]
+)
+def test_quoted_values_are_short_and_plain(value):
+    text = quoted(value)
+    assert len(text) <= 200
+    assert text.isprintable()
 
 
 def test_what_a_killed_process_left_of_a_file_is_replaced(tmp_path):

@@ -39,7 +39,8 @@ def test_it_goes_on_after_the_process_ended_at_any_byte(cut, tmp_path):
     assert [again.score_of([str(number)], score) for number in range(3)] == [0.0, 0.1, 0.2]
     assert returned == ([0.2] if cut else [])  # what was cut short is scored again
     again.score_of(["3"], score if cut else lambda: 0.9)
-    assert [json.loads(line) for line in path.read_text().splitlines()][-1] == {"plan": ["3"], "score": 0.9}
+    last = json.loads(path.read_text().splitlines()[-1])
+    assert (last["plan"], last["score"]) == (["3"], 0.9)
 
 
 def test_trials_of_another_run_are_not_mixed_in(tmp_path):
@@ -59,19 +60,33 @@ def test_files_that_are_no_journal(text, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ["[]", "{}", '{"plan": ["a"]}', '{"plan": ["a"], "score": NaN}', '{"plan": 3, "score": 1}']
+    ("old", "new"), [('"score": 1.0', '"score": 2.0'), ('["b"]', '["c"]'), ('["b"]', "3"), ('"digest"', '"d"')]
 )
+def test_lines_that_are_not_what_was_written(old, new, tmp_path):
+    path = tmp_path / "trials.jsonl"
+    Journal(path, ABOUT).score_of(["b"], lambda: 1.0)
+    assert Journal(path, ABOUT).scores == {("b",): 1.0}
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(InvalidInput, match="line 2 holds no plan and score; delete the file"):
+        Journal(path, ABOUT)
+
+
+@pytest.mark.parametrize("line", ["[]", "{}", '{"plan": ["a"]}', '{"plan": [["a"]], "score": 1}'])
 def test_lines_that_are_no_score(line, tmp_path):
     path = tmp_path / "trials.jsonl"
-    path.write_text('{"a": 1}\n{"plan": ["b"], "score": 1}\n' + line + "\n")
+    Journal(path, ABOUT).score_of(["b"], lambda: 1.0)
+    path.write_text(path.read_text() + line + "\n")
     with pytest.raises(InvalidInput, match="line 3 holds no plan and score; delete the file"):
-        Journal(path, {"a": 1})
+        Journal(path, ABOUT)
 
 
-def test_a_journal_without_scores_belongs_to_no_run(tmp_path):
+def test_a_journal_without_scores_is_no_file(tmp_path):
     path = tmp_path / "trials.jsonl"
     Journal(path, ABOUT)
+    assert not path.exists()
     journal = Journal(path, ABOUT | {"target": "openvino"})
-    path.unlink()  # as another run with the same output does at its end
     journal.score_of(["a"], lambda: 1.0)
     assert Journal(path, ABOUT | {"target": "openvino"}).scores == {("a",): 1.0}
+    path.unlink()  # as another run with the same output does at its end
+    journal.score_of(["b"], lambda: 1.0)
+    assert len(Journal(path, ABOUT | {"target": "openvino"}).scores) == 2

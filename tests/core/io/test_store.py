@@ -56,6 +56,20 @@ def test_another_file_is_refused_and_stays(tmp_path, content):
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [(b"noted", b"Noted"), (b"\x00\x00\x80\x3f", b"\x00\x00\x80\xbf"), (b'"a"', b'"b"')]
+)
+def test_a_part_that_changed_since_is_not_taken_up(tmp_path, old, new):
+    store = Store(tmp_path)
+    store.put("part", "question", {"a": torch.ones(1)}, "noted")
+    assert store.get("part", "question").notes == "noted"
+    path = tmp_path / "part.safetensors"
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+    with pytest.raises(InvalidInput, match="not what was written"):
+        store.get("part", "question")
+
+
 def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path):
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(InvalidInput, match="choose another folder"):

@@ -15,18 +15,21 @@ ADVICE = (
     "float16 where a GPU computes; w8a8 and narrower where a CPU does, which is faster than float in integers alone; "
     "w8a8d and the like for transformers without calibration data"
 )
+Network = Annotated[str | None, typer.Option("--model", help="MODEL, for target packed: no code that DIR names is run")]
 LISTS = ("targets", "metrics", "searches", "ranges", "roundings")
 
 
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    model: Network = None,
     layers: Annotated[bool, typer.Option("--layers", help="name the first tensor inside that differs")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Run the artefact in DIR on its check set and compare it with the simulation and the prediction."""
+    from mixbit.core import load_model
     from mixbit.pipeline.folder import recheck
 
-    comparison = recheck(folder, layers=layers)
+    comparison = recheck(folder, model=None if model is None else load_model(model), layers=layers)
     if as_json:
         figures = dataclasses.asdict(comparison)  # JSON has no inf
         print_json({key: None if value in (math.inf, -math.inf) else value for key, value in figures.items()})
@@ -39,13 +42,15 @@ def verify(
 
 def bench(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
+    model: Network = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, max=2**20, help="batch sizes; 1 and 32 by default")] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Time the artefact in DIR, and say for every layer how it is stored and how the runtime executed it."""
+    from mixbit.core import load_model
     from mixbit.pipeline.folder import bench as bench_
 
-    report = bench_(folder, tuple(batch or (1, 32)))
+    report = bench_(folder, tuple(batch or (1, 32)), model=None if model is None else load_model(model))
     if as_json:
         print_json(report)
         return

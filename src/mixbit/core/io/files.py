@@ -3,18 +3,24 @@
 import fcntl
 import hashlib
 import json
+import math
 import os
+import reprlib
+import stat
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 from importlib.util import find_spec
-from io import BytesIO
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
 import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from mixbit.core.errors import InvalidInput
 
@@ -30,24 +36,104 @@ def file_errors(failure: str, way_out: str = "") -> Iterator[None]:
         raise InvalidInput(f"{failure} ({error.strerror or error}){way_out}") from error
 
 
-def read_json(path: Path) -> Any:
-    """Read one JSON value; raises InvalidInput where the file cannot be read, or stops being JSON."""
+#: Largest file of JSON, and largest header of a safetensors file, in bytes.
+MOST_JSON, MOST_HEADER = 64 * 2**20, 16 * 2**20
+#: Values in a file of JSON, and in one of tables. A value of three bytes takes some 70 in memory, a wrong one 1,500.
+MOST_VALUES, MOST_TABLE_VALUES = 2**18, 2**22
+#: Keys of one object.
+MOST_KEYS = 2**16
+_CUT = reprlib.Repr()
+_CUT.maxlevel, _CUT.maxstring, _CUT.maxother = 3, 120, 120
+
+
+def quoted(value: Any) -> str:
+    """A value from a file, for messages: cut, on one line, control characters escaped."""
+    return _CUT.repr(value)[:200]
+
+
+def open_file(path: Path) -> BufferedReader:
+    """Open a file to read; raises InvalidInput unless it is a regular one: a pipe or a device may never end."""
     try:
+        # without O_NONBLOCK, a pipe without a writer would wait
         with file_errors(f"{path}: cannot be read"):
-            return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, endless digits, endless brackets
-        raise InvalidInput(f"{path}: not valid JSON ({error})") from error
+            handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except ValueError as error:  # no name of a file
+        raise InvalidInput(f"{quoted(str(path))}: cannot be read ({error})") from error
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise InvalidInput(f"{path}: cannot be read (not a regular file); give a file")
+    return os.fdopen(handle, "rb")
 
 
-def read_model(path: Path, model: type[M], what: str) -> M:
-    """Read a file of JSON as a pydantic model; raises InvalidInput, which names the first problem, for another."""
-    return model_of(json.dumps(read_json(path)), path, model, what)
+def read_bytes(path: Path, most: int) -> bytes:
+    """What a regular file holds; raises InvalidInput for one of more than `most` bytes."""
+    with open_file(path) as file, file_errors(f"{path}: cannot be read"):
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise InvalidInput(f"{path}: cannot be read (more than {most:,} bytes)")
+    return content
 
 
-def model_of(text: str, place: str | Path, model: Any, what: str) -> Any:
-    """JSON text as a type that pydantic knows; raises InvalidInput, which names its place and the first problem."""
+def read_json(path: Path) -> Any:
+    """Read one JSON value; raises InvalidInput where the file cannot be read, or is not what `json_of` takes."""
+    return json_of(read_bytes(path, MOST_JSON), path, most_values=MOST_TABLE_VALUES)
+
+
+def json_of(text: str | bytes, place: str | Path, *, most_values: int = MOST_VALUES, only_finite: bool = True) -> Any:
+    """One JSON value, as RFC 8259 has it: each key once, numbers that are finite, at most 200 levels, whole characters.
+
+    Raises InvalidInput, which names the place, for anything else, for whole numbers of more than 64 bits, and for more
+    values than are asked for.
+    """
+    content = text.encode(errors="replace") if isinstance(text, str) else text
+    if content.count(b",") + content.count(b"[") + content.count(b"{") > most_values:
+        raise InvalidInput(f"{place}: cannot be read (more than {most_values:,} values)")
+    number = _finite if only_finite else float
     try:
-        return TypeAdapter(model).validate_json(text)
+        from_json(text)  # not UTF-8, half characters, endless brackets
+        return json.loads(
+            text, object_pairs_hook=_each_once, parse_constant=number, parse_float=number, parse_int=_whole
+        )
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{place}: not valid JSON ({error})") from error
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
+        raise ValueError(f"key {quoted(name)} stands twice")
+    if len(fields) > MOST_KEYS:
+        raise ValueError(f"an object of more than {MOST_KEYS:,} keys")
+    return fields
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{quoted(text)} is no finite number")
+    return number
+
+
+def _whole(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= (number := int(text)) < 2**64:
+        raise ValueError(f"{quoted(text)} does not fit into 64 bits")
+    return number
+
+
+def read_model(path: Path, model: type[M], what: str, *, most_values: int = MOST_VALUES) -> M:
+    """Read a file of JSON as a pydantic model; raises InvalidInput, which names the first problem, for another."""
+    return model_of(read_bytes(path, MOST_JSON), path, model, what, most_values=most_values)
+
+
+def model_of(text: str | bytes, place: str | Path, model: Any, what: str, *, most_values: int = MOST_VALUES) -> Any:
+    """JSON text as a type that pydantic knows; raises InvalidInput, which names its place and the first problem.
+
+    The type refuses numbers that are not finite, so that the message names their field. pydantic lists all problems:
+    where there may be millions of values, lists are to end at the first.
+    """
+    json_of(text, place, most_values=most_values, only_finite=False)
+    try:
+        return _adapter(model).validate_json(text)
     except ValidationError as error:
         raise InvalidInput(f"{place}: not {what}: {first_problem(error)}") from error
     except InvalidInput as error:  # of a check in the type
@@ -57,8 +143,26 @@ def model_of(text: str, place: str | Path, model: Any, what: str) -> Any:
 def first_problem(error: ValidationError) -> str:
     """Where a value is wrong, why, and what was found: `layers.conv: Input should be a valid string (found 3)`."""
     problem = error.errors()[0]
-    at = ".".join(str(part) for part in problem["loc"]) or "the file"
-    return f"{at}: {problem['msg'].removeprefix('Value error, ')} (found {problem['input']!r:.80})"
+    at = ".".join(str(part) for part in problem["loc"])[:200] or "the file"
+    return f"{at}: {problem['msg'].removeprefix('Value error, ')} (found {quoted(problem['input'])})"
+
+
+@cache
+def _adapter(model: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(model)  # milliseconds each
+
+
+def check_header(path: Path) -> None:
+    """Raise InvalidInput unless a file begins as safetensors do, with a header of MOST_HEADER bytes at most.
+
+    The library parses a header of any length up to 100 MB, and takes one of two values of a key.
+    """
+    with open_file(path) as file, file_errors(f"{path}: cannot be read"):
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length <= MOST_HEADER else b""
+    if not 2 <= len(header) == length:
+        raise InvalidInput(f"{path}: not a safetensors file (no header of at most {MOST_HEADER:,} bytes)")
+    json_of(header.rstrip(b" "), path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -188,7 +292,7 @@ def save_figure(path: Path, figure: Any) -> None:
 
 def sha256(path: Path) -> str:
     """The file's SHA-256 in hexadecimal digits; raises InvalidInput where it cannot be read."""
-    with file_errors(f"{path}: cannot be read", "; quantize again"), path.open("rb") as file:
+    with open_file(path) as file, file_errors(f"{path}: cannot be read", "; quantize again"):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -6,7 +6,6 @@ A run resumes where the question is the same. A digest stands for values that ar
 import hashlib
 import inspect
 import json
-import math
 import os
 import platform
 import re
@@ -26,13 +25,26 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import file_errors, with_metadata, write_bytes, write_text
+from mixbit.core.io.files import (
+    MOST_JSON,
+    check_header,
+    file_errors,
+    json_of,
+    read_bytes,
+    with_metadata,
+    write_bytes,
+    write_text,
+)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, on the CPU, and its metadata; raises OSError or SafetensorError."""
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 not a dict
+    """The tensors of a safetensors file, on the CPU, and its metadata; raises InvalidInput for another file."""
+    check_header(path)
+    try:
+        with file_errors(f"{path}: cannot be read"), safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 no dict
+    except (AttributeError, RuntimeError, SafetensorError, TypeError, ValueError) as error:  # types torch has not
+        raise InvalidInput(f"{path}: not a safetensors file ({error})") from error
 
 
 class Stored(NamedTuple):
@@ -59,6 +71,7 @@ class Store:
         if (path := self._path(name)) is not None:
             copies = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
             metadata = {"question": json.dumps(question), "notes": json.dumps(notes)}
+            metadata["digest"] = _content(copies, metadata)
             write_bytes(path, with_metadata(safetensors.torch.save(copies), metadata))
 
     def get(self, name: str, question: Any) -> Stored | None:
@@ -93,9 +106,16 @@ class Store:
             return None
         try:
             tensors, metadata = read_tensors(path)
-            return json.loads(metadata["question"]), Stored(tensors, json.loads(metadata["notes"]))
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            if metadata.get("digest") != _content(tensors, metadata):
+                raise InvalidInput("its content is not what was written")
+            return json_of(metadata["question"], "question"), Stored(tensors, json_of(metadata["notes"], "notes"))
+        except (KeyError, InvalidInput) as error:
             raise InvalidInput(f"{path}: holds nothing to resume from ({error}); delete it") from error
+
+
+def _content(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """The digest of what a file of the store holds: a bit that changed would be taken up without a word."""
+    return digest(sorted(tensors.items()), metadata.get("question"), metadata.get("notes"))
 
 
 class Journal:
@@ -110,21 +130,22 @@ class Journal:
         if path is None:
             return
         try:
-            text = path.read_text(encoding="utf-8") if path.exists() else ""
-            first, *lines = [json.loads(line) for line in text.split("\n")[:-1]] or [None]
-        except (OSError, ValueError) as error:
+            text = read_bytes(path, MOST_JSON) if path.exists() else b""
+            first, *lines = [
+                json_of(line, f"line {number}") for number, line in enumerate(text.split(b"\n")[:-1], 1)
+            ] or [None]
+        except (OSError, InvalidInput) as error:
             raise InvalidInput(f"{path}: not a journal of trials ({error}); delete it") from error
-        if first != self.about:
+        if first != json.loads(json.dumps(self.about)):
             if lines and not force:
                 raise InvalidInput(f"{path}: holds trials of another run; delete it, or give --force to drop them")
             lines = []
         for number, line in enumerate(lines, 2):
             plan, score = (line.get("plan"), line.get("score")) if isinstance(line, dict) else (None, None)
-            if not isinstance(plan, list) or not isinstance(score, float | int) or not math.isfinite(score):
+            fits = isinstance(plan, list) and all(isinstance(part, str) for part in plan)
+            if plan is None or not isinstance(score, float | int) or not fits or line != self._line(plan, score):
                 raise InvalidInput(f"{path}: line {number} holds no plan and score; delete the file")
-            self.scores[tuple(plan)] = float(score)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._write(path)
+            self.scores[tuple(plan)] = score
 
     def score_of(self, plan: Sequence[str], score: Callable[[], float]) -> float:
         """The score of a plan, given as its schemes in order: from the file, or else what the function returns."""
@@ -136,8 +157,14 @@ class Journal:
         return self.scores[key]
 
     def _write(self, path: Path) -> None:
-        lines = [self.about, *({"plan": plan, "score": score} for plan, score in self.scores.items())]
+        with file_errors(f"{path.parent}: cannot be made", "; choose another folder"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [self.about, *(self._line(plan, score) for plan, score in self.scores.items())]
         write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def _line(self, plan: Sequence[str], score: float) -> dict[str, Any]:
+        """What is written of a score; the digest shows one that changed since."""
+        return {"plan": [*plan], "score": score, "digest": digest(json.dumps([self.about, [*plan], score]))}
 
 
 def digest(*values: Any) -> str:
