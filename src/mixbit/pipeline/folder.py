@@ -457,8 +457,10 @@ def _open(folder: Path, model: nn.Module | None) -> tuple[Result, CheckSet, Grap
     for name, digest in result.files.items():
         path = _inside(folder, name)
         most = result.deployed.get("file_bytes", 0) if name in target.files else MOST_JSON
-        too_long = name != CHECK_FILE and path.exists() and path.stat().st_size > most  # to be read to the end
-        if too_long or sha256(path) != digest:
+        if name != CHECK_FILE and path.is_file() and (size := path.stat().st_size) > most:  # a digest reads all of it
+            what = f"{name} takes {size:,} bytes, more than {most:,.0f} (deployed.file_bytes, or any JSON)"
+            raise TargetMismatch(f"the artefact does not match: {what}; quantize again")
+        if sha256(path) != digest:
             raise TargetMismatch(f"the artefact does not match: {name} is not the file verified then; quantize again")
     target.require()
     check = CheckSet.load(folder)
