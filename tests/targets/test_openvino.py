@@ -1,5 +1,6 @@
 """What only OpenVINO needs."""
 
+import logging
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import mixbit as mb
+from mixbit.core import UnsupportedModel
 from mixbit.graph.capture import capture
 from mixbit.quantization import uniform_plan
 from mixbit.roundings.quantize import quantize
@@ -152,3 +154,21 @@ def test_kernels_that_amx_computes_wrongly_in_integers_run_in_float(convolve, tm
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(runner.run([x.numpy()])[0]), simulated(x), rtol=1e-4, atol=1e-4)
     assert "int8" not in runner.executed()["b.weight"]
+
+
+class Unknown(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.linear(torch.special.bessel_j0(x))
+
+
+def test_a_conversion_that_fails_leaves_the_root_logger_as_it_was(tmp_path):
+    graph, root = capture(Unknown(), torch.ones(2, 4)), logging.getLogger()
+    small = quantize(graph, uniform_plan(graph, "float", target="openvino"), [torch.ones(2, 4)])
+    before = root.level, root.handlers[:], root.filters[:]
+    with pytest.raises(UnsupportedModel, match="special_bessel_j0.*take another target"):
+        export(small, tmp_path / "out")
+    assert (root.level, root.handlers, root.filters) == before

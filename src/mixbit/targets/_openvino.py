@@ -1,5 +1,6 @@
 """The OpenVINO model of a graph: converted with its weights as inputs, which constants and their operators replace."""
 
+import logging
 import math
 import sys
 from collections import Counter
@@ -108,7 +109,7 @@ def _convert(simulated: Graph, values: dict[str, Tensor]) -> Any:
         ConversionExtension("mixbit.quantize_at_run_time.default", lambda context: [context.get_input(0)]),
     ]
     try:
-        with without_torchs_warnings(), interrupts_later(), _without_telemetry():
+        with without_torchs_warnings(), interrupts_later(), _without_telemetry(), _same_root_logger():
             model = ov.convert_model(export_graph(_without_counted_padding(simulated), values), extension=translations)
         model.reshape({port: ov.PartialShape(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
         folding = Manager()
@@ -134,6 +135,18 @@ def _without_telemetry() -> Iterator[None]:
     finally:
         for module, telemetry in telling.items():
             setattr(module, "tm", telemetry)  # noqa: B010
+
+
+@contextmanager
+def _same_root_logger() -> Iterator[None]:
+    """Give the root logger back as it was: a conversion that fails sets its level, and adds a handler and a filter."""
+    root = logging.getLogger()
+    level, handlers, filters = root.level, root.handlers[:], root.filters[:]
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:], root.filters[:] = handlers, filters
 
 
 def _without_counted_padding(simulated: Graph) -> Graph:
