@@ -10,7 +10,11 @@ from mixbit.core.io import terminal
 
 DRAW = random.Random(14)
 WORDS = DRAW.sample(mistakes.OF_WORDS, 30)
-QUICK = [each for each in mistakes.OF_NETWORKS if not any(word in each.words for word in ("endless", "onnxruntime"))]
+QUICK = [
+    each
+    for each in mistakes.OF_NETWORKS
+    if not any(word in each.words for word in ("endless", "onnxruntime", "openvino"))
+]
 NETWORKS = DRAW.sample(QUICK, 8)
 PYTHON = DRAW.sample(list(python_mistakes.MISTAKES), 30)
 

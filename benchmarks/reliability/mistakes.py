@@ -26,7 +26,7 @@ from mixbit.pipeline import auto  # noqa: F401 so that no mistake's time counts 
 
 NET = Path(__file__).with_name("subjects.py").absolute()
 #: Labels of loops before the work: data is looked at, and nothing is measured.
-EARLY = ("look at outputs", "try batches", "load data")
+EARLY = ("read data", "look at outputs")
 
 
 @dataclass(frozen=True)

@@ -169,6 +169,6 @@ def test_a_conversion_that_fails_leaves_the_root_logger_as_it_was(tmp_path):
     graph, root = capture(Unknown(), torch.ones(2, 4)), logging.getLogger()
     small = quantize(graph, uniform_plan(graph, "float", target="openvino"), [torch.ones(2, 4)])
     before = root.level, root.handlers[:], root.filters[:]
-    with pytest.raises(UnsupportedModel, match="special_bessel_j0.*take another target"):
+    with pytest.raises(UnsupportedModel, match=r"special_bessel_j0.*take another target"):
         export(small, tmp_path / "out")
     assert (root.level, root.handlers, root.filters) == before

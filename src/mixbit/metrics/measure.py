@@ -108,28 +108,32 @@ def measure(
     return _measured(frame, inputs, method)
 
 
+def takes_loss(metric: str | Metric, task: Task) -> bool:
+    """Whether the metric takes the task's loss on labels."""
+    facts = facts_of(METRICS.find(metric)[1])
+    return NEEDS_LABELS in facts or (task.own_loss is not None and not {IGNORES_LOSS, IGNORES_TASK} & facts)
+
+
 def try_metric(graph: Graph, batches: Sequence[Batch], task: Task, metric: str | Metric) -> Task:
-    """The task, fitted where the metric looks at it, after labels and loss were tried, which takes seconds.
+    """The task, fitted where the metric looks at it, after data and loss were tried, which takes seconds.
 
     Raises:
         InvalidInput: data that does not fit the graph or the task, no labels for a metric or a loss that needs them.
     """
     name, method = METRICS.find(metric)
-    facts, batches = facts_of(method), task.aligned(batches)
-    needs_labels = NEEDS_LABELS in facts
-    unlabelled = [number for number, (_, labels) in enumerate(batches) if labels is None]
-    if unlabelled and needs_labels:
+    facts, with_loss = facts_of(method), takes_loss(metric, task)
+    unlabelled = [
+        number for number, (_, labels) in enumerate(batches if NEEDS_LABELS in facts else ()) if labels is None
+    ]
+    if unlabelled:
         raise InvalidInput(
             f"metric {name.partition(':')[0]!r} needs labels, batch {unlabelled[0]} has none: give batches that end "
             "with them, or take a metric that needs none, as fisher"
         )
-    for number, (inputs, _) in enumerate(batches):
-        graph.check(inputs, f"batch {number}")
-    if IGNORES_TASK in facts:
-        return task
-    task = fitted(task, graph, batches)
-    if needs_labels or (task.own_loss is not None and IGNORES_LOSS not in facts):
-        try_data(graph, task, batches, with_loss=True)
+    if IGNORES_TASK not in facts:
+        task = fitted(task, graph, batches)
+    answers = with_loss and task.own_loss is None
+    try_data(graph, task, task.aligned(batches), with_loss=with_loss, answers=answers)
     return task
 
 

@@ -33,7 +33,7 @@ from mixbit.core import (
 from mixbit.graph import Case, Graph, Reference, check_graph, evaluate, fitted, try_data
 from mixbit.graph.capture import capture_all, check_module
 from mixbit.graph.resources import note_on_uncovered
-from mixbit.metrics.measure import blank_table, measure, try_metric
+from mixbit.metrics.measure import blank_table, measure, takes_loss
 from mixbit.pipeline.deploy import Candidate, Deployed, Measured, Network, deploy, write_in_float
 from mixbit.pipeline.settings import CHANNELS, PRUNED, ROUNDING, TRAINING, TRIALS, Run, Settings
 from mixbit.pipeline.trials import Scoring, cheapest_plan, check_drop, searched_plan, try_score
@@ -147,8 +147,7 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
 def _try(run: Run, network: Network, pairs: Sequence[Batch]) -> None:
     """Raise MixbitError where labels, loss, score or drop do not fit, or the target cannot express the network."""
     settings, graph, evaluation, drop = run.settings, network.graph, network.evaluation, run.budget.max_drop
-    try_metric(graph, pairs, run.task, settings.metric)
-    try_data(graph, run.task, pairs)
+    try_data(graph, run.task, pairs, with_loss=takes_loss(settings.metric, run.task))
     if evaluation is not network.held_out:
         try_data(graph, run.task, evaluation, " to evaluate on")
     if settings.train_batches is not None:
