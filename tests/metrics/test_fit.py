@@ -276,6 +276,7 @@ def worst_relative_errors(one, num_batches):
     return [float((rows.std(0, ddof=1) / np.sqrt(len(rows)) / rows.mean(0)).max()) for rows in seen]
 
 
+@pytest.mark.slow
 def test_the_tolerance_ends_it_once_every_trace_is_known():
     one = case("convolutions", 60, 6)
     worst = worst_relative_errors(one, 7)

@@ -187,7 +187,11 @@ CASES = [
     )
 ]
 #: Those that take long and have most in common with others.
-SLOW = [("onnxruntime", "kinds", "sparse widths"), ("onnxruntime", "everything", "w8a8@99%")]
+SLOW = [
+    ("onnxruntime", "kinds", "sparse widths"),
+    *[("onnxruntime", "everything", scheme) for scheme in ("w8a8@2:4", "w4@1:2", "w8a8@99%")],
+    ("onnxruntime", "tokens", "formats"),
+]
 #: Those that are also loaded for a fixed batch size and with a runtime's default settings.
 LOADED_IN_EVERY_WAY = [("everything", "mixed"), ("everything", "w4"), ("everything", "dynamic"), ("shared", "w4a8")]
 #: Those that are also verified; the first is what damaged files are made of.
