@@ -419,6 +419,7 @@ class Kill:
         return -sum(float(model(x).square().mean()) for x, _ in batches)
 
 
+@pytest.mark.slow
 def test_autoq_killed_three_times_ends_with_the_same_plan(run, tmp_path, monkeypatch):
     pytest.importorskip("stable_baselines3")
 

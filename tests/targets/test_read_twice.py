@@ -39,8 +39,6 @@ READS = {
     ),
 }
 SCHEMES = {"onnxruntime": ("w8a8", "w4g8", "w8a8d"), "openvino": ("w8a8", "w4g8", "w8a8dg32", "float")}
-#: What runs with every change; the others are slow tests.
-FIRST = "w8a8"
 #: Largest root mean square difference by the spread. OpenVINO takes no ranges at run time for a second way of reading.
 TOLERANCE, TOLERANCE_OF_RANGES = 0.01, 0.02
 
@@ -90,13 +88,10 @@ def outputs_of(folder: Path, x: Tensor) -> list[Tensor]:
     return [torch.from_numpy(output) for output in outputs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "scheme"),
-    [
-        pytest.param(name, each, marks=() if each == FIRST else pytest.mark.slow)
-        for name, schemes in SCHEMES.items()
-        for each in schemes
-    ],
+    [(name, each) for name, schemes in SCHEMES.items() for each in schemes],
 )
 def test_every_reader_gets_the_weight_as_simulated(graph, target, scheme, tmp_path):
     def taken(layer):

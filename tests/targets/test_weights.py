@@ -82,7 +82,10 @@ def graph(network):
 
 @pytest.fixture(
     scope="module",
-    params=[("openvino", "w8a8"), ("onnxruntime", "w8a8"), pytest.param(("onnxruntime", "w3"), marks=pytest.mark.slow)],
+    params=[
+        ("openvino", "w8a8"),
+        *(pytest.param(("onnxruntime", scheme), marks=pytest.mark.slow) for scheme in ("w8a8", "w3")),
+    ],
 )
 def deployed(request, graph, tmp_path_factory):
     """Name -> simulated and deployed outputs at several batch sizes; layer -> what was executed; and the scheme."""
