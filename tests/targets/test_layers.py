@@ -41,7 +41,7 @@ def simulated(graph, target, schemes):
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("kind", ["a8", ""])
+@pytest.mark.parametrize("kind", ["a8", pytest.param("", marks=pytest.mark.slow)])
 def test_the_first_layer_that_differs_is_named(graph, target, kind, tmp_path):
     pytest.importorskip(target)
     right = simulated(graph, target, [f"w8{kind}"] * 4)
