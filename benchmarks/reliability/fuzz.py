@@ -50,6 +50,7 @@ from mixbit.core import (
     Store,
     find_target,
 )
+from mixbit.metric_study.folder import SETTINGS, Prediction, StudyFolder, Truth
 from mixbit.pipeline import Settings, folder as folders
 from mixbit.pipeline.folder import CheckSet, Result, recheck
 from mixbit.searches.front import Front
@@ -61,6 +62,7 @@ CHUNK = 10_000
 #: Parts of a result that nothing measures again.
 TOLD = {"model", "chosen", "float_", "untrained", "uniform", "pruned", "uncovered", "seconds", "environment", "task"}
 ABOUT = {"target": "packed", "network": "0123456789abcdef"}
+STUDY = {"weights": "0123456789abcdef", "calibration": "4567", "evaluation": "89ab", "choices": ["w4a8", "w8a8"]}
 NNCF = {
     "target_device": "CPU",
     "compression": {
@@ -134,6 +136,12 @@ def subjects(place: Path, replace: Callable[[Any, str, Any], object] = setattr) 
         journal.score_of(["w4a8", f"w{number + 2}a8"], lambda number=number: number / 8)
     part = {"a": torch.randn(4, 4), "b": torch.arange(3)}, {"losses": [1.0, 0.5]}
     Store(place / "store").put("part", {"seed": 0}, *part)
+    study = StudyFolder(place / "study", STUDY, force=False)
+    truth = Truth(layers=run.plan.layers, accuracy=0.5, kl=0.25, loss=None, judged_by="kl", halves=(0.2, 0.3))
+    measured = {name: getattr(run.table, name) for name in ("num_samples", "loss", "standard_error")}
+    prediction = Prediction(code="0123456789abcdef", seconds=1.5, peak_mb=None, **measured)
+    study.save("plans", "random-0", truth)
+    study.save("metrics", "fisher", prediction)
     packed = find_target("packed")
     expected = packed.load(run.folder, graph).run([batches[0][0].numpy()])[0]
 
@@ -217,8 +225,14 @@ def subjects(place: Path, replace: Callable[[Any, str, Any], object] = setattr) 
         same = given is not None and (given.notes, given.tensors.keys()) == (notes, tensors.keys())
         return given is None or (same and all(torch.equal(given.tensors[name], tensors[name]) for name in tensors))
 
+    def same_settings(_: Any, content: bytes) -> bool:
+        return strict(content) and json.loads(content).items() >= STUDY.items()
+
     store = place / "store" / "part.safetensors"
     texts = {name: (place / name).read_bytes() for name in ("front.json", "trials.jsonl")}
+    about_study, of_plan, of_metric = (
+        f"study/{name}" for name in (SETTINGS, "plans/random-0.json", "metrics/fisher.json")
+    )
     check, artefact = whole["check.safetensors"], whole["model.safetensors"]
     return {
         "plan": Subject(whole["plan.json"], mutated_json, file("plan.json", Plan.load), again(Plan), 12),
@@ -249,6 +263,27 @@ def subjects(place: Path, replace: Callable[[Any, str, Any], object] = setattr) 
             file("store/part.safetensors", lambda path: Store(path.parent).get("part", {"seed": 0})),
             right_part,
             12,
+        ),
+        "study": Subject(
+            (place / about_study).read_bytes(),
+            mutated_json,
+            file(about_study, lambda path: StudyFolder(path.parent, STUDY, force=False)),
+            same_settings,
+            4,
+        ),
+        "study's plan": Subject(
+            (place / of_plan).read_bytes(),
+            mutated_json,
+            file(of_plan, lambda _: study.truth("random-0", run.plan)),
+            lambda found, content: strict(content) and found == truth,
+            6,
+        ),
+        "study's metric": Subject(
+            (place / of_metric).read_bytes(),
+            mutated_json,
+            file(of_metric, lambda _: study.prediction("fisher", prediction.code, run.table)),
+            lambda found, content: strict(content) and found.model_dump_json() == prediction.model_dump_json(),
+            6,
         ),
         "check": Subject(check, mutated_safetensors, from_result(CheckSet.load), lambda *_: True, 10),
         "verify result": Subject(

@@ -198,7 +198,10 @@ def test_an_interrupted_study_goes_on_and_repeats_nothing(done, tmp_path, counte
         patch.setattr(Subject, "truth", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(tmp_path, metrics=["fisher", few_bits])
-    assert len({json.dumps(json.loads(path.read_text())["layers"]) for path in (tmp_path / "plans").iterdir()}) == 8
+    assert (
+        len({json.dumps(json.loads(path.read_text())["found"]["layers"]) for path in (tmp_path / "plans").iterdir()})
+        == 8
+    )
     assert len(list((tmp_path / "metrics").iterdir())) == 2
     first = len(counted)
     found = run(tmp_path, metrics=["fisher", few_bits])
@@ -384,8 +387,19 @@ def test_edited_parts_are_refused(done, tmp_path, part, content):
 )
 def test_damaged_figures_are_refused(done, tmp_path, part, change):
     out = shutil.copytree(done[1], tmp_path / "out")
-    (out / part).write_text(json.dumps(json.loads((out / part).read_text()) | change))
+    stored = json.loads((out / part).read_text())
+    (out / part).write_text(json.dumps(stored | {"found": stored["found"] | change}))
     with pytest.raises(InvalidInput, match=rf"{re.escape(part)}: not what a study wrote.*; delete it"):
+        run(out)
+
+
+@pytest.mark.parametrize(("part", "name"), [("plans/random-2.json", "kl"), ("metrics/fisher.json", "seconds")])
+def test_a_part_whose_value_changed_is_refused(done, tmp_path, part, name):
+    out = shutil.copytree(done[1], tmp_path / "out")
+    stored = json.loads((out / part).read_text())
+    stored["found"][name] += 1e-9
+    (out / part).write_text(json.dumps(stored))
+    with pytest.raises(InvalidInput, match=rf"{re.escape(part)}: .* its content has changed since; delete it"):
         run(out)
 
 

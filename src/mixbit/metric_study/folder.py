@@ -4,12 +4,12 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 from urllib.parse import quote, unquote
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from mixbit.core import InvalidInput, Plan, Sensitivity, Table, file_errors, read_json, read_model, write_text
+from mixbit.core import InvalidInput, Plan, Sensitivity, Table, digest, file_errors, read_json, read_model, write_text
 
 SETTINGS = "settings.json"
 #: All that a study writes, and all that it removes to start over.
@@ -24,7 +24,7 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Truth(BaseModel):
-    """What one plan costs on the evaluation data; the file of a plan.
+    """What one plan costs on the evaluation data.
 
     Attributes:
         layers: The plan: layer -> scheme.
@@ -60,10 +60,10 @@ class Truth(BaseModel):
 
 
 class Prediction(BaseModel):
-    """What a metric predicts; the file of a metric.
+    """What a metric predicts.
 
     Attributes:
-        digest: Of the metric's code.
+        code: Digest of the metric's code.
         seconds: Wall time, without scales and calibration.
         peak_mb: Growth of the process's peak resident memory, in 2^20 bytes; None where it is not known.
         num_samples: As in `Sensitivity`; so are `loss` and `standard_error`, null for entries that are not offered.
@@ -71,7 +71,7 @@ class Prediction(BaseModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
 
-    digest: str
+    code: str
     seconds: Number
     peak_mb: Number | None
     num_samples: int
@@ -82,6 +82,20 @@ class Prediction(BaseModel):
         """The metric's table, made from one of the same layers and choices; raises InvalidInput if it does not fit."""
         measured = {name: getattr(self, name) for name in ("num_samples", "loss", "standard_error")}
         return dataclasses.replace(frame, metric=metric, **measured)
+
+
+class Part(BaseModel, Generic[T]):
+    """The file of a plan or a metric: what was found, and its digest, which shows a value that changed since."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    digest: str
+    found: T
+
+    @classmethod
+    def of(cls, found: T) -> Self:
+        """The file for what was found."""
+        return cls(digest=digest(found.model_dump_json()), found=found)
 
 
 class StudyFolder:
@@ -118,11 +132,11 @@ class StudyFolder:
             raise InvalidInput(f"{path}: not the plan that this study draws; delete it, or pass --force")
         return truth
 
-    def prediction(self, metric: str, digest: str, frame: Sensitivity) -> Prediction | None:
-        """What the metric predicts, None where it is not finished or its digest has changed."""
+    def prediction(self, metric: str, code: str, frame: Sensitivity) -> Prediction | None:
+        """What the metric predicts, None where it is not finished or its code has another digest now."""
         path = self._path("metrics", metric)
         prediction = _read(path, Prediction)
-        if prediction is None or prediction.digest != digest:
+        if prediction is None or prediction.code != code:
             return None
         try:
             prediction.table(metric, frame)
@@ -130,9 +144,9 @@ class StudyFolder:
             raise InvalidInput(f"{path}: not what a study wrote ({error}); {_WAY_OUT}") from error
         return prediction
 
-    def save(self, kind: str, name: str, part: BaseModel) -> None:
-        """Write a part; its kind is `plans` or `metrics`."""
-        write_text(self._path(kind, name), part.model_dump_json(indent=2) + "\n")
+    def save(self, kind: str, name: str, found: BaseModel) -> None:
+        """Write a finished part; its kind is `plans` or `metrics`."""
+        write_text(self._path(kind, name), Part.of(found).model_dump_json(indent=2) + "\n")
 
     def metrics(self) -> list[str]:
         """Names of the finished metrics."""
@@ -143,13 +157,16 @@ class StudyFolder:
 
 
 def _read(path: Path, model: type[T]) -> T | None:
-    """The file's content, None where there is no file."""
+    """What was found, None where there is no file."""
     if not path.exists():
         return None
     try:
-        return read_model(path, model, "what a study wrote")
+        part = read_model(path, Part[model], "what a study wrote")
+        if part != Part.of(part.found):
+            raise InvalidInput(f"{path}: not what a study wrote: its content has changed since")
     except InvalidInput as error:
         raise InvalidInput(f"{error}; {_WAY_OUT}") from error
+    return part.found
 
 
 def _stored_settings(path: Path) -> dict[str, Any] | None:

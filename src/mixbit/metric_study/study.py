@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -121,56 +122,38 @@ def study(  # noqa: PLR0913
     check_matplotlib("study.png")
     check_writable_folder(out, force=force or (out / SETTINGS).exists())
     _check_processes(processes, setup, named)
-    subject = Subject.of(setup() if callable(setup) else setup)
-    _ = subject.reference  # evaluation data that cannot be used is refused before any metric runs
-    workers = Workers(setup, subject, processes)
-    frame = blank_table(subject.graph, target=target, choices=choices)
-    schemes = frame.schemes
-    choose_scales(subject.graph, subject.calibration, schemes)  # once for all metrics
-    drawn = draw_choices(frame, num_plans, near_budget, seed)
-    settings = {
-        "model": frame.fingerprint,
-        **subject.digests,
-        "num_calibration": sum(Batches.of(subject.calibration.batches).sizes),
-        "num_evaluation": sum(inputs.batch_size for inputs, _ in subject.evaluation),
-        "task": str(subject.task),
-        "target": target,
-        "choices": list(frame.choices),
-        "seed": seed,
-        "near_budget": None if near_budget is None else str(near_budget),
-    }
     with reserved(out):
+        subject = Subject.of(setup() if callable(setup) else setup)
+        _ = subject.reference  # evaluation data that cannot be used is refused before any metric runs
+        workers = Workers(setup, subject, processes)
+        frame = blank_table(subject.graph, target=target, choices=choices)
+        choose_scales(subject.graph, subject.calibration, frame.schemes)  # once for all metrics
+        drawn = draw_choices(frame, num_plans, near_budget, seed)
+        settings = {
+            "model": frame.fingerprint,
+            **subject.digests,
+            "num_calibration": sum(Batches.of(subject.calibration.batches).sizes),
+            "num_evaluation": sum(inputs.batch_size for inputs, _ in subject.evaluation),
+            "task": str(subject.task),
+            "target": target,
+            "choices": list(frame.choices),
+            "seed": seed,
+            "near_budget": None if near_budget is None else str(near_budget),
+        }
         folder = StudyFolder(out, settings, force=force)
         answers = _predictions(workers, folder, named, frame, seed)
         tables = {name: answer.table(name, frame) for name, answer in answers.items() if not isinstance(answer, str)}
-        plans = {
-            f"{name}-{i}": frame.plan(choice, "drawn") for name, some in drawn.items() for i, choice in enumerate(some)
-        }
-        names, chosen = {_short_name(plan): name for name, plan in plans.items()}, dict[tuple[str, str], str]()
         budgets = _budgets(frame, near_budget)
-        for name, table in tables.items():
-            for text, budget in budgets.items():
-                with suppress(InfeasibleBudget):  # of a metric that does not offer every choice
-                    plan = search(table, budget)
-                    short = _short_name(plan)
-                    chosen[name, text] = names.setdefault(short, f"chosen-{short}")
-                    plans.setdefault(names[short], plan)
+        plans, chosen = _plans(frame, drawn, tables, budgets)
         truths = _truths(workers, folder, plans)
-        within: dict[str, list[float]] = {}
-        for text, budget in budgets.items():
-            problem = Problem.of(frame, budget)
-            names_within = [name for name, plan in plans.items() if problem.keeps(frame.columns(plan.layers))]
-            within[text] = [truths[name].cost for name in names_within]
+        regrets = _regrets(frame, budgets, plans, truths, chosen)
         sets = {name: PlanSet(some, [truths[f"{name}-{i}"] for i in range(len(some))]) for name, some in drawn.items()}
         figures: dict[str, dict[str, Any]] = {}
         for name, answer in answers.items():
             if isinstance(answer, str):
                 figures[name] = {"reason": answer}
                 continue
-            regret = dict.fromkeys(budgets) | {
-                text: truths[plan].cost - min(within[text]) for (metric, text), plan in chosen.items() if metric == name
-            }
-            cost = {"seconds": answer.seconds, "peak_mb": answer.peak_mb, "regret": regret}
+            cost = {"seconds": answer.seconds, "peak_mb": answer.peak_mb, "regret": regrets[name]}
             figures[name] = agreement_figures(tables[name], sets, seed) | cost
         result = Study(
             truth=truths["random-0"].judged_by,
@@ -184,6 +167,44 @@ def study(  # noqa: PLR0913
         if tables:
             draw_panels(out / "study.png", tables, sets, result.truth)
         return result
+
+
+def _plans(
+    frame: Sensitivity, drawn: Mapping[str, Any], tables: Mapping[str, Sensitivity], budgets: Mapping[str, Budget]
+) -> tuple[dict[str, Plan], dict[str, dict[str, str | None]]]:
+    """All plans by name, and metric -> budget -> name of the plan that the metric's table leads to, None for none."""
+    plans = {
+        f"{name}-{i}": frame.plan(choice, "drawn") for name, some in drawn.items() for i, choice in enumerate(some)
+    }
+    names = {_short_name(plan): name for name, plan in plans.items()}
+    chosen: dict[str, dict[str, str | None]] = {name: dict.fromkeys(budgets) for name in tables}
+    for name, table in tables.items():
+        for text, budget in budgets.items():
+            with suppress(InfeasibleBudget):  # of a metric that does not offer every choice
+                plan = search(table, budget)
+                short = _short_name(plan)
+                chosen[name][text] = names.setdefault(short, f"chosen-{short}")
+                plans.setdefault(names[short], plan)
+    return plans, chosen
+
+
+def _regrets(
+    frame: Sensitivity,
+    budgets: Mapping[str, Budget],
+    plans: Mapping[str, Plan],
+    truths: Mapping[str, Truth],
+    chosen: Mapping[str, Mapping[str, str | None]],
+) -> dict[str, dict[str, float | None]]:
+    """Metric -> budget -> how much more its plan costs than the best known one within it, None where it has none."""
+    least: dict[str, float] = {}
+    for text, budget in budgets.items():
+        problem = Problem.of(frame, budget)
+        within = [truths[name].cost for name, plan in plans.items() if problem.keeps(frame.columns(plan.layers))]
+        least[text] = min(within, default=math.inf)
+    return {
+        metric: {text: None if name is None else truths[name].cost - least[text] for text, name in some.items()}
+        for metric, some in chosen.items()
+    }
 
 
 def _named(metrics: Sequence[str | Metric] | None) -> dict[str, str | Metric]:
@@ -265,7 +286,7 @@ def predict(subject: Subject, metric: str | Metric, *, code: str, frame: Sensiti
         return str(error)
     seconds, after = time.perf_counter() - began, _peak_mb()
     return Prediction(
-        digest=code,
+        code=code,
         seconds=seconds,
         peak_mb=None if before is None or after is None else after - before,
         num_samples=table.num_samples,
