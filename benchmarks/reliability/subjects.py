@@ -231,6 +231,59 @@ def stops():
     raise ValueError("the disk is gone")
 
 
+def endless_empty():
+    while True:
+        yield torch.zeros(0, 1, 6, 6)
+
+
+def on_meta():
+    return [*data(2), (torch.empty(8, 1, 6, 6, device="meta"), torch.zeros(8, dtype=torch.long))]
+
+
+def sparse():
+    return [(images.to_sparse(), labels) for images, labels in data()]
+
+
+def no_length():
+    return Unsized()
+
+
+class Unsized:
+    def __iter__(self):
+        return iter(data())
+
+    def __len__(self):
+        raise KeyError("no length")
+
+
+class Samples:
+    def __getitem__(self, number):
+        return torch.zeros(1, 6, 6), 0
+
+    def __len__(self):
+        return 8
+
+
+def dataset():
+    return Samples()
+
+
+def once():
+    yield from data()
+
+
+class Fails(torch.utils.data.Dataset):
+    def __getitem__(self, number):
+        raise LookupError("picture 7 is gone")
+
+    def __len__(self):
+        return 8
+
+
+def failing_workers():
+    return torch.utils.data.DataLoader(Fails(), num_workers=1)
+
+
 def loss(output, labels):
     return nn.functional.cross_entropy(output, labels)
 

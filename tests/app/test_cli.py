@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import safetensors.torch
 import torch
 
 from mixbit.app import main as cli
+from mixbit.app.commands.verify import _in_json
 from mixbit.core import batches
 from mixbit.core.budget import MaxDrop
 from mixbit.core.errors import InvalidInput
@@ -872,3 +874,27 @@ def test_what_only_qat_takes_is_refused_elsewhere(code, run, tmp_path):
     status, _, err = run(*quantize_words(code, tmp_path / "out"), "--flavour", "qat", "--lr", "-1")
     assert status == 2
     assert "lr=-1.0: give a positive number" in err
+
+
+def test_numbers_that_json_does_not_have_are_none():
+    found = _in_json({"relative_rms": math.nan, "outputs": {"0": math.inf, "1": 0.5}, "agreement": None})
+    assert found == {"relative_rms": None, "outputs": {"0": None, "1": 0.5}, "agreement": None}
+
+
+def test_a_model_that_changes_the_working_folder_changes_no_place(run, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "here" / "net.py").write_text(
+        "import os, torch\n"
+        f"def model():\n    os.chdir({str(tmp_path / 'elsewhere')!r})\n    return torch.nn.Linear(4, 2).eval()\n"
+        "def data():\n    return [torch.ones(4, 4)]\n"
+    )
+    monkeypatch.chdir(tmp_path / "here")
+    data = tmp_path / "here" / "net.py"
+    words = ["measure", "net.py:model", "--data", f"{data}:data", "--target", "packed", "--metric", "weight_error"]
+    assert run(*words, "--out", "table.json")[0] == 0
+    assert (tmp_path / "here" / "table.json").exists()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    words = [word.replace("net.py:model", f"{tmp_path / 'here' / 'net.py'}:model") for word in words]
+    assert run(*words, "--out", tmp_path / "here" / "table.json")[0] == 2
+    assert run(*words, "--out", tmp_path / "here" / "table.json", "--force")[0] == 0

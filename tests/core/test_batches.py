@@ -161,3 +161,25 @@ def test_no_batch_that_was_read_stays_in_memory():
             assert len(alive) <= 3
 
     split_all(made(), 1)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "said"),
+    [
+        (lambda: torch.zeros(0, 3), "no sample"),
+        (lambda: torch.zeros(2, 3, device="meta"), "device meta"),
+        (lambda: torch.zeros(2, 3).to_sparse(), "to_dense"),
+    ],
+)
+def test_tensors_without_numbers_to_compute_with_are_refused(tensor, said):
+    with pytest.raises(InvalidInput, match=said):
+        split_batch(tensor())
+
+
+def test_batches_made_in_inference_mode_can_be_trained_on():
+    with torch.inference_mode():
+        made = torch.ones(2, 3)
+    inputs, _ = split_batch(made)
+    weight = torch.ones(3, requires_grad=True)
+    (inputs.args[0] * weight).sum().backward()
+    assert weight.grad is not None

@@ -110,7 +110,7 @@ def test_a_ratio_that_is_no_limit():
         small_table().limits(Budget(bit_ops_ratio=5e-324))
 
 
-@pytest.mark.parametrize(("name", "instead"), [("bit_ops_ratio", "take bit_ops"), ("size", "known: weight_bytes")])
+@pytest.mark.parametrize(("name", "instead"), [("bit_ops_ratio", "take bit_ops"), ("activation_bytes", "known: ")])
 def test_a_resource_must_add_up(name, instead):
     with pytest.raises(InvalidInput, match=f"resource '{name}' does not add up over layers.*{instead}"):
         small_table().usage_of(name)

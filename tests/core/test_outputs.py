@@ -81,7 +81,7 @@ def test_several_outputs_each_have_a_task():
     )
     with pytest.raises(InvalidInput, match="labels: give a dict of tensors for kind, boxes"):
         task.loss(returned, labels["kind"])
-    with pytest.raises(InvalidInput, match=r"returns no output 'box' .did you mean boxes.*; there are .*boxes"):
+    with pytest.raises(InvalidInput, match=r"returns no output 'box' .did you mean boxes.*; it returns .*boxes"):
         fitted(Task.multi({"box": Task.regression()}), returned)
 
 

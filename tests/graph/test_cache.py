@@ -1,5 +1,6 @@
+import errno
 import logging
-from pathlib import Path
+import os
 
 import pytest
 import torch
@@ -30,17 +31,18 @@ def test_what_is_put_later_changed_does_not_change_it():
     assert cache.get(0, "x").tolist() == [0, 0, 0]
 
 
-def test_beyond_the_limit_tensors_go_to_files_which_is_said_once(caplog):
+def test_beyond_the_limit_tensors_go_to_files_which_is_said_once(caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     cache, tensors = ActivationCache(100, CPU), [torch.randn(5, 5), torch.randn(0, 5), torch.randint(9, (40,))]
     with caplog.at_level(logging.WARNING, "mixbit"):
         for number, tensor in enumerate(tensors):
             cache.put(number, "x", tensor)
     assert len(caplog.records) == 1
-    assert "kept in" in caplog.text
+    assert "kept in files" in caplog.text
     assert all(torch.equal(cache.get(number, "x"), tensor) for number, tensor in enumerate(tensors))
-    (file,) = cache.files.values()  # the first is just within the limit, the second takes nothing
+    assert cache.in_files == {(2, "x")}  # the first is just within the limit, the second takes nothing
+    assert list(tmp_path.iterdir()) == []  # a file without a name ends with the process, however that ends
     cache.close()
-    assert not file.exists()
 
 
 def test_a_failing_allocation_goes_to_files(caplog, monkeypatch):
@@ -52,7 +54,7 @@ def test_a_failing_allocation_goes_to_files(caplog, monkeypatch):
         patched.setattr(torch.Tensor, "clone", fail)
         cache.put(0, "x", tensor)
     assert "can't allocate" in caplog.text
-    assert isinstance(cache.files[0, "x"], Path)
+    assert cache.in_files == {(0, "x")}
     assert torch.equal(cache.get(0, "x"), tensor)
     cache.close()
 
@@ -74,5 +76,17 @@ def test_take_returns_all_of_a_batch_and_drops_it():
 def test_where_nothing_can_be_kept_the_way_out_is_told(monkeypatch, tmp_path):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     cache = ActivationCache(0, torch.device("cpu"))
-    with pytest.raises(InvalidInput, match=r"cannot be kept \(.*; set TMPDIR to another place"):
+    with pytest.raises(InvalidInput, match=r"cannot be kept \(.*; set TMPDIR to a place with room"):
+        cache.put(0, "x", torch.ones(3))
+
+
+def test_where_a_file_has_no_room_it_is_told(monkeypatch):
+    """And does not end the process, as writing to a mapped page without room does."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    cache = ActivationCache(0, torch.device("cpu"))
+    with pytest.raises(InvalidInput, match=r"cannot be kept \(.*No space left on device\); set TMPDIR to a place with"):
         cache.put(0, "x", torch.ones(3))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mixbit.core import Inputs, Task, split_all
+from mixbit.core import Inputs, InvalidInput, Task, split_all
+from mixbit.core.io.spill import Spill
 from mixbit.graph import Reference, evaluate
 from mixbit.graph.capture import capture
 from mixbit.metrics.measure import measure
@@ -90,3 +91,16 @@ def test_tensors_in_memory_do_not_grow_with_batches():
     few, many = alive_after(6), alive_after(40)
     batch_bytes = 32 * (64 * 4 + 8)
     assert many - few <= 34 * 32 * 8 + 2 * batch_bytes  # a divergence in float64 for each sample, and little else
+
+
+def test_outputs_that_find_no_room_are_computed_again(monkeypatch):
+    def full(*_):
+        raise InvalidInput("no room")
+
+    task, batches = Task.classification(), [(Inputs.of(torch.full((2, 3), float(number))), None) for number in range(3)]
+    reference = Reference.recorded(lambda inputs: inputs.args[0], task)
+    with monkeypatch.context() as patch:
+        patch.setattr(Spill, "put", full)
+        reference.of(0, batches[0][0])
+    for number in (1, 0, 2, 0, 1):
+        assert reference.of(number, batches[number][0])["output"].unique().item() == number

@@ -273,7 +273,7 @@ def answering_none(inputs):
 def test_a_metric_that_fails_does_not_end_the_study(tmp_path):
     found = run(tmp_path, metrics=[raising, few_bits, answering_none], **FEW).metrics
     assert re.fullmatch(
-        r"raising failed: LookupError: a bug of the user's \(.*test_study\.py:\d+\)", found["raising"]["reason"]
+        r"metric raising fails: LookupError: a bug of the user's \(.*test_study\.py:\d+\)", found["raising"]["reason"]
     )
     assert found["answering_none"] == {
         "reason": "metric answering_none: returned a NoneType; return mixbit.metrics.Estimate(loss, ...)"
@@ -399,7 +399,7 @@ def test_a_part_whose_value_changed_is_refused(done, tmp_path, part, name):
     stored = json.loads((out / part).read_text())
     stored["found"][name] += 1e-9
     (out / part).write_text(json.dumps(stored))
-    with pytest.raises(InvalidInput, match=rf"{re.escape(part)}: .* its content has changed since; delete it"):
+    with pytest.raises(InvalidInput, match=rf"{re.escape(part)}: .* changed since, or is of another study; delete it"):
         run(out)
 
 
@@ -549,3 +549,35 @@ def test_command_interrupted_is_exit_130(command, monkeypatch):
 
     monkeypatch.setattr(Subject, "truth", interrupt)
     assert command("--plans", "3", "--processes", "1", "--metrics", "fisher")[0] == 130
+
+
+def test_the_weight_of_an_output_is_another_study(tmp_path):
+    def weighted(weight):
+        graph, calibration, evaluation, task = small_subject()
+        return graph, calibration, evaluation, task.weighted({"output": weight})
+
+    run(tmp_path, lambda: weighted(1.0), metrics=[few_bits], **FEW)
+    with pytest.raises(InvalidInput, match="another loss"):
+        run(tmp_path, lambda: weighted(2.0), metrics=[few_bits], **FEW)
+
+
+def test_parts_without_their_settings_are_not_taken_up(done, tmp_path):
+    """Also not with force, which starts over."""
+    out = shutil.copytree(done[1], tmp_path / "out")
+    (out / "settings.json").unlink()
+    found = run(out, lambda: small_subject(seed=1), force=True, metrics=[few_bits], **FEW)
+    fresh = run(tmp_path / "fresh", lambda: small_subject(seed=1), metrics=[few_bits], **FEW)
+    assert found.plans == fresh.plans
+    (out / "settings.json").write_text((done[1] / "settings.json").read_text())
+    with pytest.raises(InvalidInput, match="is of another study"):
+        run(out, metrics=[few_bits], num_plans=5)
+
+
+@pytest.mark.parametrize(("name", "is_folder"), [("metrics", False), ("study.png", True)])
+def test_what_is_in_the_way_is_told_before_the_work(tmp_path, name, is_folder):
+    (tmp_path / "settings.json").write_text(
+        json.dumps(dict.fromkeys(("weights", "calibration", "evaluation", "choices")))
+    )
+    (tmp_path / name).mkdir() if is_folder else (tmp_path / name).write_text("mine")
+    with pytest.raises(InvalidInput, match=f"{name}: a .* is in the way"):
+        run(tmp_path, lambda: pytest.fail("told late"))

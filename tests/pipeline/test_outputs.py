@@ -113,7 +113,7 @@ def test_scores_of_the_users_own_run_the_artefact(tmp_path):
 
 def test_a_task_that_names_other_outputs_is_refused_before_anything_is_measured(tmp_path):
     task = Task.multi({"0": Task.classification(), "boxes": Task.regression()})
-    with pytest.raises(InvalidInput, match=r"returns no output 'boxes'; there are 0, 1\.places"):
+    with pytest.raises(InvalidInput, match=r"returns no output 'boxes'; it returns 0, 1\.places"):
         mb.auto_quantize(
             detector(),
             [images(8, seed) for seed in range(4)],

@@ -311,7 +311,7 @@ def test_tensors_between_layers_go_to_files_beyond_the_limit(monkeypatch, tmp_pa
     with caplog.at_level(logging.WARNING, "mixbit"):
         found = state_of(gptq(given).module)["tensors"]
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    assert f"activations are kept in {tmp_path}" in caplog.text
+    assert f"activations are kept in files in {tmp_path}" in caplog.text
     assert list(tmp_path.iterdir()) == []
 
 

@@ -155,9 +155,9 @@ def test_budgets_that_the_front_cannot_answer():
 
 
 def test_bad_resources_are_refused():
-    with pytest.raises(InvalidInput, match="resource 'speed' does not add up"):
+    with pytest.raises(InvalidInput, match="resource 'speed' is unknown"):
         front(small_table(), "speed")
-    with pytest.raises(InvalidInput, match="resource 'bit_complexity' does not add up"):
+    with pytest.raises(InvalidInput, match="resource 'bit_complexity' is unknown"):
         front(small_table(), "bit_complexity")
     with pytest.raises(InvalidInput, match="take bit_ops"):
         front(small_table(), "bit_ops_ratio")
@@ -186,3 +186,11 @@ def test_bad_files_are_refused(change, message, tmp_path):
 
 def test_it_is_public():
     assert mb.front is front
+
+
+def test_a_front_that_is_too_large_to_read_again_is_not_written(tmp_path, monkeypatch):
+    found = front(small_table())
+    monkeypatch.setattr("mixbit.searches.front.MOST_JSON", len(found.to_json()) - 1)
+    with pytest.raises(InvalidInput, match=r"too many to read again; keep some of them, as --points \d+"):
+        found.save(tmp_path / "front.json")
+    assert list(tmp_path.iterdir()) == []

@@ -61,7 +61,7 @@ def test_a_function_cannot_change_the_table():
         problem.loss[:] = 0
         return problem.usage[0].argmin(axis=1)
 
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(InvalidInput, match=r"search vandal fails: ValueError: .*read-only"):
         search(small_table(), Budget(mean_bits=6), method=vandal)
 
 

@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from mixbit.graph.capture import capture
 from mixbit.roundings.quantize import quantize
 from mixbit.targets import verify
 from mixbit.targets.export import export
-from mixbit.targets.verify import compare, groups_of, own_difference
+from mixbit.targets.verify import artefact_runner, compare, groups_of, own_difference
 from tests.networks import Net, plan_of
 
 
@@ -169,3 +170,15 @@ def test_a_regression_of_probabilities_is_warned_of(caplog):
         caplog.clear()
         of_network(task, graph, [])
         assert ("as probabilities do" in caplog.text) == warned
+
+
+def test_an_artefact_that_returns_inf_does_not_match():
+    """It is no fault of the data."""
+
+    class Broken:
+        def run(self, arrays):
+            return [np.full((len(arrays[0]), 2), np.inf, np.float32)]
+
+    graph = capture(torch.nn.Linear(3, 2), torch.ones(4, 3))
+    with pytest.raises(TargetMismatch, match="returns NaN or inf where the network does not"):
+        artefact_runner(Broken(), graph)(graph.example)

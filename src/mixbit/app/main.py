@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import sys
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import typer
 
@@ -15,6 +15,8 @@ from mixbit.app.commands.verify import bench, list_, verify
 from mixbit.core import InvalidInput, MixbitError, Said, end_like_interrupts, say
 
 INTERRUPTED = 130
+#: Exit code where what reads standard output ends first; that of typer.
+READ_NO_FURTHER = 1
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 for command in (quantize, measure, search, front, verify, bench, study, demo):
@@ -25,6 +27,8 @@ app.command(name="list")(list_)
 def main() -> None:
     """Run the command line; exit 0 done, 2 bad input, 3 infeasible budget, 4 not as promised, 128 + a signal."""
     came = end_like_interrupts()
+    sys.stdout = sys.stdout or _nowhere(1)
+    sys.stderr = sys.stderr or _nowhere(2)
     if sys.stdout is not None and sys.stdout is sys.__stdout__:
         _reserve_standard_output()
     log = logging.getLogger("mixbit")
@@ -32,9 +36,18 @@ def main() -> None:
         log.addHandler(Said())
     try:
         status = app(standalone_mode=False)
+        (sys.stdout or sys.stderr).flush()
         if status == INTERRUPTED:
             _end(came)
         sys.exit(status)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        _stop_printing()
+        if isinstance(error, BrokenPipeError):  # whoever read it has seen enough
+            sys.exit(READ_NO_FURTHER)
+        say(f"mixbit: standard output cannot be written ({error.strerror}); files that were to be made are there")
+        sys.exit(InvalidInput.exit_code)
     except typer.TyperException as error:  # wrong usage: an unknown option, a missing argument
         say(f"mixbit: {error.format_message().rstrip('.') or 'give a command'}; see mixbit --help")
         sys.exit(InvalidInput.exit_code)
@@ -43,6 +56,22 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _end(came)
+
+
+def _nowhere(number: int) -> TextIO:
+    """A stream for one that the program was started without; its number would go to the next file that is opened."""
+    handle = os.open(os.devnull, os.O_RDWR)
+    if handle != number:
+        os.dup2(handle, number)
+        os.close(handle)
+    return open(number, "w", encoding="utf-8")
+
+
+def _stop_printing() -> None:
+    """Let Python throw away what it could not print, and not try again at its end."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _end(came: list[int]) -> NoReturn:

@@ -39,7 +39,8 @@ class NncfConfig:
 def read_nncf_config(path: str | Path, target: Target, budget: Budget | None = None) -> NncfConfig:
     """Read a file, whose budget another may replace; raises InvalidInput, which names what cannot be honoured."""
     text = read_bytes(Path(path), MOST_JSON)
-    stored = json_of(re.sub(rb'("(?:\\.|[^"\\])*")|//[^\n]*', lambda match: match[1] or b"", text), path)  # no comments
+    without_comments = re.sub(rb'("(?:\\.|[^"\\])*+(?:"|$))|//[^\n]*', lambda match: match[1] or b"", text)
+    stored = json_of(without_comments, path)
     try:
         config = _read(stored, target)
         if budget is None and "bit_complexity_ratio" in config.budget.limits and target.input_bits == (8,):

@@ -23,7 +23,7 @@ from mixbit.core.errors import (
 from mixbit.core.io.files import (
     MOST_JSON as MOST_JSON,
     MOST_TABLE_VALUES as MOST_TABLE_VALUES,
-    check_header as check_header,
+    beside as beside,
     check_matplotlib as check_matplotlib,
     check_new_file as check_new_file,
     file_errors as file_errors,
@@ -36,6 +36,7 @@ from mixbit.core.io.files import (
     read_bytes as read_bytes,
     read_json as read_json,
     read_model as read_model,
+    safetensors_bytes as safetensors_bytes,
     save_arrays as save_arrays,
     save_figure as save_figure,
     scratch_folder as scratch_folder,
@@ -45,6 +46,7 @@ from mixbit.core.io.files import (
 )
 from mixbit.core.io.folders import (
     check_writable_folder as check_writable_folder,
+    new_file as new_file,
     reserved as reserved,
     whole_folder as whole_folder,
 )

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from mixbit.core.errors import InvalidInput
 from mixbit.core.io.spill import Spill
 from mixbit.core.io.terminal import track
-from mixbit.core.io.user_code import users_code
+from mixbit.core.io.user_code import no_batches, users_code
 from mixbit.core.structures import is_key_values, plain, unwrapped, with_caches, without_caches
 
 
@@ -71,8 +71,9 @@ class Inputs:
     @property
     def batch_size(self) -> int:
         """Size of the first dimension, which all tensors share; raises InvalidInput where they do not."""
-        sizes = {leaf.shape[0] for leaf in self.tensors if leaf.ndim > 0}
-        if not self.tensors:
+        tensors = self.tensors
+        sizes = {leaf.shape[0] for leaf in tensors if leaf.ndim > 0}
+        if not tensors:
             raise InvalidInput(f"inputs {self.describe()}: no tensor; give tensors, as torch.from_numpy makes them")
         if len(sizes) != 1:
             raise InvalidInput(
@@ -213,10 +214,22 @@ def _inputs_and_labels(batch: Any, num_inputs: int | None) -> Batch:
         inputs, labels = Inputs.of(tuple(batch[:-1])), batch[-1]
     else:
         inputs = Inputs.of(batch)
-    inputs = inputs.map(lambda leaf: leaf.detach() if leaf.requires_grad else leaf)
+    inputs = inputs.map(_usable)
     count = inputs.batch_size
+    if count == 0:
+        raise InvalidInput(f"inputs {inputs.describe()}: no sample; leave such batches out")
     _check_labels(labels, count)
     return inputs, labels
+
+
+def _usable(leaf: Tensor) -> Tensor:
+    """The tensor for any use; raises InvalidInput for one whose numbers are nowhere, or not side by side."""
+    if leaf.is_nested or leaf.layout != torch.strided or leaf.is_quantized:
+        raise InvalidInput("inputs: a sparse, nested or quantized tensor; give dense ones, as to_dense() makes them")
+    if leaf.is_meta:
+        raise InvalidInput("inputs: a tensor on device meta, which holds no numbers; make it on another device")
+    leaf = leaf.detach() if leaf.requires_grad else leaf
+    return leaf.clone() if leaf.is_inference() else leaf  # which no gradient passes
 
 
 def _check_labels(labels: Labels | None, count: int) -> None:
@@ -247,7 +260,7 @@ def labels_at(labels: Labels | None, rows: Any) -> Labels | None:
 def loaded(batches: Iterable[Any]) -> Iterator[Any]:
     """The batches in order; raises InvalidInput where they are no iterable of batches, or yielding one fails."""
     if isinstance(batches, Mapping | Tensor | str) or not isinstance(batches, Iterable):
-        raise InvalidInput(f"data: a {type(batches).__name__}, not an iterable of batches; put a single one in a list")
+        raise InvalidInput(f"data: {no_batches(batches)}")
     with users_code("the data fails while iterated"):
         yield from batches
 
@@ -313,7 +326,9 @@ def _joined(args: tuple[Any, ...], kwargs: dict[str, Any], labels: Labels | None
 
 def _pairs(batches: Iterable[Any], num_inputs: Callable[[Any], int | None], samples: int | None) -> Iterator[Batch]:
     """Inputs and labels of one batch after the other, until there are so many samples."""
-    endless, length, seen = MOST_SAMPLES, length_hint(batches), 0
+    endless, seen = MOST_SAMPLES, 0
+    with users_code("the length of the data fails"):
+        length = length_hint(batches)
     read = loaded(batches)
     for number, batch in enumerate(read if isinstance(batches, list | tuple) else track(read, "read data", length)):
         try:
@@ -363,7 +378,7 @@ def hold_out(pairs: Sequence[Batch]) -> tuple[Batches[Batch], Batches[Batch]]:
     if count == 1:
         return pairs, pairs
     every = min(HELD_OUT, count)
-    out = list(range(every - 1, count, every))
+    out = range(every - 1, count, every)
     rest = [place for place in range(count) if place not in out]
     if len(pairs) > 1:
         return pairs.at(out), pairs.at(rest)

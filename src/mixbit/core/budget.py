@@ -150,7 +150,10 @@ class Budget:
 
 
 def _is_positive(value: float) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and 0 < value < math.inf
+    try:
+        return isinstance(value, Real) and not isinstance(value, bool) and 0 < float(value) < math.inf
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def _as_share(percentage: str) -> str:

@@ -299,6 +299,8 @@ class Sensitivity:
         known = [name for name in RESOURCES if name not in _NO_SUMS]
         if resource not in known:
             instead = "; take bit_ops" if resource == "bit_ops_ratio" else ""
+            if resource not in RESOURCES:
+                pick("resource", resource, known)
             raise InvalidInput(f"resource {resource!r} does not add up over layers; known: {', '.join(known)}{instead}")
         if resource == "weight_ratio":
             return self.usage["weight_bytes"] / (4 * self.num_weights)

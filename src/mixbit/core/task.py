@@ -180,6 +180,11 @@ class Task:
         return dataclasses.replace(self, weights=dict(weights))
 
     @property
+    def unfitted(self) -> "Task":
+        """The task as it was given: digests are of it, since what it was fitted to has its own, to the last bit."""
+        return dataclasses.replace(self, heads={}, batch_axes={})
+
+    @property
     def has_accuracy(self) -> bool:
         """Whether labels tell right answers from wrong ones."""
         tasks = self.tasks.values() if self.tasks else (self,)
@@ -205,7 +210,7 @@ class Task:
             if name not in read:
                 near = did_you_mean(name, read)
                 raise InvalidInput(
-                    f"task {self}: the model returns no output {name!r}{near}; there are {', '.join(read)}"
+                    f"task {self}: the model returns no output {name!r}{near}; it returns {', '.join(read)}"
                 )
         if not task._costly(read):
             raise InvalidInput(f"task {self}: every output has weight 0; leave one that counts")

@@ -51,16 +51,21 @@ class Reference:
     @classmethod
     def recorded(cls, network: Graph | Callable[[Inputs], Any], task: Task) -> "Reference":
         """Run when first asked for, and read from a file afterwards, up to MOST_BYTES of it."""
-        spill, numbers = Spill(), dict[int, int]()
+        spill, numbers, is_full = Spill(), dict[int, int](), False
 
         def of(number: int, inputs: Inputs) -> Outputs:
+            nonlocal is_full
             if number in numbers:
                 return spill[numbers[number]]
             outputs = _read(task, _returned(network, inputs))
             num_bytes = sum(output.nbytes for output in outputs.values())
-            if spill.size + num_bytes <= MOST_BYTES and spill.has_room(num_bytes):
-                numbers[number] = len(spill)
-                spill.put(outputs)
+            if not is_full and spill.size + num_bytes <= MOST_BYTES and spill.has_room(num_bytes):
+                place = len(spill)
+                try:
+                    spill.put(outputs)
+                    numbers[number] = place
+                except InvalidInput:  # no room after all
+                    is_full = True
             return outputs
 
         return cls(task, of)

@@ -120,8 +120,10 @@ def check_graph(graph: Any, name: str = "graph") -> None:
 
 
 def check_context() -> None:
-    """Raise InvalidInput where torch.autocast would round what is measured to 16 bits."""
+    """Raise InvalidInput where torch would make tensors without numbers, or round what is measured to 16 bits."""
     kinds = [kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)]
+    if torch.get_default_device().type == "meta":
+        raise InvalidInput("torch's default device is meta, where tensors hold no numbers; set it back to cpu")
     if kinds:
         raise InvalidInput(f"torch.autocast({kinds[0]!r}) rounds what is computed to 16 bits; call from outside of it")
 

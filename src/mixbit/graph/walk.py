@@ -1,12 +1,12 @@
 """Running a graph: whole, backward, or operator after operator, and watching what its nodes read and return."""
 
 import logging
+import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial, reduce
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile, gettempdir
 from typing import Any, TypeVar
 
 import torch
@@ -313,16 +313,15 @@ class _Levels:
 class ActivationCache:
     """(batch, name) -> tensor without its gradients' history, or another value that a node returns.
 
-    Beyond the limit, or where memory ends, tensors go to a temporary folder, which is logged once.
+    Beyond the limit, or where memory ends, tensors go to temporary files, which is logged once.
     """
 
     def __init__(self, limit_bytes: float, device: torch.device) -> None:
         self.limit_bytes, self.device = limit_bytes, device
         self.in_memory = 0
         self.values: dict[tuple[int, str], Any] = {}
-        self.files: dict[tuple[int, str], Path] = {}
-        self.folder: TemporaryDirectory[str] | None = None
-        self.number = 0
+        self.in_files: set[tuple[int, str]] = set()
+        self.is_told = False
 
     def put(self, batch: int, name: str, value: Any) -> None:
         """Hold a copy of a value."""
@@ -341,7 +340,7 @@ class ActivationCache:
     def get(self, batch: int, name: str) -> Any:
         """What was put."""
         value = self.values[batch, name]
-        return value.to(self.device) if (batch, name) in self.files else value
+        return value.to(self.device) if (batch, name) in self.in_files else value
 
     def take(self, batch: int) -> dict[str, Any]:
         """Name -> value of all that was put for a batch, which is dropped here."""
@@ -357,32 +356,30 @@ class ActivationCache:
                 self._drop(batch, name)
 
     def close(self) -> None:
-        """Drop everything, the folder as well."""
+        """Drop everything."""
         self.keep_only(())
-        if self.folder is not None:
-            self.folder.cleanup()
 
     def _drop(self, batch: int, name: str) -> None:
-        value, file = self.values.pop((batch, name)), self.files.pop((batch, name), None)
-        if file is not None:
-            file.unlink()
+        value = self.values.pop((batch, name))
+        if (batch, name) in self.in_files:
+            self.in_files.remove((batch, name))
         elif isinstance(value, Tensor):
             self.in_memory -= value.nbytes
 
     def _to_disk(self, batch: int, name: str, tensor: Tensor, why: str) -> Tensor:
-        if self.folder is None:
-            try:
-                self.folder = TemporaryDirectory(prefix="mixbit-")
-            except OSError as error:
-                raise InvalidInput(f"activations cannot be kept ({error}); set TMPDIR to another place") from error
-            _log.warning("activations are kept in %s: %s", self.folder.name, why)
-        self.number += 1
-        path = self.files[batch, name] = Path(self.folder.name) / str(self.number)
+        size = max(1, tensor.numel())
         try:
-            mapped = torch.from_file(str(path), shared=True, size=max(1, tensor.numel()), dtype=tensor.dtype)
-        except RuntimeError as error:
+            with NamedTemporaryFile(prefix="mixbit-") as file:  # whose name goes at once: no kill leaves it behind
+                # a write to a page without room would end the process
+                os.posix_fallocate(file.fileno(), 0, size * tensor.element_size())
+                mapped = torch.from_file(file.name, shared=True, size=size, dtype=tensor.dtype)
+        except (OSError, RuntimeError) as error:
             raise InvalidInput(
-                f"{path}: activations cannot be written ({str(error).splitlines()[0]}); set TMPDIR to a place with "
-                "room, or give fewer batches"
+                f"activations cannot be kept ({str(error).splitlines()[0]}); set TMPDIR to a place with room, or give "
+                "fewer batches"
             ) from error
+        if not self.is_told:
+            _log.warning("activations are kept in files in %s: %s", gettempdir(), why)
+            self.is_told = True
+        self.in_files.add((batch, name))
         return mapped[: tensor.numel()].reshape(tensor.shape).copy_(tensor)

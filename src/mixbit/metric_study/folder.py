@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from mixbit.core import InvalidInput, Plan, Sensitivity, Table, digest, file_errors, read_json, read_model, write_text
 
 SETTINGS = "settings.json"
-#: All that a study writes, and all that it removes to start over.
+RESULTS, FOLDERS = ("study.json", "study.png"), ("plans", "metrics")
+#: All that a study writes, and all that it removes to start over, in this order: what is left is of these settings.
 WRITTEN = (
-    SETTINGS, "study.json", "study.png",
-    "plans/random-*.json", "plans/near-*.json", "plans/chosen-*.json", "metrics/*.json",
+    *RESULTS, "plans/random-*.json", "plans/near-*.json", "plans/chosen-*.json", "metrics/*.json", SETTINGS,
 )  # fmt: skip
 _WAY_OUT = "delete it, and the study finds it again"
 
@@ -85,7 +85,7 @@ class Prediction(BaseModel):
 
 
 class Part(BaseModel, Generic[T]):
-    """The file of a plan or a metric: what was found, and its digest, which shows a value that changed since."""
+    """The file of a plan or a metric: what was found, and a digest of it and of the study that it belongs to."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -93,9 +93,9 @@ class Part(BaseModel, Generic[T]):
     found: T
 
     @classmethod
-    def of(cls, found: T) -> Self:
-        """The file for what was found."""
-        return cls(digest=digest(found.model_dump_json()), found=found)
+    def of(cls, found: T, about: str) -> Self:
+        """The file for what was found; `about` is the digest of the study's settings."""
+        return cls(digest=digest(about, found.model_dump_json()), found=found)
 
 
 class StudyFolder:
@@ -108,7 +108,7 @@ class StudyFolder:
     def __init__(self, path: Path, settings: Mapping[str, Any], *, force: bool) -> None:
         self.path = path
         stored = _stored_settings(path)
-        if stored is not None and force:
+        if force:
             for file in [file for pattern in WRITTEN for file in path.glob(pattern) if file.is_file()]:
                 with file_errors(f"{file}: cannot be removed", "; choose another folder"):
                     file.unlink()
@@ -120,14 +120,15 @@ class StudyFolder:
                         "--out, or pass --force (force=True) to start over"
                     )
         with file_errors(f"{path}: cannot be made", "; choose another folder"):
-            for name in ("plans", "metrics"):
+            for name in FOLDERS:
                 (path / name).mkdir(parents=True, exist_ok=True)
+        self.about = digest(json.dumps(settings))
         write_text(path / SETTINGS, json.dumps(settings, indent=2) + "\n")
 
     def truth(self, name: str, plan: Plan) -> Truth | None:
         """What the plan of that name costs, None where it is not finished."""
         path = self._path("plans", name)
-        truth = _read(path, Truth)
+        truth = self._read(path, Truth)
         if truth is not None and truth.layers != plan.layers:
             raise InvalidInput(f"{path}: not the plan that this study draws; delete it, or pass --force")
         return truth
@@ -135,7 +136,7 @@ class StudyFolder:
     def prediction(self, metric: str, code: str, frame: Sensitivity) -> Prediction | None:
         """What the metric predicts, None where it is not finished or its code has another digest now."""
         path = self._path("metrics", metric)
-        prediction = _read(path, Prediction)
+        prediction = self._read(path, Prediction)
         if prediction is None or prediction.code != code:
             return None
         try:
@@ -146,7 +147,7 @@ class StudyFolder:
 
     def save(self, kind: str, name: str, found: BaseModel) -> None:
         """Write a finished part; its kind is `plans` or `metrics`."""
-        write_text(self._path(kind, name), Part.of(found).model_dump_json(indent=2) + "\n")
+        write_text(self._path(kind, name), Part.of(found, self.about).model_dump_json(indent=2) + "\n")
 
     def metrics(self) -> list[str]:
         """Names of the finished metrics."""
@@ -155,18 +156,26 @@ class StudyFolder:
     def _path(self, kind: str, name: str) -> Path:
         return self.path / kind / f"{quote(name, safe=':=,')}.json"
 
+    def _read(self, path: Path, model: type[T]) -> T | None:
+        """What was found, None where there is no file."""
+        if not path.exists():
+            return None
+        try:
+            part = read_model(path, Part[model], "what a study wrote")
+            if part != Part.of(part.found, self.about):
+                raise InvalidInput(f"{path}: not what a study wrote: it has changed since, or is of another study")
+        except InvalidInput as error:
+            raise InvalidInput(f"{error}; {_WAY_OUT}") from error
+        return part.found
 
-def _read(path: Path, model: type[T]) -> T | None:
-    """What was found, None where there is no file."""
-    if not path.exists():
-        return None
-    try:
-        part = read_model(path, Part[model], "what a study wrote")
-        if part != Part.of(part.found):
-            raise InvalidInput(f"{path}: not what a study wrote: its content has changed since")
-    except InvalidInput as error:
-        raise InvalidInput(f"{error}; {_WAY_OUT}") from error
-    return part.found
+
+def check_folder(path: Path) -> None:
+    """Raise InvalidInput where the folder holds what a study cannot replace: before its work, not after."""
+    _stored_settings(path)
+    for names, kind, fits in ((FOLDERS, "file", Path.is_dir), (RESULTS, "folder", Path.is_file)):
+        for name in names:
+            if (path / name).exists() and not fits(path / name):
+                raise InvalidInput(f"{path / name}: a {kind} is in the way; choose another --out")
 
 
 def _stored_settings(path: Path) -> dict[str, Any] | None:

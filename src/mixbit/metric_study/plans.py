@@ -29,6 +29,8 @@ Figures = dict[str, float | tuple[float, float] | None]
 NEAR = 0.05
 #: How often to start again where no move comes closer.
 MOST_STARTS = 100
+#: Random plans of a set.
+MOST_PLANS = 100_000
 #: A move that comes closer by a smaller share does so by rounding alone, and could be taken back and forth for ever.
 ROUNDING = 1e-9
 NUM_RESAMPLES = 1000
@@ -47,8 +49,8 @@ def draw_choices(table: Sensitivity, number: int, near: Budget | None, seed: int
     Plan i of a set depends on the seed alone, and not on how many are drawn. Raises InvalidInput for fewer than three
     plans, a budget of several limits, or one that no plan comes near.
     """
-    if number < 3:
-        raise InvalidInput(f"{number} plans: a ranking needs at least 3, better 100")
+    if not 3 <= number <= MOST_PLANS:
+        raise InvalidInput(f"{number} plans: a ranking needs at least 3, better 100; {MOST_PLANS:,} at most")
     limits = () if near is None else table.limits(near)
     if len(limits) > 1:  # of activation_bytes there is one for each moment
         raise InvalidInput(f"near budget {near}: {len(limits)} limits, and a plan can be near one; give one limit")

@@ -10,11 +10,10 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any, TypeVar
 
-from mixbit.core import MixbitError, draw_nothing
+from mixbit.core import MixbitError, draw_nothing, scratch_folder
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -34,11 +33,11 @@ def in_processes(
     before = multiprocessing.active_children()
     context = multiprocessing.get_context("spawn")
     with (
-        TemporaryDirectory(prefix="mixbit-") as folder,
+        scratch_folder() as folder,
         ProcessPoolExecutor(min(processes, len(jobs)), context, _begin) as pool,
     ):
         # a large start in a pipe would block this process if the other one fails to begin
-        file = Path(folder) / "start"
+        file = folder / "start"
         file.write_bytes(pickle.dumps(start))
         futures: dict[Future[Answer], Job] = {}
         try:

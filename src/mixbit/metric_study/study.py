@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mixbit.core import (
+    MEASURED,
     Batches,
     Budget,
     InfeasibleBudget,
@@ -32,7 +33,7 @@ from mixbit.core import (
     users_code,
     write_text,
 )
-from mixbit.metric_study.folder import SETTINGS, Prediction, StudyFolder, Truth
+from mixbit.metric_study.folder import SETTINGS, Prediction, StudyFolder, Truth, check_folder
 from mixbit.metric_study.plans import PlanSet, agreement_figures, draw_choices, draw_panels, reliability_figures
 from mixbit.metric_study.subject import Subject, Workers
 from mixbit.metrics import METRICS, Metric
@@ -120,10 +121,15 @@ def study(  # noqa: PLR0913
     named, out = _named(metrics), Path(out)
     find_target(target).schemes(choices)
     check_matplotlib("study.png")
+    check_folder(out)
     check_writable_folder(out, force=force or (out / SETTINGS).exists())
     _check_processes(processes, setup, named)
+    if near_budget is not None and (near_budget.max_drop is not None or {*MEASURED} & near_budget.limits.keys()):
+        raise InvalidInput(f"near budget {near_budget}: a study does not measure that of plans; limit mean_bits, say")
     with reserved(out):
-        subject = Subject.of(setup() if callable(setup) else setup)
+        with users_code("setup fails"):
+            parts = setup() if callable(setup) else setup
+        subject = Subject.of(parts)
         _ = subject.reference  # evaluation data that cannot be used is refused before any metric runs
         workers = Workers(setup, subject, processes)
         frame = blank_table(subject.graph, target=target, choices=choices)

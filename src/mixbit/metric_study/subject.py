@@ -62,11 +62,11 @@ class Subject:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """Its identity: digests of the graph's code and tensors, of the user's loss, of the data."""
-        module, loss = self.graph.module, self.task.own_loss
+        """Its identity: digests of the graph's code and tensors, of the task's loss, of the data."""
+        module = self.graph.module
         return {
             "code": digest(module.code),
-            "loss": "the task's" if loss is None else digest(loss),
+            "loss": digest(self.task.unfitted),
             "weights": digest(module.state_dict()),
             "calibration": digest(self.calibration.batches),
             "evaluation": digest(self.evaluation),

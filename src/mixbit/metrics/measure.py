@@ -154,6 +154,8 @@ def _measured(frame: Sensitivity, inputs: MetricInput, method: Metric) -> Sensit
         loss = np.where(np.isfinite(frame.loss), total.loss, np.inf)
         table = dataclasses.replace(frame, **vars(total) | {"loss": loss})
         problem, after = ranking_problem(table), f"after {num_seen} of {int(inputs.sizes.sum())} samples"
+        if num_seen == 1:
+            problem = "a single sample says nothing of others"
         verdict = f"{STABLE}, {after}"
         if problem is not None:
             verdict = f"cannot rank plans for sure: {problem}, {after}; give other or more data, or take another metric"

@@ -155,6 +155,7 @@ def _try(run: Run, network: Network, pairs: Sequence[Batch]) -> None:
     if drop is not None:
         labelled = run.task.has_accuracy and any(labels is not None for _, labels in evaluation)
         check_drop(drop, in_accuracy=settings.score is None and labelled, has_score=settings.score is not None)
+        journal_of(run, network, evaluation, settings.rounding)  # told before the work, not after
     if settings.score is not None:
         batches = network.batches if drop is None else evaluation
         try_score(Scoring(graph, batches, run.task, lambda _: graph, settings.score, timeout_s=settings.eval_timeout_s))
@@ -244,30 +245,35 @@ def planned(run: Run, known: Measured) -> tuple[Plan, Budget, str | None]:
 
 
 def scored(run: Run, known: Measured, batches: Sequence[Batch], rounding: str | Rounding) -> Scoring:
-    """How plans are tried on the batches; the journal notes all that the scores depend on."""
+    """How plans are tried on the batches."""
+    return Scoring(
+        known.graph,
+        batches,
+        run.task,
+        partial(quantized, run, known, rounding=rounding),
+        score=run.settings.score,
+        timeout_s=run.settings.eval_timeout_s,
+        journal=journal_of(run, known, batches, rounding),
+    )
+
+
+def journal_of(run: Run, known: Network, batches: Sequence[Batch], rounding: str | Rounding) -> Journal:
+    """Scores of earlier runs with all that they depend on; raises InvalidInput where they are of other ones."""
     settings = run.settings
     about = {
         "target": run.target.name,
-        "task": digest(run.task),
+        "task": digest(run.task.unfitted),
         "rounding": digest(ROUNDINGS.find(rounding)[1]),
         "seed": settings.seed,
         "bias_correction": settings.bias_correction,
         "ranges": digest(RANGES.find(settings.ranges)[1]),
         "importance": settings.importance,
         "score": None if settings.score is None else digest(settings.score),
-        "network": digest(known.graph.module.state_dict()),
+        "network": digest(known.graph.module),
         "calibration": digest(known.batches),
         "evaluation": digest(batches),
     }
-    return Scoring(
-        known.graph,
-        batches,
-        run.task,
-        partial(quantized, run, known, rounding=rounding),
-        score=settings.score,
-        timeout_s=settings.eval_timeout_s,
-        journal=Journal(run.place(TRIALS), about, force=run.force),
-    )
+    return Journal(run.place(TRIALS), about, force=run.force)
 
 
 def compared(run: Run, known: Measured, plan: Plan, limits: Budget) -> list[Candidate]:

@@ -18,7 +18,15 @@ from mixbit.core import (
 )
 from mixbit.graph import Evaluation, Graph, Reference, evaluate
 from mixbit.graph.resources import find_uncovered
-from mixbit.pipeline.folder import RESULT_FILE, Pruned, Result, figures, layer_rows, save_check_set
+from mixbit.pipeline.folder import (
+    RESULT_FILE,
+    Pruned,
+    Result,
+    figures,
+    files_of_a_result,
+    layer_rows,
+    save_check_set,
+)
 from mixbit.pipeline.settings import Run
 from mixbit.pipeline.trials import Scoring
 from mixbit.quantization import Calibration, uniform_plan
@@ -120,7 +128,7 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
     if destroyed:
         _log.warning("%s", destroyed)
     predicted = predicted_bytes(graph.layers, chosen.plan)
-    with whole_folder(run.out, last=RESULT_FILE, force=run.force) as folder:
+    with whole_folder(run.out, last=RESULT_FILE, force=run.force, also=files_of_a_result(run.out)) as folder:
         with run.clock("export"):
             run.target.write(chosen.simulated, folder)
             run.target.try_apart(folder, [leaf.numpy() for leaf in graph.tensors(graph.example)])

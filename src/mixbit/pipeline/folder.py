@@ -32,13 +32,13 @@ from mixbit.core import (
     StoredWeight,
     TargetMismatch,
     Task,
-    check_header,
     find_target,
     json_of,
     outputs_of,
     quoted,
     read_model,
     read_tensors,
+    safetensors_bytes,
     save_arrays,
     sha256,
 )
@@ -453,12 +453,13 @@ def _open(folder: Path, model: nn.Module | None) -> tuple[Result, CheckSet, Grap
         )
     if missing := {*target.files, "plan.json", CHECK_FILE} - result.files.keys():
         raise TargetMismatch(f"{folder / RESULT_FILE}: files lacks {', '.join(sorted(missing))}; quantize again")
-    check_header(_inside(folder, CHECK_FILE))
     for name, digest in result.files.items():
         path = _inside(folder, name)
         most = result.deployed.get("file_bytes", 0) if name in target.files else MOST_JSON
-        if name != CHECK_FILE and path.is_file() and (size := path.stat().st_size) > most:  # a digest reads all of it
-            what = f"{name} takes {size:,} bytes, more than {most:,.0f} (deployed.file_bytes, or any JSON)"
+        most = safetensors_bytes(path) if name == CHECK_FILE else most
+        if path.is_file() and (size := path.stat().st_size) > most:  # a digest reads all of it
+            of = "its header" if name == CHECK_FILE else "deployed.file_bytes, or any JSON"
+            what = f"{name} takes {size:,} bytes, more than {most:,.0f} ({of})"
             raise TargetMismatch(f"the artefact does not match: {what}; quantize again")
         if sha256(path) != digest:
             raise TargetMismatch(f"the artefact does not match: {name} is not the file verified then; quantize again")
@@ -470,6 +471,15 @@ def _open(folder: Path, model: nn.Module | None) -> tuple[Result, CheckSet, Grap
     if predicted_bytes(graph.layers, plan) != result.predicted_bytes:
         raise TargetMismatch(f"{folder / RESULT_FILE}: predicted_bytes are not those of the plan; quantize again")
     return result, check, graph
+
+
+def files_of_a_result(folder: Path) -> list[str]:
+    """Names of the files there that are to the bit those of the result in the folder; none where it holds no result."""
+    try:
+        named = Result.load(folder).files
+    except InvalidInput:
+        return []
+    return [name for name, digest in named.items() if (folder / name).is_file() and sha256(folder / name) == digest]
 
 
 def _inside(folder: Path, name: str) -> Path:

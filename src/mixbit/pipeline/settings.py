@@ -1,6 +1,5 @@
 """Settings of auto_quantize(), and what all its steps share."""
 
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,9 @@ from mixbit.core import (
     InvalidInput,
     Scheme,
     Score,
+    Store,
     Task,
+    beside,
     check_fields,
     check_writable_folder,
     find_target,
@@ -170,7 +171,7 @@ class Run:
         return path
 
     def _beside(self, ending: str) -> Path:
-        return self.out.absolute().with_name(f"{self.out.absolute().name}.{ending}")
+        return beside(self.out.absolute(), f"{{}}.{ending}")
 
     def clear(self) -> None:
         """Remove the unfinished work of this run, and files that killed runs did not finish; that of others stays."""
@@ -178,6 +179,6 @@ class Run:
             hidden(self._beside(ending), "new").unlink(missing_ok=True)
         for path in self._places:
             if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
+                Store(path).clear()
             else:
                 path.unlink(missing_ok=True)

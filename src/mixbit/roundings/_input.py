@@ -53,7 +53,7 @@ class RoundingInput:
             None if self.simulated.plan is None else self.simulated.plan.model_dump_json(),
             self.batches,
             [quantizer.mask for quantizer in quantizers_of(self.simulated)],  # no part of a module's state
-            self.task,
+            self.task.unfitted,
             (self.seed, self.bias_correction, method, sorted(options.items())),
         )
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from mixbit.core import (
     LARGEST,
+    MOST_JSON,
     MOST_TABLE_VALUES,
     Budget,
     InfeasibleBudget,
@@ -232,8 +233,17 @@ class Front:
         return json.dumps({"version": 1} | head)[:-1] + ', "points": [\n' + ",\n".join(points) + "\n]}\n"
 
     def save(self, path: str | Path) -> None:
-        """Write the front as JSON."""
-        write_text(Path(path), self.to_json())
+        """Write the front as JSON; raises InvalidInput where the file would be larger than what is read again."""
+        text = self.to_json()
+        values = len(self) * (len(self.layers) + len(self.figures))
+        share = min(MOST_JSON / len(text), 0.9 * MOST_TABLE_VALUES / values)
+        if share < 1:
+            fewer = int(0.9 * share * len(self))
+            raise InvalidInput(
+                f"{path}: all {len(self):,} plans take {len(text):,} bytes, too many to read again; keep some of them, "
+                f"as --points {fewer} (thinned({fewer}) in Python)"
+            )
+        write_text(Path(path), text)
 
     @classmethod
     def load(cls, path: str | Path) -> "Front":

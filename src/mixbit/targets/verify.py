@@ -53,16 +53,22 @@ FEW_TOLERANCE = 0.15
 
 def artefact_runner(runner: Runner, graph: Graph) -> Callable[[Inputs], Any]:
     """An artefact of the graph as a function for `evaluate`: it returns what the graph would."""
-    with torch.no_grad():
-        example = graph.example.to(graph.device)
-        leaves, structure = pytree.tree_flatten(graph(*example.args, **example.kwargs))
+
+    @torch.no_grad()
+    def returned_for(inputs: Inputs) -> tuple[list[Any], pytree.TreeSpec]:
+        on_device = inputs.to(graph.device)
+        return pytree.tree_flatten(graph(*on_device.args, **on_device.kwargs))
+
+    leaves, structure = returned_for(graph.example)
     num_tensors = sum(isinstance(leaf, Tensor) for leaf in leaves)
 
     def run(inputs: Inputs) -> Any:
         arrays = [leaf.numpy() for leaf in graph.tensors(inputs)]
         outputs = [torch.from_numpy(np.array(output)) for output in runner.run(arrays)]
-        if any(output.isnan().any() for output in outputs):
-            raise TargetMismatch("the artefact returns NaN where the simulation does not")
+        if any(not output.isfinite().all() for output in outputs):
+            wanted = [leaf.cpu().isfinite() for leaf in returned_for(inputs)[0] if isinstance(leaf, Tensor)]
+            if not all(map(torch.equal, wanted, (output.isfinite() for output in outputs))):
+                raise TargetMismatch("the artefact returns NaN or inf where the network does not")
         if len(outputs) != num_tensors:
             raise TargetMismatch(f"the artefact returns {len(outputs)} tensors, the simulation {num_tensors}")
         left = iter(outputs)

@@ -108,12 +108,11 @@ def _about(graph: Graph, objective: Objective) -> dict[str, Any]:
     """The fields of a checkpoint's question that say what is trained, and to do what."""
     task, teacher = objective.task, objective.teacher
     return {
-        "graph": digest(graph.module.state_dict()),
+        "graph": digest(graph.module),
         "masks": digest([quantizer.mask for quantizer in quantizers_of(graph)]),
         "plan": None if graph.plan is None else graph.plan.layers,
-        "task": str(task),
-        "loss": None if task.own_loss is None else digest(task.own_loss),
-        "teacher": None if teacher is None else digest(teacher.module.state_dict()),
+        "task": digest(task.unfitted),
+        "teacher": None if teacher is None else digest(teacher.module),
     }
 
 

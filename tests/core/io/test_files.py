@@ -2,7 +2,12 @@ import errno
 import functools
 import json
 import os
+import signal
+import stat
+import subprocess
+import sys
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +17,11 @@ from safetensors import safe_open
 from mixbit.core.errors import InvalidInput
 from mixbit.core.io import files
 from mixbit.core.io.files import (
-    check_header,
     hidden,
     open_locked,
     quoted,
     read_json,
+    safetensors_bytes,
     save_arrays,
     scratch_folder,
     sha256,
@@ -87,7 +92,7 @@ def test_what_is_no_json_is_refused(tmp_path, content):
 def test_what_cannot_be_read_is_refused(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "none", tmp_path / "pipe", Path("/dev/zero"), Path("a\0b"), Path("a\ud800")):
-        for read in (read_json, sha256, check_header):
+        for read in (read_json, sha256, safetensors_bytes):
             with pytest.raises(InvalidInput, match="cannot be read"):
                 read(path)
     monkeypatch.setattr(files, "MOST_JSON", 8)
@@ -102,7 +107,7 @@ def test_what_cannot_be_read_is_refused(tmp_path, monkeypatch):
 def test_what_has_no_header_of_safetensors_is_refused(tmp_path, content):
     (tmp_path / "file").write_bytes(content)
     with pytest.raises(InvalidInput, match="file: not "):
-        check_header(tmp_path / "file")
+        safetensors_bytes(tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -168,3 +173,44 @@ def test_a_full_place_for_temporary_files_is_told_as_such(tmp_path, monkeypatch)
     with pytest.raises(InvalidInput, match=said.replace("No .*", "No space left on device")):
         write()
     assert names(tmp_path) == ["full"]
+
+
+def test_a_link_stays_and_its_file_keeps_its_mode(tmp_path):
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "file").chmod(0o600)
+    (tmp_path / "link").symlink_to("file")
+    write_text(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "new"
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o600
+
+
+def test_temporary_folders_of_killed_processes_are_removed(tmp_path):
+    """By the next process, and not those of one that runs."""
+    code = "import os, signal, sys, time; from mixbit.core.io import files\n"
+    kill = (
+        code + "with files.scratch_folder() as folder: (folder / 'half').touch(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    assert subprocess.run([sys.executable, "-c", kill], env=environment, check=False).returncode == -signal.SIGKILL
+    assert len(names(tmp_path)) == 2
+    for path in tmp_path.glob("*.lock"):
+        os.utime(path, (0, 0))
+    look = code + "with files.scratch_folder(): print(len(os.listdir(os.environ['TMPDIR'])))"
+    with open_lock(tmp_path):
+        found = subprocess.run(
+            [sys.executable, "-c", look], env=environment, check=True, capture_output=True, text=True
+        )
+        assert found.stdout == "4\n"
+        assert len(names(tmp_path)) == 2
+    subprocess.run([sys.executable, "-c", look], env=environment, check=True, capture_output=True)
+    assert names(tmp_path) == []
+
+
+@contextmanager
+def open_lock(folder):
+    """Hold the lock of what is there, as the process that made it would."""
+    (lock,) = folder.glob("*.lock")
+    handle = open_locked(lock)
+    yield
+    os.close(handle)

@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import check_new_file
-from mixbit.core.io.folders import check_writable_folder, reserved, whole_folder
+from mixbit.core.io.files import check_new_file, write_text
+from mixbit.core.io.folders import check_writable_folder, new_file, reserved, whole_folder
 
 LAST = "plan.json"
 
@@ -166,6 +167,12 @@ def test_a_kill_at_any_change_leaves_the_old_folder_or_the_new_one_or_none(tmp_p
         assert len(set(found.values())) <= 1, "old and new files are mixed"
         assert LAST not in found or len(found) == 2
         seen.add(found.get(LAST))
+        with reserved(out):  # as whoever comes next does, and if it were to read alone
+            pass
+        kept = {(out / name).read_text() for name in ("model", LAST) if (out / name).exists()}
+        assert kept == {"absent": {found.get(LAST)} - {None}, "empty": {found.get(LAST)} - {None}}.get(
+            before, {found.get(LAST) or "old"}
+        )
         with whole_folder(out, last=LAST, force=force or LAST in found) as folder:
             for name in ("model", LAST):
                 (folder / name).write_text("again")
@@ -173,7 +180,7 @@ def test_a_kill_at_any_change_leaves_the_old_folder_or_the_new_one_or_none(tmp_p
         assert (out / "model").read_text() == "again"
         assert names(out.parent) == ["out"]
         position += 1
-    assert position > (3 if before == "absent" else 12)
+    assert position > (3 if before == "absent" else 8)
     assert seen == {"new", None} | ({"old"} if before == "old" else set())
 
 
@@ -238,11 +245,11 @@ def test_only_what_is_left_of_this_folder_is_removed(tmp_path):
     out, beside = tmp_path / "out", [".out.b.mixbit-new", ".out.backup", "out.txt"]
     for name in beside:
         (tmp_path / name).mkdir()
-    for place in (tmp_path / ".out.mixbit-new", out / ".mixbit-new"):
+    for place in (tmp_path / ".out.mixbit-folder", out / ".mixbit-new"):
         place.mkdir(parents=True)
         (place / "model").write_text("half")
     (tmp_path / "mine").write_text("mine")
-    (out / ".mixbit-names").write_text(json.dumps(["../mine", "/etc/hostname"]))  # no names that we write
+    (out / ".mixbit-digests").write_text(json.dumps({"../mine": "", "/etc/hostname": ""}))  # no names that we write
     with whole_folder(out, last=LAST) as folder:
         (folder / LAST).write_text("new")
     assert names(out) == [LAST]
@@ -257,3 +264,107 @@ def test_a_folder_in_a_place_that_cannot_be_written_is_locked_from_inside(tmp_pa
         (folder / LAST).write_text("new")
         assert names(out) == [".mixbit-new", ".out.mixbit-lock"]
     assert names(out) == [LAST]
+
+
+def test_what_others_left_under_our_names_takes_nothing_of_the_users(tmp_path):
+    """A folder may come from anyone: only what is to the bit what was being put, is removed."""
+    (tmp_path / "thesis").write_text("mine")
+    for name, planted in ((".mixbit-old", "thesis"), (".mixbit-new", "more")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / planted).write_text("theirs")
+    (tmp_path / ".mixbit-digests").write_text(json.dumps({"thesis": "0" * 64, "more": "0" * 64}))
+    with pytest.raises(InvalidInput, match="not empty"):
+        check_writable_folder(tmp_path, force=False)
+    assert names(tmp_path) == ["thesis"]
+    assert (tmp_path / "thesis").read_text() == "mine"
+
+
+def test_an_error_while_files_are_put_leaves_the_old_ones(tmp_path, monkeypatch):
+    for name in ("model", LAST):
+        (tmp_path / name).write_text("old")
+    replace, left = os.replace, [4]
+
+    def fail(*paths):
+        if Path(paths[1]).parent in (tmp_path, tmp_path / ".mixbit-old"):
+            left[0] -= 1
+            if left[0] == 0:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", fail)
+
+    def fill():
+        with whole_folder(tmp_path, last=LAST, force=True) as folder:
+            for name in ("model", LAST):
+                (folder / name).write_text("new")
+
+    with pytest.raises(InvalidInput, match="cannot be written \\(Input/output error\\)"):
+        fill()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"model": "old", LAST: "old"}
+
+
+def test_files_of_another_kind_go_with_those_they_stood_beside(tmp_path):
+    for name in ("model.xml", "mine", LAST):
+        (tmp_path / name).write_text("old")
+    with whole_folder(tmp_path, last=LAST, force=True, also=["model.xml"]) as folder:
+        (folder / "model.onnx").write_text("new")
+        (folder / LAST).write_text("new")
+    assert names(tmp_path) == ["mine", "model.onnx", LAST]
+
+
+def test_errors_of_other_files_are_not_blamed_on_the_folder(tmp_path):
+    def look():
+        with whole_folder(tmp_path / "out", last=LAST):
+            Path("/nowhere/weights.csv").read_text()
+
+    with pytest.raises(FileNotFoundError, match="weights"):
+        look()
+
+
+def test_a_process_that_was_forked_in_the_block_leaves_the_lock(tmp_path):
+    def leave():
+        raise SystemExit(0)
+
+    with reserved(tmp_path / "out"):
+        assert in_a_process(leave) == 0
+        assert names(tmp_path) == [".out.mixbit-lock"]
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("place", ["/", "a\0b"])
+def test_what_no_folder_can_be_called_is_refused(place):
+    with pytest.raises(InvalidInput):
+        check_writable_folder(Path(place), force=False)
+
+
+def test_a_full_disk_does_not_lock_the_process_out(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "ftruncate", full)
+    with reserved(tmp_path / "out"):
+        pass
+    monkeypatch.undo()
+    with reserved(tmp_path / "out"):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_a_file_system_without_locks_is_used_all_the_same(tmp_path, monkeypatch, caplog):
+    def unsupported(*_):
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    with whole_folder(tmp_path / "out", last=LAST) as folder:
+        (folder / LAST).write_text("new")
+    assert names(tmp_path / "out") == [LAST]
+    assert "files cannot be locked there" in caplog.text
+
+
+def test_a_new_file_replaces_an_old_one_with_force_alone(tmp_path):
+    (tmp_path / "plan.json").write_text("old")
+    with pytest.raises(InvalidInput, match="exists already"), new_file(tmp_path / "plan.json", force=False):
+        pass
+    with new_file(tmp_path / "plan.json", force=True):
+        write_text(tmp_path / "plan.json", "new")
+    assert names(tmp_path) == ["plan.json"]

@@ -1,10 +1,12 @@
 import os
 import signal
 import threading
+import time
 
 import pytest
 
-from mixbit.core.io.terminal import ENDING, end_like_interrupts, interrupts_later
+from mixbit.core.errors import InvalidInput
+from mixbit.core.io.terminal import ENDING, end_like_interrupts, interrupts_later, time_limit
 
 
 @pytest.fixture
@@ -61,3 +63,9 @@ def test_without_an_interrupt_nothing_happens(handlers):
     thread.join()
     assert within[0] is not before
     assert within[1] is signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_time_limit_that_is_over_at_once_raises_its_error():
+    with pytest.raises(InvalidInput, match="too slow"), time_limit(1e-6, InvalidInput("too slow")):
+        time.sleep(60)
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)

@@ -46,7 +46,7 @@ def test_it_goes_on_after_the_process_ended_at_any_byte(cut, tmp_path):
 def test_trials_of_another_run_are_not_mixed_in(tmp_path):
     path = tmp_path / "trials.jsonl"
     Journal(path, ABOUT).score_of(["a"], lambda: 1.0)
-    with pytest.raises(InvalidInput, match="holds trials of another run; delete it, or give --force"):
+    with pytest.raises(InvalidInput, match=r"holds trials of another run \(another target;.*; delete it, or give --f"):
         Journal(path, ABOUT | {"target": "openvino"})
     assert Journal(path, ABOUT | {"target": "openvino"}, force=True).scores == {}
 

@@ -113,9 +113,18 @@ def test_functions_pass_as_they_are():
     some, own = partial(first, tries=1), partial(unmarked, tries=0)
     assert KNOWN.find(first) == ("first", first)
     assert KNOWN.find(some) == ("first", some)
-    assert KNOWN.find(own) == ("unmarked", own)
+    name, found = KNOWN.find(own)
+    assert (name, found(5)) == ("unmarked", own(5))
     with pytest.raises(InvalidInput, match="search: a int; give a name or a function"):
         KNOWN.find(1)  # type: ignore[arg-type] what a user may get wrong
+
+
+def test_an_error_of_the_users_own_function_says_that_it_is_theirs():
+    def own(table):
+        raise KeyError(table)
+
+    with pytest.raises(InvalidInput, match=r"search own fails: KeyError: 'x' \(.*test_methods\.py:\d+\)"):
+        KNOWN.find(own)[1]("x")
 
 
 def test_facts_hold_whatever_the_options():

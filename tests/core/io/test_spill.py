@@ -1,5 +1,7 @@
 import gc
+import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -58,3 +60,21 @@ def test_half_of_the_free_space_is_left(tmp_path, monkeypatch):
 def test_a_folder_that_is_not_there_is_told(tmp_path):
     with pytest.raises(InvalidInput, match="TMPDIR"):
         Spill(tmp_path / "none")
+
+
+def test_threads_read_at_once_what_was_put():
+    """Forked workers of a loader too: nobody moves a position that all share."""
+    spill = Spill()
+    for number in range(20):
+        spill.put(torch.full((1000,), number))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda number: spill[number % 20], range(800)))
+    assert all(torch.equal(tensor, torch.full((1000,), number % 20)) for number, tensor in enumerate(found))
+
+
+def test_a_file_that_is_cut_short_is_told():
+    spill = Spill()
+    spill.put(torch.ones(1000))
+    os.ftruncate(spill._file.fileno(), 100)
+    with pytest.raises(InvalidInput, match="was cut short"):
+        spill[0]

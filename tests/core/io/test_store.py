@@ -77,3 +77,14 @@ def test_a_folder_that_cannot_be_made_is_refused_before_the_work(tmp_path):
     for folder in ("", 3):
         with pytest.raises(InvalidInput, match="give the path of a folder"):
             Store(folder)  # type: ignore[arg-type] what a user may get wrong
+
+
+def test_clearing_leaves_what_is_someone_elses(tmp_path):
+    store = Store(tmp_path / "parts")
+    store.put("part", {"seed": 0}, {"a": torch.ones(3)})
+    (tmp_path / "parts" / "notes.txt").write_text("mine")
+    store.clear()
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["notes.txt"]
+    (tmp_path / "parts" / "notes.txt").unlink()
+    store.clear()
+    assert list(tmp_path.iterdir()) == []

@@ -2,14 +2,13 @@
 
 from contextlib import nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated, NamedTuple
 
 import typer
 
 from mixbit.app.commands import options
 from mixbit.app.commands.options import print_json, print_rows
-from mixbit.core import Budget, check_writable_folder, find_target, say
+from mixbit.core import Budget, check_writable_folder, find_target, say, scratch_folder
 
 MIXED = Budget(mean_bits=3)
 
@@ -53,8 +52,8 @@ def run_demo(out: Path | None) -> list[Row]:
     """
     if out is not None:
         check_writable_folder(out, force=False)
-    with TemporaryDirectory() if out is None else nullcontext(out) as folder:
-        return [row for target in ("openvino", "onnxruntime") for row in _deploy(target, Path(folder))]
+    with scratch_folder() if out is None else nullcontext(out) as folder:
+        return [row for target in ("openvino", "onnxruntime") for row in _deploy(target, folder)]
 
 
 def _deploy(target: str, folder: Path) -> list[Row]:

@@ -63,6 +63,7 @@ def quantize(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure, search, quantize, export, run the artefact and compare."""
+    out = out.absolute()  # the user's code may change the working folder
     check_writable_folder(out, force=force)  # before torch is loaded
     from mixbit.core import absolute, load_data, load_function
     from mixbit.pipeline.auto import auto_quantize

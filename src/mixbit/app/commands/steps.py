@@ -19,8 +19,8 @@ from mixbit.core import (
     check_new_file,
     find_target,
     new_figure,
+    new_file,
     read_json,
-    reserved,
     save_figure,
     say,
 )
@@ -70,16 +70,16 @@ def measure(
     from mixbit.targets.latency import timed
     from mixbit.targets.size import sized
 
-    check_new_file(out, force=force)
+    out = out.absolute()  # the user's code may change the working folder
     free, meant = options.dynamic_of(dynamic), options.task_of(task, loss, output_weight)
     options.say_unless_used(loss, metric)
     predictor, range_method = options.function_or_name(metric, "METRIC"), options.function_or_name(ranges, "RANGES")
     METRICS.find(predictor)
     RANGES.find(range_method)
     find_target(target).schemes(options.split(choices))
-    module = options.model_on(model, device)
-    batches = split_batches(module, load_data(data), samples=samples, folder=out.absolute().parent)
-    with reserved(out), redirect_stdout(sys.stderr):
+    with new_file(out, force=force), redirect_stdout(sys.stderr):
+        module = options.model_on(model, device)
+        batches = split_batches(module, load_data(data), samples=samples, folder=out.absolute().parent)
         graph = capture_all(module, batches.map(itemgetter(0)), free)
         if (note := note_on_uncovered(graph)) is not None:
             say(note)
@@ -99,7 +99,7 @@ def measure(
             table = timed(table, graph, lambda plan: quantize(graph, plan, calibration))
         if size:
             table = sized(table, lambda plan: quantize(graph, plan, calibration))
-    table.save(out)
+        table.save(out)
     if as_json:
         print(out.read_text(encoding="utf-8"), end="")
         return
@@ -123,22 +123,22 @@ def search(
     from mixbit.searches.front import Front
     from mixbit.searches.search import priced, search as search_
 
-    check_new_file(out, force=force)
     limits, verdict = Budget.parse(budget), ""
-    stored = read_json(sensitivity)
-    if isinstance(stored, dict) and "points" in stored:
-        if method != "ilp" or pin:
-            raise InvalidInput(f"{sensitivity}: a front; --method and --pin need the table that measure wrote")
-        plans = Front.load(sensitivity)
-        plan = plans.within(limits)
-        if plans.thinned_from is not None:
-            say(f"{sensitivity} holds {len(plans)} of {plans.thinned_from} plans: a better one may be left out")
-    else:
-        table = Sensitivity.load(sensitivity).pinned(options.pins_of(pin))
-        verdict = table.verdict
-        function = options.function_or_name(method, "SEARCH")
-        plan = priced(table, limits, search_(table, limits, method=function))
-    plan.save(out)
+    with new_file(out, force=force):
+        stored = read_json(sensitivity)
+        if isinstance(stored, dict) and "points" in stored:
+            if method != "ilp" or pin:
+                raise InvalidInput(f"{sensitivity}: a front; --method and --pin need the table that measure wrote")
+            plans = Front.load(sensitivity)
+            plan = plans.within(limits)
+            if plans.thinned_from is not None:
+                say(f"{sensitivity} holds {len(plans)} of {plans.thinned_from} plans: a better one may be left out")
+        else:
+            table = Sensitivity.load(sensitivity).pinned(options.pins_of(pin))
+            verdict = table.verdict
+            function = options.function_or_name(method, "SEARCH")
+            plan = priced(table, limits, search_(table, limits, method=function))
+        plan.save(out)
     if as_json:
         print(out.read_text(encoding="utf-8"), end="")
     else:
@@ -182,15 +182,17 @@ def front(
     """Find all plans that are best at some budget of one resource."""
     from mixbit.searches.front import front as front_
 
-    check_new_file(out, force=force)
     if picture is not None:
+        if picture.suffix != ".png" or picture == out:
+            raise InvalidInput(f"{picture}: the picture is a PNG; give a name of its own that ends with .png")
         check_new_file(picture, force=force)
         check_matplotlib(picture.name)
-    plans = front_(Sensitivity.load(sensitivity).pinned(options.pins_of(pin)), resource)
-    written = plans if points is None else plans.thinned(points)
-    written.save(out)
-    if picture is not None:
-        draw_front(picture, plans)
+    with new_file(out, force=force):
+        plans = front_(Sensitivity.load(sensitivity).pinned(options.pins_of(pin)), resource)
+        written = plans if points is None else plans.thinned(points)
+        written.save(out)
+        if picture is not None:
+            draw_front(picture, plans)
     if as_json:
         print(out.read_text(encoding="utf-8"), end="")
         return
@@ -229,10 +231,10 @@ def load_subject(
     samples: int | None,
 ) -> tuple[Any, ...]:
     """What a study is about: the captured MODEL, DATA to calibrate and to evaluate on, and the task with its loss."""
-    from mixbit.core import load_data, load_model, split_batches
+    from mixbit.core import load_data, split_batches
     from mixbit.graph.capture import capture_all
 
-    module = load_model(model).to(device)
+    module = options.model_on(model, device)
     calibration = split_batches(module, load_data(data[0]), samples=samples)
     evaluated = split_batches(module, load_data(data[1]))
     graph, meant = capture_all(module, calibration.map(itemgetter(0)), dynamic), options.task_of(*task)
@@ -265,6 +267,7 @@ def study(
 
     from mixbit.metric_study.study import study as study_
 
+    out = out.absolute()  # the user's code may change the working folder
     free, place = options.dynamic_of(dynamic), str(options.device_of(device))
     with redirect_stdout(sys.stderr):
         result = study_(

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,13 +31,19 @@ def verify(
 
     comparison = recheck(folder, model=None if model is None else load_model(model), layers=layers)
     if as_json:
-        figures = dataclasses.asdict(comparison)  # JSON has no inf
-        print_json({key: None if value in (math.inf, -math.inf) else value for key, value in figures.items()})
+        print_json(_in_json(dataclasses.asdict(comparison)))
     else:
         print(clean(str(comparison)))
         if layers and comparison.first_difference is None:
             print("no tensor inside differs from the simulation")
     comparison.check()
+
+
+def _in_json(value: Any) -> Any:
+    """The value with None for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _in_json(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def bench(
@@ -70,7 +76,8 @@ def list_(what: Annotated[str, typer.Argument(metavar="|".join(LISTS))], as_json
     from mixbit.pipeline.settings import METHODS
 
     pick("list", what, LISTS)
-    rows = [(name, (method.__doc__ or "").strip().splitlines()[0]) for name, method in METHODS.get(what, {}).items()]
+    methods = METHODS.get(what, {}).items()
+    rows = [(name, (method.__doc__ or "").strip().partition("\n")[0]) for name, method in methods]
     for target in map(find_target, TARGETS if what == "targets" else ()):
         weights, inputs = (", ".join(map(str, bits)) for bits in (target.weight_bits, target.input_bits))
         rows.append((target.name, f"weights {weights} bits, inputs {inputs} or float: {target.note}"))

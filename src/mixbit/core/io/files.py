@@ -1,13 +1,17 @@
 """Files that appear whole or not at all."""
 
+import errno
 import fcntl
 import hashlib
 import json
+import logging
 import math
 import os
 import reprlib
+import shutil
 import stat
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,14 +29,30 @@ from pydantic_core import from_json
 from mixbit.core.errors import InvalidInput
 
 M = TypeVar("M")
+_log = logging.getLogger("mixbit")
+
+
+#: Errors of a file system that has no room.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+#: Begin of names of temporary folders, end of those of the files beside them whose lock says that they are used, and
+#: the seconds after which such a file has its lock.
+_SCRATCH, _LOCK, _SETTLED_S = "mixbit-", ".lock", 60.0
+#: Errors of a file system that cannot lock files.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextmanager
-def file_errors(failure: str, way_out: str = "") -> Iterator[None]:
-    """Raise InvalidInput where the block raises an OSError: `net.json: cannot be written (Disk full); free some`."""
+def file_errors(failure: str, way_out: str = "", *, inside: Path | None = None) -> Iterator[None]:
+    """Raise InvalidInput where the block raises an OSError: `net.json: cannot be written (Disk full); free some`.
+
+    With `inside`, a folder, other code runs in the block, and only errors of files in there, or of a full disk, count.
+    """
     try:
         yield
     except OSError as error:
+        where = error.filename if isinstance(error.filename, str | os.PathLike) else ""
+        if inside is not None and error.errno not in _FULL and not Path(where).is_relative_to(inside):
+            raise
         raise InvalidInput(f"{failure} ({error.strerror or error}){way_out}") from error
 
 
@@ -152,8 +172,8 @@ def _adapter(model: Any) -> TypeAdapter[Any]:
     return TypeAdapter(model)  # milliseconds each
 
 
-def check_header(path: Path) -> None:
-    """Raise InvalidInput unless a file begins as safetensors do, with a header of MOST_HEADER bytes at most.
+def safetensors_bytes(path: Path) -> int:
+    """How many bytes a safetensors file takes, by its header of MOST_HEADER bytes at most; else raises InvalidInput.
 
     The library parses a header of any length up to 100 MB, and takes one of two values of a key.
     """
@@ -162,7 +182,12 @@ def check_header(path: Path) -> None:
         header = file.read(length) if length <= MOST_HEADER else b""
     if not 2 <= len(header) == length:
         raise InvalidInput(f"{path}: not a safetensors file (no header of at most {MOST_HEADER:,} bytes)")
-    json_of(header.rstrip(b" "), path)
+    tensors = json_of(header.rstrip(b" "), path)
+    try:
+        ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
+        return 8 + length + max(ends, default=0)
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise InvalidInput(f"{path}: not a safetensors file (its header names no data_offsets)") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -175,6 +200,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
     Raises InvalidInput where it cannot be written, or another process is writing it.
     """
+    path = real_path(path)  # a link stays, and what it leads to is written
     with file_errors(f"{path}: cannot be written", "; choose another place"):
         new = hidden(path, "new")  # always the same, so that the next call replaces what a killed process left
         try:
@@ -184,6 +210,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         try:
             with os.fdopen(handle, "wb") as file:
                 file.truncate()
+                if path.exists():
+                    os.fchmod(handle, stat.S_IMODE(path.stat().st_mode))
                 file.write(content)
                 file.flush()
                 os.fsync(handle)
@@ -194,23 +222,45 @@ def write_bytes(path: Path, content: bytes) -> None:
             raise
 
 
+def real_path(path: Path) -> Path:
+    """The absolute path without links; raises InvalidInput for what no file can be called."""
+    try:
+        real = Path(os.path.realpath(path))
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError):
+            real.lstat()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InvalidInput(f"{quoted(str(path))}: no name of a file ({reason}); choose another") from error
+    return real
+
+
+def beside(path: Path, name: str) -> Path:
+    """The path with this name around that of the file, `{}` in it; long names are cut, with a hash of the whole."""
+    whole = os.fsencode(path.name)
+    cut = path.name if len(whole) <= 200 else os.fsdecode(whole[:100]) + hashlib.sha256(whole).hexdigest()[:16]
+    return path.parent / name.format(cut)
+
+
 def hidden(path: Path, kind: str) -> Path:
-    """The name beside `path` that is mixbit's own: `.out.mixbit-new`; long names are cut, with a hash of the whole."""
-    name, whole = path.name, os.fsencode(path.name)
-    if len(whole) > 200:
-        name = os.fsdecode(whole[:100]) + hashlib.sha256(whole).hexdigest()[:16]
-    return path.with_name(f".{name}.mixbit-{kind}")
+    """The name beside `path` that is mixbit's own: `.out.mixbit-new`."""
+    return beside(path, f".{{}}.mixbit-{kind}")
 
 
 def open_locked(path: Path) -> int:
     """Open or make a file that this process alone holds until it closes the handle, or ends in any way.
 
-    Raises BlockingIOError where another one holds it, and other OSErrors.
+    Raises BlockingIOError where another one holds it, and other OSErrors. Where the file system has no locks, none is
+    held, and that is logged.
     """
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                _log.warning("%s: files cannot be locked there; let no second run write to it", path.parent)
             if os.path.samestat(os.fstat(handle), path.stat()):
                 return handle
         except FileNotFoundError:  # removed or renamed by who held it, as a file that is not the same
@@ -248,12 +298,32 @@ def scratch_folder() -> Iterator[Path]:
     """Yield a temporary folder; raises InvalidInput, which names TMPDIR, where the block cannot write into it."""
     way_out = "; make room there, or set TMPDIR to another place"
     with file_errors("temporary files cannot be written", way_out):
-        place = tempfile.gettempdir()
-    with (
-        file_errors(f"{place}: temporary files cannot be written", way_out),
-        tempfile.TemporaryDirectory(prefix="mixbit-") as folder,
-    ):
-        yield Path(folder)
+        place = Path(tempfile.gettempdir())
+    failure = f"{place}: temporary files cannot be written"
+    with file_errors(failure, way_out):
+        _remove_left_over_scratch(place)
+        folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
+        lock = open_locked(folder.with_suffix(_LOCK))
+    try:
+        with file_errors(failure, way_out, inside=folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.with_suffix(_LOCK).unlink(missing_ok=True)
+        os.close(lock)
+
+
+@cache
+def _remove_left_over_scratch(place: Path) -> None:
+    """Remove the temporary folders of processes that were killed: once in a process, since others have locks."""
+    for lock in place.glob(f"{_SCRATCH}*{_LOCK}"):
+        with suppress(OSError):  # of a process that runs, or removed by now, or another user's
+            if lock.lstat().st_mtime > time.time() - _SETTLED_S:
+                continue  # whoever makes it may not have locked it yet
+            with os.fdopen(os.open(lock, os.O_RDWR | os.O_NOFOLLOW)) as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+                lock.unlink()
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
@@ -298,7 +368,7 @@ def sha256(path: Path) -> str:
 
 def check_new_file(path: Path, *, force: bool) -> None:
     """Raise InvalidInput unless a new file can be put at `path` (or replace the one there, with force)."""
-    if path.is_dir():
+    if real_path(path).is_dir():
         raise InvalidInput(f"{path}: a folder; give the name of a file")
     if path.exists() and not force:
         raise InvalidInput(f"{path}: exists already; choose another name or pass --force (force=True) to replace it")

@@ -4,18 +4,30 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import file_errors, hidden, open_locked, read_json, sync_files, sync_folder, write_text
+from mixbit.core.io.files import (
+    check_new_file,
+    file_errors,
+    hidden,
+    open_locked,
+    read_json,
+    real_path,
+    sha256,
+    sync_files,
+    sync_folder,
+    write_text,
+)
 from mixbit.core.io.terminal import interrupts_later
 
-#: In a folder that is there already: new files until all are written, and the names of those that are being put.
-NEW, NAMES = ".mixbit-new", ".mixbit-names"
+#: In a folder that is there already: new files until all are written, old ones until all new ones are put, and the
+#: digests of the new ones while they are.
+NEW, OLD, DIGESTS = ".mixbit-new", ".mixbit-old", ".mixbit-digests"
 _WAY_OUT = "; choose another folder"
 #: File that is locked -> its handle, and the thread that reserved.
 _reserved: dict[Path, tuple[int, int]] = {}
@@ -41,8 +53,8 @@ def reserved(path: Path | None) -> Iterator[None]:
     if path is None:
         yield
         return
-    real = Path(os.path.realpath(path))
-    inside = real.is_dir() and not os.access(real.parent, os.W_OK | os.X_OK)
+    real = real_path(path)
+    inside = real.is_dir() and (real == real.parent or not os.access(real.parent, os.W_OK | os.X_OK))
     lock, me = hidden(real / "out" if inside else real, "lock"), threading.get_ident()
     if _reserved.get(lock, (None, None))[1] == me:
         yield
@@ -55,11 +67,12 @@ def reserved(path: Path | None) -> Iterator[None]:
         _reserved[lock] = handle, me
         try:
             with file_errors(f"{path}: cannot be written", _WAY_OUT):
-                _remove_left_overs(real)
+                _settle(real)
             yield
         finally:
-            lock.unlink(missing_ok=True)
-            os.close(_reserved.pop(lock)[0])
+            if (held := _reserved.pop(lock, None)) is not None:  # a process forked in the block holds nothing
+                lock.unlink(missing_ok=True)
+                os.close(held[0])
     finally:
         for parent in missing:  # the nearest first; they stay where they hold something
             with suppress(OSError):
@@ -74,13 +87,15 @@ def _open(lock: Path, path: Path) -> int:
         holder = lock.read_text(encoding="utf-8") if lock.exists() else ""
         holder = holder or "another process"
         raise InvalidInput(f"{path}: {holder} is writing there; wait for it, or choose another place") from None
-    os.ftruncate(handle, 0)
-    os.write(handle, f"process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S},".encode())
+    with suppress(OSError):  # a full disk: the lock holds without words
+        os.ftruncate(handle, 0)
+        os.write(handle, f"process {os.getpid()}, since {datetime.now():%Y-%m-%d %H:%M:%S},".encode())
     return handle
 
 
 def check_writable_folder(path: Path, *, force: bool) -> None:
     """Raise InvalidInput unless a new folder can be put at `path` (or replace what is there, with force) now."""
+    real_path(path)
     nearest = path.absolute()
     while not os.path.lexists(nearest):
         nearest = nearest.parent
@@ -94,34 +109,44 @@ def check_writable_folder(path: Path, *, force: bool) -> None:
 
 
 @contextmanager
-def whole_folder(path: Path, *, last: str, force: bool = False) -> Iterator[Path]:
+def new_file(path: Path, *, force: bool) -> Iterator[None]:
+    """Let the block make the file, and no other process; raises InvalidInput as `check_new_file` and `reserved` do."""
+    check_new_file(path, force=force)
+    with reserved(path):
+        yield
+
+
+@contextmanager
+def whole_folder(path: Path, *, last: str, force: bool = False, also: Collection[str] = ()) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends well and vanishes otherwise.
 
-    Where `path` is a folder already, its files replace those of the same names (with `force`; other files there stay):
-    all old ones go before the first new one comes, the file `last` first, and it comes last. So the folder holds files
-    of one kind alone at any time, and with `last` all of them. What a kill leaves before that is removed by the next
-    process that reserves the folder.
+    Where `path` is a folder already, its files replace those of the same names (with `force`), and those named in
+    `also`; other files there stay. All old ones go before the first new one comes, the file `last` first, and it comes
+    last. So the folder holds files of one kind alone at any time, and with `last` all of them. After a kill before
+    that, the next process that reserves the folder brings the old files back.
     """
     with reserved(path):
         check_writable_folder(path, force=force)
-        new = _new_folder(path)
+        new, failure = _new_folder(path), f"{path}: cannot be written"
         try:
-            with file_errors(f"{path}: cannot be written", _WAY_OUT):  # the disk may become full
+            with file_errors(failure, _WAY_OUT):
                 new.mkdir()
+            with file_errors(failure, _WAY_OUT, inside=new):
                 yield new
+            with file_errors(failure, _WAY_OUT), interrupts_later():
                 sync_files(new)
-                with interrupts_later():
-                    _put(new, path, last)
+                _put(new, path, last, also)
         finally:
-            shutil.rmtree(new, ignore_errors=True)
+            with interrupts_later(), suppress(OSError):  # which the next process tries again
+                _settle(real_path(path))
 
 
 def _new_folder(path: Path) -> Path:
     """A rename stays within a file system, and a folder that exists may be another one (a mount point)."""
-    return path / NEW if path.is_dir() else hidden(Path(os.path.realpath(path)), "new")
+    return path / NEW if path.is_dir() else hidden(real_path(path), "folder")
 
 
-def _put(new: Path, path: Path, last: str) -> None:
+def _put(new: Path, path: Path, last: str, also: Collection[str]) -> None:
     """Put the folder at the path, or its files into the folder that is there; raises OSError."""
     if not path.exists():
         os.replace(new, path)
@@ -131,37 +156,55 @@ def _put(new: Path, path: Path, last: str) -> None:
     for name in names:
         if (path / name).is_dir():
             raise InvalidInput(f"{path / name}: a folder is in the way; choose another place")
-    write_text(path / NAMES, json.dumps(names))
-    for name in reversed(names):
-        (path / name).unlink(missing_ok=True)
-        sync_folder(path)
+    write_text(path / DIGESTS, json.dumps({name: sha256(new / name) for name in names}))
+    (path / OLD).mkdir()
+    for name in [last, *sorted({*names, *also} - {last})]:
+        if os.path.lexists(path / name):
+            os.replace(path / name, path / OLD / name)
+            sync_folder(path)
     for name in names:
         os.replace(new / name, path / name)
         sync_folder(path)
-    (path / NAMES).unlink()
 
 
-def _remove_left_overs(path: Path) -> None:
-    """Remove what killed processes left: folders of new files, and files that were being put, unless all came.
+def _settle(path: Path) -> None:
+    """End what `_put` began: new files stay where all of them came, else the old ones come back; raises OSError.
 
-    Raises OSError.
+    Only a file that is to the bit what was being put, is ever removed, and none is replaced: what stands in the folder
+    may be anyone's.
     """
-    if (path / NAMES).is_file():
-        names = _plain_names(path / NAMES)
-        if names and not (path / names[-1]).exists():
-            for name in names:
-                (path / name).unlink(missing_ok=True)
-    for new in (path / NEW, hidden(path, "new")):
-        if new.is_dir() and not new.is_symlink():
-            shutil.rmtree(new)
-    (path / NAMES).unlink(missing_ok=True)
+    left = hidden(path, "folder")
+    if left.is_dir() and not left.is_symlink():
+        shutil.rmtree(left)
+    if not path.is_dir():
+        return
+    new, old, digests = path / NEW, path / OLD, _digests(path / DIGESTS)
+    came = [
+        name
+        for name, digest in digests.items()
+        if not (new / name).exists() and (path / name).is_file() and sha256(path / name) == digest
+    ]
+    if old.is_dir() and not old.is_symlink():
+        if [*digests][-1:] != came[-1:]:
+            for name in came:
+                (path / name).unlink()
+            for file in old.iterdir():
+                if not os.path.lexists(path / file.name):
+                    os.replace(file, path / file.name)
+            sync_folder(path)
+        shutil.rmtree(old)
+    if new.is_dir() and not new.is_symlink():
+        shutil.rmtree(new)
+    (path / DIGESTS).unlink(missing_ok=True)
 
 
-def _plain_names(path: Path) -> list[str]:
-    """The names in the file; none where it is not what `_put` writes: nothing outside the folder is ever removed."""
+def _digests(path: Path) -> dict[str, str]:
+    """Name -> digest; none where the file is not what `_put` writes: nothing outside the folder is ever removed."""
+    if not path.is_file():
+        return {}
     try:
-        names: Any = read_json(path)
+        digests: Any = read_json(path)
     except InvalidInput:
-        return []
-    plain = isinstance(names, list) and all(isinstance(name, str) and Path(name).name == name for name in names)
-    return names if plain else []
+        return {}
+    plain = isinstance(digests, dict) and all(Path(name).name == name for name in digests)
+    return digests if plain else {}

@@ -117,7 +117,20 @@ class Methods(Mapping[str, F]):
         name = getattr(method, "__name__", getattr(plain, "__name__", type(plain).__name__))
         if isinstance(method, partial) and hasattr(plain, _MARK):
             _check_options(f"{self.kind} {name}", plain, method.keywords)
-        return name, cast("F", method)
+        return name, cast("F", method if hasattr(plain, _MARK) else _named(f"{self.kind} {name} fails", method))
+
+
+def _named(failure: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The user's function, whose errors say that it is theirs."""
+
+    @wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        from mixbit.core.io.user_code import users_code  # noqa: PLC0415 it loads torch
+
+        with users_code(failure):
+            return function(*args, **options)
+
+    return call
 
 
 def _marked(place: str) -> Iterator[Callable[..., Any]]:

@@ -1,5 +1,6 @@
 """A file for what does not fit into memory: trees of tensors, written one after the other and read by their number."""
 
+import os
 import shutil
 import tempfile
 import weakref
@@ -41,7 +42,8 @@ class Spill:
         self._trees: list[tuple[list[Any], pytree.TreeSpec]] = []
         try:
             self.folder = Path(tempfile.gettempdir() if folder is None else folder)
-            self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115 open as long as this object lives
+            # open as long as this object lives, and unbuffered
+            self._file = tempfile.TemporaryFile(dir=self.folder, buffering=0)  # noqa: SIM115
         except OSError as error:
             raise InvalidInput(f"data: no file can be made for it ({error}); set TMPDIR to another place") from error
         weakref.finalize(self, self._file.close)
@@ -74,9 +76,9 @@ class Spill:
         try:
             if not self.has_room(len(numbers)):
                 raise OSError("the rest is left to others")
-            self._file.seek(self.size)
-            self._file.write(numbers.data)
-            self._file.flush()
+            done = 0
+            while done < len(numbers):
+                done += os.pwrite(self._file.fileno(), numbers.data[done:], self.size + done)
         except OSError as error:
             raise InvalidInput(
                 f"data: {self.size / 2**30:.3g} GiB are written to {self.folder}, which has no room for more "
@@ -87,8 +89,12 @@ class Spill:
 
     def _get(self, place: _Place) -> Tensor:
         tensor = torch.empty_strided(place.shape, place.stride, dtype=place.dtype)
-        self._file.seek(place.offset)
-        self._file.readinto(_bytes_of(tensor).data)
+        numbers, done = _bytes_of(tensor), 0
+        while done < len(numbers):  # each call says where: threads and forked processes share a file's position
+            read = os.preadv(self._file.fileno(), [numbers.data[done:]], place.offset + done)
+            if not read:
+                raise InvalidInput(f"data: the file in {self.folder} was cut short; keep it as it is while a run lasts")
+            done += read
         return tensor.to(place.device)
 
 

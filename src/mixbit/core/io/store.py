@@ -27,10 +27,11 @@ from torch.fx import GraphModule
 from mixbit.core.errors import InvalidInput
 from mixbit.core.io.files import (
     MOST_JSON,
-    check_header,
     file_errors,
+    hidden,
     json_of,
     read_bytes,
+    safetensors_bytes,
     with_metadata,
     write_bytes,
     write_text,
@@ -39,7 +40,7 @@ from mixbit.core.io.files import (
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file, on the CPU, and its metadata; raises InvalidInput for another file."""
-    check_header(path)
+    safetensors_bytes(path)  # refuses what the library would take
     try:
         with file_errors(f"{path}: cannot be read"), safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 no dict
@@ -93,6 +94,18 @@ class Store:
                 "settings differ); delete it, choose another folder, or give --force to throw it away"
             )
 
+    def clear(self) -> None:
+        """Remove what is stored, and the folder where it holds nothing else: it may be anyone's."""
+        if self.folder is None or not self.folder.is_dir():
+            return
+        for path in self.folder.glob("*.safetensors"):
+            with suppress(InvalidInput):
+                if "question" in read_tensors(path)[1]:
+                    path.unlink()
+            hidden(path, "new").unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
+
     def _path(self, name: str) -> Path | None:
         if self.folder is None:
             return None
@@ -138,7 +151,12 @@ class Journal:
             raise InvalidInput(f"{path}: not a journal of trials ({error}); delete it") from error
         if first != json.loads(json.dumps(self.about)):
             if lines and not force:
-                raise InvalidInput(f"{path}: holds trials of another run; delete it, or give --force to drop them")
+                known = first if isinstance(first, dict) else {}
+                other = ", ".join(name for name, value in self.about.items() if known.get(name) != value)
+                raise InvalidInput(
+                    f"{path}: holds trials of another run (another {other or 'record'}; data that a loader shuffles is "
+                    "the same where it is seeded); delete it, or give --force to drop them"
+                )
             lines = []
         for number, line in enumerate(lines, 2):
             plan, score = (line.get("plan"), line.get("score")) if isinstance(line, dict) else (None, None)

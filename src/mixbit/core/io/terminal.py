@@ -4,12 +4,12 @@ import logging
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from operator import length_hint
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -96,13 +96,20 @@ def interrupts_later() -> Iterator[None]:
         return
     came: list[int] = []
     before = {number: handler for number in ENDING if callable(handler := signal.getsignal(number))}
-    for number in before:
-        signal.signal(number, lambda number, _: came.append(number))
+
+    def handle(handlers: Mapping[signal.Signals, Any]) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, handlers)  # none comes between two of them
+        try:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
+
+    handle(dict.fromkeys(before, lambda number, _: came.append(number)))
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        handle(before)
         for number in came:
             signal.raise_signal(number)
 
@@ -122,11 +129,14 @@ def time_limit(seconds: float | None, error: Exception) -> Iterator[None]:
         raise _TimeIsUp
 
     previous = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and every second after, in case the block caught it
     try:
-        yield
-    except _TimeIsUp:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and every second after, in case the block caught it
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except _TimeIsUp:  # which may have come before the timer was stopped
+        signal.setitimer(signal.ITIMER_REAL, 0)
         raise error from None
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, previous)

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from mixbit.core.errors import InvalidInput, MixbitError, did_you_mean
 
+#: Names of functions that a message lists.
+MOST_NAMES = 20
 #: Folders whose code is not the user's: this package and torch.
 _NOT_THEIRS = tuple(str(folder) + os.sep for folder in (Path(__file__).parents[2], Path(torch.__file__).parent))
 
@@ -44,7 +46,9 @@ def users_code(what: str | Callable[[BaseException], MixbitError]) -> Iterator[N
 def reason_of(error: BaseException) -> str:
     """Type and first line of an error, and the line of the user's code that it came from."""
     message = error.msg if isinstance(error, SyntaxError) else str(error)
-    text = ": ".join(filter(None, [type(error).__name__, message.strip().partition("\n")[0]]))
+    kind, lines = type(error).__name__, message.strip().splitlines() or [""]
+    raised_elsewhere = "in DataLoader worker process" in lines[0]  # then the last line says what
+    text = lines[-1] if raised_elsewhere else ": ".join(filter(None, [kind, lines[0]]))
     if isinstance(error, RecursionError):
         text += ", since a function calls itself without end, or a value is nested too deep"
     frames = users_frames(error)
@@ -80,6 +84,13 @@ def absolute(spec: str) -> str:
     return f"{Path(place).absolute()}:{name}" if place.endswith(".py") else spec
 
 
+def no_batches(data: Any) -> str:
+    """What is no iterable of batches, and the way out, for messages."""
+    is_dataset = hasattr(data, "__getitem__") and not isinstance(data, str | bytes | Mapping | Tensor)
+    way_out = "wrap it, as DataLoader(dataset, batch_size=32) does" if is_dataset else "put a single one in a list"
+    return f"a {type(data).__name__}, not an iterable of batches; {way_out}"
+
+
 def load_data(spec: str, *, every_epoch: bool = False) -> Any:
     """The batches that the function returns; raises InvalidInput where they are no iterable, or a list of none.
 
@@ -88,10 +99,10 @@ def load_data(spec: str, *, every_epoch: bool = False) -> Any:
     """
     data = _call(spec, "DATA")
     if isinstance(data, str | bytes | Mapping | Tensor) or not isinstance(data, Iterable):
-        raise InvalidInput(
-            f"DATA {spec}: returns a {type(data).__name__}, not an iterable of batches; put a single one in a list"
-        )
-    if every_epoch and not isinstance(data, Iterator):
+        raise InvalidInput(f"DATA {spec}: returns {no_batches(data)}")
+    if every_epoch:
+        if isinstance(data, Iterator):
+            raise InvalidInput(f"DATA {spec}: used up after one epoch; return a list or a loader, which start again")
         return data
     batches = _NamedData(spec, data)
     if not isinstance(data, list | tuple):
@@ -139,8 +150,9 @@ def load_function(spec: str, what: str) -> Any:
     function = getattr(module, name, None)
     if not callable(function):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        near = did_you_mean(name, known)
-        raise InvalidInput(f"{what} {spec}: no function {name!r} there{near}; it has {', '.join(known) or 'none'}")
+        near, shown = did_you_mean(name, known), ", ".join(known[:MOST_NAMES]) or "none"
+        more = f" and {len(known) - MOST_NAMES} more" if len(known) > MOST_NAMES else ""
+        raise InvalidInput(f"{what} {spec}: no function {name!r} there{near}; it has {shown}{more}")
     return function
 
 
@@ -155,6 +167,11 @@ def _module(place: str, spec: str, what: str) -> Any:
     is_file = place.endswith(".py")
     if is_file and not path.is_file():
         raise InvalidInput(f"{what} {spec}: no file {path}")
+    if not is_file and not all(part.isidentifier() for part in place.split(".")):
+        near = f"; did you mean {place}.py?" if Path(f"{place}.py").is_file() else ""
+        raise InvalidInput(
+            f"{what} {spec}: {place!r} is no module{near}; write file.py:function or package.module:function"
+        )
     folder = str(path.parent.absolute() if is_file else Path.cwd())
     sys.path.insert(0, folder)
     try:
