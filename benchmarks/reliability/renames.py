@@ -40,8 +40,8 @@ def die_at(position: int, out: Path) -> None:
 
         return call
 
-    os.replace, os.rename = dying(os.replace), dying(os.rename)
-    Path.unlink = dying(Path.unlink)  # type: ignore[method-assign]
+    os.replace, os.rename, shutil.rmtree = dying(os.replace), dying(os.rename), dying(shutil.rmtree)
+    Path.unlink, Path.mkdir = dying(Path.unlink), dying(Path.mkdir)  # type: ignore[method-assign]
 
 
 def outcome(out: Path, position: int, more: list[str], old: dict[str, Any], new: dict[str, Any]) -> str | None:
