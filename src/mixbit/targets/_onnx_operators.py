@@ -62,13 +62,18 @@ def _function(kind: str, w: Writer, out: Any, x: Any) -> Any:
 
 
 for _name, _kind in {
-    "relu": "Relu", "sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "erf": "Erf",
+    "sigmoid": "Sigmoid", "tanh": "Tanh", "exp": "Exp", "log": "Log", "sqrt": "Sqrt", "erf": "Erf",
     "abs": "Abs", "neg": "Neg", "ceil": "Ceil", "floor": "Floor", "round": "Round", "sign": "Sign", "sin": "Sin",
     "cos": "Cos", "tan": "Tan", "asin": "Asin", "acos": "Acos", "atan": "Atan", "sinh": "Sinh", "cosh": "Cosh",
     "asinh": "Asinh", "acosh": "Acosh", "atanh": "Atanh", "reciprocal": "Reciprocal", "selu": "Selu", "mish": "Mish",
     "hardswish": "HardSwish",
 }.items():  # fmt: skip
     OPERATORS[getattr(_aten, _name).default] = partial(_function, _kind)
+
+
+@_writes(_aten.relu.default)
+def _relu(w: Writer, out: Any, x: Any) -> Any:
+    return w.add("Relu", x) if out.dtype.is_floating_point else w.add("Max", x, w.number(0, out.dtype))
 
 
 @_writes(_aten.rsqrt.default)
@@ -180,7 +185,7 @@ def _isnan(w: Writer, _: Any, x: Any) -> Any:
 
 @_writes(
     _aten._to_copy.default, _aten.to.dtype, _aten.type_as.default, _aten.clone.default, _aten.contiguous.default,
-    _aten.alias.default, _aten.detach.default, _aten.lift_fresh_copy.default, _aten.detach_.default,
+    _aten.alias.default, _aten.detach.default, _aten.lift_fresh_copy.default,
 )  # fmt: skip
 def _same(w: Writer, out: Any, x: Any, *_: Any) -> Any:
     return w.cast(x, out.dtype)
@@ -287,7 +292,9 @@ for _name, _kind in {"and": "And", "or": "Or", "xor": "Xor"}.items():
 
 @_writes(_aten.where.self, _aten.where.ScalarOther, _aten.where.ScalarSelf, _aten.where.Scalar)
 def _where(w: Writer, out: Any, condition: Any, x: Any, y: Any) -> Any:
-    return w.add("Where", w.cast(condition, torch.bool), w.cast(x, out.dtype), w.cast(y, out.dtype))
+    dtype = torch.uint8 if out.dtype == torch.bool else out.dtype  # onnxruntime 1.31 does not choose among booleans
+    chosen = w.add("Where", w.cast(condition, torch.bool), w.cast(x, dtype), w.cast(y, dtype))
+    return chosen if dtype == out.dtype else w.cast(chosen, out.dtype)
 
 
 @_writes(_aten.masked_fill.Scalar, _aten.masked_fill.Tensor)
@@ -299,9 +306,8 @@ def _masked_fill(w: Writer, out: Any, x: Any, mask: Any, value: Any) -> Any:
 
 
 def _reduced(w: Writer, kind: str, x: Any, dims: Any = None, keepdim: bool = False) -> Any:
-    dims = [dims] if isinstance(dims, int) else dims
-    axes = [_axis(x, dim) for dim in dims] if dims and _rank(x) else None
-    return w.add(kind, x, axes, keepdims=int(keepdim))
+    axes = [dims] if isinstance(dims, int) else list(dims or ())
+    return w.add(kind, x, axes if axes and x.shape != () else None, keepdims=int(keepdim))
 
 
 def _reduction(kind: str, w: Writer, out: Any, x: Any, dims: Any = None, keepdim: bool = False) -> Any:
@@ -821,7 +827,7 @@ def _group_norm(
     w: Writer, out: Any, x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, *_: Any
 ) -> Any:  # fmt: skip
     sizes, one_each = w.sizes_of(x), [-1] + [1] * (_rank(x) - 2)
-    ones, zeros = (_of_shape(w, [groups], value, out.dtype) for value in (1, 0))
+    ones, zeros = (np.full(groups, value, ONNX_TYPES[out.dtype].numpy()) for value in (1, 0))
     y = w.add("InstanceNormalization", w.add("Reshape", x, [0, groups, -1]), ones, zeros, epsilon=eps)
     fixed = [size if isinstance(size, int) else -1 for size in sizes]
     y = w.add("Reshape", y, w.vector(sizes) if fixed.count(-1) > 1 else fixed)

@@ -69,13 +69,13 @@ class Writer:
         """A value, number or size in that type."""
         if isinstance(x, Size):
             x = self.add("Squeeze", x.value, [0])
-            x.type = ir.TensorType(ir.DataType.INT64)
+            x.shape, x.type = ir.Shape(()), ir.TensorType(ir.DataType.INT64)
         if not isinstance(x, ir.Value):
             return self.number(x, dtype)
         if x.dtype == ONNX_TYPES[dtype]:
             return x
         same = self.add("Cast", x, to=ONNX_TYPES[dtype])
-        same.type = ir.TensorType(ONNX_TYPES[dtype])
+        same.shape, same.type = x.shape, ir.TensorType(ONNX_TYPES[dtype])
         return same
 
     def size(self, x: Any, axis: int) -> int | Size:
