@@ -42,13 +42,14 @@ def translated(graph: Graph) -> Any:
     module = graph.module
     written = ir.Graph((), (), nodes=(), opset_imports={"": OPSET}, name="mixbit")
     writer, values = Writer(written), Values()
+    taken = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
     for node in module.graph.nodes:
         if node.op == "placeholder":
-            values[node] = _input(written, node)
+            values[node] = _input(written, node, taken)
         elif node.op == "get_attr":
             values[node] = _stored(written, module, node)
         elif node.op == "output":
-            _return(writer, node, values)
+            _return(writer, node, values, taken)
         else:
             values[node] = _made(writer, module, node, values)
             _describe(values[node], _result(node))
@@ -57,12 +58,19 @@ def translated(graph: Graph) -> Any:
     return model
 
 
-def _input(graph: Any, node: fx.Node) -> Any:
+def _free(name: str, taken: set[str]) -> str:
+    """The name, with more behind it where a parameter has it."""
+    while name in taken:
+        name = f"{name}_"
+    return name
+
+
+def _input(graph: Any, node: fx.Node, taken: set[str]) -> Any:
     """A tensor; other inputs were captured as constants."""
     given = node.meta["val"]
     if not isinstance(given, Tensor):
         return given
-    value = ir.Value(name=str(node.target))
+    value = ir.Value(name=_free(str(node.target), taken))
     _describe(value, given)
     graph.inputs.append(value)
     return value
@@ -73,7 +81,7 @@ def _stored(graph: Any, module: fx.GraphModule, node: fx.Node) -> Any:
     return initializer(graph, str(node.target), tensor.detach().cpu().numpy()) if isinstance(tensor, Tensor) else tensor
 
 
-def _return(writer: Writer, node: fx.Node, values: Values) -> None:
+def _return(writer: Writer, node: fx.Node, values: Values, taken: set[str]) -> None:
     """Make the tensors outputs, named after their nodes; what is an input, a constant or returned twice is copied."""
     graph = writer.graph
     for leaf in pytree.tree_leaves(node.args):
@@ -83,7 +91,7 @@ def _return(writer: Writer, node: fx.Node, values: Values) -> None:
         if value.producer() is None or value in graph.outputs:
             value = writer.add("Identity", value)
             _describe(value, _result(leaf))
-        value.name = leaf.name
+        value.name = _free(leaf.name, taken)
         graph.outputs.append(value)
 
 
