@@ -1,6 +1,5 @@
 """What holds for every test: one thread, the same random numbers every time, and the target `anything`."""
 
-import functools
 import gc
 import random
 
@@ -8,13 +7,11 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
-from onnxscript._framework_apis import torch_2_11 as exporter
 
 from mixbit.core.target import TARGETS, Target
 
 torch.set_num_threads(1)  # tests are small, and threads cost them more than they gain
 gc.set_threshold(200_000, 20, 100)  # torch.export leaves many small cycles; walking all of torch for them is slow
-exporter.get_torchlib_ops = functools.cache(exporter.get_torchlib_ops)  # reads 500 functions anew for each export
 _TRY_APART, Target.try_apart = Target.try_apart, lambda *_: None  # a process of its own for each file takes seconds
 hypothesis.settings.register_profile("same examples", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("same examples")

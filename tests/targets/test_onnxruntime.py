@@ -104,3 +104,31 @@ def test_weights_in_another_file_are_refused_before_they_are_read(tmp_path, apar
         for read in (target.load, target.stored, lambda folder: target.try_apart(folder, [])):
             with pytest.raises(TargetMismatch, match="stored in another file"):
                 read(path.parent)
+
+
+class Confusing(nn.Module):
+    """Parameters named as inputs, outputs and values inside the file are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("x", "linear", "val_0", "val_3"):
+            setattr(self, name, nn.Parameter(torch.randn(4, 4)))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        y = F.linear(F.linear(x, self.val_0).relu(), self.val_3)
+        return [F.linear(x, self.x), F.linear(y, self.linear), x]
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "float"])
+def test_names_of_parameters_may_be_those_of_anything(scheme, tmp_path):
+    pytest.importorskip("onnxruntime")
+    x = torch.randn(8, 4)
+    graph = capture(Confusing().eval(), x)
+    simulated = quantize(graph, plan_of(graph.layers, scheme, "onnxruntime"), [x])
+    export(simulated, tmp_path / "out")
+    target = find_target("onnxruntime")
+    assert target.stored(tmp_path / "out").keys() == {"x", "linear", "val_0", "val_3"}
+    with torch.no_grad():
+        wanted = simulated(x)
+    for want, found in zip(wanted, target.load(tmp_path / "out").run([x.numpy()]), strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), want, rtol=0, atol=0.02 * float(want.std()))

@@ -1,4 +1,4 @@
-"""The ONNX model of a graph: exported by torch, quantizers in standard operators, weights as they are stored."""
+"""The ONNX model of a graph: quantizers in standard operators, weights as they are stored."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -6,25 +6,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
-import onnxscript
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from mixbit.core import UnsupportedModel, interrupts_later
-from mixbit.graph import Graph, without_torchs_warnings
-from mixbit.graph.capture import export_graph, without_compilers_folder, without_logs
+from mixbit.graph import Graph
 from mixbit.quantization.affine import PLANES, pack
-from mixbit.targets._integers import (
-    MASK,
-    SEPARATOR,
-    IntegerWeight,
-    counted_pools,
-    operator_name,
-    reason_line,
-    stored_weights,
-)
+from mixbit.targets._integers import MASK, SEPARATOR, IntegerWeight, operator_name, stored_weights
+from mixbit.targets._onnx_translation import translated
+from mixbit.targets._onnx_writer import constant, initializer
 
-OPSET = 21  # the first with INT4 and per-channel DequantizeLinear of it
 #: Operators that onnxruntime runs in integers when both inputs are; others read weights as float32.
 INTEGER_OPERATORS = ("Conv", "Gemm", "MatMul")
 #: Operators that move values or pick among them; they do not change the scale that the values were quantized with.
@@ -41,90 +31,19 @@ QUANTIZED_UNASKED, SKIPPED = ("Conv", "ConvTranspose", *PRODUCTS), ("Relu", "Cli
 #: Domain, widths and lengths of groups of MatMulNBits.
 MICROSOFT, BLOCK_BITS, BLOCK_SIZES = "com.microsoft", (2, 4, 8), (16, 32, 64, 128, 256)
 
-_op: Any = onnxscript.opset21
-
 
 def converted(simulated: Graph) -> Any:
     """The onnx_ir model of a quantized graph, made so that onnxruntime runs operators in integers and fuses them."""
-    model = _exported(simulated)
+    model = translated(simulated)
     _store_weights(model.graph, simulated)
-    _split_at_once(model.graph)
     _requantize(model.graph)
     _keep_in_float(model.graph)
     for gemm in [node for node in model.graph if node.op_type == "Gemm"]:
         _quantize_bias(model.graph, gemm)
-    _fold_numbers(model.graph)
     _drop_unused(model)
     if any(node.domain == MICROSOFT for node in model.graph):
         model.opset_imports[MICROSOFT] = 1
     return model
-
-
-def _exported(simulated: Graph) -> Any:
-    """The model with every quantizer as QuantizeLinear and DequantizeLinear."""
-    translations = {
-        torch.ops.mixbit.quantize_dequantize.default: _quantize_dequantize,
-        torch.ops.mixbit.quantize_at_run_time.default: _quantize_at_run_time,
-        torch.ops.mixbit.round_to_type.default: _round_to_type,
-    }
-    try:
-        with without_torchs_warnings(), without_logs(), without_compilers_folder(), interrupts_later():
-            program = export_graph(_without_counted_ends(simulated))
-            exported: Any = torch.onnx.export(
-                program, (), dynamo=True, verbose=False, optimize=False, opset_version=OPSET,
-                custom_translation_table=translations,
-            )  # fmt: skip
-    except torch.onnx.errors.OnnxExporterError as error:
-        reason = reason_line(error.__cause__ or error, 0)  # the error itself is advice for authors of exporters
-        raise UnsupportedModel(
-            f"torch.onnx cannot export the model: {reason}; write what it names otherwise, or take another target"
-        ) from error
-    return exported.model
-
-
-def _without_counted_ends(simulated: Graph) -> Graph:
-    """The graph whose average pools with `ceil_mode` leave out what is not inside, times the share that is inside.
-
-    Between tensors of integers onnxruntime 1.31 divides such windows by the whole kernel if it counts the padding.
-    """
-    copied = simulated.copy()
-    graph = copied.module.graph
-    for pool in [pool for pool in counted_pools(copied) if pool.rounded_up]:
-        name = f"{pool.node.name}_shares"
-        if pool.shares is None:
-            raise UnsupportedModel(
-                f"{pool.node.name}: an average pool with ceil_mode over sizes that are dynamic; leave them out of "
-                "`dynamic`, or pool without ceil_mode"
-            )
-        copied.module.register_buffer(name, pool.shares)
-        with graph.inserting_after(pool.node):
-            shares = graph.get_attr(name)
-        with graph.inserting_after(shares):
-            product = graph.call_function(torch.ops.aten.mul.Tensor, (pool.node, shares))
-        pool.node.replace_all_uses_with(product, delete_user_cb=lambda user, product=product: user is not product)
-        pool.node.args = (*pool.node.args[:1], pool.kernel, pool.stride, pool.padding, True, False)
-    copied.module.recompile()
-    return copied
-
-
-def _quantize_dequantize(  # noqa: PLR0917 the arguments of mixbit.quantization.quantizer's operator
-    x: Any, scale: Any, zero_point: Any, axis: int, low: int, high: int, tensor: str, shifted: bool  # noqa: ARG001
-) -> Any:  # fmt: skip
-    """A quantizer as standard operators; `_store_weights` gives it its constants."""
-    zero = _op.Cast(zero_point, to=3 if low < 0 else 2)
-    where = {"axis": axis} if axis >= 0 else {}
-    return _op.DequantizeLinear(_op.QuantizeLinear(x, scale, zero, **where), scale, zero, **where)
-
-
-def _quantize_at_run_time(
-    x: Any, bits: int, rows: bool, group: int, tensor: str  # noqa: ARG001
-) -> Any:  # fmt: skip
-    """Uint8 with one range for the tensor; products read the integers, see `_integer_product`."""
-    return _op.DequantizeLinear(*_op.DynamicQuantizeLinear(x))
-
-
-def _round_to_type(x: Any, kind: str, tensor: str) -> Any:  # noqa: ARG001
-    return _op.Cast(_op.Cast(x, to=10 if kind == "float16" else 16), to=1)
 
 
 def _store_weights(graph: Any, simulated: Graph) -> None:
@@ -141,13 +60,11 @@ def _store_weights(graph: Any, simulated: Graph) -> None:
             kind = np.float16 if floats[name].dtype == torch.float16 else ml_dtypes.bfloat16
             (back,) = node.outputs[0].consumers()
             array = floats[name].view(torch.int16).numpy().view(kind)  # numpy has no bfloat16
-            back.replace_input_with(0, _initializer(graph, f"{name}{SEPARATOR}weight", array))
+            back.replace_input_with(0, initializer(graph, f"{name}{SEPARATOR}weight", array))
             _name_readers(back.outputs[0], name)
         elif node.op_type == "QuantizeLinear":
-            weight = of_scales.get(node.inputs[1].name)  # between a sparse weight and its quantizer is its mask
-            if weight is None:
-                _finish_activation(graph, node)
-            else:
+            weight = of_scales.get(node.inputs[1].name)
+            if weight is not None:
                 _store_integers(graph, node, weight)
 
 
@@ -220,7 +137,7 @@ def _product_of_blocks(graph: Any, node: Any, weight: IntegerWeight) -> list[Any
     for index in range(per_byte):
         words |= weight.unsigned[..., index::per_byte] << (index * weight.bits)
     parts = (("blocks", words), ("scale", weight.scale))
-    stored = [_initializer(graph, f"{weight.name}{SEPARATOR}{part}", array) for part, array in parts]
+    stored = [initializer(graph, f"{weight.name}{SEPARATOR}{part}", array) for part, array in parts]
     channels, inputs = weight.channels_first
     attributes = {"K": inputs, "N": channels, "bits": weight.bits, "block_size": size}
     return [ir.node("MatMulNBits", [node.inputs[0], *stored], attributes, domain=MICROSOFT)]
@@ -301,53 +218,14 @@ def _quantize_bias(graph: Any, gemm: Any) -> None:
     x_scale, w_scale = (node.inputs[1].const_value.numpy().astype(np.float64) for node in sources)
     scale = (x_scale * w_scale).astype(np.float32)
     integers = np.rint(bias.const_value.numpy().astype(np.float64) / scale).clip(-(2**31), 2**31 - 1).astype(np.int32)
-    stored = _initializer(graph, f"{bias.name}.int32", integers), _initializer(graph, f"{bias.name}.scale", scale)
+    stored = initializer(graph, f"{bias.name}.int32", integers), initializer(graph, f"{bias.name}.scale", scale)
     node = ir.node("DequantizeLinear", list(stored), {"axis": 0})
     graph.insert_before(gemm, node)
     gemm.replace_input_with(2, node.outputs[0])
 
 
-def _split_at_once(graph: Any) -> None:
-    """Make one Split of a sequence of parts and the operators that take them out: they would hide whose values move."""
-    for node in [node for node in graph if node.op_type == "SplitToSequence"]:
-        takes, x, axis = list(node.outputs[0].consumers()), node.inputs[0], node.attributes.get_int("axis", 0)
-        given = ir.convenience.get_const_tensor(node.inputs[1])
-        places: list[Any] = [
-            ir.convenience.get_const_tensor(take.inputs[1]) for take in takes if take.op_type == "SequenceAt"
-        ]
-        whole = None if x.shape is None else x.shape[axis]
-        if given is None or None in places or len(places) < len(takes) or not isinstance(whole, int):
-            continue
-        sizes = given.numpy().reshape(-1).tolist()
-        if given.size == 1 and not given.shape:
-            sizes = [min(sizes[0], whole - first) for first in range(0, whole, sizes[0])]
-        split = ir.node("Split", [x, _sizes(graph, sizes)], {"axis": axis}, num_outputs=len(sizes))
-        graph.insert_before(node, split)
-        for take, place in zip(takes, places, strict=True):
-            ir.convenience.replace_all_uses_with(
-                take.outputs[0], split.outputs[int(place.numpy())], replace_graph_outputs=True
-            )
-            graph.remove(take, safe=True)
-        graph.remove(node, safe=True)
-
-
-def _sizes(graph: Any, sizes: list[int]) -> Any:
-    """The initializer of numbers of elements."""
-    return _initializer(graph, "shape_" + "_".join(map(str, sizes)), np.array(sizes, dtype=np.int64))
-
-
-def _fold_numbers(graph: Any) -> None:
-    """Make initializers of numbers behind a CastLike, which onnxruntime folds too late to fuse the clipping by them."""
-    for node in [node for node in graph if node.op_type == "CastLike"]:
-        number, kind = ir.convenience.get_const_tensor(node.inputs[0]), node.inputs[1].dtype
-        if number is not None and number.size == 1 and kind is not None:
-            value = number.numpy().astype(kind.numpy())
-            folded = _initializer(graph, f"{kind.name.lower()}_{value}", value)
-            ir.convenience.replace_all_uses_with(node.outputs[0], folded)
-
-
 def _drop_unused(model: Any) -> None:
-    """Drop what no node reads, and the exporter's notes on where each node came from, larger than small weights."""
+    """Drop what no node reads, and notes on types, shapes and where nodes came from, larger than small weights."""
     RemoveUnusedNodesPass()(model)
     graph = model.graph
     graph.metadata_props.clear()
@@ -375,16 +253,6 @@ def _producer(value: Any, *kinds: str) -> Any:
     return node if node is not None and node.op_type in kinds else None
 
 
-def _finish_activation(graph: Any, quantize: Any) -> None:
-    """Replace the cast zero point of a QuantizeLinear and its DequantizeLinear by a constant."""
-    (dequantize,) = quantize.outputs[0].consumers()
-    cast = quantize.inputs[2].producer()
-    kind = np.int8 if cast.attributes["to"].value == ir.DataType.INT8 else np.uint8
-    zero_point = cast.inputs[0].const_value.numpy().astype(kind)
-    for node in (quantize, dequantize):
-        node.replace_input_with(2, _initializer(graph, f"{quantize.inputs[1].name}.zero_point", zero_point))
-
-
 def _name_readers(value: Any, layer: str) -> None:
     _name((node for node, _, _ in _readers(value)), layer)
 
@@ -393,17 +261,6 @@ def _name(nodes: Iterable[Any], layer: str) -> None:
     """Name operators after the layer whose weight they read."""
     for number, node in enumerate(nodes):
         node.name = operator_name(layer, number)
-
-
-def _initializer(graph: Any, name: str, array: Any) -> Any:
-    """The initializer of that name, made where there is none."""
-    if name not in graph.initializers:
-        tensor: Any = ir.tensor(np.array(array, order="C")) if isinstance(array, np.ndarray | np.generic) else array
-        tensor.name = name
-        graph.initializers[name] = ir.Value(
-            name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-        )
-    return graph.initializers[name]
 
 
 class _Unpacking:
@@ -475,14 +332,14 @@ class _Unpacking:
         bits = self._unpack_plane(self.part(MASK, self.weight.packed_mask), 1, self.weight.integers.size)
         bits = self.add("Cast", bits, to=ir.DataType.INT32)
         index = self.add("Mul", self.add("CumSum", bits, self.number(0, np.int32)), bits)
-        zero = _initializer(self.graph, "int8_zeros_1", np.zeros(1, dtype=np.int8))
+        zero = constant(self.graph, np.zeros(1, dtype=np.int8))
         placed = self.add("Gather", self.add("Concat", zero, values, axis=0), index)
         return self.add("Reshape", placed, self.shape(self.weight.integers.shape))
 
     def _unpack_plane(self, words: Any, plane: int, count: int) -> Any:
         """The values of one plane, in order: those in the lowest bits of every word, then in the next, and so on."""
         shifts = np.arange(0, 8, plane, dtype=np.uint8)[:, None]
-        rows = self.add("BitShift", words, _initializer(self.graph, f"shifts_{plane}", shifts), direction="RIGHT")
+        rows = self.add("BitShift", words, constant(self.graph, shifts), direction="RIGHT")
         rows = self.add("BitwiseAnd", rows, self.number(2**plane - 1, np.uint8))
         values = self.add("Reshape", rows, self.shape((-1,)))
         if words.shape.numpy()[0] * (8 // plane) == count:
@@ -495,10 +352,10 @@ class _Unpacking:
         return node.outputs[0]
 
     def part(self, name: str, array: Any) -> Any:
-        return _initializer(self.graph, f"{self.weight.name}{SEPARATOR}{name}", array)
+        return initializer(self.graph, f"{self.weight.name}{SEPARATOR}{name}", array)
 
     def number(self, value: int, kind: type) -> Any:
-        return _initializer(self.graph, f"{kind.__name__}_{value}", np.array(value, dtype=kind))
+        return constant(self.graph, np.array(value, dtype=kind))
 
     def shape(self, sizes: tuple[int, ...]) -> Any:
-        return _sizes(self.graph, list(sizes))
+        return constant(self.graph, np.array(sizes, dtype=np.int64))
