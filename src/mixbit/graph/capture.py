@@ -209,8 +209,9 @@ def exported(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> 
             shapes = dict(signature.bind(*args, **kwargs).arguments)
             with _exporting(model, inputs):
                 program = torch.export.export(model, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes)
-                module = copy_module(functional_module(program))
+                module = functional_module(program)
     _check_range(program)
+    module = copy_module(module)
     reshape_views(module.graph)
     join_what_there_is(module.graph)
     for parameter in module.parameters():

@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
 from mixbit.graph.forms import reshape_views
-from mixbit.graph.graph import argument, packet
+from mixbit.graph.graph import argument, packet, sizes_of
 
 _aten = torch.ops.aten
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -77,21 +77,31 @@ class _Copy:
         self.graph = fx.Graph()
         self.graph.set_codegen(graph._codegen)
         self.held: dict[fx.Node, Any] = {}
+        #: Expression of sizes -> the node that holds it; and where the sizes of inputs are read, by their symbols.
         self._sizes: dict[Any, fx.Node] = {}
+        self._places = {
+            size.node.expr: (node, axis)
+            for node in reversed(graph.find_nodes(op="placeholder"))
+            for axis, size in enumerate(sizes_of(node))
+            if isinstance(size, torch.SymInt)
+        }
         #: Composite -> what it returns, in nodes of the trace; what the trace reads -> the node of the other graph.
         self._results, self._read = _traced(graph, composites) if composites else ({}, {})
 
     def add(self, node: fx.Node, target: Any = None) -> fx.Node:
-        """Copy the node, or call the target on what it reads."""
-        args, kwargs = (map_arg(each, self._held) for each in (node.args, node.kwargs))
-        name = getattr(packet(node), "__name__", None) if node.op == "call_function" else node.name
-        key = (args, tuple(kwargs)) if packet(node) is _aten.sym_size else None
-        made = self._sizes.get(key)
+        """Copy the node, or call the target on what it reads; a size that was held or is an input's is not new."""
+        value, args, kwargs = node.meta.get("val"), node.args, node.kwargs
+        size = value.node.expr if isinstance(value, torch.SymInt) else None
+        if size in self._places:
+            target, args = _aten.sym_size.int, self._places[size]
+        made = self._sizes.get(size)
         if made is None:
+            args, kwargs = (map_arg(each, self._held) for each in (args, kwargs))
+            name = getattr(packet(node), "__name__", None) if node.op == "call_function" else node.name
             made = self.graph.create_node(node.op, target or node.target, args, kwargs, name, node.type)
             made.meta = dict(node.meta)
-            if key is not None:
-                self._sizes[key] = made
+        if size is not None:
+            self._sizes[size] = made
         self.held[node] = made
         return made
 
