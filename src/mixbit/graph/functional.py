@@ -5,18 +5,19 @@ into what they read, and composites whose result may be a view.
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
 
 from mixbit.graph.forms import reshape_views
-from mixbit.graph.graph import argument, packet, sizes_of
+from mixbit.graph.graph import argument, is_parameter, packet, sizes_of, tensor_of
 
 _aten = torch.ops.aten
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -65,6 +66,35 @@ def functional_graph(graph: fx.Graph) -> fx.Graph | None:
     return copy.graph
 
 
+@torch.no_grad()
+def decomposed(graph: fx.Graph, decompositions: Mapping[Any, Callable[..., Any]]) -> fx.Graph:
+    """A copy in which other operators stand for those of the table, and for whatever these make of others in turn."""
+    composites = {node for node in graph.nodes if node.op == "call_function" and node.target in decompositions}
+    composites |= {user for node in composites for user in node.users if user.target is operator.getitem}
+    copy = _Copy(graph, [node for node in graph.nodes if node in composites], decompositions)
+    for node in graph.nodes:
+        if node in composites:
+            copy.take(node)
+        else:
+            copy.add(node)
+    return copy.graph
+
+
+def value_of(node: fx.Node) -> Any:
+    """What the node has in its `meta`: a tensor without numbers; computed from what it reads where it is missing."""
+    if "val" not in node.meta:
+        module: Any = node.graph.owning_module
+        if is_parameter(node):
+            inputs = node.graph.find_nodes(op="placeholder")
+            mode = next(value.fake_mode for each in inputs if isinstance(value := each.meta["val"], FakeTensor))
+            node.meta["val"] = mode.from_tensor(tensor_of(module, node).detach(), static_shapes=True)
+        else:
+            args, kwargs = map_arg((node.args, node.kwargs), value_of)
+            target: Any = node.target
+            node.meta["val"] = target(*args, **kwargs)
+    return node.meta["val"]
+
+
 class _Copy:
     """A graph, filled node by node with those of another one.
 
@@ -73,7 +103,12 @@ class _Copy:
         held: Node of the other graph, or of the trace of its composites -> what stands for it, a node or several.
     """
 
-    def __init__(self, graph: fx.Graph, composites: Sequence[fx.Node]) -> None:
+    def __init__(
+        self,
+        graph: fx.Graph,
+        composites: Sequence[fx.Node],
+        decompositions: Mapping[Any, Callable[..., Any]] | None = None,
+    ) -> None:
         self.graph = fx.Graph()
         self.graph.set_codegen(graph._codegen)
         self.held: dict[fx.Node, Any] = {}
@@ -86,17 +121,19 @@ class _Copy:
             if isinstance(size, torch.SymInt)
         }
         #: Composite -> what it returns, in nodes of the trace; what the trace reads -> the node of the other graph.
-        self._results, self._read = _traced(graph, composites) if composites else ({}, {})
+        self._results, self._read = _traced(graph, composites, decompositions) if composites else ({}, {})
 
     def add(self, node: fx.Node, target: Any = None) -> fx.Node:
         """Copy the node, or call the target on what it reads; a size that was held or is an input's is not new."""
-        value, args, kwargs = node.meta.get("val"), node.args, node.kwargs
+        value = node.meta.get("val")
+        args: Any = node.args
+        kwargs: Any = node.kwargs
         size = value.node.expr if isinstance(value, torch.SymInt) else None
         if size in self._places:
             target, args = _aten.sym_size.int, self._places[size]
         made = self._sizes.get(size)
         if made is None:
-            args, kwargs = (map_arg(each, self._held) for each in (args, kwargs))
+            args, kwargs = map_arg(args, self._held), map_arg(kwargs, self._held)
             name = getattr(packet(node), "__name__", None) if node.op == "call_function" else node.name
             made = self.graph.create_node(node.op, target or node.target, args, kwargs, name, node.type)
             made.meta = dict(node.meta)
@@ -129,7 +166,9 @@ class _Copy:
         return self.held[self._read.get(node, node)]
 
 
-def _traced(graph: fx.Graph, composites: Sequence[fx.Node]) -> tuple[dict[fx.Node, Any], dict[fx.Node, fx.Node]]:
+def _traced(
+    graph: fx.Graph, composites: Sequence[fx.Node], decompositions: Mapping[Any, Callable[..., Any]] | None
+) -> tuple[dict[fx.Node, Any], dict[fx.Node, fx.Node]]:
     """Composite -> what it returns, in nodes of a new graph; input of that graph -> the node that it stands for.
 
     Inputs of the graph come first, so that sizes are read from them.
@@ -142,11 +181,12 @@ def _traced(graph: fx.Graph, composites: Sequence[fx.Node]) -> tuple[dict[fx.Nod
     def run(*values: Any) -> list[Any]:
         known = dict(zip(read, values, strict=True))
         for node in composites:
-            args, kwargs = (map_arg(each, known.__getitem__) for each in (node.args, node.kwargs))
-            known[node] = node.target(*args, **kwargs)
+            target: Any = node.target
+            args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
+            known[node] = target(*args, **kwargs)
         return [known[node] for node in composites]
 
-    traced = make_fx(run)(*[node.meta["val"] for node in read]).graph
+    traced = make_fx(run, decompositions)(*map(value_of, read)).graph
     results: Any = traced.output_node().args[0]
     names = traced.find_nodes(op="placeholder")
     return dict(zip(composites, results, strict=True)), dict(zip(names, read, strict=True))
