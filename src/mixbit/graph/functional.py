@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import ExportedProgram
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_arg
@@ -68,8 +68,9 @@ def functional_graph(graph: fx.Graph) -> fx.Graph | None:
 
 @torch.no_grad()
 def decomposed(graph: fx.Graph, decompositions: Mapping[Any, Callable[..., Any]]) -> fx.Graph:
-    """A copy in which other operators stand for those of the table, and for whatever these make of others in turn."""
-    composites = {node for node in graph.nodes if node.op == "call_function" and node.target in decompositions}
+    """A copy with what they are made of in the place of the table's operators and of composites that return views."""
+    nodes = [node for node in graph.nodes if node.op == "call_function"]
+    composites = {node for node in nodes if node.target in decompositions or _is_composite(node.target)}
     composites |= {user for node in composites for user in node.users if user.target is operator.getitem}
     copy = _Copy(graph, [node for node in graph.nodes if node in composites], decompositions)
     for node in graph.nodes:
@@ -80,18 +81,23 @@ def decomposed(graph: fx.Graph, decompositions: Mapping[Any, Callable[..., Any]]
     return copy.graph
 
 
+def fake_mode(graph: fx.Graph) -> FakeTensorMode:
+    """In which the graph was traced: makes tensors without numbers, with its symbols for sizes."""
+    values = (node.meta.get("val") for node in graph.nodes)
+    return next(value.fake_mode for value in values if isinstance(value, FakeTensor))
+
+
 def value_of(node: fx.Node) -> Any:
-    """What the node has in its `meta`: a tensor without numbers; computed from what it reads where it is missing."""
+    """What the node has in its `meta`; where it is missing, computed from what the node reads."""
     if "val" not in node.meta:
         module: Any = node.graph.owning_module
-        if is_parameter(node):
-            inputs = node.graph.find_nodes(op="placeholder")
-            mode = next(value.fake_mode for each in inputs if isinstance(value := each.meta["val"], FakeTensor))
-            node.meta["val"] = mode.from_tensor(tensor_of(module, node).detach(), static_shapes=True)
-        else:
-            args, kwargs = map_arg((node.args, node.kwargs), value_of)
-            target: Any = node.target
-            node.meta["val"] = target(*args, **kwargs)
+        with fake_mode(node.graph) as mode:
+            if is_parameter(node):
+                node.meta["val"] = mode.from_tensor(tensor_of(module, node).detach(), static_shapes=True)
+            else:
+                target: Any = node.target
+                args, kwargs = map_arg(node.args, value_of), map_arg(node.kwargs, value_of)
+                node.meta["val"] = target(*args, **kwargs)
     return node.meta["val"]
 
 
@@ -186,7 +192,8 @@ def _traced(
             known[node] = target(*args, **kwargs)
         return [known[node] for node in composites]
 
-    traced = make_fx(run, decompositions)(*map(value_of, read)).graph
+    with fake_mode(graph):
+        traced = make_fx(run, decompositions)(*map(value_of, read)).graph
     results: Any = traced.output_node().args[0]
     names = traced.find_nodes(op="placeholder")
     return dict(zip(composites, results, strict=True)), dict(zip(names, read, strict=True))

@@ -21,7 +21,6 @@ from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_n
 from openvino.passes import ConstantFolding, Manager
 from openvino.tools.ovc import telemetry_stub
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import default_decompositions
 from torch.fx.graph import CodeGen
 from torch.fx.passes.shape_prop import TensorMetadata
@@ -29,7 +28,7 @@ from torch.nn import functional
 
 from mixbit.core import UnsupportedModel, interrupts_later
 from mixbit.graph import Graph, without_torchs_warnings
-from mixbit.graph.functional import decomposed
+from mixbit.graph.functional import decomposed, fake_mode
 from mixbit.quantization.quantizer import quantizer_path
 from mixbit.targets._integers import (
     QUANTIZER,
@@ -139,12 +138,10 @@ def _operators(copied: Graph, values: Mapping[str, Tensor]) -> fx.GraphModule:
     """
     module, graph = copied.module, copied.module.graph
     graph.set_codegen(CodeGen())
-    inputs = graph.find_nodes(op="placeholder")
-    mode = next(value.fake_mode for node in inputs if isinstance(value := node.meta["val"], FakeTensor))
     for name, value in values.items():
         with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
             lifted = graph.placeholder(f"lifted_{name}")
-        lifted.meta["val"] = mode.from_tensor(value, static_shapes=True)
+        lifted.meta["val"] = fake_mode(graph).from_tensor(value, static_shapes=True)
         copied.node(name).replace_all_uses_with(lifted)
     graph.eliminate_dead_code()
     for node in graph.find_nodes(op="call_module"):
