@@ -32,6 +32,7 @@ from mixbit.core import (
 from mixbit.graph.explain import explain
 from mixbit.graph.fold import fold_weights
 from mixbit.graph.forms import InFourDimensions, join_what_there_is, lay_out_attention, reshape_views
+from mixbit.graph.functional import functional_module
 from mixbit.graph.graph import (
     GROUPS,
     Graph,
@@ -206,9 +207,11 @@ def exported(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> 
             leaves, structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
             args, kwargs = with_pairs(pytree.tree_unflatten(_marks(leaves, free), structure))
             shapes = dict(signature.bind(*args, **kwargs).arguments)
-            program = _export(model, inputs, shapes, functional=False)
+            with _exporting(model, inputs):
+                program = torch.export.export(model, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes)
+                module = functional_module(program)
     _check_range(program)
-    module = copy_module(program.module(check_guards=False))
+    module = copy_module(module)
     reshape_views(module.graph)
     join_what_there_is(module.graph)
     for parameter in module.parameters():
@@ -433,11 +436,14 @@ def export_graph(graph: Graph, lifted: Mapping[str, Tensor] | None = None) -> Ex
     module.recompile()
     leaves = graph.ordered(graph.example)
     shapes = (*_marks(leaves, graph.dynamic), *[None] * len(lifted))
-    return _export(module, Inputs((*leaves, *lifted.values()), {}), shapes, functional=True)
+    inputs = Inputs((*leaves, *lifted.values()), {})
+    with _exporting(module, inputs):  # functional already, it needs no decompositions
+        return torch.export.export(module, inputs.args, {}, dynamic_shapes=shapes)
 
 
-def _export(model: nn.Module, inputs: Inputs, shapes: Any, *, functional: bool) -> ExportedProgram:
-    """The exported program; a module that is functional already, as a captured one is, needs no decompositions."""
+@contextmanager
+def _exporting(model: nn.Module, inputs: Inputs) -> Iterator[None]:
+    """Let torch export the model in silence; errors in its code become UnsupportedModel, with the line."""
     with (
         users_code(lambda error: UnsupportedModel(explain(error, model, inputs))),
         without_torchs_warnings(),
@@ -445,11 +451,7 @@ def _export(model: nn.Module, inputs: Inputs, shapes: Any, *, functional: bool) 
         redirect_stderr(StringIO()),  # torch prints what it traced
         without_compilers_folder(),
     ):
-        program = torch.export.export(model, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes)
-        if functional:
-            return program
-        reshape_views(program.graph)
-        return program.run_decompositions({})
+        yield
 
 
 @contextmanager

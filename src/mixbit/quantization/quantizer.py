@@ -1,5 +1,6 @@
 """The quantizer on an edge of a graph: quantize and dequantize, straight-through in backward."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -129,14 +130,21 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The nearest representable tensor; gradients pass where x is inside the range."""
         x = x if self.mask is None else x * self.mask
-        if self.format.floating is not None:
-            return round_to_type(x, self.format.floating, self.tensor)
-        if self.format.dynamic:
-            return quantize_at_run_time(x, self.format.bits, self.format.symmetric, self.format.group or 0, self.tensor)
-        axis = -1 if self.axis is None else self.axis
         scale = _LearnedScale.apply(self.scale, self.share) if self.learns else self.scale
-        limits = self.format.integer_range
-        return quantize_dequantize(x, scale, self.zero_point, axis, *limits, self.tensor, self.shifted)
+        operator, arguments = self.operator(scale, self.zero_point)
+        return operator(x, *arguments)
+
+    def operator(self, scale: Any, zero_point: Any) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:
+        """The operator of what it does, and its arguments behind x, among them this scale and zero point if it asks."""
+        fmt = self.format
+        if fmt.floating is not None:
+            return torch.ops.mixbit.round_to_type.default, (fmt.floating, self.tensor)
+        if fmt.dynamic:
+            arguments = fmt.bits, fmt.symmetric, fmt.group or 0, self.tensor
+            return torch.ops.mixbit.quantize_at_run_time.default, arguments
+        axis = -1 if self.axis is None else self.axis
+        arguments = scale, zero_point, axis, *fmt.integer_range, self.tensor, self.shifted
+        return torch.ops.mixbit.quantize_dequantize.default, arguments
 
     def integers(self, x: Tensor) -> Tensor:
         """The integers themselves, int32."""

@@ -4,8 +4,9 @@ import logging
 import math
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -15,14 +16,19 @@ import openvino as ov
 import torch
 from numpy.typing import NDArray
 from openvino.frontend.pytorch import ConversionExtension
+from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
+from openvino.frontend.pytorch.torchdynamo.export_decompositions import ops_to_not_decompose
 from openvino.passes import ConstantFolding, Manager
 from openvino.tools.ovc import telemetry_stub
-from torch import Tensor
+from torch import Tensor, fx
+from torch.export import default_decompositions
+from torch.fx.graph import CodeGen
+from torch.fx.passes.shape_prop import TensorMetadata
 from torch.nn import functional
 
 from mixbit.core import UnsupportedModel, interrupts_later
 from mixbit.graph import Graph, without_torchs_warnings
-from mixbit.graph.capture import export_graph
+from mixbit.graph.functional import decomposed, fake_mode
 from mixbit.quantization.quantizer import quantizer_path
 from mixbit.targets._integers import (
     QUANTIZER,
@@ -34,6 +40,7 @@ from mixbit.targets._integers import (
 )
 
 _ops: Any = ov.opset15
+_aten = torch.ops.aten
 #: Operators that move values or pick among them.
 MOVES = (
     "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "StridedSlice", "Split", "VariadicSplit", "Gather",
@@ -110,7 +117,8 @@ def _convert(simulated: Graph, values: dict[str, Tensor]) -> Any:
     ]
     try:
         with without_torchs_warnings(), interrupts_later(), _without_telemetry(), _same_root_logger():
-            model = ov.convert_model(export_graph(_without_counted_padding(simulated), values), extension=translations)
+            decoder = TorchFXPythonDecoder(_operators(_without_counted_padding(simulated), values), dynamic_shapes=True)
+            model = ov.convert_model(decoder, extension=translations)
         model.reshape({port: ov.PartialShape(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
         folding = Manager()
         folding.register_pass(ConstantFolding())  # what is made of the weights' shapes, not of the weights
@@ -121,6 +129,56 @@ def _convert(simulated: Graph, values: dict[str, Tensor]) -> Any:
             "or take another target"
         ) from error
     return model
+
+
+def _operators(copied: Graph, values: Mapping[str, Tensor]) -> fx.GraphModule:
+    """The module, changed in place, in operators that the frontend takes; these nodes become further inputs.
+
+    OpenVINO decomposes exported programs by the same table, but traces every operator for that.
+    """
+    module, graph = copied.module, copied.module.graph
+    graph.set_codegen(CodeGen())
+    for name, value in values.items():
+        with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
+            lifted = graph.placeholder(f"lifted_{name}")
+        lifted.meta["val"] = fake_mode(graph).from_tensor(value, static_shapes=True)
+        copied.node(name).replace_all_uses_with(lifted)
+    graph.eliminate_dead_code()
+    for node in graph.find_nodes(op="call_module"):
+        _spell_out(module, node)
+    graph.eliminate_dead_code()
+    for node in graph.find_nodes(op="call_function", target=_aten.reshape.default):
+        node.target = _aten.view.default  # OpenVINO's tensors lie in memory one way
+    module.graph = decomposed(graph, _decompositions())
+    for node in module.graph.nodes:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor):
+            node.meta["tensor_meta"] = TensorMetadata(value.shape, value.dtype, False, value.stride(), None, False, {})
+    return module
+
+
+def _spell_out(module: fx.GraphModule, node: fx.Node) -> None:
+    """Put its operators in the place of a quantizer."""
+    graph, path, x = module.graph, str(node.target), node.args[0]
+    quantizer: Any = module.get_submodule(path)
+    with graph.inserting_before(node):
+        if quantizer.mask is not None:
+            x = graph.call_function(_aten.mul.Tensor, (x, graph.get_attr(f"{path}.mask")))
+        target, arguments = quantizer.operator(graph.get_attr(f"{path}.scale"), graph.get_attr(f"{path}.zero_point"))
+        spelt = graph.call_function(target, (x, *arguments))
+    spelt.meta["val"] = node.meta["val"]
+    node.replace_all_uses_with(spelt)
+    graph.erase_node(node)
+
+
+@cache
+def _decompositions() -> Mapping[Any, Callable[..., Any]]:
+    """Operator -> what it is made of, for those that OpenVINO's frontend does not take."""
+    table = default_decompositions()
+    for target in ops_to_not_decompose():
+        if target in table:
+            table.pop(target)
+    return table.materialize()
 
 
 @contextmanager
