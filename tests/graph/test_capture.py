@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput, UnsupportedModel
-from mixbit.graph.capture import capture, export_graph
+from mixbit.graph.capture import capture
 from tests.networks import Attention, Net, Residual, assert_state_is, state_of
 
 
@@ -285,23 +285,6 @@ def test_shapes_are_those_of_the_example():
     assert {graph.shapes[node.name] for node in graph.module.graph.nodes if node.op == "call_function"} == {(5, 4)}
     assert graph.device == torch.device("cpu")
     assert capture(nn.Softmax(1), torch.randn(5, 3)).device == torch.device("cpu")
-
-
-def test_the_graph_exports_with_flat_inputs():
-    model, _, graph = captured("several")
-    program = export_graph(graph)
-    other = example_of("several", 1)
-    got = program.module()(*graph.leaves(Inputs.of(other)))
-    assert_same_outputs(tuple(got), tuple(pytree.tree_leaves(outputs(model, other))))
-
-
-def test_lifted_tensors_become_inputs():
-    model = nn.Linear(3, 2)
-    graph = capture(model, torch.randn(4, 3))
-    node = next(node.name for node in graph.module.graph.find_nodes(op="get_attr") if node.target == "weight")
-    weight, x = torch.randn(2, 3), torch.randn(5, 3)
-    program = export_graph(graph, {node: weight})
-    torch.testing.assert_close(program.module()(x, weight), (F.linear(x, weight, model.bias),))
 
 
 @pytest.mark.parametrize(

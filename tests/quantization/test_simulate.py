@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from mixbit.core import Format, Plan
 from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
-from mixbit.graph.capture import capture, export_graph
+from mixbit.graph.capture import capture
 from mixbit.graph.graph import model_fingerprint
 from mixbit.graph.layers import BETWEEN_KINDS
 from mixbit.quantization.calibrate import calibrate, weight_quantizer
@@ -254,15 +254,11 @@ def test_the_simulation_trains():
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_a_simulation_works_at_any_batch_size_and_exports():
+def test_a_simulation_works_at_any_batch_size():
     _, graph, x = residual()
     simulated = quantize(graph, plan_of(graph.layers, "w4a8"), [x])
     whole = simulated(x)
     torch.testing.assert_close(torch.cat([simulated(part) for part in (x[:1], x[1:8], x[8:])]), whole)
-    program = export_graph(simulated)
-    torch.testing.assert_close(program.module()(x)[0], whole)
-    names = [node.args[6] for node in program.graph.nodes if "quantize_dequantize" in str(node.target)]
-    assert sorted(names) == sorted(by_tensor(simulated))
 
 
 def test_names_that_look_alike_are_told_apart():

@@ -1,4 +1,4 @@
-"""capture(): from the user's module to a functional graph, by torch.export; and from a graph to an exported program."""
+"""capture(): from the user's module to a functional graph, by torch.export."""
 
 import inspect
 import logging
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.fx.graph import CodeGen
 from torch.utils import _pytree as pytree
 
 from mixbit.core import (
@@ -31,7 +30,7 @@ from mixbit.core import (
 )
 from mixbit.graph.explain import explain
 from mixbit.graph.fold import fold_weights
-from mixbit.graph.forms import InFourDimensions, join_what_there_is, lay_out_attention, reshape_views
+from mixbit.graph.forms import InFourDimensions, join_what_there_is, reshape_views
 from mixbit.graph.functional import functional_module
 from mixbit.graph.graph import (
     GROUPS,
@@ -414,31 +413,6 @@ def _fold(module: fx.GraphModule, norm: fx.Node) -> None:
     if norm.target is not _TRAINABLE:
         output = next(user for user in norm.users if user.target is operator.getitem and user.args[1] == 0)
     output.replace_all_uses_with(before)
-
-
-def export_graph(graph: Graph, lifted: Mapping[str, Tensor] | None = None) -> ExportedProgram:
-    """The graph, quantizers included, as an exported program of flat inputs with a dynamic batch.
-
-    Args:
-        graph: In float or simulated.
-        lifted: Name of a node -> value; each of these nodes becomes one more input, in this order.
-    """
-    copied, lifted = graph.copy(), lifted or {}
-    module = copied.module.eval()
-    module.graph.set_codegen(CodeGen())
-    for name in lifted:
-        replaced = copied.node(name)
-        with module.graph.inserting_after(module.graph.find_nodes(op="placeholder")[-1]):
-            replaced.replace_all_uses_with(module.graph.placeholder(f"lifted_{name}"))
-        module.graph.erase_node(replaced)
-    lay_out_attention(module.graph)
-    module.graph.eliminate_dead_code()
-    module.recompile()
-    leaves = graph.ordered(graph.example)
-    shapes = (*_marks(leaves, graph.dynamic), *[None] * len(lifted))
-    inputs = Inputs((*leaves, *lifted.values()), {})
-    with _exporting(module, inputs):  # functional already, it needs no decompositions
-        return torch.export.export(module, inputs.args, {}, dynamic_shapes=shapes)
 
 
 @contextmanager

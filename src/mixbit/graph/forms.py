@@ -23,18 +23,6 @@ def reshape_views(graph: fx.Graph) -> None:
         node.target = _aten.reshape.default
 
 
-def lay_out_attention(graph: fx.Graph) -> None:
-    """Copy what every attention returns, in place; runtimes leave the copy out.
-
-    Its kernels and its decomposition return other layouts, so that torch.onnx would write as a view what is none.
-    """
-    for node in graph.find_nodes(op="call_function", target=_aten.scaled_dot_product_attention.default):
-        with graph.inserting_after(node):
-            options: dict[str, Any] = {"memory_format": torch.contiguous_format}
-            copied = graph.call_function(_aten.clone.default, (node,), options)
-        node.replace_all_uses_with(copied, delete_user_cb=lambda user, copied=copied: user is not copied)
-
-
 def join_what_there_is(graph: fx.Graph) -> None:
     """Leave tensors [0], which torch joins with tensors of any dimensions, out of every `cat`, in place.
 
