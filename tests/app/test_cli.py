@@ -734,7 +734,6 @@ def test_an_artefact_that_computes_something_else_is_exit_4(done, again, tmp_pat
     assert "outputs differ" in err
 
 
-@pytest.mark.slow
 def test_verify_names_the_first_tensor_inside_that_differs(code, done, run, again, tmp_path):
     onnx = pytest.importorskip("onnx")
     assert run(*quantize_words(code, tmp_path / "out", target="onnxruntime"))[0] == 0

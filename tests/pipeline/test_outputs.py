@@ -87,7 +87,6 @@ def test_the_check_set_holds_every_output(deployed):
     assert recheck(result.folder).outputs == pytest.approx(result.comparison.outputs, abs=5e-3)
 
 
-@pytest.mark.slow
 def test_scores_of_the_users_own_run_the_artefact(tmp_path):
     networks = []
 

@@ -463,7 +463,6 @@ def test_same_seed_same_channels() -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
 def test_smaller_graph_is_measured_quantized_and_exported(target: str, tmp_path: Any) -> None:
     torch.manual_seed(0)

@@ -57,7 +57,7 @@ def test_an_interrupt_after_files_were_run_is_an_exception_and_no_crash(tmp_path
     assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("scheme", [pytest.param("w8", marks=pytest.mark.slow), "w4g32", "w4a8"])
+@pytest.mark.parametrize("scheme", ["w8", "w4g32", "w4a8"])
 def test_a_plain_compilation_rounds_no_input_that_the_plan_leaves_in_float(scheme, tmp_path):
     """The plugin's own default is to round inputs of products with integers to 8 bits, in groups of 32."""
     ov = pytest.importorskip("openvino")

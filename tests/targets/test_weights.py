@@ -84,7 +84,8 @@ def graph(network):
     scope="module",
     params=[
         ("openvino", "w8a8"),
-        *(pytest.param(("onnxruntime", scheme), marks=pytest.mark.slow) for scheme in ("w8a8", "w3")),
+        ("onnxruntime", "w8a8"),
+        pytest.param(("onnxruntime", "w3"), marks=pytest.mark.slow),
     ],
 )
 def deployed(request, graph, tmp_path_factory):
