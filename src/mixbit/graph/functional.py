@@ -5,7 +5,8 @@ into what they read, and composites whose result may be a view.
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -72,13 +73,26 @@ def decomposed(graph: fx.Graph, decompositions: Mapping[Any, Callable[..., Any]]
     nodes = [node for node in graph.nodes if node.op == "call_function"]
     composites = {node for node in nodes if node.target in decompositions or _is_composite(node.target)}
     composites |= {user for node in composites for user in node.users if user.target is operator.getitem}
-    copy = _Copy(graph, [node for node in graph.nodes if node in composites], decompositions)
-    for node in graph.nodes:
-        if node in composites:
-            copy.take(node)
-        else:
-            copy.add(node)
+    with keeping_symbols(graph):
+        copy = _Copy(graph, [node for node in graph.nodes if node in composites], decompositions)
+        for node in graph.nodes:
+            if node in composites:
+                copy.take(node)
+            else:
+                copy.add(node)
     return copy.graph
+
+
+@contextmanager
+def keeping_symbols(graph: fx.Graph) -> Iterator[None]:
+    """Let no comparison of sizes in the block decide what their symbols stand for.
+
+    A graph shares them with all its copies: `aten.pad`, for one, asks for its input's sizes as numbers, and they would
+    be those of the example from then on.
+    """
+    environment = fake_mode(graph).shape_env
+    with nullcontext() if environment is None else environment.suppress_guards():
+        yield
 
 
 def fake_mode(graph: fx.Graph) -> FakeTensorMode:

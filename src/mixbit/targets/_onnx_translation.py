@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from mixbit.core import UnsupportedModel, interrupts_later
 from mixbit.graph import Graph, without_torchs_warnings
 from mixbit.graph.capture import without_compilers_folder, without_logs
+from mixbit.graph.functional import keeping_symbols
 from mixbit.graph.graph import tensor_of
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.targets._integers import reason_line
@@ -109,7 +110,8 @@ def _made(writer: Writer, module: fx.GraphModule, node: fx.Node, values: Values)
     write = OPERATORS.get(node.target)
     try:
         options = {name: value for name, value in kwargs.items() if name not in _UNREAD}
-        made = None if write is None else write(writer, _result(node), *args, **options)
+        with keeping_symbols(module.graph):
+            made = None if write is None else write(writer, _result(node), *args, **options)
     except UnsupportedModel as error:
         raise UnsupportedModel(f"{node.name}: {error}") from error
     return _by_torch(writer, node, values) if made is None or _lacks(node, made) else made
