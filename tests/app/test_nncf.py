@@ -1,6 +1,7 @@
 """Configuration files as NNCF 2's documentation and examples have them."""
 
 import json
+import time
 
 import pytest
 
@@ -152,3 +153,12 @@ def test_comments_and_operators_without_a_name(tmp_path):
     assert found.notes["Net/relu_0"] == "not needed: no layer with a weight"
     found = read(tmp_path, manual([[8, "Net/relu_0|OUTPUT"]]))
     assert found.notes["Net/relu_0|OUTPUT"].startswith("refused: inputs take 8 bits")
+
+
+def test_a_text_without_end_is_refused_at_once(tmp_path):
+    """It is read once, not once from each of its characters."""
+    (tmp_path / "nncf.json").write_text('"' + '\\"' * 50_000)
+    began = time.process_time()
+    with pytest.raises(InvalidInput, match=r"nncf\.json"):
+        read_nncf_config(tmp_path / "nncf.json", PACKED)
+    assert time.process_time() - began < 5
