@@ -351,9 +351,11 @@ def _variance(w: Writer, out: Any, x: Any, dims: Any, correction: float, keepdim
     if not all(isinstance(size, int) for size in sizes):
         return None
     count = math.prod(sizes)
+    if count <= correction:  # NaN, as torch's exporter writes it
+        return None
     away = w.add("Sub", x, _reduced(w, "ReduceMean", x, axes, keepdim=True))
     mean = _reduced(w, "ReduceMean", w.add("Mul", away, away), axes, keepdim)
-    return mean if correction == 0 else w.add("Mul", mean, w.number(count / max(count - correction, 0), out.dtype))
+    return mean if correction == 0 else w.add("Mul", mean, w.number(count / (count - correction), out.dtype))
 
 
 @_writes(_aten.var.correction)
@@ -1014,10 +1016,19 @@ def _of_sizes(kind: str, w: Writer, out: Any, *sizes: Any) -> Any:
 
 
 for _kind, _target in {
-    "Mul": operator.mul, "Add": operator.add, "Sub": operator.sub, "Div": operator.floordiv, "Mod": operator.mod,
-    "Neg": operator.neg, "Max": torch.sym_max, "Min": torch.sym_min,
+    "Mul": operator.mul, "Add": operator.add, "Sub": operator.sub, "Mod": operator.mod, "Neg": operator.neg,
+    "Max": torch.sym_max, "Min": torch.sym_min,
 }.items():  # fmt: skip
     OPERATORS[_target] = partial(_of_sizes, _kind)
+
+
+@_writes(operator.floordiv)
+def _floordiv(w: Writer, out: Any, size: Any, by: Any) -> Any:
+    """ONNX divides towards zero, and `-(-size // by)` is how code rounds up."""
+    if isinstance(out, int):
+        return out
+    size, by = w.vector([size]), w.vector([by])
+    return Size(w.add("Div", w.add("Sub", size, w.add("Mod", size, by)), by), str(out.node.expr))
 
 
 @_writes(operator.getitem)

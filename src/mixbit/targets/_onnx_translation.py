@@ -11,7 +11,7 @@ from torch.export import Dim
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from mixbit.core import UnsupportedModel, interrupts_later
+from mixbit.core import UnsupportedModel, interrupts_later, users_code
 from mixbit.graph import Graph, without_torchs_warnings
 from mixbit.graph.capture import without_compilers_folder, without_logs
 from mixbit.graph.functional import keeping_symbols
@@ -243,17 +243,18 @@ def _exported(node: fx.Node, alone: _Alone) -> Any:
         else:
             inputs.append(read if isinstance(read, int) else read.node.hint)
             marks.append(None if isinstance(read, int) else Dim.DYNAMIC)
-    try:
-        with without_torchs_warnings(), without_logs(), without_compilers_folder(), interrupts_later():
-            program = torch.export.export(alone, tuple(inputs), dynamic_shapes={"read": tuple(marks)})
-            exported: Any = torch.onnx.export(
-                program, (), dynamo=True, verbose=False, optimize=False, opset_version=OPSET
-            )
-    except Exception as error:  # torch's exporters raise errors of many kinds
+
+    def failed(error: BaseException) -> UnsupportedModel:
         reason = reason_line(error.__cause__ or error, 0)  # the error itself is advice for authors of exporters
-        raise UnsupportedModel(
+        return UnsupportedModel(
             f"{node.name}: torch.onnx cannot export the operator {node.target}: {reason}; write what it names "
             "otherwise, or take another target"
-        ) from error
+        )
+
+    with (
+        users_code(failed), without_torchs_warnings(), without_logs(), without_compilers_folder(), interrupts_later(),
+    ):  # fmt: skip
+        program = torch.export.export(alone, tuple(inputs), dynamic_shapes={"read": tuple(marks)})
+        exported: Any = torch.onnx.export(program, (), dynamo=True, verbose=False, optimize=False, opset_version=OPSET)
     InlinePass()(exported.model)
     return exported.model.graph

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import operator
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -149,12 +150,41 @@ def _operators(copied: Graph, values: Mapping[str, Tensor]) -> fx.GraphModule:
     graph.eliminate_dead_code()
     for node in graph.find_nodes(op="call_function", target=_aten.reshape.default):
         node.target = _aten.view.default  # OpenVINO's tensors lie in memory one way
+    _round_down(graph)
     module.graph = decomposed(graph, _decompositions())
     for node in module.graph.nodes:
         value = node.meta.get("val")
         if isinstance(value, Tensor):
             node.meta["tensor_meta"] = TensorMetadata(value.shape, value.dtype, False, value.stride(), None, False, {})
     return module
+
+
+def _round_down(graph: fx.Graph) -> None:
+    """Write divisions of negative sizes by positive ones: OpenVINO 2026.4 rounds them up, as in -(-size // 2)."""
+    for node in graph.find_nodes(op="call_function", target=operator.floordiv):
+        size, by = node.args
+        value = size.meta["val"] if isinstance(size, fx.Node) else size
+        if not isinstance(value, torch.SymInt):
+            continue
+        bounds = value.node.shape_env.bound_sympy(value.node.expr)
+        if bounds.lower >= 0:
+            continue
+        if bounds.upper > 0 or not isinstance(by, int) or by <= 0:
+            raise UnsupportedModel(
+                f"{node.name}: divides a size that may be negative, {value}, by {by}, which OpenVINO rounds otherwise; "
+                "divide positive sizes alone"
+            )
+        with graph.inserting_before(node):  # floor(a / b) = -floor((-a + b - 1) / b)
+            positive = graph.call_function(operator.neg, (size,))
+            more = graph.call_function(operator.add, (positive, by - 1))
+            quotient = graph.call_function(operator.floordiv, (more, by))
+            made = graph.call_function(operator.neg, (quotient,))
+        for new, result in (
+            (positive, -value), (more, -value + by - 1), (quotient, (-value + by - 1) // by), (made, node.meta["val"]),
+        ):  # fmt: skip
+            new.meta["val"] = result
+        node.replace_all_uses_with(made)
+        graph.erase_node(node)
 
 
 def _spell_out(module: fx.GraphModule, node: fx.Node) -> None:

@@ -183,7 +183,7 @@ def front(
     from mixbit.searches.front import front as front_
 
     if picture is not None:
-        if picture.suffix != ".png" or picture == out:
+        if picture.suffix != ".png" or picture.absolute() == out.absolute():
             raise InvalidInput(f"{picture}: the picture is a PNG; give a name of its own that ends with .png")
         check_new_file(picture, force=force)
         check_matplotlib(picture.name)
