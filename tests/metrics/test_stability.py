@@ -96,3 +96,27 @@ def test_exact_costs_may_be_small():
     assert ranking_problem(table(costs() * 1e-11)) is None
     assert "about zero" in ranking_problem(table(costs() * 1e-11, 1e-12))
     assert "about zero" in ranking_problem(table(costs() * 0))
+
+
+def test_what_varies_with_all_layers_together_does_not_change_plans():
+    """Few samples hold most of the information: every entry is twice as large with other data, and plans the same."""
+    together = costs() * np.random.default_rng(0).uniform(0.5, 2, (32, 1, 1))
+    assert resampled_excess(table(costs(), 0.5 * costs()), together) == pytest.approx(0, abs=1e-9)
+    apart = costs() * np.random.default_rng(0).uniform(0.5, 2, (32, 8, 3))
+    assert resampled_excess(table(costs(), 0.5 * costs()), apart) > 0.01
+
+
+def test_resampled_means_foretell_what_plans_lose_by_other_samples():
+    """On data of which few samples cost most, the excess that a half foretells is what it has on the other half."""
+    rng = np.random.default_rng(0)
+    foretold, found = [], []
+    for _ in range(20):
+        weight = rng.exponential(1, (400, 1, 1)) ** 2
+        samples = costs(12) * weight * rng.standard_normal((400, 12, 3)) ** 2
+        half, other = samples[:200].mean(0), samples[200:].mean(0)
+        made = table(half, samples[:200].std(0) / np.sqrt(200))
+        draws = np.stack([(rng.poisson(1, (200, 1, 1)) * samples[:200]).mean(0) for _ in range(32)])
+        foretold.append(resampled_excess(made, draws))
+        judged = dataclasses.replace(made, loss=other)
+        found.append(resampled_excess(judged, half[None]))
+    assert 0.5 * np.mean(found) < 2 * np.mean(foretold) < 2 * np.mean(found)

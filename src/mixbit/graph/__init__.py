@@ -8,6 +8,7 @@ from mixbit.graph.evaluate import (
     fitted as fitted,
     returned_by as returned_by,
 )
+from mixbit.graph.gradients import convolution_gradients as convolution_gradients
 from mixbit.graph.graph import (
     FEW_ELEMENTS as FEW_ELEMENTS,
     Case as Case,

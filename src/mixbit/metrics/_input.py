@@ -28,6 +28,9 @@ IGNORES_LOSS = "ignores the loss"
 #: It does not look at what the outputs mean, so that any task does.
 IGNORES_TASK = "ignores the task"
 
+#: Resampled means of a mean over samples.
+RESAMPLES = 32
+
 #: Name of a layer or tensor -> what rounding it costs, [..., formats].
 Costs = Mapping[str, Tensor]
 
@@ -203,12 +206,15 @@ class Estimate:
         standard_error: [L, C] of the same unit.
         num_samples: Samples behind each entry.
         trace: [L] the Hessian's average trace of each weight, where the metric estimates it.
+        resampled: [R, L, C] the loss of samples drawn again from the same ones (Efron 1979, the bootstrap), where the
+            metric is a mean over samples: how entries vary together with the data.
     """
 
     loss: FloatArray
     standard_error: FloatArray
     num_samples: int
     trace: FloatArray | None = None
+    resampled: FloatArray | None = None
 
 
 def check_estimate(answer: Any, metric: str, inputs: MetricInput) -> None:
@@ -234,15 +240,27 @@ def joined(first: Estimate, second: Estimate) -> Estimate:
     count = first.num_samples + second.num_samples
     a, b = first.num_samples / count, second.num_samples / count
     error = np.hypot(a * first.standard_error, b * second.standard_error)
-    return Estimate(a * first.loss + b * second.loss, error, count)
+    resampled = None
+    if first.resampled is not None and second.resampled is not None:
+        resampled = a * first.resampled + b * second.resampled
+    return Estimate(a * first.loss + b * second.loss, error, count, resampled=resampled)
 
 
 def averaged(inputs: MetricInput, costs: Iterable[tuple[Costs, Costs]], *, shared: bool) -> Estimate:
-    """Mean over samples, with its standard error, of `MetricInput.entries` of every batch's costs [N, formats]."""
-    entries = RunningMean((len(inputs.layers), len(inputs.schemes)))
+    """Mean over samples, with its standard error, of `MetricInput.entries` of every batch's costs [N, formats].
+
+    In a resampled mean each sample counts as often as a Poisson number with mean 1 says (Hanley and MacGibbon 2006).
+    """
+    shape = len(inputs.layers), len(inputs.schemes)
+    entries, sums = RunningMean(shape), torch.zeros(RESAMPLES, *shape, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(inputs.seed)
     for weights, reads in costs:
-        entries.update(inputs.entries(weights, reads, shared=shared))
-    return Estimate(*entries.result())
+        rows = inputs.entries(weights, reads, shared=shared)
+        entries.update(rows)
+        times = torch.poisson(torch.ones(RESAMPLES, len(rows), dtype=torch.float64), generator)
+        sums += torch.tensordot(times, rows, 1)
+    loss, error, count = entries.result()
+    return Estimate(loss, error, count, resampled=(sums / count).numpy())
 
 
 def batch_means(rows: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,9 +6,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mixbit.core import Inputs, method, track
-from mixbit.graph import FEW_ELEMENTS, Backward, Graph, Layer, Operation, run_stacked, stack_weights
+from mixbit.core import Inputs, labels_at, method, track
+from mixbit.graph import FEW_ELEMENTS, Backward, Layer, Operation, convolution_gradients
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
+from mixbit.metrics._selection import Selection
 
 
 @method(MEAN_OVER_SAMPLES, rank=1)
@@ -39,6 +40,7 @@ class _Scorer:
     def __init__(self, inputs: MetricInput) -> None:
         self.inputs = inputs
         self.generator = torch.Generator().manual_seed(inputs.seed)
+        self.selection = Selection(inputs)
         self.small_errors: dict[str, list[Tensor]] = {}
         self.shifts: dict[str, list[Tensor]] = {}
         for layer in inputs.layers:
@@ -56,15 +58,21 @@ class _Scorer:
         #: Layer or tensor -> [N, formats] or, where samples cannot be told apart, [1, formats], once per operation.
         self.weight_scores: dict[str, list[Tensor]] = defaultdict(list)
         self.read_scores: dict[str, list[Tensor]] = defaultdict(list)
-        self.count = batch.batch_size
-        self.backward.run_batch(batch, labels, partial(self.inputs.task.information, generator=self.generator))
         parts = self.inputs.zero_costs(batch.batch_size, shared=True)
+        chosen, times = self.selection.of_batch(batch, labels)
+        if not chosen:
+            return parts
+        if len(chosen) < batch.batch_size:
+            batch, labels = batch.rows(chosen), labels_at(labels, chosen)
+        self.count = len(chosen)
+        self.backward.run_batch(batch, labels, partial(self.inputs.task.information, generator=self.generator))
         for costs, scores in zip(parts, (self.weight_scores, self.read_scores), strict=True):
             for name, sums in scores.items():
                 rows = [part.cpu().double() for part in sums]
-                if any(len(part) != batch.batch_size for part in rows):
+                if any(len(part) != self.count for part in rows):
                     rows = [part.sum(0, keepdim=True) for part in rows]  # one square, for the batch
-                costs[name][: len(rows[0])] = torch.stack(rows).sum(0).square() / 2
+                squares = torch.stack(rows).sum(0).square() / 2
+                costs[name][chosen[: len(squares)]] = squares * times[: len(squares), None]
         return parts
 
     def _score_read(self, name: str, x: Tensor, gradient: Tensor) -> None:
@@ -84,9 +92,10 @@ class _Scorer:
             errors = torch.stack([error.movedim(layer.axis, 0) for error in self._errors(layer)])
             scores = _dot_with_matrices(x, gradient, errors)
         else:
-            outputs = x.flatten(0, 1), gradient.flatten(0, 1)
-            rows = _dot_with_outputs(self.inputs.graph, operation, *outputs, self._errors(layer))
-            scores = rows.unflatten(0, gradient.shape[:2]).sum(1)
+            errors = torch.stack(self._errors(layer)).flatten(1)
+            weight = self.inputs.graph.parameter(layer.name).detach()
+            gradients = convolution_gradients(self.inputs.graph.node(operation.node), weight, x, gradient)
+            scores = torch.cat([some.flatten(1) @ errors.T for some in gradients])
         shifts = self.shifts.get(operation.node)
         if shifts is not None:
             sums = gradient.sum(1) if operation.channels_last else gradient.flatten(3).sum((1, 3))
@@ -116,15 +125,4 @@ def _dot_with_matrices(x: Tensor, gradient: Tensor, errors: Tensor) -> Tensor:
         else:
             outputs = (some @ errors.flatten(0, 1).T).unflatten(2, (count, channels))
             parts.append((outputs * slopes.unsqueeze(2)).sum((1, 3)))
-    return torch.cat(parts)
-
-
-def _dot_with_outputs(graph: Graph, operation: Operation, x: Tensor, gradient: Tensor, errors: list[Tensor]) -> Tensor:
-    """[rows, F] of <gradient_i, op(x_i, error)>, a few rows at a time."""
-    stacked, count = stack_weights(operation, errors), len(errors)
-    size = max(1, FEW_ELEMENTS * len(gradient) // max(1, count * gradient.numel()))
-    parts = []
-    for some, slopes in zip(x.split(size), gradient.split(size), strict=True):
-        outputs = run_stacked(graph, operation, some, stacked, count)
-        parts.append((outputs * slopes).flatten(2).sum(2).T)
     return torch.cat(parts)

@@ -1,8 +1,7 @@
 """measure(): the table of sensitivity and usage, layers x choices, and whether it can rank plans."""
 
 import dataclasses
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from mixbit.core import (
     Batch,
     Batches,
-    Budget,
+    FloatArray,
     InfeasibleBudget,
     InvalidInput,
     Scheme,
@@ -39,7 +38,8 @@ from mixbit.metrics._input import (
 from mixbit.quantization.calibrate import Calibration, calibrate, weight_quantizer
 from mixbit.quantization.offers import why_not, with_fallbacks
 from mixbit.quantization.simulate import rounded_between
-from mixbit.searches.search import search
+from mixbit.searches._problem import Problem
+from mixbit.searches.mixtures import mixtures
 
 #: How the verdict on a good table begins.
 STABLE = "plans are stable against sampling noise"
@@ -47,8 +47,8 @@ STABLE = "plans are stable against sampling noise"
 FEWEST_BATCHES = 8
 #: Budgets at which plans are compared, as shares of the way from the cheapest plan to the dearest.
 SHARES = (0.25, 0.5, 0.75)
-#: Tables drawn from the standard errors.
-DRAWS = 8
+#: Tables drawn from the standard errors, where the metric resamples none.
+DRAWS = 32
 #: A plan is stable if, by the table itself, plans of the drawn tables lose at most this share more on average.
 TOLERANCE = 0.05
 #: Sampled costs count as zero where all are below the first (nats), exact costs where all are below the second.
@@ -152,8 +152,10 @@ def _measured(frame: Sensitivity, inputs: MetricInput, method: Metric) -> Sensit
         total = estimate if total is None else joined(total, estimate)
         num_seen += int(part.sizes.sum())
         loss = np.where(np.isfinite(frame.loss), total.loss, np.inf)
-        table = dataclasses.replace(frame, **vars(total) | {"loss": loss})
-        problem, after = ranking_problem(table), f"after {num_seen} of {int(inputs.sizes.sum())} samples"
+        filled = {name: value for name, value in vars(total).items() if name != "resampled"}
+        table = dataclasses.replace(frame, **filled | {"loss": loss})
+        problem = ranking_problem(table, total.resampled)
+        after = f"after {num_seen} of {int(inputs.sizes.sum())} samples"
         if num_seen == 1:
             problem = "a single sample says nothing of others"
         verdict = f"{STABLE}, {after}"
@@ -220,12 +222,17 @@ def choose_scales(graph: Graph, calibration: Calibration, schemes: Sequence[Sche
                 weight_quantizer(graph, layer, fmt, calibration)
 
 
-def ranking_problem(table: Sensitivity) -> str | None:
+def ranking_problem(table: Sensitivity, resampled: FloatArray | None = None) -> str | None:
     """Why the table cannot rank plans, None where it can.
 
     It cannot where all costs are about zero, as those of a model that has memorised its data; where most layers cost
-    the same whatever their scheme; or where plans are not stable under resampling: entries are drawn again as normal
-    with their standard errors, and the plans searched on such tables lose more than TOLERANCE over the best one.
+    the same whatever their scheme; or where plans are not stable under resampling: those of the tables that other
+    samples might have given lose more than TOLERANCE over the best one.
+
+    Args:
+        table: With its standard errors.
+        resampled: [R, L, C] losses by samples drawn again from the same ones, which vary together as samples do; where
+            None, they are drawn as normal, each with its standard error, as if independent of one another.
     """
     offered = np.isfinite(table.loss)
     sampled = bool(table.standard_error[offered].any())
@@ -239,49 +246,36 @@ def ranking_problem(table: Sensitivity) -> str | None:
         return f"{flat} of {len(rows)} layers cost the same whatever their scheme"
     if np.isinf(table.standard_error[offered]).any():
         return "a single sample has no standard error"
-    excess = resampled_excess(table)
+    excess = resampled_excess(table, resampled)
     if excess > TOLERANCE:
         return f"resampled plans lose {excess:.1%} more than the best one (stable: {TOLERANCE:.0%})"
     return None
 
 
-def resampled_excess(table: Sensitivity) -> float:
+def resampled_excess(table: Sensitivity, resampled: FloatArray | None = None) -> float:
     """By how much plans searched on resampled tables lose more than the table's own, relative; mean of all budgets.
 
-    A best plan that loses next to nothing counts as LEAST_BEST of what the dearest choices lose.
+    Plans are mixtures, see `mixbit.searches.mixtures`: they lose no more or less because a whole layer more does not
+    fit. A best plan that loses next to nothing counts as LEAST_BEST of what the dearest choices lose. Limits are on the
+    mean bits of weights or, where all choices have the same, on bit operations.
     """
     offered = np.isfinite(table.loss)
-    errors = np.where(offered, table.standard_error, 0)
+    errors, losses = np.where(offered, table.standard_error, 0), np.where(offered, table.loss, 0)
     if not errors.any():
         return 0.0
-
-    def loss_of_best(searched: Sensitivity, budget: Budget) -> float:
-        """By the table, of the plan that is best by the one searched."""
-        schemes = search(searched, budget).layers.values()
-        return math.fsum(row[table.choices.index(scheme)] for row, scheme in zip(table.loss, schemes, strict=True))
-
-    generator = np.random.default_rng(table.seed)
-    floor = max(LEAST_BEST * float(np.where(offered, table.loss, 0).max(1).sum()), TINIEST)
-    excesses = []
-    for budget in _budgets(table):
-        try:
-            best = loss_of_best(table, budget)
-        except InfeasibleBudget:  # layers that are tied can need more than each alone
-            continue
-        for _ in range(DRAWS):
-            loss = table.loss + errors * generator.standard_normal(table.loss.shape)
-            drawn = dataclasses.replace(table, loss=loss)
-            excesses.append((loss_of_best(drawn, budget) - best) / max(best, floor))
-    return float(np.mean(excesses)) if excesses else 0.0
-
-
-def _budgets(table: Sensitivity) -> Iterator[Budget]:
-    """Limits on the mean bits of weights or, where all choices have the same, on bit operations."""
-    offered = np.isfinite(table.loss)
-    for name, resource, unit in (("mean_bits", "weight_bits", table.num_weights), ("bit_ops", "bit_ops", 1.0)):
-        usage, fixed = table.usage[resource], table.fixed_usage(name)
-        low = np.where(offered, usage, np.inf).min(1).sum() / unit + fixed
-        high = np.where(offered, usage, -np.inf).max(1).sum() / unit + fixed
-        if high > low:
-            yield from (Budget(**{name: low + share * (high - low)}) for share in SHARES)
-            return
+    if resampled is None:
+        normal = np.random.default_rng(table.seed).standard_normal((DRAWS, *losses.shape))
+        resampled = losses + errors * normal
+    try:
+        problem = Problem.of(table)
+    except InfeasibleBudget:  # layers that are tied have no choice in common: no plan
+        return 0.0
+    usage = next((table.usage[name] for name in ("weight_bits", "bit_ops") if np.ptp(table.usage[name], 1).any()), None)
+    if usage is None:
+        return 0.0
+    floor = max(LEAST_BEST * float(losses.max(1).sum()), TINIEST)
+    tables, excesses = np.concatenate([losses[None], resampled]), []
+    for share in SHARES:
+        best, *others = (mixtures(problem, tables, usage, share) * losses).sum((1, 2))
+        excesses.append((np.mean(others) - best) / max(best, floor))
+    return float(np.mean(excesses))

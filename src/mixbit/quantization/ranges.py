@@ -14,7 +14,12 @@ from mixbit.core import FloatArray, Format, Methods, method
 from mixbit.quantization.affine import range_to_affine
 
 #: Bins between a magnitude and its double: each is at most 1/256 as wide as its values are large.
-BINS_PER_OCTAVE = 256
+BIN_BITS = 8
+BINS_PER_OCTAVE = 2**BIN_BITS
+#: Of a float64: bits of the mantissa; what `math.frexp` calls 0 in its exponent's bits; all bits of a bin's number.
+MANTISSA_BITS = 52
+SMALLEST_EXPONENT = 1023
+LARGEST_CODE = 2 ** (11 + BIN_BITS) - 1
 #: Octaves that have bins: down to 2^-32 of the largest, so that an outlier leaves the other values their bins.
 OCTAVES = 32
 #: Values looked at per update; the extremes are exact, the shape between them is sampled.
@@ -70,14 +75,13 @@ class Histogram:
         self.zeros += float(self.counts[:, :fallen].sum())
         self.counts = torch.nn.functional.pad(self.counts[:, fallen:], (0, fallen))
         self._top = top = max(before, top)
-        mantissa, exponent = torch.frexp(values.abs())
-        octave = exponent.long() - top + OCTAVES - 1
-        index = octave * BINS_PER_OCTAVE + ((2 * mantissa - 1) * BINS_PER_OCTAVE).long()
-        counted = (values != 0) & (octave >= 0)
+        # The top bits of a float64's magnitude, read as a whole number: octaves, and equal bins within each.
+        index = (values.view(torch.int64) >> MANTISSA_BITS - BIN_BITS) & LARGEST_CODE
+        index -= (SMALLEST_EXPONENT + top - OCTAVES) * BINS_PER_OCTAVE - 1
         size = self.counts.shape[1]
-        counts = torch.bincount((index + size * (values > 0))[counted], minlength=2 * size)
-        self.counts += step * counts.reshape(2, size)
-        self.zeros += step * int((~counted).sum())
+        counts = torch.bincount(index.clamp_(min=0) + size * ((index > 0) & (values > 0)), minlength=2 * size + 1)
+        self.zeros += step * float(counts[0])
+        self.counts += step * counts[1:].reshape(2, size)
 
     @property
     def largest(self) -> float:

@@ -1,0 +1,44 @@
+"""Gradients of convolutions' weights against torch's autograd, one sample at a time."""
+
+import pytest
+import torch
+from torch import nn
+
+from mixbit.graph.capture import capture
+from mixbit.graph.gradients import convolution_gradients
+
+CASES = {
+    "plain": (nn.Conv2d(4, 6, 3), (9, 8)),
+    "stride, padding and dilation": (nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2)), (9, 8)),
+    "groups": (nn.Conv2d(4, 8, 3, groups=4, stride=2), (9, 8)),
+    "same, even kernel": (nn.Conv2d(4, 6, (4, 3), padding="same", dilation=(1, 3)), (9, 8)),
+    "valid": (nn.Conv1d(4, 6, 3, padding="valid"), (9,)),
+    "one dimension": (nn.Conv1d(4, 6, 3, padding=1, groups=2), (9,)),
+    "three dimensions": (nn.Conv3d(4, 6, 2, stride=2), (5, 4, 6)),
+    "transposed": (
+        nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2, dilation=2),
+        (5, 4),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("name", CASES)
+def test_equal_autograds_of_each_sample(name):
+    module, sizes = CASES[name]
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, *sizes)
+    graph = capture(module, (x,))
+    (layer,) = graph.layers
+    (operation,) = layer.operations
+    weight = graph.parameter(layer.name).detach().requires_grad_()
+    gradient = torch.randn_like(graph(x))
+    wanted = [
+        torch.autograd.grad(graph.run(operation, one[None], weight), weight, slope[None])[0]
+        for one, slope in zip(x, gradient, strict=True)
+    ]
+    node, detached = graph.node(operation.node), weight.detach()
+    alone = torch.cat([*convolution_gradients(node, detached, x.unsqueeze(1), gradient.unsqueeze(1))])
+    torch.testing.assert_close(alone, torch.stack(wanted), rtol=1e-4, atol=1e-5)
+    together = torch.cat([*convolution_gradients(node, detached, x.unsqueeze(0), gradient.unsqueeze(0))])
+    torch.testing.assert_close(together[0], torch.stack(wanted).sum(0), rtol=1e-4, atol=1e-5)
