@@ -24,7 +24,7 @@ from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
 from mixbit.metrics import METRICS, MetricInput
 from mixbit.metrics.hawq import hawq
-from mixbit.metrics.measure import choose_scales
+from mixbit.metrics.measure import choose_all_scales
 from mixbit.quantization.calibrate import calibrate
 
 SCHEMES = tuple(Scheme.parse(f"w{weight}a{input_}") for weight in (2, 3, 4, 6, 8) for input_ in (4, 8))
@@ -53,7 +53,7 @@ def metric_input(network: nn.Module, batches: list[Batch], task: Task) -> Metric
     """What metrics are given, with the calibration and all scales at hand."""
     graph = mb.capture(network, batches[0][0])
     calibration = calibrate(graph, batches)
-    choose_scales(graph, calibration, SCHEMES)
+    choose_all_scales(graph, calibration, SCHEMES)
     return MetricInput(graph, SCHEMES, calibration, batches, task, 0)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from mixbit.quantization.ranges import BINS_PER_OCTAVE, OCTAVES, RECENT, SAMPLES_PER_UPDATE, Histogram, _step
+from mixbit.quantization.ranges import BINS_PER_OCTAVE, OCTAVES, RECENT, SAMPLES_PER_UPDATE, Histogram, spacing
 
 
 def histogram_of(*tensors):
@@ -84,7 +84,7 @@ def test_memory_does_not_grow():
 
 @pytest.mark.parametrize("shape", [(64, 16, 32, 32), (10, 7, 112, 112), (3, 1_000_003), (64, 65536)])
 def test_a_sample_of_a_large_tensor_sees_every_index_of_every_dimension(shape):
-    step = _step(math.prod(shape))
+    step = spacing(math.prod(shape), SAMPLES_PER_UPDATE)
     assert math.prod(shape) / step > SAMPLES_PER_UPDATE / 4
     positions = np.unravel_index(np.arange(0, math.prod(shape), step), shape)
     for size, seen in zip(shape, positions, strict=True):

@@ -93,9 +93,9 @@ def test_clipping_pays_at_few_bits():
 def test_the_expected_square_error_is_the_mean_over_the_bin(start, width, scale, first, last):
     x = start + width * (np.arange(20000) + 0.5) / 20000
     plain = np.mean((x - np.clip(np.round(x / scale), first, last) * scale) ** 2)
-    got = _square_errors(np.array([start]), np.array([start + width]), scale, first * scale, last * scale)
+    got = _square_errors(np.array([start, start + width]), np.array([[0], [1]]), scale, first * scale, last * scale)
     assert got[0] == pytest.approx(plain, rel=1e-3, abs=1e-9)
-    point = _square_errors(np.array([start]), np.array([start]), scale, first * scale, last * scale)
+    point = _square_errors(np.array([start]), np.array([[0], [0]]), scale, first * scale, last * scale)
     assert point[0] == pytest.approx((start - np.clip(np.round(start / scale), first, last) * scale) ** 2, abs=1e-12)
 
 

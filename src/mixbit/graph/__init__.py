@@ -8,7 +8,6 @@ from mixbit.graph.evaluate import (
     fitted as fitted,
     returned_by as returned_by,
 )
-from mixbit.graph.gradients import convolution_gradients as convolution_gradients
 from mixbit.graph.graph import (
     FEW_ELEMENTS as FEW_ELEMENTS,
     Case as Case,
@@ -51,3 +50,4 @@ from mixbit.graph.walk import (
     run_backward as run_backward,
     seen as seen,
 )
+from mixbit.graph.windows import convolution_gradients as convolution_gradients, windows as windows

@@ -37,7 +37,7 @@ from mixbit.metric_study.folder import SETTINGS, Prediction, StudyFolder, Truth,
 from mixbit.metric_study.plans import PlanSet, agreement_figures, draw_choices, draw_panels, reliability_figures
 from mixbit.metric_study.subject import Subject, Workers
 from mixbit.metrics import METRICS, Metric
-from mixbit.metrics.measure import blank_table, choose_scales, measure
+from mixbit.metrics.measure import blank_table, choose_all_scales, measure
 from mixbit.searches._problem import Problem
 from mixbit.searches.search import search
 
@@ -133,7 +133,7 @@ def study(  # noqa: PLR0913
         _ = subject.reference  # evaluation data that cannot be used is refused before any metric runs
         workers = Workers(setup, subject, processes)
         frame = blank_table(subject.graph, target=target, choices=choices)
-        choose_scales(subject.graph, subject.calibration, frame.schemes)  # once for all metrics
+        choose_all_scales(subject.graph, subject.calibration, frame.schemes)  # once for all metrics
         drawn = draw_choices(frame, num_plans, near_budget, seed)
         settings = {
             "model": frame.fingerprint,

@@ -35,7 +35,7 @@ from mixbit.metrics._input import (
     check_estimate,
     joined,
 )
-from mixbit.quantization.calibrate import Calibration, calibrate, weight_quantizer
+from mixbit.quantization.calibrate import Calibration, calibrate, choose_scales
 from mixbit.quantization.offers import why_not, with_fallbacks
 from mixbit.quantization.simulate import rounded_between
 from mixbit.searches._problem import Problem
@@ -100,7 +100,7 @@ def measure(
     task = try_metric(graph, pairs, task or Task.classification(), metric)
     calibration = batches if isinstance(batches, Calibration) else calibrate(graph, pairs)
     schemes = tuple(Scheme.parse(choice) for choice in frame.choices)
-    choose_scales(graph, calibration, schemes)
+    choose_all_scales(graph, calibration, schemes)
     dynamic = any(scheme.input is not None and scheme.input.dynamic for scheme in schemes)
     between = {} if dynamic else rounded_between(graph, graph.layers, find_target(target))
     between = {name: owners for name, owners in between.items() if calibration.histograms[name].finite}
@@ -213,13 +213,12 @@ def blank_table(graph: Graph, *, target: str | Target, choices: Sequence[str] | 
     )
 
 
-def choose_scales(graph: Graph, calibration: Calibration, schemes: Sequence[Scheme]) -> None:
+def choose_all_scales(graph: Graph, calibration: Calibration, schemes: Sequence[Scheme]) -> None:
     """Choose the scales of every weight in every scheme; the calibration then holds them for metrics and quantize()."""
-    formats = {scheme.weight for scheme in schemes if scheme.weight is not None}
+    formats = list(dict.fromkeys(scheme.weight for scheme in schemes if scheme.weight is not None))
     for layer in track(graph.layers, "choose scales"):
-        for fmt in formats:
-            if why_not(layer, Scheme(fmt)) is None:
-                weight_quantizer(graph, layer, fmt, calibration)
+        fitting = [fmt for fmt in formats if why_not(layer, Scheme(fmt)) is None]
+        choose_scales(graph, layer, fitting, calibration)
 
 
 def ranking_problem(table: Sensitivity, resampled: FloatArray | None = None) -> str | None:

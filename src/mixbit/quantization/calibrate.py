@@ -1,9 +1,9 @@
 """One pass over calibration batches, and what it decides: ranges of activations and scales of weights."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from mixbit.core import Batch, Format, InvalidInput, Sparsity, checked, split_al
 from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation, argument, check_graph, sample_axis
 from mixbit.graph.layers import observable, run_stacked, stack_weights
 from mixbit.graph.walk import Walker, seen
+from mixbit.graph.windows import windows
 from mixbit.quantization.affine import (
     SMALLEST_SCALE,
     along,
@@ -25,19 +26,25 @@ from mixbit.quantization.affine import (
     quantize,
 )
 from mixbit.quantization.quantizer import Quantizer, run_time_quantizer
-from mixbit.quantization.ranges import RANGES, Histogram, RangeMethod, mse
+from mixbit.quantization.ranges import RANGES, Histogram, RangeMethod, mse, spacing
 
 #: Samples of an operator's input to choose scales on: enough for POSITIONS outputs a channel, within these bounds.
 POSITIONS = 512
 FEWEST_SAMPLES = 4
 MOST_SAMPLES = 64
 NUM_RATIOS = 12
+#: Positions of a map of features to choose scales on: in large maps neighbours tell the same.
+MOST_POSITIONS = 1024
 #: Least share of the min-max scale that is tried. Clipping shrinks large weights together, an error that adds up over
 #: layers and that one layer's output does not show, so it is kept small; with two bits rounding costs more than that.
 LEAST_RATIO = {2: 0.45}
 LEAST_RATIO_OTHERWISE = 0.6
 #: The finest input format, whose scale is the smallest.
 FINEST_INPUT = Format(8, "tensor", symmetric=False)
+
+
+#: From errors of a weight [R, *weight] to the mean square of the output for each [R, channels of the weight's axis].
+_Judge = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -245,11 +252,26 @@ def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calib
     pruned = weight if mask is None else weight * mask
     scale, zero_point = min_max_factors(pruned, layer.axis, fmt)
     if calibration is not None:
-        if (layer.name, fmt) not in calibration.scales:
-            factors = scale, zero_point
-            calibration.scales[layer.name, fmt] = _best_scales(graph, layer, fmt, calibration, pruned, factors)
+        choose_scales(graph, layer, [fmt], calibration)
         scale = calibration.scales[layer.name, fmt]
     return Quantizer(layer.name, fmt, layer.axis, scale, zero_point, mask)
+
+
+@torch.no_grad()
+def choose_scales(graph: Graph, layer: Layer, formats: Iterable[Format], calibration: Calibration) -> None:
+    """Choose the scales of one weight in all these formats at once, as `weight_quantizer` says, where not known yet."""
+    missing = [fmt for fmt in formats if fmt.floating is None and (layer.name, fmt) not in calibration.scales]
+    operations = [each for each in layer.operations if each.input is not None and each.axis == layer.axis]
+    judges = [_judge(graph, layer, operation, calibration) for operation in operations if missing]
+    for fmt in missing:
+        mask, weight = weight_mask(graph, layer, fmt, calibration), graph.parameter(layer.name).detach()
+        pruned = weight if mask is None else weight * mask
+        scale, zero_point = min_max_factors(pruned, layer.axis, fmt)
+        if operations:
+            share = _best_shares(layer, fmt, pruned, pruned - weight, (scale, zero_point), judges)
+            least = [_least_scales(graph, layer, fmt, operation, calibration, scale) for operation in operations]
+            scale = reduce(torch.maximum, [some for some in least if some is not None], scale * share)
+        calibration.scales[layer.name, fmt] = scale
 
 
 def weight_mask(graph: Graph, layer: Layer, fmt: Format, calibration: Calibration | None) -> Tensor | None:
@@ -267,32 +289,31 @@ def weight_mask(graph: Graph, layer: Layer, fmt: Format, calibration: Calibratio
     return masks[layer.name, sparsity]
 
 
-def _best_scales(
-    graph: Graph, layer: Layer, fmt: Format, calibration: Calibration, pruned: Tensor, factors: tuple[Tensor, Tensor]
+def _best_shares(
+    layer: Layer, fmt: Format, pruned: Tensor, zeroed: Tensor, factors: tuple[Tensor, Tensor], judges: list[_Judge]
 ) -> Tensor:
-    """The best shares of the widest scales for the weight with its zeros, raised where a bias needs it."""
-    (scale, zero_point), zeroed = factors, pruned - graph.parameter(layer.name)
-    operations = [each for each in layer.operations if each.input is not None and each.axis == layer.axis]
-    if not operations:
-        return scale
+    """The best shares of the widest scales, shaped like them, for the weight with zeros; `zeroed` is what these add."""
+    scale, zero_point = factors
     ratios = torch.linspace(1.0, LEAST_RATIO.get(fmt.bits, LEAST_RATIO_OTHERWISE), NUM_RATIOS).to(scale)
     totals = []
     for some in ratios.split(max(1, FEW_ELEMENTS // pruned.numel())):
         errors = _rounding_errors(pruned, [ratio * scale for ratio in some], zero_point, layer.axis, fmt) + zeroed
-        each = [_output_errors(graph, layer, operation, calibration, errors) for operation in operations]
-        totals.append(torch.stack(each).sum(0))
+        totals.append(torch.stack([judge(errors) for judge in judges]).sum(0))
     total = torch.cat(totals)
     best = (total.sum(1, keepdim=True) if fmt.granularity == "tensor" else total).argmin(0)
-    scale = scale * along(ratios[best], 0, scale.shape)
-    if fmt.granularity == "group":
-        return scale
-    for operation in operations:  # runtimes hold biases in integers of the channels' scales
-        bias = graph.bias(operation)
-        if bias is not None:
-            step = calibration.quantizer(str(operation.input), FINEST_INPUT, graph.device).scale
-            least = least_scale(graph.parameter(bias), step, layer.shape[layer.axis]).to(scale)
-            scale = torch.maximum(scale, least.amax() if fmt.granularity == "tensor" else least)
-    return scale
+    return along(ratios[best], 0, scale.shape)
+
+
+def _least_scales(
+    graph: Graph, layer: Layer, fmt: Format, operation: Operation, calibration: Calibration, scale: Tensor
+) -> Tensor | None:
+    """The smallest scales whose bias fits, as runtimes hold it in integers of the channels' scales; None for any."""
+    bias = graph.bias(operation)
+    if bias is None or fmt.granularity == "group":
+        return None
+    step = calibration.quantizer(str(operation.input), FINEST_INPUT, graph.device).scale
+    least = least_scale(graph.parameter(bias), step, layer.shape[layer.axis]).to(scale)
+    return least.amax() if fmt.granularity == "tensor" else least
 
 
 def _rounding_errors(weight: Tensor, scales: list[Tensor], zero_point: Tensor, axis: int, fmt: Format) -> Tensor:
@@ -306,35 +327,63 @@ def _rounding_errors(weight: Tensor, scales: list[Tensor], zero_point: Tensor, a
     return errors.unflatten(0, (len(scales), -1)).movedim(1, axis + 1)
 
 
-def _output_errors(
-    graph: Graph, layer: Layer, operation: Operation, calibration: Calibration, errors: Tensor
-) -> Tensor:
-    """[R, channels of the weight's axis] mean square of the operator's output for each error.
+def _judge(graph: Graph, layer: Layer, operation: Operation, calibration: Calibration) -> _Judge:
+    """What tells how large the operator's outputs are for each of some errors of the weight.
 
-    Its mean is taken off where a bias does so.
+    Its mean is taken off where a bias does so. The mean square over rows x that the weight multiplies is that of x e,
+    or e' (sum x x' / number of x) e where there are more rows than columns.
     """
-    samples = calibration.samples[operation.node]
-    if operation.channels_last:  # by the second moments of the rows where that is less work
-        (x,) = samples
-        rows, errors = x.flatten(0, -2), errors.movedim(layer.axis + 1, 1)
-        if operation.takes_bias:
-            rows = rows - rows.mean(0)
-        if len(rows) > rows.shape[1]:
-            return ((errors @ (rows.T @ rows / len(rows))) * errors).sum(2)
-        return (errors @ rows.T).square().mean(2)
+    samples, kernel = calibration.samples[operation.node], layer.shape[2:]
+    if operation.kind.name.startswith("conv_transpose"):
+        return partial(_square_outputs, graph, layer, operation, samples)
+    if operation.channels_last:
+        rows = _evenly(samples[0].flatten(0, -2)).unsqueeze(0)
+    else:
+        cuts = [windows(graph.node(operation.node), x, kernel) for x in samples]
+        rows = torch.cat([_windows_of(cut, len(kernel), MOST_POSITIONS // len(cuts)) for cut in cuts], 1)
+    if operation.takes_bias:
+        rows = rows - rows.mean(1, keepdim=True)
+    _, positions, columns = rows.shape
+    moments = rows.mT @ rows / positions if positions > columns else None
+
+    def judge(errors: Tensor) -> Tensor:
+        matrices = errors.movedim(layer.axis + 1, 1).flatten(2).unflatten(1, (operation.groups, -1)).movedim(1, 0)
+        some = matrices.flatten(1, 2)  # [G, R x channels of a group, columns]
+        squares = (some @ rows.mT).square().mean(2) if moments is None else ((some @ moments) * some).sum(2)
+        return squares.unflatten(1, matrices.shape[1:3]).movedim(0, 1).flatten(1)
+
+    return judge
+
+
+def _windows_of(cut: Tensor, dims: int, most: int) -> Tensor:
+    """[G, positions, columns] of windows [N, G, channels, *positions, *kernel], at most that many positions."""
+    by_position = cut.permute(0, *range(3, 3 + dims), 1, 2, *range(3 + dims, 3 + 2 * dims))
+    sizes = by_position.shape[: 1 + dims]
+    places = _evenly(torch.arange(math.prod(sizes), device=cut.device), most)
+    rows = by_position[torch.unravel_index(places, sizes)]
+    return rows.flatten(2).movedim(1, 0)
+
+
+def _evenly(values: Tensor, most: int = MOST_POSITIONS) -> Tensor:
+    """At most about that many of the first dimension, evenly spaced."""
+    return values[:: spacing(len(values), most)]
+
+
+def _square_outputs(
+    graph: Graph, layer: Layer, operation: Operation, samples: Sequence[Tensor], errors: Tensor
+) -> Tensor:
+    """[R, channels of the weight's axis] mean square of a transposed convolution's output for each error."""
     read = argument(graph.node(operation.node), operation.data).name
     numel = sum(x.numel() for x in samples)
     elements = max(1, numel * math.prod(graph.shapes[operation.node]) // math.prod(graph.shapes[read]))
     squares = []
     for some in errors.split(max(1, FEW_ELEMENTS // elements)):
         stacked = stack_weights(operation, list(some))
-        parts = [run_stacked(graph, operation, x, stacked, len(some)) for x in samples]
-        if len(parts) > 1:  # [R, 1, channels, positions of all]
-            parts = [torch.cat([part.movedim(2, 1).flatten(2) for part in parts], 2).unsqueeze(1)]
-        (outputs,) = parts
-        positions = [1, *range(3, outputs.ndim)]
+        outputs = torch.cat(
+            [run_stacked(graph, operation, x, stacked, len(some)).movedim(2, 1).flatten(2) for x in samples], 2
+        )
         if operation.takes_bias:
-            outputs = outputs - outputs.mean(positions, keepdim=True)
-        squares.append(outputs.square().mean(positions))
-    # Where a transposed convolution has groups, each index of the weight's axis is one channel of every group.
+            outputs = outputs - outputs.mean(2, keepdim=True)
+        squares.append(outputs.square().mean(2))
+    # Where it has groups, each index of the weight's axis is one channel of every group.
     return torch.cat(squares).unflatten(1, (-1, layer.shape[layer.axis])).sum(1)

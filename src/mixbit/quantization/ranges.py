@@ -8,6 +8,7 @@ from typing import Annotated
 import numpy as np
 import torch
 from annotated_types import Ge, Gt, Le, Lt
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mixbit.core import FloatArray, Format, Methods, method
@@ -64,7 +65,7 @@ class Histogram:
             return
         self.low, self.high = min(self.low, low), max(self.high, high)
         self.recent.append((low, high))
-        step = _step(flat.numel())
+        step = spacing(flat.numel(), SAMPLES_PER_UPDATE)
         values = flat[::step].double().cpu()
         if low == high == 0.0:
             self.zeros += step * len(values)
@@ -112,9 +113,9 @@ class Histogram:
         return start[seen], end[seen], count[seen]
 
 
-def _step(count: int) -> int:
-    """Distance between the values looked at: coprime to every dimension, so that all of their indices vary."""
-    step = max(1, count // SAMPLES_PER_UPDATE)
+def spacing(count: int, most: int) -> int:
+    """Distance between about so many of the values: coprime to every dimension, so that all of their indices vary."""
+    step = max(1, count // most)
     while math.gcd(step, count) > 1:
         step += 1
     return step
@@ -188,11 +189,12 @@ def mse(histogram: Histogram, fmt: Format) -> tuple[float, int]:
     if unit == 0.0:
         return range_to_affine(0.0, 0.0, fmt)
     start, end, count = histogram.bins()
+    edges, places = np.unique(np.concatenate([start, end]) / unit, return_inverse=True)
     first, last = fmt.integer_range
 
     def error(scale: float, zero_point: int) -> float:
         ends = (first - zero_point) * scale / unit, (last - zero_point) * scale / unit
-        return float(count @ _square_errors(start / unit, end / unit, scale / unit, *ends))
+        return float(count @ _square_errors(edges, places.reshape(2, -1), scale / unit, *ends))
 
     return _least(histogram, fmt, error)
 
@@ -257,21 +259,20 @@ def _least(histogram: Histogram, fmt: Format, cost: Callable[[float, int], float
     return min(halves + tried(np.linspace(min(1.0, 2 * best), best / 2, NUM_CLIPS).tolist()))[2]
 
 
-def _square_errors(start: FloatArray, end: FloatArray, scale: float, low: float, high: float) -> FloatArray:
+def _square_errors(edges: FloatArray, bins: NDArray[np.intp], scale: float, low: float, high: float) -> FloatArray:
     """E[(x - Q(x))^2] for x even between start and end of each bin; levels are multiples of scale from low to high.
 
     The integral of (u - round(u))^2 from 0 is round(u) / 12 + (u - round(u))^3 / 3, so bins may be wider than steps.
+    Bins [2, B] are numbers of edges, which neighbours share.
     """
-
-    def integral(x: FloatArray) -> FloatArray:
-        u = np.clip(x, low, high) / scale
-        nearest = np.round(u)
-        return scale**3 * (nearest / 12 + _cube(u - nearest) / 3) + _cube(x - u * scale) / 3
-
+    u = np.minimum(np.maximum(edges, low), high) / scale
+    nearest = np.round(u)
+    integral = scale**3 * (nearest / 12 + _cube(u - nearest) / 3) + _cube(edges - u * scale) / 3
+    start, end = edges[bins]
     width = end - start
     at_point = start - np.clip(np.round(start / scale) * scale, low, high)
-    over_width = (integral(end) - integral(start)) / np.where(width > 0, width, 1)
-    return np.where(width > 0, over_width, at_point * at_point)
+    first, last = integral[bins]
+    return np.where(width > 0, (last - first) / np.where(width > 0, width, 1), at_point * at_point)
 
 
 def _cube(x: FloatArray) -> FloatArray:

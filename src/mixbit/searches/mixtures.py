@@ -58,7 +58,7 @@ def _at_price(problem: Problem, losses: Floats, usage: Floats, prices: Floats) -
     starts = np.flatnonzero(np.diff(problem.first[order], prepend=-1))
     best = np.add.reduceat(by_class[:, order], starts, axis=1).argmin(axis=2)
     of_layer = np.empty((len(costs), len(order)), dtype=np.int64)
-    of_layer[:, order] = np.repeat(best, np.diff([*starts, len(order)]), axis=1)
+    of_layer[:, order] = np.repeat(best, np.diff(np.append(starts, len(order))), axis=1)
     allowed: Mask = of_layer[:, :, None] == problem.classes
     choice = np.where(allowed, costs, np.inf).argmin(axis=2)
     return (choice[:, :, None] == np.arange(costs.shape[2])).astype(float)

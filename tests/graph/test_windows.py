@@ -1,11 +1,11 @@
-"""Gradients of convolutions' weights against torch's autograd, one sample at a time."""
+"""Windows of convolutions against torch's own convolution, and gradients of weights against torch's autograd."""
 
 import pytest
 import torch
 from torch import nn
 
 from mixbit.graph.capture import capture
-from mixbit.graph.gradients import convolution_gradients
+from mixbit.graph.windows import convolution_gradients, windows
 
 CASES = {
     "plain": (nn.Conv2d(4, 6, 3), (9, 8)),
@@ -42,3 +42,19 @@ def test_equal_autograds_of_each_sample(name):
     torch.testing.assert_close(alone, torch.stack(wanted), rtol=1e-4, atol=1e-5)
     together = torch.cat([*convolution_gradients(node, detached, x.unsqueeze(0), gradient.unsqueeze(0))])
     torch.testing.assert_close(together[0], torch.stack(wanted).sum(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("name", [name for name in CASES if name != "transposed"])
+def test_windows_times_the_weight_are_what_the_convolution_returns(name):
+    module, sizes = CASES[name]
+    x = torch.randn(3, 4, *sizes)
+    graph = capture(module, (x,))
+    ((operation,),) = (layer.operations for layer in graph.layers)
+    weight = graph.parameter(graph.layers[0].name).detach()
+    cut = windows(graph.node(operation.node), x, weight.shape[2:])
+    spatial, groups = len(sizes), operation.groups
+    rows = cut.permute(0, 1, *range(3, 3 + spatial), 2, *range(3 + spatial, 3 + 2 * spatial)).flatten(2 + spatial)
+    matrix = weight.flatten(1).unflatten(0, (groups, -1))
+    outputs = torch.einsum("ng...k,gck->ngc...", rows, matrix).flatten(1, 2)
+    torch.testing.assert_close(outputs, graph.run(operation, x, weight), rtol=1e-4, atol=1e-5)
