@@ -11,6 +11,9 @@ from mixbit.graph import FEW_ELEMENTS, Backward, Layer, Operation, convolution_g
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
 from mixbit.metrics._selection import Selection
 
+#: Numbers of errors of weights that stay from batch to batch, and of an activation that fit into a core's cache.
+MOST_KEPT, IN_CACHE = 2**25, 2**17
+
 
 @method(MEAN_OVER_SAMPLES, rank=1)
 def fisher(inputs: MetricInput) -> Estimate:
@@ -41,10 +44,10 @@ class _Scorer:
         self.inputs = inputs
         self.generator = torch.Generator().manual_seed(inputs.seed)
         self.selection = Selection(inputs)
-        self.small_errors: dict[str, list[Tensor]] = {}
+        self.kept: dict[str, Tensor] = {}
         self.shifts: dict[str, list[Tensor]] = {}
         for layer in inputs.layers:
-            self.shifts |= inputs.mean_errors(layer, self._errors(layer))
+            self.shifts |= inputs.mean_errors(layer, [*self._errors(layer)])
         self.backward = Backward(
             inputs.graph,
             inputs.layers,
@@ -76,8 +79,15 @@ class _Scorer:
         return parts
 
     def _score_read(self, name: str, x: Tensor, gradient: Tensor) -> None:
-        products = (quantizer(x).sub_(x).mul_(gradient) for quantizer in self.inputs.quantizers[name])
-        dots = [self.inputs.by_sample(name, product, self.count).flatten(1).sum(1) for product in products]
+        slopes, dots = self.inputs.by_sample(name, gradient, self.count), []
+        for quantizer in self.inputs.quantizers[name]:
+            if quantizer.format.dynamic:  # its range is that of all that it is given
+                pairs = [(self.inputs.by_sample(name, quantizer(x).sub_(x), self.count), slopes)]
+            else:
+                size = max(1, IN_CACHE * len(slopes) // max(1, x.numel()))
+                few = zip(self.inputs.by_sample(name, x, self.count).split(size), slopes.split(size), strict=True)
+                pairs = ((quantizer(some).sub_(some), slope) for some, slope in few)
+            dots.append(torch.cat([error.mul_(slope).flatten(1).sum(1) for error, slope in pairs]))
         self.read_scores[name].append(torch.stack(dots, 1))
 
     def _score_weight(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
@@ -89,24 +99,26 @@ class _Scorer:
             scores = torch.stack([(gradient * error[places]).flatten(1).sum(1) for error in errors], 1)
         elif operation.channels_last:
             x, gradient = x.flatten(1, -2), gradient.flatten(1, -2)
-            errors = torch.stack([error.movedim(layer.axis, 0) for error in self._errors(layer)])
-            scores = _dot_with_matrices(x, gradient, errors)
+            scores = _dot_with_matrices(x, gradient, self._errors(layer).movedim(layer.axis + 1, 1))
         else:
-            errors = torch.stack(self._errors(layer)).flatten(1)
             weight = self.inputs.graph.parameter(layer.name).detach()
             gradients = convolution_gradients(self.inputs.graph.node(operation.node), weight, x, gradient)
-            scores = torch.cat([some.flatten(1) @ errors.T for some in gradients])
+            errors = self._errors(layer).flatten(1).T
+            scores = torch.cat([some.flatten(1) @ errors for some in gradients])
         shifts = self.shifts.get(operation.node)
         if shifts is not None:
             sums = gradient.sum(1) if operation.channels_last else gradient.flatten(3).sum((1, 3))
             scores = scores - sums @ torch.stack(shifts).flatten(1).T
         self.weight_scores[layer.name].append(scores)
 
-    def _errors(self, layer: Layer) -> list[Tensor]:
-        """As `MetricInput.weight_errors`; small ones stay for the next batch."""
-        errors = self.small_errors.get(layer.name) or self.inputs.weight_errors(layer)
-        if layer.numel * len(errors) <= FEW_ELEMENTS:
-            self.small_errors[layer.name] = errors
+    def _errors(self, layer: Layer) -> Tensor:
+        """[formats, *weight] as `MetricInput.weight_errors`; those of the first layers stay for the next batch."""
+        kept = self.kept.get(layer.name)
+        if kept is not None:
+            return kept
+        errors = torch.stack(self.inputs.weight_errors(layer))
+        if errors.numel() + sum(map(Tensor.numel, self.kept.values())) <= MOST_KEPT:
+            self.kept[layer.name] = errors
         return errors
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import repeat
 
 import numpy as np
 import torch
@@ -53,6 +54,26 @@ def quantize(
 def dequantize(q: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Tensor:
     """Values x = (q - zero_point) * scale, the inverse of `quantize` up to rounding and clipping."""
     return (q - along(zero_point, axis, q.shape)).mul_(along(scale, axis, q.shape))
+
+
+def rounded(
+    x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None, low: int, high: int, *, shifted: bool = False
+) -> Tensor:
+    """dequantize(quantize(x)): the same numbers, made in a core's cache, part by part."""
+    result = torch.empty_like(x)
+    factors = along(scale, axis, x.shape), along(zero_point, axis, x.shape)
+    values, made = x, result
+    if axis is None and x.is_contiguous():
+        values, made = x.reshape(-1), result.reshape(-1)
+    size = max(1, len(values))
+    if x.device.type == "cpu" and x.numel() and values.stride(0) == max(values.stride()):
+        size = max(1, FEW_ELEMENTS * size // x.numel())
+    by_part = (factor.split(size) if factor.shape[:1] == values.shape[:1] else repeat(factor) for factor in factors)
+    for part, into, step, zero in zip(values.split(size), made.split(size), *by_part, strict=False):
+        position = torch.div(part, step, out=into)
+        integers = position.add_(zero).round_() if shifted else position.round_().add_(zero)
+        integers.clamp_(low, high).sub_(zero).mul_(step)
+    return result
 
 
 def straight_through(

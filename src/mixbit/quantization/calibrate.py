@@ -19,22 +19,21 @@ from mixbit.quantization.affine import (
     SMALLEST_SCALE,
     along,
     choose_mask,
-    dequantize,
     least_scale,
     min_max_factors,
     misfit,
-    quantize,
+    rounded,
 )
 from mixbit.quantization.quantizer import Quantizer, run_time_quantizer
 from mixbit.quantization.ranges import RANGES, Histogram, RangeMethod, mse, spacing
 
-#: Samples of an operator's input to choose scales on: enough for POSITIONS outputs a channel, within these bounds.
+#: Outputs of a channel to choose scales on, and the samples of an operator's input kept for them, within these bounds.
 POSITIONS = 512
 FEWEST_SAMPLES = 4
 MOST_SAMPLES = 64
 NUM_RATIOS = 12
-#: Positions of a map of features to choose scales on: in large maps neighbours tell the same.
-MOST_POSITIONS = 1024
+#: So many shares beyond the best of every channel, narrower ones are not tried.
+PAST_THE_BEST = 2
 #: Least share of the min-max scale that is tried. Clipping shrinks large weights together, an error that adds up over
 #: layers and that one layer's output does not show, so it is kept small; with two bits rounding costs more than that.
 LEAST_RATIO = {2: 0.45}
@@ -295,12 +294,15 @@ def _best_shares(
     """The best shares of the widest scales, shaped like them, for the weight with zeros; `zeroed` is what these add."""
     scale, zero_point = factors
     ratios = torch.linspace(1.0, LEAST_RATIO.get(fmt.bits, LEAST_RATIO_OTHERWISE), NUM_RATIOS).to(scale)
-    totals = []
+    total = torch.empty(0, device=scale.device)
     for some in ratios.split(max(1, FEW_ELEMENTS // pruned.numel())):
         errors = _rounding_errors(pruned, [ratio * scale for ratio in some], zero_point, layer.axis, fmt) + zeroed
-        totals.append(torch.stack([judge(errors) for judge in judges]).sum(0))
-    total = torch.cat(totals)
-    best = (total.sum(1, keepdim=True) if fmt.granularity == "tensor" else total).argmin(0)
+        squares = torch.stack([judge(errors) for judge in judges]).sum(0)
+        squares = squares.sum(1, keepdim=True) if fmt.granularity == "tensor" else squares
+        total = torch.cat([total, squares]) if len(total) else squares
+        best = total.argmin(0)
+        if (best < len(total) - PAST_THE_BEST).all():
+            break
     return along(ratios[best], 0, scale.shape)
 
 
@@ -323,7 +325,7 @@ def _rounding_errors(weight: Tensor, scales: list[Tensor], zero_point: Tensor, a
     shape = (len(channels_first), *zero_point.shape[1:])
     scale = torch.cat([scale.expand(shape) for scale in scales])
     zero = torch.cat([zero_point.expand(shape)] * len(scales))
-    errors = dequantize(quantize(tiled, scale, zero, 0, *fmt.integer_range), scale, zero, 0) - tiled
+    errors = rounded(tiled, scale, zero, 0, *fmt.integer_range).sub_(tiled)
     return errors.unflatten(0, (len(scales), -1)).movedim(1, axis + 1)
 
 
@@ -340,7 +342,8 @@ def _judge(graph: Graph, layer: Layer, operation: Operation, calibration: Calibr
         rows = _evenly(samples[0].flatten(0, -2)).unsqueeze(0)
     else:
         cuts = [windows(graph.node(operation.node), x, kernel) for x in samples]
-        rows = torch.cat([_windows_of(cut, len(kernel), MOST_POSITIONS // len(cuts)) for cut in cuts], 1)
+        parts = [_windows_of(cut, len(kernel), POSITIONS // len(cuts)) for cut in cuts]
+        rows = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
     if operation.takes_bias:
         rows = rows - rows.mean(1, keepdim=True)
     _, positions, columns = rows.shape
@@ -360,11 +363,12 @@ def _windows_of(cut: Tensor, dims: int, most: int) -> Tensor:
     by_position = cut.permute(0, *range(3, 3 + dims), 1, 2, *range(3 + dims, 3 + 2 * dims))
     sizes = by_position.shape[: 1 + dims]
     places = _evenly(torch.arange(math.prod(sizes), device=cut.device), most)
-    rows = by_position[torch.unravel_index(places, sizes)]
+    few = len(places) < math.prod(sizes)
+    rows = by_position[torch.unravel_index(places, sizes)] if few else by_position.flatten(0, dims)
     return rows.flatten(2).movedim(1, 0)
 
 
-def _evenly(values: Tensor, most: int = MOST_POSITIONS) -> Tensor:
+def _evenly(values: Tensor, most: int = POSITIONS) -> Tensor:
     """At most about that many of the first dimension, evenly spaced."""
     return values[:: spacing(len(values), most)]
 

@@ -20,9 +20,7 @@ def quantize_dequantize(  # noqa: PLR0917 torch.export finds the arguments of an
     With `shifted` it is round(x / scale + zero_point), see `affine.quantize`. One operator with the tensor's name, so
     that the writers of targets find each quantizer as one node.
     """
-    where = None if axis < 0 else axis
-    integers = affine.quantize(x, scale, zero_point, where, low, high, shifted=shifted)
-    return affine.dequantize(integers, scale, zero_point, where)
+    return affine.rounded(x, scale, zero_point, None if axis < 0 else axis, low, high, shifted=shifted)
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
