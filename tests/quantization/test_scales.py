@@ -8,7 +8,7 @@ from mixbit.core.scheme import Format
 from mixbit.graph import graph as graph_module
 from mixbit.graph.capture import capture
 from mixbit.quantization.affine import dequantize, min_max_factors, quantize
-from mixbit.quantization.calibrate import LEAST_RATIO, LEAST_RATIO_OTHERWISE, NUM_RATIOS, calibrate, weight_quantizer
+from mixbit.quantization.calibrate import LEAST_RATIO, LEAST_RATIO_OTHERWISE, calibrate, num_ratios, weight_quantizer
 from tests.networks import OPERATORS, Net, batches_of, captured_operator
 
 
@@ -51,7 +51,9 @@ def test_each_channel_takes_the_ratio_with_the_least_output_error(kind, bits):
     graph, layer, calibration = calibrated(kind)
     fmt = channel_format(bits)
     widest = min_max_factors(graph.module.get_parameter(layer.name).detach(), layer.axis, fmt)[0]
-    ratios = torch.linspace(1, LEAST_RATIO.get(bits, LEAST_RATIO_OTHERWISE), NUM_RATIOS).double()
+    ratios = torch.linspace(
+        1, LEAST_RATIO.get(bits, LEAST_RATIO_OTHERWISE), num_ratios(graph, layer, calibration)
+    ).double()
     errors = torch.stack([output_error(graph, layer, calibration, ratio * widest, fmt) for ratio in ratios])
     scale = weight_quantizer(graph, layer, fmt, calibration).scale
     chosen = output_error(graph, layer, calibration, scale, fmt)
@@ -95,7 +97,7 @@ def test_a_shared_weight_is_scaled_for_all_its_operators():
     calibration = calibrate(graph, batches_of(torch.randn(9, 4, dtype=torch.float64), 4))
     fmt = channel_format(2)
     widest = min_max_factors(net.a.weight.detach(), 0, fmt)[0]
-    candidates = torch.linspace(1, LEAST_RATIO[2], NUM_RATIOS).double()
+    candidates = torch.linspace(1, LEAST_RATIO[2], num_ratios(graph, layer, calibration)).double()
     errors = torch.stack([output_error(graph, layer, calibration, ratio * widest, fmt) for ratio in candidates])
     chosen = output_error(graph, layer, calibration, weight_quantizer(graph, layer, fmt, calibration).scale, fmt)
     torch.testing.assert_close(chosen, errors.amin(0))

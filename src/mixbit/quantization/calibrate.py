@@ -26,12 +26,17 @@ from mixbit.quantization.affine import (
 )
 from mixbit.quantization.quantizer import Quantizer, run_time_quantizer
 from mixbit.quantization.ranges import RANGES, Histogram, RangeMethod, mse
+from mixbit.quantization.rows import rows_of
+from mixbit.quantization.statistics import Moments
 
 #: Samples of an operator's input to choose scales on: enough for POSITIONS outputs a channel, within these bounds.
 POSITIONS = 512
 FEWEST_SAMPLES = 4
 MOST_SAMPLES = 64
-NUM_RATIOS = 12
+#: Shares of the widest scale that are tried: as many as take RATIOS_WORK multiplications, within these bounds. The
+#: weights of a channel may cancel out on smooth inputs, and few of them only do so when rounded at a lucky scale.
+FEWEST_RATIOS, MOST_RATIOS = 12, 100
+RATIOS_WORK = 2**28
 #: Least share of the min-max scale that is tried. Clipping shrinks large weights together, an error that adds up over
 #: layers and that one layer's output does not show, so it is kept small; with two bits rounding costs more than that.
 LEAST_RATIO = {2: 0.45}
@@ -53,6 +58,8 @@ class Calibration:
         scales: (layer, format) -> scales of its weight; filled when first needed.
         ranges: (node, format) -> scale and zero point of its tensor; filled when first needed.
         range_method: Chooses them from the histogram.
+        moments: Node name of a convolution -> second moments of what its weight's rows are multiplied with, on its
+            samples; filled when first needed.
         masks: (layer, sparsity) -> which weights stay; from `mixbit.quantization.masks`, or by magnitude when needed.
         batches: The data itself, with labels where it has any, for metrics, roundings and sequential correction.
     """
@@ -63,6 +70,7 @@ class Calibration:
     num_samples: int
     scales: dict[tuple[str, Format], Tensor] = field(default_factory=dict)
     ranges: dict[tuple[str, Format], tuple[float, int]] = field(default_factory=dict)
+    moments: dict[str, Tensor] = field(default_factory=dict)
     range_method: RangeMethod = mse
     masks: dict[tuple[str, Sparsity], Tensor] = field(default_factory=dict)
     batches: Sequence[Batch] = ()
@@ -228,7 +236,7 @@ def mean_output(graph: Graph, operation: Operation, calibration: Calibration, we
 def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calibration | None) -> Quantizer:
     """The quantizer of one layer's weight.
 
-    Of NUM_RATIOS shares r of the min-max scales, each channel takes the one with the least mean square of
+    Of `num_ratios` shares r of the min-max scales, each channel takes the one with the least mean square of
     op(x, Q_r(W) - W) over the calibration's sample inputs, less its mean where bias correction takes that off. The
     groups of a channel share r, and a tensor with one scale takes the best r for all channels. The error of the weight
     alone is no guide: it prefers clipping that costs accuracy. Scales are min-max for a weight that no operator reads
@@ -275,7 +283,8 @@ def _best_scales(
     operations = [each for each in layer.operations if each.input is not None and each.axis == layer.axis]
     if not operations:
         return scale
-    ratios = torch.linspace(1.0, LEAST_RATIO.get(fmt.bits, LEAST_RATIO_OTHERWISE), NUM_RATIOS).to(scale)
+    least = LEAST_RATIO.get(fmt.bits, LEAST_RATIO_OTHERWISE)
+    ratios = torch.linspace(1.0, least, num_ratios(graph, layer, calibration)).to(scale)
     totals = []
     for some in ratios.split(max(1, FEW_ELEMENTS // pruned.numel())):
         errors = _rounding_errors(pruned, [ratio * scale for ratio in some], zero_point, layer.axis, fmt) + zeroed
@@ -293,6 +302,22 @@ def _best_scales(
             least = least_scale(graph.parameter(bias), step, layer.shape[layer.axis]).to(scale)
             scale = torch.maximum(scale, least.amax() if fmt.granularity == "tensor" else least)
     return scale
+
+
+def num_ratios(graph: Graph, layer: Layer, calibration: Calibration) -> int:
+    """How many shares of the widest scale are tried for a layer."""
+    columns = layer.numel // layer.shape[layer.axis]
+    rows = [_num_rows(graph, each, calibration) for each in layer.operations if each.node in calibration.samples]
+    work = layer.numel * min(columns, max(rows))
+    return min(MOST_RATIOS, max(FEWEST_RATIOS, RATIOS_WORK // max(1, work)))
+
+
+def _num_rows(graph: Graph, operation: Operation, calibration: Calibration) -> int:
+    """Rows that the operator multiplies its weight's with, on the calibration's samples."""
+    samples, shape = calibration.samples[operation.node], graph.shapes[operation.node]
+    if operation.channels_last:
+        return sum(x.numel() // x.shape[-1] for x in samples)
+    return sum(map(len, samples)) * max(1, math.prod(shape) // shape[operation.channels] // graph.batch_size)
 
 
 def _rounding_errors(weight: Tensor, scales: list[Tensor], zero_point: Tensor, axis: int, fmt: Format) -> Tensor:
@@ -322,6 +347,10 @@ def _output_errors(
         if len(rows) > rows.shape[1]:
             return ((errors @ (rows.T @ rows / len(rows))) * errors).sum(2)
         return (errors @ rows.T).square().mean(2)
+    moments = _moments(graph, layer, operation, calibration)
+    if moments is not None:
+        rows = errors.movedim(layer.axis + 1, 1).flatten(2).unflatten(1, (len(moments), -1))
+        return ((rows @ moments) * rows).sum(3).flatten(1)
     read = argument(graph.node(operation.node), operation.data).name
     numel = sum(x.numel() for x in samples)
     elements = max(1, numel * math.prod(graph.shapes[operation.node]) // math.prod(graph.shapes[read]))
@@ -338,3 +367,21 @@ def _output_errors(
         squares.append(outputs.square().mean(positions))
     # Where a transposed convolution has groups, each index of the weight's axis is one channel of every group.
     return torch.cat(squares).unflatten(1, (-1, layer.shape[layer.axis])).sum(1)
+
+
+def _moments(graph: Graph, layer: Layer, operation: Operation, calibration: Calibration) -> Tensor | None:
+    """[groups, columns, columns] mean of x x' over the samples' rows x, less their mean where a bias takes that off.
+
+    None where there are more columns than rows, or the convolution is transposed.
+    """
+    few_rows = _num_rows(graph, operation, calibration) <= layer.numel // layer.shape[layer.axis]
+    if few_rows or operation.kind.name.startswith("conv_transpose"):
+        return None
+    if operation.node not in calibration.moments:
+        sums = Moments()
+        for x in calibration.samples[operation.node]:
+            for rows in rows_of(graph.node(operation.node), operation, x, layer.shape[2:]):
+                sums.update(rows)
+        moments = sums.hessian(layer.name, centred=operation.takes_bias) / sums.count
+        calibration.moments[operation.node] = moments.to(graph.parameter(layer.name).dtype)
+    return calibration.moments[operation.node]

@@ -1,29 +1,26 @@
 """GPTQ: weights column by column, each error made up for by the weights that are still to come."""
 
 import dataclasses
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge
 from torch import Tensor, fx
-from torch.nn import functional
 
 from mixbit.core import InvalidInput, method
-from mixbit.graph import FEW_ELEMENTS, Graph, Layer, Operation, argument, in_order
+from mixbit.graph import Graph, Layer, Operation, argument, in_order
 from mixbit.quantization.affine import along, dequantize, quantize
 from mixbit.quantization.biases import corrected_biases
 from mixbit.quantization.quantizer import Quantizer, activation_quantizers, weight_quantizers
+from mixbit.quantization.rows import rows_of
 from mixbit.quantization.statistics import Moments, inverse_factor
 from mixbit.roundings._input import RoundingInput
 
 #: Columns rounded before the ones behind them are brought up to date, all in one product.
 BLOCK = 128
-#: Where convolutions keep strides, padding and dilation.
-_STRIDE, _PADDING, _DILATION = 3, 4, 5
 #: Which rows: the tensor that is read, and how an operator cuts it up. Operators that share them share their moments.
 _Rows = tuple[fx.Node, str]
 
@@ -243,40 +240,3 @@ def _in_order(
             errors[:, :, column - first] = error
         weight[:, :, last:] -= errors @ factor[:, first:last, last:]
     return rounded
-
-
-def rows_of(node: fx.Node, operation: Operation, x: Tensor, kernel: Sequence[int]) -> Iterator[Tensor]:
-    """[G, N, columns] what an operator that is not transposed multiplies its weight's rows with, few samples at a time.
-
-    The kernel is the weight's sizes behind its channels; empty for products.
-    """
-    if operation.channels_last:
-        yield x.reshape(1, -1, x.shape[-1])
-        return
-    if x.ndim == len(kernel) + 1:
-        x = x.unsqueeze(0)  # one sample
-    elements = math.prod(x.shape[1:]) * math.prod(kernel)
-    for some in x.split(max(1, 4 * FEW_ELEMENTS // elements)):
-        yield _windows(node, some, kernel, operation.groups)
-
-
-def _windows(node: fx.Node, x: Tensor, kernel: Sequence[int], groups: int) -> Tensor:
-    """[G, positions, columns], the columns as a convolution's weight has them: channels of the group x kernel."""
-
-    def each(value: int | Sequence[int]) -> list[int]:
-        values = [value] if isinstance(value, int) else list(value)
-        return values * spatial if len(values) == 1 else values
-
-    spatial, padding = len(kernel), argument(node, _PADDING, 0)
-    stride, dilation = (each(argument(node, position, 1)) for position in (_STRIDE, _DILATION))
-    if padding == "same":
-        zeros = [apart * (size - 1) for size, apart in zip(kernel, dilation, strict=True)]
-    else:
-        zeros = [2 * side for side in each(0 if padding == "valid" else padding)]
-    x = functional.pad(x, [side for total in reversed(zeros) for side in (total // 2, total - total // 2)])
-    for axis, (size, step, apart) in enumerate(zip(kernel, stride, dilation, strict=True), 2):
-        x = x.unfold(axis, apart * (size - 1) + 1, step)[..., ::apart]
-    x = x.unflatten(1, (groups, -1))
-    positions, window = range(3, 3 + spatial), range(3 + spatial, 3 + 2 * spatial)
-    columns = x.shape[2] * math.prod(kernel)
-    return x.permute(1, 0, *positions, 2, *window).reshape(groups, -1, columns)
