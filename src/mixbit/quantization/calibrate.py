@@ -34,8 +34,10 @@ POSITIONS = 512
 FEWEST_SAMPLES = 4
 MOST_SAMPLES = 64
 #: Shares of the widest scale that are tried: as many as take RATIOS_WORK multiplications, within these bounds. The
-#: weights of a channel may cancel out on smooth inputs, and few of them only do so when rounded at a lucky scale.
+#: weights of a channel may cancel out on smooth inputs, and few of them only do so when rounded at a lucky scale. With
+#: more than the fewest, scales go beyond min-max, since 8 bits hold nearly as much in coarser steps, and clip nothing.
 FEWEST_RATIOS, MOST_RATIOS = 12, 100
+MOST_RATIO = 1.3
 RATIOS_WORK = 2**28
 #: Least share of the min-max scale that is tried. Clipping shrinks large weights together, an error that adds up over
 #: layers and that one layer's output does not show, so it is kept small; with two bits rounding costs more than that.
@@ -236,7 +238,7 @@ def mean_output(graph: Graph, operation: Operation, calibration: Calibration, we
 def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calibration | None) -> Quantizer:
     """The quantizer of one layer's weight.
 
-    Of `num_ratios` shares r of the min-max scales, each channel takes the one with the least mean square of
+    Of `shares` r of the min-max scales, each channel takes the one with the least mean square of
     op(x, Q_r(W) - W) over the calibration's sample inputs, less its mean where bias correction takes that off. The
     groups of a channel share r, and a tensor with one scale takes the best r for all channels. The error of the weight
     alone is no guide: it prefers clipping that costs accuracy. Scales are min-max for a weight that no operator reads
@@ -283,8 +285,7 @@ def _best_scales(
     operations = [each for each in layer.operations if each.input is not None and each.axis == layer.axis]
     if not operations:
         return scale
-    least = LEAST_RATIO.get(fmt.bits, LEAST_RATIO_OTHERWISE)
-    ratios = torch.linspace(1.0, least, num_ratios(graph, layer, calibration)).to(scale)
+    ratios = shares(graph, layer, fmt, calibration).to(scale)
     totals = []
     for some in ratios.split(max(1, FEW_ELEMENTS // pruned.numel())):
         errors = _rounding_errors(pruned, [ratio * scale for ratio in some], zero_point, layer.axis, fmt) + zeroed
@@ -304,12 +305,16 @@ def _best_scales(
     return scale
 
 
-def num_ratios(graph: Graph, layer: Layer, calibration: Calibration) -> int:
-    """How many shares of the widest scale are tried for a layer."""
+def shares(graph: Graph, layer: Layer, fmt: Format, calibration: Calibration) -> Tensor:
+    """[R] the shares of the min-max scales that are tried for a layer: 1, and others evenly over a range."""
     columns = layer.numel // layer.shape[layer.axis]
     rows = [_num_rows(graph, each, calibration) for each in layer.operations if each.node in calibration.samples]
-    work = layer.numel * min(columns, max(rows))
-    return min(MOST_RATIOS, max(FEWEST_RATIOS, RATIOS_WORK // max(1, work)))
+    work = max(1, layer.numel * min(columns, max(rows)))
+    count = min(MOST_RATIOS, max(FEWEST_RATIOS, RATIOS_WORK // work))
+    least = LEAST_RATIO.get(fmt.bits, LEAST_RATIO_OTHERWISE)
+    if count == FEWEST_RATIOS:
+        return torch.linspace(1.0, least, count)
+    return torch.cat([torch.ones(1), torch.linspace(MOST_RATIO, least, count - 1)])
 
 
 def _num_rows(graph: Graph, operation: Operation, calibration: Calibration) -> int:
