@@ -14,7 +14,8 @@ from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer
 from mixbit.metrics import MetricInput
-from mixbit.quantization.calibrate import Calibration, calibrate, weight_quantizer
+from mixbit.quantization.calibrate import Calibration, calibrate
+from mixbit.quantization.scales import weight_quantizer
 from tests.networks import Attention, Net, batches_of
 
 SCHEMES = tuple(Scheme.parse(text) for text in ("w2", "w3a3", "w4a8", "w3@50%", "float"))

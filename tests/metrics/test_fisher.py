@@ -17,7 +17,8 @@ from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer
 from mixbit.metrics import MetricInput
 from mixbit.metrics.fisher import fisher
-from mixbit.quantization.calibrate import Calibration, calibrate, mean_output, weight_quantizer
+from mixbit.quantization.calibrate import Calibration, calibrate, mean_output
+from mixbit.quantization.scales import weight_quantizer
 from mixbit.roundings.quantize import quantize
 from tests.networks import OPERATORS, Attention, Net, Residual, batches_of, captured_operator, matrix, plan_of
 

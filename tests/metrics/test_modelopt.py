@@ -9,7 +9,8 @@ from mixbit.core.scheme import Scheme
 from mixbit.core.task import Task
 from mixbit.metrics import MetricInput
 from mixbit.metrics.modelopt import modelopt
-from mixbit.quantization.calibrate import calibrate, weight_quantizer
+from mixbit.quantization.calibrate import calibrate
+from mixbit.quantization.scales import weight_quantizer
 from tests.metrics.setting import NETWORKS, SCHEMES, assert_agrees, calls_of, setting_of
 from tests.networks import OPERATORS, batches_of, captured_operator
 

@@ -134,6 +134,33 @@ def test_what_lets_no_factors_through_is_left_as_it_is(run):
         assert torch.equal(found.module.state_dict()[name], tensor), name
 
 
+def test_channels_that_a_relu6_does_not_cut_on_the_data_are_equalized_below_its_cut():
+    torch.manual_seed(7)
+    net = Net(
+        lambda net, x: net.c(F.relu6(net.b(F.relu6(net.a(x))))),
+        a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 8, 3, padding=1, groups=8), c=nn.Conv2d(8, 4, 1),
+    ).double()  # fmt: skip
+    spoil(net, "a", "b", "c")
+    batches = [torch.randn(4, 3, 8, 8, dtype=torch.float64) for _ in range(3)]
+    graph = capture(net, batches[0])
+    found = equalized(graph, batches)
+    first = [torch.cat([layer(x) for x in batches]).amax((0, 2, 3)) for layer in (net.a, found_layer(found, "a"))]
+    cut = first[0] >= 0.9 * 6
+    assert cut.any()
+    assert not cut.all()
+    assert (first[1][~cut] <= 0.9 * 6 + 1e-9).all()
+    torch.testing.assert_close(first[1][cut], first[0][cut])
+    assert ((first[1] / first[0])[~cut] - 1).abs().max() > 0.1
+    for x in batches:
+        torch.testing.assert_close(found(x), graph(x), rtol=0, atol=1e-10)
+
+
+def found_layer(graph, name):
+    """The convolution of that name, as a function."""
+    parameters = (graph.module.get_parameter(f"{name}.{part}").detach() for part in ("weight", "bias"))
+    return lambda x, pair=tuple(parameters): F.conv2d(x, *pair)
+
+
 @pytest.mark.parametrize("make", [lambda: Residual().eval(), Attention], ids=["residual", "attention"])
 def test_whole_networks_keep_their_function(make):
     torch.manual_seed(6)

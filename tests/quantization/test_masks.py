@@ -15,9 +15,10 @@ from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Case
 from mixbit.quantization.affine import choose_mask, min_max_factors, num_zeros
-from mixbit.quantization.calibrate import calibrate, weight_quantizer
+from mixbit.quantization.calibrate import calibrate
 from mixbit.quantization.masks import choose_masks, mean_square_gradients
 from mixbit.quantization.quantizer import quantizers_of
+from mixbit.quantization.scales import shares, weight_quantizer
 from mixbit.roundings.quantize import quantize
 from mixbit.searches.search import uniform_plans
 from tests.metrics.setting import Calls, calls_of, mean_errors, setting_of
@@ -148,7 +149,7 @@ def test_scales_are_those_of_the_weights_that_stay_and_errors_those_of_all(bits)
     low, high = fmt.integer_range
     for channel in range(3):
         errors = []
-        for ratio in np.linspace(1, 0.45 if bits == 2 else 0.6, 12):
+        for ratio in shares(layer, fmt).double():
             scale = ratio * widest[channel]
             change = ((weight * kept)[channel] / scale).round().clamp(low, high) * scale - weight[channel]
             errors.append((float((seen @ change).var(unbiased=False)), float(scale)))

@@ -8,7 +8,8 @@ from mixbit.core.scheme import Format
 from mixbit.graph import graph as graph_module
 from mixbit.graph.capture import capture
 from mixbit.quantization.affine import dequantize, min_max_factors, quantize
-from mixbit.quantization.calibrate import LEAST_RATIO, LEAST_RATIO_OTHERWISE, NUM_RATIOS, calibrate, weight_quantizer
+from mixbit.quantization.calibrate import calibrate
+from mixbit.quantization.scales import shares, weight_quantizer
 from tests.networks import OPERATORS, Net, batches_of, captured_operator
 
 
@@ -51,7 +52,7 @@ def test_each_channel_takes_the_ratio_with_the_least_output_error(kind, bits):
     graph, layer, calibration = calibrated(kind)
     fmt = channel_format(bits)
     widest = min_max_factors(graph.module.get_parameter(layer.name).detach(), layer.axis, fmt)[0]
-    ratios = torch.linspace(1, LEAST_RATIO.get(bits, LEAST_RATIO_OTHERWISE), NUM_RATIOS).double()
+    ratios = shares(layer, fmt).double()
     errors = torch.stack([output_error(graph, layer, calibration, ratio * widest, fmt) for ratio in ratios])
     scale = weight_quantizer(graph, layer, fmt, calibration).scale
     chosen = output_error(graph, layer, calibration, scale, fmt)
@@ -75,7 +76,7 @@ def test_ratios_may_run_in_several_goes(kind, monkeypatch):
     graph, layer, calibration = calibrated(kind)
     together = weight_quantizer(graph, layer, channel_format(3), calibration).scale
     calibration.scales.clear()
-    monkeypatch.setattr(importlib.import_module("mixbit.quantization.calibrate"), "FEW_ELEMENTS", 1)
+    monkeypatch.setattr(importlib.import_module("mixbit.quantization.scales"), "FEW_ELEMENTS", 1)
     assert graph_module.FEW_ELEMENTS > 1
     assert torch.equal(weight_quantizer(graph, layer, channel_format(3), calibration).scale, together)
 
@@ -95,7 +96,7 @@ def test_a_shared_weight_is_scaled_for_all_its_operators():
     calibration = calibrate(graph, batches_of(torch.randn(9, 4, dtype=torch.float64), 4))
     fmt = channel_format(2)
     widest = min_max_factors(net.a.weight.detach(), 0, fmt)[0]
-    candidates = torch.linspace(1, LEAST_RATIO[2], NUM_RATIOS).double()
+    candidates = shares(layer, fmt).double()
     errors = torch.stack([output_error(graph, layer, calibration, ratio * widest, fmt) for ratio in candidates])
     chosen = output_error(graph, layer, calibration, weight_quantizer(graph, layer, fmt, calibration).scale, fmt)
     torch.testing.assert_close(chosen, errors.amin(0))
@@ -121,3 +122,32 @@ def test_scales_are_worked_out_once():
     first = weight_quantizer(graph, layer, channel_format(4), calibration)
     assert weight_quantizer(graph, layer, channel_format(4), calibration).scale is first.scale
     assert set(calibration.scales) == {("a.weight", channel_format(4))}
+
+
+def test_small_layers_try_more_scales_and_coarser_ones():
+    net = Net(lambda net, x: net.b(net.a(x)), a=nn.Linear(8, 512), b=nn.Linear(512, 2048))
+    graph = capture(net, torch.randn(3, 8))
+    many, few = (shares(layer, channel_format(4)) for layer in graph.layers)
+    assert (len(many), len(few)) == (100, 12)
+    assert (float(many[0]), float(few[0])) == (1, 1)
+    assert float(many.max()) == pytest.approx(1.3)
+    assert float(few.max()) == 1
+
+
+def test_weights_that_cancel_out_do_so_rounded_too():
+    """A filter that answers to changes alone: at the min-max scale its rounded weights would answer to brightness."""
+    torch.manual_seed(0)
+    net = Net(lambda net, x: net.a(x), a=nn.Conv2d(8, 8, 3, padding=1, groups=8)).double()
+    with torch.no_grad():
+        net.a.weight -= net.a.weight.mean((1, 2, 3), keepdim=True)
+    smooth = 5 * torch.randn(16, 8, 1, 1).double() + 0.01 * torch.randn(16, 8, 8, 8).double()
+    graph = capture(net, smooth[:4])
+    (layer,) = graph.layers
+    fmt = channel_format(8)
+    calibration = calibrate(graph, list(smooth.split(4)))
+    weight = net.a.weight.detach()
+    chosen, widest = (
+        (rounded(weight, scale, 0, fmt) - weight).sum((1, 2, 3)).square().mean()
+        for scale in (weight_quantizer(graph, layer, fmt, calibration).scale, min_max_factors(weight, 0, fmt)[0])
+    )
+    assert chosen < 0.05 * widest

@@ -13,8 +13,9 @@ from mixbit.core.errors import InvalidInput
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import model_fingerprint
 from mixbit.graph.layers import BETWEEN_KINDS
-from mixbit.quantization.calibrate import calibrate, weight_quantizer
+from mixbit.quantization.calibrate import calibrate
 from mixbit.quantization.quantizer import Quantizer
+from mixbit.quantization.scales import weight_quantizer
 from mixbit.quantization.simulate import activation_formats, assemble
 from mixbit.roundings.quantize import quantize
 from tests.networks import (

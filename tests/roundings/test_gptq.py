@@ -16,9 +16,10 @@ from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer, Operation, argument
 from mixbit.quantization.affine import along
 from mixbit.quantization.quantizer import Quantizer
+from mixbit.quantization.rows import rows_of
 from mixbit.quantization.statistics import Moments
 from mixbit.roundings._input import RoundingInput
-from mixbit.roundings.gptq import gptq, rows_of
+from mixbit.roundings.gptq import gptq
 from mixbit.roundings.quantize import quantize
 from tests import networks
 from tests.networks import (
@@ -113,7 +114,7 @@ def test_few_samples_at_a_time_give_the_same_rows(monkeypatch):
     (operation,) = graph.layers[0].operations
     node = graph.node(operation.node)
     whole = list(rows_of(node, operation, x, (3, 3)))
-    monkeypatch.setattr("mixbit.roundings.gptq.FEW_ELEMENTS", 1)
+    monkeypatch.setattr("mixbit.quantization.rows.FEW_ELEMENTS", 1)
     parts = list(rows_of(node, operation, x, (3, 3)))
     assert (len(whole), len(parts)) == (1, 3)
     assert torch.equal(torch.cat(parts, 1), whole[0])

@@ -13,9 +13,10 @@ from torch.nn import functional
 
 from mixbit.core import Batch, Batches, FloatArray, Format, InvalidInput, Methods, Scheme, Task
 from mixbit.graph import Graph, Layer, Operation, SampleAxis, group_samples, sample_axis
-from mixbit.quantization.calibrate import Calibration, mean_output, weight_quantizer
+from mixbit.quantization.calibrate import Calibration, mean_output
 from mixbit.quantization.offers import why_not
 from mixbit.quantization.quantizer import Quantizer
+from mixbit.quantization.scales import weight_quantizer
 from mixbit.quantization.simulate import BETWEEN
 from mixbit.quantization.statistics import RunningMean
 

@@ -7,12 +7,15 @@ import torch
 from torch import Tensor
 
 from mixbit.core import Inputs, labels_at, method, track
-from mixbit.graph import FEW_ELEMENTS, Backward, Layer, Operation, convolution_gradients
+from mixbit.graph import Backward, Layer, Operation, convolution_gradients
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
 from mixbit.metrics._selection import Selection
 
-#: Numbers of errors of weights that stay from batch to batch, and of an activation that fit into a core's cache.
-MOST_KEPT, IN_CACHE = 2**25, 2**17
+#: Numbers of errors of weights that stay from batch to batch, of gradients held at a time, and of an activation that
+#: fit into a core's cache.
+MOST_KEPT, MOST_GRADIENTS, IN_CACHE = 2**25, 2**22, 2**17
+#: Channels whose gradients are one product of matrices: more leave the cache, fewer make it slow.
+MOST_CHANNELS = 96
 
 
 @method(MEAN_OVER_SAMPLES, rank=1)
@@ -125,16 +128,18 @@ class _Scorer:
 def _dot_with_matrices(x: Tensor, gradient: Tensor, errors: Tensor) -> Tensor:
     """[N, F] of <gradient_i, x_i @ error'> for x [N, T, K], gradient [N, T, C] and errors [F, C, K].
 
-    Equal to <gradient_i' @ x_i, error>, which is one product of matrices instead of F where T is large.
+    Equal to <gradient_i' @ x_i, error>, which is one product of matrices instead of F where T is large: for some
+    channels of all samples at a time.
     """
-    (_, positions, _), (count, channels, _) = x.shape, errors.shape
-    through_gradients = positions > count
-    each = errors[0].numel() if through_gradients else positions * count * channels
-    parts = []
-    for some, slopes in zip(*(part.split(max(1, FEW_ELEMENTS // each)) for part in (x, gradient)), strict=True):
-        if through_gradients:
-            parts.append((slopes.transpose(1, 2) @ some).flatten(1) @ errors.flatten(1).T)
-        else:
-            outputs = (some @ errors.flatten(0, 1).T).unflatten(2, (count, channels))
-            parts.append((outputs * slopes.unsqueeze(2)).sum((1, 3)))
+    (samples, positions, columns), (count, channels, _) = x.shape, errors.shape
+    if positions > count:
+        scores, size = x.new_zeros(samples, count), min(MOST_CHANNELS, max(1, MOST_GRADIENTS // (samples * columns)))
+        by_channel = gradient.mT.contiguous().split(size, 1)
+        for slopes, some in zip(by_channel, errors.split(size, 1), strict=True):
+            scores += (slopes @ x).flatten(1) @ some.flatten(1).T
+        return scores
+    parts, size = [], max(1, IN_CACHE // (positions * count * channels))
+    for some, slopes in zip(x.split(size), gradient.split(size), strict=True):
+        outputs = (some @ errors.flatten(0, 1).T).unflatten(2, (count, channels))
+        parts.append((outputs * slopes.unsqueeze(2)).sum((1, 3)))
     return torch.cat(parts)

@@ -11,7 +11,7 @@ from torch import Tensor
 from mixbit.core import Format, Inputs, method, track
 from mixbit.graph import Layer, SampleGradients
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
-from mixbit.quantization.calibrate import weight_mask
+from mixbit.quantization.scales import weight_mask
 from mixbit.quantization.statistics import RunningMean
 
 

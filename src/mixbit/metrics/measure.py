@@ -35,8 +35,9 @@ from mixbit.metrics._input import (
     check_estimate,
     joined,
 )
-from mixbit.quantization.calibrate import Calibration, calibrate, choose_scales
+from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.offers import why_not, with_fallbacks
+from mixbit.quantization.scales import choose_scales
 from mixbit.quantization.simulate import rounded_between
 from mixbit.searches._problem import Problem
 from mixbit.searches.mixtures import mixtures
@@ -44,7 +45,7 @@ from mixbit.searches.mixtures import mixtures
 #: How the verdict on a good table begins.
 STABLE = "plans are stable against sampling noise"
 #: Fewer batches are measured at once: a part of them says little.
-FEWEST_BATCHES = 8
+FEWEST_BATCHES = 4
 #: Budgets at which plans are compared, as shares of the way from the cheapest plan to the dearest.
 SHARES = (0.25, 0.5, 0.75)
 #: Tables drawn from the standard errors, where the metric resamples none.

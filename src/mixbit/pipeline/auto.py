@@ -125,7 +125,7 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
         check_exportable(graph)
         if (note := note_on_uncovered(graph)) is not None:
             _log.warning("%s", note)
-        graph = equalized(graph) if settings.equalize else graph
+        graph = equalized(graph, calibration) if settings.equalize else graph
     evaluation = (
         held_out if eval_batches is None else run.task.aligned(split_batches(model, eval_batches, folder=place))
     )

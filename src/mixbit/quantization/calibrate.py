@@ -1,9 +1,9 @@
 """One pass over calibration batches, and what it decides: ranges of activations and scales of weights."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, partial, reduce
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +11,19 @@ import torch
 from torch import Tensor
 
 from mixbit.core import Batch, Format, InvalidInput, Sparsity, checked, split_all, track
-from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation, argument, check_graph, sample_axis
-from mixbit.graph.layers import observable, run_stacked, stack_weights
+from mixbit.graph.graph import Graph, Layer, Operation, argument, check_graph, sample_axis
+from mixbit.graph.layers import observable
 from mixbit.graph.walk import Walker, seen
-from mixbit.graph.windows import windows
 from mixbit.quantization.affine import (
     SMALLEST_SCALE,
-    along,
-    choose_mask,
-    least_scale,
-    min_max_factors,
-    misfit,
-    rounded,
 )
 from mixbit.quantization.quantizer import Quantizer, run_time_quantizer
-from mixbit.quantization.ranges import RANGES, Histogram, RangeMethod, mse, spacing
+from mixbit.quantization.ranges import RANGES, Histogram, RangeMethod, mse
 
 #: Outputs of a channel to choose scales on, and the samples of an operator's input kept for them, within these bounds.
 POSITIONS = 512
 FEWEST_SAMPLES = 4
 MOST_SAMPLES = 64
-NUM_RATIOS = 12
-#: So many shares beyond the best of every channel, narrower ones are not tried.
-PAST_THE_BEST = 2
-#: Least share of the min-max scale that is tried. Clipping shrinks large weights together, an error that adds up over
-#: layers and that one layer's output does not show, so it is kept small; with two bits rounding costs more than that.
-LEAST_RATIO = {2: 0.45}
-LEAST_RATIO_OTHERWISE = 0.6
-#: The finest input format, whose scale is the smallest.
-FINEST_INPUT = Format(8, "tensor", symmetric=False)
-
-
-#: From errors of a weight [R, *weight] to the mean square of the output for each [R, channels of the weight's axis].
-_Judge = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -228,166 +208,3 @@ def mean_output(graph: Graph, operation: Operation, calibration: Calibration, we
         channels = output.movedim(operation.channels, 0).flatten(1)
         total, count = total + channels.sum(1) * rows, count + channels.shape[1] * rows
     return total / count
-
-
-@torch.no_grad()
-def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calibration | None) -> Quantizer:
-    """The quantizer of one layer's weight.
-
-    Of NUM_RATIOS shares r of the min-max scales, each channel takes the one with the least mean square of
-    op(x, Q_r(W) - W) over the calibration's sample inputs, less its mean where bias correction takes that off. The
-    groups of a channel share r, and a tensor with one scale takes the best r for all channels. The error of the weight
-    alone is no guide: it prefers clipping that costs accuracy. Scales are min-max for a weight that no operator reads
-    through a tensor of floats (an embedding), and without a calibration. No scale is so small that the bias would not
-    fit into 32 bits.
-
-    A sparse format's zeros are part of Q: scales are those of the weights that stay, errors are those of all. A layer
-    that the format's blocks do not fit is rounded without zeros; `measure` offers it no such choice.
-    """
-    if fmt.floating is not None:
-        scale = torch.ones(1, device=graph.device)
-        return Quantizer(layer.name, fmt, layer.axis, scale, torch.zeros_like(scale))
-    mask, weight = weight_mask(graph, layer, fmt, calibration), graph.parameter(layer.name).detach()
-    pruned = weight if mask is None else weight * mask
-    scale, zero_point = min_max_factors(pruned, layer.axis, fmt)
-    if calibration is not None:
-        choose_scales(graph, layer, [fmt], calibration)
-        scale = calibration.scales[layer.name, fmt]
-    return Quantizer(layer.name, fmt, layer.axis, scale, zero_point, mask)
-
-
-@torch.no_grad()
-def choose_scales(graph: Graph, layer: Layer, formats: Iterable[Format], calibration: Calibration) -> None:
-    """Choose the scales of one weight in all these formats at once, as `weight_quantizer` says, where not known yet."""
-    missing = [fmt for fmt in formats if fmt.floating is None and (layer.name, fmt) not in calibration.scales]
-    operations = [each for each in layer.operations if each.input is not None and each.axis == layer.axis]
-    judges = [_judge(graph, layer, operation, calibration) for operation in operations if missing]
-    for fmt in missing:
-        mask, weight = weight_mask(graph, layer, fmt, calibration), graph.parameter(layer.name).detach()
-        pruned = weight if mask is None else weight * mask
-        scale, zero_point = min_max_factors(pruned, layer.axis, fmt)
-        if operations:
-            share = _best_shares(layer, fmt, pruned, pruned - weight, (scale, zero_point), judges)
-            least = [_least_scales(graph, layer, fmt, operation, calibration, scale) for operation in operations]
-            scale = reduce(torch.maximum, [some for some in least if some is not None], scale * share)
-        calibration.scales[layer.name, fmt] = scale
-
-
-def weight_mask(graph: Graph, layer: Layer, fmt: Format, calibration: Calibration | None) -> Tensor | None:
-    """Which weights of the layer stay in that format; None where all do, or where its blocks do not fit the layer.
-
-    As the calibration holds it; otherwise chosen by magnitude, and stored there.
-    """
-    sparsity = fmt.sparsity
-    if sparsity is None or misfit(layer.shape, layer.axis, sparsity) is not None:
-        return None
-    masks = {} if calibration is None else calibration.masks
-    if (layer.name, sparsity) not in masks:
-        importance = graph.parameter(layer.name).detach().abs()
-        masks[layer.name, sparsity] = choose_mask(importance, layer.axis, sparsity)
-    return masks[layer.name, sparsity]
-
-
-def _best_shares(
-    layer: Layer, fmt: Format, pruned: Tensor, zeroed: Tensor, factors: tuple[Tensor, Tensor], judges: list[_Judge]
-) -> Tensor:
-    """The best shares of the widest scales, shaped like them, for the weight with zeros; `zeroed` is what these add."""
-    scale, zero_point = factors
-    ratios = torch.linspace(1.0, LEAST_RATIO.get(fmt.bits, LEAST_RATIO_OTHERWISE), NUM_RATIOS).to(scale)
-    total = torch.empty(0, device=scale.device)
-    for some in ratios.split(max(1, FEW_ELEMENTS // pruned.numel())):
-        errors = _rounding_errors(pruned, [ratio * scale for ratio in some], zero_point, layer.axis, fmt) + zeroed
-        squares = torch.stack([judge(errors) for judge in judges]).sum(0)
-        squares = squares.sum(1, keepdim=True) if fmt.granularity == "tensor" else squares
-        total = torch.cat([total, squares]) if len(total) else squares
-        best = total.argmin(0)
-        if (best < len(total) - PAST_THE_BEST).all():
-            break
-    return along(ratios[best], 0, scale.shape)
-
-
-def _least_scales(
-    graph: Graph, layer: Layer, fmt: Format, operation: Operation, calibration: Calibration, scale: Tensor
-) -> Tensor | None:
-    """The smallest scales whose bias fits, as runtimes hold it in integers of the channels' scales; None for any."""
-    bias = graph.bias(operation)
-    if bias is None or fmt.granularity == "group":
-        return None
-    step = calibration.quantizer(str(operation.input), FINEST_INPUT, graph.device).scale
-    least = least_scale(graph.parameter(bias), step, layer.shape[layer.axis]).to(scale)
-    return least.amax() if fmt.granularity == "tensor" else least
-
-
-def _rounding_errors(weight: Tensor, scales: list[Tensor], zero_point: Tensor, axis: int, fmt: Format) -> Tensor:
-    """[R, *weight]: Q(W) - W for R scales, all at once."""
-    channels_first = weight.movedim(axis, 0)
-    tiled = channels_first.expand(len(scales), *channels_first.shape).flatten(0, 1)
-    shape = (len(channels_first), *zero_point.shape[1:])
-    scale = torch.cat([scale.expand(shape) for scale in scales])
-    zero = torch.cat([zero_point.expand(shape)] * len(scales))
-    errors = rounded(tiled, scale, zero, 0, *fmt.integer_range).sub_(tiled)
-    return errors.unflatten(0, (len(scales), -1)).movedim(1, axis + 1)
-
-
-def _judge(graph: Graph, layer: Layer, operation: Operation, calibration: Calibration) -> _Judge:
-    """What tells how large the operator's outputs are for each of some errors of the weight.
-
-    Its mean is taken off where a bias does so. The mean square over rows x that the weight multiplies is that of x e,
-    or e' (sum x x' / number of x) e where there are more rows than columns.
-    """
-    samples, kernel = calibration.samples[operation.node], layer.shape[2:]
-    if operation.kind.name.startswith("conv_transpose"):
-        return partial(_square_outputs, graph, layer, operation, samples)
-    if operation.channels_last:
-        rows = _evenly(samples[0].flatten(0, -2)).unsqueeze(0)
-    else:
-        cuts = [windows(graph.node(operation.node), x, kernel) for x in samples]
-        parts = [_windows_of(cut, len(kernel), POSITIONS // len(cuts)) for cut in cuts]
-        rows = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
-    if operation.takes_bias:
-        rows = rows - rows.mean(1, keepdim=True)
-    _, positions, columns = rows.shape
-    moments = rows.mT @ rows / positions if positions > columns else None
-
-    def judge(errors: Tensor) -> Tensor:
-        matrices = errors.movedim(layer.axis + 1, 1).flatten(2).unflatten(1, (operation.groups, -1)).movedim(1, 0)
-        some = matrices.flatten(1, 2)  # [G, R x channels of a group, columns]
-        squares = (some @ rows.mT).square().mean(2) if moments is None else ((some @ moments) * some).sum(2)
-        return squares.unflatten(1, matrices.shape[1:3]).movedim(0, 1).flatten(1)
-
-    return judge
-
-
-def _windows_of(cut: Tensor, dims: int, most: int) -> Tensor:
-    """[G, positions, columns] of windows [N, G, channels, *positions, *kernel], at most that many positions."""
-    by_position = cut.permute(0, *range(3, 3 + dims), 1, 2, *range(3 + dims, 3 + 2 * dims))
-    sizes = by_position.shape[: 1 + dims]
-    places = _evenly(torch.arange(math.prod(sizes), device=cut.device), most)
-    few = len(places) < math.prod(sizes)
-    rows = by_position[torch.unravel_index(places, sizes)] if few else by_position.flatten(0, dims)
-    return rows.flatten(2).movedim(1, 0)
-
-
-def _evenly(values: Tensor, most: int = POSITIONS) -> Tensor:
-    """At most about that many of the first dimension, evenly spaced."""
-    return values[:: spacing(len(values), most)]
-
-
-def _square_outputs(
-    graph: Graph, layer: Layer, operation: Operation, samples: Sequence[Tensor], errors: Tensor
-) -> Tensor:
-    """[R, channels of the weight's axis] mean square of a transposed convolution's output for each error."""
-    read = argument(graph.node(operation.node), operation.data).name
-    numel = sum(x.numel() for x in samples)
-    elements = max(1, numel * math.prod(graph.shapes[operation.node]) // math.prod(graph.shapes[read]))
-    squares = []
-    for some in errors.split(max(1, FEW_ELEMENTS // elements)):
-        stacked = stack_weights(operation, list(some))
-        outputs = torch.cat(
-            [run_stacked(graph, operation, x, stacked, len(some)).movedim(2, 1).flatten(2) for x in samples], 2
-        )
-        if operation.takes_bias:
-            outputs = outputs - outputs.mean(2, keepdim=True)
-        squares.append(outputs.square().mean(2))
-    # Where it has groups, each index of the weight's axis is one channel of every group.
-    return torch.cat(squares).unflatten(1, (-1, layer.shape[layer.axis])).sum(1)

@@ -3,14 +3,15 @@
 import copy
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from functools import partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
-from mixbit.core import InvalidInput, differing, split_batches, track
-from mixbit.graph import Graph, argument, in_order, is_parameter, num_uses, packet
+from mixbit.core import InvalidInput, differing, split_all, split_batches, track
+from mixbit.graph import Graph, Walker, argument, in_order, is_parameter, num_uses, packet, seen
 from mixbit.graph.capture import exported, free_dimensions, naming_the_batch, running_statistics
 from mixbit.quantization.statistics import RunningMean
 
@@ -18,11 +19,16 @@ _aten = torch.ops.aten
 _KINDS = ("linear", "conv1d", "conv2d", "conv3d")
 #: f(s x) = s f(x) for s > 0, channel by channel.
 _HOMOGENEOUS = {_aten.relu}
+#: min(max(x, a), b), a and b behind x.
+_CLAMPS = {_aten.hardtanh, _aten.clamp}
 #: Equalization ends where no factor differs from 1 by more. Pairs that share a layer get there by about half a round.
 TOLERANCE = 1e-4
 MOST_ROUNDS = 1000
 #: A channel whose weights are all below this share of the layer's largest is left as it is.
 NEGLIGIBLE = 1e-6
+#: How far equalization brings the largest value of a channel towards the cut of a ReLU6 that it does not reach on the
+#: data: other data may hold larger values.
+SHARE_OF_CUT = 0.9
 
 
 @torch.no_grad()
@@ -103,32 +109,40 @@ def equalizing_factors(first: Tensor, second: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def equalized(graph: Graph) -> Graph:
+def equalized(graph: Graph, batches: Iterable[Any] | None = None) -> Graph:
     """The graph, its function unchanged, with weights that differ less in size from channel to channel.
 
     Wherever one layer alone reads what another returns, itself or through a ReLU, output channel i of the first (weight
     and bias) is divided by s_i and input channel i of the second multiplied by it, s_i as in `equalizing_factors` with
     the largest magnitudes for ranges; over all such pairs, until nothing changes. Layers are linear ones and
-    convolutions, of any groups, that are not transposed. Pairs with other functions in between, such as ReLU6, stay as
-    they are. (Nagel et al. 2019, section 4.1, arXiv 1906.04721.)
+    convolutions, of any groups, that are not transposed. (Nagel et al. 2019, section 4.1, arXiv 1906.04721.)
+
+    With batches, this reaches through a ReLU6 too, min(max(x, 0), 6): it is a ReLU where x stays below 6. A channel
+    that stays below SHARE_OF_CUT of the cut on all batches is scaled, at most up to there, so that on these data the
+    function is unchanged; the others keep their size. Pairs with other functions in between stay as they are.
 
     Args:
         graph: A captured graph in float; it is left as it is.
+        batches: What the model takes, labels allowed and not needed; None leaves pairs with a ReLU6 between as they
+            are.
 
     Returns:
         A new graph; a copy where there is no such pair.
 
     Raises:
-        InvalidInput: the graph is quantized.
+        InvalidInput: the graph is quantized, or a batch does not fit it.
     """
     if graph.plan is not None:
         raise InvalidInput("graph: quantized already; equalize the captured graph")
     result = graph.copy()
     pairs = _pairs(result)
-    names = {name for pair in pairs for name in pair[:3] if name is not None}
+    cut = [pair for pair in pairs if pair.cut is not None]
+    peaks = _shares_of_cuts(graph, cut, batches) if cut and batches is not None else {}
+    pairs = [pair for pair in pairs if pair.cut is None or pair in peaks]
+    names = {name for pair in pairs for name in (pair.first, pair.bias, pair.second) if name is not None}
     tensors = {name: result.parameter(name).double().contiguous() for name in names}
     for _ in track(range(MOST_ROUNDS), "equalize channels"):
-        if max((_equalize(tensors, pair) for pair in pairs), default=0.0) < TOLERANCE:
+        if max((_equalize(tensors, pair, peaks.get(pair)) for pair in pairs), default=0.0) < TOLERANCE:
             break
     for name, value in tensors.items():
         result.parameter(name).copy_(value)
@@ -136,20 +150,44 @@ def equalized(graph: Graph) -> Graph:
 
 
 class _Pair(NamedTuple):
-    """Names of the first layer's weight and bias and of the second's weight, whose convolution has groups."""
+    """Names of the first layer's operator, weight and bias and of the second's weight, whose convolution has groups.
 
+    `cut`: where the function between them cuts what the first returns; None where it does not.
+    """
+
+    node: str
     first: str
     bias: str | None
     second: str
     groups: int
+    cut: float | None
 
 
-def _equalize(tensors: dict[str, Tensor], pair: _Pair) -> float:
-    """Rescale one pair in place; returns the largest distance of a factor from 1."""
+def _shares_of_cuts(graph: Graph, pairs: list[_Pair], batches: Iterable[Any]) -> dict[_Pair, Tensor]:
+    """[channels] the largest value that each pair's first layer returns on the batches, as a share of its cut."""
+    shares: dict[_Pair, Tensor] = {}
+
+    def see(pair: _Pair, value: Tensor, _: object) -> None:
+        _, operation = graph.operations[pair.node]
+        largest = value.double().movedim(operation.channels, 0).flatten(1).amax(1) / pair.cut
+        shares[pair] = torch.maximum(shares[pair], largest) if pair in shares else largest
+
+    walker = Walker(graph.module, {pair.node: seen(partial(see, pair)) for pair in pairs})
+    for number, (inputs, _) in enumerate(track(split_all(batches, len(graph.example.args)), "find cut channels")):
+        walker.returned(graph.leaves(inputs, f"batch {number}"))
+    return shares
+
+
+def _equalize(tensors: dict[str, Tensor], pair: _Pair, shares: Tensor | None) -> float:
+    """Rescale one pair in place, and its shares of the cut; returns the largest distance of a factor from 1."""
     first, second = tensors[pair.first], tensors[pair.second]
     # [groups, outputs of a group, inputs of a group, positions]
     grouped = second.reshape(pair.groups, second.shape[0] // pair.groups, second.shape[1], -1)
     factors = equalizing_factors(first.abs().flatten(1).amax(1), grouped.abs().amax((1, 3)).flatten())
+    if shares is not None:
+        least = shares / SHARE_OF_CUT
+        factors = torch.where(least < 1, torch.maximum(factors, least), 1)
+        shares /= factors
     first /= factors.reshape(-1, *[1] * (first.ndim - 1))
     if pair.bias is not None:
         tensors[pair.bias] /= factors
@@ -167,22 +205,36 @@ def _pairs(graph: Graph) -> list[_Pair]:
     pairs = []
     for name, (first, operation) in plain.items():
         node = graph.node(name)
-        reader, bias = _reader(node), argument(node, operation.kind.bias)
+        (reader, cut), bias = _reader(node), argument(node, operation.kind.bias)
         if reader is None or reader.name not in plain or not operation.takes_bias:
             continue
         second, other = plain[reader.name]
         if other.channels_last == operation.channels_last and (bias is None or num_uses(bias) == 1):
-            pairs.append(_Pair(first.name, graph.bias(operation), second.name, other.groups))
+            pairs.append(_Pair(name, first.name, graph.bias(operation), second.name, other.groups, cut))
     return pairs
 
 
-def _reader(node: fx.Node) -> fx.Node | None:
-    """The only node that reads what this one returns, itself or through homogeneous functions, as its first input."""
+def _reader(node: fx.Node) -> tuple[fx.Node | None, float | None]:
+    """The only node that reads, as its first input, what this one returns, itself or through homogeneous functions.
+
+    And where these cut it off, a ReLU6 at 6; None where they do not.
+    """
+    cut: float | None = None
     while len(node.users) == 1:
         (user,) = node.users
         if argument(user, 0) is not node:
-            return None
-        if packet(user) not in _HOMOGENEOUS:
-            return user
-        node = user
-    return None
+            break
+        bound = _cut_of(user)
+        if bound is None and packet(user) not in _HOMOGENEOUS:
+            return user, cut
+        node, cut = user, min((each for each in (cut, bound) if each is not None), default=None)
+    return None, None
+
+
+def _cut_of(node: fx.Node) -> float | None:
+    """The b > 0 of min(max(x, 0), b), where the node is that."""
+    if packet(node) is _aten.relu6:
+        return 6.0
+    low, high = (argument(node, place) for place in (1, 2))
+    is_cut = packet(node) in _CLAMPS and isinstance(low, int | float) and isinstance(high, int | float)
+    return float(high) if is_cut and low == 0 < high else None

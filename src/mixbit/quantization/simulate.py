@@ -10,9 +10,10 @@ from torch import Tensor, fx
 from mixbit.core import Format, InvalidInput, Plan, Target, find_target, track
 from mixbit.graph import Graph, Layer, argument, convolved, inputs_between, model_fingerprint
 from mixbit.quantization.biases import corrected_biases
-from mixbit.quantization.calibrate import Calibration, mean_output, weight_quantizer
+from mixbit.quantization.calibrate import Calibration, mean_output
 from mixbit.quantization.offers import why_not
 from mixbit.quantization.quantizer import Quantizer, quantizer_path, run_time_quantizer
+from mixbit.quantization.scales import weight_quantizer
 
 #: Of tensors between layers.
 BETWEEN = Format(8, "tensor", symmetric=False)

@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from mixbit.core import InvalidInput
 from mixbit.graph import Graph
@@ -130,6 +130,10 @@ class _Rounding(Learner):
         for quantizer in self.steps:
             quantizer.settle_scale()
         super().put(tensors)
+
+    def varies(self, node: fx.Node) -> bool:
+        """All does where a random part of what the block reads is in float."""
+        return self.drop > 0 or super().varies(node)
 
     def begin(self, error: float) -> list[dict[str, Any]]:
         """Start from the float network's biases; roundings, biases and steps learn at rates of their own."""

@@ -1,9 +1,8 @@
 """GPTQ: weights column by column, each error made up for by the weights that are still to come."""
 
 import dataclasses
-import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -12,10 +11,11 @@ from annotated_types import Ge
 from torch import Tensor, fx
 
 from mixbit.core import InvalidInput, method
-from mixbit.graph import FEW_ELEMENTS, Graph, Layer, Operation, argument, in_order, windows
+from mixbit.graph import Graph, Layer, Operation, argument, in_order
 from mixbit.quantization.affine import along, dequantize, quantize
 from mixbit.quantization.biases import corrected_biases
 from mixbit.quantization.quantizer import Quantizer, activation_quantizers, weight_quantizers
+from mixbit.quantization.rows import rows_of
 from mixbit.quantization.statistics import Moments, inverse_factor
 from mixbit.roundings._input import RoundingInput
 
@@ -240,21 +240,3 @@ def _in_order(
             errors[:, :, column - first] = error
         weight[:, :, last:] -= errors @ factor[:, first:last, last:]
     return rounded
-
-
-def rows_of(node: fx.Node, operation: Operation, x: Tensor, kernel: Sequence[int]) -> Iterator[Tensor]:
-    """[G, N, columns] what an operator that is not transposed multiplies its weight's rows with, few samples at a time.
-
-    The kernel is the weight's sizes behind its channels; empty for products.
-    """
-    if operation.channels_last:
-        yield x.reshape(1, -1, x.shape[-1])
-        return
-    if x.ndim == len(kernel) + 1:
-        x = x.unsqueeze(0)  # one sample
-    elements = math.prod(x.shape[1:]) * math.prod(kernel)
-    for some in x.split(max(1, 4 * FEW_ELEMENTS // elements)):
-        cut = windows(node, some, kernel)  # to [G, positions, columns], as the weight has its columns
-        positions, window = range(3, 3 + len(kernel)), range(3 + len(kernel), 3 + 2 * len(kernel))
-        columns = cut.shape[2] * math.prod(kernel)
-        yield cut.permute(1, 0, *positions, 2, *window).reshape(operation.groups, -1, columns)

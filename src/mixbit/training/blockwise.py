@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional
 
 from mixbit.core import Store, track
 from mixbit.graph import (
@@ -116,7 +117,9 @@ class Stretch:
                 needed.add(node)
                 waiting += node.all_input_nodes
         self.nodes = [node for node in graph.module.graph.nodes if node in needed]
+        self.own, self.carried = own, carried
         self.made = frozenset(node.name for node in own)
+        self.walker = Walker(graph.module)
         self.inputs = tuple(node.name for node in graph.module.graph.nodes if node in inputs)
 
     def run(
@@ -131,11 +134,18 @@ class Stretch:
             for node in self.nodes
             if replaced and node.op == "call_module" and str(node.target) in replaced
         }
-        walker = Walker(self.graph.module, calls)
-        env = walker.env = {self.graph.node(name): tensors[name] for name in self.inputs}
+        self.walker.around = calls
+        env = self.walker.env = {self.graph.node(name): tensors[name] for name in self.inputs}
         for node in self.nodes:
-            env[node] = walker.run_node(node)
+            env[node] = self.walker.run_node(node)
+        self.walker.env = {}
         return {name: env[self.graph.node(name)] for name in outputs}
+
+    def divided(self, varies: Callable[[fx.Node], bool]) -> tuple["Stretch", "Stretch"]:
+        """What depends on no node that varies, and the rest, which reads it; all is the rest where none varies."""
+        nodes = {node for node in self.nodes if varies(node)}
+        rest = self.own & after(self.graph, nodes) or self.own
+        return Stretch(self.graph, self.own - rest, self.carried), Stretch(self.graph, rest, self.carried)
 
 
 def stretches(graph: Graph, blocks: tuple[Block, ...]) -> list[Stretch]:
@@ -212,9 +222,12 @@ class Passes:
         """Mean square of the outputs' distance from the float network's, weighted by `weights`."""
         total = torch.zeros((), device=self.case.graph.device)
         for name, output in outputs.items():
-            square = (output - self._of_float(name, self.cache.get(batch, _FLOAT + name), rows)).square()
+            wanted = self._of_float(name, self.cache.get(batch, _FLOAT + name), rows)
             weight = self.weights.get((batch, name))
-            total = total + (square if weight is None else square * self._of_float(name, weight, rows)).mean()
+            if weight is None:
+                total = total + functional.mse_loss(output, wanted)
+            else:
+                total = total + ((output - wanted).square() * self._of_float(name, weight, rows)).mean()
         return total
 
     @torch.no_grad()
@@ -238,7 +251,7 @@ class Passes:
 
 
 def _some(tensor: Tensor, rows: Tensor | None) -> Tensor:
-    return tensor if rows is None or not isinstance(tensor, Tensor) else tensor[rows]
+    return tensor if rows is None or not isinstance(tensor, Tensor) else tensor.index_select(0, rows.to(tensor.device))
 
 
 def squared_gradients(case: Case, names: tuple[str, ...]) -> dict[tuple[int, str], Tensor]:
@@ -273,6 +286,7 @@ class Learner:
 
     Attributes:
         names: Full names of the tensors that learning changes; empty if there is nothing to learn.
+        part: The stretch of the block that depends on these; what it reads is computed once.
     """
 
     names: Sequence[str]
@@ -289,6 +303,10 @@ class Learner:
         """Set the tensors, which then take no gradients."""
         for name, tensor in tensors.items():
             self.learning.parameter(name).requires_grad_(False).copy_(tensor)
+
+    def varies(self, node: fx.Node) -> bool:
+        """Whether the node itself returns something else from step to step."""
+        return any(name == node.target or name.startswith(f"{node.target}.") for name in self.names)
 
     def begin(self, error: float) -> list[dict[str, Any]]:
         """Make the tensors learnable; groups of parameters for Adam, by the root mean square error of the block."""
@@ -360,16 +378,18 @@ def learn_blocks(
             if schedule.fisher:
                 passes.weights = squared_gradients(case, block.outputs)
             learner, steps = learner_of(learning, block, part), _steps(bar, schedule.iterations)
+            fixed, learner.part = part.divided(learner.varies)
+            passes.advance(_LEARNING, fixed, later[number] | set(learner.part.inputs))
             finished = store.get(f"{prefix}-{number}", question)
             if finished is not None:
                 learner.put(finished.tensors)
             else:
                 generator = torch.Generator().manual_seed(case.seed + number)
-                _learn(learner, block, part, passes, schedule, steps=steps, generator=generator)
+                _learn(learner, block, passes, schedule, steps=steps, generator=generator)
                 store.put(f"{prefix}-{number}", question, learner.tensors())
             for _ in steps:  # none is left where the block has learned
                 pass
-            passes.advance(_LEARNING, part, later[number])  # so later blocks read what the block has learned
+            passes.advance(_LEARNING, learner.part, later[number])  # so later blocks read what the block has learned
             passes.cache.keep_only({which + name for which in (_FLOAT, _LEARNING) for name in later[number]})
     for parameter in trainable:
         parameter.requires_grad_(True)
@@ -387,7 +407,6 @@ def _steps(bar: Iterator[int], iterations: int) -> Iterator[float]:
 def _learn(
     learner: Learner,
     block: Block,
-    part: Stretch,
     passes: Passes,
     schedule: Schedule,
     *,
@@ -395,6 +414,7 @@ def _learn(
     generator: torch.Generator,
 ) -> None:
     """Learn one block, unless it is better as it is."""
+    part = learner.part
     error, before = passes.mean_error(part, block.outputs), learner.tensors()
     if not before or error == 0:
         return
