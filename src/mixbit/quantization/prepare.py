@@ -136,8 +136,8 @@ def equalized(graph: Graph, batches: Iterable[Any] | None = None) -> Graph:
         raise InvalidInput("graph: quantized already; equalize the captured graph")
     result = graph.copy()
     pairs = _pairs(result)
-    cut = [pair for pair in pairs if pair.cut is not None]
-    peaks = _shares_of_cuts(graph, cut, batches) if cut and batches is not None else {}
+    cuts = {pair: pair.cut for pair in pairs if pair.cut is not None}
+    peaks = _shares_of_cuts(graph, cuts, batches) if cuts and batches is not None else {}
     pairs = [pair for pair in pairs if pair.cut is None or pair in peaks]
     names = {name for pair in pairs for name in (pair.first, pair.bias, pair.second) if name is not None}
     tensors = {name: result.parameter(name).double().contiguous() for name in names}
@@ -163,16 +163,16 @@ class _Pair(NamedTuple):
     cut: float | None
 
 
-def _shares_of_cuts(graph: Graph, pairs: list[_Pair], batches: Iterable[Any]) -> dict[_Pair, Tensor]:
+def _shares_of_cuts(graph: Graph, cuts: dict[_Pair, float], batches: Iterable[Any]) -> dict[_Pair, Tensor]:
     """[channels] the largest value that each pair's first layer returns on the batches, as a share of its cut."""
     shares: dict[_Pair, Tensor] = {}
 
     def see(pair: _Pair, value: Tensor, _: object) -> None:
         _, operation = graph.operations[pair.node]
-        largest = value.double().movedim(operation.channels, 0).flatten(1).amax(1) / pair.cut
+        largest = value.double().movedim(operation.channels, 0).flatten(1).amax(1) / cuts[pair]
         shares[pair] = torch.maximum(shares[pair], largest) if pair in shares else largest
 
-    walker = Walker(graph.module, {pair.node: seen(partial(see, pair)) for pair in pairs})
+    walker = Walker(graph.module, {pair.node: seen(partial(see, pair)) for pair in cuts})
     for number, (inputs, _) in enumerate(track(split_all(batches, len(graph.example.args)), "find cut channels")):
         walker.returned(graph.leaves(inputs, f"batch {number}"))
     return shares

@@ -14,7 +14,7 @@ from mixbit.roundings._learned import learned_roundings
 def brecq(
     inputs: RoundingInput,
     *,
-    iterations: Annotated[int, Ge(1)] = 1000,
+    iterations: Annotated[int, Ge(1)] = 500,
     batch_size: Annotated[int, Ge(1)] = 32,
     drop: Annotated[float, Ge(0), Le(1)] = 0.5,
     fisher: bool = False,
