@@ -84,7 +84,7 @@ def test_every_operator_of_a_network_is_corrected_behind_those_before_it():
 
 def test_biases_stay_whole_multiples_where_inputs_are_integers():
     graph, x = residual()
-    simulated = quantize(graph, plan_of(graph.layers, "w4a3"), [x])
+    simulated = quantize(graph, plan_of(graph.layers, "w8a3"), [x])
     found = corrected(graph, simulated, batches_of(x, 10))
     errors, quantizers = mean_errors(graph, found, x), by_tensor(found)
     for layer in found.layers:
@@ -99,7 +99,7 @@ def test_biases_stay_whole_multiples_where_inputs_are_integers():
 
 def test_both_graphs_are_left_as_they_are():
     graph, x = residual()
-    simulated = quantize(graph, plan_of(graph.layers, "w3a4"), [x])
+    simulated = quantize(graph, plan_of(graph.layers, "w2a4"), [x])
     states, codes = [state_of(one.module) for one in (graph, simulated)], [graph.module.code, simulated.module.code]
     found = corrected(graph, simulated, batches_of(x, 10))
     for one, state, code in zip((graph, simulated), states, codes, strict=True):
@@ -135,7 +135,7 @@ def test_a_simulation_of_another_graph_is_refused():
 
 def test_quantize_corrects_in_sequence_after_any_rounding():
     graph, x = residual()
-    plan, batches = plan_of(graph.layers, "w3a4"), list(x.split(10))
+    plan, batches = plan_of(graph.layers, "w2a4"), list(x.split(10))
     inputs, spoilt = [Inputs.of(batch) for batch in batches], []
 
     def spoils(asked):
