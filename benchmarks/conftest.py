@@ -4,4 +4,4 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 collect_ignore = [path.name for path in HERE.glob("*.py") if not path.name.startswith("test_")]
-collect_ignore_glob = ["networks/*"]
+collect_ignore_glob = ["networks/*", "contest_tools/*"]

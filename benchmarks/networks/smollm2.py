@@ -19,7 +19,7 @@ from benchmarks.networks._packages import file_in, pip
 from mixbit.core.task import Task
 
 WIDTH, HEADS, GROUPS, HEAD, HIDDEN, LAYERS, WORDS, BASE = 576, 9, 3, 64, 1536, 30, 49152, 1e5
-LENGTH, NUM_CALIBRATION, NUM_EVALUATION, BATCH = 256, 32, 32, 4
+LENGTH, WINDOWS, JUDGING, BATCH = 256, 48, 3, 4
 #: Part of a layer in the file -> in the network.
 PARTS = {
     "attn_norm": "attn_norm", "attn_q": "attn.q", "attn_k": "attn.k", "attn_v": "attn.v", "attn_output": "attn.output",
@@ -112,19 +112,20 @@ def network() -> tuple[SmolLM2, tokenizers.Tokenizer]:
 
 
 def windows(tokenizer: tokenizers.Tokenizer) -> Tensor:
-    """Tokens [NUM_CALIBRATION + NUM_EVALUATION, LENGTH + 1] from places evenly all over the manual."""
+    """Tokens [WINDOWS, LENGTH + 1] from places evenly all over the manual."""
     text = re.sub(r"\n{3,}", "\n\n", "\n\n".join(pydoc_data.topics.topics.values()))
     numbers = torch.tensor(tokenizer.encode(text).ids)
-    count = NUM_CALIBRATION + NUM_EVALUATION
-    return numbers.unfold(0, LENGTH + 1, len(numbers) // count)[:count].contiguous()
+    return numbers.unfold(0, LENGTH + 1, len(numbers) // WINDOWS)[:WINDOWS]
 
 
 def load() -> Network:
-    """The model; every other window calibrates, and the others judge."""
+    """The model; every third window judges, and the others calibrate."""
     model, tokenizer = network()
     tokens = windows(tokenizer)
+    judges = torch.arange(WINDOWS) % JUDGING == 0
     calibration, evaluation = (
-        batches(BATCH, part[:, :-1].contiguous(), part[:, 1:].contiguous()) for part in (tokens[::2], tokens[1::2])
+        batches(BATCH, part[:, :-1].contiguous(), part[:, 1:].contiguous())
+        for part in (tokens[~judges], tokens[judges])
     )
     return Network("smollm2", model, calibration, evaluation, Task.language(), PERPLEXITY)
 
