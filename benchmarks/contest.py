@@ -5,7 +5,8 @@
 
 A row is TOOL/METHOD@BITS; without `--rows` all that suit the network are run. Every tool of `benchmarks.contest_tools`
 runs in a process and an environment of its own, made by pip in the cache (`MIXBIT_CACHE`), with one thread, the same
-float network, calibration data and evaluation data. Rows are kept there too, and taken again only with `--again`.
+float network, calibration data and evaluation data. Rows are kept there too, and taken again with `--again`, or when
+the tool has changed.
 
 Activations take 8 bits; those of language models stay in float. Bytes are those of all weights at their bits, and 32
 bits a scale. Divergence is the mean Kullback-Leibler divergence from the float network's answers, in nats. Both it and
@@ -21,7 +22,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -150,6 +151,17 @@ def environment(tool: str) -> Path:
     return python
 
 
+def version(tool: str) -> str:
+    """A digest of the tool's file, which says its release, and of mixbit's own source where the tool is mixbit."""
+    module = contest_tools.load(tool)
+    sources = [] if module.REQUIREMENTS else sorted(Path(mb.__file__).parent.rglob("*.py"))
+    return _digest([path.read_bytes() for path in (Path(str(module.__file__)), *sources)])
+
+
+def _digest(parts: Iterable[bytes]) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:8]
+
+
 def _call(command: list[str], problem: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -189,18 +201,19 @@ class Contest:
         save_file({"inputs": inputs, "labels": labels, "evaluation": judged}, folder / "data.safetensors")
         (folder / "facts.json").write_text(json.dumps({"task": network.task.name, "batch": self.size}))
         torch.save(network.model, folder / "model.pt")
-        key = hashlib.sha256((folder / "data.safetensors").read_bytes() + self.floats.numpy().tobytes()).hexdigest()[:8]
+        key = _digest([(folder / "data.safetensors").read_bytes(), self.floats.numpy().tobytes()])
         self.rows = paths.cache() / "contest" / "rows" / f"{network.name}-{key}"
         self.rows.mkdir(parents=True, exist_ok=True)
 
     def row(self, name: str, minutes: float, *, again: bool) -> Row:
-        """The row of that name, which is run where it was not."""
+        """The row of that name, which is run where it was not, or failed, or its tool is another one since."""
         tool, method, budget = parsed(name)
-        kept = self.rows / f"{name.replace('/', '-')}.json"
+        kept = self.rows / f"{name.replace('/', '-')}-{version(tool)}.json"
         if kept.exists() and not again:
             return Row(**json.loads(kept.read_text()))
         row = self._run(tool, method, budget, minutes)
-        kept.write_text(json.dumps(asdict(row)))
+        if not row.message:
+            kept.write_text(json.dumps(asdict(row)))
         return row
 
     def _run(self, tool: str, method: str, budget: float, minutes: float) -> Row:
