@@ -20,6 +20,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -165,12 +166,14 @@ def _digest(parts: Iterable[bytes]) -> str:
 def _call(command: list[str], problem: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise MissingPackage(f"{problem}: {_last_line(done.stderr)}")
+        raise MissingPackage(f"{problem}: {_error(done.stderr)}")
 
 
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "without a message"
+def _error(text: str) -> str:
+    """What a failing process says of its error: the last line that begins with the name of one, or else the last."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["without a message"]
+    errors = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return (errors or lines)[-1][:300]
 
 
 class Contest:
@@ -231,7 +234,7 @@ class Contest:
         except subprocess.TimeoutExpired:
             return Row(tool, method, budget, message=f"not done in {minutes:g} minutes")
         if done.returncode:
-            return Row(tool, method, budget, message=_last_line(done.stderr))
+            return Row(tool, method, budget, message=_error(done.stderr))
         outputs = load_file(self.folder / "outputs.safetensors")["outputs"]
         if outputs.shape != self.floats.shape:
             return Row(tool, method, budget, message=f"outputs {list(outputs.shape)}, not {list(self.floats.shape)}")

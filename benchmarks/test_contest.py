@@ -118,6 +118,13 @@ def test_unknown_rows_are_refused(name: str, message: str) -> None:
         contest.parsed(name)
 
 
+def test_a_failing_tool_is_quoted_by_its_error() -> None:
+    said = "Traceback:\n  File x\nlib.errors.TraceError: no such operator\n\nSet VERBOSE=1 to see more\n"
+    assert contest._error(said) == "lib.errors.TraceError: no such operator"
+    assert contest._error("warning\nERROR: no matching distribution\n") == "ERROR: no matching distribution"
+    assert contest._error("") == "without a message"
+
+
 def small(labels: torch.Tensor | None) -> Network:
     inputs = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
     data = batches(4, inputs) if labels is None else batches(4, inputs, labels)
