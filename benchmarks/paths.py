@@ -2,7 +2,8 @@
 
 `MIXBIT_CIFAR10` is a zip file or a folder of JPEG images, `MIXBIT_RESNET20` a file of weights, `MIXBIT_TEXT` a text,
 `MIXBIT_GPT` the weights that `python -m benchmarks.gpt` writes. Without them the folder `shared` beside the repository
-is looked at.
+is looked at. `MIXBIT_CACHE` is a folder for what benchmarks fetch or make themselves; without it they use one in the
+user's cache.
 """
 
 import os
@@ -42,4 +43,18 @@ def require(variable: str) -> Path:
     path = find(variable)
     if path is None:
         raise InvalidInput(f"{DEFAULTS[variable]}: there is no such file; set {variable} to where it is")
+    return path
+
+
+def cache() -> Path:
+    """The folder of what benchmarks fetch or make, which exists then: MIXBIT_CACHE, or one in the user's cache.
+
+    Raises:
+        InvalidInput: when it cannot be made.
+    """
+    path = Path(os.environ.get("MIXBIT_CACHE") or Path.home() / ".cache" / "mixbit-benchmarks").absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInput(f"{path}: cannot be made a folder ({error}); set MIXBIT_CACHE to one that can") from None
     return path
