@@ -109,6 +109,14 @@ def test_result_has_every_part_of_the_contract(deployed):
     assert result["deployed"]["file_bytes"] == (deployed.folder / "model.safetensors").stat().st_size
 
 
+def test_the_result_says_in_words_how_fast_the_artefact_is_beside_float(deployed):
+    slow = deployed.result.model_copy(update={"latency_ratio": latency.Ratio(1.31, 1.28, 1.34)})
+    assert slow.speed == "slower than float: 1.31 (1.28 to 1.34) times its latency in packed"
+    ratio = Result.load(deployed.folder).latency_ratio
+    assert ratio.low <= ratio.value <= ratio.high
+    assert str(ratio) in deployed.result.speed
+
+
 def test_plan_keeps_the_budget_and_the_artefact_is_the_simulation(deployed):
     assert deployed.plan.predicted["mean_bits"] <= 4
     assert deployed.comparison.problems == ()

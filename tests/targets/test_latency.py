@@ -52,9 +52,34 @@ def runtime(monkeypatch):
 
     monkeypatch.setattr(Target, "written", loaded)
     monkeypatch.setattr(
-        timing, "paired_latency_ms", lambda runs, sample, label: {name: run(sample) for name, run in runs.items()}
+        timing,
+        "paired_times",
+        lambda runs, sample, label: timing.Times({name: np.array([run(sample)]) for name, run in runs.items()}),
     )
     return written
+
+
+def test_the_interval_of_a_ratio_holds_the_true_one_in_95_percent():
+    generator = np.random.default_rng(0)
+
+    def drawn():
+        busy = generator.exponential(size=(200, 60))  # slows both runs of a round alike
+        apart = generator.normal(scale=0.2, size=(200, 60))
+        return [
+            timing.Times({"a": 1.3 * row * np.exp(noise), "b": row}) for row, noise in zip(busy, apart, strict=True)
+        ]
+
+    ratios = [times.ratio("a", of="b") for times in drawn()]
+    assert np.median([ratio.value for ratio in ratios]) == pytest.approx(1.3, abs=0.01)
+    assert 0.92 <= np.mean([ratio.low <= 1.3 <= ratio.high for ratio in ratios]) <= 0.995
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [(1.06, 1.4, "slower than"), (1.04, 1.4, "as fast as"), (0.9, 1.2, "as fast as"), (0.5, 0.94, "faster than")],
+)
+def test_slower_and_faster_only_where_the_whole_interval_says_so(low, high, words):
+    assert timing.Ratio(1.0, low, high).in_words == words
 
 
 def test_sums_over_layers_are_the_true_times(measured, runtime):

@@ -168,6 +168,7 @@ def print_result(result: "Result") -> None:
     if result.pruned is not None:
         say(f"{result.pruned}; --flavour qat --train DATA fine-tunes what is left")
     say(result.chosen)
+    say(result.speed)
     say_what_runs_in_float(in_float(result.layers), len(layers))
 
 
