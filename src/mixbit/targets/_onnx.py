@@ -11,9 +11,18 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from mixbit.graph import Graph
 from mixbit.quantization.affine import PLANES, pack
-from mixbit.targets._integers import MASK, SEPARATOR, IntegerWeight, operator_name, stored_weights
+from mixbit.targets._integers import (
+    BLOCK_BITS,
+    BLOCK_SIZES,
+    MASK,
+    ROUNDS_INPUTS,
+    SEPARATOR,
+    IntegerWeight,
+    operator_name,
+    stored_weights,
+)
 from mixbit.targets._onnx_translation import translated
-from mixbit.targets._onnx_writer import constant, initializer
+from mixbit.targets._onnx_writer import UNROUNDED, constant, initializer
 
 #: Operators that onnxruntime runs in integers when both inputs are; others read weights as float32.
 INTEGER_OPERATORS = ("Conv", "Gemm", "MatMul")
@@ -28,8 +37,8 @@ MATRIX = 2
 PRODUCTS = ("Gemm", "MatMul")
 #: Operators whose float weights onnxruntime quantizes itself, MatMul where it fuses the bias; functions that it skips.
 QUANTIZED_UNASKED, SKIPPED = ("Conv", "ConvTranspose", *PRODUCTS), ("Relu", "Clip")
-#: Domain, widths and lengths of groups of MatMulNBits.
-MICROSOFT, BLOCK_BITS, BLOCK_SIZES = "com.microsoft", (2, 4, 8), (16, 32, 64, 128, 256)
+#: Domain of MatMulNBits.
+MICROSOFT = "com.microsoft"
 
 
 def converted(simulated: Graph) -> Any:
@@ -72,9 +81,9 @@ def _store_integers(graph: Any, quantize: Any, weight: IntegerWeight) -> None:
     """Replace the weight's quantizer by its stored integers and the operators that unpack them.
 
     An operator that runs in integers reads them through a DequantizeLinear, a product whose other factor is
-    quantized at run time as they are, and one with a matrix in groups packed as they are stored: MatMulNBits, which
-    computes in float32. Anything else reads their product with the scales: onnxruntime computes that when it loads the
-    file, a DequantizeLinear in every run. So does an operator that sums along the scales, which has no integer form.
+    quantized at run time as they are, and one with a matrix in groups packed as they are stored: MatMulNBits. Anything
+    else reads their product with the scales: onnxruntime computes that when it loads the file, a DequantizeLinear in
+    every run. So does an operator that sums along the scales, which has no integer form.
     """
     (dequantize,) = quantize.outputs[0].consumers()
     places, owners = list(_readers(dequantize.outputs[0])), []
@@ -91,7 +100,8 @@ def _store_integers(graph: Any, quantize: Any, weight: IntegerWeight) -> None:
         if fits and _run_time_factors(node) is not None:
             owners.append(_replace(graph, node, _integer_product(node, unpacked, transposed)))
             continue
-        form = transposed, fits and weight.read is not None and node.op_type in INTEGER_OPERATORS
+        in_integers = fits and weight.read is not None and not weight.grouped and node.op_type in INTEGER_OPERATORS
+        form = transposed, in_integers
         if form not in forms:
             forms[form] = unpacked.integers(transposed) if form[1] else unpacked.floats(transposed)
         node.replace_input_with(index, forms[form])
@@ -131,7 +141,10 @@ def _integer_product(node: Any, unpacked: "_Unpacking", transposed: bool) -> lis
 
 
 def _product_of_blocks(graph: Any, node: Any, weight: IntegerWeight) -> list[Any]:
-    """A product as MatMulNBits, which holds integers as [channels, groups, bytes], lowest bits first."""
+    """A product as MatMulNBits, which holds integers as [channels, groups, bytes], lowest bits first.
+
+    Where the input is rounded in the same groups at run time, the operator does that itself, and computes in integers.
+    """
     per_byte, size = 8 // weight.bits, weight.laid_out.shape[-1]
     words = np.zeros((*weight.scale.shape, size // per_byte), dtype=np.uint8)
     for index in range(per_byte):
@@ -140,7 +153,12 @@ def _product_of_blocks(graph: Any, node: Any, weight: IntegerWeight) -> list[Any
     stored = [initializer(graph, f"{weight.name}{SEPARATOR}{part}", array) for part, array in parts]
     channels, inputs = weight.channels_first
     attributes = {"K": inputs, "N": channels, "bits": weight.bits, "block_size": size}
-    return [ir.node("MatMulNBits", [node.inputs[0], *stored], attributes, domain=MICROSOFT)]
+    x, group = node.inputs[0].meta.get(UNROUNDED, (node.inputs[0], None))
+    if group == size:
+        attributes["accuracy_level"] = ROUNDS_INPUTS
+    else:
+        x = node.inputs[0]
+    return [ir.node("MatMulNBits", [x, *stored], attributes, domain=MICROSOFT)]
 
 
 def _replace(graph: Any, node: Any, operators: list[Any]) -> Any:

@@ -20,12 +20,25 @@ from numpy.typing import NDArray
 from mixbit.core import Runner, Scheme, StoredWeight, Target, TargetMismatch, quoted, read_bytes, scratch_folder
 from mixbit.graph import Graph
 from mixbit.quantization.quantizer import quantizer_path
-from mixbit.targets._integers import FURTHER, SEPARATOR, mismatch, only_beside_float, runtime, stored_rows, weight_bytes
+from mixbit.targets._integers import (
+    BLOCK_BITS,
+    BLOCK_SIZES,
+    FURTHER,
+    ROUNDS_INPUTS,
+    SEPARATOR,
+    UNROUNDED_BLOCKS,
+    mismatch,
+    only_beside_float,
+    runtime,
+    stored_rows,
+    weight_bytes,
+)
 from mixbit.targets._layers import PROFILED, QUANTIZED, quiet_ms
 
 FILE = "model.onnx"
 #: Of a file: messages of Protocol Buffers end there.
 MOST_BYTES = 2**31
+BYTE = 8
 #: Operators of onnxruntime that compute in integers, by the beginning of their names.
 INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 #: Activation functions that it fuses into convolutions.
@@ -44,11 +57,21 @@ _runtime = partial(runtime, "onnxruntime", "onnxruntime", "ml_dtypes", "onnx", "
 
 
 def lacks(scheme: Scheme) -> str | None:
-    """Ranges taken at run time for parts of a tensor; groups or zero points beside any quantized input."""
-    read = scheme.input
-    if read is not None and read.granularity != "tensor":
-        return f"no dynamic {read.granularity}s"
-    return only_beside_float(scheme)
+    """Ranges taken at run time for rows or groups that MatMulNBits does not take, and what `only_beside_float` says."""
+    weight, read = scheme.weight, scheme.input
+    if read is None or read.granularity == "tensor":
+        return only_beside_float(scheme)
+    if (
+        weight is not None
+        and weight.symmetric
+        and weight.group == read.group
+        and weight.group in BLOCK_SIZES
+        and weight.bits in BLOCK_BITS
+        and (weight.bits, weight.group) != UNROUNDED_BLOCKS
+        and read.bits == BYTE
+    ):
+        return None
+    return f"dynamic {read.granularity}s only as in w4g32a8dg32, of 2, 4 or 8 bits in the same groups of 16 to 256"
 
 
 def write(simulated: Graph, folder: Path) -> None:
@@ -195,8 +218,10 @@ def _executed(written: Any, optimized: Any, layers: list[str]) -> dict[str, str]
         if layer := _owner(node.name, owners):
             kind = "int8" if node.op_type.startswith(INTEGER) else "float32"
             if node.op_type == "MatMulNBits":
-                bits = next(attribute.i for attribute in node.attribute if attribute.name == "bits")
-                kind += f", weights in {bits} bits"
+                said = {attribute.name: attribute.i for attribute in node.attribute}
+                if said.get("accuracy_level") == ROUNDS_INPUTS:
+                    kind = f"int8, inputs in groups of {said['block_size']}"
+                kind += f", weights in {said['bits']} bits"
             rows.setdefault(layer, {})[f"{node.op_type} {kind}"] = None
     return {layer: ", ".join(texts) for layer, texts in rows.items()}
 
