@@ -159,7 +159,7 @@ def openvino_run(file: Path, sample: list[Any], threads: int) -> Run:
     core = openvino.Core()
     model = core.read_model(file)
     model.reshape({port: list(array.shape) for port, array in zip(model.inputs, sample, strict=True)})
-    settings = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0", "NUM_STREAMS": "1"}
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": "1"}
     compiled = core.compile_model(model, "CPU", settings | {"INFERENCE_NUM_THREADS": str(threads)})
     return compiled.create_infer_request().infer
 
