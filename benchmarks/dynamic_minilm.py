@@ -27,7 +27,7 @@ from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph
 from mixbit.quantization import uniform_plan
 from mixbit.quantization.offers import choices_of, note_on_run_time_ranges, why_not
-from mixbit.targets.latency import paired_latency_ms
+from mixbit.targets.latency import paired_times
 
 #: Target -> the scheme of every layer that takes it; tables of embeddings do.
 SCHEMES = {"onnxruntime": "w8a8d", "openvino": "w8a8dg32"}
@@ -66,7 +66,7 @@ def _figures(
         runners = {name: find_target(target).load(folder, graph) for name, folder in folders.items()}
         found = np.concatenate([runners["dynamic"].run(one)[0] for one in arrays])
         cosine = (found * reference.numpy()).sum(1)
-        latency = paired_latency_ms({name: one.run for name, one in runners.items()}, arrays[0], "time")
+        latency = paired_times({name: one.run for name, one in runners.items()}, arrays[0], "time").medians
         sizes = {
             name: sum((folder / file).stat().st_size for file in find_target(target).files)
             for name, folder in folders.items()

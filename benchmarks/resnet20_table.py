@@ -25,7 +25,7 @@ from mixbit.graph import Graph
 from mixbit.graph.evaluate import Evaluation, Reference, evaluate
 from mixbit.quantization import uniform_plan
 from mixbit.quantization.calibrate import Calibration, calibrate
-from mixbit.targets.latency import paired_latency_ms
+from mixbit.targets.latency import paired_times
 from mixbit.targets.verify import Comparison, artefact_runner, compare, predicted_bytes
 
 NUM_CALIBRATION = 512
@@ -85,7 +85,7 @@ def rows_for(data: Data, target: str) -> list[tuple[str, ...]]:
             plan = plan_for(data, target, mean_bits)
             found.append((name, *deploy(data, plan, Path(scratch) / name)))
         inputs = [data.test[0][0].tensors[0][:32].numpy()]
-        latency = paired_latency_ms({name: runner.run for name, *_, runner in found}, inputs, f"time {target}")
+        latency = paired_times({name: runner.run for name, *_, runner in found}, inputs, f"time {target}").medians
     slowest = latency[BUDGETS[0][0]]
     return [
         (

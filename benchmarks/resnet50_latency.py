@@ -25,7 +25,7 @@ from mixbit.graph.capture import capture
 from mixbit.quantization.offers import uniform_plan
 from mixbit.roundings.quantize import quantize
 from mixbit.targets.export import export
-from mixbit.targets.latency import paired_latency_ms
+from mixbit.targets.latency import paired_times
 from mixbit.targets.openvino import SETTINGS, load
 
 #: Largest ratio of the medians, mixbit / NNCF.
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def timed_ratio(runs: dict[str, Run], images: Tensor) -> float:
-    medians = paired_latency_ms(runs, [images[:1].numpy()], "time")
+    medians = paired_times(runs, [images[:1].numpy()], "time").medians
     times = ", ".join(f"{name} {milliseconds:.2f} ms" for name, milliseconds in medians.items())
     ratio = medians["mixbit"] / medians["nncf"]
     print(f"{times}; mixbit / nncf {ratio:.3f}", flush=True)

@@ -53,7 +53,9 @@ TOLERANCE = 1e-6
 #: In the place of a figure that one recording lacks.
 MISSING = "missing"
 #: Parts of JSON files that differ from run to run, or that a change of source alone changes.
-LEFT_OUT = {"seconds", "latency_ms", "default_latency_ms", "peak_mb", "environment", "files", "digest", "code"}
+LEFT_OUT = {
+    "seconds", "latency_ms", "default_latency_ms", "latency_ratio", "peak_mb", "environment", "files", "digest", "code",
+}  # fmt: skip
 #: What takes long to import: imported once, in the process that all others are forked from.
 PRELOADED = (
     "torch._dynamo", "torch._functorch.aot_autograd", "torch.onnx._internal.exporter._core", "onnx", "onnxscript",

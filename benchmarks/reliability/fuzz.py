@@ -60,7 +60,10 @@ SECONDS, BYTES = 10.0, 2**30
 #: Files of one process.
 CHUNK = 10_000
 #: Parts of a result that nothing measures again.
-TOLD = {"model", "chosen", "float_", "untrained", "uniform", "pruned", "uncovered", "seconds", "environment", "task"}
+TOLD = {
+    "model", "chosen", "float_", "untrained", "uniform", "pruned", "uncovered", "seconds", "latency_ratio",
+    "environment", "task",
+}  # fmt: skip
 ABOUT = {"target": "packed", "network": "0123456789abcdef"}
 STUDY = {"weights": "0123456789abcdef", "calibration": "4567", "evaluation": "89ab", "choices": ["w4a8", "w8a8"]}
 NNCF = {

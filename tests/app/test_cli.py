@@ -221,7 +221,9 @@ def copy_of(done, tmp_path):
 
 
 def test_quantize_then_verify_and_bench(done, again):
-    assert again(done)[0] == 0
+    status, out, _ = again(done)
+    assert status == 0
+    assert "times its latency in packed" in out
     status, out, _ = again(done, "bench", "--batch", "2", "--json")
     report = json.loads(out)
     assert status == 0

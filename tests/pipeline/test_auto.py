@@ -22,7 +22,7 @@ from mixbit.core.task import Task
 from mixbit.metrics import Estimate
 from mixbit.pipeline import auto, folder
 from mixbit.pipeline.folder import Result, recheck
-from mixbit.pipeline.settings import Settings
+from mixbit.pipeline.settings import Run, Settings
 from mixbit.targets import latency, packed
 from mixbit.training import Training
 
@@ -107,6 +107,27 @@ def test_result_has_every_part_of_the_contract(deployed):
     assert wanted <= result["deployed"].keys()
     assert result["deployed"]["weight_bytes"] == result["deployed"]["predicted_bytes"]
     assert result["deployed"]["file_bytes"] == (deployed.folder / "model.safetensors").stat().st_size
+
+
+def test_the_result_says_in_words_how_fast_the_artefact_is_beside_float(deployed):
+    slow = deployed.result.model_copy(update={"latency_ratio": latency.Ratio(1.31, 1.28, 1.34)})
+    assert slow.speed == "slower than float: 1.31 (1.28 to 1.34) times its latency in packed"
+    ratio = Result.load(deployed.folder).latency_ratio
+    assert ratio.low <= ratio.value <= ratio.high
+    assert str(ratio) in deployed.result.speed
+
+
+def test_a_target_that_computes_in_float_alone_refuses_to_be_fast(run):
+    with pytest.raises(InvalidInput, match="fast: target packed computes in float whatever the plan; leave it out"):
+        run(fast=True)
+
+
+def test_fast_also_offers_each_weight_beside_an_input_in_float(tmp_path):
+    pytest.importorskip("onnxruntime")
+    settings = Settings(choices=("w4a8", "w8a8"), fast=True)
+    assert Run("onnxruntime", BUDGET, tmp_path / "out", settings, force=False).choices == (
+        "w4a8", "w8a8", "w4", "w8", "float",
+    )  # fmt: skip
 
 
 def test_plan_keeps_the_budget_and_the_artefact_is_the_simulation(deployed):

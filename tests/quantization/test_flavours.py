@@ -131,7 +131,10 @@ def test_default_choices_are_offered(target):
 @pytest.mark.parametrize(
     ("target", "scheme", "reason"),
     [
-        ("onnxruntime", "w8a8dr", "no dynamic rows"),
+        ("onnxruntime", "w8a8dr", "dynamic rows only as in w4g32a8dg32"),
+        ("onnxruntime", "w4g64a8dg32", "dynamic groups only as in w4g32a8dg32"),
+        ("onnxruntime", "w2g16a8dg16", "dynamic groups only as in w4g32a8dg32"),
+        ("onnxruntime", "w3g32a8dg32", "dynamic groups only as in w4g32a8dg32"),
         ("onnxruntime", "w4g32a8", "group not beside inputs of static range"),
         ("onnxruntime", "w8za8d", "zero point not beside inputs ranged at run time"),
         ("onnxruntime", "w4a4", "inputs a8 or float"),
@@ -143,6 +146,7 @@ def test_default_choices_are_offered(target):
         ("packed", "w4g32@2:4", "group not beside zeros"),
         ("packed", "w4z@50%", "zero point not beside zeros"),
         ("onnxruntime", "w4g32", None),
+        ("onnxruntime", "w4g32a8dg32", None),
         ("onnxruntime", "w8ta8d", None),
         ("openvino", "w4g64za8dg32", None),
         ("openvino", "bfloat16", None),

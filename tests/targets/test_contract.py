@@ -8,6 +8,7 @@ import functools
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import itemgetter
@@ -380,6 +381,23 @@ def test_layers_run_in_integers_where_their_input_is_quantized(written):
         scheme = written.plan.scheme(layer.name)
         integer = layer.inputs and scheme.input is not None and not layer.name.startswith(FLOAT[written.target])
         assert ("int8" in executed[layer.name]) == bool(integer), f"{layer.name}: {executed[layer.name]}"
+
+
+@only(LOADED_IN_EVERY_WAY)
+def test_a_profile_holds_every_layer_and_takes_as_long_as_a_run(written):
+    if written.target == "packed":
+        assert written.runner.profile is None
+        return
+    arrays = [leaf.numpy() for leaf in written.graph.leaves(Inputs.of(written.inputs))]
+    profile = written.runner.profile(arrays)
+    named = {layer for layer, _ in profile if layer}
+    assert {layer.name for layer in written.graph.layers if layer.inputs} <= named <= written.plan.layers.keys()
+    took = []
+    for _ in range(20):
+        began = time.perf_counter()
+        written.runner.run(arrays)
+        took.append(1000 * (time.perf_counter() - began))
+    assert 0.1 * min(took) < sum(ms for _, ms in profile) < 10 * max(took)
 
 
 @only(VERIFIED)

@@ -3,6 +3,7 @@
 import os
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -132,3 +133,51 @@ def test_names_of_parameters_may_be_those_of_anything(scheme, tmp_path):
         wanted = simulated(x)
     for want, found in zip(wanted, target.load(tmp_path / "out").run([x.numpy()]), strict=True):
         torch.testing.assert_close(torch.from_numpy(found), want, rtol=0, atol=0.02 * float(want.std()))
+
+
+@pytest.mark.parametrize("scheme", ["w4g32a8dg32", "w8g16a8dg16", "w2g32a8dg32", "w4g64a8dg64"])
+def test_the_runtime_rounds_inputs_of_groups_as_the_simulation_does(scheme, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    bits, group = int(scheme[1]), int(scheme.partition("dg")[2])
+    torch.manual_seed(0)
+    x = torch.randn(5, 128) * torch.randn(5, 128).exp()
+    graph = capture(nn.Linear(128, 24).eval(), x)
+    simulated = quantize(graph, uniform_plan(graph, scheme, target="onnxruntime"), [x])
+    export(simulated, tmp_path / "out")
+    runner = find_target("onnxruntime").load(tmp_path / "out")
+    assert runner.executed() == {"weight": f"MatMulNBits int8, inputs in groups of {group}, weights in {bits} bits"}
+
+    file = onnx.load(tmp_path / "out" / "model.onnx").graph
+    parts = {tensor.name.rpartition("::")[2]: onnx.numpy_helper.to_array(tensor) for tensor in file.initializer}
+    (words,) = [array for name, array in parts.items() if name.endswith("blocks")]
+    (scale,) = [array for name, array in parts.items() if name.endswith("scale")]
+    fields = [(words >> shift) & (2**bits - 1) for shift in range(0, 8, bits)]
+    weights = np.stack(fields, -1).reshape(*scale.shape, group) - 2.0 ** (bits - 1)
+    blocks = x.double().numpy().reshape(5, -1, group)
+    steps = np.abs(blocks).max(-1, keepdims=True) / 127
+    bias = simulated(torch.zeros(1, 128)).detach().double().numpy()
+    product = "ngi,cgi,cg->nc"
+    rounded = np.einsum(product, np.rint(blocks / steps) * steps, weights, scale.astype(float)) + bias
+    in_float = np.einsum(product, blocks, weights, scale.astype(float)) + bias
+
+    (found,), wanted = runner.run([x.numpy()]), simulated(x).detach().numpy()
+    close = 1e-5 * rounded.std()
+    np.testing.assert_allclose(found, rounded, rtol=0, atol=close)
+    np.testing.assert_allclose(wanted, rounded, rtol=0, atol=close)
+    assert np.abs(found - in_float).max() > 100 * close
+
+
+def test_inputs_of_groups_are_rounded_too_where_a_table_shares_the_weight(tmp_path):
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    table = nn.Embedding(50, 64)
+    net = Net(lambda net, t: net.head(net.body(net.table(t)).view(-1, 64)), table=table, body=nn.Linear(64, 64))
+    net.head = nn.Linear(64, 50, bias=False)
+    net.head.weight = table.weight
+    tokens = torch.randint(0, 50, (4, 7))
+    graph = capture(net.eval(), tokens)
+    simulated = quantize(graph, uniform_plan(graph, "w8g32a8dg32", target="onnxruntime"), [tokens])
+    export(simulated, tmp_path / "out")
+    (found,) = find_target("onnxruntime").load(tmp_path / "out").run([tokens.numpy()])
+    wanted = simulated(tokens).detach()
+    torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=0, atol=1e-5 * float(wanted.std()))

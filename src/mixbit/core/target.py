@@ -44,11 +44,15 @@ class Runner:
         run: (one array per graph input) -> one array per output.
         executed: () -> layer -> operator and precision that the runtime chose, read from the runtime.
         environment: The runtime's name and version, and its settings.
+        profile: (arrays as for `run`) -> for each operator that the runtime executes, in order, the layer that it is
+            of, "" for none, and its milliseconds, read from the runtime while the files are there; None where the
+            runtime does not tell.
     """
 
     run: Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
     executed: Callable[[], dict[str, str]]
     environment: dict[str, str]
+    profile: Callable[[list[NDArray[Any]]], list[tuple[str, float]]] | None = None
 
 
 #: (folder, names of tensors, and whether a layer's operator adds a bias) -> (arrays as for `Runner.run`) -> name ->

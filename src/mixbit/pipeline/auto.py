@@ -46,7 +46,7 @@ from mixbit.roundings import ROUNDINGS, Rounding
 from mixbit.roundings.quantize import quantize
 from mixbit.searches.search import search, uniform_plans
 from mixbit.targets.export import check_exportable
-from mixbit.targets.latency import timed
+from mixbit.targets.latency import faster, note_on_speed, timed
 from mixbit.targets.size import plan_within, sized
 from mixbit.training.finetune import check_first, settings_of, train
 from mixbit.training.loop import Objective, Trained
@@ -102,12 +102,14 @@ def auto_quantize(
     run = Run(target, budget, Path(out), settings or Settings(), force=force)
     with reserved(run.out), scratch_folder() as run.scratch:
         network = captured(run, model, batches, eval_batches)
-        note = note_on_run_time_ranges(network.graph.layers, run.choices)
+        notes = [note_on_run_time_ranges(network.graph.layers, run.choices)]
         known = measured(run, pruned(run, network))
         plan, limits, reason = planned(run, known)
         candidates = compared(run, known, plan, limits)
         chosen = tuned(run, known, rounded(run, known, best_of(candidates, reason)))
-        return deploy(run, known, candidates, replace(chosen, reasons=(*chosen.reasons, *([note] if note else []))))
+        if run.settings.fast:
+            notes.append(note_on_speed(known.table))
+        return deploy(run, known, candidates, replace(chosen, reasons=(*chosen.reasons, *filter(None, notes))))
 
 
 def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: Iterable[Any] | None) -> Network:
@@ -215,9 +217,9 @@ def measured(run: Run, network: Network) -> Measured:
             choices=choices,
             seed=settings.seed,
         ).pinned(settings.pins, only_pinned)
-    if "latency_ms" in run.budget.limits:
+    if settings.fast or "latency_ms" in run.budget.limits:
         with run.clock("time choices"):
-            table = timed(table, graph, lambda plan: quantize(graph, plan, calibration))
+            table = (faster if settings.fast else timed)(table, graph, lambda plan: quantize(graph, plan, calibration))
     if "file_bytes" in run.budget.limits:
         with run.clock("size choices"):
             table = sized(table, lambda plan: quantize(graph, plan, calibration))

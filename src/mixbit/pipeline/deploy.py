@@ -32,7 +32,7 @@ from mixbit.pipeline.trials import Scoring
 from mixbit.quantization import Calibration, uniform_plan
 from mixbit.quantization.simulate import assemble
 from mixbit.targets._layers import first_rows, watched
-from mixbit.targets.latency import paired_latency_ms
+from mixbit.targets.latency import Times, paired_times
 from mixbit.targets.size import file_bytes
 from mixbit.targets.verify import (
     Comparison,
@@ -148,7 +148,7 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
             )
             scores = _scores(run, known, chosen, runner)
         with run.clock("time"):
-            float_figures, latency_ms = _beside_float(run, known, folder)
+            float_figures, times = _beside_float(run, known, folder)
         chosen.plan.save(folder / "plan.json")
         known.table.save(folder / "sensitivity.json")
         inside = watched(chosen.simulated, first_rows(batches[0][0])) if run.target.load_tensors is not None else []
@@ -164,8 +164,9 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
             deployed=figures(
                 **{name: getattr(comparison, name) for name in COMPARED},
                 score=scores.get("deployed"),
-                latency_ms=latency_ms,
+                latency_ms=times.medians["deployed"],
             ),
+            latency_ratio=times.ratio("deployed", of="float"),
             outputs=comparison.outputs,
             uniform=[
                 {
@@ -282,17 +283,16 @@ def write_in_float(run: Run, graph: Graph) -> None:
     run.target.write(assemble(graph, plan, [], {}), run.scratch)
 
 
-def _beside_float(run: Run, known: Measured, folder: Path) -> tuple[dict[str, float], float]:
-    """Figures of the float network in the same runtime, and the artefact's latency, timed in turn on one sample."""
+def _beside_float(run: Run, known: Measured, folder: Path) -> tuple[dict[str, float], Times]:
+    """Figures of the float network in the same runtime, and the times of both on one sample, in turn."""
     graph = known.graph
     sample = [leaf.numpy() for leaf in graph.tensors(known.evaluation[0][0].rows([0]))]
     plan = uniform_plan(graph, "float", target=run.target.name)
     folders = {"float": run.scratch, "deployed": folder}
     runs = {name: run.target.load(place, graph, batch_size=1).run for name, place in folders.items()}
-    latency = paired_latency_ms(runs, sample, "time the artefact")
+    times = paired_times(runs, sample, "time the artefact")
     size = file_bytes(run.target, run.scratch)
-    figures_of_float = {"weight_bytes": _bytes(graph, plan), "file_bytes": size, "latency_ms": latency["float"]}
-    return figures_of_float, latency["deployed"]
+    return {"weight_bytes": _bytes(graph, plan), "file_bytes": size, "latency_ms": times.medians["float"]}, times
 
 
 def _of_outputs(outputs: dict[str, Evaluation], name: str) -> dict[str, float]:

@@ -47,7 +47,7 @@ from mixbit.graph.capture import capture
 from mixbit.pipeline.promises import broken_promises
 from mixbit.pruning.prune import Removal
 from mixbit.targets._layers import Watched, first_rows
-from mixbit.targets.latency import paired_latency_ms
+from mixbit.targets.latency import Ratio, paired_times
 from mixbit.targets.verify import (
     Comparison,
     compare,
@@ -146,6 +146,7 @@ class Result(BaseModel):
         deployed: `num_samples`, those of the evaluation data, `accuracy`, `score`, `agreement`, `max_abs_diff`,
             `relative_rms`, `at_default_settings`, `amplification`, `weight_bytes`, `predicted_bytes`, `file_bytes`,
             `latency_ms` of the artefact, see `Comparison`.
+        latency_ratio: The artefact's latency by the float network's, timed in turn; None where it was not.
         outputs: Name of each output -> `relative_rms` of the artefact's from the simulation's.
         uniform: The uniform plans within the budget: `scheme`, as `w4a8` or `w8a8d (w8 elsewhere)`, `accuracy`,
             `divergence`, `held_out_divergence`, `predicted_bytes`.
@@ -166,6 +167,7 @@ class Result(BaseModel):
     simulated: Figures
     untrained: Figures = {}
     deployed: Figures
+    latency_ratio: Ratio | None = None
     outputs: Amounts = {}
     uniform: list[dict[str, float | str]]
     layers: dict[str, LayerRow]
@@ -183,6 +185,14 @@ class Result(BaseModel):
     def to_json(self) -> str:
         """The file's text."""
         return self.model_dump_json(by_alias=True, indent=2) + "\n"
+
+    @property
+    def speed(self) -> str:
+        """Whether the artefact is slower or faster than the float network in the same runtime, in words."""
+        ratio = self.latency_ratio
+        if ratio is None:
+            return "not timed beside float"
+        return f"{ratio.in_words} float: {ratio} times its latency in {self.target}"
 
     @property
     def schemes(self) -> dict[str, str]:
@@ -422,7 +432,7 @@ def bench(folder: Path, batch_sizes: tuple[int, ...], *, model: nn.Module | None
         with suppress(TargetMismatch):  # some runtimes fail under their own settings
             default = target.load(folder, graph, batch_size=size, default_settings=True)
             runs |= {"default": default.run} if default.environment != exact.environment else {}
-        medians = paired_latency_ms(runs, [tensor.numpy() for tensor in rows.tensors], f"time batch {size}")
+        medians = paired_times(runs, [tensor.numpy() for tensor in rows.tensors], f"time batch {size}").medians
         latency[str(size)] = medians["artefact"]
         default_latency[str(size)] = medians.get("default", medians["artefact"])
     tables = {name for name, row in result.layers.items() if row.executed == FOLDED}

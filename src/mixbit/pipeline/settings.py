@@ -69,6 +69,7 @@ class Settings:
         train_batches: Data to train on there; the calibration data apart from what is held out where None.
         dynamic: Input -> further dimensions of any size, see `capture`; those in which batches differ are found.
         seed: Seed of all random numbers.
+        fast: Whether layers read float numbers where quantized inputs make them no faster, as timed in the runtime.
         samples: How many of the first samples of the calibration data to take; all where None.
         model: Where the model came from, to be noted in result.json.
     """
@@ -94,6 +95,7 @@ class Settings:
     train_batches: Iterable[Any] | None = None
     dynamic: Dynamic = field(default_factory=dict)
     seed: int = 0
+    fast: bool = False
     samples: int | None = None
     model: str | None = None
 
@@ -138,6 +140,8 @@ class Run:
         self.target.require()
         settings.check()
         self.choices = choices_of(settings.flavour, self.target, settings.choices)
+        if settings.fast:
+            self.choices = self._with_float_inputs()
         check_writable_folder(out, force=force)
         self.budget, self.out, self.settings, self.force = budget, out, settings, force
         self.task, self.training = settings.task, replace(settings.training, seed=settings.seed)
@@ -156,6 +160,13 @@ class Run:
             )
         if budget.max_drop is not None and share != 0:
             raise InvalidInput(f"prune_channels={share}: a drop would count from the pruned network; give a budget")
+
+    def _with_float_inputs(self) -> tuple[str, ...]:
+        """The choices, each also with its weight beside an input in float, and float."""
+        if not self.target.integer_operators:
+            raise InvalidInput(f"fast: target {self.target.name} computes in float whatever the plan; leave it out")
+        beside = [str(Scheme(Scheme.parse(choice).weight)) for choice in self.choices]
+        return tuple(dict.fromkeys((*self.choices, *beside, "float")))
 
     @contextmanager
     def clock(self, step: str) -> Iterator[None]:

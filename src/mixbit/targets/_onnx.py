@@ -11,9 +11,18 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from mixbit.graph import Graph
 from mixbit.quantization.affine import PLANES, pack
-from mixbit.targets._integers import MASK, SEPARATOR, IntegerWeight, operator_name, stored_weights
+from mixbit.targets._integers import (
+    BLOCK_BITS,
+    BLOCK_SIZES,
+    MASK,
+    ROUNDS_INPUTS,
+    SEPARATOR,
+    IntegerWeight,
+    operator_name,
+    stored_weights,
+)
 from mixbit.targets._onnx_translation import translated
-from mixbit.targets._onnx_writer import constant, initializer
+from mixbit.targets._onnx_writer import UNROUNDED, constant, initializer
 
 #: Operators that onnxruntime runs in integers when both inputs are; others read weights as float32.
 INTEGER_OPERATORS = ("Conv", "Gemm", "MatMul")
@@ -28,8 +37,8 @@ MATRIX = 2
 PRODUCTS = ("Gemm", "MatMul")
 #: Operators whose float weights onnxruntime quantizes itself, MatMul where it fuses the bias; functions that it skips.
 QUANTIZED_UNASKED, SKIPPED = ("Conv", "ConvTranspose", *PRODUCTS), ("Relu", "Clip")
-#: Domain, widths and lengths of groups of MatMulNBits.
-MICROSOFT, BLOCK_BITS, BLOCK_SIZES = "com.microsoft", (2, 4, 8), (16, 32, 64, 128, 256)
+#: Domain of MatMulNBits.
+MICROSOFT = "com.microsoft"
 
 
 def converted(simulated: Graph) -> Any:
@@ -72,16 +81,20 @@ def _store_integers(graph: Any, quantize: Any, weight: IntegerWeight) -> None:
     """Replace the weight's quantizer by its stored integers and the operators that unpack them.
 
     An operator that runs in integers reads them through a DequantizeLinear, a product whose other factor is
-    quantized at run time as they are, and one with a matrix in groups packed as they are stored: MatMulNBits, which
-    computes in float32. Anything else reads their product with the scales: onnxruntime computes that when it loads the
-    file, a DequantizeLinear in every run. So does an operator that sums along the scales, which has no integer form.
+    quantized at run time as they are, and one with a matrix in groups packed as they are stored: MatMulNBits. Anything
+    else reads their product with the scales: onnxruntime computes that when it loads the file, a DequantizeLinear in
+    every run. So does an operator that sums along the scales, which has no integer form.
     """
     (dequantize,) = quantize.outputs[0].consumers()
     places, owners = list(_readers(dequantize.outputs[0])), []
     in_blocks = weight.grouped and weight.integers.ndim == MATRIX and weight.zero_point is None
     in_blocks = in_blocks and weight.bits in BLOCK_BITS and weight.laid_out.shape[-1] in BLOCK_SIZES
-    if in_blocks and all(place[0].op_type in PRODUCTS and _scaled_by_output(weight, *place) for place in places):
-        owners = [_replace(graph, node, _product_of_blocks(graph, node, weight)) for node, _, _ in places]
+    if in_blocks and all(_is_table(weight, *place) or _is_product(weight, *place) for place in places):
+        for node, _, _ in places:
+            made = _rows_of_blocks if node.op_type == "Gather" else _product_of_blocks
+            operators = made(graph, node, weight)
+            _replace(graph, node, operators)
+            owners.append(operators[-1])
         _name(owners, weight.name)
         return
     unpacked = _Unpacking(graph, weight, dequantize)
@@ -91,12 +104,23 @@ def _store_integers(graph: Any, quantize: Any, weight: IntegerWeight) -> None:
         if fits and _run_time_factors(node) is not None:
             owners.append(_replace(graph, node, _integer_product(node, unpacked, transposed)))
             continue
-        form = transposed, fits and weight.read is not None and node.op_type in INTEGER_OPERATORS
+        in_integers = fits and weight.read is not None and not weight.grouped and node.op_type in INTEGER_OPERATORS
+        form = transposed, in_integers
         if form not in forms:
             forms[form] = unpacked.integers(transposed) if form[1] else unpacked.floats(transposed)
         node.replace_input_with(index, forms[form])
         owners.append(node)
     _name(owners, weight.name)
+
+
+def _is_table(weight: IntegerWeight, node: Any, index: int, transposed: bool) -> bool:
+    """Whether the operator picks rows of the weight, which are its channels."""
+    along = node.op_type == "Gather" and node.attributes.get_int("axis", 0) == 0
+    return along and index == 0 and not transposed and weight.axis == 0
+
+
+def _is_product(weight: IntegerWeight, node: Any, index: int, transposed: bool) -> bool:
+    return node.op_type in PRODUCTS and _scaled_by_output(weight, node, index, transposed)
 
 
 def _scaled_by_output(weight: IntegerWeight, node: Any, index: int, transposed: bool) -> bool:
@@ -131,16 +155,44 @@ def _integer_product(node: Any, unpacked: "_Unpacking", transposed: bool) -> lis
 
 
 def _product_of_blocks(graph: Any, node: Any, weight: IntegerWeight) -> list[Any]:
-    """A product as MatMulNBits, which holds integers as [channels, groups, bytes], lowest bits first."""
+    """A product as MatMulNBits.
+
+    Where the input is rounded in the same groups at run time, the operator does that itself, and computes in integers.
+    """
+    x, group = node.inputs[0].meta.get(UNROUNDED, (node.inputs[0], None))
+    attributes = _size_of_blocks(weight)
+    if group == attributes["block_size"]:
+        attributes["accuracy_level"] = ROUNDS_INPUTS
+    else:
+        x = node.inputs[0]
+    channels, inputs = weight.channels_first
+    attributes |= {"K": inputs, "N": channels}
+    return [ir.node("MatMulNBits", [x, *_blocks(graph, weight)], attributes, domain=MICROSOFT)]
+
+
+def _rows_of_blocks(graph: Any, node: Any, weight: IntegerWeight) -> list[Any]:
+    """Rows of a table, as GatherBlockQuantized, which unpacks those alone; products may read the same integers."""
+    words, scale = _blocks(graph, weight)
+    channels, inputs = weight.channels_first
+    shape = constant(graph, np.array([channels, inputs * weight.bits // 8]))
+    rows = ir.node("Reshape", [words, shape])
+    attributes = _size_of_blocks(weight) | {"gather_axis": 0, "quantize_axis": 1}
+    read = [rows.outputs[0], node.inputs[1], scale]
+    return [rows, ir.node("GatherBlockQuantized", read, attributes, domain=MICROSOFT)]
+
+
+def _size_of_blocks(weight: IntegerWeight) -> dict[str, int]:
+    return {"bits": weight.bits, "block_size": weight.laid_out.shape[-1]}
+
+
+def _blocks(graph: Any, weight: IntegerWeight) -> tuple[Any, Any]:
+    """The integers as [channels, groups, bytes], lowest bits first, and the scales."""
     per_byte, size = 8 // weight.bits, weight.laid_out.shape[-1]
     words = np.zeros((*weight.scale.shape, size // per_byte), dtype=np.uint8)
     for index in range(per_byte):
         words |= weight.unsigned[..., index::per_byte] << (index * weight.bits)
-    parts = (("blocks", words), ("scale", weight.scale))
-    stored = [initializer(graph, f"{weight.name}{SEPARATOR}{part}", array) for part, array in parts]
-    channels, inputs = weight.channels_first
-    attributes = {"K": inputs, "N": channels, "bits": weight.bits, "block_size": size}
-    return [ir.node("MatMulNBits", [node.inputs[0], *stored], attributes, domain=MICROSOFT)]
+    name = f"{weight.name}{SEPARATOR}"
+    return initializer(graph, f"{name}blocks", words), initializer(graph, f"{name}scale", weight.scale)
 
 
 def _replace(graph: Any, node: Any, operators: list[Any]) -> Any:

@@ -11,7 +11,7 @@ from torch.export import Dim
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from mixbit.core import UnsupportedModel, interrupts_later, users_code
+from mixbit.core import Format, UnsupportedModel, interrupts_later, users_code
 from mixbit.graph import Graph, without_torchs_warnings
 from mixbit.graph.capture import without_compilers_folder, without_logs
 from mixbit.graph.functional import keeping_symbols
@@ -19,7 +19,7 @@ from mixbit.graph.graph import tensor_of
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.targets._integers import reason_line
 from mixbit.targets._onnx_operators import OPERATORS
-from mixbit.targets._onnx_writer import ONNX_TYPES, Writer, constant, initializer
+from mixbit.targets._onnx_writer import ONNX_TYPES, UNROUNDED, Writer, constant, initializer
 
 OPSET, IR_VERSION = 21, 10  # the first with INT4 and per-channel DequantizeLinear of it
 #: Options of torch's operators that say nothing about what is computed, beside the type, which the output has.
@@ -169,12 +169,30 @@ def _quantized(writer: Writer, path: str, quantizer: Quantizer, x: Any) -> Any:
     if fmt.floating is not None:
         kind = ir.DataType.FLOAT16 if fmt.floating == "float16" else ir.DataType.BFLOAT16
         return writer.add("Cast", writer.add("Cast", x, to=kind), to=ir.DataType.FLOAT)
+    if fmt.dynamic and fmt.symmetric:
+        return _rounded_at_run_time(writer, x, fmt)
     if fmt.dynamic:
         return writer.add("DequantizeLinear", *writer.add_many(3, "DynamicQuantizeLinear", x))
     kind = np.int8 if fmt.integer_range[0] < 0 else np.uint8
     scale, zero = (tensor.detach().cpu().numpy() for tensor in (quantizer.scale, quantizer.zero_point))
     factors = initializer(graph, f"{path}.scale", scale), initializer(graph, f"{path}.zero_point", zero.astype(kind))
     return writer.add("DequantizeLinear", writer.add("QuantizeLinear", x, *factors), *factors)
+
+
+def _rounded_at_run_time(writer: Writer, x: Any, fmt: Format) -> Any:
+    """What `quantize_at_run_time` computes of rows or groups; MatMulNBits reads `x` itself and rounds it likewise."""
+    size = x.shape[-1]
+    group = fmt.group if fmt.group is not None and size % fmt.group == 0 else size
+    sizes = writer.sizes_of(x)
+    parts = writer.reshape(x, [*sizes[:-1], size // group, group])
+    largest = writer.add("ReduceMax", writer.add("Abs", parts), [-1], keepdims=1)
+    scale = writer.add("Div", largest, np.float32(fmt.integer_range[1]))
+    scale = writer.add("Where", writer.add("Equal", scale, np.float32(0)), np.float32(1), scale)
+    rounded = writer.add("Mul", writer.add("Round", writer.add("Div", parts, scale)), scale)
+    rounded.shape = parts.shape = ir.Shape([*x.shape[:-1], size // group, group])
+    whole = writer.reshape(rounded, sizes)
+    whole.meta[UNROUNDED] = x, group
+    return whole
 
 
 class _Alone(nn.Module):

@@ -19,6 +19,8 @@ ONNX_TYPES = {
 TORCH_TYPES = {onnx: own for own, onnx in ONNX_TYPES.items()}
 #: Constants of at most so many numbers are named by what they hold, and stored once.
 FEW = 8
+#: In `meta` of a value whose groups are rounded at run time: the value before, and the length of the groups.
+UNROUNDED = "unrounded"
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,19 @@
 """Latency of artefacts, paired: runs of several alternate, so that a busy machine slows them alike."""
 
 import dataclasses
+import math
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict, Field
 
-from mixbit.core import FloatArray, Plan, Sensitivity, find_target, track
+from mixbit.core import FloatArray, Plan, Runner, Sensitivity, find_target, track
 from mixbit.graph import Graph
 
 WARM_UP = 5
@@ -19,10 +22,62 @@ ROUNDS = 200
 SECONDS = 5.0
 
 
-def paired_latency_ms(
+#: Plans that are run to find which layers gain by quantized inputs.
+TRIES = 5
+#: Two loads of one file differ by up to this, as their data lies in other places.
+ALIKE = 1.05
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of runs that took turns.
+
+    Attributes:
+        ms: Run -> [rounds] its time in each round.
+    """
+
+    ms: Mapping[str, FloatArray]
+
+    @property
+    def medians(self) -> dict[str, float]:
+        """Run -> its median time."""
+        return {name: float(np.median(values)) for name, values in self.ms.items()}
+
+    def ratio(self, name: str, of: str) -> "Ratio":
+        """How many times the other's time a run takes, round by round: the median of the ratios.
+
+        Its 95 % interval is between two of the n sorted ratios, 0.98 sqrt(n) places from the middle, as for any median
+        of independent numbers.
+        """
+        ratios = np.sort(self.ms[name] / self.ms[of])
+        middle, away = (len(ratios) - 1) / 2, 0.98 * math.sqrt(len(ratios))
+        low, high = max(0, math.floor(middle - away)), min(len(ratios) - 1, math.ceil(middle + away))
+        return Ratio(float(np.median(ratios)), float(ratios[low]), float(ratios[high]))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A run's time by another's, and the ends of its 95 % interval."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    value: Annotated[float, Field(gt=0)]
+    low: Annotated[float, Field(gt=0)]
+    high: Annotated[float, Field(gt=0)]
+
+    @property
+    def in_words(self) -> str:
+        """Slower or faster only where the whole interval says so, by more than two loads of one file differ."""
+        return "slower than" if self.low > ALIKE else "faster than" if self.high < 1 / ALIKE else "as fast as"
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+def paired_times(
     runs: Mapping[str, Callable[[list[NDArray[Any]]], Any]], inputs: list[NDArray[Any]], label: str
-) -> dict[str, float]:
-    """Median milliseconds of each run on these inputs, over rounds in which each runs once.
+) -> Times:
+    """Times of each run on these inputs, over rounds in which each runs once.
 
     The order is drawn in each round, as each run leaves its data in the caches.
     """
@@ -37,66 +92,117 @@ def paired_latency_ms(
                 times[name].append(1000 * (time.perf_counter() - start))
         if round_number > 2 * WARM_UP and time.perf_counter() - began > SECONDS:
             break
-    return {name: float(np.median(values)) for name, values in times.items()}
+    return Times({name: np.array(values) for name, values in times.items()})
 
 
 def timed(table: Sensitivity, graph: Graph, simulate: Callable[[Plan], Graph]) -> Sensitivity:
     """The table with the usage `latency_ms`: what each choice adds to the time of one sample in the target's runtime.
 
-    Every choice is run in all layers together, t_c. Those that a layer does not execute as it does the first one are
-    also run in it alone, and in those that read the same tensor, while all others take the first: t_lc, which such
-    layers share by their multiply-accumulates. All runs are paired. With m_l the layer's share of all
-    multiply-accumulates,
+    Every choice is run in all layers together, t_c, all paired. The runtime tells how long each operator takes. A
+    layer's part p_lc is its own operators, and half of all that runs between them and the layers before and behind:
+    quantizers, functions, moves; where the runtime does not tell, its multiply-accumulates.
 
-        latency[l, c] = m_l t_1 + a_c (t_lc - t_1),    a_c such that a column adds up to t_c
+        latency[l, c] = t_c p_lc / sum_k p_kc
 
-    but never below zero. So a plan's latency is a sum over layers: right for plans with one choice for all, and close
-    where conversions between choices cost little; `mixbit quantize` reports the true one beside it. A layer that is not
-    offered a choice takes the first that it is offered instead.
+    Choices that a layer executes alike share the mean. So a plan's latency is a sum over layers: right for plans with
+    one choice for all, and close where conversions between choices cost little. A layer that is not offered a choice
+    takes the first that it is offered instead.
 
     Args:
         table: Of the graph.
         graph: The captured graph in float.
         simulate: Makes the simulation of a plan.
     """
+    plans = [table.plan_like(column, "timing") for column in range(len(table.choices))]
+    latency, _ = _measured(table, plans, graph, simulate)
+    return dataclasses.replace(table, usage=table.usage | {"latency_ms": latency.T})
+
+
+def faster(table: Sensitivity, graph: Graph, simulate: Callable[[Plan], Graph]) -> Sensitivity:
+    """The timed table in which a layer is offered quantized inputs only if these make the network faster.
+
+    Layers that read one tensor decide together. At first all take the fastest of their choices with quantized inputs,
+    and the plan is run beside float. Layers that take no less time in it than in float, see `timed`, then read float
+    numbers, and the new plan is run, until every layer gains, TRIES times at most. The plan that is the fastest as a
+    whole stays, or float if none is faster for sure. Layers that read float numbers in it are offered those choices
+    that do, and take at most ALIKE times float's time. Pinned layers stay as they are.
+
+    Args:
+        table: Of the graph, with the choice `float`.
+        graph: The captured graph in float.
+        simulate: Makes the simulation of a plan.
+    """
+    table = timed(table, graph, simulate)
+    latency, in_float = table.usage["latency_ms"], table.choices.index("float")
+    offered, reads_float = np.isfinite(table.loss), np.array([scheme.input is None for scheme in table.schemes])
+    groups = [rows for rows in _groups(table) if offered[rows, in_float].all()]
+    usable = [np.where(offered[rows].all(axis=0) & ~reads_float, latency[rows].sum(axis=0), np.inf) for rows in groups]
+    columns = np.full(len(table.layers), in_float)
+    for rows, times in zip(groups, usable, strict=True):
+        columns[rows] = times.argmin() if np.isfinite(times).any() else in_float
+    best, least = np.full_like(columns, in_float), 1.0
+    for _ in range(TRIES):
+        plans = [table.plan_like(choice, "timing") for choice in (columns, in_float)]
+        (taken, float_ms), ratio = _measured(table, plans, graph, simulate)
+        if ratio.high < 1 and ratio.value < least:
+            best, least = columns, ratio.value
+        lose = [rows for rows in groups if columns[rows[0]] != in_float and taken[rows].sum() >= float_ms[rows].sum()]
+        if not lose:
+            break
+        columns = columns.copy()
+        columns[[row for rows in lose for row in rows]] = in_float
+    for rows in groups:
+        stays = best[rows[0]] == in_float
+        slow = reads_float & (latency[rows].sum(axis=0) > ALIKE * latency[rows, in_float].sum())
+        offered[rows] &= (reads_float & ~slow) if stays else ~reads_float
+    return dataclasses.replace(table, loss=np.where(offered, table.loss, np.inf))
+
+
+def note_on_speed(table: Sensitivity) -> str:
+    """A sentence about which layers of a table, made by `faster`, gain by quantized inputs."""
+    reads_float = np.array([scheme.input is None for scheme in table.schemes])
+    left = int((np.isfinite(table.loss) <= reads_float).all(axis=1).sum())
+    return f"{left} of {len(table.layers)} layers read float numbers, as 8 bits make them no faster (--fast)"
+
+
+def _measured(
+    table: Sensitivity, plans: Sequence[Plan], graph: Graph, simulate: Callable[[Plan], Graph]
+) -> tuple[FloatArray, Ratio]:
+    """[P, L] milliseconds of each layer in each plan, and the first plan's time by the last one's, all paired."""
     target = find_target(table.target)
     target.require()
-    (num_layers, num_choices), groups = table.loss.shape, _groups(table)
+    sample = [leaf.numpy() for leaf in graph.tensors(graph.example.rows([0]))]
     with ExitStack() as stack:
-        runners = {
-            str(column): stack.enter_context(target.written(simulate(table.plan_like(column, "timing")), graph, 1))
-            for column in track(range(num_choices), "write choices")
-        }
-        executed = [runners[str(column)].executed() for column in range(num_choices)]
-        # name of (group, how its layers are executed) for every choice
-        names = [[f"{rows} {[texts.get(table.layers[row]) for row in rows]}" for rows in groups] for texts in executed]
-        alone = {
-            name: (rows, column)
-            for column in range(1, num_choices)
-            for rows, name, first in zip(groups, names[column], names[0], strict=True)
-            if name != first
-        }
-        for name, (rows, column) in track(alone.items(), "write layers alone", len(alone)):
-            plan = table.plan_like(np.where(np.isin(np.arange(num_layers), rows), column, 0), "timing")
-            runners[name] = stack.enter_context(target.written(simulate(plan), graph, 1))
-        sample = [leaf.numpy() for leaf in graph.tensors(graph.example.rows([0]))]
-        times = paired_latency_ms({name: runner.run for name, runner in runners.items()}, sample, "time choices")
-    changes = np.zeros((num_layers, num_choices))
-    for column in range(num_choices):
-        for rows, name in zip(groups, names[column], strict=True):
-            changes[rows, column] = (times.get(name, times["0"]) - times["0"]) * _shares(table.macs[rows])
-    usage = _latency(table, changes, np.array([times[str(column)] for column in range(num_choices)]))
-    return dataclasses.replace(table, usage=table.usage | {"latency_ms": usage})
+        runners = [
+            stack.enter_context(target.written(simulate(plan), graph, 1)) for plan in track(plans, "write choices")
+        ]
+        executed = [runner.executed() for runner in runners]
+        same = [executed.index(texts) for texts in executed]  # plans that are executed alike are timed once
+        times = paired_times({str(index): runners[index].run for index in set(same)}, sample, "time choices")
+        parts = {index: _parts(table, runners[index], sample) for index in track(set(same), "profile choices")}
+    latency = np.array([times.medians[str(index)] * parts[index] for index in same])
+    for row, layer in enumerate(table.layers):
+        texts = [each.get(layer) for each in executed]
+        latency[:, row] = [
+            np.mean([latency[other, row] for other in range(len(texts)) if texts[other] == text]) for text in texts
+        ]
+    return latency, times.ratio(str(same[0]), of=str(same[-1]))
 
 
-def _latency(table: Sensitivity, changes: FloatArray, uniform: FloatArray) -> FloatArray:
-    """[L, C] from what each choice alone changes [L, C], and the times of one choice for all [C]."""
-    total, wanted = changes.sum(axis=0), uniform - uniform[0]
-    # where the sum is of the other sign, or none, what is to be added goes to the layers by their shares
-    trusted = total * wanted > 0
-    scale = np.divide(wanted, total, out=np.zeros_like(total), where=trusted)
-    shared = uniform[0] + np.where(trusted, 0.0, wanted)
-    return np.maximum(_shares(table.macs)[:, None] * shared + scale * changes, 0.0)
+def _parts(table: Sensitivity, runner: Runner, sample: list[NDArray[Any]]) -> FloatArray:
+    """[L] each layer's share of the time: its operators, and half of what is between them and its neighbours'."""
+    times, before, between = dict.fromkeys(table.layers, 0.0), "", 0.0
+    for layer, ms in runner.profile(sample) if runner.profile is not None else ():
+        if not layer:
+            between += ms
+            continue
+        times[layer] += ms + between / 2
+        times[before or layer] += between / 2
+        before, between = layer, 0.0
+    if before:
+        times[before] += between
+    total = sum(times.values())
+    return np.array([*times.values()]) / total if total else _shares(table.macs)
 
 
 def _groups(table: Sensitivity) -> list[list[int]]:

@@ -8,6 +8,7 @@ small floating-point types, are unpacked to float32 likewise; matrices in groups
 MatMulNBits. Inputs whose range is taken at run time are multiplied by int8 weights in a MatMulInteger.
 """
 
+import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -19,12 +20,25 @@ from numpy.typing import NDArray
 from mixbit.core import Runner, Scheme, StoredWeight, Target, TargetMismatch, quoted, read_bytes, scratch_folder
 from mixbit.graph import Graph
 from mixbit.quantization.quantizer import quantizer_path
-from mixbit.targets._integers import FURTHER, SEPARATOR, mismatch, only_beside_float, runtime, stored_rows, weight_bytes
-from mixbit.targets._layers import QUANTIZED
+from mixbit.targets._integers import (
+    BLOCK_BITS,
+    BLOCK_SIZES,
+    FURTHER,
+    ROUNDS_INPUTS,
+    SEPARATOR,
+    UNROUNDED_BLOCKS,
+    mismatch,
+    only_beside_float,
+    runtime,
+    stored_rows,
+    weight_bytes,
+)
+from mixbit.targets._layers import PROFILED, QUANTIZED, quiet_ms
 
 FILE = "model.onnx"
 #: Of a file: messages of Protocol Buffers end there.
 MOST_BYTES = 2**31
+BYTE = 8
 #: Operators of onnxruntime that compute in integers, by the beginning of their names.
 INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 #: Activation functions that it fuses into convolutions.
@@ -43,11 +57,21 @@ _runtime = partial(runtime, "onnxruntime", "onnxruntime", "ml_dtypes", "onnx", "
 
 
 def lacks(scheme: Scheme) -> str | None:
-    """Ranges taken at run time for parts of a tensor; groups or zero points beside any quantized input."""
-    read = scheme.input
-    if read is not None and read.granularity != "tensor":
-        return f"no dynamic {read.granularity}s"
-    return only_beside_float(scheme)
+    """Ranges taken at run time for rows or groups that MatMulNBits does not take, and what `only_beside_float` says."""
+    weight, read = scheme.weight, scheme.input
+    if read is None or read.granularity == "tensor":
+        return only_beside_float(scheme)
+    if (
+        weight is not None
+        and weight.symmetric
+        and weight.group == read.group
+        and weight.group in BLOCK_SIZES
+        and weight.bits in BLOCK_BITS
+        and (weight.bits, weight.group) != UNROUNDED_BLOCKS
+        and read.bits == BYTE
+    ):
+        return None
+    return f"dynamic {read.granularity}s only as in w4g32a8dg32, of 2, 4 or 8 bits in the same groups of 16 to 256"
 
 
 def write(simulated: Graph, folder: Path) -> None:
@@ -65,14 +89,14 @@ def load(folder: Path, _: Graph | None = None, /, **_settings: Any) -> Runner:
     ort = _runtime()
     path, errors = folder / FILE, _errors(ort)
     proto = _read(path)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options = _options(ort)
     with scratch_folder() as scratch:
         optimized = scratch / FILE
         options.optimized_model_filepath = str(optimized)
         with mismatch(f"{path}: onnxruntime cannot load it", *errors, line=0):
             session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        executed = _executed(proto, _read(optimized), list(stored(folder)))
+        layers = list(stored(folder))
+        executed = _executed(proto, _read(optimized), layers)
     names = [port.name for port in session.get_inputs()]
 
     def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
@@ -81,7 +105,32 @@ def load(folder: Path, _: Graph | None = None, /, **_settings: Any) -> Runner:
         with mismatch(f"{path}: onnxruntime cannot run it", *errors, line=0):
             return session.run(None, dict(zip(names, inputs, strict=True)))
 
-    return Runner(run, lambda: executed, {"runtime": f"onnxruntime {ort.__version__}"})
+    profile = partial(_profile, ort, proto, layers)
+    return Runner(run, lambda: executed, {"runtime": f"onnxruntime {ort.__version__}"}, profile)
+
+
+def _options(ort: Any) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    return options
+
+
+def _profile(ort: Any, proto: Any, layers: list[str], inputs: list[NDArray[Any]]) -> list[tuple[str, float]]:
+    owners, options = _owners(proto, frozenset(layers)), _options(ort)
+    options.enable_profiling = True
+    with scratch_folder() as scratch:
+        options.profile_file_prefix = str(scratch / "profile")
+        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        ports = [port.name for port in session.get_inputs()]
+        for _ in range(PROFILED):
+            session.run(None, dict(zip(ports, inputs, strict=True)))
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    times: dict[tuple[str, str], list[float]] = {}
+    for event in events:
+        name, _, what = event["name"].rpartition("_kernel_")
+        if what == "time":
+            times.setdefault((event["args"]["node_index"], name), []).append(event["dur"] / 1000)
+    return quiet_ms((_owner(name, owners), values) for (_, name), values in times.items())
 
 
 def load_tensors(folder: Path, names: list[tuple[str, bool]]) -> Callable[[list[NDArray[Any]]], dict[str, Any]]:
@@ -106,8 +155,7 @@ def load_tensors(folder: Path, names: list[tuple[str, bool]]) -> Callable[[list[
             tensors[name] = restored[0].output[0]
     outputs = {port.name for port in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=value) for value in {*tensors.values()} - outputs)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options = _options(ort)
     with mismatch(f"{folder / FILE}: onnxruntime cannot load it with more outputs", *_errors(ort), line=0):
         session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     ports = [port.name for port in session.get_inputs()]
@@ -167,11 +215,21 @@ def _executed(written: Any, optimized: Any, layers: list[str]) -> dict[str, str]
     owners = _owners(written, frozenset(layers))
     rows: dict[str, dict[str, None]] = {}
     for node in optimized.graph.node:
-        layer = owners.get(node.name) or owners.get(re.sub(r"(_token_\d+|/\w+/?)$", "", node.name))
-        if layer is not None:
+        if layer := _owner(node.name, owners):
             kind = "int8" if node.op_type.startswith(INTEGER) else "float32"
+            if node.op_type == "MatMulNBits":
+                said = {attribute.name: attribute.i for attribute in node.attribute}
+                if said.get("accuracy_level") == ROUNDS_INPUTS:
+                    kind = f"int8, inputs in groups of {said['block_size']}"
+                kind += f", weights in {said['bits']} bits"
             rows.setdefault(layer, {})[f"{node.op_type} {kind}"] = None
     return {layer: ", ".join(texts) for layer, texts in rows.items()}
+
+
+def _owner(name: str, owners: dict[str, str]) -> str:
+    """The layer that an operator of that name after optimization is of, else ""."""
+    name = name.removeprefix("fused ")
+    return owners.get(name) or owners.get(re.sub(r"(_token_\d+|/\w+/?)$", "", name), "")
 
 
 def _owners(written: Any, layers: frozenset[str]) -> dict[str, str]:

@@ -7,7 +7,7 @@ products in groups itself, and the plugin multiplies them by the weights as they
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,15 @@ from mixbit.targets._integers import (
     runtime,
     stored_rows,
 )
-from mixbit.targets._layers import QUANTIZED
+from mixbit.targets._layers import PROFILED, QUANTIZED, quiet_ms
 
 FILE, WEIGHTS = "model.xml", "model.bin"
 #: Element type on disk by width; u types hold the integers plus their offset. With zero points all are u types.
 TYPES = {2: "u2", 3: "u3", 4: "i4", 6: "u6", 8: "i8"}
 #: Kinds of operators of the compiled graph that compute no layer: constants, moves, and what was not fused into one.
 OTHER_KINDS = ("Const", "Input", "Output", "Reorder", "Reshape", "Transpose", "Convert", "Eltwise", "Subgraph")
+#: Types of weights that products unpack as they read them, or multiply in integers.
+NARROW = {"i4", "u4", "i8", "u8"}
 #: Makes the plugin compute as the simulation does: no bfloat16, no quantization on the fly.
 SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0"}
 
@@ -111,7 +113,25 @@ def load(
             results = request.infer(inputs)
         return [results[port] for port in ports]
 
-    return Runner(run, lambda: _executed(compiled, layers), {"runtime": f"openvino {ov.__version__}", **settings})
+    environment = {"runtime": f"openvino {ov.__version__}", **settings}
+    profile = partial(_profile, model, settings, layers)
+    return Runner(run, lambda: _executed(compiled, layers), environment, profile)
+
+
+def _profile(
+    model: Any, settings: dict[str, str], layers: list[str], inputs: list[NDArray[Any]]
+) -> list[tuple[str, float]]:
+    compiled = _core().compile_model(model, "CPU", settings | {"PERF_COUNT": "YES"})
+    owners = {}
+    for operator, info in _operators(compiled):
+        names = [*info.get("originalLayersNames", "").split(","), *_constants(operator)]
+        owners[operator.get_friendly_name()] = next(iter(_owners(names, layers)), "")
+    request, times = compiled.create_infer_request(), dict[str, list[float]]()
+    for _ in range(PROFILED):
+        request.infer(inputs)
+        for node in request.get_profiling_info():
+            times.setdefault(node.node_name, []).append(1000 * node.real_time.total_seconds())
+    return quiet_ms((owners.get(name, ""), values) for name, values in times.items())
 
 
 def _settings(model: Any) -> dict[str, str]:
@@ -186,23 +206,41 @@ def _executed(compiled: Any, layers: list[str]) -> dict[str, str]:
     rows: dict[str, dict[str, None]] = {}
     of_constants: dict[str, str] = {}
     in_groups = int(compiled.get_property(RUN_TIME_OPTION[1]))
-    for operator in compiled.get_runtime_model().get_ordered_ops():
-        info = {key: str(value.value) for key, value in operator.get_rt_info().items()}
+    for operator, info in _operators(compiled):
         kind, kernel = info.get("layerType", ""), info.get("primitiveType", "")
         if kind in OTHER_KINDS:
             continue
         last = kernel.rpartition("_")[2]  # "ref_any_i8" copies rows of a table; other kernels end with I8 or i8 alike
         computes = "int8" if last.lower() == "i8" and not kernel.startswith("ref_") else last
         read = {value.get_element_type().get_type_name() for value in operator.input_values()}
-        if kind == "FullyConnected" and in_groups and kernel.startswith("brgemm") and read & {"i4", "u4", "i8", "u8"}:
+        narrow = read & NARROW
+        if kind == "FullyConnected" and in_groups and kernel.startswith("brgemm") and narrow:
             computes = f"int8, inputs in groups of {in_groups}"
         text = f"{kind} {computes} ({kernel})"
-        for name in info.get("originalLayersNames", "").split(","):
-            rows.setdefault(_owner(name, layers), {})[text] = None
-        for value in operator.input_values():  # a product with compressed weights may have no other mark of its layer
-            of_constants.setdefault(_owner(value.get_node().get_friendly_name(), layers), text)
+        if kind == "FullyConnected" and computes != "int8" and narrow:  # not unpacked when loaded
+            text += f", weights in {' '.join(sorted(narrow))}"
+        for layer in _owners(info.get("originalLayersNames", "").split(","), layers):
+            rows.setdefault(layer, {})[text] = None
+        for layer in _owners(_constants(operator), layers):
+            of_constants.setdefault(layer, text)
     texts = of_constants | {layer: ", ".join(texts) for layer, texts in rows.items()}
     return {layer: texts[layer] for layer in layers if layer in texts}
+
+
+def _operators(compiled: Any) -> Iterator[tuple[Any, dict[str, str]]]:
+    """The operators that the plugin executes, and what it says of each."""
+    for operator in compiled.get_runtime_model().get_ordered_ops():
+        yield operator, {key: str(value.value) for key, value in operator.get_rt_info().items()}
+
+
+def _constants(operator: Any) -> list[str]:
+    """Names of what it reads; a product with compressed weights may have no other mark of its layer."""
+    return [value.get_node().get_friendly_name() for value in operator.input_values()]
+
+
+def _owners(names: list[str], layers: list[str]) -> list[str]:
+    """The layers that operators or constants of these names are of."""
+    return [layer for name in names if (layer := _owner(name, layers))]
 
 
 def _owner(name: str, layers: list[str]) -> str:

@@ -61,7 +61,7 @@ def _deploy(target: str, folder: Path) -> list[Row]:
     from mixbit.demo.network import trained
     from mixbit.pipeline.auto import auto_quantize
     from mixbit.pipeline.settings import Settings
-    from mixbit.targets.latency import paired_latency_ms
+    from mixbit.targets.latency import paired_times
 
     model, calibration, test = trained(), calibration_batches(), test_batches()
     whole, deployed = Budget(weight_ratio=1), {}
@@ -74,7 +74,7 @@ def _deploy(target: str, folder: Path) -> list[Row]:
         deployed[name].comparison.check()
     load = find_target(target).load
     runs = {name: load(result.folder, batch_size=BATCH_SIZE).run for name, result in deployed.items()}
-    latency = paired_latency_ms(runs, [test[0][0].numpy()], f"time {target}")
+    latency = paired_times(runs, [test[0][0].numpy()], f"time {target}").medians
     rows = []
     for name, result in deployed.items():
         figures, network = result.comparison, name if name != "mixed" else f"mixed, {MIXED}"

@@ -57,6 +57,9 @@ def quantize(
     task: options.TaskName = "classification",
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="leave inputs in float where quantizing them makes nothing faster")
+    ] = False,
     device: options.Device = "cpu",
     seed: options.Seed = 0,
     force: options.Force = False,
@@ -112,6 +115,7 @@ def quantize(
         dynamic=options.dynamic_of(dynamic),
         train_batches=None if train is None else load_data(train, every_epoch=True),
         seed=seed,
+        fast=fast,
         samples=samples,
         model=absolute(model),
     )
@@ -168,6 +172,7 @@ def print_result(result: "Result") -> None:
     if result.pruned is not None:
         say(f"{result.pruned}; --flavour qat --train DATA fine-tunes what is left")
     say(result.chosen)
+    say(result.speed)
     say_what_runs_in_float(in_float(result.layers), len(layers))
 
 

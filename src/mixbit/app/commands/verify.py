@@ -27,13 +27,14 @@ def verify(
 ) -> None:
     """Run the artefact in DIR on its check set and compare it with the simulation and the prediction."""
     from mixbit.core import load_model
-    from mixbit.pipeline.folder import recheck
+    from mixbit.pipeline.folder import Result, recheck
 
     comparison = recheck(folder, model=None if model is None else load_model(model), layers=layers)
     if as_json:
         print_json(_in_json(dataclasses.asdict(comparison)))
     else:
         print(clean(str(comparison)))
+        print(f"when it was made: {clean(Result.load(folder).speed)}")
         if layers and comparison.first_difference is None:
             print("no tensor inside differs from the simulation")
     comparison.check()
