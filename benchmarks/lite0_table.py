@@ -15,11 +15,11 @@ import time
 from collections.abc import Sequence
 from functools import cache
 
-from benchmarks.networks import efficientnet_lite0
 from rich.console import Console
 from rich.table import Table
 
 import mixbit as mb
+from benchmarks.networks import efficientnet_lite0
 from mixbit.core.batches import split_batch
 from mixbit.graph.evaluate import Reference, evaluate
 from mixbit.quantization import calibrate, uniform_plan
