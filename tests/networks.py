@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,11 @@ from mixbit.core.target import Target
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer, model_fingerprint
 from mixbit.quantization.quantizer import Quantizer, quantizers_of
+
+
+def crude_scales():
+    """A context in which scales of weights are min-max: rounded to nearest, a network is far from its float self."""
+    return mock.patch("mixbit.quantization.scales.shares", return_value=torch.ones(1))
 
 
 def _nothing(*_: Any, **__: Any) -> Any:

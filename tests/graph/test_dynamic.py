@@ -10,7 +10,8 @@ from mixbit.core.errors import InvalidInput, UnsupportedModel
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture, capture_all
 from mixbit.metrics.measure import measure
-from mixbit.quantization.calibrate import _output_errors, calibrate
+from mixbit.quantization.calibrate import calibrate
+from mixbit.quantization.scales import _judge
 from tests.networks import Net
 
 
@@ -133,7 +134,8 @@ def test_samples_of_two_shapes_count_by_their_positions():
     errors = torch.randn(2, *layer.shape, dtype=torch.float64)
     outputs = [[graph.run(operation, x, error).movedim(1, 0).flatten(1) for x in batches] for error in errors]
     wanted = [torch.cat(each, 1).var(1, unbiased=False) for each in outputs]
-    torch.testing.assert_close(_output_errors(graph, layer, operation, calibration, errors), torch.stack(wanted))
+    found = _judge(graph, layer, operation, calibration)(errors.flatten(2))
+    torch.testing.assert_close(found, torch.stack(wanted))
 
 
 def test_texts_of_several_lengths_measure():

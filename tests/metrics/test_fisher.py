@@ -315,7 +315,9 @@ def test_every_operator_has_an_entry(kind, monkeypatch):
     scheme, task = Scheme.parse("w2"), Task.regression()
     inputs = MetricInput(graph, (scheme, Scheme.parse("w3")), calibration, unlabelled(batches), task, 7)
     answer = fisher(inputs)
-    monkeypatch.setattr(importlib.import_module("mixbit.metrics.fisher"), "FEW_ELEMENTS", 1)
+    for name in ("MOST_GRADIENTS", "IN_CACHE", "MOST_CHANNELS", "MOST_KEPT"):
+        monkeypatch.setattr(importlib.import_module("mixbit.metrics.fisher"), name, 1)
+    monkeypatch.setattr(importlib.import_module("mixbit.graph.windows"), "MOST_ELEMENTS", 1)
     np.testing.assert_allclose(fisher(inputs).loss, answer.loss, rtol=1e-12)  # however few rows run together
     (layer,) = layers
     one = Case(graph.module, graph, layers, calibration, batches)

@@ -25,6 +25,7 @@ from mixbit.pipeline.folder import Result, recheck
 from mixbit.pipeline.settings import Run, Settings
 from mixbit.targets import latency, packed
 from mixbit.training import Training
+from tests.networks import crude_scales
 
 BUDGET = mb.Budget(mean_bits=4)
 
@@ -473,7 +474,8 @@ def fine_tuned(run):
 
 
 def test_qat_fine_tunes_the_chosen_plan_and_says_what_it_was_before(fine_tuned, deployed, tmp_path):
-    found = fine_tuned(epochs=4, training=Training(lr=3e-4))
+    with crude_scales():
+        found = fine_tuned(epochs=4, training=Training(lr=3e-4))
     assert "; fine-tuned, best after epoch " in found.result.chosen
     assert found.result.simulated["divergence"] < 0.8 * found.result.untrained["divergence"]
     assert set(found.result.untrained) == {"accuracy", "divergence"}

@@ -22,7 +22,7 @@ from mixbit.roundings.brecq import brecq
 from mixbit.roundings.quantize import quantize
 from mixbit.training import blockwise
 from mixbit.training.blockwise import Passes, find_blocks, needed_later, squared_gradients, stretches
-from tests.networks import Net
+from tests.networks import Net, crude_scales
 
 pytestmark = pytest.mark.usefixtures("anything")
 
@@ -61,7 +61,8 @@ def distance(given, rounded):
 def test_adaround_comes_near_the_best_of_all_roundings(seed):
     torch.manual_seed(seed)
     inputs = (torch.randn(200, 3) @ torch.randn(3, 8) + 0.3 * torch.randn(200, 8)).split(50)
-    given = rounding_input(Net(lambda net, x: net.a(x), a=nn.Linear(8, 4, bias=False)), inputs, "w3")
+    with crude_scales():
+        given = rounding_input(Net(lambda net, x: net.a(x), a=nn.Linear(8, 4, bias=False)), inputs, "w3")
     (quantizer,) = quantizers_of(given.simulated)
     weight, x = given.graph.module.get_parameter("a.weight").detach().double(), torch.cat(inputs).double()
     scale = quantizer.scale.double().unsqueeze(1)
@@ -154,7 +155,8 @@ def test_squared_gradients_are_those_of_each_samples_information():
 
 
 def test_the_fisher_weighted_error_is_reduced():
-    given = rounding_input(residual_net(), images(), "w3a8")
+    with crude_scales():
+        given = rounding_input(residual_net(), images(), "w3a8")
     assert distance(given, brecq(given, iterations=120, fisher=True)) < 0.8 * distance(given, given.simulated)
 
 
@@ -211,7 +213,7 @@ def test_batches_are_calibrated_and_learned_from():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"iterations": 0}, "brecq: iterations=0: give a whole number, at least 1, as 1000"),
+        ({"iterations": 0}, "brecq: iterations=0: give a whole number, at least 1, as 500"),
         ({"batch_size": -1}, "batch_size=-1"),
         ({"drop": 2.0}, "drop=2.0: give at least 0 and at most 1"),
         ({"cache_gib": float("nan")}, "cache_gib=nan"),

@@ -18,7 +18,7 @@ from mixbit.quantization.quantizer import quantizers_of
 from mixbit.roundings.quantize import quantize
 from mixbit.training.finetune import FILE_NAME, check_first, finetune, train
 from mixbit.training.loop import Objective, Training, rate
-from tests.networks import assert_state_is, by_tensor, plan_of, state_of
+from tests.networks import assert_state_is, by_tensor, crude_scales, plan_of, state_of
 
 pytestmark = pytest.mark.usefixtures("anything")
 
@@ -36,7 +36,8 @@ def problem():
     points = torch.randn(192, 6)
     batches = list(zip(points.split(16), model(points).argmax(1).split(16), strict=True))
     graph = capture(model, points[:2])
-    return graph, quantize(graph, plan_of(graph.layers, "w2a4"), [points]), batches
+    with crude_scales():
+        return graph, quantize(graph, plan_of(graph.layers, "w2a4"), [points]), batches
 
 
 def run(*, graph=None, batches=None, teacher="float", task=None, settings=SETTINGS, epochs=3, held_out=None, path=None):

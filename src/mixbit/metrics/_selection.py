@@ -25,7 +25,8 @@ class Selection:
 
     def __init__(self, inputs: MetricInput) -> None:
         self.inputs, self.generator = inputs, torch.Generator().manual_seed(inputs.seed + 1)
-        self.is_useful = None not in inputs.sample_axes.values()  # else some gradients are those of a whole batch
+        # else some gradients are those of a whole batch, or nothing is drawn
+        self.is_useful = None not in inputs.sample_axes.values() and inputs.task.own_loss is None
         self.total, self.count = 0.0, 0
 
     def of_batch(self, batch: Inputs, labels: Tensor | None) -> tuple[list[int], Tensor]:

@@ -49,7 +49,7 @@ class _Scorer:
         self.selection = Selection(inputs)
         self.kept: dict[str, Tensor] = {}
         self.shifts: dict[str, list[Tensor]] = {}
-        for layer in inputs.layers:
+        for layer in inputs.layers if inputs.weight_formats else ():
             self.shifts |= inputs.mean_errors(layer, [*self._errors(layer)])
         self.backward = Backward(
             inputs.graph,

@@ -46,6 +46,8 @@ from mixbit.searches.mixtures import mixtures
 STABLE = "plans are stable against sampling noise"
 #: Fewer batches are measured at once: a part of them says little.
 FEWEST_BATCHES = 4
+#: Plans are not taken to be stable by fewer samples where there are more: few tell little of what others would say.
+FEWEST_SAMPLES = 64
 #: Budgets at which plans are compared, as shares of the way from the cheapest plan to the dearest.
 SHARES = (0.25, 0.5, 0.75)
 #: Tables drawn from the standard errors, where the metric resamples none.
@@ -165,7 +167,7 @@ def _measured(frame: Sensitivity, inputs: MetricInput, method: Metric) -> Sensit
         elif not table.standard_error[np.isfinite(table.loss)].any():
             verdict = f"no standard errors: whether plans would change with other data is not known, {after}"
         table = dataclasses.replace(table, verdict=verdict)
-        if verdict.startswith(STABLE):
+        if verdict.startswith(STABLE) and num_seen >= FEWEST_SAMPLES:
             break
     return table
 

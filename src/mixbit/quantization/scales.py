@@ -20,7 +20,7 @@ from mixbit.quantization.rows import few_rows_of
 #: more than the fewest, scales go beyond min-max, since 8 bits hold nearly as much in coarser steps, and clip nothing.
 FEWEST_RATIOS, MOST_RATIOS = 12, 100
 MOST_RATIO = 1.3
-RATIOS_WORK, WORK_OF_ROUNDING = 2**28, 64
+RATIOS_WORK, WORK_OF_ROUNDING = 2**26, 64
 #: Columns of a weight up to which second moments are taken whole, and main components of them that others are known by.
 MOST_COLUMNS, RANK = 64, 32
 #: So many shares beyond the best of every channel, narrower ones are not tried.
@@ -117,8 +117,12 @@ def _squares(
     """
     (scale, zero_point), squares = factors, list[Tensor]()
     for some in ratios.split(max(1, FEW_ELEMENTS // rows.numel())):
-        errors = [rounded(rows, ratio * scale, zero_point, 0, *fmt.integer_range).sub_(wanted) for ratio in some]
-        squares.append(torch.stack([judge(torch.stack(errors)) for judge in judges]).sum(0))
+        count = len(some)
+        scales = (some.reshape(-1, *[1] * scale.ndim) * scale.expand(len(rows), *scale.shape[1:])).flatten(0, 1)
+        zeros = zero_point.expand(len(rows), *zero_point.shape[1:]).repeat(count, *[1] * (zero_point.ndim - 1))
+        made = rounded(rows.repeat(count, 1), scales, zeros, 0, *fmt.integer_range)
+        errors = made.unflatten(0, (count, -1)).sub_(wanted)
+        squares.append(torch.stack([judge(errors) for judge in judges]).sum(0))
         if len(ratios) == FEWEST_RATIOS and len(squares) > PAST_THE_BEST:
             best = torch.cat(squares).argmin(0)
             if bool((best < sum(map(len, squares)) - PAST_THE_BEST).all()):

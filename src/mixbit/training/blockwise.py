@@ -141,11 +141,11 @@ class Stretch:
         self.walker.env = {}
         return {name: env[self.graph.node(name)] for name in outputs}
 
-    def divided(self, varies: Callable[[fx.Node], bool]) -> tuple["Stretch", "Stretch"]:
-        """What depends on no node that varies, and the rest, which reads it; all is the rest where none varies."""
-        nodes = {node for node in self.nodes if varies(node)}
-        rest = self.own & after(self.graph, nodes) or self.own
-        return Stretch(self.graph, self.own - rest, self.carried), Stretch(self.graph, rest, self.carried)
+    def divided(self, varies: Callable[[fx.Node], bool], outputs: Iterable[str]) -> tuple["Stretch", "Stretch"]:
+        """What depends on no node that varies, and the rest with the outputs, which reads it; all where none varies."""
+        changed = self.own & after(self.graph, {node for node in self.nodes if varies(node)}) or self.own
+        rest = changed | (self.own & set(map(self.graph.node, outputs)))
+        return Stretch(self.graph, self.own - changed, self.carried), Stretch(self.graph, rest, self.carried)
 
 
 def stretches(graph: Graph, blocks: tuple[Block, ...]) -> list[Stretch]:
@@ -378,7 +378,7 @@ def learn_blocks(
             if schedule.fisher:
                 passes.weights = squared_gradients(case, block.outputs)
             learner, steps = learner_of(learning, block, part), _steps(bar, schedule.iterations)
-            fixed, learner.part = part.divided(learner.varies)
+            fixed, learner.part = part.divided(learner.varies, block.outputs)
             passes.advance(_LEARNING, fixed, later[number] | set(learner.part.inputs))
             finished = store.get(f"{prefix}-{number}", question)
             if finished is not None:
