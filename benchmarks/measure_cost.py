@@ -1,16 +1,14 @@
-"""What `measure` costs: seconds and memory against one plain forward and backward pass over the same batches.
+"""What memory `measure` takes against one plain forward and backward pass over the same batches.
 
     python -m benchmarks.measure_cost
 
-ResNet-20, 512 images in batches of 64, five weight widths. Seconds are medians over rounds that alternate; memory is
-the growth of the peak resident set in a fresh process each.
+ResNet-20, 512 images in batches of 64, five weight widths: the growth of the peak resident set in a fresh process
+each. `benchmarks.speed` prints seconds.
 """
 
 import argparse
 import multiprocessing
 import resource
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -22,7 +20,6 @@ import mixbit as mb
 from benchmarks import cifar, paths, resnet20
 from mixbit.graph import Graph
 
-ROUNDS = 5
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -55,18 +52,6 @@ def measured(loaded: Loaded) -> None:
     mb.measure(loaded.graph, [(images,) for images, _ in loaded.batches], target="openvino")
 
 
-def seconds() -> dict[str, float]:
-    """Medians of both, in turn."""
-    loaded = Loaded.from_paths()
-    times: dict[str, list[float]] = {"plain": [], "measure": []}
-    for _ in range(ROUNDS + 1):
-        for name, run in (("plain", plain), ("measure", measured)):
-            began = time.perf_counter()
-            run(loaded)
-            times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
-
-
 def peak_growth(run: Callable[[Loaded], None]) -> float:
     """Megabytes by which the peak resident set of a fresh process grows while it runs."""
     context = multiprocessing.get_context("spawn")
@@ -86,11 +71,9 @@ def _grow(run: Callable[[Loaded], None], sender: Connection) -> None:
 
 
 def main() -> None:
-    """Print both ratios."""
-    memory = {"plain": peak_growth(plain), "measure": peak_growth(measured)}
-    for what, found in (("seconds", seconds()), ("peak MB", memory)):
-        ratio = found["measure"] / found["plain"]
-        print(f"{what}: plain {found['plain']:.2f}, measure {found['measure']:.2f}: {ratio:.2f}x")
+    """Print the ratio."""
+    before, now = peak_growth(plain), peak_growth(measured)
+    print(f"peak MB: plain {before:.2f}, measure {now:.2f}: {now / before:.2f}x")
 
 
 if __name__ == "__main__":
