@@ -35,6 +35,7 @@ from mixbit.core.batches import Inputs, split_all
 from mixbit.core.scheme import Scheme
 from mixbit.graph.evaluate import evaluate, fitted
 from mixbit.metrics import METRICS, MetricInput
+from mixbit.pipeline import Settings
 from mixbit.quantization import calibrate, uniform_plan
 
 CHOICES = tuple(f"w{bits}a8" for bits in (2, 3, 4, 6, 8))
@@ -136,7 +137,7 @@ def _auto(network: networks.Network, pairs: Any, target: str, nncf: str | None) 
     """Seconds of `auto_quantize` over those of converting, quantizing and saving by NNCF, where that is to be had."""
     with tempfile.TemporaryDirectory() as folder:
         place, budget = Path(folder), mb.Budget(mean_bits=3)
-        settings = mb.Settings(task=network.task)
+        settings = Settings(task=network.task)
         ours = _clock(
             lambda: mb.auto_quantize(
                 network.model, network.calibration, target=target, budget=budget, out=place / "ours", settings=settings

@@ -123,6 +123,22 @@ def test_a_target_that_computes_in_float_alone_refuses_to_be_fast(run):
         run(fast=True)
 
 
+def test_a_budget_that_fast_makes_impossible_says_so(net, batches, tmp_path, monkeypatch):
+    """Where nothing gets faster, all stays in float, which no budget of half the bytes holds."""
+
+    def nothing_gains(table, *_):
+        return dataclasses.replace(
+            table, loss=np.where([name == "float" for name in table.choices], table.loss, np.inf)
+        )
+
+    monkeypatch.setattr(auto, "faster", nothing_gains)
+    with pytest.raises(InfeasibleBudget, match="--fast .* left out what makes nothing faster: leave it away"):
+        mb.auto_quantize(
+            net, batches, target="openvino", budget=mb.Budget(weight_ratio=0.5), out=tmp_path / "out",
+            settings=Settings(choices=("w8a8", "float"), fast=True),
+        )  # fmt: skip
+
+
 def test_fast_also_offers_each_weight_beside_an_input_in_float(tmp_path):
     pytest.importorskip("onnxruntime")
     settings = Settings(choices=("w4a8", "w8a8"), fast=True)

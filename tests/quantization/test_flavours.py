@@ -131,7 +131,7 @@ def test_default_choices_are_offered(target):
 @pytest.mark.parametrize(
     ("target", "scheme", "reason"),
     [
-        ("onnxruntime", "w8a8dr", "dynamic rows only as in w4g32a8dg32"),
+        ("onnxruntime", "w8a8dr", "no dynamic rows, but groups as in w4g32a8dg32"),
         ("onnxruntime", "w4g64a8dg32", "dynamic groups only as in w4g32a8dg32"),
         ("onnxruntime", "w2g16a8dg16", "dynamic groups only as in w4g32a8dg32"),
         ("onnxruntime", "w3g32a8dg32", "dynamic groups only as in w4g32a8dg32"),

@@ -9,6 +9,7 @@ from mixbit.graph import graph as graph_module
 from mixbit.graph.capture import capture
 from mixbit.quantization.affine import dequantize, min_max_factors, quantize
 from mixbit.quantization.calibrate import calibrate
+from mixbit.quantization.rows import few_rows_of
 from mixbit.quantization.scales import shares, weight_quantizer
 from tests.networks import OPERATORS, Net, batches_of, captured_operator
 
@@ -151,3 +152,25 @@ def test_weights_that_cancel_out_do_so_rounded_too():
         for scale in (weight_quantizer(graph, layer, fmt, calibration).scale, min_max_factors(weight, 0, fmt)[0])
     )
     assert chosen < 0.05 * widest
+
+
+def test_large_transposed_convolutions_take_scales_too():
+    """Of more than 2^20 weights, whose channels are not judged a few at a time."""
+    torch.manual_seed(0)
+    net = Net(lambda net, x: net.a(x), a=nn.ConvTranspose2d(512, 256, 3, bias=False))
+    graph = capture(net, torch.randn(2, 512, 2, 2))
+    calibration = calibrate(graph, [torch.randn(2, 512, 2, 2)])
+    quantizer = weight_quantizer(graph, graph.layers[0], channel_format(8), calibration)
+    assert quantizer.scale.shape == (256,)
+    assert (quantizer.scale > 0).all()
+
+
+@pytest.mark.parametrize(("total", "count"), [(1030, 512), (1050, 512), (2310, 512), (512, 512), (7, 512)])
+def test_rows_that_scales_are_chosen_on_are_as_many_as_asked_for(total, count):
+    net = Net(lambda net, x: net.a(x), a=nn.Linear(3, 4))
+    graph = capture(net, torch.randn(2, 3))
+    ((operation,),) = (layer.operations for layer in graph.layers)
+    x = torch.arange(3.0 * total).reshape(total, 3)
+    (rows,) = few_rows_of(graph.node(operation.node), operation, [x], (), count)
+    assert len(rows.unique(dim=0)) == len(rows) == min(total, count)
+    assert abs(float(rows.mean() / x.mean()) - 1) < 0.05

@@ -35,6 +35,7 @@ class Selection:
         everything = list(range(count)), torch.ones(count, dtype=torch.float64)
         information = self._information(batch, labels) if self.is_useful else None
         if information is None:
+            self.is_useful = False
             return everything
         self.total, self.count = self.total + float(information.sum()), self.count + count
         if not self.total > 0:
@@ -61,6 +62,6 @@ class Selection:
             value = self.inputs.task.information(returned, labels, self.generator)
             gradients = torch.autograd.grad(value, floats, allow_unused=True)
         parts = [gradient for gradient in gradients if gradient is not None]
-        if any(part.shape[:1] != (batch.batch_size,) for part in parts):
+        if not parts or any(part.shape[:1] != (batch.batch_size,) for part in parts):
             return None
         return torch.stack([part.flatten(1).square().sum(1).cpu().double() for part in parts]).sum(0)

@@ -131,15 +131,15 @@ def _dot_with_matrices(x: Tensor, gradient: Tensor, errors: Tensor) -> Tensor:
     Equal to <gradient_i' @ x_i, error>, which is one product of matrices instead of F where T is large: for some
     channels of all samples at a time.
     """
-    (samples, positions, columns), (count, channels, _) = x.shape, errors.shape
+    (samples, positions, columns), count = x.shape, len(errors)
     if positions > count:
         scores, size = x.new_zeros(samples, count), min(MOST_CHANNELS, max(1, MOST_GRADIENTS // (samples * columns)))
         by_channel = gradient.mT.contiguous().split(size, 1)
         for slopes, some in zip(by_channel, errors.split(size, 1), strict=True):
             scores += (slopes @ x).flatten(1) @ some.flatten(1).T
         return scores
-    parts, size = [], max(1, IN_CACHE // (positions * count * channels))
-    for some, slopes in zip(x.split(size), gradient.split(size), strict=True):
-        outputs = (some @ errors.flatten(0, 1).T).unflatten(2, (count, channels))
-        parts.append((outputs * slopes.unsqueeze(2)).sum((1, 3)))
-    return torch.cat(parts)
+    scores, size = x.new_zeros(samples, count), max(1, IN_CACHE // (count * max(columns, samples * positions)))
+    for slopes, some in zip(gradient.split(size, 2), errors.split(size, 1), strict=True):
+        outputs = (x.flatten(0, 1) @ some.flatten(0, 1).T).reshape(samples, positions, count, -1)
+        scores += (outputs * slopes.unsqueeze(2)).sum((1, 3))
+    return scores

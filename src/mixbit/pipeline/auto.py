@@ -104,7 +104,13 @@ def auto_quantize(
         network = captured(run, model, batches, eval_batches)
         notes = [note_on_run_time_ranges(network.graph.layers, run.choices)]
         known = measured(run, pruned(run, network))
-        plan, limits, reason = planned(run, known)
+        try:
+            plan, limits, reason = planned(run, known)
+        except InfeasibleBudget as error:
+            if not run.settings.fast:
+                raise
+            left_out = "--fast (fast=True) left out what makes nothing faster: leave it away, or loosen the limit"
+            raise InfeasibleBudget(f"{error}; {left_out}", reachable=error.reachable, binding=error.binding) from error
         candidates = compared(run, known, plan, limits)
         chosen = tuned(run, known, rounded(run, known, best_of(candidates, reason)))
         if run.settings.fast:

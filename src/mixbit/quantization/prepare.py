@@ -20,7 +20,7 @@ _KINDS = ("linear", "conv1d", "conv2d", "conv3d")
 #: f(s x) = s f(x) for s > 0, channel by channel.
 _HOMOGENEOUS = {_aten.relu}
 #: min(max(x, a), b), a and b behind x.
-_CLAMPS = {_aten.hardtanh, _aten.clamp}
+_CLAMPS = {_aten.hardtanh, _aten.clamp, _aten.clip}
 #: Equalization ends where no factor differs from 1 by more. Pairs that share a layer get there by about half a round.
 TOLERANCE = 1e-4
 MOST_ROUNDS = 1000

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.graph import FEW_ELEMENTS, Operation, windows
-from mixbit.quantization.ranges import spacing
 
 
 def rows_of(node: fx.Node, operation: Operation, x: Tensor, kernel: Sequence[int]) -> Iterator[Tensor]:
@@ -28,19 +27,28 @@ def rows_of(node: fx.Node, operation: Operation, x: Tensor, kernel: Sequence[int
 def few_rows_of(
     node: fx.Node, operation: Operation, samples: Sequence[Tensor], kernel: Sequence[int], count: int
 ) -> Tensor:
-    """[G, N, columns] some of those rows, evenly spaced over all samples: N from the count to twice as many."""
+    """[G, N, columns] so many of those rows, or all, each at a random place of its own stretch of all samples."""
     if operation.channels_last:
         rows = torch.cat([x.flatten(0, -2) for x in samples])
-        return rows[:: spacing(len(rows), count)].unsqueeze(0)
+        return rows[_places(len(rows), count).to(rows.device)].unsqueeze(0)
     parts, dims = [], len(kernel)
-    for x in samples:
-        by_position = _by_position(windows(node, x if x.ndim > dims + 1 else x.unsqueeze(0), kernel), dims)
-        sizes = by_position.shape[: 1 + dims]
-        places = torch.arange(0, math.prod(sizes), spacing(math.prod(sizes), max(1, count // len(samples))))
-        few = len(places) < math.prod(sizes)
-        rows = by_position[torch.unravel_index(places, sizes)] if few else by_position.flatten(0, dims)
-        parts.append(rows.flatten(2).movedim(1, 0))
+    batched = [x if x.ndim > dims + 1 else x.unsqueeze(0) for x in samples]
+    by_position = [_by_position(windows(node, x, kernel), dims) for x in batched]
+    totals = [math.prod(cut.shape[: 1 + dims]) for cut in by_position]
+    for cut, total in zip(by_position, totals, strict=True):
+        places = _places(total, -(-count * total // sum(totals))).to(cut.device)
+        few = torch.unravel_index(places, cut.shape[: 1 + dims]) if len(places) < total else None
+        parts.append((cut.flatten(0, dims) if few is None else cut[few]).flatten(2).movedim(1, 0))
     return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+def _places(total: int, count: int) -> Tensor:
+    """So many of the numbers below the total, rising; all where there are no more."""
+    if total <= count:
+        return torch.arange(total)
+    starts = torch.arange(count + 1) * total // count
+    within = torch.rand(count, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return starts[:-1] + (within * starts.diff()).long()
 
 
 def _by_position(cut: Tensor, dims: int) -> Tensor:

@@ -68,7 +68,8 @@ def choose_scales(graph: Graph, layer: Layer, formats: Iterable[Format], calibra
     missing = [fmt for fmt in formats if fmt.floating is None and (layer.name, fmt) not in calibration.scales]
     operations = [each for each in layer.operations if each.input is not None and each.axis == layer.axis]
     judges = [_judge(graph, layer, operation, calibration) for operation in operations if missing]
-    is_apart = all(operation.groups == 1 for operation in operations)  # so that channels can be judged a few at a time
+    # whether channels can be judged a few at a time
+    is_apart = all(each.groups == 1 and not each.kind.name.startswith("conv_transpose") for each in operations)
     for fmt in missing:
         mask, weight = weight_mask(graph, layer, fmt, calibration), graph.parameter(layer.name).detach()
         pruned = weight if mask is None else weight * mask

@@ -71,7 +71,12 @@ def lacks(scheme: Scheme) -> str | None:
         and read.bits == BYTE
     ):
         return None
-    return f"dynamic {read.granularity}s only as in w4g32a8dg32, of 2, 4 or 8 bits in the same groups of 16 to 256"
+    if read.granularity == "row":
+        return "no dynamic rows, but groups as in w4g32a8dg32"
+    return (
+        "dynamic groups only as in w4g32a8dg32: 8 bits of inputs, and 2, 4 or 8 of weights without zero points, in the "
+        "same groups of 16 (not with 2 bits), 32, 64, 128 or 256"
+    )
 
 
 def write(simulated: Graph, folder: Path) -> None:
