@@ -132,7 +132,7 @@ def test_a_budget_that_fast_makes_impossible_says_so(net, batches, tmp_path, mon
         )
 
     monkeypatch.setattr(auto, "faster", nothing_gains)
-    with pytest.raises(InfeasibleBudget, match="--fast .* left out what makes nothing faster: leave it away"):
+    with pytest.raises(InfeasibleBudget, match=r"--fast .* left out what makes nothing faster: leave it away"):
         mb.auto_quantize(
             net, batches, target="openvino", budget=mb.Budget(weight_ratio=0.5), out=tmp_path / "out",
             settings=Settings(choices=("w8a8", "float"), fast=True),
