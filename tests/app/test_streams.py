@@ -29,6 +29,7 @@ def test_a_reader_that_stops_ends_the_program_without_words():
     assert ended.stderr == ""
 
 
+@pytest.mark.slow
 def test_closed_streams_are_no_error_and_mix_nothing():
     assert shell(f"{RUN} list targets >&-").returncode == 0
     ended = shell(f"{RUN} list targets --json 2>&-")
