@@ -30,7 +30,7 @@ from mixbit.core.task import Task
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer
 from mixbit.quantization.calibrate import Calibration, calibrate
-from mixbit.quantization.offers import why_not
+from mixbit.quantization.offers import uniform_plan, why_not
 from mixbit.roundings.quantize import quantize
 from mixbit.targets.export import export
 from mixbit.targets.verify import predicted_bytes, verify
@@ -384,7 +384,7 @@ def test_layers_run_in_integers_where_their_input_is_quantized(written):
 
 
 @only(LOADED_IN_EVERY_WAY)
-def test_a_profile_holds_every_layer_and_takes_as_long_as_a_run(written):
+def test_a_profile_holds_every_layer(written):
     if written.target == "packed":
         assert written.runner.profile is None
         return
@@ -392,12 +392,24 @@ def test_a_profile_holds_every_layer_and_takes_as_long_as_a_run(written):
     profile = written.runner.profile(arrays)
     named = {layer for layer, _ in profile if layer}
     assert {layer.name for layer in written.graph.layers if layer.inputs} <= named <= written.plan.layers.keys()
-    took = []
-    for _ in range(20):
-        began = time.perf_counter()
-        written.runner.run(arrays)
-        took.append(1000 * (time.perf_counter() - began))
-    assert 0 < sum(ms for _, ms in profile) < 10 * max(took)  # a call of a small network is mostly overhead
+    assert all(ms >= 0 for _, ms in profile)
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+def test_a_profile_takes_as_long_as_a_run_whose_time_is_spent_in_operators(target):
+    """A call of a small network is mostly overhead, which no operator's time holds."""
+    pytest.importorskip(target)
+    parts = [nn.Conv2d(8, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 8, 3)]
+    x = torch.randn(1, 8, 96, 96)
+    graph = capture(nn.Sequential(*parts).eval(), x)
+    simulated = quantize(graph, uniform_plan(graph, "float", target=target), [x])
+    with find_target(target).written(simulated, graph, 1) as runner:
+        total, took = sum(ms for _, ms in runner.profile([x.numpy()])), []
+        for _ in range(20):
+            began = time.perf_counter()
+            runner.run([x.numpy()])
+            took.append(1000 * (time.perf_counter() - began))
+    assert 0.3 * min(took) < total < 3 * max(took)
 
 
 @only(VERIFIED)

@@ -23,8 +23,6 @@ MOST_RATIO = 1.3
 RATIOS_WORK, WORK_OF_ROUNDING = 2**26, 64
 #: Columns of a weight up to which second moments are taken whole, and main components of them that others are known by.
 MOST_COLUMNS, RANK = 64, 32
-#: So many shares beyond the best of every channel, narrower ones are not tried.
-PAST_THE_BEST = 2
 #: Least share of the min-max scale that is tried. Clipping shrinks large weights together, an error that adds up over
 #: layers and that one layer's output does not show, so it is kept small; with two bits rounding costs more than that.
 LEAST_RATIO = {2: 0.45}
@@ -112,10 +110,7 @@ def weight_mask(graph: Graph, layer: Layer, fmt: Format, calibration: Calibratio
 def _squares(
     rows: Tensor, wanted: Tensor, ratios: Tensor, factors: Sequence[Tensor], fmt: Format, judges: Sequence[_Judge]
 ) -> Tensor:
-    """[R, channels] what judges say of channels' weights [channels, columns] rounded with shares of the widest scales.
-
-    Of the fewest ratios, the narrowest are left out where no channel gets better by them.
-    """
+    """[R, channels] what judges say of weights [channels, columns], rounded with shares of the widest scales."""
     (scale, zero_point), squares = factors, list[Tensor]()
     for some in ratios.split(max(1, FEW_ELEMENTS // rows.numel())):
         count = len(some)
@@ -124,10 +119,6 @@ def _squares(
         made = rounded(rows.repeat(count, 1), scales, zeros, 0, *fmt.integer_range)
         errors = made.unflatten(0, (count, -1)).sub_(wanted)
         squares.append(torch.stack([judge(errors) for judge in judges]).sum(0))
-        if len(ratios) == FEWEST_RATIOS and len(squares) > PAST_THE_BEST:
-            best = torch.cat(squares).argmin(0)
-            if bool((best < sum(map(len, squares)) - PAST_THE_BEST).all()):
-                break
     return torch.cat(squares)
 
 
