@@ -30,6 +30,10 @@ def imports(path: Path) -> set[str]:
     return {name.removeprefix("mixbit.") for name in names if name.startswith("mixbit.")}
 
 
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
 def test_a_room_imports_only_rooms_before_it():
     assert {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"} == set(ROOMS)
     for path in PACKAGE.rglob("*/*.py"):
@@ -38,6 +42,8 @@ def test_a_room_imports_only_rooms_before_it():
             assert ROOMS.index(name.split(".")[0]) <= room, f"{path} imports {name}"
             by_door = not name.startswith("core.") or name.count(".") == 1
             assert room == 0 or by_door, f"{path} imports {name}, not from mixbit.core"
+            own = ROOMS.index(name.split(".")[0]) == room
+            assert own or not any(map(is_private, name.split("."))), f"{path} imports {name}, of another room"
 
 
 def test_methods_do_not_import_one_another():

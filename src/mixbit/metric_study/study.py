@@ -38,7 +38,7 @@ from mixbit.metric_study.plans import PlanSet, agreement_figures, draw_choices, 
 from mixbit.metric_study.subject import Subject, Workers
 from mixbit.metrics import METRICS, Metric
 from mixbit.metrics.measure import blank_table, choose_all_scales, measure
-from mixbit.searches._problem import Problem
+from mixbit.searches import Problem
 from mixbit.searches.search import search
 
 

@@ -39,7 +39,7 @@ from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.offers import why_not, with_fallbacks
 from mixbit.quantization.scales import choose_scales
 from mixbit.quantization.simulate import rounded_between
-from mixbit.searches._problem import Problem
+from mixbit.searches import Problem
 from mixbit.searches.mixtures import mixtures
 
 #: How the verdict on a good table begins.

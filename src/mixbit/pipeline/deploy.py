@@ -31,7 +31,7 @@ from mixbit.pipeline.settings import Run
 from mixbit.pipeline.trials import Scoring
 from mixbit.quantization import Calibration, uniform_plan
 from mixbit.quantization.simulate import assemble
-from mixbit.targets._layers import first_rows, watched
+from mixbit.targets import first_rows, watched
 from mixbit.targets.latency import Times, paired_times
 from mixbit.targets.size import file_bytes
 from mixbit.targets.verify import (

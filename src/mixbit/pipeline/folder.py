@@ -46,7 +46,7 @@ from mixbit.graph import Evaluation, Graph, Reference, evaluate, returned_by
 from mixbit.graph.capture import capture
 from mixbit.pipeline.promises import broken_promises
 from mixbit.pruning.prune import Removal
-from mixbit.targets._layers import Watched, first_rows
+from mixbit.targets import Watched, first_rows
 from mixbit.targets.latency import Ratio, paired_times
 from mixbit.targets.verify import (
     Comparison,

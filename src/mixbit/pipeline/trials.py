@@ -14,6 +14,7 @@ from mixbit.core import (
     Batch,
     Batches,
     Budget,
+    FloatArray,
     Inputs,
     InvalidInput,
     Journal,
@@ -30,7 +31,7 @@ from mixbit.core import (
     users_code,
 )
 from mixbit.graph import Evaluation, Graph, Reference, argument, evaluate
-from mixbit.searches._problem import FEATURES, Floats, Trials
+from mixbit.searches import FEATURES, Trials
 from mixbit.searches.front import front
 from mixbit.searches.search import Method, priced, search, uniform_plans
 from mixbit.targets.verify import Artefact, artefact_runner
@@ -189,7 +190,7 @@ def try_score(scoring: Scoring) -> None:
         _ = scoring.float_score
 
 
-def layer_features(graph: Graph) -> Floats:
+def layer_features(graph: Graph) -> FloatArray:
     """[L, F] in the order of FEATURES, of each layer's first operator.
 
     Strides and kernels are those of the first spatial dimension, 0 and 1 where there is none; the size of the input is

@@ -16,7 +16,7 @@ from mixbit.graph import Graph, argument, check_arguments, fitted, split_name, t
 from mixbit.graph.capture import TOLERANCE, capture
 from mixbit.pruning.channels import find_channels
 from mixbit.pruning.importance import choose, importance, make_up, predict
-from mixbit.roundings._input import RoundingInput
+from mixbit.roundings import RoundingInput
 from mixbit.training.blockwise import Block, Learner, Schedule, Stretch, find_blocks, learn_blocks
 
 
