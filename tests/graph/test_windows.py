@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from mixbit.core import Inputs
+from mixbit.graph import SampleGradients
 from mixbit.graph.capture import capture
 from mixbit.graph.windows import convolution_gradients, windows
 
@@ -42,6 +44,33 @@ def test_equal_autograds_of_each_sample(name):
     torch.testing.assert_close(alone, torch.stack(wanted), rtol=1e-4, atol=1e-5)
     together = torch.cat([*convolution_gradients(node, detached, x.unsqueeze(0), gradient.unsqueeze(0))])
     torch.testing.assert_close(together[0], torch.stack(wanted).sum(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("name", CASES)
+def test_gradients_of_samples_are_those_of_the_network_whose_means_stay(name):
+    module, sizes = CASES[name]
+    torch.manual_seed(0)
+    x, middle = torch.randn(3, 4, *sizes), torch.randn(1, 4, *sizes)
+    graph, found = capture(module, (x,)), []
+
+    def means(operation, weight):
+        return graph.run(operation, middle, weight).flatten(2).mean((0, 2))
+
+    def loss(output, factors):
+        return (output * factors).sum()
+
+    backward = SampleGradients(graph, graph.layers, lambda _, parts: found.extend(parts), means=means)
+    factors = torch.randn_like(graph(x))
+    backward.run_batch(Inputs.of(x), factors, loss)
+    (operation,) = graph.layers[0].operations
+    weight = graph.parameter(graph.layers[0].name).detach().requires_grad_()
+    wanted = []
+    for one, factor in zip(x, factors, strict=True):
+        output = graph.run(operation, one[None], weight)
+        moved = output - operation.along_channels(means(operation, weight), output.ndim)
+        wanted.append(torch.autograd.grad(loss(moved, factor[None]), weight)[0])
+    torch.testing.assert_close(torch.cat(found), torch.stack(wanted), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")

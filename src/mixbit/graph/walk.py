@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from mixbit.core import Inputs, InvalidInput, track
 from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation, group_samples, sample_axis
+from mixbit.graph.windows import convolution_gradients
 
 #: Called instead of a node, as around(run, args): run(*args) is what the node does, args what it reads.
 Around = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
@@ -193,13 +194,30 @@ class SampleGradients(Backward):
         """[N, *weight] of each sample's gradient, for x and the gradient by the output, both [N, rows, ...]."""
 
         def dot(weight: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
-            output = self.graph.run(operation, x, weight)
-            mean = None if self.means is None else self.means(operation, weight)
-            if mean is not None:
-                output = output - operation.along_channels(mean, output.ndim)
-            return (output * gradient).sum()
+            return (self.graph.run(operation, x, weight) * gradient).sum()
 
-        return torch.func.vmap(torch.func.grad(dot), (None, 0, 0))(weight, x, gradient)
+        if operation.channels_last:
+            slopes = torch.func.vmap(torch.func.grad(dot), (None, 0, 0))(weight, x, gradient)
+        else:
+            slopes = torch.cat([*convolution_gradients(self.graph.node(operation.node), weight, x, gradient)])
+        slope = None if self.means is None else self._mean_slope(operation, weight)
+        return slopes if slope is None else slopes.sub_(slope * _of_entries(operation, gradient, weight))
+
+    def _mean_slope(self, operation: Operation, weight: Tensor) -> Tensor | None:
+        """[*weight] by how much each number moves the mean of its channel; every number adds to one channel alone."""
+        with torch.enable_grad():
+            weight = weight.detach().requires_grad_()
+            mean = None if self.means is None else self.means(operation, weight)
+            return None if mean is None else torch.autograd.grad(mean.sum(), weight)[0]
+
+
+def _of_entries(operation: Operation, gradient: Tensor, weight: Tensor) -> Tensor:
+    """[N, *weight], or ones in places, for [N, rows, ...]: the sum over the channel that each number adds to."""
+    sums = gradient.movedim(-1 if operation.channels_last else 2, 1).flatten(2).sum(2)
+    if operation.axis == 1 and operation.groups > 1:  # transposed: a number's group is that of the channel it reads
+        sums = sums.unflatten(1, (operation.groups, -1)).repeat_interleave(len(weight) // operation.groups, 1)
+        return sums.reshape(*sums.shape, *[1] * (weight.ndim - 2))
+    return sums.reshape(len(sums), *(-1 if axis == operation.axis else 1 for axis in range(weight.ndim)))
 
 
 def in_order(
