@@ -753,6 +753,10 @@ def test_verify_names_the_first_tensor_inside_that_differs(code, done, run, agai
     assert status == 4
     assert json.loads(out)["first_difference"]["layer"] == "0.weight"
     assert again(done, "verify", "--layers")[0] == 2  # packed: nothing but PyTorch runs it
+    for command in ("verify", "bench"):
+        status, _, err = again(tmp_path / "out", command)
+        assert status == 2
+        assert "target onnxruntime runs its file alone: leave out --model" in err
 
 
 def test_no_code_is_run_that_a_folder_names(done, run, tmp_path):

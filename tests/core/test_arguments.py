@@ -1,5 +1,6 @@
 """Types of arguments, near names, and texts for the terminal."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -9,8 +10,20 @@ import pytest
 from rich.console import Console
 
 from mixbit.app.commands import options
-from mixbit.core import Budget, InvalidInput, check_value, checked, clean, did_you_mean
+from mixbit.core import (
+    Budget,
+    InvalidInput,
+    MaxDrop,
+    Sensitivity,
+    Task,
+    check_value,
+    checked,
+    clean,
+    did_you_mean,
+)
 from mixbit.core.io import terminal
+from mixbit.pipeline import Settings
+from mixbit.training import Training
 
 
 @pytest.mark.parametrize(
@@ -46,7 +59,7 @@ def plan(budget: Budget, *, steps: int = 3) -> int:
     [
         ((4,), {}, r"plan\(\): budget: a int; give a Budget, as Budget\(mean_bits=4\)"),
         ((Budget(mean_bits=4),), {"steps": "3"}, r"plan\(\): steps='3': give a whole number"),
-        ((Budget(mean_bits=4),), {"step": 3}, r"unexpected keyword argument 'step' \(did you mean steps\?\)"),
+        ((Budget(mean_bits=4),), {"step": 3}, r"'step' is unknown \(did you mean steps\?\); known: budget, steps$"),
         ((), {}, "missing a required argument: 'budget'"),
     ],
 )
@@ -54,6 +67,23 @@ def test_a_call_is_checked_before_it_runs(args, given, message):
     assert plan(Budget(mean_bits=4), steps=2) == 2
     with pytest.raises(InvalidInput, match=message):
         plan(*args, **given)
+
+
+@pytest.mark.parametrize("kind", [Settings, Training, Task, MaxDrop, Sensitivity])
+def test_what_holds_settings_names_those_it_has(kind):
+    fields = ", ".join(field.name for field in dataclasses.fields(kind))
+    with pytest.raises(InvalidInput, match=rf"{kind.__name__}\(\): argument 'foo' is unknown; known: {fields}$"):
+        kind(foo=1)
+
+
+def test_settings_are_of_their_types_from_the_start():
+    assert dataclasses.replace(Settings(), seed=3).seed == 3
+    with pytest.raises(InvalidInput, match=r"Settings\(\): argument 'metrc' .*did you mean metric"):
+        dataclasses.replace(Settings(), metrc="fisher")
+    with pytest.raises(InvalidInput, match=r"Settings\(\): epochs='3': give a whole number"):
+        Settings(epochs="3")
+    with pytest.raises(InvalidInput, match=r"Training\(\): lr=True: give a number"):
+        Training(lr=True)
 
 
 def test_near_names():

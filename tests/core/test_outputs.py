@@ -83,6 +83,8 @@ def test_several_outputs_each_have_a_task():
         task.loss(returned, labels["kind"])
     with pytest.raises(InvalidInput, match=r"returns no output 'box' .did you mean boxes.*; it returns .*boxes"):
         fitted(Task.multi({"box": Task.regression()}), returned)
+    with pytest.raises(InvalidInput, match="output 'mask' is unknown; known: boxes, kind, hidden; give a network with"):
+        task.read({"mask": returned["boxes"], "kind": returned["kind"]})
 
 
 @pytest.mark.parametrize(

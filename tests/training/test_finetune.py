@@ -244,11 +244,34 @@ def test_loaders_are_asked_for_held_out_data_and_fail_clearly():
     assert len(run(batches=loader(), held_out=batches, epochs=1).losses) == 2
 
 
-def test_a_teacher_of_another_model_is_refused():
-    _, simulated, batches = problem()
-    other = capture(nn.Linear(6, 3), torch.ones(2, 6))
-    with pytest.raises(InvalidInput, match=r"output output: .* as in the other network; give that of the same model"):
-        finetune(simulated, batches, teacher=other)
+class Named(nn.Module):
+    def __init__(self, *names, width=4):
+        super().__init__()
+        self.linear, self.names = nn.Linear(6, width), names
+
+    def forward(self, x):
+        return {name: self.linear(x) for name in self.names}
+
+
+@pytest.mark.parametrize(
+    ("ours", "others", "message"),
+    [
+        (Named("a"), Named("b"), r"returns {'b': \[2, 4\]}, the graph {'a': \[2, 4\]}; give the float graph"),
+        (Named("a", "b"), Named("a"), r"returns {'a': \[2, 4\]}, the graph {'a': \[2, 4\], 'b'"),
+        (Named("a"), Named("a", "b"), r"returns {'a': \[2, 4\], 'b'"),
+        (Named("a"), Named("a", width=3), r"returns {'a': \[2, 3\]}"),
+        (nn.Linear(6, 4), Named("a"), r"the graph {'output': \[2, 4\]}"),
+        (nn.Linear(6, 4), nn.Linear(5, 4), r"input 0 has shape \(2, 6\), the example \(2, 5\)"),
+    ],
+)
+def test_a_teacher_of_another_model_is_refused(ours, others, message):
+    graph, teacher = (capture(each, torch.ones(2, width_of(each))) for each in (ours, others))
+    with pytest.raises(InvalidInput, match=rf"teacher: .*{message}"):
+        finetune(graph, [torch.ones(2, 6)] * 4, teacher=teacher, epochs=1)
+
+
+def width_of(module):
+    return next(module.parameters()).shape[1]
 
 
 def test_the_rate_rises_and_falls():

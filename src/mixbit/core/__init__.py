@@ -3,7 +3,11 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mixbit.core.arguments import check_fields as check_fields, check_value as check_value, checked as checked
+from mixbit.core.arguments import (
+    check_value as check_value,
+    checked as checked,
+    checked_class as checked_class,
+)
 from mixbit.core.budget import (
     OF_WEIGHTS as OF_WEIGHTS,
     Budget as Budget,

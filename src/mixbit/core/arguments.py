@@ -1,17 +1,17 @@
 """Arguments: each is of the type that its annotation says, checked once, where a user calls."""
 
-import dataclasses
 import inspect
 import types
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache, wraps
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
-from mixbit.core.errors import InvalidInput, did_you_mean
+from mixbit.core.errors import InvalidInput, pick
 
 F = TypeVar("F", bound=Callable[..., Any])
+K = TypeVar("K", bound=type)
 
 #: Type -> what it is to users, and for classes of this package, by name, where an object comes from.
 _WORDS: dict[Any, str] = {
@@ -53,9 +53,10 @@ def checked(function: F) -> F:
         try:
             bound = signature.bind(*args, **options)
         except TypeError as error:
-            unknown = next((name for name in options if name not in signature.parameters), None)
-            near = "" if unknown is None else did_you_mean(unknown, signature.parameters)
-            raise InvalidInput(f"{place}: {error}{near}") from None
+            known = [name for name in signature.parameters if name not in ("self", "cls")]
+            for name in options:
+                pick(f"{place}: argument", name, known)
+            raise InvalidInput(f"{place}: {error}") from None
         for name, value in bound.arguments.items():
             parameter = signature.parameters[name]
             is_several = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
@@ -66,11 +67,10 @@ def checked(function: F) -> F:
     return cast("F", call)
 
 
-def check_fields(values: Any) -> None:
-    """Raise InvalidInput unless every field of a dataclass is of its type."""
-    hints = _hints(type(values))
-    for field in dataclasses.fields(values):
-        check_value(field.name, getattr(values, field.name), hints[field.name])
+def checked_class(kind: K) -> K:
+    """The class, whose `__init__` is `checked`; a dataclass gets one that names its fields."""
+    kind.__init__ = checked(kind.__init__)  # type: ignore[misc] it is made here
+    return kind
 
 
 def check_value(place: str, value: Any, hint: Any) -> None:
@@ -86,11 +86,6 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(function, eval_str=True)
 
 
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
 def _fits(value: Any, hint: Any) -> bool:
     """Whether the value is of the type; of what is no class, or generic in a way not known here, always."""
     origin, parts = get_origin(hint), get_args(hint)
@@ -100,7 +95,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, part) for part in parts)
     if origin is Literal:
         return any(value is part or value == part for part in parts)
-    if hint in _NUMBERS:
+    if origin is None and hint in _NUMBERS:
         return isinstance(value, _NUMBERS[hint]) and not isinstance(value, bool)
     if origin is Mapping:
         return isinstance(value, Mapping) and all(

@@ -8,7 +8,7 @@ from numbers import Real
 import numpy as np
 from numpy.typing import NDArray
 
-from mixbit.core.arguments import checked
+from mixbit.core.arguments import checked, checked_class
 from mixbit.core.errors import InvalidInput, pick
 
 FloatArray = NDArray[np.float64]
@@ -58,6 +58,7 @@ class Limit:
         return self.ratio_of / used if used else math.inf
 
 
+@checked_class
 @dataclass(frozen=True)
 class MaxDrop:
     """The largest loss of accuracy, of the artefact on the evaluation data.

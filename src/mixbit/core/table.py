@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
-from mixbit.core.arguments import check_fields, checked
+from mixbit.core.arguments import checked, checked_class
 from mixbit.core.budget import RESOURCES, Budget, FloatArray, Limit
 from mixbit.core.errors import InvalidInput, did_you_mean, pick
 from mixbit.core.io.files import MOST_TABLE_VALUES, first_problem, model_of, read_model, write_text
@@ -171,6 +171,7 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")
 
 
+@checked_class
 @dataclass(frozen=True, eq=False)
 class Sensitivity:
     """Predicted loss increase of every choice of every layer; L layers, C choices.
@@ -216,7 +217,6 @@ class Sensitivity:
     uncovered: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
-        check_fields(self)
         self._check_names()
         if missing := USAGE - self.usage.keys():
             raise InvalidInput(f"sensitivity: the usage lacks {', '.join(sorted(missing))}; measure again")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from mixbit.core.arguments import check_value
+from mixbit.core.arguments import checked, checked_class
 from mixbit.core.batches import Batch, Batches, Inputs, Labels
 from mixbit.core.errors import InvalidInput, did_you_mean, pick
 from mixbit.core.heads import (
@@ -59,6 +59,7 @@ _COMPLETED = ("numbers", "yes or no")
 ONLY, MAIN = "output", "logits"
 
 
+@checked_class
 @dataclass(frozen=True)
 class Task:
     """What the outputs of the model mean.
@@ -126,21 +127,21 @@ class Task:
         return cls("detection")
 
     @classmethod
+    @checked
     def multi(cls, tasks: Mapping[str, "Task"]) -> "Task":
         """Several outputs, each with a task of its own; labels are a dict by these names, or a tuple in this order.
 
         Raises InvalidInput where none is named, or a task is itself of several outputs.
         """
-        check_value("task multi", tasks, Mapping[str, Task])
         if not tasks or any(_KNOWN[task.name] is None for task in tasks.values()):
             known = ", ".join(name for name, head in _KNOWN.items() if head is not None)
             raise InvalidInput(f"task multi: name one or more outputs, each with a task of {known}")
         return cls("multi", tasks=dict(tasks))
 
     @classmethod
+    @checked
     def named(cls, text: str) -> "Task":
         """The task of that text: a name of TASKS, or `multi:OUTPUT=TASK,...`; raises InvalidInput for any other."""
-        check_value("task", text, str)
         name, colon, parts = text.partition(":")
         pick("task", name, TASKS)
         if name != "multi":
@@ -166,14 +167,14 @@ class Task:
             raise InvalidInput(f"task {self}: of several outputs, each with a head of its own")
         return head
 
+    @checked
     def with_loss(self, loss: Loss) -> "Task":
         """The same task under the user's own mean loss of (output, labels); metrics then need labels."""
-        check_value("loss", loss, Loss)
         return dataclasses.replace(self, own_loss=loss)
 
+    @checked
     def weighted(self, weights: Mapping[str, float]) -> "Task":
         """The same task with these weights of outputs; raises InvalidInput for a negative or infinite one."""
-        check_value("weights", weights, Mapping[str, float])
         for name, weight in weights.items():
             if not 0 <= weight < float("inf"):
                 raise InvalidInput(f"weight {name}={weight}: give 0 or a positive number")
@@ -257,6 +258,8 @@ class Task:
     def heads_of(self, outputs: Outputs) -> dict[str, Head]:
         """Name -> what each of the outputs means."""
         if self.heads:
+            for name in outputs:
+                pick("output", name, self.heads, "; give a network with the same outputs")
             return {name: self.heads[name] for name in outputs}
         other, known = numbers(_CHANNELS.get(self.name, feature_maps)), self._known(outputs)
         others = {name: other if tensor.is_floating_point() else whole_numbers() for name, tensor in outputs.items()}

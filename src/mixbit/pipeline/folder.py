@@ -461,6 +461,8 @@ def _open(folder: Path, model: nn.Module | None) -> tuple[Result, CheckSet, Grap
             f"target {target.name} needs the network: pass --model FILE.py:function (model=...){hint}; a folder's own "
             "word for it is not run"
         )
+    if model is not None and not target.needs_graph:
+        raise InvalidInput(f"target {target.name} runs its file alone: leave out --model (model=...)")
     if missing := {*target.files, "plan.json", CHECK_FILE} - result.files.keys():
         raise TargetMismatch(f"{folder / RESULT_FILE}: files lacks {', '.join(sorted(missing))}; quantize again")
     for name, digest in result.files.items():
@@ -475,7 +477,7 @@ def _open(folder: Path, model: nn.Module | None) -> tuple[Result, CheckSet, Grap
             raise TargetMismatch(f"the artefact does not match: {name} is not the file verified then; quantize again")
     target.require()
     check = CheckSet.load(folder)
-    if not target.needs_graph or model is None:
+    if model is None:
         return result, check, None
     graph = capture(model, check.inputs)
     if predicted_bytes(graph.layers, plan) != result.predicted_bytes:

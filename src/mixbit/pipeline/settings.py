@@ -15,8 +15,8 @@ from mixbit.core import (
     Store,
     Task,
     beside,
-    check_fields,
     check_writable_folder,
+    checked_class,
     find_target,
     hidden,
     pick,
@@ -42,6 +42,7 @@ PRUNED, TRAINING = "pruned.safetensors", "training.safetensors"
 LONGEST_S = 7 * 24 * 3600
 
 
+@checked_class
 @dataclass(frozen=True)
 class Settings:
     """How a plan is made. Methods are names, or functions of the same kind.
@@ -101,7 +102,6 @@ class Settings:
 
     def check(self) -> None:
         """Raise InvalidInput for a name that is unknown, or a number out of range."""
-        check_fields(self)
         METRICS.find(self.metric)
         SEARCHES.find(self.search)
         ROUNDINGS.find(self.rounding)

@@ -8,8 +8,20 @@ from typing import Any
 
 import torch
 
-from mixbit.core import InvalidInput, Store, Task, checked, digest, hold_out, loaded, reserved, split_all, track
-from mixbit.graph import Graph, check_arguments, check_graph, fitted, try_data
+from mixbit.core import (
+    InvalidInput,
+    Store,
+    Task,
+    checked,
+    digest,
+    hold_out,
+    loaded,
+    outputs_of,
+    reserved,
+    split_all,
+    track,
+)
+from mixbit.graph import Graph, check_arguments, check_graph, fitted, returned_by, try_data
 from mixbit.quantization.quantizer import quantizers_of
 from mixbit.training.loop import Loop, Objective, Trained, Training, generator_of
 
@@ -53,6 +65,7 @@ def finetune(
     check_arguments(graph, task, 0 if settings is None else settings.seed)
     if teacher is not None:
         check_graph(teacher, "teacher")
+        _check_alike(teacher, graph)
     settings, place = settings or Training(), Store(folder).folder
     objective = Objective(task or Task.classification(), teacher, settings.distil, settings.temperature)
     path = None if place is None else place / FILE_NAME
@@ -102,6 +115,18 @@ def train(
     if not force:
         store.check(path.stem, question)
     return loop.run(batches, held_out, store.get(path.stem, question), partial(store.put, path.stem, question))
+
+
+def _check_alike(teacher: Graph, graph: Graph) -> None:
+    """Raise InvalidInput unless both graphs take the same inputs, and return outputs of the same names and shapes."""
+    teacher.check(graph.example, "teacher")
+    with torch.no_grad():
+        ours, wanted = (
+            {name: [*output.shape] for name, output in outputs_of(returned_by(each, graph.example)).items()}
+            for each in (graph, teacher)
+        )
+    if ours != wanted:
+        raise InvalidInput(f"teacher: returns {wanted}, the graph {ours}; give the float graph of the same network")
 
 
 def _about(graph: Graph, objective: Objective) -> dict[str, Any]:

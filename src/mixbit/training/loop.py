@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixbit.core import Batch, Inputs, InvalidInput, Stored, Task, loaded, outputs_of, split_batch, track
+from mixbit.core import Batch, Inputs, InvalidInput, Stored, Task, checked_class, loaded, outputs_of, split_batch, track
 from mixbit.graph import Graph, returned_by
 from mixbit.quantization.biases import make_room_for_biases, settle_biases
 from mixbit.quantization.quantizer import quantizers_of
@@ -57,6 +57,7 @@ class Objective:
         return torch.stack(parts).sum()
 
 
+@checked_class
 @dataclass(frozen=True)
 class Training:
     """How a graph is trained: AdamW, its rate rising and then falling along half a cosine, gradients clipped.
@@ -85,8 +86,6 @@ class Training:
         """Raise InvalidInput for a value that is no rate, share or norm."""
         for name in ("lr", "temperature", "max_norm", "scale_lr", "weight_decay", "distil", "warm_up"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise InvalidInput(f"{name}={value!r}: give a number")
             if name in ("distil", "warm_up") and not 0 <= value <= 1:
                 raise InvalidInput(f"{name}={value}: give a share between 0 and 1")
             if name in ("lr", "temperature", "max_norm") and not 0 < value < math.inf:
