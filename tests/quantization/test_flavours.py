@@ -134,6 +134,7 @@ def test_default_choices_are_offered(target):
         ("onnxruntime", "w8a8dr", "no dynamic rows, but groups as in w4g32a8dg32"),
         ("onnxruntime", "w4g64a8dg32", "dynamic groups only as in w4g32a8dg32"),
         ("onnxruntime", "w2g16a8dg16", "dynamic groups only as in w4g32a8dg32"),
+        ("onnxruntime", "w2g256a8dg256", "groups of 16 or 256 (not with 2 bits)"),
         ("onnxruntime", "w3g32a8dg32", "dynamic groups only as in w4g32a8dg32"),
         ("onnxruntime", "w4g32a8", "group not beside inputs of static range"),
         ("onnxruntime", "w8za8d", "zero point not beside inputs ranged at run time"),

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixbit.core import TargetMismatch, find_target
+from mixbit.core import Scheme, TargetMismatch, find_target
 from mixbit.graph.capture import capture
 from mixbit.quantization import uniform_plan
 from mixbit.roundings.quantize import quantize
+from mixbit.targets._integers import BLOCK_BITS, BLOCK_SIZES
 from mixbit.targets.export import export
+from mixbit.targets.onnxruntime import lacks
 from tests.networks import Net, plan_of
 
 #: The layer `b` between quantized tensors, its scheme, and how it is run between two convolutions.
@@ -135,13 +137,21 @@ def test_names_of_parameters_may_be_those_of_anything(scheme, tmp_path):
         torch.testing.assert_close(torch.from_numpy(found), want, rtol=0, atol=0.02 * float(want.std()))
 
 
-@pytest.mark.parametrize("scheme", ["w4g32a8dg32", "w8g16a8dg16", "w2g32a8dg32", "w4g64a8dg64"])
+#: Every width and group in which it takes inputs that are rounded at run time.
+IN_GROUPS = [
+    text
+    for text in (f"w{bits}g{group}a8dg{group}" for bits in BLOCK_BITS for group in BLOCK_SIZES)
+    if lacks(Scheme.parse(text)) is None
+]
+
+
+@pytest.mark.parametrize("scheme", IN_GROUPS)
 def test_the_runtime_rounds_inputs_of_groups_as_the_simulation_does(scheme, tmp_path):
     onnx = pytest.importorskip("onnx")
     bits, group = int(scheme[1]), int(scheme.partition("dg")[2])
     torch.manual_seed(0)
-    x = torch.randn(5, 128) * torch.randn(5, 128).exp()
-    graph = capture(nn.Linear(128, 24).eval(), x)
+    x = torch.randn(5, 256) * torch.randn(5, 256).exp()
+    graph = capture(nn.Linear(256, 24).eval(), x)
     simulated = quantize(graph, uniform_plan(graph, scheme, target="onnxruntime"), [x])
     export(simulated, tmp_path / "out")
     runner = find_target("onnxruntime").load(tmp_path / "out")
@@ -155,7 +165,7 @@ def test_the_runtime_rounds_inputs_of_groups_as_the_simulation_does(scheme, tmp_
     weights = np.stack(fields, -1).reshape(*scale.shape, group) - 2.0 ** (bits - 1)
     blocks = x.double().numpy().reshape(5, -1, group)
     steps = np.abs(blocks).max(-1, keepdims=True) / 127
-    bias = simulated(torch.zeros(1, 128)).detach().double().numpy()
+    bias = simulated(torch.zeros(1, 256)).detach().double().numpy()
     product = "ngi,cgi,cg->nc"
     rounded = np.einsum(product, np.rint(blocks / steps) * steps, weights, scale.astype(float)) + bias
     in_float = np.einsum(product, blocks, weights, scale.astype(float)) + bias

@@ -21,7 +21,7 @@ from mixbit.quantization.affine import factor_bytes, num_zeros, pack, packed_byt
 from mixbit.quantization.quantizer import quantizer_path, weight_quantizers
 
 #: Widths and lengths of groups of onnxruntime's MatMulNBits, and those of them with which it rounds no inputs.
-BLOCK_BITS, BLOCK_SIZES, UNROUNDED_BLOCKS = (2, 4, 8), (16, 32, 64, 128, 256), (2, 16)
+BLOCK_BITS, BLOCK_SIZES, UNROUNDED_BLOCKS = (2, 4, 8), (16, 32, 64, 128, 256), ((2, 16), (2, 256))
 #: Its accuracy_level at which each group of the input becomes x / scale in int8, with scale = max |x| / 127.
 ROUNDS_INPUTS = 4
 #: Between a layer's name and the part of its weight, in names of tensors.

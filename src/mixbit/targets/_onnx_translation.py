@@ -180,7 +180,11 @@ def _quantized(writer: Writer, path: str, quantizer: Quantizer, x: Any) -> Any:
 
 
 def _rounded_at_run_time(writer: Writer, x: Any, fmt: Format) -> Any:
-    """What `quantize_at_run_time` computes of rows or groups; MatMulNBits reads `x` itself and rounds it likewise."""
+    """What `quantize_at_run_time` computes of rows or groups; MatMulNBits reads `x` itself, and rounds it likewise.
+
+    It multiplies by 127 / largest, which may differ from the division by a bit: numbers that lie half between two
+    integers, as many do that are read from a table of 4 bits, may then become the other one.
+    """
     size = x.shape[-1]
     group = fmt.group if fmt.group is not None and size % fmt.group == 0 else size
     sizes = writer.sizes_of(x)

@@ -67,7 +67,7 @@ def lacks(scheme: Scheme) -> str | None:
         and weight.group == read.group
         and weight.group in BLOCK_SIZES
         and weight.bits in BLOCK_BITS
-        and (weight.bits, weight.group) != UNROUNDED_BLOCKS
+        and (weight.bits, weight.group) not in UNROUNDED_BLOCKS
         and read.bits == BYTE
     ):
         return None
@@ -75,7 +75,7 @@ def lacks(scheme: Scheme) -> str | None:
         return "no dynamic rows, but groups as in w4g32a8dg32"
     return (
         "dynamic groups only as in w4g32a8dg32: 8 bits of inputs, and 2, 4 or 8 of weights without zero points, in the "
-        "same groups of 16 (not with 2 bits), 32, 64, 128 or 256"
+        "same groups of 16 or 256 (not with 2 bits), 32, 64 or 128"
     )
 
 
