@@ -18,6 +18,7 @@ from mixbit.quantization import uniform_plan
 from mixbit.roundings.quantize import quantize
 from mixbit.targets.export import export
 from mixbit.targets.openvino import TARGET, _core
+from mixbit.targets.verify import verify
 from tests.networks import Net, plan_of
 
 INTERRUPTED = """
@@ -172,3 +173,35 @@ def test_a_conversion_that_fails_leaves_the_root_logger_as_it_was(tmp_path):
     with pytest.raises(UnsupportedModel, match=r"special_bessel_j0.*take another target"):
         export(small, tmp_path / "out")
     assert (root.level, root.handlers, root.filters) == before
+
+
+def test_products_hold_zero_points_in_their_biases(tmp_path):
+    """The plugin then scales and shifts a product's outputs in the product, and all tensors stay what they were."""
+    torch.manual_seed(0)
+    net = Net(
+        lambda net, x: net.c((net.n(x) + net.b(F.gelu(net.a(net.n(x))))).transpose(1, 2).reshape(-1, 6, 16)),
+        n=nn.LayerNorm(16),
+        a=nn.Linear(16, 32),
+        b=nn.Linear(32, 16),
+        c=nn.Linear(16, 5),
+    ).eval()
+    x = torch.randn(24, 6, 16) + 0.3
+    graph = capture(net, x[:2])
+    simulated = quantize(graph, plan_of(graph.layers, "w4a8", "openvino"), [x])
+    export(simulated, tmp_path / "out")
+    with torch.no_grad():
+        wanted = simulated(x)
+    found = torch.from_numpy(TARGET.load(tmp_path / "out").run([x.numpy()])[0])
+    assert (found - wanted).square().mean().sqrt() < 1e-3 * wanted.std()
+    assert (
+        verify(tmp_path / "out", graph, simulated, [x], task=mb.Task.regression(), layers=True).first_difference is None
+    )
+
+    model = _core().read_model(tmp_path / "out" / "model.xml")
+    quantizers = [node for node in model.get_ops() if node.get_type_name() == "FakeQuantize"]
+    assert len(quantizers) == 3
+    assert all(node.input_value(1).get_node().data < 0 == node.input_value(3).get_node().data for node in quantizers)
+    request = _core().compile_model(model, "CPU", {"PERF_COUNT": "YES"}).create_infer_request()
+    request.infer([x.numpy()])
+    kinds = [row.node_type for row in request.get_profiling_info() if row.node_type.startswith("FullyConnected")]
+    assert kinds == ["FullyConnectedQuantizedLegacy"] * 3

@@ -30,7 +30,7 @@ from torch.nn import functional
 from mixbit.core import UnsupportedModel, interrupts_later
 from mixbit.graph import Graph, without_torchs_warnings
 from mixbit.graph.functional import decomposed, fake_mode
-from mixbit.quantization.quantizer import quantizer_path
+from mixbit.quantization.quantizer import quantizer_path, weight_quantizers
 from mixbit.targets._integers import (
     QUANTIZER,
     IntegerWeight,
@@ -39,6 +39,7 @@ from mixbit.targets._integers import (
     reason_line,
     stored_weights,
 )
+from mixbit.targets._openvino_products import move_zero_points
 
 _ops: Any = ov.opset15
 _aten = torch.ops.aten
@@ -68,7 +69,7 @@ def converted(simulated: Graph, types: Mapping[int, str]) -> Any:
     names = _weight_nodes(simulated)
     values = {node: simulated.parameter(name).detach() for node, name in names.items()}
     model = _convert(simulated, values)
-    weights, num_readers = _Weights(simulated, types), Counter[str]()
+    weights, num_readers, sums = _Weights(simulated, types), Counter[str](), dict[str, Any]()
     axes = {layer.name: layer.axis for layer in simulated.layers}
     parameters = model.get_parameters()[len(simulated.example.tensors) :]
     for parameter, name, value in zip(parameters, names.values(), values.values(), strict=True):
@@ -86,7 +87,11 @@ def converted(simulated: Graph, types: Mapping[int, str]) -> Any:
                 apart = len(ways) > 1 and bool(_ways_of(port)) and ways[0] not in _ways_of(port)
                 read = weights.read_by(name, value, port, apart=apart, whole=apart or wrong)
                 port.replace_source_output(read.output(0))
+                if reader.get_type_name() == "MatMul" and port.get_index() == 1 and name in weights.integers:
+                    turned = reader.get_transpose_b()
+                    sums[reader.get_friendly_name()] = weights.rounded(name, value).sum(-1 if turned else -2)
         model.remove_parameter(parameter)
+    move_zero_points(model, sums)
     _part_extremes(model)
     _part_averages(model)
     return model
@@ -392,9 +397,14 @@ class _Weights:
     def __init__(self, simulated: Graph, types: Mapping[int, str]) -> None:
         self.types = types
         self.integers, self.floats = stored_weights(simulated)
+        self.quantizers = weight_quantizers(simulated)
         self.ranged = {name for name, weight in self.integers.items() if weight.read and weight.read.dynamic}
         self.multiplied = {layer.name for layer in simulated.layers if layer.inputs}
         self.constants: dict[tuple[str, str], Any] = {}
+
+    def rounded(self, name: str, value: Tensor) -> NDArray[Any]:
+        """The layer's weight after rounding, in float64."""
+        return self.quantizers[name](value).detach().cpu().double().numpy()
 
     def read_by(self, name: str, value: Tensor, port: Any, *, apart: bool, whole: bool) -> Any:
         """The layer's weight in float32, computed from what is stored, for what reads it there.
