@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from mixbit.core.target import find_target
 from mixbit.graph.capture import capture
+from mixbit.quantization import calibrate
 from mixbit.quantization.quantizer import activation_quantizers
 from mixbit.roundings.quantize import quantize
 from mixbit.targets.export import export
@@ -88,11 +89,21 @@ def branches():
     return Net(lambda net, x: [branch(x) for branch in net.branches], branches=nn.ModuleList(nets)).eval()
 
 
+@pytest.fixture(scope="module")
+def graph():
+    return capture(branches(), images()[:2])
+
+
+@pytest.fixture(scope="module")
+def calibration(graph):
+    return calibrate(graph, [images()])
+
+
 @pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
-def deployed(request, tmp_path_factory):
+def deployed(request, graph, calibration, tmp_path_factory):
     """Name -> simulated and deployed outputs by count of images, and layer -> what the runtime executed."""
-    folder, graph = tmp_path_factory.mktemp(request.param), capture(branches(), images()[:2])
-    simulated = quantize(graph, plan_of(graph.layers, "w4a8", request.param), [images()])
+    folder = tmp_path_factory.mktemp(request.param)
+    simulated = quantize(graph, plan_of(graph.layers, "w4a8", request.param), calibration)
     sizes = graph.module.graph.find_nodes(op="placeholder")[0].meta["val"].shape
     symbol = str(sizes[0])
     export(simulated, folder)

@@ -8,6 +8,7 @@ from torch.nn.utils import parametrizations
 
 from mixbit.core.target import find_target
 from mixbit.graph.capture import capture
+from mixbit.quantization import calibrate
 from mixbit.roundings.quantize import quantize
 from mixbit.targets.export import export
 from tests.networks import Net, matrix, plan_of
@@ -80,6 +81,11 @@ def graph(network):
     return capture(network, data(2))
 
 
+@pytest.fixture(scope="module")
+def calibration(graph):
+    return calibrate(graph, [data()])
+
+
 @pytest.fixture(
     scope="module",
     params=[
@@ -88,11 +94,11 @@ def graph(network):
         pytest.param(("onnxruntime", "w3"), marks=pytest.mark.slow),
     ],
 )
-def deployed(request, graph, tmp_path_factory):
+def deployed(request, graph, calibration, tmp_path_factory):
     """Name -> simulated and deployed outputs at several batch sizes; layer -> what was executed; and the scheme."""
     target, scheme = request.param
     folder = tmp_path_factory.mktemp(target)
-    simulated = quantize(graph, plan_of(graph.layers, scheme, target), [data()])
+    simulated = quantize(graph, plan_of(graph.layers, scheme, target), calibration)
     export(simulated, folder)
     runner, pairs = find_target(target).load(folder, graph), {name: [] for name in BRANCHES}
     for count in (24, 1, 3):
