@@ -3,6 +3,8 @@
 Version 1.5 (the stride is in the 3x3 convolution), with the parameter names that torchvision uses.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -57,22 +59,28 @@ class ResNet50(nn.Module):
         return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
-@torch.no_grad()
 def random_resnet50(seed: int = 0) -> nn.Module:
-    """A ResNet-50 in eval mode with random weights and the batch-norm statistics of a few random images.
+    """A ResNet-50 in eval mode with random weights; equal seeds give equal networks."""
+    return with_statistics(ResNet50, seed)
 
-    Equal seeds give equal networks; torch's global generator is left as it was.
+
+@torch.no_grad()
+def with_statistics(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """The network with random weights and the batch-norm statistics of a few random images, in eval mode.
+
+    Torch's global generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = ResNet50()
+        network = build()
         images = torch.randn(8, 3, 128, 128)
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0  # the running statistics become those of the one batch that follows
     network.train()(images)
-    for norm in norms:
-        norm.momentum = 0.1
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
     return network.eval()
 
 

@@ -13,7 +13,7 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install -q numpy==2.4.6 torch==2.13.0 nvidia-modelopt==0.47.0
+"$work/venv/bin/pip" install -q numpy==2.4.6 torch==2.13.0 nvidia-modelopt==0.47.0 requests==2.34.2 huggingface_hub==2.4.0
 "$work/venv/bin/python" - <<'PYTHON'
 import contextlib
 import os
