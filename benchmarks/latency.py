@@ -6,9 +6,9 @@
 The vendors quantize the file that OpenVINO or torch converts from the same network, on the same batches: NNCF 3.4 with
 its defaults, by the interpreter of `--nncf`, where it is installed (`pip install 'nncf==3.4.*' 'openvino==2026.4.*'`);
 onnxruntime's `quantize_static` in QDQ form, its weights per channel and per tensor, the faster of the two. One sample,
-runs in turn. Every file is loaded LOADS times, as each load lies in other places of memory: ratios are of the medians
-of each load, and their 95 % interval is that of the median over loads. The exit code is 1 if a whole interval of --fast
-by float, or of w8a8 by the vendor's, is above 1.
+runs in turn. Every file is loaded LOADS times, as each load lies in other places of memory: a load's ratio is the
+median over its rounds, and what is printed is the median over loads with its 95 % interval. The exit code is 1 if a
+whole interval of --fast by float, or of w8a8 by the vendor's, is above 1.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -33,7 +34,7 @@ from mixbit.core import Inputs, Plan, find_target, split_batches
 from mixbit.graph import Graph
 from mixbit.metrics.measure import blank_table
 from mixbit.quantization import calibrate, uniform_plan
-from mixbit.targets.latency import Times, faster, paired_times
+from mixbit.targets.latency import Ratio, Times, faster, paired_times
 
 #: Random weights, trained by others, or the zoo's.
 RANDOM = {"resnet50": random_resnet50, "mobilenet_v2": random_mobilenet_v2}
@@ -78,11 +79,14 @@ def main() -> None:
                 folder.mkdir(parents=True, exist_ok=True)
                 files, sample, left = written(model, batches, target, folder, given.nncf)
                 for threads in given.threads or (1, 2):
-                    times, vendor = timed(files, sample, target, threads)
-                    ratios = {(a, b): times.ratio(a, of=of) for a, b in PAIRS if (of := vendor if b == "vendor" else b)}
+                    loads = timed(files, sample, target, threads)
+                    medians = {name: median(times.medians[name] for times in loads) for name in files}
+                    vendors = (name for name in files if name.startswith("vendor"))
+                    vendor = min(vendors, key=medians.__getitem__, default="")
+                    ratios = {(a, b): over(loads, a, of) for a, b in PAIRS if (of := vendor if b == "vendor" else b)}
                     cells = "".join(f"{ratios.get(pair, '')!s:22}" for pair in PAIRS)
                     print(
-                        f"{name:19}{target:13}{threads:7}  {cells}{times.medians['float']:8.2f}  {vendor}, {left}",
+                        f"{name:19}{target:13}{threads:7}  {cells}{medians['float']:8.2f}  {vendor}, {left}",
                         flush=True,
                     )
                     failed |= any(ratio.low > 1 for pair, ratio in ratios.items() if pair != PAIRS[0])
@@ -171,17 +175,19 @@ def by_onnxruntime(file: Path, samples: list[list[Any]]) -> dict[str, Path]:
     return outs
 
 
-def timed(files: dict[str, Path], sample: list[Any], target: str, threads: int) -> tuple[Times, str]:
-    """Medians of each file over LOADS loads, and the fastest of the vendor's, "" if there is none."""
+def timed(files: dict[str, Path], sample: list[Any], target: str, threads: int) -> list[Times]:
+    """Times of each load of all files."""
     open_file = {"openvino": openvino_run, "onnxruntime": onnxruntime_run}[target]
-    medians: dict[str, list[float]] = {name: [] for name in files}
-    for _ in range(LOADS):
-        runs = {name: open_file(file, sample, threads) for name, file in files.items()}
-        for name, ms in paired_times(runs, sample, "time").medians.items():
-            medians[name].append(ms)
-    times = Times({name: np.array(ms) for name, ms in medians.items()})
-    vendors = (name for name in files if name.startswith("vendor"))
-    return times, min(vendors, key=times.medians.__getitem__, default="")
+    return [
+        paired_times({name: open_file(file, sample, threads) for name, file in files.items()}, sample, "time")
+        for _ in range(LOADS)
+    ]
+
+
+def over(loads: list[Times], name: str, of: str) -> Ratio:
+    """The median ratio over loads, and the least and largest of them."""
+    values = [times.ratio(name, of).value for times in loads]
+    return Ratio(median(values), min(values), max(values))
 
 
 def openvino_run(file: Path, sample: list[Any], threads: int) -> Run:
