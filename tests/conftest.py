@@ -1,7 +1,6 @@
 """What holds for every test: one thread, the same random numbers every time, and the target `anything`."""
 
 import gc
-import logging
 import random
 
 import hypothesis
@@ -13,7 +12,6 @@ from mixbit.core.target import TARGETS, Target
 
 torch.set_num_threads(1)  # tests are small, and threads cost them more than they gain
 gc.set_threshold(200_000, 20, 100)  # torch.export leaves many small cycles; walking all of torch for them is slow
-logging.getLogger("torch.__trace").propagate = True  # pytest listens to those that do not, and torch writes all to it
 _TRY_APART, Target.try_apart = Target.try_apart, lambda *_: None  # a process of its own for each file takes seconds
 hypothesis.settings.register_profile("same examples", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("same examples")

@@ -136,7 +136,8 @@ def test_a_shortened_description_computes_the_same(tmp_path, monkeypatch):
         port.get_names() for port in (*models[1].inputs, *models[1].outputs)
     ]
     constants = [operator for operator in models[0].get_ops() if operator.get_type_name() == "Constant"]
-    ranges = [tuple(operator.data.flatten()) for operator in constants if operator.get_element_type() == ov.Type.f32]
+    floats = [operator for operator in constants if operator.get_element_type() == ov.Type.f32]
+    ranges = [(tuple(operator.data.flatten()), tuple(operator.get_output_shape(0))) for operator in floats]
     assert len(ranges) == len(set(ranges))
 
 

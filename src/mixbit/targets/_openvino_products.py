@@ -28,7 +28,6 @@ def move_zero_points(model: Any, sums: Mapping[str, NDArray[np.float64]]) -> Non
         low, high = (quantizer.input_value(place).get_node() for place in (1, 2))
         if any(end.get_type_name() != "Constant" or end.data.size != 1 for end in (low, high)):
             continue
-        least, most = (float(end.data.item()) for end in (low, high))
         biases, additions = [], []
         for port in quantizer.output(0).get_target_inputs():
             product = _behind_moves(port)
@@ -40,21 +39,21 @@ def move_zero_points(model: Any, sums: Mapping[str, NDArray[np.float64]]) -> Non
             else:
                 break
         else:
-            if least != 0 and biases:
-                _shift(quantizer, least, most, biases, additions)
+            if low.data.item() != 0 and biases:
+                _shift(quantizer, low.data, high.data, biases, additions)
 
 
-def _shift(quantizer: Any, least: float, most: float, biases: list[Any], additions: list[Any]) -> None:
+def _shift(quantizer: Any, least: Any, most: Any, biases: list[Any], additions: list[Any]) -> None:
     x, low, high = (quantizer.input_value(place) for place in range(3))
-    shifted = _ops.fake_quantize(x, low, high, np.float32(0), np.float32(most - least), quantizer.get_levels())
+    shifted = _ops.fake_quantize(x, low, high, np.zeros_like(least), most - least, quantizer.get_levels())
     shifted.set_friendly_name(quantizer.get_friendly_name())
-    back = _ops.add(shifted, np.float32(least)) if additions else shifted
+    back = _ops.add(shifted, low) if additions else shifted
     for port in additions:
         port.replace_source_output(back.output(0))
     quantizer.output(0).replace(shifted.output(0))
     for weights, port in biases:
         bias = port.get_source_output().get_node()
-        moved = bias.data + (least * weights).reshape(bias.get_output_shape(0))
+        moved = bias.data + (float(least.item()) * weights).reshape(bias.get_output_shape(0))
         port.replace_source_output(_ops.constant(moved.astype(np.float32)).output(0))
 
 
