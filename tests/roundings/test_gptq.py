@@ -68,6 +68,25 @@ def columns(graph: Graph, operation: Operation, weight: Tensor, axis: int, x: Te
     return torch.stack(found, 2)
 
 
+def shrinkage(read: Tensor, batches: list[int]) -> Tensor:
+    """[groups, 1, 1] what Ledoit and Wolf draw moments by, told from four parts of every batch's rows."""
+    samples = read.unflatten(1, (sum(batches), -1)).split(batches, 1)
+    parts = [part for batch in samples for part in batch.flatten(1, 2).chunk(4, 1)]
+    shift = samples[0].flatten(1, 2).mean(1)
+    found = []
+    for group in range(len(read)):
+        rows = read[group] - shift[group]
+        moments = rows.T @ rows / len(rows)
+        error = 0.0
+        for part in parts:
+            few = part[group] - shift[group]
+            error += len(few) * float((few.T @ few / len(few) - moments).square().sum())
+        error /= (len(parts) - 1) * len(rows)
+        distance = float((moments - torch.eye(len(moments)) * moments.diagonal().mean()).square().sum())
+        found.append(1.0 if error >= distance > 0 else error / distance if distance else 0.0)
+    return torch.tensor(found).double().reshape(-1, 1, 1)
+
+
 def expected_weight(given: RoundingInput, result: Graph, layer: Layer, x: Tensor, *, by_activation: bool) -> Tensor:
     """The plain loop, for what the layer's operators read in the result."""
     env, weight = tensors_read(result, x), given.simulated.parameter(layer.name).detach()
@@ -76,9 +95,12 @@ def expected_weight(given: RoundingInput, result: Graph, layer: Layer, x: Tensor
     for operation in layer.operations:
         node = result.node(operation.node)
         read = columns(result, operation, weight, layer.axis, env[argument(node, operation.data)])
+        shares = shrinkage(read, [inputs.batch_size for inputs in given.batches])
         if given.bias_correction and operation.takes_bias:
             read = read - read.mean(1, keepdim=True)
-        hessian = hessian + read.mT @ read
+        plain = read.mT @ read
+        unit = torch.eye(plain.shape[2]).double() * plain.diagonal(dim1=1, dim2=2).mean(1).reshape(-1, 1, 1)
+        hessian = hessian + (1 - shares) * plain + shares * unit
     groups = len(hessian)
     scale, zero_point = (
         along(factor, layer.axis, weight.shape)
@@ -127,10 +149,39 @@ def test_moments_keep_their_digits_beside_a_large_mean(dtype):
     for part in x.to(dtype).split(70, 1):
         moments.update(part)
     x = x.to(dtype).double()
-    centred = x - x.mean(1, keepdim=True)
     torch.testing.assert_close(moments.mean, x.mean(1))
-    torch.testing.assert_close(moments.hessian("layer", centred=True), centred.mT @ centred, rtol=1e-5, atol=1e-3)
-    torch.testing.assert_close(moments.hessian("layer", centred=False), x.mT @ x)
+    for centred, rows in ((True, x - x.mean(1, keepdim=True)), (False, x)):
+        plain, share = rows.mT @ rows, moments.shrinkage()
+        torch.testing.assert_close(moments.hessian("layer", centred=centred), plain, rtol=1e-5, atol=1e-3)
+        found = moments.shrunk_hessian("layer", centred=centred)
+        unit = plain.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).unsqueeze(2) * torch.eye(5)
+        torch.testing.assert_close(found, plain.lerp(unit.double(), share.reshape(2, 1, 1)), rtol=1e-5, atol=1e-3)
+
+
+def test_moments_of_few_samples_are_drawn_to_a_unit_matrix_and_come_nearer_to_those_of_all():
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(24, 24, generator=generator).double() / 8 + torch.eye(24).double()
+    everything = mixing.T @ mixing
+    shares, gains = [], []
+    for count in (16, 64, 4096):
+        rows = (torch.randn(1, count, 24, generator=generator).double() @ mixing).repeat_interleave(3, 1)
+        moments = Moments()
+        for part in rows.split(rows.shape[1] // 4, 1):
+            moments.update(part)
+        plain = (rows.mT @ rows)[0] / rows.shape[1]
+        drawn = moments.shrunk_hessian("layer", centred=False)[0] / rows.shape[1]
+        shares.append(float(moments.shrinkage()))
+        gains.append(float((drawn - everything).norm() / (plain - everything).norm()))
+    assert min(shares[:2]) > 0.3
+    assert 0 < shares[2] < 0.02
+    assert gains[0] < gains[1] < 0.9
+    assert gains[2] < 1.01
+
+
+def test_of_one_row_nothing_is_known_of_moments():
+    moments = Moments()
+    moments.update(torch.randn(2, 1, 3))
+    assert torch.equal(moments.shrinkage(), torch.zeros(2).double())
 
 
 @pytest.mark.parametrize(
@@ -284,6 +335,7 @@ def test_dead_inputs_and_unequal_batches():
 
 def test_sparse_formats_keep_their_zeros():
     _, x, graph = captured_operator("linear, 3 dimensions")
+    x = torch.randn(40, *x.shape[1:], generator=torch.Generator().manual_seed(0)).double().cumsum(-1)
     given = rounding_input(graph, x, "w4")
     quantizer = given.simulated.module.get_submodule("mixbit_quantizers.weights.a.weight")
     weight = graph.parameter("a.weight").detach()

@@ -43,6 +43,10 @@ GROWTH = 10.0
 LEAST_DAMPING = 1e-6
 
 
+#: Parts that rows of one update are cut into, one behind the other, to see how much moments differ from part to part.
+PARTS = 4
+
+
 class Moments:
     """Running moments of rows [G, N, columns], of G groups of channels that do not meet.
 
@@ -56,15 +60,20 @@ class Moments:
         self.count = 0
 
     def update(self, rows: Tensor) -> None:
-        """Take in some rows."""
+        """Take in some rows, those of a sample next to one another."""
         if self.count == 0:
             self._shift = rows.mean(1, keepdim=True)
             self._sum = torch.zeros_like(self._shift[:, 0], dtype=torch.float64)
             self._squares = self._sum.unsqueeze(2) * self._sum.unsqueeze(1)
+            self._parts, self._norms = 0, torch.zeros_like(self._sum[:, 0])
         rows = rows - self._shift
         self.count += rows.shape[1]
         self._sum += rows.sum(1).double()
-        self._squares += (rows.mT @ rows).double()
+        for part in rows.chunk(PARTS, 1):
+            squares = (part.mT @ part).double()
+            self._squares += squares
+            self._norms += squares.square().sum((1, 2)) / part.shape[1]
+            self._parts += 1
 
     @property
     def mean(self) -> Tensor:
@@ -83,6 +92,34 @@ class Moments:
         if centred:
             return around_mean
         return around_mean + self.count * self.mean.unsqueeze(2) * self.mean.unsqueeze(1)
+
+    def shrunk_hessian(self, layer: str, *, centred: bool) -> Tensor:
+        """`hessian` H drawn to a unit matrix: (1 - r) H + r tr(H) / columns I, with r the `shrinkage`.
+
+        Of few samples, the small directions of H are too small, and what is fitted to them does not hold on others.
+        """
+        hessian = self.hessian(layer, centred=centred)
+        diagonal = hessian.diagonal(dim1=1, dim2=2)
+        unit = torch.diag_embed(diagonal.mean(1, keepdim=True).expand_as(diagonal))
+        return hessian.lerp(unit, self.shrinkage().reshape(-1, 1, 1))
+
+    def shrinkage(self) -> Tensor:
+        """[G] the share r of the unit matrix with the least expected square error from the moments of all data.
+
+        With S = H / N over N rows, r = E|S - E S|^2 / |S - tr(S) / columns I|^2 in squares of entries, at most 1. The
+        error of S is told from its differences between parts: rows of one sample depend on one another. 0 with one
+        part, of which nothing is known.
+
+        Source: O. Ledoit and M. Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", Journal
+        of Multivariate Analysis 88, 2004.
+        """
+        if self._parts < 2:
+            return torch.zeros_like(self._norms)
+        whole = self._squares.square().sum((1, 2)) / self.count
+        trace = self._squares.diagonal(dim1=1, dim2=2).sum(1)
+        error = (self._norms - whole).clamp(min=0) / (self._parts - 1)
+        distance = (whole - trace.square() / (self.count * self._squares.shape[2])).clamp(min=0)
+        return torch.where(distance > error, error / distance, (error > 0).to(error))
 
 
 def inverse_factor(hessian: Tensor, damping: float) -> Tensor:

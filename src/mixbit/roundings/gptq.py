@@ -38,8 +38,9 @@ def gptq(
     For each layer, sum over rows x of |(Q - W) x|^2 is made small by `compensated`, on the scales that the quantizers
     have; an output channel for which the nearest integers do better keeps them. The rows x are what the operator reads
     in the simulated network with its activations quantized and earlier layers final. Where a bias takes off the mean
-    error, rows are relative to their mean, and the bias is corrected for the new weight. Zeros of sparse formats stay,
-    and the other weights make up for them.
+    error, rows are relative to their mean, and the bias is corrected for the new weight. Of few samples, the sum is
+    drawn to one over all directions alike, see `Moments.shrunk_hessian`. Zeros of sparse formats stay, and the other
+    weights make up for them.
 
     This rounds linear operators, products, and convolutions. A weight that several operators read is rounded when the
     first of them is reached, for the rows of all of them in the network as it is then. Embeddings and transposed
@@ -152,7 +153,9 @@ def _round(
     weight = simulated.parameter(layer.name)
     rows = job.rows(weight)
     centred = [operation.node for operation in job.operations if inputs.bias_correction and operation.takes_bias]
-    hessian = torch.stack([moments[name].hessian(layer.name, centred=name in centred) for name in moments]).sum(0)
+    hessian = torch.stack([moments[name].shrunk_hessian(layer.name, centred=name in centred) for name in moments]).sum(
+        0
+    )
     scale, zero_point = (
         job.rows(along(factor, layer.axis, weight.shape).expand_as(weight))
         for factor in (quantizer.scale, quantizer.zero_point)
