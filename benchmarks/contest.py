@@ -198,10 +198,11 @@ class Contest:
         judged = judged[:count]
         with torch.no_grad():
             self.floats = torch.cat([network.model(batch) for batch in judged.split(self.size)])
-            answers = torch.cat([network.model(batch) for batch in inputs.split(self.size)])
-        given = calibration[0][1] is not None
-        labels = torch.cat([labels for _, labels in calibration]) if given else answers.argmax(-1)
-        save_file({"inputs": inputs, "labels": labels, "evaluation": judged}, folder / "data.safetensors")
+            answers = [
+                network.model(inputs.tensors[0]).argmax(-1) if labels is None else labels
+                for inputs, labels in calibration
+            ]
+        save_file({"inputs": inputs, "labels": torch.cat(answers), "evaluation": judged}, folder / "data.safetensors")
         (folder / "facts.json").write_text(json.dumps({"task": network.task.name, "batch": self.size}))
         torch.save(network.model, folder / "model.pt")
         key = _digest([(folder / "data.safetensors").read_bytes(), self.floats.numpy().tobytes()])
