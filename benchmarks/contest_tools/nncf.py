@@ -1,4 +1,4 @@
-"""NNCF of OpenVINO: 8 bits after training, and weights of language models in 4 and 8 bits.
+"""NNCF of OpenVINO: 8 bits after training, and weights of language models in 3, 4 and 8 bits.
 
 `default` is `nncf.quantize` as it comes; `bias_correction` with `fast_bias_correction=False`, which its documentation
 recommends for more accuracy. The network runs in OpenVINO, in float32 where it is not in integers.
@@ -17,8 +17,8 @@ REQUIREMENTS = ("nncf==3.4.0", "openvino==2026.4.1")
 METHODS = {
     "default": Method((8,)),
     "bias_correction": Method((8,)),
-    "compress_weights": Method((8, 4.5), weights_only=True),
-    "compress_weights_gptq": Method((4.5,), weights_only=True),
+    "compress_weights": Method((8, 4.5, 4, 3), weights_only=True),
+    "compress_weights_gptq": Method((4.5, 4, 3), weights_only=True),
 }
 GROUP = 64
 
@@ -46,19 +46,21 @@ def quantize(job: Job, method: str) -> Quantized:
 
 
 def _compressed(job: Job, model: Any, *, gptq: bool) -> Any:
-    """Weights of 4 bits in groups, and as many layers in 8 bits as the mean of all widths leaves."""
+    """Weights of 3 or 4 bits in groups, and as many layers in 8 bits as the mean of all widths leaves."""
     import nncf
 
     if job.mean_bits >= 8:
         return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+    modes, narrow = {4: nncf.CompressWeightsMode.INT4_SYM, 3: nncf.CompressWeightsMode.INT3_SYM}, int(job.mean_bits)
     samples = nncf.Dataset([row.numpy() for batch in job.inputs for row in batch.split(1)])
     options: dict[str, Any] = {"gptq": True} if gptq else {"awq": True, "scale_estimation": True}
     return nncf.compress_weights(
         model,
-        mode=nncf.CompressWeightsMode.INT4_SYM,
-        ratio=(8 - job.mean_bits) / 4,
+        mode=modes[narrow],
+        ratio=(8 - job.mean_bits) / (8 - narrow),
         group_size=GROUP,
         all_layers=True,
+        backup_mode=nncf.BackupMode.INT8_SYM,
         dataset=samples,
         **options,
     )
