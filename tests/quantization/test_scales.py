@@ -61,6 +61,30 @@ def test_each_channel_takes_the_ratio_with_the_least_output_error(kind, bits):
     assert (chosen <= errors[0]).all()  # never worse than min-max, channel by channel
 
 
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [(nn.Linear(8, 5), (8,)), (nn.Linear(8, 5, bias=False), (3, 8)), (nn.Conv2d(4, 6, 3, groups=2), (4, 5, 5))],
+)
+def test_each_group_takes_the_ratio_with_the_least_error_of_its_own(module, shape):
+    graph = capture(Net(lambda net, x: net.a(x), a=module).double(), torch.randn(3, *shape, dtype=torch.float64))
+    ((layer, operation),) = graph.operations.values()
+    calibration = calibrate(graph, batches_of(torch.randn(9, *shape, dtype=torch.float64) + 0.5, 4))
+    weight, ratios = graph.module.get_parameter(layer.name).detach(), shares(layer, channel_format(3)).double()
+    fmt = Format(3, "group", symmetric=True, group=weight[0].numel() // 2)
+    widest = min_max_factors(weight, 0, fmt)[0]
+    found = weight_quantizer(graph, layer, fmt, calibration).scale / widest
+    for group in range(2):
+        errors = []
+        for ratio in ratios:
+            error = (rounded(weight, ratio * widest, 0, fmt) - weight).reshape(len(weight), 2, -1)
+            error[:, 1 - group] = 0
+            output = graph.run(operation, calibration.samples[operation.node][0], error.reshape(weight.shape))
+            rows = output.movedim(-1 if operation.channels_last else 1, 0).flatten(1)
+            errors.append(rows.var(1, unbiased=False) if operation.takes_bias else rows.square().mean(1))
+        torch.testing.assert_close(found[:, group], ratios[torch.stack(errors).argmin(0)])
+    assert (found[:, 0] != found[:, 1]).any()
+
+
 def test_clipping_is_chosen_somewhere():
     """With min-max scales throughout, the test above could not fail in its second half."""
     graph, layer, calibration = calibrated("conv2d")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial, reduce
+from functools import cache, partial, reduce
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from mixbit.core import Format
 from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation, argument
 from mixbit.graph.layers import run_stacked, stack_weights
-from mixbit.quantization.affine import along, choose_mask, least_scale, min_max_factors, misfit, rounded
+from mixbit.quantization.affine import choose_mask, least_scale, min_max_factors, misfit, rounded
 from mixbit.quantization.calibrate import POSITIONS, Calibration
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.quantization.rows import few_rows_of
@@ -29,8 +29,9 @@ LEAST_RATIO = {2: 0.45}
 LEAST_RATIO_OTHERWISE = 0.6
 #: The finest input format, whose scale is the smallest.
 FINEST_INPUT = Format(8, "tensor", symmetric=False)
-#: From errors of some channels' weights [R, channels, columns] to the mean square of the output that each makes
-#: [R, channels]. The channels are all of them, in the order of the weight's axis, or some of a layer without groups.
+#: From errors of some channels' weights [R, channels, columns] to the mean square of the output that each makes, or
+#: that each group of its weights makes alone [R, channels, 1 or groups]. The channels are all of them, in the order of
+#: the weight's axis, or some of a layer whose operators have no groups.
 _Judge = Callable[[Tensor], Tensor]
 
 
@@ -39,11 +40,12 @@ def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calib
     """The quantizer of one layer's weight.
 
     Of `shares` r of the min-max scales, each channel takes the one with the least mean square of
-    op(x, Q_r(W) - W) over the calibration's sample inputs, less its mean where bias correction takes that off. The
-    groups of a channel share r, and a tensor with one scale takes the best r for all channels. The error of the weight
-    alone is no guide: it prefers clipping that costs accuracy. Scales are min-max for a weight that no operator reads
-    through a tensor of floats (an embedding), and without a calibration. No scale is so small that the bias would not
-    fit into 32 bits.
+    op(x, Q_r(W) - W) over the calibration's sample inputs, less its mean where bias correction takes that off. Each
+    group of a channel's weights takes an r of its own, that of the least square with all others in float; those of
+    transposed convolutions share one. A tensor with one scale takes the best r for all channels. The error of the
+    weight alone is no guide: it prefers clipping that costs accuracy. Scales are min-max for a weight that no operator
+    reads through a tensor of floats (an embedding), and without a calibration. No scale is so small that the bias would
+    not fit into 32 bits.
 
     A sparse format's zeros are part of Q: scales are those of the weights that stay, errors are those of all. A layer
     that the format's blocks do not fit is rounded without zeros; `measure` offers it no such choice.
@@ -65,7 +67,7 @@ def choose_scales(graph: Graph, layer: Layer, formats: Iterable[Format], calibra
     """Choose the scales of one weight in all these formats at once, as `weight_quantizer` says, where not known yet."""
     missing = [fmt for fmt in formats if fmt.floating is None and (layer.name, fmt) not in calibration.scales]
     operations = [each for each in layer.operations if each.input is not None and each.axis == layer.axis]
-    judges = [_judge(graph, layer, operation, calibration) for operation in operations if missing]
+    judges = cache(lambda groups: [_judge(graph, layer, operation, calibration, groups) for operation in operations])
     # whether channels can be judged a few at a time
     is_apart = all(each.groups == 1 and not each.kind.name.startswith("conv_transpose") for each in operations)
     for fmt in missing:
@@ -75,20 +77,22 @@ def choose_scales(graph: Graph, layer: Layer, formats: Iterable[Format], calibra
         if operations:
             rows, wanted = (tensor.movedim(layer.axis, 0).flatten(1) for tensor in (pruned, weight))
             ratios = shares(layer, fmt).to(scale)
+            groups = 1 if fmt.group is None else scale.shape[1]
             if fmt.granularity == "tensor":
-                best = _squares(rows, wanted, ratios, (scale, zero_point), fmt, judges).sum(1, keepdim=True).argmin(0)
+                squares = _squares(rows, wanted, ratios, (scale, zero_point), fmt, judges(1))
+                best = squares.sum(1, keepdim=True).argmin(0)
             else:
                 size = max(1, FEW_ELEMENTS // rows.shape[1]) if is_apart else len(rows)
                 parts = (tensor.split(size) for tensor in (rows, wanted, scale, zero_point))
                 best = torch.cat(
                     [
-                        _squares(some, others, ratios, factors, fmt, judges).argmin(0)
+                        _squares(some, others, ratios, factors, fmt, judges(groups)).argmin(0)
                         for some, others, *factors in zip(*parts, strict=True)
                     ]
                 )
             least = [_least_scales(graph, layer, fmt, operation, calibration, scale) for operation in operations]
             known = [some for some in least if some is not None]
-            scale = reduce(torch.maximum, known, scale * along(ratios[best], 0, scale.shape))
+            scale = reduce(torch.maximum, known, scale * ratios[best].reshape(len(best), *[-1] * (scale.ndim - 1)))
         calibration.scales[layer.name, fmt] = scale
 
 
@@ -110,7 +114,7 @@ def weight_mask(graph: Graph, layer: Layer, fmt: Format, calibration: Calibratio
 def _squares(
     rows: Tensor, wanted: Tensor, ratios: Tensor, factors: Sequence[Tensor], fmt: Format, judges: Sequence[_Judge]
 ) -> Tensor:
-    """[R, channels] what judges say of weights [channels, columns], rounded with shares of the widest scales."""
+    """[R, channels, 1 or groups] what judges say of weights [channels, columns], rounded with shares of the scales."""
     (scale, zero_point), squares = factors, list[Tensor]()
     for some in ratios.split(max(1, FEW_ELEMENTS // rows.numel())):
         count = len(some)
@@ -118,7 +122,7 @@ def _squares(
         zeros = zero_point.expand(len(rows), *zero_point.shape[1:]).repeat(count, *[1] * (zero_point.ndim - 1))
         made = rounded(rows.repeat(count, 1), scales, zeros, 0, *fmt.integer_range)
         errors = made.unflatten(0, (count, -1)).sub_(wanted)
-        squares.append(torch.stack([judge(errors) for judge in judges]).sum(0))
+        squares.append(reduce(torch.add, [judge(errors) for judge in judges]))
     return torch.cat(squares)
 
 
@@ -145,11 +149,11 @@ def _least_scales(
     return least.amax() if fmt.granularity == "tensor" else least
 
 
-def _judge(graph: Graph, layer: Layer, operation: Operation, calibration: Calibration) -> _Judge:
+def _judge(graph: Graph, layer: Layer, operation: Operation, calibration: Calibration, groups: int = 1) -> _Judge:
     """What tells how large the operator's outputs are for errors of its weight.
 
     Their mean is taken off where a bias does so. The mean square over rows x that the weight multiplies is e' H e, with
-    H the mean of x x'.
+    H the mean of x x'; of groups of neighbouring columns, each with its block of H.
     """
     samples = calibration.samples[operation.node]
     if operation.kind.name.startswith("conv_transpose"):
@@ -158,16 +162,16 @@ def _judge(graph: Graph, layer: Layer, operation: Operation, calibration: Calibr
     rows = few_rows_of(graph.node(operation.node), operation, samples, kernel, POSITIONS)
     if operation.takes_bias:
         rows = rows - rows.mean(1, keepdim=True)
-    main, moments = _moments(rows)
+    main, moments = _moments(rows.unflatten(2, (groups, -1)).movedim(2, 1).flatten(0, 1))
 
     def judge(errors: Tensor) -> Tensor:
-        by_group = errors.unflatten(1, (operation.groups, -1)).movedim(1, 0)
-        some = by_group.flatten(1, 2)  # [G, R x channels of a group, columns]
+        by_group = errors.unflatten(1, (operation.groups, -1)).unflatten(3, (groups, -1)).permute(1, 3, 0, 2, 4)
+        some = by_group.flatten(2, 3).flatten(0, 1)  # [G x groups, R x channels of an operator's group, columns]
         if main is None:
             squares = ((some @ moments) * some).sum(2)
         else:
             squares = (some @ main).square().sum(2) + (some.square() @ moments).squeeze(2)
-        return squares.unflatten(1, by_group.shape[1:3]).movedim(0, 1).flatten(1)
+        return squares.reshape(by_group.shape[:4]).permute(2, 0, 3, 1).flatten(1, 2)
 
     return judge
 
@@ -209,4 +213,4 @@ def _square_outputs(
             outputs = outputs - outputs.mean(2, keepdim=True)
         squares.append(outputs.square().mean(2))
     # Where it has groups, each index of the weight's axis is one channel of every group.
-    return torch.cat(squares).unflatten(1, (-1, layer.shape[layer.axis])).sum(1)
+    return torch.cat(squares).unflatten(1, (-1, layer.shape[layer.axis])).sum(1).unsqueeze(2)
