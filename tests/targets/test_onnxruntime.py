@@ -186,7 +186,8 @@ def test_inputs_of_groups_are_rounded_too_where_a_table_shares_the_weight(tmp_pa
     net.head.weight = table.weight
     tokens = torch.randint(0, 50, (4, 7))
     graph = capture(net.eval(), tokens)
-    simulated = quantize(graph, uniform_plan(graph, "w8g32a8dg32", target="onnxruntime"), [tokens])
+    # at min-max scales hardly a value of the table is right between two integers of what its reader makes of it
+    simulated = quantize(graph, uniform_plan(graph, "w8g32a8dg32", target="onnxruntime"), None)
     export(simulated, tmp_path / "out")
     (found,) = find_target("onnxruntime").load(tmp_path / "out").run([tokens.numpy()])
     wanted = simulated(tokens).detach()
