@@ -8,10 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from benchmarks import networks, paths
+from benchmarks import networks, paths, study
 from benchmarks.networks import _network, _packages, crepe, efficientnet_lite0, fashion_mnist
+from mixbit.core.batches import split_all
 from mixbit.core.errors import InvalidInput
+from mixbit.core.task import Task
 
 FOLDER = Path(networks.__file__).parent
 
@@ -128,3 +131,32 @@ def test_training_is_the_same_every_time_and_leaves_random_numbers_alone(monkeyp
     again = fashion_mnist.train(inputs, labels).state_dict()
     assert all(torch.equal(value, again[name]) for name, value in first.items())
     assert not torch.equal(first["7.weight"], fashion_mnist.untrained().state_dict()["7.weight"])
+
+
+def test_a_study_judges_by_so_many_samples() -> None:
+    batches = split_all([(torch.arange(4.0), torch.arange(4)), (torch.arange(4.0, 8), torch.arange(4))], 1)
+    for count, sizes in ((3, [3]), (4, [4]), (6, [4, 2]), (99, [4, 4])):
+        found = [*study.first(batches, count)]
+        assert [inputs.batch_size for inputs, _ in found] == sizes
+        assert torch.equal(torch.cat([inputs.args[0] for inputs, _ in found]), torch.arange(8.0)[:count])
+        assert [len(labels) for _, labels in found if labels is not None] == sizes
+
+
+@pytest.mark.parametrize("labels", [[], ["--labels"]])
+def test_a_study_ends_by_what_fisher_reaches(monkeypatch, capsys, labels: list[str]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    inputs, answers = torch.randn(64, 6, generator=generator), torch.randint(3, (64,), generator=generator)
+    parts = _network.batches(16, inputs, answers)
+    tiny = networks.Network("magika", model, parts, parts, Task.classification(), _network.ACCURACY)
+    monkeypatch.setattr(networks, "load", lambda _: tiny)
+    for must, code in ((-2.0, 0), (1.01, 1)):
+        monkeypatch.setattr(study, "MUST", must)
+        with pytest.raises(SystemExit) as ended:
+            study.main(["magika", "--plans", "4", "--metrics", "fisher", "--count", "20", *labels])
+        said = capsys.readouterr().out
+        assert bool(ended.value.code) == code
+        assert ("rank correlation with accuracy" in said) == bool(labels)
+        assert "magika, 4 plans, by the KL divergence: fisher" in said
