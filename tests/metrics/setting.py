@@ -16,7 +16,7 @@ from mixbit.graph.graph import Graph, Layer
 from mixbit.metrics import MetricInput
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.scales import weight_quantizer
-from tests.networks import Attention, Net, batches_of
+from tests.networks import Attention, BentPositions, Net, batches_of
 
 SCHEMES = tuple(Scheme.parse(text) for text in ("w2", "w3a3", "w4a8", "w3@50%", "float"))
 
@@ -40,6 +40,7 @@ NETWORKS = {
         lambda: torch.randn(10, 4),
     ),
     "attention": (Attention, lambda: torch.randint(0, 6, (10, 5))),
+    "bent positions": (BentPositions, lambda: torch.randint(0, 6, (10, 5))),
     "two heads": (
         lambda: Net(lambda net, x: (net.a(x), net.b(x)), a=nn.Linear(4, 3), b=nn.Linear(4, 2)),
         lambda: torch.randn(10, 4),

@@ -20,7 +20,17 @@ from mixbit.metrics.fisher import fisher
 from mixbit.quantization.calibrate import Calibration, calibrate, mean_output
 from mixbit.quantization.scales import weight_quantizer
 from mixbit.roundings.quantize import quantize
-from tests.networks import OPERATORS, Attention, Net, Residual, batches_of, captured_operator, matrix, plan_of
+from tests.networks import (
+    OPERATORS,
+    Attention,
+    BentPositions,
+    Net,
+    Residual,
+    batches_of,
+    captured_operator,
+    matrix,
+    plan_of,
+)
 
 SCHEMES = tuple(Scheme.parse(text) for text in ("w2", "w3a3", "w4a3", "w8a8", "w3@50%", "float"))
 
@@ -253,30 +263,46 @@ def test_entries_are_half_the_mean_square_of_dense_gradients_times_errors(name):
         assert (answer.loss[:, :-1] > 0).all()
 
 
-def test_tensors_that_all_samples_share_count_by_the_whole_batch():
-    """The position embedding has one gradient a batch; the square of it estimates the sum over samples."""
+class OwnAxis(Attention):
+    """Positions with a dimension of length 1 for samples, as transformers have them."""
+
+    def forward(self, ids):
+        return self.attend(self.positions(self.numbers.unsqueeze(0)) + self.tokens(ids))
+
+
+@pytest.mark.parametrize("network", [Attention, OwnAxis])
+def test_every_sample_has_its_gradient_of_what_arithmetic_adds_to_all(network):
     torch.manual_seed(0)
-    one = case_of(Attention(), torch.randint(0, 6, (7, 5)))
+    one = case_of(network(), torch.randint(0, 6, (7, 5)))
+    answer, entries = fisher(one.inputs(seed=3)), exact_entries(one, mean_errors_of(one), drawn_vectors(3))
+    assert_agrees(answer.loss, entries.mean(0))
+    assert_agrees(answer.standard_error, entries.std(0, ddof=1) / np.sqrt(7))
+
+
+def test_tensors_that_all_samples_share_count_by_the_whole_batch():
+    """These positions have one gradient a batch; the square of it estimates the sum over samples."""
+    torch.manual_seed(0)
+    one = case_of(BentPositions(), torch.randint(0, 6, (7, 5)))
     answer = fisher(one.inputs(seed=3))
     names = [layer.name for layer in one.layers]
     entries = exact_entries(one, mean_errors_of(one), drawn_vectors(3))
-    per_sample = [name for name in names if name != "positions.weight"]
+    per_sample = [name for name in names if name != "bent.weight"]
     rows = [names.index(name) for name in per_sample]
     assert_agrees(answer.loss[rows], entries.mean(0)[rows])
     generator, total = torch.Generator().manual_seed(3), torch.zeros(len(SCHEMES), dtype=torch.float64)
-    layer = one.layers[names.index("positions.weight")]
+    layer = one.layers[names.index("bent.weight")]
     weight = one.graph.module.get_parameter(layer.name)
     for inputs in one.batches:
         (slope,) = torch.autograd.grad(Task.classification().head.draw(one.graph(*inputs.args), generator), [weight])
         for column, scheme in enumerate(SCHEMES[:-1]):
             total[column] += (slope * weight_error(one, layer, scheme.weight)).sum().square().item() / 2
-    assert_agrees(answer.loss[names.index("positions.weight")], total.numpy() / 7)
+    assert_agrees(answer.loss[names.index("bent.weight")], total.numpy() / 7)
 
 
 def test_the_estimate_for_shared_tensors_is_unbiased_and_its_error_honest():
     torch.manual_seed(0)
-    one = case_of(Attention(), torch.randint(0, 6, (7, 5)))
-    row = [layer.name for layer in one.layers].index("positions.weight")
+    one = case_of(BentPositions(), torch.randint(0, 6, (7, 5)))
+    row = [layer.name for layer in one.layers].index("bent.weight")
     exact = exact_entries(one, mean_errors_of(one), label_vectors).mean(0)[row, 0]
     answers = [fisher(one.inputs(seed, schemes=SCHEMES[:1])) for seed in range(150)]
     losses, errors = (np.array([getattr(one, name)[row, 0] for one in answers]) for name in ("loss", "standard_error"))

@@ -19,7 +19,7 @@ from mixbit.graph.graph import Graph, Layer
 from mixbit.metrics import METRICS, MetricInput
 from mixbit.metrics.fit import fit
 from mixbit.quantization.calibrate import Calibration, calibrate
-from tests.networks import OPERATORS, Attention, Net, batches_of, captured_operator
+from tests.networks import OPERATORS, Attention, BentPositions, Net, batches_of, captured_operator
 
 SCHEMES = tuple(Scheme.parse(text) for text in ("w2", "w3a3", "w4a3", "w8a8", "w3@50%", "float"))
 NAMES = ("fit", "fit_w", "fit_a", "fit_error")
@@ -89,13 +89,14 @@ NETWORKS = {
     "shared": (shared, numbers(4, 5, 5), Task.classification()),
     "torch's attention": (torch_attention, numbers(3, 4), Task.classification()),
     "embeddings": (Attention, ids, Task.classification()),
+    "bent embeddings": (BentPositions, ids, Task.classification()),
     "two heads": (two_heads, numbers(4), Task.classification().weighted({"1": 0.0})),
     "language": (tokens, ids, Task.language()),
     "regression": (convolutions, numbers(2, 6, 6), Task.regression()),
     "own loss": (convolutions, numbers(2, 6, 6), OWN),
 }
 #: Weights whose gradients do not come apart into samples.
-WHOLE = {"positions.weight"}
+WHOLE = {"bent.weight"}
 
 
 class Case(NamedTuple):

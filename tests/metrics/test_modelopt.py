@@ -36,7 +36,7 @@ def scores_of(one, layer, samples):
 def test_entries_are_squares_of_gradients_times_errors(name):
     one = setting_of(name)
     answer = modelopt(one.inputs())
-    names = [layer.name for layer in one.layers if layer.name != "positions.weight"]
+    names = [layer.name for layer in one.layers if layer.name != "bent.weight"]
     rows = [row for row, layer in enumerate(one.layers) if layer.name in names]
     each = np.array(
         [[scores_of(one, one.layers[row], slice(sample, sample + 1)) for row in rows] for sample in range(10)]
@@ -50,9 +50,9 @@ def test_entries_are_squares_of_gradients_times_errors(name):
 
 
 def test_an_output_that_all_samples_share_counts_by_the_whole_batch():
-    one = setting_of("attention")
+    one = setting_of("bent positions")
     names = [layer.name for layer in one.layers]
-    row = names.index("positions.weight")
+    row = names.index("bent.weight")
     batches = [scores_of(one, one.layers[row], slice(start, start + 4)) for start in (0, 4, 8)]
     assert_agrees(modelopt(one.inputs()).loss[row], sum(batches) / 10)
 

@@ -66,7 +66,7 @@ def test_mean_squares_are_those_of_each_samples_gradient_by_autograd(name):
             (gradient,) = torch.autograd.grad((factors[index] * output).sum(), zeros, allow_unused=True)
             total = total + (0 if gradient is None else gradient.square())
         wanted = (total / len(setting.x)).numpy() if isinstance(total, Tensor) else np.zeros(layer.shape)
-        if layer.name != "positions.weight":  # all samples share it: the draws' product estimates the sum
+        if layer.name != "bent.weight":  # all samples share it: the draws' product estimates the sum
             np.testing.assert_allclose(found[layer.name], wanted, rtol=1e-9, atol=1e-12 * wanted.max())
 
 

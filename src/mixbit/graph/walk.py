@@ -13,7 +13,18 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.core import Inputs, InvalidInput, track
-from mixbit.graph.graph import FEW_ELEMENTS, Graph, Layer, Operation, group_samples, sample_axis
+from mixbit.graph.graph import (
+    FEW_ELEMENTS,
+    Graph,
+    Layer,
+    Operation,
+    SampleAxis,
+    group_samples,
+    packet,
+    sample_axis,
+    sizes_of,
+)
+from mixbit.graph.layers import ARITHMETIC
 from mixbit.graph.windows import convolution_gradients
 
 #: Called instead of a node, as around(run, args): run(*args) is what the node does, args what it reads.
@@ -92,11 +103,25 @@ def run_backward(graph: Graph, inputs: Inputs, around: Mapping[str, Around], los
             value.backward()
 
 
+def spread_to(node: fx.Node) -> int | None:
+    """Dimensions of the tensors of samples beside which arithmetic reads what all samples share; None for other nodes.
+
+    Arithmetic alone reads it, and repeats it along the first of these dimensions: so do copies for each sample.
+    """
+    if sample_axis(node) is not None or not all(packet(user) in ARITHMETIC for user in node.users):
+        return None
+    sizes, (number, *others) = sizes_of(node), {len(sizes_of(user)) for user in node.users} or {0}
+    apart = all(sample_axis(user) == SampleAxis(0) for user in node.users)
+    repeated = len(sizes) < number or (len(sizes) == number and sizes[0] == 1)
+    return number if apart and repeated and not others else None
+
+
 class Backward:
     """Runs the float graph forward and backward, and passes on the gradients at operations and at inputs of layers.
 
     Of what the loss depends on, `at_operation` gets every operation, and `at_input` every tensor that layers read and
-    every other one among the `tensors`, once.
+    every other one among the `tensors`, once. What an operation reads, and the gradient by its output, have the samples
+    of the batch even where all share the output, if arithmetic alone reads it: see `by_sample`.
     """
 
     def __init__(
@@ -112,11 +137,33 @@ class Backward:
         self.operations = {operation.node: (layer, operation) for layer, operation in pairs} if at_operation else {}
         self.inputs = {*tensors, *(name for layer in layers for name in layer.inputs)} if at_input else set()
         self.at_operation, self.at_input = at_operation, at_input
-        self.around = {name: seen(partial(self._watch, name)) for name in {*self.operations, *self.inputs}}
+        #: Operation whose output all samples share -> dimensions of the tensors to which arithmetic adds it.
+        self.spread = {name: num for name in {*self.operations} - self.inputs if (num := spread_to(graph.node(name)))}
+        self.around: dict[str, Around] = {
+            name: partial(self._spread_and_watch, name) if name in self.spread else seen(partial(self._watch, name))
+            for name in {*self.operations, *self.inputs}
+        }
+        self.count = 0
+
+    def by_sample(self, name: str, x: Tensor) -> Tensor:
+        """[N, rows, ...] what an operation reads, or the gradient by its output; [1, rows, ...] if not known."""
+        axis = SampleAxis(0) if name in self.spread else sample_axis(self.graph.node(name))
+        return group_samples(axis, x, self.count)
 
     def run_batch(self, inputs: Inputs, labels: Tensor | None, loss: Callable[[Any, Tensor | None], Tensor]) -> None:
         """Run forward, take the loss of what the model returns and the labels, run backward."""
+        self.count = inputs.batch_size
         run_backward(self.graph, inputs, self.around, lambda returned: loss(returned, labels))
+
+    def _spread_and_watch(self, name: str, run: Callable[..., Any], args: tuple[Any, ...]) -> Tensor:
+        """A copy of the output for each sample, for arithmetic that would make it anyhow: each has its own gradient."""
+        value, place = run(*args), self.operations[name][1].data
+        new = (None,) * (self.spread[name] - value.ndim)
+        copies, x = (
+            whole.expand(self.count, *whole.shape[1:]) for whole in (value[new or ...], args[place][new or ...])
+        )
+        self._watch(name, copies, (*args[:place], x, *args[place + 1 :]))
+        return copies
 
     def _watch(self, name: str, value: Tensor, args: tuple[Any, ...]) -> None:
         value.requires_grad_()
@@ -139,7 +186,7 @@ class SampleGradients(Backward):
     """As `Backward`, but waits for every operator of a weight, and then gives the weight's gradients of all samples.
 
     A weight that several operators use takes the sum of their gradients. Where the samples of some operator cannot be
-    told apart, as in a position embedding that all share, the batch's gradient stands for them. `at_weight` is called
+    told apart, the batch's gradient stands for them. `at_weight` is called
     once a layer and batch. With `means`, which bias correction takes off, gradients are those of the corrected network.
     """
 
@@ -156,11 +203,9 @@ class SampleGradients(Backward):
         self.at_weight, self.means = at_weight, means
         #: What a layer's operators read, and the gradients by their outputs, until all of them have called.
         self.uses: dict[Layer, list[tuple[Operation, Tensor, Tensor]]] = {}
-        self.count = 0
 
     def run_batch(self, inputs: Inputs, labels: Tensor | None, loss: Callable[[Any, Tensor | None], Tensor]) -> None:
         """As `Backward.run_batch`."""
-        self.count = inputs.batch_size
         super().run_batch(inputs, labels, loss)
         for layer in list(self.uses):  # the loss does not depend on all of its operators
             self._hand_over(layer)
@@ -177,13 +222,12 @@ class SampleGradients(Backward):
 
     def _gradients(self, layer: Layer, uses: list[tuple[Operation, Tensor, Tensor]]) -> Iterator[Tensor]:
         weight = self.graph.parameter(layer.name).detach()
-        axes = [sample_axis(self.graph.node(operation.node)) for operation, _, _ in uses]
-        if None in axes:
-            axes = [None] * len(axes)
         grouped = [
-            (operation, group_samples(axis, x, self.count), group_samples(axis, gradient, self.count))
-            for axis, (operation, x, gradient) in zip(axes, uses, strict=True)
+            (operation, self.by_sample(operation.node, x), self.by_sample(operation.node, gradient))
+            for operation, x, gradient in uses
         ]
+        if any(len(gradient) != self.count for _, _, gradient in grouped):
+            grouped = [(operation, x.unsqueeze(0), gradient.unsqueeze(0)) for operation, x, gradient in uses]
         size = max(1, FEW_ELEMENTS // weight.numel())
         for start in range(0, len(grouped[0][2]), size):
             some = slice(start, start + size)

@@ -27,8 +27,8 @@ def fisher(inputs: MetricInput) -> Estimate:
     g_i . dx = <dl_i/dx, dx_i>. One forward, one backward to the activations, and one more run of each operator per
     weight format give every entry. dW is the real rounding error, less the mean of op(., dW) over the calibration data,
     as bias correction does in the deployed network. The error of a tensor that k layers read counts 1/k in each, since
-    they take the same input format. A tensor that all samples share, as a position embedding, has one gradient for the
-    batch; draws are independent, so that its square estimates the sum over samples.
+    they take the same input format. A tensor that all samples share, and that more than arithmetic reads, has one
+    gradient for the batch; draws are independent, so that its square estimates the sum over samples.
 
     Source: A. Zandonati et al., "FIT: A Metric for Model Sensitivity", ICLR 2023 (KL ~ 1/2 d'Id), here per sample, with
     real errors and bias correction.
@@ -95,7 +95,7 @@ class _Scorer:
 
     def _score_weight(self, layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
         """[N, formats] of <gradient_i, op(x_i, dW) - its mean>; [1, formats] where samples cannot be told apart."""
-        x, gradient = (self.inputs.by_sample(operation.node, tensor, self.count) for tensor in (x, gradient))
+        x, gradient = (self.backward.by_sample(operation.node, tensor) for tensor in (x, gradient))
         if operation.kind.input is None:
             rows, places = x.unique(return_inverse=True)  # a table is long, and a batch reads little of it
             errors = self.inputs.weight_errors(layer, rows)

@@ -42,7 +42,7 @@ def fit(
 
     Sample i's loss is its part in the mean loss of its batch, times the batch size. The published code squares the
     mean gradient of a batch of B, which adds about B - 1 times the square of the mean gradient. Where samples cannot be
-    told apart, as in a position embedding that all share, the batch's gradient stands for them. A weight that several
+    told apart, the batch's gradient stands for them. A weight that several
     operators use takes the sum of their gradients; the noise of a tensor that k layers read counts 1/k in each. Unlike
     in the published code, the network's input counts as any other.
 

@@ -41,11 +41,12 @@ def _scores(
     def add(layer: Layer, operation: Operation, x: Tensor, gradient: Tensor) -> None:
         for costs, errors in zip(costs_of_parts, inputs.output_errors(layer, operation, x), strict=True):
             for column, error in enumerate(errors):
-                products = inputs.by_sample(operation.node, gradient * error, count).flatten(1)
+                products = backward.by_sample(operation.node, gradient * error).flatten(1)
                 scores = products.square().sum(1).cpu().double()
                 costs[layer.name][: len(scores), column] += scores
 
     # The loss is the mean of the batch, and a sample's own gradient is wanted.
     loss = partial(inputs.task.full_loss, generator=generator)
-    Backward(inputs.graph, inputs.layers, add).run_batch(batch, labels, lambda *pair: loss(*pair) * count)
+    backward = Backward(inputs.graph, inputs.layers, add)
+    backward.run_batch(batch, labels, lambda *pair: loss(*pair) * count)
     return costs_of_parts
