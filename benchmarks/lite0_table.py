@@ -5,8 +5,8 @@ Calibrated on 128 pictures, judged on 149 others, simulated:
     python -m benchmarks.lite0_table
     python -m benchmarks.lite0_table --rows w8a8/nearest "mean 4/brecq:iterations=100,batch_size=8" --count 48
 
-Plans of a mean width choose among what OpenVINO stores, by `fisher` and `ilp`. Exit code 1 where a row of the default
-ones agrees with float on less than `LEAST`.
+Plans of a mean width choose among what OpenVINO stores, by `fisher` and `ilp`; the verdict on its table comes last.
+Exit code 1 where a row of the default ones agrees with float on less than `LEAST`.
 """
 
 import argparse
@@ -70,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if difference.agreement < LEAST.get(row, 0.0):
             bad.append(f"{row}: agrees on {difference.agreement:.1%}, must on {LEAST[row]:.1%}")
     console.print(answer)
+    console.print(f"fisher: {table().verdict}")
     if bad:
         sys.exit("\n".join(bad))
 
