@@ -76,6 +76,11 @@ def test_what_holds_settings_names_those_it_has(kind):
         kind(foo=1)
 
 
+def test_what_takes_any_names_says_what_else_is_wrong():
+    with pytest.raises(InvalidInput, match=r"^Budget\(\): too many positional arguments$"):
+        Budget(4, mean_bits=4)
+
+
 def test_settings_are_of_their_types_from_the_start():
     assert dataclasses.replace(Settings(), seed=3).seed == 3
     with pytest.raises(InvalidInput, match=r"Settings\(\): argument 'metrc' .*did you mean metric"):

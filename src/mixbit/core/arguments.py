@@ -53,8 +53,9 @@ def checked(function: F) -> F:
         try:
             bound = signature.bind(*args, **options)
         except TypeError as error:
+            takes_any = any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values())
             known = [name for name in signature.parameters if name not in ("self", "cls")]
-            for name in options:
+            for name in () if takes_any else options:
                 pick(f"{place}: argument", name, known)
             raise InvalidInput(f"{place}: {error}") from None
         for name, value in bound.arguments.items():
