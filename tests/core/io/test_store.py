@@ -1,5 +1,6 @@
 """Steps come back to the bit with their question; what is something else is refused and stays."""
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -20,6 +21,14 @@ def test_what_was_put_last_comes_back(tmp_path):
     assert stored.tensors.keys() == tensors.keys()
     assert all(torch.equal(stored.tensors[name], tensor) for name, tensor in tensors.items())
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["part.safetensors"]
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    store = Store(tmp_path)
+    store.put("part", {"lr": np.float64(0.5), "steps": np.int64(3)}, {}, np.float32(0.25))
+    stored = store.get("part", {"lr": 0.5, "steps": 3})
+    assert stored is not None
+    assert stored.notes == 0.25
 
 
 def test_the_same_step_is_the_same_bytes(tmp_path):

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
@@ -48,6 +49,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InvalidInput(f"{path}: not a safetensors file ({error})") from error
 
 
+#: Of a value whose numbers may be numpy's, as arguments may.
+_json = partial(json.dumps, default=methodcaller("item"))
+
+
 class Stored(NamedTuple):
     """Tensors by name, on the CPU, and what was noted beside them."""
 
@@ -71,7 +76,7 @@ class Store:
         """Replace what is stored under the name; raises InvalidInput where it cannot be written."""
         if (path := self._path(name)) is not None:
             copies = {key: tensor.detach().cpu().clone().contiguous() for key, tensor in tensors.items()}
-            metadata = {"question": json.dumps(question), "notes": json.dumps(notes)}
+            metadata = {"question": _json(question), "notes": _json(notes)}
             metadata["digest"] = _content(copies, metadata)
             write_bytes(path, with_metadata(safetensors.torch.save(copies), metadata))
 
@@ -81,13 +86,13 @@ class Store:
         The folder is made here already: work that cannot be stored should not begin.
         """
         answered, stored = self._read(name) or (None, None)
-        return stored if answered == json.loads(json.dumps(question)) else None
+        return stored if answered == json.loads(_json(question)) else None
 
     def check(self, name: str, question: Mapping[str, Any]) -> None:
         """Raise InvalidInput where what is stored under the name has another value for one of these fields."""
         if (read := self._read(name)) is None:
             return
-        fields = json.loads(json.dumps(question))
+        fields = json.loads(_json(question))
         if not isinstance(read[0], dict) or any(read[0].get(field) != value for field, value in fields.items()):
             raise InvalidInput(
                 f"{self._path(name)}: the checkpoint of another training (graph, data or "
@@ -149,7 +154,7 @@ class Journal:
             ] or [None]
         except (OSError, InvalidInput) as error:
             raise InvalidInput(f"{path}: not a journal of trials ({error}); delete it") from error
-        if first != json.loads(json.dumps(self.about)):
+        if first != json.loads(_json(self.about)):
             if lines and not force:
                 known = first if isinstance(first, dict) else {}
                 other = ", ".join(name for name, value in self.about.items() if known.get(name) != value)
@@ -178,7 +183,7 @@ class Journal:
         with file_errors(f"{path.parent}: cannot be made", "; choose another folder"):
             path.parent.mkdir(parents=True, exist_ok=True)
         lines = [self.about, *(self._line(plan, score) for plan, score in self.scores.items())]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+        write_text(path, "".join(_json(line) + "\n" for line in lines))
 
     def _line(self, plan: Sequence[str], score: float) -> dict[str, Any]:
         """What is written of a score; the digest shows one that changed since."""
