@@ -214,3 +214,4 @@ def test_biases_are_multiples_of_the_products_of_scales():
     step = bias_step(torch.tensor(0.5), torch.tensor([1.0, 2.0]), 4)
     assert step.tolist() == [0.5, 1.0, 0.5, 1.0]  # two groups
     assert bias_step(torch.tensor(0.5), torch.tensor([3.0]), 2).tolist() == [1.5, 1.5]  # one scale for the tensor
+    assert bias_step(torch.tensor(0.5), torch.tensor([1.0, 2.0]), 1).tolist() == [0.5, 1.0]  # one bias for all channels

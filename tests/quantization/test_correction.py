@@ -97,6 +97,23 @@ def test_biases_stay_whole_multiples_where_inputs_are_integers():
     assert worst[0] < 0.6 * worst[1]
 
 
+@pytest.mark.parametrize("correction", ["at_once", "sequential", "off"])
+def test_a_bias_of_one_number_serves_all_channels(correction):
+    torch.manual_seed(0)
+    net = Net(
+        lambda net, x: torch.addmm(net.b, x, net.w), w=nn.Parameter(torch.randn(6, 4)), b=nn.Parameter(torch.ones(1))
+    )
+    x = torch.randn(20, 6).double()
+    graph = capture(net.double(), x)
+    found = quantize(graph, plan_of(graph.layers, "w8a8"), [x], bias_correction=correction)
+    (layer,), quantizers = found.layers, by_tensor(found)
+    (operation,) = layer.operations
+    bias = tensor_of(found.module, found.node(operation.node).args[operation.kind.bias])
+    step = quantizers[operation.input].scale * quantizers[layer.name].scale
+    torch.testing.assert_close(bias.expand(4) / step, torch.round(bias / step), atol=1e-9, rtol=0)
+    assert float(((found(x) - graph(x)).std() / graph(x).std()).detach()) < 0.01
+
+
 def test_both_graphs_are_left_as_they_are():
     graph, x = residual()
     simulated = quantize(graph, plan_of(graph.layers, "w2a4"), [x])

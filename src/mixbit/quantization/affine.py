@@ -115,15 +115,17 @@ def _straight_through(
 def bias_step(read: Tensor, scale: Tensor, channels: int) -> Tensor:
     """[channels] what a bias is a whole multiple of, as runtimes hold it: the input's scale times the weight's.
 
-    Where a transposed convolution has groups, each scale of the weight serves one channel of every group.
+    A bias of one number serves all channels of the weight. Where a transposed convolution has groups, each scale of the
+    weight serves one channel of every group.
     """
     products = read * scale
-    return products.repeat(channels // len(products))
+    return products.repeat(max(1, channels // len(products)))
 
 
 def least_scale(bias: Tensor, read: Tensor, channels: int) -> Tensor:
     """[channels] the weight's scales at which the bias is LARGEST_BIAS steps, for the input's scale."""
-    return (bias.abs() / (read * LARGEST_BIAS)).reshape(-1, channels).amax(0)
+    steps = bias.abs() / (read * LARGEST_BIAS)
+    return steps.expand(channels) if steps.numel() == 1 else steps.reshape(-1, channels).amax(0)
 
 
 def min_max_factors(weight: Tensor, axis: int, fmt: Format) -> tuple[Tensor, Tensor]:
