@@ -121,7 +121,8 @@ class Backward:
 
     Of what the loss depends on, `at_operation` gets every operation, and `at_input` every tensor that layers read and
     every other one among the `tensors`, once. What an operation reads, and the gradient by its output, have the samples
-    of the batch even where all share the output, if arithmetic alone reads it: see `by_sample`.
+    of the batch even where all share the output, if sums, differences, products and quotients with tensors of samples
+    alone read it, without a view in between: see `by_sample`.
     """
 
     def __init__(
