@@ -17,7 +17,7 @@ from mixbit.graph.graph import Graph, Layer, Operation, argument
 from mixbit.quantization.affine import along
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.quantization.rows import rows_of
-from mixbit.quantization.statistics import Moments
+from mixbit.quantization.statistics import Moments, SampleMoments
 from mixbit.roundings._input import RoundingInput
 from mixbit.roundings.gptq import gptq
 from mixbit.roundings.quantize import quantize
@@ -68,23 +68,34 @@ def columns(graph: Graph, operation: Operation, weight: Tensor, axis: int, x: Te
     return torch.stack(found, 2)
 
 
-def shrinkage(read: Tensor, batches: list[int]) -> Tensor:
-    """[groups, 1, 1] what Ledoit and Wolf draw moments by, told from four parts of every batch's rows."""
-    samples = read.unflatten(1, (sum(batches), -1)).split(batches, 1)
-    parts = [part for batch in samples for part in batch.flatten(1, 2).chunk(4, 1)]
-    shift = samples[0].flatten(1, 2).mean(1)
-    found = []
-    for group in range(len(read)):
-        rows = read[group] - shift[group]
-        moments = rows.T @ rows / len(rows)
-        error = 0.0
-        for part in parts:
-            few = part[group] - shift[group]
-            error += len(few) * float((few.T @ few / len(few) - moments).square().sum())
-        error /= (len(parts) - 1) * len(rows)
-        distance = float((moments - torch.eye(len(moments)) * moments.diagonal().mean()).square().sum())
-        found.append(1.0 if error >= distance > 0 else error / distance if distance else 0.0)
-    return torch.tensor(found).double().reshape(-1, 1, 1)
+def parts_of(read: Tensor, batches: list[int]) -> list[Tensor]:
+    """[groups, rows, columns] of at least four samples each, where there are so many: four parts of a batch at most."""
+    parts, held = [], []
+    for batch in read.unflatten(1, (sum(batches), -1)).split(batches, 1):
+        held.append(batch)
+        count = sum(part.shape[1] for part in held)
+        if count < 4:
+            continue
+        num = min(4, count // 4, max(1, batch.shape[1] * batch.shape[2] // batch.shape[3])) if len(held) == 1 else 1
+        parts += torch.cat(held, 1).split(-(-count // num), 1)
+        held = []
+    return [part.flatten(1, 2) for part in parts + ([torch.cat(held, 1)] if held else [])]
+
+
+def shrunk(read: Tensor, batches: list[int], centred: bool) -> Tensor:
+    """[groups, columns, columns] second moments, those around the mean drawn as Ledoit and Wolf say, group by group."""
+    parts, found = parts_of(read, batches), []
+    for rows, *few in zip(read, *parts, strict=True):
+        shift, mean, unit = few[0].mean(0), rows.mean(0), torch.eye(rows.shape[1]).double()
+        around = (rows - mean).T @ (rows - mean) / len(rows)
+        whole = (rows - shift).T @ (rows - shift) / len(rows)
+        errors = [len(part) * ((part - shift).T @ (part - shift) / len(part) - whole).square().sum() for part in few]
+        error = float(sum(errors)) / max(1, len(few) - 1) / len(rows)
+        distance = float((around - unit * around.diagonal().mean()).square().sum())
+        share = 0.0 if len(few) == 1 or error <= 0 else min(1.0, error / distance) if distance else 1.0
+        drawn = (1 - share) * around + share * unit * around.diagonal().mean()
+        found.append(len(rows) * (drawn if centred else drawn + mean.outer(mean)))
+    return torch.stack(found)
 
 
 def expected_weight(given: RoundingInput, result: Graph, layer: Layer, x: Tensor, *, by_activation: bool) -> Tensor:
@@ -95,12 +106,8 @@ def expected_weight(given: RoundingInput, result: Graph, layer: Layer, x: Tensor
     for operation in layer.operations:
         node = result.node(operation.node)
         read = columns(result, operation, weight, layer.axis, env[argument(node, operation.data)])
-        shares = shrinkage(read, [inputs.batch_size for inputs in given.batches])
-        if given.bias_correction and operation.takes_bias:
-            read = read - read.mean(1, keepdim=True)
-        plain = read.mT @ read
-        unit = torch.eye(plain.shape[2]).double() * plain.diagonal(dim1=1, dim2=2).mean(1).reshape(-1, 1, 1)
-        hessian = hessian + (1 - shares) * plain + shares * unit
+        centred = given.bias_correction and operation.takes_bias
+        hessian = hessian + shrunk(read, [inputs.batch_size for inputs in given.batches], centred)
     groups = len(hessian)
     scale, zero_point = (
         along(factor, layer.axis, weight.shape)
@@ -127,7 +134,7 @@ def test_rows_times_weight_are_what_the_operator_returns(kind):
     (operation,) = layer.operations
     node, weight = graph.node(operation.node), graph.parameter(layer.name).detach()
     read = tensors_read(graph, x)[argument(node, operation.data)]
-    rows = torch.cat(list(rows_of(node, operation, read, layer.shape[2:])), 1)
+    rows = torch.cat([rows for rows, _ in rows_of(node, operation, read, layer.shape[2:])], 1)
     torch.testing.assert_close(rows, columns(graph, operation, weight, layer.axis, read))
 
 
@@ -139,7 +146,8 @@ def test_few_samples_at_a_time_give_the_same_rows(monkeypatch):
     monkeypatch.setattr("mixbit.quantization.rows.FEW_ELEMENTS", 1)
     parts = list(rows_of(node, operation, x, (3, 3)))
     assert (len(whole), len(parts)) == (1, 3)
-    assert torch.equal(torch.cat(parts, 1), whole[0])
+    assert torch.equal(torch.cat([rows for rows, _ in parts], 1), whole[0][0])
+    assert [share for _, share in parts] == [1 / 3] * 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -150,37 +158,39 @@ def test_moments_keep_their_digits_beside_a_large_mean(dtype):
         moments.update(part)
     x = x.to(dtype).double()
     torch.testing.assert_close(moments.mean, x.mean(1))
-    for centred, rows in ((True, x - x.mean(1, keepdim=True)), (False, x)):
-        plain, share = rows.mT @ rows, moments.shrinkage()
-        torch.testing.assert_close(moments.hessian("layer", centred=centred), plain, rtol=1e-5, atol=1e-3)
-        found = moments.shrunk_hessian("layer", centred=centred)
-        unit = plain.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).unsqueeze(2) * torch.eye(5)
-        torch.testing.assert_close(found, plain.lerp(unit.double(), share.reshape(2, 1, 1)), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(moments.hessian("layer", centred=False), x.mT @ x)
+    centred = x - x.mean(1, keepdim=True)
+    torch.testing.assert_close(moments.hessian("layer", centred=True), centred.mT @ centred, rtol=1e-5, atol=1e-3)
 
 
-def test_moments_of_few_samples_are_drawn_to_a_unit_matrix_and_come_nearer_to_those_of_all():
+@pytest.mark.parametrize("size", [1, 4, 16])
+@pytest.mark.parametrize("mean", [0.0, 5.0])
+def test_moments_of_few_samples_come_nearer_to_those_of_all(size, mean):
     generator = torch.Generator().manual_seed(0)
     mixing = torch.randn(24, 24, generator=generator).double() / 8 + torch.eye(24).double()
-    everything = mixing.T @ mixing
     shares, gains = [], []
     for count in (16, 64, 4096):
-        rows = (torch.randn(1, count, 24, generator=generator).double() @ mixing).repeat_interleave(3, 1)
-        moments = Moments()
-        for part in rows.split(rows.shape[1] // 4, 1):
-            moments.update(part)
-        plain = (rows.mT @ rows)[0] / rows.shape[1]
-        drawn = moments.shrunk_hessian("layer", centred=False)[0] / rows.shape[1]
+        # Three rows of a sample are the same: taken for samples of their own they would make errors look smaller.
+        samples = torch.randn(1, count, 24, generator=generator).double() @ mixing + mean
+        rows, moments = samples.repeat_interleave(3, 1), SampleMoments()
+        for part in rows.split(3 * size, 1):
+            moments.update(part, part.shape[1] / 3)
         shares.append(float(moments.shrinkage()))
-        gains.append(float((drawn - everything).norm() / (plain - everything).norm()))
+        for centred in (True, False):
+            around = mixing.T @ mixing + (0 if centred else mean**2)
+            plain = moments.moments.hessian("layer", centred=centred)[0] / rows.shape[1]
+            drawn = moments.hessian("layer", centred=centred)[0] / rows.shape[1]
+            gains.append(float((drawn - around).norm() / (plain - around).norm()))
     assert min(shares[:2]) > 0.3
     assert 0 < shares[2] < 0.02
-    assert gains[0] < gains[1] < 0.9
-    assert gains[2] < 1.01
+    assert gains[0] < 0.7
+    assert gains[2] < 0.95
+    assert max(gains) < 1.02
 
 
-def test_of_one_row_nothing_is_known_of_moments():
-    moments = Moments()
-    moments.update(torch.randn(2, 1, 3))
+def test_of_one_sample_nothing_is_known_of_moments():
+    moments = SampleMoments()
+    moments.update(torch.randn(2, 9, 3), 1)
     assert torch.equal(moments.shrinkage(), torch.zeros(2).double())
 
 

@@ -9,19 +9,21 @@ from torch import Tensor, fx
 from mixbit.graph import FEW_ELEMENTS, Operation, windows
 
 
-def rows_of(node: fx.Node, operation: Operation, x: Tensor, kernel: Sequence[int]) -> Iterator[Tensor]:
-    """[G, N, columns] what an operator that is not transposed multiplies its weight's rows with, few samples at a time.
+def rows_of(node: fx.Node, operation: Operation, x: Tensor, kernel: Sequence[int]) -> Iterator[tuple[Tensor, float]]:
+    """[G, N, columns] what an operator that is not transposed multiplies its weight's rows with, and the share of all.
 
-    The kernel is the weight's sizes behind its channels; empty for products.
+    A few entries of the first dimension at a time. The kernel is the weight's sizes behind its channels; empty for
+    products.
     """
     if operation.channels_last:
-        yield x.reshape(1, -1, x.shape[-1])
+        yield x.reshape(1, -1, x.shape[-1]), 1.0
         return
     if x.ndim == len(kernel) + 1:
         x = x.unsqueeze(0)  # one sample
     elements = math.prod(x.shape[1:]) * math.prod(kernel)
     for some in x.split(max(1, 4 * FEW_ELEMENTS // elements)):
-        yield _by_position(windows(node, some, kernel), len(kernel)).flatten(0, len(kernel)).flatten(2).movedim(1, 0)
+        rows = _by_position(windows(node, some, kernel), len(kernel)).flatten(0, len(kernel)).flatten(2).movedim(1, 0)
+        yield rows, len(some) / len(x)
 
 
 def few_rows_of(

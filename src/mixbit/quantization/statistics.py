@@ -1,5 +1,7 @@
 """Means over samples, and how far they may be off."""
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -43,10 +45,6 @@ GROWTH = 10.0
 LEAST_DAMPING = 1e-6
 
 
-#: Parts that rows of one update are cut into, one behind the other, to see how much moments differ from part to part.
-PARTS = 4
-
-
 class Moments:
     """Running moments of rows [G, N, columns], of G groups of channels that do not meet.
 
@@ -59,26 +57,28 @@ class Moments:
     def __init__(self) -> None:
         self.count = 0
 
-    def update(self, rows: Tensor) -> None:
-        """Take in some rows, those of a sample next to one another."""
+    def update(self, rows: Tensor) -> Tensor:
+        """Take in some rows; returns the sum of their squares, relative to the first mean: [G, columns, columns]."""
         if self.count == 0:
             self._shift = rows.mean(1, keepdim=True)
             self._sum = torch.zeros_like(self._shift[:, 0], dtype=torch.float64)
             self._squares = self._sum.unsqueeze(2) * self._sum.unsqueeze(1)
-            self._parts, self._norms = 0, torch.zeros_like(self._sum[:, 0])
         rows = rows - self._shift
         self.count += rows.shape[1]
         self._sum += rows.sum(1).double()
-        for part in rows.chunk(PARTS, 1):
-            squares = (part.mT @ part).double()
-            self._squares += squares
-            self._norms += squares.square().sum((1, 2)) / part.shape[1]
-            self._parts += 1
+        squares = (rows.mT @ rows).double()
+        self._squares += squares
+        return squares
 
     @property
     def mean(self) -> Tensor:
         """[G, columns], float64."""
         return self._shift[:, 0].double() + self._sum / self.count
+
+    @property
+    def squares(self) -> Tensor:
+        """[G, columns, columns] the sum of what updates returned."""
+        return self._squares
 
     def hessian(self, layer: str, *, centred: bool) -> Tensor:
         """[G, columns, columns] sum over rows of x x', or of (x - mean)(x - mean)'; float64.
@@ -93,33 +93,85 @@ class Moments:
             return around_mean
         return around_mean + self.count * self.mean.unsqueeze(2) * self.mean.unsqueeze(1)
 
-    def shrunk_hessian(self, layer: str, *, centred: bool) -> Tensor:
-        """`hessian` H drawn to a unit matrix: (1 - r) H + r tr(H) / columns I, with r the `shrinkage`.
 
-        Of few samples, the small directions of H are too small, and what is fitted to them does not hold on others.
+#: Samples of a part at least, whose moments are compared with those of others, and parts that one update makes at most.
+LEAST_SAMPLES, MOST_PARTS = 4, 4
+
+
+class SampleMoments:
+    """Moments of rows of few samples, as near to those of all data as differences between samples allow to be told.
+
+    Rows are gathered to parts of LEAST_SAMPLES and more, since those of one sample depend on one another.
+    """
+
+    def __init__(self) -> None:
+        self.moments = Moments()
+        self._waiting: list[Tensor] = []
+        self._samples = 0.0
+        self._parts, self._norms = 0, torch.zeros(())
+
+    def update(self, rows: Tensor, samples: float) -> None:
+        """Take in rows [G, N, columns] of so many samples, those of a sample next to one another."""
+        self._waiting.append(rows)
+        self._samples += samples
+        if self._samples >= LEAST_SAMPLES:
+            self._take()
+
+    @property
+    def mean(self) -> Tensor:
+        """[G, columns], float64."""
+        self._take()
+        return self.moments.mean
+
+    def hessian(self, layer: str, *, centred: bool) -> Tensor:
+        """[G, columns, columns] `Moments.hessian`, its part around the mean drawn to a unit matrix.
+
+        That part H becomes (1 - r) H + r tr(H) / columns I, with r the `shrinkage`. Of few samples, the small
+        directions of H are too small, and what is fitted to them does not hold on others.
+
+        Raises InvalidInput, which names the layer, where the rows are not finite.
         """
-        hessian = self.hessian(layer, centred=centred)
-        diagonal = hessian.diagonal(dim1=1, dim2=2)
-        unit = torch.diag_embed(diagonal.mean(1, keepdim=True).expand_as(diagonal))
-        return hessian.lerp(unit, self.shrinkage().reshape(-1, 1, 1))
+        self._take()
+        found = self.moments.hessian(layer, centred=True)
+        drawn = found.lerp(_unit(found), self.shrinkage().reshape(-1, 1, 1))
+        return drawn if centred else drawn + (self.moments.hessian(layer, centred=False) - found)
 
     def shrinkage(self) -> Tensor:
         """[G] the share r of the unit matrix with the least expected square error from the moments of all data.
 
         With S = H / N over N rows, r = E|S - E S|^2 / |S - tr(S) / columns I|^2 in squares of entries, at most 1. The
-        error of S is told from its differences between parts: rows of one sample depend on one another. 0 with one
-        part, of which nothing is known.
+        error of S is told from its differences between parts. 0 with one part, of which nothing is known.
 
         Source: O. Ledoit and M. Wolf, "A well-conditioned estimator for large-dimensional covariance matrices", Journal
         of Multivariate Analysis 88, 2004.
         """
+        self._take()
+        count, around_mean = self.moments.count, self.moments.hessian("rows", centred=True)
         if self._parts < 2:
-            return torch.zeros_like(self._norms)
-        whole = self._squares.square().sum((1, 2)) / self.count
-        trace = self._squares.diagonal(dim1=1, dim2=2).sum(1)
-        error = (self._norms - whole).clamp(min=0) / (self._parts - 1)
-        distance = (whole - trace.square() / (self.count * self._squares.shape[2])).clamp(min=0)
+            return torch.zeros_like(around_mean[:, 0, 0])
+        error = self._norms - self.moments.squares.square().sum((1, 2)) / count
+        error = error.clamp(min=0) / (self._parts - 1)
+        distance = (around_mean - _unit(around_mean)).square().sum((1, 2)) / count
         return torch.where(distance > error, error / distance, (error > 0).to(error))
+
+    def _take(self) -> None:
+        if not self._waiting:
+            return
+        rows, samples, num = torch.cat(self._waiting, 1), self._samples, 1
+        if len(self._waiting) == 1:  # a part's squares of columns must not cost more than its rows
+            num = max(1, min(MOST_PARTS, int(samples) // LEAST_SAMPLES, rows.shape[1] // rows.shape[2]))
+        of_part = round(rows.shape[1] * math.ceil(samples / num) / samples)
+        for part in rows.split(of_part, 1):
+            squares = self.moments.update(part)
+            self._norms = self._norms + squares.square().sum((1, 2)) / part.shape[1]
+            self._parts += 1
+        self._waiting, self._samples = [], 0.0
+
+
+def _unit(hessian: Tensor) -> Tensor:
+    """[G, columns, columns] the multiple of the unit matrix with the same trace."""
+    diagonal = hessian.diagonal(dim1=1, dim2=2)
+    return torch.diag_embed(diagonal.mean(1, keepdim=True).expand_as(diagonal))
 
 
 def inverse_factor(hessian: Tensor, damping: float) -> Tensor:

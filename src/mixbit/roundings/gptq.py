@@ -11,12 +11,12 @@ from annotated_types import Ge
 from torch import Tensor, fx
 
 from mixbit.core import InvalidInput, method
-from mixbit.graph import Graph, Layer, Operation, argument, in_order
+from mixbit.graph import Graph, Layer, Operation, argument, group_samples, in_order, sample_axis
 from mixbit.quantization.affine import along, dequantize, quantize
 from mixbit.quantization.biases import corrected_biases
 from mixbit.quantization.quantizer import Quantizer, activation_quantizers, weight_quantizers
 from mixbit.quantization.rows import rows_of
-from mixbit.quantization.statistics import Moments, inverse_factor
+from mixbit.quantization.statistics import SampleMoments, inverse_factor
 from mixbit.roundings._input import RoundingInput
 
 #: Columns rounded before the ones behind them are brought up to date, all in one product.
@@ -39,7 +39,7 @@ def gptq(
     have; an output channel for which the nearest integers do better keeps them. The rows x are what the operator reads
     in the simulated network with its activations quantized and earlier layers final. Where a bias takes off the mean
     error, rows are relative to their mean, and the bias is corrected for the new weight. Of few samples, the sum is
-    drawn to one over all directions alike, see `Moments.shrunk_hessian`. Zeros of sparse formats stay, and the other
+    drawn to one over all directions alike, see `SampleMoments.hessian`. Zeros of sparse formats stay, and the other
     weights make up for them.
 
     This rounds linear operators, products, and convolutions. A weight that several operators read is rounded when the
@@ -114,12 +114,13 @@ def _jobs(inputs: RoundingInput, simulated: Graph) -> list[_Job]:
 
 def _moments_in_order(
     inputs: RoundingInput, simulated: Graph, jobs: list[_Job], missing: list[_Job]
-) -> Iterator[tuple[_Job, dict[str, Moments]]]:
+) -> Iterator[tuple[_Job, dict[str, SampleMoments]]]:
     """Every missing layer with the moments of what its operators read, once all layers before it are final."""
     operators = {operation.node for job in jobs for operation in job.layer.operations}
     groups = {number: [operation.node for operation in job.layer.operations] for number, job in enumerate(missing)}
     reads = {operation.node: (job, operation) for job in missing for operation in job.operations}
-    moments: dict[_Rows, Moments] = defaultdict(Moments)
+    moments: dict[_Rows, SampleMoments] = defaultdict(SampleMoments)
+    axes = {source: sample_axis(source) for source, _ in (_rows(simulated, *pair) for pair in reads.values())}
     counted: set[tuple[int, _Rows]] = set()
 
     def see(batch: int, node: fx.Node, _: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -129,8 +130,10 @@ def _moments_in_order(
         key = _rows(simulated, job, operation)
         if (batch, key) not in counted:  # operators that share their rows count them once
             counted.add((batch, key))
-            for rows in rows_of(node, operation, args[operation.data], job.layer.shape[2:]):
-                moments[key].update(rows)
+            x = group_samples(axes[key[0]], args[operation.data], inputs.batches[batch].batch_size)
+            samples = len(x)
+            for rows, share in rows_of(node, operation, x.flatten(0, 1), job.layer.shape[2:]):
+                moments[key].update(rows, samples * share)
 
     for numbers in in_order(simulated, operators, groups, inputs.batches, see, "round weights"):
         for job in (missing[number] for number in numbers):
@@ -146,16 +149,14 @@ def _rows(simulated: Graph, job: _Job, operation: Operation) -> _Rows:
 
 
 def _round(
-    inputs: RoundingInput, simulated: Graph, job: _Job, moments: Mapping[str, Moments], **options: Any
+    inputs: RoundingInput, simulated: Graph, job: _Job, moments: Mapping[str, SampleMoments], **options: Any
 ) -> dict[str, Tensor]:
     """The new weight, by its name, and corrected biases, by the nodes of their operators."""
     layer, quantizer = job.layer, job.quantizer
     weight = simulated.parameter(layer.name)
     rows = job.rows(weight)
     centred = [operation.node for operation in job.operations if inputs.bias_correction and operation.takes_bias]
-    hessian = torch.stack([moments[name].shrunk_hessian(layer.name, centred=name in centred) for name in moments]).sum(
-        0
-    )
+    hessian = torch.stack([moments[name].hessian(layer.name, centred=name in centred) for name in moments]).sum(0)
     scale, zero_point = (
         job.rows(along(factor, layer.axis, weight.shape).expand_as(weight))
         for factor in (quantizer.scale, quantizer.zero_point)
