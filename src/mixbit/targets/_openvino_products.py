@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 _ops: Any = ov.opset15
 #: Operators that may stand between a quantizer and a product.
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze")
+#: Where a file holds, by a quantizer's name, the least number that was moved out of it.
+_MOVED = "moved_zero_points"
 
 
 def move_zero_points(model: Any, sums: Mapping[str, NDArray[np.float64]]) -> None:
@@ -18,14 +20,15 @@ def move_zero_points(model: Any, sums: Mapping[str, NDArray[np.float64]]) -> Non
     A quantizer with zero point z returns (q - z) s, at least l = -z s. It now returns q s, so a bias b becomes
     b + l sum_k w_ck, and additions get l back: the same numbers. The CPU plugin fuses scale and bias into a product of
     integers only where these have no zero point; else every output is shifted, scaled and shifted again behind it
-    (OpenVINO 2026.4).
+    (OpenVINO 2026.4). The range that a quantizer reads stays what it is: it differs from the one that it returns where
+    an x + c or x c before it was fused into it.
 
     Args:
-        model: It is changed in place.
+        model: It is changed in place, and holds l by the quantizer's name.
         sums: Name of a product with a weight -> [C] sums of the weight over what is summed.
     """
     for quantizer in [node for node in model.get_ordered_ops() if node.get_type_name() == "FakeQuantize"]:
-        low, high = (quantizer.input_value(place).get_node() for place in (1, 2))
+        low, high = (quantizer.input_value(place).get_node() for place in (3, 4))
         if any(end.get_type_name() != "Constant" or end.data.size != 1 for end in (low, high)):
             continue
         biases, additions = [], []
@@ -39,21 +42,31 @@ def move_zero_points(model: Any, sums: Mapping[str, NDArray[np.float64]]) -> Non
             else:
                 break
         else:
-            if low.data.item() != 0 and biases:
-                _shift(quantizer, low.data, high.data, biases, additions)
+            least, most = (np.float32(end.data.item()) for end in (low, high))
+            if least != 0 and biases:
+                _shift(quantizer, least, most, biases, additions)
+                model.set_rt_info(str(least), [_MOVED, quantizer.get_friendly_name()])
 
 
-def _shift(quantizer: Any, least: Any, most: Any, biases: list[Any], additions: list[Any]) -> None:
+def restored(model: Any, operator: Any) -> Any:
+    """The operator, and behind a quantizer the addition of what was moved out of it; the model may be read anew."""
+    place = [_MOVED, operator.get_friendly_name()]
+    if not model.has_rt_info(place):
+        return operator
+    return _ops.add(operator, np.float32(model.get_rt_info(place).astype(str)))
+
+
+def _shift(quantizer: Any, least: np.float32, most: np.float32, biases: list[Any], additions: list[Any]) -> None:
     x, low, high = (quantizer.input_value(place) for place in range(3))
-    shifted = _ops.fake_quantize(x, low, high, np.zeros_like(least), most - least, quantizer.get_levels())
+    shifted = _ops.fake_quantize(x, low, high, np.float32(0), most - least, quantizer.get_levels())
     shifted.set_friendly_name(quantizer.get_friendly_name())
-    back = _ops.add(shifted, low) if additions else shifted
+    back = _ops.add(shifted, least) if additions else shifted
     for port in additions:
         port.replace_source_output(back.output(0))
     quantizer.output(0).replace(shifted.output(0))
     for weights, port in biases:
         bias = port.get_source_output().get_node()
-        moved = bias.data + (float(least.item()) * weights).reshape(bias.get_output_shape(0))
+        moved = bias.data + (float(least) * weights).reshape(bias.get_output_shape(0))
         port.replace_source_output(_ops.constant(moved.astype(np.float32)).output(0))
 
 

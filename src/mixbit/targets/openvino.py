@@ -144,6 +144,8 @@ def _settings(model: Any) -> dict[str, str]:
 def load_tensors(folder: Path, names: list[tuple[str, bool]]) -> Callable[[list[NDArray[Any]]], dict[str, Any]]:
     """Compile the file so that it returns tensors inside: behind their quantizer, or behind the operator of a layer."""
     _openvino()
+    from mixbit.targets._openvino_products import restored
+
     model = _read(folder)
     operators = {operator.get_friendly_name(): operator for operator in model.get_ordered_ops()}
     places: dict[str, str] = {}
@@ -152,7 +154,7 @@ def load_tensors(folder: Path, names: list[tuple[str, bool]]) -> Callable[[list[
             places[name] = f"{QUANTIZER}{name.removeprefix(QUANTIZED)}"
         else:
             places[name] = f"{name}/bias" if biased and f"{name}/bias" in operators else name
-    held = {name: _restored(operators[place]) for name, place in places.items() if place in operators}
+    held = {name: restored(model, operators[place]) for name, place in places.items() if place in operators}
     settings = _settings(model)
     with mismatch(f"{folder / FILE}: OpenVINO cannot compile it with more outputs", RuntimeError):
         if held:
@@ -165,15 +167,6 @@ def load_tensors(folder: Path, names: list[tuple[str, bool]]) -> Callable[[list[
         return {name: results[sources.index(operator.get_friendly_name())] for name, operator in held.items()}
 
     return run
-
-
-def _restored(operator: Any) -> Any:
-    """The operator, and behind a quantizer what it takes off its numbers: products hold that in their biases."""
-    if operator.get_type_name() != "FakeQuantize":
-        return operator
-    ops: Any = _openvino().opset15
-    taken, returned = (operator.input_value(place) for place in (1, 3))
-    return ops.add(operator, ops.subtract(taken, returned))
 
 
 def stored(folder: Path) -> dict[str, StoredWeight]:
