@@ -159,12 +159,10 @@ def _product_of_blocks(graph: Any, node: Any, weight: IntegerWeight) -> list[Any
 
     Where the input is rounded in the same groups at run time, the operator does that itself, and computes in integers.
     """
-    x, group = node.inputs[0].meta.get(UNROUNDED, (node.inputs[0], None))
-    attributes = _size_of_blocks(weight)
-    if group == attributes["block_size"]:
-        attributes["accuracy_level"] = ROUNDS_INPUTS
-    else:
-        x = node.inputs[0]
+    x, attributes = node.inputs[0], _size_of_blocks(weight)
+    cut, group = x.meta.get(UNROUNDED, (None, None))
+    if cut is not None and group == attributes["block_size"]:
+        x, attributes["accuracy_level"] = cut.inputs[0], ROUNDS_INPUTS
     channels, inputs = weight.channels_first
     attributes |= {"K": inputs, "N": channels}
     return [ir.node("MatMulNBits", [x, *_blocks(graph, weight)], attributes, domain=MICROSOFT)]

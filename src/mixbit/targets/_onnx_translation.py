@@ -195,7 +195,7 @@ def _rounded_at_run_time(writer: Writer, x: Any, fmt: Format) -> Any:
     rounded = writer.add("Mul", writer.add("Round", writer.add("Div", parts, scale)), scale)
     rounded.shape = parts.shape = ir.Shape([*x.shape[:-1], size // group, group])
     whole = writer.reshape(rounded, sizes)
-    whole.meta[UNROUNDED] = x, group
+    whole.meta[UNROUNDED] = parts.producer(), group
     return whole
 
 

@@ -19,7 +19,8 @@ ONNX_TYPES = {
 TORCH_TYPES = {onnx: own for own, onnx in ONNX_TYPES.items()}
 #: Constants of at most so many numbers are named by what they hold, and stored once.
 FEW = 8
-#: In `meta` of a value whose groups are rounded at run time: the value before, and the length of the groups.
+#: In `meta` of a value whose groups are rounded at run time: the node that reads the value before, which another may
+#: come to make, and the length of the groups.
 UNROUNDED = "unrounded"
 
 
