@@ -187,8 +187,8 @@ class SampleGradients(Backward):
     """As `Backward`, but waits for every operator of a weight, and then gives the weight's gradients of all samples.
 
     A weight that several operators use takes the sum of their gradients. Where the samples of some operator cannot be
-    told apart, the batch's gradient stands for them. `at_weight` is called
-    once a layer and batch. With `means`, which bias correction takes off, gradients are those of the corrected network.
+    told apart, the batch's gradient stands for them. `at_weight` is called once a layer and batch. With `means`, which
+    bias correction takes off, gradients are those of the corrected network.
     """
 
     def __init__(

@@ -42,9 +42,9 @@ def fit(
 
     Sample i's loss is its part in the mean loss of its batch, times the batch size. The published code squares the
     mean gradient of a batch of B, which adds about B - 1 times the square of the mean gradient. Where samples cannot be
-    told apart, the batch's gradient stands for them. A weight that several
-    operators use takes the sum of their gradients; the noise of a tensor that k layers read counts 1/k in each. Unlike
-    in the published code, the network's input counts as any other.
+    told apart, the batch's gradient stands for them. A weight that several operators use takes the sum of their
+    gradients; the noise of a tensor that k layers read counts 1/k in each. Unlike in the published code, the network's
+    input counts as any other.
 
     Args:
         inputs: Its seed draws labels of the outputs that have none; for a network of one output it has no effect.
