@@ -52,7 +52,7 @@ def sparse_plan(graph: Graph, scheme: str, target: str) -> mb.Plan:
 
 def calibration_with_masks(data: Data, scheme: str, importance: str | None) -> Calibration:
     """The data's calibration with the masks of that scheme."""
-    calibration = dataclasses.replace(data.calibration, masks={}, scales={})
+    calibration = dataclasses.replace(data.calibration, masks={}, weight_factors={})
     if importance is not None:
         weight = Scheme.parse(scheme).weight
         case = Case(data.graph, data.calibration_batches, TASK)

@@ -84,7 +84,7 @@ def calibrated(schemes, importance=None):
     one = setting_of("convolutions")
     question = dataclasses.replace(
         one.inputs(labelled=False, schemes=schemes),
-        calibration=dataclasses.replace(one.calibration, masks={}, scales={}),
+        calibration=dataclasses.replace(one.calibration, masks={}, weight_factors={}),
     )
     if importance is not None:
         choose_masks(case_of(question), question.calibration, question.layers, question.weight_formats, importance)

@@ -100,7 +100,7 @@ def test_clipping_is_chosen_somewhere():
 def test_ratios_may_run_in_several_goes(kind, monkeypatch):
     graph, layer, calibration = calibrated(kind)
     together = weight_quantizer(graph, layer, channel_format(3), calibration).scale
-    calibration.scales.clear()
+    calibration.weight_factors.clear()
     monkeypatch.setattr(importlib.import_module("mixbit.quantization.scales"), "FEW_ELEMENTS", 1)
     assert graph_module.FEW_ELEMENTS > 1
     assert torch.equal(weight_quantizer(graph, layer, channel_format(3), calibration).scale, together)
@@ -146,7 +146,7 @@ def test_scales_are_worked_out_once():
     graph, layer, calibration = calibrated("linear")
     first = weight_quantizer(graph, layer, channel_format(4), calibration)
     assert weight_quantizer(graph, layer, channel_format(4), calibration).scale is first.scale
-    assert set(calibration.scales) == {("a.weight", channel_format(4))}
+    assert set(calibration.weight_factors) == {("a.weight", channel_format(4))}
 
 
 def test_small_layers_try_more_scales_and_coarser_ones():

@@ -29,6 +29,8 @@ IGNORES_LOSS = "ignores the loss"
 #: It does not look at what the outputs mean, so that any task does.
 IGNORES_TASK = "ignores the task"
 
+#: Numbers of errors of weights that stay.
+MOST_KEPT = 2**26
 #: Resampled means of a mean over samples.
 RESAMPLES = 32
 
@@ -49,6 +51,7 @@ class MetricInput:
         seed: Random seed.
         between: Tensor that no layer reads -> the layers for whose sake it is rounded with their inputs, see
             `mixbit.quantization.simulate.rounded_between`.
+        kept: What `weight_errors` gave for the first layers that asked, for parts of the batches too.
     """
 
     graph: Graph
@@ -58,6 +61,7 @@ class MetricInput:
     task: Task
     seed: int
     between: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    kept: dict[tuple[str, tuple[Format, ...]], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -130,13 +134,24 @@ class MetricInput:
             quantizers.append(quantizer)
         return quantizers
 
-    def weight_errors(self, layer: Layer, rows: Tensor | None = None) -> list[Tensor]:
-        """What each of the `weight_quantizers` adds to the layer's weight, or to its rows."""
+    def weight_errors(self, layer: Layer, rows: Tensor | None = None) -> Tensor:
+        """[formats, *weight] what each of the `weight_quantizers` adds to the layer's weight, or to its rows.
+
+        Those of whole weights may be read again: they are not to be changed.
+        """
+        key = layer.name, self.weight_formats
+        if rows is None and key in self.kept:
+            return self.kept[key]
         weight = self.graph.parameter(layer.name).detach()
         weight = weight if rows is None else weight[rows]
-        return [quantizer(weight) - weight for quantizer in self.weight_quantizers(layer, rows)]
+        errors = weight.new_empty(len(self.weight_formats), *weight.shape)
+        for error, quantizer in zip(errors, self.weight_quantizers(layer, rows), strict=True):
+            torch.sub(quantizer(weight), weight, out=error)
+        if rows is None and errors.numel() + sum(map(Tensor.numel, self.kept.values())) <= MOST_KEPT:
+            self.kept[key] = errors
+        return errors
 
-    def mean_errors(self, layer: Layer, errors: Sequence[Tensor]) -> dict[str, list[Tensor]]:
+    def mean_errors(self, layer: Layer, errors: Iterable[Tensor]) -> dict[str, list[Tensor]]:
         """Operator's node -> its mean output for each error of the weight, shaped to be subtracted from the output.
 
         Bias correction subtracts it; operators whose bias cannot are left out.

@@ -11,9 +11,8 @@ from mixbit.graph import Backward, Layer, Operation, convolution_gradients
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
 from mixbit.metrics._selection import Selection
 
-#: Numbers of errors of weights that stay from batch to batch, of gradients held at a time, and of an activation that
-#: fit into a core's cache.
-MOST_KEPT, MOST_GRADIENTS, IN_CACHE = 2**25, 2**22, 2**17
+#: Numbers of gradients held at a time, and of an activation that fit into a core's cache.
+MOST_GRADIENTS, IN_CACHE = 2**22, 2**17
 #: Channels whose gradients are one product of matrices: more leave the cache, fewer make it slow.
 MOST_CHANNELS = 96
 
@@ -47,10 +46,9 @@ class _Scorer:
         self.inputs = inputs
         self.generator = torch.Generator().manual_seed(inputs.seed)
         self.selection = Selection(inputs)
-        self.kept: dict[str, Tensor] = {}
         self.shifts: dict[str, list[Tensor]] = {}
         for layer in inputs.layers if inputs.weight_formats else ():
-            self.shifts |= inputs.mean_errors(layer, [*self._errors(layer)])
+            self.shifts |= inputs.mean_errors(layer, inputs.weight_errors(layer))
         self.backward = Backward(
             inputs.graph,
             inputs.layers,
@@ -102,27 +100,17 @@ class _Scorer:
             scores = torch.stack([(gradient * error[places]).flatten(1).sum(1) for error in errors], 1)
         elif operation.channels_last:
             x, gradient = x.flatten(1, -2), gradient.flatten(1, -2)
-            scores = _dot_with_matrices(x, gradient, self._errors(layer).movedim(layer.axis + 1, 1))
+            scores = _dot_with_matrices(x, gradient, self.inputs.weight_errors(layer).movedim(layer.axis + 1, 1))
         else:
             weight = self.inputs.graph.parameter(layer.name).detach()
             gradients = convolution_gradients(self.inputs.graph.node(operation.node), weight, x, gradient)
-            errors = self._errors(layer).flatten(1).T
+            errors = self.inputs.weight_errors(layer).flatten(1).T
             scores = torch.cat([some.flatten(1) @ errors for some in gradients])
         shifts = self.shifts.get(operation.node)
         if shifts is not None:
             sums = gradient.sum(1) if operation.channels_last else gradient.flatten(3).sum((1, 3))
             scores = scores - sums @ torch.stack(shifts).flatten(1).T
         self.weight_scores[layer.name].append(scores)
-
-    def _errors(self, layer: Layer) -> Tensor:
-        """[formats, *weight] as `MetricInput.weight_errors`; those of the first layers stay for the next batch."""
-        kept = self.kept.get(layer.name)
-        if kept is not None:
-            return kept
-        errors = torch.stack(self.inputs.weight_errors(layer))
-        if errors.numel() + sum(map(Tensor.numel, self.kept.values())) <= MOST_KEPT:
-            self.kept[layer.name] = errors
-        return errors
 
 
 def _dot_with_matrices(x: Tensor, gradient: Tensor, errors: Tensor) -> Tensor:

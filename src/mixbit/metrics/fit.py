@@ -132,7 +132,7 @@ class _Scorer:
         """[F, elements] squares of the weight's error in each weight format, or [F, 1] where they are one number."""
         inputs = self.inputs
         if self.real:
-            return torch.stack(inputs.weight_errors(layer)).square_().flatten(1)
+            return inputs.weight_errors(layer).square().flatten(1)
         weight = inputs.graph.parameter(layer.name).detach()
         low, high = torch.aminmax(weight)
         noise = _noise_power(float(low), float(high), inputs.weight_formats).unsqueeze(1)

@@ -36,7 +36,7 @@ class Calibration:
             behind it: over all positions where the channels are last, over samples before a convolution.
         samples: Node name of an operator -> the tensor it reads, for a few samples drawn evenly from the data.
         num_samples: Samples seen.
-        scales: (layer, format) -> scales of its weight; filled when first needed.
+        weight_factors: (layer, format) -> scales and zero points of its weight; filled when first needed.
         ranges: (node, format) -> scale and zero point of its tensor; filled when first needed.
         range_method: Chooses them from the histogram.
         masks: (layer, sparsity) -> which weights stay; from `mixbit.quantization.masks`, or by magnitude when needed.
@@ -47,7 +47,7 @@ class Calibration:
     mean_inputs: dict[str, dict[tuple[int, ...], tuple[Tensor, int]]]
     samples: dict[str, tuple[Tensor, ...]]
     num_samples: int
-    scales: dict[tuple[str, Format], Tensor] = field(default_factory=dict)
+    weight_factors: dict[tuple[str, Format], tuple[Tensor, Tensor]] = field(default_factory=dict)
     ranges: dict[tuple[str, Format], tuple[float, int]] = field(default_factory=dict)
     range_method: RangeMethod = mse
     masks: dict[tuple[str, Sparsity], Tensor] = field(default_factory=dict)

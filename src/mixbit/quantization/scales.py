@@ -53,19 +53,20 @@ def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calib
     if fmt.floating is not None:
         scale = torch.ones(1, device=graph.device)
         return Quantizer(layer.name, fmt, layer.axis, scale, torch.zeros_like(scale))
-    mask, weight = weight_mask(graph, layer, fmt, calibration), graph.parameter(layer.name).detach()
-    pruned = weight if mask is None else weight * mask
-    scale, zero_point = min_max_factors(pruned, layer.axis, fmt)
-    if calibration is not None:
+    mask = weight_mask(graph, layer, fmt, calibration)
+    if calibration is None:
+        weight = graph.parameter(layer.name).detach()
+        factors = min_max_factors(weight if mask is None else weight * mask, layer.axis, fmt)
+    else:
         choose_scales(graph, layer, [fmt], calibration)
-        scale = calibration.scales[layer.name, fmt]
-    return Quantizer(layer.name, fmt, layer.axis, scale, zero_point, mask)
+        factors = calibration.weight_factors[layer.name, fmt]
+    return Quantizer(layer.name, fmt, layer.axis, *factors, mask)
 
 
 @torch.no_grad()
 def choose_scales(graph: Graph, layer: Layer, formats: Iterable[Format], calibration: Calibration) -> None:
     """Choose the scales of one weight in all these formats at once, as `weight_quantizer` says, where not known yet."""
-    missing = [fmt for fmt in formats if fmt.floating is None and (layer.name, fmt) not in calibration.scales]
+    missing = [fmt for fmt in formats if fmt.floating is None and (layer.name, fmt) not in calibration.weight_factors]
     operations = [each for each in layer.operations if each.input is not None and each.axis == layer.axis]
     judges = cache(lambda groups: [_judge(graph, layer, operation, calibration, groups) for operation in operations])
     # whether channels can be judged a few at a time
@@ -93,7 +94,7 @@ def choose_scales(graph: Graph, layer: Layer, formats: Iterable[Format], calibra
             least = [_least_scales(graph, layer, fmt, operation, calibration, scale) for operation in operations]
             known = [some for some in least if some is not None]
             scale = reduce(torch.maximum, known, scale * ratios[best].reshape(len(best), *[-1] * (scale.ndim - 1)))
-        calibration.scales[layer.name, fmt] = scale
+        calibration.weight_factors[layer.name, fmt] = scale, zero_point
 
 
 def weight_mask(graph: Graph, layer: Layer, fmt: Format, calibration: Calibration | None) -> Tensor | None:
