@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from mixbit.core.errors import InvalidInput
+from mixbit.core.task import Task
 from mixbit.graph import walk
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer, Operation, argument
@@ -98,11 +99,13 @@ def shrunk(read: Tensor, batches: list[int], centred: bool) -> Tensor:
     return torch.stack(found)
 
 
-def expected_weight(given: RoundingInput, result: Graph, layer: Layer, x: Tensor, *, by_activation: bool) -> Tensor:
-    """The plain loop, for what the layer's operators read in the result."""
+def expected_weight(
+    given: RoundingInput, result: Graph, layer: Layer, x: Tensor, *, by_activation: bool, more: Tensor | float = 0.0
+) -> Tensor:
+    """The plain loop, for what the layer's operators read in the result, and more second moments."""
     env, weight = tensors_read(result, x), given.simulated.parameter(layer.name).detach()
     quantizer = result.module.get_submodule(f"mixbit_quantizers.weights.{layer.name}")
-    hessian: Tensor | float = 0.0
+    hessian = more
     for operation in layer.operations:
         node = result.node(operation.node)
         read = columns(result, operation, weight, layer.axis, env[argument(node, operation.data)])
@@ -307,15 +310,37 @@ def test_a_weight_read_twice_counts_all_that_reads_it():
     torch.testing.assert_close(result.parameter(other.name).detach(), expected, atol=1e-8, rtol=0)
 
 
-def test_a_head_tied_to_an_embedding_is_rounded_for_what_the_head_reads():
+class Words(nn.Module):
+    """A table of 60 words that is looked up, and the head over them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.between = nn.Embedding(60, 8), nn.Linear(8, 8)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.linear(self.between(self.table(ids)).tanh(), self.table.weight)
+
+
+def test_a_head_tied_to_an_embedding_is_rounded_for_what_the_head_reads_and_for_what_is_looked_up():
     torch.manual_seed(3)
-    ids = torch.randint(0, 6, (10, 5))
-    graph = capture(Attention().double(), ids)
-    given = rounding_input(graph, ids, "w3", 4)
-    tied = next(layer for layer in graph.layers if len(layer.operations) == 2)
+    ids, model = torch.randint(0, 60, (10, 5)), Words().double()
+    graph = capture(model, ids)
+    given = rounding_input(graph, ids, "w3", 4, task=Task.language())
+    tied, _ = graph.layers
+    generator, squares, norm = torch.Generator().manual_seed(given.seed), torch.zeros(8, 8).double(), 0.0
+    for inputs in given.batches:  # the gradients of a label drawn for each sample, by plain torch
+        looked_up = model.table(inputs.args[0]).detach().requires_grad_()
+        logits = F.linear(model.between(looked_up).tanh(), model.table.weight)
+        value = given.task.information(logits, None, generator)
+        rows, slopes = torch.autograd.grad(value, [looked_up, logits])
+        squares += rows.reshape(-1, 8).T @ rows.reshape(-1, 8)
+        norm += float(slopes.square().sum())
     head = dataclasses.replace(tied, operations=tied.operations[1:])
-    expected = expected_weight(given, given.simulated, head, ids, by_activation=True)
-    torch.testing.assert_close(gptq(given).parameter(tied.name).detach(), expected, atol=1e-8, rtol=0)
+    more = 50 / norm * squares.unsqueeze(0)
+    expected = expected_weight(given, given.simulated, head, ids, by_activation=True, more=more)
+    found = gptq(given).parameter(tied.name).detach()
+    torch.testing.assert_close(found, expected, atol=1e-8, rtol=0)
+    assert not torch.equal(found, expected_weight(given, given.simulated, head, ids, by_activation=True))
 
 
 def test_a_matrix_read_from_both_sides_counts_the_side_of_its_channels():

@@ -18,6 +18,7 @@ from mixbit.quantization.quantizer import Quantizer, activation_quantizers, weig
 from mixbit.quantization.rows import rows_of
 from mixbit.quantization.statistics import SampleMoments, inverse_factor
 from mixbit.roundings._input import RoundingInput
+from mixbit.training.blockwise import gradients
 
 #: Columns rounded before the ones behind them are brought up to date, all in one product.
 BLOCK = 128
@@ -39,16 +40,17 @@ def gptq(
     have; an output channel for which the nearest integers do better keeps them. The rows x are what the operator reads
     in the simulated network with its activations quantized and earlier layers final. Where a bias takes off the mean
     error, rows are relative to their mean, and the bias is corrected for the new weight. Of few samples, the sum is
-    drawn to one over all directions alike, see `SampleMoments.hessian`. Zeros of sparse formats stay, and the other
-    weights make up for them.
+    drawn to one over all directions alike, see `SampleMoments.hessian`. A table that a product shares with an embedding
+    is rounded for both, weighed by gradients of the float network, see `_moments_of_lookups`. Zeros of sparse formats
+    stay, and the other weights make up for them.
 
     This rounds linear operators, products, and convolutions. A weight that several operators read is rounded when the
     first of them is reached, for the rows of all of them in the network as it is then. Embeddings and transposed
     convolutions keep the nearest integers; floating-point formats have none.
 
     It costs one run of the simulated network over the data and, for each layer, n k^2 multiplications for the second
-    moments of its n rows of k columns, and about k^3 + out k^2 for the rounding. `in_order` holds the tensors that are
-    still to be read. Nothing is drawn.
+    moments of its n rows of k columns, and about k^3 + out k^2 for the rounding; with such tables, a backward pass of
+    the float network too. `in_order` holds the tensors that are still to be read.
 
     Args:
         inputs: What to round, on which data; with a folder, finished layers are stored there, and resumed.
@@ -72,8 +74,10 @@ def gptq(
             missing.append(job)
         else:
             _put(rounded, job.layer, stored.tensors)
+    looked_up = _moments_of_lookups(inputs, missing)
     for job, moments in _moments_in_order(inputs, rounded, jobs, missing):
-        tensors = _round(inputs, rounded, job, moments, damping=damping, by_activation=order == "activation")
+        others, by_activation = looked_up.get(job.layer.name), order == "activation"
+        tensors = _round(inputs, rounded, job, moments, others, damping=damping, by_activation=by_activation)
         store.put(job.part, question, tensors)
         _put(rounded, job.layer, tensors)
     rounded.module.graph.eliminate_dead_code()
@@ -110,6 +114,31 @@ def _jobs(inputs: RoundingInput, simulated: Graph) -> list[_Job]:
             same = tuple(operation for operation in covered if operation.groups == covered[0].groups)
             jobs.append(_Job(layer, quantizer, same, f"gptq-{number:04}"))
     return jobs
+
+
+def _moments_of_lookups(inputs: RoundingInput, jobs: list[_Job]) -> dict[str, Tensor]:
+    """For tables whose rows an embedding looks up, what this adds to the mean of x x' over the rows x they multiply.
+
+    An error e of a table's row costs (g e)^2 / 2 in divergence where it is looked up, with g the gradient of the
+    information by the tensor that this returns, and (h e x)^2 / 2 where it multiplies x, with h that by the product. So
+    x x' gets the sum of g g' over that of |h|^2: means over all rows of the table. None with a loss of the user's own.
+    """
+    if inputs.task.own_loss is not None:
+        return {}
+    nodes: dict[str, tuple[list[str], list[str]]] = {}
+    for job in jobs:
+        lookups = [operation.node for operation in job.layer.operations if operation.kind.input is None]
+        if lookups and job.layer.axis == 0:
+            nodes[job.layer.name] = lookups, [operation.node for operation in job.operations]
+    if not nodes:
+        return {}
+    squares, norms = (dict.fromkeys(nodes, torch.zeros((), dtype=torch.float64)) for _ in range(2))
+    for slopes in gradients(inputs.case, [name for pair in nodes.values() for names in pair for name in names]):
+        for name, (lookups, products) in nodes.items():
+            rows = torch.cat([slopes[lookup].flatten(0, -2) for lookup in lookups])
+            squares[name] = squares[name] + (rows.mT @ rows).double()
+            norms[name] = norms[name] + torch.stack([slopes[product].square().sum() for product in products]).sum()
+    return {name: squares[name] / norms[name] for name in nodes if norms[name] > 0}
 
 
 def _moments_in_order(
@@ -149,7 +178,12 @@ def _rows(simulated: Graph, job: _Job, operation: Operation) -> _Rows:
 
 
 def _round(
-    inputs: RoundingInput, simulated: Graph, job: _Job, moments: Mapping[str, SampleMoments], **options: Any
+    inputs: RoundingInput,
+    simulated: Graph,
+    job: _Job,
+    moments: Mapping[str, SampleMoments],
+    looked_up: Tensor | None,
+    **options: Any,
 ) -> dict[str, Tensor]:
     """The new weight, by its name, and corrected biases, by the nodes of their operators."""
     layer, quantizer = job.layer, job.quantizer
@@ -157,6 +191,8 @@ def _round(
     rows = job.rows(weight)
     centred = [operation.node for operation in job.operations if inputs.bias_correction and operation.takes_bias]
     hessian = torch.stack([moments[name].hessian(layer.name, centred=name in centred) for name in moments]).sum(0)
+    if looked_up is not None:
+        hessian = hessian + looked_up * sum(each.moments.count for each in moments.values())
     scale, zero_point = (
         job.rows(along(factor, layer.axis, weight.shape).expand_as(weight))
         for factor in (quantizer.scale, quantizer.zero_point)

@@ -254,22 +254,30 @@ def _some(tensor: Tensor, rows: Tensor | None) -> Tensor:
     return tensor if rows is None or not isinstance(tensor, Tensor) else tensor.index_select(0, rows.to(tensor.device))
 
 
-def squared_gradients(case: Case, names: tuple[str, ...]) -> dict[tuple[int, str], Tensor]:
-    """(batch, node) -> g^2, over its mean, with g the gradient of the network's information by the node's tensor.
-
-    E[g^2] is the diagonal of the Fisher information, which weighs a small error's square in the KL divergence of the
-    float network's output (Li et al. 2021, BRECQ, equation 10); one draw for each sample.
-    """
+def gradients(case: Case, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """For each batch, node -> gradient of the network's information by the node's tensor; one draw for each sample."""
     generator, task = torch.Generator().manual_seed(case.seed), fitted(case.task, case.graph, case.batches)
-    squares = {}
-    for number, (inputs, _) in enumerate(track(case.batches, "weigh errors")):
+    for inputs, _ in track(case.batches, "weigh errors"):
         tensors: dict[str, Tensor] = {}
         with torch.enable_grad():
             around = {name: seen(partial(_record, tensors, name)) for name in names}
             returned = Walker(case.graph.module, around).returned(case.graph.leaves(inputs))
             value = task.information(returned, None, generator)
-            gradients = torch.autograd.grad(value, [*tensors.values()], allow_unused=True, materialize_grads=True)
-        squares |= {(number, name): slope.square() for name, slope in zip(tensors, gradients, strict=True)}
+            found = torch.autograd.grad(value, [*tensors.values()], allow_unused=True, materialize_grads=True)
+        yield dict(zip(tensors, found, strict=True))
+
+
+def squared_gradients(case: Case, names: tuple[str, ...]) -> dict[tuple[int, str], Tensor]:
+    """(batch, node) -> g^2, over its mean, with g the gradient of the network's information by the node's tensor.
+
+    E[g^2] is the diagonal of the Fisher information, which weighs a small error's square in the KL divergence of the
+    float network's output (Li et al. 2021, BRECQ, equation 10).
+    """
+    squares = {
+        (number, name): slope.square()
+        for number, slopes in enumerate(gradients(case, names))
+        for name, slope in slopes.items()
+    }
     for name in names:
         mean = torch.stack([square.mean() for (_, other), square in squares.items() if other == name]).mean()
         if mean > 0:
