@@ -137,7 +137,7 @@ def _moments_of_lookups(inputs: RoundingInput, jobs: list[_Job]) -> dict[str, Te
         for name, (lookups, products) in nodes.items():
             rows = torch.cat([slopes[lookup].flatten(0, -2) for lookup in lookups])
             squares[name] = squares[name] + (rows.mT @ rows).double()
-            norms[name] = norms[name] + torch.stack([slopes[product].square().sum() for product in products]).sum()
+            norms[name] = norms[name] + sum(slopes[product].norm().double().square() for product in products)
     return {name: squares[name] / norms[name] for name in nodes if norms[name] > 0}
 
 
