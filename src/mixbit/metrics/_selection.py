@@ -8,19 +8,23 @@ from mixbit.core import Inputs
 from mixbit.graph import returned_by
 from mixbit.metrics._input import MetricInput
 
-#: The least chance of a sample to be chosen: an estimate of its information may be wrong.
-LEAST_CHANCE = 0.05
-#: Where more of the samples are chosen than this share, looking for them costs more than it saves.
+#: The least runs of a sample that are expected: an estimate of its information may be wrong.
+LEAST_RUNS = 0.05
+#: Where more of the samples would be run once than this share, looking for them costs more than it saves.
 MOST_CHOSEN = 0.6
+#: Runs, as a share of the samples, that are given out in proportion to information alone.
+MORE_RUNS = 0.4
 
 
 class Selection:
-    """Draws samples with chances in proportion to their information, where few hold most of it.
+    """Draws samples in proportion to their information, some several times, where few hold most of it.
 
-    A confident network's divergence comes from a few samples that it is unsure of. Sample i has the chance
-    min(1, a_i / mean a), a_i an estimate of the trace of the Fisher information of its outputs, and counts 1 / chance
-    times: the mean over all samples, with zeros for those not chosen, is that of their costs, and its standard error
-    that of the costs and of the choice. (Horvitz and Thompson 1952, with Poisson sampling.)
+    A confident network's divergence comes from a few samples that it is unsure of. With a_i an estimate of the trace of
+    the Fisher information of sample i's outputs, and r_i = a_i / mean a, max(min(1, r_i), MORE_RUNS r_i) runs of it are
+    expected, each with a gradient drawn anew, and each counts as often as makes the mean over all samples, with zeros
+    for those not chosen, that of their costs; its standard error is that of the costs, the choice and the draws. How
+    much a sample's cost (g . d)^2 varies with the draw is in proportion to a_i, and then the sum varies least where
+    the numbers of runs are so too (Neyman 1934); the first of the two bounds how often one run counts.
     """
 
     def __init__(self, inputs: MetricInput) -> None:
@@ -30,7 +34,7 @@ class Selection:
         self.total, self.count = 0.0, 0
 
     def of_batch(self, batch: Inputs, labels: Tensor | None) -> tuple[list[int], Tensor]:
-        """Numbers of the chosen samples, and how often each counts; all of them, once, where none stand out."""
+        """Numbers of the samples to run, and how often each run counts; all of them, once, where none stand out."""
         count = batch.batch_size
         everything = list(range(count)), torch.ones(count, dtype=torch.float64)
         information = self._information(batch, labels) if self.is_useful else None
@@ -40,12 +44,16 @@ class Selection:
         self.total, self.count = self.total + float(information.sum()), self.count + count
         if not self.total > 0:
             return everything
-        chances = (information * (self.count / self.total)).clamp(LEAST_CHANCE, 1)
-        self.is_useful = bool(chances.mean() <= MOST_CHOSEN)
+        shares = information * (self.count / self.total)
+        self.is_useful = bool(shares.clamp(LEAST_RUNS, 1).mean() <= MOST_CHOSEN)
         if not self.is_useful:
             return everything
-        chosen = torch.rand(count, generator=self.generator, dtype=torch.float64) < chances
-        return chosen.nonzero().flatten().tolist(), 1 / chances[chosen]
+        wanted = torch.maximum(shares.clamp(LEAST_RUNS, 1), MORE_RUNS * shares)
+        wanted *= min(1, count / float(wanted.sum()))  # a batch of runs is no larger than one of samples
+        runs = wanted.floor()
+        runs += torch.rand(count, generator=self.generator, dtype=torch.float64) < wanted - runs
+        chosen = torch.arange(count).repeat_interleave(runs.long())
+        return chosen.tolist(), 1 / wanted[chosen]
 
     def _information(self, batch: Inputs, labels: Tensor | None) -> Tensor | None:
         """[N] squared length of the drawn information's gradient by the outputs; None where samples are hidden."""

@@ -66,7 +66,7 @@ class _Scorer:
         chosen, times = self.selection.of_batch(batch, labels)
         if not chosen:
             return parts
-        if len(chosen) < batch.batch_size:
+        if chosen != [*range(batch.batch_size)]:
             batch, labels = batch.rows(chosen), labels_at(labels, chosen)
         self.count = len(chosen)
         self.backward.run_batch(batch, labels, partial(self.inputs.task.information, generator=self.generator))
@@ -76,7 +76,7 @@ class _Scorer:
                 if any(len(part) != self.count for part in rows):
                     rows = [part.sum(0, keepdim=True) for part in rows]  # one square, for the batch
                 squares = torch.stack(rows).sum(0).square() / 2
-                costs[name][chosen[: len(squares)]] = squares * times[: len(squares), None]
+                costs[name].index_add_(0, torch.tensor(chosen[: len(squares)]), squares * times[: len(squares), None])
         return parts
 
     def _score_read(self, name: str, x: Tensor, gradient: Tensor) -> None:
