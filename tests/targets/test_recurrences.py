@@ -95,3 +95,22 @@ def test_a_file_returns_what_torch_does_with_the_stored_weights(target, scheme, 
     for layer in graph.layers:
         size = runtime.weight_bytes(layer.shape, layer.axis, plan.scheme(layer.name).weight)
         assert stored[layer.name].weight_bytes == size
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+def test_a_file_takes_sequences_of_any_length(target, tmp_path):
+    pytest.importorskip(target)
+    torch.manual_seed(0)
+    net = Net(
+        lambda net, x: net.b(net.a(x)[0].transpose(0, 1))[0].transpose(0, 1),
+        a=nn.GRU(6, 4, batch_first=True, bidirectional=True),
+        b=nn.LSTM(8, 4),
+    )
+    graph = mb.capture(net.eval(), data(2), {0: [1]})
+    simulated = mb.quantize(graph, uniform_plan(graph, "w8a8", target=target), [data()])
+    mb.export(simulated, tmp_path)
+    runner = find_target(target).load(tmp_path, graph)
+    for length in (7, 1, 150):
+        x = data().repeat(1, 22, 1)[:, :length]
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(runner.run([x.numpy()])[0]), simulated(x), rtol=0, atol=1e-5)

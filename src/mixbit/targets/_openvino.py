@@ -333,22 +333,25 @@ def _is_quantized(node: Any) -> bool:
 def _name_reader(reader: Any, name: str) -> None:
     """Name an operator after its layer, and the addition of its bias too: a fused pair keeps one name of the two.
 
-    A recurrence has two layers, so that each names what the recurrence reads of it.
+    A recurrence has two layers: it is named after the second, and what it reads of each after that one.
     """
     if reader.get_type_name() in IN_RECURRENCES:
-        while (
-            not (behind := next(iter(reader.output(0).get_target_inputs())).get_node())
-            .get_type_name()
-            .endswith("Sequence")
-        ):
-            reader = behind
+        behind = _reader(reader)
+        while not behind.get_type_name().endswith("Sequence"):
+            reader, behind = behind, _reader(behind)
         reader.set_friendly_name(f"{name}/gates")
+        behind.set_friendly_name(f"{name}/recurrence")
         return
     reader.set_friendly_name(name)
     for port in reader.output(0).get_target_inputs():
         after = port.get_node()
         if after.get_type_name() == "Add" and any(_is_constant(value.get_node()) for value in after.input_values()):
             after.set_friendly_name(f"{name}/bias")
+
+
+def _reader(node: Any) -> Any:
+    """An operator that reads what the node returns first."""
+    return next(iter(node.output(0).get_target_inputs())).get_node()
 
 
 def _is_constant(node: Any) -> bool:
