@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import mixbit as mb
 from benchmarks.mobilenet_v2 import random_mobilenet_v2
@@ -37,9 +37,14 @@ from mixbit.quantization import calibrate, uniform_plan
 from mixbit.targets.latency import Ratio, Times, faster, paired_times
 
 #: Random weights, trained by others, or the zoo's.
-RANDOM = {"resnet50": random_resnet50, "mobilenet_v2": random_mobilenet_v2}
+IMAGE, SOUND = (3, 224, 224), (32, 128)
+RANDOM: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "resnet50": (random_resnet50, IMAGE),
+    "mobilenet_v2": (random_mobilenet_v2, IMAGE),
+    "wide_lstm": (lambda: WideLSTM().eval(), SOUND),
+}
 TRAINED = ("efficientnet_lite0", "minilm")
-NETWORKS = (*RANDOM, *TRAINED, "mobilenet_v3", "detr", "gru", "wav2vec2", "clip")
+NETWORKS = (*RANDOM, *TRAINED, "mobilenet_v3", "detr", "gru", "lstm", "wav2vec2", "clip")
 FILES = {"openvino": "model.xml", "onnxruntime": "model.onnx"}
 #: Quantizes the OpenVINO file argv[1] on the arrays argv[3:] and writes argv[2].
 NNCF = """
@@ -93,11 +98,24 @@ def main() -> None:
     sys.exit(int(failed))
 
 
+class WideLSTM(nn.Module):
+    """One LSTM of 512 units over 32 steps, and a layer for the last state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.recurrent, self.head = nn.LSTM(SOUND[1], 512, batch_first=True), nn.Linear(512, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, steps, numbers] to logits."""
+        return self.head(self.recurrent(x)[0][:, -1])
+
+
 def network(name: str) -> tuple[nn.Module, list[Any]]:
     """A network and batches to calibrate on."""
     if name in RANDOM:
-        images = torch.randn(4 * NUM_BATCHES, 3, 224, 224, generator=torch.Generator().manual_seed(1))
-        return RANDOM[name](), list(images.split(4))
+        make_network, shape = RANDOM[name]
+        samples = torch.randn(4 * NUM_BATCHES, *shape, generator=torch.Generator().manual_seed(1))
+        return make_network(), list(samples.split(4))
     made = load(name) if name in TRAINED else make(name)
     return made.model, list(made.calibration[:NUM_BATCHES])
 

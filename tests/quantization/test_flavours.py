@@ -119,6 +119,9 @@ def test_a_network_of_convolutions_is_told_that_it_gains_nothing():
     assert note_on_run_time_ranges(layers, ("w8a8",)) is None
     with pytest.raises(InvalidInput, match=r"no layer can take .* at run time: first\.weight: .*--flavour static"):
         note_on_run_time_ranges(layers[:2], ("w8a8d",))
+    recurrent = capture(nn.GRU(3, 4, batch_first=True).eval(), torch.randn(2, 5, 3)).layers
+    with pytest.raises(InvalidInput, match="at run time: none reads what is ever rounded"):
+        note_on_run_time_ranges(recurrent, ("w8a8d",))
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "packed"])

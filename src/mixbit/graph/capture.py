@@ -51,7 +51,7 @@ from mixbit.graph.graph import (
 )
 from mixbit.graph.layers import OPERATOR_KINDS, with_layers
 from mixbit.graph.products import rewrite_products
-from mixbit.graph.recurrent import unroll
+from mixbit.graph.recurrent import InParts, tidy_recurrences
 from mixbit.graph.walk import Walker, seen
 
 _aten = torch.ops.aten
@@ -88,7 +88,7 @@ def capture(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> G
     check_module(model)
     dynamic = _by_place(model, Inputs.of(example), dynamic or {})
     module, inputs, expected = exported(model, example, dynamic)
-    unroll(module)
+    tidy_recurrences(module.graph)
     rewrite_products(module)
     fold_weights(module)
     for node in list(module.graph.nodes):
@@ -201,7 +201,7 @@ def exported(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> 
     with _evaluating(model):
         with users_code(partial(_failure, model, inputs)), torch.no_grad():
             expected = inputs.map(torch.clone).call(model)
-        with _plain_forward(model, inputs) as signature, InFourDimensions():
+        with _plain_forward(model, inputs) as signature, InFourDimensions(), InParts():
             free = free_dimensions(inputs, dynamic or {})
             leaves, structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
             args, kwargs = with_pairs(pytree.tree_unflatten(_marks(leaves, free), structure))

@@ -301,6 +301,8 @@ class OperatorKind:
     output_axis: int
 
 
+#: Operators that turn a matrix.
+TRANSPOSES = {_aten.t, _aten.numpy_T, _aten.transpose, _aten.permute}
 #: Where every convolution, transposed or not, keeps its number of groups.
 GROUPS = 6
 
@@ -312,7 +314,8 @@ class Operation:
     Attributes:
         node: Name of its graph node.
         kind: Where its arguments are.
-        input: Name of the node that made the tensor it reads, None for indices.
+        input: Name of the node that made the tensor it reads; None where that is never rounded: indices, and what
+            recurrences read.
         macs: Multiply-accumulates of one sample.
         groups: Groups of a convolution; 1 for other operators.
         takes_bias: Whether its bias can take a correction of the output's mean.

@@ -10,7 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from mixbit.graph.graph import GROUPS, Graph, Layer, Operation, OperatorKind, argument, is_parameter, packet
+from mixbit.graph.graph import (
+    GROUPS,
+    TRANSPOSES,
+    Graph,
+    Layer,
+    Operation,
+    OperatorKind,
+    argument,
+    is_parameter,
+    packet,
+)
+from mixbit.graph.recurrent import is_recurrent
 
 _aten = torch.ops.aten
 
@@ -59,8 +70,6 @@ _BETWEEN |= dict.fromkeys(_POOLS, "average_pool")
 BETWEEN_KINDS = frozenset(_BETWEEN.values())
 #: Kinds of operators that read a matrix either way.
 PRODUCTS = ("matmul", "addmm")
-#: Operators that turn a matrix.
-TRANSPOSES = {_aten.t, _aten.numpy_T, _aten.transpose, _aten.permute}
 
 
 def with_layers(graph: Graph) -> Graph:
@@ -115,7 +124,7 @@ def _locate(graph: Graph, node: fx.Node, data: frozenset[Any]) -> tuple[str, Ope
     return parameter, Operation(
         node.name,
         kind,
-        input=None if x is None else source_of(x).name,
+        input=None if x is None or is_recurrent(node) else source_of(x).name,
         macs=count_macs(graph, node, kind, tuple(weight.shape), axis),
         groups=argument(node, GROUPS, 1) if kind.name.startswith("conv") else 1,
         takes_bias=kind.bias is not None and (bias is None or is_parameter(bias)),

@@ -1,200 +1,281 @@
-"""Recurrent operators rewritten step by step as linear operators and elementwise functions: LSTM, GRU, simple RNN."""
+"""Recurrent operators whose weights are layers, and which targets write whole: LSTM, GRU, simple RNN, and cells.
 
-import operator
+One direction of one layer becomes four operators. `read` is linear in the input, for all steps; `states` runs the steps
+and returns the state before each, through which no gradient passes; `product` multiplies these by the recurrent weight;
+`recurrence` returns the state behind each step. So each weight has an operator that is linear in it, as all layers
+have, and whose output has the gradient that it has in the network: `recurrence` takes the product at step t to be
+product_t + (h - before_t) W', with h its own state, which is before_t as long as nobody changes a product.
+"""
+# ruff: noqa: PLR0913, PLR0917 the arguments are those of operators
+
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
-from mixbit.graph.graph import argument, inserted, packet, sizes_of
+from mixbit.graph.functional import value_of
+from mixbit.graph.graph import TRANSPOSES, argument, inserted, packet
 
 _aten = torch.ops.aten
-#: Steps in time, of all layers and directions together, beyond which a recurrent operator stays as it is: each is about
-#: a dozen operators in the file.
-MOST_STEPS = 128
-#: Operators over a sequence -> what makes a step of the gates; those of one step.
-_SEQUENCES = {_aten.lstm: "lstm", _aten.gru: "gru", _aten.rnn_tanh: "tanh", _aten.rnn_relu: "relu"}
-_CELLS = {
-    _aten.lstm_cell: "lstm", _aten.gru_cell: "gru", _aten.rnn_tanh_cell: "tanh", _aten.rnn_relu_cell: "relu",
+#: Functions over a sequence -> what makes a step of the gates; those of one step.
+_SEQUENCES: dict[Any, str] = {torch.lstm: "lstm", torch.gru: "gru", torch.rnn_tanh: "tanh", torch.rnn_relu: "relu"}
+_CELLS: dict[Any, str] = {
+    torch.lstm_cell: "lstm", torch.gru_cell: "gru", torch.rnn_tanh_cell: "tanh", torch.rnn_relu_cell: "relu",
 }  # fmt: skip
+#: Dimensions of what they read: samples, steps, numbers.
+SEQUENCE = 3
 _ZEROS = (_aten.zeros, _aten.zeros_like, _aten.new_zeros)
-#: Of one step: the hidden state, None where it is zeros; and the cell's, of an LSTM.
-_State = tuple[fx.Node | None, fx.Node | None]
+_State = tuple[Tensor, Tensor | None]
 
 
-@torch.no_grad()
-def unroll(module: fx.GraphModule) -> None:
-    """Rewrite, in place, recurrent operators over at most MOST_STEPS steps, so that their weights are layers.
+@torch.library.custom_op("mixbit::states", mutates_args=())
+def states(
+    read: Tensor, weight: Tensor, bias: Tensor | None, hidden: Tensor | None, cell: Tensor | None, kind: str, back: bool
+) -> Tensor:
+    """[N, T, H] the hidden state before each step.
 
-    What the input adds to the gates at all steps is one linear operator. What the state adds is a product at each step,
-    all with one weight, and none at a first step from zeros. Biases that are only added to one another become one.
+    For what the input adds to the gates [N, T, gates x H], the weight of the state [H, gates x H], its bias where that
+    cannot be part of what the input adds, as in a GRU, and the state and cell [N, H] before the first step, which are
+    zeros where None. The kind is that of `_step`; `back` takes the last step first.
     """
-    for node in list(module.graph.nodes):
-        if packet(node) in _SEQUENCES:
-            _unroll_sequence(node)
-        elif packet(node) in _CELLS:
-            _unroll_cell(node)
-    module.graph.eliminate_dead_code()
-    module.recompile()
+    before, _, _ = _run(lambda _, state: state @ weight, read, weight, bias, hidden, cell, kind, back)
+    return torch.stack(before, 1)
 
 
-@dataclass(frozen=True)
-class _Cell:
-    """One direction of one layer.
+@torch.library.custom_op("mixbit::recurrence", mutates_args=())
+def recurrence(
+    read: Tensor,
+    product: Tensor,
+    before: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    hidden: Tensor | None,
+    cell: Tensor | None,
+    kind: str,
+    back: bool,
+    with_cell: bool,
+) -> Tensor:
+    """[N, T, H] the hidden state behind each step; [N, T + 1, H] with the last cell of an LSTM behind it.
 
-    Attributes:
-        do: Puts an operator before the recurrent one.
-        kind: One of the values of `_SEQUENCES`.
-        from_input, from_state: Weights [gates x width, inputs] and [width, gates x width].
-        input_bias, state_bias: [gates x width], or both None.
-        projection: Weight [width of the output, width], or None.
+    For the arguments of `states`, what it returned as `before`, and the product of that and the weight.
+    """
+    return _behind(read, product, before, weight, bias, hidden, cell, kind, back, with_cell)
+
+
+def _behind(read: Tensor, product: Tensor, before: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    def multiply(place: int, state: Tensor) -> Tensor:
+        return product[:, place] + (state - before[:, place]) @ weight
+
+    *given, with_cell = rest
+    _, behind, last = _run(multiply, read, weight, *given)
+    return torch.stack([*behind, last] if with_cell and last is not None else behind, 1)
+
+
+def _run(
+    multiply: Callable[[int, Tensor], Tensor], read: Tensor, weight: Tensor, bias: Tensor | None,
+    hidden: Tensor | None, cell: Tensor | None, kind: str, back: bool,
+) -> tuple[list[Tensor], list[Tensor], Tensor | None]:  # fmt: skip
+    """The hidden states before and behind each step, and the last cell; multiply(place, state) is state @ weight."""
+    count = read.shape[1]
+    zeros = read.new_zeros(len(read), len(weight))
+    state = zeros if hidden is None else hidden, zeros if cell is None else cell
+    before, behind = [zeros] * count, [zeros] * count
+    for place in reversed(range(count)) if back else range(count):
+        before[place] = state[0]
+        state = _step(kind, read[:, place], multiply(place, state[0]), bias, *state)
+        behind[place] = state[0]
+    return before, behind, state[1] if kind == "lstm" else None
+
+
+def _step(
+    kind: str, read: Tensor, recurrent: Tensor, bias: Tensor | None, hidden: Tensor, cell: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The next state, as torch's operators define it: of an LSTM, a GRU, or a simple RNN with `tanh` or `relu`."""
+    recurrent = recurrent if bias is None else recurrent + bias
+    if kind == "gru":
+        reset, update, new = read.chunk(3, -1)
+        of_reset, of_update, of_new = recurrent.chunk(3, -1)
+        new = (new + (reset + of_reset).sigmoid() * of_new).tanh()
+        return new + (update + of_update).sigmoid() * (hidden - new), cell
+    gates = read + recurrent
+    if kind != "lstm":
+        return getattr(torch, kind)(gates), cell
+    enter, forget, new, out = gates.chunk(4, -1)
+    cell = forget.sigmoid() * cell + enter.sigmoid() * new.tanh()
+    return out.sigmoid() * cell.tanh(), cell
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 torch gives it
+    is_tensor = [isinstance(each, Tensor) for each in inputs]
+    ctx.rest = [None if given else each for given, each in zip(is_tensor, inputs, strict=True)]
+    ctx.places = [place for place, given in enumerate(is_tensor) if given]
+    ctx.save_for_backward(*(inputs[place] for place in ctx.places))
+
+
+def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """Those of `recurrence`, from a second run; they can be differentiated again."""
+    again, results = torch.is_grad_enabled(), list[Tensor | None]([None] * len(ctx.rest))
+    with torch.enable_grad():
+        tensors = [each if again else each.detach().requires_grad_() for each in ctx.saved_tensors]
+        given = list(ctx.rest)
+        for place, tensor in zip(ctx.places, tensors, strict=True):
+            given[place] = tensor
+        wanted = [(place, tensor) for place, tensor in zip(ctx.places, tensors, strict=True) if tensor.requires_grad]
+        made = torch.autograd.grad(
+            _behind(*given), [tensor for _, tensor in wanted], gradient, create_graph=again, allow_unused=True
+        )
+    for (place, _), slope in zip(wanted, made, strict=True):
+        results[place] = slope
+    return tuple(results)
+
+
+states.register_fake(lambda read, weight, *_: read.new_empty(*read.shape[:2], weight.shape[0]))
+states.register_autograd(lambda ctx, gradient: (None,) * 7)  # noqa: ARG005 none passes
+recurrence.register_fake(
+    lambda read, _product, _before, weight, *rest: read.new_empty(
+        read.shape[0], read.shape[1] + int(rest[-1]), weight.shape[0]
+    )
+)
+recurrence.register_autograd(_gradients, setup_context=_save)
+
+#: The whole operator, as targets write it; torch does not run it. The weights are [gates x H, inputs] and
+#: [gates x H, H], the bias is [gates x H], of a GRU two of them in a row. States are there unless they are zeros.
+torch.library.define(
+    "mixbit::whole_recurrence",
+    "(Tensor x, Tensor of_input, Tensor of_state, Tensor bias, str kind, bool back, bool with_cell, "
+    "Tensor? hidden=None, Tensor? cell=None) -> Tensor",
+)
+WHOLE = torch.ops.mixbit.whole_recurrence.default
+_STATES, _RECURRENCE = torch.ops.mixbit.states.default, torch.ops.mixbit.recurrence.default
+
+
+class InParts(TorchFunctionMode):
+    """While it is entered, recurrent operators run in parts; LSTMs with projections and packed sequences as they are.
+
+    torch.export would otherwise trace all their steps, to know what they return.
     """
 
-    do: Callable[..., fx.Node]
-    kind: str
-    from_input: fx.Node
-    from_state: fx.Node
-    input_bias: fx.Node | None = None
-    state_bias: fx.Node | None = None
-    projection: fx.Node | None = None
-
-    def read(self, x: fx.Node) -> fx.Node:
-        """[..., gates x width] what the input adds to the gates, biases included that add to it."""
-        bias = self.input_bias
-        if bias is not None and self.kind != "gru":
-            bias = self.do(_aten.add.Tensor, bias, self.state_bias)
-        return self.do(_aten.linear.default, x, self.from_input, bias)
-
-    def step(self, read: fx.Node, state: _State) -> _State:
-        """The next state."""
-        hidden, cell = state
-        recurrent = None
-        if hidden is not None:
-            recurrent = self.do(_aten.matmul.default, hidden, self.from_state)
-        if self.kind == "gru":
-            return self._gru(read, recurrent, hidden), None
-        gates = read if recurrent is None else self.do(_aten.add.Tensor, read, recurrent)
-        if self.kind != "lstm":
-            return self.do(getattr(_aten, self.kind).default, gates), None
-        gate_in, forget, new, out = self._parts(gates, 4)
-        new = self._product(self._sigmoid(gate_in), self.do(_aten.tanh.default, new))
-        if cell is not None:
-            new = self.do(_aten.add.Tensor, self._product(self._sigmoid(forget), cell), new)
-        hidden = self._product(self._sigmoid(out), self.do(_aten.tanh.default, new))
-        return hidden if self.projection is None else self.do(_aten.linear.default, hidden, self.projection), new
-
-    def _gru(self, read: fx.Node, recurrent: fx.Node | None, hidden: fx.Node | None) -> fx.Node:
-        """Of the gates reset r, update z and new n = tanh(x_n + r h_n): n + z (h - n)."""
-        if recurrent is None:
-            recurrent = self.state_bias
-        elif self.state_bias is not None:
-            recurrent = self.do(_aten.add.Tensor, recurrent, self.state_bias)
-        reset, update, new = self._parts(read, 3)
-        if recurrent is not None:
-            of_reset, of_update, of_new = self._parts(recurrent, 3)
-            reset, update = (self.do(_aten.add.Tensor, *pair) for pair in ((reset, of_reset), (update, of_update)))
-            new = self.do(_aten.add.Tensor, new, self._product(self._sigmoid(reset), of_new))
-        new, update = self.do(_aten.tanh.default, new), self._sigmoid(update)
-        if hidden is None:
-            return self.do(_aten.sub.Tensor, new, self._product(update, new))
-        change = self.do(_aten.sub.Tensor, hidden, new)
-        return self.do(_aten.add.Tensor, new, self._product(update, change))
-
-    def _parts(self, gates: fx.Node, count: int) -> list[fx.Node]:
-        parts = self.do(_aten.split.Tensor, gates, sizes_of(gates)[-1] // count, -1)
-        return [self.do(operator.getitem, parts, number) for number in range(count)]
-
-    def _sigmoid(self, x: fx.Node) -> fx.Node:
-        return self.do(_aten.sigmoid.default, x)
-
-    def _product(self, x: fx.Node, y: fx.Node) -> fx.Node:
-        return self.do(_aten.mul.Tensor, x, y)
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """What the function returns."""
+        if func in _CELLS and not kwargs:
+            return _cell_in_parts(_CELLS[func], *args)
+        if func in _SEQUENCES and not kwargs and _has_parts(_SEQUENCES[func], *args):
+            return _sequence_in_parts(_SEQUENCES[func], *args)
+        return func(*args, **(kwargs or {}))
 
 
-def _unroll_cell(node: fx.Node) -> None:
-    """One step."""
-    arguments: Any = (*node.args, None, None)[:6]
-    x, state, *weights = arguments
-    kind, hidden = _CELLS[packet(node)], state
-    cell = None
-    if kind == "lstm":
-        hidden, cell = state
-    do = partial(inserted, node)
-    step = _Cell(do, kind, weights[0], do(_aten.t.default, weights[1]), *weights[2:])
-    now = [None if _unless_zeros(part) is None else do(_aten.unsqueeze.default, part, 0) for part in (hidden, cell)]
-    made = step.step(step.read(do(_aten.unsqueeze.default, x, 0)), (now[0], now[1]))
-    made = [None if part is None else do(_aten.squeeze.dim, part, 0) for part in made]
-    if kind == "lstm":
-        _replace_parts(node, made)
-    else:
-        hidden_after: Any = made[0]
-        node.replace_all_uses_with(hidden_after)
-        node.graph.erase_node(node)
+def tidy_recurrences(graph: fx.Graph) -> None:
+    """Leave out, in place, states that are zeros, and last cells that nothing reads."""
+    for node in graph.find_nodes(op="call_function", target=_RECURRENCE):
+        read, product, before, *rest = node.args
+        given, with_cell = [_source(part) for part in rest[2:4]], rest[6]
+        if all(part is None or packet(part) in _ZEROS for part in given):
+            rest[2:4] = None, None
+        if with_cell and all(packet(user) is _aten.slice for user in node.users):
+            rest[6], node.meta["val"] = False, node.meta["val"][:, :-1]
+            for whole in list(node.users):
+                whole.replace_all_uses_with(node)
+                graph.erase_node(whole)
+        before.args, node.args = (read, *rest[:6]), (read, product, before, *rest)
+    graph.eliminate_dead_code()
 
 
-def _unroll_sequence(node: fx.Node) -> None:
-    """All steps, where there are few enough, in both directions of all layers."""
-    kind, do = _SEQUENCES[packet(node)], partial(inserted, node)
-    x, state, weights, has_biases, num_layers, _, _, both_ways, batch_first = (argument(node, i) for i in range(9))
-    if len(sizes_of(x)) != 3 or not isinstance(weights, Sequence):
-        return
-    time = 1 if batch_first else 0
-    length, num_directions = sizes_of(x)[time], 2 if both_ways else 1
-    if not isinstance(length, int) or length * num_layers * num_directions > MOST_STEPS:
-        return
-    hidden, cell = state if kind == "lstm" else (state, None)
-    each = len(weights) // (num_layers * num_directions)
-    has_projection = each % 2 == 1
-    finals: list[_State] = []
+def _source(state: Any) -> Any:
+    """What a state is a part of."""
+    while isinstance(state, fx.Node) and packet(state) is _aten.select:
+        state = argument(state, 0)
+    return state
+
+
+def is_recurrent(node: fx.Node) -> bool:
+    """Whether a linear operator is part of a recurrence, so that what it reads stays in float."""
+    return any(user.target is _RECURRENCE and node in user.args[:2] for user in node.users)
+
+
+def is_simulated(node: fx.Node) -> bool:
+    """Whether it is there for the simulation alone: a whole operator has no such tensor."""
+    near = (node, *node.all_input_nodes)
+    return node.target is not _RECURRENCE and any(each.target is _STATES for each in near)
+
+
+def join_recurrences(module: fx.GraphModule) -> None:
+    """Put the whole operator, in place, where recurrences were parted, with whatever quantizes their weights."""
+    graph = module.graph
+    for node in graph.find_nodes(op="call_function", target=_RECURRENCE):
+        read, _, _, turned, state_bias, hidden, cell, kind, back, with_cell = node.args
+        x, of_input, bias = (argument(read, place) for place in range(3))
+        with graph.inserting_before(node):
+            if bias is None or (kind == "gru" and state_bias is None):
+                value = read.meta["val"]
+                module.register_buffer(f"{node.name}_zeros", torch.zeros(value.shape[-1], dtype=value.dtype))
+                zeros = graph.get_attr(f"{node.name}_zeros")
+                bias, state_bias = bias or zeros, state_bias or zeros
+            if kind == "gru":
+                for each in (bias, state_bias):
+                    value_of(each)
+                bias = inserted(node, _aten.cat.default, [bias, state_bias])
+            states = [] if hidden is None else [hidden] if cell is None else [hidden, cell]
+            of_state = argument(turned, 0) if packet(turned) in TRANSPOSES else inserted(node, _aten.t.default, turned)
+            arguments = (x, of_input, of_state, bias, kind, back, with_cell, *states)
+            whole = graph.call_function(WHOLE, arguments)
+        whole.meta = dict(node.meta)
+        node.replace_all_uses_with(whole)
+        graph.erase_node(node)
+    graph.eliminate_dead_code()
+
+
+def _has_parts(kind: str, x: Tensor, state: Any, weights: Any, *_: Any) -> bool:
+    """Whether it is a sequence with samples, not packed, without projections."""
+    if isinstance(state if kind == "lstm" else weights, Tensor) or x.ndim != SEQUENCE:
+        return False
+    return kind != "lstm" or state[0].shape[-1] == state[1].shape[-1]
+
+
+def _cell_in_parts(kind: str, x: Tensor, state: Any, *weights: Tensor | None) -> Any:
+    """One step, as `torch.lstm_cell` and its like."""
+    held = state if kind == "lstm" else (state, None)
+    hidden, cell = _parted(kind, x.unsqueeze(1), weights, held, back=False)
+    hidden = hidden.select(1, 0)
+    return hidden if cell is None else (hidden, cell)
+
+
+def _sequence_in_parts(
+    kind: str, x: Tensor, state: Any, weights: Sequence[Tensor], has_biases: bool, num_layers: int, _dropout: float,
+    _train: bool, both_ways: bool, batch_first: bool,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """All steps, in both directions of all layers, as `torch.lstm` and its like."""
+    held = state if kind == "lstm" else (state, None)
+    each, num_directions = 4 if has_biases else 2, 2 if both_ways else 1
+    x, finals = x if batch_first else x.transpose(0, 1), list[tuple[Tensor, Tensor | None]]()
     for layer in range(num_layers):
         made = []
-        for direction in range(num_directions):
-            number = layer * num_directions + direction
-            own = list(weights[number * each : (number + 1) * each])
-            projection = own.pop() if has_projection else None
-            of_input, of_state = own[2:] if has_biases else (None, None)
-            step = _Cell(do, kind, own[0], do(_aten.t.default, own[1]), of_input, of_state, projection)
-            parts = do(_aten.split.Tensor, step.read(x), 1, time)
-            now: _State = _part_of(do, hidden, number, time), _part_of(do, cell, number, time)
-            outputs: list[Any] = [None] * length
-            for place in reversed(range(length)) if direction else range(length):
-                now = step.step(do(operator.getitem, parts, place), now)
-                outputs[place] = now[0]
-            made.append(do(_aten.cat.default, outputs, time))
-            finals.append(now)
-        x = made[0] if len(made) == 1 else do(_aten.cat.default, made, -1)
-    states = [part for part in zip(*finals, strict=True) if part[0] is not None]
-    _replace_parts(node, (x, *(_stacked(do, part, time) for part in states)))
+        for back in range(num_directions):
+            number = layer * num_directions + back
+            own = weights[number * each : (number + 1) * each]
+            now = [None if part is None else part[number] for part in held]
+            hidden, cell = _parted(kind, x, own, now, back=bool(back))
+            made.append(hidden)
+            finals.append((hidden.select(1, 0 if back else -1), cell))
+        x = made[0] if len(made) == 1 else torch.cat(made, -1)
+    stacked = [torch.stack(list(part)) for part in zip(*finals, strict=True) if part[0] is not None]
+    return x if batch_first else x.transpose(0, 1), *stacked
 
 
-def _part_of(do: Callable[..., fx.Node], states: fx.Node | None, number: int, time: int) -> fx.Node | None:
-    """The first state of one direction of one layer, as of a sequence of one step.
-
-    States keep the dimension of time: onnxruntime would make a product of matrices and a sum one operator in float.
-    """
-    if _unless_zeros(states) is None:
-        return None
-    state = do(_aten.slice.Tensor, states, 0, number, number + 1)
-    return state if time == 0 else do(_aten.transpose.int, state, 0, 1)
-
-
-def _stacked(do: Callable[..., fx.Node], states: Sequence[fx.Node], time: int) -> fx.Node:
-    """The last states of all directions of all layers, each with the dimension of time, as torch returns them."""
-    stacked = do(_aten.cat.default, list(states), time)
-    return stacked if time == 0 else do(_aten.transpose.int, stacked, 0, 1)
-
-
-def _unless_zeros(state: fx.Node | None) -> fx.Node | None:
-    return None if state is None or packet(state) in _ZEROS else state
-
-
-def _replace_parts(node: fx.Node, parts: Sequence[fx.Node | None]) -> None:
-    """Replace what reads the parts of what the node returns."""
-    for user in list(node.users):
-        part: Any = parts[int(str(user.args[1]))]
-        user.replace_all_uses_with(part)
-        node.graph.erase_node(user)
-    node.graph.erase_node(node)  # its dropout, though off, would keep it alive
+def _parted(
+    kind: str, x: Tensor, weights: Sequence[Any], state: Sequence[Tensor | None], *, back: bool
+) -> tuple[Tensor, Tensor | None]:
+    """[N, T, H] the hidden states of one direction of one layer, and [N, H] the last cell of an LSTM."""
+    of_input, of_state, *biases = weights
+    bias, state_bias = biases or (None, None)
+    if kind != "gru" and bias is not None:
+        bias, state_bias = bias + state_bias, None
+    read, turned = functional.linear(x, of_input, bias), of_state.t()
+    rest, with_cell = (turned, state_bias, *state, kind, back), kind == "lstm"
+    before = states(read, *rest)
+    made = recurrence(read, torch.matmul(before, turned), before, *rest, with_cell)
+    return (_aten.slice(made, 1, 0, -1), made.select(1, -1)) if with_cell else (made, None)

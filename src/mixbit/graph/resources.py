@@ -19,13 +19,13 @@ from mixbit.graph.layers import (
     inputs_between,
     source_of,
 )
-from mixbit.graph.recurrent import MOST_STEPS
+from mixbit.graph.recurrent import is_simulated
 
 _aten = torch.ops.aten
 
 #: Weights that a note names one by one.
 LISTED = 5
-_RECURRENT = f"read by a recurrence over more than {MOST_STEPS} steps in all, or steps that inputs decide"
+_RECURRENT = "read by an LSTM with projections or a recurrence over packed sequences"
 #: Operator -> why a parameter that it reads is no layer; any other is no product.
 _REASONS: dict[str, str] = dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _RECURRENT)
 #: Operators that can overwrite what they are the last to read.
@@ -50,7 +50,11 @@ def live_activations(graph: Graph, target: Target) -> FloatArray:
     """
     nodes = list(graph.module.graph.nodes)
     data = activations(graph)
-    made = {node: place for place, node in enumerate(nodes) if node in data and source_of(node) is node}
+    made = {
+        node: place
+        for place, node in enumerate(nodes)
+        if node in data and source_of(node) is node and not is_simulated(node)
+    }
     last = dict(made)
     for place, node in enumerate(nodes):
         for read in node.all_input_nodes:
@@ -107,7 +111,7 @@ class Uncovered:
 
 
 def find_uncovered(graph: Graph) -> tuple[Uncovered, ...]:
-    """Operators and parameters that no layer covers: long recurrences, products of activations, loose parameters."""
+    """Operators and parameters that no layer covers: some recurrences, products of activations, loose parameters."""
     data = activations(graph)
     macs = {
         node.name: (str(packet(node)).removeprefix("aten."), _count(graph, node))

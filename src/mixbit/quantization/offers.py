@@ -149,10 +149,8 @@ def note_on_run_time_ranges(layers: Sequence[Layer], choices: Sequence[str]) -> 
         return None
     left_out = [layer for layer in layers if all(why_not(layer, scheme) is not None for scheme in dynamic)]
     if all(layer in left_out or not layer.inputs for layer in layers):
-        raise InvalidInput(
-            f"flavour dynamic: no layer can take its range at run time: {why_not(left_out[0], dynamic[0])}; "
-            "take --flavour static"
-        )
+        reason = why_not(left_out[0], dynamic[0]) if left_out else "none reads what is ever rounded"
+        raise InvalidInput(f"flavour dynamic: no layer can take its range at run time: {reason}; take --flavour static")
     share = sum(layer.macs for layer in left_out) / max(1, sum(layer.macs for layer in layers))
     if share < MOST:
         return None

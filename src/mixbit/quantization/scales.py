@@ -67,7 +67,7 @@ def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calib
 def choose_scales(graph: Graph, layer: Layer, formats: Iterable[Format], calibration: Calibration) -> None:
     """Choose the scales of one weight in all these formats at once, as `weight_quantizer` says, where not known yet."""
     missing = [fmt for fmt in formats if fmt.floating is None and (layer.name, fmt) not in calibration.weight_factors]
-    operations = [each for each in layer.operations if each.input is not None and each.axis == layer.axis]
+    operations = [each for each in layer.operations if each.kind.input is not None and each.axis == layer.axis]
     judges = cache(lambda groups: [_judge(graph, layer, operation, calibration, groups) for operation in operations])
     # whether channels can be judged a few at a time
     is_apart = all(each.groups == 1 and not each.kind.name.startswith("conv_transpose") for each in operations)
@@ -143,7 +143,7 @@ def _least_scales(
 ) -> Tensor | None:
     """The smallest scales whose bias fits, as runtimes hold it in integers of the channels' scales; None for any."""
     bias = graph.bias(operation)
-    if bias is None or fmt.granularity == "group":
+    if bias is None or operation.input is None or fmt.granularity == "group":
         return None
     step = calibration.quantizer(str(operation.input), FINEST_INPUT, graph.device).scale
     least = least_scale(graph.parameter(bias), step, layer.shape[layer.axis]).to(scale)

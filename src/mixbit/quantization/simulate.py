@@ -125,7 +125,7 @@ def assemble(graph: Graph, plan: Plan, quantizers: list[Quantizer], biases: dict
     readers = {
         simulated.node(name): operation.data
         for name, (layer, operation) in graph.operations.items()
-        if _dynamic(plan, layer)
+        if operation.input is not None and _dynamic(plan, layer)
     }
     for quantizer in quantizers:
         _insert(simulated, quantizer, readers if quantizer.format.dynamic else None)

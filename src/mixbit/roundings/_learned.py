@@ -105,7 +105,7 @@ class _Rounding(Learner):
         self.weights = {
             quantizer_path(layer.name, of_weight=True): _SoftWeight(quantizer, simulated.parameter(layer.name))
             for layer in inputs.graph.layers
-            if layer.name in block.layers and all(operation.input is not None for operation in layer.operations)
+            if layer.name in block.layers and all(operation.kind.input is not None for operation in layer.operations)
             if (quantizer := quantizers.get(layer.name)) is not None and quantizer.format.floating is None
         }
         rounded = [weight.quantizer.tensor for weight in self.weights.values()]

@@ -107,7 +107,7 @@ def _jobs(inputs: RoundingInput, simulated: Graph) -> list[_Job]:
         covered = [
             operation
             for operation in layer.operations
-            if operation.input is not None and operation.axis == layer.axis
+            if operation.kind.input is not None and operation.axis == layer.axis
             if not operation.kind.name.startswith("conv_transpose")
         ]
         if quantizer is not None and quantizer.format.floating is None and covered:

@@ -12,6 +12,7 @@ from torch import fx
 
 from mixbit.core import Inputs, InvalidInput, Runner, Target
 from mixbit.graph import Graph, Walker, seen
+from mixbit.graph.recurrent import is_recurrent
 from mixbit.quantization.quantizer import Quantizer
 
 #: Numbers of each tensor that are compared, evenly spread over it, and samples that are run.
@@ -60,7 +61,7 @@ def watched(simulated: Graph, inputs: Inputs) -> list[Watched]:
             quantizer = simulated.module.get_submodule(str(node.target))
             if isinstance(quantizer, Quantizer) and quantizer.axis is None and not quantizer.format.dynamic:
                 nodes[node.name] = QUANTIZED + quantizer.tensor, layer, False
-        elif node.name in simulated.operations:
+        elif node.name in simulated.operations and not is_recurrent(node):
             owner, operation = simulated.operations[node.name]
             if len(owner.operations) == 1 and not _is_quantized(simulated, node):
                 nodes[node.name] = owner.name, layer, simulated.bias(operation) is not None

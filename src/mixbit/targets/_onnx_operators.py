@@ -17,6 +17,7 @@ import onnx_ir as ir
 import torch
 
 from mixbit.core import UnsupportedModel
+from mixbit.graph.recurrent import WHOLE
 from mixbit.targets._onnx_writer import ONNX_TYPES, TORCH_TYPES, Size, Writer
 
 _aten = torch.ops.aten
@@ -733,6 +734,47 @@ def _baddbmm(w: Writer, out: Any, added: Any, x: Any, y: Any, beta: float = 1, a
     product = w.add("MatMul", x, y)
     product = product if alpha == 1 else w.add("Mul", product, w.number(alpha, out.dtype))
     return w.add("Add", product, added if beta == 1 else w.add("Mul", added, w.number(beta, out.dtype)))
+
+
+#: Order of the gates in ONNX, by their places in torch.
+_GATES = {"lstm": (0, 3, 1, 2), "gru": (1, 0, 2), "tanh": (0,), "relu": (0,)}
+
+
+@_writes(WHOLE)
+def _recurrence(
+    w: Writer, out: Any, x: Any, of_input: Any, of_state: Any, bias: Any, kind: str, back: bool, with_cell: bool,
+    *states: Any,
+) -> Any:  # fmt: skip
+    order, width = _GATES[kind], int(out.shape[-1])
+    if kind == "gru":
+        halves = w.add_many(2, "Split", bias, axis=0, num_outputs=2)
+    else:
+        halves = bias, w.add("ConstantOfShape", [len(order) * width])
+    rows = w.add("Concat", *(_in_order(w, half, order) for half in halves), axis=0)
+    given = [w.add("Transpose", x, perm=[1, 0, 2])]
+    given += [
+        w.add("Unsqueeze", each, [0]) for each in (*(_in_order(w, each, order) for each in (of_input, of_state)), rows)
+    ]
+    given += [None, *(w.add("Unsqueeze", state, [0]) for state in states)] if states else []
+    behind, _, *cell = w.add_many(
+        3 if kind == "lstm" else 2,
+        {"lstm": "LSTM", "gru": "GRU"}.get(kind, "RNN"),
+        *given,
+        hidden_size=width,
+        direction="reverse" if back else None,
+        linear_before_reset=1 if kind == "gru" else None,
+        activations=["Relu"] if kind == "relu" else None,
+    )
+    behind = w.add("Transpose", w.add("Squeeze", behind, [1]), perm=[1, 0, 2])
+    return w.add("Concat", behind, w.add("Transpose", *cell, perm=[1, 0, 2]), axis=1) if with_cell else behind
+
+
+def _in_order(w: Writer, rows: Any, order: Sequence[int]) -> Any:
+    """The same rows with their gates in that order."""
+    if len(order) == 1:
+        return rows
+    parts = w.add_many(len(order), "Split", rows, axis=0, num_outputs=len(order))
+    return w.add("Concat", *(parts[place] for place in order), axis=0)
 
 
 def _each(value: Any, count: int) -> list[int]:

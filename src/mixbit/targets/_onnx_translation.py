@@ -16,6 +16,7 @@ from mixbit.graph import Graph, without_torchs_warnings
 from mixbit.graph.capture import without_compilers_folder, without_logs
 from mixbit.graph.functional import keeping_symbols
 from mixbit.graph.graph import tensor_of
+from mixbit.graph.recurrent import join_recurrences
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.targets._integers import reason_line
 from mixbit.targets._onnx_operators import OPERATORS
@@ -40,7 +41,8 @@ def translated(graph: Graph) -> Any:
     Raises:
         UnsupportedModel: An operator is neither in the table, nor does torch's exporter know it.
     """
-    module = graph.module
+    module = graph.copy().module
+    join_recurrences(module)
     written = ir.Graph((), (), nodes=(), opset_imports={"": OPSET}, name="mixbit")
     writer, values = Writer(written), Values()
     taken = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}

@@ -30,6 +30,7 @@ from torch.nn import functional
 from mixbit.core import UnsupportedModel, interrupts_later
 from mixbit.graph import Graph, without_torchs_warnings
 from mixbit.graph.functional import decomposed, fake_mode
+from mixbit.graph.recurrent import join_recurrences
 from mixbit.quantization.quantizer import quantizer_path, weight_quantizers
 from mixbit.targets._integers import (
     QUANTIZER,
@@ -40,6 +41,7 @@ from mixbit.targets._integers import (
     stored_weights,
 )
 from mixbit.targets._openvino_products import move_zero_points
+from mixbit.targets._openvino_recurrences import recurrence
 
 _ops: Any = ov.opset15
 _aten = torch.ops.aten
@@ -52,6 +54,8 @@ MOVES = (
 AS_IT_IS, TURNED = "as it is", "turned"
 #: Axis of a weight -> the ways of reading it that sum along this axis.
 SUMS_ALONG = {0: (AS_IT_IS, "ConvolutionBackpropData", "GroupConvolutionBackpropData"), 1: (TURNED, "Convolution")}
+#: What reads the weights of a recurrence first, to order its gates.
+IN_RECURRENCES = ("Split", "Unsqueeze")
 #: Parts of a layer, as its constants are named.
 PARTS = ("integers", "offset", "zero_point", "scale", "weight")
 #: Bytes in a row of AMX's tiles, and numbers of channels that it packs into them, see `_goes_wrong_in_integers`.
@@ -78,6 +82,7 @@ def converted(simulated: Graph, types: Mapping[int, str]) -> Any:
             num_readers[name] += 1
         ways = sorted(_ways(parameter), key=lambda way, axis=axes[name]: way in SUMS_ALONG[axis])
         wrong = _goes_wrong_in_integers(parameter)
+        recurrent = any(reader.get_type_name() in IN_RECURRENCES for reader in _readers(parameter))
         for port in parameter.output(0).get_target_inputs():
             reader = port.get_node()
             if reader.get_type_name() == "ShapeOf":  # who reads a weight for its shape keeps the plugin from it
@@ -85,7 +90,8 @@ def converted(simulated: Graph, types: Mapping[int, str]) -> Any:
                 reader.output(0).replace(shape.output(0))
             else:
                 apart = len(ways) > 1 and bool(_ways_of(port)) and ways[0] not in _ways_of(port)
-                read = weights.read_by(name, value, port, apart=apart, whole=apart or wrong)
+                whole = apart or wrong or recurrent
+                read = weights.read_by(name, value, port, apart=apart, whole=whole)
                 port.replace_source_output(read.output(0))
                 if reader.get_type_name() == "MatMul" and port.get_index() == 1 and name in weights.integers:
                     turned = reader.get_transpose_b()
@@ -119,6 +125,7 @@ def _convert(simulated: Graph, values: dict[str, Tensor]) -> Any:
     translations = [
         ConversionExtension("mixbit.quantize_dequantize.default", _fake_quantize),
         # the plugin takes such ranges itself
+        ConversionExtension("mixbit.whole_recurrence.default", recurrence),
         ConversionExtension("mixbit.quantize_at_run_time.default", lambda context: [context.get_input(0)]),
     ]
     try:
@@ -143,6 +150,7 @@ def _operators(copied: Graph, values: Mapping[str, Tensor]) -> fx.GraphModule:
     OpenVINO decomposes exported programs by the same table, but traces every operator for that.
     """
     module, graph = copied.module, copied.module.graph
+    join_recurrences(module)
     graph.set_codegen(CodeGen())
     for name, value in values.items():
         with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
@@ -323,12 +331,27 @@ def _is_quantized(node: Any) -> bool:
 
 
 def _name_reader(reader: Any, name: str) -> None:
-    """Name an operator after its layer, and the addition of its bias too: a fused pair keeps one name of the two."""
+    """Name an operator after its layer, and the addition of its bias too: a fused pair keeps one name of the two.
+
+    A recurrence has two layers: it is named after the second, and what it reads of each after that one.
+    """
+    if reader.get_type_name() in IN_RECURRENCES:
+        behind = _reader(reader)
+        while not behind.get_type_name().endswith("Sequence"):
+            reader, behind = behind, _reader(behind)
+        reader.set_friendly_name(f"{name}/gates")
+        behind.set_friendly_name(f"{name}/recurrence")
+        return
     reader.set_friendly_name(name)
     for port in reader.output(0).get_target_inputs():
         after = port.get_node()
         if after.get_type_name() == "Add" and any(_is_constant(value.get_node()) for value in after.input_values()):
             after.set_friendly_name(f"{name}/bias")
+
+
+def _reader(node: Any) -> Any:
+    """An operator that reads what the node returns first."""
+    return next(iter(node.output(0).get_target_inputs())).get_node()
 
 
 def _is_constant(node: Any) -> bool:

@@ -43,6 +43,8 @@ BYTE = 8
 INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 #: Activation functions that it fuses into convolutions.
 FUSED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")
+#: Recurrent operators, and those that make of a layer's weight what they read.
+RECURRENT, TO_RECURRENT = ("LSTM", "GRU", "RNN"), ("Split", "Concat", "Unsqueeze")
 #: Opens a session and runs it once, by the runtime alone.
 PROGRAM = f"""
 import os
@@ -135,7 +137,7 @@ def _profile(ort: Any, proto: Any, layers: list[str], inputs: list[NDArray[Any]]
         name, _, what = event["name"].rpartition("_kernel_")
         if what == "time":
             times.setdefault((event["args"]["node_index"], name), []).append(event["dur"] / 1000)
-    return quiet_ms((_owner(name, owners), values) for (_, name), values in times.items())
+    return quiet_ms((next(iter(_owners_of(name, owners)), ""), values) for (_, name), values in times.items())
 
 
 def load_tensors(folder: Path, names: list[tuple[str, bool]]) -> Callable[[list[NDArray[Any]]], dict[str, Any]]:
@@ -220,7 +222,7 @@ def _executed(written: Any, optimized: Any, layers: list[str]) -> dict[str, str]
     owners = _owners(written, frozenset(layers))
     rows: dict[str, dict[str, None]] = {}
     for node in optimized.graph.node:
-        if layer := _owner(node.name, owners):
+        for layer in _owners_of(node.name, owners):
             kind = "int8" if node.op_type.startswith(INTEGER) else "float32"
             if node.op_type == "MatMulNBits":
                 said = {attribute.name: attribute.i for attribute in node.attribute}
@@ -231,14 +233,14 @@ def _executed(written: Any, optimized: Any, layers: list[str]) -> dict[str, str]
     return {layer: ", ".join(texts) for layer, texts in rows.items()}
 
 
-def _owner(name: str, owners: dict[str, str]) -> str:
-    """The layer that an operator of that name after optimization is of, else ""."""
+def _owners_of(name: str, owners: dict[str, list[str]]) -> list[str]:
+    """The layers that an operator of that name after optimization is of."""
     name = name.removeprefix("fused ")
-    return owners.get(name) or owners.get(re.sub(r"(_token_\d+|/\w+/?)$", "", name), "")
+    return owners.get(name) or owners.get(re.sub(r"(_token_\d+|/\w+/?)$", "", name), [])
 
 
-def _owners(written: Any, layers: frozenset[str]) -> dict[str, str]:
-    """Name that an operator may have after optimization -> its layer.
+def _owners(written: Any, layers: frozenset[str]) -> dict[str, list[str]]:
+    """Name that an operator may have after optimization -> its layer; a recurrence has two.
 
     Fused operators keep their name with something behind it; a blocked convolution is named after its output, its own
     or that of the activation function fused into it.
@@ -247,13 +249,17 @@ def _owners(written: Any, layers: frozenset[str]) -> dict[str, str]:
     for node in written.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    owners = {}
+    owners: dict[str, list[str]] = {}
     for node in written.graph.node:
         layer = node.name.partition(FURTHER)[0]
-        if layer in layers:
+        if layer in layers and node.op_type in TO_RECURRENT:
+            while node.op_type not in RECURRENT:
+                (node,) = readers[node.output[0]]  # noqa: PLW2901 what reads it
+            owners.setdefault(node.name, []).append(layer)
+        elif layer in layers:
             after = readers.get(node.output[0], [])
             fused = after if len(after) == 1 and after[0].op_type in FUSED else []
-            owners |= {f"{each.output[0]}_nchwc": layer for each in (node, *fused)} | {node.name: layer}
+            owners |= {f"{each.output[0]}_nchwc": [layer] for each in (node, *fused)} | {node.name: [layer]}
     return owners
 
 

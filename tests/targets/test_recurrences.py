@@ -1,0 +1,116 @@
+"""Recurrences in files: the runtime's own operator, whose outputs are those of torch with the stored weights."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import mixbit as mb
+from mixbit.core.target import find_target
+from mixbit.quantization import calibrate, uniform_plan
+from mixbit.quantization.quantizer import weight_quantizers
+from tests.networks import Net
+
+COUNT = 5
+#: Name -> the module, and what runs it on [N, 7, 6] and returns, samples first.
+RECURRENT = {
+    "GRU": (lambda: nn.GRU(6, 4, batch_first=True), lambda net, x: net.a(x)[0]),
+    "GRU, two layers both ways, samples second": (
+        lambda: nn.GRU(6, 4, 2, bidirectional=True),
+        lambda net, x: [each.transpose(0, 1) for each in net.a(x.transpose(0, 1))],
+    ),
+    "GRU, no bias, given state": (
+        lambda: nn.GRU(6, 4, bias=False, batch_first=True),
+        lambda net, x: net.a(x, x.mean(1)[None, :, :4].contiguous())[1][0],
+    ),
+    "LSTM, two layers": (lambda: nn.LSTM(6, 4, 2, batch_first=True), lambda net, x: net.a(x)[0]),
+    "LSTM both ways, all results": (
+        lambda: nn.LSTM(6, 4, batch_first=True, bidirectional=True),
+        lambda net, x: [net.a(x)[0], *(each.transpose(0, 1) for each in net.a(x)[1])],
+    ),
+    "LSTM, given states": (
+        lambda: nn.LSTM(6, 4, batch_first=True),
+        lambda net, x: net.a(x, (x.new_zeros(1, x.size(0), 4), x.mean(1)[None, :, :4].contiguous()))[1][1][0],
+    ),
+    "RNN both ways": (lambda: nn.RNN(6, 4, batch_first=True, bidirectional=True), lambda net, x: net.a(x)[0]),
+    "RNN, relu": (
+        lambda: nn.RNN(6, 4, nonlinearity="relu"),
+        lambda net, x: net.a(x.transpose(0, 1))[0].transpose(0, 1),
+    ),
+    "one step": (lambda: nn.GRU(6, 4, batch_first=True), lambda net, x: net.a(x[:, :1])[0]),
+    "many steps": (lambda: nn.LSTM(6, 4, batch_first=True), lambda net, x: net.a(x.repeat(1, 20, 1))[0]),
+    "LSTMCell": (lambda: nn.LSTMCell(6, 4), lambda net, x: net.a(x[:, 1], net.a(x[:, 0]))[1]),
+    "GRUCell": (lambda: nn.GRUCell(6, 4), lambda net, x: net.a(x[:, 1], net.a(x[:, 0]))),
+    "beside a layer": (
+        lambda: nn.GRU(6, 4, batch_first=True),
+        lambda net, x: net.a(x, net.b(x).mean(1)[None])[0] + net.b(x),
+    ),
+    "LSTM beside a layer": (lambda: nn.LSTM(6, 4, batch_first=True), lambda net, x: net.a(x)[0] + net.b(x)),
+    "behind a layer": (lambda: nn.GRU(4, 4, batch_first=True), lambda net, x: net.c(net.a(net.b(x).relu())[0])),
+}
+
+
+def data(count=COUNT):
+    return torch.randn(count, 7, 6, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    nets = [Net(run, a=make(), b=nn.Linear(6, 4), c=nn.Linear(4, 4)) for make, run in RECURRENT.values()]
+    return Net(lambda net, x: [branch(x) for branch in net.branches], branches=nn.ModuleList(nets)).eval()
+
+
+@pytest.fixture(scope="module")
+def graph(network):
+    return mb.capture(network, data(2))
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize(
+    "scheme", ["w8a8", "w3", "w4g2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("float16", "float"))]
+)
+def test_a_file_returns_what_torch_does_with_the_stored_weights(target, scheme, network, graph, tmp_path):
+    pytest.importorskip(target)
+    plan, calibration = uniform_plan(graph, scheme, target=target), calibrate(graph, [data()])
+    simulated = mb.quantize(graph, plan, calibration, bias_correction="off")
+    mb.export(simulated, tmp_path)
+    runtime, rounded = find_target(target), copy.deepcopy(network)
+    runner = runtime.load(tmp_path, graph)
+    for name, quantizer in weight_quantizers(simulated).items():
+        rounded.get_parameter(name).data = quantizer(graph.parameter(name)).detach()
+    truth = simulated if scheme == "w8a8" else rounded
+    for count in (COUNT, 1, 3):
+        with torch.no_grad():
+            wanted = torch.utils._pytree.tree_leaves(truth(data(count)))
+        for one, other in zip(runner.run([data(count).numpy()]), wanted, strict=True):
+            error = float((torch.from_numpy(one) - other).square().mean().sqrt())
+            assert error < (0.005 if scheme == "w8a8" else 1e-5) * float(other.std())
+    executed, kinds = runner.executed(), ("RNNSeq",) if target == "openvino" else ("GRU", "LSTM", "RNN")
+    assert all(executed[layer.name].startswith(kinds) for layer in graph.layers if ".a." in layer.name)
+    if scheme == "w8a8":
+        assert all("int8" in executed[layer.name] for layer in graph.layers if ".a." not in layer.name)
+    stored = runtime.stored(tmp_path)
+    for layer in graph.layers:
+        size = runtime.weight_bytes(layer.shape, layer.axis, plan.scheme(layer.name).weight)
+        assert stored[layer.name].weight_bytes == size
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+def test_a_file_takes_sequences_of_any_length(target, tmp_path):
+    pytest.importorskip(target)
+    torch.manual_seed(0)
+    net = Net(
+        lambda net, x: net.b(net.a(x)[0].transpose(0, 1))[0].transpose(0, 1),
+        a=nn.GRU(6, 4, batch_first=True, bidirectional=True),
+        b=nn.LSTM(8, 4),
+    )
+    graph = mb.capture(net.eval(), data(2), {0: [1]})
+    simulated = mb.quantize(graph, uniform_plan(graph, "w8a8", target=target), [data()])
+    mb.export(simulated, tmp_path)
+    runner = find_target(target).load(tmp_path, graph)
+    for length in (7, 1, 150):
+        x = data().repeat(1, 22, 1)[:, :length]
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(runner.run([x.numpy()])[0]), simulated(x), rtol=0, atol=1e-5)
