@@ -99,11 +99,11 @@ def main() -> None:
 
 
 class WideLSTM(nn.Module):
-    """One LSTM of 512 units over 32 steps, and a layer for the last state."""
+    """One LSTM over 32 steps, and a layer for the last state."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 512) -> None:
         super().__init__()
-        self.recurrent, self.head = nn.LSTM(SOUND[1], 512, batch_first=True), nn.Linear(512, 10)
+        self.recurrent, self.head = nn.LSTM(SOUND[1], width, batch_first=True), nn.Linear(width, 10)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, steps, numbers] to logits."""
