@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.profiler import profile
 
 from mixbit.graph.capture import capture
 from mixbit.graph.resources import find_uncovered, note_on_uncovered
@@ -85,16 +86,30 @@ def test_gradients_through_all_steps_are_torchs(kind):
         torch.testing.assert_close(found[name].sum(0), slopes[name], rtol=1e-9, atol=1e-9)
 
 
-def test_curvature_is_torchs():
+@pytest.mark.parametrize("kind", ["LSTM, two layers both ways, all results", "GRU, no bias, given state", "RNNCell"])
+def test_curvature_is_torchs(kind):
     torch.manual_seed(0)
-    model = Net(lambda net, x: net.a(x)[0], a=nn.GRU(3, 4, batch_first=True)).double().eval()
-    x, name = torch.randn(3, 4, 3, dtype=torch.float64), "a.weight_ih_l0"
-    graph, found = capture(model, x), []
+    make, run = RECURRENT[kind]
+    model = Net(run, a=make()).double().eval()
+    x = torch.randn(3, 4, 3, dtype=torch.float64)
+    graph, names = capture(model, x), [name for name, _ in model.named_parameters() if "weight" in name]
+    slopes, products = [], []
     for network in (model, graph.module):
-        weight = network.get_parameter(name)
-        (slope,) = torch.autograd.grad(total(network(x)), weight, create_graph=True)
-        found.append(torch.autograd.grad((slope * weight.detach()).sum(), weight)[0])
-    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+        weights = [network.get_parameter(name) for name in names]
+        slopes.append(torch.autograd.grad(total(network(x)), weights, create_graph=True))
+        along = sum((slope * weight.detach()).sum() for slope, weight in zip(slopes[-1], weights, strict=True))
+        products.append(torch.autograd.grad(along, weights))
+    torch.testing.assert_close(*slopes, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(*products, rtol=1e-9, atol=1e-9)
+
+
+def test_a_backward_pass_takes_no_square_of_the_steps():
+    graph = capture(Net(lambda net, x: net.a(x)[0], a=nn.LSTM(3, 4, batch_first=True)), torch.randn(2, 300, 3))
+    x = torch.randn(2, 300, 3)
+    with profile() as seen:
+        graph(x).sum().backward()
+    made = [event for event in seen.key_averages() if event.key in ("aten::select_backward", "aten::slice_backward")]
+    assert sum(event.count for event in made) < 10
 
 
 def test_sequences_may_be_long_and_of_any_length():
@@ -108,9 +123,9 @@ def test_sequences_may_be_long_and_of_any_length():
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
-def test_an_lstm_with_projections_stays_and_is_named():
+def test_a_long_lstm_with_projections_stays_and_is_named():
     cell = nn.LSTM(3, 4, batch_first=True, proj_size=2)
-    graph = capture(Net(lambda net, x: net.b(net.a(x)[0]), a=cell, b=nn.Linear(2, 2)), torch.randn(2, 4, 3))
+    graph = capture(Net(lambda net, x: net.b(net.a(x)[0]), a=cell, b=nn.Linear(2, 2)), torch.randn(2, 129, 3))
     assert [layer.name for layer in graph.layers] == ["b.weight"]
     assert sum(row.num_weights for row in find_uncovered(graph)) == 16 * (3 + 2) + 2 * 4
     note = note_on_uncovered(graph)

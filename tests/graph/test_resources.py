@@ -116,9 +116,9 @@ def rows_of(net, x):
 
 
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
-def test_a_recurrence_with_projections_is_not_covered():
+def test_a_long_recurrence_with_projections_is_not_covered():
     cell = nn.LSTM(3, 4, batch_first=True, proj_size=2)
-    rows = rows_of(Net(lambda net, x: net.b(net.a(x)[0]), a=cell, b=nn.Linear(2, 2)), torch.randn(2, 6, 3))
+    rows = rows_of(Net(lambda net, x: net.b(net.a(x)[0]), a=cell, b=nn.Linear(2, 2)), torch.randn(2, 129, 3))
     assert {"lstm", "biases"} <= rows.keys()
     assert rows["lstm"].macs is None
     own = {name: row for name, row in rows.items() if name.startswith("a.")}
@@ -194,3 +194,9 @@ def test_what_counts_as_a_weight():
     assert plan.predicted["mean_bits"] == pytest.approx((12 * 32 + 9 * 8) / 21)
     simulated = mb.quantize(graph, plan, [torch.randn(4, 4, 3)])
     assert simulated.plan.predicted == plan.predicted  # the plan is not taken for an edited one
+
+
+def test_what_is_alive_beside_a_recurrence_is_what_its_operator_reads_and_returns():
+    graph = capture(Net(lambda net, x: net.a(x)[0], a=nn.GRU(6, 4, batch_first=True)).eval(), torch.randn(2, 5, 6))
+    live = live_activations(graph, ANYTHING)
+    assert live.sum(1).max() <= 4 * (5 * 6 + 5 * 4)

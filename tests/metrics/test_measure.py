@@ -3,7 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from mixbit.core.budget import Budget
 from mixbit.core.errors import InvalidInput
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
@@ -12,7 +14,7 @@ from mixbit.metrics import Estimate
 from mixbit.metrics.measure import measure
 from mixbit.quantization.calibrate import calibrate
 from mixbit.roundings.quantize import quantize
-from tests.networks import ANYTHING, Attention, Residual, batches_of, plan_of
+from tests.networks import ANYTHING, Attention, Net, Residual, batches_of, plan_of
 
 pytestmark = pytest.mark.usefixtures("anything")
 
@@ -62,6 +64,18 @@ def test_usage_is_counted_by_the_target_and_by_hand(graph, batches):
     assert table.usage["weight_bytes"].tolist() == [[4004, 4002, 4032], [4004, 4002, 4032], [3004, 3002, 3032]]
     assert table.usage["weight_bits"].tolist() == [[4 * n, 2 * n, 32 * n] for n in (72, 144, 12)]
     assert table.usage["bit_ops"].tolist() == [[4 * 8 * n, 2 * 32 * n, 32 * 32 * n] for n in (72 * 36, 144 * 36, 12)]
+
+
+def test_recurrences_read_floats_whatever_the_scheme():
+    graph = capture(Net(lambda net, x: net.a(x)[0], a=nn.GRU(6, 4, batch_first=True)).eval(), torch.randn(2, 5, 6))
+    table = measure(
+        graph, [torch.randn(4, 5, 6)], target=ANYTHING, choices=["w4a8", "w4"], metric=bits_of_the_weight,
+        task=Task.regression(),
+    )  # fmt: skip
+    assert table.usage["bit_ops"].tolist() == [[4 * 32 * 5 * n] * 2 for n in (72, 48)]
+    uniform = float((table.macs * 32).sum())
+    (limit,) = table.limits(Budget(bit_complexity_ratio=8 * float(table.macs.sum()) / uniform))
+    assert limit.usage.sum(0).tolist() == [uniform, uniform]
 
 
 def test_ties_are_those_of_shared_inputs():

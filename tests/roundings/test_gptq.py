@@ -475,3 +475,14 @@ def test_options_are_read_and_the_graphs_stay():
     expected = gptq(rounding_input(graph, x, "w2a8"), damping=0.5, order="natural")
     assert torch.equal(found.parameter("a.weight"), expected.parameter("a.weight"))
     assert_state_is(graph.module, before)
+
+
+def test_a_tied_head_whose_outputs_fit_no_task_is_rounded_for_what_it_reads():
+    torch.manual_seed(3)
+    ids = torch.randint(0, 60, (10, 5))
+    graph = capture(Words().double(), ids)
+    given = rounding_input(graph, ids, "w3", 4)  # classification, which wants [N, C]
+    tied, _ = graph.layers
+    head = dataclasses.replace(tied, operations=tied.operations[1:])
+    expected = expected_weight(given, given.simulated, head, ids, by_activation=True)
+    torch.testing.assert_close(gptq(given).parameter(tied.name).detach(), expected, atol=1e-8, rtol=0)

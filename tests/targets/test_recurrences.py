@@ -97,6 +97,51 @@ def test_a_file_returns_what_torch_does_with_the_stored_weights(target, scheme, 
         assert stored[layer.name].weight_bytes == size
 
 
+#: Name -> modules, and what runs them on [N, 7, 6]; none is a recurrence that a runtime has an operator for.
+OTHERS = {
+    "LSTM with projections": (
+        {"a": lambda: nn.LSTM(6, 4, 2, batch_first=True, bidirectional=True, proj_size=2)},
+        lambda net, x: list(torch.utils._pytree.tree_leaves((net.a(x)[0], net.a(x)[1][1].transpose(0, 1)))),
+    ),
+    "a weight with one dimension more": (
+        {"a": lambda: nn.Linear(6, 4)},
+        lambda net, x: net.a(x[:, 0]) + (net.a.weight.unsqueeze(0) * x[:, :1]).sum(-1),
+    ),
+    "halves of a weight": (
+        {"a": lambda: nn.Linear(6, 4)},
+        lambda net, x: net.a(x[:, 0]) + x[:, 1] @ torch.cat(net.a.weight.chunk(2)[::-1]).t(),
+    ),
+    "a codebook": (
+        {"a": lambda: nn.Embedding(9, 6)},
+        lambda net, x: (
+            (x.unsqueeze(2) - net.a.weight.unsqueeze(0)).square().sum(-1)
+            + net.a((x[..., 0] > 0).long()).sum(-1)[..., None]
+        ),
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN:UserWarning")
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_what_looks_like_a_recurrence_is_written_as_it_is(kind, target, tmp_path):
+    pytest.importorskip(target)
+    torch.manual_seed(0)
+    modules, run = OTHERS[kind]
+    graph = mb.capture(Net(run, **{name: make() for name, make in modules.items()}).eval(), data(2))
+    assert {layer.name for layer in graph.layers} == {
+        name for name, _ in graph.module.named_parameters() if "weight" in name
+    }
+    simulated = mb.quantize(graph, uniform_plan(graph, "w8a8", target=target), [data()])
+    mb.export(simulated, tmp_path)
+    runner = find_target(target).load(tmp_path, graph)
+    with torch.no_grad():
+        wanted = torch.utils._pytree.tree_leaves(simulated(data()))
+    for one, other in zip(runner.run([data().numpy()]), wanted, strict=True):
+        assert float((torch.from_numpy(one) - other).square().mean().sqrt()) < 0.01 * float(other.std())
+    assert set(runner.executed()) == {layer.name for layer in graph.layers}
+
+
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
 def test_a_file_takes_sequences_of_any_length(target, tmp_path):
     pytest.importorskip(target)

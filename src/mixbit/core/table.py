@@ -336,8 +336,8 @@ class Sensitivity:
         if name == "bit_ops_ratio":
             usage, int8 = self.usage["bit_ops"], 64.0
         elif name == "bit_complexity_ratio":
-            bits = [float(max(scheme.weight_bits, scheme.input_bits)) for scheme in self.schemes]
-            usage, int8 = np.outer(self.macs, bits), 8.0
+            weight_bits = np.array([float(scheme.weight_bits) for scheme in self.schemes])
+            usage, int8 = np.maximum(np.outer(self.macs, weight_bits), self.usage["bit_ops"] / weight_bits), 8.0
         else:
             fixed = self.fixed_usage(name)
             return [Limit(name, self.usage_of(name), bound - fixed, offset=fixed)]

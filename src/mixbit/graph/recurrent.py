@@ -27,6 +27,8 @@ _CELLS: dict[Any, str] = {
 }  # fmt: skip
 #: Dimensions of what they read: samples, steps, numbers.
 SEQUENCE = 3
+#: Steps, of all layers and directions together, beyond which an LSTM with projections stays as it is.
+MOST_STEPS = 128
 _ZEROS = (_aten.zeros, _aten.zeros_like, _aten.new_zeros)
 _State = tuple[Tensor, Tensor | None]
 
@@ -41,7 +43,7 @@ def states(
     cannot be part of what the input adds, as in a GRU, and the state and cell [N, H] before the first step, which are
     zeros where None. The kind is that of `_step`; `back` takes the last step first.
     """
-    before, _, _ = _run(lambda _, state: state @ weight, read, weight, bias, hidden, cell, kind, back)
+    before, _, _ = _run(lambda _, state: state @ weight, read, len(weight), bias, hidden, cell, kind, back)
     return torch.stack(before, 1)
 
 
@@ -66,26 +68,29 @@ def recurrence(
 
 
 def _behind(read: Tensor, product: Tensor, before: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    products, states_before = product.unbind(1), before.unbind(1)  # not one by one: each gradient would be of all steps
+
     def multiply(place: int, state: Tensor) -> Tensor:
-        return product[:, place] + (state - before[:, place]) @ weight
+        return products[place] + (state - states_before[place]) @ weight
 
     *given, with_cell = rest
-    _, behind, last = _run(multiply, read, weight, *given)
+    _, behind, last = _run(multiply, read, len(weight), *given)
     return torch.stack([*behind, last] if with_cell and last is not None else behind, 1)
 
 
 def _run(
-    multiply: Callable[[int, Tensor], Tensor], read: Tensor, weight: Tensor, bias: Tensor | None,
-    hidden: Tensor | None, cell: Tensor | None, kind: str, back: bool,
+    multiply: Callable[[int, Tensor], Tensor], read: Tensor, width: int, bias: Tensor | None, hidden: Tensor | None,
+    cell: Tensor | None, kind: str, back: bool, projection: Tensor | None = None,
 ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:  # fmt: skip
     """The hidden states before and behind each step, and the last cell; multiply(place, state) is state @ weight."""
-    count = read.shape[1]
-    zeros = read.new_zeros(len(read), len(weight))
+    reads, zeros = read.unbind(1), read.new_zeros(read.shape[0], width)
     state = zeros if hidden is None else hidden, zeros if cell is None else cell
-    before, behind = [zeros] * count, [zeros] * count
-    for place in reversed(range(count)) if back else range(count):
+    before, behind = [zeros] * len(reads), [zeros] * len(reads)
+    for place in reversed(range(len(reads))) if back else range(len(reads)):
         before[place] = state[0]
-        state = _step(kind, read[:, place], multiply(place, state[0]), bias, *state)
+        state = _step(kind, reads[place], multiply(place, state[0]), bias, *state)
+        if projection is not None:
+            state = functional.linear(state[0], projection), state[1]
         behind[place] = state[0]
     return before, behind, state[1] if kind == "lstm" else None
 
@@ -119,7 +124,8 @@ def _gradients(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """Those of `recurrence`, from a second run; they can be differentiated again."""
     again, results = torch.is_grad_enabled(), list[Tensor | None]([None] * len(ctx.rest))
     with torch.enable_grad():
-        tensors = [each if again else each.detach().requires_grad_() for each in ctx.saved_tensors]
+        # views, so that a weight is not reached by what was made of it before
+        tensors = [each.view_as(each) if again else each.detach().requires_grad_() for each in ctx.saved_tensors]
         given = list(ctx.rest)
         for place, tensor in zip(ctx.places, tensors, strict=True):
             given[place] = tensor
@@ -153,7 +159,7 @@ _STATES, _RECURRENCE = torch.ops.mixbit.states.default, torch.ops.mixbit.recurre
 
 
 class InParts(TorchFunctionMode):
-    """While it is entered, recurrent operators run in parts; LSTMs with projections and packed sequences as they are.
+    """While it is entered, recurrent operators run in parts, or step by step where an LSTM has projections.
 
     torch.export would otherwise trace all their steps, to know what they return.
     """
@@ -199,8 +205,7 @@ def is_recurrent(node: fx.Node) -> bool:
 
 def is_simulated(node: fx.Node) -> bool:
     """Whether it is there for the simulation alone: a whole operator has no such tensor."""
-    near = (node, *node.all_input_nodes)
-    return node.target is not _RECURRENCE and any(each.target is _STATES for each in near)
+    return node.target is _STATES or is_recurrent(node)
 
 
 def join_recurrences(module: fx.GraphModule) -> None:
@@ -229,11 +234,16 @@ def join_recurrences(module: fx.GraphModule) -> None:
     graph.eliminate_dead_code()
 
 
-def _has_parts(kind: str, x: Tensor, state: Any, weights: Any, *_: Any) -> bool:
-    """Whether it is a sequence with samples, not packed, without projections."""
+def _has_parts(kind: str, x: Tensor, state: Any, weights: Any, *rest: Any) -> bool:
+    """Whether it is a sequence with samples, not packed; with projections, of a few steps, whose number is known."""
     if isinstance(state if kind == "lstm" else weights, Tensor) or x.ndim != SEQUENCE:
         return False
-    return kind != "lstm" or state[0].shape[-1] == state[1].shape[-1]
+    steps = x.shape[1 if rest[-1] else 0]
+    return not _projects(kind, state) or (isinstance(steps, int) and steps * state[0].shape[0] <= MOST_STEPS)
+
+
+def _projects(kind: str, state: Any) -> bool:
+    return kind == "lstm" and state[0].shape[-1] != state[1].shape[-1]
 
 
 def _cell_in_parts(kind: str, x: Tensor, state: Any, *weights: Tensor | None) -> Any:
@@ -250,7 +260,7 @@ def _sequence_in_parts(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """All steps, in both directions of all layers, as `torch.lstm` and its like."""
     held = state if kind == "lstm" else (state, None)
-    each, num_directions = 4 if has_biases else 2, 2 if both_ways else 1
+    each, num_directions = (4 if has_biases else 2) + int(_projects(kind, state)), 2 if both_ways else 1
     x, finals = x if batch_first else x.transpose(0, 1), list[tuple[Tensor, Tensor | None]]()
     for layer in range(num_layers):
         made = []
@@ -271,10 +281,16 @@ def _parted(
 ) -> tuple[Tensor, Tensor | None]:
     """[N, T, H] the hidden states of one direction of one layer, and [N, H] the last cell of an LSTM."""
     of_input, of_state, *biases = weights
+    projection = biases.pop() if len(biases) % 2 else None
     bias, state_bias = biases or (None, None)
     if kind != "gru" and bias is not None:
         bias, state_bias = bias + state_bias, None
     read, turned = functional.linear(x, of_input, bias), of_state.t()
+    if projection is not None:  # no target has such an operator
+        multiply = lambda _, hidden: functional.linear(hidden, of_state)  # noqa: E731
+        hidden, cell = state
+        _, behind, last = _run(multiply, read, 0, None, hidden, cell, kind, back, projection)
+        return torch.stack(behind, 1), last
     rest, with_cell = (turned, state_bias, *state, kind, back), kind == "lstm"
     before = states(read, *rest)
     made = recurrence(read, torch.matmul(before, turned), before, *rest, with_cell)

@@ -13,7 +13,7 @@ LEAST_RUNS = 0.05
 #: Where more of the samples would be run once than this share, looking for them costs more than it saves.
 MOST_CHOSEN = 0.6
 #: Runs, as a share of the samples, that are given out in proportion to information alone.
-MORE_RUNS = 0.4
+MORE_RUNS = 0.25
 
 
 class Selection:
@@ -49,7 +49,7 @@ class Selection:
         if not self.is_useful:
             return everything
         wanted = torch.maximum(shares.clamp(LEAST_RUNS, 1), MORE_RUNS * shares)
-        wanted *= min(1, count / float(wanted.sum()))  # a batch of runs is no larger than one of samples
+        wanted *= min(1, count / float(wanted.sum()))  # about as many runs as samples, at most
         runs = wanted.floor()
         runs += torch.rand(count, generator=self.generator, dtype=torch.float64) < wanted - runs
         chosen = torch.arange(count).repeat_interleave(runs.long())

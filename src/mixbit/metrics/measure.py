@@ -190,6 +190,8 @@ def blank_table(graph: Graph, *, target: str | Target, choices: Sequence[str] | 
     dynamic = any(scheme.input is not None and scheme.input.dynamic for scheme in schemes)
     numel, macs = np.array([(layer.numel, layer.macs) for layer in layers], dtype=float).T
     weight_bits, input_bits = np.array([(scheme.weight_bits, scheme.input_bits) for scheme in schemes], dtype=float).T
+    # what is never rounded, as by recurrences, has as many bits whatever the scheme
+    read_bits = np.where([[bool(layer.inputs)] for layer in layers], input_bits, Scheme().input_bits)
     weight_bytes = [
         [float(target.weight_bytes(layer.shape, layer.axis, scheme.weight)) for scheme in schemes] for layer in layers
     ]
@@ -201,7 +203,7 @@ def blank_table(graph: Graph, *, target: str | Target, choices: Sequence[str] | 
         usage={
             "weight_bytes": np.array(weight_bytes),
             "weight_bits": np.outer(numel, weight_bits),
-            "bit_ops": np.outer(macs, weight_bits * input_bits),  # MACs x weight bits x input bits
+            "bit_ops": macs[:, None] * weight_bits * read_bits,
         },
         numel=numel,
         macs=macs,

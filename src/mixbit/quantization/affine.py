@@ -69,14 +69,10 @@ def rounded(
     if x.device.type == "cpu" and x.numel() and values.stride(0) == max(values.stride()):
         size = max(1, FEW_ELEMENTS * size // x.numel())
     by_part = (factor.split(size) if factor.shape[:1] == values.shape[:1] else repeat(factor) for factor in factors)
-    moves = bool(zero_point.any())
     for part, into, step, zero in zip(values.split(size), made.split(size), *by_part, strict=False):
         position = torch.div(part, step, out=into)
-        if moves:
-            integers = position.add_(zero).round_() if shifted else position.round_().add_(zero)
-            integers.clamp_(low, high).sub_(zero).mul_(step)
-        else:
-            position.round_().clamp_(low, high).mul_(step)
+        integers = position.add_(zero).round_() if shifted else position.round_().add_(zero)
+        integers.clamp_(low, high).sub_(zero).mul_(step)
     return result
 
 

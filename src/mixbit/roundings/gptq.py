@@ -133,11 +133,15 @@ def _moments_of_lookups(inputs: RoundingInput, jobs: list[_Job]) -> dict[str, Te
     if not nodes:
         return {}
     squares, norms = (dict.fromkeys(nodes, torch.zeros((), dtype=torch.float64)) for _ in range(2))
-    for slopes in gradients(inputs.case, [name for pair in nodes.values() for names in pair for name in names]):
-        for name, (lookups, products) in nodes.items():
-            rows = torch.cat([slopes[lookup].flatten(0, -2) for lookup in lookups])
-            squares[name] = squares[name] + (rows.mT @ rows).double()
-            norms[name] = norms[name] + sum(slopes[product].norm().double().square() for product in products)
+    watched = [name for pair in nodes.values() for names in pair for name in names]
+    try:
+        for slopes in gradients(inputs.case, watched):
+            for name, (lookups, products) in nodes.items():
+                rows = torch.cat([slopes[lookup].flatten(0, -2) for lookup in lookups])
+                squares[name] = squares[name] + (rows.mT @ rows).double()
+                norms[name] = norms[name] + sum(slopes[product].norm().double().square() for product in products)
+    except InvalidInput:
+        return {}
     return {name: squares[name] / norms[name] for name in nodes if norms[name] > 0}
 
 

@@ -54,8 +54,9 @@ MOVES = (
 AS_IT_IS, TURNED = "as it is", "turned"
 #: Axis of a weight -> the ways of reading it that sum along this axis.
 SUMS_ALONG = {0: (AS_IT_IS, "ConvolutionBackpropData", "GroupConvolutionBackpropData"), 1: (TURNED, "Convolution")}
-#: What reads the weights of a recurrence first, to order its gates.
-IN_RECURRENCES = ("Split", "Unsqueeze")
+#: What lies between the weights of a recurrence and its operator, to order its gates; and the first of the operator's
+#: inputs that come after those of samples.
+IN_RECURRENCES, FIRST_WEIGHT = ("Split", "Concat", "Unsqueeze"), 3
 #: Parts of a layer, as its constants are named.
 PARTS = ("integers", "offset", "zero_point", "scale", "weight")
 #: Bytes in a row of AMX's tiles, and numbers of channels that it packs into them, see `_goes_wrong_in_integers`.
@@ -82,7 +83,7 @@ def converted(simulated: Graph, types: Mapping[int, str]) -> Any:
             num_readers[name] += 1
         ways = sorted(_ways(parameter), key=lambda way, axis=axes[name]: way in SUMS_ALONG[axis])
         wrong = _goes_wrong_in_integers(parameter)
-        recurrent = any(reader.get_type_name() in IN_RECURRENCES for reader in _readers(parameter))
+        recurrent = any(_gates(reader) is not None for reader in _readers(parameter))
         for port in parameter.output(0).get_target_inputs():
             reader = port.get_node()
             if reader.get_type_name() == "ShapeOf":  # who reads a weight for its shape keeps the plugin from it
@@ -335,12 +336,10 @@ def _name_reader(reader: Any, name: str) -> None:
 
     A recurrence has two layers: it is named after the second, and what it reads of each after that one.
     """
-    if reader.get_type_name() in IN_RECURRENCES:
-        behind = _reader(reader)
-        while not behind.get_type_name().endswith("Sequence"):
-            reader, behind = behind, _reader(behind)
-        reader.set_friendly_name(f"{name}/gates")
-        behind.set_friendly_name(f"{name}/recurrence")
+    gates = _gates(reader)
+    if gates is not None:
+        gates.set_friendly_name(f"{name}/gates")
+        next(_readers(gates)).set_friendly_name(f"{name}/recurrence")
         return
     reader.set_friendly_name(name)
     for port in reader.output(0).get_target_inputs():
@@ -349,9 +348,18 @@ def _name_reader(reader: Any, name: str) -> None:
             after.set_friendly_name(f"{name}/bias")
 
 
-def _reader(node: Any) -> Any:
-    """An operator that reads what the node returns first."""
-    return next(iter(node.output(0).get_target_inputs())).get_node()
+def _gates(node: Any) -> Any:
+    """What a recurrence takes as a weight that the node is or is put together to; None where there is none."""
+    if node.get_type_name() not in IN_RECURRENCES:
+        return None
+    for port in (port for output in node.outputs() for port in output.get_target_inputs()):
+        after = port.get_node()
+        if after.get_type_name().endswith("Sequence"):
+            return node if port.get_index() >= FIRST_WEIGHT else None
+        gates = _gates(after)
+        if gates is not None:
+            return gates
+    return None
 
 
 def _is_constant(node: Any) -> bool:

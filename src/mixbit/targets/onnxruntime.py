@@ -10,7 +10,7 @@ MatMulNBits. Inputs whose range is taken at run time are multiplied by int8 weig
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -252,15 +252,28 @@ def _owners(written: Any, layers: frozenset[str]) -> dict[str, list[str]]:
     owners: dict[str, list[str]] = {}
     for node in written.graph.node:
         layer = node.name.partition(FURTHER)[0]
-        if layer in layers and node.op_type in TO_RECURRENT:
-            while node.op_type not in RECURRENT:
-                (node,) = readers[node.output[0]]  # noqa: PLW2901 what reads it
-            owners.setdefault(node.name, []).append(layer)
+        recurrence = _recurrence(node, readers) if layer in layers else None
+        if recurrence is not None:
+            owners.setdefault(recurrence.name, []).append(layer)
         elif layer in layers:
             after = readers.get(node.output[0], [])
             fused = after if len(after) == 1 and after[0].op_type in FUSED else []
             owners |= {f"{each.output[0]}_nchwc": [layer] for each in (node, *fused)} | {node.name: [layer]}
     return owners
+
+
+def _recurrence(node: Any, readers: Mapping[str, list[Any]]) -> Any:
+    """The recurrent operator that takes as a weight what the node is put together to; None where there is none."""
+    if node.op_type not in TO_RECURRENT:
+        return None
+    for value in node.output:
+        for after in readers.get(value, []):
+            if after.op_type in RECURRENT:
+                return after if value in after.input[1:3] else None
+            recurrence = _recurrence(after, readers)
+            if recurrence is not None:
+                return recurrence
+    return None
 
 
 TARGET = Target(
