@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.profiler import profile
 
+from mixbit.core.errors import UnsupportedModel
 from mixbit.graph.capture import capture
 from mixbit.graph.resources import find_uncovered, note_on_uncovered
 from mixbit.graph.walk import SampleGradients
@@ -132,3 +133,13 @@ def test_a_long_lstm_with_projections_stays_and_is_named():
     assert note is not None
     assert "a.weight_ih_l0 (52.2%, read by an LSTM with projections" in note
     assert "b.weight" not in note
+
+
+def test_autocast_around_an_lstm_is_refused_in_words():
+    def run(net, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return net.a(x)[0].float()
+
+    net = Net(run, a=nn.LSTM(3, 4, batch_first=True)).eval()
+    with pytest.raises(UnsupportedModel, match="fails where the model does not"):
+        capture(net, torch.randn(2, 4, 3))

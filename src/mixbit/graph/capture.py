@@ -105,7 +105,13 @@ def capture(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> G
 
     around = {node.name: seen(partial(note, node.name)) for node in module.graph.nodes if node.op != "output"}
     with torch.no_grad():
-        Walker(module, around).returned(pytree.tree_leaves((inputs.args, inputs.kwargs)))
+        try:
+            Walker(module, around).returned(pytree.tree_leaves((inputs.args, inputs.kwargs)))
+        except RuntimeError as error:
+            raise UnsupportedModel(
+                f"the captured graph fails where the model does not: {str(error).splitlines()[0]}; if the model has "
+                "autocast inside, take that out and capture again"
+            ) from error
     graph = with_layers(Graph(module, inputs, shapes, dynamic=free_dimensions(inputs, dynamic)))
     _check_same(graph, inputs, expected)
     return graph
