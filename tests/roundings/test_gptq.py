@@ -486,3 +486,29 @@ def test_a_tied_head_whose_outputs_fit_no_task_is_rounded_for_what_it_reads():
     head = dataclasses.replace(tied, operations=tied.operations[1:])
     expected = expected_weight(given, given.simulated, head, ids, by_activation=True)
     torch.testing.assert_close(gptq(given).parameter(tied.name).detach(), expected, atol=1e-8, rtol=0)
+
+
+class InThree(nn.Module):
+    """A product with a matrix, as the sum of three with a third of its columns each."""
+
+    def __init__(self, whole: nn.Linear) -> None:
+        super().__init__()
+        self.thirds = nn.ModuleList(nn.Linear(4, 5, bias=False) for _ in range(3))
+        for third, weight in zip(self.thirds, whole.weight.detach().split(4, 1), strict=True):
+            third.weight = nn.Parameter(weight.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(third(part) for third, part in zip(self.thirds, x.split(4, 1), strict=True))
+
+
+def test_columns_with_too_many_moments_are_rounded_in_parts(monkeypatch):
+    torch.manual_seed(3)
+    whole, x = nn.Linear(12, 5, bias=False), torch.randn(40, 12, dtype=torch.float64) @ torch.randn(12, 12).double()
+    graphs = [capture(net.double(), x[:2]) for net in (InThree(whole), whole)]
+    thirds = gptq(rounding_input(graphs[0], x, "w3", 8))
+    alone = gptq(rounding_input(graphs[1], x, "w3g4", 8))
+    monkeypatch.setattr(import_module("mixbit.roundings.gptq"), "MOST_MOMENTS", 48)
+    found = gptq(rounding_input(graphs[1], x, "w3g4", 8)).parameter("weight").detach()
+    expected = torch.cat([thirds.parameter(layer.name).detach() for layer in graphs[0].layers], 1)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    assert not torch.equal(found, alone.parameter("weight").detach())

@@ -22,6 +22,8 @@ from mixbit.training.blockwise import gradients
 
 #: Columns rounded before the ones behind them are brought up to date, all in one product.
 BLOCK = 128
+#: Numbers in the second moments of a layer's rows. Where there would be more, columns are rounded in parts.
+MOST_MOMENTS = 2**27
 #: Which rows: the tensor that is read, and how an operator cuts it up. Operators that share them share their moments.
 _Rows = tuple[fx.Node, str]
 
@@ -42,7 +44,8 @@ def gptq(
     error, rows are relative to their mean, and the bias is corrected for the new weight. Of few samples, the sum is
     drawn to one over all directions alike, see `SampleMoments.hessian`. A table that a product shares with an embedding
     is rounded for both, weighed by gradients of the float network, see `_moments_of_lookups`. Zeros of sparse formats
-    stay, and the other weights make up for them.
+    stay, and the other weights make up for them. Where the moments of all columns would be more than MOST_MOMENTS, as
+    of a convolution of 1024 channels with 64 taps, equal parts of the columns are rounded each by itself.
 
     This rounds linear operators, products, and convolutions. A weight that several operators read is rounded when the
     first of them is reached, for the rows of all of them in the network as it is then. Embeddings and transposed
@@ -95,8 +98,8 @@ class _Job:
     part: str
 
     def rows(self, weight: Tensor) -> Tensor:
-        """[groups, channels of a group, columns]."""
-        return weight.movedim(self.layer.axis, 0).flatten(1).unflatten(0, (self.operations[0].groups, -1))
+        """[groups x parts, channels of a group, columns of a part]."""
+        return _in_parts(weight.movedim(self.layer.axis, 0).flatten(1).unflatten(0, (self.operations[0].groups, -1)))
 
 
 def _jobs(inputs: RoundingInput, simulated: Graph) -> list[_Job]:
@@ -166,7 +169,7 @@ def _moments_in_order(
             x = group_samples(axes[key[0]], args[operation.data], inputs.batches[batch].batch_size)
             samples = len(x)
             for rows, share in rows_of(node, operation, x.flatten(0, 1), job.layer.shape[2:]):
-                moments[key].update(rows, samples * share)
+                moments[key].update(_in_parts(rows), samples * share)
 
     for numbers in in_order(simulated, operators, groups, inputs.batches, see, "round weights"):
         for job in (missing[number] for number in numbers):
@@ -196,7 +199,9 @@ def _round(
     centred = [operation.node for operation in job.operations if inputs.bias_correction and operation.takes_bias]
     hessian = torch.stack([moments[name].hessian(layer.name, centred=name in centred) for name in moments]).sum(0)
     if looked_up is not None:
-        hessian = hessian + looked_up * sum(each.moments.count for each in moments.values())
+        parts = (len(hessian), -1)
+        own = looked_up.unflatten(1, parts).unflatten(0, parts).diagonal(dim1=0, dim2=2).movedim(2, 0)
+        hessian = hessian + own * sum(each.moments.count for each in moments.values())
     scale, zero_point = (
         job.rows(along(factor, layer.axis, weight.shape).expand_as(weight))
         for factor in (quantizer.scale, quantizer.zero_point)
@@ -205,11 +210,22 @@ def _round(
     limits = quantizer.format.integer_range
     tried = compensated(rows, hessian, scale, zero_point, limits, mask=mask, **options)
     best = least_error(rows, hessian, job.rows(quantizer(weight)), tried)
-    new = quantizer(best.reshape(weight.movedim(layer.axis, 0).shape).movedim(0, layer.axis).contiguous())
-    error = job.rows(new - weight)
-    means = {name: (error.double() @ moments[name].mean.unsqueeze(2)).flatten().to(weight) for name in centred}
+    groups = job.operations[0].groups
+    whole = best.unflatten(0, (groups, -1)).movedim(1, 2).reshape(weight.movedim(layer.axis, 0).shape)
+    new = quantizer(whole.movedim(0, layer.axis).contiguous())
+    error = job.rows(new - weight).double()
+    outputs = {name: (error @ moments[name].mean.unsqueeze(2)).unflatten(0, (groups, -1)).sum(1) for name in centred}
+    means = {name: output.flatten().to(weight) for name, output in outputs.items()}
     biases = corrected_biases(inputs.graph, layer, quantizer, means, activation_quantizers(simulated))
     return {layer.name: new} | {name: biases[name] for name in centred}
+
+
+def _in_parts(rows: Tensor) -> Tensor:
+    """[G x parts, N, columns of a part] of [G, N, columns]: as few parts as have at most MOST_MOMENTS moments."""
+    groups, _, columns = rows.shape
+    divisors = (each for each in range(1, columns) if columns % each == 0)
+    count = next((each for each in divisors if groups * columns**2 <= MOST_MOMENTS * each), columns)
+    return rows.unflatten(2, (count, -1)).movedim(2, 1).flatten(0, 1)
 
 
 def _put(simulated: Graph, layer: Layer, tensors: Mapping[str, Tensor]) -> None:
