@@ -75,7 +75,7 @@ def test_gradients_through_all_steps_are_torchs(kind):
     for name in weights:
         torch.testing.assert_close(graph.parameter(name).grad, model.get_parameter(name).grad, rtol=1e-9, atol=1e-9)
     # of a sample alone, as metrics take them at the operators that are linear in the weights
-    found, slopes = {}, {}
+    found = {}
     backward = SampleGradients(
         graph, graph.layers, lambda layer, parts: found.update({layer.name: torch.cat([*parts])})
     )

@@ -19,13 +19,13 @@ from mixbit.graph.layers import (
     inputs_between,
     source_of,
 )
-from mixbit.graph.recurrent import is_simulated
+from mixbit.graph.recurrent import MOST_STEPS, is_simulated
 
 _aten = torch.ops.aten
 
 #: Weights that a note names one by one.
 LISTED = 5
-_RECURRENT = "read by an LSTM with projections over more than 128 steps, or a recurrence over packed sequences"
+_RECURRENT = f"read by an LSTM with projections over more than {MOST_STEPS} steps, or by one over packed sequences"
 #: Operator -> why a parameter that it reads is no layer; any other is no product.
 _REASONS: dict[str, str] = dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _RECURRENT)
 #: Operators that can overwrite what they are the last to read.
