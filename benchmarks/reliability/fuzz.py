@@ -51,8 +51,11 @@ from mixbit.core import (
     find_target,
 )
 from mixbit.metric_study.folder import SETTINGS, Prediction, StudyFolder, Truth
-from mixbit.pipeline import Settings, folder as folders
-from mixbit.pipeline.folder import CheckSet, Result, recheck
+from mixbit.pipeline import Settings
+from mixbit.results import recheck as rechecks
+from mixbit.results.check_set import CheckSet
+from mixbit.results.recheck import recheck
+from mixbit.results.result import Result
 from mixbit.searches.front import Front
 
 #: Of one file: seconds, and bytes of memory more than before.
@@ -126,12 +129,12 @@ def subjects(place: Path, replace: Callable[[Any, str, Any], object] = setattr) 
         net, batches, target="packed", budget=mb.Budget(mean_bits=5), out=place / "run", settings=settings
     )
     graph = mb.capture(net, batches[0][0])
-    capture, inputs = folders.capture, CheckSet.load(run.folder).inputs
+    capture, inputs = rechecks.capture, CheckSet.load(run.folder).inputs
 
     def quick(model: nn.Module, example: Any) -> Any:  # a second for each file, else
         return graph if example.describe() == inputs.describe() else capture(model, example)
 
-    replace(folders, "capture", quick)
+    replace(rechecks, "capture", quick)
     whole = {path.name: path.read_bytes() for path in run.folder.iterdir()}
     mb.front(run.table).save(place / "front.json")
     journal = Journal(place / "trials.jsonl", ABOUT)

@@ -12,7 +12,7 @@ from mixbit.demo import data
 from mixbit.demo.network import trained
 from mixbit.graph.capture import capture
 from mixbit.pipeline import auto
-from mixbit.pipeline.folder import Result
+from mixbit.results.result import Result
 from mixbit.targets import latency
 
 

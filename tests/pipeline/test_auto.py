@@ -20,9 +20,11 @@ from mixbit.core.errors import InfeasibleBudget, InvalidInput, TargetMismatch, U
 from mixbit.core.io.store import Journal
 from mixbit.core.task import Task
 from mixbit.metrics import Estimate
-from mixbit.pipeline import auto, folder
-from mixbit.pipeline.folder import Result, recheck
+from mixbit.pipeline import auto
 from mixbit.pipeline.settings import Run, Settings
+from mixbit.results import recheck as rechecks
+from mixbit.results.recheck import recheck
+from mixbit.results.result import Result
 from mixbit.targets import latency, packed
 from mixbit.training import Training
 from tests.networks import crude_scales
@@ -61,7 +63,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 @pytest.fixture(scope="module", autouse=True)
 def _quick():
     """The tests capture each model once between them, and take latencies from few rounds."""
-    capture, graphs = folder.capture, {}
+    capture, graphs = rechecks.capture, {}
 
     def capture_once(model, example):
         if model not in graphs:
@@ -70,7 +72,7 @@ def _quick():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(auto, "capture_all", lambda model, batches, _: capture_once(model, batches[0]))
-        patch.setattr(folder, "capture", capture_once)
+        patch.setattr(rechecks, "capture", capture_once)
         patch.setattr(latency, "ROUNDS", 5)
         yield
 

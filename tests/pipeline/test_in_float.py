@@ -2,7 +2,7 @@
 
 import pytest
 
-from mixbit.pipeline.folder import FOLDED, LayerRow, in_float
+from mixbit.results.result import FOLDED, LayerRow, in_float
 
 #: What was executed of a layer with a quantized input -> whether an operator of it computed in float.
 EXECUTED = {

@@ -11,7 +11,8 @@ from mixbit.core.errors import InvalidInput
 from mixbit.core.target import find_target
 from mixbit.core.task import Task
 from mixbit.pipeline import Settings
-from mixbit.pipeline.folder import CheckSet, recheck
+from mixbit.results.check_set import CheckSet
+from mixbit.results.recheck import recheck
 from tests.networks import Net
 
 

@@ -21,10 +21,11 @@ from mixbit.core.target import find_target
 from mixbit.graph import Graph
 from mixbit.graph.graph import argument, tensor_of
 from mixbit.pipeline import Settings
-from mixbit.pipeline.folder import Result, recheck
 from mixbit.pruning.channels import Channels, find_channels
 from mixbit.pruning.importance import DAMPING, LEAST_SHARE, choose, importance, make_up, predict
 from mixbit.pruning.prune import Removal, without_channels
+from mixbit.results.recheck import recheck
+from mixbit.results.result import Result
 from mixbit.targets.verify import artefact_runner
 from mixbit.training import blockwise
 from mixbit.training.blockwise import find_blocks

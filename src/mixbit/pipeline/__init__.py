@@ -1,3 +1,3 @@
-"""Whole runs, and what their folder holds."""
+"""Whole runs."""
 
 from mixbit.pipeline.settings import Settings as Settings

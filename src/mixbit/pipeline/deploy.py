@@ -18,19 +18,12 @@ from mixbit.core import (
 )
 from mixbit.graph import Evaluation, Graph, Reference, evaluate
 from mixbit.graph.resources import find_uncovered
-from mixbit.pipeline.folder import (
-    RESULT_FILE,
-    Pruned,
-    Result,
-    figures,
-    files_of_a_result,
-    layer_rows,
-    save_check_set,
-)
 from mixbit.pipeline.settings import Run
 from mixbit.pipeline.trials import Scoring
 from mixbit.quantization import Calibration, uniform_plan
 from mixbit.quantization.simulate import assemble
+from mixbit.results.check_set import save_check_set
+from mixbit.results.result import RESULT_FILE, Pruned, Result, figures, files_of_a_result, layer_rows
 from mixbit.targets import first_rows, watched
 from mixbit.targets.latency import Times, paired_times
 from mixbit.targets.size import file_bytes

@@ -13,7 +13,7 @@ from mixbit.app.nncf import read_nncf_config
 from mixbit.core import Budget, InvalidInput, MaxDrop, check_writable_folder, find_target, say
 
 if TYPE_CHECKING:
-    from mixbit.pipeline.folder import Result
+    from mixbit.results.result import Result
 
 
 def quantize(
@@ -159,7 +159,7 @@ def _warm(search: str) -> str:
 
 def print_result(result: "Result") -> None:
     """Print the figures of a run, its plan, and how it was chosen."""
-    from mixbit.pipeline.folder import in_float
+    from mixbit.results.result import in_float
 
     networks = [("float", result.float_), ("simulated", result.simulated)]
     if result.untrained:

@@ -27,7 +27,8 @@ def verify(
 ) -> None:
     """Run the artefact in DIR on its check set and compare it with the simulation and the prediction."""
     from mixbit.core import load_model
-    from mixbit.pipeline.folder import Result, recheck
+    from mixbit.results.recheck import recheck
+    from mixbit.results.result import Result
 
     comparison = recheck(folder, model=None if model is None else load_model(model), layers=layers)
     if as_json:
@@ -55,7 +56,7 @@ def bench(
 ) -> None:
     """Time the artefact in DIR, and say for every layer how it is stored and how the runtime executed it."""
     from mixbit.core import load_model
-    from mixbit.pipeline.folder import bench as bench_
+    from mixbit.results.recheck import bench as bench_
 
     report = bench_(folder, tuple(batch or (1, 32)), model=None if model is None else load_model(model))
     if as_json:

@@ -9,7 +9,7 @@ from mixbit.graph import Evaluation
 from mixbit.targets.verify import ANSWERS_TOLERANCE, OUTPUT_TOLERANCE, Comparison
 
 if TYPE_CHECKING:
-    from mixbit.pipeline.folder import Result
+    from mixbit.results.result import Result
 
 #: Figures of the files.
 BYTES = ("weight_bytes", "predicted_bytes", "file_bytes")
