@@ -13,7 +13,7 @@ import mixbit
 PACKAGE = Path(mixbit.__file__).parent
 ROOMS = (
     "core", "graph", "searches", "quantization", "training", "metrics", "roundings", "pruning", "targets",
-    "metric_study", "results", "pipeline", "demo", "app",
+    "metric_study", "results", "report", "pipeline", "demo", "app",
 )  # fmt: skip
 METHODS = ("searches", "metrics", "roundings", "targets")
 
