@@ -4,6 +4,7 @@ import shlex
 from typing import Any
 
 from mixbit.core import Plan
+from mixbit.report.words import number
 from mixbit.results.result import Result
 
 #: Longest repeated value in the Python code.
@@ -27,7 +28,7 @@ def python_of(result: Result, plan: Plan) -> str:
         parts.append("task=task")
     elif task != "classification":
         parts.append(f"task=mb.Task.named({task!r})")
-    limits = ", ".join(f"{name}={value!r}" for name, value in plan.budget.items() if name.isidentifier())
+    limits = ", ".join(f"{name}={number(value)}" for name, value in plan.budget.items() if name.isidentifier())
     lines = [
         "import mixbit as mb",
         *(["from mixbit.pipeline.settings import Settings"] if parts else []),

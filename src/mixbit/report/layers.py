@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mixbit.core import Scheme, Sensitivity
-from mixbit.report.words import bits_of
+from mixbit.report.words import bits_of, nats, unit_of
 from mixbit.results.result import FOLDED, LayerRow, Result, in_float
 
 #: Bits up to which bars grow; float32 stands above.
@@ -29,7 +29,6 @@ class LayerLine:
         number: From 1, in execution order.
         weight_bits, input_bits: None in float32.
         at_run_time: Whether the range of the input is taken at run time.
-        share: Of the bytes of all layers.
         cost: Of its scheme; None without a table.
         narrowest: Cost of the scheme with the fewest bytes that it is offered, by which layers compare.
         kind: How it was executed, in a word.
@@ -41,7 +40,6 @@ class LayerLine:
     weight_bits: int | None
     input_bits: int | None
     at_run_time: bool
-    share: float
     cost: Cost | None
     narrowest: Cost | None
     kind: str
@@ -53,7 +51,7 @@ class Strip:
 
     Attributes:
         title: What is drawn.
-        highest: What the highest bar stands for.
+        highest: What the highest bar stands for; empty for bits.
         path: The bars, as an SVG path in a box of one by 100 for each layer.
         whiskers: Errors of the bars, likewise; empty without any.
     """
@@ -66,7 +64,6 @@ class Strip:
 
 def layers_of(result: Result, table: Sensitivity | None) -> list[LayerLine]:
     """All layers in execution order."""
-    in_all = max(1, sum(row.weight_bytes for row in result.layers.values()))
     floats, lines = set(in_float(result.layers)), []
     for number, (name, row) in enumerate(result.layers.items()):
         scheme = Scheme.parse(row.scheme)
@@ -80,13 +77,17 @@ def layers_of(result: Result, table: Sensitivity | None) -> list[LayerLine]:
                 weight_bits,
                 input_bits,
                 at_run_time=scheme.input is not None and scheme.input.dynamic,
-                share=row.weight_bytes / in_all,
                 cost=None if costs is None else costs.get(row.scheme),
                 narrowest=None if costs is None else next(iter(costs.values())),
                 kind="float" if name in floats else _kind(row),
             )
         )
     return lines
+
+
+def unit_of_costs(lines: list[LayerLine]) -> float:
+    """The factor in which the page gives predicted losses of layers."""
+    return unit_of(max((line.cost.loss for line in lines if line.cost is not None), default=1.0))
 
 
 def _kind(row: LayerRow) -> str:
@@ -114,11 +115,11 @@ def height_of(bits: int | None) -> float:
 def strips_of(lines: list[LayerLine]) -> list[Strip]:
     """Bits, bytes and costs along the network."""
     strips = [
-        Strip("bits of weights", "float", _bars([height_of(line.weight_bits) for line in lines]), ""),
-        Strip("bits of inputs", "float", _bars([height_of(line.input_bits) for line in lines]), ""),
+        Strip("bits of weights", "", _bars([height_of(line.weight_bits) for line in lines]), ""),
+        Strip("bits of inputs", "", _bars([height_of(line.input_bits) for line in lines]), ""),
     ]
     sizes = [line.row.weight_bytes for line in lines]
-    strips.append(Strip("bytes", f"{max(sizes):,}", _bars([100 * size / max(1, *sizes) for size in sizes]), ""))
+    strips.append(Strip("bytes", f"up to {max(sizes):,}", _bars([100 * size / max(1, *sizes) for size in sizes]), ""))
     costs = [line.cost for line in lines if line.cost is not None]
     if len(costs) == len(lines):
         strips.append(_strip_of_costs(costs))
@@ -136,7 +137,7 @@ def _strip_of_costs(costs: list[Cost]) -> Strip:
         if high > max(low, 0)
     ]
     bars = _bars([max(0.0, unit * cost.loss) for cost in costs])
-    return Strip("predicted loss", f"{top:.2g}", bars, "".join(whiskers))
+    return Strip("predicted loss", f"up to {nats(top)}", bars, "".join(whiskers))
 
 
 def _bars(heights: list[float]) -> str:

@@ -27,7 +27,7 @@ from mixbit.core import (
 from mixbit.report import words
 from mixbit.report.again import command_of, python_of
 from mixbit.report.explorer import explorer_of
-from mixbit.report.layers import layers_of, strips_of
+from mixbit.report.layers import layers_of, strips_of, unit_of_costs
 from mixbit.report.samples import samples_of
 from mixbit.report.verdict import comparison_rows, key_figures, verdict_of
 from mixbit.results.check_set import CHECK_FILE, CheckSet
@@ -105,6 +105,8 @@ def _rendered(result: Result, plan: Plan, table: Sensitivity | None, check: Chec
         explorer=explorer,
         explorer_json="" if explorer is None else _inlined(asdict(explorer.data)),
         layers=lines,
+        unit=unit_of_costs(lines),
+        units=words.UNITS,
         strips=strips_of(lines),
         samples=samples_of(result, check),
         command=command_of(result),

@@ -53,9 +53,13 @@ const minus = (text) => text.replace("-", "−");
 const short = (value) => {
   if (value === 0) return "0";
   const size = Math.abs(value);
-  if (size >= 1e-5 && size < 1e5) return minus(value.toFixed(Math.max(0, 2 - Math.floor(Math.log10(size)))));
+  if (size >= 1e-4 && size < 1e6) {
+    const digits = Math.max(0, 2 - Math.floor(Math.log10(size)));
+    return minus(value.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+  }
   const [mantissa, power] = value.toExponential(2).split("e");
-  return minus(`${mantissa} · 10^${Number(power)}`);
+  const raised = [...String(Number(power))].map((digit) => (digit === "-" ? "⁻" : "⁰¹²³⁴⁵⁶⁷⁸⁹"[digit])).join("");
+  return minus(`${mantissa} · 10${raised}`);
 };
 
 // The choices of every layer at a point, from those of the first point on.

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mixbit.report.words import NOTHING, ms, nats, percent, size, whole
+from mixbit.report.words import ms, nats, percent, size, whole
 from mixbit.results.result import Result
 
 
@@ -41,20 +41,20 @@ def verdict_of(result: Result) -> Verdict:
     problems = result.problems
     matches = None if problems is None else not problems
     facts = [_size_in_words(result), *_accuracy_in_words(result), *_speed_in_words(result)]
+    listed = ", ".join(facts)
     ends = {
-        True: "the file computes what was predicted",
-        False: "the file does not compute what was predicted: do not use it",
-        None: "whether the file still matches, mixbit verify tells",
+        True: ", and computes what was predicted.",
+        False: ", but it does not compute what was predicted: do not use it.",
+        None: ". Whether it computes what was predicted, mixbit verify tells.",
     }
-    text = ", ".join(facts) + "; " + ends[matches] + "."
-    return Verdict(text[0].upper() + text[1:], matches, problems or [])
+    return Verdict(f"The file for {result.target} {listed}{ends[matches]}", matches, problems or [])
 
 
 def _size_in_words(result: Result) -> str:
     before, after = result.float_.get("weight_bytes"), result.deployed["weight_bytes"]
     if not before:
-        return f"weights of {size(after)}"
-    return f"weights take {100 * after / before:.3g} % of their size in float"
+        return f"holds weights in {size(after)}"
+    return f"holds the weights in {100 * after / before:.3g} % of their size in float"
 
 
 def _accuracy_in_words(result: Result) -> list[str]:
@@ -62,15 +62,14 @@ def _accuracy_in_words(result: Result) -> list[str]:
     if before is not None and after is not None:
         points = 100 * (after - before)
         if abs(points) < 0.005:
-            return ["accuracy stays the same"]
-        return [f"accuracy {'rises' if points > 0 else 'falls'} by {abs(points):.2f} points"]
+            return ["keeps the accuracy"]
+        return [f"{'gains' if points > 0 else 'loses'} {abs(points):.2f} points of accuracy"]
     divergence = result.deployed.get("divergence", result.simulated.get("divergence"))
-    return [] if divergence is None else [f"outputs are {nats(divergence)} nats from float"]
+    return [] if divergence is None else [f"is {nats(divergence)} nats from float"]
 
 
 def _speed_in_words(result: Result) -> list[str]:
-    ratio = result.latency_ratio
-    return [] if ratio is None else [f"it runs {ratio.in_words} float in {result.target}"]
+    return [] if result.latency_ratio is None else [f"runs {result.latency_ratio.in_words} float"]
 
 
 def key_figures(result: Result) -> list[KeyFigure]:
@@ -88,11 +87,11 @@ def key_figures(result: Result) -> list[KeyFigure]:
     remark = f"{percent(share)} of float" if share is not None else "of weights and scales"
     figures.append(KeyFigure("weights", size(before.get("weight_bytes")), size(after["weight_bytes"]), remark))
     if ratio is not None:
-        remark = f"times float: {ratio.value:.2f} ({ratio.low:.2f} to {ratio.high:.2f})"
+        remark = f"{ratio} times float"
         figures.append(KeyFigure("latency", ms(before.get("latency_ms")), ms(after.get("latency_ms")), remark))
     word = {None: "not noted", True: "matches", False: "does not match"}[verdict_of(result).matches]
     remark = f"outputs differ by {percent(after.get('relative_rms'))} of their spread"
-    figures.append(KeyFigure("file and simulation", "", word, remark))
+    figures.append(KeyFigure("simulation and file", "", word, remark))
     return figures
 
 
@@ -105,20 +104,20 @@ def comparison_rows(result: Result) -> list[Row]:
         ("your score", "score", nats),
         ("divergence from float, nats", "divergence", nats),
     ):
-        cells = [NOTHING if key not in network else form(network[key]) for network in networks]
         if any(key in network for network in networks):
-            rows.append(Row(name, *cells))
+            in_float, simulated, deployed = (form(network.get(key)) for network in networks)
+            rows.append(Row(name, in_float, simulated, deployed))
     if len(result.divergences) > 1:
         rows += [
             Row(f"of output {name}", "", nats(parts.get("simulated")), nats(parts.get("deployed")), is_part=True)
             for name, parts in result.divergences.items()
         ]
     after = result.deployed
-    rows.append(Row("apart from the simulation, of the spread", "", "", percent(after.get("relative_rms"))))
+    rows.append(Row("difference from the simulation, of its spread", "", "", percent(after.get("relative_rms"))))
     if len(result.outputs) > 1:
         rows += [Row(f"of output {name}", "", "", percent(rms), is_part=True) for name, rms in result.outputs.items()]
     if "agreement" in after:
-        rows.append(Row("top answers as in the simulation", "", "", percent(after["agreement"])))
+        rows.append(Row("top answers that are those of the simulation", "", "", percent(after["agreement"])))
     before = result.float_
     predicted = whole(after.get("predicted_bytes"))
     rows.append(Row("bytes of weights", whole(before.get("weight_bytes")), predicted, whole(after.get("weight_bytes"))))

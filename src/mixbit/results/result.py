@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
@@ -15,6 +15,7 @@ from mixbit.core import (
     Scheme,
     StoredWeight,
     find_target,
+    pick,
     read_model,
     sha256,
 )
@@ -86,7 +87,14 @@ def _possible(figures: dict[str, float]) -> dict[str, float]:
     return figures
 
 
+def _two_networks(parts: dict[str, float]) -> dict[str, float]:
+    for name in parts:
+        pick("network", name, ("simulated", "deployed"))
+    return parts
+
+
 Figures = Annotated[dict[str, float], AfterValidator(_possible)]
+Parts = Annotated[dict[str, float], AfterValidator(_two_networks)]
 Amounts = dict[str, Annotated[float, Field(ge=0)]]
 
 
@@ -176,7 +184,7 @@ class Result(BaseModel):
     problems: list[str] | None = None
     latency_ratio: Ratio | None = None
     outputs: Amounts = {}
-    divergences: dict[str, dict[Literal["simulated", "deployed"], float]] = {}
+    divergences: dict[str, Parts] = {}
     changed: list[ChangedSample] = []
     uniform: list[dict[str, float | str]]
     layers: dict[str, LayerRow]
