@@ -6,6 +6,7 @@ import numpy as np
 
 from mixbit.core import Plan, Scheme, Sensitivity
 from mixbit.report.scales import Axis, linear, logarithmic
+from mixbit.report.verdict import number_in
 from mixbit.report.words import bits_of
 from mixbit.results.result import Result
 from mixbit.searches.front import Front, front_to_draw
@@ -121,8 +122,8 @@ def _measured(result: Result, table: Sensitivity) -> list[tuple[str, float, floa
     """Name, bytes, measured divergence of the uniform plans and the deployed one, and whether it is that one."""
     fixed, rows = table.fixed_usage("weight_bytes"), []
     for row in result.uniform:
-        size, divergence = row.get("predicted_bytes"), row.get("divergence")
-        if isinstance(size, float) and isinstance(divergence, float):
+        size, divergence = number_in(row, "predicted_bytes"), number_in(row, "divergence")
+        if size is not None and divergence is not None:
             rows.append((str(row.get("scheme", "")), size + fixed, divergence, False))
     divergence = result.deployed.get("divergence", result.simulated.get("divergence"))
     if divergence is not None:

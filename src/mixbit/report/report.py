@@ -29,7 +29,7 @@ from mixbit.report.again import command_of, python_of
 from mixbit.report.explorer import explorer_of
 from mixbit.report.layers import layers_of, strips_of, unit_of_costs
 from mixbit.report.samples import samples_of
-from mixbit.report.verdict import comparison_rows, key_figures, verdict_of
+from mixbit.report.verdict import comparison_rows, key_figures, other_plans, uncovered_rows, verdict_of
 from mixbit.results.check_set import CHECK_FILE, CheckSet
 from mixbit.results.digests import check_digests
 from mixbit.results.result import RESULT_FILE, Result, inside_of
@@ -66,6 +66,8 @@ def page_of(folder: Path, result: Result) -> str:
     """The page's text; raises as `rewrite_report` does."""
     if PLAN_FILE not in result.files:
         raise InvalidInput(f"{folder / RESULT_FILE}: files lacks {PLAN_FILE}; quantize again")
+    if missing := {"num_samples", "weight_bytes", "predicted_bytes"} - result.deployed.keys():
+        raise InvalidInput(f"{folder / RESULT_FILE}: deployed lacks {', '.join(sorted(missing))}; quantize again")
     check_digests(folder, result, [name for name in (PLAN_FILE, TABLE_FILE, CHECK_FILE) if name in result.files])
     plan = Plan.load(inside_of(folder, PLAN_FILE))
     table = Sensitivity.load(inside_of(folder, TABLE_FILE)) if TABLE_FILE in result.files else None
@@ -102,6 +104,8 @@ def _rendered(result: Result, plan: Plan, table: Sensitivity | None, check: Chec
         verdict=verdict_of(result),
         key_figures=key_figures(result),
         rows=comparison_rows(result),
+        plans=other_plans(result),
+        uncovered=uncovered_rows(result),
         explorer=explorer,
         explorer_json="" if explorer is None else _inlined(asdict(explorer.data)),
         layers=lines,

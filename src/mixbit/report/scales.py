@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 #: A logarithmic axis ends so many decades below its top.
 DECADES = 5
+#: What is nearer to 0 is taken for it: computing with it would underflow.
+LEAST = 1e-250
 
 
 @dataclass(frozen=True)
@@ -36,19 +38,21 @@ class Axis:
             ticks = [value for value in values if self.low <= value <= self.high]
             if len(ticks) >= 3:
                 return ticks
-        return ticks or [self.low, self.high]
+        return _round_steps(self.low, self.high, 5)
 
 
 def linear(values: Sequence[float]) -> Axis:
     """An axis that holds the values, with a little room at both ends."""
     low, high = min(values), max(values)
-    room = 0.03 * (high - low) or 0.03 * abs(high) or 1.0
+    size = max(abs(low), abs(high))
+    room = 0.03 * (high - low if high - low > 1e-9 * size else size)
+    room = room if room > LEAST else 1.0
     return Axis(low - room, high + room, logarithmic=False)
 
 
 def logarithmic(values: Sequence[float]) -> Axis:
     """An axis by logarithms, of the positive values within DECADES of the largest; linear where few are positive."""
-    positive = [value for value in values if value > 0]
+    positive = [value for value in values if value > LEAST]
     if 2 * len(positive) < len(values) or not positive:
         return linear(values)
     high = max(positive)

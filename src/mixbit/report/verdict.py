@@ -1,5 +1,6 @@
 """The first words of the page, and its figures side by side."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mixbit.report.words import ms, nats, percent, size, whole
@@ -124,3 +125,61 @@ def comparison_rows(result: Result) -> list[Row]:
     rows.append(Row("bytes of the files", whole(before.get("file_bytes")), "", whole(after.get("file_bytes"))))
     rows.append(Row("latency of one sample", ms(before.get("latency_ms")), "", ms(after.get("latency_ms"))))
     return rows
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """Another plan, simulated; None where a figure is missing."""
+
+    name: str
+    accuracy: float | None
+    divergence: float | None
+    held_out_divergence: float | None
+    weight_bytes: float | None
+
+
+@dataclass(frozen=True)
+class UncoveredRow:
+    """What no layer covers, and why; shares are of all bytes, and of all multiply-accumulates."""
+
+    name: str
+    kind: str
+    reason: str
+    weight_bytes: float | None
+    weight_share: float | None
+    macs_share: float | None
+
+
+def other_plans(result: Result) -> list[PlanRow]:
+    """The uniform plans, and the deployed one before it was trained."""
+    rows = [
+        PlanRow(
+            f"{row.get('scheme', '')} everywhere",
+            number_in(row, "accuracy"),
+            number_in(row, "divergence"),
+            number_in(row, "held_out_divergence"),
+            number_in(row, "predicted_bytes"),
+        )
+        for row in result.uniform
+    ]
+    if result.untrained:
+        before, size = result.untrained, result.deployed["predicted_bytes"]
+        rows.append(PlanRow("before fine-tuning", before.get("accuracy"), before.get("divergence"), None, size))
+    return rows
+
+
+def uncovered_rows(result: Result) -> list[UncoveredRow]:
+    """The part `uncovered`."""
+    return [
+        UncoveredRow(
+            *(str(row.get(name, "")) for name in ("name", "kind", "reason")),
+            *(number_in(row, name) for name in ("weight_bytes", "weight_share", "macs_share")),
+        )
+        for row in result.uncovered
+    ]
+
+
+def number_in(row: Mapping[str, float | str | None], name: str) -> float | None:
+    """The figure of that name, where it is a number."""
+    value = row.get(name)
+    return value if isinstance(value, int | float) else None
