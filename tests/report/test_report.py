@@ -114,7 +114,7 @@ def test_the_page_needs_no_other_file_and_runs_no_script_but_its_own(run, page):
 
 
 def test_figures_of_the_networks_are_those_of_the_result(run, page):
-    rows = {row[0]: row[1:] for row in table_of(page, "Float, simulated, deployed")}
+    rows = {row[0]: row[1:] for row in table_of(page, "Figures of the networks")}
     result = run.result
     for part, cell in zip((result.float_, result.simulated, result.deployed), rows["accuracy"], strict=True):
         assert cell == f"{part['accuracy']:.2%}".replace("%", " %")
@@ -125,7 +125,7 @@ def test_figures_of_the_networks_are_those_of_the_result(run, page):
     assert number_of(rows["divergence from float, nats"][2]) == pytest.approx(result.deployed["divergence"], rel=5e-3)
     assert result.divergences.keys() == {"logits", "boxes"}
     for name, parts in result.divergences.items():
-        first = next(row for row in table_of(page, "Float, simulated, deployed") if row[0] == f"of output {name}")
+        first = next(row for row in table_of(page, "Figures of the networks") if row[0] == f"of output {name}")
         assert [number_of(cell) for cell in first[2:]] == pytest.approx([*parts.values()], rel=5e-3)
     assert sum(parts["deployed"] for parts in result.divergences.values()) == pytest.approx(
         result.deployed["divergence"]
