@@ -184,6 +184,8 @@ def test_samples_that_changed_are_shown_with_both_answers(run, page):
         assert f"Sample {sample.sample}, class {sample.label}" in item.text
         answers = [line.text.split()[0] for line in item.all("li")]
         change = sample.outputs["logits"]
+        flips = change.float_[0].number != change.deployed[0].number
+        assert ("answer changed" in item.text) == flips
         assert answers == [str(guess.number) for guess in (*change.float_, *change.deployed)]
 
 
@@ -322,6 +324,15 @@ def test_a_large_network_has_a_small_page_in_little_time(tmp_path):
     page = read_page(text)
     assert 100 < len(data_of(page)["x"]) <= 240
     assert len(table_of(page, "Layers")) == 1000
+
+
+def test_a_single_plan_has_no_slider(tmp_path):
+    table = random_table(["a", "b"])
+    loss = np.where(np.arange(3) == 1, table.loss, np.inf)
+    table = dataclasses.replace(table, loss=loss)
+    page = read_page(page_of(tmp_path / "out", write_folder(tmp_path / "out", table)))
+    assert "so this is the only plan" in page.text
+    assert len(table_of(page, "Layers")) == 2
 
 
 def test_losses_in_another_unit_are_not_beside_measured_nats(tmp_path):

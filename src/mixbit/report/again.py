@@ -37,7 +37,7 @@ def python_of(result: Result, plan: Plan) -> str:
         "    model,",
         "    batches,",
         f"    target={result.target!r},",
-        f"    budget=mb.Budget({limits}),",
+        f"    budget=mb.Budget({limits})," if limits else "    budget=budget,",
         '    out="out",',
         *([f"    settings=Settings({', '.join(parts)}),"] if parts else []),
         ")",

@@ -30,7 +30,7 @@ class Mark:
         x, y: Its place in percent, from the left and the top.
         label_y: That of its name, moved where names would cover one another.
         weight_bytes, divergence: What is drawn.
-        is_deployed: Whether it is the plan of the artefact.
+        is_deployed: Whether it is the deployed plan.
         is_left: Whether its name stands to the left.
     """
 
@@ -80,7 +80,6 @@ class Explorer:
         line, band: Predicted loss and its 95 % interval as SVG paths in a box of 100 by 100; no band where unknown.
         x_ticks, y_ticks: Place in percent -> value.
         planned: Place of the deployed plan's bytes, from the left.
-        in_nats: Whether losses and measured divergences share the axis.
         in_all: How many points the front has; None where more than can be listed.
     """
 
@@ -90,17 +89,22 @@ class Explorer:
     y_ticks: dict[float, float]
     marks: list[Mark]
     planned: float
-    in_nats: bool
     in_all: int | None
     data: Data
 
 
-def explorer_of(result: Result, plan: Plan, table: Sensitivity) -> Explorer:
-    """The front of bytes, with what was measured of the deployed plan and of uniform ones."""
+def is_in_nats(table: Sensitivity) -> bool:
+    """Whether predicted losses are in nats."""
+    return table.metric.partition(":")[0] in IN_NATS
+
+
+def explorer_of(result: Result, plan: Plan, table: Sensitivity) -> Explorer | None:
+    """The front of bytes, with what was measured of the deployed plan and of uniform ones; None for a single plan."""
     points = front_to_draw(table, POINTS)
+    if len(points) == 1:
+        return None
     loss, used = points.figures["loss"], points.figures["weight_bytes"]
-    in_nats = table.metric.partition(":")[0] in IN_NATS
-    measured = _measured(result, table) if in_nats else []
+    measured = _measured(result, table) if is_in_nats(table) else []
     planned = result.deployed["weight_bytes"] + table.fixed_usage("weight_bytes")
     across = linear([*used.tolist(), planned, *(size for _, size, _, _ in measured)])
     up = logarithmic([*loss.tolist(), *(divergence for _, _, divergence, _ in measured)])
@@ -112,7 +116,6 @@ def explorer_of(result: Result, plan: Plan, table: Sensitivity) -> Explorer:
         y_ticks={100 - up.at(value): value for value in up.ticks},
         marks=_marks(measured, across, up),
         planned=across.at(planned),
-        in_nats=in_nats,
         in_all=points.thinned_from,
         data=_data(points, plan, table, x, y, planned),
     )
@@ -125,9 +128,10 @@ def _measured(result: Result, table: Sensitivity) -> list[tuple[str, float, floa
         size, divergence = number_in(row, "predicted_bytes"), number_in(row, "divergence")
         if size is not None and divergence is not None:
             rows.append((str(row.get("scheme", "")), size + fixed, divergence, False))
-    divergence = result.deployed.get("divergence", result.simulated.get("divergence"))
-    if divergence is not None:
-        rows.append(("deployed", result.deployed["weight_bytes"] + fixed, divergence, True))
+    for network, name in ((result.deployed, "deployed"), (result.simulated, "deployed plan, simulated")):
+        if "divergence" in network:
+            rows.append((name, result.deployed["weight_bytes"] + fixed, network["divergence"], True))
+            break
     return rows
 
 

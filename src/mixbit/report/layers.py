@@ -51,7 +51,7 @@ class Strip:
 
     Attributes:
         title: What is drawn.
-        highest: What the highest bar stands for; empty for bits.
+        highest: What the highest bar stands for.
         path: The bars, as an SVG path in a box of one by 100 for each layer.
         whiskers: Errors of the bars, likewise; empty without any.
     """
@@ -115,8 +115,8 @@ def height_of(bits: int | None) -> float:
 def strips_of(lines: list[LayerLine]) -> list[Strip]:
     """Bits, bytes and costs along the network."""
     strips = [
-        Strip("bits of weights", "", _bars([height_of(line.weight_bits) for line in lines]), ""),
-        Strip("bits of inputs", "", _bars([height_of(line.input_bits) for line in lines]), ""),
+        _strip_of_bits("bits of weights", [line.weight_bits for line in lines]),
+        _strip_of_bits("bits of inputs", [line.input_bits for line in lines]),
     ]
     sizes = [line.row.weight_bytes for line in lines]
     strips.append(Strip("bytes", f"up to {max(sizes):,}", _bars([100 * size / max(1, *sizes) for size in sizes]), ""))
@@ -124,6 +124,11 @@ def strips_of(lines: list[LayerLine]) -> list[Strip]:
     if len(costs) == len(lines):
         strips.append(_strip_of_costs(costs))
     return strips
+
+
+def _strip_of_bits(title: str, bits: list[int | None]) -> Strip:
+    highest = "float" if None in bits else str(max(each for each in bits if each is not None))
+    return Strip(title, f"up to {highest}", _bars([height_of(each) for each in bits]), "")
 
 
 def _strip_of_costs(costs: list[Cost]) -> Strip:

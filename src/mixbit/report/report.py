@@ -26,7 +26,7 @@ from mixbit.core import (
 )
 from mixbit.report import words
 from mixbit.report.again import command_of, python_of
-from mixbit.report.explorer import explorer_of
+from mixbit.report.explorer import explorer_of, is_in_nats
 from mixbit.report.layers import layers_of, strips_of, unit_of_costs
 from mixbit.report.samples import samples_of
 from mixbit.report.verdict import comparison_rows, key_figures, other_plans, uncovered_rows, verdict_of
@@ -107,6 +107,7 @@ def _rendered(result: Result, plan: Plan, table: Sensitivity | None, check: Chec
         plans=other_plans(result),
         uncovered=uncovered_rows(result),
         explorer=explorer,
+        in_nats=table is not None and is_in_nats(table),
         explorer_json="" if explorer is None else _inlined(asdict(explorer.data)),
         layers=lines,
         unit=unit_of_costs(lines),

@@ -16,6 +16,11 @@ class SampleLine:
     picture: str
 
     @property
+    def flips(self) -> bool:
+        """Whether a top class is another one."""
+        return any(change.flips for change in self.sample.outputs.values())
+
+    @property
     def changes(self) -> dict[str, Change]:
         """Output -> what it says; the only one has no name."""
         outputs = self.sample.outputs

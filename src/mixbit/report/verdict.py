@@ -42,12 +42,14 @@ def verdict_of(result: Result) -> Verdict:
     problems = result.problems
     matches = None if problems is None else not problems
     facts = [_size_in_words(result), *_accuracy_in_words(result), *_speed_in_words(result)]
-    listed = ", ".join(facts)
+    if matches:
+        facts.append("computes what was predicted")
     ends = {
-        True: ", and computes what was predicted.",
+        True: ".",
         False: ", but it does not compute what was predicted: do not use it.",
         None: ". Whether it computes what was predicted, mixbit verify tells.",
     }
+    listed = ", and ".join(filter(None, (", ".join(facts[:-1]), facts[-1])))
     return Verdict(f"The file for {result.target} {listed}{ends[matches]}", matches, problems or [])
 
 

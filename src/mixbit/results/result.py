@@ -121,6 +121,11 @@ class Change(BaseModel):
     differing: Annotated[float | None, Field(ge=0, le=1)] = None
     distance: Annotated[float | None, Field(ge=0)] = None
 
+    @property
+    def flips(self) -> bool:
+        """Whether the top class is another one."""
+        return bool(self.float_ and self.deployed) and self.float_[0].number != self.deployed[0].number
+
 
 class ChangedSample(BaseModel):
     """A sample that the artefact answers unlike the float network.
