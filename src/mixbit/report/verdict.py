@@ -174,8 +174,12 @@ def uncovered_rows(result: Result) -> list[UncoveredRow]:
     """The part `uncovered`."""
     return [
         UncoveredRow(
-            *(str(row.get(name, "")) for name in ("name", "kind", "reason")),
-            *(number_in(row, name) for name in ("weight_bytes", "weight_share", "macs_share")),
+            str(row.get("name", "")),
+            str(row.get("kind", "")),
+            str(row.get("reason", "")),
+            number_in(row, "weight_bytes"),
+            number_in(row, "weight_share"),
+            number_in(row, "macs_share"),
         )
         for row in result.uncovered
     ]
