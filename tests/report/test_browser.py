@@ -232,6 +232,7 @@ def test_without_scripts_and_on_paper_all_figures_are_there(opened, ours):
     assert not printed.locator("#slider").is_visible()
     assert not printed.locator("#theme").is_visible()
     assert printed.locator("#bits").is_visible()
+    assert printed.locator("table.sortable thead button").first.is_visible()
     assert printed.evaluate("getComputedStyle(document.body).color") == "rgb(28, 28, 26)"
 
 

@@ -185,7 +185,7 @@ def test_samples_that_changed_are_shown_with_both_answers(run, page):
         answers = [line.text.split()[0] for line in item.all("li")]
         change = sample.outputs["logits"]
         flips = change.float_[0].number != change.deployed[0].number
-        assert ("answer changed" in item.text) == flips
+        assert (" nats, changed" in item.text) == flips
         assert answers == [str(guess.number) for guess in (*change.float_, *change.deployed)]
 
 
