@@ -55,16 +55,24 @@ from mixbit.core.io.folders import (
     whole_folder as whole_folder,
 )
 from mixbit.core.io.forms import form_of as form_of, forms_in as forms_in
-from mixbit.core.io.methods import Methods as Methods, facts_of as facts_of, method as method
+from mixbit.core.io.methods import (
+    Methods as Methods,
+    facts_of as facts_of,
+    method as method,
+    passes_of as passes_of,
+)
 from mixbit.core.io.terminal import (
     Said as Said,
     clean as clean,
-    draw_nothing as draw_nothing,
+    duration as duration,
     end_like_interrupts as end_like_interrupts,
     interrupts_later as interrupts_later,
+    phase as phase,
     say as say,
+    show as show,
     time_limit as time_limit,
     track as track,
+    warn as warn,
 )
 from mixbit.core.scheme import (
     INPUT_BITS as INPUT_BITS,

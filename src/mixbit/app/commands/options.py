@@ -1,8 +1,11 @@
 """What commands share: options, how their values are read, and how results and messages are printed."""
 
+import inspect
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mixbit.core import InvalidInput, Scheme, clean, facts_of, say
+from mixbit.core import InvalidInput, Scheme, clean, facts_of, say, show
 
 if TYPE_CHECKING:
     from mixbit.models.load import LoadedModel
@@ -43,6 +46,24 @@ Dynamic = Annotated[
 ]
 Samples = Annotated[int | None, typer.Option(min=1, help="take the first so many samples of --data; else all")]
 Ranges = Annotated[str, typer.Option(help="ranges of activations, see: mixbit list ranges; as percentile:share=0.999")]
+
+
+def with_quiet(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the option --quiet, before which it shows nothing but results, warnings and errors."""
+
+    @wraps(command)
+    def run(*args: Any, quiet: bool = False, **options: Any) -> None:
+        if quiet:
+            show("nothing")
+        command(*args, **options)
+
+    help_ = typer.Option("--quiet", help="no progress and no messages: results, warnings and errors alone")
+    option = inspect.Parameter(
+        "quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, help_]
+    )
+    signature = inspect.signature(command)
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined] as inspect reads it
+    return run
 
 
 def pins_of(texts: list[str] | None) -> dict[str, str]:
