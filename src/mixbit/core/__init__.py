@@ -31,6 +31,7 @@ from mixbit.core.io.files import (
     check_matplotlib as check_matplotlib,
     check_new_file as check_new_file,
     file_errors as file_errors,
+    has_matplotlib as has_matplotlib,
     hidden as hidden,
     json_of as json_of,
     model_of as model_of,

@@ -231,9 +231,8 @@ def measured(run: Run, network: Network) -> Measured:
             choices=choices,
             seed=settings.seed,
         ).pinned(settings.pins, only_pinned)
-        tell(
-            f"{len(table.layers)} layers x {len(table.choices)} choices by {table.metric}, {table.num_samples:,} samples"
-        )
+        shape = f"{len(table.layers)} layers x {len(table.choices)} choices"
+        tell(f"{shape} by {table.metric}, {table.num_samples:,} samples")
     if settings.fast or "latency_ms" in run.budget.limits:
         with run.clock("time choices"):
             table = (faster if settings.fast else timed)(table, graph, lambda plan: quantize(graph, plan, calibration))
