@@ -191,7 +191,11 @@ def blank_table(graph: Graph, *, target: str | Target, choices: Sequence[str] | 
     for layer, row in zip(layers, offered, strict=True):
         if not row.any():
             weight = schemes[0].weight
-            plain = None if weight is None else dataclasses.replace(weight, group=None, sparsity=None)
+            plain = (
+                None
+                if weight is None
+                else dataclasses.replace(weight, granularity="channel", group=None, sparsity=None)
+            )
             beside = f"offer another beside it for such layers, as {schemes[0]},{Scheme(plain, schemes[0].input)}"
             raise InvalidInput(f"choices: none fits a layer; {why_not(layer, schemes[0])}; or {beside}")
     dynamic = any(scheme.input is not None and scheme.input.dynamic for scheme in schemes)
