@@ -17,6 +17,7 @@ from mixbit.models._onnx_file import OnnxFile, needed
 from mixbit.models._onnx_layers import GRU, LSTM, RNN, Linear
 from mixbit.models._onnx_names import free_name, identifier, parameter_name, scope_of
 from mixbit.models._onnx_numbers import MOST_NUMBERS, is_number, one
+from mixbit.models._onnx_patterns import join_functions
 from mixbit.models._onnx_operators import ARITHMETIC, NUMBERS, OPERATORS, RECURRENT
 
 #: Most rounds of a Loop.
@@ -100,6 +101,7 @@ class _Builder:
         self._run(graph)
         self.graph.output({value.name: self._node(value.name) for value in graph.output})
         self.graph.eliminate_dead_code()
+        join_functions(self.graph)
         return fx.GraphModule(self._name_tensors(), self.graph)
 
     def _note_readers(self, graph: Any) -> None:

@@ -137,9 +137,8 @@ def Resize(
     new, ratio = list(x.shape), [1.0] * x.ndim
     if sizes:
         for axis, size in zip(places, listed(sizes), strict=True):
-            new[axis] = size if axis > 1 or axes is not None else x.shape[axis]
-            same = size is x.shape[axis] or (isinstance(size, int) and size == x.shape[axis])
-            ratio[axis] = 1.0 if same or axis == 0 else size / x.shape[axis]
+            if axis > 1 or axes is not None or (isinstance(size, int) and isinstance(x.shape[axis], int)):
+                new[axis], ratio[axis] = size, size / x.shape[axis]
     else:
         for axis, scale in zip(places, listed(scales), strict=True):
             new[axis], ratio[axis] = (x.shape[axis], 1.0) if scale == 1 else (None, float(scale))
