@@ -16,7 +16,7 @@ from mixbit.models._onnx_batch import Batch, lifted, size
 from mixbit.models._onnx_file import OnnxFile, needed
 from mixbit.models._onnx_layers import GRU, LSTM, RNN, Linear
 from mixbit.models._onnx_names import free_name, identifier, parameter_name, scope_of
-from mixbit.models._onnx_numbers import MOST_NUMBERS, is_number, one
+from mixbit.models._onnx_numbers import MOST_NUMBERS, is_number, one, tensor as as_tensor
 from mixbit.models._onnx_patterns import join_functions
 from mixbit.models._onnx_operators import ARITHMETIC, NUMBERS, OPERATORS, RECURRENT
 
@@ -180,7 +180,9 @@ class _Builder:
             tensor = torch.tensor(value)
             self.tensors[name] = tensor
             value = Stored(name, False)
-        return self._stored(value, None, 0) if isinstance(value, Stored) else value
+        if isinstance(value, Stored):
+            return self._stored(value, None, 0)
+        return value if isinstance(self.known[value][0], Tensor) else self._call(as_tensor, [value, self.first], {})
 
     def _stored(self, value: Stored, reader: Any, place: int) -> fx.Node:
         """The node that reads the tensor."""

@@ -44,8 +44,7 @@ def _is(size: Any, number: int) -> bool:
 
 
 def Flatten(x: Tensor, *, axis: int = 1) -> Tensor:
-    axis %= x.ndim + 1 if axis < 0 else math.inf
-    axis = int(axis)
+    axis += x.ndim if axis < 0 else 0
     if axis == 1:
         return x.flatten(1) if x.ndim > 1 else x.unsqueeze(1)
     return x.reshape(1, -1) if axis == 0 else x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
