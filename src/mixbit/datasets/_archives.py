@@ -23,7 +23,7 @@ def read_arrays(spec: str) -> Mapping[str, Any]:
     path = Path(spec)
     with users_code(f"DATA {spec}: cannot be read"):
         if path.suffix == ".npy":
-            return {ONLY: np.load(path, mmap_mode="r", allow_pickle=False)}
+            return {ONLY: numpy_format.open_memmap(path, mode="r")}
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 it is no dict

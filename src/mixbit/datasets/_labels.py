@@ -35,7 +35,7 @@ def labels_of_texts(
     places = {name: number for number, name in enumerate(classes)}
     for text in texts:
         if text not in places:
-            whose = "the model's" if model.classes else "in --data"
+            whose = "of the model" if model.classes else "of --data"
             listed = ", ".join(classes[:MOST_NAMES]) + (", ..." if len(classes) > MOST_NAMES else "")
             raise InvalidInput(
                 f"DATA {spec}: label {text!r} is no class {whose}{did_you_mean(text, classes)}; there are {listed}; "

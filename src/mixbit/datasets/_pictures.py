@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mixbit.core import InvalidInput, reason_of, say, track, users_code
+from mixbit.core import InvalidInput, say, track, users_code
 from mixbit.datasets._inputs import picture_input, with_labels
 from mixbit.datasets._samples import Samples
 from mixbit.datasets.load import LoadedData, Reading
@@ -79,7 +79,7 @@ class _Reader:
         if number in self.broken:
             return None
         try:
-            with users_code(lambda error: _Broken(f"DATA {spec}: {name} cannot be read ({reason_of(error)})")):
+            with users_code(lambda error: _Broken(f"DATA {spec}: {name} cannot be read ({_why(error)})")):
                 image = _opened(self.pictures.open, name)
         except _Broken as error:
             if not self.skips_broken:
@@ -102,6 +102,10 @@ class _Reader:
 
 class _Broken(InvalidInput):
     """A file is no picture that can be read."""
+
+
+def _why(error: BaseException) -> str:
+    return "no picture" if type(error).__name__ == "UnidentifiedImageError" else f"{error}".partition("\n")[0]
 
 
 def _opened(open_file: Callable[[str], IO[bytes]], name: str) -> Any:

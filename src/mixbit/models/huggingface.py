@@ -67,7 +67,7 @@ def _load(spec: str) -> LoadedModel:
         raise InvalidInput(
             f"MODEL {spec}: a folder of Hugging Face's needs transformers: pip install 'mixbit[huggingface]'"
         ) from error
-    architecture = getattr(transformers, name, None)
+    architecture: Any = getattr(transformers, name, None)
     if not (isinstance(architecture, type) and issubclass(architecture, transformers.PreTrainedModel)):
         near = did_you_mean(name, [each for each in dir(transformers) if each[0].isupper()])
         raise InvalidInput(

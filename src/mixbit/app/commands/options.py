@@ -29,8 +29,8 @@ Model = Annotated[
 Data = Annotated[
     str,
     typer.Option(
-        help="DATA to calibrate on: a function, as MODEL; a folder or zip of pictures; .npz, .npy or .safetensors; .txt; "
-        ".csv or .tsv"
+        help="DATA to calibrate on: a function, as MODEL; a folder or zip of pictures; .npz, .npy or .safetensors; "
+        ".txt; .csv or .tsv"
     ),
 ]
 TargetName = Annotated[str, typer.Option(help="onnxruntime, openvino or packed")]
