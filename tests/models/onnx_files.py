@@ -27,13 +27,18 @@ def saved(
     graph = helper.make_graph(
         nodes,
         "test",
-        [helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), shape) for name, shape in inputs.items()],
+        [
+            helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), shape)
+            for name, shape in inputs.items()
+        ],
         [onnx.ValueInfoProto(name=name) for name in outputs],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     versions = [helper.make_opsetid("", opset)]
     versions += [helper.make_opsetid(domain, version) for domain, version in (domains or {}).items()]
-    model = helper.make_model(graph, opset_imports=versions, functions=functions or [], ir_version=8 if opset < 21 else 10)
+    model = helper.make_model(
+        graph, opset_imports=versions, functions=functions or [], ir_version=8 if opset < 21 else 10
+    )
     model = onnx.shape_inference.infer_shapes(model) if not domains else model
     path.write_bytes(model.SerializeToString())
     return path

@@ -255,7 +255,9 @@ def test_operator_is_that_of_the_standard(case, tmp_path):
     for a, b in zip(got, want, strict=True):
         assert_same(a, b)
     if any(case is first for first in FIRST):
-        program = torch.export.export(module, tuple(map(torch.from_numpy, inputs.values())), dynamic_shapes=_free(inputs))
+        program = torch.export.export(
+            module, tuple(map(torch.from_numpy, inputs.values())), dynamic_shapes=_free(inputs)
+        )
         more = made(case, 7, seed=1)
         given = tuple(map(torch.from_numpy, more.values()))
         for a, b in zip(program.module()(*given).values(), module(*given).values(), strict=True):

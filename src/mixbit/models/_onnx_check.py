@@ -144,7 +144,9 @@ _ONE_BATCH = "the file is for one batch size, and samples touch one another in i
 
 
 def _fixed(file: OnnxFile, error: BaseException) -> UnsupportedModel:
-    return UnsupportedModel(f"MODEL {file.path}: made into torch, it fails on another batch: {reason_of(error)}; {_ONE_BATCH}")
+    return UnsupportedModel(
+        f"MODEL {file.path}: made into torch, it fails on another batch: {reason_of(error)}; {_ONE_BATCH}"
+    )
 
 
 def _rows(inputs: Mapping[str, Tensor], start: int, count: int) -> dict[str, Tensor]:
@@ -169,7 +171,9 @@ def _difference(got: Any, want: Any) -> str | None:
     finite = want[want.isfinite()].abs()
     largest = float(finite.max()) if finite.numel() else 1.0
     worst = float(torch.where(same, 0.0, (got - want).abs().nan_to_num(float("inf"))).max())
-    return None if worst <= TOLERANCE * max(largest, 1e-6) else f"by {worst:.2g} where the largest number is {largest:.2g}"
+    return (
+        None if worst <= TOLERANCE * max(largest, 1e-6) else f"by {worst:.2g} where the largest number is {largest:.2g}"
+    )
 
 
 def first_difference(file: OnnxFile, module: fx.GraphModule, inputs: Mapping[str, Tensor]) -> str:
@@ -213,5 +217,3 @@ class _Kept(fx.Interpreter):
 
 def _said(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-

@@ -386,10 +386,10 @@ def Cast(x: Value, *, to: int, saturate: int = 1, round_mode: str = "up") -> Val
     return elementwise(torch.sym_float if kind.is_floating_point else torch.sym_int, x)
 
 
-def CastLike(x: Value, like: Value, *, saturate: int = 1, round_mode: str = "up") -> Value:
-    if is_number(x) and is_number(like):
+def CastLike(x: Value, other: Value, *, saturate: int = 1, round_mode: str = "up") -> Value:
+    if is_number(x) and is_number(other):
         return x
-    return tensor(x).to(tensor(like).dtype)
+    return tensor(x).to(tensor(other).dtype)
 
 
 def Identity(x: Value) -> Value:

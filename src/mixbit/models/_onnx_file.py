@@ -119,7 +119,9 @@ def _load_external(path: Path, proto: Any) -> None:
             raise InvalidInput(f"{where} is missing: no file {there}; copy it there, it belongs to the model")
         end = int(entries.get("offset", 0)) + int(entries.get("length", 0))
         if there.stat().st_size < end:
-            raise InvalidInput(f"{where} ends at byte {end:,} of {there}, which has {there.stat().st_size:,}; copy it again")
+            raise InvalidInput(
+                f"{where} ends at byte {end:,} of {there}, which has {there.stat().st_size:,}; copy it again"
+            )
     if external:
         helper = needed("onnx.external_data_helper")
         for each in external:

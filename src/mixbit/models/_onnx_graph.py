@@ -351,7 +351,8 @@ class _Builder:
         """A node of the operator; in a file of one batch size, with the size that there is in the place of that."""
         if len(self.examples) > 1:
             declared, larger = (
-                [map_arg(arg, lambda each, at=at: self.known[each][at]) for arg in args] for at in (0, 1)  # type: ignore[misc]
+                [map_arg(arg, lambda each, at=at: self.known[each][at]) for arg in args]
+                for at in (0, 1)  # type: ignore[misc]
             )
             at_first: Any = map_arg(options, lambda each: self.known[each][0])
             made = function(*declared, **at_first)
@@ -378,7 +379,10 @@ class _Builder:
         elif len(node.output) == 1:
             values = [made]
         else:
-            values = [self._call(operator.getitem, [made, place], {}) if name else None for place, name in enumerate(node.output)]
+            values = [
+                self._call(operator.getitem, [made, place], {}) if name else None
+                for place, name in enumerate(node.output)
+            ]
             self.known.pop(made)
         for name, value in zip(node.output, values, strict=True):
             if name and value is not None:
@@ -415,7 +419,9 @@ class _Builder:
             self.values.update(zip(names, [number, True, *carried], strict=True))
             goes_on, *made = self._run(body)
             if not is_number(goes_on) or not one(goes_on):
-                raise ValueError("whether it goes on depends on data, or it stops early; export a fixed number of rounds")
+                raise ValueError(
+                    "whether it goes on depends on data, or it stops early; export a fixed number of rounds"
+                )
             carried = made[: len(carried)]
             scanned.append([self._argument(value) for value in made[len(carried) :]])
         stacked = [self._call(_stacked, parts, {}) for parts in zip(*scanned, strict=True)]

@@ -4,7 +4,6 @@ Each function has the name and the attributes of its operator; an input that is 
 """
 # ruff: noqa: ARG001, D103, N802, N803 names and arguments are ONNX's, and so is what they mean
 
-
 from typing import Any
 
 import torch
@@ -107,7 +106,9 @@ def _cut(
         total = size - want
         if is_same:
             total = torch.sym_max(total, 0)
-        around.append((total // 2, total - total // 2) if auto_pad == "SAME_UPPER" else (total - total // 2, total // 2))
+        around.append(
+            (total // 2, total - total // 2) if auto_pad == "SAME_UPPER" else (total - total // 2, total // 2)
+        )
     return around
 
 
@@ -176,9 +177,7 @@ def LayerNormalization(
     return functional.layer_norm(x, shape, scale, bias, epsilon)
 
 
-def RMSNormalization(
-    x: Tensor, scale: Value, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1
-) -> Tensor:
+def RMSNormalization(x: Tensor, scale: Value, *, axis: int = -1, epsilon: float = 1e-5, stash_type: int = 1) -> Tensor:
     shape = list(x.shape[axis:])
     return functional.rms_norm(x, shape, tensor(scale, x).expand(shape), epsilon)
 
@@ -224,7 +223,9 @@ def Attention(
     flat = q.ndim == 3
     if flat:
         heads = (q_num_heads, kv_num_heads, kv_num_heads)
-        q, k, v = (part.unflatten(-1, (count, -1)).transpose(1, 2) for part, count in zip((q, k, v), heads, strict=True))
+        q, k, v = (
+            part.unflatten(-1, (count, -1)).transpose(1, 2) for part, count in zip((q, k, v), heads, strict=True)
+        )
     y = scaled_attention(q, k, v, mask, is_causal=bool(is_causal), scale=scale)
     return y.transpose(1, 2).flatten(2) if flat else y
 
@@ -239,7 +240,9 @@ def scaled_attention(
     return functional.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=scale)
 
 
-def LSTM(x: Tensor, hidden: Value, cell: Value, *weights: Tensor, both_ways: bool, with_biases: bool, layout: int) -> Any:
+def LSTM(
+    x: Tensor, hidden: Value, cell: Value, *weights: Tensor, both_ways: bool, with_biases: bool, layout: int
+) -> Any:
     """Y [T, D, N, H], Y_h and Y_c [D, N, H]; or with `layout` [N, T, D, H] and [N, D, H]."""
     state = [_state(part, x, weights, both_ways, layout) for part in (hidden, cell)]
     y, *last = torch.lstm(x, state, weights, with_biases, 1, 0.0, False, both_ways, bool(layout))
@@ -275,5 +278,3 @@ def _state(given: Value, x: Tensor, weights: tuple[Tensor, ...], both_ways: bool
 def _laid(y: Tensor, last: list[Tensor], both_ways: bool, layout: int) -> tuple[Tensor, ...]:
     y = y.unflatten(-1, (2, -1)) if both_ways else y.unsqueeze(2)  # [T, N, D, H]
     return (y, *(part.transpose(0, 1) for part in last)) if layout else (y.transpose(1, 2), *last)
-
-

@@ -108,7 +108,9 @@ def GlobalLpPool(x: Tensor, *, p: int = 2) -> Tensor:
 
 def Upsample(x: Tensor, given: Number = None, *, mode: str = "nearest", scales: list[float] | None = None) -> Tensor:
     scales = given if scales is None else scales
-    return Resize(x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor", opset=9)
+    return Resize(
+        x, None, scales, mode=mode, coordinate_transformation_mode="asymmetric", nearest_mode="floor", opset=9
+    )
 
 
 def Resize(
@@ -192,9 +194,7 @@ def _resized(x: Tensor, axis: int, size: int, ratio: float, mode: str, coordinat
     low = [math.floor(place) for place in at]
     shares = tensor([place - below for place, below in zip(at, low, strict=True)], x, x.dtype)
     shares = shares.reshape([-1] + [1] * (x.ndim - 1 - axis))
-    below, above = (
-        x.index_select(axis, tensor([min(place + more, have - 1) for place in low], x)) for more in (0, 1)
-    )
+    below, above = (x.index_select(axis, tensor([min(place + more, have - 1) for place in low], x)) for more in (0, 1))
     return below + (above - below) * shares
 
 

@@ -148,7 +148,9 @@ def _of_recurrent(node: Any) -> str | None:
     values = {attribute.name: attribute for attribute in node.attribute}
     directions = 2 if "direction" in values and values["direction"].s == b"bidirectional" else 1
     if "direction" in values and values["direction"].s == b"reverse":
-        return "it runs backward alone, as no layer of torch does; make it bidirectional, or reverse the sequence before"
+        return (
+            "it runs backward alone, as no layer of torch does; make it bidirectional, or reverse the sequence before"
+        )
     given = [name.decode() for name in values["activations"].strings] if "activations" in values else []
     if given and given not in [each * directions for each in _ACTIVATIONS[node.op_type]]:
         return f"the activations {given} are not those of torch's layer; write the steps with other operators"

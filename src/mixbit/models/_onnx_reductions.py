@@ -129,7 +129,14 @@ def _place(function: Any, x: Tensor, axis: int, keepdims: int, last: int) -> Ten
 
 
 def TopK(
-    x: Tensor, count: Number = None, *, axis: int = -1, largest: int = 1, sorted: int = 1, k: Number = None, outputs: int
+    x: Tensor,
+    count: Number = None,
+    *,
+    axis: int = -1,
+    largest: int = 1,
+    sorted: int = 1,
+    k: Number = None,
+    outputs: int,
 ) -> Any:
     made = torch.topk(x, one(count if k is None else k), axis, bool(largest), bool(sorted))
     return tuple(made) if outputs > 1 else made[0]

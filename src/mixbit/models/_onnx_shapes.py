@@ -324,5 +324,3 @@ def SequenceAt(sequence: tuple[Value, ...], position: Number) -> Value:
 
 def ConcatFromSequence(sequence: tuple[Tensor, ...], *, axis: int, new_axis: int = 0) -> Tensor:
     return torch.stack(sequence, axis) if new_axis else torch.cat(sequence, axis)
-
-

@@ -22,7 +22,9 @@ from mixbit.models.load import LoadedModel, ModelForm
 
 _SAMPLES, _CONFIGS, _PROGRAMS = "/data/sample_inputs/", ("weights_config.json", "constants_config.json"), "/models/"
 #: What a formula of sizes is made of: symbols, numbers, and functions of torch and sympy, which begin with a capital.
-_FORMULA = re.compile(r"('?[suz]\d+'?|positive=|integer=|nonnegative=|\d+(\.\d+)?|-?int_oo|oo|[A-Z][A-Za-z]*|==|[-+*/%(),<>=\s])*")
+_FORMULA = re.compile(
+    r"('?[suz]\d+'?|positive=|integer=|nonnegative=|\d+(\.\d+)?|-?int_oo|oo|[A-Z][A-Za-z]*|==|[-+*/%(),<>=\s])*"
+)
 _SEED, _FEW, _TOLERANCE = 0, 2, 1e-4
 _WAY_OUT = (
     "export it with a batch of any size: torch.export.export(model, inputs, dynamic_shapes={name: {0: "
