@@ -173,8 +173,7 @@ def test_remaining_operators(tmp_path):
         make("SequenceAt", ["parts", "at"], ["last"], "last"),
         make("SequenceConstruct", ["last", "d"], ["both"], "both"),
         make("ConcatFromSequence", ["both"], ["e"], "join", axis=1),
-        make("MeanVarianceNormalization", ["e"], ["f"], "norm", axes=[1, 2, 3]),
-        make("LpPool", ["f"], ["g"], "pool", kernel_shape=[2, 2], p=2),
+        make("LpPool", ["e"], ["g"], "pool", kernel_shape=[2, 2], p=2),
         make("GlobalLpPool", ["g"], ["y"], "all", p=2),
     ]
     constants = {"two": np.int64(2), "at": np.int64(-1)}
@@ -258,7 +257,8 @@ def test_file_of_one_sample_takes_any_number(tmp_path):
     """Reshape, a token that all samples share, Resize and the state of an LSTM hold the batch size in constants."""
     constants = {
         "flat": np.array([1, 4, 16]), "token": normal(1, 4, 1), "rows": np.array([17, 4]), "w": normal(4, 3),
-        "again": np.array([1, 17, 3]), "lw": normal(1, 8, 3), "lr": normal(1, 8, 2), "state": np.zeros((1, 1, 2), np.float32),
+        "again": np.array([1, 17, 3]), "lw": normal(1, 8, 3), "lr": normal(1, 8, 2),
+        "state": np.zeros((1, 1, 2), np.float32),
         "sizes": np.array([1, 4, 4, 4]), "end": np.array([1, -1]), "first": np.array([0]), "last": np.array([1]),
     }  # fmt: skip
     nodes = [
@@ -315,7 +315,7 @@ def test_batch_that_cannot_be_freed_is_refused_by_its_node(tmp_path):
         make("Unsqueeze", ["b", "axis"], ["y"], "u"),
     ]
     path = saved(tmp_path / "net.onnx", nodes, {"x": [1, 6]}, ["y"], {"axis": np.array([0])})
-    assert_refused(path, "batch of any size", "another batch")
+    assert_refused(path, "'y'", "batch of any size")
 
 
 # structure
@@ -331,7 +331,8 @@ def test_branch_of_a_constant_or_a_shape_is_taken(tmp_path):
     for value, constants, nodes in (
         ("flag", {"flag": np.array(False)}, []),
         ("same", {"five": np.array([5]), "at": np.array([1])}, [
-            make("Shape", ["x"], ["s"], "s"), make("Gather", ["s", "at"], ["d"], "d"), make("Equal", ["d", "five"], ["same"], "e"),
+            make("Shape", ["x"], ["s"], "s"), make("Gather", ["s", "at"], ["d"], "d"),
+            make("Equal", ["d", "five"], ["same"], "e"),
         ]),
     ):  # fmt: skip
         path = saved(tmp_path / "net.onnx", [*nodes, branches(value)], {"x": ["n", 5]}, ["y"], constants)
@@ -340,7 +341,8 @@ def test_branch_of_a_constant_or_a_shape_is_taken(tmp_path):
 
 def test_branch_of_data_is_refused(tmp_path):
     nodes = [
-        make("ReduceMax", ["x"], ["m"], "max", keepdims=0), make("Greater", ["m", "zero"], ["flag"], "g"), branches("flag"),
+        make("ReduceMax", ["x"], ["m"], "max", keepdims=0), make("Greater", ["m", "zero"], ["flag"], "g"),
+        branches("flag"),
     ]  # fmt: skip
     path = saved(tmp_path / "net.onnx", nodes, {"x": ["n", 5]}, ["y"], {"zero": np.float32(0)})
     assert_refused(path, "If ('if')", "which way it goes", "'flag'")
@@ -349,8 +351,8 @@ def test_branch_of_data_is_refused(tmp_path):
 def loop(rounds):
     value = helper.make_tensor_value_info
     body = helper.make_graph(
-        [make("MatMul", ["h", "w"], ["a"], "product"), make("Tanh", ["a"], ["h2"], "tanh"), make("Identity", ["go"], ["go2"], "i"),
-         make("Identity", ["h2"], ["scan"], "s")],
+        [make("MatMul", ["h", "w"], ["a"], "product"), make("Tanh", ["a"], ["h2"], "tanh"),
+         make("Identity", ["go"], ["go2"], "i"), make("Identity", ["h2"], ["scan"], "s")],
         "body",
         [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, []), value("h", TensorProto.FLOAT, ["n", 4])],
         [onnx.ValueInfoProto(name=name) for name in ("go2", "h2", "scan")],
@@ -404,7 +406,8 @@ def test_operators_that_cannot_be_followed_are_named_all_at_once(tmp_path):
         make("Add", ["h", "places"], ["z"], "add"),
     ]
     path = saved(
-        tmp_path / "net.onnx", nodes, {"x": ["n", 4]}, ["y", "z"], {"scale": np.float32(1), "point": np.int8(0), "w": normal(2)},
+        tmp_path / "net.onnx", nodes, {"x": ["n", 4]}, ["y", "z"],
+        {"scale": np.float32(1), "point": np.int8(0), "w": normal(2)},
         domains={"ai.onnx.ml": 3, "com.microsoft": 1, "my.company": 1},
     )  # fmt: skip
     assert_refused(

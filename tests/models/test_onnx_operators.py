@@ -171,7 +171,7 @@ CASES = [
     Case("Attention", ((6, 8), (5, 8), (5, 8)), attributes={"q_num_heads": 2, "kv_num_heads": 2}, opset=23),
     # pools
     Case("MaxPool", IMAGE, attributes={"kernel_shape": [2, 3], "strides": [2, 2]}),
-    Case("MaxPool", IMAGE, attributes={"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 2], "ceil_mode": 1}),
+    Case("MaxPool", IMAGE, {}, {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "strides": [2, 2], "ceil_mode": 1}),
     Case("MaxPool", IMAGE, attributes={"kernel_shape": [3, 3], "pads": [0, 0, 1, 1], "strides": [2, 2]}),
     Case("MaxPool", IMAGE, attributes={"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER", "strides": [2, 2]}),
     Case("MaxPool", ((4, 9),), attributes={"kernel_shape": [3], "dilations": [2]}),
@@ -181,6 +181,7 @@ CASES = [
     Case("AveragePool", IMAGE, attributes={"kernel_shape": [3, 3], "pads": [0, 1, 1, 0]}),
     Case("AveragePool", IMAGE, attributes={"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER", "strides": [2, 2]}),
     *each("GlobalAveragePool GlobalMaxPool", IMAGE),
+    Case("MeanVarianceNormalization", IMAGE, attributes={"axes": [1, 2, 3]}),
     Case("GlobalAveragePool", ((4, 9),)),
     *[Case("Resize", IMAGE, {2: np.array([1, 1, 2, 1.5], np.float32)},
            {"mode": mode, "coordinate_transformation_mode": at, "nearest_mode": near})
@@ -281,6 +282,39 @@ def test_table_is_covered():
     untested = {
         "CastLike", "ConstantOfShape", "Dropout", "Range", "Size", "SequenceConstruct", "SplitToSequence", "SequenceAt",
         "ConcatFromSequence", "Scatter", "ScatterElements", "ScatterND", "LSTM", "GRU", "RNN", "Asin", "Acos", "Atanh",
-        "Swish", "LpPool", "GlobalLpPool", "MeanVarianceNormalization",
+        "Swish", "LpPool", "GlobalLpPool",
     }  # fmt: skip # these have tests of their own below, or in other files
     assert {case.name for case in CASES} | untested == set(OPERATORS)
+
+
+@settings(max_examples=25)
+@given(
+    kernel=st.tuples(st.integers(1, 3), st.integers(1, 4)),
+    strides=st.tuples(st.integers(1, 3), st.integers(1, 2)),
+    dilations=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    pads=st.tuples(*[st.integers(0, 2)] * 4),
+    groups=st.sampled_from([1, 2]),
+)
+def test_convolutions_of_any_form(kernel, strides, dilations, pads, groups, tmp_path_factory):
+    weight = normal(4, 4 // groups, *kernel)
+    options = {"strides": strides, "dilations": dilations, "pads": pads, "group": groups}
+    assert_standard(Case("Conv", IMAGE, {1: weight, 2: normal(4)}, options), tmp_path_factory.mktemp("net"))
+
+
+@settings(max_examples=25)
+@given(
+    starts=st.integers(-9, 9),
+    ends=st.integers(-9, 9),
+    step=st.sampled_from([-3, -2, -1, 1, 2, 3]),
+    axis=st.sampled_from([1, -1]),
+)
+def test_slices_of_any_form(starts, ends, step, axis, tmp_path_factory):
+    case = Case("Slice", IMAGE, {1: ints(starts), 2: ints(ends), 3: ints(axis), 4: ints(step)})
+    if range(*slice(starts, ends, step).indices((4, 7, 6)[axis - 1 if axis > 0 else axis])):
+        assert_standard(case, tmp_path_factory.mktemp("net"))
+
+
+def assert_standard(case: Case, folder: Any) -> None:
+    path, inputs = file_of(case, folder / "net.onnx"), made(case, 3)
+    got = load_model(str(path)).module(*map(torch.from_numpy, inputs.values()))["y0"]
+    assert_same(got, ReferenceEvaluator(onnx.load(path)).run(None, inputs)[0])

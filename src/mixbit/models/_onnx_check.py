@@ -134,10 +134,8 @@ def check(file: OnnxFile, runtime: Runtime, module: fx.GraphModule, found: Tried
             difference = _difference(got[name], want)
             if difference is not None:
                 where = first_difference(file, module, inputs) if whole else f"; {_ONE_BATCH}"
-                raise UnsupportedModel(
-                    f"MODEL {file.path}: made into torch, its output {quoted(name)} differs from onnxruntime's for {rows} "
-                    f"samples: {difference}{where}"
-                )
+                what = f"its output {quoted(name)} differs from onnxruntime's for {rows} samples: {difference}{where}"
+                raise UnsupportedModel(f"MODEL {file.path}: made into torch, {what}")
 
 
 _ONE_BATCH = "the file is for one batch size, and samples touch one another in it: export it with a batch of any size"

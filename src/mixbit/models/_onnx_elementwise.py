@@ -2,7 +2,7 @@
 
 Each function has the name and the attributes of its operator; an input that is left out is None.
 """
-# ruff: noqa: A002, ARG001, D103, N802 names and arguments are ONNX's, and so is what they mean
+# ruff: noqa: A002, ARG001, N802 names and arguments are ONNX's, and so is what they mean
 
 import math
 import operator
@@ -186,12 +186,13 @@ def Clip(x: Value, low: Value | None = None, high: Value | None = None, *, min: 
     if not isinstance(x, Tensor):
         x = x if low is None else Max(x, low)
         return x if high is None else Min(x, high)
-    low, high = (None if bound is None else operand(bound, x) for bound in (low, high))
+    bounds: list[Any] = [None if bound is None else operand(bound, x) for bound in (low, high)]
+    low, high = bounds
     if (low, high) == (0, 6):
         return functional.relu6(x)
     if low == 0 and high is None:
         return functional.relu(x)
-    return x if low is high is None else torch.clamp(x, low, high)
+    return x if low is high is None else torch.clamp(x, *bounds)
 
 
 def Relu(x: Value) -> Tensor:

@@ -73,7 +73,7 @@ def read(path: Path) -> OnnxFile:
         content = path.read_bytes()
     try:
         proto = onnx.load_model_from_string(content)
-    except Exception as error:  # noqa: BLE001 protobuf has an error of its own in each of its implementations
+    except Exception as error:
         raise InvalidInput(f"MODEL {path}: is no ONNX file, or part of one: {_first_line(error)}") from error
     if not proto.graph.node and not proto.graph.output:
         raise InvalidInput(f"MODEL {path}: is no ONNX file, or an empty one: it holds no operators")

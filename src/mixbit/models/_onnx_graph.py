@@ -17,8 +17,8 @@ from mixbit.models._onnx_file import OnnxFile, needed
 from mixbit.models._onnx_layers import GRU, LSTM, RNN, Linear
 from mixbit.models._onnx_names import free_name, identifier, parameter_name, scope_of
 from mixbit.models._onnx_numbers import MOST_NUMBERS, is_number, one, tensor as as_tensor
-from mixbit.models._onnx_patterns import join_functions
 from mixbit.models._onnx_operators import ARITHMETIC, NUMBERS, OPERATORS, RECURRENT
+from mixbit.models._onnx_patterns import join_functions
 
 #: Most rounds of a Loop.
 MOST_ROUNDS = 128
@@ -133,10 +133,7 @@ class _Builder:
     def _way_out(self) -> str:
         if len(self.examples) == 1:
             return ""
-        return (
-            f"; the file is for {next(iter(self.examples[0].values())).shape[0]} samples alone, and here more cannot take their "
-            "place: export it with a batch of any size"
-        )
+        return "; the file is for one batch size, which here cannot be any other: export it with a batch of any size"
 
     def _forget(self, name: str) -> None:
         """Drop what a node makes of the examples once nothing reads it."""
@@ -442,7 +439,7 @@ class _Builder:
         x = self._read(names[0], node, 0)
         if names[4]:
             self._check_lengths(self._read(names[4], node, 4), x, attributes)
-        parts = [self._fixed(name, node) for name in names[1:4]]
+        parts = [self._fixed(name) for name in names[1:4]]
         weights = self._gates(node, *parts)
         states = [self._read(name, node, 5) if name else None for name in names[5 : 7 if kind == "LSTM" else 6]]
         options = {
@@ -460,7 +457,7 @@ class _Builder:
         if not is_number(lengths) or set(lengths) != {steps}:
             raise ValueError("sequences of lengths of their own are not followed; pad them to one length")
 
-    def _fixed(self, name: str, node: Any) -> Tensor | None:
+    def _fixed(self, name: str) -> Tensor | None:
         """The constant of that name."""
         value = self.values[name] if name else None
         if value is None or isinstance(value, Stored):

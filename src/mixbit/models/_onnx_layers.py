@@ -2,7 +2,7 @@
 
 Each function has the name and the attributes of its operator; an input that is left out is None.
 """
-# ruff: noqa: ARG001, D103, N802, N803 names and arguments are ONNX's, and so is what they mean
+# ruff: noqa: ARG001, N802, N803, PLR0913 names and arguments are ONNX's, and so is what they mean
 
 from typing import Any
 
@@ -130,7 +130,7 @@ def Gemm(
 
 
 def Linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x weight' + bias: what Gemm and MatMul are by a constant matrix."""
+    """Return x weight' + bias: what Gemm and MatMul are by a constant matrix."""
     return functional.linear(x, weight, bias)
 
 
@@ -222,7 +222,7 @@ def Attention(
         raise ValueError(f"softcap {softcap} is not followed; export attention without it, or as products")
     flat = q.ndim == 3
     if flat:
-        heads = (q_num_heads, kv_num_heads, kv_num_heads)
+        heads: list[Any] = [q_num_heads, kv_num_heads, kv_num_heads]
         q, k, v = (
             part.unflatten(-1, (count, -1)).transpose(1, 2) for part, count in zip((q, k, v), heads, strict=True)
         )

@@ -2,7 +2,7 @@
 
 Each function has the name and the attributes of its operator; an input that is left out is None.
 """
-# ruff: noqa: ARG001, D103, N802 names and arguments are ONNX's, and so is what they mean
+# ruff: noqa: ARG001, N802, PLR0913, PLR0917 names and arguments are ONNX's, and so is what they mean
 
 import math
 from typing import Any
@@ -136,7 +136,8 @@ def Resize(
     if keep_aspect_ratio_policy != "stretch" or exclude_outside or coordinates == "tf_crop_and_resize":
         raise ValueError("crops, kept aspect ratios and exclude_outside are not followed; resize to a size instead")
     places = list(range(x.ndim)) if axes is None else [axis % x.ndim for axis in axes]
-    new, ratio = list(x.shape), [1.0] * x.ndim
+    new: list[Any] = list(x.shape)
+    ratio = [1.0] * x.ndim
     if sizes:
         for axis, size in zip(places, listed(sizes), strict=True):
             if axis > 1 or axes is not None or (isinstance(size, int) and isinstance(x.shape[axis], int)):

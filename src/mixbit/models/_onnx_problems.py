@@ -17,8 +17,7 @@ _QUANTIZED = (
     ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger"),
 )
 _COUNTING = (
-    "how much it returns depends on the data, which no plan can hold; cut the file before it with "
-    "onnx.utils.extract_model, and do the rest in your program",
+    "how much it returns depends on the data; cut the file before it (onnx.utils.extract_model), do the rest yourself",
     ("NonZero", "NonMaxSuppression", "Unique", "Compress", "SequenceErase", "SequenceLength", "ReverseSequence"),
 )
 _RANDOM = (

@@ -2,7 +2,7 @@
 
 Each function has the name and the attributes of its operator; axes are an attribute or, in later versions, an input.
 """
-# ruff: noqa: A002, D103, N802 names are ONNX's, and so is what they mean
+# ruff: noqa: A002, N802 names are ONNX's, and so is what they mean
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,8 @@ def _reduced(
     if not axes and noop:
         return x
     if is_number(x) and on_numbers is not None and axes in ([], [0]) and not isinstance(x[0], list):
-        made = on_numbers(x)
+        numbers: Any = x
+        made = on_numbers(numbers)
         return [made] if keepdims else made
     x = tensor(x)
     return on_tensor(x, axes or list(range(x.ndim)), bool(keepdims))

@@ -3,7 +3,7 @@
 Each function has the name and the attributes of its operator; an input that is left out is None. What gives a shape,
 an axis or a place is a number, or a list of them.
 """
-# ruff: noqa: A002, ARG001, D103, N802 names and arguments are ONNX's, and so is what they mean
+# ruff: noqa: N802 names and arguments are ONNX's, and so is what they mean
 
 import math
 from typing import Any
@@ -206,7 +206,7 @@ def Gather(x: Value, indices: Value, *, axis: int = 0) -> Value:
         return made.tolist() if hasattr(made, "tolist") else made
     x = tensor(x, indices if isinstance(indices, Tensor) else None)
     axis %= x.ndim
-    if is_number(indices) and not isinstance(indices, list):
+    if not isinstance(indices, Tensor | list):
         return x.select(axis, indices)
     indices = tensor(indices, x)
     if axis == 0 and x.ndim == 2 and x.is_floating_point():

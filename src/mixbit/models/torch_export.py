@@ -1,8 +1,8 @@
 """net.pt2: an archive of torch.export.save, of which nothing is unpickled.
 
-torch's own loader unpickles the example that an archive holds, and weights where they are stored so. Here the archive is
-read without its example, and refused where weights or constants are pickles. Sizes of any value stand in it as formulas,
-which torch hands to sympy to evaluate; they are refused where they are more than arithmetic.
+torch's own loader unpickles the example that an archive holds, and weights where they are stored so. Here the archive
+is read without its example, and refused where weights or constants are pickles. Sizes of any value stand in it as
+formulas, which torch hands to sympy to evaluate; they are refused where they are more than arithmetic.
 """
 
 import json
@@ -66,8 +66,8 @@ def _program(path: Path, content: bytes) -> Any:
     names = archive.namelist()
     if not any(_PROGRAMS in name for name in names):
         raise InvalidInput(
-            f"MODEL {path}: holds no program of torch.export.save as torch {torch.__version__} writes it; save it again "
-            "with this version, or give the network as a function in Python"
+            f"MODEL {path}: holds no program of torch.export.save as torch {torch.__version__} writes it; save it "
+            "again with this version, or give the network as a function in Python"
         )
     _check_contents(path, archive)
     stripped = BytesIO()
