@@ -16,8 +16,8 @@ from torch.nn import functional
 from mixbit.models._onnx_elementwise import TYPES, Value
 from mixbit.models._onnx_numbers import MOST_NUMBERS, Number, array, is_number, listed, one, shape_of, tensor
 
-#: Ends of slices beyond every size.
-FAR = 2**31 - 1
+#: Ends of slices from here on are beyond every size.
+FAR = 2**27
 
 
 def Shape(x: Value, *, start: int = 0, end: int | None = None) -> Number:
