@@ -9,11 +9,13 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from mixbit.core.batches import split_all
+from mixbit.core.batches import split_all, split_batches
 from mixbit.core.errors import InvalidInput
 from mixbit.core.task import Task
-from mixbit.datasets.load import Reading, load_data
+from mixbit.datasets import load
+from mixbit.datasets.load import Reading
 from mixbit.models.load import LoadedModel
+from tests.datasets.given import load_data
 
 
 class Two(nn.Module):
@@ -38,11 +40,30 @@ def rows(spec, model=ONE, **reading):
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_arrays_of_an_archive_go_to_the_inputs_of_their_names(save, tmp_path):
     save(tmp_path / "a.npz", ids=np.arange(14).reshape(7, 2), mask=np.ones((7, 2), bool), labels=np.arange(7))
-    batch = rows(tmp_path / "a.npz", TWO)
-    types = {name: value.dtype for name, value in batch.items()}
-    assert types == {"ids": torch.int64, "mask": torch.bool, "labels": torch.int64}
-    assert batch["labels"].tolist() != list(range(7)), "in an order of its own"
-    assert torch.equal(batch["ids"][:, 0], batch["labels"] * 2)
+    ids, mask, labels = rows(tmp_path / "a.npz", TWO)
+    assert [value.dtype for value in (ids, mask, labels)] == [torch.int64, torch.bool, torch.int64]
+    assert labels.tolist() != list(range(7)), "in an order of its own"
+    assert torch.equal(ids[:, 0], labels * 2)
+    by_name = rows(tmp_path / "a.npz", LoadedModel(Two(), folder=tmp_path))
+    assert torch.equal(by_name["ids"], ids)
+    assert torch.equal(by_name["labels"], labels)
+
+
+def test_labels_are_no_input_that_the_model_can_do_without(tmp_path):
+    np.savez(tmp_path / "a.npz", mask=np.ones((4, 2)), ids=np.zeros((4, 2)), labels=np.full((4, 1), 0.5))
+    ((inputs, labels),) = split_batches(Two(), load.load_data(str(tmp_path / "a.npz"), TWO).batches)
+    assert [each.sum().item() for each in inputs.args] == [0, 8], "in the order of the model's arguments"
+    assert labels.shape == (4, 1)
+
+
+def test_inputs_beyond_one_that_is_left_out_go_by_name(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.ones((4, 2)), z=np.ones((4, 2)))
+
+    class Three(nn.Module):
+        def forward(self, x, y=0, z=0):
+            return x + y + z
+
+    assert set(rows(tmp_path / "a.npz", LoadedModel(Three()))) == {"x", "z"}
 
 
 def test_all_kinds_of_files_give_the_same(tmp_path):
@@ -56,7 +77,7 @@ def test_all_kinds_of_files_give_the_same(tmp_path):
     assert {tuple(row) for row in wanted.tolist()} == {tuple(row) for row in values.tolist()}
     for name in ("columns.npy", "big.npy", "columns.npz"):
         assert torch.equal(rows(tmp_path / name), wanted), name
-    assert torch.equal(rows(tmp_path / "a.safetensors")["input"], wanted)
+    assert torch.equal(rows(tmp_path / "a.safetensors"), wanted)
 
 
 @pytest.mark.parametrize(
@@ -109,9 +130,9 @@ def test_labels_with_one_1_in_each_row_are_class_numbers(kind, tmp_path):
     number = np.arange(6) % 3
     np.savez(tmp_path / "a.npz", input=np.arange(6.0)[:, None], labels=np.eye(3)[number].astype(kind))
     batch = rows(tmp_path / "a.npz")
-    pairs = split_all([batch], None)
+    pairs = split_all([batch], 1)
     ((_, labels),) = Task.classification().aligned(pairs)
-    assert torch.equal(labels, batch["input"][:, 0].long() % 3)
+    assert torch.equal(labels, batch[0][:, 0].long() % 3)
     ((_, labels),) = Task.multilabel().aligned(pairs)
     assert labels.shape == (6, 3)
 
@@ -122,17 +143,17 @@ def test_labels_of_names_numbers_and_values(tmp_path):
     loaded = load_data(str(tmp_path / "a.npz"), ONE)
     (batch,) = loaded.batches
     assert loaded.classes == ("a", "b", "c")
-    assert [[1, 0, 2, 0][int(x)] for x in batch["input"]] == batch["labels"].tolist()
+    assert [[1, 0, 2, 0][int(x)] for x in batch[0]] == batch[1].tolist()
     np.savez(tmp_path / "a.npz", input=values, labels=np.arange(4) / 3)
-    batch = rows(tmp_path / "a.npz", task="regression")
-    torch.testing.assert_close(batch["labels"], batch["input"] / 3)
+    inputs, labels = rows(tmp_path / "a.npz", task="regression")
+    torch.testing.assert_close(labels, inputs / 3)
     np.savez(tmp_path / "a.npz", input=values, labels=np.arange(4.0))
-    assert rows(tmp_path / "a.npz")["labels"].dtype == torch.int64
+    assert rows(tmp_path / "a.npz")[1].dtype == torch.int64
 
 
 def test_an_array_named_y_is_an_input_where_the_model_has_one(tmp_path):
-    np.savez(tmp_path / "a.npz", x=np.ones((3, 2)), y=np.ones((3, 2)))
-    assert set(rows(tmp_path / "a.npz", LoadedModel(Sum()))) == {"x", "y"}
+    np.savez(tmp_path / "a.npz", x=np.ones((3, 2)), y=np.zeros((3, 2)))
+    assert [each.sum() for each in rows(tmp_path / "a.npz", LoadedModel(Sum()))] == [6, 0]
 
 
 NUMBERS = np.ones((3, 2))

@@ -9,8 +9,9 @@ from PIL import Image
 from torch import nn
 
 from mixbit.core.errors import InvalidInput
-from mixbit.datasets.load import Reading, load_data
+from mixbit.datasets.load import Reading
 from mixbit.models.load import LoadedModel
+from tests.datasets.given import load_data
 
 COLOURED = LoadedModel(nn.Conv2d(3, 2, 1))
 GREY = LoadedModel(nn.Conv2d(1, 2, 1))

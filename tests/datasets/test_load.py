@@ -4,8 +4,9 @@ import pytest
 from torch import nn
 
 from mixbit.core.errors import InvalidInput
-from mixbit.datasets.load import Reading, load_data
+from mixbit.datasets.load import Reading
 from mixbit.models.load import LoadedModel
+from tests.datasets.given import load_data
 
 MODEL = LoadedModel(nn.Linear(3, 2))
 

@@ -7,8 +7,9 @@ from torch import nn
 from mixbit.core.batches import split_all
 from mixbit.core.errors import InvalidInput
 from mixbit.core.task import Task
-from mixbit.datasets.load import Reading, load_data
+from mixbit.datasets.load import Reading
 from mixbit.models.load import LoadedModel
+from tests.datasets.given import load_data
 
 transformers = pytest.importorskip("transformers")
 WORDS = ["<pad>", "<unk>", "the", "cat", "dog", "sits", "runs", "away", ",", "good", "bad"]

@@ -1,12 +1,12 @@
 """What inputs a model takes, and batches of them."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from mixbit.core import InvalidInput, unwrapped
+from mixbit.core import Inputs, InvalidInput, unwrapped
 from mixbit.models.load import LoadedModel
 
 
@@ -36,8 +36,20 @@ def picture_input(spec: str, model: LoadedModel) -> tuple[str | None, Tensor | N
     return (name if isinstance(name, str) else None), example
 
 
-def with_labels(inputs: Mapping[str | None, Tensor], labels: Tensor | None) -> Any:
-    """A batch: a dict of inputs by name, or a tuple of one without a name; labels under `labels`, or last."""
-    if None in inputs:
-        return inputs[None] if labels is None else (inputs[None], labels)
-    return dict(inputs) if labels is None else {**inputs, "labels": labels}
+def batch_of(inputs: Mapping[str, Tensor] | Sequence[Tensor], labels: Tensor | None) -> Any:
+    """A batch of inputs by name, with labels under `labels`, or by position, where labels could be taken for one."""
+    if isinstance(inputs, Mapping):
+        return dict(inputs) if labels is None else {**inputs, "labels": labels}
+    return Inputs.of(tuple(inputs)) if labels is None else (Inputs.of(tuple(inputs)), labels)
+
+
+def by_position(model: LoadedModel, names: Sequence[str]) -> list[str] | None:
+    """The names in the order of the model's arguments; None where the model is called by name, or some are left out.
+
+    Functions of DATA give tensors and tuples to a network of one's own, and dicts to one that its file describes.
+    """
+    if isinstance(model.example, Mapping) or model.folder is not None:
+        return None
+    parameters = inspect.signature(unwrapped(model.module).forward).parameters.values()
+    leading = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD][: len(names)]
+    return leading if set(leading) == set(names) else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mixbit.core import InvalidInput, say, track, users_code
-from mixbit.datasets._inputs import picture_input, with_labels
+from mixbit.datasets._inputs import batch_of, picture_input
 from mixbit.datasets._samples import Samples
 from mixbit.datasets.load import LoadedData, Reading
 from mixbit.models.load import LoadedModel
@@ -55,7 +55,8 @@ def load_pictures(pictures: Pictures, model: LoadedModel, reading: Reading) -> L
         if not found:
             return None
         labels = None if pictures.labels is None else pictures.labels[[number for number, _ in found]]
-        return with_labels({name: torch.stack([pixels for _, pixels in found])}, labels)
+        stacked = torch.stack([pixels for _, pixels in found])
+        return batch_of([stacked] if name is None else {name: stacked}, labels)
 
     samples = Samples(pictures.spec, len(pictures.names), read, reading)
     for number in track(range(samples.size), "check pictures", samples.size) if reading.every_epoch else ():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mixbit.core import InvalidInput, did_you_mean, say
 from mixbit.datasets._archives import ONLY, read_arrays
-from mixbit.datasets._inputs import names_of, with_labels
+from mixbit.datasets._inputs import batch_of, by_position, names_of
 from mixbit.datasets._labels import labels_of_array
 from mixbit.datasets._samples import Samples
 from mixbit.datasets.load import DataForm, LoadedData, Reading
@@ -43,11 +43,13 @@ def _load(spec: str, model: LoadedModel, reading: Reading) -> LoadedData:
         )
     if (reading.mean or reading.std) and not any(map(_in_bytes, inputs.values())):
         raise InvalidInput(f"DATA {spec}: --mean and --std are for pictures in bytes, and no input is; leave them out")
+    order = [ONLY] if ONLY in inputs else by_position(model, list(inputs))
     rows_of = {name: _rows(spec, name, array, model, reading) for name, array in inputs.items()}
 
     def read(numbers: Sequence[int]) -> Any:
         rows = {name: rows(numbers) for name, rows in rows_of.items()}
-        return with_labels(rows, None if labels is None else labels[list(numbers)])
+        inputs = rows if order is None else [rows[name] for name in order]
+        return batch_of(inputs, None if labels is None else labels[list(numbers)])
 
     size = next(iter(sizes.values()))[0]
     return LoadedData(Samples(spec, size, read, reading), classes)
@@ -55,15 +57,15 @@ def _load(spec: str, model: LoadedModel, reading: Reading) -> LoadedData:
 
 def _inputs(
     spec: str, arrays: Mapping[str, Any], names: list[str], required: list[str], model: LoadedModel
-) -> dict[str | None, Any]:
-    """Name of an input -> its array; None for the name of one that is given by position."""
+) -> dict[str, Any]:
+    """Name of an input -> its array; ONLY for the name of one that is given by position."""
     if not arrays:
         raise InvalidInput(f"DATA {spec}: holds no array of inputs; the model takes {', '.join(names) or '*args'}")
     if arrays.keys() <= set(names) and set(required) <= arrays.keys():
-        return {**arrays}
+        return dict(arrays)
     if len(arrays) == 1 and len(required) <= 1:
         (array,) = arrays.values()
-        return {required[0] if isinstance(model.example, Mapping) else None: array}
+        return {required[0] if isinstance(model.example, Mapping) else ONLY: array}
     unknown = next((name for name in arrays if name not in names), None)
     near = did_you_mean(unknown, names) if unknown not in (None, ONLY) else ""
     held = ", ".join(repr(name) for name in arrays if name != ONLY) or "one array without a name"
@@ -73,9 +75,7 @@ def _inputs(
     )
 
 
-def _rows(
-    spec: str, name: str | None, array: Any, model: LoadedModel, reading: Reading
-) -> Callable[[Sequence[int]], Tensor]:
+def _rows(spec: str, name: str, array: Any, model: LoadedModel, reading: Reading) -> Callable[[Sequence[int]], Tensor]:
     """A function from numbers of samples to their rows, in the type that the model takes; a row is read when asked for.
 
     Floats of any width become 32-bit ones. Bytes stay bytes where the model takes them, as its example says, or as is
@@ -139,9 +139,9 @@ def _in_bytes(array: Any) -> bool:
     return array.dtype in (torch.uint8, np.uint8)
 
 
-def _wanted(name: str | None, model: LoadedModel) -> torch.dtype | None:
+def _wanted(name: str, model: LoadedModel) -> torch.dtype | None:
     """Type of the input of that name, or of the only one, where the model's file tells."""
-    example = model.example[name] if isinstance(model.example, Mapping) and name is not None else model.example
+    example = model.example[name] if isinstance(model.example, Mapping) else model.example
     if isinstance(example, tuple | list) and len(example) == 1:
         (example,) = example
     return example.dtype if isinstance(example, Tensor) else None
