@@ -1,6 +1,7 @@
 """Ten networks of the zoo, each from Python and as MODEL in another form: do plan and accuracy come out the same?
 
     python -m benchmarks.front_door --form huggingface
+    python -m benchmarks.front_door --form onnx
 
 Each network is written in the form, read again as the command line reads MODEL, and both are quantized for onnxruntime
 at six bits on average, with the same data. Needs `pip install 'mixbit[onnxruntime,huggingface]'`. Exits with 1 where a
@@ -8,17 +9,22 @@ row differs.
 """
 
 import argparse
+import inspect
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
+
 import mixbit as mb
 from benchmarks.zoo.names import make
 from benchmarks.zoo.subject import Subject
+from mixbit.core import split_batches
 from mixbit.models.load import load_model
 from mixbit.pipeline.auto import Deployed
 from mixbit.pipeline.settings import Settings
@@ -33,6 +39,39 @@ def huggingface(subject: Subject, folder: Path) -> str:
     return str(folder / "net")
 
 
+def onnx(subject: Subject, folder: Path) -> str:
+    """Write the network as an ONNX file, by torch's exporter; return MODEL."""
+    return _exported(subject, folder, dynamo=True)
+
+
+def onnx_torchscript(subject: Subject, folder: Path) -> str:
+    """Write the network as an ONNX file, by torch's exporter of before, which traces; return MODEL."""
+    return _exported(subject, folder, dynamo=False)
+
+
+def _exported(subject: Subject, folder: Path, *, dynamo: bool) -> str:
+    inputs = split_batches(subject.model, subject.calibration)[0][0]
+    arguments = [*inspect.signature(subject.model.forward).parameters]
+    names = [*arguments[: len(inputs.args)], *inputs.kwargs]
+    options: dict[str, Any] = {"dynamic_axes": {name: {0: "batch"} for name in names}}
+    if dynamo:
+        options = {"dynamic_shapes": {name: {0: torch.export.Dim("batch")} for name in names}, "external_data": False}
+    path = folder / "net.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            subject.model,
+            inputs.args,
+            path,
+            kwargs=dict(inputs.kwargs),
+            input_names=names,
+            dynamo=dynamo,
+            verbose=False,
+            **options,
+        )
+    return str(path)
+
+
 @dataclass(frozen=True)
 class Form:
     """A form of MODEL: a function that writes a network in it, and the subjects of the zoo that can be."""
@@ -41,7 +80,13 @@ class Form:
     names: tuple[str, ...]
 
 
+_EXPORTED = (
+    "resnet", "mobilenet_v3", "efficientnet", "shufflenet_v2", "densenet", "unet_upsampling", "lstm", "gru", "crnn",
+    "text_cnn", "convnextv2",
+)  # fmt: skip
 FORMS = {
+    "onnx": Form(onnx, _EXPORTED),
+    "onnx_torchscript": Form(onnx_torchscript, _EXPORTED),
     "huggingface": Form(
         huggingface,
         ("bert", "distilbert", "gpt2", "llama", "qwen3", "t5", "vit", "swin", "convnextv2", "segformer"),
