@@ -87,10 +87,10 @@ def test_pictures_arrays_and_a_function_give_the_same_figures(place, run, tmp_pa
         results[name] = json.loads(out)
         assert ("--batch-size, --mean, --std: not used for file.py:function" in err) == ("function" in name)
     wanted = results["pictures"]
-    assert wanted["float_"]["accuracy"] in (0.0, 1.0), "all are of one class"
+    assert wanted["float"]["accuracy"] in (0.0, 1.0), "all are of one class"
     for name, result in results.items():
         assert result["layers"] == wanted["layers"], name
-        assert result["float_"]["accuracy"] == wanted["float_"]["accuracy"], name
+        assert result["float"]["accuracy"] == wanted["float"]["accuracy"], name
 
 
 def test_measure_and_study_take_them_too(place, run, tmp_path):

@@ -1,6 +1,7 @@
 """MODEL as a folder of Hugging Face's: config.json and *.safetensors, as `save_pretrained` writes them."""
 
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def _load(spec: str) -> LoadedModel:
     folder = Path(spec)
     name = _checked(spec, folder)
     try:
-        import transformers  # noqa: PLC0415 it is installed only where it is used
+        transformers: Any = import_module("transformers")  # it is installed only where it is used
     except ImportError as error:
         raise InvalidInput(
             f"MODEL {spec}: a folder of Hugging Face's needs transformers: pip install 'mixbit[huggingface]'"
