@@ -31,6 +31,7 @@ from mixbit.core.io.files import (
     check_matplotlib as check_matplotlib,
     check_new_file as check_new_file,
     file_errors as file_errors,
+    has_matplotlib as has_matplotlib,
     hidden as hidden,
     json_of as json_of,
     model_of as model_of,
@@ -55,16 +56,24 @@ from mixbit.core.io.folders import (
     whole_folder as whole_folder,
 )
 from mixbit.core.io.forms import form_of as form_of, forms_in as forms_in
-from mixbit.core.io.methods import Methods as Methods, facts_of as facts_of, method as method
+from mixbit.core.io.methods import (
+    Methods as Methods,
+    facts_of as facts_of,
+    method as method,
+    passes_of as passes_of,
+)
 from mixbit.core.io.terminal import (
     Said as Said,
     clean as clean,
-    draw_nothing as draw_nothing,
+    duration as duration,
     end_like_interrupts as end_like_interrupts,
     interrupts_later as interrupts_later,
+    phase as phase,
     say as say,
+    show as show,
     time_limit as time_limit,
     track as track,
+    warn as warn,
 )
 from mixbit.core.scheme import (
     INPUT_BITS as INPUT_BITS,
@@ -95,6 +104,7 @@ if TYPE_CHECKING:
         Batch as Batch,
         Batches as Batches,
         Inputs as Inputs,
+        Labels as Labels,
         as_given as as_given,
         differing as differing,
         hold_out as hold_out,

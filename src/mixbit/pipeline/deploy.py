@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mixbit.core import (
     Batch,
+    Batches,
     MixbitError,
     Plan,
     Runner,
@@ -22,6 +23,8 @@ from mixbit.pipeline.settings import Run
 from mixbit.pipeline.trials import Scoring
 from mixbit.quantization import Calibration, uniform_plan
 from mixbit.quantization.simulate import assemble
+from mixbit.report.report import write_report
+from mixbit.results.changed import changed_samples
 from mixbit.results.check_set import save_check_set
 from mixbit.results.result import RESULT_FILE, Pruned, Result, figures, files_of_a_result, layer_rows
 from mixbit.targets import first_rows, watched
@@ -95,7 +98,7 @@ class Deployed:
     """What auto_quantize returns.
 
     Attributes:
-        folder: Holds plan.json, sensitivity.json, result.json, check.safetensors and the artefact.
+        folder: Holds plan.json, sensitivity.json, result.json, report.html, check.safetensors and the artefact.
         plan: The plan that was deployed.
         table: The sensitivities behind it.
         simulated: The quantized graph: evaluates and trains.
@@ -114,21 +117,27 @@ class Deployed:
 def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candidate) -> Deployed:
     """Write the chosen plan's files, run the artefact, compare it, and report all figures beside the candidates'."""
     graph, batches = known.graph, known.evaluation
-    with run.clock("evaluate"):
+    with run.clock("evaluate") as tell:
         reference = Reference.recorded(chosen.simulated, run.task)
-        outputs = _evaluated(run, known, candidates, chosen, reference)
+        in_float = Reference.recorded(graph, run.task)
+        outputs = _evaluated(run, known, candidates, chosen, reference, in_float)
+        tell(f"{outputs['chosen'].divergence:.4g} nats from the float network on {_count(batches):,} samples")
     destroyed = warning(outputs["chosen"])
     if destroyed:
         _log.warning("%s", destroyed)
     predicted = predicted_bytes(graph.layers, chosen.plan)
     with whole_folder(run.out, last=RESULT_FILE, force=run.force, also=files_of_a_result(run.out)) as folder:
-        with run.clock("export"):
+        with run.clock("export") as tell:
             run.target.write(chosen.simulated, folder)
             run.target.try_apart(folder, [leaf.numpy() for leaf in graph.tensors(graph.example)])
             runner = run.target.load(folder, graph)
-        with run.clock("verify"):
+            tell(f"{', '.join(run.target.files)}: {file_bytes(run.target, folder):,} bytes")
+        with run.clock("verify") as tell:
             artefact = artefact_runner(runner, graph)
-            deployed = evaluate(artefact, batches, run.task, "run the artefact", differing_from=reference)
+            returned = Reference.recorded(artefact, run.task)
+            deployed = evaluate(
+                returned, batches, run.task, "run the artefact", diverging_from=in_float, differing_from=reference
+            )
             sizes = simulated_at_sizes(chosen.simulated, batches[0][0], run.task)
             comparison = compare(
                 folder,
@@ -140,12 +149,14 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
                 more=problems_of_sizes(artefact, sizes, deployed),
             )
             scores = _scores(run, known, chosen, runner)
-        with run.clock("time"):
+            tell("; ".join(comparison.problems) or "the file does what the simulation does")
+        with run.clock("time") as tell:
             float_figures, times = _beside_float(run, known, folder)
+            tell(f"{times.medians['deployed']:.3g} ms a sample, {times.medians['float']:.3g} ms in float")
         chosen.plan.save(folder / "plan.json")
         known.table.save(folder / "sensitivity.json")
         inside = watched(chosen.simulated, first_rows(batches[0][0])) if run.target.load_tensors is not None else []
-        save_check_set(folder, graph, batches, reference, inside, comparison.num_samples)
+        checked = save_check_set(folder, graph, batches, reference, inside, comparison.num_samples)
         result = Result(
             target=run.target.name,
             task=str(run.task),
@@ -156,11 +167,18 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
             untrained=_of_outputs(outputs, "untrained") if chosen.untrained else {},
             deployed=figures(
                 **{name: getattr(comparison, name) for name in COMPARED},
+                divergence=deployed.divergence,
                 score=scores.get("deployed"),
                 latency_ms=times.medians["deployed"],
             ),
+            problems=[*comparison.problems],
             latency_ratio=times.ratio("deployed", of="float"),
             outputs=comparison.outputs,
+            divergences={
+                name: figures(simulated=part, deployed=deployed.divergence_of[name])
+                for name, part in outputs["chosen"].divergence_of.items()
+            },
+            changed=changed_samples(batches, checked, run.task, in_float, returned),
             uniform=[
                 {
                     "scheme": uniform,
@@ -190,7 +208,10 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
             files={path.name: sha256(path) for path in sorted(folder.iterdir())},
             seconds={step: round(seconds, 3) for step, seconds in run.seconds.items()},
             environment=environment() | runner.environment,
+            command=[*run.settings.command],
+            settings=run.settings.noted(),
         )
+        result = write_report(folder, result)
         write_text(folder / RESULT_FILE, result.to_json())
     run.clear()
     return Deployed(run.out, chosen.plan, known.table, chosen.simulated, comparison, result)
@@ -220,13 +241,17 @@ def warning(deployed: Evaluation) -> str | None:
 
 
 def _evaluated(
-    run: Run, known: Measured, candidates: list[Candidate], chosen: Candidate, simulated: Reference
+    run: Run,
+    known: Measured,
+    candidates: list[Candidate],
+    chosen: Candidate,
+    simulated: Reference,
+    in_float: Reference,
 ) -> dict[str, Evaluation]:
     """What each network does on the evaluation data, beside the float network, and that beside the one it was cut from.
 
     `untrained` is before training, `dense` with all channels.
     """
-    in_float = Reference.recorded(known.graph, run.task)
     dense = in_float if known.dense is None else Reference.recorded(known.dense, run.task)
     networks: dict[str, Reference | Graph | None] = {"dense": dense, "float": in_float, "chosen": simulated}
     networks |= {candidate.uniform: candidate.simulated for candidate in candidates if candidate.uniform}
@@ -290,6 +315,10 @@ def _beside_float(run: Run, known: Measured, folder: Path) -> tuple[dict[str, fl
 
 def _of_outputs(outputs: dict[str, Evaluation], name: str) -> dict[str, float]:
     return figures(accuracy=outputs[name].accuracy, divergence=outputs[name].divergence)
+
+
+def _count(batches: Sequence[Batch]) -> int:
+    return sum(Batches.of(batches).sizes)
 
 
 def _bytes(graph: Graph, plan: Plan) -> int:

@@ -1,9 +1,9 @@
 """Settings of auto_quantize(), and what all its steps share."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mixbit.core import (
     checked_class,
     find_target,
     hidden,
+    phase,
     pick,
 )
 from mixbit.graph.capture import Dynamic
@@ -38,6 +39,8 @@ METHODS = {"metrics": METRICS, "searches": SEARCHES, "ranges": RANGES, "rounding
 #: and trainings, in float after channels were removed, and of the plan.
 TRIALS, ROUNDING, CHANNELS = "trials.jsonl", "rounding", "channels"
 PRUNED, TRAINING = "pruned.safetensors", "training.safetensors"
+#: Settings that have places of their own in result.json.
+NOTED_APART = ("model", "command")
 #: The longest time that an evaluation may be given: a week.
 LONGEST_S = 7 * 24 * 3600
 
@@ -73,6 +76,7 @@ class Settings:
         fast: Whether layers read float numbers where quantized inputs make them no faster, as timed in the runtime.
         samples: How many of the first samples of the calibration data to take; all where None.
         model: Where the model came from, to be noted in result.json.
+        command: The words of the command line, to be noted there too.
     """
 
     task: Task | str = field(default_factory=Task.classification)
@@ -99,6 +103,19 @@ class Settings:
     fast: bool = False
     samples: int | None = None
     model: str | None = None
+    command: Sequence[str] = ()
+
+    def noted(self) -> dict[str, Any]:
+        """Name -> value of the settings that are not the default ones, and the seed, as result.json holds them.
+
+        None stands for what JSON cannot express: functions, data, and a task with a loss or weights of its own.
+        """
+        default, given = Settings(), {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name not in NOTED_APART and (each.name == "seed" or value != getattr(default, each.name)):
+                given[each.name] = _in_json(value)
+        return given
 
     def check(self) -> None:
         """Raise InvalidInput for a name that is unknown, or a number out of range."""
@@ -170,10 +187,11 @@ class Run:
         return tuple(dict.fromkeys((*self.choices, *beside, "float")))
 
     @contextmanager
-    def clock(self, step: str) -> Iterator[None]:
-        """Count the seconds of a step."""
+    def clock(self, step: str) -> Iterator[Callable[[str], None]]:
+        """Count the seconds of a step, and say what comes out of it: a `phase`."""
         began = time.perf_counter()
-        yield
+        with phase(step) as tell:
+            yield tell
         self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - began
 
     def place(self, ending: str) -> Path:
@@ -194,3 +212,14 @@ class Run:
                 Store(path).clear()
             else:
                 path.unlink(missing_ok=True)
+
+
+def _in_json(value: Any) -> Any:
+    """The value as JSON has it; None where it has no such values."""
+    if isinstance(value, Task):
+        return str(value) if Task.named(str(value)) == value.unfitted else None
+    if isinstance(value, Mapping):
+        return {str(key): _in_json(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_json(part) for part in value]
+    return value if isinstance(value, bool | int | float | str) else None

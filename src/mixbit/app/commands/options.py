@@ -1,10 +1,12 @@
 """What commands share: options, how their values are read, and how results and messages are printed."""
 
+import inspect
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mixbit.core import InvalidInput, Scheme, clean, facts_of, say
+from mixbit.core import InvalidInput, Scheme, clean, facts_of, say, show
 
 if TYPE_CHECKING:
     from mixbit.core import Task
@@ -125,6 +127,24 @@ def data_of(
         if loaded is not None and reading.classes is None:
             reading = replace(reading, classes=loaded.classes)
     return read
+
+
+def with_quiet(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the option --quiet, before which it shows nothing but results, warnings and errors."""
+
+    @wraps(command)
+    def run(*args: Any, quiet: bool = False, **options: Any) -> None:
+        if quiet:
+            show("nothing")
+        command(*args, **options)
+
+    help_ = typer.Option("--quiet", help="no progress and no messages: results, warnings and errors alone")
+    option = inspect.Parameter(
+        "quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, help_]
+    )
+    signature = inspect.signature(command)
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined] as inspect reads it
+    return run
 
 
 def pins_of(texts: list[str] | None) -> dict[str, str]:

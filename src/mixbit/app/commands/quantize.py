@@ -124,6 +124,7 @@ def quantize(
         fast=fast,
         samples=samples,
         model=absolute(model),
+        command=("mixbit", *sys.argv[1:]),
     )
     settings.check()
     reading = options.reading_of(
