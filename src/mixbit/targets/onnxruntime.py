@@ -11,6 +11,7 @@ MatMulNBits. Inputs whose range is taken at run time are multiplied by int8 weig
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,13 +105,11 @@ def load(
     ort = _runtime()
     path, errors = folder / FILE, _errors(ort)
     proto = _read(path)
-    settings, without = ({}, {}) if default_settings else (SETTINGS, WITHOUT)
-    options = _options(ort, settings)
     with scratch_folder() as scratch:
         optimized = scratch / FILE
-        options.optimized_model_filepath = str(optimized)
         with mismatch(f"{path}: onnxruntime cannot load it", *errors, line=0):
-            session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"], **without)
+            said = {"optimized_model_filepath": str(optimized)}
+            session, settings = _opened(ort, path, said, default_settings=default_settings)
         layers = list(stored(folder))
         executed = _executed(proto, _read(optimized), layers)
     names = [port.name for port in session.get_inputs()]
@@ -125,22 +124,30 @@ def load(
     return Runner(run, lambda: executed, {"runtime": f"onnxruntime {ort.__version__}", **settings}, profile)
 
 
-def _options(ort: Any, settings: Mapping[str, str] = SETTINGS) -> Any:
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    for name, value in settings.items():
-        options.add_session_config_entry(name, value)
-    return options
+def _opened(
+    ort: Any, source: Any, options: Mapping[str, Any], *, default_settings: bool = False
+) -> tuple[Any, dict[str, str]]:
+    """A session on the CPU and its settings: SETTINGS, or the runtime's own; these too where the former fail.
+
+    They fail where two products share a weight of 8 bits, which would be converted twice. Raises what the runtime does.
+    """
+    ways = [({}, {})] if default_settings else [(SETTINGS, WITHOUT), ({}, {})]
+    for number, (settings, without) in enumerate(ways, 1):
+        given = ort.SessionOptions()
+        for name, value in ({"log_severity_level": 4} | dict(options)).items():
+            setattr(given, name, value)
+        for name, value in settings.items():
+            given.add_session_config_entry(name, value)
+        with suppress(*(() if number == len(ways) else _errors(ort))):
+            return ort.InferenceSession(source, given, providers=["CPUExecutionProvider"], **without), settings
+    raise AssertionError  # the last way returns or raises
 
 
 def _profile(ort: Any, proto: Any, layers: list[str], inputs: list[NDArray[Any]]) -> list[tuple[str, float]]:
-    owners, options = _owners(proto, frozenset(layers)), _options(ort)
-    options.enable_profiling = True
+    owners = _owners(proto, frozenset(layers))
     with scratch_folder() as scratch:
-        options.profile_file_prefix = str(scratch / "profile")
-        session = ort.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"], **WITHOUT
-        )
+        options = {"enable_profiling": True, "profile_file_prefix": str(scratch / "profile")}
+        session, _ = _opened(ort, proto.SerializeToString(), options)
         ports = [port.name for port in session.get_inputs()]
         for _ in range(PROFILED):
             session.run(None, dict(zip(ports, inputs, strict=True)))
@@ -175,11 +182,8 @@ def load_tensors(folder: Path, names: list[tuple[str, bool]]) -> Callable[[list[
             tensors[name] = restored[0].output[0]
     outputs = {port.name for port in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=value) for value in {*tensors.values()} - outputs)
-    options = _options(ort)
     with mismatch(f"{folder / FILE}: onnxruntime cannot load it with more outputs", *_errors(ort), line=0):
-        session = ort.InferenceSession(
-            proto.SerializeToString(), options, providers=["CPUExecutionProvider"], **WITHOUT
-        )
+        session, _ = _opened(ort, proto.SerializeToString(), {})
     ports = [port.name for port in session.get_inputs()]
 
     def run(inputs: list[NDArray[Any]]) -> dict[str, NDArray[Any]]:
