@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +141,25 @@ def _opened(
         with suppress(*(() if number == len(ways) else _errors(ort))):
             return ort.InferenceSession(source, given, providers=["CPUExecutionProvider"], **without), settings
     raise AssertionError  # the last way returns or raises
+
+
+@cache
+def overflows() -> bool:
+    """Whether a product of the largest 8-bit inputs and weights is wrong under the runtime's own settings."""
+    ort = _runtime()
+    import numpy as np
+    from onnx import TensorProto, helper
+
+    count = 16
+    kinds = {"x": TensorProto.UINT8, "w": TensorProto.INT8, "y": TensorProto.INT32}
+    x, w, y = (helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items())
+    node = helper.make_node("MatMulInteger", ["x", "w"], ["y"])
+    model = helper.make_model(
+        helper.make_graph([node], "product", [x, w], [y]), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
+    session, _ = _opened(ort, model.SerializeToString(), {}, default_settings=True)
+    (sums,) = session.run(None, {"x": np.full((1, count), 255, np.uint8), "w": np.full((count, 1), 127, np.int8)})
+    return bool(sums[0, 0] != 255 * 127 * count)
 
 
 def _profile(ort: Any, proto: Any, layers: list[str], inputs: list[NDArray[Any]]) -> list[tuple[str, float]]:
@@ -316,4 +335,5 @@ TARGET = Target(
     check_files=lambda folder: _read(folder / FILE),
     load_tensors=load_tensors,
     exact='SessionOptions with add_session_config_entry("session.x64quantprecision", "1")',
+    overflows=overflows,
 )
