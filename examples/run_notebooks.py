@@ -3,17 +3,18 @@
 import argparse
 import tempfile
 from pathlib import Path
-
-import nbformat
-from nbclient import NotebookClient
+from typing import Any
 
 FOLDER = Path(__file__).parent
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LONGEST_S = 600
 
 
-def run(path: Path) -> nbformat.NotebookNode:
+def run(path: Path) -> Any:
     """The notebook with what its cells show now, run in an empty folder; raises CellExecutionError where one fails."""
+    import nbformat
+    from nbclient import NotebookClient
+
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         place = {"metadata": {"path": folder}}
@@ -31,7 +32,10 @@ def main() -> None:
     """Run all notebooks, or those that are named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("notebooks", nargs="*", type=Path, default=NOTEBOOKS)
-    for path in parser.parse_args().notebooks:
+    notebooks = parser.parse_args().notebooks
+    import nbformat
+
+    for path in notebooks:
         nbformat.write(run(path), path)
         print(path)
 

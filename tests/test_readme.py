@@ -21,6 +21,6 @@ def test_the_readme_is_short():
 def test_links_between_pages_lead_somewhere(page):
     for link in re.findall(r"\]\((?!http)(.*?)\)", page.read_text(encoding="utf-8")):
         name, _, anchor = link.partition("#")
-        other = page.parent / name
+        other = page.parent / name if name else page
         assert other.is_file(), link
         assert not anchor or anchor in anchors(other), link
