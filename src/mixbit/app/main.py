@@ -9,10 +9,11 @@ from typing import NoReturn, TextIO
 import typer
 
 from mixbit.app.commands.demo import demo
+from mixbit.app.commands.options import with_quiet
 from mixbit.app.commands.quantize import quantize
 from mixbit.app.commands.steps import front, measure, search, study
 from mixbit.app.commands.verify import bench, list_, verify
-from mixbit.core import InvalidInput, MixbitError, Said, end_like_interrupts, say
+from mixbit.core import InvalidInput, MixbitError, Said, end_like_interrupts, show, warn
 
 INTERRUPTED = 130
 #: Exit code where what reads standard output ends first; that of typer.
@@ -20,7 +21,7 @@ READ_NO_FURTHER = 1
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 for command in (quantize, measure, search, front, verify, bench, study, demo):
-    app.command()(command)
+    app.command()(with_quiet(command))
 app.command(name="list")(list_)
 
 
@@ -34,6 +35,8 @@ def main() -> None:
     log = logging.getLogger("mixbit")
     if not log.handlers:
         log.addHandler(Said())
+    log.setLevel(logging.INFO)
+    show("lines")
     try:
         status = app(standalone_mode=False)
         (sys.stdout or sys.stderr).flush()
@@ -46,13 +49,13 @@ def main() -> None:
         _stop_printing()
         if isinstance(error, BrokenPipeError):  # whoever read it has seen enough
             sys.exit(READ_NO_FURTHER)
-        say(f"mixbit: standard output cannot be written ({error.strerror}); files that were to be made are there")
+        warn(f"mixbit: standard output cannot be written ({error.strerror}); files that were to be made are there")
         sys.exit(InvalidInput.exit_code)
     except typer.TyperException as error:  # wrong usage: an unknown option, a missing argument
-        say(f"mixbit: {error.format_message().rstrip('.') or 'give a command'}; see mixbit --help")
+        warn(f"mixbit: {error.format_message().rstrip('.') or 'give a command'}; see mixbit --help")
         sys.exit(InvalidInput.exit_code)
     except MixbitError as error:
-        say(f"mixbit: {error}")
+        warn(f"mixbit: {error}")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _end(came)
@@ -77,7 +80,7 @@ def _stop_printing() -> None:
 def _end(came: list[int]) -> NoReturn:
     """Exit as after the first of these signals, or after Ctrl-C where there is none."""
     number = signal.Signals(came[0] if came else signal.SIGINT)
-    say("mixbit: interrupted" + (f" by {number.name}" if came else ""))
+    warn("mixbit: interrupted" + (f" by {number.name}" if came else ""))
     sys.exit(128 + number)
 
 

@@ -31,6 +31,7 @@ from mixbit.core.io.files import (
     check_matplotlib as check_matplotlib,
     check_new_file as check_new_file,
     file_errors as file_errors,
+    has_matplotlib as has_matplotlib,
     hidden as hidden,
     json_of as json_of,
     model_of as model_of,
@@ -54,16 +55,25 @@ from mixbit.core.io.folders import (
     reserved as reserved,
     whole_folder as whole_folder,
 )
-from mixbit.core.io.methods import Methods as Methods, facts_of as facts_of, method as method
+from mixbit.core.io.forms import form_of as form_of, forms_in as forms_in
+from mixbit.core.io.methods import (
+    Methods as Methods,
+    facts_of as facts_of,
+    method as method,
+    passes_of as passes_of,
+)
 from mixbit.core.io.terminal import (
     Said as Said,
     clean as clean,
-    draw_nothing as draw_nothing,
+    duration as duration,
     end_like_interrupts as end_like_interrupts,
     interrupts_later as interrupts_later,
+    phase as phase,
     say as say,
+    show as show,
     time_limit as time_limit,
     track as track,
+    warn as warn,
 )
 from mixbit.core.scheme import (
     INPUT_BITS as INPUT_BITS,
@@ -120,12 +130,14 @@ if TYPE_CHECKING:
     )
     from mixbit.core.io.user_code import (
         absolute as absolute,
-        load_data as load_data,
+        call_function as call_function,
         load_function as load_function,
-        load_model as load_model,
+        names_function as names_function,
+        no_batches as no_batches,
         reason_of as reason_of,
         users_code as users_code,
         users_frames as users_frames,
+        users_program as users_program,
     )
     from mixbit.core.structures import plain as plain, unwrapped as unwrapped, with_pairs as with_pairs
     from mixbit.core.task import (

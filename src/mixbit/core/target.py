@@ -102,6 +102,8 @@ class Target:
             alone, see `try_apart`; empty where nothing but Python runs the file.
         check_files: Folder -> raises InvalidInput or TargetMismatch where the files are missing or name others.
         load_tensors: Opens the file with tensors inside as its outputs; None where it cannot.
+        exact: How a program loads the files with the settings under which they were verified, for people.
+        overflows: Whether, on this processor, the runtime's sums of products with 8-bit weights overflow.
     """
 
     name: str
@@ -125,6 +127,8 @@ class Target:
     program: str = ""
     check_files: Callable[[Path], object] = lambda _: None
     load_tensors: LoadTensors | None = None
+    exact: str = ""
+    overflows: Callable[[], bool] = lambda: False
 
     def try_apart(self, folder: Path, arrays: Sequence[NDArray[Any]]) -> None:
         """Load a new artefact and run it once, on one array per graph input, in a process of its own.

@@ -108,6 +108,7 @@ class Comparison:
         outputs: Name of each output -> its own `relative_rms`.
         at_default_settings: `relative_rms` under the runtime's own settings, on the first batch; inf where the runtime
             fails under them, None where these are the settings compared.
+        exact_settings: How a program loads the file so that it computes as compared, see `Target.exact`.
         amplification: See there; None where the outputs are near enough.
         first_difference: The first tensor inside that differs; None where none does, or none was looked at.
         problems: Each difference from what was promised; empty when the artefact matches.
@@ -124,6 +125,7 @@ class Comparison:
     outputs: dict[str, float]
     problems: tuple[str, ...]
     at_default_settings: float | None = None
+    exact_settings: str = ""
     amplification: float | None = None
     first_difference: FirstDifference | None = None
 
@@ -144,7 +146,9 @@ class Comparison:
             )
         default = "" if self.at_default_settings is None else f", {self.at_default_settings:.2%} at default settings"
         if self.at_default_settings == math.inf:
-            default = ", does not run at the runtime's default settings (README says which to take)"
+            default = ", does not run at the runtime's default settings"
+        if (self.at_default_settings or 0) > OUTPUT_TOLERANCE:
+            default += f" (load it with {self.exact_settings})"
         return (
             f"{self.num_samples} samples: outputs differ by {self.relative_rms:.2%} of their spread (at most "
             f"{self.max_abs_diff:.3g}{each and '; ' + each}){default}{agreement}{accuracy}; weights "
@@ -293,7 +297,8 @@ def compare(
     ways, see `problems_of_sizes`.
     """
     target = find_target(target)
-    stored = {name: weight.weight_bytes for name, weight in target.stored(folder).items()}
+    weights = target.stored(folder)
+    stored = {name: weight.weight_bytes for name, weight in weights.items()}
     apart_of = deployed.differences
     found = {name: groups_of(difference) for name, difference in apart_of.items() if difference.head.costs}
     worst = {name: max(groups, key=lambda group: group.relative_rms) for name, groups in found.items()}
@@ -320,6 +325,8 @@ def compare(
     amplified = amplify() if apart else None
     if amplified is None or not largest <= EXPLAINS * amplified:
         problems += apart
+        if apart and any(weight.types.startswith(BYTES) for weight in weights.values()) and target.overflows():
+            problems.append(OVERFLOW)
     return Comparison(
         num_samples=count,
         max_abs_diff=max(group.largest for groups in found.values() for group in groups),
@@ -332,10 +339,18 @@ def compare(
         outputs={name: group.relative_rms for name, group in worst.items()},
         problems=tuple(problems),
         at_default_settings=default,
+        exact_settings=target.exact,
         amplification=amplified,
     )
 
 
+#: How types of weights begin that are stored in 8 bits.
+BYTES = ("i8", "u8")
+#: Why outputs may differ on some processors.
+OVERFLOW = (
+    "on this processor, which has no VNNI, sums of products with 8-bit weights overflow in the runtime: take fewer "
+    "bits, as --choices w4a8,w6a8, or verify on the processor that will run the file"
+)
 #: What is said of a batch of other lengths.
 SHORTER = "shorter samples"
 #: What is said of a small batch -> its inputs, and what the simulation does on them.
