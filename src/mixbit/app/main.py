@@ -11,6 +11,7 @@ import typer
 from mixbit.app.commands.demo import demo
 from mixbit.app.commands.options import with_quiet
 from mixbit.app.commands.quantize import quantize
+from mixbit.app.commands.report import report
 from mixbit.app.commands.steps import front, measure, search, study
 from mixbit.app.commands.verify import bench, list_, verify
 from mixbit.core import InvalidInput, MixbitError, Said, end_like_interrupts, show, warn
@@ -20,7 +21,7 @@ INTERRUPTED = 130
 READ_NO_FURTHER = 1
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-for command in (quantize, measure, search, front, verify, bench, study, demo):
+for command in (quantize, measure, search, front, verify, bench, report, study, demo):
     app.command()(with_quiet(command))
 app.command(name="list")(list_)
 

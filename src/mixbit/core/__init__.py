@@ -104,6 +104,7 @@ if TYPE_CHECKING:
         Batch as Batch,
         Batches as Batches,
         Inputs as Inputs,
+        Labels as Labels,
         as_given as as_given,
         differing as differing,
         hold_out as hold_out,

@@ -339,11 +339,15 @@ class Task:
         At a temperature T it is T^2 KL(reference / T, outputs / T): Hinton et al. 2015. Both are as `read` returns
         them. Raises InvalidInput where their shapes differ.
         """
+        return torch.stack([*self.divergence_of(reference, outputs, temperature).values()]).sum(0)
+
+    def divergence_of(self, reference: Outputs, outputs: Outputs, temperature: float = 1.0) -> dict[str, Tensor]:
+        """Name of each output that counts -> [N] its part of `divergences`, with its weight."""
         for name, wanted in reference.items():
             if name not in outputs or outputs[name].shape != wanted.shape:
                 shapes = f"{list(outputs[name].shape) if name in outputs else None}, not {list(wanted.shape)}"
                 raise InvalidInput(f"output {name}: {shapes} as in the other network; give that of the same model")
-        return self._divergences(reference, outputs, self._costly(reference), temperature)
+        return self._divergence_of(reference, outputs, self._costly(reference), temperature)
 
     def unlabelled_divergences(self, reference: Outputs, outputs: Outputs) -> Tensor:
         """[N] as `divergences`, of the outputs that have no labels alone."""
@@ -413,13 +417,17 @@ class Task:
         return torch.stack([weight**0.5 * head.draw(outputs[name], generator) for name, head, weight in rows]).sum()
 
     @staticmethod
-    def _divergences(
+    def _divergence_of(
         reference: Outputs, outputs: Outputs, rows: Sequence[tuple[str, Head, float]], t: float = 1.0
-    ) -> Tensor:
-        parts = [
-            weight * (t**2 * head.divergence(reference[name] / t, outputs[name] / t)) for name, head, weight in rows
-        ]
-        return torch.stack(parts).sum(0)
+    ) -> dict[str, Tensor]:
+        return {
+            name: weight * (t**2 * head.divergence(reference[name] / t, outputs[name] / t))
+            for name, head, weight in rows
+        }
+
+    @classmethod
+    def _divergences(cls, reference: Outputs, outputs: Outputs, rows: Sequence[tuple[str, Head, float]]) -> Tensor:
+        return torch.stack([*cls._divergence_of(reference, outputs, rows).values()]).sum(0)
 
 
 def _look(outputs: Tensor, axis: int) -> tuple[Tensor, bool, bool]:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ METHODS = {"metrics": METRICS, "searches": SEARCHES, "ranges": RANGES, "rounding
 #: and trainings, in float after channels were removed, and of the plan.
 TRIALS, ROUNDING, CHANNELS = "trials.jsonl", "rounding", "channels"
 PRUNED, TRAINING = "pruned.safetensors", "training.safetensors"
+#: Settings that have places of their own in result.json.
+NOTED_APART = ("model", "command")
 #: The longest time that an evaluation may be given: a week.
 LONGEST_S = 7 * 24 * 3600
 
@@ -74,6 +76,7 @@ class Settings:
         fast: Whether layers read float numbers where quantized inputs make them no faster, as timed in the runtime.
         samples: How many of the first samples of the calibration data to take; all where None.
         model: Where the model came from, to be noted in result.json.
+        command: The words of the command line, to be noted there too.
     """
 
     task: Task = field(default_factory=Task.classification)
@@ -100,6 +103,19 @@ class Settings:
     fast: bool = False
     samples: int | None = None
     model: str | None = None
+    command: Sequence[str] = ()
+
+    def noted(self) -> dict[str, Any]:
+        """Name -> value of the settings that are not the default ones, and the seed, as result.json holds them.
+
+        None stands for what JSON cannot express: functions, data, and a task with a loss or weights of its own.
+        """
+        default, given = Settings(), {}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name not in NOTED_APART and (each.name == "seed" or value != getattr(default, each.name)):
+                given[each.name] = _in_json(value)
+        return given
 
     def check(self) -> None:
         """Raise InvalidInput for a name that is unknown, or a number out of range."""
@@ -195,3 +211,14 @@ class Run:
                 Store(path).clear()
             else:
                 path.unlink(missing_ok=True)
+
+
+def _in_json(value: Any) -> Any:
+    """The value as JSON has it; None where it has no such values."""
+    if isinstance(value, Task):
+        return str(value) if Task.named(str(value)) == value.unfitted else None
+    if isinstance(value, Mapping):
+        return {str(key): _in_json(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_json(part) for part in value]
+    return value if isinstance(value, bool | int | float | str) else None

@@ -119,6 +119,7 @@ def quantize(
         fast=fast,
         samples=samples,
         model=absolute(model),
+        command=("mixbit", *sys.argv[1:]),
     )
     settings.check()
     options.say_unless_used(loss, metric)
