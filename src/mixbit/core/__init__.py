@@ -113,6 +113,7 @@ if TYPE_CHECKING:
         split_all as split_all,
         split_batch as split_batch,
         split_batches as split_batches,
+        unlabelled as unlabelled,
     )
     from mixbit.core.heads import (
         Head as Head,
