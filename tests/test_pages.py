@@ -21,7 +21,7 @@ def by_name(page):
     return pytest.param(page, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec:FutureWarning")  # torch.onnx.export of torch 2.13
 @pytest.mark.parametrize("page", [by_name(page) for page in PAGES if blocks_of(page)])
 def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
