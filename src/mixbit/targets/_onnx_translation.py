@@ -1,5 +1,6 @@
 """The ONNX model of a graph, operator by operator; what the table does not hold is written by torch's own exporter."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ Values = dict[Any, Any]
 def translated(graph: Graph) -> Any:
     """The onnx_ir model of the graph, every quantizer as QuantizeLinear and DequantizeLinear.
 
-    Inputs have the names that the model gives them, and initializers those of parameters and buffers.
+    Initializers have the names of parameters and buffers.
 
     Raises:
         UnsupportedModel: An operator is neither in the table, nor does torch's exporter know it.
@@ -52,7 +53,7 @@ def translated(graph: Graph) -> Any:
         elif node.op == "get_attr":
             values[node] = _stored(written, module, node)
         elif node.op == "output":
-            _return(writer, node, values, taken)
+            _return(writer, node, values)
         else:
             values[node] = _made(writer, module, node, values)
             _describe(values[node], _result(node))
@@ -61,8 +62,8 @@ def translated(graph: Graph) -> Any:
     return model
 
 
-def _free(name: str, taken: set[str]) -> str:
-    """The name, with more behind it where a parameter has it."""
+def free_name(name: str, taken: Collection[str]) -> str:
+    """The name, with more behind it where it is taken."""
     while name in taken:
         name = f"{name}_"
     return name
@@ -73,7 +74,7 @@ def _input(graph: Any, node: fx.Node, taken: set[str]) -> Any:
     given = node.meta["val"]
     if not isinstance(given, Tensor):
         return given
-    value = ir.Value(name=_free(str(node.target), taken))
+    value = ir.Value(name=free_name(str(node.target), taken))
     _describe(value, given)
     graph.inputs.append(value)
     return value
@@ -84,8 +85,8 @@ def _stored(graph: Any, module: fx.GraphModule, node: fx.Node) -> Any:
     return initializer(graph, str(node.target), tensor.detach().cpu().numpy()) if isinstance(tensor, Tensor) else tensor
 
 
-def _return(writer: Writer, node: fx.Node, values: Values, taken: set[str]) -> None:
-    """Make the tensors outputs, named after their nodes; what is an input, a constant or returned twice is copied."""
+def _return(writer: Writer, node: fx.Node, values: Values) -> None:
+    """Make the tensors outputs; what is an input, a constant or returned twice is copied."""
     graph = writer.graph
     for leaf in pytree.tree_leaves(node.args):
         value = _in_file(writer, values[leaf]) if isinstance(leaf, fx.Node) else None
@@ -94,7 +95,6 @@ def _return(writer: Writer, node: fx.Node, values: Values, taken: set[str]) -> N
         if value.producer() is None or value in graph.outputs:
             value = writer.add("Identity", value)
             _describe(value, _result(leaf))
-        value.name = _free(leaf.name, taken)
         graph.outputs.append(value)
 
 
