@@ -19,10 +19,11 @@ from mixbit.app.commands.verify import _in_json
 from mixbit.core import batches
 from mixbit.core.budget import MaxDrop
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.user_code import load_data, load_model
 from mixbit.core.target import TARGETS
+from mixbit.datasets.load import load_data
 from mixbit.graph import capture as graph_capture
 from mixbit.metrics import METRICS
+from mixbit.models.load import load_model
 from mixbit.pipeline import auto
 from mixbit.quantization.ranges import RANGES
 from mixbit.roundings import ROUNDINGS
@@ -143,8 +144,9 @@ def run(monkeypatch, capsys):
 @pytest.fixture(scope="module", autouse=True)
 def _quick(code):
     """The user's `model()` is captured once for all tests, and latencies are taken from few rounds."""
-    original, model = graph_capture.capture, load_model(f"{code}:model")
-    graph = original(model, next(iter(load_data(f"{code}:data")))[0])
+    original, network = graph_capture.capture, load_model(f"{code}:model")
+    model, batches = network.module, load_data(f"{code}:data", network).batches
+    graph = original(model, next(iter(batches))[0])
 
     def capture(other, example, dynamic=None):
         same = repr(other) == repr(model) and not other._forward_hooks and not dynamic

@@ -54,6 +54,7 @@ from mixbit.core.io.folders import (
     reserved as reserved,
     whole_folder as whole_folder,
 )
+from mixbit.core.io.forms import form_of as form_of, forms_in as forms_in
 from mixbit.core.io.methods import Methods as Methods, facts_of as facts_of, method as method
 from mixbit.core.io.terminal import (
     Said as Said,
@@ -120,12 +121,14 @@ if TYPE_CHECKING:
     )
     from mixbit.core.io.user_code import (
         absolute as absolute,
-        load_data as load_data,
+        call_function as call_function,
         load_function as load_function,
-        load_model as load_model,
+        names_function as names_function,
+        no_batches as no_batches,
         reason_of as reason_of,
         users_code as users_code,
         users_frames as users_frames,
+        users_program as users_program,
     )
     from mixbit.core.structures import plain as plain, unwrapped as unwrapped, with_pairs as with_pairs
     from mixbit.core.task import (

@@ -2,7 +2,8 @@
 
 import json
 import sys
-from typing import Annotated, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,16 +12,19 @@ from rich.text import Text
 
 from mixbit.core import InvalidInput, Scheme, clean, facts_of, say
 
+if TYPE_CHECKING:
+    from mixbit.models.load import LoadedModel
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function or package.module:function")]
 Data = Annotated[str, typer.Option(help="DATA: calibration batches, named like MODEL")]
 TargetName = Annotated[str, typer.Option(help="onnxruntime, openvino or packed")]
 BUDGET = typer.Option(help="name=value, as in mean_bits=4; may be repeated")
 Choices = Annotated[str | None, typer.Option(help="schemes to choose from, as in w4a8,w8a8")]
 TaskName = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="classification, segmentation, language, regression, multilabel, ctc, detection, or several outputs: "
-        "multi:0=classification,boxes=regression"
+        "multi:0=classification,boxes=regression; by default what MODEL tells, else classification"
     ),
 ]
 OutputWeights = Annotated[
@@ -74,8 +78,13 @@ def function_or_name(name: str, what: str) -> Any:
     return load_function(name, what) if is_function else name
 
 
-def task_of(text: str, loss: str | None, output_weights: list[str] | None) -> Any:
-    """The task of that text, under the loss that the spec names: a function (output, labels) -> mean of the batch."""
+def task_of(
+    text: str | None, loss: str | None, output_weights: list[str] | None, model: "LoadedModel | None" = None
+) -> Any:
+    """The task of that text, under the loss that the spec names: a function (output, labels) -> mean of the batch.
+
+    Where there is no text, it is the task that the model tells, or classification.
+    """
     from mixbit.core import Task, load_function
 
     weights: dict[str, float] = {}
@@ -88,7 +97,8 @@ def task_of(text: str, loss: str | None, output_weights: list[str] | None) -> An
         if weight is None:
             raise InvalidInput(f"output weight {each!r} is not understood; write NAME=NUMBER, as boxes=2, each once")
         weights[name] = weight
-    task = Task.named(text).weighted(weights)
+    told = None if model is None else model.task
+    task = Task.named(text or told or "classification").weighted(weights)
     return task if loss is None else task.with_loss(load_function(loss, "LOSS"))
 
 
@@ -106,17 +116,16 @@ def split(choices: str | None) -> list[str] | None:
     return None if choices is None else [text.strip() for text in choices.split(",")]
 
 
-def model_on(spec: str, device: str) -> Any:
+def model_on(spec: str, device: str) -> "LoadedModel":
     """The user's model on that device."""
-    from mixbit.core import load_model
     from mixbit.graph.capture import check_module
+    from mixbit.models.load import load_model
 
     place, model = device_of(device), load_model(spec)
-    check_module(model)
-    model = model.to(place)
-    if model.training:
+    check_module(model.module)
+    if model.module.training:
         say(f"MODEL {spec}: in training mode; it is run in eval mode: no dropout, batch norms as trained")
-    return model
+    return replace(model, module=model.module.to(place))
 
 
 def device_of(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,7 +55,7 @@ def quantize(
     lr: Annotated[float | None, typer.Option(help="largest learning rate of --flavour qat")] = None,
     dynamic: options.Dynamic = None,
     samples: options.Samples = None,
-    task: options.TaskName = "classification",
+    task: options.TaskName = None,
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
     fast: Annotated[
@@ -68,7 +69,8 @@ def quantize(
     """Measure, search, quantize, export, run the artefact and compare."""
     out = out.absolute()  # the user's code may change the working folder
     check_writable_folder(out, force=force)  # before torch is loaded
-    from mixbit.core import absolute, load_data, load_function
+    from mixbit.core import absolute, load_function
+    from mixbit.datasets.load import Reading, load_data
     from mixbit.pipeline.auto import auto_quantize
     from mixbit.pipeline.settings import Settings
     from mixbit.training.loop import Training
@@ -113,7 +115,6 @@ def quantize(
         epochs=3 if epochs is None else epochs,
         training=Training() if lr is None else Training(lr=lr),
         dynamic=options.dynamic_of(dynamic),
-        train_batches=None if train is None else load_data(train, every_epoch=True),
         seed=seed,
         fast=fast,
         samples=samples,
@@ -121,11 +122,17 @@ def quantize(
     )
     settings.check()
     options.say_unless_used(loss, metric)
-    module, batches = options.model_on(model, device), load_data(data)
-    evaluated = None if evaluate is None else load_data(evaluate)
+    network = options.model_on(model, device)
+    batches = load_data(data, network).batches
+    evaluated = None if evaluate is None else load_data(evaluate, network).batches
+    settings = replace(
+        settings,
+        task=options.task_of(task, loss, output_weight, network),
+        train_batches=None if train is None else load_data(train, network, Reading(every_epoch=True)).batches,
+    )
     with redirect_stdout(sys.stderr):  # standard output is for results, whatever the user's code prints
         deployed = auto_quantize(
-            module,
+            network.module,
             batches,
             target=target,
             budget=limits,

@@ -49,7 +49,7 @@ def measure(
     ranges: options.Ranges = "mse",
     dynamic: options.Dynamic = None,
     samples: options.Samples = None,
-    task: options.TaskName = "classification",
+    task: options.TaskName = None,
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
     device: options.Device = "cpu",
@@ -58,7 +58,8 @@ def measure(
     as_json: options.AsJson = False,
 ) -> None:
     """Write the table of predicted loss increase, layers x choices."""
-    from mixbit.core import load_data, split_batches
+    from mixbit.core import split_batches
+    from mixbit.datasets.load import load_data
     from mixbit.graph.capture import capture_all
     from mixbit.graph.resources import note_on_uncovered
     from mixbit.metrics import METRICS
@@ -78,9 +79,11 @@ def measure(
     RANGES.find(range_method)
     find_target(target).schemes(options.split(choices))
     with new_file(out, force=force), redirect_stdout(sys.stderr):
-        module = options.model_on(model, device)
-        batches = split_batches(module, load_data(data), samples=samples, folder=out.absolute().parent)
-        graph = capture_all(module, batches.map(itemgetter(0)), free)
+        network = options.model_on(model, device)
+        read = load_data(data, network).batches
+        batches = split_batches(network.module, read, samples=samples, folder=out.absolute().parent)
+        meant = options.task_of(task, loss, output_weight, network)
+        graph = capture_all(network.module, batches.map(itemgetter(0)), free)
         if (note := note_on_uncovered(graph)) is not None:
             say(note)
         check_exportable(graph)
@@ -225,19 +228,21 @@ def draw_front(path: Path, plans: "Front") -> None:
 def load_subject(
     model: str,
     data: tuple[str, str],
-    task: tuple[str, str | None, list[str] | None],
+    task: tuple[str | None, str | None, list[str] | None],
     device: str,
     dynamic: dict[str | int, Any],
     samples: int | None,
 ) -> tuple[Any, ...]:
     """What a study is about: the captured MODEL, DATA to calibrate and to evaluate on, and the task with its loss."""
-    from mixbit.core import load_data, split_batches
+    from mixbit.core import split_batches
+    from mixbit.datasets.load import load_data
     from mixbit.graph.capture import capture_all
 
-    module = options.model_on(model, device)
-    calibration = split_batches(module, load_data(data[0]), samples=samples)
-    evaluated = split_batches(module, load_data(data[1]))
-    graph, meant = capture_all(module, calibration.map(itemgetter(0)), dynamic), options.task_of(*task)
+    network = options.model_on(model, device)
+    calibration = split_batches(network.module, load_data(data[0], network).batches, samples=samples)
+    evaluated = split_batches(network.module, load_data(data[1], network).batches)
+    graph = capture_all(network.module, calibration.map(itemgetter(0)), dynamic)
+    meant = options.task_of(*task, network)
     return graph, meant.aligned(calibration), meant.aligned(evaluated), meant
 
 
@@ -254,7 +259,7 @@ def study(
     choices: options.Choices = None,
     dynamic: options.Dynamic = None,
     samples: options.Samples = None,
-    task: options.TaskName = "classification",
+    task: options.TaskName = None,
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
     device: options.Device = "cpu",

@@ -26,11 +26,11 @@ def verify(
     as_json: options.AsJson = False,
 ) -> None:
     """Run the artefact in DIR on its check set and compare it with the simulation and the prediction."""
-    from mixbit.core import load_model
+    from mixbit.models.load import load_model
     from mixbit.results.recheck import recheck
     from mixbit.results.result import Result
 
-    comparison = recheck(folder, model=None if model is None else load_model(model), layers=layers)
+    comparison = recheck(folder, model=None if model is None else load_model(model).module, layers=layers)
     if as_json:
         print_json(_in_json(dataclasses.asdict(comparison)))
     else:
@@ -55,10 +55,10 @@ def bench(
     as_json: options.AsJson = False,
 ) -> None:
     """Time the artefact in DIR, and say for every layer how it is stored and how the runtime executed it."""
-    from mixbit.core import load_model
+    from mixbit.models.load import load_model
     from mixbit.results.recheck import bench as bench_
 
-    report = bench_(folder, tuple(batch or (1, 32)), model=None if model is None else load_model(model))
+    report = bench_(folder, tuple(batch or (1, 32)), model=None if model is None else load_model(model).module)
     if as_json:
         print_json(report)
         return

@@ -5,15 +5,13 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
-from operator import length_hint
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mixbit.core.errors import InvalidInput, MixbitError, did_you_mean
 
@@ -64,24 +62,18 @@ def users_frames(error: BaseException) -> list[traceback.FrameSummary]:
 
 
 @contextmanager
-def _users_program(what: str) -> Iterator[None]:
+def users_program(what: str) -> Iterator[None]:
     """Run code that the command line names; it prints to standard error, since standard output is for results."""
     with users_code(what), redirect_stdout(sys.stderr):
         yield
 
 
-def load_model(spec: str) -> nn.Module:
-    """What the function returns, which must be a module; raises InvalidInput otherwise."""
-    model = _call(spec, "MODEL")
-    if not isinstance(model, nn.Module):
-        raise InvalidInput(f"MODEL {spec}: returns a {type(model).__name__}, not an nn.Module")
-    return model
-
-
 def absolute(spec: str) -> str:
-    """The spec with the absolute path of its file, which holds from any folder."""
+    """The spec with the absolute path of its file or folder, which holds from any folder."""
     place, _, name = spec.rpartition(":")
-    return f"{Path(place).absolute()}:{name}" if place.endswith(".py") else spec
+    if place.endswith(".py"):
+        return f"{Path(place).absolute()}:{name}"
+    return str(Path(spec).absolute()) if Path(spec).exists() else spec
 
 
 def no_batches(data: Any) -> str:
@@ -91,60 +83,10 @@ def no_batches(data: Any) -> str:
     return f"a {type(data).__name__}, not an iterable of batches; {way_out}"
 
 
-def load_data(spec: str, *, every_epoch: bool = False) -> Any:
-    """The batches that the function returns; raises InvalidInput where they are no iterable, or a list of none.
-
-    What is no list raises InvalidInput, which names the spec, when it fails while iterated or turns out to be empty.
-    With `every_epoch`, what starts again after its end is returned as it is: it may change order and batches.
-    """
-    data = _call(spec, "DATA")
-    if isinstance(data, str | bytes | Mapping | Tensor) or not isinstance(data, Iterable):
-        raise InvalidInput(f"DATA {spec}: returns {no_batches(data)}")
-    if every_epoch:
-        if isinstance(data, Iterator):
-            raise InvalidInput(f"DATA {spec}: used up after one epoch; return a list or a loader, which start again")
-        return data
-    batches = _NamedData(spec, data)
-    if not isinstance(data, list | tuple):
-        return batches
-    if not data:
-        raise batches.empty
-    return data
-
-
-@dataclass(frozen=True)
-class _NamedData(Iterable[Any]):
-    """Data whose errors name the spec that it came from."""
-
-    spec: str
-    data: Iterable[Any]
-
-    def __length_hint__(self) -> int:
-        return length_hint(self.data)
-
-    def __iter__(self) -> Iterator[Any]:
-        end, count, failure = object(), 0, f"DATA {self.spec}: fails while iterated"
-        with _users_program(failure):
-            batches = iter(self.data)
-        while True:
-            with _users_program(failure):
-                batch = next(batches, end)
-            if batch is end:
-                break
-            count += 1
-            yield batch
-        if count == 0:
-            raise self.empty
-
-    @property
-    def empty(self) -> InvalidInput:
-        return InvalidInput(f"DATA {self.spec}: holds no batch; return an iterable of at least one batch")
-
-
 def load_function(spec: str, what: str) -> Any:
     """The function that the spec names; raises InvalidInput, with `what` it is for, where there is none."""
     place, _, name = spec.rpartition(":")
-    if not (place and name):
+    if not names_function(spec):
         raise InvalidInput(f"{what} {spec!r} is not understood; write file.py:function or package.module:function")
     module = _module(place, spec, what)
     function = getattr(module, name, None)
@@ -156,9 +98,16 @@ def load_function(spec: str, what: str) -> Any:
     return function
 
 
-def _call(spec: str, what: str) -> Any:
+def names_function(spec: str) -> bool:
+    """Whether the spec is of the form `file.py:function` or `package.module:function`."""
+    place, _, name = spec.rpartition(":")
+    return bool(place and name)
+
+
+def call_function(spec: str, what: str) -> Any:
+    """What the function that the spec names returns; raises InvalidInput, with `what` it is for, where it fails."""
     function = load_function(spec, what)
-    with _users_program(f"{what} {spec}: fails when called"):
+    with users_program(f"{what} {spec}: fails when called"):
         return function()
 
 
@@ -175,7 +124,7 @@ def _module(place: str, spec: str, what: str) -> Any:
     folder = str(path.parent.absolute() if is_file else Path.cwd())
     sys.path.insert(0, folder)
     try:
-        with _users_program(f"{what} {spec}: does not import"):
+        with users_program(f"{what} {spec}: does not import"):
             return _import_file(path) if is_file else importlib.import_module(place)
     finally:
         sys.path.remove(folder)

@@ -1,0 +1,1 @@
+"""Datasets: what DATA of the command line may be; one form a file."""

@@ -1,0 +1,1 @@
+"""Models: what MODEL of the command line may be; one form a file."""

@@ -1,0 +1,56 @@
+"""load_model(): the network that MODEL of the command line names, in whatever form it is."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mixbit.core import form_of, forms_in
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network, and what its file tells about it.
+
+    Attributes:
+        module: The network.
+        task: The task, as `Task.named` reads it; None where the file does not tell.
+        folder: Where a processor or tokenizer of the model is, if anywhere.
+        classes: Names of the classes in order, where the file tells.
+        example: One batch of inputs of the right names, types and shapes, where the file tells: a tensor, a tuple or a
+            dict.
+    """
+
+    module: "nn.Module"
+    task: str | None = None
+    folder: Path | None = None
+    classes: tuple[str, ...] | None = None
+    example: Any = None
+
+
+@dataclass(frozen=True)
+class ModelForm:
+    """A form of MODEL.
+
+    Attributes:
+        words: An example, for help and messages: `net.onnx`.
+        takes: Whether a text is of this form; it loads nothing heavy.
+        load: The network that the text names; raises InvalidInput where it cannot be loaded.
+    """
+
+    words: str
+    takes: Callable[[str], bool]
+    load: Callable[[str], LoadedModel]
+
+
+def load_model(spec: str) -> LoadedModel:
+    """The network that MODEL names.
+
+    Raises:
+        InvalidInput: MODEL is of no known form, or cannot be loaded.
+    """
+    forms: list[ModelForm] = forms_in("mixbit.models", last="python")
+    return form_of("MODEL", spec, forms).load(spec)
