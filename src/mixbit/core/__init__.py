@@ -10,6 +10,7 @@ from mixbit.core.arguments import (
 )
 from mixbit.core.budget import (
     OF_WEIGHTS as OF_WEIGHTS,
+    RESOURCES as RESOURCES,
     Budget as Budget,
     FloatArray as FloatArray,
     Limit as Limit,
@@ -55,7 +56,13 @@ from mixbit.core.io.folders import (
     whole_folder as whole_folder,
 )
 from mixbit.core.io.forms import form_of as form_of, forms_in as forms_in
-from mixbit.core.io.methods import Methods as Methods, facts_of as facts_of, method as method
+from mixbit.core.io.methods import (
+    METHOD_PLACES as METHOD_PLACES,
+    Methods as Methods,
+    described_methods as described_methods,
+    facts_of as facts_of,
+    method as method,
+)
 from mixbit.core.io.terminal import (
     Said as Said,
     clean as clean,
@@ -66,6 +73,11 @@ from mixbit.core.io.terminal import (
     time_limit as time_limit,
     track as track,
 )
+from mixbit.core.io.versions import (
+    Versions as Versions,
+    package_version as package_version,
+)
+from mixbit.core.ports import BATCH as BATCH, Port as Port, Ports as Ports
 from mixbit.core.scheme import (
     INPUT_BITS as INPUT_BITS,
     WEIGHT_BITS as WEIGHT_BITS,
@@ -80,6 +92,7 @@ from mixbit.core.table import (
     Price as Price,
     Sensitivity as Sensitivity,
     Table as Table,
+    TableFile as TableFile,
     pinned_schemes as pinned_schemes,
 )
 from mixbit.core.target import (
@@ -87,6 +100,7 @@ from mixbit.core.target import (
     Runner as Runner,
     StoredWeight as StoredWeight,
     Target as Target,
+    described_targets as described_targets,
     find_target as find_target,
 )
 

@@ -26,10 +26,12 @@ class LoadedData:
     Attributes:
         batches: As `split_batches` takes them.
         classes: Names of the classes in the order of the labels' numbers, where labels are names.
+        preprocessing: What is done to it before the network, in words for README.md; None where that is the user's.
     """
 
     batches: Iterable[Any]
     classes: tuple[str, ...] | None = None
+    preprocessing: str | None = None
 
 
 @dataclass(frozen=True)

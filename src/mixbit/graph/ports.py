@@ -1,46 +1,13 @@
-"""Ports: the inputs and outputs of a captured network under the names that its users know."""
+"""The ports of a captured network."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ConfigDict
 from sympy import Symbol
 from torch import SymInt, Tensor, fx
 from torch.utils import _pytree as pytree
 
-from mixbit.core import ONLY, named_leaves
+from mixbit.core import BATCH, ONLY, Port, Ports, named_leaves
 from mixbit.graph.graph import Graph, sizes_of, tensor_of
-
-#: The dimension of samples.
-BATCH = "batch"
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or output.
-
-    Attributes:
-        name: That of forward's parameter, or the key or field under which the model returns it: `input_ids`, `logits`.
-        dtype: `float32`, `int64`, ...
-        shape: Of each dimension its size, or a name where it is of any size: `batch`, `input_ids_dim1`, `2*batch`.
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-@dataclass(frozen=True)
-class Ports:
-    """What a network takes and what it returns, in order."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
 
 
 def ports_of(graph: Graph) -> Ports:
@@ -54,10 +21,10 @@ def ports_of(graph: Graph) -> Ports:
     returned = returned_nodes(graph)
     names = _apart([str(node.target) for node in taken], [_output_name(path) for path in returned])
     symbols = _names_of_sizes(taken, names)
-    made = [
-        Port(name, _type(graph, node), tuple(_size(size, symbols) for size in _shape(graph, node)))
-        for name, node in zip(names, (*taken, *returned.values()), strict=True)
-    ]
+    made = []
+    for name, value in zip(names, (_value(graph, node) for node in (*taken, *returned.values())), strict=True):
+        shape = tuple(_size(size, symbols) for size in value.shape)
+        made.append(Port(name, str(value.dtype).removeprefix("torch."), shape))
     return Ports(tuple(made[: len(taken)]), tuple(made[len(taken) :]))
 
 
@@ -79,14 +46,6 @@ def _value(graph: Graph, node: fx.Node) -> Any:
     if "val" in node.meta or node.op != "call_module":
         return node.meta["val"] if "val" in node.meta else tensor_of(graph.module, node)
     return _value(graph, node.all_input_nodes[0])
-
-
-def _shape(graph: Graph, node: fx.Node) -> Iterable[Any]:
-    return _value(graph, node).shape
-
-
-def _type(graph: Graph, node: fx.Node) -> str:
-    return str(_value(graph, node).dtype).removeprefix("torch.")
 
 
 def _output_name(path: str) -> str:

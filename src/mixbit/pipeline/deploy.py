@@ -16,13 +16,14 @@ from mixbit.core import (
     whole_folder,
     write_text,
 )
-from mixbit.graph import Evaluation, Graph, Reference, evaluate
+from mixbit.graph import Evaluation, Graph, Reference, evaluate, ports_of
 from mixbit.graph.resources import find_uncovered
 from mixbit.pipeline.settings import Run
 from mixbit.pipeline.trials import Scoring
 from mixbit.quantization import Calibration, uniform_plan
 from mixbit.quantization.simulate import assemble
 from mixbit.results.check_set import save_check_set
+from mixbit.results.readme import write_readme
 from mixbit.results.result import RESULT_FILE, Pruned, Result, figures, files_of_a_result, layer_rows
 from mixbit.targets import first_rows, watched
 from mixbit.targets.latency import Times, paired_times
@@ -63,11 +64,10 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Measured(Network):
-    """A network and what was measured of it; `reference` is what it returns on the held-out data."""
+class Calibrated(Network):
+    """A network and what the data says of it; `reference` is what it returns on the held-out data."""
 
     calibration: Calibration
-    table: Sensitivity
     reference: Reference
 
 
@@ -95,9 +95,9 @@ class Deployed:
     """What auto_quantize returns.
 
     Attributes:
-        folder: Holds plan.json, sensitivity.json, result.json, check.safetensors and the artefact.
+        folder: Holds plan.json, sensitivity.json, result.json, README.md, check.safetensors and the artefact.
         plan: The plan that was deployed.
-        table: The sensitivities behind it.
+        table: The sensitivities behind it; None, and no file, where the plan was given.
         simulated: The quantized graph: evaluates and trains.
         comparison: The artefact against the simulation.
         result: Every figure, as in result.json.
@@ -105,13 +105,15 @@ class Deployed:
 
     folder: Path
     plan: Plan
-    table: Sensitivity
+    table: Sensitivity | None
     simulated: Graph
     comparison: Comparison
     result: Result
 
 
-def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candidate) -> Deployed:
+def deploy(
+    run: Run, known: Calibrated, table: Sensitivity | None, candidates: list[Candidate], chosen: Candidate
+) -> Deployed:
     """Write the chosen plan's files, run the artefact, compare it, and report all figures beside the candidates'."""
     graph, batches = known.graph, known.evaluation
     with run.clock("evaluate"):
@@ -143,7 +145,8 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
         with run.clock("time"):
             float_figures, times = _beside_float(run, known, folder)
         chosen.plan.save(folder / "plan.json")
-        known.table.save(folder / "sensitivity.json")
+        if table is not None:
+            table.save(folder / "sensitivity.json")
         inside = watched(chosen.simulated, first_rows(batches[0][0])) if run.target.load_tensors is not None else []
         save_check_set(folder, graph, batches, reference, inside, comparison.num_samples)
         result = Result(
@@ -190,10 +193,15 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
             files={path.name: sha256(path) for path in sorted(folder.iterdir())},
             seconds={step: round(seconds, 3) for step, seconds in run.seconds.items()},
             environment=environment() | runner.environment,
+            ports=ports_of(chosen.simulated),
+            preprocessing=run.settings.preprocessing,
+            command=[*run.settings.command],
+            settings=run.settings.noted(),
         )
+        result = write_readme(folder, result, [tuple(leaf.shape) for leaf in graph.tensors(graph.example)], run.call)
         write_text(folder / RESULT_FILE, result.to_json())
     run.clear()
-    return Deployed(run.out, chosen.plan, known.table, chosen.simulated, comparison, result)
+    return Deployed(run.out, chosen.plan, table, chosen.simulated, comparison, result)
 
 
 def warning(deployed: Evaluation) -> str | None:
@@ -220,7 +228,7 @@ def warning(deployed: Evaluation) -> str | None:
 
 
 def _evaluated(
-    run: Run, known: Measured, candidates: list[Candidate], chosen: Candidate, simulated: Reference
+    run: Run, known: Calibrated, candidates: list[Candidate], chosen: Candidate, simulated: Reference
 ) -> dict[str, Evaluation]:
     """What each network does on the evaluation data, beside the float network, and that beside the one it was cut from.
 
@@ -244,7 +252,7 @@ def _evaluated(
     }
 
 
-def _scores(run: Run, known: Measured, chosen: Candidate, runner: Runner) -> dict[str, float]:
+def _scores(run: Run, known: Calibrated, chosen: Candidate, runner: Runner) -> dict[str, float]:
     """What the user's own function says of the float network, the simulation and the artefact; nothing without one.
 
     Where it fails, which is no reason to lose the run, a warning says so.
@@ -276,7 +284,7 @@ def write_in_float(run: Run, graph: Graph) -> None:
     run.target.write(assemble(graph, plan, [], {}), run.scratch)
 
 
-def _beside_float(run: Run, known: Measured, folder: Path) -> tuple[dict[str, float], Times]:
+def _beside_float(run: Run, known: Calibrated, folder: Path) -> tuple[dict[str, float], Times]:
     """Figures of the float network in the same runtime, and the times of both on one sample, in turn."""
     graph = known.graph
     sample = [leaf.numpy() for leaf in graph.tensors(known.evaluation[0][0].rows([0]))]

@@ -9,7 +9,8 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from mixbit.graph import Graph, Ports, ports_of
+from mixbit.core import Ports
+from mixbit.graph import Graph, ports_of
 from mixbit.quantization.affine import PLANES, pack
 from mixbit.targets._integers import (
     BLOCK_BITS,

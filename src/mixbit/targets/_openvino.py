@@ -117,9 +117,10 @@ def _name_ports(model: Any, simulated: Graph) -> None:
         model.remove_result(result)
     for place, node in enumerate(nodes):
         source = sources[node]
-        same = node in nodes[:place] or source.get_node().get_type_name() == "Parameter"
-        model.add_results([_ops.result(_ops.convert(source, source.get_element_type().to_string()) if same else source)])
-    for tensor in (output for operator in model.get_ops() for output in operator.outputs()):
+        if node in nodes[:place] or source.get_node().get_type_name() == "Parameter":
+            source = _ops.convert(source, source.get_element_type().to_string())
+        model.add_results([_ops.result(source)])
+    for tensor in (output for node in model.get_ops() for output in node.outputs()):
         tensor.get_tensor().set_names(set())
     for tensor, port in zip((*model.inputs, *model.outputs), (*ports.inputs, *ports.outputs), strict=True):
         tensor.get_tensor().set_names({port.name})

@@ -17,7 +17,17 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mixbit.core import Runner, Scheme, StoredWeight, Target, TargetMismatch, quoted, read_bytes, scratch_folder
+from mixbit.core import (
+    Ports,
+    Runner,
+    Scheme,
+    StoredWeight,
+    Target,
+    TargetMismatch,
+    quoted,
+    read_bytes,
+    scratch_folder,
+)
 from mixbit.graph import Graph
 from mixbit.quantization.quantizer import quantizer_path
 from mixbit.targets._integers import (
@@ -34,6 +44,7 @@ from mixbit.targets._integers import (
     weight_bytes,
 )
 from mixbit.targets._layers import PROFILED, QUANTIZED, quiet_ms
+from mixbit.targets._usage import given_in_python, in_cpp, in_cpp_type, lines_in_cpp, names_in_python, shape_in_cpp
 
 FILE = "model.onnx"
 #: Of a file: messages of Protocol Buffers end there.
@@ -113,7 +124,39 @@ def load(folder: Path, _: Graph | None = None, /, **_settings: Any) -> Runner:
             return session.run(None, dict(zip(names, inputs, strict=True)))
 
     profile = partial(_profile, ort, proto, layers)
-    return Runner(run, lambda: executed, {"runtime": f"onnxruntime {ort.__version__}"}, profile)
+    environment = {"runtime": f"onnxruntime {ort.__version__}"}
+    returned = [port.name for port in session.get_outputs()]
+    return Runner(run, lambda: executed, environment, profile, (names, returned))
+
+
+def usage(ports: Ports) -> dict[str, str]:
+    """Programs that run the file."""
+    python = [
+        "import numpy as np",
+        "import onnxruntime",
+        "",
+        f'session = onnxruntime.InferenceSession("{FILE}", providers=["CPUExecutionProvider"])',
+        given_in_python(ports),
+        f"names = {names_in_python(ports)}",
+        "outputs = dict(zip(names, session.run(names, inputs)))",
+    ]
+    tensors = [
+        f"values.push_back(Ort::Value::CreateTensor<{in_cpp_type(port)}>(allocator, "
+        f"std::vector<int64_t>{shape_in_cpp(port)}.data(), {len(port.shape)}));"
+        for port in ports.inputs
+    ]
+    names, wanted = (", ".join(in_cpp(port.name) for port in some) for some in (ports.inputs, ports.outputs))
+    ran = f"session.Run(Ort::RunOptions{{}}, inputs, values.data(), values.size(), outputs, {len(ports.outputs)});"
+    cpp = [
+        "Ort::Env env;",
+        f'Ort::Session session(env, ORT_TSTR("{FILE}"), Ort::SessionOptions{{}});',
+        "Ort::AllocatorWithDefaultOptions allocator;",
+        "std::vector<Ort::Value> values;  // fill each by values[i].GetTensorMutableData<TYPE>()",
+        *lines_in_cpp(tensors, ports),
+        f"const char *inputs[] = {{{names}}}, *outputs[] = {{{wanted}}};",
+        f"auto results = {ran}  // read each by results[i].GetTensorData<TYPE>()",
+    ]
+    return {"Python": "\n".join(python), "C++": "\n".join(["#include <onnxruntime_cxx_api.h>", "", *cpp])}
 
 
 def _options(ort: Any) -> Any:
@@ -296,4 +339,5 @@ TARGET = Target(
     program=PROGRAM,
     check_files=lambda folder: _read(folder / FILE),
     load_tensors=load_tensors,
+    usage=usage,
 )

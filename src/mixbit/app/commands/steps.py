@@ -117,7 +117,7 @@ def search(
     sensitivity: Annotated[Path, typer.Argument(help="sensitivity.json, as measure wrote it, or front's front.json")],
     budget: Annotated[list[str], options.BUDGET],
     out: Annotated[Path, typer.Option(help="plan.json")],
-    method: Annotated[str, typer.Option(help=options.SEARCH_HELP)] = "ilp",
+    method: options.Search = "ilp",
     pin: options.Pins = None,
     force: options.Force = False,
     as_json: options.AsJson = False,

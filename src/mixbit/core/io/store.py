@@ -37,6 +37,7 @@ from mixbit.core.io.files import (
     write_bytes,
     write_text,
 )
+from mixbit.core.io.versions import package_version
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -255,6 +256,7 @@ def environment() -> dict[str, str]:
         names = re.findall(r"^model name.*?:(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
         processor = names[0].strip() if names else ""
     return {
+        "mixbit": package_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
