@@ -64,9 +64,7 @@ def _what(result: Result) -> str:
 
 
 def _runtime(result: Result) -> str:
-    settings = {name: value for name, value in result.environment.items() if name.isupper()}
-    told = "".join(f", {_code(f'{name}={value}')}" for name, value in settings.items())
-    return f"It was verified in {result.environment['runtime']}{told}. Run the lines in this folder."
+    return f"It was verified in {result.environment['runtime']}, with the settings below. Run the lines in this folder."
 
 
 def _ports(ports: Ports) -> str:

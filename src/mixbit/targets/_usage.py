@@ -9,8 +9,8 @@ CPP_TYPES = {
     "float32": "float", "float64": "double", "int64": "int64_t", "int32": "int32_t", "int16": "int16_t",
     "int8": "int8_t", "uint8": "uint8_t", "bool": "bool",
 }  # fmt: skip
-#: Lines of a program that set an input each; more than that stand in a comment.
-FEW_INPUTS = 3
+#: Lines of a program that set inputs: more would not fit into ten lines.
+FEW = 2
 
 
 def given_in_python(ports: Ports) -> str:
@@ -40,6 +40,7 @@ def shape_in_cpp(port: Port) -> str:
 
 
 def lines_in_cpp(lines: list[str], ports: Ports) -> list[str]:
-    """One line for each input, if there are few; else those of some, and a comment."""
-    more = len(lines) - FEW_INPUTS
-    return lines if more <= 0 else [*lines[:FEW_INPUTS], f"// and the {more} inputs from {ports.inputs[-more].name} on"]
+    """One line for each input, if there are few; else the first, and a comment."""
+    if len(lines) <= FEW:
+        return lines
+    return [lines[0], f"// and the other {len(lines) - 1} inputs, from {ports.inputs[1].name} on, in the same way"]

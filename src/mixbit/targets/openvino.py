@@ -223,6 +223,26 @@ def _core() -> Any:
     return _openvino().Core()
 
 
+@cache
+def overflows() -> bool:
+    """Whether a product of the largest 8-bit inputs and weights is wrong.
+
+    Where an x86 processor has no VNNI, oneDNN adds pairs of products in 16 bits, which end at 32,767; weights of 7 bits
+    and fewer stay below (OpenVINO 2026.4).
+    """
+    ov, count = _openvino(), 16
+    import numpy as np
+    from openvino import opset13
+
+    inputs = opset13.parameter([1, count], np.float32)
+    steps = opset13.fake_quantize(inputs, *(np.float32(bound) for bound in (0, 255, 0, 255)), 256)
+    integers = opset13.convert(opset13.constant(np.full((count, 1), 127, np.int8)), "f32")
+    weight = opset13.multiply(integers, opset13.constant(np.ones((1, 1), np.float32)))
+    model = ov.Model([opset13.matmul(steps, weight, False, False)], [inputs])
+    result = _core().compile_model(model, "CPU", SETTINGS)([np.full((1, count), 255, np.float32)])
+    return bool(result[0][0, 0] != 255 * 127 * count)
+
+
 def _check_files(folder: Path) -> None:
     if not all((folder / name).is_file() for name in (FILE, WEIGHTS)):
         raise InvalidInput(f"{folder / FILE}: the file or its .bin is missing; export again")
@@ -304,5 +324,6 @@ TARGET = Target(
     program=PROGRAM,
     check_files=_check_files,
     load_tensors=load_tensors,
+    overflows=overflows,
     usage=usage,
 )

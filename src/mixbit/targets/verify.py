@@ -293,7 +293,8 @@ def compare(
     ways, see `problems_of_sizes`.
     """
     target = find_target(target)
-    stored = {name: weight.weight_bytes for name, weight in target.stored(folder).items()}
+    weights = target.stored(folder)
+    stored = {name: weight.weight_bytes for name, weight in weights.items()}
     apart_of = deployed.differences
     found = {name: groups_of(difference) for name, difference in apart_of.items() if difference.head.costs}
     worst = {name: max(groups, key=lambda group: group.relative_rms) for name, groups in found.items()}
@@ -320,6 +321,8 @@ def compare(
     amplified = amplify() if apart else None
     if amplified is None or not largest <= EXPLAINS * amplified:
         problems += apart
+        if apart and any(weight.types.startswith(BYTES) for weight in weights.values()) and target.overflows():
+            problems.append(OVERFLOW)
     return Comparison(
         num_samples=count,
         max_abs_diff=max(group.largest for groups in found.values() for group in groups),
@@ -336,6 +339,13 @@ def compare(
     )
 
 
+#: How types of weights begin that are stored in 8 bits.
+BYTES = ("i8", "u8")
+#: Why outputs may differ on some processors.
+OVERFLOW = (
+    "on this processor, which has no VNNI, the runtime's sums of products with 8-bit weights overflow: take fewer bits, "
+    "as --choices w4a8,w6a8, or verify on the processor that will run the file"
+)
 #: What is said of a batch of other lengths.
 SHORTER = "shorter samples"
 #: What is said of a small batch -> its inputs, and what the simulation does on them.
