@@ -77,8 +77,8 @@ class PlanDifference:
 def compare_plans(first: Path, second: Path) -> PlanDifference:
     """Compare plan files, or those of folders of runs.
 
-    Bytes and losses of layers come from a sensitivity.json beside either, of the same network and target; else bytes
-    from the result.json beside.
+    Bytes and losses of layers come from a sensitivity.json beside either, of the same network and target; bytes that it
+    does not tell, from the result.json beside the plan.
 
     Raises:
         InvalidInput: A path holds no plan, or a file beside it is not what it is called.
@@ -102,11 +102,11 @@ def _costs(place: Path, plan: Plan, tables: list[Sensitivity]) -> dict[str, Cost
                     loss = float(table.loss[row, column])
                     size = int(table.usage["weight_bytes"][row, column])
                     costs[layer] = Cost(size, loss if np.isfinite(loss) else None)
-    if not costs and place.name == PLAN_FILE and (place.parent / RESULT_FILE).is_file():
+    if len(costs) < len(plan.layers) and place.name == PLAN_FILE and (place.parent / RESULT_FILE).is_file():
         from mixbit.results.result import Result  # noqa: PLC0415 it loads torch
 
-        rows = Result.load(place.parent).layers
-        costs = {name: Cost(row.predicted_bytes) for name, row in rows.items() if plan.layers.get(name) == row.scheme}
+        rows = Result.load(place.parent).layers.items()
+        costs = {name: Cost(row.predicted_bytes) for name, row in rows if plan.layers.get(name) == row.scheme} | costs
     return costs
 
 

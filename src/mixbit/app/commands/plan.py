@@ -33,7 +33,8 @@ def diff(
     for note in difference.notes:
         say(note)
     count = len(difference.layers)
-    say(f"{count} layers differ" if count else "the plans take the same scheme for every layer")
+    differ = "1 layer differs" if count == 1 else f"{count} layers differ"
+    say(differ if count else "the plans take the same scheme for every layer")
 
 
 def _layers(difference: PlanDifference) -> list[tuple[str, ...]]:
