@@ -23,7 +23,7 @@ class Net(nn.Module):
         super().__init__()
         self.linear, self.made = nn.Linear(4, 3), made
 
-    def forward(self, input, pair=None):
+    def forward(self, input, pair=None):  # noqa: A002 users call it so
         return self.made(self.linear(input), input)
 
 

@@ -98,7 +98,7 @@ class Price(BaseModel):
         widens: Layer -> `w4a8 to w6a8`, what changes then, the largest gain first.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     used: float
     price: float
@@ -121,7 +121,7 @@ class Plan(BaseModel):
         made_by: The method behind it, as text for people.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     version: Literal[1] = 1
     target: str
@@ -427,7 +427,7 @@ class Sensitivity:
 class TableFile(BaseModel):
     """What the file holds beside the table's own fields."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", defer_build=True)
 
     version: Literal[1]
     ties: Annotated[list[Any], FailFast()] = []

@@ -1,14 +1,16 @@
 """`mixbit plan diff`: how two plans differ."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mixbit.app.commands import options
 from mixbit.app.commands.options import print_json, print_rows
 from mixbit.core import say
-from mixbit.results.plans import PlanDifference, compare_plans
+
+if TYPE_CHECKING:
+    from mixbit.results.plans import PlanDifference
 
 plan = typer.Typer(no_args_is_help=True, help="Compare plans.")
 
@@ -20,6 +22,8 @@ def diff(
     as_json: options.AsJson = False,
 ) -> None:
     """Name the layers that take different schemes, with bytes and predicted loss where they are known."""
+    from mixbit.results.plans import compare_plans
+
     difference = compare_plans(first, second)
     if as_json:
         print_json(difference.to_json())
@@ -37,7 +41,7 @@ def diff(
     say(differ if count else "the plans take the same scheme for every layer")
 
 
-def _layers(difference: PlanDifference) -> list[tuple[str, ...]]:
+def _layers(difference: "PlanDifference") -> list[tuple[str, ...]]:
     rows = []
     for name, row in difference.to_json()["layers"].items():
         cells = [{} if row[side] is None else row[side] for side in ("a", "b")]

@@ -10,7 +10,6 @@ import typer
 
 from mixbit.app.commands import options
 from mixbit.app.commands.options import print_rows, say_what_runs_in_float
-from mixbit.app.nncf import read_nncf_config
 from mixbit.core import Budget, InvalidInput, MaxDrop, check_writable_folder, find_target, say
 
 if TYPE_CHECKING:
@@ -76,6 +75,8 @@ def quantize(
     for_trials = {"search": search, "eval_subset_ratio": eval_subset_ratio}
     if nncf_config is not None:
         refuse({"max_drop": max_drop, "metric": metric} | for_trials, "the configuration of --nncf-config has its own")
+        from mixbit.app.nncf import read_nncf_config
+
         config = read_nncf_config(nncf_config, find_target(target), Budget.parse(budget) if budget else None)
         for key, note in config.notes.items():
             say(f"{nncf_config.name}: {key}: {note}")
