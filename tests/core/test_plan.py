@@ -72,7 +72,8 @@ def test_check_model():
     plan = Plan(**STORED)
     plan.check_model(["last.weight", "first.weight"], "0123456789abcdef")
     with pytest.raises(
-        InvalidInput, match=r"layer 'last.weight' is not in this model; it has first.weight, new.weight"
+        InvalidInput,
+        match=r"layer 'last.weight' is not in this model \(did you mean first.weight\?\); it has first.weight, new",
     ):
         plan.check_model(["first.weight", "new.weight"], "0123456789abcdef")
     with pytest.raises(InvalidInput, match=r"no scheme for new.weight"):

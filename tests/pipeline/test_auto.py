@@ -99,7 +99,8 @@ def deployed(net, batches, tmp_path_factory):
 
 def test_folder_holds_everything_and_nothing_else(deployed):
     names = {path.name for path in deployed.folder.iterdir()}
-    assert names == {"plan.json", "sensitivity.json", "result.json", "check.safetensors", "model.safetensors"}
+    files = {"README.md", "plan.json", "sensitivity.json", "result.json", "check.safetensors", "model.safetensors"}
+    assert names == files
 
 
 def test_result_has_every_part_of_the_contract(deployed):
@@ -437,7 +438,8 @@ def test_files_that_were_changed_are_noticed(net, deployed, tmp_path):
             file.write(b" ")
         with pytest.raises(TargetMismatch, match=f"{name} (is not the file|takes .* bytes, more than)"):
             recheck(folder, model=net)
-    assert {"plan.json", "sensitivity.json", "check.safetensors", "model.safetensors"} == deployed.result.files.keys()
+    names = {"README.md", "plan.json", "sensitivity.json", "check.safetensors", "model.safetensors"}
+    assert names == deployed.result.files.keys()
 
 
 def test_files_have_the_permissions_of_any_new_file(deployed, tmp_path):

@@ -93,7 +93,7 @@ Amounts = dict[str, Annotated[float, Field(ge=0)]]
 
 
 def _with_ports(content: dict[str, Any]) -> dict[str, Any]:
-    return content | {"ports": None}
+    return {"ports": None} | content
 
 
 #: Files of version 1 did not say what the artefact takes and returns, nor how they were made.

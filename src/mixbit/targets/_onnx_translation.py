@@ -53,7 +53,7 @@ def translated(graph: Graph) -> Any:
         elif node.op == "get_attr":
             values[node] = _stored(written, module, node)
         elif node.op == "output":
-            _return(writer, node, values)
+            _return(writer, node, values, taken)
         else:
             values[node] = _made(writer, module, node, values)
             _describe(values[node], _result(node))
@@ -85,8 +85,8 @@ def _stored(graph: Any, module: fx.GraphModule, node: fx.Node) -> Any:
     return initializer(graph, str(node.target), tensor.detach().cpu().numpy()) if isinstance(tensor, Tensor) else tensor
 
 
-def _return(writer: Writer, node: fx.Node, values: Values) -> None:
-    """Make the tensors outputs; what is an input, a constant or returned twice is copied."""
+def _return(writer: Writer, node: fx.Node, values: Values, taken: set[str]) -> None:
+    """Make the tensors outputs, named after their nodes; what is an input, a constant or returned twice is copied."""
     graph = writer.graph
     for leaf in pytree.tree_leaves(node.args):
         value = _in_file(writer, values[leaf]) if isinstance(leaf, fx.Node) else None
@@ -95,6 +95,7 @@ def _return(writer: Writer, node: fx.Node, values: Values) -> None:
         if value.producer() is None or value in graph.outputs:
             value = writer.add("Identity", value)
             _describe(value, _result(leaf))
+        value.name = free_name(leaf.name, taken)
         graph.outputs.append(value)
 
 
