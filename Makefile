@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test wheel slow lint clean
 
 # The whole loop on the data that ships with the package.
 demo: $(VENV)/demo.stamp
@@ -10,6 +10,14 @@ demo: $(VENV)/demo.stamp
 
 test: lint
 	$(BIN)/pytest -q -n auto --maxprocesses=4 --dist loadfile
+
+# The built wheel alone, in a fresh environment with core dependencies only, away from the sources.
+wheel:
+	rm -rf build/wheel
+	$(PYTHON) -m venv build/wheel
+	build/wheel/bin/python -m pip wheel -q --no-deps -w build/wheel/dist .
+	build/wheel/bin/python -m pip install -q --no-compile -c constraints.txt build/wheel/dist/*.whl
+	cd build/wheel && bin/mixbit list targets && bin/mixbit demo
 
 # Minutes more: whole demos and studies, other schemes.
 slow: $(VENV)/dev.stamp

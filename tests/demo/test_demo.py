@@ -1,12 +1,13 @@
 """The shipped data and network, and the loop over both runtimes."""
 
+import sys
 from importlib.resources import files
 
 import numpy as np
 import pytest
 import torch
 
-from mixbit.app.commands.demo import run_demo
+from mixbit.app.commands.demo import RUNTIMES, installed, run_demo
 from mixbit.core.errors import InvalidInput
 from mixbit.demo import data
 from mixbit.demo.network import trained
@@ -83,12 +84,20 @@ def test_trained_is_accurate() -> None:
     assert torch.cat(correct).double().mean() >= 0.98
 
 
+def test_the_demo_takes_the_runtimes_that_are_installed(monkeypatch) -> None:
+    assert installed() == list(RUNTIMES)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert installed() == ["onnxruntime"]
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert installed() == ["packed"]
+
+
 @pytest.mark.slow
 def test_every_network_runs_in_both_runtimes_and_fewer_bits_weigh_less(tmp_path, monkeypatch) -> None:
     graph = capture(trained(), data.calibration_batches()[0][0])
     monkeypatch.setattr(auto, "capture_all", lambda *_: graph)  # all six runs are of this network
     monkeypatch.setattr(latency, "ROUNDS", 20)
-    rows = run_demo(tmp_path / "out")
+    rows = run_demo(tmp_path / "out", installed())
     assert [row.target for row in rows] == ["openvino"] * 3 + ["onnxruntime"] * 3
     assert [row.network.partition(",")[0] for row in rows] == ["float", "int8", "mixed"] * 2
     for row in rows:
@@ -104,4 +113,4 @@ def test_every_network_runs_in_both_runtimes_and_fewer_bits_weigh_less(tmp_path,
         deployed = Result.load(tmp_path / "out" / name).deployed
         assert (deployed["accuracy"], deployed["file_bytes"]) == (row.accuracy, row.file_bytes)
     with pytest.raises(InvalidInput, match="the folder is not empty"):
-        run_demo(tmp_path / "out")
+        run_demo(tmp_path / "out", installed())

@@ -1,10 +1,11 @@
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 
 from mixbit.core.table import Sensitivity
-from mixbit.metrics.measure import ranking_problem, resampled_excess
+from mixbit.metrics.measure import TOLERANCE, ranking_problem, resampled_excess
 
 BITS = (2, 4, 8)
 
@@ -47,7 +48,9 @@ def test_costs_about_zero_cannot():
 def test_ties_in_most_rows_cannot():
     flat = costs()
     flat[:5] = 0.3
-    assert ranking_problem(table(flat)) == "5 of 8 layers cost the same whatever their scheme"
+    assert ranking_problem(table(flat)) == (
+        "5 of 8 layers cost the same whatever their scheme; give other data or another metric"
+    )
     flat[4, 0] = 0.4
     assert ranking_problem(table(flat)) is None, "half of them may"
     one_choice = costs()
@@ -63,7 +66,17 @@ def test_a_single_sample_cannot():
 def test_standard_errors_larger_than_the_differences_cannot(relative, stable):
     made = table(costs(), relative * costs())
     assert (ranking_problem(made) is None) == stable
-    assert "more than the best one" in (ranking_problem(made) or "more than the best one")
+    assert stable or "no better than chance" in ranking_problem(made)
+
+
+def test_as_many_samples_as_are_said_would_do():
+    few, share = 40, 0.3
+    reason = ranking_problem(table(costs(40), share * costs(40), num_samples=few)) or ""
+    enough = int(re.search(r"about ([\d,]+) samples would do", reason)[1].replace(",", ""))
+    assert enough > few
+    with_enough = resampled_excess(table(costs(40), share * (few / enough) ** 0.5 * costs(40), num_samples=enough))
+    assert 0.4 * TOLERANCE < with_enough < 1.6 * TOLERANCE
+    assert "no better than chance" in ranking_problem(table(costs(), 20 * costs()))
 
 
 def test_excess_grows_with_the_standard_error():
@@ -75,7 +88,7 @@ def test_excess_grows_with_the_standard_error():
 def test_tables_whose_choices_differ_in_inputs_alone_compare_bit_operations():
     inputs = table(costs(), 2 * costs(), choices=("w8a2", "w8a4", "w8a8"))
     usage = {**inputs.usage, "weight_bits": np.full((8, 3), 800.0)}
-    assert "more than the best one" in ranking_problem(dataclasses.replace(inputs, usage=usage))
+    assert "no better than chance" in ranking_problem(dataclasses.replace(inputs, usage=usage))
 
 
 def test_layers_that_are_tied_are_searched_within_what_they_reach():
@@ -89,7 +102,7 @@ def test_a_best_plan_that_loses_nothing_does_not_hide_standard_errors():
     clipped = costs()
     clipped[:, 1:] = 0
     made = table(clipped, 0.4)
-    assert "more than the best one" in ranking_problem(made)
+    assert "no better than chance" in ranking_problem(made)
 
 
 def test_exact_costs_may_be_small():

@@ -10,12 +10,13 @@ import typer
 
 from mixbit.app.commands.apply import apply
 from mixbit.app.commands.demo import demo
+from mixbit.app.commands.options import with_quiet
 from mixbit.app.commands.plan import plan
 from mixbit.app.commands.quantize import quantize
 from mixbit.app.commands.schema import schema
 from mixbit.app.commands.steps import front, measure, search, study
 from mixbit.app.commands.verify import bench, list_, verify
-from mixbit.core import InvalidInput, MixbitError, Said, end_like_interrupts, package_version, say
+from mixbit.core import InvalidInput, MixbitError, Said, end_like_interrupts, package_version, show, warn
 
 #: What the program is called, however it is started.
 NAME = "mixbit"
@@ -25,7 +26,7 @@ READ_NO_FURTHER = 1
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 for command in (quantize, measure, search, front, apply, verify, bench, study, demo):
-    app.command()(command)
+    app.command()(with_quiet(command))
 app.add_typer(plan, name="plan")
 app.command(name="list")(list_)
 app.command()(schema)
@@ -56,6 +57,8 @@ def main() -> None:
     log = logging.getLogger("mixbit")
     if not log.handlers:
         log.addHandler(Said())
+    log.setLevel(logging.INFO)
+    show("lines")
     try:
         status = app(standalone_mode=False, prog_name=NAME)
         (sys.stdout or sys.stderr).flush()
@@ -68,13 +71,13 @@ def main() -> None:
         _stop_printing()
         if isinstance(error, BrokenPipeError):  # whoever read it has seen enough
             sys.exit(READ_NO_FURTHER)
-        say(f"mixbit: standard output cannot be written ({error.strerror}); files that were to be made are there")
+        warn(f"mixbit: standard output cannot be written ({error.strerror}); files that were to be made are there")
         sys.exit(InvalidInput.exit_code)
     except typer.TyperException as error:  # wrong usage: an unknown option, a missing argument
-        say(f"mixbit: {error.format_message().rstrip('.') or 'give a command'}; see {_words_before(error)} --help")
+        warn(f"mixbit: {error.format_message().rstrip('.') or 'give a command'}; see {_words_before(error)} --help")
         sys.exit(InvalidInput.exit_code)
     except MixbitError as error:
-        say(f"mixbit: {error}")
+        warn(f"mixbit: {error}")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _end(came)
@@ -105,7 +108,7 @@ def _stop_printing() -> None:
 def _end(came: list[int]) -> NoReturn:
     """Exit as after the first of these signals, or after Ctrl-C where there is none."""
     number = signal.Signals(came[0] if came else signal.SIGINT)
-    say("mixbit: interrupted" + (f" by {number.name}" if came else ""))
+    warn("mixbit: interrupted" + (f" by {number.name}" if came else ""))
     sys.exit(128 + number)
 
 

@@ -32,6 +32,7 @@ from mixbit.core.io.files import (
     check_matplotlib as check_matplotlib,
     check_new_file as check_new_file,
     file_errors as file_errors,
+    has_matplotlib as has_matplotlib,
     hidden as hidden,
     json_of as json_of,
     model_of as model_of,
@@ -62,16 +63,20 @@ from mixbit.core.io.methods import (
     described_methods as described_methods,
     facts_of as facts_of,
     method as method,
+    passes_of as passes_of,
 )
 from mixbit.core.io.terminal import (
     Said as Said,
     clean as clean,
-    draw_nothing as draw_nothing,
+    duration as duration,
     end_like_interrupts as end_like_interrupts,
     interrupts_later as interrupts_later,
+    phase as phase,
     say as say,
+    show as show,
     time_limit as time_limit,
     track as track,
+    warn as warn,
 )
 from mixbit.core.io.versions import (
     Versions as Versions,

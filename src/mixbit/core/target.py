@@ -128,6 +128,7 @@ class Target:
             alone, see `try_apart`; empty where nothing but Python runs the file.
         check_files: Folder -> raises InvalidInput or TargetMismatch where the files are missing or name others.
         load_tensors: Opens the file with tensors inside as its outputs; None where it cannot.
+        exact: How a program loads the files with the settings under which they were verified, for people.
         overflows: Whether, on this processor, the runtime's sums of products with 8-bit weights overflow.
         usage: Ports with sizes -> language, as README.md names it, -> ten lines at most that run the file in it.
     """
@@ -153,6 +154,7 @@ class Target:
     program: str = ""
     check_files: Callable[[Path], object] = lambda _: None
     load_tensors: LoadTensors | None = None
+    exact: str = ""
     overflows: Callable[[], bool] = lambda: False
     usage: Callable[[Ports], dict[str, str]] = lambda _: {}
 

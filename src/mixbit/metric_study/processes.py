@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
-from mixbit.core import MixbitError, draw_nothing, scratch_folder
+from mixbit.core import MixbitError, scratch_folder, show
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -71,7 +71,7 @@ def _begin() -> None:
     for number in (signal.SIGINT, signal.SIGHUP):  # which ends this process when it has cleaned up
         signal.signal(number, signal.SIG_IGN)
     Thread(target=end_with_parent, daemon=True).start()
-    draw_nothing()
+    show("nothing")
     sys.stdout = sys.stderr
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import pickle
 import time
@@ -23,12 +24,12 @@ from mixbit.core import (
     MixbitError,
     Plan,
     Sensitivity,
-    check_matplotlib,
     check_writable_folder,
     checked,
     digest,
     environment,
     find_target,
+    has_matplotlib,
     reason_of,
     reserved,
     track,
@@ -42,6 +43,8 @@ from mixbit.metrics import METRICS, Metric
 from mixbit.metrics.measure import blank_table, choose_all_scales, measure
 from mixbit.searches import Problem
 from mixbit.searches.search import search
+
+_log = logging.getLogger("mixbit")
 
 
 @dataclass(frozen=True)
@@ -145,13 +148,14 @@ def study(  # noqa: PLR0913
         force: Whether to clear a study that is in the folder.
 
     Raises:
-        InvalidInput: names, data, settings or the folder cannot be used, a metric has the name of one of mixbit's, or
-            matplotlib is missing.
+        InvalidInput: names, data, settings or the folder cannot be used, or a metric has the name of one of mixbit's.
         MixbitError: a process failed.
     """
     named, out = _named(metrics), Path(out)
     find_target(target).schemes(choices)
-    check_matplotlib("study.png")
+    pictured = has_matplotlib()
+    if not pictured:
+        _log.warning("study.png is left out: it needs matplotlib; pip install 'mixbit[plot]'")
     check_folder(out)
     check_writable_folder(out, force=force or (out / SETTINGS).exists())
     _check_processes(processes, setup, named)
@@ -201,7 +205,7 @@ def study(  # noqa: PLR0913
             environment=environment(),
         )
         write_text(out / "study.json", result.to_json())
-        if tables:
+        if tables and pictured:
             draw_panels(out / "study.png", tables, sets, result.truth)
         return result
 

@@ -10,7 +10,7 @@ from mixbit.graph import Backward, Layer, Operation
 from mixbit.metrics._input import NEEDS_LABELS, Estimate, MetricInput, batch_means
 
 
-@method(NEEDS_LABELS, rank=7)
+@method(NEEDS_LABELS, rank=7, passes=lambda *_: 5)
 def autoround(inputs: MetricInput) -> Estimate:
     """Sum |g_W (Q(W) - W)| + sum |g_x (Q(x) - x)| over the elements of a layer's weight and of what it reads.
 

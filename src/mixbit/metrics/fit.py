@@ -19,6 +19,7 @@ from mixbit.quantization.statistics import RunningMean
     MEAN_OVER_SAMPLES,
     NEEDS_LABELS,
     rank=2,
+    passes=lambda *_: 2,
     aliases={"fit_w": {"of": "weights"}, "fit_a": {"of": "inputs"}, "fit_error": {"error": "real"}},
 )
 def fit(

@@ -20,7 +20,7 @@ TOLERANCES: dict[Rule, float] = {"standard_error": 0.1, "nncf": 1e-4}
 FEWEST_VECTORS = 5
 
 
-@method(NEEDS_LABELS, rank=3)
+@method(NEEDS_LABELS, rank=3, passes=lambda *_: 100)
 def hawq(
     inputs: MetricInput,
     *,

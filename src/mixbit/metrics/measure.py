@@ -1,6 +1,7 @@
 """measure(): the table of sensitivity and usage, layers x choices, and whether it can rank plans."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -54,6 +55,8 @@ SHARES = (0.25, 0.5, 0.75)
 DRAWS = 32
 #: A plan is stable if, by the table itself, plans of the drawn tables lose at most this share more on average.
 TOLERANCE = 0.05
+#: Plans that lose more than that share are not worth a number.
+MUCH = 2.0
 #: Sampled costs count as zero where all are below the first (nats), exact costs where all are below the second.
 NOTHING, TINIEST = 1e-9, 1e-300
 #: Least share of the dearest plan's loss that the best plan counts as losing, in comparisons.
@@ -158,12 +161,13 @@ def _measured(frame: Sensitivity, inputs: MetricInput, method: Metric) -> Sensit
         filled = {name: value for name, value in vars(total).items() if name != "resampled"}
         table = dataclasses.replace(frame, **filled | {"loss": loss})
         problem = ranking_problem(table, total.resampled)
-        after = f"after {num_seen} of {int(inputs.sizes.sum())} samples"
+        given = int(inputs.sizes.sum())
+        after = f"after {num_seen} of {given} samples"
         if num_seen == 1:
-            problem = "a single sample says nothing of others"
+            problem = "a single sample says nothing of others; give more"
         verdict = f"{STABLE}, {after}"
         if problem is not None:
-            verdict = f"cannot rank plans for sure: {problem}, {after}; give other or more data, or take another metric"
+            verdict = f"cannot rank plans for sure, {after}: {problem}"
         elif not table.standard_error[np.isfinite(table.loss)].any():
             verdict = f"no standard errors: whether plans would change with other data is not known, {after}"
         table = dataclasses.replace(table, verdict=verdict)
@@ -186,7 +190,14 @@ def blank_table(graph: Graph, *, target: str | Target, choices: Sequence[str] | 
     schemes, offered = with_fallbacks(layers, target.schemes(choices), target)
     for layer, row in zip(layers, offered, strict=True):
         if not row.any():
-            raise InvalidInput(f"choices: none fits a layer; {why_not(layer, schemes[0])}; or offer float too")
+            weight = schemes[0].weight
+            plain = (
+                None
+                if weight is None
+                else dataclasses.replace(weight, granularity="channel", group=None, sparsity=None)
+            )
+            beside = f"offer another beside it for such layers, as {schemes[0]},{Scheme(plain, schemes[0].input)}"
+            raise InvalidInput(f"choices: none fits a layer; {why_not(layer, schemes[0])}; or {beside}")
     dynamic = any(scheme.input is not None and scheme.input.dynamic for scheme in schemes)
     numel, macs = np.array([(layer.numel, layer.macs) for layer in layers], dtype=float).T
     weight_bits, input_bits = np.array([(scheme.weight_bits, scheme.input_bits) for scheme in schemes], dtype=float).T
@@ -241,19 +252,35 @@ def ranking_problem(table: Sensitivity, resampled: FloatArray | None = None) -> 
     offered = np.isfinite(table.loss)
     sampled = bool(table.standard_error[offered].any())
     if np.abs(table.loss[offered]).max() < (NOTHING if sampled else TINIEST):
-        return (
-            f"all costs are about zero (at most {table.loss[offered].max():.1g}): the data does not challenge the model"
-        )
+        most = f"{table.loss[offered].max():.1g}"
+        return f"all costs are about zero (at most {most}): the data does not challenge the model; give other data"
     rows = [row[choices] for row, choices in zip(table.loss, offered, strict=True) if choices.sum() > 1]
     flat = sum(len(np.unique(row)) == 1 for row in rows)
     if rows and flat > len(rows) / 2:
-        return f"{flat} of {len(rows)} layers cost the same whatever their scheme"
+        return f"{flat} of {len(rows)} layers cost the same whatever their scheme; give other data or another metric"
     if np.isinf(table.standard_error[offered]).any():
-        return "a single sample has no standard error"
+        return "a single sample has no standard error; give more data"
     excess = resampled_excess(table, resampled)
     if excess > TOLERANCE:
-        return f"resampled plans lose {excess:.1%} more than the best one (stable: {TOLERANCE:.0%})"
+        return _noise(excess, table.num_samples)
     return None
+
+
+def _noise(excess: float, num_samples: int) -> str:
+    """What a relative excess means, and how many samples would do: noise has a variance of one by their number."""
+    if excess > MUCH:
+        return f"with {num_samples:,} samples plans are no better than chance; give many times as many"
+    enough = round_up(num_samples * excess / TOLERANCE)
+    return (
+        f"with these {num_samples:,} samples plans may lose {excess:.0%} more than the best one; about {enough:,} "
+        f"samples would do (for {TOLERANCE:.0%})"
+    )
+
+
+def round_up(count: float) -> int:
+    """The next number of two digits and zeros, as 520 for 512.3."""
+    unit = 10 ** max(0, math.floor(math.log10(count)) - 1)
+    return math.ceil(count / unit) * unit
 
 
 def resampled_excess(table: Sensitivity, resampled: FloatArray | None = None) -> float:

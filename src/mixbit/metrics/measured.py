@@ -26,7 +26,7 @@ Score = Callable[[Any, Any, Tensor | None], Tensor]
 Rerun = Callable[[Mapping[fx.Node, Any]], Any]
 
 
-@method(MEAN_OVER_SAMPLES, IGNORES_LOSS, rank=8)
+@method(MEAN_OVER_SAMPLES, IGNORES_LOSS, rank=8, passes=lambda layers, choices: 0.4 * layers * choices)
 def measured(inputs: MetricInput) -> Estimate:
     """KL divergence in nats of the network with one tensor rounded from the float network.
 
@@ -53,7 +53,7 @@ def measured(inputs: MetricInput) -> Estimate:
     return averaged(inputs, _costs(inputs, divergence), shared=True)
 
 
-@method(NEEDS_LABELS, rank=8)
+@method(NEEDS_LABELS, rank=8, passes=lambda layers, choices: 0.4 * layers * choices)
 def measured_loss(inputs: MetricInput) -> Estimate:
     """Increase of the task's loss on labels; tensors are rounded and their costs added as in `measured`.
 

@@ -10,7 +10,7 @@ from mixbit.graph import Backward, Layer, Operation
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, NEEDS_LABELS, Costs, Estimate, MetricInput, averaged
 
 
-@method(MEAN_OVER_SAMPLES, NEEDS_LABELS, rank=6)
+@method(MEAN_OVER_SAMPLES, NEEDS_LABELS, rank=6, passes=lambda *_: 3)
 def modelopt(inputs: MetricInput) -> Estimate:
     """Sum over the elements of an operator's output Y of (dl/dY (Y_q - Y))^2, the mean over samples.
 

@@ -13,7 +13,14 @@ from mixbit.metrics._input import IGNORES_LOSS, IGNORES_TASK, MEAN_OVER_SAMPLES,
 from mixbit.quantization.statistics import RunningMean
 
 
-@method(MEAN_OVER_SAMPLES, IGNORES_LOSS, IGNORES_TASK, rank=5, aliases={"noise_to_signal": {"relative": True}})
+@method(
+    MEAN_OVER_SAMPLES,
+    IGNORES_LOSS,
+    IGNORES_TASK,
+    rank=5,
+    aliases={"noise_to_signal": {"relative": True}},
+    passes=lambda *_: 2,
+)
 def output_error(inputs: MetricInput, *, relative: bool = False) -> Estimate:
     """Mean square error of the operator's output, from rounding its weight plus from rounding its input.
 

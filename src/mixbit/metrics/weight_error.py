@@ -25,6 +25,7 @@ _SIZES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     IGNORES_TASK,
     rank=4,
     aliases={"weight_error_absolute": {"norm": "absolute"}, "weight_error_relative": {"norm": "relative"}},
+    passes=lambda *_: 0,
 )
 def weight_error(inputs: MetricInput, *, norm: Literal["squares", "absolute", "relative"] = "squares") -> Estimate:
     """Size of the rounding error of the weight: exact, without a run of the network.

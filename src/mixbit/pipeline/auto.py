@@ -35,6 +35,7 @@ from mixbit.graph.capture import capture_all, check_module
 from mixbit.graph.resources import note_on_uncovered
 from mixbit.metrics.measure import blank_table, measure, takes_loss
 from mixbit.pipeline.deploy import Calibrated, Candidate, Deployed, Network, deploy, write_in_float
+from mixbit.pipeline.progress import LONG_S, expected, predicted_of, size_of
 from mixbit.pipeline.settings import CHANNELS, PRUNED, ROUNDING, TRAINING, TRIALS, Run, Settings, goal_of
 from mixbit.pipeline.trials import Scoring, cheapest_plan, check_drop, searched_plan, try_score
 from mixbit.pruning.prune import prune_channels
@@ -133,7 +134,7 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
     place = next(folder for folder in run.out.absolute().parents if folder.is_dir())
     pairs = run.task.aligned(split_batches(model, batches, samples=settings.samples, folder=place))
     held_out, calibration = hold_out(pairs)
-    with run.clock("capture"):
+    with run.clock("capture") as tell:
         if settings.reestimate_batch_norms:
             model = reestimated(model, calibration)
         graph = capture_all(model, pairs.map(itemgetter(0)), settings.dynamic)
@@ -145,6 +146,7 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
         if (note := note_on_uncovered(graph)) is not None:
             _log.warning("%s", note)
         graph = equalized(graph, calibration) if settings.equalize else graph
+        tell(size_of(graph))
     evaluation = (
         held_out if eval_batches is None else run.task.aligned(split_batches(model, eval_batches, folder=place))
     )
@@ -160,6 +162,10 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
     with run.clock("try"):
         run.task = fitted(run.task, graph, calibration)
         _try(run, network, pairs)
+        metric = settings.metric if isinstance(run.goal, Budget) else None
+        cost = expected(graph, calibration, held_out, evaluation, metric, len(run.choices))
+    if cost.seconds > LONG_S:
+        _log.info("this will take %s", cost)
     return network
 
 
@@ -187,9 +193,10 @@ def pruned(run: Run, network: Network) -> Network:
     share, seed = run.settings.prune_channels, run.settings.seed
     if share == 0:
         return network
-    with run.clock("prune channels"):
+    with run.clock("prune channels") as tell:
         place = run.place(CHANNELS)
         smaller = prune_channels(network.graph, network.batches, share=share, task=run.task, seed=seed, folder=place)
+        tell(size_of(smaller))
     try:
         check_pins(smaller.layers, run.settings.pins, run.target)
     except InvalidInput as error:
@@ -204,8 +211,10 @@ def pruned(run: Run, network: Network) -> Network:
 def calibrated(run: Run, network: Network, choices: Sequence[str]) -> Calibrated:
     """What the data says of the graph's activations, and of the weights that sparse choices set to zero."""
     settings, graph, batches = run.settings, network.graph, network.batches
-    with run.clock("calibrate"):
+    with run.clock("calibrate") as tell:
         calibration = calibrate(graph, batches, ranges=settings.ranges)
+        held_out = 0 if network.held_out is batches else sum(Batches.of(network.held_out).sizes)
+        tell(f"{sum(Batches.of(batches).sizes):,} samples; {held_out:,} more are held out")
         formats = [weight for choice in choices if (weight := Scheme.parse(choice).weight)]
         case = Case(graph, batches, run.task, settings.seed)
         # measure() and quantize() look the masks up
@@ -239,7 +248,7 @@ def measured(run: Run, network: Network, budget: Budget) -> tuple[Calibrated, Se
                 binding=error.binding,
             ) from None
     known = calibrated(run, network, choices)
-    with run.clock("measure"):
+    with run.clock("measure") as tell:
         table = measure(
             graph,
             known.calibration,
@@ -249,6 +258,8 @@ def measured(run: Run, network: Network, budget: Budget) -> tuple[Calibrated, Se
             choices=choices,
             seed=settings.seed,
         ).pinned(settings.pins, only_pinned)
+        shape = f"{len(table.layers)} layers x {len(table.choices)} choices"
+        tell(f"{shape} by {table.metric}, {table.num_samples:,} samples")
     if settings.fast or "latency_ms" in budget.limits:
         with run.clock("time choices"):
             table = (faster if settings.fast else timed)(
@@ -263,10 +274,11 @@ def measured(run: Run, network: Network, budget: Budget) -> tuple[Calibrated, Se
 def planned(run: Run, known: Calibrated, table: Sensitivity, budget: Budget) -> tuple[Plan, Budget, str | None]:
     """The searched plan, the limits that it keeps, and the reason for it where only it keeps within a largest drop."""
     settings, batches = run.settings, Batches.of(known.batches)
-    with run.clock("search"):
+    with run.clock("search") as tell:
         if budget.max_drop is not None:
             scoring = scored(run, known, known.evaluation, settings.rounding)
             plan, reason = cheapest_plan(table, scoring, budget.max_drop)
+            tell(predicted_of(plan))
             return plan, Budget(weight_bytes=plan.predicted["weight_bytes"]), reason
         count = math.ceil(settings.eval_subset_ratio * len(batches))
         some = batches.at(index * len(batches) // count for index in range(count))  # from all over the data
@@ -276,6 +288,7 @@ def planned(run: Run, known: Calibrated, table: Sensitivity, budget: Budget) -> 
 
         bound, simulate = budget.limits.get("file_bytes"), partial(quantized, run, known, rounding="nearest")
         plan = found(table) if bound is None else plan_within(bound, found, table, simulate)
+        tell(predicted_of(plan))
         return plan, budget, None
 
 
@@ -313,11 +326,13 @@ def journal_of(run: Run, known: Network, batches: Sequence[Batch], rounding: str
 
 def compared(run: Run, known: Calibrated, table: Sensitivity, plan: Plan, limits: Budget) -> list[Candidate]:
     """The plan, then the uniform ones within the limits, with the nearest integers, on held-out data."""
-    with run.clock("compare with uniform plans"):
+    with run.clock("compare with uniform plans") as tell:
         uniform = {other.made_by.removeprefix("uniform "): other for other in uniform_plans(table, limits)}
         same = next((name for name, other in uniform.items() if other.layers == plan.layers), None)
         plans = {same: plan} | {name: other for name, other in uniform.items() if other.layers != plan.layers}
-        return [_candidate(run, known, other, "nearest", other.made_by, name) for name, other in plans.items()]
+        candidates = [_candidate(run, known, other, "nearest", other.made_by, name) for name, other in plans.items()]
+        tell(f"{len(candidates)} plans on held-out data")
+        return candidates
 
 
 def best_of(candidates: list[Candidate], reason: str | None) -> Candidate:
@@ -347,8 +362,9 @@ def rounded(run: Run, known: Calibrated, chosen: Candidate) -> Candidate:
     name, method = ROUNDINGS.find(run.settings.rounding)
     if method is ROUNDINGS["nearest"]:
         return chosen
-    with run.clock("round weights"):
+    with run.clock("round weights") as tell:
         other = _candidate(run, known, chosen.plan, run.settings.rounding, name)
+        tell(f"{name}: {other.divergence:.4g} nats from the float network, nearest {chosen.divergence:.4g}")
     figures = f"{other.divergence:.4g} against {chosen.divergence:.4g} nats"
     if run.drop is not None:
         reason = f"weights are rounded by {name}, as in every plan that was tried ({figures} with the nearest)"
@@ -363,8 +379,9 @@ def tuned(run: Run, known: Calibrated, chosen: Candidate) -> Candidate:
     """The candidate, fine-tuned where the flavour is qat, unless the loss on held-out data gets no less."""
     if run.settings.flavour != "qat":
         return chosen
-    with run.clock("fine-tune"):
+    with run.clock("fine-tune") as tell:
         training = trained(run, chosen.simulated, known, TRAINING)
+        tell(f"loss {training.losses[0]:.4g} before, {min(training.losses[1:]):.4g} after")
     simulated = chosen.simulated
     losses = f"loss on held-out data {training.losses[0]:.4g} before, {min(training.losses[1:]):.4g} after"
     reason = f"fine-tuning made it no better and is left out ({losses})"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mixbit.core import (
     Batch,
+    Batches,
     MixbitError,
     Plan,
     Runner,
@@ -116,19 +117,21 @@ def deploy(
 ) -> Deployed:
     """Write the chosen plan's files, run the artefact, compare it, and report all figures beside the candidates'."""
     graph, batches = known.graph, known.evaluation
-    with run.clock("evaluate"):
+    with run.clock("evaluate") as tell:
         reference = Reference.recorded(chosen.simulated, run.task)
         outputs = _evaluated(run, known, candidates, chosen, reference)
+        tell(f"{outputs['chosen'].divergence:.4g} nats from the float network on {_count(batches):,} samples")
     destroyed = warning(outputs["chosen"])
     if destroyed:
         _log.warning("%s", destroyed)
     predicted = predicted_bytes(graph.layers, chosen.plan)
     with whole_folder(run.out, last=RESULT_FILE, force=run.force, also=files_of_a_result(run.out)) as folder:
-        with run.clock("export"):
+        with run.clock("export") as tell:
             run.target.write(chosen.simulated, folder)
             run.target.try_apart(folder, [leaf.numpy() for leaf in graph.tensors(graph.example)])
             runner = run.target.load(folder, graph)
-        with run.clock("verify"):
+            tell(f"{', '.join(run.target.files)}: {file_bytes(run.target, folder):,} bytes")
+        with run.clock("verify") as tell:
             artefact = artefact_runner(runner, graph)
             deployed = evaluate(artefact, batches, run.task, "run the artefact", differing_from=reference)
             sizes = simulated_at_sizes(chosen.simulated, batches[0][0], run.task)
@@ -142,8 +145,10 @@ def deploy(
                 more=problems_of_sizes(artefact, sizes, deployed),
             )
             scores = _scores(run, known, chosen, runner)
-        with run.clock("time"):
+            tell("; ".join(comparison.problems) or "the file does what the simulation does")
+        with run.clock("time") as tell:
             float_figures, times = _beside_float(run, known, folder)
+            tell(f"{times.medians['deployed']:.3g} ms a sample, {times.medians['float']:.3g} ms in float")
         chosen.plan.save(folder / "plan.json")
         if table is not None:
             table.save(folder / "sensitivity.json")
@@ -298,6 +303,10 @@ def _beside_float(run: Run, known: Calibrated, folder: Path) -> tuple[dict[str, 
 
 def _of_outputs(outputs: dict[str, Evaluation], name: str) -> dict[str, float]:
     return figures(accuracy=outputs[name].accuracy, divergence=outputs[name].divergence)
+
+
+def _count(batches: Sequence[Batch]) -> int:
+    return sum(Batches.of(batches).sizes)
 
 
 def _bytes(graph: Graph, plan: Plan) -> int:

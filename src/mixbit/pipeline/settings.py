@@ -1,7 +1,7 @@
 """Settings of auto_quantize(), and what all its steps share."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -21,6 +21,7 @@ from mixbit.core import (
     checked_class,
     find_target,
     hidden,
+    phase,
     pick,
 )
 from mixbit.graph.capture import Dynamic
@@ -221,10 +222,11 @@ class Run:
         return tuple(dict.fromkeys((*self.choices, *beside, "float")))
 
     @contextmanager
-    def clock(self, step: str) -> Iterator[None]:
-        """Count the seconds of a step."""
+    def clock(self, step: str) -> Iterator[Callable[[str], None]]:
+        """Count the seconds of a step, and say what comes out of it: a `phase`."""
         began = time.perf_counter()
-        yield
+        with phase(step) as tell:
+            yield tell
         self.seconds[step] = self.seconds.get(step, 0.0) + time.perf_counter() - began
 
     def place(self, ending: str) -> Path:

@@ -56,8 +56,8 @@ INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize"
 FUSED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")
 #: Recurrent operators, and those that make of a layer's weight what they read.
 RECURRENT, TO_RECURRENT = ("LSTM", "GRU", "RNN"), ("Split", "Concat", "Unsqueeze")
-#: Makes onnxruntime add products exactly: where an x86 processor has no VNNI, it adds pairs of products of 8-bit weights
-#: in 16 bits, which overflow (1.31). It changes nothing elsewhere.
+#: Makes onnxruntime add products exactly: where an x86 processor has no VNNI, it adds pairs of products with 8-bit
+#: weights in 16 bits, which overflow (1.31). It changes nothing elsewhere.
 SETTINGS = {"session.x64quantprecision": "1"}
 #: Opens a session and runs it once, by the runtime alone.
 PROGRAM = f"""
@@ -351,5 +351,6 @@ TARGET = Target(
     program=PROGRAM,
     check_files=lambda folder: _read(folder / FILE),
     load_tensors=load_tensors,
+    exact='SessionOptions with add_session_config_entry("session.x64quantprecision", "1")',
     usage=usage,
 )

@@ -324,6 +324,7 @@ TARGET = Target(
     program=PROGRAM,
     check_files=_check_files,
     load_tensors=load_tensors,
+    exact='compile_model(..., "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})',
     overflows=overflows,
     usage=usage,
 )

@@ -108,6 +108,7 @@ class Comparison:
         outputs: Name of each output -> its own `relative_rms`.
         at_default_settings: `relative_rms` under the runtime's own settings, on the first batch; inf where the runtime
             fails under them, None where these are the settings compared.
+        exact_settings: How a program loads the file so that it computes as compared, see `Target.exact`.
         amplification: See there; None where the outputs are near enough.
         first_difference: The first tensor inside that differs; None where none does, or none was looked at.
         problems: Each difference from what was promised; empty when the artefact matches.
@@ -124,6 +125,7 @@ class Comparison:
     outputs: dict[str, float]
     problems: tuple[str, ...]
     at_default_settings: float | None = None
+    exact_settings: str = ""
     amplification: float | None = None
     first_difference: FirstDifference | None = None
 
@@ -144,7 +146,9 @@ class Comparison:
             )
         default = "" if self.at_default_settings is None else f", {self.at_default_settings:.2%} at default settings"
         if self.at_default_settings == math.inf:
-            default = ", does not run at the runtime's default settings (README says which to take)"
+            default = ", does not run at the runtime's default settings"
+        if (self.at_default_settings or 0) > OUTPUT_TOLERANCE:
+            default += f" (load it with {self.exact_settings})"
         return (
             f"{self.num_samples} samples: outputs differ by {self.relative_rms:.2%} of their spread (at most "
             f"{self.max_abs_diff:.3g}{each and '; ' + each}){default}{agreement}{accuracy}; weights "
@@ -335,6 +339,7 @@ def compare(
         outputs={name: group.relative_rms for name, group in worst.items()},
         problems=tuple(problems),
         at_default_settings=default,
+        exact_settings=target.exact,
         amplification=amplified,
     )
 
@@ -343,8 +348,8 @@ def compare(
 BYTES = ("i8", "u8")
 #: Why outputs may differ on some processors.
 OVERFLOW = (
-    "on this processor, which has no VNNI, the runtime's sums of products with 8-bit weights overflow: take fewer bits, "
-    "as --choices w4a8,w6a8, or verify on the processor that will run the file"
+    "on this processor, which has no VNNI, sums of products with 8-bit weights overflow in the runtime: take fewer "
+    "bits, as --choices w4a8,w6a8, or verify on the processor that will run the file"
 )
 #: What is said of a batch of other lengths.
 SHORTER = "shorter samples"

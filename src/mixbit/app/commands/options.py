@@ -1,9 +1,11 @@
 """What commands share: options, how their values are read, and how results and messages are printed."""
 
+import inspect
 import json
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +13,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mixbit.core import METHOD_PLACES, RESOURCES, TARGETS, InvalidInput, Scheme, clean, described_methods, facts_of, say
+from mixbit.core import (
+    METHOD_PLACES,
+    RESOURCES,
+    TARGETS,
+    InvalidInput,
+    Scheme,
+    clean,
+    described_methods,
+    facts_of,
+    say,
+    show,
+)
 
 if TYPE_CHECKING:
     from mixbit.models.load import LoadedModel
@@ -100,6 +113,24 @@ Ranges = Annotated[
         autocompletion=_methods("ranges"),
     ),
 ]
+
+
+def with_quiet(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the option --quiet, before which it shows nothing but results, warnings and errors."""
+
+    @wraps(command)
+    def run(*args: Any, quiet: bool = False, **options: Any) -> None:
+        if quiet:
+            show("nothing")
+        command(*args, **options)
+
+    help_ = typer.Option("--quiet", help="no progress and no messages: results, warnings and errors alone")
+    option = inspect.Parameter(
+        "quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, help_]
+    )
+    signature = inspect.signature(command)
+    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined] as inspect reads it
+    return run
 
 
 def pins_of(texts: list[str] | None) -> dict[str, str]:

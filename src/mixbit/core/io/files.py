@@ -354,9 +354,14 @@ def with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
     return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[8 + size :]])
 
 
+def has_matplotlib() -> bool:
+    """Whether pictures can be drawn."""
+    return find_spec("matplotlib") is not None
+
+
 def check_matplotlib(picture: str) -> None:
     """Raise InvalidInput, which names the picture, where matplotlib is not installed."""
-    if find_spec("matplotlib") is None:
+    if not has_matplotlib():
         raise InvalidInput(f"{picture} needs matplotlib, which is not installed; pip install 'mixbit[plot]'")
 
 

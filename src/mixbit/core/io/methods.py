@@ -20,6 +20,8 @@ from mixbit.core.errors import InvalidInput, pick
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+#: (layers, choices) -> what a method costs, in runs of the network over the data.
+Passes = Callable[[int, int], float]
 _MARK = "__mixbit_method__"
 #: Kind of method, as lists of them are called -> where its methods are, see `Methods`.
 METHOD_PLACES = {
@@ -41,9 +43,12 @@ class _Mark:
     facts: frozenset[str]
     rank: int
     aliases: Mapping[str, Mapping[str, Any]]
+    passes: Passes | None
 
 
-def method(*facts: str, rank: int = 99, aliases: Mapping[str, Mapping[str, Any]] | None = None) -> Callable[[F], F]:
+def method(
+    *facts: str, rank: int = 99, aliases: Mapping[str, Mapping[str, Any]] | None = None, passes: Passes | None = None
+) -> Callable[[F], F]:
     """Mark a function as a method of its folder; its name is the method's, its keyword-only arguments the options.
 
     Every call checks the options against their annotations: a type, a Literal, and bounds as in
@@ -53,6 +58,7 @@ def method(*facts: str, rank: int = 99, aliases: Mapping[str, Mapping[str, Any]]
         facts: What the folder needs to know about it, see `facts_of`.
         rank: Its place in lists; equal ranks stand in the order of their files' names.
         aliases: Other names -> the options that each stands for, as `{"fit_w": {"of": "weights"}}`.
+        passes: What it costs, for estimates before the work; None where that is not known.
 
     Example:
         >>> @method()
@@ -68,7 +74,7 @@ def method(*facts: str, rank: int = 99, aliases: Mapping[str, Mapping[str, Any]]
             _check_options(function.__name__, function, options)
             return function(*args, **options)
 
-        setattr(checked, _MARK, _Mark(frozenset(facts), rank, aliases or {}))
+        setattr(checked, _MARK, _Mark(frozenset(facts), rank, aliases or {}, passes))
         return cast("F", checked)
 
     return mark
@@ -78,6 +84,12 @@ def facts_of(function: Callable[..., Any]) -> frozenset[str]:
     """The facts that `method` notes about the function, whatever its options; none of a user's own function."""
     mark = getattr(getattr(function, "func", function), _MARK, None)
     return mark.facts if mark else frozenset()
+
+
+def passes_of(function: Callable[..., Any], layers: int, choices: int) -> float | None:
+    """What the function costs, in runs of the network over the data; None where that is not known."""
+    mark = getattr(getattr(function, "func", function), _MARK, None)
+    return mark.passes(layers, choices) if mark and mark.passes else None
 
 
 class Methods(Mapping[str, F]):

@@ -6,6 +6,7 @@ A run resumes where the question is the same. A digest stands for values that ar
 import hashlib
 import inspect
 import json
+import logging
 import os
 import platform
 import re
@@ -38,6 +39,8 @@ from mixbit.core.io.files import (
     write_text,
 )
 from mixbit.core.io.versions import package_version
+
+_log = logging.getLogger("mixbit")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -72,6 +75,7 @@ class Store:
         if folder is not None and (not isinstance(folder, str | Path) or not str(folder)):
             raise InvalidInput(f"folder={folder!r}: give the path of a folder, or None to keep nothing")
         self.folder = None if folder is None else Path(folder)
+        self._taken_up = False
 
     def put(self, name: str, question: Any, tensors: Mapping[str, Tensor], notes: Any = None) -> None:
         """Replace what is stored under the name; raises InvalidInput where it cannot be written."""
@@ -87,7 +91,12 @@ class Store:
         The folder is made here already: work that cannot be stored should not begin.
         """
         answered, stored = self._read(name) or (None, None)
-        return stored if answered == json.loads(_json(question)) else None
+        if answered != json.loads(_json(question)):
+            return None
+        if not self._taken_up:
+            self._taken_up = True
+            _log.info("finished work in %s is taken up: an earlier run was interrupted", self.folder)
+        return stored
 
     def check(self, name: str, question: Mapping[str, Any]) -> None:
         """Raise InvalidInput where what is stored under the name has another value for one of these fields."""
@@ -146,6 +155,7 @@ class Journal:
     def __init__(self, path: Path | None = None, about: dict[str, Any] | None = None, *, force: bool = False) -> None:
         self.path, self.about = path, dict(about or {})
         self.scores: dict[tuple[str, ...], float] = {}
+        self._unsaid = 0
         if path is None:
             return
         try:
@@ -170,10 +180,14 @@ class Journal:
             if plan is None or not isinstance(score, float | int) or not fits or line != self._line(plan, score):
                 raise InvalidInput(f"{path}: line {number} holds no plan and score; delete the file")
             self.scores[tuple(plan)] = score
+        self._unsaid = len(self.scores)
 
     def score_of(self, plan: Sequence[str], score: Callable[[], float]) -> float:
         """The score of a plan, given as its schemes in order: from the file, or else what the function returns."""
         key = tuple(plan)
+        if key in self.scores and self._unsaid:
+            _log.info("%d tried plans in %s are taken up: an earlier run was interrupted", self._unsaid, self.path)
+            self._unsaid = 0
         if key not in self.scores:
             self.scores[key] = score()
             if self.path is not None:

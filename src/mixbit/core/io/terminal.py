@@ -4,18 +4,24 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from operator import length_hint
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 T = TypeVar("T")
-_DRAWS = ContextVar("draws", default=True)
+_log = logging.getLogger("mixbit")
+#: How progress is shown: see `show`.
+Shown = Literal["bars", "lines", "nothing"]
+_shown = ContextVar[Shown]("shown", default="bars")
+#: Without a terminal a line comes for each tenth of the work, but none sooner than so many seconds after another.
+SECONDS_A_LINE = 5.0
 #: Ctrl-C, what `kill` and a shutdown send, and what a terminal that is closed sends.
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -23,20 +29,70 @@ ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 def track(items: Iterable[T], label: str | Callable[[], str], total: int | None = None) -> Generator[T, None, None]:
     """Yield the items while a bar on standard error shows the label, work done and time left.
 
-    A label that changes is a function, asked after each item. Nothing is drawn where standard error is not a terminal.
+    A label that changes is a function, asked after each item. Where standard error is not a terminal nothing is drawn,
+    or lines are said, see `show`.
     """
+    named = label if callable(label) else partial(str, label)
+    total = total or length_hint(items) or None
+    if _shown.get() == "lines" and not _is_terminal():
+        yield from _in_lines(items, named, total)
+        return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = not (_DRAWS.get() and sys.stderr.isatty())
+    hidden = _shown.get() == "nothing" or not _is_terminal()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as progress:
-        named = label if callable(label) else partial(str, label)
-
-        def text() -> str:
-            return clean(named())
-
-        task = progress.add_task(text(), total=total or length_hint(items) or None)
+        task = progress.add_task(clean(named()), total=total)
         for item in items:
             yield item
-            progress.update(task, advance=1, description=text())
+            progress.update(task, advance=1, description=clean(named()))
+
+
+def _is_terminal() -> bool:
+    return sys.stderr is not None and sys.stderr.isatty()
+
+
+def _in_lines(items: Iterable[T], named: Callable[[], str], total: int | None) -> Iterator[T]:
+    """Yield the items; of what takes long, say a line for each tenth, with the time left."""
+    began = said = time.monotonic()
+    tenth = 0
+    for count, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - said < SECONDS_A_LINE or (total and count >= total):
+            continue
+        if total is None:
+            say(f"{named()}: {count:,} so far")
+        elif count * 10 // total > tenth:
+            tenth = count * 10 // total
+            say(f"{named()}: {count / total:.0%}, {duration((now - began) * (total / count - 1))} left")
+        else:
+            continue
+        said = now
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that reads best.
+
+    Example:
+        >>> print(duration(0.05), duration(12.3), duration(200), duration(7800))
+        0.1 s 12 s 3 min 2.2 h
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def phase(name: str) -> Iterator[Callable[[str], None]]:
+    """Log, when the block ends well, the name of this step of a run, what it says of its result, and its seconds.
+
+    Yields the function that takes what is to be said; without a call nothing is logged.
+    """
+    began, texts = time.perf_counter(), list[str]()
+    yield texts.append
+    for text in texts:
+        _log.info("%s: %s (%s)", name, text, duration(time.perf_counter() - began))
 
 
 def clean(text: str) -> str:
@@ -50,7 +106,13 @@ def clean(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """Print a message on standard error, if there still is one."""
+    """Print a message on standard error, unless nothing is to be shown, see `show`."""
+    if _shown.get() != "nothing":
+        warn(text)
+
+
+def warn(text: str) -> None:
+    """Print a warning or an error on standard error, if there still is one."""
     with suppress(OSError):
         print(clean(text), file=sys.stderr)  # noqa: T201
 
@@ -60,12 +122,17 @@ class Said(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Say one message."""
-        say(record.getMessage())
+        (warn if record.levelno >= logging.WARNING else say)(record.getMessage())
 
 
-def draw_nothing() -> None:
-    """Draw no progress from now on, since another process draws that of this one."""
-    _DRAWS.set(False)
+def show(what: Shown) -> None:
+    """How progress is shown from now on.
+
+    Args:
+        what: "bars" on a terminal; "lines" too, where standard error is none; or "nothing", and no message but warnings
+            and errors, as where another process shows the progress of this one.
+    """
+    _shown.set(what)
 
 
 def end_like_interrupts() -> list[int]:
