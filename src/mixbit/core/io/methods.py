@@ -148,9 +148,8 @@ def described_methods(place: str) -> dict[str, str]:
     for file in files or [path.with_suffix(".py")]:
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef) and (marked := _decorator(node)) is not None:
-                rows.extend(
-                    _rows(node, {each.arg: ast.literal_eval(each.value) for each in marked.keywords if each.arg})
-                )
+                given = {each.arg: each.value for each in marked.keywords if each.arg in ("rank", "aliases")}
+                rows.extend(_rows(node, {name: ast.literal_eval(value) for name, value in given.items()}))
     return {name: text for _, name, text in sorted(rows, key=lambda row: row[0])}
 
 
