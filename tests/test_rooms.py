@@ -13,7 +13,7 @@ import mixbit
 PACKAGE = Path(mixbit.__file__).parent
 ROOMS = (
     "core", "graph", "searches", "quantization", "training", "metrics", "roundings", "pruning", "targets",
-    "metric_study", "results", "pipeline", "models", "datasets", "demo", "app",
+    "metric_study", "results", "report", "pipeline", "models", "datasets", "demo", "app",
 )  # fmt: skip
 METHODS = ("searches", "metrics", "roundings", "targets", "models", "datasets")
 

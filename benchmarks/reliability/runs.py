@@ -67,10 +67,14 @@ def timed(given: list[str], log: Path) -> float:
 
 
 def contents(folder: Path) -> dict[str, bytes | str]:
-    """Name -> bytes of each file of a result; of result.json all that is not a time, nor the name of a file."""
+    """Name -> bytes of each file of a result but the page; of result.json all that is no time, nor a file's name.
+
+    The page, and its digest, hold times.
+    """
     files: dict[str, bytes | str] = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
     result = json.loads(files["result.json"])
-    del result["seconds"], result["latency_ratio"]
+    del result["seconds"], result["latency_ratio"], result["command"]
+    del result["files"]["report.html"], files["report.html"]
     for part in (result["float"], result["deployed"]):
         part.pop("latency_ms", None)
     files["result.json"] = json.dumps(result)

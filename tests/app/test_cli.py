@@ -235,6 +235,27 @@ def test_quantize_then_verify_and_bench(done, again):
     assert set(report["layers"]) == {"0.weight", "3.weight"}
 
 
+def test_report_writes_the_page_again(done, run, again, tmp_path):
+    folder = copy_of(done, tmp_path)
+    page = (folder / "report.html").read_text()
+    assert "mixbit quantize net.py:model --data" in page
+    (folder / "report.html").write_text("something else")
+    status, _, err = again(folder)
+    assert (status, "report.html is not the file verified then" in err) == (4, True)
+    status, out, _ = run("report", folder, "--json")
+    assert status == 0
+    assert json.loads(out) == {"report": str(folder / "report.html"), "bytes": len(page.encode())}
+    assert (folder / "report.html").read_text() == page
+    assert again(folder)[0] == 0
+    status, out, _ = run("report", folder)
+    assert (status, out) == (0, f"written to {folder / 'report.html'}\n")
+    edit(folder / "result.json", lambda result: result.update(version=2))
+    status, _, err = run("report", folder)
+    assert status == 2
+    assert re.search(r"result\.json: .*version.*2", err), err
+    assert run("report", tmp_path / "nothing")[0] == 2
+
+
 def test_quantize_json_is_the_result_file(written):
     folder, printed = written
     assert json.loads(printed) == json.loads((folder / "result.json").read_text())

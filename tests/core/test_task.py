@@ -264,3 +264,24 @@ def test_labels_that_are_the_tokens_themselves_are_those_of_the_next():
     ):
         ((_, moved),) = task.aligned([(inputs, given)])
         assert moved is None if expected is None else torch.equal(moved, expected)
+
+
+def test_a_task_is_named_by_a_text_too():
+    assert Task.of("language") == Task.language()
+    assert Task.of(None) == CLASSIFICATION
+    assert Task.of(REGRESSION) is REGRESSION
+    with pytest.raises(InvalidInput, match=r"task 'langauge' is unknown \(did you mean language\?\)"):
+        Task.of("langauge")
+
+
+def test_rows_with_one_1_are_class_numbers_and_others_stay():
+    x = torch.zeros(3, 2)
+    for labels in (torch.eye(3), torch.eye(3, dtype=torch.long), torch.eye(3, dtype=torch.bool)):
+        ((_, numbers),) = CLASSIFICATION.aligned([(Inputs.of(x), labels[[2, 0, 1]])])
+        assert numbers.tolist() == [2, 0, 1]
+    for labels in (torch.eye(3) * 0.5, torch.ones(3, 3), torch.tensor([[1.0], [1.0], [1.0]]), torch.tensor([1, 0, 1])):
+        ((_, same),) = CLASSIFICATION.aligned([(Inputs.of(x), labels)])
+        assert same is labels
+    own = CLASSIFICATION.with_loss(lambda output, labels: output.sum())
+    ((_, same),) = own.aligned([(Inputs.of(x), torch.eye(3))])
+    assert same.shape == (3, 3)

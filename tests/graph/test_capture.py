@@ -412,3 +412,14 @@ def test_parameters_and_random_numbers_stay_as_they_were():
 def test_modules_that_cannot_be_captured(make, message):
     with pytest.raises(InvalidInput, match=message):
         capture(make(), torch.randn(2, 3))
+
+
+def test_labels_of_a_batch_are_left_out():
+    torch.manual_seed(0)
+    model, x, labels = Several().eval(), torch.randn(4, 3), torch.arange(4)
+    wanted = capture(model, x)
+    for batch in ((x, labels), [x, labels], {"x": x, "labels": labels}):
+        graph = capture(model, batch)
+        assert len(graph.tensors(graph.example)) == 1
+        assert torch.equal(graph(x)["logits"], wanted(x)["logits"])
+    assert len(capture(model, (x, torch.randn(4, 4))).example.args) == 2, "an input that the model takes is none"

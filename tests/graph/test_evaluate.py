@@ -49,6 +49,7 @@ def test_sums_are_those_of_all_outputs_at_once(most_bytes, monkeypatch):
     logs = [each.double().log_softmax(1) for each in (wanted, given)]
     kl = functional.kl_div(logs[1], logs[0], log_target=True, reduction="none").sum(1)
     torch.testing.assert_close(done.divergences, kl, rtol=1e-5, atol=1e-7)
+    assert done.divergence_of == pytest.approx({"output": float(kl.mean())}, rel=1e-5)
     assert done.num_samples == 23
     assert done.accuracy == pytest.approx(float((given.argmax(1) == labels).float().mean()))
     assert done.answers.sum(0).tolist() == [int((given.argmax(1) == labels).sum()), 23]

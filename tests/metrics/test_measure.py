@@ -12,6 +12,7 @@ from mixbit.graph.capture import capture
 from mixbit.graph.graph import model_fingerprint
 from mixbit.metrics import Estimate
 from mixbit.metrics.measure import measure
+from mixbit.pipeline.settings import Settings
 from mixbit.quantization.calibrate import calibrate
 from mixbit.roundings.quantize import quantize
 from tests.networks import ANYTHING, Attention, Net, Residual, batches_of, plan_of
@@ -109,6 +110,17 @@ def test_the_task_reaches_the_metric(graph, batches):
     assert bits_of_the_weight.inputs.task.name == "regression"
 
 
+def test_a_task_is_named_by_a_text_too(graph, batches):
+    for task in (Task.regression(), "regression"):
+        inputs = [pair[0] for pair in batches]
+        measure(graph, inputs, target=ANYTHING, choices=["w8a8"], task=task, metric=bits_of_the_weight)
+        assert bits_of_the_weight.inputs.task.name == "regression"
+    Settings(task="segmentation").check()
+    for name in (lambda: measure(graph, batches, target=ANYTHING, task="none"), Settings(task="none").check):
+        with pytest.raises(InvalidInput, match="task 'none' is unknown; known: classification"):
+            name()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -201,7 +213,7 @@ def test_costs_that_are_all_zero_in_a_part_of_the_data_are_looked_for_in_the_res
     ("changes", "message"),
     [
         ({"graph": Residual()}, "graph: a Residual; give what capture"),
-        ({"task": "classification"}, "task: a str; give Task.classification"),
+        ({"task": 3}, "task=3: give Task.classification"),
         ({"seed": -1}, "seed=-1: give a whole number"),
         ({"seed": 1.5}, "seed=1.5: give a whole number"),
         ({"batches": None}, "data: a NoneType, not an iterable of batches"),

@@ -30,6 +30,8 @@ from mixbit.training import Training
 from tests.networks import crude_scales
 
 BUDGET = mb.Budget(mean_bits=4)
+#: What result.json names.
+FILES = {"README.md", "plan.json", "sensitivity.json", "report.html", "check.safetensors", "model.safetensors"}
 
 
 class Net(nn.Module):
@@ -99,8 +101,7 @@ def deployed(net, batches, tmp_path_factory):
 
 def test_folder_holds_everything_and_nothing_else(deployed):
     names = {path.name for path in deployed.folder.iterdir()}
-    files = {"README.md", "plan.json", "sensitivity.json", "result.json", "check.safetensors", "model.safetensors"}
-    assert names == files
+    assert names == {*FILES, "result.json"}
 
 
 def test_result_has_every_part_of_the_contract(deployed):
@@ -438,8 +439,7 @@ def test_files_that_were_changed_are_noticed(net, deployed, tmp_path):
             file.write(b" ")
         with pytest.raises(TargetMismatch, match=f"{name} (is not the file|takes .* bytes, more than)"):
             recheck(folder, model=net)
-    names = {"README.md", "plan.json", "sensitivity.json", "check.safetensors", "model.safetensors"}
-    assert names == deployed.result.files.keys()
+    assert deployed.result.files.keys() == FILES
 
 
 def test_files_have_the_permissions_of_any_new_file(deployed, tmp_path):

@@ -432,7 +432,7 @@ def test_what_is_given_is_checked_before_anything_runs(tmp_path: Path) -> None:
 
     calls: dict[str, Callable[[], Any]] = {
         "graph: a Net; give what capture": lambda: mb.prune_channels(model, [x]),  # type: ignore[arg-type]
-        "task: a str": lambda: mb.prune_channels(graph, [x], task="regression"),  # type: ignore[arg-type]
+        "task=3: give": lambda: mb.prune_channels(graph, [x], task=3),  # type: ignore[arg-type]
         "seed=1.5": lambda: mb.prune_channels(graph, [x], seed=1.5),  # type: ignore[arg-type]
         "folder='': give the path": lambda: mb.prune_channels(graph, [x], folder=""),
         "the data fails while iterated: KeyError: 'image 7'": lambda: mb.prune_channels(graph, failing()),

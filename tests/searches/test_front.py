@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import json
+import sys
 import time
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings, strategies as st
 import mixbit as mb
 from mixbit.core.budget import Budget
 from mixbit.core.errors import InfeasibleBudget, InvalidInput
-from mixbit.searches.front import Front, front, pareto_choices
+from mixbit.searches.front import Front, front, front_to_draw, pareto_choices
 from mixbit.searches.search import search
 from tests.searches.fixtures import problem_of, small_table
 
@@ -141,6 +142,42 @@ def test_thinned_keeps_the_ends_and_no_more_than_asked(tmp_path):
     assert Front.load(tmp_path / "front.json").thinned_from == len(found)
     with pytest.raises(InvalidInput, match="1 points: give 2 or more"):
         found.thinned(1)
+
+
+def corners_of(points):
+    """Points below every line between two others, by trying all pairs."""
+
+    def is_above(x, y, one, other):
+        (a, c), (b, d) = one, other
+        return a < x < b and c + (d - c) * (x - a) / (b - a) <= y * (1 + 1e-12)
+
+    pairs = list(itertools.permutations(points, 2))
+    return [(x, y) for x, y in points if not any(is_above(x, y, *pair) for pair in pairs)]
+
+
+@pytest.mark.parametrize("tied", [(), ((0, 1), (2, 4))])
+def test_a_front_to_draw_is_all_of_a_small_front_and_the_hull_of_a_large_one(tied, monkeypatch):
+    table = dataclasses.replace(random_table(5, 3), input_ties=tied)
+    exact = front(table)
+    points = list(zip(exact.figures["weight_bytes"].tolist(), exact.figures["loss"].tolist(), strict=True))
+    drawn = front_to_draw(table, 10_000)
+    np.testing.assert_array_equal(drawn.choices, exact.choices)
+    assert len(front_to_draw(table, 7)) <= 7
+    monkeypatch.setattr(sys.modules["mixbit.searches.front"], "MOST_EXACT", 1)
+    hull = front_to_draw(table, 10_000)
+    found = list(zip(hull.figures["weight_bytes"].tolist(), hull.figures["loss"].tolist(), strict=True))
+    assert len(found) > 2
+    assert np.array(found) == pytest.approx(np.array(corners_of(points)))
+
+
+def test_a_large_front_is_drawn_in_seconds():
+    table, began = random_table(400, 7), time.process_time()
+    drawn = front_to_draw(table, 100)
+    assert time.process_time() - began < 10
+    assert 50 < len(drawn) <= 101
+    assert (np.diff(drawn.figures["weight_bytes"]) > 0).all()
+    assert (np.diff(drawn.figures["loss"]) < 0).all()
+    np.testing.assert_array_equal(table.loss[np.arange(400), drawn.choices[-1]], table.loss.min(axis=1))
 
 
 def test_budgets_that_the_front_cannot_answer():

@@ -114,6 +114,7 @@ if TYPE_CHECKING:
         Batch as Batch,
         Batches as Batches,
         Inputs as Inputs,
+        Labels as Labels,
         as_given as as_given,
         differing as differing,
         hold_out as hold_out,
@@ -122,6 +123,7 @@ if TYPE_CHECKING:
         split_all as split_all,
         split_batch as split_batch,
         split_batches as split_batches,
+        unlabelled as unlabelled,
     )
     from mixbit.core.heads import (
         Head as Head,

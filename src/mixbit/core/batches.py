@@ -257,6 +257,15 @@ def labels_at(labels: Labels | None, rows: Any) -> Labels | None:
     return labels[rows] if isinstance(rows, slice) else [labels[row] for row in rows]
 
 
+def unlabelled(model: nn.Module, batch: Any) -> Inputs:
+    """Inputs of one batch as the model's forward takes them: what `split_batches` takes for labels is left out."""
+    if isinstance(batch, Mapping):
+        return Inputs.of({name: value for name, value in batch.items() if name != "labels"})
+    if isinstance(batch, tuple | list) and len(batch) > 1:
+        return Inputs.of(tuple(batch[: _num_inputs(model, batch)]))
+    return Inputs.of(batch)
+
+
 def loaded(batches: Iterable[Any]) -> Iterator[Any]:
     """The batches in order; raises InvalidInput where they are no iterable of batches, or yielding one fails."""
     if isinstance(batches, Mapping | Tensor | str) or not isinstance(batches, Iterable):

@@ -155,6 +155,11 @@ class Task:
             raise InvalidInput(f"task {text!r}: write OUTPUT=TASK,..., each output once, as in boxes=regression")
         return cls.multi({output: cls(pick("task", task, TASKS)) for output, _, task in pairs})
 
+    @classmethod
+    def of(cls, task: "Task | str | None") -> "Task":
+        """The task itself, that of a text as `named` reads it, or classification for None."""
+        return cls.classification() if task is None else cls.named(task) if isinstance(task, str) else task
+
     def __str__(self) -> str:
         parts = ",".join(f"{output}={task.name}" for output, task in self.tasks.items())
         return f"{self.name}:{parts}" if parts else self.name
@@ -280,14 +285,16 @@ class Task:
         return next(iter(self.read(returned).values()))
 
     def aligned(self, batches: Sequence[Batch]) -> Batches[Batch]:
-        """The batches; for `language`, labels that are the inputs' own tokens are moved to the position before.
+        """The batches with the labels that the task takes; a loss of the user's own gets them as they are.
 
-        Libraries of language models take such labels, and compare each output with the next one. A loss of the user's
-        own gets labels as they are.
+        For `language`, labels that are the inputs' own tokens are moved to the position before: libraries of language
+        models take such labels, and compare each output with the next one. For `classification`, labels [N, C] with
+        one 1 in each row become class numbers [N].
         """
-        if self.name != "language" or self.own_loss is not None:
+        align = {"language": _next_tokens, "classification": _class_numbers}.get(self.name)
+        if align is None or self.own_loss is not None:
             return Batches.of(batches)
-        return Batches.of(batches).map(lambda batch: (batch[0], _next_tokens(*batch)), split=True)
+        return Batches.of(batches).map(lambda batch: (batch[0], align(*batch)), split=True)
 
     def loss(self, returned: Any, labels: Any) -> Tensor:
         """The mean loss of a batch on its labels: the user's own, or the sum over the outputs that have labels.
@@ -339,11 +346,15 @@ class Task:
         At a temperature T it is T^2 KL(reference / T, outputs / T): Hinton et al. 2015. Both are as `read` returns
         them. Raises InvalidInput where their shapes differ.
         """
+        return torch.stack([*self.divergence_of(reference, outputs, temperature).values()]).sum(0)
+
+    def divergence_of(self, reference: Outputs, outputs: Outputs, temperature: float = 1.0) -> dict[str, Tensor]:
+        """Name of each output that counts -> [N] its part of `divergences`, with its weight."""
         for name, wanted in reference.items():
             if name not in outputs or outputs[name].shape != wanted.shape:
                 shapes = f"{list(outputs[name].shape) if name in outputs else None}, not {list(wanted.shape)}"
                 raise InvalidInput(f"output {name}: {shapes} as in the other network; give that of the same model")
-        return self._divergences(reference, outputs, self._costly(reference), temperature)
+        return self._divergence_of(reference, outputs, self._costly(reference), temperature)
 
     def unlabelled_divergences(self, reference: Outputs, outputs: Outputs) -> Tensor:
         """[N] as `divergences`, of the outputs that have no labels alone."""
@@ -413,13 +424,17 @@ class Task:
         return torch.stack([weight**0.5 * head.draw(outputs[name], generator) for name, head, weight in rows]).sum()
 
     @staticmethod
-    def _divergences(
+    def _divergence_of(
         reference: Outputs, outputs: Outputs, rows: Sequence[tuple[str, Head, float]], t: float = 1.0
-    ) -> Tensor:
-        parts = [
-            weight * (t**2 * head.divergence(reference[name] / t, outputs[name] / t)) for name, head, weight in rows
-        ]
-        return torch.stack(parts).sum(0)
+    ) -> dict[str, Tensor]:
+        return {
+            name: weight * (t**2 * head.divergence(reference[name] / t, outputs[name] / t))
+            for name, head, weight in rows
+        }
+
+    @classmethod
+    def _divergences(cls, reference: Outputs, outputs: Outputs, rows: Sequence[tuple[str, Head, float]]) -> Tensor:
+        return torch.stack([*cls._divergence_of(reference, outputs, rows).values()]).sum(0)
 
 
 def _look(outputs: Tensor, axis: int) -> tuple[Tensor, bool, bool]:
@@ -458,6 +473,13 @@ def _next_tokens(inputs: Inputs, labels: Labels | None) -> Labels | None:
     if not any(((leaf == labels.to(leaf.device)) | (labels.to(leaf.device) == IGNORED)).all() for leaf in like):
         return labels
     return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], IGNORED)], 1)
+
+
+def _class_numbers(_: Inputs, labels: Labels | None) -> Labels | None:
+    if not isinstance(labels, Tensor) or labels.ndim != 2 or labels.shape[1] < 2:
+        return labels
+    ones, zeros = (labels == 1).sum(1), (labels == 0).sum(1)
+    return labels.long().argmax(1) if bool(((ones == 1) & (zeros == labels.shape[1] - 1)).all()) else labels
 
 
 def main_of(names: Sequence[str]) -> str:

@@ -24,6 +24,7 @@ from mixbit.core import (
     differing,
     reason_of,
     scratch_folder,
+    unlabelled,
     unwrapped,
     users_code,
     with_pairs,
@@ -76,7 +77,8 @@ def capture(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> G
 
     Args:
         model: The trained network; it is left as it is, its training flags included.
-        example: One batch of inputs without labels: a tensor, a tuple, or a dict of keyword arguments.
+        example: One batch of inputs: a tensor, a tuple, or a dict of keyword arguments. Labels, last or under
+            `labels`, are left out.
         dynamic: Input -> further dimensions of any size, as `{"input_ids": [1], "attention_mask": [1]}` for sequences,
             or `{0: [2, 3]}` for images; of an input that is a tuple, those of each of its tensors.
 
@@ -86,7 +88,8 @@ def capture(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> G
         UnsupportedModel: `torch.export` cannot follow the code; the message names the line and the way out.
     """
     check_module(model)
-    dynamic = _by_place(model, Inputs.of(example), dynamic or {})
+    example = unlabelled(model, example)
+    dynamic = _by_place(model, example, dynamic or {})
     module, inputs, expected = exported(model, example, dynamic)
     tidy_recurrences(module.graph)
     rewrite_products(module)

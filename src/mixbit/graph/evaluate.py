@@ -117,6 +117,7 @@ class Evaluation:
         losses: Mean loss (nats, or in the user's unit) and samples of each batch with labels; empty unless asked for.
         divergences: [N] Kullback-Leibler divergence of each sample from the reference's outputs, in nats; empty
             without a reference for it.
+        divergence_of: Name of each output that counts -> its mean part of the divergence, with its weight.
         differences: Name of each output -> its difference from the reference's; empty without a reference for it.
     """
 
@@ -126,6 +127,7 @@ class Evaluation:
     answers: NDArray[np.int64]
     losses: tuple[tuple[float, int], ...]
     divergences: Tensor
+    divergence_of: Mapping[str, float]
     differences: Mapping[str, Difference]
 
     @property
@@ -171,7 +173,7 @@ def evaluate(
         InvalidInput: no batch, inputs that do not fit the graph, outputs or labels that do not fit the task, or a loss
             that is not finite; the message says in which batch, counted from 0.
     """
-    losses, divergences, seen = [], [], 0
+    losses, divergences, sums, seen = [], [], dict[str, float](), 0
     heads, differences = dict[str, Head](), dict[str, Difference]()
     answers = np.zeros((2, 2), dtype=np.int64)
     for number, (inputs, labels) in enumerate(track(batches, label)):
@@ -188,7 +190,9 @@ def evaluate(
             others = {each for each in (diverging_from, differing_from) if each is not None}
             wanted = {each: output if each is network else each.of(number, inputs) for each in others}
             if diverging_from is not None:
-                divergences.append(task.divergences(_double(wanted[diverging_from]), _double(output)))
+                parts = task.divergence_of(_double(wanted[diverging_from]), _double(output))
+                divergences.append(torch.stack([*parts.values()]).sum(0))
+                sums = {name: sums.get(name, 0.0) + float(part.sum()) for name, part in parts.items()}
         except InvalidInput as error:
             raise InvalidInput(f"batch {number}: {error}") from error
         heads = heads or task.heads_of(output)
@@ -200,7 +204,8 @@ def evaluate(
     if not seen:
         raise InvalidInput("the data holds no batch: an empty loader, or an iterator that was used up before")
     kl = torch.cat(divergences) if divergences else torch.empty(0, dtype=torch.float64)
-    return Evaluation(task, heads, seen, answers, tuple(losses), kl, differences)
+    divergence_of = {name: total / seen for name, total in sums.items()}
+    return Evaluation(task, heads, seen, answers, tuple(losses), kl, divergence_of, differences)
 
 
 def _returned(network: Graph | Callable[[Inputs], Any], inputs: Inputs) -> Any:

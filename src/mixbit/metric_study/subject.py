@@ -37,7 +37,7 @@ class Subject:
         """
         if not isinstance(parts, tuple) or len(parts) not in (3, 4) or not isinstance(parts[0], Graph):
             raise InvalidInput(f"setup: a {type(parts).__name__}; give (graph, calibration, evaluation data[, task])")
-        graph, task = parts[0], parts[3] if len(parts) == 4 else Task.classification()
+        graph, task = parts[0], Task.of(parts[3] if len(parts) == 4 else None)
         batches, evaluation = _split("calibration", parts[1], graph), _split("evaluation", parts[2], graph)
         if len({labels is None for _, labels in evaluation}) > 1:
             raise InvalidInput("evaluation data: some batches have labels and some have none; give all or none")

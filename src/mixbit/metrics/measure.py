@@ -69,7 +69,7 @@ def measure(
     batches: Iterable[Any] | Calibration,
     *,
     target: str | Target,
-    task: Task | None = None,
+    task: Task | str | None = None,
     metric: str | Metric = "fisher",
     choices: Sequence[str] | None = None,
     seed: int = 0,
@@ -85,7 +85,7 @@ def measure(
             Or a calibration of this graph, with the batches that it keeps; sparse choices take the masks that it
             holds, see `mixbit.quantization.masks`, and others by magnitude.
         target: Whose choices are offered, and whose file the bytes are counted in; its runtime is not needed.
-        task: What the outputs mean; classification where None.
+        task: What the outputs mean, as a Task or its name; classification where None.
         metric: Name of a metric, as `hawq` or `hawq:vectors=20`, or a function from a `MetricInput` to an `Estimate`.
         choices: Schemes to offer; the target's default ones where None. A layer that cannot take one is not offered it;
             instead of one whose input is ranged at run time it is offered the same weight with an input in float.
@@ -96,6 +96,7 @@ def measure(
             graph that is quantized already, or data or a calibration that does not fit, or lacks labels.
     """
     name, method = METRICS.find(metric)
+    task = Task.of(task)
     check_arguments(graph, task, seed)
     frame = dataclasses.replace(blank_table(graph, target=target, choices=choices), metric=name, seed=seed)
     if isinstance(batches, Calibration):
@@ -103,7 +104,7 @@ def measure(
         pairs = batches.batches
     else:
         pairs = split_all(batches, len(graph.example.args))
-    task = try_metric(graph, pairs, task or Task.classification(), metric)
+    task = try_metric(graph, pairs, task, metric)
     calibration = batches if isinstance(batches, Calibration) else calibrate(graph, pairs)
     schemes = tuple(Scheme.parse(choice) for choice in frame.choices)
     choose_all_scales(graph, calibration, schemes)

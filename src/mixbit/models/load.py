@@ -22,6 +22,7 @@ class LoadedModel:
         classes: Names of the classes in order, where the file tells.
         example: One batch of inputs of the right names, types and shapes, where the file tells: a tensor, a tuple or a
             dict.
+        causal: Whether it is a language model whose every output foretells the next token.
     """
 
     module: "nn.Module"
@@ -29,6 +30,7 @@ class LoadedModel:
     folder: Path | None = None
     classes: tuple[str, ...] | None = None
     example: Any = None
+    causal: bool = False
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from mixbit.pipeline.settings import Run
 from mixbit.pipeline.trials import Scoring
 from mixbit.quantization import Calibration, uniform_plan
 from mixbit.quantization.simulate import assemble
+from mixbit.report.report import write_report
+from mixbit.results.changed import changed_samples
 from mixbit.results.check_set import save_check_set
 from mixbit.results.readme import write_readme
 from mixbit.results.result import RESULT_FILE, Pruned, Result, figures, files_of_a_result, layer_rows
@@ -96,7 +98,8 @@ class Deployed:
     """What auto_quantize returns.
 
     Attributes:
-        folder: Holds plan.json, sensitivity.json, result.json, README.md, check.safetensors and the artefact.
+        folder: Holds plan.json, sensitivity.json, result.json, report.html, README.md, check.safetensors and the
+            artefact.
         plan: The plan that was deployed.
         table: The sensitivities behind it; None, and no file, where the plan was given.
         simulated: The quantized graph: evaluates and trains.
@@ -119,7 +122,8 @@ def deploy(
     graph, batches = known.graph, known.evaluation
     with run.clock("evaluate") as tell:
         reference = Reference.recorded(chosen.simulated, run.task)
-        outputs = _evaluated(run, known, candidates, chosen, reference)
+        in_float = Reference.recorded(graph, run.task)
+        outputs = _evaluated(run, known, candidates, chosen, reference, in_float)
         tell(f"{outputs['chosen'].divergence:.4g} nats from the float network on {_count(batches):,} samples")
     destroyed = warning(outputs["chosen"])
     if destroyed:
@@ -133,7 +137,10 @@ def deploy(
             tell(f"{', '.join(run.target.files)}: {file_bytes(run.target, folder):,} bytes")
         with run.clock("verify") as tell:
             artefact = artefact_runner(runner, graph)
-            deployed = evaluate(artefact, batches, run.task, "run the artefact", differing_from=reference)
+            returned = Reference.recorded(artefact, run.task)
+            deployed = evaluate(
+                returned, batches, run.task, "run the artefact", diverging_from=in_float, differing_from=reference
+            )
             sizes = simulated_at_sizes(chosen.simulated, batches[0][0], run.task)
             comparison = compare(
                 folder,
@@ -153,7 +160,7 @@ def deploy(
         if table is not None:
             table.save(folder / "sensitivity.json")
         inside = watched(chosen.simulated, first_rows(batches[0][0])) if run.target.load_tensors is not None else []
-        save_check_set(folder, graph, batches, reference, inside, comparison.num_samples)
+        checked = save_check_set(folder, graph, batches, reference, inside, comparison.num_samples)
         result = Result(
             target=run.target.name,
             task=str(run.task),
@@ -164,11 +171,18 @@ def deploy(
             untrained=_of_outputs(outputs, "untrained") if chosen.untrained else {},
             deployed=figures(
                 **{name: getattr(comparison, name) for name in COMPARED},
+                divergence=deployed.divergence,
                 score=scores.get("deployed"),
                 latency_ms=times.medians["deployed"],
             ),
+            problems=[*comparison.problems],
             latency_ratio=times.ratio("deployed", of="float"),
             outputs=comparison.outputs,
+            divergences={
+                name: figures(simulated=part, deployed=deployed.divergence_of[name])
+                for name, part in outputs["chosen"].divergence_of.items()
+            },
+            changed=changed_samples(batches, checked, run.task, in_float, returned),
             uniform=[
                 {
                     "scheme": uniform,
@@ -204,6 +218,7 @@ def deploy(
             settings=run.settings.noted(),
         )
         result = write_readme(folder, result, [tuple(leaf.shape) for leaf in graph.tensors(graph.example)], run.call)
+        result = write_report(folder, result)
         write_text(folder / RESULT_FILE, result.to_json())
     run.clear()
     return Deployed(run.out, chosen.plan, table, chosen.simulated, comparison, result)
@@ -233,13 +248,17 @@ def warning(deployed: Evaluation) -> str | None:
 
 
 def _evaluated(
-    run: Run, known: Calibrated, candidates: list[Candidate], chosen: Candidate, simulated: Reference
+    run: Run,
+    known: Calibrated,
+    candidates: list[Candidate],
+    chosen: Candidate,
+    simulated: Reference,
+    in_float: Reference,
 ) -> dict[str, Evaluation]:
     """What each network does on the evaluation data, beside the float network, and that beside the one it was cut from.
 
     `untrained` is before training, `dense` with all channels.
     """
-    in_float = Reference.recorded(known.graph, run.task)
     dense = in_float if known.dense is None else Reference.recorded(known.dense, run.task)
     networks: dict[str, Reference | Graph | None] = {"dense": dense, "float": in_float, "chosen": simulated}
     networks |= {candidate.uniform: candidate.simulated for candidate in candidates if candidate.uniform}

@@ -53,7 +53,7 @@ class Settings:
     """How a plan is made. Methods are names, or functions of the same kind.
 
     Attributes:
-        task: What the model's outputs mean.
+        task: What the model's outputs mean, or the name of that, as `Task.named` reads it.
         choices: Schemes to choose from; the target's default ones of the flavour where None.
         metric: Predicts the cost of each choice.
         search: Finds the plan.
@@ -82,7 +82,7 @@ class Settings:
         preprocessing: What was done to the data before the network, in words, to be noted there too.
     """
 
-    task: Task = field(default_factory=Task.classification)
+    task: Task | str = field(default_factory=Task.classification)
     choices: Sequence[str] | None = None
     metric: str | Metric = "fisher"
     search: str | Method = "ilp"
@@ -123,6 +123,7 @@ class Settings:
 
     def check(self) -> None:
         """Raise InvalidInput for a name that is unknown, or a number out of range."""
+        Task.of(self.task)
         METRICS.find(self.metric)
         SEARCHES.find(self.search)
         ROUNDINGS.find(self.rounding)
@@ -179,7 +180,7 @@ class Run:
             self.choices = self._with_float_inputs()
         check_writable_folder(out, force=force)
         self.goal, self.out, self.settings, self.force = goal, out, settings, force
-        self.task, self.training = settings.task, replace(settings.training, seed=settings.seed)
+        self.task, self.training = Task.of(settings.task), replace(settings.training, seed=settings.seed)
         self.seconds: dict[str, float] = {}
         self._places: set[Path] = set()
         share = settings.prune_channels

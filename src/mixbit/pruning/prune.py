@@ -99,7 +99,7 @@ def prune_channels(
     batches: Iterable[Any],
     *,
     share: float = 0.3,
-    task: Task | None = None,
+    task: Task | str | None = None,
     iterations: int = 500,
     seed: int = 0,
     folder: str | Path | None = None,
@@ -117,7 +117,7 @@ def prune_channels(
         graph: A captured graph in float.
         batches: Calibration batches; labels only where the task has a loss of the user's own. Held in memory.
         share: Of the channels, those that go together counted as one; between 0 and 1.
-        task: What the outputs mean; classification where None.
+        task: What the outputs mean, as a Task or its name; classification where None.
         iterations: Steps of Adam for each block, 0 for none: half a minute to minutes for a small network.
         seed: Random seed.
         folder: Where learned blocks are stored, so that an interrupted call resumes; None stores nothing.
@@ -126,6 +126,7 @@ def prune_channels(
         InvalidInput: a share out of range, a quantized graph, no channel that can be cut, or data that does not fit.
         UnsupportedModel: the smaller graph does not compute what the graph does without these channels.
     """
+    task = Task.of(task)
     check_arguments(graph, task, seed)
     check_share(share)
     place = Store(folder).folder
@@ -138,7 +139,6 @@ def prune_channels(
     pairs = split_all(batches, len(graph.example.args))
     for number, (inputs, _) in enumerate(pairs):
         graph.check(inputs, f"batch {number}")
-    task = task or Task.classification()
     masked, keep = _chosen(graph, pairs, share, task, seed)
     smaller = without_channels(masked, keep)
     learning = RoundingInput(graph, smaller, [inputs for inputs, _ in pairs.few()], task, seed, place)

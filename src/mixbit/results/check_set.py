@@ -1,7 +1,7 @@
 """check.safetensors: inputs, and what the simulation returns for them, to verify a folder by."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,23 +110,33 @@ class CheckSet:
                 raise ValueError(f"{name}: {tensor.dtype} {list(tensor.shape)} for {count} samples")
 
 
-def save_check_set(
-    folder: Path, graph: Graph, batches: Sequence[Batch], simulated: Reference, inside: list[Watched], evaluated: int
-) -> None:
-    """Write check.safetensors: the first samples, up to MOST_SAMPLES and MOST_BYTES, their outputs, tensors inside.
+def first_batches(batches: Sequence[Batch]) -> Iterator[tuple[int, Batch]]:
+    """Number and content of the batches that a check set holds samples of: MOST_SAMPLES or a few more.
 
-    Where dimensions are free, those of the sizes of the first batch. `evaluated` is how many samples there are in all.
+    Where dimensions are free, those of the sizes of the first batch.
     """
-    chosen, outputs_of_chosen, count = [], [], 0
-    first, _ = batches[0]
-    sizes = [leaf.shape[1:] for leaf in first.tensors]
+    count, sizes = 0, [leaf.shape[1:] for leaf in batches[0][0].tensors]
     for number, (inputs, labels) in enumerate(batches):
         if [leaf.shape[1:] for leaf in inputs.tensors] == sizes:
-            chosen.append((graph.tensors(inputs), labels))
-            outputs_of_chosen.append(simulated.of(number, inputs))
+            yield number, (inputs, labels)
             count += inputs.batch_size
         if count >= MOST_SAMPLES:
             break
+
+
+def save_check_set(
+    folder: Path, graph: Graph, batches: Sequence[Batch], simulated: Reference, inside: list[Watched], evaluated: int
+) -> int:
+    """Write check.safetensors: the first samples, up to MOST_SAMPLES and MOST_BYTES, their outputs, tensors inside.
+
+    `evaluated` is how many samples there are in all. Returns how many samples the file holds.
+    """
+    chosen, outputs_of_chosen, count = [], [], 0
+    first, _ = batches[0]
+    for number, (inputs, labels) in first_batches(batches):
+        chosen.append((graph.tensors(inputs), labels))
+        outputs_of_chosen.append(simulated.of(number, inputs))
+        count += inputs.batch_size
     columns = zip(*(tensors for tensors, _ in chosen), strict=True)
     tensors = [torch.cat(parts) if parts[0].ndim > 0 else parts[0] for parts in columns]
     per_sample = sum(tensor[:1].numel() * tensor.element_size() for tensor in tensors if tensor.ndim > 0)
@@ -150,3 +160,4 @@ def save_check_set(
     arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in stored.items()}
     arrays |= {f"inside.{number}": tensor.numbers for number, tensor in enumerate(inside)}
     save_arrays(folder / CHECK_FILE, arrays, {name: json.dumps(value) for name, value in notes.items()})
+    return size

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mixbit.core import (
-    MOST_JSON,
     Inputs,
     InvalidInput,
     Plan,
@@ -25,12 +24,11 @@ from mixbit.core import (
     Task,
     find_target,
     quoted,
-    safetensors_bytes,
-    sha256,
 )
 from mixbit.graph import Evaluation, Graph, Reference, evaluate
 from mixbit.graph.capture import capture
 from mixbit.results.check_set import CHECK_FILE, CheckSet
+from mixbit.results.digests import check_digests
 from mixbit.results.promises import broken_promises, other_names
 from mixbit.results.result import FOLDED, RESULT_FILE, Result, in_float, inside_of, layer_rows
 from mixbit.targets.latency import paired_times
@@ -144,16 +142,7 @@ def _open(folder: Path, model: nn.Module | None) -> tuple[Result, CheckSet, Grap
         raise InvalidInput(f"target {target.name} runs its file alone: leave out --model (model=...)")
     if missing := {*target.files, "plan.json", CHECK_FILE} - result.files.keys():
         raise TargetMismatch(f"{folder / RESULT_FILE}: files lacks {', '.join(sorted(missing))}; quantize again")
-    for name, digest in result.files.items():
-        path = inside_of(folder, name)
-        most = result.deployed.get("file_bytes", 0) if name in target.files else MOST_JSON
-        most = safetensors_bytes(path) if name == CHECK_FILE else most
-        if path.is_file() and (size := path.stat().st_size) > most:  # a digest reads all of it
-            of = "its header" if name == CHECK_FILE else "deployed.file_bytes, or any JSON"
-            what = f"{name} takes {size:,} bytes, more than {most:,.0f} ({of})"
-            raise TargetMismatch(f"the artefact does not match: {what}; quantize again")
-        if sha256(path) != digest:
-            raise TargetMismatch(f"the artefact does not match: {name} is not the file verified then; quantize again")
+    check_digests(folder, result, result.files)
     target.require()
     check = CheckSet.load(folder)
     if model is None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
@@ -17,6 +17,7 @@ from mixbit.core import (
     StoredWeight,
     Versions,
     find_target,
+    pick,
     read_model,
     sha256,
 )
@@ -88,8 +89,62 @@ def _possible(figures: dict[str, float]) -> dict[str, float]:
     return figures
 
 
+def _two_networks(parts: dict[str, float]) -> dict[str, float]:
+    for name in parts:
+        pick("network", name, ("simulated", "deployed"))
+    return parts
+
+
 Figures = Annotated[dict[str, float], AfterValidator(_possible)]
+Parts = Annotated[dict[str, float], AfterValidator(_two_networks)]
 Amounts = dict[str, Annotated[float, Field(ge=0)]]
+
+
+class Guess(NamedTuple):
+    """A class, and its probability."""
+
+    number: Annotated[int, Field(ge=0)]
+    probability: Annotated[float, Field(ge=0, le=1)]
+
+
+class Change(BaseModel):
+    """What one output says of a sample, in float and deployed.
+
+    Attributes:
+        float_, deployed: The top classes, where the output is one choice among classes.
+        differing: Share of answers that differ, where a sample has many.
+        distance: Root mean square difference by the root mean square in float, where numbers are no answers.
+    """
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, allow_inf_nan=False)
+
+    float_: Annotated[list[Guess], Field(alias="float")] = []
+    deployed: list[Guess] = []
+    differing: Annotated[float | None, Field(ge=0, le=1)] = None
+    distance: Annotated[float | None, Field(ge=0)] = None
+
+    @property
+    def flips(self) -> bool:
+        """Whether the top class is another one."""
+        return bool(self.float_ and self.deployed) and self.float_[0].number != self.deployed[0].number
+
+
+class ChangedSample(BaseModel):
+    """A sample that the artefact answers unlike the float network.
+
+    Attributes:
+        sample: Its number in the check set.
+        label: Its class, where it is of one.
+        divergence: Of the artefact's outputs from the float network's, in nats.
+        outputs: Name of each output -> what it says.
+    """
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    sample: Annotated[int, Field(ge=0)]
+    label: int | None
+    divergence: Annotated[float, Field(ge=0)]
+    outputs: dict[str, Change]
 
 
 def _with_ports(content: dict[str, Any]) -> dict[str, Any]:
@@ -112,9 +167,13 @@ class Result(BaseModel):
         untrained: The same before fine-tuning; empty where there was none.
         deployed: `num_samples`, those of the evaluation data, `accuracy`, `score`, `agreement`, `max_abs_diff`,
             `relative_rms`, `at_default_settings`, `amplification`, `weight_bytes`, `predicted_bytes`, `file_bytes`,
-            `latency_ms` of the artefact, see `Comparison`.
+            `latency_ms` of the artefact, see `Comparison`, and its `divergence` from the float network.
+        problems: What differed from what was promised, one sentence each; None in files of before this was noted.
         latency_ratio: The artefact's latency by the float network's, timed in turn; None where it was not.
         outputs: Name of each output -> `relative_rms` of the artefact's from the simulation's.
+        divergences: Name of each output -> its part of the divergence from the float network (nats), `simulated` and
+            `deployed`.
+        changed: The samples of the check set that changed most.
         uniform: The uniform plans within the budget: `scheme`, as `w4a8` or `w8a8d (w8 elsewhere)`, `accuracy`,
             `divergence`, `held_out_divergence`, `predicted_bytes`.
         pruned: What was removed before quantization; None where nothing was. `float` is the network without it.
@@ -139,8 +198,11 @@ class Result(BaseModel):
     simulated: Figures
     untrained: Figures = {}
     deployed: Figures
+    problems: list[str] | None = None
     latency_ratio: Ratio | None = None
     outputs: Amounts = {}
+    divergences: dict[str, Parts] = {}
+    changed: list[ChangedSample] = []
     uniform: list[dict[str, float | str]]
     layers: dict[str, LayerRow]
     pruned: Pruned | None = None

@@ -24,7 +24,7 @@ def quantize(
     rounding: str | Rounding = "nearest",
     bias_correction: str = "at_once",
     ranges: str | RangeMethod | None = None,
-    task: Task | None = None,
+    task: Task | str | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
 ) -> Graph:
@@ -48,7 +48,7 @@ def quantize(
         bias_correction: A name in `mixbit.quantization.biases.BIAS_CORRECTIONS`.
         ranges: A name in `mixbit.quantization.ranges.RANGES`, or a function: how ranges of activations are chosen.
             `mse` where None; a calibration has its own.
-        task: What the outputs mean, for roundings that need it; classification where None.
+        task: What the outputs mean, for roundings that need it, as a Task or its name; classification where None.
         seed: Random seed of the rounding.
         folder: Where a rounding stores finished parts, so that the same call resumes there; None stores nothing.
 
@@ -70,7 +70,7 @@ def quantize(
         raise InvalidInput(f"{what}: {_given(calibration)} is not enough; give the batches")
     corrects, place = bias_correction != "off", Store(folder).folder
     simulated = simulate(graph, plan, calibration, bias_correction=corrects)
-    task = task or Task.classification()
+    task = Task.of(task)
     with reserved(place):
         rounded = round_weights(RoundingInput(graph, simulated, inputs, task, seed, place, corrects))
     if not isinstance(rounded, Graph) or rounded.plan is None:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, overload
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, FailFast, Field
@@ -29,6 +29,8 @@ from mixbit.searches._problem import TOLERANCE, Floats, Integers, Problem
 
 #: How many steps below the cheapest plan known to be enough to look for others: scores do not fall evenly.
 PROBES = (2, 4, 8, 16, 32)
+#: A front with more points than this is drawn from its convex hull: it would take minutes and gigabytes.
+MOST_EXACT = 30_000
 #: Units of one resource: what is within a limit in one is within the same limit in the other.
 _SAME = {"weight_ratio": "weight_bytes"}
 
@@ -53,7 +55,33 @@ def front(table: Sensitivity, resource: str = "weight_bytes") -> "Front":
     Management Science 1969, for several choices an item.
     """
     problem = Problem.of(table)
-    choices = pareto_choices(problem, _whole(np.where(problem.offered, table.usage_of(resource), 0.0)))
+    return _front_of(table, resource, pareto_choices(problem, _used(table, problem, resource)))
+
+
+def front_to_draw(table: Sensitivity, number: int, resource: str = "weight_bytes") -> "Front":
+    """At most about that many points of the front, in seconds at any size: each is best at its use of the resource.
+
+    Where the front has more than MOST_EXACT points, these are of its lower convex hull alone: plans that are best at
+    some price of the resource. Between two of them lie the steps of one layer, little in a network that large.
+
+    Args:
+        table: Predicted loss and usage of every choice of every layer.
+        number: How many points, two or more.
+        resource: As `front` takes it; raises as that does.
+    """
+    problem = Problem.of(table)
+    usage = _used(table, problem, resource)
+    choices = pareto_choices(problem, usage, most=MOST_EXACT)
+    if choices is None:
+        return _front_of(table, resource, _hull_choices(problem, usage, number))
+    return _front_of(table, resource, choices).thinned(number)
+
+
+def _used(table: Sensitivity, problem: Problem, resource: str) -> Floats:
+    return _whole(np.where(problem.offered, table.usage_of(resource), 0.0))
+
+
+def _front_of(table: Sensitivity, resource: str, choices: Integers) -> "Front":
     figures = table.figures(choices)
     return Front(
         resource=resource,
@@ -75,11 +103,16 @@ def _whole(usage: Floats) -> Floats:
     return np.round(usage / (largest * 1e-12))
 
 
-def pareto_choices(problem: Problem, usage: Floats) -> Integers:
+@overload
+def pareto_choices(problem: Problem, usage: Floats) -> Integers: ...
+@overload
+def pareto_choices(problem: Problem, usage: Floats, *, most: int) -> Integers | None: ...
+def pareto_choices(problem: Problem, usage: Floats, *, most: int | None = None) -> Integers | None:
     """[N, L] every choice that no other beats, by ascending use [L, C] of the resource and so descending loss.
 
     Unit after unit, each choice on the front so far is joined with each of the unit's, and joined ones that another
     beats go: every continuation of a beaten choice would be beaten too. The problem's limits do not count.
+    None where there are more than `most`, of all units or of the first ones.
     """
     loss, used = np.zeros(1), np.zeros(1)
     stages: list[tuple[Integers, Integers, Integers, Integers]] = []
@@ -90,12 +123,57 @@ def pareto_choices(problem: Problem, usage: Floats) -> Integers:
         unbeaten = _unbeaten(joined_loss, joined_used)
         stages.append((unit, options, unbeaten // len(loss), unbeaten % len(loss)))
         loss, used = joined_loss[unbeaten], joined_used[unbeaten]
+        if most is not None and len(loss) > most:
+            return None
     # contiguous columns: written, and later added up, layer by layer
     choices, at = np.zeros((len(problem.loss), len(loss)), dtype=np.int64).T, np.arange(len(loss))
     for unit, options, option, parent in reversed(stages):
         choices[:, unit] = options[option[at]]
         at = parent[at]
     return choices
+
+
+def _hull_choices(problem: Problem, usage: Floats, number: int) -> Integers:
+    """[N, L] choices on the front's lower convex hull, by ascending use; about `number` of them, the ends among them.
+
+    From the cheapest choice of all units on, each step takes one unit to its next choice, the step that loses most for
+    what it uses first. (Everett 1963: what is best at a price is best at its use.)
+    """
+    choice, steps = np.zeros(len(problem.loss), dtype=np.int64), list[tuple[float, float, int]]()
+    hulls: list[tuple[Integers, Integers]] = []
+    for place, unit in enumerate(problem.units):
+        options = _options(problem, unit, usage)
+        loss, used = (values[unit, options].sum(axis=1) for values in (problem.loss, usage))
+        corners = _lower_hull(used, loss)
+        hulls.append((unit, options[corners]))
+        choice[unit] = options[corners[0]]
+        gained, spent = -np.diff(loss[corners]), np.diff(used[corners])
+        steps += zip((-gained / spent).tolist(), spent.tolist(), [place] * len(spent), strict=True)
+    steps.sort()  # within a unit the slopes fall, so that its steps keep their order
+    spent = np.cumsum([0.0, *(step[1] for step in steps)])
+    kept = set(np.searchsorted(spent, np.linspace(0, spent[-1], number), side="left").tolist())
+    rows, at = [choice.copy()], [0] * len(hulls)
+    for count, (_, _, place) in enumerate(steps, 1):
+        at[place] += 1
+        unit, options = hulls[place]
+        choice[unit] = options[at[place]]
+        if count in kept:
+            rows.append(choice.copy())
+    return np.array(rows)
+
+
+def _lower_hull(used: Floats, loss: Floats) -> Integers:
+    """Indices of the corners below all other points, which come by ascending use and descending loss."""
+    corners: list[int] = []
+    for index in range(len(used)):
+        while len(corners) > 1:
+            first, second = corners[-2:]
+            rises = (loss[index] - loss[first]) * (used[second] - used[first])
+            if rises > (loss[second] - loss[first]) * (used[index] - used[first]):
+                break
+            corners.pop()
+        corners.append(index)
+    return np.array(corners)
 
 
 def _unbeaten(loss: Floats, used: Floats) -> Integers:

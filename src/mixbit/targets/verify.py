@@ -164,7 +164,7 @@ def verify(
     simulated: Graph,
     batches: Iterable[Any],
     *,
-    task: Task | None = None,
+    task: Task | str | None = None,
     layers: bool = False,
 ) -> Comparison:
     """Run the artefact in its runtime on real batches and compare it with the simulation.
@@ -174,7 +174,7 @@ def verify(
         graph: The captured graph in float.
         simulated: The quantized graph that was exported.
         batches: Data, with labels where there are any.
-        task: What the outputs mean; classification where None.
+        task: What the outputs mean, as a Task or its name; classification where None.
         layers: Whether to look for the first tensor inside that differs, on a few samples of the first batch.
 
     Raises:
@@ -184,7 +184,7 @@ def verify(
     """
     plan = plan_of(simulated)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    task = task or Task.classification()
+    task = Task.of(task)
     pairs = task.aligned(split_all(batches, len(graph.example.args)))
     task = fitted(task, graph, pairs)
     target = find_target(plan.target)

@@ -33,7 +33,7 @@ def finetune(
     graph: Graph,
     batches: Iterable[Any],
     *,
-    task: Task | None = None,
+    task: Task | str | None = None,
     epochs: int = 3,
     teacher: Graph | None = None,
     eval_batches: Iterable[Any] | None = None,
@@ -51,7 +51,7 @@ def finetune(
         graph: What `quantize` returned, or a float graph; it is left as it is.
         batches: Any iterable that can be gone through again, shuffled and augmented by its owner; of a list, the
             batches are shuffled. Labels last or under `labels`; not needed with a teacher.
-        task: What the outputs mean; classification where None.
+        task: What the outputs mean, as a Task or its name; classification where None.
         epochs: How many times to go through the batches.
         teacher: The float graph to distil from.
         eval_batches: Held-out data; of a list of batches every fourth where None.
@@ -62,12 +62,13 @@ def finetune(
     Raises:
         InvalidInput: data, settings or the checkpoint do not fit, or the loss is not finite; the message says where.
     """
+    task = Task.of(task)
     check_arguments(graph, task, 0 if settings is None else settings.seed)
     if teacher is not None:
         check_graph(teacher, "teacher")
         _check_alike(teacher, graph)
     settings, place = settings or Training(), Store(folder).folder
-    objective = Objective(task or Task.classification(), teacher, settings.distil, settings.temperature)
+    objective = Objective(task, teacher, settings.distil, settings.temperature)
     path = None if place is None else place / FILE_NAME
     with reserved(place):
         return train(

@@ -33,6 +33,12 @@ def apply(
     lr: options.LearningRate = None,
     dynamic: options.Dynamic = None,
     samples: options.Samples = None,
+    batch_size: options.BatchSize = None,
+    image_size: options.ImageSize = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    skip_broken: options.SkipBroken = False,
+    length: options.Length = None,
     task: options.TaskName = None,
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
@@ -46,7 +52,6 @@ def apply(
     check_writable_folder(out, force=force)  # before torch is loaded
     given, _ = Plan.load(plan), find_target(target)
     from mixbit.core import absolute, load_function
-    from mixbit.datasets.load import Reading, load_data
     from mixbit.pipeline.auto import auto_quantize
     from mixbit.pipeline.settings import Settings, check_given
     from mixbit.training.loop import Training
@@ -72,23 +77,27 @@ def apply(
     )
     settings.check()
     check_given(given, target, settings)
-    network = options.model_on(model, device)
-    batches = load_data(data, network)
-    evaluated = None if evaluate is None else load_data(evaluate, network).batches
-    settings = replace(
-        settings,
-        task=options.task_of(task, loss, output_weight, network),
-        train_batches=None if train is None else load_data(train, network, Reading(every_epoch=True)).batches,
-        preprocessing=batches.preprocessing,
+    reading = options.reading_of(
+        batch_size=batch_size,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        skip_broken=skip_broken,
+        length=length,
+        seed=seed,
     )
+    network = options.model_on(model, device)
+    meant = options.task_of(task, loss, output_weight, network)
+    read, preprocessing = options.data_of({"data": data, "eval": evaluate, "train": train}, network, reading, meant)
+    settings = replace(settings, task=meant, train_batches=read["train"], preprocessing=preprocessing)
     with redirect_stdout(sys.stderr):  # standard output is for results, whatever the user's code prints
         deployed = auto_quantize(
             network.module,
-            batches.batches,
+            read["data"],
             target=target,
             plan=given,
             out=out,
-            eval_batches=evaluated,
+            eval_batches=read["eval"],
             settings=settings,
             force=force,
         )

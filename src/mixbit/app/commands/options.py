@@ -2,8 +2,9 @@
 
 import inspect
 import json
+import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
@@ -27,10 +28,24 @@ from mixbit.core import (
 )
 
 if TYPE_CHECKING:
+    from mixbit.core import Task
+    from mixbit.datasets.load import Reading
     from mixbit.models.load import LoadedModel
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="file.py:function or package.module:function")]
-Data = Annotated[str, typer.Option(help="DATA: calibration batches, named like MODEL")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="file.py:function, package.module:function, or a folder with config.json and *.safetensors",
+    ),
+]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="DATA to calibrate on: a function, as MODEL; a folder or zip of pictures; .npz, .npy or .safetensors; "
+        ".txt; .csv or .tsv"
+    ),
+]
 
 
 def completing(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
@@ -106,6 +121,16 @@ Dynamic = Annotated[
     list[str] | None, typer.Option(help="INPUT:DIMENSION,..., of any size, as input_ids:1 or 0:2,3; may be repeated")
 ]
 Samples = Annotated[int | None, typer.Option(min=1, help="take the first so many samples of --data; else all")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="samples in a batch of DATA that is no function; else 32")]
+ImageSize = Annotated[str | None, typer.Option(help="HxW, as 224x224, that pictures are resized to")]
+Mean = Annotated[str | None, typer.Option(help="taken off pixels of 0 to 1, as 0.5 or 0.485,0.456,0.406")]
+Std = Annotated[str | None, typer.Option(help="divides pixels then, as 0.5 or 0.229,0.224,0.225")]
+SkipBroken = Annotated[
+    bool, typer.Option("--skip-broken", help="leave out pictures that cannot be read, and name them")
+]
+Length = Annotated[
+    int | None, typer.Option(min=1, help="tokens of a sample of text; else what the model takes, 512 at most")
+]
 Ranges = Annotated[
     str,
     typer.Option(
@@ -131,6 +156,67 @@ def with_quiet(command: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(command)
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined] as inspect reads it
     return run
+
+
+def reading_of(
+    *,
+    batch_size: int | None,
+    image_size: str | None,
+    mean: str | None,
+    std: str | None,
+    skip_broken: bool,
+    length: int | None,
+    seed: int,
+) -> "Reading":
+    """How DATA is read; raises InvalidInput for a text that is not understood, or a number out of range."""
+    from mixbit.datasets.load import Reading
+
+    parts = [] if image_size is None else image_size.lower().split("x")
+    if image_size is not None and not (len(parts) == 2 and all(part.isdecimal() for part in parts)):
+        raise InvalidInput(f"--image-size {image_size}: is not understood; write HxW, as 224x224")
+    reading = Reading(
+        batch_size=batch_size,
+        image_size=(int(parts[0]), int(parts[1])) if parts else None,
+        mean=_numbers("--mean", mean),
+        std=_numbers("--std", std),
+        skip_broken=skip_broken,
+        length=length,
+        seed=seed,
+    )
+    reading.check()
+    return reading
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    try:
+        numbers = None if text is None else tuple(map(float, text.split(",")))
+    except ValueError:
+        numbers = ()
+    if numbers is not None and not (numbers and all(map(math.isfinite, numbers))):
+        raise InvalidInput(f"{option} {text}: is not understood; write numbers, as 0.485,0.456,0.406")
+    return numbers
+
+
+def data_of(
+    specs: Mapping[str, str | None], network: "LoadedModel", reading: "Reading", task: "Task"
+) -> tuple[dict[str, Any], str | None]:
+    """Name, `data`, `eval` or `train` -> its batches, None where there is no spec; and how inputs were made of files.
+
+    The first tells names of classes.
+    """
+    from mixbit.datasets.load import load_data
+
+    read: dict[str, Any] = {}
+    preprocessing = None
+    reading = replace(reading, task=task.name)
+    for name, spec in specs.items():
+        how = replace(reading, every_epoch=name == "train")
+        loaded = None if spec is None else load_data(spec, network, how)
+        read[name] = None if loaded is None else loaded.batches
+        if loaded is not None:
+            preprocessing = preprocessing or loaded.preprocessing
+            reading = replace(reading, classes=reading.classes or loaded.classes)
+    return read, preprocessing
 
 
 def pins_of(texts: list[str] | None) -> dict[str, str]:
@@ -168,7 +254,7 @@ def function_or_name(name: str, what: str) -> Any:
 
 def task_of(
     text: str | None, loss: str | None, output_weights: list[str] | None, model: "LoadedModel | None" = None
-) -> Any:
+) -> "Task":
     """The task of that text, under the loss that the spec names: a function (output, labels) -> mean of the batch.
 
     Where there is no text, it is the task that the model tells, or classification.

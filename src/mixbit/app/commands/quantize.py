@@ -49,6 +49,12 @@ def quantize(
     lr: options.LearningRate = None,
     dynamic: options.Dynamic = None,
     samples: options.Samples = None,
+    batch_size: options.BatchSize = None,
+    image_size: options.ImageSize = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    skip_broken: options.SkipBroken = False,
+    length: options.Length = None,
     task: options.TaskName = None,
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
@@ -64,7 +70,6 @@ def quantize(
     out = out.absolute()  # the user's code may change the working folder
     check_writable_folder(out, force=force)  # before torch is loaded
     from mixbit.core import absolute, load_function
-    from mixbit.datasets.load import Reading, load_data
     from mixbit.pipeline.auto import auto_quantize
     from mixbit.pipeline.settings import Settings
     from mixbit.training.loop import Training
@@ -118,24 +123,28 @@ def quantize(
         command=("mixbit", *sys.argv[1:]),
     )
     settings.check()
+    reading = options.reading_of(
+        batch_size=batch_size,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        skip_broken=skip_broken,
+        length=length,
+        seed=seed,
+    )
     options.say_unless_used(loss, metric)
     network = options.model_on(model, device)
-    batches = load_data(data, network)
-    evaluated = None if evaluate is None else load_data(evaluate, network).batches
-    settings = replace(
-        settings,
-        task=options.task_of(task, loss, output_weight, network),
-        train_batches=None if train is None else load_data(train, network, Reading(every_epoch=True)).batches,
-        preprocessing=batches.preprocessing,
-    )
+    meant = options.task_of(task, loss, output_weight, network)
+    read, preprocessing = options.data_of({"data": data, "eval": evaluate, "train": train}, network, reading, meant)
+    settings = replace(settings, task=meant, train_batches=read["train"], preprocessing=preprocessing)
     with redirect_stdout(sys.stderr):  # standard output is for results, whatever the user's code prints
         deployed = auto_quantize(
             network.module,
-            batches.batches,
+            read["data"],
             target=target,
             budget=limits,
             out=out,
-            eval_batches=evaluated,
+            eval_batches=read["eval"],
             settings=settings,
             force=force,
         )

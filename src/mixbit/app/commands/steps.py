@@ -26,6 +26,7 @@ from mixbit.core import (
 )
 
 if TYPE_CHECKING:
+    from mixbit.datasets.load import Reading
     from mixbit.metric_study.study import Study
     from mixbit.searches.front import Front
 
@@ -49,6 +50,12 @@ def measure(
     ranges: options.Ranges = "mse",
     dynamic: options.Dynamic = None,
     samples: options.Samples = None,
+    batch_size: options.BatchSize = None,
+    image_size: options.ImageSize = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    skip_broken: options.SkipBroken = False,
+    length: options.Length = None,
     task: options.TaskName = None,
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
@@ -59,7 +66,6 @@ def measure(
 ) -> None:
     """Write the table of predicted loss increase, layers x choices."""
     from mixbit.core import split_batches
-    from mixbit.datasets.load import load_data
     from mixbit.graph.capture import capture_all
     from mixbit.graph.resources import note_on_uncovered
     from mixbit.metrics import METRICS
@@ -73,6 +79,15 @@ def measure(
 
     out = out.absolute()  # the user's code may change the working folder
     free, meant = options.dynamic_of(dynamic), options.task_of(task, loss, output_weight)
+    reading = options.reading_of(
+        batch_size=batch_size,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        skip_broken=skip_broken,
+        length=length,
+        seed=seed,
+    )
     options.say_unless_used(loss, metric)
     predictor, range_method = options.function_or_name(metric, "METRIC"), options.function_or_name(ranges, "RANGES")
     METRICS.find(predictor)
@@ -80,9 +95,9 @@ def measure(
     find_target(target).schemes(options.split(choices))
     with new_file(out, force=force), redirect_stdout(sys.stderr):
         network = options.model_on(model, device)
-        read = load_data(data, network).batches
-        batches = split_batches(network.module, read, samples=samples, folder=out.absolute().parent)
         meant = options.task_of(task, loss, output_weight, network)
+        read, _ = options.data_of({"data": data}, network, reading, meant)
+        batches = split_batches(network.module, read["data"], samples=samples, folder=out.absolute().parent)
         graph = capture_all(network.module, batches.map(itemgetter(0)), free)
         if (note := note_on_uncovered(graph)) is not None:
             say(note)
@@ -232,17 +247,18 @@ def load_subject(
     device: str,
     dynamic: dict[str | int, Any],
     samples: int | None,
+    reading: "Reading",
 ) -> tuple[Any, ...]:
     """What a study is about: the captured MODEL, DATA to calibrate and to evaluate on, and the task with its loss."""
     from mixbit.core import split_batches
-    from mixbit.datasets.load import load_data
     from mixbit.graph.capture import capture_all
 
     network = options.model_on(model, device)
-    calibration = split_batches(network.module, load_data(data[0], network).batches, samples=samples)
-    evaluated = split_batches(network.module, load_data(data[1], network).batches)
-    graph = capture_all(network.module, calibration.map(itemgetter(0)), dynamic)
     meant = options.task_of(*task, network)
+    read, _ = options.data_of(dict(zip(("data", "eval"), data, strict=True)), network, reading, meant)
+    calibration = split_batches(network.module, read["data"], samples=samples)
+    evaluated = split_batches(network.module, read["eval"])
+    graph = capture_all(network.module, calibration.map(itemgetter(0)), dynamic)
     return graph, meant.aligned(calibration), meant.aligned(evaluated), meant
 
 
@@ -259,6 +275,12 @@ def study(
     choices: options.Choices = None,
     dynamic: options.Dynamic = None,
     samples: options.Samples = None,
+    batch_size: options.BatchSize = None,
+    image_size: options.ImageSize = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    skip_broken: options.SkipBroken = False,
+    length: options.Length = None,
     task: options.TaskName = None,
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
@@ -274,9 +296,18 @@ def study(
 
     out = out.absolute()  # the user's code may change the working folder
     free, place = options.dynamic_of(dynamic), str(options.device_of(device))
+    reading = options.reading_of(
+        batch_size=batch_size,
+        image_size=image_size,
+        mean=mean,
+        std=std,
+        skip_broken=skip_broken,
+        length=length,
+        seed=seed,
+    )
     with redirect_stdout(sys.stderr):
         result = study_(
-            partial(load_subject, model, (data, evaluate), (task, loss, output_weight), place, free, samples),
+            partial(load_subject, model, (data, evaluate), (task, loss, output_weight), place, free, samples, reading),
             target=target,
             out=out,
             choices=options.split(choices),

@@ -1,0 +1,1 @@
+"""report.html: the folder of a run as one page, for people."""

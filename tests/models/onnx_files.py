@@ -1,0 +1,76 @@
+"""ONNX files made for tests: of one operator, and of a few layers."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+SEED = 0
+
+
+def saved(
+    path: Path,
+    nodes: list[Any],
+    inputs: dict[str, tuple[Any, ...] | list[Any]],
+    outputs: list[str],
+    constants: dict[str, Any],
+    *,
+    opset: int = 20,
+    kinds: dict[str, int] | None = None,
+    functions: list[Any] | None = None,
+    domains: dict[str, int] | None = None,
+) -> Path:
+    """The file of those nodes; inputs are name -> shape, float32 where `kinds` does not say otherwise."""
+    kinds = kinds or {}
+    graph = helper.make_graph(
+        nodes,
+        "test",
+        [
+            helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), shape)
+            for name, shape in inputs.items()
+        ],
+        [onnx.ValueInfoProto(name=name) for name in outputs],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    versions = [helper.make_opsetid("", opset)]
+    versions += [helper.make_opsetid(domain, version) for domain, version in (domains or {}).items()]
+    model = helper.make_model(
+        graph, opset_imports=versions, functions=functions or [], ir_version=8 if opset < 21 else 10
+    )
+    model = onnx.shape_inference.infer_shapes(model) if not domains else model
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def normal(*shape: int, seed: int = SEED) -> np.ndarray[Any, Any]:
+    """Seeded normal numbers, float32."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def small_network(path: Path, *, batch: int | str = "batch", opset: int = 13) -> Path:
+    """Two convolutions with a batch norm between, pooled, and a classifier; ReLUs between."""
+    constants = {
+        "conv1.weight": normal(8, 3, 3, 3, seed=1) * 0.3,
+        "bn.weight": np.abs(normal(8, seed=2)) + 0.5,
+        "bn.bias": normal(8, seed=3),
+        "bn.running_mean": normal(8, seed=4),
+        "bn.running_var": np.abs(normal(8, seed=5)) + 0.5,
+        "conv2.weight": normal(8, 8, 3, 3, seed=6) * 0.2,
+        "conv2.bias": normal(8, seed=7),
+        "fc.weight": normal(5, 8, seed=8),
+        "fc.bias": normal(5, seed=9),
+    }
+    make = helper.make_node
+    nodes = [
+        make("Conv", ["image", "conv1.weight"], ["a"], "conv1", pads=[1, 1, 1, 1]),
+        make("BatchNormalization", ["a", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"], ["b"], "bn"),
+        make("Relu", ["b"], ["c"], "relu1"),
+        make("Conv", ["c", "conv2.weight", "conv2.bias"], ["d"], "conv2", pads=[1, 1, 1, 1], strides=[2, 2]),
+        make("Relu", ["d"], ["e"], "relu2"),
+        make("GlobalAveragePool", ["e"], ["f"], "pool"),
+        make("Flatten", ["f"], ["g"], "flatten"),
+        make("Gemm", ["g", "fc.weight", "fc.bias"], ["logits"], "fc", transB=1),
+    ]
+    return saved(path, nodes, {"image": [batch, 3, 8, 8]}, ["logits"], constants, opset=opset)
