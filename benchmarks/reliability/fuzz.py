@@ -65,7 +65,7 @@ CHUNK = 10_000
 #: Parts of a result that nothing measures again.
 TOLD = {
     "model", "chosen", "float_", "untrained", "uniform", "pruned", "uncovered", "seconds", "latency_ratio",
-    "environment", "task",
+    "environment", "task", "command", "settings", "preprocessing", "ports",
 }  # fmt: skip
 ABOUT = {"target": "packed", "network": "0123456789abcdef"}
 STUDY = {"weights": "0123456789abcdef", "calibration": "4567", "evaluation": "89ab", "choices": ["w4a8", "w8a8"]}
@@ -188,7 +188,8 @@ def subjects(place: Path, replace: Callable[[Any, str, Any], object] = setattr) 
                 part["simulated"].pop(name, None)
             for row in part["layers"].values():
                 row.pop("executed")
-            part["files"].pop("sensitivity.json", None)  # which verifying does not need
+            for name in ("sensitivity.json", "README.md"):  # which verifying does not need
+                part["files"].pop(name, None)
             for name in ("relative_rms", "accuracy", "agreement"):
                 part["deployed"][name] = round(part["deployed"][name], 1)
             part["simulated"]["accuracy"] = round(part["simulated"]["accuracy"], 1)

@@ -38,7 +38,7 @@ def test_a_plan_by_hand_needs_no_budget_and_no_prediction(tmp_path):
         ({"layers": {"last.weight": "w9"}}, "layers: layer last.weight: scheme 'w9': weights have 2 to 8 bits"),
         ({"layers": {"last.weight": 4}}, "layers.last.weight: .*string.* \\(found 4\\)"),
         ({"layers": {}}, "layers: .*at least 1 item"),
-        ({"version": 2}, "version: .*less than or equal to 1"),
+        ({"version": 0}, "version: Input should be 1"),
         ({"target": None}, "target: .*valid string"),
         ({"budget": {"mean_bits": "four"}}, "budget.mean_bits: "),
         ({"budget": {"mean_bits": float("inf")}}, "budget.mean_bits: .*finite number"),
@@ -72,7 +72,8 @@ def test_check_model():
     plan = Plan(**STORED)
     plan.check_model(["last.weight", "first.weight"], "0123456789abcdef")
     with pytest.raises(
-        InvalidInput, match=r"layer 'last.weight' is not in this model; it has first.weight, new.weight"
+        InvalidInput,
+        match=r"layer 'last.weight' is not in this model \(did you mean first.weight\?\); it has first.weight, new",
     ):
         plan.check_model(["first.weight", "new.weight"], "0123456789abcdef")
     with pytest.raises(InvalidInput, match=r"no scheme for new.weight"):

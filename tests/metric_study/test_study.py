@@ -20,7 +20,7 @@ from mixbit.core.budget import Budget
 from mixbit.core.errors import InvalidInput
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
-from mixbit.metric_study.study import study
+from mixbit.metric_study.study import StudyFile, study
 from mixbit.metric_study.subject import Subject
 from mixbit.metrics.measure import measure
 from mixbit.roundings.quantize import quantize
@@ -55,6 +55,7 @@ def done(tmp_path_factory):
 def test_the_file_holds_all_figures(done):
     found, out, stored = done
     assert json.loads(found.to_json()) == stored
+    StudyFile.model_validate_json((out / "study.json").read_text())
     assert stored["truth"] == "accuracy"
     assert set(stored["metrics"]) == {"fisher", "few_bits", "constant", "needs_labels"}
     row = stored["metrics"]["few_bits"]

@@ -31,7 +31,7 @@ from tests.networks import crude_scales
 
 BUDGET = mb.Budget(mean_bits=4)
 #: What result.json names.
-FILES = {"plan.json", "sensitivity.json", "report.html", "check.safetensors", "model.safetensors"}
+FILES = {"README.md", "plan.json", "sensitivity.json", "report.html", "check.safetensors", "model.safetensors"}
 
 
 class Net(nn.Module):

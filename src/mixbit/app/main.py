@@ -4,26 +4,48 @@ import logging
 import os
 import signal
 import sys
-from typing import NoReturn, TextIO
+from typing import Annotated, NoReturn, TextIO
 
 import typer
 
+from mixbit.app.commands.apply import apply
 from mixbit.app.commands.demo import demo
 from mixbit.app.commands.options import with_quiet
+from mixbit.app.commands.plan import plan
 from mixbit.app.commands.quantize import quantize
 from mixbit.app.commands.report import report
+from mixbit.app.commands.schema import schema
 from mixbit.app.commands.steps import front, measure, search, study
 from mixbit.app.commands.verify import bench, list_, verify
-from mixbit.core import InvalidInput, MixbitError, Said, end_like_interrupts, show, warn
+from mixbit.core import InvalidInput, MixbitError, Said, end_like_interrupts, package_version, show, warn
 
+#: What the program is called, however it is started.
+NAME = "mixbit"
 INTERRUPTED = 130
 #: Exit code where what reads standard output ends first; that of typer.
 READ_NO_FURTHER = 1
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
-for command in (quantize, measure, search, front, verify, bench, report, study, demo):
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
+for command in (quantize, measure, search, front, apply, verify, bench, report, study, demo):
     app.command()(with_quiet(command))
+app.add_typer(plan, name="plan")
 app.command(name="list")(list_)
+app.command()(schema)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"mixbit {package_version()}")
+        raise typer.Exit
+
+
+@app.callback()
+def mixbit(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Choose bits per layer of a trained PyTorch network, write a file for its runtime, run it and verify it."""
 
 
 def main() -> None:
@@ -39,7 +61,7 @@ def main() -> None:
     log.setLevel(logging.INFO)
     show("lines")
     try:
-        status = app(standalone_mode=False)
+        status = app(standalone_mode=False, prog_name=NAME)
         (sys.stdout or sys.stderr).flush()
         if status == INTERRUPTED:
             _end(came)
@@ -53,13 +75,19 @@ def main() -> None:
         warn(f"mixbit: standard output cannot be written ({error.strerror}); files that were to be made are there")
         sys.exit(InvalidInput.exit_code)
     except typer.TyperException as error:  # wrong usage: an unknown option, a missing argument
-        warn(f"mixbit: {error.format_message().rstrip('.') or 'give a command'}; see mixbit --help")
+        warn(f"mixbit: {error.format_message().rstrip('.') or 'give a command'}; see {_words_before(error)} --help")
         sys.exit(InvalidInput.exit_code)
     except MixbitError as error:
         warn(f"mixbit: {error}")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         _end(came)
+
+
+def _words_before(error: typer.TyperException) -> str:
+    """The command that was used wrongly, as `mixbit quantize`."""
+    context = getattr(error, "ctx", None)
+    return NAME if context is None else context.command_path
 
 
 def _nowhere(number: int) -> TextIO:

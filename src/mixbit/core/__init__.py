@@ -10,6 +10,7 @@ from mixbit.core.arguments import (
 )
 from mixbit.core.budget import (
     OF_WEIGHTS as OF_WEIGHTS,
+    RESOURCES as RESOURCES,
     Budget as Budget,
     FloatArray as FloatArray,
     Limit as Limit,
@@ -57,7 +58,9 @@ from mixbit.core.io.folders import (
 )
 from mixbit.core.io.forms import form_of as form_of, forms_in as forms_in
 from mixbit.core.io.methods import (
+    METHOD_PLACES as METHOD_PLACES,
     Methods as Methods,
+    described_methods as described_methods,
     facts_of as facts_of,
     method as method,
     passes_of as passes_of,
@@ -75,6 +78,11 @@ from mixbit.core.io.terminal import (
     track as track,
     warn as warn,
 )
+from mixbit.core.io.versions import (
+    Versions as Versions,
+    package_version as package_version,
+)
+from mixbit.core.ports import BATCH as BATCH, Port as Port, Ports as Ports
 from mixbit.core.scheme import (
     INPUT_BITS as INPUT_BITS,
     WEIGHT_BITS as WEIGHT_BITS,
@@ -89,6 +97,7 @@ from mixbit.core.table import (
     Price as Price,
     Sensitivity as Sensitivity,
     Table as Table,
+    TableFile as TableFile,
     pinned_schemes as pinned_schemes,
 )
 from mixbit.core.target import (
@@ -96,6 +105,7 @@ from mixbit.core.target import (
     Runner as Runner,
     StoredWeight as StoredWeight,
     Target as Target,
+    described_targets as described_targets,
     find_target as find_target,
 )
 

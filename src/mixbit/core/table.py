@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,16 @@ from pydantic_core import core_schema
 from mixbit.core.arguments import checked, checked_class
 from mixbit.core.budget import RESOURCES, Budget, FloatArray, Limit
 from mixbit.core.errors import InvalidInput, did_you_mean, pick
-from mixbit.core.io.files import MOST_TABLE_VALUES, first_problem, model_of, read_model, write_text
+from mixbit.core.io.files import (
+    MOST_JSON,
+    MOST_TABLE_VALUES,
+    first_problem,
+    model_of,
+    read_bytes,
+    read_model,
+    write_text,
+)
+from mixbit.core.io.versions import Versions
 from mixbit.core.scheme import Scheme
 
 _Entry = Annotated[float, Field(allow_inf_nan=False)] | None
@@ -65,6 +74,8 @@ def _read_as(form: Any, read: Callable[[Any], FloatArray], write: Callable[[Floa
 Table = Annotated[FloatArray, _read_as(Annotated[list[Annotated[list[_Entry], FailFast()]], FailFast()], _array, _rows)]
 Row = Annotated[FloatArray, _read_as(Annotated[list[float], FailFast()], _row, np.ndarray.tolist)]
 
+#: Of files of plans, and of tables.
+VERSIONS = Versions()
 #: Usage that every table holds.
 USAGE = {"weight_bytes", "weight_bits", "bit_ops"}
 #: Budgets that are no sum over layers.
@@ -87,7 +98,7 @@ class Price(BaseModel):
         widens: Layer -> `w4a8 to w6a8`, what changes then, the largest gain first.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     used: float
     price: float
@@ -110,9 +121,9 @@ class Plan(BaseModel):
         made_by: The method behind it, as text for people.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
-    version: Annotated[int, Field(ge=1, le=1)] = 1
+    version: Literal[1] = 1
     target: str
     fingerprint: str
     layers: Annotated[dict[str, str], Field(min_length=1)]
@@ -147,7 +158,9 @@ class Plan(BaseModel):
         known = set(layers)
         for name in self.layers:
             if name not in known:
-                raise InvalidInput(f"plan: layer {name!r} is not in this model; it has {_some(known)}")
+                raise InvalidInput(
+                    f"plan: layer {name!r} is not in this model{did_you_mean(name, known)}; it has {_some(known)}"
+                )
         if missing := known - self.layers.keys():
             raise InvalidInput(f"plan: no scheme for {_some(missing)}; add them or plan again for this model")
         if self.fingerprint != model_fingerprint:
@@ -163,7 +176,12 @@ class Plan(BaseModel):
     @checked
     def load(cls, path: str | Path) -> "Plan":
         """Read a plan; raise InvalidInput that names the first key, layer or scheme that is wrong."""
-        return read_model(Path(path), cls, "a plan")
+        return cls.of_text(read_bytes(Path(path), MOST_JSON), path)
+
+    @classmethod
+    def of_text(cls, text: str | bytes, place: str | Path) -> "Plan":
+        """The plan that JSON text holds; raises as `load` does, with its place."""
+        return model_of(text, place, cls, "a plan", versions=VERSIONS)
 
 
 def _some(names: Iterable[str]) -> str:
@@ -402,16 +420,16 @@ class Sensitivity:
     def load(cls, path: str | Path) -> "Sensitivity":
         """Read a table that `save` wrote; raise InvalidInput for anything else."""
         what, most = "a sensitivity table", MOST_TABLE_VALUES
-        file = read_model(Path(path), _File, what, most_values=most)
+        file = read_model(Path(path), TableFile, what, versions=VERSIONS, most_values=most)
         return model_of(json.dumps(file.model_extra), path, cls, what, most_values=most)
 
 
-class _File(BaseModel):
+class TableFile(BaseModel):
     """What the file holds beside the table's own fields."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", defer_build=True)
 
-    version: Annotated[int, Field(ge=1, le=1)]
+    version: Literal[1]
     ties: Annotated[list[Any], FailFast()] = []
 
     @field_validator("ties")

@@ -1,5 +1,6 @@
 """Targets: what a runtime stores and executes, and how its files are written and run; one file each in `targets/`."""
 
+import ast
 import importlib
 import pkgutil
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,16 +17,39 @@ from numpy.typing import NDArray
 
 from mixbit.core.errors import InvalidInput, TargetMismatch, pick
 from mixbit.core.io.files import scratch_folder
+from mixbit.core.ports import Ports
 from mixbit.core.scheme import Format, Scheme
 
 #: Files of the room `targets` that hold no target, beside those whose names begin with `_`.
 VERBS = ("export", "verify", "latency", "size")
-#: Name -> module that ends with its TARGET.
+_ROOM = Path(__file__).parents[1] / "targets"
+#: Name -> module that ends with its TARGET, whose widths and note are literals.
 TARGETS = {
     file.name: f"mixbit.targets.{file.name}"
-    for file in pkgutil.iter_modules([str(Path(__file__).parents[1] / "targets")])
+    for file in pkgutil.iter_modules([str(_ROOM)])
     if not file.name.startswith("_") and file.name not in VERBS
 }
+
+
+#: What lists of targets tell.
+_TOLD = ("weight_bits", "input_bits", "note")
+
+
+def described_targets() -> dict[str, str]:
+    """Name -> the widths that it stores and executes, and its note, read from the source: it is not run."""
+    texts = {}
+    for name in TARGETS:
+        tree = ast.parse((_ROOM / f"{name}.py").read_text(encoding="utf-8"))
+        (call,) = (each.value for each in tree.body if isinstance(each, ast.Assign) and _names(each) == ["TARGET"])
+        given = call.keywords if isinstance(call, ast.Call) else []
+        facts = {each.arg: ast.literal_eval(each.value) for each in given if each.arg in _TOLD}
+        weights, inputs = (", ".join(map(str, facts[bits])) for bits in ("weight_bits", "input_bits"))
+        texts[name] = f"weights {weights} bits, inputs {inputs} or float: {facts['note']}"
+    return texts
+
+
+def _names(assigned: ast.Assign) -> list[str]:
+    return [each.id for each in assigned.targets if isinstance(each, ast.Name)]
 
 
 @dataclass(frozen=True)
@@ -47,12 +71,14 @@ class Runner:
         profile: (arrays as for `run`) -> for each operator that the runtime executes, in order, the layer that it is
             of, "" for none, and its milliseconds, read from the runtime while the files are there; None where the
             runtime does not tell.
+        names: Those of the inputs and of the outputs, as the file holds them; none where it holds none.
     """
 
     run: Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
     executed: Callable[[], dict[str, str]]
     environment: dict[str, str]
     profile: Callable[[list[NDArray[Any]]], list[tuple[str, float]]] | None = None
+    names: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
 
 
 #: (folder, names of tensors, and whether a layer's operator adds a bias) -> (arrays as for `Runner.run`) -> name ->
@@ -104,6 +130,7 @@ class Target:
         load_tensors: Opens the file with tensors inside as its outputs; None where it cannot.
         exact: How a program loads the files with the settings under which they were verified, for people.
         overflows: Whether, on this processor, the runtime's sums of products with 8-bit weights overflow.
+        usage: Ports with sizes -> language, as README.md names it, -> ten lines at most that run the file in it.
     """
 
     name: str
@@ -129,6 +156,7 @@ class Target:
     load_tensors: LoadTensors | None = None
     exact: str = ""
     overflows: Callable[[], bool] = lambda: False
+    usage: Callable[[Ports], dict[str, str]] = lambda _: {}
 
     def try_apart(self, folder: Path, arrays: Sequence[NDArray[Any]]) -> None:
         """Load a new artefact and run it once, on one array per graph input, in a process of its own.

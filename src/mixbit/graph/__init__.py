@@ -40,6 +40,7 @@ from mixbit.graph.layers import (
     stack_weights as stack_weights,
     with_layers as with_layers,
 )
+from mixbit.graph.ports import ports_of as ports_of, returned_nodes as returned_nodes
 from mixbit.graph.trial import try_data as try_data
 from mixbit.graph.walk import (
     ActivationCache as ActivationCache,

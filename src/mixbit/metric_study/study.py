@@ -11,7 +11,9 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, JsonValue
 
 from mixbit.core import (
     MEASURED,
@@ -77,6 +79,35 @@ class Study:
         fields = asdict(self)
         fields |= fields.pop("reliability")
         return json.dumps({"version": 1} | fields, indent=2, allow_nan=False) + "\n"
+
+
+#: A figure of a metric: a number, an interval, a reason, or numbers by budget; null where there is none.
+MetricFigure = float | tuple[float, float] | str | dict[str, float | None] | None
+
+
+class PlanRow(Truth):
+    """A plan and what it truly costs; `set` is `random`, `near`, or `chosen` by a metric."""
+
+    set: Literal["random", "near", "chosen"]
+
+
+class StudyFile(BaseModel):
+    """The file study.json, see `Study`."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    version: Literal[1]
+    truth: str
+    metrics: dict[str, dict[str, MetricFigure]]
+    reliability: float
+    ceiling: float | None
+    ceiling_interval: tuple[float, float] | None
+    near_reliability: float | None = None
+    near_ceiling: float | None = None
+    near_ceiling_interval: tuple[float, float] | None = None
+    plans: list[PlanRow]
+    settings: dict[str, JsonValue]
+    environment: dict[str, str]
 
 
 @checked

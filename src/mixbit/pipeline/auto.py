@@ -34,15 +34,16 @@ from mixbit.graph import Case, Graph, Reference, check_graph, evaluate, fitted, 
 from mixbit.graph.capture import capture_all, check_module
 from mixbit.graph.resources import note_on_uncovered
 from mixbit.metrics.measure import blank_table, measure, takes_loss
-from mixbit.pipeline.deploy import Candidate, Deployed, Measured, Network, deploy, write_in_float
+from mixbit.pipeline.deploy import Calibrated, Candidate, Deployed, Network, deploy, write_in_float
 from mixbit.pipeline.progress import LONG_S, expected, predicted_of, size_of
-from mixbit.pipeline.settings import CHANNELS, PRUNED, ROUNDING, TRAINING, TRIALS, Run, Settings
+from mixbit.pipeline.settings import CHANNELS, PRUNED, ROUNDING, TRAINING, TRIALS, Run, Settings, goal_of
 from mixbit.pipeline.trials import Scoring, cheapest_plan, check_drop, searched_plan, try_score
 from mixbit.pruning.prune import prune_channels
 from mixbit.quantization import calibrate, equalized, reestimated
 from mixbit.quantization.masks import choose_masks
 from mixbit.quantization.offers import check_pins, note_on_run_time_ranges
 from mixbit.quantization.ranges import RANGES
+from mixbit.quantization.simulate import activation_formats, check_plan
 from mixbit.roundings import ROUNDINGS, Rounding
 from mixbit.roundings.quantize import quantize
 from mixbit.searches.search import search, uniform_plans
@@ -61,13 +62,16 @@ def auto_quantize(
     batches: Iterable[Any],
     *,
     target: str,
-    budget: Budget,
+    budget: Budget | None = None,
+    plan: Plan | None = None,
     out: str | Path,
     eval_batches: Iterable[Any] | None = None,
     settings: Settings | None = None,
     force: bool = False,
 ) -> Deployed:
     """Measure, search, quantize, export, run the artefact and compare; write everything into one folder.
+
+    Where a plan is given instead of a budget, nothing is measured or searched: that plan is deployed.
 
     The plan is never worse than the best uniform plan within the budget, by mean KL divergence from the float network
     on data that is held out of calibration: where the searched plan is worse, the uniform one is deployed. Plans are
@@ -87,6 +91,7 @@ def auto_quantize(
         batches: Calibration data; labels are allowed and not needed.
         target: Name of the target.
         budget: Limits that the plan keeps, or the largest drop of accuracy.
+        plan: Instead of a budget: the plan, for this network and target.
         out: Folder for the results; it appears whole or not at all.
         eval_batches: Data to report on; the held-out calibration data where None.
         settings: How the plan is made.
@@ -100,23 +105,26 @@ def auto_quantize(
         UnsupportedModel: the model cannot be captured or expressed by the target.
         InfeasibleBudget: no plan keeps within the budget.
     """
-    run = Run(target, budget, Path(out), settings or Settings(), force=force)
+    run = Run(target, goal_of(budget, plan), Path(out), settings or Settings(), force=force)
     with reserved(run.out), scratch_folder() as run.scratch:
         network = captured(run, model, batches, eval_batches)
+        if isinstance(run.goal, Plan):
+            known = calibrated(run, network, sorted(set(run.goal.layers.values())))
+            return deploy(run, known, None, [], tuned(run, known, rounded(run, known, as_given(run, known, run.goal))))
         notes = [note_on_run_time_ranges(network.graph.layers, run.choices)]
-        known = measured(run, pruned(run, network))
+        known, table = measured(run, pruned(run, network), run.goal)
         try:
-            plan, limits, reason = planned(run, known)
+            plan, limits, reason = planned(run, known, table, run.goal)
         except InfeasibleBudget as error:
             if not run.settings.fast:
                 raise
             left_out = "--fast (fast=True) left out what makes nothing faster: leave it away, or loosen the limit"
             raise InfeasibleBudget(f"{error}; {left_out}", reachable=error.reachable, binding=error.binding) from error
-        candidates = compared(run, known, plan, limits)
+        candidates = compared(run, known, table, plan, limits)
         chosen = tuned(run, known, rounded(run, known, best_of(candidates, reason)))
         if run.settings.fast:
-            notes.append(note_on_speed(known.table))
-        return deploy(run, known, candidates, replace(chosen, reasons=(*chosen.reasons, *filter(None, notes))))
+            notes.append(note_on_speed(table))
+        return deploy(run, known, table, candidates, replace(chosen, reasons=(*chosen.reasons, *filter(None, notes))))
 
 
 def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: Iterable[Any] | None) -> Network:
@@ -132,6 +140,9 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
         graph = capture_all(model, pairs.map(itemgetter(0)), settings.dynamic)
         check_graph(graph)
         check_exportable(graph)
+        if isinstance(run.goal, Plan):
+            check_plan(graph, run.goal)
+            activation_formats(graph, run.goal, run.target)
         if (note := note_on_uncovered(graph)) is not None:
             _log.warning("%s", note)
         graph = equalized(graph, calibration) if settings.equalize else graph
@@ -151,7 +162,8 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
     with run.clock("try"):
         run.task = fitted(run.task, graph, calibration)
         _try(run, network, pairs)
-        cost = expected(graph, calibration, held_out, evaluation, settings.metric, len(run.choices))
+        metric = settings.metric if isinstance(run.goal, Budget) else None
+        cost = expected(graph, calibration, held_out, evaluation, metric, len(run.choices))
     if cost.seconds > LONG_S:
         _log.info("this will take %s", cost)
     return network
@@ -159,8 +171,9 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
 
 def _try(run: Run, network: Network, pairs: Sequence[Batch]) -> None:
     """Raise MixbitError where labels, loss, score or drop do not fit, or the target cannot express the network."""
-    settings, graph, evaluation, drop = run.settings, network.graph, network.evaluation, run.budget.max_drop
-    try_data(graph, run.task, pairs, with_loss=takes_loss(settings.metric, run.task))
+    settings, graph, evaluation, drop = run.settings, network.graph, network.evaluation, run.drop
+    with_loss = isinstance(run.goal, Budget) and takes_loss(settings.metric, run.task)
+    try_data(graph, run.task, pairs, with_loss=with_loss)
     if evaluation is not network.held_out:
         try_data(graph, run.task, evaluation, " to evaluate on")
     if settings.train_batches is not None:
@@ -195,16 +208,37 @@ def pruned(run: Run, network: Network) -> Network:
     return replace(network, graph=smaller, dense=network.graph)
 
 
-def measured(run: Run, network: Network) -> Measured:
-    """Calibrate the graph, and predict what each choice of each layer costs."""
+def calibrated(run: Run, network: Network, choices: Sequence[str]) -> Calibrated:
+    """What the data says of the graph's activations, and of the weights that sparse choices set to zero."""
     settings, graph, batches = run.settings, network.graph, network.batches
+    with run.clock("calibrate") as tell:
+        calibration = calibrate(graph, batches, ranges=settings.ranges)
+        held_out = 0 if network.held_out is batches else sum(Batches.of(network.held_out).sizes)
+        tell(f"{sum(Batches.of(batches).sizes):,} samples; {held_out:,} more are held out")
+        formats = [weight for choice in choices if (weight := Scheme.parse(choice).weight)]
+        case = Case(graph, batches, run.task, settings.seed)
+        # measure() and quantize() look the masks up
+        choose_masks(case, calibration, graph.layers, formats, settings.importance)
+    reference = Reference.recorded(graph, run.task)
+    return Calibrated(**vars(network), calibration=calibration, reference=reference)
+
+
+def as_given(run: Run, known: Calibrated, plan: Plan) -> Candidate:
+    """The plan that the user gave."""
+    candidate = _candidate(run, known, plan, "nearest", "the plan")
+    return replace(candidate, reasons=(f"the plan that was given is deployed (made by {plan.made_by})",))
+
+
+def measured(run: Run, network: Network, budget: Budget) -> tuple[Calibrated, Sensitivity]:
+    """Calibrate the graph, and predict what each choice of each layer costs; raises InfeasibleBudget before both."""
+    settings, graph = run.settings, network.graph
     only_pinned = [scheme for scheme in dict.fromkeys(settings.pins.values()) if scheme not in run.choices]
     choices = [*run.choices, *only_pinned]
     frame = blank_table(graph, target=run.target, choices=choices).pinned(settings.pins, only_pinned)
-    limits = {name: limit for name, limit in run.budget.limits.items() if name not in MEASURED}
+    limits = {name: limit for name, limit in budget.limits.items() if name not in MEASURED}
     if limits:  # one out of reach is refused before the work
         search(frame, Budget(**limits))
-    if (bound := run.budget.limits.get("file_bytes")) is not None:
+    if (bound := budget.limits.get("file_bytes")) is not None:
         try:
             search(frame, Budget(weight_bytes=bound))
         except InfeasibleBudget as error:
@@ -213,18 +247,11 @@ def measured(run: Run, network: Network) -> Measured:
                 reachable=error.reachable,
                 binding=error.binding,
             ) from None
-    with run.clock("calibrate") as tell:
-        calibration = calibrate(graph, batches, ranges=settings.ranges)
-        held_out = 0 if network.held_out is batches else sum(Batches.of(network.held_out).sizes)
-        tell(f"{sum(Batches.of(batches).sizes):,} samples; {held_out:,} more are held out")
+    known = calibrated(run, network, choices)
     with run.clock("measure") as tell:
-        formats = [weight for choice in choices if (weight := Scheme.parse(choice).weight)]
-        case = Case(graph, batches, run.task, settings.seed)
-        # measure() and quantize() look the masks up
-        choose_masks(case, calibration, graph.layers, formats, settings.importance)
         table = measure(
             graph,
-            calibration,
+            known.calibration,
             target=run.target,
             task=run.task,
             metric=settings.metric,
@@ -233,38 +260,39 @@ def measured(run: Run, network: Network) -> Measured:
         ).pinned(settings.pins, only_pinned)
         shape = f"{len(table.layers)} layers x {len(table.choices)} choices"
         tell(f"{shape} by {table.metric}, {table.num_samples:,} samples")
-    if settings.fast or "latency_ms" in run.budget.limits:
+    if settings.fast or "latency_ms" in budget.limits:
         with run.clock("time choices"):
-            table = (faster if settings.fast else timed)(table, graph, lambda plan: quantize(graph, plan, calibration))
-    if "file_bytes" in run.budget.limits:
+            table = (faster if settings.fast else timed)(
+                table, graph, lambda plan: quantize(graph, plan, known.calibration)
+            )
+    if "file_bytes" in budget.limits:
         with run.clock("size choices"):
-            table = sized(table, lambda plan: quantize(graph, plan, calibration))
-    reference = Reference.recorded(graph, run.task)
-    return Measured(**vars(network), calibration=calibration, table=table, reference=reference)
+            table = sized(table, lambda plan: quantize(graph, plan, known.calibration))
+    return known, table
 
 
-def planned(run: Run, known: Measured) -> tuple[Plan, Budget, str | None]:
+def planned(run: Run, known: Calibrated, table: Sensitivity, budget: Budget) -> tuple[Plan, Budget, str | None]:
     """The searched plan, the limits that it keeps, and the reason for it where only it keeps within a largest drop."""
     settings, batches = run.settings, Batches.of(known.batches)
     with run.clock("search") as tell:
-        if run.budget.max_drop is not None:
+        if budget.max_drop is not None:
             scoring = scored(run, known, known.evaluation, settings.rounding)
-            plan, reason = cheapest_plan(known.table, scoring, run.budget.max_drop)
+            plan, reason = cheapest_plan(table, scoring, budget.max_drop)
             tell(predicted_of(plan))
             return plan, Budget(weight_bytes=plan.predicted["weight_bytes"]), reason
         count = math.ceil(settings.eval_subset_ratio * len(batches))
         some = batches.at(index * len(batches) // count for index in range(count))  # from all over the data
 
         def found(table: Sensitivity) -> Plan:
-            return searched_plan(table, lambda: scored(run, known, some, "nearest"), run.budget, settings.search)
+            return searched_plan(table, lambda: scored(run, known, some, "nearest"), budget, settings.search)
 
-        bound, simulate = run.budget.limits.get("file_bytes"), partial(quantized, run, known, rounding="nearest")
-        plan = found(known.table) if bound is None else plan_within(bound, found, known.table, simulate)
+        bound, simulate = budget.limits.get("file_bytes"), partial(quantized, run, known, rounding="nearest")
+        plan = found(table) if bound is None else plan_within(bound, found, table, simulate)
         tell(predicted_of(plan))
-        return plan, run.budget, None
+        return plan, budget, None
 
 
-def scored(run: Run, known: Measured, batches: Sequence[Batch], rounding: str | Rounding) -> Scoring:
+def scored(run: Run, known: Calibrated, batches: Sequence[Batch], rounding: str | Rounding) -> Scoring:
     """How plans are tried on the batches."""
     return Scoring(
         known.graph,
@@ -296,10 +324,10 @@ def journal_of(run: Run, known: Network, batches: Sequence[Batch], rounding: str
     return Journal(run.place(TRIALS), about, force=run.force)
 
 
-def compared(run: Run, known: Measured, plan: Plan, limits: Budget) -> list[Candidate]:
+def compared(run: Run, known: Calibrated, table: Sensitivity, plan: Plan, limits: Budget) -> list[Candidate]:
     """The plan, then the uniform ones within the limits, with the nearest integers, on held-out data."""
     with run.clock("compare with uniform plans") as tell:
-        uniform = {other.made_by.removeprefix("uniform "): other for other in uniform_plans(known.table, limits)}
+        uniform = {other.made_by.removeprefix("uniform "): other for other in uniform_plans(table, limits)}
         same = next((name for name, other in uniform.items() if other.layers == plan.layers), None)
         plans = {same: plan} | {name: other for name, other in uniform.items() if other.layers != plan.layers}
         candidates = [_candidate(run, known, other, "nearest", other.made_by, name) for name, other in plans.items()]
@@ -326,7 +354,7 @@ def best_of(candidates: list[Candidate], reason: str | None) -> Candidate:
     return replace(best, reasons=(reason,))
 
 
-def rounded(run: Run, known: Measured, chosen: Candidate) -> Candidate:
+def rounded(run: Run, known: Calibrated, chosen: Candidate) -> Candidate:
     """The candidate with weights rounded as the settings say, unless the divergence on held-out data is worse.
 
     The rounding stays if the budget is a largest drop: the plan keeps within the drop with that rounding.
@@ -338,7 +366,7 @@ def rounded(run: Run, known: Measured, chosen: Candidate) -> Candidate:
         other = _candidate(run, known, chosen.plan, run.settings.rounding, name)
         tell(f"{name}: {other.divergence:.4g} nats from the float network, nearest {chosen.divergence:.4g}")
     figures = f"{other.divergence:.4g} against {chosen.divergence:.4g} nats"
-    if run.budget.max_drop is not None:
+    if run.drop is not None:
         reason = f"weights are rounded by {name}, as in every plan that was tried ({figures} with the nearest)"
     elif other.divergence <= chosen.divergence:  # NaN is no improvement
         reason = f"weights are rounded by {name}, not to the nearest ({figures})"
@@ -347,7 +375,7 @@ def rounded(run: Run, known: Measured, chosen: Candidate) -> Candidate:
     return replace(chosen, simulated=other.simulated, reasons=(*chosen.reasons, reason))
 
 
-def tuned(run: Run, known: Measured, chosen: Candidate) -> Candidate:
+def tuned(run: Run, known: Calibrated, chosen: Candidate) -> Candidate:
     """The candidate, fine-tuned where the flavour is qat, unless the loss on held-out data gets no less."""
     if run.settings.flavour != "qat":
         return chosen
@@ -363,7 +391,7 @@ def tuned(run: Run, known: Measured, chosen: Candidate) -> Candidate:
     return replace(chosen, simulated=simulated, untrained=chosen.simulated, reasons=(*chosen.reasons, reason))
 
 
-def quantized(run: Run, known: Measured, plan: Plan, rounding: str | Rounding) -> Graph:
+def quantized(run: Run, known: Calibrated, plan: Plan, rounding: str | Rounding) -> Graph:
     """The plan's simulation with this rounding, and biases corrected as the settings say."""
     return quantize(
         known.graph,
@@ -392,7 +420,7 @@ def trained(run: Run, graph: Graph, network: Network, ending: str) -> Trained:
 
 
 def _candidate(
-    run: Run, known: Measured, plan: Plan, rounding: str | Rounding, label: str, uniform: str | None = None
+    run: Run, known: Calibrated, plan: Plan, rounding: str | Rounding, label: str, uniform: str | None = None
 ) -> Candidate:
     simulated = quantized(run, known, plan, rounding)
     outputs = evaluate(simulated, known.held_out, run.task, f"simulate {label}", diverging_from=known.reference)

@@ -17,7 +17,7 @@ from mixbit.core import (
     whole_folder,
     write_text,
 )
-from mixbit.graph import Evaluation, Graph, Reference, evaluate
+from mixbit.graph import Evaluation, Graph, Reference, evaluate, ports_of
 from mixbit.graph.resources import find_uncovered
 from mixbit.pipeline.settings import Run
 from mixbit.pipeline.trials import Scoring
@@ -26,6 +26,7 @@ from mixbit.quantization.simulate import assemble
 from mixbit.report.report import write_report
 from mixbit.results.changed import changed_samples
 from mixbit.results.check_set import save_check_set
+from mixbit.results.readme import write_readme
 from mixbit.results.result import RESULT_FILE, Pruned, Result, figures, files_of_a_result, layer_rows
 from mixbit.targets import first_rows, watched
 from mixbit.targets.latency import Times, paired_times
@@ -66,11 +67,10 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Measured(Network):
-    """A network and what was measured of it; `reference` is what it returns on the held-out data."""
+class Calibrated(Network):
+    """A network and what the data says of it; `reference` is what it returns on the held-out data."""
 
     calibration: Calibration
-    table: Sensitivity
     reference: Reference
 
 
@@ -98,9 +98,10 @@ class Deployed:
     """What auto_quantize returns.
 
     Attributes:
-        folder: Holds plan.json, sensitivity.json, result.json, report.html, check.safetensors and the artefact.
+        folder: Holds plan.json, sensitivity.json, result.json, report.html, README.md, check.safetensors and the
+            artefact.
         plan: The plan that was deployed.
-        table: The sensitivities behind it.
+        table: The sensitivities behind it; None, and no file, where the plan was given.
         simulated: The quantized graph: evaluates and trains.
         comparison: The artefact against the simulation.
         result: Every figure, as in result.json.
@@ -108,13 +109,15 @@ class Deployed:
 
     folder: Path
     plan: Plan
-    table: Sensitivity
+    table: Sensitivity | None
     simulated: Graph
     comparison: Comparison
     result: Result
 
 
-def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candidate) -> Deployed:
+def deploy(
+    run: Run, known: Calibrated, table: Sensitivity | None, candidates: list[Candidate], chosen: Candidate
+) -> Deployed:
     """Write the chosen plan's files, run the artefact, compare it, and report all figures beside the candidates'."""
     graph, batches = known.graph, known.evaluation
     with run.clock("evaluate") as tell:
@@ -154,7 +157,8 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
             float_figures, times = _beside_float(run, known, folder)
             tell(f"{times.medians['deployed']:.3g} ms a sample, {times.medians['float']:.3g} ms in float")
         chosen.plan.save(folder / "plan.json")
-        known.table.save(folder / "sensitivity.json")
+        if table is not None:
+            table.save(folder / "sensitivity.json")
         inside = watched(chosen.simulated, first_rows(batches[0][0])) if run.target.load_tensors is not None else []
         checked = save_check_set(folder, graph, batches, reference, inside, comparison.num_samples)
         result = Result(
@@ -208,13 +212,16 @@ def deploy(run: Run, known: Measured, candidates: list[Candidate], chosen: Candi
             files={path.name: sha256(path) for path in sorted(folder.iterdir())},
             seconds={step: round(seconds, 3) for step, seconds in run.seconds.items()},
             environment=environment() | runner.environment,
+            ports=ports_of(chosen.simulated),
+            preprocessing=run.settings.preprocessing,
             command=[*run.settings.command],
             settings=run.settings.noted(),
         )
+        result = write_readme(folder, result, [tuple(leaf.shape) for leaf in graph.tensors(graph.example)], run.call)
         result = write_report(folder, result)
         write_text(folder / RESULT_FILE, result.to_json())
     run.clear()
-    return Deployed(run.out, chosen.plan, known.table, chosen.simulated, comparison, result)
+    return Deployed(run.out, chosen.plan, table, chosen.simulated, comparison, result)
 
 
 def warning(deployed: Evaluation) -> str | None:
@@ -242,7 +249,7 @@ def warning(deployed: Evaluation) -> str | None:
 
 def _evaluated(
     run: Run,
-    known: Measured,
+    known: Calibrated,
     candidates: list[Candidate],
     chosen: Candidate,
     simulated: Reference,
@@ -269,7 +276,7 @@ def _evaluated(
     }
 
 
-def _scores(run: Run, known: Measured, chosen: Candidate, runner: Runner) -> dict[str, float]:
+def _scores(run: Run, known: Calibrated, chosen: Candidate, runner: Runner) -> dict[str, float]:
     """What the user's own function says of the float network, the simulation and the artefact; nothing without one.
 
     Where it fails, which is no reason to lose the run, a warning says so.
@@ -301,7 +308,7 @@ def write_in_float(run: Run, graph: Graph) -> None:
     run.target.write(assemble(graph, plan, [], {}), run.scratch)
 
 
-def _beside_float(run: Run, known: Measured, folder: Path) -> tuple[dict[str, float], Times]:
+def _beside_float(run: Run, known: Calibrated, folder: Path) -> tuple[dict[str, float], Times]:
     """Figures of the float network in the same runtime, and the times of both on one sample, in turn."""
     graph = known.graph
     sample = [leaf.numpy() for leaf in graph.tensors(known.evaluation[0][0].rows([0]))]

@@ -63,13 +63,13 @@ def expected(
     batches: Sequence[Batch],
     held_out: Sequence[Batch],
     evaluation: Sequence[Batch],
-    metric: str | Metric,
+    metric: str | Metric | None,
     num_choices: int,
 ) -> Cost:
     """What a run costs, from the seconds of one batch and the sizes of its tensors.
 
     With t the seconds of a sample in a forward pass in float, n_c, n_h and n_e the samples to calibrate, compare and
-    evaluate on, P the plans compared and m the passes of the metric:
+    evaluate on, P the plans compared and m the passes of the metric, 0 where there is none:
     FIXED_S + t (n_c (CALIBRATING + m) + n_h P COMPARING + n_e (P + EVALUATING)).
     Memory is what the process has now, COPIES of the weights, and ALIVE times the tensors of the largest batch.
     """
@@ -80,7 +80,7 @@ def expected(
         returned_by(graph, inputs)
         seconds = (time.perf_counter() - began) / inputs.batch_size
     counts = [sum(Batches.of(part).sizes) for part in (batches, held_out, evaluation)]
-    passes = passes_of(METRICS.find(metric)[1], len(graph.layers), num_choices)
+    passes = 0 if metric is None else passes_of(METRICS.find(metric)[1], len(graph.layers), num_choices)
     runs = counts[0] * (CALIBRATING + (passes or 0)) + counts[1] * PLANS * COMPARING + counts[2] * (PLANS + EVALUATING)
     per_sample = 4 * sum(torch.Size(shape).numel() for shape in graph.shapes.values()) / graph.example.batch_size
     weights = 4 * sum(layer.numel for layer in graph.layers)

@@ -10,6 +10,8 @@ from typing import Any
 from mixbit.core import (
     Budget,
     InvalidInput,
+    MaxDrop,
+    Plan,
     Scheme,
     Score,
     Store,
@@ -40,7 +42,7 @@ METHODS = {"metrics": METRICS, "searches": SEARCHES, "ranges": RANGES, "rounding
 TRIALS, ROUNDING, CHANNELS = "trials.jsonl", "rounding", "channels"
 PRUNED, TRAINING = "pruned.safetensors", "training.safetensors"
 #: Settings that have places of their own in result.json.
-NOTED_APART = ("model", "command")
+NOTED_APART = ("model", "command", "preprocessing")
 #: The longest time that an evaluation may be given: a week.
 LONGEST_S = 7 * 24 * 3600
 
@@ -77,6 +79,7 @@ class Settings:
         samples: How many of the first samples of the calibration data to take; all where None.
         model: Where the model came from, to be noted in result.json.
         command: The words of the command line, to be noted there too.
+        preprocessing: What was done to the data before the network, in words, to be noted there too.
     """
 
     task: Task | str = field(default_factory=Task.classification)
@@ -104,6 +107,7 @@ class Settings:
     samples: int | None = None
     model: str | None = None
     command: Sequence[str] = ()
+    preprocessing: str | None = None
 
     def noted(self) -> dict[str, Any]:
         """Name -> value of the settings that are not the default ones, and the seed, as result.json holds them.
@@ -143,8 +147,20 @@ class Settings:
         self.training.check()
 
 
+#: Settings that choose a plan.
+FOR_CHOOSING = ("choices", "metric", "search", "pins", "eval_subset_ratio", "prune_channels", "fast")
+
+
+def goal_of(budget: Budget | None, plan: Plan | None) -> Budget | Plan:
+    """The one that is given; raises InvalidInput for both or none."""
+    goals = [goal for goal in (budget, plan) if goal is not None]
+    if len(goals) != 1:
+        raise InvalidInput(f"{'both' if goals else 'neither'} of budget and plan: give one of the two")
+    return goals[0]
+
+
 class Run:
-    """What all steps share: target, budget, settings, the places of unfinished work, and the seconds of each step.
+    """What all steps share: target, budget or plan, settings, places of unfinished work, and the seconds of each step.
 
     `scratch` is a temporary folder for the network in float as the target's files, set for the time of the run.
 
@@ -153,15 +169,17 @@ class Run:
 
     scratch: Path
 
-    def __init__(self, target: str, budget: Budget, out: Path, settings: Settings, *, force: bool) -> None:
+    def __init__(self, target: str, goal: Budget | Plan, out: Path, settings: Settings, *, force: bool) -> None:
         self.target = find_target(target)
+        if isinstance(goal, Plan):
+            check_given(goal, self.target.name, settings)
         self.target.require()
         settings.check()
         self.choices = choices_of(settings.flavour, self.target, settings.choices)
         if settings.fast:
             self.choices = self._with_float_inputs()
         check_writable_folder(out, force=force)
-        self.budget, self.out, self.settings, self.force = budget, out, settings, force
+        self.goal, self.out, self.settings, self.force = goal, out, settings, force
         self.task, self.training = Task.of(settings.task), replace(settings.training, seed=settings.seed)
         self.seconds: dict[str, float] = {}
         self._places: set[Path] = set()
@@ -171,13 +189,31 @@ class Run:
                 f"prune_channels={share}: a file for {self.target.name} runs on the model's own graph, "
                 "which has all channels; take another target"
             )
-        if budget.max_drop is not None and settings.flavour == "qat":
+        if self.drop is not None and settings.flavour == "qat":
             raise InvalidInput(
                 "flavour qat: to keep within a largest drop, every plan tried would have to be trained; give a budget "
                 "instead, say the weight_bytes of the plan that --max-drop finds, or a --rounding instead of training"
             )
-        if budget.max_drop is not None and share != 0:
+        if self.drop is not None and share != 0:
             raise InvalidInput(f"prune_channels={share}: a drop would count from the pruned network; give a budget")
+
+    @property
+    def drop(self) -> MaxDrop | None:
+        """The largest drop, where that is the budget."""
+        return self.goal.max_drop if isinstance(self.goal, Budget) else None
+
+    @property
+    def call(self) -> str:
+        """The call in Python that asks for the run, but for the model and the data."""
+        goal = 'plan=mixbit.Plan.load("plan.json")'
+        if isinstance(self.goal, Budget):
+            limits = {"max_drop": self.drop.value} if self.drop is not None else self.goal.limits
+            goal = f"budget=mixbit.Budget({', '.join(f'{name}={value:g}' for name, value in limits.items())})"
+        given = ", ".join(f"{name}={value!r}" for name, value in self.settings.noted().items())
+        return (
+            f"mixbit.auto_quantize(\n    model, batches, target={self.target.name!r}, {goal}, out={str(self.out)!r},\n"
+            f"    settings=mixbit.pipeline.Settings({given}),\n)"
+        )
 
     def _with_float_inputs(self) -> tuple[str, ...]:
         """The choices, each also with its weight beside an input in float, and float."""
@@ -212,6 +248,20 @@ class Run:
                 Store(path).clear()
             else:
                 path.unlink(missing_ok=True)
+
+
+def check_given(plan: Plan, target: str, settings: Settings) -> None:
+    """Raise InvalidInput where the plan is for another target, or settings would choose one."""
+    if plan.target != target:
+        raise InvalidInput(
+            f"target {target}: the plan is for {plan.target}; give that target, or write {target} as target of the plan"
+        )
+    default = Settings()
+    for name in FOR_CHOOSING:
+        if (value := getattr(settings, name)) != getattr(default, name):
+            raise InvalidInput(f"{name}={value}: the plan is given, and nothing is chosen; leave it out")
+    if settings.flavour == "dynamic":
+        raise InvalidInput("flavour dynamic: the plan says which ranges are taken at run time; leave it out")
 
 
 def _in_json(value: Any) -> Any:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from mixbit.core import StoredWeight
+from mixbit.core import Runner, StoredWeight
 from mixbit.graph import Evaluation
 from mixbit.targets.verify import ANSWERS_TOLERANCE, OUTPUT_TOLERANCE, Comparison
 
@@ -71,6 +71,18 @@ def broken_promises(
     if not fits:
         broken.append(f"result.json: deployed.relative_rms is {said_apart:.3g}, measured {apart:.3g}")
     return broken
+
+
+def other_names(result: "Result", runner: Runner) -> list[str]:
+    """Inputs and outputs that the file calls otherwise than result.json says, a sentence each."""
+    if result.ports is None or runner.names == ([], []):
+        return []
+    said = [[port.name for port in some] for some in (result.ports.inputs, result.ports.outputs)]
+    return [
+        f"result.json: the {what} are {', '.join(wanted)}; in the file {', '.join(names)}"
+        for what, wanted, names in zip(("inputs", "outputs"), said, runner.names, strict=True)
+        if wanted != names
+    ]
 
 
 def _share(name: str, said: float | None, measured: float, count: int, all_samples: int) -> list[str]:

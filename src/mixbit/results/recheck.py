@@ -29,7 +29,7 @@ from mixbit.graph import Evaluation, Graph, Reference, evaluate
 from mixbit.graph.capture import capture
 from mixbit.results.check_set import CHECK_FILE, CheckSet
 from mixbit.results.digests import check_digests
-from mixbit.results.promises import broken_promises
+from mixbit.results.promises import broken_promises, other_names
 from mixbit.results.result import FOLDED, RESULT_FILE, Result, in_float, inside_of, layer_rows
 from mixbit.targets.latency import paired_times
 from mixbit.targets.verify import (
@@ -80,6 +80,7 @@ def recheck(folder: Path, *, model: nn.Module | None = None, layers: bool = Fals
     )
     simulated = evaluate(reference, [(check.inputs, check.labels)], task, "read the simulation")
     broken = broken_promises(result, comparison, check.evaluated, target.stored(folder), simulated, deployed)
+    broken += other_names(result, runner)
     comparison = dataclasses.replace(comparison, problems=(*comparison.problems, *broken))
     if not layers:
         return comparison

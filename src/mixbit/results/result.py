@@ -6,14 +6,16 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 from mixbit.core import (
     InvalidInput,
+    Ports,
     Scheme,
     StoredWeight,
+    Versions,
     find_target,
     pick,
     read_model,
@@ -145,6 +147,14 @@ class ChangedSample(BaseModel):
     outputs: dict[str, Change]
 
 
+def _with_ports(content: dict[str, Any]) -> dict[str, Any]:
+    return {"ports": None} | content
+
+
+#: Files of version 1 did not say what the artefact takes and returns, nor how they were made.
+VERSIONS = Versions(2, {1: _with_ports})
+
+
 class Result(BaseModel):
     """The file result.json. Parts are plain dictionaries, without the figures that do not apply.
 
@@ -170,6 +180,8 @@ class Result(BaseModel):
         uncovered: What no layer covers, with their shares of work and storage.
         files: Name of each file beside this one -> its SHA-256.
         environment: Versions, machine and settings.
+        ports: Names, types and shapes of what the artefact takes and returns; None where version 1 did not note them.
+        preprocessing: What was done to the data before the network, in words; None where that is the user's.
         command: The words of the command line that made this; none where Python code did.
         settings: Name -> value of the settings that are not the default ones, and the seed; None for what JSON cannot
             express, as a function.
@@ -177,7 +189,7 @@ class Result(BaseModel):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, allow_inf_nan=False)
 
-    version: Annotated[int, Field(ge=1, le=1)] = 1
+    version: Literal[2] = 2
     target: str
     task: str
     model: str | None
@@ -198,13 +210,15 @@ class Result(BaseModel):
     files: dict[Annotated[str, AfterValidator(_beside)], Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
     seconds: Amounts
     environment: dict[str, str]
+    ports: Ports | None
+    preprocessing: str | None = None
     command: list[str] = []
     settings: dict[str, JsonValue] = {}
 
     @classmethod
     def load(cls, folder: Path) -> "Result":
         """Read result.json of a folder; raise InvalidInput for anything else."""
-        return read_model(inside_of(folder, RESULT_FILE), cls, "a result")
+        return read_model(inside_of(folder, RESULT_FILE), cls, "a result", versions=VERSIONS)
 
     def to_json(self) -> str:
         """The file's text."""

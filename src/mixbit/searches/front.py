@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, overload
+from typing import Annotated, Literal, overload
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, FailFast, Field
@@ -19,6 +19,7 @@ from mixbit.core import (
     Plan,
     Scheme,
     Sensitivity,
+    Versions,
     checked,
     quoted,
     read_model,
@@ -326,7 +327,7 @@ class Front:
     @classmethod
     def load(cls, path: str | Path) -> "Front":
         """Read a front that `save` wrote; raise InvalidInput for anything else."""
-        stored = read_model(Path(path), _Stored, "a front", most_values=MOST_TABLE_VALUES)
+        stored = read_model(Path(path), FrontFile, "a front", versions=Versions(), most_values=MOST_TABLE_VALUES)
         layers, values = tuple(stored.points[0].layers), [point.model_extra or {} for point in stored.points]
         for place, point in enumerate(stored.points):
             if tuple(point.layers) != layers or values[place].keys() != values[0].keys():
@@ -359,7 +360,7 @@ def _short(value: float) -> float | int:
     return int(value) if float(value).is_integer() and abs(value) < 2**53 else float(value)
 
 
-class _Point(BaseModel):
+class FrontPoint(BaseModel):
     """One plan: figures by name beside its layers."""
 
     model_config = ConfigDict(extra="allow")
@@ -368,15 +369,15 @@ class _Point(BaseModel):
     layers: Annotated[dict[str, str], Field(min_length=1)]
 
 
-class _Stored(BaseModel):
+class FrontFile(BaseModel):
     """The file."""
 
     model_config = ConfigDict(extra="forbid")
 
-    version: Annotated[int, Field(ge=1, le=1)]
+    version: Literal[1]
     resource: str
     target: str
     fingerprint: str
     made_by: str
     thinned_from: Annotated[int, Field(ge=1)] | None = None
-    points: Annotated[list[_Point], Field(min_length=1), FailFast()]
+    points: Annotated[list[FrontPoint], Field(min_length=1), FailFast()]

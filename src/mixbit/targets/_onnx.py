@@ -9,7 +9,8 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from mixbit.graph import Graph
+from mixbit.core import Ports
+from mixbit.graph import Graph, ports_of
 from mixbit.quantization.affine import PLANES, pack
 from mixbit.targets._integers import (
     BLOCK_BITS,
@@ -21,7 +22,7 @@ from mixbit.targets._integers import (
     operator_name,
     stored_weights,
 )
-from mixbit.targets._onnx_translation import translated
+from mixbit.targets._onnx_translation import free_name, translated
 from mixbit.targets._onnx_writer import UNROUNDED, constant, initializer
 
 #: Operators that onnxruntime runs in integers when both inputs are; others read weights as float32.
@@ -50,6 +51,7 @@ def converted(simulated: Graph) -> Any:
     for gemm in [node for node in model.graph if node.op_type == "Gemm"]:
         _quantize_bias(model.graph, gemm)
     _drop_unused(model)
+    _name_ports(model.graph, ports_of(simulated))
     if any(node.domain == MICROSOFT for node in model.graph):
         model.opset_imports[MICROSOFT] = 1
     return model
@@ -285,6 +287,19 @@ def _drop_unused(model: Any) -> None:
     for value in [value for value in values if not value.is_graph_output()]:
         value.metadata_props.clear()
         value.shape = value.type = None
+
+
+def _name_ports(graph: Any, ports: Ports) -> None:
+    """Give inputs and outputs the names that users know; a tensor inside that has such a name gets another."""
+    places = [*zip(graph.inputs, ports.inputs, strict=True), *zip(graph.outputs, ports.outputs, strict=True)]
+    wanted = {port.name for port in (*ports.inputs, *ports.outputs)}
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    taken = wanted | {value.name for value in values}
+    for value in [value for value in values if value.name in wanted]:
+        taken.add(free := free_name(value.name, taken))
+        value.name = free
+    for value, port in places:
+        value.name, value.shape = port.name, ir.Shape(port.shape)
 
 
 def _readers(value: Any, *, transposed: bool = False) -> Iterator[tuple[Any, int, bool]]:

@@ -1,5 +1,6 @@
 """The ONNX model of a graph, operator by operator; what the table does not hold is written by torch's own exporter."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ Values = dict[Any, Any]
 def translated(graph: Graph) -> Any:
     """The onnx_ir model of the graph, every quantizer as QuantizeLinear and DequantizeLinear.
 
-    Inputs have the names that the model gives them, and initializers those of parameters and buffers.
+    Initializers have the names of parameters and buffers.
 
     Raises:
         UnsupportedModel: An operator is neither in the table, nor does torch's exporter know it.
@@ -61,8 +62,8 @@ def translated(graph: Graph) -> Any:
     return model
 
 
-def _free(name: str, taken: set[str]) -> str:
-    """The name, with more behind it where a parameter has it."""
+def free_name(name: str, taken: Collection[str]) -> str:
+    """The name, with more behind it where it is taken."""
     while name in taken:
         name = f"{name}_"
     return name
@@ -73,7 +74,7 @@ def _input(graph: Any, node: fx.Node, taken: set[str]) -> Any:
     given = node.meta["val"]
     if not isinstance(given, Tensor):
         return given
-    value = ir.Value(name=_free(str(node.target), taken))
+    value = ir.Value(name=free_name(str(node.target), taken))
     _describe(value, given)
     graph.inputs.append(value)
     return value
@@ -94,7 +95,7 @@ def _return(writer: Writer, node: fx.Node, values: Values, taken: set[str]) -> N
         if value.producer() is None or value in graph.outputs:
             value = writer.add("Identity", value)
             _describe(value, _result(leaf))
-        value.name = _free(leaf.name, taken)
+        value.name = free_name(leaf.name, taken)
         graph.outputs.append(value)
 
 

@@ -26,9 +26,10 @@ from torch.export import default_decompositions
 from torch.fx.graph import CodeGen
 from torch.fx.passes.shape_prop import TensorMetadata
 from torch.nn import functional
+from torch.utils import _pytree as pytree
 
 from mixbit.core import UnsupportedModel, interrupts_later
-from mixbit.graph import Graph, without_torchs_warnings
+from mixbit.graph import Graph, ports_of, returned_nodes, without_torchs_warnings
 from mixbit.graph.functional import decomposed, fake_mode
 from mixbit.graph.recurrent import join_recurrences
 from mixbit.quantization.quantizer import quantizer_path, weight_quantizers
@@ -101,7 +102,28 @@ def converted(simulated: Graph, types: Mapping[int, str]) -> Any:
     move_zero_points(model, sums)
     _part_extremes(model)
     _part_averages(model)
+    _name_ports(model, simulated)
     return model
+
+
+def _name_ports(model: Any, simulated: Graph) -> None:
+    """Return what the graph returns, and let inputs and outputs alone have names: those that users know.
+
+    The plugin gives tensors one name that are the same, as one that is returned twice.
+    """
+    ports, nodes = ports_of(simulated), list(returned_nodes(simulated).values())
+    sources = dict(zip(dict.fromkeys(nodes), [result.input_value(0) for result in model.get_results()], strict=True))
+    for result in model.get_results():
+        model.remove_result(result)
+    for place, node in enumerate(nodes):
+        source = sources[node]
+        if node in nodes[:place] or source.get_node().get_type_name() == "Parameter":
+            source = _ops.convert(source, source.get_element_type().to_string())
+        model.add_results([_ops.result(source)])
+    for tensor in (output for node in model.get_ops() for output in node.outputs()):
+        tensor.get_tensor().set_names(set())
+    for tensor, port in zip((*model.inputs, *model.outputs), (*ports.inputs, *ports.outputs), strict=True):
+        tensor.get_tensor().set_names({port.name})
 
 
 def _weight_nodes(graph: Graph) -> dict[str, str]:
@@ -153,6 +175,8 @@ def _operators(copied: Graph, values: Mapping[str, Tensor]) -> fx.GraphModule:
     module, graph = copied.module, copied.module.graph
     join_recurrences(module)
     graph.set_codegen(CodeGen())
+    (output,) = graph.find_nodes(op="output")  # the frontend takes no tensor twice
+    output.args = (tuple(dict.fromkeys(leaf for leaf in pytree.tree_leaves(output.args) if isinstance(leaf, fx.Node))),)
     for name, value in values.items():
         with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
             lifted = graph.placeholder(f"lifted_{name}")

@@ -18,7 +18,17 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mixbit.core import Runner, Scheme, StoredWeight, Target, TargetMismatch, quoted, read_bytes, scratch_folder
+from mixbit.core import (
+    Ports,
+    Runner,
+    Scheme,
+    StoredWeight,
+    Target,
+    TargetMismatch,
+    quoted,
+    read_bytes,
+    scratch_folder,
+)
 from mixbit.graph import Graph
 from mixbit.quantization.quantizer import quantizer_path
 from mixbit.targets._integers import (
@@ -35,6 +45,7 @@ from mixbit.targets._integers import (
     weight_bytes,
 )
 from mixbit.targets._layers import PROFILED, QUANTIZED, quiet_ms
+from mixbit.targets._usage import given_in_python, in_cpp, in_cpp_type, lines_in_cpp, names_in_python, shape_in_cpp
 
 FILE = "model.onnx"
 #: Of a file: messages of Protocol Buffers end there.
@@ -121,7 +132,42 @@ def load(
             return session.run(None, dict(zip(names, inputs, strict=True)))
 
     profile = partial(_profile, ort, proto, layers)
-    return Runner(run, lambda: executed, {"runtime": f"onnxruntime {ort.__version__}", **settings}, profile)
+    environment = {"runtime": f"onnxruntime {ort.__version__}", **settings}
+    returned = [port.name for port in session.get_outputs()]
+    return Runner(run, lambda: executed, environment, profile, (names, returned))
+
+
+def usage(ports: Ports) -> dict[str, str]:
+    """Programs that run the file."""
+    python = [
+        "import numpy as np",
+        "import onnxruntime",
+        "",
+        "options = onnxruntime.SessionOptions()",
+        *(f'options.add_session_config_entry("{name}", "{value}")' for name, value in SETTINGS.items()),
+        f'session = onnxruntime.InferenceSession("{FILE}", options, providers=["CPUExecutionProvider"])',
+        given_in_python(ports),
+        f"names = {names_in_python(ports)}",
+        "outputs = dict(zip(names, session.run(names, inputs)))",
+    ]
+    tensors = [
+        f"values.push_back(Ort::Value::CreateTensor<{in_cpp_type(port)}>(allocator, "
+        f"std::vector<int64_t>{shape_in_cpp(port)}.data(), {len(port.shape)}));"
+        for port in ports.inputs
+    ]
+    names, wanted = (", ".join(in_cpp(port.name) for port in some) for some in (ports.inputs, ports.outputs))
+    set_options = [f'options.AddConfigEntry("{name}", "{value}");' for name, value in SETTINGS.items()]
+    ran = f"session.Run(Ort::RunOptions{{}}, inputs, values.data(), values.size(), outputs, {len(ports.outputs)});"
+    cpp = [
+        "Ort::Env env; Ort::AllocatorWithDefaultOptions allocator;",
+        f"Ort::SessionOptions options; {' '.join(set_options)}",
+        f'Ort::Session session(env, ORT_TSTR("{FILE}"), options);',
+        "std::vector<Ort::Value> values;  // fill each by values[i].GetTensorMutableData<TYPE>()",
+        *lines_in_cpp(tensors, ports),
+        f"const char *inputs[] = {{{names}}}, *outputs[] = {{{wanted}}};",
+        f"auto results = {ran}  // read each by results[i].GetTensorData<TYPE>()",
+    ]
+    return {"Python": "\n".join(python), "C++": "\n".join(["#include <onnxruntime_cxx_api.h>", "", *cpp])}
 
 
 def _opened(
@@ -336,4 +382,5 @@ TARGET = Target(
     load_tensors=load_tensors,
     exact='SessionOptions with add_session_config_entry("session.x64quantprecision", "1")',
     overflows=overflows,
+    usage=usage,
 )

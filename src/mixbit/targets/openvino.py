@@ -14,7 +14,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mixbit.core import Format, InvalidInput, Runner, Scheme, StoredWeight, Target, TargetMismatch
+from mixbit.core import Format, InvalidInput, Ports, Runner, Scheme, StoredWeight, Target, TargetMismatch
 from mixbit.graph import Graph
 from mixbit.quantization.affine import factor_bytes
 from mixbit.targets._integers import (
@@ -28,6 +28,7 @@ from mixbit.targets._integers import (
     stored_rows,
 )
 from mixbit.targets._layers import PROFILED, QUANTIZED, quiet_ms
+from mixbit.targets._usage import given_in_python, in_cpp, in_cpp_type, lines_in_cpp, names_in_python, shape_in_cpp
 
 FILE, WEIGHTS = "model.xml", "model.bin"
 #: Element type on disk by width; u types hold the integers plus their offset. With zero points all are u types.
@@ -115,7 +116,38 @@ def load(
 
     environment = {"runtime": f"openvino {ov.__version__}", **settings}
     profile = partial(_profile, model, settings, layers)
-    return Runner(run, lambda: _executed(compiled, layers), environment, profile)
+    names = [port.get_any_name() for port in compiled.inputs], [port.get_any_name() for port in ports]
+    return Runner(run, lambda: _executed(compiled, layers), environment, profile, names)
+
+
+def usage(ports: Ports) -> dict[str, str]:
+    """Programs that run the file."""
+    python = [
+        "import numpy as np",
+        "import openvino",
+        "",
+        f'model = openvino.Core().compile_model("{FILE}", "CPU", {{"EXECUTION_MODE_HINT": "ACCURACY"}})',
+        given_in_python(ports),
+        "results = model(inputs)",
+        f"outputs = {{name: results[name] for name in {names_in_python(ports)}}}",
+    ]
+    tensors = [
+        f"request.set_tensor({in_cpp(port.name)}, "
+        f"ov::Tensor(ov::element::from<{in_cpp_type(port)}>(), {shape_in_cpp(port)}));"
+        for port in ports.inputs
+    ]
+    name, first = in_cpp(ports.inputs[0].name), in_cpp_type(ports.inputs[0])
+    returned, last = in_cpp(ports.outputs[0].name), in_cpp_type(ports.outputs[0])
+    settings = "ov::hint::execution_mode(ov::hint::ExecutionMode::ACCURACY)"
+    cpp = [
+        f'auto model = ov::Core().compile_model("{FILE}", "CPU", {settings});',
+        "auto request = model.create_infer_request();",
+        *lines_in_cpp(tensors, ports),
+        f"// fill each, as request.get_tensor({name}).data<{first}>()",
+        "request.infer();",
+        f"auto output = request.get_tensor({returned});  // read it by output.data<{last}>()",
+    ]
+    return {"Python": "\n".join(python), "C++": "\n".join(["#include <openvino/openvino.hpp>", "", *cpp])}
 
 
 def _profile(
@@ -275,7 +307,7 @@ def _owner(name: str, layers: list[str]) -> str:
 TARGET = Target(
     name="openvino",
     files=(FILE, WEIGHTS),
-    weight_bits=tuple(TYPES),
+    weight_bits=(2, 3, 4, 6, 8),  # those of TYPES
     input_bits=(8,),
     dynamic_choices=tuple(f"w{bits}a8dg{GROUP}" for bits in (4, 6, 8)),
     integer_operators=frozenset({"add", "cat", "average_pool", "matmul"}),
@@ -294,4 +326,5 @@ TARGET = Target(
     load_tensors=load_tensors,
     exact='compile_model(..., "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})',
     overflows=overflows,
+    usage=usage,
 )

@@ -17,17 +17,15 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from mixbit.core import (
-    INPUT_BITS,
-    WEIGHT_BITS,
     Format,
     InvalidInput,
     Plan,
+    Ports,
     Runner,
     StoredWeight,
     Target,
     TargetMismatch,
     find_target,
-    model_of,
     read_tensors,
     save_arrays,
 )
@@ -77,6 +75,25 @@ def load(folder: Path, graph: Graph | None = None, /, **_: Any) -> Runner:
 
     executed = {layer.name: "float32 on rounded values" for layer in graph.layers}
     return Runner(run, lambda: executed, {"runtime": f"torch {torch.__version__}"})
+
+
+def usage(_: Ports) -> dict[str, str]:
+    """Programs that read the tensors, and that put them into the network again."""
+    read = [
+        "from safetensors.numpy import load_file",
+        "",
+        f'tensors = load_file("{FILE}")  # a weight as bit planes NAME::0, NAME::1, ...: lowest bits first',
+    ]
+    run = [
+        "from pathlib import Path",
+        "import mixbit",
+        "from mixbit.core import find_target",
+        "",
+        "graph = mixbit.capture(model, batch)  # your network, and one batch of its inputs",
+        'runner = find_target("packed").load(Path("."), graph)',
+        "outputs = runner.run([tensor.numpy() for tensor in graph.tensors(graph.example)])",
+    ]
+    return {"Python, the tensors": "\n".join(read), "Python, the network": "\n".join(run)}
 
 
 def _restored(folder: Path, graph: Graph) -> Graph:
@@ -132,7 +149,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Plan, dict[str, str]]:
         raise TargetMismatch(f"{path}: not a safetensors file ({error}); export again") from error
     if metadata.get("format") != FORMAT or not {"plan", "biases"} <= metadata.keys():
         raise TargetMismatch(f"{path}: not written by target packed; export again")
-    return tensors, model_of(metadata["plan"], path, Plan, "a plan"), metadata
+    return tensors, Plan.of_text(metadata["plan"], path), metadata
 
 
 def _of_weight(tensors: dict[str, Tensor], layer: Layer, fmt: Format) -> Quantizer:
@@ -172,8 +189,8 @@ def _unpacked(tensors: dict[str, Tensor], layer: Layer, quantizer: Quantizer) ->
 TARGET = Target(
     name="packed",
     files=(FILE,),
-    weight_bits=WEIGHT_BITS,
-    input_bits=INPUT_BITS,
+    weight_bits=(2, 3, 4, 5, 6, 7, 8),
+    input_bits=(2, 3, 4, 5, 6, 7, 8, 16),
     dynamic_choices=("w4a8d", "w6a8d", "w8a8d"),
     needs_graph=True,
     note="weights stored at their width, zeros as bits of a mask; a PyTorch module computes in float32 on the rounded "
@@ -184,4 +201,5 @@ TARGET = Target(
     write=write,
     load=load,
     stored=stored,
+    usage=usage,
 )

@@ -4,7 +4,7 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import wraps
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,18 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mixbit.core import InvalidInput, Scheme, clean, facts_of, say, show
+from mixbit.core import (
+    METHOD_PLACES,
+    RESOURCES,
+    TARGETS,
+    InvalidInput,
+    Scheme,
+    clean,
+    described_methods,
+    facts_of,
+    say,
+    show,
+)
 
 if TYPE_CHECKING:
     from mixbit.core import Task
@@ -35,14 +46,33 @@ Data = Annotated[
         ".txt; .csv or .tsv"
     ),
 ]
-TargetName = Annotated[str, typer.Option(help="onnxruntime, openvino or packed")]
-BUDGET = typer.Option(help="name=value, as in mean_bits=4; may be repeated")
+
+
+def completing(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
+    """For the shell: those of the names that begin as the word does."""
+    return lambda incomplete: [name for name in names() if name.startswith(incomplete)]
+
+
+def _methods(kind: str) -> Callable[[str], list[str]]:
+    return completing(lambda: described_methods(METHOD_PLACES[kind]))
+
+
+#: Texts of options of so few values that a shell completes them.
+TASKS = ("classification", "segmentation", "language", "regression", "multilabel", "ctc", "detection")
+TargetName = Annotated[
+    str, typer.Option(help="onnxruntime, openvino or packed", autocompletion=completing(lambda: TARGETS))
+]
+BUDGET = typer.Option(
+    help="name=value, as in mean_bits=4; may be repeated",
+    autocompletion=completing(lambda: [f"{name}=" for name in RESOURCES]),
+)
 Choices = Annotated[str | None, typer.Option(help="schemes to choose from, as in w4a8,w8a8")]
 TaskName = Annotated[
     str | None,
     typer.Option(
         help="classification, segmentation, language, regression, multilabel, ctc, detection, or several outputs: "
-        "multi:0=classification,boxes=regression; by default what MODEL tells, else classification"
+        "multi:0=classification,boxes=regression; by default what MODEL tells, else classification",
+        autocompletion=completing(lambda: TASKS),
     ),
 ]
 OutputWeights = Annotated[
@@ -53,8 +83,39 @@ Device = Annotated[str, typer.Option(help="where the model runs: cpu or cuda")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="random seed")]
 Force = Annotated[bool, typer.Option("--force", help="replace files of the same names in --out")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
-Metric = Annotated[str, typer.Option(help="see: mixbit list metrics; options as hawq:vectors=20; or file.py:function")]
-SEARCH_HELP = "see: mixbit list searches; with options as in mixquant:multiplier=4"
+
+Metric = Annotated[
+    str,
+    typer.Option(
+        help="see: mixbit list metrics; options as hawq:vectors=20; or file.py:function",
+        autocompletion=_methods("metrics"),
+    ),
+]
+Search = Annotated[
+    str,
+    typer.Option(
+        help="see: mixbit list searches; with options as in mixquant:multiplier=4", autocompletion=_methods("searches")
+    ),
+]
+Rounding = Annotated[
+    str,
+    typer.Option(help="see: mixbit list roundings; as brecq:iterations=500", autocompletion=_methods("roundings")),
+]
+Evaluate = Annotated[str | None, typer.Option("--eval", help="DATA to report on")]
+ScoreSpec = Annotated[
+    str | None, typer.Option(help="file.py:function of (model, batches) that scores a plan; higher is better")
+]
+Importance = Annotated[str, typer.Option(help="sparse schemes choose zeros by magnitude or fisher")]
+BiasCorrection = Annotated[str, typer.Option(help="at_once, sequential or off")]
+ReestimateBatchNorms = Annotated[
+    bool, typer.Option("--reestimate-bn", help="take statistics of batch norms from the calibration data")
+]
+Equalize = Annotated[
+    bool, typer.Option("--equalize", help="scale channels between layers first, for depthwise networks")
+]
+Epochs = Annotated[int | None, typer.Option(min=1, help="epochs of --flavour qat; 3 by default")]
+Train = Annotated[str | None, typer.Option(help="DATA to fine-tune on; by default the calibration data")]
+LearningRate = Annotated[float | None, typer.Option(help="largest learning rate of --flavour qat")]
 Pins = Annotated[list[str] | None, typer.Option(help="NAME=SCHEME, as conv1.weight=w8a8 or blocks.*=w4a8; repeatable")]
 Dynamic = Annotated[
     list[str] | None, typer.Option(help="INPUT:DIMENSION,..., of any size, as input_ids:1 or 0:2,3; may be repeated")
@@ -70,7 +131,13 @@ SkipBroken = Annotated[
 Length = Annotated[
     int | None, typer.Option(min=1, help="tokens of a sample of text; else what the model takes, 512 at most")
 ]
-Ranges = Annotated[str, typer.Option(help="ranges of activations, see: mixbit list ranges; as percentile:share=0.999")]
+Ranges = Annotated[
+    str,
+    typer.Option(
+        help="ranges of activations, see: mixbit list ranges; as percentile:share=0.999",
+        autocompletion=_methods("ranges"),
+    ),
+]
 
 
 def with_quiet(command: Callable[..., None]) -> Callable[..., None]:
@@ -132,19 +199,24 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
 
 def data_of(
     specs: Mapping[str, str | None], network: "LoadedModel", reading: "Reading", task: "Task"
-) -> dict[str, Any]:
-    """Name, `data`, `eval` or `train` -> its batches, None where there is no spec; the first tells names of classes."""
+) -> tuple[dict[str, Any], str | None]:
+    """Name, `data`, `eval` or `train` -> its batches, None where there is no spec; and how inputs were made of files.
+
+    The first tells names of classes.
+    """
     from mixbit.datasets.load import load_data
 
     read: dict[str, Any] = {}
+    preprocessing = None
     reading = replace(reading, task=task.name)
     for name, spec in specs.items():
         how = replace(reading, every_epoch=name == "train")
         loaded = None if spec is None else load_data(spec, network, how)
         read[name] = None if loaded is None else loaded.batches
-        if loaded is not None and reading.classes is None:
-            reading = replace(reading, classes=loaded.classes)
-    return read
+        if loaded is not None:
+            preprocessing = preprocessing or loaded.preprocessing
+            reading = replace(reading, classes=reading.classes or loaded.classes)
+    return read, preprocessing
 
 
 def pins_of(texts: list[str] | None) -> dict[str, str]:

@@ -10,10 +10,10 @@ import typer
 
 from mixbit.app.commands import options
 from mixbit.app.commands.options import print_rows, say_what_runs_in_float
-from mixbit.app.nncf import read_nncf_config
 from mixbit.core import Budget, InvalidInput, MaxDrop, check_writable_folder, find_target, say
 
 if TYPE_CHECKING:
+    from mixbit.pipeline.deploy import Deployed
     from mixbit.results.result import Result
 
 
@@ -31,28 +31,22 @@ def quantize(
     choices: options.Choices = None,
     pin: options.Pins = None,
     metric: options.Metric = "fisher",
-    search: Annotated[str, typer.Option(help=options.SEARCH_HELP)] = "ilp",
+    search: options.Search = "ilp",
     warm_start: Annotated[bool, typer.Option("--warm-start", help="autoq starts from the plan of ilp")] = False,
-    importance: Annotated[str, typer.Option(help="sparse schemes choose zeros by magnitude or fisher")] = "magnitude",
-    score: Annotated[
-        str | None, typer.Option(help="file.py:function of (model, batches) that scores a plan; higher is better")
-    ] = None,
+    importance: options.Importance = "magnitude",
+    score: options.ScoreSpec = None,
     eval_subset_ratio: Annotated[float, typer.Option(help="share of calibration batches to try plans on")] = 1.0,
     eval_timeout: Annotated[float | None, typer.Option(help="longest time to try one plan, in seconds")] = None,
-    rounding: Annotated[str, typer.Option(help="see: mixbit list roundings; as brecq:iterations=500")] = "nearest",
+    rounding: options.Rounding = "nearest",
     ranges: options.Ranges = "mse",
-    bias_correction: Annotated[str, typer.Option(help="at_once, sequential or off")] = "at_once",
-    reestimate_bn: Annotated[
-        bool, typer.Option("--reestimate-bn", help="take statistics of batch norms from the calibration data")
-    ] = False,
-    equalize: Annotated[
-        bool, typer.Option("--equalize", help="scale channels between layers first, for depthwise networks")
-    ] = False,
+    bias_correction: options.BiasCorrection = "at_once",
+    reestimate_bn: options.ReestimateBatchNorms = False,
+    equalize: options.Equalize = False,
     prune_channels: Annotated[float, typer.Option(help="share of output channels to remove first, as in 0.3")] = 0.0,
     flavour: Annotated[str, typer.Option(help="static, dynamic, or qat (fine-tunes)")] = "static",
-    epochs: Annotated[int | None, typer.Option(min=1, help="epochs of --flavour qat; 3 by default")] = None,
-    train: Annotated[str | None, typer.Option(help="DATA to fine-tune on; by default the calibration data")] = None,
-    lr: Annotated[float | None, typer.Option(help="largest learning rate of --flavour qat")] = None,
+    epochs: options.Epochs = None,
+    train: options.Train = None,
+    lr: options.LearningRate = None,
     dynamic: options.Dynamic = None,
     samples: options.Samples = None,
     batch_size: options.BatchSize = None,
@@ -81,11 +75,13 @@ def quantize(
     from mixbit.training.loop import Training
 
     if flavour != "qat":
-        _refuse({"epochs": epochs, "train": train, "lr": lr}, "only --flavour qat trains")
+        refuse({"epochs": epochs, "train": train, "lr": lr}, "only --flavour qat trains")
     pins, offered = options.pins_of(pin), options.split(choices)
     for_trials = {"search": search, "eval_subset_ratio": eval_subset_ratio}
     if nncf_config is not None:
-        _refuse({"max_drop": max_drop, "metric": metric} | for_trials, "the configuration of --nncf-config has its own")
+        refuse({"max_drop": max_drop, "metric": metric} | for_trials, "the configuration of --nncf-config has its own")
+        from mixbit.app.nncf import read_nncf_config
+
         config = read_nncf_config(nncf_config, find_target(target), Budget.parse(budget) if budget else None)
         for key, note in config.notes.items():
             say(f"{nncf_config.name}: {key}: {note}")
@@ -97,7 +93,7 @@ def quantize(
         limits = Budget.parse(budget or [])
     else:
         limits = Budget(max_drop=MaxDrop.parse(max_drop))
-        _refuse(for_trials | {"warm_start": warm_start}, "--max-drop looks along the front, on --eval")
+        refuse(for_trials | {"warm_start": warm_start}, "--max-drop looks along the front, on --eval")
     if importance != "magnitude" and not any("@" in text for text in (*(offered or ()), *pins.values())):
         raise InvalidInput(f"--importance {importance}: no scheme that is offered is sparse, as w8a8@2:4; leave it out")
     settings = Settings(
@@ -139,8 +135,8 @@ def quantize(
     options.say_unless_used(loss, metric)
     network = options.model_on(model, device)
     meant = options.task_of(task, loss, output_weight, network)
-    read = options.data_of({"data": data, "eval": evaluate, "train": train}, network, reading, meant)
-    settings = replace(settings, task=meant, train_batches=read["train"])
+    read, preprocessing = options.data_of({"data": data, "eval": evaluate, "train": train}, network, reading, meant)
+    settings = replace(settings, task=meant, train_batches=read["train"], preprocessing=preprocessing)
     with redirect_stdout(sys.stderr):  # standard output is for results, whatever the user's code prints
         deployed = auto_quantize(
             network.module,
@@ -152,15 +148,10 @@ def quantize(
             settings=settings,
             force=force,
         )
-    if as_json:
-        print(deployed.result.to_json(), end="")
-    else:
-        print_result(deployed.result)
-        say(f"{deployed.table.verdict}\n{deployed.comparison}\nwritten to {out}")
-    deployed.comparison.check()
+    print_deployed(deployed, as_json=as_json)
 
 
-def _refuse(given: dict[str, Any], why: str) -> None:
+def refuse(given: dict[str, Any], why: str) -> None:
     """Raise InvalidInput for the first option that is given: that is not what it is by default."""
     for name, value in given.items():
         if value not in (None, False, 1.0, "ilp", "fisher"):
@@ -173,6 +164,18 @@ def _warm(search: str) -> str:
     if name != "autoq":
         raise InvalidInput(f"--warm-start is for the search autoq, not {search}")
     return f"{name}:{options},warm_start=true" if options else f"{name}:warm_start=true"
+
+
+def print_deployed(deployed: "Deployed", *, as_json: bool) -> None:
+    """Print the result; raise TargetMismatch where the artefact is not as promised."""
+    if as_json:
+        print(deployed.result.to_json(), end="")
+    else:
+        print_result(deployed.result)
+        if deployed.table is not None:
+            say(deployed.table.verdict)
+        say(f"{deployed.comparison}\nwritten to {deployed.folder}")
+    deployed.comparison.check()
 
 
 def print_result(result: "Result") -> None:

@@ -96,8 +96,8 @@ def measure(
     with new_file(out, force=force), redirect_stdout(sys.stderr):
         network = options.model_on(model, device)
         meant = options.task_of(task, loss, output_weight, network)
-        read = options.data_of({"data": data}, network, reading, meant)["data"]
-        batches = split_batches(network.module, read, samples=samples, folder=out.absolute().parent)
+        read, _ = options.data_of({"data": data}, network, reading, meant)
+        batches = split_batches(network.module, read["data"], samples=samples, folder=out.absolute().parent)
         graph = capture_all(network.module, batches.map(itemgetter(0)), free)
         if (note := note_on_uncovered(graph)) is not None:
             say(note)
@@ -132,7 +132,7 @@ def search(
     sensitivity: Annotated[Path, typer.Argument(help="sensitivity.json, as measure wrote it, or front's front.json")],
     budget: Annotated[list[str], options.BUDGET],
     out: Annotated[Path, typer.Option(help="plan.json")],
-    method: Annotated[str, typer.Option(help=options.SEARCH_HELP)] = "ilp",
+    method: options.Search = "ilp",
     pin: options.Pins = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
@@ -255,7 +255,7 @@ def load_subject(
 
     network = options.model_on(model, device)
     meant = options.task_of(*task, network)
-    read = options.data_of(dict(zip(("data", "eval"), data, strict=True)), network, reading, meant)
+    read, _ = options.data_of(dict(zip(("data", "eval"), data, strict=True)), network, reading, meant)
     calibration = split_batches(network.module, read["data"], samples=samples)
     evaluated = split_batches(network.module, read["eval"])
     graph = capture_all(network.module, calibration.map(itemgetter(0)), dynamic)

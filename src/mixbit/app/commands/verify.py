@@ -9,14 +9,15 @@ import typer
 
 from mixbit.app.commands import options
 from mixbit.app.commands.options import print_json, print_rows, say_what_runs_in_float
-from mixbit.core import TARGETS, clean, find_target, pick, say
+from mixbit.app.schemas import SCHEMAS
+from mixbit.core import METHOD_PLACES, clean, described_methods, described_targets, pick, say
 
 ADVICE = (
     "float16 where a GPU computes; w8a8 and narrower where a CPU does, which is faster than float in integers alone; "
     "w8a8d and the like for transformers without calibration data"
 )
 Network = Annotated[str | None, typer.Option("--model", help="MODEL, for target packed: no code that DIR names is run")]
-LISTS = ("targets", "metrics", "searches", "ranges", "roundings")
+LISTS = ("targets", *METHOD_PLACES, "schemas")
 
 
 def verify(
@@ -73,19 +74,21 @@ def bench(
     say_what_runs_in_float(report["in_float"], len(rows))
 
 
-def list_(what: Annotated[str, typer.Argument(metavar="|".join(LISTS))], as_json: options.AsJson = False) -> None:
-    """Name the targets, metrics, searches, ranges of activations or roundings."""
-    from mixbit.pipeline.settings import METHODS
-
-    pick("list", what, LISTS)
-    methods = METHODS.get(what, {}).items()
-    rows = [(name, (method.__doc__ or "").strip().partition("\n")[0]) for name, method in methods]
-    for target in map(find_target, TARGETS if what == "targets" else ()):
-        weights, inputs = (", ".join(map(str, bits)) for bits in (target.weight_bits, target.input_bits))
-        rows.append((target.name, f"weights {weights} bits, inputs {inputs} or float: {target.note}"))
-    if as_json:
-        print_json(dict(rows))
+def list_(
+    what: Annotated[
+        str,
+        typer.Argument(metavar="|".join(LISTS), autocompletion=options.completing(lambda: LISTS)),
+    ],
+    as_json: options.AsJson = False,
+) -> None:
+    """Name the targets, metrics, searches, ranges of activations, roundings, or schemas of files."""
+    if pick("list", what, LISTS) in METHOD_PLACES:
+        rows = described_methods(METHOD_PLACES[what])
     else:
-        print_rows(what, ("name", "what it does"), rows)
+        rows = described_targets() if what == "targets" else SCHEMAS
+    if as_json:
+        print_json(rows)
+    else:
+        print_rows(what, ("name", "what it does"), list(rows.items()))
     if what == "targets":
         say(ADVICE)

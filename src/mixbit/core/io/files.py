@@ -27,6 +27,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from mixbit.core.errors import InvalidInput
+from mixbit.core.io.versions import Versions
 
 M = TypeVar("M")
 _log = logging.getLogger("mixbit")
@@ -140,18 +141,31 @@ def _whole(text: str) -> int:
     return number
 
 
-def read_model(path: Path, model: type[M], what: str, *, most_values: int = MOST_VALUES) -> M:
+def read_model(
+    path: Path, model: type[M], what: str, *, versions: Versions | None = None, most_values: int = MOST_VALUES
+) -> M:
     """Read a file of JSON as a pydantic model; raises InvalidInput, which names the first problem, for another."""
-    return model_of(read_bytes(path, MOST_JSON), path, model, what, most_values=most_values)
+    return model_of(read_bytes(path, MOST_JSON), path, model, what, versions=versions, most_values=most_values)
 
 
-def model_of(text: str | bytes, place: str | Path, model: Any, what: str, *, most_values: int = MOST_VALUES) -> Any:
+def model_of(
+    text: str | bytes,
+    place: str | Path,
+    model: Any,
+    what: str,
+    *,
+    versions: Versions | None = None,
+    most_values: int = MOST_VALUES,
+) -> Any:
     """JSON text as a type that pydantic knows; raises InvalidInput, which names its place and the first problem.
 
-    The type refuses numbers that are not finite, so that the message names their field. pydantic lists all problems:
-    where there may be millions of values, lists are to end at the first.
+    With `versions`, what is of an older version is lifted first. The type refuses numbers that are not finite, so that
+    the message names their field. pydantic lists all problems: where there may be millions of values, lists are to end
+    at the first.
     """
-    json_of(text, place, most_values=most_values, only_finite=False)
+    content = json_of(text, place, most_values=most_values, only_finite=False)
+    if versions is not None and (lifted := versions.lifted(content, place, what)) is not content:
+        text = json.dumps(lifted)
     try:
         return _adapter(model).validate_json(text)
     except ValidationError as error:

@@ -1,5 +1,6 @@
 """Methods by name, with options: `hawq`, `mixquant:multiplier=4,criterion=absolute`; one method a file."""
 
+import ast
 import importlib
 import inspect
 import math
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, dataclass
 from functools import cache, cached_property, partial, wraps
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -21,6 +23,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 #: (layers, choices) -> what a method costs, in runs of the network over the data.
 Passes = Callable[[int, int], float]
 _MARK = "__mixbit_method__"
+#: Kind of method, as lists of them are called -> where its methods are, see `Methods`.
+METHOD_PLACES = {
+    "metrics": "mixbit.metrics",
+    "searches": "mixbit.searches",
+    "ranges": "mixbit.quantization.ranges",
+    "roundings": "mixbit.roundings",
+}
 _BOUNDS: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
     Gt: ("more than", operator.gt),
     Ge: ("at least", operator.ge),
@@ -109,8 +118,7 @@ class Methods(Mapping[str, F]):
             for alias, options in getattr(function, _MARK).aliases.items():
                 functions[alias] = partial(function, **options)
                 functions[alias].__name__ = alias
-                text = ",".join(f"{option}={value}" for option, value in options.items())
-                functions[alias].__doc__ = f"{function.__name__}:{text}: {function.__doc__}"
+                functions[alias].__doc__ = f"{_option_text(function.__name__, options)}: {function.__doc__}"
         return functions
 
     def find(self, method: str | F) -> tuple[str, F]:
@@ -130,6 +138,37 @@ class Methods(Mapping[str, F]):
         if isinstance(method, partial) and hasattr(plain, _MARK):
             _check_options(f"{self.kind} {name}", plain, method.keywords)
         return name, cast("F", method if hasattr(plain, _MARK) else _named(f"{self.kind} {name} fails", method))
+
+
+def described_methods(place: str) -> dict[str, str]:
+    """Name -> first line of the docstring, as `Methods` has them at that place, read from the source: it is not run."""
+    path = Path(__file__).parents[2].joinpath(*place.split(".")[1:])
+    files = sorted(file for file in path.glob("*.py") if not file.name.startswith("_"))
+    rows: list[tuple[int, str, str]] = []
+    for file in files or [path.with_suffix(".py")]:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and (marked := _decorator(node)) is not None:
+                given = {each.arg: each.value for each in marked.keywords if each.arg in ("rank", "aliases")}
+                rows.extend(_rows(node, {name: ast.literal_eval(value) for name, value in given.items()}))
+    return {name: text for _, name, text in sorted(rows, key=lambda row: row[0])}
+
+
+def _decorator(function: ast.FunctionDef) -> ast.Call | None:
+    """The call of `method` above a function; None where there is none."""
+    calls = (each for each in function.decorator_list if isinstance(each, ast.Call))
+    return next((each for each in calls if isinstance(each.func, ast.Name) and each.func.id == method.__name__), None)
+
+
+def _rows(function: ast.FunctionDef, options: dict[str, Any]) -> Iterator[tuple[int, str, str]]:
+    """Rank, name and text of a method and of its aliases."""
+    rank, text = options.get("rank", 99), (ast.get_docstring(function) or "").partition("\n")[0]
+    yield rank, function.name, text
+    for alias, set_options in options.get("aliases", {}).items():
+        yield rank, alias, f"{_option_text(function.name, set_options)}: {text}"
+
+
+def _option_text(name: str, options: Mapping[str, Any]) -> str:
+    return f"{name}:{','.join(f'{option}={value}' for option, value in options.items())}"
 
 
 def _named(failure: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -38,6 +38,7 @@ from mixbit.core.io.files import (
     write_bytes,
     write_text,
 )
+from mixbit.core.io.versions import package_version
 
 _log = logging.getLogger("mixbit")
 
@@ -269,6 +270,7 @@ def environment() -> dict[str, str]:
         names = re.findall(r"^model name.*?:(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
         processor = names[0].strip() if names else ""
     return {
+        "mixbit": package_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
