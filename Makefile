@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test wheel slow lint clean
+.PHONY: demo test wheel slow lint docs clean
 
 # The whole loop on the data that ships with the package.
 demo: $(VENV)/demo.stamp
@@ -28,8 +28,12 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# The documentation, into site/: a warning is an error, and so is a link that leads nowhere.
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
 clean:
-	rm -rf $(VENV) build dist .hypothesis .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site .hypothesis .pytest_cache .ruff_cache
 
 # What is installed follows the two files that say what it is; a second run installs nothing.
 $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python
@@ -38,6 +42,10 @@ $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/docs.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[docs]'
 	touch $@
 
 $(BIN)/python:

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mixbit.core import Plan
+from mixbit.core import Plan, find_target
 from mixbit.core.batches import Inputs
 from mixbit.core.target import Target
 from mixbit.graph.capture import capture
@@ -20,6 +21,19 @@ from mixbit.quantization.quantizer import Quantizer, quantizers_of
 def crude_scales():
     """A context in which scales of weights are min-max: rounded to nearest, a network is far from its float self."""
     return mock.patch("mixbit.quantization.scales.shares", return_value=torch.ones(1))
+
+
+def overflows(target: str) -> bool:
+    """Whether sums with 8-bit weights overflow in the target's runtime on this processor."""
+    return find_target(target).overflows()
+
+
+def skip_if_sums_overflow(target: str, plan: Plan) -> None:
+    """Skip a test of a file whose 8-bit weights this processor does not multiply exactly."""
+    schemes = [plan.scheme(name) for name in plan.layers]
+    of_bytes = any(scheme.weight_bits == 8 and scheme.input is not None for scheme in schemes)
+    if target == "openvino" and of_bytes and overflows(target):
+        pytest.skip(f"without VNNI, sums of products with 8-bit weights overflow in {target}")
 
 
 def _nothing(*_: Any, **__: Any) -> Any:

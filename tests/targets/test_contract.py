@@ -34,7 +34,7 @@ from mixbit.quantization.offers import uniform_plan, why_not
 from mixbit.roundings.quantize import quantize
 from mixbit.targets.export import export
 from mixbit.targets.verify import predicted_bytes, verify
-from tests.networks import assert_state_is, plan_of, state_of
+from tests.networks import assert_state_is, overflows, plan_of, skip_if_sums_overflow, state_of
 
 #: Layers, by the beginning of their names, that a runtime computes in float although their input is quantized.
 FLOAT = {
@@ -343,12 +343,14 @@ def assert_runs_as_simulated(written: Written, runner: Runner, count: int, toler
 
 
 def test_runs_as_simulated_at_every_batch_size(written):
+    skip_if_sums_overflow(written.target, written.plan)
     for count in BATCH_SIZES:
         assert_runs_as_simulated(written, written.runner, count)
 
 
 @only(LOADED_IN_EVERY_WAY)
 def test_runs_as_simulated_at_a_fixed_batch_size(written):
+    skip_if_sums_overflow(written.target, written.plan)
     runner = find_target(written.target).load(written.folder, written.graph, batch_size=2)
     assert_runs_as_simulated(written, runner, 2)
 
@@ -357,7 +359,7 @@ def test_runs_as_simulated_at_a_fixed_batch_size(written):
 def test_runs_nearly_as_simulated_under_the_runtimes_default_settings(written):
     runner = find_target(written.target).load(written.folder, written.graph, default_settings=True)
     assert_runs_as_simulated(written, runner, 2, BFLOAT16)
-    assert (runner.environment == written.runner.environment) == (written.target != "openvino")
+    assert (runner.environment == written.runner.environment) == (written.target == "packed")
 
 
 def test_holds_exactly_the_bytes_that_were_predicted(written):
@@ -379,7 +381,12 @@ def test_layers_run_in_integers_where_their_input_is_quantized(written):
     assert sorted(executed) == sorted(written.plan.layers)
     for layer in written.graph.layers:
         scheme = written.plan.scheme(layer.name)
-        integer = layer.inputs and scheme.input is not None and not layer.name.startswith(FLOAT[written.target])
+        in_float = FLOAT[written.target]
+        if written.target == "openvino" and overflows("openvino"):  # such processors have no kernel for some of these
+            in_float = (*in_float, "up.")
+            if scheme.input is not None and scheme.input.dynamic:
+                continue
+        integer = layer.inputs and scheme.input is not None and not layer.name.startswith(in_float)
         assert ("int8" in executed[layer.name]) == bool(integer), f"{layer.name}: {executed[layer.name]}"
 
 
@@ -414,6 +421,7 @@ def test_a_profile_takes_as_long_as_a_run_whose_time_is_spent_in_operators(targe
 
 @only(VERIFIED)
 def test_verification_finds_nothing(written):
+    skip_if_sums_overflow(written.target, written.plan)
     first = written.inputs if isinstance(written.inputs, dict) else (*written.inputs, torch.zeros(max(BATCH_SIZES)))
     comparison = verify(written.folder, written.graph, written.simulated, [first], task=Task.regression())
     assert comparison.problems == ()

@@ -345,8 +345,10 @@ class _Unpacking:
             axis, value = 1 - axis, self.add("Transpose", value, perm=[1, 0])
         inputs = [value, self.scale]
         if self.weight.integers.ndim == MATRIX:  # QLinearConv does without a zero point, QGemm does not
-            zero = ir.tensor(np.zeros(1, dtype=np.int8))
-            inputs.append(self.add("ConstantOfShape", self.shape(self.weight.scale.shape), value=zero))
+            # of two layers that shared their zero points, onnxruntime (1.31) would change these twice, and fail
+            sizes = np.array(self.weight.scale.shape, dtype=np.int64)
+            size, zero = initializer(self.graph, f"{self.weight.name}/size", sizes), np.zeros(1, dtype=np.int8)
+            inputs.append(self.add("ConstantOfShape", size, value=ir.tensor(zero)))
         return self.add("DequantizeLinear", *inputs, axis=axis)
 
     def floats(self, transposed: bool) -> Any:

@@ -345,7 +345,7 @@ def compare(
 
 
 #: How types of weights begin that are stored in 8 bits.
-BYTES = ("i8", "u8")
+BYTES = ("i8", "u8", "int8", "uint8")
 #: Why outputs may differ on some processors.
 OVERFLOW = (
     "on this processor, which has no VNNI, sums of products with 8-bit weights overflow in the runtime: take fewer "
