@@ -65,7 +65,8 @@ CHUNK = 10_000
 #: Parts of a result that nothing measures again.
 TOLD = {
     "model", "chosen", "float_", "untrained", "uniform", "pruned", "uncovered", "seconds", "latency_ratio",
-    "environment", "task", "command", "settings", "preprocessing", "ports",
+    "environment", "task", "command", "settings", "preprocessing", "ports", "problems", "divergences",
+    "changed",
 }  # fmt: skip
 ABOUT = {"target": "packed", "network": "0123456789abcdef"}
 STUDY = {"weights": "0123456789abcdef", "calibration": "4567", "evaluation": "89ab", "choices": ["w4a8", "w8a8"]}
@@ -182,13 +183,13 @@ def subjects(place: Path, replace: Callable[[Any, str, Any], object] = setattr) 
         (run.folder / "result.json").write_bytes(content)
         read, original = (part.model_dump(exclude=TOLD) for part in (Result.load(run.folder), run.result))
         for part in (read, original):
-            for name in ("max_abs_diff", "at_default_settings", "amplification", "latency_ms", "score"):
+            for name in ("max_abs_diff", "at_default_settings", "amplification", "latency_ms", "score", "divergence"):
                 part["deployed"].pop(name, None)  # of one machine and one run
             for name in ("divergence", "score"):
                 part["simulated"].pop(name, None)
             for row in part["layers"].values():
                 row.pop("executed")
-            for name in ("sensitivity.json", "README.md"):  # which verifying does not need
+            for name in ("sensitivity.json", "README.md", "report.html"):  # which verifying does not need
                 part["files"].pop(name, None)
             for name in ("relative_rms", "accuracy", "agreement"):
                 part["deployed"][name] = round(part["deployed"][name], 1)

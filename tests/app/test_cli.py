@@ -249,10 +249,10 @@ def test_report_writes_the_page_again(done, run, again, tmp_path):
     assert again(folder)[0] == 0
     status, out, _ = run("report", folder)
     assert (status, out) == (0, f"written to {folder / 'report.html'}\n")
-    edit(folder / "result.json", lambda result: result.update(version=2))
+    edit(folder / "result.json", lambda result: result.update(version=3))
     status, _, err = run("report", folder)
     assert status == 2
-    assert re.search(r"result\.json: .*version.*2", err), err
+    assert re.search(r"result\.json: a result of version 3; .* reads versions up to 2", err), err
     assert run("report", tmp_path / "nothing")[0] == 2
 
 

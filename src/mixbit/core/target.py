@@ -6,7 +6,7 @@ import pkgutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -130,7 +130,8 @@ class Target:
         load_tensors: Opens the file with tensors inside as its outputs; None where it cannot.
         exact: How a program loads the files with the settings under which they were verified, for people.
         overflows: Whether, on this processor, the runtime's sums of products with 8-bit weights overflow.
-        usage: Ports with sizes -> language, as README.md names it, -> ten lines at most that run the file in it.
+        usage: (ports with sizes, the `environment` of the runner that was verified) -> language, as README.md names it,
+            -> ten lines at most that run the file in it with these settings.
     """
 
     name: str
@@ -156,7 +157,7 @@ class Target:
     load_tensors: LoadTensors | None = None
     exact: str = ""
     overflows: Callable[[], bool] = lambda: False
-    usage: Callable[[Ports], dict[str, str]] = lambda _: {}
+    usage: Callable[[Ports, Mapping[str, str]], dict[str, str]] = lambda *_: {}
 
     def try_apart(self, folder: Path, arrays: Sequence[NDArray[Any]]) -> None:
         """Load a new artefact and run it once, on one array per graph input, in a process of its own.

@@ -41,7 +41,7 @@ def readme(result: Result, sizes: list[tuple[int, ...]], call: str) -> str:
     target, ports = find_target(result.target), result.ports or Ports((), ())
     sized = [port.of_size(each) for port, each in zip(ports.inputs, sizes, strict=True)]
     parts = [f"# {target.files[0]}", _what(result), "## Load it", _runtime(result)]
-    for language, code in target.usage(Ports(tuple(sized), ports.outputs)).items():
+    for language, code in target.usage(Ports(tuple(sized), ports.outputs), result.environment).items():
         parts += [
             f"{language}:",
             _block(next(fence for name, fence in FENCES.items() if language.startswith(name)), code),

@@ -59,9 +59,8 @@ FUSED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")
 RECURRENT, TO_RECURRENT = ("LSTM", "GRU", "RNN"), ("Split", "Concat", "Unsqueeze")
 #: Makes onnxruntime add products exactly: where an x86 processor has no VNNI, it adds pairs of products with 8-bit
 #: weights in 16 bits, which overflow (1.31). It changes nothing elsewhere.
-SETTINGS = {"session.x64quantprecision": "1"}
-#: It fails where two small products share their zero points, which this would let them.
-WITHOUT = {"disabled_optimizers": ["ConstantSharing"]}
+#: It fails where two small products share their zero points, which the optimizer would let them.
+SETTINGS = {"session.x64quantprecision": "1", "optimization.disable_specified_optimizers": "ConstantSharing"}
 #: Opens a session and runs it once, by the runtime alone.
 PROGRAM = f"""
 import os
@@ -137,14 +136,15 @@ def load(
     return Runner(run, lambda: executed, environment, profile, (names, returned))
 
 
-def usage(ports: Ports) -> dict[str, str]:
+def usage(ports: Ports, environment: Mapping[str, str]) -> dict[str, str]:
     """Programs that run the file."""
+    entries = {name: value for name, value in environment.items() if name in SETTINGS}
     python = [
         "import numpy as np",
         "import onnxruntime",
         "",
         "options = onnxruntime.SessionOptions()",
-        *(f'options.add_session_config_entry("{name}", "{value}")' for name, value in SETTINGS.items()),
+        *(f'options.add_session_config_entry("{name}", "{value}")' for name, value in entries.items()),
         f'session = onnxruntime.InferenceSession("{FILE}", options, providers=["CPUExecutionProvider"])',
         given_in_python(ports),
         f"names = {names_in_python(ports)}",
@@ -156,7 +156,7 @@ def usage(ports: Ports) -> dict[str, str]:
         for port in ports.inputs
     ]
     names, wanted = (", ".join(in_cpp(port.name) for port in some) for some in (ports.inputs, ports.outputs))
-    set_options = [f'options.AddConfigEntry("{name}", "{value}");' for name, value in SETTINGS.items()]
+    set_options = [f'options.AddConfigEntry("{name}", "{value}");' for name, value in entries.items()]
     ran = f"session.Run(Ort::RunOptions{{}}, inputs, values.data(), values.size(), outputs, {len(ports.outputs)});"
     cpp = [
         "Ort::Env env; Ort::AllocatorWithDefaultOptions allocator;",
@@ -177,15 +177,15 @@ def _opened(
 
     They fail where two products share a weight of 8 bits, which would be converted twice. Raises what the runtime does.
     """
-    ways = [({}, {})] if default_settings else [(SETTINGS, WITHOUT), ({}, {})]
-    for number, (settings, without) in enumerate(ways, 1):
+    ways: list[dict[str, str]] = [{}] if default_settings else [SETTINGS, {}]
+    for number, settings in enumerate(ways, 1):
         given = ort.SessionOptions()
         for name, value in ({"log_severity_level": 4} | dict(options)).items():
             setattr(given, name, value)
         for name, value in settings.items():
             given.add_session_config_entry(name, value)
         with suppress(*(() if number == len(ways) else _errors(ort))):
-            return ort.InferenceSession(source, given, providers=["CPUExecutionProvider"], **without), settings
+            return ort.InferenceSession(source, given, providers=["CPUExecutionProvider"]), settings
     raise AssertionError  # the last way returns or raises
 
 

@@ -7,7 +7,7 @@ products in groups itself, and the plugin multiplies them by the weights as they
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,7 @@ def load(
     return Runner(run, lambda: _executed(compiled, layers), environment, profile, names)
 
 
-def usage(ports: Ports) -> dict[str, str]:
+def usage(ports: Ports, _: Mapping[str, str]) -> dict[str, str]:
     """Programs that run the file."""
     python = [
         "import numpy as np",

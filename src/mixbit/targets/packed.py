@@ -6,6 +6,7 @@ that stay, and one bit a weight, `NAME::mask`. It has no code: the graph comes f
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def load(folder: Path, graph: Graph | None = None, /, **_: Any) -> Runner:
     return Runner(run, lambda: executed, {"runtime": f"torch {torch.__version__}"})
 
 
-def usage(_: Ports) -> dict[str, str]:
+def usage(_: Ports, _environment: Mapping[str, str]) -> dict[str, str]:
     """Programs that read the tensors, and that put them into the network again."""
     read = [
         "from safetensors.numpy import load_file",

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -50,4 +49,6 @@ class Versions:
 
 def package_version() -> str:
     """The version of the installed package."""
+    from importlib.metadata import version  # noqa: PLC0415 every command starts by this file
+
     return version("mixbit")
