@@ -187,7 +187,6 @@ OF_NETWORKS = [
     quantize("--dynamic 0:0", "dimension"),
     quantize("--dynamic 0:2", "the model"),
     quantize("--dynamic y:2", "x"),
-    quantize("", "one a position", data="one_hot"),
     quantize("", "whole class numbers", data="soft"),
     quantize("", "whole class numbers", data="float_labels"),
     quantize("", "0..2", data="from_one"),

@@ -194,7 +194,6 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     "measure(seed=None)": lambda: measured(seed=None),
     "measure(seed='0')": lambda: measured(seed="0"),
     "measure(sed=0)": lambda: measured(sed=0),
-    "measure(one-hot, 'hawq')": lambda: measured(metric="hawq", batches=subjects.one_hot()),
     "measure under autocast": under_autocast,
     "measure(metric=fails)": lambda: measured(metric=lambda inputs: inputs.no_such_attribute),
     "measure(batches on meta)": lambda: measured(batches=subjects.on_meta()),

@@ -137,10 +137,6 @@ def changed(number, image=None, label=None):
     ]
 
 
-def one_hot():
-    return changed(None, label=lambda labels: nn.functional.one_hot(labels, 3))
-
-
 def soft():
     return changed(None, label=lambda labels: nn.functional.one_hot(labels, 3).float())
 

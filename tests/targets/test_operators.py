@@ -11,7 +11,7 @@ from mixbit.quantization import calibrate
 from mixbit.quantization.quantizer import activation_quantizers
 from mixbit.roundings.quantize import quantize
 from mixbit.targets.export import export
-from tests.networks import Net, plan_of
+from tests.networks import Net, plan_of, scheme_of_bytes
 
 #: Between a convolution `a` and the layer `b` behind it, or between `a` and the linear layers `m` and `l`.
 RUNS = {
@@ -142,7 +142,7 @@ def test_dead_channels_keep_their_bias(target, tmp_path):
         net[4].weight[2] = 0
         net[4].bias[:3] = torch.tensor([3.0, 5.0, 7.0])
     graph = capture(net, images()[:2])
-    simulated = quantize(graph, plan_of(graph.layers, "w8a8", target), [images()])
+    simulated = quantize(graph, plan_of(graph.layers, scheme_of_bytes(target), target), [images()])
     with torch.no_grad():
         wanted, expected = simulated(images()), net(images())
     assert (wanted - expected)[:, 1:3].abs().max() < 0.01
@@ -158,7 +158,8 @@ def test_ties_go_where_the_runtime_lets_them_go(target, zero_point, tmp_path):
     """Half of the inputs are in the middle between two integers; the zero point is even or odd."""
     x = (torch.randint(-200, 300, (16, 4, 8, 8)) / 2).clamp(-zero_point, 255 - zero_point)
     graph = capture(nn.Sequential(nn.Conv2d(4, 4, 1, bias=False)).eval(), x[:2])
-    simulated = quantize(graph, plan_of(graph.layers, "w8a8", target), [x], bias_correction="off")
+    plan = plan_of(graph.layers, scheme_of_bytes(target), target)
+    simulated = quantize(graph, plan, [x], bias_correction="off")
     quantizer = activation_quantizers(simulated)[graph.layers[0].inputs[0]]
     quantizer.scale.fill_(1)
     quantizer.zero_point.fill_(zero_point)

@@ -36,7 +36,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="file.py:function, package.module:function, or a folder with config.json and *.safetensors",
+        help="file.py:function, package.module:function, net.onnx, net.pt2, or a folder with config.json",
     ),
 ]
 Data = Annotated[

@@ -34,14 +34,12 @@ def track(items: Iterable[T], label: str | Callable[[], str], total: int | None 
     """
     named = label if callable(label) else partial(str, label)
     total = total or length_hint(items) or None
-    if _shown.get() == "lines" and not _is_terminal():
-        yield from _in_lines(items, named, total)
-        return
+    steps = _in_lines(items, named, total) if _shown.get() == "lines" and not _is_terminal() else items
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     hidden = _shown.get() == "nothing" or not _is_terminal()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=hidden) as progress:
         task = progress.add_task(clean(named()), total=total)
-        for item in items:
+        for item in steps:
             yield item
             progress.update(task, advance=1, description=clean(named()))
 
