@@ -167,10 +167,11 @@ def _preparation(
         pixels = pixels if in_bytes else (pixels.float() / 255 - mean) / std
         return pixels if last else pixels.permute(2, 0, 1).contiguous()
 
-    words = f"{MODES[channels]} pixels"
+    words = f"{'grey' if channels == 1 else MODES[channels]} pixels"
     words += "" if size is None else f", resized to {size[0]}x{size[1]} (bilinear)"
     if not in_bytes:
-        words += f", divided by 255, minus {mean.tolist()}, divided by {std.tolist()}"
+        less, by = (", ".join(f"{value:.6g}" for value in values.flatten().tolist()) for values in (mean, std))
+        words += f", divided by 255, minus {less}, divided by {by}"
     return prepare, words
 
 

@@ -42,7 +42,7 @@ def load(spec: str) -> LoadedModel:
     check(file, runtime, module, found)
     is_fixed = all(isinstance(size, int) for port in file.inputs for size in port.sizes[1:])
     folder = path.parent if any((path.parent / name).is_file() for name in _PROCESSORS) else None
-    return LoadedModel(module, folder=folder, example=dict(found.inputs) if is_fixed else None)
+    return LoadedModel(module.eval(), folder=folder, example=dict(found.inputs) if is_fixed else None)
 
 
 FORM = ModelForm("net.onnx", lambda spec: spec.endswith(".onnx"), load)

@@ -54,7 +54,7 @@ def load(spec: str) -> LoadedModel:
         _check_free_batch(path, module, shapes)
     is_fixed = all(isinstance(size, int) for value in tensors for size in value.shape[1:])
     is_plain = len(tensors) == len(shapes)
-    return LoadedModel(module, example=tuple(_example(shapes, _FEW)) if is_fixed and is_plain else None)
+    return LoadedModel(module.eval(), example=tuple(_example(shapes, _FEW)) if is_fixed and is_plain else None)
 
 
 def _program(path: Path, content: bytes) -> Any:
