@@ -926,3 +926,20 @@ def test_a_model_that_changes_the_working_folder_changes_no_place(run, tmp_path,
     words = [word.replace("net.py:model", f"{tmp_path / 'here' / 'net.py'}:model") for word in words]
     assert run(*words, "--out", tmp_path / "here" / "table.json")[0] == 2
     assert run(*words, "--out", tmp_path / "here" / "table.json", "--force")[0] == 0
+
+
+def test_a_run_says_what_came_out_of_each_step_unless_it_is_quiet(code, tmp_path, run):
+    words = ("quantize", f"{code}:model", "--data", f"{code}:data", "--target", "packed", "--budget", "mean_bits=4")
+    status, out, err = run(*words, "--out", tmp_path / "told")
+    assert status == 0
+    steps = [line.partition(":")[0] for line in err.splitlines()]
+    assert steps[:4] == ["capture", "calibrate", "measure", "search"]
+    assert {"evaluate", "export", "verify", "time"} <= set(steps)
+    assert "capture: 2 layers, 228 weights, " in err
+    assert "calibrate: 24 samples; 8 more are held out (" in err
+    status, quiet_out, err = run(*words, "--out", tmp_path / "quiet", "--quiet")
+    assert (status, err) == (0, "")
+    assert [line[:12] for line in quiet_out.splitlines()] == [line[:12] for line in out.splitlines()]
+    status, _, err = run(*words, "--out", tmp_path / "quiet", "--quiet")
+    assert status == 2
+    assert "the folder is not empty" in err
