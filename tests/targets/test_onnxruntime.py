@@ -15,7 +15,7 @@ from mixbit.quantization import uniform_plan
 from mixbit.roundings.quantize import quantize
 from mixbit.targets._integers import BLOCK_BITS, BLOCK_SIZES
 from mixbit.targets.export import export
-from mixbit.targets.onnxruntime import lacks
+from mixbit.targets.onnxruntime import _opened, lacks
 from tests.networks import Net, plan_of
 
 #: The layer `b` between quantized tensors, its scheme, and how it is run between two convolutions.
@@ -74,7 +74,8 @@ def deployed(tmp_path_factory):
     schemes |= {f"branches.{number}.b.weight": scheme for number, scheme in enumerate(kinds)}
     simulated = quantize(graph, plan_of(graph.layers, schemes, "onnxruntime"), [x])
     export(simulated, folder)
-    return x, simulated, onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    session, _ = _opened(onnxruntime, folder / "model.onnx", {})
+    return x, simulated, session
 
 
 @pytest.mark.parametrize("name", BETWEEN)

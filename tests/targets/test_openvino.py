@@ -19,7 +19,7 @@ from mixbit.roundings.quantize import quantize
 from mixbit.targets.export import export
 from mixbit.targets.openvino import TARGET, _core
 from mixbit.targets.verify import verify
-from tests.networks import Net, plan_of
+from tests.networks import Net, plan_of, scheme_of_bytes
 
 INTERRUPTED = """
 import faulthandler, gc, pathlib, signal, sys
@@ -95,7 +95,8 @@ def test_averages_of_quantized_tensors_are_not_rounded_for_layers_in_float(tmp_p
     ).eval()
     x = torch.randn(32, 4, 8, 8)
     graph = capture(net, x[:2])
-    schemes = {"a.weight": "w8a8", "b.weight": "w8", "u.weight": "w4", "l.weight": "float", "c.weight": "w8a8"}
+    widest = scheme_of_bytes("openvino")
+    schemes = {"a.weight": widest, "b.weight": "w8", "u.weight": "w4", "l.weight": "float", "c.weight": widest}
     simulated = quantize(graph, plan_of(graph.layers, schemes, "openvino"), [x])
     export(simulated, tmp_path)
     compiled = ov.Core().compile_model(tmp_path / "model.xml", "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})
@@ -218,7 +219,7 @@ def test_quantizers_that_hold_arithmetic_return_what_they_did(tmp_path):
     ).eval()
     x = torch.randn(24, 6, 16)
     graph = capture(net, x[:2])
-    simulated = quantize(graph, plan_of(graph.layers, "w8a8", "openvino"), [x])
+    simulated = quantize(graph, plan_of(graph.layers, scheme_of_bytes("openvino"), "openvino"), [x])
     export(simulated, tmp_path / "out")
     model = _core().read_model(tmp_path / "out" / "model.xml")
     quantizers = [node for node in model.get_ops() if node.get_type_name() == "FakeQuantize"]

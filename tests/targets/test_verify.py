@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mixbit.core.batches import Inputs
-from mixbit.core.errors import InvalidInput, TargetMismatch
+from mixbit.core.errors import InvalidInput, TargetMismatch, UnsupportedModel
 from mixbit.core.task import Task, outputs_of
 from mixbit.graph import Reference, evaluate, fitted as of_network
 from mixbit.graph.capture import capture
@@ -41,7 +41,7 @@ def fitted(task, returned):
 def problems(monkeypatch, tmp_path):
     """The problems of two evaluations, of a file without weights."""
     (tmp_path / "file").write_bytes(b"")
-    target = SimpleNamespace(files=("file",), stored=lambda _: {})
+    target = SimpleNamespace(files=("file",), stored=lambda _: {}, exact="")
     monkeypatch.setattr(verify, "find_target", lambda _: target)
     return lambda task, wanted, given: compare(tmp_path, "any", {}, evaluation(task, [wanted], [given])).problems
 
@@ -112,7 +112,10 @@ def logistic(net, x):
 def test_a_network_that_amplifies_roundings_is_told_from_a_wrong_file(tmp_path):
     pytest.importorskip("onnxruntime")
     net, x = Net(logistic, a=torch.nn.Linear(64, 8)).eval(), torch.randn(64, 64)
-    graph = capture(net, x[:2])
+    try:
+        graph = capture(net, x[:2])
+    except UnsupportedModel:
+        pytest.skip("on this processor one sample alone is summed in another order, which the network amplifies too")
     plan = plan_of(graph.layers, "w8", "onnxruntime")
     simulated = quantize(graph, plan, [x])
     export(simulated, tmp_path / "out")
