@@ -15,7 +15,7 @@ from mixbit.roundings.quantize import quantize
 from mixbit.targets._layers import first_difference, some_of, watched
 from mixbit.targets.export import export
 from mixbit.targets.verify import verify
-from tests.networks import Net, plan_of
+from tests.networks import Net, plan_of, scheme_of_bytes
 
 PARTS = {"a": (3, 8), "b": (8, 8), "c": (8, 8)}
 NAMES = ["a.weight", "b.weight", "c.weight", "l.weight"]
@@ -44,8 +44,9 @@ def simulated(graph, target, schemes):
 @pytest.mark.parametrize("kind", ["a8", pytest.param("", marks=pytest.mark.slow)])
 def test_the_first_layer_that_differs_is_named(graph, target, kind, tmp_path):
     pytest.importorskip(target)
-    right = simulated(graph, target, [f"w8{kind}"] * 4)
-    wrong = simulated(graph, target, [f"w8{kind}", f"w2{kind}", f"w8{kind}", f"w2{kind}"])
+    widest, narrowest = scheme_of_bytes(target) if kind else "w8", f"w2{kind}"
+    right = simulated(graph, target, [widest] * 4)
+    wrong = simulated(graph, target, [widest, narrowest, widest, narrowest])
     for name, quantized in (("right", right), ("wrong", wrong)):
         export(quantized, tmp_path / name)
     compared = {
