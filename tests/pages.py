@@ -26,7 +26,7 @@ from mixbit.app import main as cli
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^( *)```(\w*)([^\n]*)\n(.*?)^\1```$", flags=re.DOTALL | re.MULTILINE)
-FIGURE = re.compile(r"\d[\d,]*\.\d+(?:e-?\d+)?")
+FIGURE = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e-?\d+)?")
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ RUNNERS = {"mixbit": _mixbit, "python": _python, "make": _make, "pip": _pip, "py
 
 
 def assert_printed(expected: str, printed: str, place: str) -> None:
-    """Compare a text with what was printed: words exactly, `...` with anything, a number with a point with any."""
+    """Compare a text with what was printed: words exactly, `...` with anything, a number with any number."""
     parts = [re.escape(" ".join(FIGURE.sub("FIGURE", part).split())) for part in expected.split("...")]
     pattern = r"\s*.*?\s*".join(parts).replace("FIGURE", FIGURE.pattern).replace(r"\ ", r"\s+")
     is_same = re.fullmatch(pattern, " ".join(printed.split()), flags=re.DOTALL)

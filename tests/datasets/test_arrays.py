@@ -193,7 +193,9 @@ def test_a_pickle_is_never_loaded(tmp_path):
         rows(tmp_path / "a.npy")
 
 
-@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.safetensors"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("a.npy", "a.npz")), "a.safetensors"]
+)
 def test_of_a_large_file_only_the_rows_asked_for_are_read(name, tmp_path):
     """The first batches of a file of 256 MiB take less than 64 MiB of memory."""
     large = np.ones((65536, 1024), np.float32)

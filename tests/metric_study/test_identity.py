@@ -100,6 +100,7 @@ def test_code_counts():
     assert digest(torch.add) != digest(torch.sub)
 
 
+@pytest.mark.slow
 def test_a_fresh_process_finds_the_same():
     code = "from tests.metric_study import test_identity as t; print(t.digest(t.Weighted({'b', 'a', t.plain})))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
