@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.pages import PAGES, ROOT, assert_printed, blocks_of, run_page
+from tests.pages import NUMBER, PAGES, ROOT, assert_printed, blocks_of, run_page
 
 #: Pages that take longest, which `make slow` runs.
 SLOW = (
@@ -44,7 +44,10 @@ def test_every_block_has_a_language_so_that_none_is_left_out(page):
 def test_a_text_that_is_not_what_was_printed_is_told():
     assert_printed("loss 0.25, ... done", "loss 0.31, 3 layers\n  and more done\n", "here")
     with pytest.raises(AssertionError, match="here shows"):
-        assert_printed("loss 0.25, 3 layers", "loss 0.31, 3 plans", "here")
+        assert_printed("loss 0.25, 3 layers", "loss 0.31, 4 layers", "here")
+    assert_printed("w4a8: 3 layers", "w6a8: 12 layers", "here", NUMBER)
+    with pytest.raises(AssertionError, match="here shows"):
+        assert_printed("w4a8: 3 layers", "w6a8: 12 plans", "here", NUMBER)
     with pytest.raises(AssertionError, match="here shows"):
         assert_printed("loss 0.25", "loss 0.31 and more", "here")
 
@@ -56,7 +59,7 @@ def test_a_block_that_fails_is_told(tmp_path, monkeypatch):
         ("```bash\nmixbit list nothing\n```\n", "mixbit list nothing"),
         ("```bash\nmake nothing\n```\n", "make nothing"),
         ("```bash\npip install 'mixbit[nothing]'\n```\n", "no such extra"),
-        ("```python\nprint('one')\n```\n```output\ntwo\n```\n", "shows"),
+        ("```python\nprint(1)\n```\n```output\n2\n```\n", "shows"),
     ):
         page = ROOT / "docs" / "index.md"
         monkeypatch.setattr("tests.pages.blocks_of", lambda page, text=text: _blocks(text, tmp_path))

@@ -11,7 +11,6 @@ MatMulNBits. Inputs whose range is taken at run time are multiplied by int8 weig
 import json
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -58,8 +57,8 @@ FUSED = ("Relu", "Clip", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid")
 #: Recurrent operators, and those that make of a layer's weight what they read.
 RECURRENT, TO_RECURRENT = ("LSTM", "GRU", "RNN"), ("Split", "Concat", "Unsqueeze")
 #: Makes onnxruntime add products exactly: where an x86 processor has no VNNI, it adds pairs of products with 8-bit
-#: weights in 16 bits, which overflow (1.31). It changes nothing elsewhere.
-#: It fails where two small products share their zero points, which the optimizer would let them.
+#: weights in 16 bits, which overflow (1.31). It changes nothing elsewhere. It fails where two products share their zero
+#: points, which the optimizer would let small ones.
 SETTINGS = {"session.x64quantprecision": "1", "optimization.disable_specified_optimizers": "ConstantSharing"}
 #: Opens a session and runs it once, by the runtime alone.
 PROGRAM = f"""
@@ -177,16 +176,17 @@ def _opened(
 
     They fail where two products share a weight of 8 bits, which would be converted twice. Raises what the runtime does.
     """
-    ways: list[dict[str, str]] = [{}] if default_settings else [SETTINGS, {}]
-    for number, settings in enumerate(ways, 1):
-        given = ort.SessionOptions()
-        for name, value in ({"log_severity_level": 4} | dict(options)).items():
-            setattr(given, name, value)
-        for name, value in settings.items():
-            given.add_session_config_entry(name, value)
-        with suppress(*(() if number == len(ways) else _errors(ort))):
-            return ort.InferenceSession(source, given, providers=["CPUExecutionProvider"]), settings
-    raise AssertionError  # the last way returns or raises
+    given, settings = ort.SessionOptions(), {} if default_settings else SETTINGS
+    for name, value in ({"log_severity_level": 4} | dict(options)).items():
+        setattr(given, name, value)
+    for name, value in settings.items():
+        given.add_session_config_entry(name, value)
+    try:
+        return ort.InferenceSession(source, given, providers=["CPUExecutionProvider"]), settings
+    except _errors(ort):
+        if default_settings:
+            raise
+        return _opened(ort, source, options, default_settings=True)
 
 
 @cache
@@ -380,7 +380,7 @@ TARGET = Target(
     program=PROGRAM,
     check_files=lambda folder: _read(folder / FILE),
     load_tensors=load_tensors,
-    exact='SessionOptions with add_session_config_entry("session.x64quantprecision", "1")',
+    exact=" and ".join(f'add_session_config_entry("{name}", "{value}")' for name, value in SETTINGS.items()),
     overflows=overflows,
     usage=usage,
 )
