@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from mixbit.graph.capture import capture
-from mixbit.graph.layers import BETWEEN_KINDS, activations, convolved, inputs_between, observable
+from mixbit.graph.layers import BETWEEN_KINDS, activations, inputs_between, observable, returned_by_kinds
 from tests.networks import Net, Residual, matrix
 
 
@@ -108,7 +108,7 @@ def test_a_convolution_returns_its_output_clipped_where_nobody_reads_more():
     parts = {name: nn.Conv1d(3, 3, 1) for name in ("clipped", "unclipped", "read_twice", "returned")}
     net = Net(run, **parts, transposed=nn.ConvTranspose1d(3, 3, 1), linear=nn.Linear(4, 4))
     graph = capture(net, torch.randn(2, 3, 4))
-    got = {layer.name.split(".")[0]: [read_by(graph, one) for one in convolved(graph, layer)] for layer in graph.layers}
+    got = {layer.name.split(".")[0]: [read_by(graph, one) for one in returned_by_kinds(graph, layer, {"conv1d"})] for layer in graph.layers}
     assert got == {**{name: ["conv1d"] for name in parts}, "clipped": ["relu"], "transposed": [], "linear": []}
 
 

@@ -112,7 +112,8 @@ class Target:
         dynamic_choices: The schemes offered where ranges are to be taken at run time and none are asked for.
         integer_operators: Of `add`, `cat`, `average_pool` and `matmul`, those that run in integers on quantized inputs.
         adds_into_layers: Whether a convolution that feeds an addition alone computes it too, without rounding between.
-        quantized_outputs: Whether a convolution runs in integers only where its output is quantized too.
+        quantized_outputs: Kinds of layers' operators, as `conv2d`, that run in integers only where their output is
+            quantized too.
         rounds_shifted: Whether activations become integers by round(x / scale + zero point), not by
             round(x / scale) + zero point: ties, which go to the even integer, differ at odd zero points.
         needs_graph: Whether `load` needs the captured graph.
@@ -142,7 +143,7 @@ class Target:
     dynamic_choices: tuple[str, ...] = ()
     integer_operators: frozenset[str] = frozenset()
     adds_into_layers: bool = False
-    quantized_outputs: bool = False
+    quantized_outputs: frozenset[str] = frozenset()
     rounds_shifted: bool = False
     needs_graph: bool = False
     note: str

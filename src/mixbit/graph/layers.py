@@ -68,6 +68,8 @@ _BETWEEN = {_aten.add: "add", _aten.cat: "cat", _aten.matmul: "matmul", _aten.bm
 _BETWEEN |= dict.fromkeys(_POOLS, "average_pool")
 #: Kinds of operators between layers that some target runs in integers.
 BETWEEN_KINDS = frozenset(_BETWEEN.values())
+#: Kinds of layers' operators that some target runs in integers only where their output is quantized too.
+QUANTIZED_KINDS = frozenset({"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "addmm", "matmul"})
 #: Kinds of operators that read a matrix either way.
 PRODUCTS = ("matmul", "addmm")
 
@@ -264,11 +266,14 @@ def _added(sources: list[fx.Node], convolutions: frozenset[str], inside: bool) -
     return [source for source in sources if not (inside and source is own and len(set(sources)) > 1)]
 
 
-def convolved(graph: Graph, layer: Layer) -> tuple[str, ...]:
-    """Names of the nodes that hold what the layer's convolutions return, clipped where they are read only to clip."""
+def returned_by_kinds(graph: Graph, layer: Layer, kinds: Collection[str]) -> tuple[str, ...]:
+    """Names of the nodes that hold what the layer's operators return, clipped where they are read only to clip.
+
+    Of those operators that are of these kinds.
+    """
     names = []
     for operation in layer.operations:
-        if operation.kind.name in ("conv1d", "conv2d", "conv3d"):
+        if operation.kind.name in kinds:
             node = graph.node(operation.node)
             clipped = [user for user in node.users if packet(user) in _CLIPS]
             names.append(clipped[0].name if len(node.users) == len(clipped) == 1 else node.name)
@@ -277,6 +282,6 @@ def convolved(graph: Graph, layer: Layer) -> tuple[str, ...]:
 
 def observable(graph: Graph) -> frozenset[str]:
     """Names of all the nodes whose tensors some plan for some target may quantize."""
-    touched = {name for layer in graph.layers for name in (*layer.inputs, *convolved(graph, layer))}
+    touched = {name for layer in graph.layers for name in (*layer.inputs, *returned_by_kinds(graph, layer, QUANTIZED_KINDS))}
     every = [node.name for node in graph.module.graph.nodes]
     return frozenset(touched | set(inputs_between(graph, BETWEEN_KINDS, inside=False, rounded=every)))

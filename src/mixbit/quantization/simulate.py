@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.core import Format, InvalidInput, Plan, Target, find_target, track
-from mixbit.graph import Graph, Layer, argument, convolved, inputs_between, model_fingerprint
+from mixbit.graph import Graph, Layer, argument, inputs_between, model_fingerprint, returned_by_kinds
 from mixbit.quantization.biases import corrected_biases
 from mixbit.quantization.calibrate import Calibration, mean_output
 from mixbit.quantization.offers import why_not
@@ -73,7 +73,7 @@ def rounded_between(graph: Graph, layers: Sequence[Layer], target: Target) -> di
     returned: list[str] = []
     read = {name for layer in graph.layers for name in layer.inputs}
     for layer in layers:
-        outputs = convolved(graph, layer) if target.quantized_outputs else ()
+        outputs = returned_by_kinds(graph, layer, target.quantized_outputs)
         returned.extend(outputs)
         for name in (*layer.inputs, *outputs):
             owners[name].append(layer.name)

@@ -1,0 +1,208 @@
+"""Target litert: a TensorFlow Lite file whose weights are stored in 2, 4 or 8 bits and run in int8, by LiteRT.
+
+A layer whose input and output are quantized, convolution, depthwise convolution or product, is one operator on int8
+tensors with a scale per output channel and a bias in int32. XNNPACK rounds its sums as the simulation does. Kernels of
+4 bits are run by the runtime's own operators, which round halves up in fixed point. Weights whose input stays in float
+are unpacked when the file is loaded.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from mixbit.core import Format, InvalidInput, Ports, Runner, Scheme, StoredWeight, Target, TargetMismatch
+from mixbit.graph import Graph
+from mixbit.quantization.affine import num_scales
+from mixbit.targets._integers import mismatch, only_beside_float, reason_line, runtime
+from mixbit.targets._usage import given_in_python, names_in_python
+
+FILE = "model.tflite"
+#: Opens the file and runs it once, by the runtime alone.
+PROGRAM = f"""
+import sys
+import numpy
+from ai_edge_litert.interpreter import Interpreter
+interpreter = Interpreter(sys.argv[1] + "/{FILE}")
+arrays = dict(zip([port["index"] for port in interpreter.get_input_details()], numpy.load(sys.argv[2]).values()))
+for index, array in arrays.items():
+    interpreter.resize_tensor_input(index, array.shape)
+interpreter.allocate_tensors()
+for index, array in arrays.items():
+    interpreter.set_tensor(index, array)
+interpreter.invoke()
+"""
+#: Bytes of a scale in float32, and of a zero point, which the format has in int64.
+SCALE_BYTES = 4 + 8
+_litert = partial(runtime, "litert", "ai_edge_litert.interpreter", "ai_edge_litert.schema_py_generated", "flatbuffers")
+
+
+def lacks(scheme: Scheme) -> str | None:
+    """Zeros, bfloat16, ranges at run time, and groups or zero points beside a static range."""
+    weight, read = scheme.weight, scheme.input
+    if weight is not None and weight.sparsity is not None:
+        return "no sparsity (its file would hold the zeros too and be no smaller)"
+    if weight is not None and weight.floating == "bfloat16":
+        return "float16, not bfloat16"
+    if read is not None and read.dynamic:
+        return "no dynamic ranges (its two kernels round inputs differently)"
+    return only_beside_float(scheme)
+
+
+def container(shape: tuple[int, ...], fmt: Format) -> int:
+    """The bits that an integer takes in the file: 4 or 8, or 2 in matrices, and in groups, which are stored as one."""
+    narrow = len(shape) == 2 or fmt.group is not None
+    return next(each for each in ((2, 4, 8) if narrow else (4, 8)) if fmt.bits <= each)
+
+
+def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
+    """Integers in their containers with a scale and a zero point, of 4 and 8 bytes, for each channel; or floats."""
+    numel = math.prod(shape)
+    if fmt is None or fmt.floating is not None:
+        return (4 if fmt is None else 2) * numel
+    return -(-numel * container(shape, fmt) // 8) + SCALE_BYTES * num_scales(shape, axis, fmt)
+
+
+def write(simulated: Graph, folder: Path) -> None:
+    """Write model.tflite."""
+    _litert()
+    from mixbit.targets._tflite import converted
+
+    data = converted(simulated)
+    try:
+        (folder / FILE).write_bytes(data)
+    except OSError as error:
+        raise InvalidInput(f"{folder}: cannot write there: {reason_line(error)}") from error
+
+
+def load(
+    folder: Path, _: Graph | None = None, /, *, batch_size: int | None = None, default_settings: bool = False
+) -> Runner:
+    """Open the file on the CPU, with the runtime's own delegate, XNNPACK; it takes inputs of any batch size."""
+    del default_settings
+    litert, path = _litert(), folder / FILE
+    from mixbit.targets._tflite_file import executed, read
+
+    model = read(path)
+    with mismatch(f"{path}: LiteRT cannot load it", ValueError, RuntimeError):
+        interpreter = _opened(litert, model.data)
+        ports = interpreter.get_input_details()
+        if batch_size is not None:
+            for port in ports:
+                interpreter.resize_tensor_input(port["index"], [batch_size, *port["shape"][1:]])
+        interpreter.allocate_tensors()
+    returned = interpreter.get_output_details()
+    run = partial(_run, path, interpreter, [port["index"] for port in ports], [port["index"] for port in returned])
+    environment = {"runtime": f"ai-edge-litert {_version()}"}
+    names = [port["name"] for port in ports], [port["name"] for port in returned]
+    return Runner(run, lambda: executed(model, interpreter), environment, names=names)
+
+
+def _opened(litert: Any, data: bytes) -> Any:
+    """An interpreter, which says nothing on standard error."""
+    return litert.Interpreter(model_content=data)
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("ai-edge-litert")
+
+
+def _run(
+    path: Path, interpreter: Any, taken: list[int], returned: list[int], inputs: list[NDArray[Any]]
+) -> list[NDArray[Any]]:  # fmt: skip
+    if len(inputs) != len(taken):
+        raise TargetMismatch(f"{path}: takes {len(taken)} inputs, the model {len(inputs)}; export again")
+    sizes = {port["index"]: tuple(port["shape"].tolist()) for port in interpreter.get_input_details()}
+    with mismatch(f"{path}: LiteRT cannot run it", ValueError, RuntimeError):
+        if any(sizes[index] != array.shape for index, array in zip(taken, inputs, strict=True)):
+            for index, array in zip(taken, inputs, strict=True):
+                interpreter.resize_tensor_input(index, array.shape, strict=True)
+            interpreter.allocate_tensors()
+        for index, array in zip(taken, inputs, strict=True):
+            interpreter.set_tensor(index, array)
+        interpreter.invoke()
+        return [interpreter.get_tensor(index) for index in returned]
+
+
+def load_tensors(folder: Path, names: list[tuple[str, bool]]) -> Callable[[list[NDArray[Any]]], dict[str, Any]]:
+    """Open the file so that it returns tensors inside: quantized ones, and what operators of layers return."""
+    litert, path = _litert(), folder / FILE
+    from mixbit.targets._tflite_file import in_logical_order, read, with_outputs
+
+    model = read(path)
+    held = {name: place for name, _ in names if (place := model.place_of(name)) is not None}
+    with mismatch(f"{path}: LiteRT cannot load it with more outputs", ValueError, RuntimeError):
+        interpreter = _opened(litert, with_outputs(model, [index for index, _ in held.values()]))
+        interpreter.allocate_tensors()
+    taken = [port["index"] for port in interpreter.get_input_details()]
+
+    def run(inputs: list[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        indices = [index for index, _ in held.values()]
+        arrays = _run(path, interpreter, taken, indices, inputs)
+        return {
+            name: in_logical_order(model, index, order, array)
+            for (name, (index, order)), array in zip(held.items(), arrays, strict=True)
+        }
+
+    return run
+
+
+def stored(folder: Path) -> dict[str, StoredWeight]:
+    """Layer -> bytes and types of its weight and scales, read from the file."""
+    _litert()
+    from mixbit.targets._tflite_file import read, stored_in
+
+    return stored_in(read(folder / FILE))
+
+
+def _check_files(folder: Path) -> None:
+    _litert()
+    from mixbit.targets._tflite_file import read
+
+    read(folder / FILE)
+
+
+def usage(ports: Ports, _: Mapping[str, str]) -> dict[str, str]:
+    """Programs that run the file."""
+    python = [
+        "import numpy as np",
+        "from ai_edge_litert.interpreter import Interpreter",
+        "",
+        f'interpreter = Interpreter("{FILE}")',
+        given_in_python(ports),
+        'places = {port["name"]: port["index"] for port in interpreter.get_input_details()}',
+        "[interpreter.resize_tensor_input(places[name], array.shape) for name, array in inputs.items()]",
+        "interpreter.allocate_tensors()",
+        "[interpreter.set_tensor(places[name], array) for name, array in inputs.items()]",
+        "interpreter.invoke()",
+        'results = [interpreter.get_tensor(port["index"]) for port in interpreter.get_output_details()]',
+        f"outputs = dict(zip({names_in_python(ports)}, results))",
+    ]
+    return {"Python": "\n".join(python)}
+
+
+TARGET = Target(
+    name="litert",
+    files=(FILE,),
+    weight_bits=(2, 3, 4, 5, 6, 7, 8),
+    input_bits=(8,),
+    default_choices=("w2a8", "w4a8", "w8a8"),
+    quantized_outputs=frozenset({"conv1d", "conv2d", "linear", "addmm", "matmul"}),
+    note="weights of matrices stored in 2, 4 or 8 bits, of convolutions in 4 or 8, other widths in the next of these; "
+    "int8 arithmetic under a8; also float16, group, one scale, zero point",
+    lacks=lacks,
+    weight_bytes=weight_bytes,
+    require=_litert,
+    write=write,
+    load=load,
+    stored=stored,
+    program=PROGRAM,
+    check_files=_check_files,
+    load_tensors=load_tensors,
+    usage=usage,
+)
