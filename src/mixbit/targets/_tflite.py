@@ -88,6 +88,7 @@ class _Translation:
         index = self.writer.tensor(shape, TYPES[given.dtype], next(self.inputs).name)
         self.writer.graph.inputs.append(index)
         value.tensors[value.order, False] = index
+        self.writer.inputs.append(value)
         return value
 
     def _stored(self, node: fx.Node) -> Any:

@@ -26,6 +26,8 @@ TYPES = {
 PACKED = {2: "INT2", 4: "INT4", 8: "INT8"}
 #: What stands for a size that only a run knows, in the shape that the file gives; its signature says -1.
 UNKNOWN = 1
+#: Of operators that the runtime does not have in version 1.
+_VERSIONS = {"BROADCAST_TO": 2}
 #: Operators whose options have another name than they do.
 _OPTIONS = {
     "MAX_POOL_2D": "Pool2D", "AVERAGE_POOL_2D": "Pool2D", "MEAN": "Reducer", "SUM": "Reducer", "REDUCE_MAX": "Reducer",
@@ -125,7 +127,7 @@ class Writer:
 
     Attributes:
         graph: The only subgraph.
-        layer: Name of the layer that operators are written for; "" for none.
+        inputs: Those of the network.
     """
 
     def __init__(self) -> None:
@@ -133,7 +135,7 @@ class Writer:
         self.model = schema.ModelT(
             version=VERSION, operatorCodes=[], subgraphs=[self.graph], buffers=[schema.BufferT()], description=b"mixbit"
         )
-        self.layer = ""
+        self.inputs: list[Value] = []
         self._codes: dict[str, int] = {}
         self._constants: dict[tuple[Any, ...], int] = {}
 
@@ -179,7 +181,7 @@ class Writer:
         """Append an operator; -1 stands for an input that is left out."""
         if kind not in self._codes:
             number = getattr(schema.BuiltinOperator, kind)
-            code = schema.OperatorCodeT(builtinCode=number, deprecatedBuiltinCode=min(number, 127), version=1)
+            code = schema.OperatorCodeT(builtinCode=number, deprecatedBuiltinCode=min(number, 127), version=_VERSIONS.get(kind, 1))
             self._codes[kind] = len(self.model.operatorCodes)
             self.model.operatorCodes.append(code)
         made = schema.OperatorT(opcodeIndex=self._codes[kind], inputs=list(inputs), outputs=list(outputs))
@@ -261,7 +263,7 @@ class Writer:
         return self.whole_sizes([-1 if place == unknown[0] else size for place, size in enumerate(sizes)], source)
 
     def whole_sizes(self, sizes: Sequence[Extent], source: Value) -> int:
-        """The int32 vector of the sizes; those that only a run knows are the source's."""
+        """The int32 vector of the sizes; those that only a run knows are the source's, or an input's."""
         if all(isinstance(size, int) for size in sizes):
             return self.vector([int(size) for size in sizes])
         parts = [self.vector([size]) if isinstance(size, int) else self.size(size, source) for size in sizes]
@@ -271,12 +273,11 @@ class Writer:
 
     def size(self, size: str, source: Value) -> int:
         """The int32 [1] of a size of the source that only a run knows."""
-        if size not in source.shape:
-            raise UnsupportedModel(
-                f"the size {size}, which only a run knows, is none of {list(source.shape)}; leave it out of `dynamic`"
-            )
         key = "size", size
         if key not in self._constants:
+            source = next((value for value in (source, *self.inputs) if size in value.shape), source)
+            if size not in source.shape:
+                raise UnsupportedModel(f"a run computes the size {size}; leave it out of `dynamic`")
             tensor, whole = self.read(source, in_int8=source.factors is not None), self.tensor([source.rank], "INT32")
             self.operator("SHAPE", [tensor], [whole], outType=schema.TensorType.INT32)
             index = self._constants[key] = self.tensor([1], "INT32")
