@@ -116,6 +116,8 @@ class Target:
             quantized too.
         rounds_shifted: Whether activations become integers by round(x / scale + zero point), not by
             round(x / scale) + zero point: ties, which go to the even integer, differ at odd zero points.
+        halves: (layer, its operator, format of its weight) -> how an operator on integers rounds its sums to those of
+            its output, see `mixbit.quantization.sums.whole_numbers`; None where as other activations.
         needs_graph: Whether `load` needs the captured graph.
         note: What happens to each width when the file is loaded, and what it stores beside them, for people.
         lacks: Scheme of these widths -> what the runtime lacks for it, for people; None where nothing.
@@ -145,6 +147,7 @@ class Target:
     adds_into_layers: bool = False
     quantized_outputs: frozenset[str] = frozenset()
     rounds_shifted: bool = False
+    halves: Callable[[Any, Any, Format], str | None] = lambda *_: None
     needs_graph: bool = False
     note: str
     lacks: Callable[[Scheme], str | None]

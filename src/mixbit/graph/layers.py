@@ -266,22 +266,20 @@ def _added(sources: list[fx.Node], convolutions: frozenset[str], inside: bool) -
     return [source for source in sources if not (inside and source is own and len(set(sources)) > 1)]
 
 
-def returned_by_kinds(graph: Graph, layer: Layer, kinds: Collection[str]) -> tuple[str, ...]:
-    """Names of the nodes that hold what the layer's operators return, clipped where they are read only to clip.
-
-    Of those operators that are of these kinds.
-    """
-    names = []
-    for operation in layer.operations:
-        if operation.kind.name in kinds:
-            node = graph.node(operation.node)
-            clipped = [user for user in node.users if packet(user) in _CLIPS]
-            names.append(clipped[0].name if len(node.users) == len(clipped) == 1 else node.name)
-    return tuple(names)
+def returned_by(graph: Graph, operation: Operation) -> str:
+    """Name of the node that holds what a layer's operator returns, clipped where it is read only to clip."""
+    node = graph.node(operation.node)
+    clipped = [user for user in node.users if packet(user) in _CLIPS]
+    return clipped[0].name if len(node.users) == len(clipped) == 1 else node.name
 
 
 def observable(graph: Graph) -> frozenset[str]:
     """Names of all the nodes whose tensors some plan for some target may quantize."""
-    touched = {name for layer in graph.layers for name in (*layer.inputs, *returned_by_kinds(graph, layer, QUANTIZED_KINDS))}
+    touched = {name for layer in graph.layers for name in layer.inputs}
+    returned = {
+        returned_by(graph, operation)
+        for _, operation in graph.operations.values()
+        if operation.kind.name in QUANTIZED_KINDS
+    }
     every = [node.name for node in graph.module.graph.nodes]
-    return frozenset(touched | set(inputs_between(graph, BETWEEN_KINDS, inside=False, rounded=every)))
+    return frozenset(touched | returned | set(inputs_between(graph, BETWEEN_KINDS, inside=False, rounded=every)))

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.core import Format, InvalidInput, Plan, Target, find_target, track
-from mixbit.graph import Graph, Layer, argument, inputs_between, model_fingerprint, returned_by_kinds
+from mixbit.graph import Graph, Layer, argument, inputs_between, model_fingerprint, returned_by
 from mixbit.quantization.biases import corrected_biases
 from mixbit.quantization.calibrate import Calibration, mean_output
 from mixbit.quantization.offers import why_not
-from mixbit.quantization.quantizer import Quantizer, quantizer_path, run_time_quantizer
+from mixbit.quantization.quantizer import Quantizer, Sums, quantizer_path, run_time_quantizer
 from mixbit.quantization.scales import weight_quantizer
 
 #: Of tensors between layers.
@@ -73,7 +73,8 @@ def rounded_between(graph: Graph, layers: Sequence[Layer], target: Target) -> di
     returned: list[str] = []
     read = {name for layer in graph.layers for name in layer.inputs}
     for layer in layers:
-        outputs = returned_by_kinds(graph, layer, target.quantized_outputs)
+        kinds = target.quantized_outputs
+        outputs = [returned_by(graph, each) for each in layer.operations if each.kind.name in kinds]
         returned.extend(outputs)
         for name in (*layer.inputs, *outputs):
             owners[name].append(layer.name)
@@ -113,7 +114,22 @@ def simulate(graph: Graph, plan: Plan, calibration: Calibration | None, *, bias_
                 errors = {each.node: mean_output(graph, each, calibration, change) for each in corrected}
             biases |= corrected_biases(graph, layer, quantizer, errors, activations)
             weights.append(quantizer)
+    _round_sums(graph, plan, target, {weight.tensor: weight for weight in weights}, activations)
     return assemble(graph, plan, [*weights, *activations.values()], biases)
+
+
+def _round_sums(
+    graph: Graph, plan: Plan, target: Target, weights: dict[str, Quantizer], activations: dict[str, Quantizer]
+) -> None:
+    """Tell the quantizers of what layers return in integers how the target rounds it."""
+    for layer, operation in graph.operations.values():
+        fmt, read = plan.scheme(layer.name).weight, activations.get(operation.input or "")
+        made = activations.get(returned_by(graph, operation))
+        if fmt is None or None in (read, made) or operation.axis != layer.axis:
+            continue
+        halves = target.halves(layer, operation, fmt)
+        if halves is not None:
+            made.sums = Sums(read, weights[layer.name], operation.channels, halves)
 
 
 def assemble(graph: Graph, plan: Plan, quantizers: list[Quantizer], biases: dict[str, Tensor]) -> Graph:

@@ -50,7 +50,8 @@ def _product(
     order, of_weight = orders
     channels = shape[1] if kind != "FULLY_CONNECTED" else shape[-1]
     in_int8 = x.factors is not None and out.factors is not None
-    integers = weight_integers(w, weight, of_weight) if in_int8 else None
+    channels_at = of_weight.index(0)
+    integers = weight_integers(w, weight, of_weight, channels_at) if in_int8 else None
     if integers is None:
         read = [w.read(x, order), w.read(weight, of_weight), _bias_in_float(w, bias, channels)]
         return w.made(kind, read, shape, out.dtype, order, fusedActivationFunction=0, **options)

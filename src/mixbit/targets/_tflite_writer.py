@@ -312,13 +312,18 @@ def packed_integers(integers: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     return np.bitwise_or.reduce(rows << np.arange(0, 8, bits, dtype=np.uint8), axis=1).astype(np.uint8)
 
 
-def weight_integers(w: Writer, value: Value, order: Order) -> int | None:
-    """The tensor of a weight's integers in that order; None where it has none that an operator could read so."""
+def weight_integers(w: Writer, value: Value, order: Order, channels: int) -> int | None:
+    """The tensor of a weight's integers in that order, scales along the dimension `channels` of it.
+
+    None where it has none that an operator could read so.
+    """
     while value.view is not None:
         value, dims = value.view
         order = tuple(dims[axis] for axis in order)
     weight = value.weight
     if weight is None or weight.grouped or weight.zero_point is not None:
+        return None
+    if weight.scale.size > 1 and order.index(weight.axis) != channels:
         return None
     held = [known for known, whole in value.tensors if whole]
     if not held:

@@ -35,6 +35,7 @@ for index, array in arrays.items():
     interpreter.set_tensor(index, array)
 interpreter.invoke()
 """
+BYTE = 8
 #: Bytes of a scale in float32, and of a zero point, which the format has in int64.
 SCALE_BYTES = 4 + 8
 _litert = partial(runtime, "litert", "ai_edge_litert.interpreter", "ai_edge_litert.schema_py_generated", "flatbuffers")
@@ -56,6 +57,14 @@ def container(shape: tuple[int, ...], fmt: Format) -> int:
     """The bits that an integer takes in the file: 4 or 8, or 2 in matrices, and in groups, which are stored as one."""
     narrow = len(shape) == 2 or fmt.group is not None
     return next(each for each in ((2, 4, 8) if narrow else (4, 8)) if fmt.bits <= each)
+
+
+def halves(layer: Any, operation: Any, fmt: Format) -> str:
+    """XNNPACK rounds halves to the even number, the runtime's own kernels up, and its only one for groups away."""
+    kernel = operation.kind.name.startswith("conv")
+    if not kernel or fmt.floating is not None or container(layer.shape, fmt) == BYTE:
+        return "even"
+    return "away" if operation.groups > 1 and layer.shape[1] > 1 else "up"
 
 
 def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
@@ -195,6 +204,7 @@ TARGET = Target(
     quantized_outputs=frozenset({"conv1d", "conv2d", "linear", "addmm", "matmul"}),
     note="weights of matrices stored in 2, 4 or 8 bits, of convolutions in 4 or 8, other widths in the next of these; "
     "int8 arithmetic under a8; also float16, group, one scale, zero point",
+    halves=halves,
     lacks=lacks,
     weight_bytes=weight_bytes,
     require=_litert,
