@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from mixbit.graph.capture import capture
-from mixbit.graph.layers import BETWEEN_KINDS, activations, inputs_between, observable, returned_by
+from mixbit.graph.layers import BETWEEN_KINDS, activations, inputs_between, observable, result_of
 from tests.networks import Net, Residual, matrix
 
 
@@ -108,9 +108,7 @@ def test_a_layer_returns_its_output_clipped_where_nobody_reads_more():
     parts = {name: nn.Conv1d(3, 3, 1) for name in ("clipped", "unclipped", "read_twice", "returned")}
     net = Net(run, **parts, transposed=nn.ConvTranspose1d(3, 3, 1), linear=nn.Linear(4, 4))
     graph = capture(net, torch.randn(2, 3, 4))
-    got = {
-        layer.name.split(".")[0]: read_by(graph, returned_by(graph, layer.operations[0])) for layer in graph.layers
-    }
+    got = {layer.name.split(".")[0]: read_by(graph, result_of(graph, layer.operations[0])) for layer in graph.layers}
     assert got == dict.fromkeys(parts, "conv1d") | dict.fromkeys(("clipped", "transposed", "linear"), "relu")
 
 

@@ -466,7 +466,10 @@ def test_writing_leaves_the_graph_as_it_is(target, tmp_path):
     assert simulated.module.code == code
 
 
-@pytest.mark.parametrize(("target", "package"), [("openvino", "openvino"), ("onnxruntime", "onnxruntime"), ("litert", "ai_edge_litert.interpreter")])
+@pytest.mark.parametrize(
+    ("target", "package"),
+    [("openvino", "openvino"), ("onnxruntime", "onnxruntime"), ("litert", "ai_edge_litert.interpreter")],
+)
 def test_a_missing_runtime_is_named(target, package, tmp_path, monkeypatch):
     module, simulated = requires(target), simulate(target, "shared", "w8a8")
     monkeypatch.setitem(sys.modules, package, None)

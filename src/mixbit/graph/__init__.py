@@ -34,7 +34,7 @@ from mixbit.graph.layers import (
     after as after,
     inputs_between as inputs_between,
     is_float as is_float,
-    returned_by as returned_by,
+    result_of as result_of,
     run_stacked as run_stacked,
     shared_inputs as shared_inputs,
     stack_weights as stack_weights,

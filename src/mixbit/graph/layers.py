@@ -266,7 +266,7 @@ def _added(sources: list[fx.Node], convolutions: frozenset[str], inside: bool) -
     return [source for source in sources if not (inside and source is own and len(set(sources)) > 1)]
 
 
-def returned_by(graph: Graph, operation: Operation) -> str:
+def result_of(graph: Graph, operation: Operation) -> str:
     """Name of the node that holds what a layer's operator returns, clipped where it is read only to clip."""
     node = graph.node(operation.node)
     clipped = [user for user in node.users if packet(user) in _CLIPS]
@@ -277,7 +277,7 @@ def observable(graph: Graph) -> frozenset[str]:
     """Names of all the nodes whose tensors some plan for some target may quantize."""
     touched = {name for layer in graph.layers for name in layer.inputs}
     returned = {
-        returned_by(graph, operation)
+        result_of(graph, operation)
         for _, operation in graph.operations.values()
         if operation.kind.name in QUANTIZED_KINDS
     }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.core import Format, InvalidInput, Plan, Target, find_target, track
-from mixbit.graph import Graph, Layer, argument, inputs_between, model_fingerprint, returned_by
+from mixbit.graph import Graph, Layer, argument, inputs_between, model_fingerprint, result_of
 from mixbit.quantization.biases import corrected_biases
 from mixbit.quantization.calibrate import Calibration, mean_output
 from mixbit.quantization.offers import why_not
@@ -74,7 +74,7 @@ def rounded_between(graph: Graph, layers: Sequence[Layer], target: Target) -> di
     read = {name for layer in graph.layers for name in layer.inputs}
     for layer in layers:
         kinds = target.quantized_outputs
-        outputs = [returned_by(graph, each) for each in layer.operations if each.kind.name in kinds]
+        outputs = [result_of(graph, each) for each in layer.operations if each.kind.name in kinds]
         returned.extend(outputs)
         for name in (*layer.inputs, *outputs):
             owners[name].append(layer.name)
@@ -124,8 +124,8 @@ def _round_sums(
     """Tell the quantizers of what layers return in integers how the target rounds it."""
     for layer, operation in graph.operations.values():
         fmt, read = plan.scheme(layer.name).weight, activations.get(operation.input or "")
-        made = activations.get(returned_by(graph, operation))
-        if fmt is None or None in (read, made) or operation.axis != layer.axis:
+        made = activations.get(result_of(graph, operation))
+        if fmt is None or read is None or made is None or operation.axis != layer.axis:
             continue
         halves = target.halves(layer, operation, fmt)
         if halves is not None:

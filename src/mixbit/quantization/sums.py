@@ -1,5 +1,7 @@
 """How runtimes make integers of sums of integers: exactly, whatever the order in which a simulation adds in float."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -42,8 +44,8 @@ def requantize(  # noqa: PLR0917 torch.export finds the arguments of an operator
 ) -> Tensor:
     """(clip(R(x / step) + zero_point, low, high) - zero_point) * scale with R of `whole_numbers`, factor step / scale.
 
-    x holds sums in multiples of `step` (one, or one for each index of the axis, 1 or -1), up to the error of adding them
-    in float.
+    x holds sums in multiples of `step`, up to the error of adding them in float; there is one, or one for each index of
+    the axis, 1 or -1.
     """
     result = torch.empty_like(x)
     step = step.double() if axis < 0 or step.numel() == 1 else step.double().reshape(-1, *[1] * (x.ndim - 2))
@@ -61,14 +63,14 @@ def _shaped_like(x: Tensor, *_: object) -> Tensor:
     return torch.empty_like(x)
 
 
-def _save_for_backward(ctx: torch.autograd.function.FunctionCtx, inputs: tuple, output: Tensor) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 torch calls it so
     x, _, _, scale, zero_point, low, high, _ = inputs
     inside = (x >= (low - zero_point - 0.5) * scale) & (x <= (high - zero_point + 0.5) * scale)
     ctx.save_for_backward(inside)
 
 
-def _straight_through(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    (inside,) = ctx.saved_tensors  # type: ignore[attr-defined] torch puts it there
+def _straight_through(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    (inside,) = ctx.saved_tensors
     return gradient * inside, None, None, None, None, None, None, None
 
 

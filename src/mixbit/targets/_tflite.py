@@ -17,7 +17,8 @@ from mixbit.targets._integers import stored_weights
 from mixbit.targets._layers import QUANTIZED
 from mixbit.targets._tflite_operators import OPERATORS
 from mixbit.targets._tflite_table import Result
-from mixbit.targets._tflite_writer import TYPES, Extent, Factors, Value, Writer, logical
+from mixbit.targets._tflite_values import TYPES, Extent, Factors, Value, logical
+from mixbit.targets._tflite_writer import Writer
 
 #: Options of torch's operators that say nothing about what is computed, beside the type, which the output has.
 _UNREAD = {"device", "dtype", "implicit", "layout", "memory_format", "non_blocking", "pin_memory", "stable"}

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from mixbit.core import StoredWeight, TargetMismatch, read_bytes
 from mixbit.targets._integers import SEPARATOR
-from mixbit.targets._tflite_writer import IDENTIFIER, Order
+from mixbit.targets._tflite_values import Order
+from mixbit.targets._tflite_writer import IDENTIFIER, Writer
 
 #: Of a file: offsets of FlatBuffers end there.
 MOST_BYTES = 2**31
@@ -82,7 +83,7 @@ def read(path: Path) -> Model:
     if data[4:8] != IDENTIFIER:
         raise TargetMismatch(f"{path}: not a TensorFlow Lite file; export again")
     try:
-        content = schema.ModelT.InitFromPackedBuf(data)
+        content = _unpacked(data)
         problem = _problem(Model(data, content))
     except (struct.error, ValueError, IndexError, TypeError, AttributeError, KeyError, OverflowError) as error:
         raise TargetMismatch(f"{path}: damaged or cut off ({type(error).__name__}); export again") from error
@@ -91,15 +92,21 @@ def read(path: Path) -> Model:
     return Model(data, content)
 
 
+def _unpacked(data: bytes) -> Any:
+    """The schema's ModelT of it."""
+    return schema.ModelT.InitFromPackedBuf(data)
+
+
 def _problem(model: Model) -> str | None:
     """What refers to nothing, or holds too few bytes; None where all is well."""
     content = model.content
-    if len(content.subgraphs) != 1:
-        return f"{len(content.subgraphs)} subgraphs in the place of one"
+    if len(content.subgraphs or ()) != 1:
+        return f"{len(content.subgraphs or ())} subgraphs in the place of one"
     count, buffers = len(model.tensors), content.buffers
     for index, tensor in enumerate(model.tensors):
-        name, data = model.name(index), buffers[tensor.buffer].data if tensor.buffer < len(buffers) else None
-        if tensor.buffer >= len(buffers) or (tensor.buffer and data is None):
+        name, known = model.name(index), tensor.buffer < len(buffers)
+        data: Any = buffers[tensor.buffer].data if known else None
+        if not known or (tensor.buffer and data is None):
             return f"no bytes of {name}"
         if tensor.buffer and len(data) != -(-math.prod(_shape(tensor)) * _BITS[model.kind(index)] // 8):
             return f"{len(data)} bytes of {name}, whose shape is {_shape(tensor)}"
@@ -133,12 +140,21 @@ def stored_in(model: Model) -> dict[str, StoredWeight]:
 
 def with_outputs(model: Model, indices: list[int]) -> bytes:
     """The file with these tensors as further outputs."""
-    content = schema.ModelT.InitFromPackedBuf(model.data)
+    content = _unpacked(model.data)
     graph = content.subgraphs[0]
     graph.outputs = list(dict.fromkeys([*graph.outputs, *indices]))
     builder = flatbuffers.Builder(len(model.data))
     builder.Finish(content.Pack(builder), IDENTIFIER)
     return bytes(builder.Output())
+
+
+def smallest() -> bytes:
+    """A file that returns the one number that it takes, or 0 where that is negative."""
+    writer = Writer()
+    index = writer.tensor([1], "FLOAT32")
+    writer.graph.inputs, writer.graph.outputs = [index], [writer.tensor([1], "FLOAT32")]
+    writer.operator("RELU", [index], writer.graph.outputs)
+    return writer.packed()
 
 
 def in_logical_order(model: Model, index: int, order: Order, array: NDArray[Any]) -> NDArray[Any]:

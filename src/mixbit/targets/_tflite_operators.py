@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ai_edge_litert import schema_py_generated as schema
 
 from mixbit.targets import _tflite_products, _tflite_shapes
 from mixbit.targets._tflite_table import (
@@ -20,7 +21,8 @@ from mixbit.targets._tflite_table import (
     reshaped,
     writes,
 )
-from mixbit.targets._tflite_writer import Value, Writer, logical
+from mixbit.targets._tflite_values import Value, logical
+from mixbit.targets._tflite_writer import Writer
 
 _aten = torch.ops.aten
 #: Tables that fill themselves when they are imported.
@@ -76,7 +78,7 @@ def _elu(w: Writer, out: Result, x: Value, alpha: float = 1, scale: float = 1, i
 
 
 @writes(_aten.softplus.default)
-def _softplus(w: Writer, out: Result, x: Value, beta: float = 1, threshold: float = 20) -> Value:
+def _softplus(w: Writer, out: Result, x: Value, beta: float = 1, *_threshold: float) -> Value:
     """max(x, 0) + log(1 + exp(-|x|)), which overflows nowhere; torch's threshold changes less than float32 holds."""
     scaled = x if beta == 1 else elementwise(w, "MUL", out.dtype, x, float(beta))
     power = elementwise(w, "EXP", out.dtype, elementwise(w, "NEG", out.dtype, elementwise(w, "ABS", out.dtype, scaled)))
@@ -278,13 +280,13 @@ def _std(w: Writer, out: Result, x: Value, dims: Any = None, correction: Any = 1
 
 
 def _place_of_best(kind: str, w: Writer, out: Result, x: Value, dim: int | None = None, keepdim: bool = False) -> Any:
+    """TensorFlow Lite's goes along a dimension, which goes away."""
     if dim is None:
         return None
     axis = axis_of(x, dim)
     shape = [size for place, size in enumerate(x.shape) if place != axis]
-    inputs = [w.read(x, logical(x.rank)), w.vector([axis])]
-    options = {"outputType": 4}
-    found = w.made(kind, inputs, shape, out.dtype, **options)
+    kind_of_places = schema.TensorType.INT64
+    found = w.made(kind, [w.read(x, logical(x.rank)), w.vector([axis])], shape, out.dtype, outputType=kind_of_places)
     return reshaped(w, found, out.shape) if keepdim else found
 
 
@@ -303,7 +305,7 @@ def _softmax(kind: str, w: Writer, out: Result, x: Value, dim: int, *_: Any) -> 
     """TensorFlow Lite's is over the last dimension."""
     x, axis = cast(w, x, out.dtype), axis_of(x, dim)
     order = (*(other for other in x.order if other != axis), axis)
-    options = {"beta": 1.0} if kind == "SOFTMAX" else {}
+    options: dict[str, Any] = {"beta": 1.0} if kind == "SOFTMAX" else {}
     return w.made(kind, [w.read(x, order)], x.shape, out.dtype, order, **options)
 
 
@@ -378,11 +380,12 @@ def _batch_norm(
     return _scaled(w, out, x, *(_by_channel(each, x) for each in factors))
 
 
-OPERATORS[_aten._native_batch_norm_legit_no_training.default] = lambda w, out, x, weight, bias, mean, variance, _, eps: (
-    _batch_norm(w, out.parts[0], x, weight, bias, mean, variance, False, 0.0, eps),
-    None,
-    None,
-)
+@writes(_aten._native_batch_norm_legit_no_training.default)
+def _batch_norm_only(
+    w: Writer, out: Result, x: Value, weight: Any, bias: Any, mean: Any, variance: Any, _: float, eps: float
+) -> tuple[Any, ...] | None:  # fmt: skip
+    made = _batch_norm(w, out.parts[0], x, weight, bias, mean, variance, False, 0.0, eps)
+    return None if made is None else (made, None, None)
 
 
 @writes(_aten.rms_norm.default)

@@ -21,16 +21,9 @@ from mixbit.targets._tflite_table import (
     reshaped,
     writes,
 )
-from mixbit.targets._tflite_writer import (
-    IntegerWeight,
-    Order,
-    Value,
-    Writer,
-    channels_last,
-    logical,
-    parameters,
-    weight_integers,
-)
+from mixbit.targets._tflite_values import Order, Value, channels_last, logical, parameters
+from mixbit.targets._tflite_weights import weight_integers
+from mixbit.targets._tflite_writer import Writer
 
 _aten = torch.ops.aten
 #: How the schema numbers paddings.
@@ -50,19 +43,14 @@ def _product(
     order, of_weight = orders
     channels = shape[1] if kind != "FULLY_CONNECTED" else shape[-1]
     in_int8 = x.factors is not None and out.factors is not None
-    channels_at = of_weight.index(0)
-    integers = weight_integers(w, weight, of_weight, channels_at) if in_int8 else None
-    if integers is None:
+    integers = weight_integers(w, weight, of_weight, of_weight.index(0)) if in_int8 else None
+    if integers is None or x.factors is None or weight.weight is None:
         read = [w.read(x, order), w.read(weight, of_weight), _bias_in_float(w, bias, channels)]
         return w.made(kind, read, shape, out.dtype, order, fusedActivationFunction=0, **options)
     out.spared = True
-    scale = _scales(weight.weight) * np.float64(x.factors.scale)
+    scale = weight.weight.scale.astype(np.float64) * x.factors.scale
     read = [w.read(x, order, in_int8=True), integers, _bias_in_steps(w, bias, scale, channels)]
     return w.made(kind, read, shape, out.dtype, order, out.factors, fusedActivationFunction=out.activation, **options)
-
-
-def _scales(weight: IntegerWeight) -> Any:
-    return weight.scale.astype(np.float64)
 
 
 def _bias_in_float(w: Writer, bias: Value | None, channels: int) -> int:
@@ -192,7 +180,7 @@ def _convolution(
     same = _windows(x, out, kernel, strides, pads, dilations)
     if same is None:
         x, same = padded(w, x, [(0, 0), (0, 0), *pads]), VALID
-    options = {
+    options: dict[str, Any] = {
         "padding": same, "strideH": strides[0], "strideW": strides[1], "dilationHFactor": dilations[0],
         "dilationWFactor": dilations[1],
     }  # fmt: skip
@@ -269,7 +257,7 @@ def _any_convolution(
 def _pooled(
     w: Writer, kind: str, x: Value, out: Result, kernel: list[int], stride: list[int], padding: int
 ) -> Value:  # fmt: skip
-    options = {
+    options: dict[str, Any] = {
         "padding": padding, "filterHeight": kernel[0], "filterWidth": kernel[1], "strideH": stride[0],
         "strideW": stride[1], "fusedActivationFunction": 0,
     }  # fmt: skip
@@ -307,15 +295,17 @@ def _max_pool(
 
 def _around(w: Writer, x: Value, pads: list[tuple[int, int]]) -> Value:
     """Images with the lowest number of their type around them."""
-    own, in_int8 = channels_last(4), x.factors is not None
+    own = channels_last(4)
     around = w.constant(np.array([(0, 0), *pads, (0, 0)], np.int32))
     shape = (*x.shape[:2], *(int(size) + sum(pad) for size, pad in zip(x.shape[2:], pads, strict=True)))
-    if in_int8:
+    if x.factors is not None:
         quantization = parameters([x.factors.scale], [x.factors.zero_point])
         lowest = w.tensor((), "INT8", data=np.array(-128, np.int8), quantization=quantization)
     else:
         lowest = w.constant(np.array(np.finfo(np.float32).min, np.float32))
-    return w.made("PADV2", [w.read(x, own, in_int8=in_int8), around, lowest], shape, x.dtype, own, x.factors)
+    return w.made(
+        "PADV2", [w.read(x, own, in_int8=x.factors is not None), around, lowest], shape, x.dtype, own, x.factors
+    )
 
 
 def _avg_pool(

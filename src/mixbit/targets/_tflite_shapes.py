@@ -24,7 +24,8 @@ from mixbit.targets._tflite_table import (
     reshaped,
     writes,
 )
-from mixbit.targets._tflite_writer import Extent, Value, Writer, channels_last, logical
+from mixbit.targets._tflite_values import Extent, Value, channels_last, logical
+from mixbit.targets._tflite_writer import Writer
 
 _aten = torch.ops.aten
 
@@ -294,8 +295,8 @@ def _resized(w: Writer, out: Result, x: Value, kind: str, align: bool) -> Value 
         return moved(
             w, "RESIZE_NEAREST_NEIGHBOR", x, [sizes], out.shape, own, alignCorners=False, halfPixelCenters=False
         )
-    inputs, options = [w.read(x, own), sizes], {"alignCorners": align, "halfPixelCenters": not align}
-    return w.made("RESIZE_BILINEAR", inputs, out.shape, out.dtype, own, **options)
+    options: dict[str, Any] = {"alignCorners": align, "halfPixelCenters": not align}
+    return w.made("RESIZE_BILINEAR", [w.read(x, own), sizes], out.shape, out.dtype, own, **options)
 
 
 for _overload in (_aten.upsample_nearest2d.vec, _aten.upsample_nearest2d.default):

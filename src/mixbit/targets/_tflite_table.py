@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from ai_edge_litert import schema_py_generated as schema
 from torch import fx
 
-from mixbit.targets._tflite_writer import TYPES, Extent, Factors, Order, Value, Writer, logical, schema
+from mixbit.targets._tflite_values import TYPES, Extent, Factors, Order, Value, logical
+from mixbit.targets._tflite_writer import Writer
 
 #: Operator -> the function that writes it.
 OPERATORS: dict[Any, Callable[..., Any]] = {}
@@ -152,7 +154,7 @@ def moved(
     order: Order | None = None,
     **options: Any,
 ) -> Value:
-    """An operator that moves numbers or picks among them: it reads x in that order, in int8 where it is, and returns so."""
+    """An operator that moves numbers or picks among them: it reads x in that order, and in int8 where x is."""
     order = x.order if order is None else order
     tensor = w.read(x, order, in_int8=x.factors is not None)
     return w.made(kind, [tensor, *inputs], shape, x.dtype, order, x.factors, **options)

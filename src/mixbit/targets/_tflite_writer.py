@@ -1,7 +1,6 @@
-"""Writing a TensorFlow Lite file: tensors, operators, and values that a file may hold in several layouts and types."""
+"""Writing a TensorFlow Lite file: tensors, operators, and the values that they hold."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import flatbuffers
@@ -9,21 +8,14 @@ import numpy as np
 import torch
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mixbit.core import UnsupportedModel
-from mixbit.targets._integers import SEPARATOR, IntegerWeight
+from mixbit.targets._tflite_values import TYPES, Extent, Factors, Order, Value, logical, parameters
+from mixbit.targets._tflite_weights import weight_in_float
 
 IDENTIFIER = b"TFL3"
 #: Version of the schema that files are written in.
 VERSION = 3
-#: Types of tensors, as torch and as TensorFlow Lite name them.
-TYPES = {
-    torch.float32: "FLOAT32", torch.float16: "FLOAT16", torch.bfloat16: "BFLOAT16", torch.int64: "INT64",
-    torch.int32: "INT32", torch.int16: "INT16", torch.int8: "INT8", torch.uint8: "UINT8", torch.bool: "BOOL",
-}  # fmt: skip
-#: Types of packed integers by width.
-PACKED = {2: "INT2", 4: "INT4", 8: "INT8"}
 #: What stands for a size that only a run knows, in the shape that the file gives; its signature says -1.
 UNKNOWN = 1
 #: Of operators that the runtime does not have in version 1.
@@ -36,91 +28,6 @@ _OPTIONS = {
     "SELECT_V2": "SelectV2", "GATHER_ND": "GatherNd", "SPLIT_V": "SplitV",
 }  # fmt: skip
 
-Order = tuple[int, ...]
-#: A number of elements, or how torch writes one that only a run knows.
-Extent = int | str
-
-
-@dataclass(frozen=True)
-class Factors:
-    """Of a quantized activation: x = (q - zero_point) x scale, q in int8."""
-
-    scale: float
-    zero_point: int
-
-
-@dataclass(eq=False)
-class Value:
-    """What an operator returns, or a constant: one array in logical order, which the file holds as several tensors.
-
-    Attributes:
-        shape: Sizes in logical order.
-        dtype: Of the numbers, which int8 tensors may stand for.
-        order: In which it was made: dimension i of the tensor is dimension order[i] of the array.
-        factors: Of its int8 tensors; None where it is not quantized.
-        array: The constant.
-        layer: The layer whose weight the constant is; "" for others.
-        weight: Its integers, where it has some.
-        narrow: Its numbers in float16 or bfloat16, where it has these.
-        view: A value of which this is a permutation, and the dimension of it that each one here is.
-        wide: What `as_images` made.
-        tensors: (order, whether it is the int8 form) -> index of the tensor.
-    """
-
-    shape: tuple[Extent, ...]
-    dtype: torch.dtype
-    order: Order
-    factors: Factors | None = None
-    array: NDArray[Any] | None = None
-    layer: str = ""
-    weight: IntegerWeight | None = None
-    narrow: Tensor | None = None
-    view: "tuple[Value, Order] | None" = None
-    wide: "Value | None" = None
-    tensors: dict[tuple[Order, bool], int] = field(default_factory=dict)
-
-    @property
-    def rank(self) -> int:
-        """Number of dimensions."""
-        return len(self.shape)
-
-    @property
-    def is_float(self) -> bool:
-        """Whether it is a weight that the file holds in float32."""
-        return self.weight is None and self.narrow is None
-
-    @property
-    def is_constant(self) -> bool:
-        """Whether it is known, and no layer's weight."""
-        return self.array is not None and not self.layer
-
-    def as_images(self) -> "Value":
-        """A kernel over one dimension as one over images of height 1; always the same value."""
-        if self.wide is None:
-            shape = (*self.shape[:2], 1, *self.shape[2:])
-            array = None if self.array is None else self.array[:, :, None]
-            weight = None if self.weight is None else replace(
-                self.weight, integers=self.weight.integers[:, :, None],
-                mask=None if self.weight.mask is None else self.weight.mask[:, :, None],
-            )  # fmt: skip
-            narrow = None if self.narrow is None else self.narrow[:, :, None]
-            self.wide = Value(shape, self.dtype, logical(4), None, array, self.layer, weight, narrow)
-        return self.wide
-
-    def stored(self, order: Order) -> list[Extent]:
-        """Sizes in that order."""
-        return [self.shape[axis] for axis in order]
-
-
-def logical(rank: int) -> Order:
-    """The order of the array itself."""
-    return tuple(range(rank))
-
-
-def channels_last(rank: int) -> Order:
-    """Batch, positions, channels."""
-    return (0, *range(2, rank), 1)
-
 
 class Writer:
     """Appends tensors and operators to a file.
@@ -131,8 +38,8 @@ class Writer:
     """
 
     def __init__(self) -> None:
-        self.graph = schema.SubGraphT(tensors=[], inputs=[], outputs=[], operators=[], name=b"main")
-        self.model = schema.ModelT(
+        self.graph: Any = schema.SubGraphT(tensors=[], inputs=[], outputs=[], operators=[], name=b"main")
+        self.model: Any = schema.ModelT(
             version=VERSION, operatorCodes=[], subgraphs=[self.graph], buffers=[schema.BufferT()], description=b"mixbit"
         )
         self.inputs: list[Value] = []
@@ -181,7 +88,9 @@ class Writer:
         """Append an operator; -1 stands for an input that is left out."""
         if kind not in self._codes:
             number = getattr(schema.BuiltinOperator, kind)
-            code = schema.OperatorCodeT(builtinCode=number, deprecatedBuiltinCode=min(number, 127), version=_VERSIONS.get(kind, 1))
+            code = schema.OperatorCodeT(
+                builtinCode=number, deprecatedBuiltinCode=min(number, 127), version=_VERSIONS.get(kind, 1)
+            )
             self._codes[kind] = len(self.model.operatorCodes)
             self.model.operatorCodes.append(code)
         made = schema.OperatorT(opcodeIndex=self._codes[kind], inputs=list(inputs), outputs=list(outputs))
@@ -290,107 +199,3 @@ class Writer:
         builder = flatbuffers.Builder(1024)
         builder.Finish(self.model.Pack(builder), IDENTIFIER)
         return bytes(builder.Output())
-
-
-def parameters(scale: Sequence[float] | NDArray[Any], zero_point: Sequence[int] | NDArray[Any], axis: int = 0) -> Any:
-    """Factors of a tensor as the file holds them."""
-    return schema.QuantizationParametersT(
-        scale=np.asarray(scale, np.float32), zeroPoint=np.asarray(zero_point, np.int64), quantizedDimension=axis
-    )
-
-
-def container(bits: int, *, narrow: bool) -> int:
-    """The width at which integers are stored: the next of 4 and 8, and of 2 where `narrow`."""
-    return next(each for each in ((2, 4, 8) if narrow else (4, 8)) if bits <= each)
-
-
-def packed_integers(integers: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    """Integers of 2, 4 or 8 bits in bytes, lowest bits first."""
-    count = 8 // bits
-    flat = integers.reshape(-1).astype(np.int8).view(np.uint8) & (2**bits - 1)
-    rows = np.pad(flat, (0, -flat.size % count)).reshape(-1, count)
-    return np.bitwise_or.reduce(rows << np.arange(0, 8, bits, dtype=np.uint8), axis=1).astype(np.uint8)
-
-
-def weight_integers(w: Writer, value: Value, order: Order, channels: int) -> int | None:
-    """The tensor of a weight's integers in that order, scales along the dimension `channels` of it.
-
-    None where it has none that an operator could read so.
-    """
-    while value.view is not None:
-        value, dims = value.view
-        order = tuple(dims[axis] for axis in order)
-    weight = value.weight
-    if weight is None or weight.grouped or weight.zero_point is not None:
-        return None
-    if weight.scale.size > 1 and order.index(weight.axis) != channels:
-        return None
-    held = [known for known, whole in value.tensors if whole]
-    if not held:
-        value.tensors[order, True] = _integers(w, weight, order)
-    return value.tensors.get((order, True))
-
-
-def _integers(w: Writer, weight: IntegerWeight, order: Order) -> int:
-    """A new tensor of the integers in that order, at the width of their container."""
-    shape = [weight.integers.shape[axis] for axis in order]
-    bits = container(weight.bits, narrow=weight.integers.ndim == 2)
-    zero = np.zeros(weight.scale.shape) if weight.zero_point is None else weight.zero_point - 2.0 ** (weight.bits - 1)
-    integers = weight.integers if weight.zero_point is None else weight.integers - 2.0 ** (weight.bits - 1)
-    data = packed_integers(integers.transpose(order), bits)
-    return w.tensor(
-        shape, PACKED[bits], weight_name(weight.name), data, parameters(weight.scale, zero, order.index(weight.axis))
-    )
-
-
-def weight_in_float(w: Writer, value: Value, order: Order) -> int:
-    """The tensor of a layer's weight in float, in that order: itself, or made of what is stored by operators."""
-    weight, name = value.weight, weight_name(value.layer)
-    held = next((known for known, _ in value.tensors), None)
-    if held is not None and (held, False) in value.tensors:
-        source = value.tensors[held, False]
-    elif weight is not None and weight.grouped:
-        return _groups_in_float(w, value, weight, order)
-    else:
-        held = held or order
-        array, shape = value.array.transpose(held), value.stored(held)
-        source = value.tensors[held, False] = w.tensor(shape, "FLOAT32", name, array if value.is_float else None)
-        if weight is not None:
-            stored = value.tensors.get((held, True)) or _integers(w, weight, held)
-            value.tensors[held, True] = stored
-            w.operator("DEQUANTIZE", [stored], [source])
-        elif value.narrow is not None:
-            kind = TYPES[value.narrow.dtype]
-            data = value.narrow.view(torch.int16).numpy().transpose(held)
-            stored = w.tensor(shape, kind, name, data)
-            w.operator("DEQUANTIZE" if kind == "FLOAT16" else "CAST", [stored], [source])
-    return source if held == order else _turned(w, value, source, held, order)
-
-
-def _turned(w: Writer, value: Value, source: int, held: Order, order: Order) -> int:
-    index = value.tensors[order, False] = w.tensor(value.stored(order), "FLOAT32")
-    w.operator("TRANSPOSE", [source, w.vector([held.index(axis) for axis in order])], [index])
-    return index
-
-
-def _groups_in_float(w: Writer, value: Value, weight: IntegerWeight, order: Order) -> int:
-    """A weight in groups: one row of a matrix for each, which is scaled, and put into its shape."""
-    rows, bits = weight.scale.size, container(weight.bits, narrow=True)
-    offset = 0 if weight.zero_point is None else 2 ** (weight.bits - 1)
-    zero = np.zeros(rows) if weight.zero_point is None else weight.zero_point.reshape(-1).astype(int) - offset
-    integers = weight.laid_out.reshape(rows, -1).astype(int) - offset
-    stored = w.tensor(
-        integers.shape, PACKED[bits], weight_name(weight.name), packed_integers(integers, bits),
-        parameters(weight.scale.reshape(-1), zero),
-    )  # fmt: skip
-    scaled, shaped = w.tensor(integers.shape, "FLOAT32"), w.tensor(weight.channels_first, "FLOAT32")
-    w.operator("DEQUANTIZE", [stored], [scaled])
-    w.operator("RESHAPE", [scaled, w.vector(weight.channels_first)], [shaped])
-    held = (weight.axis, *(axis for axis in range(value.rank) if axis != weight.axis))
-    value.tensors[held, False] = shaped
-    return shaped if held == order else _turned(w, value, shaped, held, order)
-
-
-def weight_name(layer: str) -> str:
-    """Of the tensor that holds a layer's weight."""
-    return f"{layer}{SEPARATOR}weight"

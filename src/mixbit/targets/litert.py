@@ -7,8 +7,10 @@ are unpacked when the file is loaded.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from functools import partial
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +94,14 @@ def load(
 ) -> Runner:
     """Open the file on the CPU, with the runtime's own delegate, XNNPACK; it takes inputs of any batch size."""
     del default_settings
-    litert, path = _litert(), folder / FILE
+    _litert()
     from mixbit.targets._tflite_file import executed, read
+
+    path = folder / FILE
 
     model = read(path)
     with mismatch(f"{path}: LiteRT cannot load it", ValueError, RuntimeError):
-        interpreter = _opened(litert, model.data)
+        interpreter = _interpreter()(model_content=model.data)
         ports = interpreter.get_input_details()
         if batch_size is not None:
             for port in ports:
@@ -110,9 +114,28 @@ def load(
     return Runner(run, lambda: executed(model, interpreter), environment, names=names)
 
 
-def _opened(litert: Any, data: bytes) -> Any:
-    """An interpreter, which says nothing on standard error."""
-    return litert.Interpreter(model_content=data)
+@cache
+def _interpreter() -> Any:
+    """The runtime's class of interpreters, of which one was made: the first tells standard error of its delegate."""
+    litert = _litert()
+    from mixbit.targets._tflite_file import smallest
+
+    with _silent():
+        litert.Interpreter(model_content=smallest()).allocate_tensors()
+    return litert.Interpreter
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing is written to the process's standard error, whoever writes."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _version() -> str:
@@ -140,13 +163,15 @@ def _run(
 
 def load_tensors(folder: Path, names: list[tuple[str, bool]]) -> Callable[[list[NDArray[Any]]], dict[str, Any]]:
     """Open the file so that it returns tensors inside: quantized ones, and what operators of layers return."""
-    litert, path = _litert(), folder / FILE
+    _litert()
     from mixbit.targets._tflite_file import in_logical_order, read, with_outputs
+
+    path = folder / FILE
 
     model = read(path)
     held = {name: place for name, _ in names if (place := model.place_of(name)) is not None}
     with mismatch(f"{path}: LiteRT cannot load it with more outputs", ValueError, RuntimeError):
-        interpreter = _opened(litert, with_outputs(model, [index for index, _ in held.values()]))
+        interpreter = _interpreter()(model_content=with_outputs(model, [index for index, _ in held.values()]))
         interpreter.allocate_tensors()
     taken = [port["index"] for port in interpreter.get_input_details()]
 
