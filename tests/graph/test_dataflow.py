@@ -115,4 +115,4 @@ def test_a_layer_returns_its_output_clipped_where_nobody_reads_more():
 def test_every_tensor_that_some_plan_quantizes_is_observable():
     graph = capture(Residual().eval(), torch.randn(2, 2, 6, 6))
     names = observable(graph)
-    assert sorted(read_by(graph, name) for name in names) == ["conv2d", "mean", "relu", "relu", "x"]
+    assert sorted(read_by(graph, name) for name in names) == ["conv2d", "linear", "mean", "relu", "relu", "x"]

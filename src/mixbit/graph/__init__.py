@@ -32,6 +32,7 @@ from mixbit.graph.layers import (
     NONLINEARITIES as NONLINEARITIES,
     activations as activations,
     after as after,
+    bounds_of as bounds_of,
     inputs_between as inputs_between,
     is_float as is_float,
     result_of as result_of,

@@ -108,12 +108,14 @@ class Sums:
         weight: That of its weight.
         axis: Dimension of the channels: 1, or -1 for the last.
         halves: How the runtime rounds, see `mixbit.quantization.sums.whole_numbers`.
+        bounds: Between which they were clipped.
     """
 
     read: "Quantizer"
     weight: "Quantizer"
     axis: int
     halves: str
+    bounds: tuple[float, float]
 
     @property
     def learns(self) -> bool:
@@ -122,8 +124,8 @@ class Sums:
 
     def operator(self, scale: Tensor, zero_point: Tensor, low: int, high: int) -> tuple[Any, tuple[Any, ...]]:
         """The operator of what the runtime does, and its arguments behind x."""
-        step = self.read.scale * self.weight.scale
-        return requantize, (step, self.axis, scale, zero_point, low, high, self.halves)
+        step = self.read.scale.double() * self.weight.scale.double()
+        return requantize, (step, self.axis, scale, zero_point, low, high, *self.bounds, self.halves)
 
 
 class Quantizer(nn.Module):

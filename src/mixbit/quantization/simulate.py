@@ -1,6 +1,7 @@
 """From a float graph and a plan to the simulated graph, which computes with the plan's few bits and can be trained."""
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.core import Format, InvalidInput, Plan, Target, find_target, track
-from mixbit.graph import Graph, Layer, argument, inputs_between, model_fingerprint, result_of
+from mixbit.graph import Graph, Layer, argument, bounds_of, inputs_between, model_fingerprint, result_of
 from mixbit.quantization.biases import corrected_biases
 from mixbit.quantization.calibrate import Calibration, mean_output
 from mixbit.quantization.offers import why_not
@@ -129,7 +130,9 @@ def _round_sums(
             continue
         halves = target.halves(layer, operation, fmt)
         if halves is not None:
-            made.sums = Sums(read, weights[layer.name], operation.channels, halves)
+            bounds = bounds_of(graph.node(made.tensor)) if made.tensor != operation.node else None
+            bounds = (-math.inf, math.inf) if bounds is None else bounds
+            made.sums = Sums(read, weights[layer.name], operation.channels, halves, bounds)
 
 
 def assemble(graph: Graph, plan: Plan, quantizers: list[Quantizer], biases: dict[str, Tensor]) -> Graph:

@@ -39,24 +39,30 @@ def whole_numbers(sums: Tensor, factor: Tensor, halves: str) -> Tensor:
 
 
 @torch.library.custom_op("mixbit::requantize", mutates_args=())
-def requantize(  # noqa: PLR0917 torch.export finds the arguments of an operator by position
-    x: Tensor, step: Tensor, axis: int, scale: Tensor, zero_point: Tensor, low: int, high: int, halves: str
-) -> Tensor:
+def requantize(  # noqa: PLR0913, PLR0917 torch.export finds the arguments of an operator by position
+    x: Tensor, step: Tensor, axis: int, scale: Tensor, zero_point: Tensor, low: int, high: int, least: float,
+    most: float, halves: str,
+) -> Tensor:  # fmt: skip
     """(clip(R(x / step) + zero_point, low, high) - zero_point) * scale with R of `whole_numbers`, factor step / scale.
 
-    x holds sums in multiples of `step`, up to the error of adding them in float; there is one, or one for each index of
-    the axis, 1 or -1.
+    x holds sums in multiples of `step` (float64), up to the error of adding them in float; there is one, or one for
+    each index of the axis, 1 or -1. What was clipped at `least` or `most` becomes the integer of that bound.
     """
     result = torch.empty_like(x)
-    step = step.double() if axis < 0 or step.numel() == 1 else step.double().reshape(-1, *[1] * (x.ndim - 2))
-    factor = step / scale.double()
-    if halves == "even":  # in the order of XNNPACK, in float32
-        factor = step.float() / scale
+    step = step if axis < 0 or step.numel() == 1 else step.reshape(-1, *[1] * (x.ndim - 2))
+    factor = step.float() / scale if halves == "even" else step / scale.double()
+    ends = [_end(bound, scale, zero_point, low, high) for bound in (least, most)]
     size = max(1, FEW_ELEMENTS * len(x) // max(1, x.numel()))
     for part, into in zip(x.split(size), result.split(size), strict=True):
-        integers = whole_numbers((part.double() / step).round_().long(), factor, halves)
-        into.copy_((integers + zero_point.long()).clamp_(low, high) - zero_point.long()).mul_(scale)
+        integers = whole_numbers((part.double() / step).round_().long(), factor, halves) + zero_point.long()
+        integers = torch.where(part >= most, ends[1], torch.where(part <= least, ends[0], integers))
+        into.copy_(integers.clamp_(*ends) - zero_point.long()).mul_(scale)
     return result
+
+
+def _end(bound: float, scale: Tensor, zero_point: Tensor, low: int, high: int) -> int:
+    """The integer of a bound."""
+    return int((bound / scale).round().add(zero_point).clamp(low, high))
 
 
 def _shaped_like(x: Tensor, *_: object) -> Tensor:
@@ -64,14 +70,14 @@ def _shaped_like(x: Tensor, *_: object) -> Tensor:
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ARG001 torch calls it so
-    x, _, _, scale, zero_point, low, high, _ = inputs
+    x, _, _, scale, zero_point, low, high, *_ = inputs
     inside = (x >= (low - zero_point - 0.5) * scale) & (x <= (high - zero_point + 0.5) * scale)
     ctx.save_for_backward(inside)
 
 
 def _straight_through(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     (inside,) = ctx.saved_tensors
-    return gradient * inside, None, None, None, None, None, None, None
+    return gradient * inside, *[None] * 9
 
 
 requantize.register_fake(_shaped_like)

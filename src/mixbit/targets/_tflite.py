@@ -9,7 +9,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from mixbit.core import UnsupportedModel
-from mixbit.graph import Graph, argument, packet, ports_of
+from mixbit.graph import Graph, bounds_of, ports_of
 from mixbit.graph.functional import keeping_symbols
 from mixbit.graph.graph import tensor_of
 from mixbit.quantization.quantizer import Quantizer
@@ -25,8 +25,7 @@ _UNREAD = {"device", "dtype", "implicit", "layout", "memory_format", "non_blocki
 #: Between uint8, as quantizers have it, and int8.
 _TO_INT8 = 128
 #: Functions that operators can apply to what they return, by their bounds, as the schema numbers them.
-_FUSED = {(None, None): 0, (0, None): 1, (-1, 1): 2, (0, 6): 3}
-_aten = torch.ops.aten
+_FUSED = {(0, np.inf): 1, (-1, 1): 2, (0, 6): 3}
 
 Values = dict[Any, Any]
 
@@ -173,19 +172,17 @@ class _Translation:
             return Result((), torch.float32, [Result(sizes(part), part.dtype) for part in given])
         result = Result(sizes(given), given.dtype)
         users, clipped = list(node.users), []
-        if len(users) == 1 and (bounds := _bounds(users[0])) is not None and argument(users[0], 0) is node:
+        bounds = bounds_of(users[0]) if len(users) == 1 else None
+        if bounds is not None:
             clipped, users = [users[0]], list(users[0].users)
-        else:
-            bounds = None, None
         if len(users) != 1 or users[0].op != "call_module":
             return result
         quantizer: Any = self.module.get_submodule(str(users[0].target))
         if not isinstance(quantizer, Quantizer) or quantizer.axis is not None:
             return result
         factors = factors_of(quantizer)
-        activation = _activation(bounds, factors)
-        if activation is not None:
-            result.factors, result.activation, result.behind = factors, activation, [*clipped, users[0]]
+        result.activation, result.ends = _activation(bounds or (-np.inf, np.inf), factors)
+        result.factors, result.behind = factors, [*clipped, users[0]]
         return result
 
     def _name(self, value: Value, name: str) -> None:
@@ -232,24 +229,15 @@ def _tensor(value: Any) -> Any:
     return torch.from_numpy(np.array(value.array)) if isinstance(value, Value) else value
 
 
-def _bounds(node: fx.Node) -> tuple[float | None, float | None] | None:
-    """The numbers between which the node clips; None where it does something else."""
-    kind = packet(node)
-    if kind is _aten.relu:
+def _activation(bounds: tuple[float, float], factors: Factors) -> tuple[int, tuple[int, int] | None]:
+    """The number of the function that clips there, or the integers between which another operator must.
+
+    0 and None where int8 ends there anyway.
+    """
+    low, high = (
+        int(np.clip(np.rint(bound / np.float32(factors.scale)) + factors.zero_point, -128, 127)) for bound in bounds
+    )
+    if (low, high) == (-128, 127):
         return 0, None
-    if kind is _aten.relu6:
-        return 0, 6
-    if kind not in (_aten.hardtanh, _aten.clamp, _aten.clamp_min):
-        return None
-    default = (-1, 1) if kind is _aten.hardtanh else (None, None)
-    low, high = (argument(node, place, default[place - 1]) for place in (1, 2))
-    return (low, high) if all(each is None or isinstance(each, int | float) for each in (low, high)) else None
-
-
-def _activation(bounds: tuple[float | None, float | None], factors: Factors) -> int | None:
-    """The number of the function that clips there, before it is quantized; 0 where int8 ends there anyway."""
-    ends = [None if each is None else np.rint(each / factors.scale) + factors.zero_point for each in bounds]
-    low, high = ends
-    if (low is None or low <= -128) and (high is None or high >= 127):
-        return 0
-    return _FUSED.get(bounds)
+    fused = _FUSED.get(bounds)
+    return (0, (low, high)) if fused is None else (fused, None)

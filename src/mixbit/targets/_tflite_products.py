@@ -50,7 +50,15 @@ def _product(
     out.spared = True
     scale = weight.weight.scale.astype(np.float64) * x.factors.scale
     read = [w.read(x, order, in_int8=True), integers, _bias_in_steps(w, bias, scale, channels)]
-    return w.made(kind, read, shape, out.dtype, order, out.factors, fusedActivationFunction=out.activation, **options)
+    made = w.made(kind, read, shape, out.dtype, order, out.factors, fusedActivationFunction=out.activation, **options)
+    return made if out.ends is None else _clipped(w, made, out.ends)
+
+
+def _clipped(w: Writer, x: Value, ends: tuple[int, int]) -> Value:
+    """The integers of x between these."""
+    for kind, end in zip(("MAXIMUM", "MINIMUM"), ends, strict=True):
+        x = moved(w, kind, x, [w.integer(end, x)], x.shape)
+    return x
 
 
 def _bias_in_float(w: Writer, bias: Value | None, channels: int) -> int:
@@ -198,7 +206,7 @@ def _convolution_of_lines(
     """A convolution of images of height 1."""
     if x.rank != 3 or not (weight.layer or weight.is_constant):
         return None
-    flat = Result((*out.shape[:2], 1, out.shape[2]), out.dtype, [], out.factors, out.activation)
+    flat = Result((*out.shape[:2], 1, out.shape[2]), out.dtype, [], out.factors, out.activation, out.ends)
     pads = padding if isinstance(padding, str) else [0, *each(padding, 1)]
     both = [[1, *each(given, 1)] for given in (stride, dilation)]
     images = Value((*x.shape[:2], 1, x.shape[2]), x.dtype, channels_last(4), x.factors)
@@ -298,11 +306,8 @@ def _around(w: Writer, x: Value, pads: list[tuple[int, int]]) -> Value:
     own = channels_last(4)
     around = w.constant(np.array([(0, 0), *pads, (0, 0)], np.int32))
     shape = (*x.shape[:2], *(int(size) + sum(pad) for size, pad in zip(x.shape[2:], pads, strict=True)))
-    if x.factors is not None:
-        quantization = parameters([x.factors.scale], [x.factors.zero_point])
-        lowest = w.tensor((), "INT8", data=np.array(-128, np.int8), quantization=quantization)
-    else:
-        lowest = w.constant(np.array(np.finfo(np.float32).min, np.float32))
+    in_float = np.array(np.finfo(np.float32).min, np.float32)
+    lowest = w.constant(in_float) if x.factors is None else w.integer(-128, x)
     return w.made(
         "PADV2", [w.read(x, own, in_int8=x.factors is not None), around, lowest], shape, x.dtype, own, x.factors
     )

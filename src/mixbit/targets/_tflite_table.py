@@ -29,7 +29,8 @@ class Result:
         shape, dtype: Of the tensor.
         parts: A Result for each of several tensors.
         factors: Those that it is quantized with, itself or clipped; None where its only reader is no quantizer.
-        activation: The clipping before that, as the schema numbers it.
+        activation: The clipping before that, as the schema numbers it; 0 for none.
+        ends: The integers between which another operator must clip; None where none must.
         behind: The nodes that this spares.
         spared: Whether the operator did it.
     """
@@ -39,6 +40,7 @@ class Result:
     parts: list["Result"] = field(default_factory=list)
     factors: Factors | None = None
     activation: int = 0
+    ends: tuple[int, int] | None = None
     behind: list[fx.Node] = field(default_factory=list)
     spared: bool = False
 

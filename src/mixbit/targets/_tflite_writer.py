@@ -80,6 +80,12 @@ class Writer:
             self._constants[key] = self.tensor(array.shape, kind, data=array)
         return self._constants[key]
 
+    def integer(self, number: int, like: Value) -> int:
+        """The tensor of one integer, with the factors of that value."""
+        factors = like.factors
+        quantization = None if factors is None else parameters([factors.scale], [factors.zero_point])
+        return self.tensor((), "INT8", data=np.array(number, np.int8), quantization=quantization)
+
     def vector(self, numbers: Sequence[int]) -> int:
         """The int32 constant of these numbers."""
         return self.constant(np.array(numbers, np.int32))

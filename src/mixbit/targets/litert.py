@@ -62,11 +62,15 @@ def container(shape: tuple[int, ...], fmt: Format) -> int:
 
 
 def halves(layer: Any, operation: Any, fmt: Format) -> str:
-    """XNNPACK rounds halves to the even number, the runtime's own kernels up, and its only one for groups away."""
-    kernel = operation.kind.name.startswith("conv")
-    if not kernel or fmt.floating is not None or container(layer.shape, fmt) == BYTE:
-        return "even"
-    return "away" if operation.groups > 1 and layer.shape[1] > 1 else "up"
+    """XNNPACK rounds halves to the even number, the runtime's own kernels up, and its only one for groups away.
+
+    XNNPACK takes no kernels in 4 bits, and no rows of a matrix that end within a byte.
+    """
+    bits = container(layer.shape, fmt)
+    if operation.kind.name.startswith("conv"):
+        away = operation.groups > 1 and layer.shape[1] > 1
+        return "even" if bits == BYTE else "away" if away else "up"
+    return "up" if layer.shape[1 - operation.axis] * bits % BYTE else "even"
 
 
 def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
