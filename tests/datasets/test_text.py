@@ -111,6 +111,7 @@ TABLES = {
     "no header": ("the cat,good\nthe dog,bad\ncat,good\ndog,bad\n", "a.csv"),
     "other names": ("words,mood\nthe cat,good\nthe dog,bad\ncat,good\ndog,bad\n", "a.csv"),
     "tabs": ("text\tlabel\nthe cat\tgood\nthe dog\tbad\ncat\tgood\ndog\tbad\n", "a.tsv"),
+    "semicolons": ("text;label\nthe cat;good\nthe dog;bad\ncat;good\ndog;bad\n", "a.csv"),
     "quoted": ('"text","label"\n"the cat","good"\n\n"the dog","bad"\n"cat","good"\n"dog","bad"\n', "a.csv"),
 }
 
@@ -136,7 +137,8 @@ def test_a_table_of_texts(kind, folder, tmp_path):
         ("text,label\nthe cat,1\nthe, dog,0\n", "line 3 has 3 columns, the first 2; quote what holds commas"),
         ("a,b,c\n1,2,3\n", r"3 columns without known names \(a, b, c\); call them in the first row: path or text"),
         ("label\n1\n", r"has labels alone \(label\)"),
-        ('text,label\n"the cat,1\n', "cannot be read: Error: unexpected end of data"),
+        ('text,label\n"the cat,1\n', "is no table in UTF-8 that can be read .unexpected end of data"),
+        ("text,label\nthe cat,1\ndog,\n", "line 3 has no label; write one, or leave the line out"),
         ("path,label\nno.png,1\n", "line 2: no file 'no.png' in .*; paths count from the folder of the table"),
     ],
 )

@@ -167,3 +167,15 @@ def test_without_transformers_the_extra_is_named(saved, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InvalidInput, match=r"pip install 'mixbit\[huggingface\]'"):
         load_model(str(saved))
+
+
+def test_weights_of_other_shapes_are_named(saved, tmp_path):
+    folder = edited(saved, tmp_path, intermediate_size=8)
+    with pytest.raises(
+        InvalidInput, match=r"weights of .* are not in the files, or of other shapes, as .*intermediate"
+    ):
+        load_model(str(folder))
+
+
+def test_names_of_some_classes_are_names_of_none(saved, tmp_path):
+    assert load_model(str(edited(saved, tmp_path, id2label={"0": "a", "5": "b"}))).classes is None

@@ -75,16 +75,14 @@ def labels_of_array(
     if labels.is_floating_point() and not bool(labels.isfinite().all()):
         missing = int((~labels.isfinite()).sum())
         raise InvalidInput(f"DATA {spec}: {missing} labels are NaN or infinite; leave these samples out")
-    if reading.task == "classification" and labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
     if reading.task == "regression":
         labels = labels.float()
         return (labels[:, None] if labels.ndim == 1 else labels), None
-    if not labels.is_floating_point():
-        return labels.long(), None
-    if reading.task in ("classification", "segmentation", "language") and bool((labels == labels.round()).all()):
-        return labels.long(), None
-    return labels.float(), None
+    of_classes = reading.task in ("classification", "segmentation", "language")
+    if labels.is_floating_point() and not (of_classes and bool((labels == labels.round()).all())):
+        return labels.float(), None
+    is_column = reading.task == "classification" and labels.ndim == 2 and labels.shape[1] == 1
+    return labels.reshape(-1).long() if is_column else labels.long(), None
 
 
 def _as_labels(array: Any) -> Tensor:

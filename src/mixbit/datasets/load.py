@@ -51,7 +51,7 @@ class Reading:
         if self.mean is not None and not all(map(math.isfinite, self.mean)):
             raise InvalidInput(f"--mean {self.mean}: give finite numbers, which are taken off pixels of 0 to 1")
         if self.std is not None and not all(0 < value < math.inf for value in self.std):
-            raise InvalidInput(f"--std {self.std}: give positive numbers, since pixels are divided by them")
+            raise InvalidInput(f"--std {self.std}: give finite numbers above 0, since pixels are divided by them")
         if self.mean and self.std and len({len(self.mean), len(self.std)} - {1}) > 1:
             raise InvalidInput(f"--mean has {len(self.mean)} channels and --std {len(self.std)}; give one number each")
 

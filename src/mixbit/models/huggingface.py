@@ -70,7 +70,7 @@ def _load(spec: str) -> LoadedModel:
         ) from error
     architecture: Any = getattr(transformers, name, None)
     if not (isinstance(architecture, type) and issubclass(architecture, transformers.PreTrainedModel)):
-        near = did_you_mean(name, [each for each in dir(transformers) if each[0].isupper()])
+        near = did_you_mean(name, [each for each in dir(transformers) if each[0].isupper() and each != name])
         raise InvalidInput(
             f"MODEL {spec}: transformers {transformers.__version__} has no model {name}{near}, and code of the folder "
             "is never run; give a function that returns the model, as file.py:function"
@@ -81,6 +81,7 @@ def _load(spec: str) -> LoadedModel:
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
             dtype=torch.float32,
             output_loading_info=True,
         )
@@ -142,7 +143,9 @@ def _task(name: str, config: Any) -> str | None:
 def _classes(config: Any) -> tuple[str, ...] | None:
     """Names of the classes; None where they are those that stand for none, `LABEL_0` and so on."""
     names = getattr(config, "id2label", None) or {}
-    ordered = tuple(str(names.get(number)) for number in range(len(names)))
+    if set(names) != set(range(len(names))):
+        return None
+    ordered = tuple(str(names[number]) for number in range(len(names)))
     return None if not names or ordered == tuple(f"LABEL_{number}" for number in range(len(names))) else ordered
 
 
