@@ -360,5 +360,7 @@ def test_settings_are_noted_as_json_has_them():
 
     noted = Settings(rounding="gptq", pins={"a": "w8a8"}, choices=("w4a8",), score=score, model="m").noted()
     assert noted == {"choices": ["w4a8"], "rounding": "gptq", "pins": {"a": "w8a8"}, "score": None, "seed": 0}
+    data = [(torch.ones(2), torch.ones(2)), (torch.ones(2), torch.ones(2))]
+    assert Settings(train_batches=data, pins={}).noted() == {"train_batches": None, "seed": 0}
     assert Settings(task=Task.regression()).noted() == {"task": "regression", "seed": 0}
     assert Settings(task=Task.regression().weighted({"output": 2.0})).noted() == {"task": None, "seed": 0}

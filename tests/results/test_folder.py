@@ -1,5 +1,6 @@
 """README.md of a folder: its programs run and return what the check set holds; folders of version 1 verify still."""
 
+import html
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from mixbit.core import InvalidInput, Plan
+from mixbit.core import Budget, InvalidInput, Plan
 from mixbit.core.errors import TargetMismatch
 from mixbit.graph.capture import capture
 from mixbit.pipeline.auto import auto_quantize
@@ -147,7 +148,27 @@ def test_figures_and_ports_are_those_of_result_json(folders, target):
         for port in stored["ports"][f"{kind}s"]
     ]
     assert stored["ports"]["inputs"] == [{"name": "pixel_values", "dtype": "float32", "shape": ["batch", 1, 6, 6]}]
-    assert "mixbit.auto_quantize(" in text
+
+
+@pytest.mark.parametrize("settings", [{}, {"task": "multi:logits=classification,boxes=regression", "ranges": "min_max"}])
+@pytest.mark.parametrize("is_given", [False, True])
+def test_the_code_that_made_it_makes_it_again(tmp_path, monkeypatch, settings, is_given):
+    torch.manual_seed(0)
+    net, batches = Net().eval(), [torch.randn(8, 1, 6, 6) for _ in range(4)]
+    graph = capture(net, batches[0])
+    plan = uniform_plan(graph, "w6a8", target="packed")
+    mixed = dict(reversed((plan.layers | {"conv.weight": "w8a8"}).items()))
+    goal = {"plan": plan.model_copy(update={"layers": mixed})} if is_given else {"budget": Budget(weight_bytes=1500.25)}
+    made = auto_quantize(net, batches, target="packed", out=tmp_path / "first", settings=Settings(**settings), **goal)
+    assert [*made.result.layers] == [layer.name for layer in graph.layers]
+    monkeypatch.chdir(tmp_path / "first")
+    text = Path("README.md").read_text(encoding="utf-8").partition("## How it was made")[2]
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    assert code.strip() in html.unescape(Path("report.html").read_text(encoding="utf-8"))
+    assert "1500.25" in code or is_given
+    exec(compile(code, "README.md", "exec"), {"model": net, "batches": batches})
+    for name in ("plan.json", "model.safetensors"):
+        assert Path("out", name).read_bytes() == Path(name).read_bytes()
 
 
 def test_names_in_the_file_that_are_not_those_of_result_json_do_not_match(folders, tmp_path):

@@ -217,7 +217,7 @@ def deploy(
             command=[*run.settings.command],
             settings=run.settings.noted(),
         )
-        result = write_readme(folder, result, [tuple(leaf.shape) for leaf in graph.tensors(graph.example)], run.call)
+        result = write_readme(folder, result, [tuple(leaf.shape) for leaf in graph.tensors(graph.example)], chosen.plan)
         result = write_report(folder, result)
         write_text(folder / RESULT_FILE, result.to_json())
     run.clear()
