@@ -150,7 +150,9 @@ def test_figures_and_ports_are_those_of_result_json(folders, target):
     assert stored["ports"]["inputs"] == [{"name": "pixel_values", "dtype": "float32", "shape": ["batch", 1, 6, 6]}]
 
 
-@pytest.mark.parametrize("settings", [{}, {"task": "multi:logits=classification,boxes=regression", "ranges": "min_max"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"task": "multi:logits=classification,boxes=regression", "ranges": "min_max"}]
+)
 @pytest.mark.parametrize("is_given", [False, True])
 def test_the_code_that_made_it_makes_it_again(tmp_path, monkeypatch, settings, is_given):
     torch.manual_seed(0)
