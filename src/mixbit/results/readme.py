@@ -56,9 +56,10 @@ def readme(result: Result, sizes: list[tuple[int, ...]], plan: Plan) -> str:
 def _what(result: Result) -> str:
     quantized = sum(row.scheme != "float" for row in result.layers.values())
     ratio = result.deployed["weight_bytes"] / result.float_["weight_bytes"]
+    kept = f"; {result.float_bytes:,.0f} bytes of other weights stay in float" if result.float_bytes else ""
     return (
         f"A network for {result.target}: {quantized} of {len(result.layers)} layers are quantized, and their weights "
-        f"take {ratio:.3f} of the bytes of float32. [plan.json](plan.json) says how each layer is stored, "
+        f"take {ratio:.3f} of the bytes of float32{kept}. [plan.json](plan.json) says how each layer is stored, "
         "[result.json](result.json) holds every figure, and `mixbit verify` and `mixbit bench` take this folder."
     )
 
