@@ -41,18 +41,6 @@ LIGHT = [
 ]
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["mixbit", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return call
-
-
 def test_help_version_lists_and_schemas_load_nothing_heavy():
     code = f"""
 import io, json, sys

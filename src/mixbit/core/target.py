@@ -72,6 +72,7 @@ class Runner:
             of, "" for none, and its milliseconds, read from the runtime while the files are there; None where the
             runtime does not tell.
         names: Those of the inputs and of the outputs, as the file holds them; none where it holds none.
+        note: What users of the file must know of how it runs, a sentence; "" where nothing.
     """
 
     run: "Callable[[list[NDArray[Any]]], list[NDArray[Any]]]"
@@ -79,6 +80,7 @@ class Runner:
     environment: dict[str, str]
     profile: "Callable[[list[NDArray[Any]]], list[tuple[str, float]]] | None" = None
     names: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
+    note: str = ""
 
 
 #: (folder, names of tensors, and whether a layer's operator adds a bias) -> (arrays as for `Runner.run`) -> name ->
