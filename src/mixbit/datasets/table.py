@@ -71,8 +71,8 @@ def _read(spec: str, path: Path) -> _Table:
     body = rows[1:] if header else rows
     if not body:
         raise InvalidInput(f"DATA {spec}: holds no row but its header")
-    for line, row in body if labels is not None else ():
-        if not row[labels]:
+    for line, row in body:
+        if labels is not None and not row[labels]:
             raise InvalidInput(f"DATA {spec}: line {line} has no label; write one, or leave the line out")
     texts = [row[values] for _, row in body]
     names = [name.lower() for name in rows[0][1]] if header else []

@@ -42,7 +42,8 @@ def MaxPool(
 def _within(y: Tensor, x: Tensor, around: list[Any], strides: list[int]) -> Tensor:
     """What a pool made of a tensor that was padded before, without windows that begin behind all of its numbers."""
     for axis, ((before, _), stride) in enumerate(zip(around, strides, strict=True), 2):
-        y = y.narrow(axis, 0, torch.sym_min(y.shape[axis], -(-(x.shape[axis] + before) // stride)))
+        first: Any = -(-(x.shape[axis] + before) // stride)
+        y = y[(slice(None),) * axis + (slice(None, first),)]
     return y
 
 
