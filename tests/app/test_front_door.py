@@ -101,7 +101,7 @@ def test_training_on_pictures(place, run, tmp_path):
         (["--image-size", "0x4"], "--image-size (0, 4): give a height and a width from 1"),
         (["--mean", "a,b"], "--mean a,b: is not understood; write numbers, as 0.485,0.456,0.406"),
         (["--std", "nan"], "--std nan: is not understood"),
-        (["--std", "0"], "give positive numbers"),
+        (["--std", "0"], "give finite numbers above 0"),
         (["--mean", "0,0"], "the model takes pictures of 2 channels; pictures have 1, 3 or 4"),
     ],
 )
