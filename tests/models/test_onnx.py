@@ -5,7 +5,6 @@ import sys
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
@@ -14,28 +13,9 @@ import mixbit as mb
 from mixbit.core import InvalidInput, UnsupportedModel
 from mixbit.models._onnx_names import clean_name, free_name, identifier
 from mixbit.models.load import load_model
-from tests.models.onnx_files import normal, saved, small_network
+from tests.models.onnx_files import assert_same_for, normal, ran, saved, small_network
 
 make = helper.make_node
-
-
-def ran(path, inputs):
-    """What onnxruntime returns, by name of the output."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return dict(zip([port.name for port in session.get_outputs()], session.run(None, inputs), strict=True))
-
-
-def assert_same_for(path, inputs, *, one_by_one=False):
-    """The module returns what onnxruntime does; of a file of one sample, for each sample alone."""
-    module = load_model(str(path)).module
-    got = module(**{name: torch.from_numpy(value) for name, value in inputs.items()})
-    count = len(next(iter(inputs.values())))
-    rows = [slice(row, row + 1) for row in range(count)] if one_by_one else [slice(None)]
-    parts = [ran(path, {name: value[row] for name, value in inputs.items()}) for row in rows]
-    for name, value in got.items():
-        want = np.concatenate([part[name] for part in parts])
-        np.testing.assert_allclose(value.detach().numpy(), want, rtol=1e-4, atol=1e-5)
-    return module
 
 
 def assert_refused(path, *texts, error=UnsupportedModel):
@@ -516,7 +496,7 @@ def test_difference_from_onnxruntime_is_told_with_its_node(tmp_path, monkeypatch
     monkeypatch.setitem(_onnx_operators.OPERATORS, "Relu", lambda x: torch.relu(x) * 1.1)
     with pytest.raises(UnsupportedModel, match=re.escape("first at node 'relu1'")) as caught:
         load_model(str(path))
-    assert "'logits' differs from onnxruntime's for 2 samples: by" in str(caught.value)
+    assert "'logits' differs from onnxruntime's for 'image' [2, 3, 8, 8]: by" in str(caught.value)
 
 
 # names

@@ -1,5 +1,6 @@
 """Labels as numbers: of classes by name, of texts from tables, of arrays."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,17 +12,19 @@ from mixbit.core import InvalidInput, did_you_mean
 from mixbit.datasets.load import Reading
 from mixbit.models.load import LoadedModel
 
+#: How numbers are written.
+_WRITTEN = {int: re.compile(r"[-+]?[0-9]+"), float: re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")}
 #: Classes that a message lists.
 MOST_NAMES = 20
 
 
 def labels_of_texts(
-    spec: str, texts: Sequence[str], model: LoadedModel, reading: Reading
+    spec: str, texts: Sequence[str], model: LoadedModel, reading: Reading, further: Sequence[str] = ()
 ) -> tuple[Tensor, tuple[str, ...] | None]:
     """Labels of texts, one a sample, and the classes by name, if they are.
 
     Whole numbers are class numbers, other numbers are values; anything else is a class by name. Their order is the
-    model's, or that of data read before, or the alphabet's.
+    model's, or that of data read before, or the alphabet's; `further` classes have no sample, and count.
 
     Raises InvalidInput for a name that the model, or the data read before, does not have.
     """
@@ -31,7 +34,7 @@ def labels_of_texts(
             numbers = _numbers(texts, kind)
             if numbers is not None:
                 return labels_of_array(spec, np.array(numbers), model, reading)[0], None
-    classes = known or tuple(sorted(set(texts)))
+    classes = known or tuple(sorted({*texts, *further}))
     places = {name: number for number, name in enumerate(classes)}
     for text in texts:
         if text not in places:
@@ -45,10 +48,9 @@ def labels_of_texts(
 
 
 def _numbers(texts: Sequence[str], kind: type) -> list[Any] | None:
-    try:
-        return [kind(text) for text in texts]
-    except ValueError:
-        return None
+    """The numbers; None where one is none: `nan` and `1_0`, which Python takes too, are names."""
+    written = _WRITTEN[kind]
+    return [kind(text) for text in texts] if all(map(written.fullmatch, texts)) else None
 
 
 def labels_of_array(
@@ -56,8 +58,8 @@ def labels_of_array(
 ) -> tuple[Tensor, tuple[str, ...] | None]:
     """Labels of an array or tensor [N, ...], and the classes by name, where it holds texts.
 
-    Whole numbers become 64-bit ones, others 32-bit floats; of a classification, the floats of `1.0` too; of a
-    regression, [N] becomes [N, 1].
+    Whole numbers become 64-bit ones, others 32-bit floats; of a classification, the floats of `1.0` too, and [N, 1]
+    becomes [N]; of a regression, [N] becomes [N, 1].
 
     Raises InvalidInput for numbers that labels cannot be.
     """
@@ -66,9 +68,15 @@ def labels_of_array(
         if texts.ndim != 1:
             raise InvalidInput(f"DATA {spec}: labels {list(texts.shape)} of texts; give one name a sample")
         return labels_of_texts(spec, texts.tolist(), model, reading)
-    labels = array if isinstance(array, Tensor) else torch.from_numpy(np.array(array))
-    if labels.is_complex():
-        raise InvalidInput(f"DATA {spec}: labels are complex numbers; give real ones")
+    is_real = not array.is_complex() if isinstance(array, Tensor) else array.dtype.kind in "biuf"
+    if not is_real:
+        raise InvalidInput(f"DATA {spec}: labels are of type {array.dtype}; give real numbers, or names as texts")
+    labels = _as_labels(array)
+    if labels.is_floating_point() and not bool(labels.isfinite().all()):
+        missing = int((~labels.isfinite()).sum())
+        raise InvalidInput(f"DATA {spec}: {missing} labels are NaN or infinite; leave these samples out")
+    if reading.task == "classification" and labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
     if reading.task == "regression":
         labels = labels.float()
         return (labels[:, None] if labels.ndim == 1 else labels), None
@@ -77,3 +85,11 @@ def labels_of_array(
     if reading.task in ("classification", "segmentation", "language") and bool((labels == labels.round()).all()):
         return labels.long(), None
     return labels.float(), None
+
+
+def _as_labels(array: Any) -> Tensor:
+    """The labels as a tensor, of types that torch has and in the order of bytes of this machine."""
+    if isinstance(array, Tensor):
+        return array
+    kind = array.dtype.newbyteorder("=")
+    return torch.from_numpy(np.array(array, dtype=np.float64 if kind == np.longdouble else kind))

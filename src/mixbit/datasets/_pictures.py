@@ -118,7 +118,7 @@ def _opened(open_file: Callable[[str], IO[bytes]], name: str) -> Any:
     if upright.mode.startswith("I"):  # grey of 16 bits, which Pillow would cut off at 255
         return image_library.fromarray((np.asarray(upright).clip(0, 65535) / 257).round().astype(np.uint8))
     if upright.mode == "F":
-        raise InvalidInput("grey in 32-bit floats, whose range is not known")
+        raise ValueError("grey in 32-bit floats, whose range is not known")
     if upright.mode == "1":
         return upright.convert("L")
     has_opacity = upright.mode in ("LA", "La", "PA", "RGBa") or "transparency" in upright.info
@@ -182,7 +182,8 @@ def _channels(spec: str, model: LoadedModel, reading: Reading, wanted: int | Non
     first = next((module.in_channels for module in convolutions), 3)
     channels = wanted or next(iter(several), first if first in MODES else 3)
     if channels not in MODES:
-        raise InvalidInput(f"DATA {spec}: the model takes pictures of {channels} channels; pictures have 1, 3 or 4")
+        whose = "the model takes pictures" if wanted else "--mean or --std is of pictures"
+        raise InvalidInput(f"DATA {spec}: {whose} of {channels} channels; pictures have 1, 3 or 4")
     if any(number != channels for number in several):
         raise InvalidInput(f"DATA {spec}: the model takes {channels} channels; give --mean and --std one number each")
     return channels

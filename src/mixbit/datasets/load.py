@@ -1,5 +1,6 @@
 """load_data(): the batches that DATA of the command line names, in whatever form it is."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -47,7 +48,9 @@ class Reading:
                 raise InvalidInput(f"{_written(option)} {value}: give a whole number from 1")
         if self.image_size is not None and min(self.image_size) < 1:
             raise InvalidInput(f"--image-size {self.image_size}: give a height and a width from 1")
-        if self.std is not None and not all(value > 0 for value in self.std):
+        if self.mean is not None and not all(map(math.isfinite, self.mean)):
+            raise InvalidInput(f"--mean {self.mean}: give finite numbers, which are taken off pixels of 0 to 1")
+        if self.std is not None and not all(0 < value < math.inf for value in self.std):
             raise InvalidInput(f"--std {self.std}: give positive numbers, since pixels are divided by them")
         if self.mean and self.std and len({len(self.mean), len(self.std)} - {1}) > 1:
             raise InvalidInput(f"--mean has {len(self.mean)} channels and --std {len(self.std)}; give one number each")

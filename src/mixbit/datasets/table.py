@@ -52,8 +52,12 @@ def _load(spec: str, model: LoadedModel, reading: Reading) -> LoadedData:
 
 
 def _read(spec: str, path: Path) -> _Table:
-    with users_code(f"DATA {spec}: cannot be read"), path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=ENDINGS[path.suffix], strict=True)
+    with (
+        users_code(lambda error: InvalidInput(f"DATA {spec}: is no table in UTF-8 that can be read ({error})")),
+        path.open(encoding="utf-8-sig", newline="") as file,
+    ):
+        reader = csv.reader(file, delimiter=_delimiter(file.readline(), ENDINGS[path.suffix]), strict=True)
+        file.seek(0)
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
     if not rows:
         raise InvalidInput(f"DATA {spec}: holds no row")
@@ -67,12 +71,24 @@ def _read(spec: str, path: Path) -> _Table:
     body = rows[1:] if header else rows
     if not body:
         raise InvalidInput(f"DATA {spec}: holds no row but its header")
+    for line, row in body if labels is not None else ():
+        if not row[labels]:
+            raise InvalidInput(f"DATA {spec}: line {line} has no label; write one, or leave the line out")
     texts = [row[values] for _, row in body]
     names = [name.lower() for name in rows[0][1]] if header else []
     are_paths = (bool(names) and names[values] in PATHS) or _is_file(path.parent / texts[0])
     return _Table(
         [line for line, _ in body], texts, [] if labels is None else [row[labels] for _, row in body], are_paths
     )
+
+
+def _delimiter(line: str, usual: str) -> str:
+    """What parts the columns: another than usual where the first line so holds names that are known."""
+    for delimiter in (usual, ";", "\t", ","):
+        names = [name.strip(' "\r\n').lower() for name in line.split(delimiter)]
+        if len(names) > 1 and any(name in PATHS + TEXTS + LABELS for name in names):
+            return delimiter
+    return usual
 
 
 def _columns(spec: str, folder: Path, rows: Sequence[Sequence[str]]) -> tuple[bool, int, int | None]:

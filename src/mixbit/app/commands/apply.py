@@ -10,7 +10,7 @@ import typer
 
 from mixbit.app.commands import options
 from mixbit.app.commands.quantize import print_deployed, refuse
-from mixbit.core import Plan, check_writable_folder, find_target
+from mixbit.core import check_writable_folder, find_target
 
 
 @options.with_reading
@@ -45,6 +45,8 @@ def apply(
     read: options.Read,
 ) -> None:
     """Deploy a plan: calibrate, quantize, export, run the artefact and compare."""
+    from mixbit.core import Plan
+
     out = out.absolute()  # the user's code may change the working folder
     check_writable_folder(out, force=force)  # before torch is loaded
     given, _ = Plan.load(plan), find_target(target)

@@ -13,19 +13,17 @@ from mixbit.app.commands.options import print_rows
 from mixbit.core import (
     Budget,
     InvalidInput,
-    Plan,
-    Sensitivity,
     check_matplotlib,
     check_new_file,
     find_target,
     new_figure,
     new_file,
-    read_json,
     save_figure,
     say,
 )
 
 if TYPE_CHECKING:
+    from mixbit.core import Plan
     from mixbit.datasets.load import Reading
     from mixbit.metric_study.study import Study
     from mixbit.searches.front import Front
@@ -127,6 +125,7 @@ def search(
     as_json: options.AsJson = False,
 ) -> None:
     """Find the plan with the smallest predicted loss within the budget."""
+    from mixbit.core import Sensitivity, read_json
     from mixbit.searches.front import Front
     from mixbit.searches.search import priced, search as search_
 
@@ -157,7 +156,7 @@ def search(
         say(verdict)
 
 
-def say_prices(plan: Plan) -> None:
+def say_prices(plan: "Plan") -> None:
     """Say what each limit costs, and how far the plan may be from the best."""
     gap = plan.predicted.get("optimality_gap", 0.0)
     if gap > 1e-4:  # smaller shares are rounding
@@ -187,6 +186,7 @@ def front(
     as_json: options.AsJson = False,
 ) -> None:
     """Find all plans that are best at some budget of one resource."""
+    from mixbit.core import Sensitivity
     from mixbit.searches.front import front as front_
 
     if picture is not None:
