@@ -49,7 +49,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _in_folder(folder: Path) -> tuple[list[str], list[str], Callable[[str], IO[bytes]]]:
-    """Names of all files in the folder, with those inside, of folders that hold nothing, and how to open a file."""
+    """Names of all files in the folder and those inside, of folders that hold nothing, and how to open a file."""
     names, empty, seen = [], [], {folder.resolve()}
     for place, inside, files in os.walk(folder, followlinks=True):
         here = Path(place).relative_to(folder)
