@@ -73,6 +73,13 @@ def test_pictures_arrays_and_a_function_give_the_same_figures(place, run, tmp_pa
     wanted = results["pictures"]
     assert wanted["float"]["accuracy"] in (0.0, 1.0), "all are of one class"
     for name, result in results.items():
+        assert result["classes"] == sorted(path.name for path in (place / "data").iterdir() if path.is_dir())
+        readme = (tmp_path / name.replace(" ", "-") / "README.md").read_text(encoding="utf-8")
+        assert "The 2 classes, from 0 on: `cat`, `dog`." in readme
+        page = (tmp_path / name.replace(" ", "-") / "report.html").read_text(encoding="utf-8")
+        for sample in result["changed"]:
+            assert f"Sample {sample['sample']}, class {result['classes'][sample['label']]} " in page
+        assert result["changed"]
         assert result["layers"] == wanted["layers"], name
         assert result["float"]["accuracy"] == wanted["float"]["accuracy"], name
 

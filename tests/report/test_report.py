@@ -15,8 +15,9 @@ import mixbit as mb
 from mixbit.core import InvalidInput, Plan, Sensitivity, TargetMismatch, Task, sha256
 from mixbit.pipeline.settings import Settings
 from mixbit.report.report import page_of, rewrite_report
+from mixbit.report.samples import SampleLine
 from mixbit.results.recheck import recheck
-from mixbit.results.result import Result
+from mixbit.results.result import ChangedSample, Result
 from mixbit.targets import latency
 from tests.report.folders import table_of as random_table, write_folder
 from tests.report.pages import number_of, read_page, table_of
@@ -254,6 +255,12 @@ def test_files_of_different_runs_are_refused(tmp_path):
         rewrite_report(tmp_path / "out")
     with pytest.raises(InvalidInput, match="no such folder"):
         rewrite_report(tmp_path / "nothing")
+
+
+def test_classes_are_named_where_they_have_names():
+    changed = ChangedSample(sample=0, label=-1, divergence=1.0, outputs={})
+    line = SampleLine(changed, "", ["cat", "</li>"])
+    assert [line.name_of(number) for number in (-1, 0, 1, 2)] == ["-1", "cat", "</li>", "2"]
 
 
 def test_a_plan_that_was_not_searched_for_has_no_front(tmp_path):

@@ -1,7 +1,7 @@
 """Labels as numbers: of classes by name, of texts from tables, of arrays."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,13 @@ def labels_of_texts(
     """Labels of texts, one a sample, and the classes by name, if they are.
 
     Whole numbers are class numbers, other numbers are values; anything else is a class by name. Their order is the
-    model's, or that of data read before, or the alphabet's; `further` classes have no sample, and count.
+    model's, or that of data read before, or the alphabet's; `further` classes have no sample, and count. Of the task
+    multilabel, a text names any number of classes.
 
     Raises InvalidInput for a name that the model, or the data read before, does not have.
     """
+    if reading.task == "multilabel":
+        return _rows_of_classes(spec, texts, model, reading, further)
     known = model.classes or reading.classes
     if known is None or not set(texts) <= set(known):
         for kind in (int, float):
@@ -36,15 +39,42 @@ def labels_of_texts(
                 return labels_of_array(spec, np.array(numbers), model, reading)[0], None
     classes = known or tuple(sorted({*texts, *further}))
     places = {name: number for number, name in enumerate(classes)}
-    for text in texts:
-        if text not in places:
+    _check_names(spec, texts, places, model)
+    return torch.tensor([places[text] for text in texts]), classes
+
+
+def _rows_of_classes(
+    spec: str, texts: Sequence[str], model: LoadedModel, reading: Reading, further: Sequence[str]
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Labels [N, C], 1 for each class that a text names between semicolons or bars, else 0; and the classes."""
+    rows = [[name for part in re.split("[;|]", text) if (name := part.strip())] for text in texts]
+    names = sorted({name for row in rows for name in row} | {*further})
+    classes = model.classes or reading.classes
+    if classes is None and not names:
+        raise InvalidInput(f"DATA {spec}: no label names a class; write them as in cat;dog")
+    if classes is None:
+        is_numbered = all(name.isascii() and name.isdecimal() for name in names)
+        classes = tuple(map(str, range(1 + max(map(int, names))))) if is_numbered else tuple(names)
+    places = {str(number): number for number in range(len(classes))}
+    places |= {name: number for number, name in enumerate(classes)}
+    _check_names(spec, names, places, model)
+    labels = torch.zeros(len(rows), len(classes))
+    for number, row in enumerate(rows):
+        labels[number, [places[name] for name in row]] = 1
+    return labels, classes
+
+
+def _check_names(spec: str, names: Sequence[str], places: Mapping[str, int], model: LoadedModel) -> None:
+    """Raise InvalidInput for a name that is no class."""
+    for name in names:
+        if name not in places:
+            classes = [*dict.fromkeys(name for name in places if not name.isdecimal())] or [*places]
             whose = "of the model" if model.classes else "of --data"
             listed = ", ".join(classes[:MOST_NAMES]) + (", ..." if len(classes) > MOST_NAMES else "")
             raise InvalidInput(
-                f"DATA {spec}: label {text!r} is no class {whose}{did_you_mean(text, classes)}; there are {listed}; "
+                f"DATA {spec}: label {name!r} is no class {whose}{did_you_mean(name, classes)}; there are {listed}; "
                 "name it so, or by its number"
             )
-    return torch.tensor([places[text] for text in texts]), classes
 
 
 def _numbers(texts: Sequence[str], kind: type) -> list[Any] | None:

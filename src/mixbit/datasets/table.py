@@ -39,6 +39,9 @@ def _load(spec: str, model: LoadedModel, reading: Reading) -> LoadedData:
     if not path.is_file():
         raise InvalidInput(f"DATA {spec}: no such file")
     table = _read(spec, path)
+    for line, label in zip(table.lines, table.labels, strict=False):
+        if not label and reading.task != "multilabel":
+            raise InvalidInput(f"DATA {spec}: line {line} has no label; write one, or leave the line out")
     labels, classes = labels_of_texts(spec, table.labels, model, reading) if table.labels else (None, None)
     if not table.are_paths:
         return load_lines(spec, table.values, labels, classes, model, reading)
@@ -71,9 +74,6 @@ def _read(spec: str, path: Path) -> _Table:
     body = rows[1:] if header else rows
     if not body:
         raise InvalidInput(f"DATA {spec}: holds no row but its header")
-    for line, row in body:
-        if labels is not None and not row[labels]:
-            raise InvalidInput(f"DATA {spec}: line {line} has no label; write one, or leave the line out")
     texts = [row[values] for _, row in body]
     names = [name.lower() for name in rows[0][1]] if header else []
     are_paths = (bool(names) and names[values] in PATHS) or _is_file(path.parent / texts[0])

@@ -216,6 +216,7 @@ def deploy(
             environment=environment() | runner.environment,
             ports=ports_of(chosen.simulated),
             preprocessing=run.settings.preprocessing,
+            classes=[*run.settings.classes],
             command=[*run.settings.command],
             settings=run.settings.noted(),
         )

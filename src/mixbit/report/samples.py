@@ -10,10 +10,18 @@ from mixbit.results.result import Change, ChangedSample, Result
 
 @dataclass(frozen=True)
 class SampleLine:
-    """One sample; `picture` is a `data:` address, empty where inputs are no images."""
+    """One sample; `picture` is a `data:` address, empty where inputs are no images.
+
+    `classes` are the names of the classes; none where they are not known, or there are several outputs.
+    """
 
     sample: ChangedSample
     picture: str
+    classes: list[str]
+
+    def name_of(self, number: int) -> str:
+        """What a class is called: its number where it has no name."""
+        return self.classes[number] if 0 <= number < len(self.classes) else str(number)
 
     @property
     def flips(self) -> bool:
@@ -40,4 +48,7 @@ def samples_of(result: Result, check: CheckSet | None) -> list[SampleLine]:
             break
     else:
         pictures = [""] * len(rows)
-    return [SampleLine(*pair) for pair in zip(result.changed, pictures, strict=True)]
+    return [
+        SampleLine(sample, picture, result.classes if len(sample.outputs) == 1 else [])
+        for sample, picture in zip(result.changed, pictures, strict=True)
+    ]

@@ -5,12 +5,14 @@ from pathlib import Path
 
 from mixbit.core import Plan, Port, Ports, clean, find_target, sha256, write_text
 from mixbit.results.again import command_of, python_of
-from mixbit.results.result import Result
+from mixbit.results.result import RESULT_FILE, Result
 
 #: The file.
 README_FILE = "README.md"
 #: How languages of programs are marked in it, by the beginning of their names.
 FENCES = {"Python": "python", "C++": "cpp"}
+#: Names of classes that are listed.
+CLASSES = 20
 #: Figures of a network, their titles and forms, as the table has them.
 _COLUMNS = {
     "accuracy": ("accuracy", ".2%"),
@@ -46,7 +48,7 @@ def readme(result: Result, sizes: list[tuple[int, ...]], plan: Plan) -> str:
             f"{language}:",
             _block(next(fence for name, fence in FENCES.items() if language.startswith(name)), code),
         ]
-    parts += ["## Inputs and outputs", _ports(ports), _free(ports)]
+    parts += ["## Inputs and outputs", _ports(ports), _free(ports), _classes(result)]
     parts += ["## Preprocessing", result.preprocessing or _unknown(result)]
     parts += ["## Figures", _figures(result), _compared(result)]
     parts += ["## How it was made", *_made(result, plan)]
@@ -82,6 +84,15 @@ def _shape(port: Port) -> str:
 def _free(ports: Ports) -> str:
     named = any(isinstance(size, str) for port in ports.inputs for size in port.shape)
     return "Dimensions with names are of any size; `batch` is the number of samples." if named else ""
+
+
+def _classes(result: Result) -> str:
+    """Names of the classes, where they are known and the one output is an answer among them."""
+    if not result.classes or len(result.outputs) > 1:
+        return ""
+    names = ", ".join(_code(name) for name in result.classes[:CLASSES])
+    more = "" if len(result.classes) <= CLASSES else f", and so on; `classes` of {RESULT_FILE} has all"
+    return f"The {len(result.classes):,} classes, from 0 on: {names}{more}."
 
 
 def _unknown(result: Result) -> str:

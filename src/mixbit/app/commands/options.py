@@ -236,10 +236,10 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
 
 def data_of(
     specs: Mapping[str, str | None], network: "LoadedModel", reading: "Reading", task: "Task"
-) -> tuple[dict[str, Any], str | None]:
-    """Name, `data`, `eval` or `train` -> its batches, None where there is no spec; and how inputs were made of files.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Name, `data`, `eval` or `train` -> its batches, None where there is no spec; and what Settings note of them.
 
-    The first tells names of classes.
+    The first tells names of classes, unless MODEL does.
     """
     from mixbit.datasets.load import load_data
 
@@ -253,7 +253,7 @@ def data_of(
         if loaded is not None:
             preprocessing = preprocessing or loaded.preprocessing
             reading = replace(reading, classes=reading.classes or loaded.classes)
-    return read, preprocessing
+    return read, {"preprocessing": preprocessing, "classes": reading.classes or network.classes or ()}
 
 
 def pins_of(texts: list[str] | None) -> dict[str, str]:

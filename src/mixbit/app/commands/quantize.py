@@ -124,8 +124,8 @@ def quantize(
     options.say_unless_used(loss, metric)
     network = options.model_on(model, device)
     meant = options.task_of(task, loss, output_weight, network)
-    batches, preprocessing = options.data_of({"data": data, "eval": evaluate, "train": train}, network, reading, meant)
-    settings = replace(settings, task=meant, train_batches=batches["train"], preprocessing=preprocessing)
+    batches, noted = options.data_of({"data": data, "eval": evaluate, "train": train}, network, reading, meant)
+    settings = replace(settings, task=meant, train_batches=batches["train"], **noted)
     with redirect_stdout(sys.stderr):  # standard output is for results, whatever the user's code prints
         deployed = auto_quantize(
             network.module,
