@@ -86,9 +86,16 @@ def test_pictures_arrays_and_a_function_give_the_same_figures(place, run, tmp_pa
         assert status == 0, err
         results[name] = json.loads(out)
         assert ("--batch-size, --mean, --std: not used for file.py:function" in err) == ("function" in name)
+        size = len(pixels_of(place / "data")[0])
+        assert f"--data {data}: {size} samples in {len(set(pixels_of(place / 'data')[1]))} classes (" in err
+        assert ", divided by 255, minus 0, divided by 1\n" in err
     wanted = results["pictures"]
     assert wanted["float"]["accuracy"] in (0.0, 1.0), "all are of one class"
+    names = sorted(set(pixels_of(place / "data")[1]))
+    text = (tmp_path / "pictures" / "README.md").read_text()
+    assert f"Classes, by their number: {', '.join(f'{number} `{name}`' for number, name in enumerate(names))}." in text
     for name, result in results.items():
+        assert result["classes"] == names, name
         assert result["layers"] == wanted["layers"], name
         assert result["float"]["accuracy"] == wanted["float"]["accuracy"], name
 

@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 
 from mixbit.core import InvalidInput, did_you_mean
-from mixbit.datasets.load import Reading
+from mixbit.datasets.load import Reading, listed
 from mixbit.models.load import LoadedModel
-
-#: Classes that a message lists.
-MOST_NAMES = 20
 
 
 def labels_of_texts(
@@ -36,9 +33,8 @@ def labels_of_texts(
     for text in texts:
         if text not in places:
             whose = "of the model" if model.classes else "of --data"
-            listed = ", ".join(classes[:MOST_NAMES]) + (", ..." if len(classes) > MOST_NAMES else "")
             raise InvalidInput(
-                f"DATA {spec}: label {text!r} is no class {whose}{did_you_mean(text, classes)}; there are {listed}; "
+                f"DATA {spec}: label {text!r} is no class {whose}{did_you_mean(text, classes)}; there are {listed(classes)}; "
                 "name it so, or by its number"
             )
     return torch.tensor([places[text] for text in texts]), classes

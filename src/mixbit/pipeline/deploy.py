@@ -214,6 +214,7 @@ def deploy(
             environment=environment() | runner.environment,
             ports=ports_of(chosen.simulated),
             preprocessing=run.settings.preprocessing,
+            classes=[*(run.settings.classes or ())],
             command=[*run.settings.command],
             settings=run.settings.noted(),
         )

@@ -42,7 +42,7 @@ METHODS = {"metrics": METRICS, "searches": SEARCHES, "ranges": RANGES, "rounding
 TRIALS, ROUNDING, CHANNELS = "trials.jsonl", "rounding", "channels"
 PRUNED, TRAINING = "pruned.safetensors", "training.safetensors"
 #: Settings that have places of their own in result.json.
-NOTED_APART = ("model", "command", "preprocessing")
+NOTED_APART = ("model", "command", "preprocessing", "classes")
 #: The longest time that an evaluation may be given: a week.
 LONGEST_S = 7 * 24 * 3600
 
@@ -80,6 +80,7 @@ class Settings:
         model: Where the model came from, to be noted in result.json.
         command: The words of the command line, to be noted there too.
         preprocessing: What was done to the data before the network, in words, to be noted there too.
+        classes: Names of the classes in the order of the labels' numbers, to be noted there too.
     """
 
     task: Task | str = field(default_factory=Task.classification)
@@ -108,6 +109,7 @@ class Settings:
     model: str | None = None
     command: Sequence[str] = ()
     preprocessing: str | None = None
+    classes: Sequence[str] | None = None
 
     def noted(self) -> dict[str, Any]:
         """Name -> value of the settings that are not the default ones, and the seed, as result.json holds them.

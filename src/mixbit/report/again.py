@@ -39,6 +39,7 @@ def python_of(result: Result, plan: Plan) -> str:
         f"    target={result.target!r},",
         f"    budget=mb.Budget({limits})," if limits else "    budget=budget,",
         '    out="out",',
+        *(["    eval_batches=eval_batches,"] if any(word.startswith("--eval") for word in result.command) else []),
         *([f"    settings=Settings({', '.join(parts)}),"] if parts else []),
         ")",
     ]

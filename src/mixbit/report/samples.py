@@ -1,5 +1,6 @@
 """The samples of the page that changed most."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mixbit.core import InvalidInput
@@ -14,6 +15,17 @@ class SampleLine:
 
     sample: ChangedSample
     picture: str
+    classes: Sequence[str]
+
+    @property
+    def label(self) -> str:
+        """Its class by name, or by number where the classes have no names."""
+        number = self.sample.label
+        return "" if number is None else self.name_of(number) if self.classes else f"class {number}"
+
+    def name_of(self, number: int) -> str:
+        """Name of a class, its number where it has none."""
+        return self.classes[number] if 0 <= number < len(self.classes) else str(number)
 
     @property
     def flips(self) -> bool:
@@ -40,4 +52,4 @@ def samples_of(result: Result, check: CheckSet | None) -> list[SampleLine]:
             break
     else:
         pictures = [""] * len(rows)
-    return [SampleLine(*pair) for pair in zip(result.changed, pictures, strict=True)]
+    return [SampleLine(*pair, result.classes) for pair in zip(result.changed, pictures, strict=True)]

@@ -47,7 +47,7 @@ def readme(result: Result, sizes: list[tuple[int, ...]], call: str) -> str:
             _block(next(fence for name, fence in FENCES.items() if language.startswith(name)), code),
         ]
     parts += ["## Inputs and outputs", _ports(ports), _free(ports)]
-    parts += ["## Preprocessing", result.preprocessing or _unknown(result)]
+    parts += [_classes(result), "## Preprocessing", clean(result.preprocessing or _unknown(result))]
     parts += ["## Figures", _figures(result), _compared(result)]
     parts += ["## How it was made", *_made(result, call)]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -64,7 +64,11 @@ def _what(result: Result) -> str:
 
 
 def _runtime(result: Result) -> str:
-    return f"It was verified in {result.environment['runtime']}, with the settings below. Run the lines in this folder."
+    files = " and ".join(f"`{name}`" for name in find_target(result.target).files)
+    return (
+        f"Your program needs {files} alone; all else is for people and for `mixbit verify`. It was verified in "
+        f"{result.environment['runtime']}, with the settings below. Run the lines in this folder."
+    )
 
 
 def _ports(ports: Ports) -> str:
@@ -81,6 +85,11 @@ def _shape(port: Port) -> str:
 def _free(ports: Ports) -> str:
     named = any(isinstance(size, str) for port in ports.inputs for size in port.shape)
     return "Dimensions with names are of any size; `batch` is the number of samples." if named else ""
+
+
+def _classes(result: Result) -> str:
+    names = [f"{number} {_code(name)}" for number, name in enumerate(result.classes)]
+    return f"Classes, by their number: {', '.join(names)}." if names else ""
 
 
 def _unknown(result: Result) -> str:
@@ -111,7 +120,8 @@ def _compared(result: Result) -> str:
 def _made(result: Result, call: str) -> list[str]:
     code = _block("", shlex.join(result.command)) if result.command else _block("python", call)
     versions = [f"{name} {result.environment[name]}" for name in ("mixbit", "python", "torch")]
-    return [code, f"{clean(result.chosen)}.", f"Versions: {', '.join([*versions, result.environment['runtime']])}."]
+    chosen = clean(result.chosen)
+    return [code, f"{chosen[0].upper()}{chosen[1:]}.", f"Versions: {', '.join([*versions, result.environment['runtime']])}."]
 
 
 def _block(language: str, code: str) -> str:

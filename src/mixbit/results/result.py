@@ -182,6 +182,7 @@ class Result(BaseModel):
         environment: Versions, machine and settings.
         ports: Names, types and shapes of what the artefact takes and returns; None where version 1 did not note them.
         preprocessing: What was done to the data before the network, in words; None where that is the user's.
+        classes: Names of the classes in the order of the outputs, where the model or the data tells them.
         command: The words of the command line that made this; none where Python code did.
         settings: Name -> value of the settings that are not the default ones, and the seed; None for what JSON cannot
             express, as a function.
@@ -212,6 +213,7 @@ class Result(BaseModel):
     environment: dict[str, str]
     ports: Ports | None
     preprocessing: str | None = None
+    classes: list[str] = []
     command: list[str] = []
     settings: dict[str, JsonValue] = {}
 

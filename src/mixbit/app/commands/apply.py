@@ -88,8 +88,10 @@ def apply(
     )
     network = options.model_on(model, device)
     meant = options.task_of(task, loss, output_weight, network)
-    read, preprocessing = options.data_of({"data": data, "eval": evaluate, "train": train}, network, reading, meant)
-    settings = replace(settings, task=meant, train_batches=read["train"], preprocessing=preprocessing)
+    specs = {"data": data, "eval": evaluate, "train": train}
+    read, preprocessing, classes = options.data_of(specs, network, reading, meant)
+    settings = replace(settings, preprocessing=preprocessing, classes=classes)
+    settings = replace(settings, task=meant, train_batches=read["train"])
     with redirect_stdout(sys.stderr):  # standard output is for results, whatever the user's code prints
         deployed = auto_quantize(
             network.module,

@@ -199,10 +199,11 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
 
 def data_of(
     specs: Mapping[str, str | None], network: "LoadedModel", reading: "Reading", task: "Task"
-) -> tuple[dict[str, Any], str | None]:
-    """Name, `data`, `eval` or `train` -> its batches, None where there is no spec; and how inputs were made of files.
+) -> tuple[dict[str, Any], str | None, tuple[str, ...] | None]:
+    """Name, `data`, `eval` or `train` -> its batches, None where there is no spec; and what was done to files.
 
-    The first tells names of classes.
+    The second is how inputs were made of them, in words; the third the names of the classes in order, where the model
+    or the first data that has labels tells them. What was read is said.
     """
     from mixbit.datasets.load import load_data
 
@@ -214,9 +215,11 @@ def data_of(
         loaded = None if spec is None else load_data(spec, network, how)
         read[name] = None if loaded is None else loaded.batches
         if loaded is not None:
+            if loaded.num_samples is not None:
+                say(f"--{name} {spec}: {loaded.in_words(prepared=loaded.preprocessing != preprocessing)}")
             preprocessing = preprocessing or loaded.preprocessing
             reading = replace(reading, classes=reading.classes or loaded.classes)
-    return read, preprocessing
+    return read, preprocessing, network.classes or reading.classes
 
 
 def pins_of(texts: list[str] | None) -> dict[str, str]:

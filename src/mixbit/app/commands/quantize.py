@@ -135,8 +135,10 @@ def quantize(
     options.say_unless_used(loss, metric)
     network = options.model_on(model, device)
     meant = options.task_of(task, loss, output_weight, network)
-    read, preprocessing = options.data_of({"data": data, "eval": evaluate, "train": train}, network, reading, meant)
-    settings = replace(settings, task=meant, train_batches=read["train"], preprocessing=preprocessing)
+    specs = {"data": data, "eval": evaluate, "train": train}
+    read, preprocessing, classes = options.data_of(specs, network, reading, meant)
+    settings = replace(settings, preprocessing=preprocessing, classes=classes)
+    settings = replace(settings, task=meant, train_batches=read["train"])
     with redirect_stdout(sys.stderr):  # standard output is for results, whatever the user's code prints
         deployed = auto_quantize(
             network.module,
@@ -173,6 +175,8 @@ def print_deployed(deployed: "Deployed", *, as_json: bool) -> None:
     else:
         print_result(deployed.result)
         if deployed.table is not None:
+            if deployed.result.speed.startswith("slower") and not deployed.result.settings.get("fast"):
+                say("--fast leaves inputs in float wherever quantizing them makes nothing faster")
             say(deployed.table.verdict)
         say(f"{deployed.comparison}\nwritten to {deployed.folder}")
     deployed.comparison.check()
