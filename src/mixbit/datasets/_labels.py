@@ -34,8 +34,8 @@ def labels_of_texts(
         if text not in places:
             whose = "of the model" if model.classes else "of --data"
             raise InvalidInput(
-                f"DATA {spec}: label {text!r} is no class {whose}{did_you_mean(text, classes)}; there are {listed(classes)}; "
-                "name it so, or by its number"
+                f"DATA {spec}: label {text!r} is no class {whose}{did_you_mean(text, classes)}; there are "
+                f"{listed(classes)}; name it so, or by its number"
             )
     return torch.tensor([places[text] for text in texts]), classes
 

@@ -167,7 +167,7 @@ def cheapest_plan(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tuple[
     uniform = [plan for plan in uniform_plans(table, limits) if scoring.deployed(plan) >= least]
     best = min([on_front, *uniform], key=lambda plan: plan.predicted["weight_bytes"])
     reason = (
-        f"the smallest plan that loses {drop} at most: {scoring.in_words(scoring.deployed(best))}, float "
+        f"the smallest plan that loses {drop} at most: {scoring.in_words(scoring.deployed(best))}; in float "
         f"{scoring.in_words(scoring.float_score)}; {len(scoring.journal.scores)} plans were tried ({best.made_by})"
     )
     if best is on_front and index:

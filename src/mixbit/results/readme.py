@@ -121,7 +121,11 @@ def _made(result: Result, call: str) -> list[str]:
     code = _block("", shlex.join(result.command)) if result.command else _block("python", call)
     versions = [f"{name} {result.environment[name]}" for name in ("mixbit", "python", "torch")]
     chosen = clean(result.chosen)
-    return [code, f"{chosen[0].upper()}{chosen[1:]}.", f"Versions: {', '.join([*versions, result.environment['runtime']])}."]
+    return [
+        code,
+        f"{chosen[0].upper()}{chosen[1:]}.",
+        f"Versions: {', '.join([*versions, result.environment['runtime']])}.",
+    ]
 
 
 def _block(language: str, code: str) -> str:
