@@ -127,20 +127,6 @@ def code(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run `mixbit WORDS`; return exit code, standard output and standard error."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["mixbit", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return call
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _quick(code):
     """The user's `model()` is captured once for all tests, and latencies are taken from few rounds."""

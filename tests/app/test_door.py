@@ -1,4 +1,4 @@
-"""What starts without torch: help, version, lists, schemas, completion; and mistakes of new users."""
+"""What starts without numpy and torch: help, version, lists, schemas, completion; and mistakes of new users."""
 
 import json
 import re
@@ -16,7 +16,18 @@ from mixbit.targets.openvino import TYPES
 from tests.searches.test_front import random_table
 
 #: Packages that take long to import.
-HEAVY = {"torch", "scipy", "onnx", "onnx_ir", "onnxruntime", "openvino", "sympy", "matplotlib", "transformers"}
+HEAVY = {
+    "torch",
+    "numpy",
+    "scipy",
+    "onnx",
+    "onnx_ir",
+    "onnxruntime",
+    "openvino",
+    "sympy",
+    "matplotlib",
+    "transformers",
+}
 COMMANDS = (
     "quantize", "measure", "search", "front", "apply", "verify", "bench", "study", "demo", "list", "schema", "plan",
 )  # fmt: skip
@@ -28,18 +39,6 @@ LIGHT = [
     *(["list", name, "--json"] for name in ("targets", *METHOD_PLACES, "schemas")),
     *(["schema", name] for name in SCHEMAS),
 ]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["mixbit", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return call
 
 
 def test_help_version_lists_and_schemas_load_nothing_heavy():

@@ -1,14 +1,12 @@
 """MODEL and DATA in the forms that people have, through the command line."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from mixbit.app import main as cli
 from mixbit.targets import latency
 
 CODE = """
@@ -19,20 +17,6 @@ def model():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
 """
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run `mixbit WORDS`; return exit code, standard output and standard error."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["mixbit", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ def batch(count, length):
     return {"input_ids": ids, "attention_mask": (torch.arange(length) >= torch.arange(count)[:, None] % 3).long()}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "qwen3"))])
 def test_every_length_and_labels_in_the_batch(name):
     torch.manual_seed(0)
     model = MODELS[name]().eval()
@@ -40,7 +40,7 @@ def test_every_length_and_labels_in_the_batch(name):
             torch.testing.assert_close(graph(**call)["logits"], model(**call)["logits"], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("name", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
 def test_a_decoder_with_its_cache(name):
     torch.manual_seed(0)
     model, ids = MODELS[name]().eval(), batch(4, 10)["input_ids"]

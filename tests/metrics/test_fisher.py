@@ -312,7 +312,8 @@ def test_the_estimate_for_shared_tensors_is_unbiased_and_its_error_honest():
     assert 0.9 * spread < np.sqrt(np.mean(errors**2)) < 2 * spread
 
 
-@pytest.mark.parametrize("name", ["linear", pytest.param("convolutions", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["linear", "convolutions"])
 def test_sampled_entries_agree_with_the_expectation_over_labels(name):
     """In 90 of 100 seeds, nearly every entry's 95 % interval holds the expectation over all labels."""
     one = case(name, 192)

@@ -1,4 +1,4 @@
-"""The terms of the package, its files and its terminal. Names that need torch load on first use."""
+"""The terms of the package, its files and its terminal. Names that need numpy or torch load on first use."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -12,8 +12,6 @@ from mixbit.core.budget import (
     OF_WEIGHTS as OF_WEIGHTS,
     RESOURCES as RESOURCES,
     Budget as Budget,
-    FloatArray as FloatArray,
-    Limit as Limit,
     MaxDrop as MaxDrop,
 )
 from mixbit.core.errors import (
@@ -26,24 +24,16 @@ from mixbit.core.errors import (
     pick as pick,
 )
 from mixbit.core.io.files import (
-    MOST_JSON as MOST_JSON,
-    MOST_TABLE_VALUES as MOST_TABLE_VALUES,
     beside as beside,
     check_matplotlib as check_matplotlib,
     check_new_file as check_new_file,
     file_errors as file_errors,
     has_matplotlib as has_matplotlib,
     hidden as hidden,
-    json_of as json_of,
-    model_of as model_of,
     new_figure as new_figure,
     open_file as open_file,
     quoted as quoted,
     read_bytes as read_bytes,
-    read_json as read_json,
-    read_model as read_model,
-    safetensors_bytes as safetensors_bytes,
-    save_arrays as save_arrays,
     save_figure as save_figure,
     scratch_folder as scratch_folder,
     sha256 as sha256,
@@ -90,16 +80,6 @@ from mixbit.core.scheme import (
     Scheme as Scheme,
     Sparsity as Sparsity,
 )
-from mixbit.core.table import (
-    LARGEST as LARGEST,
-    MEASURED as MEASURED,
-    Plan as Plan,
-    Price as Price,
-    Sensitivity as Sensitivity,
-    Table as Table,
-    TableFile as TableFile,
-    pinned_schemes as pinned_schemes,
-)
 from mixbit.core.target import (
     TARGETS as TARGETS,
     Runner as Runner,
@@ -131,6 +111,14 @@ if TYPE_CHECKING:
         moments as moments,
         spread as spread,
     )
+    from mixbit.core.io.json_files import (
+        MOST_JSON as MOST_JSON,
+        MOST_TABLE_VALUES as MOST_TABLE_VALUES,
+        json_of as json_of,
+        model_of as model_of,
+        read_json as read_json,
+        read_model as read_model,
+    )
     from mixbit.core.io.spill import Spill as Spill
     from mixbit.core.io.store import (
         Journal as Journal,
@@ -140,6 +128,7 @@ if TYPE_CHECKING:
         environment as environment,
         read_tensors as read_tensors,
     )
+    from mixbit.core.io.tensors import safetensors_bytes as safetensors_bytes, save_arrays as save_arrays
     from mixbit.core.io.user_code import (
         absolute as absolute,
         call_function as call_function,
@@ -152,6 +141,18 @@ if TYPE_CHECKING:
         users_program as users_program,
     )
     from mixbit.core.structures import plain as plain, unwrapped as unwrapped, with_pairs as with_pairs
+    from mixbit.core.table import (
+        LARGEST as LARGEST,
+        MEASURED as MEASURED,
+        FloatArray as FloatArray,
+        Limit as Limit,
+        Plan as Plan,
+        Price as Price,
+        Sensitivity as Sensitivity,
+        Table as Table,
+        TableFile as TableFile,
+        pinned_schemes as pinned_schemes,
+    )
     from mixbit.core.task import (
         ONLY as ONLY,
         Outputs as Outputs,
@@ -163,8 +164,11 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """A name of one of the modules that load torch."""
-    places = ("batches", "heads", "task", "structures", "io.spill", "io.store", "io.user_code")
+    """A name of one of the modules that load numpy, and then of those that load torch."""
+    places = (
+        "table", "io.json_files", "io.tensors",
+        "batches", "heads", "task", "structures", "io.spill", "io.store", "io.user_code",
+    )  # fmt: skip
     for place in places if not name.startswith("_") else ():
         module = import_module(f"mixbit.core.{place}")
         if hasattr(module, name):

@@ -5,13 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Real
 
-import numpy as np
-from numpy.typing import NDArray
-
 from mixbit.core.arguments import checked, checked_class
 from mixbit.core.errors import InvalidInput, pick
-
-FloatArray = NDArray[np.float64]
 
 RESOURCES = {
     "weight_bytes": "bytes in the file for weights and their scales, those that stay in float included",
@@ -31,31 +26,6 @@ _MOST = {
 }
 #: Those of weights, which the ones that no layer covers use too.
 OF_WEIGHTS = ("weight_bytes", "weight_ratio", "mean_bits")
-
-
-@dataclass(frozen=True)
-class Limit:
-    """One linear limit on a choice per layer: the sum of `usage` [L, C] over the layers is at most `bound`.
-
-    Attributes:
-        name: Of the budget, one of RESOURCES.
-        usage: What each choice uses.
-        bound: The largest sum, in the unit of `usage`.
-        ratio_of: What uniform w8a8 uses, where the budget is a ratio to it; else None.
-        offset: What is used whatever the choice, and not part of `bound`.
-    """
-
-    name: str
-    usage: FloatArray
-    bound: float
-    ratio_of: float | None = None
-    offset: float = 0.0
-
-    def named(self, used: float) -> float:
-        """A sum of `usage` in the unit of the budget's name."""
-        if self.ratio_of is None:
-            return used + self.offset
-        return self.ratio_of / used if used else math.inf
 
 
 @checked_class

@@ -1,8 +1,7 @@
 """Ports: the inputs and outputs of a network under the names that its users know."""
 
 from dataclasses import dataclass, replace
-
-from pydantic import ConfigDict
+from typing import ClassVar
 
 #: The dimension of samples.
 BATCH = "batch"
@@ -18,7 +17,7 @@ class Port:
         shape: Of each dimension its size, or a name where it is of any size: BATCH, `input_ids_dim1`, `2*batch`.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     name: str
     dtype: str
@@ -33,7 +32,7 @@ class Port:
 class Ports:
     """What a network takes and what it returns, in order."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]

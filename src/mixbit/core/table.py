@@ -26,20 +26,14 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from mixbit.core.arguments import checked, checked_class
-from mixbit.core.budget import RESOURCES, Budget, FloatArray, Limit
+from mixbit.core.budget import RESOURCES, Budget
 from mixbit.core.errors import InvalidInput, did_you_mean, pick
-from mixbit.core.io.files import (
-    MOST_JSON,
-    MOST_TABLE_VALUES,
-    first_problem,
-    model_of,
-    read_bytes,
-    read_model,
-    write_text,
-)
+from mixbit.core.io.files import read_bytes, write_text
+from mixbit.core.io.json_files import MOST_JSON, MOST_TABLE_VALUES, first_problem, model_of, read_model
 from mixbit.core.io.versions import Versions
 from mixbit.core.scheme import Scheme
 
+FloatArray = NDArray[np.float64]
 _Entry = Annotated[float, Field(allow_inf_nan=False)] | None
 
 
@@ -84,6 +78,31 @@ _NO_SUMS = ("bit_ops_ratio", "bit_complexity_ratio", "activation_bytes")
 MEASURED = {"latency_ms": ("times", "--latency"), "file_bytes": ("sizes", "--size")}
 #: Larger entries are not measurements, and their sums would overflow.
 LARGEST = 1e100
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One linear limit on a choice per layer: the sum of `usage` [L, C] over the layers is at most `bound`.
+
+    Attributes:
+        name: Of the budget, one of RESOURCES.
+        usage: What each choice uses.
+        bound: The largest sum, in the unit of `usage`.
+        ratio_of: What uniform w8a8 uses, where the budget is a ratio to it; else None.
+        offset: What is used whatever the choice, and not part of `bound`.
+    """
+
+    name: str
+    usage: FloatArray
+    bound: float
+    ratio_of: float | None = None
+    offset: float = 0.0
+
+    def named(self, used: float) -> float:
+        """A sum of `usage` in the unit of the budget's name."""
+        if self.ratio_of is None:
+            return used + self.offset
+        return self.ratio_of / used if used else math.inf
 
 
 class Price(BaseModel):

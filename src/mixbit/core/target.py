@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mixbit.core.errors import InvalidInput, TargetMismatch, pick
 from mixbit.core.io.files import scratch_folder
 from mixbit.core.ports import Ports
 from mixbit.core.scheme import Format, Scheme
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 #: Files of the room `targets` that hold no target, beside those whose names begin with `_`.
 VERBS = ("export", "verify", "latency", "size")
@@ -72,18 +72,20 @@ class Runner:
             of, "" for none, and its milliseconds, read from the runtime while the files are there; None where the
             runtime does not tell.
         names: Those of the inputs and of the outputs, as the file holds them; none where it holds none.
+        note: What users of the file must know of how it runs, a sentence; "" where nothing.
     """
 
-    run: Callable[[list[NDArray[Any]]], list[NDArray[Any]]]
+    run: "Callable[[list[NDArray[Any]]], list[NDArray[Any]]]"
     executed: Callable[[], dict[str, str]]
     environment: dict[str, str]
-    profile: Callable[[list[NDArray[Any]]], list[tuple[str, float]]] | None = None
+    profile: "Callable[[list[NDArray[Any]]], list[tuple[str, float]]] | None" = None
     names: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
+    note: str = ""
 
 
 #: (folder, names of tensors, and whether a layer's operator adds a bias) -> (arrays as for `Runner.run`) -> name ->
 #: tensor, for those that the file holds, see `mixbit.targets._layers.Watched`.
-LoadTensors = Callable[[Path, list[tuple[str, bool]]], Callable[[list[NDArray[Any]]], dict[str, NDArray[Any]]]]
+LoadTensors = Callable[[Path, list[tuple[str, bool]]], "Callable[[list[NDArray[Any]]], dict[str, NDArray[Any]]]"]
 
 
 class Load(Protocol):
@@ -159,13 +161,15 @@ class Target:
     overflows: Callable[[], bool] = lambda: False
     usage: Callable[[Ports, Mapping[str, str]], dict[str, str]] = lambda *_: {}
 
-    def try_apart(self, folder: Path, arrays: Sequence[NDArray[Any]]) -> None:
+    def try_apart(self, folder: Path, arrays: "Sequence[NDArray[Any]]") -> None:
         """Load a new artefact and run it once, on one array per graph input, in a process of its own.
 
         Raises as `check_files` does, and TargetMismatch where the runtime ends that process, as it would have ended
         this one. Errors that it reports are left to `load`.
         """
         self.check_files(folder)
+        import numpy as np
+
         if not (self.program and sys.executable):
             return
         with scratch_folder() as scratch:

@@ -17,7 +17,7 @@ _WEIGHTS = (
 )
 _FRAMEWORKS = "write the network as an ONNX file, by tf2onnx say, and give net.onnx"
 #: Endings of files that people have and that are no form -> why, and the way out.
-_OTHERS = dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pkl"), _WEIGHTS)
+_OTHERS: dict[str, str] = dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pkl"), _WEIGHTS)
 _OTHERS |= dict.fromkeys((".h5", ".keras", ".pb", ".tflite"), _FRAMEWORKS)
 
 

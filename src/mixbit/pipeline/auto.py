@@ -226,8 +226,9 @@ def calibrated(run: Run, network: Network, choices: Sequence[str]) -> Calibrated
 
 
 def as_given(run: Run, known: Calibrated, plan: Plan) -> Candidate:
-    """The plan that the user gave."""
-    candidate = _candidate(run, known, plan, "nearest", "the plan")
+    """The plan that the user gave, its layers in the order in which they run, which pages and tables show."""
+    layers = {layer.name: plan.layers[layer.name] for layer in known.graph.layers}
+    candidate = _candidate(run, known, plan.model_copy(update={"layers": layers}), "nearest", "the plan")
     return replace(candidate, reasons=(f"the plan that was given is deployed (made by {plan.made_by})",))
 
 

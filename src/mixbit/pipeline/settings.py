@@ -204,19 +204,6 @@ class Run:
         """The largest drop, where that is the budget."""
         return self.goal.max_drop if isinstance(self.goal, Budget) else None
 
-    @property
-    def call(self) -> str:
-        """The call in Python that asks for the run, but for the model and the data."""
-        goal = 'plan=mixbit.Plan.load("plan.json")'
-        if isinstance(self.goal, Budget):
-            limits = {"max_drop": self.drop.value} if self.drop is not None else self.goal.limits
-            goal = f"budget=mixbit.Budget({', '.join(f'{name}={value:g}' for name, value in limits.items())})"
-        given = ", ".join(f"{name}={value!r}" for name, value in self.settings.noted().items())
-        return (
-            f"mixbit.auto_quantize(\n    model, batches, target={self.target.name!r}, {goal}, out={str(self.out)!r},\n"
-            f"    settings=mixbit.pipeline.Settings({given}),\n)"
-        )
-
     def _with_float_inputs(self) -> tuple[str, ...]:
         """The choices, each also with its weight beside an input in float, and float."""
         if not self.target.integer_operators:
@@ -267,11 +254,13 @@ def check_given(plan: Plan, target: str, settings: Settings) -> None:
 
 
 def _in_json(value: Any) -> Any:
-    """The value as JSON has it; None where it has no such values."""
+    """The value as JSON has it; None where it has none, or no part of it."""
     if isinstance(value, Task):
         return str(value) if Task.named(str(value)) == value.unfitted else None
     if isinstance(value, Mapping):
-        return {str(key): _in_json(part) for key, part in value.items()}
+        parts: Any = {str(key): _in_json(part) for key, part in value.items()}
+        return None if None in parts.values() else parts
     if isinstance(value, list | tuple):
-        return [_in_json(part) for part in value]
+        parts = [_in_json(part) for part in value]
+        return None if None in parts else parts
     return value if isinstance(value, bool | int | float | str) else None

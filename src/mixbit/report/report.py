@@ -25,19 +25,18 @@ from mixbit.core import (
     write_text,
 )
 from mixbit.report import words
-from mixbit.report.again import command_of, python_of
 from mixbit.report.explorer import explorer_of, is_in_nats
 from mixbit.report.layers import layers_of, strips_of, unit_of_costs
 from mixbit.report.samples import samples_of
 from mixbit.report.verdict import comparison_rows, key_figures, other_plans, uncovered_rows, verdict_of
+from mixbit.results.again import command_of, python_of
 from mixbit.results.check_set import CHECK_FILE, CheckSet
 from mixbit.results.digests import check_digests
+from mixbit.results.plans import PLAN_FILE, TABLE_FILE
 from mixbit.results.result import RESULT_FILE, Result, inside_of
 
 #: The file.
 REPORT_FILE = "report.html"
-#: Files of a run that the page is made of, besides result.json; folders may lack the last.
-PLAN_FILE, TABLE_FILE = "plan.json", "sensitivity.json"
 
 
 def write_report(folder: Path, result: Result) -> Result:

@@ -235,6 +235,19 @@ class Result(BaseModel):
         return f"{ratio.in_words} float: {ratio} times its latency in {self.target}"
 
     @property
+    def float_bytes(self) -> float:
+        """Bytes of weights that no layer covers: they stay in float, and limits of bytes count them."""
+        numbers = [row.get("num_weights") for row in self.uncovered]
+        return 4.0 * sum(number for number in numbers if isinstance(number, int | float))
+
+    @property
+    def weight_share(self) -> float | None:
+        """Bytes of all weights and scales by those in float, as the budget `weight_ratio` counts; None if not noted."""
+        if not (before := self.float_.get("weight_bytes")):
+            return None
+        return (self.deployed["weight_bytes"] + self.float_bytes) / (before + self.float_bytes)
+
+    @property
     def schemes(self) -> dict[str, str]:
         """Layer -> its scheme."""
         return {name: row.scheme for name, row in self.layers.items()}

@@ -120,13 +120,14 @@ def load(
     return Runner(run, lambda: _executed(compiled, layers), environment, profile, names)
 
 
-def usage(ports: Ports, _: Mapping[str, str]) -> dict[str, str]:
+def usage(ports: Ports, environment: Mapping[str, str]) -> dict[str, str]:
     """Programs that run the file."""
+    settings = {name: value for name, value in environment.items() if name in SETTINGS}
     python = [
         "import numpy as np",
         "import openvino",
         "",
-        f'model = openvino.Core().compile_model("{FILE}", "CPU", {{"EXECUTION_MODE_HINT": "ACCURACY"}})',
+        f'model = openvino.Core().compile_model("{FILE}", "CPU", {settings})',
         given_in_python(ports),
         "results = model(inputs)",
         f"outputs = {{name: results[name] for name in {names_in_python(ports)}}}",
@@ -138,9 +139,9 @@ def usage(ports: Ports, _: Mapping[str, str]) -> dict[str, str]:
     ]
     name, first = in_cpp(ports.inputs[0].name), in_cpp_type(ports.inputs[0])
     returned, last = in_cpp(ports.outputs[0].name), in_cpp_type(ports.outputs[0])
-    settings = "ov::hint::execution_mode(ov::hint::ExecutionMode::ACCURACY)"
+    pairs = ", ".join(f'{{"{name}", "{value}"}}' for name, value in settings.items())
     cpp = [
-        f'auto model = ov::Core().compile_model("{FILE}", "CPU", {settings});',
+        f'auto model = ov::Core().compile_model("{FILE}", "CPU", ov::AnyMap{{{pairs}}});',
         "auto request = model.create_infer_request();",
         *lines_in_cpp(tensors, ports),
         f"// fill each, as request.get_tensor({name}).data<{first}>()",

@@ -1,6 +1,5 @@
 import errno
 import functools
-import json
 import os
 import signal
 import stat
@@ -10,24 +9,21 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors import safe_open
 
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io import files
+from mixbit.core.io import json_files
 from mixbit.core.io.files import (
     hidden,
     open_locked,
     quoted,
-    read_json,
-    safetensors_bytes,
-    save_arrays,
     scratch_folder,
     sha256,
     write_text,
 )
 from mixbit.core.io.folders import whole_folder
+from mixbit.core.io.json_files import read_json
+from mixbit.core.io.tensors import safetensors_bytes
 
 
 def names(folder):
@@ -71,43 +67,16 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
     assert names(tmp_path) == ["folder"]
 
 
-def test_json_round_trip(tmp_path):
-    write_text(tmp_path / "value.json", json.dumps({"a": [1, 0.5, None, "ü"]}))
-    assert read_json(tmp_path / "value.json") == {"a": [1, 0.5, None, "ü"]}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"{", b"", b"\xff\xfe", b"{'a': 1}", b"[" * 200_000, b"[" * 500 + b"]" * 500, b"1" * 6_000,
-        b"18446744073709551616", b"NaN", b"[-Infinity]", b"1e999", b'{"a": 1, "a": 1}', b'"\\ud800"',
-    ],
-)  # fmt: skip
-def test_what_is_no_json_is_refused(tmp_path, content):
-    (tmp_path / "value.json").write_bytes(content)
-    with pytest.raises(InvalidInput, match=r"value\.json: not valid JSON"):
-        read_json(tmp_path / "value.json")
-
-
 def test_what_cannot_be_read_is_refused(tmp_path, monkeypatch):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "none", tmp_path / "pipe", Path("/dev/zero"), Path("a\0b"), Path("a\ud800")):
         for read in (read_json, sha256, safetensors_bytes):
             with pytest.raises(InvalidInput, match="cannot be read"):
                 read(path)
-    monkeypatch.setattr(files, "MOST_JSON", 8)
+    monkeypatch.setattr(json_files, "MOST_JSON", 8)
     (tmp_path / "long").write_text('"12345678"')
     with pytest.raises(InvalidInput, match=r"long: cannot be read \(more than 8 bytes"):
         read_json(tmp_path / "long")
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"\xff" * 64, b"\0" * 8, b"\x07" + b"\0" * 7 + b"{}", b"\x03" + b"\0" * 7 + b"{{}"]
-)
-def test_what_has_no_header_of_safetensors_is_refused(tmp_path, content):
-    (tmp_path / "file").write_bytes(content)
-    with pytest.raises(InvalidInput, match="file: not "):
-        safetensors_bytes(tmp_path / "file")
 
 
 @pytest.mark.parametrize(
@@ -140,22 +109,6 @@ def test_long_names_are_hidden_under_short_ones_apart(tmp_path, name):
     write_text(tmp_path / name, "text")
     assert names(tmp_path) == [name]
     assert hidden(tmp_path / name, "new") != hidden(tmp_path / f"{name[:-1]}y", "new")
-
-
-def test_arrays_are_the_same_bytes_in_any_order_of_metadata(tmp_path):
-    arrays = {"b": np.arange(5, dtype=np.int8), "a": np.ones((2, 3), np.float32), "none": np.zeros((0, 2))}
-    metadata = {name: f'{name} ü "' for name in "zyxwvutsrqponm"}
-    save_arrays(tmp_path / "one", arrays, metadata)
-    save_arrays(tmp_path / "other", arrays, dict(reversed(metadata.items())))
-    content = (tmp_path / "one").read_bytes()
-    assert content == (tmp_path / "other").read_bytes()
-    positions = [content.index(f'"{name}":'.encode()) for name in sorted(metadata)]
-    assert positions == sorted(positions)
-    with safe_open(tmp_path / "one", "np") as file:  # the library's own reader
-        assert file.metadata() == metadata
-        assert {name: file.get_tensor(name).tolist() for name in file.keys()} == {  # noqa: SIM118 not a dict
-            name: array.tolist() for name, array in arrays.items()
-        }
 
 
 def test_a_full_place_for_temporary_files_is_told_as_such(tmp_path, monkeypatch):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mixbit.results.result import Result
 
 
+@options.with_reading
 def quantize(
     model: options.Model,
     data: options.Data,
@@ -49,12 +50,6 @@ def quantize(
     lr: options.LearningRate = None,
     dynamic: options.Dynamic = None,
     samples: options.Samples = None,
-    batch_size: options.BatchSize = None,
-    image_size: options.ImageSize = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    skip_broken: options.SkipBroken = False,
-    length: options.Length = None,
     task: options.TaskName = None,
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
@@ -65,6 +60,8 @@ def quantize(
     seed: options.Seed = 0,
     force: options.Force = False,
     as_json: options.AsJson = False,
+    *,
+    read: options.Read,
 ) -> None:
     """Measure, search, quantize, export, run the artefact and compare."""
     out = out.absolute()  # the user's code may change the working folder
@@ -123,30 +120,22 @@ def quantize(
         command=("mixbit", *sys.argv[1:]),
     )
     settings.check()
-    reading = options.reading_of(
-        batch_size=batch_size,
-        image_size=image_size,
-        mean=mean,
-        std=std,
-        skip_broken=skip_broken,
-        length=length,
-        seed=seed,
-    )
+    reading = read(seed=seed)
     options.say_unless_used(loss, metric)
     network = options.model_on(model, device)
     meant = options.task_of(task, loss, output_weight, network)
     specs = {"data": data, "eval": evaluate, "train": train}
-    read, preprocessing, classes = options.data_of(specs, network, reading, meant)
+    batches, preprocessing, classes = options.data_of(specs, network, reading, meant)
     settings = replace(settings, preprocessing=preprocessing, classes=classes)
-    settings = replace(settings, task=meant, train_batches=read["train"])
+    settings = replace(settings, task=meant, train_batches=batches["train"])
     with redirect_stdout(sys.stderr):  # standard output is for results, whatever the user's code prints
         deployed = auto_quantize(
             network.module,
-            read["data"],
+            batches["data"],
             target=target,
             budget=limits,
             out=out,
-            eval_batches=read["eval"],
+            eval_batches=batches["eval"],
             settings=settings,
             force=force,
         )

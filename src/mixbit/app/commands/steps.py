@@ -13,19 +13,17 @@ from mixbit.app.commands.options import print_rows
 from mixbit.core import (
     Budget,
     InvalidInput,
-    Plan,
-    Sensitivity,
     check_matplotlib,
     check_new_file,
     find_target,
     new_figure,
     new_file,
-    read_json,
     save_figure,
     say,
 )
 
 if TYPE_CHECKING:
+    from mixbit.core import Plan
     from mixbit.datasets.load import Reading
     from mixbit.metric_study.study import Study
     from mixbit.searches.front import Front
@@ -34,6 +32,7 @@ if TYPE_CHECKING:
 ROWS = 20
 
 
+@options.with_reading
 def measure(
     model: options.Model,
     data: options.Data,
@@ -50,12 +49,6 @@ def measure(
     ranges: options.Ranges = "mse",
     dynamic: options.Dynamic = None,
     samples: options.Samples = None,
-    batch_size: options.BatchSize = None,
-    image_size: options.ImageSize = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    skip_broken: options.SkipBroken = False,
-    length: options.Length = None,
     task: options.TaskName = None,
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
@@ -63,6 +56,8 @@ def measure(
     seed: options.Seed = 0,
     force: options.Force = False,
     as_json: options.AsJson = False,
+    *,
+    read: options.Read,
 ) -> None:
     """Write the table of predicted loss increase, layers x choices."""
     from mixbit.core import split_batches
@@ -79,15 +74,7 @@ def measure(
 
     out = out.absolute()  # the user's code may change the working folder
     free, meant = options.dynamic_of(dynamic), options.task_of(task, loss, output_weight)
-    reading = options.reading_of(
-        batch_size=batch_size,
-        image_size=image_size,
-        mean=mean,
-        std=std,
-        skip_broken=skip_broken,
-        length=length,
-        seed=seed,
-    )
+    reading = read(seed=seed)
     options.say_unless_used(loss, metric)
     predictor, range_method = options.function_or_name(metric, "METRIC"), options.function_or_name(ranges, "RANGES")
     METRICS.find(predictor)
@@ -96,8 +83,8 @@ def measure(
     with new_file(out, force=force), redirect_stdout(sys.stderr):
         network = options.model_on(model, device)
         meant = options.task_of(task, loss, output_weight, network)
-        read, *_ = options.data_of({"data": data}, network, reading, meant)
-        batches = split_batches(network.module, read["data"], samples=samples, folder=out.absolute().parent)
+        loaded, *_ = options.data_of({"data": data}, network, reading, meant)
+        batches = split_batches(network.module, loaded["data"], samples=samples, folder=out.absolute().parent)
         graph = capture_all(network.module, batches.map(itemgetter(0)), free)
         if (note := note_on_uncovered(graph)) is not None:
             say(note)
@@ -138,6 +125,7 @@ def search(
     as_json: options.AsJson = False,
 ) -> None:
     """Find the plan with the smallest predicted loss within the budget."""
+    from mixbit.core import Sensitivity, read_json
     from mixbit.searches.front import Front
     from mixbit.searches.search import priced, search as search_
 
@@ -168,7 +156,7 @@ def search(
         say(verdict)
 
 
-def say_prices(plan: Plan) -> None:
+def say_prices(plan: "Plan") -> None:
     """Say what each limit costs, and how far the plan may be from the best."""
     gap = plan.predicted.get("optimality_gap", 0.0)
     if gap > 1e-4:  # smaller shares are rounding
@@ -198,6 +186,7 @@ def front(
     as_json: options.AsJson = False,
 ) -> None:
     """Find all plans that are best at some budget of one resource."""
+    from mixbit.core import Sensitivity
     from mixbit.searches.front import front as front_
 
     if picture is not None:
@@ -262,6 +251,7 @@ def load_subject(
     return graph, meant.aligned(calibration), meant.aligned(evaluated), meant
 
 
+@options.with_reading
 def study(
     model: options.Model,
     data: options.Data,
@@ -275,12 +265,6 @@ def study(
     choices: options.Choices = None,
     dynamic: options.Dynamic = None,
     samples: options.Samples = None,
-    batch_size: options.BatchSize = None,
-    image_size: options.ImageSize = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    skip_broken: options.SkipBroken = False,
-    length: options.Length = None,
     task: options.TaskName = None,
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
@@ -288,6 +272,8 @@ def study(
     seed: options.Seed = 0,
     force: Annotated[bool, typer.Option("--force", help="delete the study in --out and start over")] = False,
     as_json: options.AsJson = False,
+    *,
+    read: options.Read,
 ) -> None:
     """Report which metric ranks plans best on this model, by the true cost of random plans."""
     from functools import partial
@@ -296,15 +282,7 @@ def study(
 
     out = out.absolute()  # the user's code may change the working folder
     free, place = options.dynamic_of(dynamic), str(options.device_of(device))
-    reading = options.reading_of(
-        batch_size=batch_size,
-        image_size=image_size,
-        mean=mean,
-        std=std,
-        skip_broken=skip_broken,
-        length=length,
-        seed=seed,
-    )
+    reading = read(seed=seed)
     with redirect_stdout(sys.stderr):
         result = study_(
             partial(load_subject, model, (data, evaluate), (task, loss, output_weight), place, free, samples, reading),

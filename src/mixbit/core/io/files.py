@@ -3,33 +3,23 @@
 import errno
 import fcntl
 import hashlib
-import json
 import logging
-import math
 import os
 import reprlib
 import shutil
 import stat
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from io import BufferedReader, BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
-
-import safetensors.numpy
-from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json
+from typing import Any
 
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.versions import Versions
 
-M = TypeVar("M")
 _log = logging.getLogger("mixbit")
 
 
@@ -57,12 +47,6 @@ def file_errors(failure: str, way_out: str = "", *, inside: Path | None = None) 
         raise InvalidInput(f"{failure} ({error.strerror or error}){way_out}") from error
 
 
-#: Largest file of JSON, and largest header of a safetensors file, in bytes.
-MOST_JSON, MOST_HEADER = 64 * 2**20, 16 * 2**20
-#: Values in a file of JSON, and in one of tables. A value of three bytes takes some 70 in memory, a wrong one 1,500.
-MOST_VALUES, MOST_TABLE_VALUES = 2**18, 2**22
-#: Keys of one object.
-MOST_KEYS = 2**16
 _CUT = reprlib.Repr()
 _CUT.maxlevel, _CUT.maxstring, _CUT.maxother = 3, 120, 120
 
@@ -93,115 +77,6 @@ def read_bytes(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise InvalidInput(f"{path}: cannot be read (more than {most:,} bytes)")
     return content
-
-
-def read_json(path: Path) -> Any:
-    """Read one JSON value; raises InvalidInput where the file cannot be read, or is not what `json_of` takes."""
-    return json_of(read_bytes(path, MOST_JSON), path, most_values=MOST_TABLE_VALUES)
-
-
-def json_of(text: str | bytes, place: str | Path, *, most_values: int = MOST_VALUES, only_finite: bool = True) -> Any:
-    """One JSON value, as RFC 8259 has it: each key once, numbers that are finite, at most 200 levels, whole characters.
-
-    Raises InvalidInput, which names the place, for anything else, for whole numbers of more than 64 bits, and for more
-    values than are asked for.
-    """
-    content = text.encode(errors="replace") if isinstance(text, str) else text
-    if content.count(b",") + content.count(b"[") + content.count(b"{") > most_values:
-        raise InvalidInput(f"{place}: cannot be read (more than {most_values:,} values)")
-    number = _finite if only_finite else float
-    try:
-        from_json(text)  # not UTF-8, half characters, endless brackets
-        return json.loads(
-            text, object_pairs_hook=_each_once, parse_constant=number, parse_float=number, parse_int=_whole
-        )
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{place}: not valid JSON ({error})") from error
-
-
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    fields = dict(pairs)
-    if len(fields) < len(pairs):
-        name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise ValueError(f"key {quoted(name)} stands twice")
-    if len(fields) > MOST_KEYS:
-        raise ValueError(f"an object of more than {MOST_KEYS:,} keys")
-    return fields
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(number := float(text)):
-        raise ValueError(f"{quoted(text)} is no finite number")
-    return number
-
-
-def _whole(text: str) -> int:
-    if len(text) > 20 or not -(2**63) <= (number := int(text)) < 2**64:
-        raise ValueError(f"{quoted(text)} does not fit into 64 bits")
-    return number
-
-
-def read_model(
-    path: Path, model: type[M], what: str, *, versions: Versions | None = None, most_values: int = MOST_VALUES
-) -> M:
-    """Read a file of JSON as a pydantic model; raises InvalidInput, which names the first problem, for another."""
-    return model_of(read_bytes(path, MOST_JSON), path, model, what, versions=versions, most_values=most_values)
-
-
-def model_of(
-    text: str | bytes,
-    place: str | Path,
-    model: Any,
-    what: str,
-    *,
-    versions: Versions | None = None,
-    most_values: int = MOST_VALUES,
-) -> Any:
-    """JSON text as a type that pydantic knows; raises InvalidInput, which names its place and the first problem.
-
-    With `versions`, what is of an older version is lifted first. The type refuses numbers that are not finite, so that
-    the message names their field. pydantic lists all problems: where there may be millions of values, lists are to end
-    at the first.
-    """
-    content = json_of(text, place, most_values=most_values, only_finite=False)
-    if versions is not None and (lifted := versions.lifted(content, place, what)) is not content:
-        text = json.dumps(lifted)
-    try:
-        return _adapter(model).validate_json(text)
-    except ValidationError as error:
-        raise InvalidInput(f"{place}: not {what}: {first_problem(error)}") from error
-    except InvalidInput as error:  # of a check in the type
-        raise InvalidInput(f"{place}: {error}") from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """Where a value is wrong, why, and what was found: `layers.conv: Input should be a valid string (found 3)`."""
-    problem = error.errors()[0]
-    at = ".".join(str(part) for part in problem["loc"])[:200] or "the file"
-    return f"{at}: {problem['msg'].removeprefix('Value error, ')} (found {quoted(problem['input'])})"
-
-
-@cache
-def _adapter(model: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(model)  # milliseconds each
-
-
-def safetensors_bytes(path: Path) -> int:
-    """How many bytes a safetensors file takes, by its header of MOST_HEADER bytes at most; else raises InvalidInput.
-
-    The library parses a header of any length up to 100 MB, and takes one of two values of a key.
-    """
-    with open_file(path) as file, file_errors(f"{path}: cannot be read"):
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if length <= MOST_HEADER else b""
-    if not 2 <= len(header) == length:
-        raise InvalidInput(f"{path}: not a safetensors file (no header of at most {MOST_HEADER:,} bytes)")
-    tensors = json_of(header.rstrip(b" "), path)
-    try:
-        ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
-        return 8 + length + max(ends, default=0)
-    except (AttributeError, KeyError, IndexError, TypeError) as error:
-        raise InvalidInput(f"{path}: not a safetensors file (its header names no data_offsets)") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -338,20 +213,6 @@ def _remove_left_over_scratch(place: Path) -> None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
                 lock.unlink()
-
-
-def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
-    """Write safetensors with the permissions of any other new file; the library's own are the owner's alone."""
-    path.write_bytes(with_metadata(safetensors.numpy.save(dict(arrays)), metadata))
-
-
-def with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
-    """A file of safetensors with this metadata, in the order of names: the library's own order is another each time."""
-    size = int.from_bytes(content[:8], "little")
-    header = {"__metadata__": dict(sorted(metadata.items()))} | json.loads(content[8 : 8 + size])
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8 bytes
-    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[8 + size :]])
 
 
 def has_matplotlib() -> bool:

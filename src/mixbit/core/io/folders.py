@@ -16,7 +16,6 @@ from mixbit.core.io.files import (
     file_errors,
     hidden,
     open_locked,
-    read_json,
     real_path,
     sha256,
     sync_files,
@@ -200,6 +199,8 @@ def _settle(path: Path) -> None:
 
 def _digests(path: Path) -> dict[str, str]:
     """Name -> digest; none where the file is not what `_put` writes: nothing outside the folder is ever removed."""
+    from mixbit.core.io.json_files import read_json
+
     if not path.is_file():
         return {}
     try:

@@ -27,17 +27,9 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from mixbit.core.errors import InvalidInput
-from mixbit.core.io.files import (
-    MOST_JSON,
-    file_errors,
-    hidden,
-    json_of,
-    read_bytes,
-    safetensors_bytes,
-    with_metadata,
-    write_bytes,
-    write_text,
-)
+from mixbit.core.io.files import file_errors, hidden, read_bytes, write_bytes, write_text
+from mixbit.core.io.json_files import MOST_JSON, json_of
+from mixbit.core.io.tensors import safetensors_bytes, with_metadata
 from mixbit.core.io.versions import package_version
 
 _log = logging.getLogger("mixbit")
