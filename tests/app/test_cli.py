@@ -452,7 +452,7 @@ def test_a_largest_drop_in_place_of_a_budget(code, run, asked, tmp_path):
     status, out, err = run(*words, "0.01", "--json")
     assert status == 0, err
     result = json.loads(out)
-    assert result["chosen"].startswith("the cheapest plan ")
+    assert result["chosen"].startswith("the smallest plan ")
     assert result["simulated"]["divergence"] <= 0.0101
     assert not list(tmp_path.glob("*.jsonl"))
 

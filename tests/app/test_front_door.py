@@ -70,15 +70,19 @@ def test_pictures_arrays_and_a_function_give_the_same_figures(place, run, tmp_pa
         assert status == 0, err
         results[name] = json.loads(out)
         assert ("--batch-size, --mean, --std: not used for file.py:function" in err) == ("function" in name)
+        size = len(pixels_of(place / "data")[0])
+        assert f"--data {data}: {size} samples in {len(set(pixels_of(place / 'data')[1]))} classes (" in err
+        assert ", divided by 255, minus 0, divided by 1\n" in err
     wanted = results["pictures"]
     assert wanted["float"]["accuracy"] in (0.0, 1.0), "all are of one class"
+    names = sorted(set(pixels_of(place / "data")[1]))
     for name, result in results.items():
-        assert result["classes"] == sorted(path.name for path in (place / "data").iterdir() if path.is_dir())
+        assert result["classes"] == names, name
         readme = (tmp_path / name.replace(" ", "-") / "README.md").read_text(encoding="utf-8")
         assert "The 2 classes, from 0 on: `cat`, `dog`." in readme
         page = (tmp_path / name.replace(" ", "-") / "report.html").read_text(encoding="utf-8")
         for sample in result["changed"]:
-            assert f"Sample {sample['sample']}, class {result['classes'][sample['label']]} " in page
+            assert f"Sample {sample['sample']}, {result['classes'][sample['label']]} " in page
         assert result["changed"]
         assert result["layers"] == wanted["layers"], name
         assert result["float"]["accuracy"] == wanted["float"]["accuracy"], name

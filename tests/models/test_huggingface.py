@@ -65,6 +65,14 @@ def test_the_task_is_that_of_the_architecture(case, tmp_path):
         assert torch.equal(tensor, loaded.module.state_dict()[name]), name
 
 
+def test_no_bar_of_another_library_is_shown(saved, capfd):
+    logging = pytest.importorskip("transformers").utils.logging
+    capfd.readouterr()
+    load_model(str(saved))
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled()
+
+
 def test_pictures_have_an_example_and_classes_their_names(tmp_path):
     vit("ForImageClassification", num_channels=1, num_labels=2, id2label={0: "cat", 1: "dog"}).save_pretrained(tmp_path)
     loaded = load_model(str(tmp_path))

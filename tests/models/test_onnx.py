@@ -8,9 +8,13 @@ import onnx
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 import mixbit as mb
-from mixbit.core import InvalidInput, UnsupportedModel
+from mixbit.core import InvalidInput, UnsupportedModel, split_batches
+from mixbit.datasets.load import load_data
+from mixbit.graph import returned_by
+from mixbit.graph.capture import capture_all
 from mixbit.models._onnx_names import clean_name, free_name, identifier
 from mixbit.models.load import load_model
 from tests.models.onnx_files import assert_same_for, normal, ran, saved, small_network
@@ -500,6 +504,30 @@ def test_difference_from_onnxruntime_is_told_with_its_node(tmp_path, monkeypatch
 
 
 # names
+
+
+@pytest.mark.parametrize("ending", [".npz", ".npy", ".csv"])
+@pytest.mark.parametrize("name", ["input.1", "x:0", "import"])
+def test_inputs_whose_names_python_does_not_allow_are_given_by_those_of_the_file(name, ending, tmp_path):
+    shape, constants = ("batch", 3, 4, 4), {"weight": normal(2, 3, 1, 1)}
+    path = saved(tmp_path / "net.onnx", [make("Conv", [name, "weight"], ["y"])], {name: shape}, ["y"], constants)
+    pixels = (np.arange(6 * 48) % 256).astype(np.uint8).reshape(6, 4, 4, 3)
+    images = (pixels.transpose(0, 3, 1, 2) / 255).astype(np.float32)
+    data = tmp_path / f"data{ending}"
+    if ending == ".csv":
+        for number, image in enumerate(pixels):
+            Image.fromarray(image).save(tmp_path / f"{number}.png")
+        data.write_text("path\n" + "".join(f"{number}.png\n" for number in range(6)))
+    elif ending == ".npz":
+        np.savez(data, **{name: images})
+    else:
+        np.save(data, images)
+    loaded = load_model(str(path))
+    batches = split_batches(loaded.module, load_data(str(data), loaded).batches)
+    graph = capture_all(loaded.module, [inputs for inputs, _ in batches], {})
+    got = [dict(returned_by(graph, inputs))["y"].sum((1, 2, 3)) for inputs, _ in batches]
+    want = ran(path, {name: images})["y"].sum((1, 2, 3))
+    np.testing.assert_allclose(np.sort(torch.cat(got).detach().numpy()), np.sort(want), rtol=1e-4)
 
 
 @pytest.mark.parametrize(

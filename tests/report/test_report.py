@@ -190,6 +190,19 @@ def test_samples_that_changed_are_shown_with_both_answers(run, page):
         assert answers == [str(guess.number) for guess in (*change.float_, *change.deployed)]
 
 
+def test_classes_are_called_by_their_names(copy, run):
+    names = [f"<{number}>" for number in range(10)]
+    content = json.loads((copy / "result.json").read_text()) | {"classes": names}
+    (copy / "result.json").write_text(json.dumps(content))
+    page = read_page(rewrite_report(copy).read_text())
+    items = [each for each in page.one("ol", **{"class": "samples named"}).parts if not isinstance(each, str)]
+    for item, sample in zip(items, run.result.changed, strict=True):
+        assert f"Sample {sample.sample}, {names[sample.label]}" in item.text
+        answers = [line.text.split()[0] for line in item.all("li")]
+        change = sample.outputs["logits"]
+        assert answers == [names[guess.number] for guess in (*change.float_, *change.deployed)]
+
+
 def test_the_page_says_how_to_make_the_run_again(run, page):
     code = [block.text for block in page.all("pre")]
     assert code[0] == "mixbit quantize 'my net.py:model' --seed 3"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from mixbit.core import Budget, InvalidInput, Plan
+from mixbit.core import Budget, InvalidInput, Plan, find_target
 from mixbit.core.errors import TargetMismatch
 from mixbit.graph.capture import capture
 from mixbit.pipeline.auto import auto_quantize
@@ -184,6 +184,8 @@ def test_figures_and_ports_are_those_of_result_json(folders, target):
         for port in stored["ports"][f"{kind}s"]
     ]
     assert stored["ports"]["inputs"] == [{"name": "pixel_values", "dtype": "float32", "shape": ["batch", 1, 6, 6]}]
+    (needs,) = re.findall(r"your program needs (.*) alone;", text)
+    assert needs.split("`")[1::2] == [*find_target(target).files]
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 from mixbit.core import InvalidInput, did_you_mean
-from mixbit.datasets.load import Reading
+from mixbit.datasets.load import Reading, listed
 from mixbit.models.load import LoadedModel
 
 #: How numbers are written.
 _WRITTEN = {int: re.compile(r"[-+]?[0-9]+"), float: re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?")}
-#: Classes that a message lists.
-MOST_NAMES = 20
 
 
 def labels_of_texts(
@@ -70,10 +68,9 @@ def _check_names(spec: str, names: Sequence[str], places: Mapping[str, int], mod
         if name not in places:
             classes = [*dict.fromkeys(name for name in places if not name.isdecimal())] or [*places]
             whose = "of the model" if model.classes else "of --data"
-            listed = ", ".join(classes[:MOST_NAMES]) + (", ..." if len(classes) > MOST_NAMES else "")
             raise InvalidInput(
-                f"DATA {spec}: label {name!r} is no class {whose}{did_you_mean(name, classes)}; there are {listed}; "
-                "name it so, or by its number"
+                f"DATA {spec}: label {name!r} is no class {whose}{did_you_mean(name, classes)}; there are "
+                f"{listed(classes)}; name it so, or by its number"
             )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mixbit.core import InvalidInput, say, track, users_code
 from mixbit.datasets._inputs import batch_of, picture_input
 from mixbit.datasets._samples import Samples
-from mixbit.datasets.load import LoadedData, Reading
+from mixbit.datasets.load import LoadedData, Reading, normalised
 from mixbit.models.load import LoadedModel
 
 #: Options that say how pictures are read.
@@ -61,7 +61,7 @@ def load_pictures(pictures: Pictures, model: LoadedModel, reading: Reading) -> L
     samples = Samples(pictures.spec, len(pictures.names), read, reading)
     for number in track(range(samples.size), "check pictures", samples.size) if reading.every_epoch else ():
         reader.pixels(number)
-    return LoadedData(samples, pictures.classes, words)
+    return LoadedData(samples, pictures.classes, words, samples.size)
 
 
 @dataclass(frozen=True)
@@ -170,8 +170,7 @@ def _preparation(
     words = f"{'grey' if channels == 1 else MODES[channels]} pixels"
     words += "" if size is None else f", resized to {size[0]}x{size[1]} (bilinear)"
     if not in_bytes:
-        less, by = (", ".join(f"{value:.6g}" for value in values.flatten().tolist()) for values in (mean, std))
-        words += f", divided by 255, minus {less}, divided by {by}"
+        words += f", {normalised(reading.mean, reading.std)}"
     return prepare, words
 
 

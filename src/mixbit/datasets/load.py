@@ -1,7 +1,7 @@
 """load_data(): the batches that DATA of the command line names, in whatever form it is."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -10,6 +10,8 @@ from mixbit.models.load import LoadedModel
 
 #: Samples of a batch where no size is given.
 BATCH_SIZE = 32
+#: Classes that a message lists.
+MOST_NAMES = 20
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,35 @@ class LoadedData:
         batches: As `split_batches` takes them.
         classes: Names of the classes in the order of the labels' numbers, where labels are names.
         preprocessing: How inputs were made of what the files hold, in words, where they were.
+        num_samples: How many the files hold; None where nothing tells before they are read.
     """
 
     batches: Iterable[Any]
     classes: tuple[str, ...] | None = None
     preprocessing: str | None = None
+    num_samples: int | None = None
+
+    def in_words(self, *, prepared: bool) -> str:
+        """Samples, classes and, if it is asked for, preprocessing, for people to compare with what they meant."""
+        samples = f"{self.num_samples:,} samples"
+        if self.classes is not None:
+            samples += f" in {len(self.classes)} classes ({listed(self.classes)})"
+        return f"{samples}; {self.preprocessing}" if prepared else samples
+
+
+def normalised(mean: Sequence[float] | None, std: Sequence[float] | None) -> str:
+    """What is done to bytes, in words."""
+    words = "divided by 255"
+    for what, values in (("minus", mean), ("divided by", std)):
+        if values is not None:
+            each = [f"{value:.6g}" for value in values]
+            words += f", {what} {each[0] if len(set(each)) == 1 else ', '.join(each)}"
+    return words
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, of many the first ones."""
+    return ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """MODEL as a folder of Hugging Face's: config.json and *.safetensors, as `save_pretrained` writes them."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def _load(spec: str) -> LoadedModel:
             f"MODEL {spec}: transformers {transformers.__version__} has no model {name}{near}, and code of the folder "
             "is never run; give a function that returns the model, as file.py:function"
         )
-    with users_code(f"MODEL {spec}: transformers cannot load it"):
+    with users_code(f"MODEL {spec}: transformers cannot load it"), _no_bars(transformers.utils.logging):
         module, told = architecture.from_pretrained(
             folder,
             local_files_only=True,
@@ -97,7 +98,19 @@ def _load(spec: str) -> LoadedModel:
     if task is None:
         say(f"MODEL {spec}: what {name} does is not known; it is taken for classification unless --task says another")
     example = _example(module, folder)
-    return LoadedModel(module.eval(), task, folder, _classes(module.config), example, name.endswith(_CAUSAL))
+    return LoadedModel(module.eval(), task, folder, _classes(module.config), example, causal=name.endswith(_CAUSAL))
+
+
+@contextmanager
+def _no_bars(logging: Any) -> Iterator[None]:
+    """Without the progress bars of transformers, which heed neither --quiet nor the lack of a terminal."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _checked(spec: str, folder: Path) -> str:

@@ -42,9 +42,14 @@ def load(spec: str) -> LoadedModel:
     check(file, runtime, module, found)
     is_fixed = all(isinstance(size, int) for port in file.inputs for size in port.sizes[1:])
     folder = path.parent if any((path.parent / name).is_file() for name in _PROCESSORS) else None
-    names = [node.target for node in module.graph.find_nodes(op="placeholder")]  # names that Python has
-    example = dict(zip(names, found.inputs.values(), strict=True)) if is_fixed else None
-    return LoadedModel(module.eval(), folder=folder, example=example)
+    placeholders = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
+    arguments = dict(zip(found.inputs, placeholders, strict=True))
+    return LoadedModel(
+        module.eval(),
+        folder=folder,
+        example={arguments[name]: value for name, value in found.inputs.items()} if is_fixed else None,
+        arguments={name: argument for name, argument in arguments.items() if name != argument},
+    )
 
 
 FORM = ModelForm("net.onnx", lambda spec: spec.endswith(".onnx"), load)

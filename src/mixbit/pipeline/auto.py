@@ -35,7 +35,7 @@ from mixbit.graph.capture import capture_all, check_module
 from mixbit.graph.resources import note_on_uncovered
 from mixbit.metrics.measure import blank_table, measure, takes_loss
 from mixbit.pipeline.deploy import Calibrated, Candidate, Deployed, Network, deploy, write_in_float
-from mixbit.pipeline.progress import LONG_S, expected, predicted_of, size_of
+from mixbit.pipeline.progress import LONG_S, expected, note_on_classes, predicted_of, size_of
 from mixbit.pipeline.settings import CHANNELS, PRUNED, ROUNDING, TRAINING, TRIALS, Run, Settings, goal_of
 from mixbit.pipeline.trials import Scoring, cheapest_plan, check_drop, searched_plan, try_score
 from mixbit.pruning.prune import prune_channels
@@ -162,6 +162,8 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
     with run.clock("try"):
         run.task = fitted(run.task, graph, calibration)
         _try(run, network, pairs)
+        if (note := note_on_classes(graph, run.task, settings.classes)) is not None:
+            _log.warning("%s", note)
         metric = settings.metric if isinstance(run.goal, Budget) else None
         cost = expected(graph, calibration, held_out, evaluation, metric, len(run.choices))
     if cost.seconds > LONG_S:

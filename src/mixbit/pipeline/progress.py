@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mixbit.core import Batch, Batches, Plan, duration, passes_of
-from mixbit.graph import Graph, returned_by
+from mixbit.core import Batch, Batches, Plan, Task, duration, passes_of
+from mixbit.graph import Graph, ports_of, returned_by
 from mixbit.metrics import METRICS, Metric
 
 #: Runs of the network that everything but the metric costs: on all calibration data, on held-out data and on that to
@@ -38,6 +38,24 @@ def predicted_of(plan: Plan) -> str:
     forms = {"loss": "predicted loss {:.3g}", "weight_bytes": "{:,.0f} bytes of weights", "mean_bits": "{:.3g} bits"}
     texts = [form.format(plan.predicted[name]) for name, form in forms.items() if name in plan.predicted]
     return ", ".join(texts) or f"{len(plan.layers)} layers"
+
+
+def note_on_classes(graph: Graph, task: Task, classes: Sequence[str] | None) -> str | None:
+    """A sentence where names of classes are not as many as the outputs that choose among them; else None.
+
+    Their numbers are then those of the alphabet, and not the network's.
+    """
+    outputs = ports_of(graph).outputs
+    if not classes or task.name != "classification" or len(outputs) != 1 or len(outputs[0].shape) != 2:
+        return None
+    count = outputs[0].shape[1]
+    if count in (1, len(classes)):
+        return None
+    return (
+        f"the data has {len(classes)} classes, and the network {count}: labels are numbers in alphabetical order, so "
+        "accuracy means something only if the network learned them so; give data of every class, or call folders and "
+        "labels by their numbers"
+    )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The samples of the page that changed most."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mixbit.core import InvalidInput
@@ -17,10 +18,16 @@ class SampleLine:
 
     sample: ChangedSample
     picture: str
-    classes: list[str]
+    classes: Sequence[str]
+
+    @property
+    def label(self) -> str:
+        """Its class by name, or by number where the classes have no names."""
+        number = self.sample.label
+        return "" if number is None else self.name_of(number) if self.classes else f"class {number}"
 
     def name_of(self, number: int) -> str:
-        """What a class is called: its number where it has no name."""
+        """Name of a class, its number where it has none."""
         return self.classes[number] if 0 <= number < len(self.classes) else str(number)
 
     @property

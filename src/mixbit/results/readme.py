@@ -49,7 +49,7 @@ def readme(result: Result, sizes: list[tuple[int, ...]], plan: Plan) -> str:
             _block(next(fence for name, fence in FENCES.items() if language.startswith(name)), code),
         ]
     parts += ["## Inputs and outputs", _ports(ports), _free(ports), _classes(result)]
-    parts += ["## Preprocessing", result.preprocessing or _unknown(result)]
+    parts += ["## Preprocessing", clean(result.preprocessing or _unknown(result))]
     parts += ["## Figures", _figures(result), _compared(result)]
     parts += ["## How it was made", *_made(result, plan)]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -67,7 +67,11 @@ def _what(result: Result) -> str:
 
 
 def _runtime(result: Result) -> str:
-    return f"It was verified in {result.environment['runtime']}, with the settings below. Run the lines in this folder."
+    files = " and ".join(f"`{name}`" for name in find_target(result.target).files)
+    return (
+        f"Of this folder your program needs {files} alone; all else is for people and for `mixbit verify`. "
+        f"It was verified in {result.environment['runtime']}, with the settings below. Run the lines in this folder."
+    )
 
 
 def _ports(ports: Ports) -> str:
@@ -123,7 +127,12 @@ def _compared(result: Result) -> str:
 def _made(result: Result, plan: Plan) -> list[str]:
     code = _block("", command_of(result)) if result.command else _block("python", python_of(result, plan))
     versions = [f"{name} {result.environment[name]}" for name in ("mixbit", "python", "torch")]
-    return [code, f"{clean(result.chosen)}.", f"Versions: {', '.join([*versions, result.environment['runtime']])}."]
+    chosen = clean(result.chosen)
+    return [
+        code,
+        f"{chosen[0].upper()}{chosen[1:]}.",
+        f"Versions: {', '.join([*versions, result.environment['runtime']])}.",
+    ]
 
 
 def _block(language: str, code: str) -> str:

@@ -251,6 +251,8 @@ def data_of(
         loaded = None if spec is None else load_data(spec, network, how)
         read[name] = None if loaded is None else loaded.batches
         if loaded is not None:
+            if loaded.num_samples is not None:
+                say(f"--{name} {spec}: {loaded.in_words(prepared=loaded.preprocessing != preprocessing)}")
             preprocessing = preprocessing or loaded.preprocessing
             reading = replace(reading, classes=reading.classes or loaded.classes)
     return read, {"preprocessing": preprocessing, "classes": reading.classes or network.classes or ()}

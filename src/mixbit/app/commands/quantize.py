@@ -162,6 +162,8 @@ def print_deployed(deployed: "Deployed", *, as_json: bool) -> None:
     else:
         print_result(deployed.result)
         if deployed.table is not None:
+            if deployed.result.speed.startswith("slower") and not deployed.result.settings.get("fast"):
+                say("--fast leaves inputs in float wherever quantizing them makes nothing faster")
             say(deployed.table.verdict)
         say(f"{deployed.comparison}\nwritten to {deployed.folder}")
     deployed.comparison.check()

@@ -83,7 +83,7 @@ def measure(
     with new_file(out, force=force), redirect_stdout(sys.stderr):
         network = options.model_on(model, device)
         meant = options.task_of(task, loss, output_weight, network)
-        loaded, _ = options.data_of({"data": data}, network, reading, meant)
+        loaded, *_ = options.data_of({"data": data}, network, reading, meant)
         batches = split_batches(network.module, loaded["data"], samples=samples, folder=out.absolute().parent)
         graph = capture_all(network.module, batches.map(itemgetter(0)), free)
         if (note := note_on_uncovered(graph)) is not None:
@@ -244,7 +244,7 @@ def load_subject(
 
     network = options.model_on(model, device)
     meant = options.task_of(*task, network)
-    read, _ = options.data_of(dict(zip(("data", "eval"), data, strict=True)), network, reading, meant)
+    read, *_ = options.data_of(dict(zip(("data", "eval"), data, strict=True)), network, reading, meant)
     calibration = split_batches(network.module, read["data"], samples=samples)
     evaluated = split_batches(network.module, read["eval"])
     graph = capture_all(network.module, calibration.map(itemgetter(0)), dynamic)
