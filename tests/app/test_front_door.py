@@ -113,7 +113,7 @@ def test_training_on_pictures(place, run, tmp_path):
         (["--mean", "a,b"], "--mean a,b: is not understood; write numbers, as 0.485,0.456,0.406"),
         (["--std", "nan"], "--std nan: is not understood"),
         (["--std", "0"], "give finite numbers above 0"),
-        (["--mean", "0,0"], "the model takes pictures of 2 channels; pictures have 1, 3 or 4"),
+        (["--mean", "0,0"], "--mean or --std is of pictures of 2 channels; pictures have 1, 3 or 4"),
     ],
 )
 def test_options_that_are_not_understood(words, message, place, run, tmp_path):
