@@ -149,6 +149,7 @@ def deploy(
                 run.target,
                 predicted,
                 deployed,
+                environment=runner.environment,
                 default=at_default_settings(folder, run.target, runner, graph, batches[0], reference),
                 amplify=lambda: amplification(chosen.simulated, batches, reference),
                 more=problems_of_sizes(artefact, sizes, deployed),

@@ -30,14 +30,18 @@ LONG_S = 30.0
 def size_of(graph: Graph) -> str:
     """Layers, their weights, and work per sample."""
     weights, macs = sum(layer.numel for layer in graph.layers), sum(layer.macs for layer in graph.layers)
-    return f"{len(graph.layers)} layers, {weights:,} weights, {macs:,.0f} multiply-accumulates a sample"
+    return f"{_layers(len(graph.layers))}, {weights:,} weights, {macs:,.0f} multiply-accumulates a sample"
 
 
 def predicted_of(plan: Plan) -> str:
     """What the search predicts of a plan."""
     forms = {"loss": "predicted loss {:.3g}", "weight_bytes": "{:,.0f} bytes of weights", "mean_bits": "{:.3g} bits"}
     texts = [form.format(plan.predicted[name]) for name, form in forms.items() if name in plan.predicted]
-    return ", ".join(texts) or f"{len(plan.layers)} layers"
+    return ", ".join(texts) or _layers(len(plan.layers))
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
 
 
 def note_on_classes(graph: Graph, task: Task, classes: Sequence[str] | None) -> str | None:

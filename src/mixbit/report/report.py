@@ -20,6 +20,7 @@ from mixbit.core import (
     Plan,
     Sensitivity,
     clean,
+    find_target,
     sha256,
     whole_folder,
     write_text,
@@ -51,8 +52,6 @@ def rewrite_report(folder: Path) -> Path:
 
     Raises InvalidInput where a file is missing or not what mixbit writes, and TargetMismatch where one has changed.
     """
-    if not folder.is_dir():
-        raise InvalidInput(f"{folder}: no such folder; give the --out of mixbit quantize")
     result = Result.load(folder)
     text = page_of(folder, result)
     with whole_folder(folder, last=RESULT_FILE, force=True) as new:
@@ -67,7 +66,8 @@ def page_of(folder: Path, result: Result) -> str:
         raise InvalidInput(f"{folder / RESULT_FILE}: files lacks {PLAN_FILE}; quantize again")
     if missing := {"num_samples", "weight_bytes", "predicted_bytes"} - result.deployed.keys():
         raise InvalidInput(f"{folder / RESULT_FILE}: deployed lacks {', '.join(sorted(missing))}; quantize again")
-    check_digests(folder, result, [name for name in (PLAN_FILE, TABLE_FILE, CHECK_FILE) if name in result.files])
+    own = (*find_target(result.target).files, PLAN_FILE, TABLE_FILE, CHECK_FILE)
+    check_digests(folder, result, [name for name in own if name in result.files])
     plan = Plan.load(inside_of(folder, PLAN_FILE))
     table = Sensitivity.load(inside_of(folder, TABLE_FILE)) if TABLE_FILE in result.files else None
     check = CheckSet.load(folder) if CHECK_FILE in result.files and result.changed else None

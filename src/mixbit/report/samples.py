@@ -56,6 +56,11 @@ def samples_of(result: Result, check: CheckSet | None) -> list[SampleLine]:
     else:
         pictures = [""] * len(rows)
     return [
-        SampleLine(sample, picture, result.classes if len(sample.outputs) == 1 else [])
+        SampleLine(sample, picture, result.classes if _answers_once(sample) else [])
         for sample, picture in zip(result.changed, pictures, strict=True)
     ]
+
+
+def _answers_once(sample: ChangedSample) -> bool:
+    """Whether classes are those of one output alone."""
+    return sum(bool(change.float_) for change in sample.outputs.values()) == 1

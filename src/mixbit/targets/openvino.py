@@ -122,7 +122,7 @@ def load(
 
 def usage(ports: Ports, environment: Mapping[str, str]) -> dict[str, str]:
     """Programs that run the file."""
-    settings = {name: value for name, value in environment.items() if name in SETTINGS}
+    settings = _settings_in(environment)
     python = [
         "import numpy as np",
         "import openvino",
@@ -149,6 +149,10 @@ def usage(ports: Ports, environment: Mapping[str, str]) -> dict[str, str]:
         f"auto output = request.get_tensor({returned});  // read it by output.data<{last}>()",
     ]
     return {"Python": "\n".join(python), "C++": "\n".join(["#include <openvino/openvino.hpp>", "", *cpp])}
+
+
+def _settings_in(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name in SETTINGS}
 
 
 def _profile(
@@ -325,7 +329,7 @@ TARGET = Target(
     program=PROGRAM,
     check_files=_check_files,
     load_tensors=load_tensors,
-    exact='compile_model(..., "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})',
+    exact=lambda environment: f'compile_model(..., "CPU", {_settings_in(environment)})',
     overflows=overflows,
     usage=usage,
 )

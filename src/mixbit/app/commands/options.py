@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial, wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -63,7 +64,7 @@ TargetName = Annotated[
     str, typer.Option(help="onnxruntime, openvino or packed", autocompletion=completing(lambda: TARGETS))
 ]
 BUDGET = typer.Option(
-    help="name=value, as in mean_bits=4; may be repeated",
+    help="name=value, as in mean_bits=4, see: mixbit list budgets; may be repeated",
     autocompletion=completing(lambda: [f"{name}=" for name in RESOURCES]),
 )
 Choices = Annotated[str | None, typer.Option(help="schemes to choose from, as in w4a8,w8a8")]
@@ -142,6 +143,17 @@ READING: dict[str, tuple[Any, Any]] = {
         None,
     ),
 }
+#: Heading in --help -> the options below it; the others stand before.
+HEADINGS = {
+    "DATA and what it means": (
+        "data", "evaluate", "train", "samples", *READING, "dynamic", "task", "output_weight", "loss", "score",
+    ),
+    "Methods": (
+        "metric", "search", "ranges", "rounding", "importance", "bias_correction", "reestimate_bn", "equalize",
+        "prune_channels", "nncf_config", "warm_start", "eval_subset_ratio", "eval_timeout",
+    ),
+    "Training": ("flavour", "epochs", "lr"),
+}  # fmt: skip
 #: What makes a Reading of them, and of `seed`.
 Read = Callable[..., Any]
 Ranges = Annotated[
@@ -189,8 +201,12 @@ def _option(name: str, kind: Any, default: Any) -> inspect.Parameter:
 
 
 def _taking(run: Callable[..., None], parameters: list[inspect.Parameter]) -> Callable[..., None]:
-    """The function with these parameters, as typer reads them."""
+    """The function with these parameters, as typer reads them, below HEADINGS."""
     named = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+    headings = {option: heading for heading, options in HEADINGS.items() for option in options}
+    for each in named:
+        for words in getattr(each.annotation, "__metadata__", ()):
+            words.rich_help_panel = headings.get(each.name)
     run.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined] as inspect reads it
     return run
 
@@ -256,6 +272,12 @@ def data_of(
             preprocessing = preprocessing or loaded.preprocessing
             reading = replace(reading, classes=reading.classes or loaded.classes)
     return read, {"preprocessing": preprocessing, "classes": reading.classes or network.classes or ()}
+
+
+def check_run(folder: Path) -> None:
+    """Raise InvalidInput unless the folder is there, before torch is loaded."""
+    if not folder.is_dir():
+        raise InvalidInput(f"{folder}: no such folder; give the --out of mixbit quantize")
 
 
 def pins_of(texts: list[str] | None) -> dict[str, str]:
