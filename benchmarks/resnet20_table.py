@@ -69,10 +69,11 @@ def deploy(data: Data, plan: mb.Plan, folder: Path) -> tuple[Evaluation, Compari
     reference = evaluate(outputs, data.test, TASK, f"simulate for {plan.target}")
     mb.export(simulated, folder)
     module = find_target(plan.target)
-    run = artefact_runner(module.load(folder, data.graph), data.graph)
+    runner = module.load(folder, data.graph)
+    run = artefact_runner(runner, data.graph)
     deployed = evaluate(run, data.test, TASK, f"run in {plan.target}", differing_from=outputs)
     predicted = predicted_bytes(data.graph.layers, plan)
-    comparison = compare(folder, plan.target, predicted, deployed)
+    comparison = compare(folder, plan.target, predicted, deployed, environment=runner.environment)
     return reference, comparison, module.load(folder, data.graph, batch_size=32)
 
 

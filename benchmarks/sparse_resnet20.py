@@ -78,7 +78,7 @@ def row_for(data: Data, simulated: Graph, reference: Reference) -> tuple[str, ..
         run = artefact_runner(runner, data.graph)
         deployed = evaluate(run, data.test, TASK, f"run in {plan.target}", differing_from=reference)
         predicted = predicted_bytes(data.graph.layers, plan)
-        found = compare(folder, plan.target, predicted, deployed)
+        found = compare(folder, plan.target, predicted, deployed, environment=runner.environment)
     integers = sum("int8" in text for text in runner.executed().values())
     return (
         plan.target,

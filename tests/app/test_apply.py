@@ -1,11 +1,9 @@
 """`mixbit apply` and `mixbit plan diff` on a small network."""
 
 import json
-import sys
 
 import pytest
 
-from mixbit.app import main as cli
 from mixbit.results.result import Result
 
 CODE = """
@@ -29,18 +27,11 @@ def folder(tmp_path_factory):
     return path
 
 
-def call(folder, monkeypatch, capsys, *words):
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["mixbit", *words])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
-    printed = capsys.readouterr()
-    return stopped.value.code or 0, printed.out, printed.err
-
-
 @pytest.fixture
-def run(folder, monkeypatch, capsys):
-    return lambda *words: call(folder, monkeypatch, capsys, *words)
+def run(folder, monkeypatch, run):
+    """As everywhere, in the folder of the network."""
+    monkeypatch.chdir(folder)
+    return run
 
 
 GIVEN = ["net.py:model", "--data", "net.py:data", "--target", "onnxruntime"]

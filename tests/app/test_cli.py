@@ -127,20 +127,6 @@ def code(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run `mixbit WORDS`; return exit code, standard output and standard error."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["mixbit", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return call
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _quick(code):
     """The user's `model()` is captured once for all tests, and latencies are taken from few rounds."""
@@ -466,7 +452,7 @@ def test_a_largest_drop_in_place_of_a_budget(code, run, asked, tmp_path):
     status, out, err = run(*words, "0.01", "--json")
     assert status == 0, err
     result = json.loads(out)
-    assert result["chosen"].startswith("the cheapest plan ")
+    assert result["chosen"].startswith("the smallest plan ")
     assert result["simulated"]["divergence"] <= 0.0101
     assert not list(tmp_path.glob("*.jsonl"))
 

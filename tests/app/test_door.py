@@ -6,11 +6,22 @@ import subprocess
 import sys
 
 import pytest
+import typer
 
 from mixbit.app import main as cli
+from mixbit.app.commands.options import HEADINGS
 from mixbit.app.schemas import SCHEMAS, schema_text
 from mixbit.app.schemas.generate import schemas
-from mixbit.core import METHOD_PLACES, TARGETS, Plan, Sensitivity, described_methods, described_targets, find_target
+from mixbit.core import (
+    METHOD_PLACES,
+    RESOURCES,
+    TARGETS,
+    Plan,
+    Sensitivity,
+    described_methods,
+    described_targets,
+    find_target,
+)
 from mixbit.pipeline.settings import METHODS
 from mixbit.targets.openvino import TYPES
 from tests.searches.test_front import random_table
@@ -36,21 +47,9 @@ LIGHT = [
     ["--help"],
     ["plan", "diff", "--help"],
     *([name, "--help"] for name in COMMANDS),
-    *(["list", name, "--json"] for name in ("targets", *METHOD_PLACES, "schemas")),
+    *(["list", name, "--json"] for name in ("targets", *METHOD_PLACES, "budgets", "schemas")),
     *(["schema", name] for name in SCHEMAS),
 ]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["mixbit", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return call
 
 
 def test_help_version_lists_and_schemas_load_nothing_heavy():
@@ -86,6 +85,37 @@ def test_lists_read_from_the_source_are_what_is_loaded(run):
         widths = [", ".join(map(str, bits)) for bits in (target.weight_bits, target.input_bits)]
         assert text == f"weights {widths[0]} bits, inputs {widths[1]} or float: {target.note}"
     assert described_targets().keys() == TARGETS.keys()
+
+
+def test_budgets_are_listed(run):
+    code, out, _ = run("list", "budgets", "--json")
+    assert (code, json.loads(out)) == (0, RESOURCES)
+
+
+def test_help_has_headings_of_options_that_there_are(run):
+    _, out, _ = run("quantize", "--help")
+    assert all(f"─ {heading} ─" in out for heading in HEADINGS)
+    text, options = re.sub(r"\W+", " ", out), typer.main.get_command(cli.app).commands["quantize"].params
+    for names in HEADINGS.values():
+        for name in names:
+            (option,) = [each for each in options if each.name == name]
+            assert option.opts[0].strip("-").replace("-", " ") in text
+
+
+@pytest.mark.parametrize("words", ["report none", "verify none", "bench none"])
+def test_a_folder_that_is_not_there_is_told_before_torch_is_loaded(words):
+    code = f"""
+import sys
+from contextlib import suppress
+from mixbit.app import main
+sys.argv = ["mixbit", *{words.split()}]
+with suppress(SystemExit):
+    main.main()
+print(*{HEAVY} & set(sys.modules))
+"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "\n"
+    assert ran.stderr == "mixbit: none: no such folder; give the --out of mixbit quantize\n"
 
 
 def test_schemas_are_those_of_the_types_that_read_the_files(run):

@@ -1,14 +1,12 @@
 """MODEL and DATA in the forms that people have, through the command line."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from mixbit.app import main as cli
 from mixbit.targets import latency
 
 CODE = """
@@ -19,20 +17,6 @@ def model():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)).eval()
 """
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run `mixbit WORDS`; return exit code, standard output and standard error."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["mixbit", *map(str, words)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        printed = capsys.readouterr()
-        return stopped.value.code or 0, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture(autouse=True)
@@ -86,9 +70,20 @@ def test_pictures_arrays_and_a_function_give_the_same_figures(place, run, tmp_pa
         assert status == 0, err
         results[name] = json.loads(out)
         assert ("--batch-size, --mean, --std: not used for file.py:function" in err) == ("function" in name)
+        size = len(pixels_of(place / "data")[0])
+        assert f"--data {data}: {size} samples in {len(set(pixels_of(place / 'data')[1]))} classes (" in err
+        assert ", divided by 255, minus 0, divided by 1\n" in err
     wanted = results["pictures"]
     assert wanted["float"]["accuracy"] in (0.0, 1.0), "all are of one class"
+    names = sorted(set(pixels_of(place / "data")[1]))
     for name, result in results.items():
+        assert result["classes"] == names, name
+        readme = (tmp_path / name.replace(" ", "-") / "README.md").read_text(encoding="utf-8")
+        assert "The 2 classes, from 0 on: `cat`, `dog`." in readme
+        page = (tmp_path / name.replace(" ", "-") / "report.html").read_text(encoding="utf-8")
+        for sample in result["changed"]:
+            assert f"Sample {sample['sample']}, {result['classes'][sample['label']]} " in page
+        assert result["changed"]
         assert result["layers"] == wanted["layers"], name
         assert result["float"]["accuracy"] == wanted["float"]["accuracy"], name
 
@@ -117,8 +112,8 @@ def test_training_on_pictures(place, run, tmp_path):
         (["--image-size", "0x4"], "--image-size (0, 4): give a height and a width from 1"),
         (["--mean", "a,b"], "--mean a,b: is not understood; write numbers, as 0.485,0.456,0.406"),
         (["--std", "nan"], "--std nan: is not understood"),
-        (["--std", "0"], "give positive numbers"),
-        (["--mean", "0,0"], "the model takes pictures of 2 channels; pictures have 1, 3 or 4"),
+        (["--std", "0"], "give finite numbers above 0"),
+        (["--mean", "0,0"], "--mean or --std is of pictures of 2 channels; pictures have 1, 3 or 4"),
     ],
 )
 def test_options_that_are_not_understood(words, message, place, run, tmp_path):

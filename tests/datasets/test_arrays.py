@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -220,3 +221,32 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 64 * 1024
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.array([0, np.nan, 1]), "1 labels are NaN or infinite; leave these samples out"),
+        (np.array(["2020-01-01"] * 3, "M8[D]"), "labels are of type datetime64.D.; give real numbers"),
+        (np.array([1j] * 3), "labels are of type complex128"),
+        (np.array(["a", None, "b"], dtype=object), "objects of Python are pickles and never loaded: save numbers"),
+    ],
+)
+def test_labels_that_are_none(labels, message, tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.ones((3, 3)), labels=labels)
+    with pytest.raises(InvalidInput, match=message):
+        rows(tmp_path / "a.npz")
+
+
+def test_a_column_of_class_numbers_is_one_number_a_sample(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.arange(12.0).reshape(4, 3), labels=np.array([[0], [1], [2], [3]]))
+    x, labels = rows(tmp_path / "a.npz")
+    assert labels.tolist() == (x[:, 0] / 3).tolist()
+
+
+def test_what_is_no_array_in_an_archive_is_left_alone(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.ones((4, 3)))
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("notes.txt", "of the author")
+        archive.writestr("__MACOSX/._x.npy", "of the system")
+    assert rows(tmp_path / "a.npz").shape == (4, 3)

@@ -1,5 +1,6 @@
 """Folders and zips of pictures, against Pillow and numpy by hand."""
 
+import shutil
 import zipfile
 
 import numpy as np
@@ -209,7 +210,7 @@ def test_what_holds_no_pictures_or_two_kinds(folder, tmp_path):
     with pytest.raises(InvalidInput, match=r"holds no picture; known are files that end with \.bmp"):
         load_data(str(tmp_path / "empty"), COLOURED)
     (tmp_path / "a.zip").write_text("no archive")
-    with pytest.raises(InvalidInput, match="no zip file: BadZipFile"):
+    with pytest.raises(InvalidInput, match="no zip file, or part of one"):
         load_data(str(tmp_path / "a.zip"), COLOURED)
     Image.fromarray(draw()).save(folder / "loose.png")
     with pytest.raises(InvalidInput, match=r"loose.png lies beside folders"):
@@ -238,3 +239,39 @@ def test_the_processor_of_the_model_makes_pictures_as_it_does_alone(tmp_path):
     one_channel = LoadedModel(GREY.module, folder=tmp_path / "net", example=torch.zeros(2, 1, 8, 8))
     with pytest.raises(InvalidInput, match="makes 3 channels, the model takes 1"):
         list(load_data(str(tmp_path / "data"), one_channel).batches)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_an_empty_folder_is_a_class_without_pictures(zipped, tmp_path):
+    for name in ("ant", "cat"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        Image.fromarray(draw()).save(tmp_path / "data" / name / "a.png")
+    (tmp_path / "data" / "bee").mkdir()
+    (tmp_path / "data" / ".hidden").mkdir()
+    path = shutil.make_archive(str(tmp_path / "a"), "zip", tmp_path, "data") if zipped else tmp_path / "data"
+    loaded = load_data(str(path), COLOURED, Reading(image_size=(8, 8)))
+    assert loaded.classes == ("ant", "bee", "cat")
+    assert sorted(all_labels(loaded)) == [0, 2]
+
+
+@pytest.mark.parametrize("names", [("nan", "inf"), ("1_0", "2_0"), ("1", "b")])
+def test_folders_whose_names_python_takes_for_numbers_are_classes(names, tmp_path):
+    for name in names:
+        (tmp_path / name).mkdir()
+        Image.fromarray(draw()).save(tmp_path / name / "a.png")
+    assert load_data(str(tmp_path), COLOURED, Reading(image_size=(8, 8))).classes == tuple(sorted(names))
+
+
+def test_grey_floats_are_named_and_can_be_left_out(tmp_path):
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(draw()).save(tmp_path / "a.png")
+    with pytest.raises(InvalidInput, match=r"float.tif cannot be read .grey in 32-bit floats"):
+        list(load_data(str(tmp_path), COLOURED).batches)
+    (batch,) = load_data(str(tmp_path), COLOURED, Reading(skip_broken=True)).batches
+    assert len(batch) == 1
+
+
+@pytest.mark.parametrize(("option", "value"), [("mean", (float("nan"),)), ("std", (float("inf"),))])
+def test_means_and_deviations_are_finite(option, value, folder):
+    with pytest.raises(InvalidInput, match=f"--{option} .*finite numbers"):
+        load_data(str(folder), COLOURED, Reading(**{option: value}))

@@ -36,7 +36,7 @@ def test_a_missing_file_is_called_missing(name, tmp_path):
         ({"batch_size": 0}, "--batch-size 0: give a whole number from 1"),
         ({"length": 0}, "--length 0: give a whole number from 1"),
         ({"image_size": (0, 4)}, "--image-size"),
-        ({"std": (0.0,)}, "give positive numbers"),
+        ({"std": (0.0,)}, "give finite numbers above 0"),
         ({"mean": (1.0, 2.0), "std": (1.0, 2.0, 3.0)}, "--mean has 2 channels and --std 3"),
     ],
 )

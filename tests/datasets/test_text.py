@@ -106,11 +106,33 @@ def test_a_tokenizer_that_is_missing_or_makes_other_inputs(folder, tmp_path):
         load_data(spec, LoadedModel(Encoder(), folder=folder))
 
 
+def test_a_table_of_texts_with_several_classes_each(folder, tmp_path):
+    def read(text, of_model=None, of_data=None):
+        (tmp_path / "a.csv").write_text("text,label\n" + text)
+        model = LoadedModel(Encoder(), folder=folder, classes=of_model)
+        loaded = load_data(str(tmp_path / "a.csv"), model, Reading(task="multilabel", classes=of_data))
+        (batch,) = loaded.batches
+        pairs = zip(batch["input_ids"], batch["labels"], strict=True)
+        return loaded.classes, {tuple(row[row > 0].tolist()): label.tolist() for row, label in pairs}
+
+    wanted = {(2, 3): [1.0, 0.0, 1.0], (2, 4): [0.0, 1.0, 0.0], (3,): [0.0, 0.0, 0.0]}
+    assert read("the cat,c; a\nthe dog,b\ncat,\n") == (("a", "b", "c"), wanted)
+    assert read("the cat,2|0\nthe dog,1\ncat,\n") == (("0", "1", "2"), wanted)
+    assert read("the cat,z;x\nthe dog,y\ncat,\n", ("x", "y", "z")) == (("x", "y", "z"), wanted)
+    assert read("the cat,0;2\nthe dog,1\ncat,\n", ("x", "y", "z")) == (("x", "y", "z"), wanted)
+    assert read("the cat,a\n", of_data=("b", "a"))[1] == {(2, 3): [0.0, 1.0]}
+    with pytest.raises(InvalidInput, match=r"label 'd' is no class of the model; there are x, y, z; name it so, or by"):
+        read("the cat,x;d\n", ("x", "y", "z"))
+    with pytest.raises(InvalidInput, match="no label names a class; write them as in cat;dog"):
+        read("the cat,;\n")
+
+
 TABLES = {
     "header of known names": ("id,label,text\n1,good,the cat\n2,bad,the dog\n3,good,cat\n4,bad,dog\n", "a.csv"),
     "no header": ("the cat,good\nthe dog,bad\ncat,good\ndog,bad\n", "a.csv"),
     "other names": ("words,mood\nthe cat,good\nthe dog,bad\ncat,good\ndog,bad\n", "a.csv"),
     "tabs": ("text\tlabel\nthe cat\tgood\nthe dog\tbad\ncat\tgood\ndog\tbad\n", "a.tsv"),
+    "semicolons": ("text;label\nthe cat;good\nthe dog;bad\ncat;good\ndog;bad\n", "a.csv"),
     "quoted": ('"text","label"\n"the cat","good"\n\n"the dog","bad"\n"cat","good"\n"dog","bad"\n', "a.csv"),
 }
 
@@ -136,7 +158,8 @@ def test_a_table_of_texts(kind, folder, tmp_path):
         ("text,label\nthe cat,1\nthe, dog,0\n", "line 3 has 3 columns, the first 2; quote what holds commas"),
         ("a,b,c\n1,2,3\n", r"3 columns without known names \(a, b, c\); call them in the first row: path or text"),
         ("label\n1\n", r"has labels alone \(label\)"),
-        ('text,label\n"the cat,1\n', "cannot be read: Error: unexpected end of data"),
+        ('text,label\n"the cat,1\n', "is no table in UTF-8 that can be read .unexpected end of data"),
+        ("text,label\nthe cat,1\ndog,\n", "line 3 has no label; write one, or leave the line out"),
         ("path,label\nno.png,1\n", "line 2: no file 'no.png' in .*; paths count from the folder of the table"),
     ],
 )

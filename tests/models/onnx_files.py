@@ -5,7 +5,11 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
+import torch
 from onnx import TensorProto, helper, numpy_helper
+
+from mixbit.models.load import load_model
 
 SEED = 0
 
@@ -74,3 +78,22 @@ def small_network(path: Path, *, batch: int | str = "batch", opset: int = 13) ->
         make("Gemm", ["g", "fc.weight", "fc.bias"], ["logits"], "fc", transB=1),
     ]
     return saved(path, nodes, {"image": [batch, 3, 8, 8]}, ["logits"], constants, opset=opset)
+
+
+def ran(path: Path, inputs: dict[str, Any]) -> dict[str, Any]:
+    """What onnxruntime returns, by name of the output."""
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return dict(zip([port.name for port in session.get_outputs()], session.run(None, inputs), strict=True))
+
+
+def assert_same_for(path: Path, inputs: dict[str, Any], *, one_by_one: bool = False) -> Any:
+    """The module returns what onnxruntime does; of a file of one sample, for each sample alone."""
+    module = load_model(str(path)).module
+    got = module(*map(torch.from_numpy, inputs.values()))
+    count = len(next(iter(inputs.values())))
+    rows = [slice(row, row + 1) for row in range(count)] if one_by_one else [slice(None)]
+    parts = [ran(path, {name: value[row] for name, value in inputs.items()}) for row in rows]
+    for name, value in got.items():
+        want = np.concatenate([part[name] for part in parts])
+        np.testing.assert_allclose(value.detach().numpy(), want, rtol=1e-4, atol=1e-5)
+    return module

@@ -65,6 +65,14 @@ def test_the_task_is_that_of_the_architecture(case, tmp_path):
         assert torch.equal(tensor, loaded.module.state_dict()[name]), name
 
 
+def test_no_bar_of_another_library_is_shown(saved, capfd):
+    logging = pytest.importorskip("transformers").utils.logging
+    capfd.readouterr()
+    load_model(str(saved))
+    assert capfd.readouterr().err == ""
+    assert logging.is_progress_bar_enabled()
+
+
 def test_pictures_have_an_example_and_classes_their_names(tmp_path):
     vit("ForImageClassification", num_channels=1, num_labels=2, id2label={0: "cat", 1: "dog"}).save_pretrained(tmp_path)
     loaded = load_model(str(tmp_path))
@@ -167,3 +175,15 @@ def test_without_transformers_the_extra_is_named(saved, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(InvalidInput, match=r"pip install 'mixbit\[huggingface\]'"):
         load_model(str(saved))
+
+
+def test_weights_of_other_shapes_are_named(saved, tmp_path):
+    folder = edited(saved, tmp_path, intermediate_size=8)
+    with pytest.raises(
+        InvalidInput, match=r"weights of .* are not in the files, or of other shapes, as .*intermediate"
+    ):
+        load_model(str(folder))
+
+
+def test_names_of_some_classes_are_names_of_none(saved, tmp_path):
+    assert load_model(str(edited(saved, tmp_path, id2label={"0": "a", "5": "b"}))).classes is None

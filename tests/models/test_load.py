@@ -29,9 +29,21 @@ def test_a_text_that_names_nothing_is_answered_with_all_forms_and_the_nearest(tm
     (tmp_path / "net.py").write_text("")
     with pytest.raises(InvalidInput, match=r"names no function of the file; write .*net.py:FUNCTION"):
         load_model(str(tmp_path / "net.py"))
-    (tmp_path / "net.pkl").write_text("")
+    (tmp_path / "net.xyz").write_text("")
     with pytest.raises(InvalidInput, match=r"a file of a kind that is not known; give"):
-        load_model(str(tmp_path / "net.pkl"))
+        load_model(str(tmp_path / "net.xyz"))
+
+
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [("net.pt", "a function that builds the network"), ("net.safetensors", "file.py:function"), ("net.h5", "tf2onnx")],
+)
+def test_files_that_people_have_and_that_are_no_network_are_answered_with_the_way_out(name, way_out, tmp_path):
+    with pytest.raises(InvalidInput, match="no such file"):
+        load_model(str(tmp_path / name))
+    (tmp_path / name).write_text("")
+    with pytest.raises(InvalidInput, match=f"{name}: a file that ends with .* is not read: .*{way_out}"):
+        load_model(str(tmp_path / name))
 
 
 def test_a_spec_is_made_absolute(tmp_path, monkeypatch):

@@ -5,37 +5,21 @@ import sys
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 import mixbit as mb
-from mixbit.core import InvalidInput, UnsupportedModel
+from mixbit.core import InvalidInput, UnsupportedModel, split_batches
+from mixbit.datasets.load import load_data
+from mixbit.graph import returned_by
+from mixbit.graph.capture import capture_all
 from mixbit.models._onnx_names import clean_name, free_name, identifier
 from mixbit.models.load import load_model
-from tests.models.onnx_files import normal, saved, small_network
+from tests.models.onnx_files import assert_same_for, normal, ran, saved, small_network
 
 make = helper.make_node
-
-
-def ran(path, inputs):
-    """What onnxruntime returns, by name of the output."""
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return dict(zip([port.name for port in session.get_outputs()], session.run(None, inputs), strict=True))
-
-
-def assert_same_for(path, inputs, *, one_by_one=False):
-    """The module returns what onnxruntime does; of a file of one sample, for each sample alone."""
-    module = load_model(str(path)).module
-    got = module(**{name: torch.from_numpy(value) for name, value in inputs.items()})
-    count = len(next(iter(inputs.values())))
-    rows = [slice(row, row + 1) for row in range(count)] if one_by_one else [slice(None)]
-    parts = [ran(path, {name: value[row] for name, value in inputs.items()}) for row in rows]
-    for name, value in got.items():
-        want = np.concatenate([part[name] for part in parts])
-        np.testing.assert_allclose(value.detach().numpy(), want, rtol=1e-4, atol=1e-5)
-    return module
 
 
 def assert_refused(path, *texts, error=UnsupportedModel):
@@ -516,10 +500,34 @@ def test_difference_from_onnxruntime_is_told_with_its_node(tmp_path, monkeypatch
     monkeypatch.setitem(_onnx_operators.OPERATORS, "Relu", lambda x: torch.relu(x) * 1.1)
     with pytest.raises(UnsupportedModel, match=re.escape("first at node 'relu1'")) as caught:
         load_model(str(path))
-    assert "'logits' differs from onnxruntime's for 2 samples: by" in str(caught.value)
+    assert "'logits' differs from onnxruntime's for 'image' [2, 3, 8, 8]: by" in str(caught.value)
 
 
 # names
+
+
+@pytest.mark.parametrize("ending", [".npz", ".npy", ".csv"])
+@pytest.mark.parametrize("name", ["input.1", "x:0", "import"])
+def test_inputs_whose_names_python_does_not_allow_are_given_by_those_of_the_file(name, ending, tmp_path):
+    shape, constants = ("batch", 3, 4, 4), {"weight": normal(2, 3, 1, 1)}
+    path = saved(tmp_path / "net.onnx", [make("Conv", [name, "weight"], ["y"])], {name: shape}, ["y"], constants)
+    pixels = (np.arange(6 * 48) % 256).astype(np.uint8).reshape(6, 4, 4, 3)
+    images = (pixels.transpose(0, 3, 1, 2) / 255).astype(np.float32)
+    data = tmp_path / f"data{ending}"
+    if ending == ".csv":
+        for number, image in enumerate(pixels):
+            Image.fromarray(image).save(tmp_path / f"{number}.png")
+        data.write_text("path\n" + "".join(f"{number}.png\n" for number in range(6)))
+    elif ending == ".npz":
+        np.savez(data, **{name: images})
+    else:
+        np.save(data, images)
+    loaded = load_model(str(path))
+    batches = split_batches(loaded.module, load_data(str(data), loaded).batches)
+    graph = capture_all(loaded.module, [inputs for inputs, _ in batches], {})
+    got = [dict(returned_by(graph, inputs))["y"].sum((1, 2, 3)) for inputs, _ in batches]
+    want = ran(path, {name: images})["y"].sum((1, 2, 3))
+    np.testing.assert_allclose(np.sort(torch.cat(got).detach().numpy()), np.sort(want), rtol=1e-4)
 
 
 @pytest.mark.parametrize(

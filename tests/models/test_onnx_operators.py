@@ -76,6 +76,7 @@ CASES = [
     Case("PRelu", IMAGE, {1: normal(4, 1, 1)}),
     Case("PRelu", IMAGE, {1: normal(1)}),
     Case("PRelu", IMAGE, {1: normal(6)}),
+    Case("PRelu", ROWS, {1: np.float32(0.3)}),
     *[Case(name, SEQUENCE, attributes={"axis": axis}, opset=opset)
       for name in ("Softmax", "LogSoftmax", "Hardmax") for axis in (1, 2) for opset in (11, 13)],
     *each("Softmax LogSoftmax", SEQUENCE, opset=9),
@@ -175,6 +176,8 @@ CASES = [
     Case("MaxPool", IMAGE, attributes={"kernel_shape": [3, 3], "pads": [0, 0, 1, 1], "strides": [2, 2]}),
     Case("MaxPool", IMAGE, attributes={"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER", "strides": [2, 2]}),
     Case("MaxPool", ((4, 9),), attributes={"kernel_shape": [3], "dilations": [2]}),
+    *[Case(name, IMAGE, {}, {"kernel_shape": [3, 3], "pads": pads, "strides": [3, 3], "ceil_mode": 1})
+      for name in ("MaxPool", "AveragePool") for pads in ([1, 0, 0, 1], [2, 1, 2, 1])],
     Case("AveragePool", IMAGE, attributes={"kernel_shape": [2, 3], "strides": [2, 2]}),
     Case("AveragePool", IMAGE, attributes={"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}),
     Case("AveragePool", IMAGE, attributes={"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}),
@@ -190,6 +193,12 @@ CASES = [
           ("nearest", "half_pixel", "round_prefer_ceil"), ("nearest", "align_corners", "round_prefer_ceil"),
           ("linear", "half_pixel", "floor"), ("linear", "asymmetric", "floor"), ("linear", "align_corners", "floor"),
           ("linear", "pytorch_half_pixel", "floor"), ("cubic", "half_pixel", "floor"),
+      )],
+    *[Case("Resize", IMAGE, {2: np.array([1, 1, 1 / 7, 1.5], np.float32)},
+           {"mode": mode, "coordinate_transformation_mode": at, "nearest_mode": near})
+      for mode, at, near in (
+          ("nearest", "half_pixel", "floor"), ("nearest", "pytorch_half_pixel", "round_prefer_ceil"),
+          ("nearest", "half_pixel_symmetric", "floor"), ("linear", "pytorch_half_pixel", "floor"),
       )],
     Case("Upsample", IMAGE, {1: np.array([1, 1, 2, 2], np.float32)}, opset=9),
     *[Case("GridSample", ((3, 5, 6), (4, 4, 2)), attributes={"padding_mode": pad, "align_corners": aligned})
@@ -236,7 +245,7 @@ def assert_same(got: Any, want: Any) -> None:
 
 #: Operators that onnx's reference computes otherwise than the standard says, or not at all; before an opset, or ever.
 REFERENCE_LACKS = dict.fromkeys(
-    ("Upsample", "GridSample", "Attention", "Resize", "MaxPool", "LpNormalization", "ConvTranspose"), 99
+    ("Upsample", "GridSample", "Attention", "Resize", "MaxPool", "AveragePool", "LpNormalization", "ConvTranspose"), 99
 ) | {"Softmax": 13, "LogSoftmax": 13, "Hardmax": 13, "BatchNormalization": 14}  # fmt: skip
 
 

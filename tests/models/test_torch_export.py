@@ -129,3 +129,39 @@ def test_file_that_is_no_archive(tmp_path):
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InvalidInput, match=r"is no archive of torch.export.save, or part of one"):
         load_model(str(path))
+
+
+@pytest.mark.parametrize("layers", [(nn.Linear(6, 3), nn.Dropout()), (nn.Linear(6, 3), nn.BatchNorm1d(3))])
+def test_program_that_was_exported_as_it_trains_is_refused(tmp_path, layers):
+    network = nn.Sequential(*layers).train()
+    shapes = ({0: Dim.DYNAMIC},)
+    torch.export.save(torch.export.export(network, (torch.randn(2, 6),), dynamic_shapes=shapes), tmp_path / "net.pt2")
+    with pytest.raises(UnsupportedModel, match=r"call model.eval\(\) and export it again"):
+        load_model(str(tmp_path / "net.pt2"))
+    load_model(saved(tmp_path / "net.pt2", network, (torch.randn(2, 6),), dynamic_shapes=shapes))
+
+
+class OfDict(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, inputs, *, scale):
+        return self.head(inputs["x"]) * scale + inputs["y"]
+
+
+def test_inputs_in_a_dict_are_called_so(tmp_path):
+    network, inputs = OfDict(), {"x": torch.randn(1, 6), "y": torch.randn(1, 3)}
+    path = saved(tmp_path / "net.pt2", network, (inputs,), kwargs={"scale": torch.ones(1, 1)})
+    loaded, more = load_model(path), {"x": torch.randn(4, 6), "y": torch.randn(4, 3)}
+    assert loaded.example is None, "values in a row would not say where they belong"
+    scale = torch.rand(4, 1)
+    torch.testing.assert_close(loaded.module(more, scale=scale), network(more, scale=scale))
+
+
+@pytest.mark.parametrize(("ending", "content"), [(".json", b"{"), ("weights_config.json", b"[]")])
+def test_archive_whose_descriptions_are_damaged(tmp_path, ending, content):
+    path = saved(tmp_path / "net.pt2", Network(), (torch.randn(1, 3, 8, 8),))
+    changed(path, lambda name, old: content if name.endswith(ending) else old)
+    with pytest.raises(InvalidInput, match=r"net.pt2: is damaged .*; export it again"):
+        load_model(path)

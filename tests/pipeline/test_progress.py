@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from mixbit.core import Plan, split_all
+from mixbit.core import Plan, Task, split_all
 from mixbit.graph.capture import capture
 from mixbit.metrics import METRICS
 from mixbit.pipeline import progress
-from mixbit.pipeline.progress import FIXED_S, expected, predicted_of, size_of
+from mixbit.pipeline.progress import FIXED_S, expected, note_on_classes, predicted_of, size_of
 
 
 @pytest.fixture
@@ -52,3 +52,11 @@ def test_a_network_and_a_plan_in_words(graph):
     assert size_of(graph) == "2 layers, 264 weights, 1,344 multiply-accumulates a sample"
     plan = Plan(target="packed", fingerprint="0", layers={"a": "w4a8"}, made_by="ilp")
     assert predicted_of(plan) == "1 layers"
+
+
+def test_names_that_are_not_as_many_as_the_classes_of_the_network_are_told(graph):
+    one_choice = Task.classification()
+    assert note_on_classes(graph, one_choice, ("cat", "cow", "dog")) is None
+    assert note_on_classes(graph, one_choice, None) is None
+    assert note_on_classes(graph, Task.named("regression"), ("test", "train")) is None
+    assert "2 classes, and the network 3" in (note_on_classes(graph, one_choice, ("test", "train")) or "")

@@ -89,7 +89,10 @@ def test_a_largest_drop_against_every_plan_of_the_front(parts, drop):
     assert scores[index] >= 1 - drop
     assert index == 0 or scores[index - 1] < 1 - drop
     assert plan.budget == {"max_drop": drop}
-    assert "the cheapest plan whose artefact gives" in grounds
+    figures = f"accuracy {scores[index]:.2%}; in float accuracy 100.00%; "
+    assert grounds.startswith(f"the smallest plan that loses {drop} at most: {figures}")
+    cheaper = f" bytes of weights, has accuracy {scores[index - 1]:.2%}"
+    assert "the next smaller one" not in grounds or grounds.endswith(cheaper)
 
 
 def test_a_search_that_tries_nothing_makes_no_scoring(parts):

@@ -15,8 +15,9 @@ import mixbit as mb
 from mixbit.core import InvalidInput, Plan, Sensitivity, TargetMismatch, Task, sha256
 from mixbit.pipeline.settings import Settings
 from mixbit.report.report import page_of, rewrite_report
+from mixbit.report.samples import SampleLine
 from mixbit.results.recheck import recheck
-from mixbit.results.result import Result
+from mixbit.results.result import ChangedSample, Result
 from mixbit.targets import latency
 from tests.report.folders import table_of as random_table, write_folder
 from tests.report.pages import number_of, read_page, table_of
@@ -119,7 +120,7 @@ def test_figures_of_the_networks_are_those_of_the_result(run, page):
     for part, cell in zip((result.float_, result.simulated, result.deployed), rows["accuracy"], strict=True):
         assert cell == f"{part['accuracy']:.2%}".replace("%", " %")
     wanted = [result.float_["weight_bytes"], result.deployed["predicted_bytes"], result.deployed["weight_bytes"]]
-    assert [int(cell.replace(",", "")) for cell in rows["bytes of weights"]] == wanted
+    assert [int(cell.replace(",", "")) for cell in rows["bytes of weights in layers"]] == wanted
     assert int(rows["bytes of the files"][2].replace(",", "")) == result.deployed["file_bytes"]
     assert rows["latency of one sample"][0] == f"{result.float_['latency_ms']:.3f} ms"
     assert number_of(rows["divergence from float, nats"][2]) == pytest.approx(result.deployed["divergence"], rel=5e-3)
@@ -189,6 +190,19 @@ def test_samples_that_changed_are_shown_with_both_answers(run, page):
         assert answers == [str(guess.number) for guess in (*change.float_, *change.deployed)]
 
 
+def test_classes_are_called_by_their_names(copy, run):
+    names = [f"<{number}>" for number in range(10)]
+    content = json.loads((copy / "result.json").read_text()) | {"classes": names}
+    (copy / "result.json").write_text(json.dumps(content))
+    page = read_page(rewrite_report(copy).read_text())
+    items = [each for each in page.one("ol", **{"class": "samples named"}).parts if not isinstance(each, str)]
+    for item, sample in zip(items, run.result.changed, strict=True):
+        assert f"Sample {sample.sample}, {names[sample.label]}" in item.text
+        answers = [line.text.split()[0] for line in item.all("li")]
+        change = sample.outputs["logits"]
+        assert answers == [names[guess.number] for guess in (*change.float_, *change.deployed)]
+
+
 def test_the_page_says_how_to_make_the_run_again(run, page):
     code = [block.text for block in page.all("pre")]
     assert code[0] == "mixbit quantize 'my net.py:model' --seed 3"
@@ -237,7 +251,7 @@ def test_a_newer_folder_is_refused_by_name_and_version(copy, name):
     assert (copy / "report.html").read_text() == before
 
 
-@pytest.mark.parametrize("name", ["plan.json", "sensitivity.json", "check.safetensors"])
+@pytest.mark.parametrize("name", ["plan.json", "sensitivity.json", "check.safetensors", "model.safetensors"])
 def test_a_file_that_has_changed_is_refused(copy, name):
     (copy / name).write_bytes((copy / name).read_bytes() + b" ")
     with pytest.raises((TargetMismatch, InvalidInput), match=name):
@@ -252,8 +266,14 @@ def test_files_of_different_runs_are_refused(tmp_path):
     edit(tmp_path / "out", lambda result: result["files"].update({"plan.json": sha256(tmp_path / "out" / "plan.json")}))
     with pytest.raises(InvalidInput, match=r"plan\.json is not the plan of result\.json"):
         rewrite_report(tmp_path / "out")
-    with pytest.raises(InvalidInput, match="no such folder"):
+    with pytest.raises(InvalidInput, match=r"result\.json: cannot be read"):
         rewrite_report(tmp_path / "nothing")
+
+
+def test_classes_are_named_where_they_have_names():
+    changed = ChangedSample(sample=0, label=-1, divergence=1.0, outputs={})
+    line = SampleLine(changed, "", ["cat", "</li>"])
+    assert [line.name_of(number) for number in (-1, 0, 1, 2)] == ["-1", "cat", "</li>", "2"]
 
 
 def test_a_plan_that_was_not_searched_for_has_no_front(tmp_path):
@@ -335,6 +355,19 @@ def test_a_single_plan_has_no_slider(tmp_path):
     assert len(table_of(page, "Layers")) == 2
 
 
+def test_weights_that_stay_in_float_count_in_the_first_words_as_in_the_slider(tmp_path):
+    table = random_table(["a", "b"])
+    table = dataclasses.replace(table, uncovered=1000)
+    left = [{"name": "codes", "kind": "parameter", "reason": "read by sub", "num_weights": 1000, "weight_bytes": 4000}]
+    result = write_folder(tmp_path / "out", table, uncovered=left)
+    page = read_page(page_of(tmp_path / "out", result))
+    share = (table.usage["weight_bytes"][:, 1].sum() + 4000) / (4 * table.numel.sum() + 4000)
+    figures = data_of(page)["figures"]
+    assert figures["weight_ratio"][data_of(page)["start"]] == pytest.approx(share, rel=1e-5)
+    assert f"the weights in {100 * share:.3g} % of their size" in page.text
+    assert f"{100 * share:.2f} % of float; 4.00 kB stay in float" in page.text
+
+
 def test_losses_in_another_unit_are_not_beside_measured_nats(tmp_path):
     table = dataclasses.replace(random_table(["a", "b"]), metric="output_error")
     uniform = [{"scheme": "w4a8", "predicted_bytes": 3.0, "divergence": 1.0}]
@@ -360,5 +393,7 @@ def test_settings_are_noted_as_json_has_them():
 
     noted = Settings(rounding="gptq", pins={"a": "w8a8"}, choices=("w4a8",), score=score, model="m").noted()
     assert noted == {"choices": ["w4a8"], "rounding": "gptq", "pins": {"a": "w8a8"}, "score": None, "seed": 0}
+    data = [(torch.ones(2), torch.ones(2)), (torch.ones(2), torch.ones(2))]
+    assert Settings(train_batches=data, pins={}).noted() == {"train_batches": None, "seed": 0}
     assert Settings(task=Task.regression()).noted() == {"task": "regression", "seed": 0}
     assert Settings(task=Task.regression().weighted({"output": 2.0})).noted() == {"task": None, "seed": 0}

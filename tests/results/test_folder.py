@@ -1,5 +1,6 @@
 """README.md of a folder: its programs run and return what the check set holds; folders of version 1 verify still."""
 
+import html
 import json
 import re
 import shutil
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from mixbit.core import InvalidInput, Plan
+from mixbit.core import Budget, InvalidInput, Plan, find_target
 from mixbit.core.errors import TargetMismatch
 from mixbit.graph.capture import capture
 from mixbit.pipeline.auto import auto_quantize
@@ -34,10 +35,10 @@ class Net(nn.Module):
         return {"logits": self.head(x), "boxes": self.boxes(x)}
 
 
-def made(target, out, **settings):
+def made(target, out, scheme="w6a8", **settings):
     torch.manual_seed(0)
     net, batches = Net().eval(), [torch.randn(8, 1, 6, 6) for _ in range(4)]
-    plan = uniform_plan(capture(net, batches[0]), "w6a8", target=target)
+    plan = uniform_plan(capture(net, batches[0]), scheme, target=target)
     auto_quantize(net, batches, target=target, plan=plan, out=out, settings=Settings(**settings))
     return net
 
@@ -82,6 +83,42 @@ def test_the_python_program_runs_as_it_stands_and_returns_what_was_checked(folde
     space = {"given": check.inputs.tensors[0].numpy()}
     exec(compile(filled, "README.md", "exec"), space)
     assert_as_in_the_check_set(space["outputs"], check)
+
+
+@pytest.mark.parametrize("scheme", ["w6a8", "w6a8dg32", "w4"])
+def test_the_program_for_openvino_has_the_settings_that_were_verified(tmp_path, monkeypatch, scheme):
+    pytest.importorskip("openvino")
+    made("openvino", tmp_path / "out", scheme)
+    monkeypatch.chdir(tmp_path / "out")
+    (code,) = [code for language, code in programs(tmp_path / "out") if language == "python"]
+    space = {}
+    exec(compile(code, "README.md", "exec"), space)
+    verified = Result.load(tmp_path / "out").environment
+    assert verified["DYNAMIC_QUANTIZATION_GROUP_SIZE"] == ("32" if "dg32" in scheme else "0")
+    for name in ("DYNAMIC_QUANTIZATION_GROUP_SIZE", "INFERENCE_PRECISION_HINT"):
+        value = space["model"].get_property(name)
+        assert (value.get_type_name() if name.endswith("HINT") else str(value)) == verified[name]
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.middle, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.last(self.middle(self.middle(x).relu()).relu())
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w6a8"])
+def test_a_file_that_onnxruntime_cannot_add_exactly_is_told(tmp_path, caplog, scheme):
+    pytest.importorskip("onnxruntime")
+    net, batches = Twice().eval(), [torch.randn(8, 8) / 8 for _ in range(4)]
+    plan = uniform_plan(capture(net, batches[0]), scheme, target="onnxruntime")
+    result = auto_quantize(net, batches, target="onnxruntime", plan=plan, out=tmp_path / "out").result
+    is_exact = "session.x64quantprecision" in result.environment
+    assert is_exact == (scheme == "w6a8")
+    for text in (result.chosen, caplog.text, (tmp_path / "out" / "README.md").read_text()):
+        assert ("keep sums of 8-bit weights exact" in text) != is_exact
 
 
 def test_the_programs_for_packed_tensors_run(folders, monkeypatch):
@@ -147,7 +184,31 @@ def test_figures_and_ports_are_those_of_result_json(folders, target):
         for port in stored["ports"][f"{kind}s"]
     ]
     assert stored["ports"]["inputs"] == [{"name": "pixel_values", "dtype": "float32", "shape": ["batch", 1, 6, 6]}]
-    assert "mixbit.auto_quantize(" in text
+    (needs,) = re.findall(r"your program needs (.*) alone;", text)
+    assert needs.split("`")[1::2] == [*find_target(target).files]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"task": "multi:logits=classification,boxes=regression", "ranges": "min_max"}]
+)
+@pytest.mark.parametrize("is_given", [False, True])
+def test_the_code_that_made_it_makes_it_again(tmp_path, monkeypatch, settings, is_given):
+    torch.manual_seed(0)
+    net, batches = Net().eval(), [torch.randn(8, 1, 6, 6) for _ in range(4)]
+    graph = capture(net, batches[0])
+    plan = uniform_plan(graph, "w6a8", target="packed")
+    mixed = dict(reversed((plan.layers | {"conv.weight": "w8a8"}).items()))
+    goal = {"plan": plan.model_copy(update={"layers": mixed})} if is_given else {"budget": Budget(weight_bytes=1500.25)}
+    made = auto_quantize(net, batches, target="packed", out=tmp_path / "first", settings=Settings(**settings), **goal)
+    assert [*made.result.layers] == [layer.name for layer in graph.layers]
+    monkeypatch.chdir(tmp_path / "first")
+    text = Path("README.md").read_text(encoding="utf-8").partition("## How it was made")[2]
+    (code,) = re.findall(r"^```python\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    assert code.strip() in html.unescape(Path("report.html").read_text(encoding="utf-8"))
+    assert "1500.25" in code or is_given
+    exec(compile(code, "README.md", "exec"), {"model": net, "batches": batches})
+    for name in ("plan.json", "model.safetensors"):
+        assert Path("out", name).read_bytes() == Path(name).read_bytes()
 
 
 def test_names_in_the_file_that_are_not_those_of_result_json_do_not_match(folders, tmp_path):

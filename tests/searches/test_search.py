@@ -94,7 +94,7 @@ def test_infeasible_names_limits_and_layers():
     assert str(caught.value) == (
         "no plan keeps mean_bits=3 (reachable: 4 to 8); bit_ops_ratio=1 (reachable: 1 to 3) could be kept; "
         "last.weight, second.weight, first.weight use most even at their cheapest choice; "
-        "loosen the limit or offer narrower schemes"
+        "loosen the limit or offer narrower schemes, where the target has them"
     )
     assert caught.value.reachable == ((4, 8), (64000, 192000))
     assert caught.value.binding == (2, 1, 0)

@@ -41,9 +41,13 @@ def fitted(task, returned):
 def problems(monkeypatch, tmp_path):
     """The problems of two evaluations, of a file without weights."""
     (tmp_path / "file").write_bytes(b"")
-    target = SimpleNamespace(files=("file",), stored=lambda _: {}, exact="")
+    target = SimpleNamespace(files=("file",), stored=lambda _: {}, exact=lambda _: "")
     monkeypatch.setattr(verify, "find_target", lambda _: target)
-    return lambda task, wanted, given: compare(tmp_path, "any", {}, evaluation(task, [wanted], [given])).problems
+
+    def problems(task, wanted, given):
+        return compare(tmp_path, "any", {}, evaluation(task, [wanted], [given]), environment={}).problems
+
+    return problems
 
 
 def test_small_channels_count_beside_large_ones():
@@ -154,7 +158,9 @@ def test_a_runtime_that_fails_under_its_own_settings_is_said_to_and_is_no_proble
 
     wanted = randn(20, 3)
     assert own_difference(load, None, None) == math.inf
-    comparison = compare(tmp_path, "any", {}, evaluation(Task.regression(), [wanted], [wanted]), default=math.inf)
+    comparison = compare(
+        tmp_path, "any", {}, evaluation(Task.regression(), [wanted], [wanted]), environment={}, default=math.inf
+    )
     assert comparison.problems == ()
     assert "does not run at the runtime's default settings" in str(comparison)
 

@@ -29,7 +29,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 for command in (quantize, measure, search, front, apply, verify, bench, report, study, demo):
     app.command()(with_quiet(command))
 app.add_typer(plan, name="plan")
-app.command(name="list")(list_)
+app.command(name="list")(with_quiet(list_))
 app.command()(schema)
 
 

@@ -72,6 +72,7 @@ class Runner:
             of, "" for none, and its milliseconds, read from the runtime while the files are there; None where the
             runtime does not tell.
         names: Those of the inputs and of the outputs, as the file holds them; none where it holds none.
+        note: What users of the file must know of how it runs, a sentence; "" where nothing.
     """
 
     run: "Callable[[list[NDArray[Any]]], list[NDArray[Any]]]"
@@ -79,6 +80,7 @@ class Runner:
     environment: dict[str, str]
     profile: "Callable[[list[NDArray[Any]]], list[tuple[str, float]]] | None" = None
     names: tuple[list[str], list[str]] = field(default_factory=lambda: ([], []))
+    note: str = ""
 
 
 #: (folder, names of tensors, and whether a layer's operator adds a bias) -> (arrays as for `Runner.run`) -> name ->
@@ -131,7 +133,8 @@ class Target:
             alone, see `try_apart`; empty where nothing but Python runs the file.
         check_files: Folder -> raises InvalidInput or TargetMismatch where the files are missing or name others.
         load_tensors: Opens the file with tensors inside as its outputs; None where it cannot.
-        exact: How a program loads the files with the settings under which they were verified, for people.
+        exact: The `environment` of the runner that was verified -> how a program loads the files with its settings, for
+            people.
         overflows: Whether, on this processor, the runtime's sums of products with 8-bit weights overflow.
         usage: (ports with sizes, the `environment` of the runner that was verified) -> language, as README.md names it,
             -> ten lines at most that run the file in it with these settings.
@@ -159,7 +162,7 @@ class Target:
     program: str = ""
     check_files: Callable[[Path], object] = lambda _: None
     load_tensors: LoadTensors | None = None
-    exact: str = ""
+    exact: Callable[[Mapping[str, str]], str] = lambda _: ""
     overflows: Callable[[], bool] = lambda: False
     usage: Callable[[Ports, Mapping[str, str]], dict[str, str]] = lambda *_: {}
 

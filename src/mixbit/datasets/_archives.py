@@ -9,7 +9,7 @@ import numpy as np
 from numpy.lib import format as numpy_format
 from safetensors import safe_open
 
-from mixbit.core import users_code
+from mixbit.core import InvalidInput, users_code
 
 #: Name of the array in a file of one.
 ONLY = ""
@@ -21,7 +21,7 @@ def read_arrays(spec: str) -> Mapping[str, Any]:
     Raises InvalidInput for a file that is none of these, is damaged, or holds Python objects, which are never loaded.
     """
     path = Path(spec)
-    with users_code(f"DATA {spec}: cannot be read"):
+    with users_code(lambda error: InvalidInput(f"DATA {spec}: cannot be read: {error}{_way_out(error)}")):
         if path.suffix == ".npy":
             return {ONLY: numpy_format.open_memmap(path, mode="r")}
         if path.suffix == ".safetensors":
@@ -30,11 +30,18 @@ def read_arrays(spec: str) -> Mapping[str, Any]:
         return _in_archive(path)
 
 
+def _way_out(error: BaseException) -> str:
+    of_objects = "bject" in str(error)
+    return "; objects of Python are pickles and never loaded: save numbers, or texts as np.array(names)" * of_objects
+
+
 def _in_archive(path: Path) -> dict[str, Any]:
     arrays = {}
     with zipfile.ZipFile(path) as archive, np.load(path, allow_pickle=False) as loaded, path.open("rb") as file:
         for entry in archive.infolist():
             name = entry.filename.removesuffix(".npy")
+            if name == entry.filename or name.startswith("__MACOSX/"):
+                continue  # no array
             mapped = _mapped(path, file, entry) if entry.compress_type == zipfile.ZIP_STORED else None
             arrays[name] = loaded[name] if mapped is None else mapped
     return arrays

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mixbit.core import InvalidInput, say, track, users_code
 from mixbit.datasets._inputs import batch_of, picture_input
 from mixbit.datasets._samples import Samples
-from mixbit.datasets.load import LoadedData, Reading
+from mixbit.datasets.load import LoadedData, Reading, normalised
 from mixbit.models.load import LoadedModel
 
 #: Options that say how pictures are read.
@@ -61,7 +61,7 @@ def load_pictures(pictures: Pictures, model: LoadedModel, reading: Reading) -> L
     samples = Samples(pictures.spec, len(pictures.names), read, reading)
     for number in track(range(samples.size), "check pictures", samples.size) if reading.every_epoch else ():
         reader.pixels(number)
-    return LoadedData(samples, pictures.classes, words)
+    return LoadedData(samples, pictures.classes, words, samples.size)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def _opened(open_file: Callable[[str], IO[bytes]], name: str) -> Any:
     if upright.mode.startswith("I"):  # grey of 16 bits, which Pillow would cut off at 255
         return image_library.fromarray((np.asarray(upright).clip(0, 65535) / 257).round().astype(np.uint8))
     if upright.mode == "F":
-        raise InvalidInput("grey in 32-bit floats, whose range is not known")
+        raise ValueError("grey in 32-bit floats, whose range is not known")
     if upright.mode == "1":
         return upright.convert("L")
     has_opacity = upright.mode in ("LA", "La", "PA", "RGBa") or "transparency" in upright.info
@@ -170,8 +170,7 @@ def _preparation(
     words = f"{'grey' if channels == 1 else MODES[channels]} pixels"
     words += "" if size is None else f", resized to {size[0]}x{size[1]} (bilinear)"
     if not in_bytes:
-        less, by = (", ".join(f"{value:.6g}" for value in values.flatten().tolist()) for values in (mean, std))
-        words += f", divided by 255, minus {less}, divided by {by}"
+        words += f", {normalised(reading.mean, reading.std)}"
     return prepare, words
 
 
@@ -182,7 +181,8 @@ def _channels(spec: str, model: LoadedModel, reading: Reading, wanted: int | Non
     first = next((module.in_channels for module in convolutions), 3)
     channels = wanted or next(iter(several), first if first in MODES else 3)
     if channels not in MODES:
-        raise InvalidInput(f"DATA {spec}: the model takes pictures of {channels} channels; pictures have 1, 3 or 4")
+        whose = "the model takes pictures" if wanted else "--mean or --std is of pictures"
+        raise InvalidInput(f"DATA {spec}: {whose} of {channels} channels; pictures have 1, 3 or 4")
     if any(number != channels for number in several):
         raise InvalidInput(f"DATA {spec}: the model takes {channels} channels; give --mean and --std one number each")
     return channels

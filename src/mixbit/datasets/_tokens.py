@@ -42,7 +42,8 @@ def load_blocks(spec: str, text: str, model: LoadedModel, reading: Reading) -> L
         inputs = _taken(spec, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, model)
         return {**inputs, "labels": ids.clone()}
 
-    return LoadedData(Samples(spec, len(blocks), read, reading), None, f"blocks of {length} tokens of the tokenizer")
+    words = f"blocks of {length} tokens of the tokenizer"
+    return LoadedData(Samples(spec, len(blocks), read, reading), None, words, len(blocks))
 
 
 def load_lines(
@@ -69,7 +70,7 @@ def load_lines(
         return inputs if labels is None else {**inputs, "labels": labels[list(numbers)]}
 
     words = f"the tokenizer, at most {length} tokens, each batch padded to its longest"
-    return LoadedData(Samples(spec, len(texts), read, reading), classes, words)
+    return LoadedData(Samples(spec, len(texts), read, reading), classes, words, len(texts))
 
 
 def tokenizer_of(spec: str, model: LoadedModel) -> Any:

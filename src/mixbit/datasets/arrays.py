@@ -13,7 +13,7 @@ from mixbit.datasets._archives import ONLY, read_arrays
 from mixbit.datasets._inputs import batch_of, by_position, names_of
 from mixbit.datasets._labels import labels_of_array
 from mixbit.datasets._samples import Samples
-from mixbit.datasets.load import DataForm, LoadedData, Reading
+from mixbit.datasets.load import DataForm, LoadedData, Reading, normalised
 from mixbit.models.load import LoadedModel
 
 ENDINGS = (".npy", ".npz", ".safetensors")
@@ -26,7 +26,7 @@ _WIDER = {np.dtype(np.uint16): np.int32, np.dtype(np.uint32): np.int64, np.dtype
 def _load(spec: str, model: LoadedModel, reading: Reading) -> LoadedData:
     if not Path(spec).is_file():
         raise InvalidInput(f"DATA {spec}: no such file")
-    arrays = dict(read_arrays(spec))
+    arrays = {model.arguments.get(name, name): array for name, array in read_arrays(spec).items()}
     names, required = names_of(model)
     key = next((name for name in LABELS if name in arrays and (name == LABELS[0] or name not in names)), None)
     labels, classes = None, None
@@ -52,7 +52,14 @@ def _load(spec: str, model: LoadedModel, reading: Reading) -> LoadedData:
         return batch_of(inputs, None if labels is None else labels[list(numbers)])
 
     size = next(iter(sizes.values()))[0]
-    return LoadedData(Samples(spec, size, read, reading), classes)
+    return LoadedData(Samples(spec, size, read, reading), classes, _words(spec, reading), size)
+
+
+def _words(spec: str, reading: Reading) -> str:
+    """What is done to the numbers of the file."""
+    if reading.mean is None and reading.std is None:
+        return f"numbers as {Path(spec).name} holds them"
+    return f"bytes as {Path(spec).name} holds them, {normalised(reading.mean, reading.std)}"
 
 
 def _inputs(

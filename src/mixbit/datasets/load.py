@@ -1,6 +1,7 @@
 """load_data(): the batches that DATA of the command line names, in whatever form it is."""
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -9,6 +10,8 @@ from mixbit.models.load import LoadedModel
 
 #: Samples of a batch where no size is given.
 BATCH_SIZE = 32
+#: Classes that a message lists.
+MOST_NAMES = 20
 
 
 @dataclass(frozen=True)
@@ -47,8 +50,10 @@ class Reading:
                 raise InvalidInput(f"{_written(option)} {value}: give a whole number from 1")
         if self.image_size is not None and min(self.image_size) < 1:
             raise InvalidInput(f"--image-size {self.image_size}: give a height and a width from 1")
-        if self.std is not None and not all(value > 0 for value in self.std):
-            raise InvalidInput(f"--std {self.std}: give positive numbers, since pixels are divided by them")
+        if self.mean is not None and not all(map(math.isfinite, self.mean)):
+            raise InvalidInput(f"--mean {self.mean}: give finite numbers, which are taken off pixels of 0 to 1")
+        if self.std is not None and not all(0 < value < math.inf for value in self.std):
+            raise InvalidInput(f"--std {self.std}: give finite numbers above 0, since pixels are divided by them")
         if self.mean and self.std and len({len(self.mean), len(self.std)} - {1}) > 1:
             raise InvalidInput(f"--mean has {len(self.mean)} channels and --std {len(self.std)}; give one number each")
 
@@ -65,11 +70,35 @@ class LoadedData:
         batches: As `split_batches` takes them.
         classes: Names of the classes in the order of the labels' numbers, where labels are names.
         preprocessing: How inputs were made of what the files hold, in words, where they were.
+        num_samples: How many the files hold; None where nothing tells before they are read.
     """
 
     batches: Iterable[Any]
     classes: tuple[str, ...] | None = None
     preprocessing: str | None = None
+    num_samples: int | None = None
+
+    def in_words(self, *, prepared: bool) -> str:
+        """Samples, classes and, if it is asked for, preprocessing, for people to compare with what they meant."""
+        samples = f"{self.num_samples:,} samples"
+        if self.classes is not None:
+            samples += f" in {len(self.classes)} classes ({listed(self.classes)})"
+        return f"{samples}; {self.preprocessing}" if prepared else samples
+
+
+def normalised(mean: Sequence[float] | None, std: Sequence[float] | None) -> str:
+    """What is done to bytes, in words."""
+    words = "divided by 255"
+    for what, values in (("minus", mean), ("divided by", std)):
+        if values is not None:
+            each = [f"{value:.6g}" for value in values]
+            words += f", {what} {each[0] if len(set(each)) == 1 else ', '.join(each)}"
+    return words
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, of many the first ones."""
+    return ", ".join(names[:MOST_NAMES]) + (", ..." if len(names) > MOST_NAMES else "")
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,9 @@ def _load(spec: str, model: LoadedModel, reading: Reading) -> LoadedData:
     if not path.is_file():
         raise InvalidInput(f"DATA {spec}: no such file")
     table = _read(spec, path)
+    for line, label in zip(table.lines, table.labels, strict=False):
+        if not label and reading.task != "multilabel":
+            raise InvalidInput(f"DATA {spec}: line {line} has no label; write one, or leave the line out")
     labels, classes = labels_of_texts(spec, table.labels, model, reading) if table.labels else (None, None)
     if not table.are_paths:
         return load_lines(spec, table.values, labels, classes, model, reading)
@@ -52,8 +55,12 @@ def _load(spec: str, model: LoadedModel, reading: Reading) -> LoadedData:
 
 
 def _read(spec: str, path: Path) -> _Table:
-    with users_code(f"DATA {spec}: cannot be read"), path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=ENDINGS[path.suffix], strict=True)
+    with (
+        users_code(lambda error: InvalidInput(f"DATA {spec}: is no table in UTF-8 that can be read ({error})")),
+        path.open(encoding="utf-8-sig", newline="") as file,
+    ):
+        reader = csv.reader(file, delimiter=_delimiter(file.readline(), ENDINGS[path.suffix]), strict=True)
+        file.seek(0)
         rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(map(str.strip, row))]
     if not rows:
         raise InvalidInput(f"DATA {spec}: holds no row")
@@ -73,6 +80,15 @@ def _read(spec: str, path: Path) -> _Table:
     return _Table(
         [line for line, _ in body], texts, [] if labels is None else [row[labels] for _, row in body], are_paths
     )
+
+
+def _delimiter(line: str, usual: str) -> str:
+    """What parts the columns: another than usual where the first line so holds names that are known."""
+    for delimiter in (usual, ";", "\t", ","):
+        names = [name.strip(' "\r\n').lower() for name in line.split(delimiter)]
+        if len(names) > 1 and any(name in PATHS + TEXTS + LABELS for name in names):
+            return delimiter
+    return usual
 
 
 def _columns(spec: str, folder: Path, rows: Sequence[Sequence[str]]) -> tuple[bool, int, int | None]:

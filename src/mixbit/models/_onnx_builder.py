@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
+from mixbit.core import UnsupportedModel, quoted
 from mixbit.models._onnx_batch import Batch, lifted, size
 from mixbit.models._onnx_file import OnnxFile
 from mixbit.models._onnx_names import free_name, parameter_name
@@ -53,6 +54,7 @@ class Builder:
         known: Node -> what it makes of each example.
         fixed: Nodes that depend on no input.
         readers: Name -> the operators that read it, and where.
+        read_inside: Names that a branch or loop reads, and does not make itself.
     """
 
     file: OnnxFile
@@ -69,15 +71,19 @@ class Builder:
 
     statistics: set[str] = field(default_factory=set)
     fused: set[str] = field(default_factory=set)
+    read_inside: set[str] = field(default_factory=set)
     names_of: Counter[fx.Node] = field(default_factory=Counter)
 
-    def note_readers(self, graph: Any) -> None:
+    def note_readers(self, graph: Any, *, inside: bool = False) -> None:
+        own = {name for node in graph.node for name in node.output}
         for node in graph.node:
             for place, name in enumerate(node.input):
                 self.readers[name].append((node, place))
+            if inside:
+                self.read_inside.update(name for name in node.input if name not in own)
             for attribute in node.attribute:
                 if attribute.HasField("g"):
-                    self.note_readers(attribute.g)
+                    self.note_readers(attribute.g, inside=True)
         for value in graph.output:
             self.readers[value.name].append((None, 0))
 
@@ -92,8 +98,18 @@ class Builder:
         if few or as_number or tensor.ndim == 0 or single:
             return tensor.tolist()
         is_weight = stored and tensor.is_floating_point() and bool(tensor.isfinite().all())
-        self.tensors[name] = tensor
-        return Stored(name, is_weight and name not in self.statistics)
+        key = self._key(name, tensor)
+        self.tensors[key] = tensor
+        return Stored(key, is_weight and name not in self.statistics)
+
+    def _key(self, name: str, tensor: Tensor) -> str:
+        """The name, or where branches or the rounds of a loop call another tensor so, one of its own."""
+        key, number = name, 1
+        while key in self.tensors and not _same(self.tensors[key], tensor):
+            number += 1
+            key = f"{name}_{number}"
+        self.readers[key] = self.readers[name]
+        return key
 
     def read(self, name: str, node: Any, place: int) -> Any:
         """The value as an argument: numbers where the operator takes numbers, else a node."""
@@ -110,6 +126,10 @@ class Builder:
             value = Stored(name, False)
         if isinstance(value, Stored):
             return self.stored(value, None, 0)
+        if isinstance(self.known[value][0], tuple):
+            raise UnsupportedModel(
+                f"MODEL {self.file.path}: output {quoted(name)} is a sequence; let the file return its tensors"
+            )
         return value if isinstance(self.known[value][0], Tensor) else self.call(as_tensor, [value, self.first], {})
 
     def stored(self, value: Stored, reader: Any, place: int) -> fx.Node:
@@ -219,3 +239,7 @@ class Builder:
             self.names_of[value] -= 1
             if self.names_of[value] <= 0:
                 self.known.pop(value, None)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)

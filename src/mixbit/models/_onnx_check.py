@@ -1,6 +1,6 @@
 """The module beside onnxruntime, which runs the file itself: inputs that the file takes, and whether both agree."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,12 @@ from mixbit.core import InvalidInput, UnsupportedModel, quoted, reason_of, users
 from mixbit.models._onnx_elementwise import TYPES
 from mixbit.models._onnx_file import OnnxFile, Port, needed
 
-#: Largest difference from onnxruntime, in units of the largest number of the output.
+#: Largest difference from onnxruntime, in units of the largest number around, see `_scales`.
 TOLERANCE = 1e-3
+#: Smallest scale of a number, in units of the largest of the output.
+FLOOR = 0.03
 #: Smallest share of equal integers: ties may go another way.
-EQUAL = 0.99
+EQUAL = 0.999
 #: Samples of the example, and of the one that it is compared with.
 FEW, MORE = 2, 3
 #: Sizes that are tried for dimensions of any size.
@@ -68,8 +70,8 @@ def tried(file: OnnxFile, runtime: Runtime) -> Tried:
     failure = None
     for few, more in counts:
         for free in _SIZES if names else _SIZES[:1]:
-            inputs = example(file.inputs, few, free)
-            failure = _failure(runtime, inputs) or _failure(runtime, example(file.inputs, more, free))
+            inputs = drawn(file.inputs, few, free)
+            failure = _failure(runtime, inputs) or _failure(runtime, drawn(file.inputs, more, free))
             if failure is None:
                 return Tried(inputs, few, free, few != more)
     raise InvalidInput(f"MODEL {file.path}: onnxruntime runs it on no shape that was tried: {failure}{_unnamed(file)}")
@@ -96,8 +98,11 @@ def _unnamed(file: OnnxFile) -> str:
     )
 
 
-def example(ports: Sequence[Port], samples: int, free: int) -> dict[str, Tensor]:
-    """Seeded inputs: normal numbers; of integers zeros and ones, of truth values either, the first of them true."""
+def drawn(ports: Sequence[Port], samples: int, free: int, *, positive: bool = False) -> dict[str, Tensor]:
+    """Seeded inputs: normal numbers, or where `positive` those between 0 and 1; of integers zeros and ones.
+
+    Of truth values and integers, the first of each row is true, or 1.
+    """
     generator = torch.Generator().manual_seed(_SEED)
     made = {}
     for port in ports:
@@ -108,7 +113,8 @@ def example(ports: Sequence[Port], samples: int, free: int) -> dict[str, Tensor]
         if kind is None:
             raise UnsupportedModel(f"input {quoted(port.name)}: ONNX's type {port.kind} is not followed; give numbers")
         if kind.is_floating_point:
-            made[port.name] = torch.randn(sizes, generator=generator, dtype=kind)
+            draw = torch.rand if positive else torch.randn
+            made[port.name] = draw(sizes, generator=generator, dtype=kind)
             continue
         value = torch.randint(0, 2, sizes, generator=generator)
         if value.ndim > 1:
@@ -120,39 +126,83 @@ def example(ports: Sequence[Port], samples: int, free: int) -> dict[str, Tensor]
 def check(file: OnnxFile, runtime: Runtime, module: fx.GraphModule, found: Tried) -> None:
     """Raise UnsupportedModel, with figures and the first node that differs, unless module and file agree.
 
-    They are compared on the example and on another number of samples; a file of one batch size runs sample by sample.
+    They are compared for several numbers of samples, one among them, and for all sizes of free dimensions that the file
+    takes: a branch of the file may go the other way there. A file of one batch size runs sample by sample.
     """
-    count = found.samples
-    for rows in (count, MORE if found.any_batch else 2 * count):
-        inputs = example(file.inputs, rows, found.free)
-        with users_code(lambda error: _fixed(file, error)), torch.no_grad():
-            got = module(*inputs.values())
-        whole = found.any_batch or rows == count
-        parts = [inputs] if whole else [_rows(inputs, start, count) for start in range(0, rows, count)]
-        expected = [_joined(values) for values in zip(*map(runtime, parts), strict=True)]
+    unseen = set(runtime.names)
+    for inputs, expected, is_tried in _compared(file, runtime, found):
+        sizes = ", ".join(f"{quoted(name)} {list(value.shape)}" for name, value in inputs.items())
+        try:
+            with users_code(lambda error: _failing(file, error, found)), torch.no_grad():
+                got = module(*inputs.values())
+        except UnsupportedModel:
+            if is_tried:
+                raise
+            continue  # a size that the network itself may not take
         for name, want in zip(runtime.names, expected, strict=True):
             difference = _difference(got[name], want)
             if difference is not None:
-                where = first_difference(file, module, inputs) if whole else f"; {_ONE_BATCH}"
-                what = f"its output {quoted(name)} differs from onnxruntime's for {rows} samples: {difference}{where}"
+                where = _where(file, module, inputs, found)
+                what = f"its output {quoted(name)} differs from onnxruntime's for {sizes}: {difference}{where}"
                 raise UnsupportedModel(f"MODEL {file.path}: made into torch, {what}")
+            if not np.size(want) or np.isfinite(want).any():
+                unseen.discard(name)
+    if unseen:
+        raise UnsupportedModel(
+            f"MODEL {file.path}: its output {quoted(min(unseen))} has no finite number on any input that was tried, so "
+            "that it cannot be compared; give the network as a function in Python"
+        )
 
 
 _ONE_BATCH = "the file is for one batch size, and samples touch one another in it: export it with a batch of any size"
 
 
-def _fixed(file: OnnxFile, error: BaseException) -> UnsupportedModel:
-    return UnsupportedModel(
-        f"MODEL {file.path}: made into torch, it fails on another batch: {reason_of(error)}; {_ONE_BATCH}"
-    )
+def _compared(
+    file: OnnxFile, runtime: Runtime, found: Tried
+) -> Iterator[tuple[Mapping[str, Tensor], Sequence[Any], bool]]:
+    """Inputs, what the file returns for them, and whether they are of the sizes that were tried before."""
+    count = found.samples
+    yield found.inputs, runtime(found.inputs), True
+    if not found.any_batch:
+        if count > 1:
+            whole = runtime(found.inputs)
+            yield (
+                _rows(found.inputs, 0, 1),
+                [each[: len(each) // count] if np.ndim(each) else each for each in whole],
+                True,
+            )
+        inputs = drawn(file.inputs, 2 * count, found.free, positive=True)
+        parts = [runtime(_rows(inputs, start, count)) for start in (0, count)]
+        yield inputs, [np.concatenate(pair) if np.ndim(pair[0]) else pair[0] for pair in zip(*parts, strict=True)], True
+        return
+    has_free = any(not isinstance(size, int) for port in file.inputs for size in port.sizes[1:])
+    for rows, free in ((MORE, found.free), *((1, size) for size in (_SIZES if has_free else (found.free,)))):
+        inputs = drawn(file.inputs, rows, free, positive=rows == MORE)
+        if _failure(runtime, inputs) is None:
+            yield inputs, runtime(inputs), free == found.free
+
+
+def _where(file: OnnxFile, module: fx.GraphModule, inputs: Mapping[str, Tensor], found: Tried) -> str:
+    """Where the difference comes from, as far as it can be told."""
+    is_tried = inputs is found.inputs
+    branches = [node.name or node.output[0] for node in file.proto.graph.node if node.op_type == "If"]
+    if branches and not is_tried:
+        return f"; which way {quoted(branches[0])} (If) goes may depend on sizes: export one of both ways"
+    if not found.any_batch and not is_tried:
+        return f"; {_ONE_BATCH}"
+    try:
+        return first_difference(file, module, inputs)
+    except InvalidInput:  # the tensors inside cannot be read
+        return ""
+
+
+def _failing(file: OnnxFile, error: BaseException, found: Tried) -> UnsupportedModel:
+    why = "" if found.any_batch else f"; {_ONE_BATCH}"
+    return UnsupportedModel(f"MODEL {file.path}: made into torch, it fails on another batch: {reason_of(error)}{why}")
 
 
 def _rows(inputs: Mapping[str, Tensor], start: int, count: int) -> dict[str, Tensor]:
     return {name: value[start : start + count] if value.ndim else value for name, value in inputs.items()}
-
-
-def _joined(values: Sequence[Any]) -> Any:
-    return np.concatenate(values) if len(values) > 1 and np.ndim(values[0]) else values[0]
 
 
 def _difference(got: Any, want: Any) -> str | None:
@@ -166,18 +216,38 @@ def _difference(got: Any, want: Any) -> str | None:
         share = float((got == want).double().mean())
         return None if share >= EQUAL else f"{1 - share:.1%} of its integers are others"
     same = (got == want) | (got.isnan() & want.isnan())
-    finite = want[want.isfinite()].abs()
-    largest = float(finite.max()) if finite.numel() else 1.0
-    worst = float(torch.where(same, 0.0, (got - want).abs().nan_to_num(float("inf"))).max())
-    return (
-        None if worst <= TOLERANCE * max(largest, 1e-6) else f"by {worst:.2g} where the largest number is {largest:.2g}"
-    )
+    apart = torch.where(same, 0.0, (got - want).abs().nan_to_num(float("inf")))
+    far = apart - TOLERANCE * _scales(want)
+    place = int(far.argmax())
+    if far.flatten()[place] <= 0:
+        return None
+    return f"by {apart.flatten()[place]:.2g} where the largest number is {_scales(want).max():.2g}"
+
+
+def _scales(x: Tensor) -> Tensor:
+    """The largest number around each number: the least of those of its row, its column and so on.
+
+    An output may hold places of hundreds of pixels beside scores of 0 to 1, and a mask of -1e9. What is less than a
+    thirtieth of TOLERANCE of the largest number of all counts as rounding.
+    """
+    sizes = torch.where(x.isfinite(), x.abs(), 0.0)
+    scales = largest = sizes.max()
+    for axis in range(x.ndim if x.ndim > 1 else 0):
+        others = [each for each in range(x.ndim) if each != axis]
+        scales = torch.minimum(scales, sizes.amax(others, keepdim=True))
+    return torch.clamp_min(scales, max(float(largest) * FLOOR, 1e-6)).expand(x.shape)
 
 
 def first_difference(file: OnnxFile, module: fx.GraphModule, inputs: Mapping[str, Tensor]) -> str:
-    """The first node of the file whose output differs, with figures; empty where its values cannot be had."""
+    """The first node of the file whose output differs, with figures; empty where none of them does.
+
+    Raises InvalidInput where onnxruntime does not give what they make.
+    """
     onnx, ort = needed("onnx"), needed("onnxruntime")
-    names = {node.meta["output"]: node for node in module.graph.nodes if "output" in node.meta}
+    own = {name for node in file.proto.graph.node for name in node.output}  # of branches and loops, none can be read
+    names = {node.meta["output"]: node for node in module.graph.nodes if node.meta.get("output") in own}
+    if not names:
+        return ""
     proto = onnx.ModelProto()
     proto.CopyFrom(file.proto)
     have = {value.name for value in proto.graph.output}

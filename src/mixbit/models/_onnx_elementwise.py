@@ -47,7 +47,7 @@ def _divided(a: Any, b: Any) -> Tensor:
 
 
 def Pow(a: Value, b: Value) -> Value:
-    return combined(_power, operator.pow, a, b)
+    return combined(_power, lambda x, y: int(x**y) if isinstance(x, int) else x**y, a, b)
 
 
 def _power(a: Any, b: Any) -> Tensor:
@@ -56,8 +56,18 @@ def _power(a: Any, b: Any) -> Tensor:
 
 
 def Mod(a: Value, b: Value, *, fmod: int = 0) -> Value:
-    on_tensors = torch.fmod if fmod else torch.remainder
-    return combined(lambda x, y: on_tensors(tensor(x), y), math.fmod if fmod else operator.mod, a, b)
+    on_tensors, on_numbers = (torch.fmod, _remainder) if fmod else (torch.remainder, operator.mod)
+    return combined(lambda x, y: on_tensors(tensor(x, dtype=_type_of(y)), y), on_numbers, a, b)
+
+
+def _type_of(value: Any) -> torch.dtype | None:
+    return value.dtype if isinstance(value, Tensor) else None
+
+
+def _remainder(a: Any, b: Any) -> Any:
+    """Of the sign of `a`; of integers, an integer."""
+    made = math.fmod(a, b)
+    return int(made) if isinstance(a, int) and isinstance(b, int) else made
 
 
 def Sum(*values: Value) -> Value:
@@ -205,7 +215,7 @@ def LeakyRelu(x: Tensor, *, alpha: float = 0.01) -> Tensor:
 
 def PRelu(x: Tensor, slope: Value) -> Tensor:
     """The slope is broadcast, as [C, 1, 1]; torch's own operator takes one for each channel."""
-    slope = tensor(slope, x)
+    slope = tensor(slope, x).reshape(-1) if is_number(slope) and not isinstance(slope, list) else tensor(slope, x)
     channels = x.ndim > 1 and slope.numel() == slope.shape[-x.ndim + 1 if slope.ndim == x.ndim - 1 else 0]
     if slope.numel() == 1 or (channels and slope.ndim == x.ndim - 1):
         return functional.prelu(x, slope.reshape(-1))
@@ -364,8 +374,11 @@ def IsNaN(x: Tensor) -> Tensor:
 
 
 def IsInf(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> Tensor:
-    both = detect_negative and detect_positive
-    return torch.isinf(x) if both else x == (math.inf if detect_positive else -math.inf)
+    if detect_negative and detect_positive:
+        return torch.isinf(x)
+    if not (detect_negative or detect_positive):
+        return torch.zeros_like(x, dtype=torch.bool)
+    return x == (math.inf if detect_positive else -math.inf)
 
 
 def Where(condition: Value, a: Value, b: Value) -> Value:
@@ -379,18 +392,22 @@ def Where(condition: Value, a: Value, b: Value) -> Value:
 
 
 def Cast(x: Value, *, to: int, saturate: int = 1, round_mode: str = "up") -> Value:
-    kind = TYPES[to]
-    if isinstance(x, Tensor):
-        return x.to(kind)
+    return x.to(TYPES[to]) if isinstance(x, Tensor) else _cast(x, TYPES[to])
+
+
+def _cast(x: Number, kind: torch.dtype) -> Number:
+    """Numbers of the type; of few bits, what overflows goes round."""
     if kind is torch.bool:
         return elementwise(bool, x)
-    return elementwise(torch.sym_float if kind.is_floating_point else torch.sym_int, x)
+    if kind.is_floating_point:
+        return elementwise(torch.sym_float, x)
+    made = elementwise(torch.sym_int, x)
+    return made if kind in (torch.int32, torch.int64) else tensor(made).to(kind).tolist()
 
 
 def CastLike(x: Value, other: Value, *, saturate: int = 1, round_mode: str = "up") -> Value:
-    if is_number(x) and is_number(other):
-        return x
-    return tensor(x).to(tensor(other).dtype)
+    kind = tensor(other).dtype
+    return _cast(x, kind) if is_number(x) else tensor(x).to(kind)
 
 
 def Identity(x: Value) -> Value:

@@ -1,7 +1,8 @@
 """From an ONNX file to a module: a graph of calls of torch, operator by operator, with the parameters of the file."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,19 +54,27 @@ def _module(builder: Builder) -> fx.GraphModule:
 
 def _run(builder: Builder, graph: Any) -> list[Any]:
     """Go through the operators; the values that the graph returns."""
-    to_array = needed("onnx.numpy_helper").to_array
     for each in graph.initializer:
-        builder.values[each.name] = builder.constant(each.name, _tensor(to_array(each)), stored=True)
+        if builder.readers.get(each.name):
+            with _named(f"MODEL {builder.file.path}: constant {quoted(each.name)}"):
+                builder.values[each.name] = builder.constant(each.name, _tensor(each), stored=True)
     ends = _last_reads(graph)
     for number, node in enumerate(graph.node):
         where = f"MODEL {builder.file.path}: node {quoted(node.name or node.output[0])} ({node.op_type})"
-        try:
+        with _named(where, _way_out(builder)):
             _operator(builder, node)
-        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            raise UnsupportedModel(f"{where} cannot be followed: {_reason(error)}{_way_out(builder)}") from error
         for name in ends[number]:
             builder.forget(name)
     return [builder.values[value.name] for value in graph.output]
+
+
+@contextmanager
+def _named(where: str, way_out: str = "") -> Iterator[None]:
+    """Raise UnsupportedModel, which names the place, for what torch or the table raises."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise UnsupportedModel(f"{where} cannot be followed: {_reason(error)}{way_out}") from error
 
 
 def _way_out(builder: Builder) -> str:
@@ -114,7 +123,13 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, Stored) and not value.is_weight
 
 
-def _tensor(array: Any) -> Tensor:
+def _tensor(stored: Any) -> Tensor:
+    """The tensor; raises TypeError where torch has none of its type."""
+    onnx = needed("onnx")
+    array = onnx.numpy_helper.to_array(stored)
+    if array.dtype.kind not in "fiub" or array.dtype.isbuiltin != 1:
+        kind = onnx.TensorProto.DataType.Name(stored.data_type)
+        raise TypeError(f"it is of type {kind}; store plain numbers, such as float32")
     return torch.from_numpy(array.copy())
 
 
@@ -134,8 +149,8 @@ def _attribute(attribute: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, onnx.TensorProto):
-        return _tensor(onnx.numpy_helper.to_array(value))
-    if isinstance(value, onnx.GraphProto | int | float):
+        return _tensor(value)
+    if isinstance(value, onnx.GraphProto | onnx.SparseTensorProto | int | float):
         return value
     return [each.decode() if isinstance(each, bytes) else each for each in value]
 

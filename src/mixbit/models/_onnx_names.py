@@ -16,6 +16,8 @@ _SCOPES = "pkg.torch.onnx.name_scopes"
 #: What the input at that place of an operator is.
 _PLACES = {1: "weight", 2: "bias", 3: "running_mean", 4: "running_var"}
 _BIASES = ("Add", "Sub")
+#: What the code of a graph calls by these names.
+_CALLED = ("self", "torch", "device", "pytree", "fx_pytree", "inf", "nan", "math", "operator")
 #: Attributes of modules that their classes do not show.
 _OWN = ("training", "_parameters", "_buffers", "_modules", "graph")
 
@@ -57,9 +59,9 @@ def scope_of(node: Any) -> str:
 
 
 def identifier(name: str, taken: Collection[str]) -> str:
-    """A name of an argument in Python."""
+    """A name of an argument in Python that hides nothing which the code of a graph calls."""
     made = re.sub(r"\W", "_", re.sub(r":0$", "", name)) or "x"
-    made = f"_{made}" if made[0].isdigit() or keyword.iskeyword(made) else made
+    made = f"_{made}" if made[0].isdigit() or keyword.iskeyword(made) or made in _CALLED else made
     while made in taken:
         made += "_"
     return made

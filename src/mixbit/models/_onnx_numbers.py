@@ -45,10 +45,14 @@ def tensor(value: Tensor | Number, like: Tensor | None = None, dtype: torch.dtyp
 
 
 def operand(value: Tensor | Number, like: Tensor) -> Any:
-    """The value as torch's arithmetic takes it beside `like`: a tensor, or one number."""
+    """The value as torch's arithmetic takes it beside `like`: one number, or a tensor; among integers, of its type."""
     while isinstance(value, list) and len(value) == 1 and _depth(value) <= like.ndim:
         value = value[0]
-    return tensor(value, like) if isinstance(value, list) else value
+    if not isinstance(value, list):
+        return value
+    made = tensor(value, like)
+    both = made.dtype is torch.int64 and not like.is_floating_point() and like.dtype is not torch.bool
+    return made.to(like.dtype) if both else made
 
 
 def combined(on_tensors: Callable[..., Any], on_numbers: Callable[..., Any], *values: Any) -> Any:
@@ -101,6 +105,8 @@ def truncated(a: Any, b: Any) -> Any:
         return a / b
     if isinstance(a, int) and isinstance(b, int):
         return math.trunc(a / b) if abs(a) < 2**52 else abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+    if isinstance(b, int) and b > 0:
+        return torch.sym_max(a, 0) // b - torch.sym_max(-a, 0) // b
     return a // b  # sizes are not negative
 
 

@@ -7,6 +7,7 @@ Each function has the name and the attributes of its operator; an input that is 
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -33,8 +34,17 @@ def MaxPool(
     dims = len(kernel_shape)
     strides, dilations = strides or [1] * dims, dilations or [1] * dims
     around = paddings(x, kernel_shape, strides, dilations, auto_pad, pads)
-    x, padding = _with_room(x, around, kernel_shape, -math.inf)
-    return _MAX[dims](x, kernel_shape, strides, padding, dilations, bool(ceil_mode))
+    wide, padding = _with_room(x, around, kernel_shape, -math.inf)
+    y = _MAX[dims](wide, kernel_shape, strides, padding, dilations, bool(ceil_mode))
+    return _within(y, x, around, strides) if ceil_mode and wide is not x else y
+
+
+def _within(y: Tensor, x: Tensor, around: list[Any], strides: list[int]) -> Tensor:
+    """What a pool made of a tensor that was padded before, without windows that begin behind all of its numbers."""
+    for axis, ((before, _), stride) in enumerate(zip(around, strides, strict=True), 2):
+        first: Any = -(-(x.shape[axis] + before) // stride)
+        y = y[(slice(None),) * axis + (slice(None, first),)]
+    return y
 
 
 def _with_room(x: Tensor, around: list[Any], kernel: list[int], fill: float) -> tuple[Tensor, list[Any]]:
@@ -63,11 +73,11 @@ def AveragePool(
     wide, padding = _with_room(x, around, kernel_shape, 0.0)
     if wide is x:
         return _MEAN[dims](x, kernel_shape, strides, padding, bool(ceil_mode), bool(count_include_pad))
-    if count_include_pad:
-        return _MEAN[dims](wide, kernel_shape, strides, padding, bool(ceil_mode))
-    ones, _ = _with_room(x.new_ones((1, 1, *x.shape[2:])), around, kernel_shape, 0.0)
-    total, share = (_MEAN[dims](part, kernel_shape, strides, padding, bool(ceil_mode)) for part in (wide, ones))
-    return total / share
+    y = _MEAN[dims](wide, kernel_shape, strides, padding, bool(ceil_mode))
+    if not count_include_pad:
+        ones, _ = _with_room(x.new_ones((1, 1, *x.shape[2:])), around, kernel_shape, 0.0)
+        y = y / _MEAN[dims](ones, kernel_shape, strides, padding, bool(ceil_mode))
+    return _within(y, x, around, strides) if ceil_mode else y
 
 
 def LpPool(
@@ -81,10 +91,11 @@ def LpPool(
     pads: list[int] | None = None,
     strides: list[int] | None = None,
 ) -> Tensor:
+    if ceil_mode:
+        raise ValueError("ceil_mode is not followed; pad the input instead")
     mean = AveragePool(
         x.abs() ** p,
         auto_pad=auto_pad,
-        ceil_mode=ceil_mode,
         count_include_pad=1,
         dilations=dilations,
         kernel_shape=kernel_shape,
@@ -148,15 +159,17 @@ def Resize(
     changed = [axis for axis in range(x.ndim) if not (isinstance(ratio[axis], float) and ratio[axis] == 1)]
     if not changed:
         return x
+    ends = [math.floor(x.shape[axis] * ratio[axis]) if new[axis] is None else new[axis] for axis in changed]
+    if coordinates == "pytorch_half_pixel" and 1 not in ends:
+        coordinates = "half_pixel"
     plain = _interpolated(x, mode, coordinates, nearest_mode, bool(antialias), cubic_coeff_a)
     if plain is not None and min(changed) > 1 and x.ndim in (3, 4, 5):
         name, aligned = plain
         # by the ratio, where places depend on it: a size that is not a whole multiple is rounded
         size, scale, fixed = (new[2:], None, None) if sizes else (None, ratio[2:], False)
         return functional.interpolate(x, size, scale, name, aligned, fixed, bool(antialias))
-    for axis in changed:
-        size = math.floor(int(x.shape[axis]) * ratio[axis]) if new[axis] is None else int(new[axis])
-        x = _resized(x, axis, size, ratio[axis], mode, coordinates, nearest_mode)
+    for axis, size in zip(changed, ends, strict=True):
+        x = _resized(x, axis, int(size), ratio[axis], mode, coordinates, nearest_mode)
     return x
 
 
@@ -167,9 +180,9 @@ def _interpolated(
     if mode == "nearest":
         if coordinates == "asymmetric" and nearest_mode == "floor":
             return "nearest", None
-        is_exact = coordinates in ("half_pixel", "pytorch_half_pixel") and nearest_mode == "round_prefer_ceil"
+        is_exact = coordinates == "half_pixel" and nearest_mode == "round_prefer_ceil"
         return ("nearest-exact", None) if is_exact else None
-    if coordinates not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
+    if coordinates not in ("half_pixel", "align_corners"):
         return None
     aligned = coordinates == "align_corners"
     if mode == "linear":
@@ -199,20 +212,21 @@ def _resized(x: Tensor, axis: int, size: int, ratio: float, mode: str, coordinat
     return below + (above - below) * shares
 
 
-def _source(place: int, size: int, have: int, ratio: float, coordinates: str) -> float:
-    """Where the place of the output lies in the input."""
+def _source(place: int, size: int, have: int, exact: float, coordinates: str) -> Any:
+    """Where the place of the output lies in the input, in float32 as runtimes compute it: roundings may hang on it."""
+    ratio = np.float32(exact)
     match coordinates:
         case "asymmetric":
-            return place / ratio
+            return np.float32(place) / ratio
         case "align_corners":
-            return 0.0 if size == 1 else place * (have - 1) / (size - 1)
-        case "pytorch_half_pixel":
-            return (place + 0.5) / ratio - 0.5 if size > 1 else 0.0
+            return 0.0 if size == 1 else np.float32(place * (have - 1)) / np.float32(size - 1)
+        case "pytorch_half_pixel" if size == 1:
+            return 0.0
         case "half_pixel_symmetric":
-            shift = have / 2 * (1 - size / (ratio * have))
-            return shift + (place + 0.5) / ratio - 0.5
-        case "half_pixel":
-            return (place + 0.5) / ratio - 0.5
+            shift = np.float32(have / 2) * (1 - np.float32(size) / (ratio * np.float32(have)))
+            return shift + np.float32(place + 0.5) / ratio - np.float32(0.5)
+        case "half_pixel" | "pytorch_half_pixel":
+            return np.float32(place + 0.5) / ratio - np.float32(0.5)
     raise ValueError(f"coordinates {coordinates} are not followed; export with half_pixel or align_corners")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mixbit.core import UnsupportedModel, quoted
-from mixbit.models._onnx_file import OnnxFile
+from mixbit.models._onnx_file import OnnxFile, graphs
 from mixbit.models._onnx_operators import NUMBERS, OF_SHAPES, OPERATORS, RECURRENT, STRUCTURE
 
 _MOST_NODES = 3
@@ -63,6 +63,11 @@ def check(file: OnnxFile) -> None:
     texts = [port.name for port in file.inputs if port.kind == _STRING]
     if texts:
         raise UnsupportedModel(f"MODEL {file.path}: input {quoted(texts[0])} is text; {_TEXT[0]}")
+    sparse = [each.values.name for graph in graphs(file.proto.graph) for each in graph.sparse_initializer]
+    if sparse:
+        raise UnsupportedModel(
+            f"MODEL {file.path}: {quoted(sparse[0])} is stored as a sparse tensor; store a dense one"
+        )
     look = _Look({port.name for port in file.inputs})
     look.graph(file.proto.graph)
     if not look.found:

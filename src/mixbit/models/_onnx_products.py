@@ -81,7 +81,8 @@ def _bias(builder: Builder, node: Any, outputs: int) -> tuple[fx.Node | None, st
         name, reader, last = (node.input[2] if len(node.input) > 2 else ""), node, node.output[0]
     else:
         readers = builder.readers[node.output[0]]
-        if len(readers) != 1 or readers[0][0] is None or readers[0][0].op_type != "Add":
+        is_alone = len(readers) == 1 and node.output[0] not in builder.read_inside  # an addition may run in rounds
+        if not is_alone or readers[0][0] is None or readers[0][0].op_type != "Add":
             return None, node.output[0]
         reader, place = readers[0]
         name, last = reader.input[1 - place], reader.output[0]

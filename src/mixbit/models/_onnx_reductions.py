@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mixbit.models._onnx_elementwise import Value
-from mixbit.models._onnx_numbers import Number, is_number, listed, one, tensor
+from mixbit.models._onnx_numbers import Number, is_number, listed, one, shape_of, tensor
 
 
 def _reduced(
@@ -21,21 +21,21 @@ def _reduced(
 ) -> Value:  # fmt: skip
     """The reduction of those axes, or of all where none is named; a list of numbers stays numbers."""
     axes = [] if axes is None else listed(axes)
-    if not axes and noop:
-        return x
-    if is_number(x) and on_numbers is not None and axes in ([], [0]) and not isinstance(x[0], list):
-        numbers: Any = x
-        made = on_numbers(numbers)
+    if is_number(x) and on_numbers is not None and axes in ([], [0], [-1]) and len(shape_of(x)) < 2:
+        if not isinstance(x, list) or (noop and not axes):
+            return x
+        made = on_numbers(x)
         return [made] if keepdims else made
     x = tensor(x)
+    if not axes and noop:  # then it is of each number
+        return on_tensor(x.unsqueeze(-1), [-1], False)
     return on_tensor(x, axes or list(range(x.ndim)), bool(keepdims))
 
 
 def ReduceSum(
     x: Value, given: Number = None, *, axes: Number = None, keepdims: int = 1, noop_with_empty_axes: int = 0
 ) -> Value:
-    axes = given if axes is None else axes
-    return _reduced(x, axes, keepdims, noop_with_empty_axes, torch.sum, sum)
+    return _reduced(x, given if axes is None else axes, keepdims, noop_with_empty_axes, _total, sum)
 
 
 def ReduceMean(
@@ -96,9 +96,15 @@ def ReduceLogSumExp(
     return _reduced(x, given if axes is None else axes, keepdims, noop_with_empty_axes, torch.logsumexp)
 
 
+def _total(x: Tensor, axes: list[int], keep: bool) -> Tensor:
+    if x.is_floating_point():
+        return torch.sum(x, axes, keep)
+    return torch.sum(x, axes, keep, dtype=x.dtype)  # which torch would make int64
+
+
 def _product(x: Tensor, axes: list[int], keep: bool) -> Tensor:
     for axis in sorted((axis % x.ndim for axis in axes), reverse=True):
-        x = torch.prod(x, axis, keep)
+        x = torch.prod(x, axis, keep, dtype=x.dtype)
     return x
 
 

@@ -30,12 +30,10 @@ def Size(x: Value) -> Number:
 
 
 def Reshape(x: Value, shape: Number = None, *, allowzero: int = 0) -> Value:
-    sizes = listed(shape)
-    if is_number(x):
-        return array(x).reshape(sizes).tolist()
+    have, sizes = x.shape if isinstance(x, Tensor) else shape_of(x), listed(shape)
     if not allowzero:
-        sizes = [x.shape[axis] if _is(size, 0) else size for axis, size in enumerate(sizes)]
-    return x.reshape(sizes)
+        sizes = [have[axis] if _is(size, 0) else size for axis, size in enumerate(sizes)]
+    return array(x).reshape(sizes).tolist() if is_number(x) else x.reshape(sizes)
 
 
 def _is(size: Any, number: int) -> bool:
@@ -99,8 +97,8 @@ def Split(
     if isinstance(x, Tensor):
         made = torch.split(x, sizes, axis)
     else:
-        starts = [sum(sizes[:place]) for place in range(len(sizes))]
-        made = tuple(x[start : start + part] for start, part in zip(starts, sizes, strict=True))
+        ends = [sum(sizes[: place + 1]) for place in range(len(sizes) - 1)]
+        made = tuple(part.tolist() for part in np.split(array(x), ends, axis))
     return made if outputs > 1 else made[0]
 
 
@@ -219,12 +217,9 @@ def GatherElements(x: Tensor, indices: Value, *, axis: int = 0) -> Tensor:
 
 
 def _wrapped(indices: Value, x: Tensor, axis: int) -> Tensor:
-    """The indices, from 0 on where they are constants; those that the network computes are not negative."""
-    if is_number(indices):
-        size = x.shape[axis]
-        indices = tensor(indices, x)
-        return torch.where(indices < 0, indices + size, indices)
-    return indices.long()
+    """The indices, from 0 on."""
+    indices = tensor(indices, x).long()
+    return torch.where(indices < 0, indices + x.shape[axis], indices)
 
 
 def GatherND(x: Value, indices: Value, *, batch_dims: int = 0) -> Tensor:
@@ -252,6 +247,8 @@ def Scatter(x: Value, indices: Value, updates: Value, *, axis: int = 0) -> Tenso
 
 
 def ScatterND(x: Value, indices: Value, updates: Value, *, reduction: str = "none") -> Tensor:
+    if reduction not in ("none", "add"):
+        raise ValueError(f"reduction {reduction} is not followed; scatter elements, or write it with other operators")
     x = tensor(x, updates if isinstance(updates, Tensor) else None)
     places = tensor(indices, x).unbind(-1)
     return torch.index_put(x, places, tensor(updates, x, x.dtype), accumulate=reduction == "add")

@@ -1,6 +1,7 @@
 """MODEL as a folder of Hugging Face's: config.json and *.safetensors, as `save_pretrained` writes them."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -70,17 +71,18 @@ def _load(spec: str) -> LoadedModel:
         ) from error
     architecture: Any = getattr(transformers, name, None)
     if not (isinstance(architecture, type) and issubclass(architecture, transformers.PreTrainedModel)):
-        near = did_you_mean(name, [each for each in dir(transformers) if each[0].isupper()])
+        near = did_you_mean(name, [each for each in dir(transformers) if each[0].isupper() and each != name])
         raise InvalidInput(
             f"MODEL {spec}: transformers {transformers.__version__} has no model {name}{near}, and code of the folder "
             "is never run; give a function that returns the model, as file.py:function"
         )
-    with users_code(f"MODEL {spec}: transformers cannot load it"):
+    with users_code(f"MODEL {spec}: transformers cannot load it"), _no_bars(transformers.utils.logging):
         module, told = architecture.from_pretrained(
             folder,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
             dtype=torch.float32,
             output_loading_info=True,
         )
@@ -96,7 +98,19 @@ def _load(spec: str) -> LoadedModel:
     if task is None:
         say(f"MODEL {spec}: what {name} does is not known; it is taken for classification unless --task says another")
     example = _example(module, folder)
-    return LoadedModel(module.eval(), task, folder, _classes(module.config), example, name.endswith(_CAUSAL))
+    return LoadedModel(module.eval(), task, folder, _classes(module.config), example, causal=name.endswith(_CAUSAL))
+
+
+@contextmanager
+def _no_bars(logging: Any) -> Iterator[None]:
+    """Without the progress bars of transformers, which heed neither --quiet nor the lack of a terminal."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _checked(spec: str, folder: Path) -> str:
@@ -142,7 +156,9 @@ def _task(name: str, config: Any) -> str | None:
 def _classes(config: Any) -> tuple[str, ...] | None:
     """Names of the classes; None where they are those that stand for none, `LABEL_0` and so on."""
     names = getattr(config, "id2label", None) or {}
-    ordered = tuple(str(names.get(number)) for number in range(len(names)))
+    if set(names) != set(range(len(names))):
+        return None
+    ordered = tuple(str(names[number]) for number in range(len(names)))
     return None if not names or ordered == tuple(f"LABEL_{number}" for number in range(len(names))) else ordered
 
 

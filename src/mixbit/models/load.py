@@ -1,14 +1,24 @@
 """load_model(): the network that MODEL of the command line names, in whatever form it is."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mixbit.core import form_of, forms_in
+from mixbit.core import InvalidInput, form_of, forms_in
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+_WEIGHTS = (
+    "it holds weights without their network, or a pickle, which may run code; write a function that builds the network "
+    "and loads its weights, and give file.py:function"
+)
+_FRAMEWORKS = "write the network as an ONNX file, by tf2onnx say, and give net.onnx"
+#: Endings of files that people have and that are no form -> why, and the way out.
+_OTHERS: dict[str, str] = dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".pkl"), _WEIGHTS)
+_OTHERS |= dict.fromkeys((".h5", ".keras", ".pb", ".tflite"), _FRAMEWORKS)
 
 
 @dataclass(frozen=True)
@@ -22,6 +32,7 @@ class LoadedModel:
         classes: Names of the classes in order, where the file tells.
         example: One batch of inputs of the right names, types and shapes, where the file tells: a tensor, a tuple or a
             dict.
+        arguments: Name of an input in the file -> that of the module's argument, where Python allows no such name.
         causal: Whether it is a language model whose every output foretells the next token.
     """
 
@@ -30,6 +41,7 @@ class LoadedModel:
     folder: Path | None = None
     classes: tuple[str, ...] | None = None
     example: Any = None
+    arguments: Mapping[str, str] = field(default_factory=dict)
     causal: bool = False
 
 
@@ -54,5 +66,8 @@ def load_model(spec: str) -> LoadedModel:
     Raises:
         InvalidInput: MODEL is of no known form, or cannot be loaded.
     """
+    ending = Path(spec).suffix
+    if Path(spec).is_file() and (way_out := _OTHERS.get(ending)) is not None:
+        raise InvalidInput(f"MODEL {spec}: a file that ends with {ending} is not read: {way_out}")
     forms: list[ModelForm] = forms_in("mixbit.models", last="python")
     return form_of("MODEL", spec, forms).load(spec)

@@ -9,7 +9,7 @@ without torchvision, numbers the names, and holds shapes in tensors too.
 from pathlib import Path
 
 from mixbit.core import InvalidInput
-from mixbit.models._onnx_check import Runtime, check, example, tried
+from mixbit.models._onnx_check import Runtime, check, drawn, tried
 from mixbit.models._onnx_file import needed, read
 from mixbit.models._onnx_graph import module_of
 from mixbit.models._onnx_problems import check as check_operators
@@ -37,12 +37,19 @@ def load(spec: str) -> LoadedModel:
     found = tried(file, runtime)
     examples = [found.inputs]
     if not found.any_batch:
-        examples.append(example(file.inputs, 2 * found.samples, found.free))
+        examples.append(drawn(file.inputs, 2 * found.samples, found.free))
     module = module_of(file, examples)
     check(file, runtime, module, found)
     is_fixed = all(isinstance(size, int) for port in file.inputs for size in port.sizes[1:])
     folder = path.parent if any((path.parent / name).is_file() for name in _PROCESSORS) else None
-    return LoadedModel(module.eval(), folder=folder, example=dict(found.inputs) if is_fixed else None)
+    placeholders = [str(node.target) for node in module.graph.nodes if node.op == "placeholder"]
+    arguments = dict(zip(found.inputs, placeholders, strict=True))
+    return LoadedModel(
+        module.eval(),
+        folder=folder,
+        example={arguments[name]: value for name, value in found.inputs.items()} if is_fixed else None,
+        arguments={name: argument for name, argument in arguments.items() if name != argument},
+    )
 
 
 FORM = ModelForm("net.onnx", lambda spec: spec.endswith(".onnx"), load)

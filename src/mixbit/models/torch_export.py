@@ -25,6 +25,11 @@ _SAMPLES, _CONFIGS, _PROGRAMS = "/data/sample_inputs/", ("weights_config.json", 
 _FORMULA = re.compile(
     r"('?[suz]\d+'?|positive=|integer=|nonnegative=|\d+(\.\d+)?|-?int_oo|oo|[A-Z][A-Za-z]*|==|[-+*/%(),<>=\s])*"
 )
+#: Operator -> the place of the argument that says whether it trains.
+_TRAINING = {
+    "aten.dropout.default": 2, "aten.feature_dropout.default": 2, "aten.alpha_dropout.default": 2,
+    "aten.batch_norm.default": 5, "aten.instance_norm.default": 5, "aten.rrelu.default": 3,
+}  # fmt: skip
 _SEED, _FEW, _TOLERANCE = 0, 2, 1e-4
 _WAY_OUT = (
     "export it with a batch of any size: torch.export.export(model, inputs, dynamic_shapes={name: {0: "
@@ -37,12 +42,13 @@ def load(spec: str) -> LoadedModel:
 
     Raises:
         InvalidInput: the file is no archive of torch.export, holds pickles, or is of another version of torch.
-        UnsupportedModel: the program is for one batch size alone.
+        UnsupportedModel: the program is for one batch size alone, or was exported as it trains.
     """
     path = Path(spec)
     with file_errors(f"MODEL {path}: cannot be read"):
         content = path.read_bytes()
     program = _program(path, content)
+    _check_mode(path, program.graph)
     placeholders = [
         node for node in program.graph.find_nodes(op="placeholder") if node.name in program.graph_signature.user_inputs
     ]
@@ -51,10 +57,22 @@ def load(spec: str) -> LoadedModel:
     shapes = [node.meta.get("val") for node in placeholders]
     tensors = [value for value in shapes if isinstance(value, Tensor) and value.ndim]
     if any(isinstance(value.shape[0], int) for value in tensors):
-        _check_free_batch(path, module, shapes)
+        _check_free_batch(path, module, shapes, program.call_spec.in_spec)
     is_fixed = all(isinstance(size, int) for value in tensors for size in value.shape[1:])
-    is_plain = len(tensors) == len(shapes)
+    given = [each for part in program.call_spec.in_spec.children() for each in part.children()]
+    is_plain = len(tensors) == len(shapes) == len(given) and all(each.is_leaf() for each in given)
     return LoadedModel(module.eval(), example=tuple(_example(shapes, _FEW)) if is_fixed and is_plain else None)
+
+
+def _check_mode(path: Path, graph: fx.Graph) -> None:
+    """Raise UnsupportedModel where the program was exported as it trains: eval() does not reach what is traced."""
+    for node in graph.nodes:
+        place = _TRAINING.get(str(node.target))
+        if place is not None and len(node.args) > place and node.args[place] is True:
+            raise UnsupportedModel(
+                f"MODEL {path}: {quoted(node.name)} drops at random, or normalises by the batch; call model.eval() and "
+                "export it again"
+            )
 
 
 def _program(path: Path, content: bytes) -> Any:
@@ -69,13 +87,15 @@ def _program(path: Path, content: bytes) -> Any:
             f"MODEL {path}: holds no program of torch.export.save as torch {torch.__version__} writes it; save it "
             "again with this version, or give the network as a function in Python"
         )
-    _check_contents(path, archive)
+    with users_code(lambda error: InvalidInput(f"MODEL {path}: is damaged ({reason_of(error)}); export it again")):
+        _check_contents(path, archive)
     stripped = BytesIO()
     with zipfile.ZipFile(stripped, "w") as copy:
         for name in names:
             copy.writestr(name, b"" if _SAMPLES in name else archive.read(name))
     stripped.seek(0)
-    with users_code(lambda error: InvalidInput(f"MODEL {path}: torch.export.load refuses it: {reason_of(error)}")):
+    again = f"export and save it again with torch {torch.__version__}"
+    with users_code(lambda error: InvalidInput(f"MODEL {path}: torch refuses it: {reason_of(error)}; {again}")):
         return torch.export.load(stripped)
 
 
@@ -125,8 +145,11 @@ def _example(values: list[Any], samples: int) -> list[Any]:
     return made
 
 
-def _check_free_batch(path: Path, module: fx.GraphModule, values: list[Any]) -> None:
-    """Raise UnsupportedModel unless the program does for more samples, each alone, what it does for its own number."""
+def _check_free_batch(path: Path, module: fx.GraphModule, values: list[Any], spec: pytree.TreeSpec) -> None:
+    """Raise UnsupportedModel unless the program does for more samples, each alone, what it does for its own number.
+
+    `spec` says how the values lie in arguments.
+    """
     count = next(value.shape[0] for value in values if isinstance(value, Tensor) and isinstance(value.shape[0], int))
     inputs = _example(values, 2 * count)
     halves = [
@@ -135,12 +158,16 @@ def _check_free_batch(path: Path, module: fx.GraphModule, values: list[Any]) -> 
     ]
     failure = f"MODEL {path}: the program is exported for {count} samples alone; {_WAY_OUT}"
     with users_code(lambda error: UnsupportedModel(f"{failure} ({reason_of(error)})")), torch.no_grad():
-        whole = pytree.tree_leaves(module(*inputs))
-        parts = [pytree.tree_leaves(module(*half)) for half in halves]
+        whole, *parts = (_called(module, each, spec) for each in (inputs, *halves))
     for got, *each in zip(whole, *parts, strict=True):
         want = torch.cat(each) if each[0].ndim else each[0]
         if got.shape != want.shape or not torch.allclose(got, want, rtol=_TOLERANCE, atol=_TOLERANCE):
             raise UnsupportedModel(failure)
+
+
+def _called(module: fx.GraphModule, values: list[Any], spec: pytree.TreeSpec) -> list[Tensor]:
+    args, options = pytree.tree_unflatten(values, spec)
+    return pytree.tree_leaves(module(*args, **options))
 
 
 FORM = ModelForm("net.pt2", lambda spec: spec.endswith(".pt2"), load)

@@ -35,7 +35,7 @@ from mixbit.graph.capture import capture_all, check_module
 from mixbit.graph.resources import note_on_uncovered
 from mixbit.metrics.measure import blank_table, measure, takes_loss
 from mixbit.pipeline.deploy import Calibrated, Candidate, Deployed, Network, deploy, write_in_float
-from mixbit.pipeline.progress import LONG_S, expected, predicted_of, size_of
+from mixbit.pipeline.progress import LONG_S, expected, note_on_classes, predicted_of, size_of
 from mixbit.pipeline.settings import CHANNELS, PRUNED, ROUNDING, TRAINING, TRIALS, Run, Settings, goal_of
 from mixbit.pipeline.trials import Scoring, cheapest_plan, check_drop, searched_plan, try_score
 from mixbit.pruning.prune import prune_channels
@@ -162,6 +162,8 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
     with run.clock("try"):
         run.task = fitted(run.task, graph, calibration)
         _try(run, network, pairs)
+        if (note := note_on_classes(graph, run.task, settings.classes)) is not None:
+            _log.warning("%s", note)
         metric = settings.metric if isinstance(run.goal, Budget) else None
         cost = expected(graph, calibration, held_out, evaluation, metric, len(run.choices))
     if cost.seconds > LONG_S:
@@ -224,8 +226,9 @@ def calibrated(run: Run, network: Network, choices: Sequence[str]) -> Calibrated
 
 
 def as_given(run: Run, known: Calibrated, plan: Plan) -> Candidate:
-    """The plan that the user gave."""
-    candidate = _candidate(run, known, plan, "nearest", "the plan")
+    """The plan that the user gave, its layers in the order in which they run, which pages and tables show."""
+    layers = {layer.name: plan.layers[layer.name] for layer in known.graph.layers}
+    candidate = _candidate(run, known, plan.model_copy(update={"layers": layers}), "nearest", "the plan")
     return replace(candidate, reasons=(f"the plan that was given is deployed (made by {plan.made_by})",))
 
 

@@ -135,6 +135,8 @@ def deploy(
             run.target.try_apart(folder, [leaf.numpy() for leaf in graph.tensors(graph.example)])
             runner = run.target.load(folder, graph)
             tell(f"{', '.join(run.target.files)}: {file_bytes(run.target, folder):,} bytes")
+        if runner.note:
+            _log.warning("%s", runner.note)
         with run.clock("verify") as tell:
             artefact = artefact_runner(runner, graph)
             returned = Reference.recorded(artefact, run.task)
@@ -147,6 +149,7 @@ def deploy(
                 run.target,
                 predicted,
                 deployed,
+                environment=runner.environment,
                 default=at_default_settings(folder, run.target, runner, graph, batches[0], reference),
                 amplify=lambda: amplification(chosen.simulated, batches, reference),
                 more=problems_of_sizes(artefact, sizes, deployed),
@@ -165,7 +168,7 @@ def deploy(
             target=run.target.name,
             task=str(run.task),
             model=run.settings.model,
-            chosen="; ".join([*chosen.reasons, *([destroyed] if destroyed else [])]),
+            chosen="; ".join(filter(None, (*chosen.reasons, destroyed, runner.note))),
             float_=figures(accuracy=outputs["float"].accuracy, score=scores.get("float"), **float_figures),
             simulated=_of_outputs(outputs, "chosen") | figures(score=scores.get("simulated")),
             untrained=_of_outputs(outputs, "untrained") if chosen.untrained else {},
@@ -214,10 +217,11 @@ def deploy(
             environment=environment() | runner.environment,
             ports=ports_of(chosen.simulated),
             preprocessing=run.settings.preprocessing,
+            classes=[*run.settings.classes],
             command=[*run.settings.command],
             settings=run.settings.noted(),
         )
-        result = write_readme(folder, result, [tuple(leaf.shape) for leaf in graph.tensors(graph.example)], run.call)
+        result = write_readme(folder, result, [tuple(leaf.shape) for leaf in graph.tensors(graph.example)], chosen.plan)
         result = write_report(folder, result)
         write_text(folder / RESULT_FILE, result.to_json())
     run.clear()

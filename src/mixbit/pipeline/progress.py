@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from mixbit.core import Batch, Batches, Plan, duration, passes_of
-from mixbit.graph import Graph, returned_by
+from mixbit.core import Batch, Batches, Plan, Task, duration, passes_of
+from mixbit.graph import Graph, ports_of, returned_by
 from mixbit.metrics import METRICS, Metric
 
 #: Runs of the network that everything but the metric costs: on all calibration data, on held-out data and on that to
@@ -30,14 +30,36 @@ LONG_S = 30.0
 def size_of(graph: Graph) -> str:
     """Layers, their weights, and work per sample."""
     weights, macs = sum(layer.numel for layer in graph.layers), sum(layer.macs for layer in graph.layers)
-    return f"{len(graph.layers)} layers, {weights:,} weights, {macs:,.0f} multiply-accumulates a sample"
+    return f"{_layers(len(graph.layers))}, {weights:,} weights, {macs:,.0f} multiply-accumulates a sample"
 
 
 def predicted_of(plan: Plan) -> str:
     """What the search predicts of a plan."""
     forms = {"loss": "predicted loss {:.3g}", "weight_bytes": "{:,.0f} bytes of weights", "mean_bits": "{:.3g} bits"}
     texts = [form.format(plan.predicted[name]) for name, form in forms.items() if name in plan.predicted]
-    return ", ".join(texts) or f"{len(plan.layers)} layers"
+    return ", ".join(texts) or _layers(len(plan.layers))
+
+
+def _layers(count: int) -> str:
+    return "1 layer" if count == 1 else f"{count} layers"
+
+
+def note_on_classes(graph: Graph, task: Task, classes: Sequence[str] | None) -> str | None:
+    """A sentence where names of classes are not as many as the outputs that choose among them; else None.
+
+    Their numbers are then those of the alphabet, and not the network's.
+    """
+    outputs = ports_of(graph).outputs
+    if not classes or task.name != "classification" or len(outputs) != 1 or len(outputs[0].shape) != 2:
+        return None
+    count = outputs[0].shape[1]
+    if count in (1, len(classes)):
+        return None
+    return (
+        f"the data has {len(classes)} classes, and the network {count}: labels are numbers in alphabetical order, so "
+        "accuracy means something only if the network learned them so; give data of every class, or call folders and "
+        "labels by their numbers"
+    )
 
 
 @dataclass(frozen=True)

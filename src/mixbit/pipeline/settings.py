@@ -42,7 +42,7 @@ METHODS = {"metrics": METRICS, "searches": SEARCHES, "ranges": RANGES, "rounding
 TRIALS, ROUNDING, CHANNELS = "trials.jsonl", "rounding", "channels"
 PRUNED, TRAINING = "pruned.safetensors", "training.safetensors"
 #: Settings that have places of their own in result.json.
-NOTED_APART = ("model", "command", "preprocessing")
+NOTED_APART = ("model", "command", "preprocessing", "classes")
 #: The longest time that an evaluation may be given: a week.
 LONGEST_S = 7 * 24 * 3600
 
@@ -80,6 +80,7 @@ class Settings:
         model: Where the model came from, to be noted in result.json.
         command: The words of the command line, to be noted there too.
         preprocessing: What was done to the data before the network, in words, to be noted there too.
+        classes: Names of the classes in the order of their numbers, where they have some, to be noted there too.
     """
 
     task: Task | str = field(default_factory=Task.classification)
@@ -108,6 +109,7 @@ class Settings:
     model: str | None = None
     command: Sequence[str] = ()
     preprocessing: str | None = None
+    classes: Sequence[str] = ()
 
     def noted(self) -> dict[str, Any]:
         """Name -> value of the settings that are not the default ones, and the seed, as result.json holds them.
@@ -202,19 +204,6 @@ class Run:
         """The largest drop, where that is the budget."""
         return self.goal.max_drop if isinstance(self.goal, Budget) else None
 
-    @property
-    def call(self) -> str:
-        """The call in Python that asks for the run, but for the model and the data."""
-        goal = 'plan=mixbit.Plan.load("plan.json")'
-        if isinstance(self.goal, Budget):
-            limits = {"max_drop": self.drop.value} if self.drop is not None else self.goal.limits
-            goal = f"budget=mixbit.Budget({', '.join(f'{name}={value:g}' for name, value in limits.items())})"
-        given = ", ".join(f"{name}={value!r}" for name, value in self.settings.noted().items())
-        return (
-            f"mixbit.auto_quantize(\n    model, batches, target={self.target.name!r}, {goal}, out={str(self.out)!r},\n"
-            f"    settings=mixbit.pipeline.Settings({given}),\n)"
-        )
-
     def _with_float_inputs(self) -> tuple[str, ...]:
         """The choices, each also with its weight beside an input in float, and float."""
         if not self.target.integer_operators:
@@ -265,11 +254,13 @@ def check_given(plan: Plan, target: str, settings: Settings) -> None:
 
 
 def _in_json(value: Any) -> Any:
-    """The value as JSON has it; None where it has no such values."""
+    """The value as JSON has it; None where it has none, or no part of it."""
     if isinstance(value, Task):
         return str(value) if Task.named(str(value)) == value.unfitted else None
     if isinstance(value, Mapping):
-        return {str(key): _in_json(part) for key, part in value.items()}
+        parts: Any = {str(key): _in_json(part) for key, part in value.items()}
+        return None if None in parts.values() else parts
     if isinstance(value, list | tuple):
-        return [_in_json(part) for part in value]
+        parts = [_in_json(part) for part in value]
+        return None if None in parts else parts
     return value if isinstance(value, bool | int | float | str) else None

@@ -78,6 +78,12 @@ class Scoring:
             return self.timed("float", lambda: _score_of(self.reference))
         return self.timed("float", lambda: self._of_graph(self.graph.copy()))
 
+    def in_words(self, score: float) -> str:
+        """A score as people read it."""
+        if self.in_accuracy:
+            return f"accuracy {score:.2%}"
+        return f"score {score:.6g}" if self.score is not None else f"{abs(score):.6g} nats"
+
     def simulated(self, plan: Plan) -> float:
         """The score of the plan's simulation."""
         return self._stored("simulated", plan, lambda: self._of_graph(self.simulate(plan)))
@@ -160,16 +166,14 @@ def cheapest_plan(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tuple[
     limits = Budget(weight_bytes=on_front.predicted["weight_bytes"])
     uniform = [plan for plan in uniform_plans(table, limits) if scoring.deployed(plan) >= least]
     best = min([on_front, *uniform], key=lambda plan: plan.predicted["weight_bytes"])
-    what = "whose artefact gives" if scoring.in_accuracy else "whose artefact scores" if scoring.score else "at"
-    unit = " of right answers" if scoring.in_accuracy else "" if scoring.score else " nats, negative,"
     reason = (
-        f"the cheapest plan {what} {least:.6g}{unit} or more (float {scoring.float_score:.6g}, allowed drop {drop}): "
-        f"{best.made_by}, {scoring.deployed(best):.6g}, after {len(scoring.journal.scores)} plans"
+        f"the smallest plan that loses {drop} at most: {scoring.in_words(scoring.deployed(best))}; in float "
+        f"{scoring.in_words(scoring.float_score)}; {len(scoring.journal.scores)} plans were tried ({best.made_by})"
     )
     if best is on_front and index:
         cheaper = points.plan(index - 1)
         size, score = cheaper.predicted["weight_bytes"], scoring.deployed(cheaper)
-        reason += f"; the one a step cheaper, {size:.0f} bytes, has {score:.6g}"
+        reason += f"; the next smaller one, {size:,.0f} bytes of weights, has {scoring.in_words(score)}"
     return best.model_copy(update={"budget": {"max_drop": drop.value}}), reason
 
 

@@ -20,24 +20,24 @@ from mixbit.core import (
     Plan,
     Sensitivity,
     clean,
+    find_target,
     sha256,
     whole_folder,
     write_text,
 )
 from mixbit.report import words
-from mixbit.report.again import command_of, python_of
 from mixbit.report.explorer import explorer_of, is_in_nats
 from mixbit.report.layers import layers_of, strips_of, unit_of_costs
 from mixbit.report.samples import samples_of
 from mixbit.report.verdict import comparison_rows, key_figures, other_plans, uncovered_rows, verdict_of
+from mixbit.results.again import command_of, python_of
 from mixbit.results.check_set import CHECK_FILE, CheckSet
 from mixbit.results.digests import check_digests
+from mixbit.results.plans import PLAN_FILE, TABLE_FILE
 from mixbit.results.result import RESULT_FILE, Result, inside_of
 
 #: The file.
 REPORT_FILE = "report.html"
-#: Files of a run that the page is made of, besides result.json; folders may lack the last.
-PLAN_FILE, TABLE_FILE = "plan.json", "sensitivity.json"
 
 
 def write_report(folder: Path, result: Result) -> Result:
@@ -52,8 +52,6 @@ def rewrite_report(folder: Path) -> Path:
 
     Raises InvalidInput where a file is missing or not what mixbit writes, and TargetMismatch where one has changed.
     """
-    if not folder.is_dir():
-        raise InvalidInput(f"{folder}: no such folder; give the --out of mixbit quantize")
     result = Result.load(folder)
     text = page_of(folder, result)
     with whole_folder(folder, last=RESULT_FILE, force=True) as new:
@@ -68,7 +66,8 @@ def page_of(folder: Path, result: Result) -> str:
         raise InvalidInput(f"{folder / RESULT_FILE}: files lacks {PLAN_FILE}; quantize again")
     if missing := {"num_samples", "weight_bytes", "predicted_bytes"} - result.deployed.keys():
         raise InvalidInput(f"{folder / RESULT_FILE}: deployed lacks {', '.join(sorted(missing))}; quantize again")
-    check_digests(folder, result, [name for name in (PLAN_FILE, TABLE_FILE, CHECK_FILE) if name in result.files])
+    own = (*find_target(result.target).files, PLAN_FILE, TABLE_FILE, CHECK_FILE)
+    check_digests(folder, result, [name for name in own if name in result.files])
     plan = Plan.load(inside_of(folder, PLAN_FILE))
     table = Sensitivity.load(inside_of(folder, TABLE_FILE)) if TABLE_FILE in result.files else None
     check = CheckSet.load(folder) if CHECK_FILE in result.files and result.changed else None

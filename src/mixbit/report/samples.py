@@ -1,5 +1,6 @@
 """The samples of the page that changed most."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mixbit.core import InvalidInput
@@ -10,10 +11,24 @@ from mixbit.results.result import Change, ChangedSample, Result
 
 @dataclass(frozen=True)
 class SampleLine:
-    """One sample; `picture` is a `data:` address, empty where inputs are no images."""
+    """One sample; `picture` is a `data:` address, empty where inputs are no images.
+
+    `classes` are the names of the classes; none where they are not known, or there are several outputs.
+    """
 
     sample: ChangedSample
     picture: str
+    classes: Sequence[str]
+
+    @property
+    def label(self) -> str:
+        """Its class by name, or by number where the classes have no names."""
+        number = self.sample.label
+        return "" if number is None else self.name_of(number) if self.classes else f"class {number}"
+
+    def name_of(self, number: int) -> str:
+        """Name of a class, its number where it has none."""
+        return self.classes[number] if 0 <= number < len(self.classes) else str(number)
 
     @property
     def flips(self) -> bool:
@@ -40,4 +55,12 @@ def samples_of(result: Result, check: CheckSet | None) -> list[SampleLine]:
             break
     else:
         pictures = [""] * len(rows)
-    return [SampleLine(*pair) for pair in zip(result.changed, pictures, strict=True)]
+    return [
+        SampleLine(sample, picture, result.classes if _answers_once(sample) else [])
+        for sample, picture in zip(result.changed, pictures, strict=True)
+    ]
+
+
+def _answers_once(sample: ChangedSample) -> bool:
+    """Whether classes are those of one output alone."""
+    return sum(bool(change.float_) for change in sample.outputs.values()) == 1

@@ -54,10 +54,9 @@ def verdict_of(result: Result) -> Verdict:
 
 
 def _size_in_words(result: Result) -> str:
-    before, after = result.float_.get("weight_bytes"), result.deployed["weight_bytes"]
-    if not before:
-        return f"holds weights in {size(after)}"
-    return f"holds the weights in {100 * after / before:.3g} % of their size in float"
+    if result.weight_share is None:
+        return f"holds weights in {size(result.deployed['weight_bytes'] + result.float_bytes)}"
+    return f"holds the weights in {100 * result.weight_share:.3g} % of their size in float"
 
 
 def _accuracy_in_words(result: Result) -> list[str]:
@@ -86,9 +85,7 @@ def key_figures(result: Result) -> list[KeyFigure]:
         figures.append(KeyFigure("score", nats(before.get("score")), nats(after["score"]), "by your own function"))
     elif "divergence" in after:
         figures.append(KeyFigure("divergence from float", "0", nats(after["divergence"]), "nats"))
-    share = after["weight_bytes"] / before["weight_bytes"] if before.get("weight_bytes") else None
-    remark = f"{percent(share)} of float" if share is not None else "of weights and scales"
-    figures.append(KeyFigure("weights", size(before.get("weight_bytes")), size(after["weight_bytes"]), remark))
+    figures.append(_size_figure(result))
     if ratio is not None:
         remark = f"{ratio} times float"
         figures.append(KeyFigure("latency", ms(before.get("latency_ms")), ms(after.get("latency_ms")), remark))
@@ -96,6 +93,15 @@ def key_figures(result: Result) -> list[KeyFigure]:
     remark = f"outputs differ by {percent(after.get('relative_rms'))} of their spread"
     figures.append(KeyFigure("simulation and file", "", word, remark))
     return figures
+
+
+def _size_figure(result: Result) -> KeyFigure:
+    """All weights and scales, those included that no layer covers."""
+    before, kept, share = result.float_.get("weight_bytes"), result.float_bytes, result.weight_share
+    remark = f"{percent(share)} of float" if share is not None else "of weights and scales"
+    remark += f"; {size(kept)} stay in float" if kept else ""
+    in_float = size(None if before is None else before + kept)
+    return KeyFigure("weights", in_float, size(result.deployed["weight_bytes"] + kept), remark)
 
 
 def comparison_rows(result: Result) -> list[Row]:
@@ -123,7 +129,8 @@ def comparison_rows(result: Result) -> list[Row]:
         rows.append(Row("top answers that are those of the simulation", "", "", percent(after["agreement"])))
     before = result.float_
     predicted = whole(after.get("predicted_bytes"))
-    rows.append(Row("bytes of weights", whole(before.get("weight_bytes")), predicted, whole(after.get("weight_bytes"))))
+    in_float, deployed = whole(before.get("weight_bytes")), whole(after.get("weight_bytes"))
+    rows.append(Row("bytes of weights in layers", in_float, predicted, deployed))
     rows.append(Row("bytes of the files", whole(before.get("file_bytes")), "", whole(after.get("file_bytes"))))
     rows.append(Row("latency of one sample", ms(before.get("latency_ms")), "", ms(after.get("latency_ms"))))
     return rows

@@ -8,6 +8,7 @@ from typing import Any
 from markupsafe import Markup
 
 from mixbit.core import Scheme, clean
+from mixbit.results.again import in_full
 
 #: As long as a digit, unlike a hyphen.
 MINUS = "\N{MINUS SIGN}"
@@ -68,11 +69,6 @@ def size(value: float | None) -> str:
     return f"{value:.0f} B"
 
 
-def number(value: float) -> str:
-    """Every digit: `3`, `0.15`."""
-    return repr(value).removesuffix(".0")
-
-
 def _three_digits(value: float) -> str:
     return f"{value:.{max(0, 2 - math.floor(math.log10(value)))}f}"
 
@@ -120,5 +116,5 @@ def kinds(lines: Iterable[Any]) -> list[tuple[str, int]]:
 
 FILTERS = {
     "percent": percent, "whole": whole, "nats": nats, "ms": ms, "size": size, "sentence": sentence, "slug": slug,
-    "kinds": kinds, "number": number, "tick": tick, "in_unit": in_unit, "breakable": breakable,
+    "kinds": kinds, "in_full": in_full, "tick": tick, "in_unit": in_unit, "breakable": breakable,
 }  # fmt: skip

@@ -1,16 +1,18 @@
 """README.md of a folder: what the artefact is, how to load it, what it takes and returns, how good it is."""
 
 import re
-import shlex
 from pathlib import Path
 
-from mixbit.core import Port, Ports, clean, find_target, sha256, write_text
-from mixbit.results.result import Result
+from mixbit.core import Plan, Port, Ports, clean, find_target, sha256, write_text
+from mixbit.results.again import command_of, python_of
+from mixbit.results.result import RESULT_FILE, Result
 
 #: The file.
 README_FILE = "README.md"
 #: How languages of programs are marked in it, by the beginning of their names.
 FENCES = {"Python": "python", "C++": "cpp"}
+#: Names of classes that are listed.
+CLASSES = 20
 #: Figures of a network, their titles and forms, as the table has them.
 _COLUMNS = {
     "accuracy": ("accuracy", ".2%"),
@@ -22,21 +24,21 @@ _COLUMNS = {
 }
 
 
-def write_readme(folder: Path, result: Result, sizes: list[tuple[int, ...]], call: str) -> Result:
+def write_readme(folder: Path, result: Result, sizes: list[tuple[int, ...]], plan: Plan) -> Result:
     """Write README.md; returns the result with it among its files.
 
     Args:
         folder: Where the artefact is.
         result: Every figure.
         sizes: Of each input, in the example.
-        call: The call in Python that makes the folder again, told where no command line did.
+        plan: The one that was deployed.
     """
-    write_text(folder / README_FILE, readme(result, sizes, call))
+    write_text(folder / README_FILE, readme(result, sizes, plan))
     files = result.files | {README_FILE: sha256(folder / README_FILE)}
     return result.model_copy(update={"files": dict(sorted(files.items()))})
 
 
-def readme(result: Result, sizes: list[tuple[int, ...]], call: str) -> str:
+def readme(result: Result, sizes: list[tuple[int, ...]], plan: Plan) -> str:
     """The text, see `write_readme`."""
     target, ports = find_target(result.target), result.ports or Ports((), ())
     sized = [port.of_size(each) for port, each in zip(ports.inputs, sizes, strict=True)]
@@ -46,25 +48,30 @@ def readme(result: Result, sizes: list[tuple[int, ...]], call: str) -> str:
             f"{language}:",
             _block(next(fence for name, fence in FENCES.items() if language.startswith(name)), code),
         ]
-    parts += ["## Inputs and outputs", _ports(ports), _free(ports)]
-    parts += ["## Preprocessing", result.preprocessing or _unknown(result)]
+    parts += ["## Inputs and outputs", _ports(ports), _free(ports), _classes(result)]
+    parts += ["## Preprocessing", clean(result.preprocessing or _unknown(result))]
     parts += ["## Figures", _figures(result), _compared(result)]
-    parts += ["## How it was made", *_made(result, call)]
+    parts += ["## How it was made", *_made(result, plan)]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def _what(result: Result) -> str:
     quantized = sum(row.scheme != "float" for row in result.layers.values())
     ratio = result.deployed["weight_bytes"] / result.float_["weight_bytes"]
+    kept = f"; {result.float_bytes:,.0f} bytes of other weights stay in float" if result.float_bytes else ""
     return (
         f"A network for {result.target}: {quantized} of {len(result.layers)} layers are quantized, and their weights "
-        f"take {ratio:.3f} of the bytes of float32. [plan.json](plan.json) says how each layer is stored, "
+        f"take {ratio:.3f} of the bytes of float32{kept}. [plan.json](plan.json) says how each layer is stored, "
         "[result.json](result.json) holds every figure, and `mixbit verify` and `mixbit bench` take this folder."
     )
 
 
 def _runtime(result: Result) -> str:
-    return f"It was verified in {result.environment['runtime']}, with the settings below. Run the lines in this folder."
+    files = " and ".join(f"`{name}`" for name in find_target(result.target).files)
+    return (
+        f"Of this folder your program needs {files} alone; all else is for people and for `mixbit verify`. "
+        f"It was verified in {result.environment['runtime']}, with the settings below. Run the lines in this folder."
+    )
 
 
 def _ports(ports: Ports) -> str:
@@ -81,6 +88,15 @@ def _shape(port: Port) -> str:
 def _free(ports: Ports) -> str:
     named = any(isinstance(size, str) for port in ports.inputs for size in port.shape)
     return "Dimensions with names are of any size; `batch` is the number of samples." if named else ""
+
+
+def _classes(result: Result) -> str:
+    """Names of the classes, where they are known and the one output is an answer among them."""
+    if not result.classes or len(result.outputs) > 1:
+        return ""
+    names = ", ".join(_code(name) for name in result.classes[:CLASSES])
+    more = "" if len(result.classes) <= CLASSES else f", and so on; `classes` of {RESULT_FILE} has all"
+    return f"The {len(result.classes):,} classes, from 0 on: {names}{more}."
 
 
 def _unknown(result: Result) -> str:
@@ -108,10 +124,15 @@ def _compared(result: Result) -> str:
     )
 
 
-def _made(result: Result, call: str) -> list[str]:
-    code = _block("", shlex.join(result.command)) if result.command else _block("python", call)
+def _made(result: Result, plan: Plan) -> list[str]:
+    code = _block("", command_of(result)) if result.command else _block("python", python_of(result, plan))
     versions = [f"{name} {result.environment[name]}" for name in ("mixbit", "python", "torch")]
-    return [code, f"{clean(result.chosen)}.", f"Versions: {', '.join([*versions, result.environment['runtime']])}."]
+    chosen = clean(result.chosen)
+    return [
+        code,
+        f"{chosen[0].upper()}{chosen[1:]}.",
+        f"Versions: {', '.join([*versions, result.environment['runtime']])}.",
+    ]
 
 
 def _block(language: str, code: str) -> str:

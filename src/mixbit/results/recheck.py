@@ -74,6 +74,7 @@ def recheck(folder: Path, *, model: nn.Module | None = None, layers: bool = Fals
         target,
         result.predicted_bytes,
         deployed,
+        environment=runner.environment,
         default=own_difference(partial(target.load, folder, graph), runner, ran),
         amplify=lambda: result.deployed.get("amplification"),
         more=problems_of_sizes(partial(run_by, runner), sizes, deployed),
@@ -126,8 +127,6 @@ def bench(folder: Path, batch_sizes: tuple[int, ...], *, model: nn.Module | None
 
 def _open(folder: Path, model: nn.Module | None) -> tuple[Result, CheckSet, Graph | None]:
     """What the folder holds, unchanged since it was written; and the model's graph for a target that needs it."""
-    if not folder.is_dir():
-        raise InvalidInput(f"{folder}: no such folder; give the --out of mixbit quantize")
     result, plan = Result.load(folder), Plan.load(inside_of(folder, "plan.json"))
     if plan.target != result.target or plan.layers != result.schemes:
         raise InvalidInput(f"{folder}: plan.json is not the plan of result.json; quantize again")

@@ -182,6 +182,7 @@ class Result(BaseModel):
         environment: Versions, machine and settings.
         ports: Names, types and shapes of what the artefact takes and returns; None where version 1 did not note them.
         preprocessing: What was done to the data before the network, in words; None where that is the user's.
+        classes: Names of the classes in the order of their numbers; none where they are not known.
         command: The words of the command line that made this; none where Python code did.
         settings: Name -> value of the settings that are not the default ones, and the seed; None for what JSON cannot
             express, as a function.
@@ -212,6 +213,7 @@ class Result(BaseModel):
     environment: dict[str, str]
     ports: Ports | None
     preprocessing: str | None = None
+    classes: list[str] = []
     command: list[str] = []
     settings: dict[str, JsonValue] = {}
 
@@ -231,6 +233,19 @@ class Result(BaseModel):
         if ratio is None:
             return "not timed beside float"
         return f"{ratio.in_words} float: {ratio} times its latency in {self.target}"
+
+    @property
+    def float_bytes(self) -> float:
+        """Bytes of weights that no layer covers: they stay in float, and limits of bytes count them."""
+        numbers = [row.get("num_weights") for row in self.uncovered]
+        return 4.0 * sum(number for number in numbers if isinstance(number, int | float))
+
+    @property
+    def weight_share(self) -> float | None:
+        """Bytes of all weights and scales by those in float, as the budget `weight_ratio` counts; None if not noted."""
+        if not (before := self.float_.get("weight_bytes")):
+            return None
+        return (self.deployed["weight_bytes"] + self.float_bytes) / (before + self.float_bytes)
 
     @property
     def schemes(self) -> dict[str, str]:

@@ -216,7 +216,7 @@ class Problem:
         return InfeasibleBudget(
             f"no plan keeps {' and '.join(beyond or within)}{alone if beyond else together}; "
             f"{self.names(binding)} use most even at their cheapest choice; "
-            "loosen the limit or offer narrower schemes",
+            f"loosen the limit or {_way_out(self.budget[scarcest].name)}",
             reachable=reachable,
             binding=tuple(binding.tolist()),
         )
@@ -230,6 +230,15 @@ class Problem:
     def names(self, rows: Integers) -> str:
         """The layers' names, as text."""
         return ", ".join(self.layers[int(row)] for row in rows)
+
+
+def _way_out(name: str) -> str:
+    """What else to do where this resource does not suffice."""
+    if name == "latency_ms":
+        return "offer schemes of other inputs, as w8a8 beside float: narrower weights are no faster"
+    if name == "activation_bytes":
+        return "offer narrower inputs, where the target has them"
+    return "offer narrower schemes, where the target has them"
 
 
 def taken(values: NDArray[Any], choice: Integers) -> NDArray[Any]:

@@ -120,13 +120,14 @@ def load(
     return Runner(run, lambda: _executed(compiled, layers), environment, profile, names)
 
 
-def usage(ports: Ports, _: Mapping[str, str]) -> dict[str, str]:
+def usage(ports: Ports, environment: Mapping[str, str]) -> dict[str, str]:
     """Programs that run the file."""
+    settings = _settings_in(environment)
     python = [
         "import numpy as np",
         "import openvino",
         "",
-        f'model = openvino.Core().compile_model("{FILE}", "CPU", {{"EXECUTION_MODE_HINT": "ACCURACY"}})',
+        f'model = openvino.Core().compile_model("{FILE}", "CPU", {settings})',
         given_in_python(ports),
         "results = model(inputs)",
         f"outputs = {{name: results[name] for name in {names_in_python(ports)}}}",
@@ -138,9 +139,9 @@ def usage(ports: Ports, _: Mapping[str, str]) -> dict[str, str]:
     ]
     name, first = in_cpp(ports.inputs[0].name), in_cpp_type(ports.inputs[0])
     returned, last = in_cpp(ports.outputs[0].name), in_cpp_type(ports.outputs[0])
-    settings = "ov::hint::execution_mode(ov::hint::ExecutionMode::ACCURACY)"
+    pairs = ", ".join(f'{{"{name}", "{value}"}}' for name, value in settings.items())
     cpp = [
-        f'auto model = ov::Core().compile_model("{FILE}", "CPU", {settings});',
+        f'auto model = ov::Core().compile_model("{FILE}", "CPU", ov::AnyMap{{{pairs}}});',
         "auto request = model.create_infer_request();",
         *lines_in_cpp(tensors, ports),
         f"// fill each, as request.get_tensor({name}).data<{first}>()",
@@ -148,6 +149,10 @@ def usage(ports: Ports, _: Mapping[str, str]) -> dict[str, str]:
         f"auto output = request.get_tensor({returned});  // read it by output.data<{last}>()",
     ]
     return {"Python": "\n".join(python), "C++": "\n".join(["#include <openvino/openvino.hpp>", "", *cpp])}
+
+
+def _settings_in(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name in SETTINGS}
 
 
 def _profile(
@@ -324,7 +329,7 @@ TARGET = Target(
     program=PROGRAM,
     check_files=_check_files,
     load_tensors=load_tensors,
-    exact='compile_model(..., "CPU", {"EXECUTION_MODE_HINT": "ACCURACY"})',
+    exact=lambda environment: f'compile_model(..., "CPU", {_settings_in(environment)})',
     overflows=overflows,
     usage=usage,
 )

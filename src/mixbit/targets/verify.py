@@ -198,6 +198,7 @@ def verify(
         target,
         predicted_bytes(graph.layers, plan),
         deployed,
+        environment=runner.environment,
         default=at_default_settings(folder, target, runner, graph, pairs[0], reference),
         amplify=lambda: amplification(simulated, pairs, reference),
         more=problems_of_sizes(run, simulated_at_sizes(simulated, pairs[0][0], task), deployed),
@@ -287,14 +288,15 @@ def compare(
     predicted: dict[str, int],
     deployed: Evaluation,
     *,
+    environment: Mapping[str, str],
     default: float | None = None,
     amplify: Callable[[], float | None] = lambda: None,
     more: Sequence[str] = (),
 ) -> Comparison:
     """Compare the outputs, by their differences from the simulation's, and the bytes in the file with the prediction.
 
-    `default` is what `at_default_settings` returned. `amplify` is called where outputs differ too much, or in `more`
-    ways, see `problems_of_sizes`.
+    `environment` is that of the runner, `default` what `at_default_settings` returned. `amplify` is called where
+    outputs differ too much, or in `more` ways, see `problems_of_sizes`.
     """
     target = find_target(target)
     weights = target.stored(folder)
@@ -339,7 +341,7 @@ def compare(
         outputs={name: group.relative_rms for name, group in worst.items()},
         problems=tuple(problems),
         at_default_settings=default,
-        exact_settings=target.exact,
+        exact_settings=target.exact(environment),
         amplification=amplified,
     )
 

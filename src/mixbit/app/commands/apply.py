@@ -13,6 +13,7 @@ from mixbit.app.commands.quantize import print_deployed, refuse
 from mixbit.core import check_writable_folder, find_target
 
 
+@options.with_reading
 def apply(
     plan: Annotated[Path, typer.Argument(metavar="PLAN", help="plan.json of a run or of search, or edited by hand")],
     model: options.Model,
@@ -33,12 +34,6 @@ def apply(
     lr: options.LearningRate = None,
     dynamic: options.Dynamic = None,
     samples: options.Samples = None,
-    batch_size: options.BatchSize = None,
-    image_size: options.ImageSize = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    skip_broken: options.SkipBroken = False,
-    length: options.Length = None,
     task: options.TaskName = None,
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
@@ -46,6 +41,8 @@ def apply(
     seed: options.Seed = 0,
     force: options.Force = False,
     as_json: options.AsJson = False,
+    *,
+    read: options.Read,
 ) -> None:
     """Deploy a plan: calibrate, quantize, export, run the artefact and compare."""
     from mixbit.core import Plan
@@ -79,27 +76,19 @@ def apply(
     )
     settings.check()
     check_given(given, target, settings)
-    reading = options.reading_of(
-        batch_size=batch_size,
-        image_size=image_size,
-        mean=mean,
-        std=std,
-        skip_broken=skip_broken,
-        length=length,
-        seed=seed,
-    )
+    reading = read(seed=seed)
     network = options.model_on(model, device)
     meant = options.task_of(task, loss, output_weight, network)
-    read, preprocessing = options.data_of({"data": data, "eval": evaluate, "train": train}, network, reading, meant)
-    settings = replace(settings, task=meant, train_batches=read["train"], preprocessing=preprocessing)
+    batches, noted = options.data_of({"data": data, "eval": evaluate, "train": train}, network, reading, meant)
+    settings = replace(settings, task=meant, train_batches=batches["train"], **noted)
     with redirect_stdout(sys.stderr):  # standard output is for results, whatever the user's code prints
         deployed = auto_quantize(
             network.module,
-            read["data"],
+            batches["data"],
             target=target,
             plan=given,
             out=out,
-            eval_batches=read["eval"],
+            eval_batches=batches["eval"],
             settings=settings,
             force=force,
         )

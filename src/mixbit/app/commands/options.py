@@ -6,7 +6,8 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -63,7 +64,7 @@ TargetName = Annotated[
     str, typer.Option(help="onnxruntime, openvino or packed", autocompletion=completing(lambda: TARGETS))
 ]
 BUDGET = typer.Option(
-    help="name=value, as in mean_bits=4; may be repeated",
+    help="name=value, as in mean_bits=4, see: mixbit list budgets; may be repeated",
     autocompletion=completing(lambda: [f"{name}=" for name in RESOURCES]),
 )
 Choices = Annotated[str | None, typer.Option(help="schemes to choose from, as in w4a8,w8a8")]
@@ -121,16 +122,40 @@ Dynamic = Annotated[
     list[str] | None, typer.Option(help="INPUT:DIMENSION,..., of any size, as input_ids:1 or 0:2,3; may be repeated")
 ]
 Samples = Annotated[int | None, typer.Option(min=1, help="take the first so many samples of --data; else all")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="samples in a batch of DATA that is no function; else 32")]
-ImageSize = Annotated[str | None, typer.Option(help="HxW, as 224x224, that pictures are resized to")]
-Mean = Annotated[str | None, typer.Option(help="taken off pixels of 0 to 1, as 0.5 or 0.485,0.456,0.406")]
-Std = Annotated[str | None, typer.Option(help="divides pixels then, as 0.5 or 0.229,0.224,0.225")]
-SkipBroken = Annotated[
-    bool, typer.Option("--skip-broken", help="leave out pictures that cannot be read, and name them")
-]
-Length = Annotated[
-    int | None, typer.Option(min=1, help="tokens of a sample of text; else what the model takes, 512 at most")
-]
+#: Options by which DATA is read from files -> their types and values where none is given.
+READING: dict[str, tuple[Any, Any]] = {
+    "batch_size": (
+        Annotated[int | None, typer.Option(min=1, help="samples in a batch of DATA that is no function; else 32")],
+        None,
+    ),
+    "image_size": (Annotated[str | None, typer.Option(help="HxW, as 224x224, that pictures are resized to")], None),
+    "mean": (Annotated[str | None, typer.Option(help="taken off pixels of 0 to 1, as 0.5 or 0.485,0.456,0.406")], None),
+    "std": (Annotated[str | None, typer.Option(help="divides pixels then, as 0.5 or 0.229,0.224,0.225")], None),
+    "skip_broken": (
+        Annotated[bool, typer.Option("--skip-broken", help="leave out pictures that cannot be read, and name them")],
+        False,
+    ),
+    "length": (
+        Annotated[
+            int | None,
+            typer.Option(min=1, help="tokens of a sample of text; else what the model takes, 512 at most"),
+        ],
+        None,
+    ),
+}
+#: Heading in --help -> the options below it; the others stand before.
+HEADINGS = {
+    "DATA and what it means": (
+        "data", "evaluate", "train", "samples", *READING, "dynamic", "task", "output_weight", "loss", "score",
+    ),
+    "Methods": (
+        "metric", "search", "ranges", "rounding", "importance", "bias_correction", "reestimate_bn", "equalize",
+        "prune_channels", "nncf_config", "warm_start", "eval_subset_ratio", "eval_timeout",
+    ),
+    "Training": ("flavour", "epochs", "lr"),
+}  # fmt: skip
+#: What makes a Reading of them, and of `seed`.
+Read = Callable[..., Any]
 Ranges = Annotated[
     str,
     typer.Option(
@@ -149,12 +174,40 @@ def with_quiet(command: Callable[..., None]) -> Callable[..., None]:
             show("nothing")
         command(*args, **options)
 
-    help_ = typer.Option("--quiet", help="no progress and no messages: results, warnings and errors alone")
-    option = inspect.Parameter(
-        "quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, help_]
-    )
-    signature = inspect.signature(command)
-    run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), option])  # type: ignore[attr-defined] as inspect reads it
+    words = typer.Option("--quiet", help="no progress and no messages: results, warnings and errors alone")
+    option = _option("quiet", Annotated[bool, words], False)
+    return _taking(run, [*inspect.signature(command).parameters.values(), option])
+
+
+def with_reading(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options by which DATA is read from files, behind --samples.
+
+    The command gets `read`, which makes a Reading of them and a seed.
+    """
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        given = {name: options.pop(name) for name in READING}
+        command(*args, **options, read=partial(reading_of, **given))
+
+    parameters = [each for each in inspect.signature(command).parameters.values() if each.name != "read"]
+    behind = next(place for place, each in enumerate(parameters, 1) if each.name == "samples")
+    more = [_option(name, kind, default) for name, (kind, default) in READING.items()]
+    return _taking(run, [*parameters[:behind], *more, *parameters[behind:]])
+
+
+def _option(name: str, kind: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+def _taking(run: Callable[..., None], parameters: list[inspect.Parameter]) -> Callable[..., None]:
+    """The function with these parameters, as typer reads them, below HEADINGS."""
+    named = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters]
+    headings = {option: heading for heading, options in HEADINGS.items() for option in options}
+    for each in named:
+        for words in getattr(each.annotation, "__metadata__", ()):
+            words.rich_help_panel = headings.get(each.name)
+    run.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined] as inspect reads it
     return run
 
 
@@ -199,10 +252,10 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
 
 def data_of(
     specs: Mapping[str, str | None], network: "LoadedModel", reading: "Reading", task: "Task"
-) -> tuple[dict[str, Any], str | None]:
-    """Name, `data`, `eval` or `train` -> its batches, None where there is no spec; and how inputs were made of files.
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Name, `data`, `eval` or `train` -> its batches, None where there is no spec; and what Settings note of them.
 
-    The first tells names of classes.
+    The first tells names of classes, unless MODEL does.
     """
     from mixbit.datasets.load import load_data
 
@@ -214,9 +267,17 @@ def data_of(
         loaded = None if spec is None else load_data(spec, network, how)
         read[name] = None if loaded is None else loaded.batches
         if loaded is not None:
+            if loaded.num_samples is not None:
+                say(f"--{name} {spec}: {loaded.in_words(prepared=loaded.preprocessing != preprocessing)}")
             preprocessing = preprocessing or loaded.preprocessing
             reading = replace(reading, classes=reading.classes or loaded.classes)
-    return read, preprocessing
+    return read, {"preprocessing": preprocessing, "classes": reading.classes or network.classes or ()}
+
+
+def check_run(folder: Path) -> None:
+    """Raise InvalidInput unless the folder is there, before torch is loaded."""
+    if not folder.is_dir():
+        raise InvalidInput(f"{folder}: no such folder; give the --out of mixbit quantize")
 
 
 def pins_of(texts: list[str] | None) -> dict[str, str]:

@@ -16,6 +16,7 @@ plan = typer.Typer(no_args_is_help=True, help="Compare plans.")
 
 
 @plan.command()
+@options.with_quiet
 def diff(
     first: Annotated[Path, typer.Argument(metavar="A", help="plan.json, or the folder of a run")],
     second: Annotated[Path, typer.Argument(metavar="B", help="the same")],

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from mixbit.results.result import Result
 
 
+@options.with_reading
 def quantize(
     model: options.Model,
     data: options.Data,
@@ -49,12 +50,6 @@ def quantize(
     lr: options.LearningRate = None,
     dynamic: options.Dynamic = None,
     samples: options.Samples = None,
-    batch_size: options.BatchSize = None,
-    image_size: options.ImageSize = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    skip_broken: options.SkipBroken = False,
-    length: options.Length = None,
     task: options.TaskName = None,
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
@@ -65,6 +60,8 @@ def quantize(
     seed: options.Seed = 0,
     force: options.Force = False,
     as_json: options.AsJson = False,
+    *,
+    read: options.Read,
 ) -> None:
     """Measure, search, quantize, export, run the artefact and compare."""
     out = out.absolute()  # the user's code may change the working folder
@@ -123,28 +120,20 @@ def quantize(
         command=("mixbit", *sys.argv[1:]),
     )
     settings.check()
-    reading = options.reading_of(
-        batch_size=batch_size,
-        image_size=image_size,
-        mean=mean,
-        std=std,
-        skip_broken=skip_broken,
-        length=length,
-        seed=seed,
-    )
+    reading = read(seed=seed)
     options.say_unless_used(loss, metric)
     network = options.model_on(model, device)
     meant = options.task_of(task, loss, output_weight, network)
-    read, preprocessing = options.data_of({"data": data, "eval": evaluate, "train": train}, network, reading, meant)
-    settings = replace(settings, task=meant, train_batches=read["train"], preprocessing=preprocessing)
+    batches, noted = options.data_of({"data": data, "eval": evaluate, "train": train}, network, reading, meant)
+    settings = replace(settings, task=meant, train_batches=batches["train"], **noted)
     with redirect_stdout(sys.stderr):  # standard output is for results, whatever the user's code prints
         deployed = auto_quantize(
             network.module,
-            read["data"],
+            batches["data"],
             target=target,
             budget=limits,
             out=out,
-            eval_batches=read["eval"],
+            eval_batches=batches["eval"],
             settings=settings,
             force=force,
         )
@@ -173,6 +162,8 @@ def print_deployed(deployed: "Deployed", *, as_json: bool) -> None:
     else:
         print_result(deployed.result)
         if deployed.table is not None:
+            if deployed.result.speed.startswith("slower") and not deployed.result.settings.get("fast"):
+                say("--fast leaves inputs in float wherever quantizing them makes nothing faster")
             say(deployed.table.verdict)
         say(f"{deployed.comparison}\nwritten to {deployed.folder}")
     deployed.comparison.check()

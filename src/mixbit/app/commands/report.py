@@ -12,6 +12,7 @@ from mixbit.core import clean
 
 def report(folder: Annotated[Path, typer.Argument(metavar="DIR")], as_json: options.AsJson = False) -> None:
     """Write report.html of the run in DIR again, from its files alone."""
+    options.check_run(folder)
     from mixbit.report.report import rewrite_report
 
     path = rewrite_report(folder)

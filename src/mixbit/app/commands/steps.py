@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 ROWS = 20
 
 
+@options.with_reading
 def measure(
     model: options.Model,
     data: options.Data,
@@ -48,12 +49,6 @@ def measure(
     ranges: options.Ranges = "mse",
     dynamic: options.Dynamic = None,
     samples: options.Samples = None,
-    batch_size: options.BatchSize = None,
-    image_size: options.ImageSize = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    skip_broken: options.SkipBroken = False,
-    length: options.Length = None,
     task: options.TaskName = None,
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
@@ -61,6 +56,8 @@ def measure(
     seed: options.Seed = 0,
     force: options.Force = False,
     as_json: options.AsJson = False,
+    *,
+    read: options.Read,
 ) -> None:
     """Write the table of predicted loss increase, layers x choices."""
     from mixbit.core import split_batches
@@ -77,15 +74,7 @@ def measure(
 
     out = out.absolute()  # the user's code may change the working folder
     free, meant = options.dynamic_of(dynamic), options.task_of(task, loss, output_weight)
-    reading = options.reading_of(
-        batch_size=batch_size,
-        image_size=image_size,
-        mean=mean,
-        std=std,
-        skip_broken=skip_broken,
-        length=length,
-        seed=seed,
-    )
+    reading = read(seed=seed)
     options.say_unless_used(loss, metric)
     predictor, range_method = options.function_or_name(metric, "METRIC"), options.function_or_name(ranges, "RANGES")
     METRICS.find(predictor)
@@ -94,8 +83,8 @@ def measure(
     with new_file(out, force=force), redirect_stdout(sys.stderr):
         network = options.model_on(model, device)
         meant = options.task_of(task, loss, output_weight, network)
-        read, _ = options.data_of({"data": data}, network, reading, meant)
-        batches = split_batches(network.module, read["data"], samples=samples, folder=out.absolute().parent)
+        loaded, *_ = options.data_of({"data": data}, network, reading, meant)
+        batches = split_batches(network.module, loaded["data"], samples=samples, folder=out.absolute().parent)
         graph = capture_all(network.module, batches.map(itemgetter(0)), free)
         if (note := note_on_uncovered(graph)) is not None:
             say(note)
@@ -255,13 +244,14 @@ def load_subject(
 
     network = options.model_on(model, device)
     meant = options.task_of(*task, network)
-    read, _ = options.data_of(dict(zip(("data", "eval"), data, strict=True)), network, reading, meant)
+    read, *_ = options.data_of(dict(zip(("data", "eval"), data, strict=True)), network, reading, meant)
     calibration = split_batches(network.module, read["data"], samples=samples)
     evaluated = split_batches(network.module, read["eval"])
     graph = capture_all(network.module, calibration.map(itemgetter(0)), dynamic)
     return graph, meant.aligned(calibration), meant.aligned(evaluated), meant
 
 
+@options.with_reading
 def study(
     model: options.Model,
     data: options.Data,
@@ -275,12 +265,6 @@ def study(
     choices: options.Choices = None,
     dynamic: options.Dynamic = None,
     samples: options.Samples = None,
-    batch_size: options.BatchSize = None,
-    image_size: options.ImageSize = None,
-    mean: options.Mean = None,
-    std: options.Std = None,
-    skip_broken: options.SkipBroken = False,
-    length: options.Length = None,
     task: options.TaskName = None,
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
@@ -288,6 +272,8 @@ def study(
     seed: options.Seed = 0,
     force: Annotated[bool, typer.Option("--force", help="delete the study in --out and start over")] = False,
     as_json: options.AsJson = False,
+    *,
+    read: options.Read,
 ) -> None:
     """Report which metric ranks plans best on this model, by the true cost of random plans."""
     from functools import partial
@@ -296,15 +282,7 @@ def study(
 
     out = out.absolute()  # the user's code may change the working folder
     free, place = options.dynamic_of(dynamic), str(options.device_of(device))
-    reading = options.reading_of(
-        batch_size=batch_size,
-        image_size=image_size,
-        mean=mean,
-        std=std,
-        skip_broken=skip_broken,
-        length=length,
-        seed=seed,
-    )
+    reading = read(seed=seed)
     with redirect_stdout(sys.stderr):
         result = study_(
             partial(load_subject, model, (data, evaluate), (task, loss, output_weight), place, free, samples, reading),

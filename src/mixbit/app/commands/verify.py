@@ -10,14 +10,14 @@ import typer
 from mixbit.app.commands import options
 from mixbit.app.commands.options import print_json, print_rows, say_what_runs_in_float
 from mixbit.app.schemas import SCHEMAS
-from mixbit.core import METHOD_PLACES, clean, described_methods, described_targets, pick, say
+from mixbit.core import METHOD_PLACES, RESOURCES, clean, described_methods, described_targets, pick, say
 
 ADVICE = (
     "float16 where a GPU computes; w8a8 and narrower where a CPU does, which is faster than float in integers alone; "
     "w8a8d and the like for transformers without calibration data"
 )
 Network = Annotated[str | None, typer.Option("--model", help="MODEL, for target packed: no code that DIR names is run")]
-LISTS = ("targets", *METHOD_PLACES, "schemas")
+LISTS = ("targets", *METHOD_PLACES, "budgets", "schemas")
 
 
 def verify(
@@ -27,6 +27,7 @@ def verify(
     as_json: options.AsJson = False,
 ) -> None:
     """Run the artefact in DIR on its check set and compare it with the simulation and the prediction."""
+    options.check_run(folder)
     from mixbit.models.load import load_model
     from mixbit.results.recheck import recheck
     from mixbit.results.result import Result
@@ -56,6 +57,7 @@ def bench(
     as_json: options.AsJson = False,
 ) -> None:
     """Time the artefact in DIR, and say for every layer how it is stored and how the runtime executed it."""
+    options.check_run(folder)
     from mixbit.models.load import load_model
     from mixbit.results.recheck import bench as bench_
 
@@ -81,11 +83,11 @@ def list_(
     ],
     as_json: options.AsJson = False,
 ) -> None:
-    """Name the targets, metrics, searches, ranges of activations, roundings, or schemas of files."""
+    """Name the targets, metrics, searches, ranges of activations, roundings, budgets, or schemas of files."""
     if pick("list", what, LISTS) in METHOD_PLACES:
         rows = described_methods(METHOD_PLACES[what])
     else:
-        rows = described_targets() if what == "targets" else SCHEMAS
+        rows = {"targets": described_targets, "schemas": lambda: SCHEMAS, "budgets": lambda: RESOURCES}[what]()
     if as_json:
         print_json(rows)
     else:
