@@ -123,7 +123,12 @@ class Target:
         needs_graph: Whether `load` needs the captured graph.
         note: What happens to each width when the file is loaded, and what it stores beside them, for people.
         lacks: Scheme of these widths -> what the runtime lacks for it, for people; None where nothing.
-        weight_bytes: (shape, axis, format) -> bytes in the file for that weight and its scales.
+        weight_bytes: (shape, axis, format) -> bytes in the file for that weight and its scales; a guess where
+            `coded_bytes` knows better.
+        coded_bytes: (layer, its integers in the shape of the weight, scheme) -> the same, where it depends on the
+            numbers; None where it does not.
+        bytes_tolerance: Share by which a layer's bytes may differ from those predicted, and a number of bytes by which
+            they may, however few they are.
         require: Raises InvalidInput where the runtime is not installed.
         write: (what `quantize` returned, folder) -> writes `files`; raises UnsupportedModel where the runtime cannot
             express the model.
@@ -155,6 +160,8 @@ class Target:
     note: str
     lacks: Callable[[Scheme], str | None]
     weight_bytes: Callable[[tuple[int, ...], int, Format | None], int]
+    coded_bytes: "Callable[[Any, NDArray[Any], Scheme], int] | None" = None
+    bytes_tolerance: tuple[float, int] = (0.01, 0)
     require: Callable[[], object]
     write: Callable[[Any, Path], None]
     load: Load

@@ -40,6 +40,7 @@ from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.offers import why_not, with_fallbacks
 from mixbit.quantization.scales import choose_scales
 from mixbit.quantization.simulate import rounded_between
+from mixbit.quantization.sizes import weight_bytes_of_choices
 from mixbit.searches import Problem
 from mixbit.searches.mixtures import mixtures
 
@@ -108,6 +109,8 @@ def measure(
     calibration = batches if isinstance(batches, Calibration) else calibrate(graph, pairs)
     schemes = tuple(Scheme.parse(choice) for choice in frame.choices)
     choose_all_scales(graph, calibration, schemes)
+    sizes = weight_bytes_of_choices(graph, schemes, find_target(target), calibration)
+    frame = dataclasses.replace(frame, usage=frame.usage | {"weight_bytes": sizes})
     dynamic = any(scheme.input is not None and scheme.input.dynamic for scheme in schemes)
     between = {} if dynamic else rounded_between(graph, graph.layers, find_target(target))
     between = {name: owners for name, owners in between.items() if calibration.histograms[name].finite}
@@ -204,16 +207,13 @@ def blank_table(graph: Graph, *, target: str | Target, choices: Sequence[str] | 
     weight_bits, input_bits = np.array([(scheme.weight_bits, scheme.input_bits) for scheme in schemes], dtype=float).T
     # what is never rounded, as by recurrences, has as many bits whatever the scheme
     read_bits = np.where([[bool(layer.inputs)] for layer in layers], input_bits, Scheme().input_bits)
-    weight_bytes = [
-        [float(target.weight_bytes(layer.shape, layer.axis, scheme.weight)) for scheme in schemes] for layer in layers
-    ]
     return Sensitivity(
         layers=tuple(layer.name for layer in layers),
         choices=tuple(str(scheme) for scheme in schemes),
         loss=np.where(offered, 0.0, np.inf),
         standard_error=np.zeros(offered.shape),
         usage={
-            "weight_bytes": np.array(weight_bytes),
+            "weight_bytes": weight_bytes_of_choices(graph, schemes, target),
             "weight_bits": np.outer(numel, weight_bits),
             "bit_ops": macs[:, None] * weight_bits * read_bits,
         },

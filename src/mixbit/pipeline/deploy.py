@@ -128,7 +128,7 @@ def deploy(
     destroyed = warning(outputs["chosen"])
     if destroyed:
         _log.warning("%s", destroyed)
-    predicted = predicted_bytes(graph.layers, chosen.plan)
+    predicted = predicted_bytes(chosen.simulated, chosen.plan)
     with whole_folder(run.out, last=RESULT_FILE, force=run.force, also=files_of_a_result(run.out)) as folder:
         with run.clock("export") as tell:
             run.target.write(chosen.simulated, folder)
@@ -190,7 +190,7 @@ def deploy(
                 {
                     "scheme": uniform,
                     **_of_outputs(outputs, uniform),
-                    **figures(held_out_divergence=candidate.divergence, predicted_bytes=_bytes(graph, candidate.plan)),
+                    **figures(held_out_divergence=candidate.divergence, predicted_bytes=_bytes(candidate.simulated, candidate.plan)),
                 }
                 for candidate in candidates
                 if (uniform := candidate.uniform)
@@ -333,4 +333,4 @@ def _count(batches: Sequence[Batch]) -> int:
 
 
 def _bytes(graph: Graph, plan: Plan) -> int:
-    return sum(predicted_bytes(graph.layers, plan).values())
+    return sum(predicted_bytes(graph, plan).values())

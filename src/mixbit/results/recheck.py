@@ -147,7 +147,7 @@ def _open(folder: Path, model: nn.Module | None) -> tuple[Result, CheckSet, Grap
     if model is None:
         return result, check, None
     graph = capture(model, check.inputs)
-    if predicted_bytes(graph.layers, plan) != result.predicted_bytes:
+    if predicted_bytes(graph, plan) != result.predicted_bytes:
         raise TargetMismatch(f"{folder / RESULT_FILE}: predicted_bytes are not those of the plan; quantize again")
     return result, check, graph
 

@@ -30,14 +30,18 @@ _FUSED = {(0, np.inf): 1, (-1, 1): 2, (0, 6): 3}
 Values = dict[Any, Any]
 
 
-def converted(simulated: Graph) -> bytes:
+def converted(simulated: Graph, *, packs: bool = True) -> bytes:
     """The file of a quantized graph: weights as integers, layers in int8 where their input and output are.
+
+    Args:
+        simulated: The quantized graph.
+        packs: Whether integers of fewer than 8 bits share bytes.
 
     Raises:
         UnsupportedModel: An operator that is not in the table, or a form of it.
     """
     module = simulated.module
-    writer, values = Writer(), Values()
+    writer, values = Writer(packs=packs), Values()
     translation = _Translation(simulated, writer, values, *stored_weights(simulated))
     with keeping_symbols(module.graph):
         for node in module.graph.nodes:

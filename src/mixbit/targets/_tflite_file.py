@@ -26,7 +26,7 @@ _BITS = {
 _TYPES = {number: name for name, number in vars(schema.TensorType).items() if name in _BITS}
 _OPERATORS = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
 #: Operators that make of a layer's weight what its own operator reads.
-_UNPACKING = ("DEQUANTIZE", "CAST", "RESHAPE", "TRANSPOSE")
+UNPACKING = ("DEQUANTIZE", "CAST", "RESHAPE", "TRANSPOSE")
 #: What stands in the place of operators that a delegate runs.
 _DELEGATE = "DELEGATE"
 #: How types of integers are called, which compute nothing in int8.
@@ -184,7 +184,7 @@ def _readers(nodes: list[dict[str, Any]], tensor: int) -> list[int]:
     found = []
     for place, node in enumerate(nodes):
         if node["op_name"] != _DELEGATE and tensor in node["inputs"]:
-            unpacks = node["op_name"] in _UNPACKING
+            unpacks = node["op_name"] in UNPACKING
             found += _readers(nodes, int(node["outputs"][0])) if unpacks else [place]
     return found
 

@@ -20,6 +20,8 @@ from mixbit.targets._tflite_values import (
 if TYPE_CHECKING:
     from mixbit.targets._tflite_writer import Writer
 
+BYTE = 8
+
 
 def weight_integers(w: "Writer", value: Value, order: Order, channels: int) -> int | None:
     """The tensor of a weight's integers in that order, scales along the dimension `channels` of it.
@@ -43,7 +45,7 @@ def weight_integers(w: "Writer", value: Value, order: Order, channels: int) -> i
 def _integers(w: "Writer", weight: IntegerWeight, order: Order) -> int:
     """A new tensor of the integers in that order, at the width of their container."""
     shape = [weight.integers.shape[axis] for axis in order]
-    bits = container(weight.bits, narrow=weight.integers.ndim == 2)
+    bits = container(weight.bits, narrow=weight.integers.ndim == 2) if w.packs else BYTE
     zero = np.zeros(weight.scale.shape) if weight.zero_point is None else weight.zero_point - 2.0 ** (weight.bits - 1)
     integers = weight.integers if weight.zero_point is None else weight.integers - 2.0 ** (weight.bits - 1)
     data = packed_integers(integers.transpose(order), bits)
@@ -84,7 +86,7 @@ def _turned(w: "Writer", value: Value, source: int, held: Order, order: Order) -
 
 def _groups_in_float(w: "Writer", value: Value, weight: IntegerWeight, order: Order) -> int:
     """A weight in groups: one row of a matrix for each, which is scaled, and put into its shape."""
-    rows, bits = weight.scale.size, container(weight.bits, narrow=True)
+    rows, bits = weight.scale.size, container(weight.bits, narrow=True) if w.packs else BYTE
     offset = 0 if weight.zero_point is None else 2 ** (weight.bits - 1)
     zero = np.zeros(rows) if weight.zero_point is None else weight.zero_point.reshape(-1).astype(int) - offset
     integers = weight.laid_out.reshape(rows, -1).astype(int) - offset

@@ -35,9 +35,11 @@ class Writer:
     Attributes:
         graph: The only subgraph.
         inputs: Those of the network.
+        packs: Whether integers of fewer than 8 bits share bytes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, packs: bool = True) -> None:
+        self.packs = packs
         self.graph: Any = schema.SubGraphT(tensors=[], inputs=[], outputs=[], operators=[], name=b"main")
         self.model: Any = schema.ModelT(
             version=VERSION, operatorCodes=[], subgraphs=[self.graph], buffers=[schema.BufferT()], description=b"mixbit"

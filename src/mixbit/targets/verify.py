@@ -29,14 +29,13 @@ from mixbit.core import (
     split_all,
     spread,
 )
-from mixbit.graph import Difference, Evaluation, Graph, Layer, Reference, Walker, evaluate, fitted
+from mixbit.graph import Difference, Evaluation, Graph, Reference, Walker, evaluate, fitted
 from mixbit.quantization.quantizer import Quantizer
+from mixbit.quantization.sizes import weight_bytes_of
 from mixbit.targets._integers import plan_of
 from mixbit.targets._layers import FirstDifference, Watched, first_difference, first_rows, watched
 from mixbit.targets.size import file_bytes
 
-#: Largest share by which the bytes of the weights may differ from the prediction.
-BYTES_TOLERANCE = 0.01
 #: Largest share of top answers that may differ from the simulation; one answer may always.
 ANSWERS_TOLERANCE = 0.02
 #: Channels whose spreads differ by no more than this factor are compared together.
@@ -196,7 +195,7 @@ def verify(
     comparison = compare(
         folder,
         target,
-        predicted_bytes(graph.layers, plan),
+        predicted_bytes(simulated, plan),
         deployed,
         environment=runner.environment,
         default=at_default_settings(folder, target, runner, graph, pairs[0], reference),
@@ -276,10 +275,14 @@ def farthest(given: Evaluation) -> float:
     return max(group.relative_rms for difference in costly for group in groups_of(difference))
 
 
-def predicted_bytes(layers: tuple[Layer, ...], plan: Plan) -> dict[str, int]:
-    """Layer -> bytes of its weight and scales in the target's file, predicted from the plan alone."""
-    bytes_of = find_target(plan.target).weight_bytes
-    return {layer.name: bytes_of(layer.shape, layer.axis, plan.scheme(layer.name).weight) for layer in layers}
+def predicted_bytes(graph: Graph, plan: Plan) -> dict[str, int]:
+    """Layer -> bytes of its weight and scales in the target's file, predicted before it is written.
+
+    Args:
+        graph: The simulation of the plan, since bytes may follow the integers; or the captured graph.
+        plan: A scheme for every layer.
+    """
+    return weight_bytes_of(graph, plan, find_target(plan.target))
 
 
 def compare(
@@ -306,9 +309,10 @@ def compare(
     worst = {name: max(groups, key=lambda group: group.relative_rms) for name, groups in found.items()}
     agreements = {name: difference.agreement for name, difference in apart_of.items() if difference.head.answers}
     problems = [f"the file holds no weight of {name}" for name in predicted if name not in stored]
+    share, least = target.bytes_tolerance
     for name, expected in predicted.items():
         held = stored.get(name, expected)
-        if abs(held - expected) > BYTES_TOLERANCE * expected:
+        if abs(held - expected) > max(share * expected, least):
             problems.append(f"{name} takes {held:,} bytes in the file, {expected:,} were predicted")
     alone, apart = len(apart_of) == 1, list[str]()
     for name, group in worst.items():

@@ -1,0 +1,221 @@
+"""Target ethosu: the TensorFlow Lite file of target litert, compiled by Vela for an Ethos-U NPU of microcontrollers.
+
+Every weight is an int8 tensor, whatever its width: the NPU takes no narrower ones, but Vela codes them, and the fewer
+bits, the fewer bytes. LiteRT runs the file before it is compiled, with the outputs that it has on the device up to the
+NPU's own rounding, and Vela says what the device needs.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mixbit.core import (
+    Format,
+    Ports,
+    Runner,
+    Scheme,
+    StoredWeight,
+    Target,
+    TargetMismatch,
+    UnsupportedModel,
+    find_target,
+    read_bytes,
+    sha256,
+    write_bytes,
+    write_text,
+)
+from mixbit.graph import Graph
+from mixbit.targets._integers import runtime, stored_weights
+from mixbit.targets._npu_coding import channel_bytes, coded_weight_bytes
+
+#: What runs in LiteRT, what the device takes, and what Vela reported of it.
+FILE, DEVICE_FILE, REPORT_FILE = "model.tflite", "model_vela.tflite", "vela.json"
+#: What is compiled for: 128 multipliers at 500 MHz, weights in flash, activations in SRAM, see Vela's vela.ini.
+ACCELERATOR = "ethos-u55-128", "Ethos_U55_High_End_Embedded", "Shared_Sram"
+#: Bits -> bytes of a weight in flash, of normal numbers: a guess, before the integers are known.
+BYTES_OF_A_WEIGHT = {8: 0.93, 7: 0.86, 6: 0.71, 5: 0.56, 4: 0.44, 3: 0.34, 2: 0.2}
+MOST_BYTES = 2**31
+_LITERT = find_target("litert")
+_ethosu = partial(
+    runtime, "ethosu", "ethosu.vela", "ai_edge_litert.interpreter", "ai_edge_litert.schema_py_generated", "flatbuffers"
+)
+
+
+class Report(BaseModel):
+    """What Vela said, beside the files that it is of.
+
+    Attributes:
+        compiler: Its name and version, and what it compiled for.
+        flash_bytes, sram_bytes, cycles: Of the NPU, see `mixbit.targets._vela.Compiled`.
+        on_cpu: Names of tensors that operators on the CPU return.
+        layers: Layer on the NPU -> bytes of its weight, biases and factors in flash. Vela tells the sum for all
+            weights, which is shared out as predicted.
+        files: Name -> SHA-256.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    version: int
+    compiler: str
+    flash_bytes: int
+    sram_bytes: int
+    cycles: int
+    on_cpu: tuple[str, ...]
+    layers: dict[str, int]
+    files: dict[str, str]
+
+
+def coded_bytes(layer: Any, integers: NDArray[Any], scheme: Scheme) -> int:
+    """Bytes of the weight in flash, of its real integers; on the CPU, which decodes none, a byte for each."""
+    if not _is_coded(layer, scheme):
+        return _LITERT.weight_bytes(layer.shape, layer.axis, _in_bytes(scheme.weight))
+    depthwise = layer.operations[0].groups > 1 and layer.shape[1] == 1
+    kernel = np.moveaxis(integers, layer.axis, 0)
+    kernel = np.moveaxis(kernel, 1, -1).reshape(len(kernel), -1, 1, kernel.shape[1])
+    return coded_weight_bytes(kernel, depthwise=depthwise) + channel_bytes(len(kernel))
+
+
+def _is_coded(layer: Any, scheme: Scheme) -> bool:
+    """Whether the NPU runs all operators of the layer: their input and output are integers."""
+    kinds = {operation.kind.name for operation in layer.operations}
+    return scheme.input is not None and bool(layer.inputs) and kinds <= TARGET.quantized_outputs
+
+
+def _in_bytes(fmt: Format | None) -> Format | None:
+    return fmt if fmt is None or fmt.floating is not None else dataclasses.replace(fmt, bits=8)
+
+
+def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
+    """A guess for normal numbers; exact for weights in float."""
+    if fmt is None or fmt.floating is not None:
+        return _LITERT.weight_bytes(shape, axis, fmt)
+    return round(math.prod(shape) * BYTES_OF_A_WEIGHT[fmt.bits]) + channel_bytes(shape[axis])
+
+
+def write(simulated: Graph, folder: Path) -> None:
+    """Write model.tflite, have Vela compile it into model_vela.tflite, and write vela.json."""
+    _ethosu()
+    from mixbit.targets._tflite import converted
+    from mixbit.targets._tflite_file import read
+    from mixbit.targets._vela import Accelerator, compiled, on_npu
+
+    if any(simulated.dynamic):
+        raise UnsupportedModel("inputs of several sizes: an NPU's file has one; give all batches the same sizes")
+    write_bytes(folder / FILE, converted(simulated, packs=False))
+    model, accelerator = read(folder / FILE), Accelerator(*ACCELERATOR)
+    made = compiled(model, accelerator)
+    write_bytes(folder / DEVICE_FILE, made.data)
+    report = Report(
+        version=1,
+        compiler=f"ethos-u-vela {_version('ethos-u-vela')} for {accelerator}",
+        flash_bytes=made.flash_bytes,
+        sram_bytes=made.sram_bytes,
+        cycles=made.cycles,
+        on_cpu=made.on_cpu,
+        layers=_shared_out(simulated, on_npu(model, made.on_cpu), made.weight_bytes),
+        files={name: sha256(folder / name) for name in (FILE, DEVICE_FILE)},
+    )
+    write_text(folder / REPORT_FILE, report.model_dump_json(indent=2))
+
+
+def _shared_out(simulated: Graph, layers: set[str], total: int) -> dict[str, int]:
+    """Layer -> its bytes: of Vela's total the share that is predicted, and those of its channels."""
+    plan, weights = simulated.plan, stored_weights(simulated)[0]
+    assert plan is not None  # noqa: S101 its weights are quantized
+    channels = {layer.name: channel_bytes(layer.shape[layer.axis]) for layer in simulated.layers}
+    predicted = {
+        layer.name: coded_bytes(layer, weights[layer.name].integers, plan.scheme(layer.name)) - channels[layer.name]
+        for layer in simulated.layers
+        if layer.name in layers and layer.name in weights
+    }
+    scale = total / max(1, sum(predicted.values()))
+    return {name: round(size * scale) + channels[name] for name, size in predicted.items()}
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version
+
+    return version(package)
+
+
+def _report(folder: Path) -> Report:
+    """The report; raises TargetMismatch where it is not of the files in the folder."""
+    path = folder / REPORT_FILE
+    try:
+        report = Report.model_validate_json(read_bytes(path, MOST_BYTES))
+    except ValidationError as error:
+        raise TargetMismatch(f"{path}: damaged ({error.error_count()} errors); export again") from error
+    for name in (FILE, DEVICE_FILE):
+        read_bytes(folder / name, MOST_BYTES)
+        if sha256(folder / name) != report.files.get(name):
+            raise TargetMismatch(f"{folder / name}: not the file of {REPORT_FILE}; export again")
+    return report
+
+
+def load(
+    folder: Path, graph: Graph | None = None, /, *, batch_size: int | None = None, default_settings: bool = False
+) -> Runner:
+    """Open model.tflite in LiteRT; what runs on the NPU is read from Vela's report."""
+    _ethosu()
+    from mixbit.targets._tflite_file import read
+    from mixbit.targets._vela import between_on_cpu, who_runs
+
+    report = _report(folder)
+    model = read(folder / FILE)
+    runner = _LITERT.load(folder, graph, batch_size=batch_size, default_settings=default_settings)
+    sizes = {name: f"{getattr(report, name):,}" for name in ("flash_bytes", "sram_bytes", "cycles")}
+    between = between_on_cpu(model, report.on_cpu)
+    return dataclasses.replace(
+        runner,
+        executed=lambda: who_runs(model, report.on_cpu),
+        environment=runner.environment | {"compiler": report.compiler} | sizes,
+        note=f"between layers on the NPU the CPU runs {between}" if between else "",
+    )
+
+
+def stored(folder: Path) -> dict[str, StoredWeight]:
+    """Layer -> bytes in flash of its weight, biases and factors; as model.tflite has them for layers on the CPU."""
+    coded = _report(folder).layers
+    rows = {name: StoredWeight(size, "int8, coded") for name, size in coded.items()}
+    return _LITERT.stored(folder) | rows
+
+
+def _check_files(folder: Path) -> None:
+    _report(folder)
+    _LITERT.check_files(folder)
+
+
+def usage(ports: Ports, environment: Mapping[str, str]) -> dict[str, str]:
+    """The program that runs model.tflite on a computer."""
+    return _LITERT.usage(ports, environment)
+
+
+TARGET = Target(
+    name="ethosu",
+    files=(FILE, DEVICE_FILE, REPORT_FILE),
+    weight_bits=(2, 3, 4, 5, 6, 7, 8),
+    input_bits=(8,),
+    default_choices=("w2a8", "w3a8", "w4a8", "w5a8", "w6a8", "w8a8"),
+    quantized_outputs=_LITERT.quantized_outputs,
+    note="every width stored in as many bytes as Vela codes its values in, int8 arithmetic on the NPU under a8; "
+    "what stays in float runs on the CPU; also float16, group, one scale, zero point, a byte a weight, on the CPU",
+    halves=lambda *_: "even",
+    lacks=_LITERT.lacks,
+    weight_bytes=weight_bytes,
+    coded_bytes=coded_bytes,
+    bytes_tolerance=(0.02, 64),
+    require=_ethosu,
+    write=write,
+    load=load,
+    stored=stored,
+    program=_LITERT.program,
+    check_files=_check_files,
+    load_tensors=_LITERT.load_tensors,
+    usage=usage,
+)
