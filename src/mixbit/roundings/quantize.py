@@ -1,5 +1,6 @@
 """quantize(): from a float graph and a plan to the simulated graph."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -105,9 +106,12 @@ def _given(batches: Calibration | None) -> str:
 
 def _without_outdated_predictions(graph: Graph, plan: Plan) -> Plan:
     """The plan without its predictions where its schemes were edited since, which changes its bytes."""
-    weight_bytes = find_target(plan.target).weight_bytes
-    held = sum(weight_bytes(layer.shape, layer.axis, plan.scheme(layer.name).weight) for layer in graph.layers)
-    held += 4 * num_uncovered(graph)
-    if plan.predicted.get("weight_bytes", held) == held:
+    target, uncovered = find_target(plan.target), num_uncovered(graph)
+    if target.coded_bytes is None:
+        name, held = "weight_bytes", sum(weight_bytes_of(graph, plan, target).values()) + 4 * uncovered
+    else:  # bytes are known once there are integers
+        bits = sum(layer.numel * plan.scheme(layer.name).weight_bits for layer in graph.layers) + 32 * uncovered
+        name, held = "mean_bits", bits / (sum(layer.numel for layer in graph.layers) + uncovered)
+    if math.isclose(plan.predicted.get(name, held), held, rel_tol=1e-9):
         return plan
     return plan.model_copy(update={"predicted": {}, "made_by": f"{plan.made_by}, edited"})

@@ -72,13 +72,16 @@ class Report(BaseModel):
 
 
 def coded_bytes(layer: Any, integers: NDArray[Any], scheme: Scheme) -> int:
-    """Bytes of the weight in flash, of its real integers; on the CPU, which decodes none, a byte for each."""
+    """Bytes of the weight in flash, once for each operator that reads it, of its real integers.
+
+    On the CPU, which decodes none, it is a byte for each.
+    """
     if not _is_coded(layer, scheme):
         return _LITERT.weight_bytes(layer.shape, layer.axis, _in_bytes(scheme.weight))
     depthwise = layer.operations[0].groups > 1 and layer.shape[1] == 1
     kernel = np.moveaxis(integers, layer.axis, 0)
     kernel = np.moveaxis(kernel, 1, -1).reshape(len(kernel), -1, 1, kernel.shape[1])
-    return coded_weight_bytes(kernel, depthwise=depthwise) + channel_bytes(len(kernel))
+    return len(layer.operations) * (coded_weight_bytes(kernel, depthwise=depthwise) + channel_bytes(len(kernel)))
 
 
 def _is_coded(layer: Any, scheme: Scheme) -> bool:
@@ -128,7 +131,9 @@ def _shared_out(simulated: Graph, layers: set[str], total: int) -> dict[str, int
     """Layer -> its bytes: of Vela's total the share that is predicted, and those of its channels."""
     plan, weights = simulated.plan, stored_weights(simulated)[0]
     assert plan is not None  # noqa: S101 its weights are quantized
-    channels = {layer.name: channel_bytes(layer.shape[layer.axis]) for layer in simulated.layers}
+    channels = {
+        layer.name: len(layer.operations) * channel_bytes(layer.shape[layer.axis]) for layer in simulated.layers
+    }
     predicted = {
         layer.name: coded_bytes(layer, weights[layer.name].integers, plan.scheme(layer.name)) - channels[layer.name]
         for layer in simulated.layers
