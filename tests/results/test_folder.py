@@ -161,7 +161,7 @@ def test_the_cpp_program_for_openvino_compiles_and_returns_what_was_checked(fold
     np.testing.assert_allclose(np.array(run.stdout.split(), float), wanted[0], atol=2e-3 * float(wanted.std()) + 1e-4)
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "packed"])
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "packed", "litert"])
 def test_figures_and_ports_are_those_of_result_json(folders, target):
     folder, _ = folders(target)
     text, stored = (folder / "README.md").read_text(encoding="utf-8"), json.loads((folder / "result.json").read_text())

@@ -227,25 +227,43 @@ def _transposed_convolution(
     w: Writer, out: Result, x: Value, weight: Value, bias: Value | None = None, stride: Any = 1, padding: Any = 0,
     output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
 ) -> Value | None:  # fmt: skip
-    """TRANSPOSE_CONV without padding, whose result is cut."""
-    strides, dilations, pads = each(stride, 2), each(dilation, 2), each(padding, 2)
-    if x.rank != 4 or groups != 1 or dilations != [1, 1] or not all(isinstance(size, int) for size in out.shape[1:]):
+    """TRANSPOSE_CONV without padding, whose result is cut; with output padding it is that much larger."""
+    strides, pads, more = each(stride, 2), each(padding, 2), each(output_padding, 2)
+    known = all(isinstance(size, int) for size in (*x.shape[1:], *out.shape[1:]))
+    if x.rank != 4 or groups != 1 or each(dilation, 2) != [1, 1] or not known:
         return None
-    if any(each(output_padding, 2)):
+    kernel, own = [int(size) for size in weight.shape[2:]], channels_last(4)
+    whole = [(int(size) - 1) * step + own for size, step, own in zip(x.shape[2:], strides, kernel, strict=True)]
+    reached = [max(size, int(made) + pad) for size, made, pad in zip(whole, out.shape[2:], pads, strict=True)]
+    if any(size - made >= step for size, made, step in zip(reached, whole, strides, strict=True)):
         return None
-    height, width = (int(size) + 2 * pad for size, pad in zip(out.shape[2:], pads, strict=True))
-    shape = (out.shape[0], out.shape[1], height, width)
-    own = channels_last(4)
+    del more  # the sizes of the result say it
+    shape = (*out.shape[:2], *reached)
     sizes = w.whole_sizes([shape[axis] for axis in own], x)
     read = [sizes, w.read(weight, (1, 2, 3, 0)), w.read(x, own), _bias_in_float(w, bias, int(shape[1]))]
     made = w.made(
         "TRANSPOSE_CONV", read, shape, out.dtype, own, padding=VALID, strideH=strides[0], strideW=strides[1],
         fusedActivationFunction=0,
     )  # fmt: skip
-    if pads == [0, 0]:
+    if shape == out.shape:
         return made
-    begins, counts = [0, *pads, 0], [-1, *out.shape[2:], -1]
-    return moved(w, "SLICE", made, [w.vector(begins), w.vector([int(count) for count in counts])], out.shape)
+    begins, counts = [0, *pads, 0], [-1, *(int(size) for size in out.shape[2:]), -1]
+    return moved(w, "SLICE", made, [w.vector(begins), w.vector(counts)], out.shape)
+
+
+@writes(_aten.conv_transpose1d.default)
+def _transposed_convolution_of_lines(
+    w: Writer, out: Result, x: Value, weight: Value, bias: Value | None = None, stride: Any = 1, padding: Any = 0,
+    output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
+) -> Value | None:  # fmt: skip
+    """One of images of height 1."""
+    if x.rank != 3:
+        return None
+    images = reshaped(w, x, (*x.shape[:2], 1, x.shape[2]))
+    flat = Result((*out.shape[:2], 1, out.shape[2]), out.dtype)
+    wide = [[least, *each(given, 1)] for least, given in ((1, stride), (0, padding), (0, output_padding))]
+    made = _transposed_convolution(w, flat, images, weight.as_images(), bias, *wide, groups, [1, *each(dilation, 1)])
+    return None if made is None else reshaped(w, made, out.shape)
 
 
 @writes(_aten.convolution.default)

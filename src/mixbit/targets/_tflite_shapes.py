@@ -6,7 +6,6 @@ They return in int8 what they read in int8, with the same factors.
 
 import operator
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,9 @@ from mixbit.targets._tflite_table import (
     OPERATORS,
     Result,
     axis_of,
+    broadcast,
     cast,
+    elementwise,
     extended,
     moved,
     number,
@@ -81,11 +82,10 @@ def _shape(w: Writer, x: Value, shape: Sequence[Extent]) -> int:
 
 
 @writes(_aten.repeat.default)
-def _repeat(w: Writer, out: Result, x: Value, times: Sequence[Any]) -> Value | None:
-    if not all(isinstance(each, int) for each in times):
-        return None
+def _repeat(w: Writer, out: Result, x: Value, times: Sequence[Any]) -> Value:
     x = extended(w, x, len(times))
-    return moved(w, "TILE", x, [w.vector(times)], out.shape, logical(x.rank))
+    counts = w.whole_sizes([each if isinstance(each, int) else str(each.node.expr) for each in times], x)
+    return moved(w, "TILE", x, [counts], out.shape, logical(x.rank))
 
 
 def sliced(w: Writer, x: Value, axis: int, start: int, count: Extent) -> Value:
@@ -255,31 +255,95 @@ def _index_select(w: Writer, out: Result, x: Value, dim: int, index: Value) -> V
 
 @writes(_aten.index.Tensor)
 def _index(w: Writer, out: Result, x: Value, indices: Sequence[Any]) -> Value | None:
+    """One index gathers along its dimension; several that lead, or follow one another, pick single places."""
     axes = [axis for axis, index in enumerate(indices) if index is not None]
-    if len(axes) != 1 or indices[axes[0]].dtype == torch.bool:
+    given = [cast(w, indices[axis], torch.int32) for axis in axes]
+    if any(indices[axis].dtype in (torch.bool, torch.uint8) for axis in axes):
         return None
-    tensor = w.read(x, logical(x.rank), in_int8=x.factors is not None)
-    index = w.read(cast(w, indices[axes[0]], torch.int32), logical(indices[axes[0]].rank))
-    return w.made("GATHER", [tensor, index], out.shape, x.dtype, None, x.factors, axis=axes[0], batchDims=0)
+    in_int8 = x.factors is not None
+    if len(axes) == 1:
+        read = [w.read(x, logical(x.rank), in_int8=in_int8), w.read(given[0], logical(given[0].rank))]
+        return w.made("GATHER", read, out.shape, x.dtype, None, x.factors, axis=axes[0], batchDims=0)
+    if axes != [*range(axes[0], axes[-1] + 1)]:
+        return None
+    others = [axis for axis in range(x.rank) if axis not in axes]
+    shape = broadcast(*(index.shape for index in given))
+    whole = [_expand(w, Result(shape, torch.int32), index, shape) for index in given]
+    columns = [reshaped(w, index, (*shape, 1)) for index in whole]
+    places = _cat(w, Result((*shape, len(columns)), torch.int32), columns, len(shape))
+    read = [w.read(x, (*axes, *others), in_int8=in_int8), w.read(places, logical(places.rank))]
+    before, count = [*range(axes[0])], len(shape)
+    picked = (*shape, *(x.shape[axis] for axis in others))
+    made = w.made("GATHER_ND", read, picked, x.dtype, None, x.factors)
+    return permuted(made, [*(count + axis for axis in before), *range(count), *range(count + len(before), made.rank)])
+
+
+@writes(_aten.topk.default)
+def _topk(
+    w: Writer, out: Result, x: Value, count: Any, dim: int = -1, largest: bool = True, _ordered: bool = True
+) -> tuple[Value, Value] | None:  # fmt: skip
+    """TOPK_V2 finds the largest along the last dimension."""
+    if not isinstance(count, int):
+        return None
+    axis, first = axis_of(x, dim), out.parts[0]
+    order = (*(other for other in range(x.rank) if other != axis), axis)
+    x = x if largest else elementwise(w, "NEG", x.dtype, x)
+    values, places = Value(first.shape, x.dtype, order), Value(first.shape, torch.int32, order)
+    made = [w.empty(value, order, in_int8=False) for value in (values, places)]
+    w.operator("TOPK_V2", [w.read(x, order), w.constant(np.array(count, np.int32))], made)
+    return values if largest else elementwise(w, "NEG", x.dtype, values), cast(w, places, torch.int64)
+
+
+@writes(_aten.sort.default)
+def _sort(w: Writer, out: Result, x: Value, dim: int = -1, descending: bool = False) -> Any:
+    return _topk(w, out, x, x.shape[axis_of(x, dim)], dim, descending) if x.rank else None
+
+
+@writes(_aten.arange.default, _aten.arange.start, _aten.arange.start_step)
+def _arange(w: Writer, out: Result, *given: Any) -> Value | None:
+    """Of a size that a run knows: the numbers of the ones in a row, summed."""
+    start, end, step = (0, *given, 1) if len(given) == 1 else (*given, 1) if len(given) == 2 else given
+    if (start, step) != (0, 1) or not isinstance(out.shape[0], str):
+        return None
+    del end  # the size of the result says it
+    source = w.inputs[0]
+    ones = w.made(
+        "BROADCAST_TO", [w.read(number(1, torch.int32)), w.whole_sizes(out.shape, source)], out.shape, torch.int32
+    )
+    options: dict[str, Any] = {"exclusive": True, "reverse": False}
+    counted = w.made("CUMSUM", [w.read(ones), w.constant(np.array(0, np.int32))], out.shape, torch.int32, **options)
+    return cast(w, counted, out.dtype)
+
+
+@writes(_aten.diff.default)
+def _diff(
+    w: Writer, out: Result, x: Value, count: int = 1, dim: int = -1, prepend: Any = None, append: Any = None
+) -> Value | None:  # fmt: skip
+    axis, parts = axis_of(x, dim), [cast(w, part, out.dtype) for part in (prepend, x, append) if part is not None]
+    size = out.shape[axis]
+    if count != 1 or out.dtype == torch.bool or not isinstance(size, int):
+        return None
+    shape = tuple(size + 1 if place == axis else each for place, each in enumerate(out.shape))
+    joined = _cat(w, Result(shape, out.dtype), parts, axis)
+    return elementwise(w, "SUB", out.dtype, *(sliced(w, joined, axis, start, size) for start in (1, 0)))
 
 
 # tensors of one number
 
 
-def _filled(value: float, w: Writer, out: Result, *given: Any) -> Value | None:
-    source = next((each for each in given if isinstance(each, Value)), None)
-    if source is None:
-        return None
-    return w.made(
-        "BROADCAST_TO", [w.read(number(value, out.dtype)), _shape(w, source, out.shape)], out.shape, out.dtype
-    )
+def _filled(w: Writer, out: Result, value: float) -> Value:
+    """That number in a shape of which a run knows some size."""
+    sizes = w.whole_sizes(out.shape, w.inputs[0])
+    return w.made("BROADCAST_TO", [w.read(number(value, out.dtype)), sizes], out.shape, out.dtype)
 
 
-for _name, _value in {"zeros": 0, "ones": 1}.items():
-    _like, _new = getattr(_aten, f"{_name}_like").default, getattr(_aten, f"new_{_name}").default
-    OPERATORS[_like] = OPERATORS[_new] = partial(_filled, _value)
-OPERATORS[_aten.full_like.default] = lambda w, out, x, value: _filled(value, w, out, x)
-OPERATORS[_aten.new_full.default] = lambda w, out, x, _, value: _filled(value, w, out, x)
+for _name, _value in {"zeros": 0, "ones": 1, "empty": 0}.items():
+    for _target in (getattr(_aten, f"{_name}_like").default, getattr(_aten, f"new_{_name}").default):
+        OPERATORS[_target] = lambda w, out, *_, value=_value: _filled(w, out, value)
+for _target, _value in {_aten.zeros.default: 0, _aten.ones.default: 1, _aten.empty.memory_format: 0}.items():
+    OPERATORS[_target] = lambda w, out, *_, value=_value: _filled(w, out, value)
+OPERATORS[_aten.full.default] = OPERATORS[_aten.full_like.default] = lambda w, out, _, value: _filled(w, out, value)
+OPERATORS[_aten.new_full.default] = lambda w, out, _x, _, value: _filled(w, out, value)
 
 
 @writes(operator.getitem)
@@ -299,6 +363,29 @@ def _resized(w: Writer, out: Result, x: Value, kind: str, align: bool) -> Value 
     return w.made("RESIZE_BILINEAR", [w.read(x, own), sizes], out.shape, out.dtype, own, **options)
 
 
+def _by_matrices(w: Writer, out: Result, x: Value, align: bool) -> Value | None:
+    """Bicubic interpolation, which is linear in rows and in columns: M x N', with what torch makes of unit vectors."""
+    sizes = [*x.shape[2:], *out.shape[2:]]
+    if x.rank != 4 or not all(isinstance(size, int) for size in sizes):
+        return None
+    matrices = []
+    for size, made in zip(x.shape[2:], out.shape[2:], strict=True):
+        units = torch.eye(int(size)).reshape(1, int(size), int(size), 1)
+        options: dict[str, Any] = {"mode": "bicubic", "align_corners": align}
+        rows = torch.nn.functional.interpolate(units, (int(made), 1), **options)
+        matrices.append(rows[0, :, :, 0].numpy())  # [size, made]
+    height, width = (Value(each.shape, out.dtype, (0, 1), array=each) for each in matrices)
+    wide = w.made(
+        "BATCH_MATMUL", [w.read(x, logical(4)), w.read(width)], (*x.shape[:3], out.shape[3]), out.dtype, adjX=False,
+        adjY=False,
+    )  # fmt: skip
+    turned = (*x.shape[:2], out.shape[3], out.shape[2])
+    read = [w.read(wide, (0, 1, 3, 2)), w.read(height)]
+    return permuted(w.made("BATCH_MATMUL", read, turned, out.dtype, adjX=False, adjY=False), (0, 1, 3, 2))
+
+
+for _overload in (_aten.upsample_bicubic2d.vec, _aten.upsample_bicubic2d.default):
+    OPERATORS[_overload] = lambda w, out, x, _, align, *_rest: _by_matrices(w, out, x, align)
 for _overload in (_aten.upsample_nearest2d.vec, _aten.upsample_nearest2d.default):
     OPERATORS[_overload] = lambda w, out, x, *_: _resized(w, out, x, "nearest", False)
 for _overload in (_aten.upsample_bilinear2d.vec, _aten.upsample_bilinear2d.default):
