@@ -1,0 +1,218 @@
+"""Target ethosu: files that Vela compiles, as large as predicted from their integers, run by LiteRT as simulated."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from mixbit.core.budget import Budget
+from mixbit.core.errors import InvalidInput, TargetMismatch, UnsupportedModel
+from mixbit.core.scheme import Scheme
+from mixbit.core.target import find_target
+from mixbit.graph.capture import capture
+from mixbit.metrics.measure import measure
+from mixbit.quantization.calibrate import calibrate
+from mixbit.roundings.quantize import quantize
+from mixbit.searches.search import search
+from mixbit.targets import _npu_coding as coding
+from mixbit.targets.export import export
+from mixbit.targets.verify import predicted_bytes, verify
+from tests.networks import Net, plan_of
+
+pytest.importorskip("ai_edge_litert")
+pytest.importorskip("ethosu.vela")
+ETHOSU = find_target("ethosu")
+
+
+def images(count=16, channels=16, size=8):
+    return torch.randn(count, channels, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def written(network, x, scheme, folder):
+    """The simulation, and what the target loads of its files."""
+    torch.manual_seed(0)
+    graph = capture(network().eval(), x[:2])
+    simulated = quantize(graph, plan_of(graph.layers, scheme, "ethosu"), [x])
+    export(simulated, folder)
+    return simulated, ETHOSU.load(folder)
+
+
+#: Networks of one layer, by how their weights are sent to the NPU.
+LAYERS = {
+    "kernels first": lambda: nn.Conv2d(16, 32, 3, padding=1),
+    "channels first": lambda: nn.Conv2d(16, 64, 1),
+    "few channels": lambda: nn.Conv2d(16, 20, 5),
+    "depthwise": lambda: nn.Conv2d(16, 16, 3, groups=16),
+    "matrix": lambda: nn.Sequential(nn.Flatten(), nn.Linear(16 * 64, 50)),
+}
+
+
+@pytest.mark.parametrize("bits", [8, 6, 5, 3, 2])
+@pytest.mark.parametrize("name", LAYERS)
+def test_velas_own_figure_is_predicted_from_the_integers(name, bits, tmp_path):
+    simulated, runner = written(LAYERS[name], images(), f"w{bits}a8", tmp_path)
+    (layer,) = simulated.layers
+    predicted = predicted_bytes(simulated, simulated.plan)[layer.name]
+    held = int(runner.environment["flash_bytes"].replace(",", ""))
+    assert held == ETHOSU.stored(tmp_path)[layer.name].weight_bytes
+    assert predicted == pytest.approx(held, rel=0.02, abs=64)
+    assert runner.executed()[layer.name].endswith("int8 (NPU)")
+
+
+def slowly_sent(kernel, order):
+    """The integers of [out, height, width, in] one by one, zeros where a block is not full."""
+    out, height, width, inner = kernel.shape
+    flat = kernel.reshape(out, height * width, inner)
+
+    def at(o, k, i):
+        return int(flat[o, k, i]) if o < out and k < height * width and i < inner else 0
+
+    outs, ins = range(0, out, 8), range(0, inner, 8)
+    if order == "kernels first":
+        taps = range(-(-height * width // 4) * 4)
+        return [at(o + x, k, i + y) for i in ins for o in outs for k in taps for x in range(8) for y in range(8)]
+    if order == "depthwise":
+        taps = range(-(-height * width // 4) * 4)
+        return [at(o + x, k, 0) for o in outs for k in taps for x in range(8)]
+    sent = []
+    for start in range(0, inner, 32):
+        few = [i for i in ins if start <= i < start + 32]
+        taps = range(height * width)
+        sent += [at(o + x, k, i + y) for o in outs for k in taps for i in few for x in range(8) for y in range(8)]
+    return sent
+
+
+@pytest.mark.parametrize(
+    ("shape", "order"),
+    [
+        ((9, 3, 3, 3), "kernels first"),
+        ((16, 3, 3, 16), "kernels first"),
+        ((5, 3, 3, 64), "channels first"),
+        ((12, 1, 1, 40), "channels first"),
+        ((11, 3, 3, 1), "depthwise"),
+    ],
+)
+def test_weights_are_sent_in_blocks(shape, order):
+    kernel = np.random.default_rng(0).integers(-9, 9, shape).astype(np.int8)
+    found = coding.in_blocks(kernel, depthwise=order == "depthwise")
+    assert found.tolist() == slowly_sent(kernel, order)
+
+
+def slowly_coded(values):
+    """The fewest bits of a table of all values with one code, number by number."""
+    signed = [2 * abs(value) + (value < 0) for value in values]
+    table = sorted(set(signed), key=lambda value: (-signed.count(value), value))
+    numbers = [table.index(value) for value in signed]
+    plain = max(1, (len(table) - 1).bit_length()) * len(numbers)
+    sizes = [plain]
+    for low in range(6):
+        parts = [number // 2**low for number in numbers]
+        if max(parts) <= 31:
+            sizes.append(sum(part + 1 + low for part in parts))
+        if max(parts) <= 2:
+            sizes.append(sum(min(part + 1, 2) + low for part in parts))
+    return 40 + min(sizes) + len(table) * max(2, max(signed).bit_length())
+
+
+@pytest.mark.parametrize("spread", [0.5, 1, 2, 4])
+def test_bits_are_those_of_a_code_that_is_counted_number_by_number(spread):
+    values = np.rint(np.random.default_rng(1).normal(0, spread, 500)).astype(np.int64)
+    assert coding.coded_bits(values, zero_runs=False) == slowly_coded(values.tolist())
+
+
+def test_runs_of_zeros_take_few_bits():
+    values = np.zeros(10_000, np.int64)
+    values[::100] = 5
+    runs, single = (coding.coded_bits(values, zero_runs=zero_runs) for zero_runs in (True, False))
+    assert runs < single / 4
+
+
+def test_a_plan_is_searched_by_coded_bytes_and_verified(tmp_path):
+    """The table holds bytes of the real integers, the plan keeps its budget, and the file matches."""
+
+    def run(net, x):
+        return net.b(F.max_pool2d(net.a(x).relu(), 2).flatten(1))
+
+    x = images(64)
+    torch.manual_seed(0)
+    network = Net(run, a=nn.Conv2d(16, 32, 3, padding=1), b=nn.Linear(32 * 16, 10)).eval()
+    graph = capture(network, x[:2])
+    calibration = calibrate(graph, [x[:32], x[32:]])
+    table = measure(graph, calibration, target="ethosu")
+    for row, layer in enumerate(table.layers):
+        for column, choice in enumerate(table.choices):
+            simulated = quantize(graph, plan_of(graph.layers, choice, "ethosu"), calibration)
+            assert table.usage["weight_bytes"][row, column] == predicted_bytes(simulated, simulated.plan)[layer]
+    assert (np.diff(table.usage["weight_bytes"]) > 0).all()
+    plan = search(table, Budget(weight_bytes=8000))
+    simulated = quantize(graph, plan, calibration)
+    assert simulated.plan == plan  # its predictions are kept
+    edited = plan.model_copy(update={"layers": dict.fromkeys(plan.layers, "w2a8")})
+    assert quantize(graph, edited, calibration).plan.predicted == {}
+    export(simulated, tmp_path / "out")
+    comparison = verify(tmp_path / "out", graph, simulated, [(x, torch.zeros(64, dtype=torch.long))])
+    assert comparison.problems == ()
+    assert comparison.weight_bytes <= 8000 * 1.02
+
+
+def test_what_the_cpu_runs_is_named(tmp_path):
+    network = Net(lambda net, x: net.b(F.gelu(net.a(x))), a=nn.Conv2d(16, 8, 3), b=nn.Conv2d(8, 8, 3))
+    _, runner = written(lambda: network, images(), {"a.weight": "w8a8", "b.weight": "w8"}, tmp_path)
+    assert runner.executed() == {"a.weight": "CONV_2D int8 (NPU)", "b.weight": "CONV_2D float32 (CPU)"}
+    assert "GELU" in runner.note
+    held = ETHOSU.stored(tmp_path)
+    assert held["b.weight"].weight_bytes == 8 * 8 * 9 + 8 * 12  # a byte each, on the CPU
+
+
+def test_the_same_network_makes_the_same_files(tmp_path):
+    for folder in ("one", "two"):
+        written(LAYERS["kernels first"], images(), "w4a8", tmp_path / folder)
+    for name in ETHOSU.files:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_compiler_that_ends_without_a_file_is_an_error(tmp_path, monkeypatch):
+    false = tmp_path / "false"
+    false.write_text("#!/bin/sh\necho 'cannot place tensor' >&2\nexit 3\n")
+    false.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(false))
+    with pytest.raises(UnsupportedModel, match=r"Vela cannot compile .*status 3.*cannot place tensor.*take target litert"):
+        written(LAYERS["kernels first"], images(), "w4a8", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_of_several_sizes_are_refused(tmp_path):
+    x = images()
+    graph = capture(nn.Conv2d(16, 8, 3).eval(), x[:2], dynamic={0: (2, 3)})
+    simulated = quantize(graph, plan_of(graph.layers, "w8a8", "ethosu"), [x])
+    with pytest.raises(UnsupportedModel, match="several sizes.*same sizes"):
+        export(simulated, tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["model.tflite", "model_vela.tflite"])
+def test_a_file_that_vela_did_not_report_on_is_refused(name, tmp_path):
+    written(LAYERS["kernels first"], images(), "w4a8", tmp_path)
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes() + b"\0")
+    for use in (ETHOSU.load, ETHOSU.stored, ETHOSU.check_files):
+        with pytest.raises(TargetMismatch, match=rf"{name}: not the file of vela.json; export again"):
+            use(tmp_path)
+
+
+@pytest.mark.parametrize(("choice", "reason"), [("w4a8@2:4", "no sparsity"), ("w8a8d", "no dynamic"), ("w8a16", "a8")])
+def test_what_the_npu_does_not_take_is_said(choice, reason):
+    with pytest.raises(InvalidInput, match=reason):
+        ETHOSU.schemes([choice])
+
+
+def test_a_guess_is_near_what_normal_numbers_take():
+    weights = torch.randn(64, 64, 3, 3, generator=torch.Generator().manual_seed(0))
+    for bits in range(2, 9):
+        step = weights.flatten(1).abs().max(1).values.reshape(-1, 1, 1, 1) / (2 ** (bits - 1) - 1)
+        kernel = (weights / step).round().permute(0, 2, 3, 1).numpy().astype(np.int8)
+        found = coding.coded_weight_bytes(kernel, depthwise=False) + coding.channel_bytes(64)
+        guess = ETHOSU.weight_bytes((64, 64, 3, 3), 0, Scheme.parse(f"w{bits}").weight)
+        assert guess == pytest.approx(found, rel=0.15)
