@@ -28,7 +28,7 @@ from mixbit.quantization import uniform_plan
 from mixbit.quantization.calibrate import Calibration, calibrate
 
 #: Times the divergence of uniform 8 bits that plans may have, budgets that are tried, and test batches that are used.
-ALLOWED, TRIES, BATCHES = 2.0, 8, 8
+ALLOWED, TRIES, BATCHES = 2.0, 6, 3
 WIDTHS = (8, 7, 6, 5, 4, 3, 2)
 TASK = Task.classification()
 
@@ -81,9 +81,14 @@ def smallest(network: Network, table: mb.Sensitivity, allowed: float) -> tuple[G
 def rows_for(name: str, rounding: str) -> list[tuple[str, ...]]:
     """Uniform 8 bits, the narrowest uniform width that is allowed, and the mixed plan, compiled."""
     network, target = Network.load(name, rounding), find_target("ethosu")
-    tried = {f"w{bits}a8": network.tried(uniform_plan(network.graph, f"w{bits}a8", target="ethosu")) for bits in WIDTHS}
-    allowed = ALLOWED * tried["w8a8"][1]
-    narrow = [scheme for scheme, (_, divergence, _) in tried.items() if divergence <= allowed][-1]
+    tried, allowed, narrow = {}, float("inf"), ""
+    for bits in WIDTHS:
+        scheme = f"w{bits}a8"
+        tried[scheme] = network.tried(uniform_plan(network.graph, scheme, target="ethosu"))
+        allowed = min(allowed, ALLOWED * tried["w8a8"][1])
+        if tried[scheme][1] > allowed:
+            break
+        narrow = scheme
     table = mb.measure(network.graph, network.calibration, target="ethosu")
     plans = {"uniform w8a8": tried["w8a8"], f"uniform {narrow}": tried[narrow]}
     if (mixed := smallest(network, table, allowed)) is not None:

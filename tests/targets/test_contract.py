@@ -371,7 +371,7 @@ def test_holds_exactly_the_bytes_that_were_predicted(written):
     predicted = predicted_bytes(written.simulated, written.plan)
     if written.target == "ethosu":  # what its coder makes of the integers is predicted closely, and in sum
         assert held.keys() == predicted.keys()
-        assert sum(held.values()) == pytest.approx(sum(predicted.values()), rel=0.02, abs=64)
+        assert sum(held.values()) == pytest.approx(sum(predicted.values()), rel=0.02, abs=96)
     else:
         assert held == predicted
 

@@ -1,5 +1,7 @@
 """Target ethosu: files that Vela compiles, as large as predicted from their integers, run by LiteRT as simulated."""
 
+import itertools
+import math
 import sys
 
 import numpy as np
@@ -32,9 +34,13 @@ def images(count=16, channels=16, size=8):
 
 
 def written(network, x, scheme, folder):
-    """The simulation, and what the target loads of its files."""
+    """The simulation, and what the target loads of its files; weights are normal, as those of trained networks nearly."""
     torch.manual_seed(0)
-    graph = capture(network().eval(), x[:2])
+    model = network().eval()
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.1)
+    graph = capture(model, x[:2])
     simulated = quantize(graph, plan_of(graph.layers, scheme, "ethosu"), [x])
     export(simulated, folder)
     return simulated, ETHOSU.load(folder)
@@ -50,7 +56,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("bits", [8, 6, 5, 3, 2])
+@pytest.mark.parametrize("bits", [8, 6, 4, 2])
 @pytest.mark.parametrize("name", LAYERS)
 def test_velas_own_figure_is_predicted_from_the_integers(name, bits, tmp_path):
     simulated, runner = written(LAYERS[name], images(), f"w{bits}a8", tmp_path)
@@ -58,7 +64,7 @@ def test_velas_own_figure_is_predicted_from_the_integers(name, bits, tmp_path):
     predicted = predicted_bytes(simulated, simulated.plan)[layer.name]
     held = int(runner.environment["flash_bytes"].replace(",", ""))
     assert held == ETHOSU.stored(tmp_path)[layer.name].weight_bytes
-    assert predicted == pytest.approx(held, rel=0.02, abs=64)
+    assert predicted == pytest.approx(held, rel=0.02, abs=96)
     assert runner.executed()[layer.name].endswith("int8 (NPU)")
 
 
@@ -79,8 +85,7 @@ def slowly_sent(kernel, order):
         return [at(o + x, k, 0) for o in outs for k in taps for x in range(8)]
     sent = []
     for start in range(0, inner, 32):
-        few = [i for i in ins if start <= i < start + 32]
-        taps = range(height * width)
+        few, taps = range(start, start + 32, 8), range(height * width)
         sent += [at(o + x, k, i + y) for o in outs for k in taps for i in few for x in range(8) for y in range(8)]
     return sent
 
@@ -101,26 +106,34 @@ def test_weights_are_sent_in_blocks(shape, order):
     assert found.tolist() == slowly_sent(kernel, order)
 
 
-def slowly_coded(values):
-    """The fewest bits of a table of all values with one code, number by number."""
+def slowly_coded(values, low, short=False):
+    """Bits of numbered values by one code, number by number; None for `low` stands for numbers as they are."""
     signed = [2 * abs(value) + (value < 0) for value in values]
     table = sorted(set(signed), key=lambda value: (-signed.count(value), value))
-    numbers = [table.index(value) for value in signed]
-    plain = max(1, (len(table) - 1).bit_length()) * len(numbers)
-    sizes = [plain]
-    for low in range(6):
-        parts = [number // 2**low for number in numbers]
-        if max(parts) <= 31:
-            sizes.append(sum(part + 1 + low for part in parts))
-        if max(parts) <= 2:
-            sizes.append(sum(min(part + 1, 2) + low for part in parts))
-    return 40 + min(sizes) + len(table) * max(2, max(signed).bit_length())
+    bits = 40 + len(table) * max(2, max(signed).bit_length())
+    for number in map(table.index, signed):
+        if low is None:
+            bits += max(1, (len(table) - 1).bit_length())
+            continue
+        part = number // 2**low
+        if part > (2 if short else 31):
+            return math.inf
+        bits += (min(part + 1, 2) if short else part + 1) + low
+    return bits
 
 
 @pytest.mark.parametrize("spread", [0.5, 1, 2, 4])
-def test_bits_are_those_of_a_code_that_is_counted_number_by_number(spread):
-    values = np.rint(np.random.default_rng(1).normal(0, spread, 500)).astype(np.int64)
-    assert coding.coded_bits(values, zero_runs=False) == slowly_coded(values.tolist())
+def test_like_numbers_take_the_bits_of_the_best_code_counted_number_by_number(spread):
+    values = np.tile(np.rint(np.random.default_rng(1).normal(0, spread, 64)).astype(np.int64), 8)
+    codes = [(None, False), *itertools.product(range(6), (False, True))]
+    assert coding.coded_bits(values, zero_runs=False) == min(slowly_coded(values.tolist(), *code) for code in codes)
+
+
+def test_the_code_changes_where_another_serves_better():
+    wide, zeros = np.tile(np.arange(-7, 9), 40), np.zeros(640, np.int64)
+    both = coding.coded_bits(np.concatenate([wide, zeros]), zero_runs=False)
+    apart = slowly_coded(wide.tolist(), None) + 640
+    assert apart <= both <= apart + 2 * 40 + 4 * 64
 
 
 def test_runs_of_zeros_take_few_bits():
@@ -209,10 +222,14 @@ def test_what_the_npu_does_not_take_is_said(choice, reason):
 
 
 def test_a_guess_is_near_what_normal_numbers_take():
-    weights = torch.randn(64, 64, 3, 3, generator=torch.Generator().manual_seed(0))
+    layer = nn.init.normal_(nn.Conv2d(64, 64, 3).weight, std=0.1)
+    network = nn.Conv2d(64, 64, 3)
+    network.weight = nn.Parameter(layer.detach())
+    x = images(8, channels=64)
+    graph = capture(network.eval(), x[:2])
+    calibration = calibrate(graph, [x])
     for bits in range(2, 9):
-        step = weights.flatten(1).abs().max(1).values.reshape(-1, 1, 1, 1) / (2 ** (bits - 1) - 1)
-        kernel = (weights / step).round().permute(0, 2, 3, 1).numpy().astype(np.int8)
-        found = coding.coded_weight_bytes(kernel, depthwise=False) + coding.channel_bytes(64)
+        simulated = quantize(graph, plan_of(graph.layers, f"w{bits}a8", "ethosu"), calibration)
+        (size,) = predicted_bytes(simulated, simulated.plan).values()
         guess = ETHOSU.weight_bytes((64, 64, 3, 3), 0, Scheme.parse(f"w{bits}").weight)
-        assert guess == pytest.approx(found, rel=0.15)
+        assert guess == pytest.approx(size, rel=0.1)

@@ -15,10 +15,13 @@ TABLE = 32
 LARGEST, UNARY, SHORT_UNARY = 511, 31, 2
 #: Low bits that are sent as they are, of weights and of runs of zeros.
 LOW_BITS, LOW_BITS_OF_RUNS = range(6), range(4)
-#: Zeros may be sent as runs where there are so many times as many as of any other value.
-ZEROS = 4
-#: Bits before the weights: their number, their code, and the end of the layer.
-HEADER = 40
+#: Zeros are sent as runs where, among so many weights, there are more than so many times as many as of any other value.
+FIRST, ZEROS = 4096, 5
+#: Bits before weights of another code: their number and the code. Weights for which one code is chosen, and of how many
+#: such parts the choice is made at most.
+HEADER, PART, PARTS = 40, BLOCK * BLOCK, 4096
+#: Bits that no code may take.
+NEVER = 2**20
 #: Bytes of the bias, factor and shift of a channel, and those that a stream is a multiple of.
 CHANNEL_BYTES, ALIGNMENT = 10, 16
 
@@ -31,9 +34,7 @@ def coded_weight_bytes(kernel: NDArray[np.int8], *, depthwise: bool) -> int:
         depthwise: Whether each output channel reads one input channel alone; then `in` is 1.
     """
     stream = in_blocks(kernel, depthwise=depthwise).astype(np.int64)
-    bits = coded_bits(stream, zero_runs=False)
-    if _has_zero_runs(stream):
-        bits = min(bits, coded_bits(stream, zero_runs=True))
+    bits = coded_bits(stream, zero_runs=_has_zero_runs(stream[:FIRST]))
     return _up(-(-bits // 8), ALIGNMENT)
 
 
@@ -44,14 +45,14 @@ def channel_bytes(channels: int) -> int:
 
 def in_blocks(kernel: NDArray[np.int8], *, depthwise: bool) -> NDArray[np.int8]:
     """The integers of [out, height, width, in] in the order in which they are sent, with the zeros between them."""
-    out, height, width, inner = kernel.shape
-    size = height * width
+    out, size, inner = len(kernel), kernel.shape[1] * kernel.shape[2], kernel.shape[3]
     by_kernel = not depthwise and _sends_kernels_first(inner, size)
     sent = _up(size, TOGETHER) if by_kernel or depthwise else size
     block = 1 if depthwise else BLOCK
-    filled = np.zeros((_up(out, BLOCK), sent, _up(inner, block)), kernel.dtype)
+    width = inner if depthwise else _up(inner, BLOCK if by_kernel else BLOCKS)
+    filled = np.zeros((_up(out, BLOCK), sent, width), kernel.dtype)
     filled[:out, :size, :inner] = kernel.reshape(out, size, inner)
-    blocks = filled.reshape(-1, BLOCK, sent, filled.shape[2] // block, block)
+    blocks = filled.reshape(-1, BLOCK, sent, width // block, block)
     if by_kernel:
         return blocks.transpose(3, 0, 2, 1, 4).reshape(-1)
     step = BLOCKS // BLOCK
@@ -75,7 +76,7 @@ def _has_zero_runs(stream: NDArray[np.int64]) -> bool:
 
 
 def coded_bits(stream: NDArray[np.int64], *, zero_runs: bool) -> int:
-    """Bits of the integers, with one table and one code for all of them."""
+    """Bits of the integers, with one table for all of them, and a code for each part."""
     runs = 0
     if zero_runs:
         places = np.flatnonzero(stream)
@@ -85,9 +86,10 @@ def coded_bits(stream: NDArray[np.int64], *, zero_runs: bool) -> int:
     if not stream.size:
         return HEADER + runs
     # the sign is the lowest bit, so that numbers near 0 are small
-    values, counts = np.unique(2 * np.abs(stream) + (stream < 0), return_counts=True)
+    signed = 2 * np.abs(stream) + (stream < 0)
+    values, places, counts = np.unique(signed, return_inverse=True, return_counts=True)
     numbers, plain, table = _numbered(values, counts)
-    return HEADER + table + runs + _least_bits(numbers, counts, plain)
+    return table + runs + _least_bits(_bits_of_codes(numbers, plain), places)
 
 
 def _numbered(values: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], int | None, int]:
@@ -107,16 +109,39 @@ def _numbered(values: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDA
     return numbers, plain, size * max(2, largest.bit_length())
 
 
-def _least_bits(numbers: NDArray[np.int64], counts: NDArray[np.int64], plain: int | None) -> int:
-    """Bits of so many of each number by the code that takes fewest: as they are, or high bits in unary, low as is."""
-    sizes = [] if plain is None else [plain * int(counts.sum())]
+def _bits_of_codes(numbers: NDArray[np.int64], plain: int | None) -> NDArray[np.int64]:
+    """[codes, numbers] bits of each number: as it is, or its high bits in unary and its low bits as they are."""
+    rows = [] if plain is None else [np.full_like(numbers, plain)]
     for low in LOW_BITS:
         unary = numbers >> low
-        if unary.max() <= UNARY:
-            sizes.append(int(counts @ (unary + 1 + low)))
-        if unary.max() <= SHORT_UNARY:
-            sizes.append(int(counts @ (np.minimum(unary + 1, SHORT_UNARY) + low)))
-    return min(sizes)
+        rows.append(np.where(unary <= UNARY, unary + 1 + low, NEVER))
+        rows.append(np.where(unary <= SHORT_UNARY, np.minimum(unary + 1, SHORT_UNARY) + low, NEVER))
+    return np.array(rows)
+
+
+def _least_bits(codes: NDArray[np.int64], places: NDArray[np.int64]) -> int:
+    """Bits of the numbers at these places, with the codes that the coder comes to, a part after the other.
+
+    It sums up what each code would have taken from the beginning, or, of one that could not take a number before, from
+    there on. It changes the code where another has taken HEADER bits less, or where its own cannot go on.
+    """
+    starts = np.arange(0, places.size, max(PART, _up(-(-places.size // PARTS), PART)))
+    parts = np.array([np.add.reduceat(bits[places], starts) for bits in codes]).T
+    taken, since, took = np.zeros(len(codes)), np.zeros(len(codes), int), parts[0] < NEVER
+    code, begin, ends = int(parts[0].argmin()), 0, []
+    for place, bits in enumerate(parts):
+        takes = bits < NEVER
+        taken[takes & ~took] = taken[code]
+        taken[takes] += bits[takes]
+        since[~takes], took = place + 1, takes
+        best = int(np.where(takes, taken, np.inf).argmin())
+        if takes[code] and taken[best] + HEADER >= taken[code]:
+            continue
+        if not takes[code] or since[best] > begin:
+            ends.append((code, begin, place))
+            begin = place
+        code = best
+    return sum(HEADER + int(parts[start:end, own].sum()) for own, start, end in (*ends, (code, begin, len(parts))))
 
 
 def _up(number: int, unit: int) -> int:
