@@ -67,9 +67,9 @@ def assert_as_in_the_check_set(outputs, check):
         np.testing.assert_allclose(outputs[name], wanted.numpy(), atol=2e-3 * float(wanted.std()))
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "litert"])
 def test_the_python_program_runs_as_it_stands_and_returns_what_was_checked(folders, monkeypatch, target):
-    pytest.importorskip(target)
+    pytest.importorskip("ai_edge_litert" if target == "litert" else target)
     folder, _ = folders(target)
     monkeypatch.chdir(folder)
     (code,) = [code for language, code in programs(folder) if language == "python"]
