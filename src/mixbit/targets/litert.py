@@ -20,7 +20,7 @@ from mixbit.core import Format, InvalidInput, Ports, Runner, Scheme, StoredWeigh
 from mixbit.graph import Graph
 from mixbit.quantization.affine import num_scales
 from mixbit.targets._integers import mismatch, only_beside_float, reason_line, runtime
-from mixbit.targets._usage import given_in_python
+from mixbit.targets._usage import given_in_python, names_in_python
 
 FILE = "model.tflite"
 #: Opens the file and runs it once, by the runtime alone.
@@ -229,7 +229,8 @@ def usage(ports: Ports, _: Mapping[str, str]) -> dict[str, str]:
         "",
         f'interpreter = Interpreter("{FILE}")',
         given_in_python(ports),
-        "outputs = interpreter.get_signature_runner()(**inputs)  # arrays by name",
+        "results = interpreter.get_signature_runner()(**inputs)",
+        f"outputs = {{name: results[name] for name in {names_in_python(ports)}}}",
     ]
     return {"Python": "\n".join(python)}
 
