@@ -85,7 +85,9 @@ def test_the_python_program_runs_as_it_stands_and_returns_what_was_checked(folde
     assert_as_in_the_check_set(space["outputs"], check)
 
 
-@pytest.mark.parametrize("scheme", ["w6a8", "w6a8dg32", "w4"])
+@pytest.mark.parametrize(
+    "scheme", ["w6a8dg32", *(pytest.param(each, marks=pytest.mark.slow) for each in ("w6a8", "w4"))]
+)
 def test_the_program_for_openvino_has_the_settings_that_were_verified(tmp_path, monkeypatch, scheme):
     pytest.importorskip("openvino")
     made("openvino", tmp_path / "out", scheme)
