@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from mixbit.core import show
 from mixbit.core.target import TARGETS, Target
 
 torch.set_num_threads(1)  # tests are small, and threads cost them more than they gain
@@ -31,8 +32,9 @@ def pytest_fixture_setup(fixturedef, request):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call(item):
-    """Seed each test, so that it draws the same alone and in the whole suite."""
+    """Seed each test, so that it draws the same alone and in the whole suite; a command may have been quiet before."""
     seed_everything()
+    show("bars")
 
 
 @pytest.fixture

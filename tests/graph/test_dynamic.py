@@ -110,7 +110,9 @@ def test_the_way_out_names_the_dimension_and_those_that_go_with_it():
         capture(Text(), texts(4, 8), {"ids": [1]})
 
 
-@pytest.mark.parametrize("metric", ["fisher", pytest.param("fit", marks=pytest.mark.slow), "output_error"])
+@pytest.mark.parametrize(
+    "metric", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("fisher", "fit")), "output_error"]
+)
 def test_a_table_is_the_same_whether_lengths_are_free_or_not(metric):
     torch.manual_seed(0)
     model = Text().double().eval()

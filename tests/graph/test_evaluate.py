@@ -88,6 +88,7 @@ def alive_after(count: int) -> int:
     return alive_bytes() - before
 
 
+@pytest.mark.slow
 def test_tensors_in_memory_do_not_grow_with_batches():
     few, many = alive_after(6), alive_after(40)
     batch_bytes = 32 * (64 * 4 + 8)

@@ -105,6 +105,7 @@ def test_curvature_is_torchs(kind):
     torch.testing.assert_close(*products, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_backward_pass_takes_no_square_of_the_steps():
     graph = capture(Net(lambda net, x: net.a(x)[0], a=nn.LSTM(3, 4, batch_first=True)), torch.randn(2, 300, 3))
     x = torch.randn(2, 300, 3)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from scipy import stats
 
-from mixbit.core.budget import Budget, Limit
+from mixbit.core import Limit
+from mixbit.core.budget import Budget
 from mixbit.core.errors import InvalidInput
 from mixbit.metric_study.plans import NEAR, draw_choices, near_choice, random_choice
 from tests.searches.fixtures import small_table

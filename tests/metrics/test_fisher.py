@@ -300,6 +300,7 @@ def test_tensors_that_all_samples_share_count_by_the_whole_batch():
     assert_agrees(answer.loss[names.index("bent.weight")], total.numpy() / 7)
 
 
+@pytest.mark.slow
 def test_the_estimate_for_shared_tensors_is_unbiased_and_its_error_honest():
     torch.manual_seed(0)
     one = case_of(BentPositions(), torch.randint(0, 6, (7, 5)))

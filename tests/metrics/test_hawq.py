@@ -164,7 +164,7 @@ def count_vectors(one, **options):
     return len(calls) / len(one.batches)
 
 
-@pytest.mark.parametrize("tolerance", [0.5, 0.3, 0.2])
+@pytest.mark.parametrize("tolerance", [0.5, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.3, 0.2))])
 def test_it_ends_by_the_standard_error_of_the_sum(tolerance):
     totals = drawn_traces("convolutions", 200, 5).sum(1)
     relative = [totals[:k].std(ddof=1) / np.sqrt(k) / abs(totals[:k].mean()) for k in range(5, 201)]

@@ -37,6 +37,7 @@ def test_measured_costs_are_half_the_mean_relative_squares():
     np.testing.assert_allclose(weight_only("measured").loss[ROW], expected.numpy(), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_fisher_costs_have_these_as_mean():
     draws = [METRICS["fisher"](replace(ONE.inputs(task=TASK), seed=seed)).loss[ROW, :-1] for seed in range(300)]
     expected = weight_only("measured").loss[ROW]

@@ -467,13 +467,14 @@ def test_a_network_of_single_channels_keeps_them() -> None:
         mb.prune_channels(graph, [graph.example], share=0.9)
 
 
+@pytest.mark.slow
 def test_same_seed_same_channels() -> None:
     _, x, graph = captured("residual")
     one, other = (mb.prune_channels(graph, [x], share=0.5, seed=7).module.state_dict() for _ in range(2))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "litert"])
+@pytest.mark.parametrize("target", ["onnxruntime", "litert", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_smaller_graph_is_measured_quantized_and_exported(target: str, tmp_path: Any) -> None:
     torch.manual_seed(0)
     x = torch.randn(16, 2, 8, 8)

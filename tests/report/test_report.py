@@ -276,6 +276,16 @@ def test_classes_are_named_where_they_have_names():
     assert [line.name_of(number) for number in (-1, 0, 1, 2)] == ["-1", "cat", "</li>", "2"]
 
 
+@pytest.mark.parametrize(("times", "told"), [(2.9, False), (32.4, True)])
+def test_a_loss_far_beyond_the_predicted_one_is_told(tmp_path, times, told):
+    table = random_table(["a", "b"])
+    predicted = table.loss[:, 1].sum()
+    write_folder(tmp_path / "out", table, simulated={"accuracy": 0.5, "divergence": times * predicted})
+    text = read_page(rewrite_report(tmp_path / "out").read_text()).text
+    assert ("loses 32 times what was predicted" in text) == told
+    assert ("predictions rank plans" in text) == told
+
+
 def test_a_plan_that_was_not_searched_for_has_no_front(tmp_path):
     write_folder(tmp_path / "out", random_table(["a", "b"]), with_table=False)
     page = read_page(rewrite_report(tmp_path / "out").read_text())

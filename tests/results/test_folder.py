@@ -67,9 +67,9 @@ def assert_as_in_the_check_set(outputs, check):
         np.testing.assert_allclose(outputs[name], wanted.numpy(), atol=2e-3 * float(wanted.std()))
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "litert"])
 def test_the_python_program_runs_as_it_stands_and_returns_what_was_checked(folders, monkeypatch, target):
-    pytest.importorskip(target)
+    pytest.importorskip("ai_edge_litert" if target == "litert" else target)
     folder, _ = folders(target)
     monkeypatch.chdir(folder)
     (code,) = [code for language, code in programs(folder) if language == "python"]
@@ -85,7 +85,9 @@ def test_the_python_program_runs_as_it_stands_and_returns_what_was_checked(folde
     assert_as_in_the_check_set(space["outputs"], check)
 
 
-@pytest.mark.parametrize("scheme", ["w6a8", "w6a8dg32", "w4"])
+@pytest.mark.parametrize(
+    "scheme", ["w6a8dg32", *(pytest.param(each, marks=pytest.mark.slow) for each in ("w6a8", "w4"))]
+)
 def test_the_program_for_openvino_has_the_settings_that_were_verified(tmp_path, monkeypatch, scheme):
     pytest.importorskip("openvino")
     made("openvino", tmp_path / "out", scheme)

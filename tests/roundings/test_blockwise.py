@@ -79,7 +79,7 @@ def test_adaround_comes_near_the_best_of_all_roundings(seed):
     assert learned - best.sum() < 0.5 * (nearest - best.sum())
 
 
-@pytest.mark.parametrize("rounding", [adaround, brecq])
+@pytest.mark.parametrize("rounding", [pytest.param(adaround, marks=pytest.mark.slow), brecq])
 @pytest.mark.parametrize(
     "scheme", ["w3a8", *(pytest.param(each, marks=pytest.mark.slow) for each in ("w2", "w4a4", "w3g3", "w3z"))]
 )

@@ -144,6 +144,7 @@ def test_the_global_generators_are_left_alone():
     np.testing.assert_array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
 
 
+@pytest.mark.slow
 def test_noise_of_the_evaluation_on_the_global_generators_changes_nothing():
     import torch
 

@@ -89,7 +89,9 @@ def test_training_lowers_the_loss_and_leaves_the_graph_alone(teacher, distil):
     assert loss == pytest.approx(found.losses[found.best], rel=1e-5)
 
 
-@pytest.mark.parametrize(("scheme", "lr", "least"), [("w2a8", 1e-3, 0.5), ("w3a8", 1e-4, 0.8)])
+@pytest.mark.parametrize(
+    ("scheme", "lr", "least"), [pytest.param("w2a8", 1e-3, 0.5, marks=pytest.mark.slow), ("w3a8", 1e-4, 0.8)]
+)
 def test_the_demos_network_gets_closer_to_its_float_self(scheme, lr, least):
     batches = [images for images, _ in data.calibration_batches()]
     graph = capture(trained(), batches[0])

@@ -132,7 +132,8 @@ def choices_of(flavour: str, target: Target, choices: Sequence[str] | None) -> t
     own = target.dynamic_choices if flavour == "dynamic" else target.default_choices
     if choices is None and not own:
         raise InvalidInput(
-            f"flavour {flavour}: target {target.name} takes no ranges at run time; take --flavour static, or another target"
+            f"flavour {flavour}: target {target.name} takes no ranges at run time; take --flavour static, or another "
+            "target"
         )
     schemes = target.schemes(own if choices is None else choices)
     for scheme in schemes:

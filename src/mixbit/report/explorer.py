@@ -17,6 +17,8 @@ POINTS = 240
 DEVIATIONS = 1.96
 #: Metrics whose losses are in nats, as measured divergences are; others have units of their own.
 IN_NATS = ("fisher", "fit", "hawq", "measured")
+#: A measured loss of so many times the predicted one is told.
+FAR = 3.0
 #: Marks nearer than this in percent of the chart, across and down, would cover one another's names.
 APART = (16.0, 7.5)
 
@@ -81,6 +83,7 @@ class Explorer:
         x_ticks, y_ticks: Place in percent -> value.
         planned: Place of the deployed plan's bytes, from the left.
         in_all: How many points the front has; None where more than can be listed.
+        times: What the deployed plan loses by what was predicted, where that is FAR and more; else None.
     """
 
     line: str
@@ -90,6 +93,7 @@ class Explorer:
     marks: list[Mark]
     planned: float
     in_all: int | None
+    times: float | None
     data: Data
 
 
@@ -117,6 +121,7 @@ def explorer_of(result: Result, plan: Plan, table: Sensitivity) -> Explorer | No
         marks=_marks(measured, across, up),
         planned=across.at(planned),
         in_all=points.thinned_from,
+        times=_times(plan, measured),
         data=_data(points, plan, table, x, y, planned),
     )
 
@@ -133,6 +138,11 @@ def _measured(result: Result, table: Sensitivity) -> list[tuple[str, float, floa
             rows.append((name, result.deployed["weight_bytes"] + fixed, network["divergence"], True))
             break
     return rows
+
+
+def _times(plan: Plan, measured: list[tuple[str, float, float, bool]]) -> float | None:
+    predicted, found = plan.predicted.get("loss", 0.0), [row[2] for row in measured if row[-1]]
+    return found[0] / predicted if found and 0 < FAR * predicted <= found[0] else None
 
 
 def _marks(measured: list[tuple[str, float, float, bool]], across: Axis, up: Axis) -> list[Mark]:

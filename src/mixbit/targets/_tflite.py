@@ -207,6 +207,7 @@ class _Translation:
                 index = self._copied(index, copied)
             graph.tensors[index].name = next(self.outputs).name.encode()
             graph.outputs.append(index)
+        self.writer.sign()
 
     def _copied(self, index: int, value: Value) -> int:
         made = self.writer.empty(value, value.order, in_int8=False)

@@ -279,6 +279,14 @@ def _std(w: Writer, out: Result, x: Value, dims: Any = None, correction: Any = 1
     return None if variance is None else elementwise(w, "SQRT", out.dtype, variance)
 
 
+OPERATORS[_aten.var.dim] = lambda w, out, x, dims, unbiased=True, keepdim=False: _var(
+    w, out, x, dims, int(unbiased), keepdim
+)
+OPERATORS[_aten.std.dim] = lambda w, out, x, dims, unbiased=True, keepdim=False: _std(
+    w, out, x, dims, int(unbiased), keepdim
+)
+
+
 def _place_of_best(kind: str, w: Writer, out: Result, x: Value, dim: int | None = None, keepdim: bool = False) -> Any:
     """TensorFlow Lite's goes along a dimension, which goes away."""
     if dim is None:

@@ -14,6 +14,8 @@ from mixbit.targets._tflite_values import TYPES, Extent, Factors, Order, Value, 
 from mixbit.targets._tflite_weights import weight_in_float
 
 IDENTIFIER = b"TFL3"
+#: What converters call the only way to run a network.
+SIGNATURE = b"serving_default"
 #: Version of the schema that files are written in.
 VERSION = 3
 #: What stands for a size that only a run knows, in the shape that the file gives; its signature says -1.
@@ -201,6 +203,15 @@ class Writer:
             place = source.order.index(source.shape.index(size))
             self.operator("SLICE", [whole, self.vector([place]), self.vector([1])], [index])
         return self._constants[key]
+
+    def sign(self) -> None:
+        """Tell the names of inputs and outputs to programs that run the file by them."""
+        named = [
+            [schema.TensorMapT(name=self.graph.tensors[index].name, tensorIndex=index) for index in some]
+            for some in (self.graph.inputs, self.graph.outputs)
+        ]
+        signature = schema.SignatureDefT(inputs=named[0], outputs=named[1], signatureKey=SIGNATURE, subgraphIndex=0)
+        self.model.signatureDefs = [signature]
 
     def packed(self) -> bytes:
         """The file."""
