@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.reliability.fuzz import attack, quick_folder, subjects
 
-CASES = 10_000
+CASES = 4_000
 
 
 @pytest.fixture(scope="module")

@@ -213,8 +213,14 @@ def assert_agrees(got, wanted):
     np.testing.assert_allclose(got, wanted, rtol=1e-6, atol=1e-12 * wanted.max())
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize(
+    ("network", "name"),  # each network by one of them in turn, the others in `make slow`
+    [
+        pytest.param(network, name, marks=[] if (row + column) % len(NAMES) == 0 else [pytest.mark.slow])
+        for row, network in enumerate(NETWORKS)
+        for column, name in enumerate(NAMES)
+    ],
+)
 def test_entries_are_mean_squares_of_dense_gradients_times_powers(network, name):
     one = case(network)
     answer = METRICS[name](one.inputs())

@@ -51,7 +51,7 @@ def test_memory_grows_by_the_tensors_of_the_largest_batch(graph, monkeypatch):
 def test_a_network_and_a_plan_in_words(graph):
     assert size_of(graph) == "2 layers, 264 weights, 1,344 multiply-accumulates a sample"
     plan = Plan(target="packed", fingerprint="0", layers={"a": "w4a8"}, made_by="ilp")
-    assert predicted_of(plan) == "1 layers"
+    assert predicted_of(plan) == "1 layer"
 
 
 def test_names_that_are_not_as_many_as_the_classes_of_the_network_are_told(graph):

@@ -173,7 +173,10 @@ def lsq_in_words(x, scale, zero_point, low, high):
     return 1.0, min(max(round(v), lowest), highest) - v
 
 
-@pytest.mark.parametrize(("axis", "shape"), [(None, ()), (0, (3,)), (1, (4,)), (0, (3, 2))])
+@pytest.mark.parametrize(
+    ("axis", "shape"),
+    [(None, ()), (1, (4,)), *(pytest.param(0, shape, marks=pytest.mark.slow) for shape in ((3,), (3, 2)))],
+)
 @given(data=st.data())
 def test_gradients_are_those_of_lsq(axis, shape, data):
     """Per tensor, per channel along either axis, and two groups a channel; with zero points."""

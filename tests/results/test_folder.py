@@ -191,9 +191,13 @@ def test_figures_and_ports_are_those_of_result_json(folders, target):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"task": "multi:logits=classification,boxes=regression", "ranges": "min_max"}]
+    ("settings", "is_given"),
+    [
+        ({}, True),
+        ({"task": "multi:logits=classification,boxes=regression", "ranges": "min_max"}, False),
+        pytest.param({}, False, marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize("is_given", [False, True])
 def test_the_code_that_made_it_makes_it_again(tmp_path, monkeypatch, settings, is_given):
     torch.manual_seed(0)
     net, batches = Net().eval(), [torch.randn(8, 1, 6, 6) for _ in range(4)]
