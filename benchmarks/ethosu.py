@@ -116,7 +116,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("networks", nargs="*", default=["resnet20", "ds_cnn"])
     parser.add_argument("--rounding", default="nearest")
     given = parser.parse_args(arguments)
-    columns = ("network", "plan", "mean bits", "divergence", "accuracy", "flash bytes", "of w8a8", "cycles", "SRAM bytes")
+    columns = (
+        "network",
+        "plan",
+        "mean bits",
+        "divergence",
+        "accuracy",
+        "flash bytes",
+        "of w8a8",
+        "cycles",
+        "SRAM bytes",
+    )
     table = Table(*columns, title=f"Ethos-U, rounding {given.rounding}")
     for name in given.networks:
         for row in rows_for(name, given.rounding):

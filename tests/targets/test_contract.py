@@ -474,7 +474,12 @@ def test_writing_leaves_the_graph_as_it_is(target, tmp_path):
 
 @pytest.mark.parametrize(
     ("target", "package"),
-    [("openvino", "openvino"), ("onnxruntime", "onnxruntime"), ("litert", "ai_edge_litert.interpreter")],
+    [
+        ("openvino", "openvino"),
+        ("onnxruntime", "onnxruntime"),
+        ("litert", "ai_edge_litert.interpreter"),
+        ("ethosu", "ethosu.vela"),
+    ],
 )
 def test_a_missing_runtime_is_named(target, package, tmp_path, monkeypatch):
     module, simulated = requires(target), simulate(target, "shared", "w8a8")

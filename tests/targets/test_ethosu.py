@@ -34,7 +34,7 @@ def images(count=16, channels=16, size=8):
 
 
 def written(network, x, scheme, folder):
-    """The simulation, and what the target loads of its files; weights are normal, as those of trained networks nearly."""
+    """The simulation, and what the target loads of its files; weights are normal, as trained ones nearly are."""
     torch.manual_seed(0)
     model = network().eval()
     for parameter in model.parameters():
@@ -56,7 +56,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("bits", [8, 6, 4, 2])
+@pytest.mark.parametrize("bits", [7, 4, 2])
 @pytest.mark.parametrize("name", LAYERS)
 def test_velas_own_figure_is_predicted_from_the_integers(name, bits, tmp_path):
     simulated, runner = written(LAYERS[name], images(), f"w{bits}a8", tmp_path)
@@ -192,7 +192,9 @@ def test_a_compiler_that_ends_without_a_file_is_an_error(tmp_path, monkeypatch):
     false.write_text("#!/bin/sh\necho 'cannot place tensor' >&2\nexit 3\n")
     false.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(false))
-    with pytest.raises(UnsupportedModel, match=r"Vela cannot compile .*status 3.*cannot place tensor.*take target litert"):
+    with pytest.raises(
+        UnsupportedModel, match=r"Vela cannot compile .*status 3.*cannot place tensor.*take target litert"
+    ):
         written(LAYERS["kernels first"], images(), "w4a8", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -201,7 +203,7 @@ def test_files_of_several_sizes_are_refused(tmp_path):
     x = images()
     graph = capture(nn.Conv2d(16, 8, 3).eval(), x[:2], dynamic={0: (2, 3)})
     simulated = quantize(graph, plan_of(graph.layers, "w8a8", "ethosu"), [x])
-    with pytest.raises(UnsupportedModel, match="several sizes.*same sizes"):
+    with pytest.raises(UnsupportedModel, match=r"several sizes.*same sizes"):
         export(simulated, tmp_path / "out")
 
 

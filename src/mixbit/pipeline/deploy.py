@@ -190,7 +190,10 @@ def deploy(
                 {
                     "scheme": uniform,
                     **_of_outputs(outputs, uniform),
-                    **figures(held_out_divergence=candidate.divergence, predicted_bytes=_bytes(candidate.simulated, candidate.plan)),
+                    **figures(
+                        held_out_divergence=candidate.divergence,
+                        predicted_bytes=_bytes(candidate.simulated, candidate.plan),
+                    ),
                 }
                 for candidate in candidates
                 if (uniform := candidate.uniform)

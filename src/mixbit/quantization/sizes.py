@@ -45,7 +45,9 @@ def weight_bytes_of_choices(
         return weight_quantizer(graph, layer, scheme.weight, calibration)
 
     if target.coded_bytes is None:
-        return np.array([[_bytes(graph, layer, each, target, None) for each in schemes] for layer in graph.layers], float)
+        return np.array(
+            [[_bytes(graph, layer, each, target, None) for each in schemes] for layer in graph.layers], float
+        )
     layers = track(graph.layers, "predict sizes") if calibration is not None else graph.layers
     rows = [[_bytes(graph, layer, each, target, quantizer(layer, each)) for each in schemes] for layer in layers]
     return np.array(rows, float)

@@ -12,6 +12,7 @@ from mixbit.quantization.biases import BIAS_CORRECTIONS, corrected
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.ranges import RangeMethod
 from mixbit.quantization.simulate import check_plan, simulate
+from mixbit.quantization.sizes import weight_bytes_of
 from mixbit.roundings._input import ROUNDINGS, Rounding, RoundingInput
 from mixbit.roundings.nearest import nearest
 
