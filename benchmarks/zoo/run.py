@@ -243,6 +243,23 @@ def _openvino(folder: Path) -> Run:
     return lambda arrays: [np.array(compiled(arrays)[port]) for port in compiled.outputs]
 
 
+def _litert(folder: Path) -> Run:
+    from ai_edge_litert.interpreter import Interpreter  # noqa: PLC0415 a runtime is installed only where it is used
+
+    def run(arrays: list[np.ndarray]) -> list[np.ndarray]:
+        interpreter = Interpreter(str(folder / "model.tflite"))
+        places = [port["index"] for port in interpreter.get_input_details()]
+        for place, array in zip(places, arrays, strict=True):
+            interpreter.resize_tensor_input(place, array.shape)
+        interpreter.allocate_tensors()
+        for place, array in zip(places, arrays, strict=True):
+            interpreter.set_tensor(place, array)
+        interpreter.invoke()
+        return [interpreter.get_tensor(port["index"]) for port in interpreter.get_output_details()]
+
+    return run
+
+
 def _plain_graph_bytes(folder: Path) -> int:
     import openvino  # noqa: PLC0415 a runtime is installed only where it is used
 
@@ -252,4 +269,4 @@ def _plain_graph_bytes(folder: Path) -> int:
 
 
 #: Target -> (folder of the artefact) -> a function that runs it.
-RUNTIMES = {"onnxruntime": _onnxruntime, "openvino": _openvino}
+RUNTIMES = {"onnxruntime": _onnxruntime, "openvino": _openvino, "litert": _litert}

@@ -45,7 +45,7 @@ def relative(got, wanted, whole):
     return ((got - wanted).square().flatten(0, -2).mean(0) / whole.flatten(0, -2).var(0, correction=0)).sqrt()
 
 
-@pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
+@pytest.fixture(scope="module", params=["openvino", "onnxruntime", "litert"])
 def deployed(request, tmp_path_factory):
     model, out = detector(), tmp_path_factory.mktemp("outputs") / "out"
     settings = Settings(task=Task.classification())

@@ -474,7 +474,7 @@ def test_same_seed_same_channels() -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("target", ["onnxruntime", "litert", pytest.param("openvino", marks=pytest.mark.slow)])
 def test_smaller_graph_is_measured_quantized_and_exported(target: str, tmp_path: Any) -> None:
     torch.manual_seed(0)
     x = torch.randn(16, 2, 8, 8)

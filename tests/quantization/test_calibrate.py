@@ -158,7 +158,7 @@ def test_the_histograms_are_of_every_tensor_that_may_be_quantized():
     assert calibration.num_samples == 7
     assert_state_is(graph.module, state)
     values = [Values(graph, *batch.args).of for batch in batches]
-    assert len(calibration.histograms) == 5
+    assert len(calibration.histograms) == 6
     for name, histogram in calibration.histograms.items():
         seen = torch.cat([of[name].flatten() for of in values])
         assert (histogram.low, histogram.high) == (float(seen.min()), float(seen.max()))

@@ -96,6 +96,11 @@ def test_fisher_sees_the_error_of_ranges_at_run_time(graph):
     assert loss("w8a4dr") > 10 * loss("w8a8dr") > 10 * loss("w8")
 
 
+def test_a_target_without_ranges_at_run_time_says_so():
+    with pytest.raises(InvalidInput, match="target litert takes no ranges at run time; take --flavour static"):
+        choices_of("dynamic", find_target("litert"), None)
+
+
 def test_choices_are_of_the_flavour():
     target = find_target("onnxruntime")
     assert choices_of("static", target, None) == target.default_choices

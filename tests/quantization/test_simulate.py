@@ -181,7 +181,7 @@ def test_float_layers_stay_as_they_are():
         (dataclasses.replace(ANYTHING, integer_operators=BETWEEN_KINDS), ["conv2d", "relu"]),
         (dataclasses.replace(ANYTHING, integer_operators=BETWEEN_KINDS, adds_into_layers=True), ["relu"]),
         (dataclasses.replace(ANYTHING, integer_operators=frozenset({"average_pool"})), ["relu"]),
-        (dataclasses.replace(ANYTHING, quantized_outputs=True), ["conv2d"]),
+        (dataclasses.replace(ANYTHING, quantized_outputs=frozenset({"conv2d"})), ["conv2d"]),
     ],
     ids=["nothing", "all kinds", "additions inside layers", "poolings", "outputs of convolutions"],
 )

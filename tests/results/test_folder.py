@@ -67,9 +67,9 @@ def assert_as_in_the_check_set(outputs, check):
         np.testing.assert_allclose(outputs[name], wanted.numpy(), atol=2e-3 * float(wanted.std()))
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "litert"])
 def test_the_python_program_runs_as_it_stands_and_returns_what_was_checked(folders, monkeypatch, target):
-    pytest.importorskip(target)
+    pytest.importorskip("ai_edge_litert" if target == "litert" else target)
     folder, _ = folders(target)
     monkeypatch.chdir(folder)
     (code,) = [code for language, code in programs(folder) if language == "python"]
@@ -163,7 +163,7 @@ def test_the_cpp_program_for_openvino_compiles_and_returns_what_was_checked(fold
     np.testing.assert_allclose(np.array(run.stdout.split(), float), wanted[0], atol=2e-3 * float(wanted.std()) + 1e-4)
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "packed"])
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "packed", "litert"])
 def test_figures_and_ports_are_those_of_result_json(folders, target):
     folder, _ = folders(target)
     text, stored = (folder / "README.md").read_text(encoding="utf-8"), json.loads((folder / "result.json").read_text())

@@ -152,7 +152,7 @@ def test_every_output_of_every_file_is_the_models(name, tmp_path):
     assert sum(layer.numel for layer in graph.layers) >= 0.97 * sum(
         parameter.numel() for parameter in model.parameters() if parameter.ndim > 1
     )
-    for target in ("openvino", "onnxruntime", "packed"):
+    for target in ("openvino", "onnxruntime", "packed", "litert"):
         pytest.importorskip(target) if target != "packed" else None
         scheme = "w6a8" if overflows(target) else "w8a8"
         simulated = mb.quantize(graph, uniform_plan(graph, scheme, target=target), [inputs])

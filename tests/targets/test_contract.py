@@ -40,8 +40,11 @@ from tests.networks import assert_state_is, overflows, plan_of, skip_if_sums_ove
 FLOAT = {
     "onnxruntime": ("up",),  # it has no integer kernel for ConvTranspose
     "openvino": (),
+    "litert": ("up",),  # its integer kernel takes sizes that are known beforehand alone
     "packed": ("",),  # PyTorch computes in float on rounded values
 }
+#: Targets whose runtime computes as the simulation does by default, and whose runtime tells no times of operators.
+WITHOUT_SETTINGS, WITHOUT_PROFILE = ("packed", "litert"), ("packed", "litert")
 #: Largest root mean square difference from the simulation, relative to the spread of its outputs. In float only the
 #: order of sums differs; under a8 that moves a few values across a rounding boundary, one step of 255 each.
 ROUNDING, SUMS = 0.03, 1e-5
@@ -359,7 +362,7 @@ def test_runs_as_simulated_at_a_fixed_batch_size(written):
 def test_runs_nearly_as_simulated_under_the_runtimes_default_settings(written):
     runner = find_target(written.target).load(written.folder, written.graph, default_settings=True)
     assert_runs_as_simulated(written, runner, 2, BFLOAT16)
-    assert (runner.environment == written.runner.environment) == (written.target == "packed")
+    assert (runner.environment == written.runner.environment) == (written.target in WITHOUT_SETTINGS)
 
 
 def test_holds_exactly_the_bytes_that_were_predicted(written):
@@ -392,7 +395,7 @@ def test_layers_run_in_integers_where_their_input_is_quantized(written):
 
 @only(LOADED_IN_EVERY_WAY)
 def test_a_profile_holds_every_layer(written):
-    if written.target == "packed":
+    if written.target in WITHOUT_PROFILE:
         assert written.runner.profile is None
         return
     arrays = [leaf.numpy() for leaf in written.graph.leaves(Inputs.of(written.inputs))]
@@ -463,7 +466,10 @@ def test_writing_leaves_the_graph_as_it_is(target, tmp_path):
     assert simulated.module.code == code
 
 
-@pytest.mark.parametrize(("target", "package"), [("openvino", "openvino"), ("onnxruntime", "onnxruntime")])
+@pytest.mark.parametrize(
+    ("target", "package"),
+    [("openvino", "openvino"), ("onnxruntime", "onnxruntime"), ("litert", "ai_edge_litert.interpreter")],
+)
 def test_a_missing_runtime_is_named(target, package, tmp_path, monkeypatch):
     module, simulated = requires(target), simulate(target, "shared", "w8a8")
     monkeypatch.setitem(sys.modules, package, None)

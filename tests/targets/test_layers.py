@@ -40,7 +40,7 @@ def simulated(graph, target, schemes):
     return quantize(graph, plan_of(graph.layers, dict(zip(NAMES, schemes, strict=True)), target), [images()])
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "litert"])
 @pytest.mark.parametrize("kind", ["a8", pytest.param("", marks=pytest.mark.slow)])
 def test_the_first_layer_that_differs_is_named(graph, target, kind, tmp_path):
     pytest.importorskip(target)

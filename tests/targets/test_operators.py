@@ -99,7 +99,7 @@ def calibration(graph):
     return calibrate(graph, [images()])
 
 
-@pytest.fixture(scope="module", params=["openvino", "onnxruntime"])
+@pytest.fixture(scope="module", params=["openvino", "onnxruntime", "litert"])
 def deployed(request, graph, calibration, tmp_path_factory):
     """Name -> simulated and deployed outputs by count of images, and layer -> what the runtime executed."""
     folder = tmp_path_factory.mktemp(request.param)
@@ -130,7 +130,7 @@ def test_outputs_are_as_simulated_and_layers_run_in_int8(name, deployed):
     assert all("int8" in text for text in layers), layers
 
 
-@pytest.mark.parametrize("target", ["openvino", "onnxruntime", "packed"])
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime", "packed", "litert"])
 def test_dead_channels_keep_their_bias(target, tmp_path):
     """Channels whose weights are nearly or wholly zero, as norms with a vanishing factor leave them."""
     torch.manual_seed(0)
@@ -145,14 +145,16 @@ def test_dead_channels_keep_their_bias(target, tmp_path):
     simulated = quantize(graph, plan_of(graph.layers, scheme_of_bytes(target), target), [images()])
     with torch.no_grad():
         wanted, expected = simulated(images()), net(images())
-    assert (wanted - expected)[:, 1:3].abs().max() < 0.01
+    steps = activation_quantizers(simulated)  # that of the output, where the target returns integers
+    step = float(steps[last].scale) if (last := graph.layers[1].operations[0].node) in steps else 0.0
+    assert (wanted - expected)[:, 1:3].abs().max() < 0.01 + step / 2
     export(simulated, tmp_path)
     runner = find_target(target).load(tmp_path, graph)
     found = torch.from_numpy(runner.run([images().numpy()])[0])
     assert (found - wanted).square().mean().sqrt() <= 0.005 * wanted.std()
 
 
-@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime", "litert"])
 @pytest.mark.parametrize("zero_point", [100, 101])
 def test_ties_go_where_the_runtime_lets_them_go(target, zero_point, tmp_path):
     """Half of the inputs are in the middle between two integers; the zero point is even or odd."""

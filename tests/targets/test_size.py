@@ -37,7 +37,7 @@ def measured():
     return network, batches, graph, calibrate(graph, [Inputs.of(batch) for batch in batches])
 
 
-@pytest.mark.parametrize("target", ["openvino", "onnxruntime", "packed"])
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime", "packed", "litert"])
 def test_predicted_bytes_are_those_of_the_files(measured, target, tmp_path):
     _, _, graph, calibration = measured
     table = mb.measure(graph, calibration, target=target, choices=CHOICES, metric="weight_error")

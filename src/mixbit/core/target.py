@@ -114,9 +114,12 @@ class Target:
         dynamic_choices: The schemes offered where ranges are to be taken at run time and none are asked for.
         integer_operators: Of `add`, `cat`, `average_pool` and `matmul`, those that run in integers on quantized inputs.
         adds_into_layers: Whether a convolution that feeds an addition alone computes it too, without rounding between.
-        quantized_outputs: Whether a convolution runs in integers only where its output is quantized too.
+        quantized_outputs: Kinds of layers' operators, as `conv2d`, that run in integers only where their output is
+            quantized too.
         rounds_shifted: Whether activations become integers by round(x / scale + zero point), not by
             round(x / scale) + zero point: ties, which go to the even integer, differ at odd zero points.
+        halves: (layer, its operator, format of its weight) -> how an operator on integers rounds its sums to those of
+            its output, see `mixbit.quantization.sums.whole_numbers`; None where as other activations.
         needs_graph: Whether `load` needs the captured graph.
         note: What happens to each width when the file is loaded, and what it stores beside them, for people.
         lacks: Scheme of these widths -> what the runtime lacks for it, for people; None where nothing.
@@ -145,8 +148,9 @@ class Target:
     dynamic_choices: tuple[str, ...] = ()
     integer_operators: frozenset[str] = frozenset()
     adds_into_layers: bool = False
-    quantized_outputs: bool = False
+    quantized_outputs: frozenset[str] = frozenset()
     rounds_shifted: bool = False
+    halves: Callable[[Any, Any, Format], str | None] = lambda *_: None
     needs_graph: bool = False
     note: str
     lacks: Callable[[Scheme], str | None]

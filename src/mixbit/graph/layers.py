@@ -58,8 +58,11 @@ _FILLS = {
     _aten.new_empty, _aten.new_zeros, _aten.new_ones, _aten.new_full, _aten.empty_like, _aten.zeros_like,
     _aten.ones_like, _aten.full_like,
 }  # fmt: skip
-#: Functions that clip from below at least, which quantization does as well.
-_CLIPS = {_aten.relu, _aten.relu6, _aten.hardtanh, _aten.clamp, _aten.clamp_min}
+#: Functions that clip from below at least, which quantization does as well, and their bounds where none are given.
+_CLIPS: dict[Any, tuple[Any, Any]] = {
+    _aten.relu: (0, None), _aten.relu6: (0, 6), _aten.hardtanh: (-1, 1), _aten.clamp: (None, None),
+    _aten.clamp_min: (None, None),
+}  # fmt: skip
 _POOLS = (
     _aten.avg_pool1d, _aten.avg_pool2d, _aten.avg_pool3d, _aten.adaptive_avg_pool1d, _aten.adaptive_avg_pool2d,
     _aten.adaptive_avg_pool3d, _aten.mean,
@@ -68,6 +71,8 @@ _BETWEEN = {_aten.add: "add", _aten.cat: "cat", _aten.matmul: "matmul", _aten.bm
 _BETWEEN |= dict.fromkeys(_POOLS, "average_pool")
 #: Kinds of operators between layers that some target runs in integers.
 BETWEEN_KINDS = frozenset(_BETWEEN.values())
+#: Kinds of layers' operators that some target runs in integers only where their output is quantized too.
+QUANTIZED_KINDS = frozenset({"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "addmm", "matmul"})
 #: Kinds of operators that read a matrix either way.
 PRODUCTS = ("matmul", "addmm")
 
@@ -264,19 +269,32 @@ def _added(sources: list[fx.Node], convolutions: frozenset[str], inside: bool) -
     return [source for source in sources if not (inside and source is own and len(set(sources)) > 1)]
 
 
-def convolved(graph: Graph, layer: Layer) -> tuple[str, ...]:
-    """Names of the nodes that hold what the layer's convolutions return, clipped where they are read only to clip."""
-    names = []
-    for operation in layer.operations:
-        if operation.kind.name in ("conv1d", "conv2d", "conv3d"):
-            node = graph.node(operation.node)
-            clipped = [user for user in node.users if packet(user) in _CLIPS]
-            names.append(clipped[0].name if len(node.users) == len(clipped) == 1 else node.name)
-    return tuple(names)
+def result_of(graph: Graph, operation: Operation) -> str:
+    """Name of the node that holds what a layer's operator returns, clipped where it is read only to clip."""
+    node = graph.node(operation.node)
+    users = list(node.users)
+    return users[0].name if len(users) == 1 and packet(users[0]) in _CLIPS else node.name
+
+
+def bounds_of(node: fx.Node) -> tuple[float, float] | None:
+    """The numbers between which the node clips what it reads first; None where it does something else."""
+    kind = packet(node)
+    if kind not in _CLIPS:
+        return None
+    low, high = _CLIPS[kind]
+    if kind in (_aten.hardtanh, _aten.clamp, _aten.clamp_min):
+        low, high = (argument(node, place, default) for place, default in ((1, low), (2, high)))
+    low, high = -math.inf if low is None else low, math.inf if high is None else high
+    return (low, high) if isinstance(low, int | float) and isinstance(high, int | float) else None
 
 
 def observable(graph: Graph) -> frozenset[str]:
     """Names of all the nodes whose tensors some plan for some target may quantize."""
-    touched = {name for layer in graph.layers for name in (*layer.inputs, *convolved(graph, layer))}
+    touched = {name for layer in graph.layers for name in layer.inputs}
+    returned = {
+        result_of(graph, operation)
+        for _, operation in graph.operations.values()
+        if operation.kind.name in QUANTIZED_KINDS
+    }
     every = [node.name for node in graph.module.graph.nodes]
-    return frozenset(touched | set(inputs_between(graph, BETWEEN_KINDS, inside=False, rounded=every)))
+    return frozenset(touched | returned | set(inputs_between(graph, BETWEEN_KINDS, inside=False, rounded=every)))

@@ -130,6 +130,11 @@ def choices_of(flavour: str, target: Target, choices: Sequence[str] | None) -> t
     """
     pick("flavour", flavour, FLAVOURS)
     own = target.dynamic_choices if flavour == "dynamic" else target.default_choices
+    if choices is None and not own:
+        raise InvalidInput(
+            f"flavour {flavour}: target {target.name} takes no ranges at run time; take --flavour static, or another "
+            "target"
+        )
     schemes = target.schemes(own if choices is None else choices)
     for scheme in schemes:
         if scheme.input is not None and scheme.input.dynamic != (flavour == "dynamic"):

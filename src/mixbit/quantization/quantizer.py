@@ -1,6 +1,7 @@
 """The quantizer on an edge of a graph: quantize and dequantize, straight-through in backward."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from mixbit.core import Format
 from mixbit.graph.graph import Graph
 from mixbit.quantization import affine
+from mixbit.quantization.sums import requantize
 
 
 @torch.library.custom_op("mixbit::quantize_dequantize", mutates_args=())
@@ -97,6 +99,35 @@ quantize_at_run_time.register_autograd(
 )
 
 
+@dataclass(frozen=True, eq=False)
+class Sums:
+    """What a layer returns in integers, before they are made those of its output.
+
+    Attributes:
+        read: The quantizer of what the layer reads.
+        weight: That of its weight.
+        axis: Dimension of the channels: 1, or -1 for the last.
+        halves: How the runtime rounds, see `mixbit.quantization.sums.whole_numbers`.
+        bounds: Between which they were clipped.
+    """
+
+    read: "Quantizer"
+    weight: "Quantizer"
+    axis: int
+    halves: str
+    bounds: tuple[float, float]
+
+    @property
+    def learns(self) -> bool:
+        """Whether a scale of them is being trained."""
+        return self.read.learns or self.weight.learns
+
+    def operator(self, scale: Tensor, zero_point: Tensor, low: int, high: int) -> tuple[Any, tuple[Any, ...]]:
+        """The operator of what the runtime does, and its arguments behind x."""
+        step = self.read.scale.double() * self.weight.scale.double()
+        return requantize, (step, self.axis, scale, zero_point, low, high, *self.bounds, self.halves)
+
+
 class Quantizer(nn.Module):
     """Quantizes and dequantizes one tensor: a weight along `axis`, or an activation as a whole.
 
@@ -110,6 +141,7 @@ class Quantizer(nn.Module):
         mask: True where a weight of a sparse format stays, shaped like it; None elsewhere.
         share: What a learned scale's gradient is multiplied by.
         shifted: Whether the zero point is added before rounding, as some targets do.
+        sums: Of an activation that an operator in integers returns, where the target rounds these itself; else None.
     """
 
     scale: Tensor
@@ -121,6 +153,7 @@ class Quantizer(nn.Module):
     ) -> None:
         super().__init__()
         self.tensor, self.format, self.axis, self.share, self.shifted = tensor, fmt, axis, 1.0, False
+        self.sums: Sums | None = None
         self.register_buffer("scale", scale, persistent=fmt.floating is None and not fmt.dynamic)
         self.register_buffer("zero_point", zero_point, persistent=not fmt.symmetric and not fmt.dynamic)
         self.register_buffer("mask", mask, persistent=False)
@@ -129,7 +162,10 @@ class Quantizer(nn.Module):
         """The nearest representable tensor; gradients pass where x is inside the range."""
         x = x if self.mask is None else x * self.mask
         scale = _LearnedScale.apply(self.scale, self.share) if self.learns else self.scale
-        operator, arguments = self.operator(scale, self.zero_point)
+        if self.sums is not None and not (self.learns or self.sums.learns):
+            operator, arguments = self.sums.operator(scale, self.zero_point, *self.format.integer_range)
+        else:
+            operator, arguments = self.operator(scale, self.zero_point)
         return operator(x, *arguments)
 
     def operator(self, scale: Any, zero_point: Any) -> tuple[Callable[..., Tensor], tuple[Any, ...]]:

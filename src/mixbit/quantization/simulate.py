@@ -1,6 +1,7 @@
 """From a float graph and a plan to the simulated graph, which computes with the plan's few bits and can be trained."""
 
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -8,11 +9,11 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.core import Format, InvalidInput, Plan, Target, find_target, track
-from mixbit.graph import Graph, Layer, argument, convolved, inputs_between, model_fingerprint
+from mixbit.graph import Graph, Layer, argument, bounds_of, inputs_between, model_fingerprint, result_of
 from mixbit.quantization.biases import corrected_biases
 from mixbit.quantization.calibrate import Calibration, mean_output
 from mixbit.quantization.offers import why_not
-from mixbit.quantization.quantizer import Quantizer, quantizer_path, run_time_quantizer
+from mixbit.quantization.quantizer import Quantizer, Sums, quantizer_path, run_time_quantizer
 from mixbit.quantization.scales import weight_quantizer
 
 #: Of tensors between layers.
@@ -73,7 +74,8 @@ def rounded_between(graph: Graph, layers: Sequence[Layer], target: Target) -> di
     returned: list[str] = []
     read = {name for layer in graph.layers for name in layer.inputs}
     for layer in layers:
-        outputs = convolved(graph, layer) if target.quantized_outputs else ()
+        kinds = target.quantized_outputs
+        outputs = [result_of(graph, each) for each in layer.operations if each.kind.name in kinds]
         returned.extend(outputs)
         for name in (*layer.inputs, *outputs):
             owners[name].append(layer.name)
@@ -113,7 +115,24 @@ def simulate(graph: Graph, plan: Plan, calibration: Calibration | None, *, bias_
                 errors = {each.node: mean_output(graph, each, calibration, change) for each in corrected}
             biases |= corrected_biases(graph, layer, quantizer, errors, activations)
             weights.append(quantizer)
+    _round_sums(graph, plan, target, {weight.tensor: weight for weight in weights}, activations)
     return assemble(graph, plan, [*weights, *activations.values()], biases)
+
+
+def _round_sums(
+    graph: Graph, plan: Plan, target: Target, weights: dict[str, Quantizer], activations: dict[str, Quantizer]
+) -> None:
+    """Tell the quantizers of what layers return in integers how the target rounds it."""
+    for layer, operation in graph.operations.values():
+        fmt, read = plan.scheme(layer.name).weight, activations.get(operation.input or "")
+        made = activations.get(result_of(graph, operation))
+        if fmt is None or read is None or made is None or operation.axis != layer.axis:
+            continue
+        halves = target.halves(layer, operation, fmt)
+        if halves is not None:
+            bounds = bounds_of(graph.node(made.tensor)) if made.tensor != operation.node else None
+            bounds = (-math.inf, math.inf) if bounds is None else bounds
+            made.sums = Sums(read, weights[layer.name], operation.channels, halves, bounds)
 
 
 def assemble(graph: Graph, plan: Plan, quantizers: list[Quantizer], biases: dict[str, Tensor]) -> Graph:

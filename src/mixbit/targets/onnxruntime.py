@@ -373,7 +373,7 @@ TARGET = Target(
     input_bits=(8,),
     dynamic_choices=("w4a8d", "w6a8d", "w8a8d"),
     integer_operators=frozenset({"add", "cat", "average_pool", "matmul"}),
-    quantized_outputs=True,
+    quantized_outputs=frozenset({"conv1d", "conv2d", "conv3d"}),
     note="weights stored at their width, zeros as bits of a mask, unpacked to int8 when loaded, int8 arithmetic under "
     "a8; zeros make the file smaller and nothing faster; also bfloat16, dynamic, float16, group, one scale, sparsity, "
     "zero point",

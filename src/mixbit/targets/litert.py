@@ -1,0 +1,258 @@
+"""Target litert: a TensorFlow Lite file whose weights are stored in 2, 4 or 8 bits and run in int8, by LiteRT.
+
+A layer whose input and output are quantized, convolution, depthwise convolution or product, is one operator on int8
+tensors with a scale per output channel and a bias in int32. XNNPACK rounds its sums as the simulation does. Kernels of
+4 bits are run by the runtime's own operators, which round halves up in fixed point. Weights whose input stays in float
+are unpacked when the file is loaded.
+"""
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from mixbit.core import Format, InvalidInput, Ports, Runner, Scheme, StoredWeight, Target, TargetMismatch
+from mixbit.graph import Graph
+from mixbit.quantization.affine import num_scales
+from mixbit.targets._integers import mismatch, only_beside_float, reason_line, runtime
+from mixbit.targets._usage import given_in_python, names_in_python
+
+FILE = "model.tflite"
+#: Opens the file and runs it once, by the runtime alone.
+PROGRAM = f"""
+import sys
+import numpy
+from ai_edge_litert.interpreter import Interpreter
+interpreter = Interpreter(sys.argv[1] + "/{FILE}")
+arrays = dict(zip([port["index"] for port in interpreter.get_input_details()], numpy.load(sys.argv[2]).values()))
+for index, array in arrays.items():
+    interpreter.resize_tensor_input(index, array.shape)
+interpreter.allocate_tensors()
+for index, array in arrays.items():
+    interpreter.set_tensor(index, array)
+interpreter.invoke()
+"""
+BYTE = 8
+#: Bytes of a scale in float32, and of a zero point, which the format has in int64.
+SCALE_BYTES = 4 + 8
+_litert = partial(runtime, "litert", "ai_edge_litert.interpreter", "ai_edge_litert.schema_py_generated", "flatbuffers")
+
+
+def lacks(scheme: Scheme) -> str | None:
+    """Zeros, bfloat16, ranges at run time, and groups or zero points beside a static range."""
+    weight, read = scheme.weight, scheme.input
+    if weight is not None and weight.sparsity is not None:
+        return "no sparsity (its file would hold the zeros too and be no smaller)"
+    if weight is not None and weight.floating == "bfloat16":
+        return "float16, not bfloat16"
+    if read is not None and read.dynamic:
+        return "no dynamic ranges (its two kernels round inputs differently)"
+    return only_beside_float(scheme)
+
+
+def container(shape: tuple[int, ...], fmt: Format) -> int:
+    """The bits that an integer takes in the file: 4 or 8, or 2 in matrices, and in groups, which are stored as one."""
+    narrow = len(shape) == 2 or fmt.group is not None
+    return next(each for each in ((2, 4, 8) if narrow else (4, 8)) if fmt.bits <= each)
+
+
+def halves(layer: Any, operation: Any, fmt: Format) -> str:
+    """XNNPACK rounds halves to the even number, the runtime's own kernels up, and its only one for groups away.
+
+    XNNPACK takes no kernels in 4 bits, and no rows of a matrix that end within a byte.
+    """
+    bits = container(layer.shape, fmt)
+    if operation.kind.name.startswith("conv"):
+        away = operation.groups > 1 and layer.shape[1] > 1
+        return "even" if bits == BYTE else "away" if away else "up"
+    return "up" if layer.shape[1 - operation.axis] * bits % BYTE else "even"
+
+
+def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
+    """Integers in their containers with a scale and a zero point, of 4 and 8 bytes, for each channel; or floats."""
+    numel = math.prod(shape)
+    if fmt is None or fmt.floating is not None:
+        return (4 if fmt is None else 2) * numel
+    return -(-numel * container(shape, fmt) // 8) + SCALE_BYTES * num_scales(shape, axis, fmt)
+
+
+def write(simulated: Graph, folder: Path) -> None:
+    """Write model.tflite."""
+    _litert()
+    from mixbit.targets._tflite import converted
+
+    data = converted(simulated)
+    try:
+        (folder / FILE).write_bytes(data)
+    except OSError as error:
+        raise InvalidInput(f"{folder}: cannot write there: {reason_line(error)}") from error
+
+
+def load(
+    folder: Path, _: Graph | None = None, /, *, batch_size: int | None = None, default_settings: bool = False
+) -> Runner:
+    """Open the file on the CPU, with the runtime's own delegate, XNNPACK; it takes inputs of any batch size."""
+    del default_settings
+    _litert()
+    from mixbit.targets._tflite_file import executed, read
+
+    path = folder / FILE
+    model = read(path)
+    with mismatch(f"{path}: LiteRT cannot load it", ValueError, RuntimeError):
+        interpreter = _opened(model.data, batch_size)
+    ports, returned = interpreter.get_input_details(), interpreter.get_output_details()
+    run = partial(_run, path, model.data, {_sizes(interpreter): interpreter}, [port["index"] for port in returned])
+    environment = {"runtime": f"ai-edge-litert {_version()}"}
+    names = [port["name"] for port in ports], [port["name"] for port in returned]
+    return Runner(run, lambda: executed(model, interpreter), environment, names=names)
+
+
+def _opened(data: bytes, batch_size: int | None = None, inputs: Sequence[NDArray[Any]] = ()) -> Any:
+    """An interpreter for that batch size, for the sizes of these inputs, or for those that the file gives."""
+    interpreter = _interpreter()(model_content=data)
+    ports = interpreter.get_input_details()
+    shapes = [array.shape for array in inputs]
+    if batch_size is not None:
+        shapes = [(batch_size, *port["shape"][1:]) for port in ports]
+    for port, shape in zip(ports, shapes, strict=bool(shapes)):
+        interpreter.resize_tensor_input(port["index"], shape, strict=True)
+    interpreter.allocate_tensors()
+    return interpreter
+
+
+def _sizes(interpreter: Any) -> tuple[tuple[int, ...], ...]:
+    """Those of its inputs."""
+    return tuple(tuple(port["shape"].tolist()) for port in interpreter.get_input_details())
+
+
+@cache
+def _interpreter() -> Any:
+    """The runtime's class of interpreters, of which one was made: the first tells standard error of its delegate."""
+    litert = _litert()
+    from mixbit.targets._tflite_file import smallest
+
+    with _silent():
+        litert.Interpreter(model_content=smallest()).allocate_tensors()
+    return litert.Interpreter
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Nothing is written to the process's standard error, whoever writes."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("ai-edge-litert")
+
+
+def _run(
+    path: Path, data: bytes, opened: dict[Any, Any], returned: list[int], inputs: list[NDArray[Any]]
+) -> list[NDArray[Any]]:  # fmt: skip
+    """Run the file by the interpreter for inputs of these sizes, the last of which stays open.
+
+    Sizes of one that has run are not changed: behind a run of 3 rows, one of 16 returned wrong numbers (2.3.0).
+    """
+    (interpreter,) = opened.values()
+    ports = interpreter.get_input_details()
+    if len(inputs) != len(ports):
+        raise TargetMismatch(f"{path}: takes {len(ports)} inputs, the model {len(inputs)}; export again")
+    with mismatch(f"{path}: LiteRT cannot run it", ValueError, RuntimeError):
+        sizes = tuple(array.shape for array in inputs)
+        if sizes not in opened:
+            interpreter = _opened(data, inputs=inputs)
+            opened.clear()
+            opened[sizes] = interpreter
+        for port, array in zip(ports, inputs, strict=True):
+            interpreter.set_tensor(port["index"], array)
+        interpreter.invoke()
+        return [interpreter.get_tensor(index) for index in returned]
+
+
+def load_tensors(folder: Path, names: list[tuple[str, bool]]) -> Callable[[list[NDArray[Any]]], dict[str, Any]]:
+    """Open the file so that it returns tensors inside: quantized ones, and what operators of layers return."""
+    _litert()
+    from mixbit.targets._tflite_file import in_logical_order, read, with_outputs
+
+    path = folder / FILE
+    model = read(path)
+    held = {name: place for name, _ in names if (place := model.place_of(name)) is not None}
+    data = with_outputs(model, [index for index, _ in held.values()])
+    with mismatch(f"{path}: LiteRT cannot load it with more outputs", ValueError, RuntimeError):
+        interpreter = _opened(data)
+    opened = {_sizes(interpreter): interpreter}
+
+    def run(inputs: list[NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        arrays = _run(path, data, opened, [index for index, _ in held.values()], inputs)
+        return {
+            name: in_logical_order(model, index, order, array)
+            for (name, (index, order)), array in zip(held.items(), arrays, strict=True)
+        }
+
+    return run
+
+
+def stored(folder: Path) -> dict[str, StoredWeight]:
+    """Layer -> bytes and types of its weight and scales, read from the file."""
+    _litert()
+    from mixbit.targets._tflite_file import read, stored_in
+
+    return stored_in(read(folder / FILE))
+
+
+def _check_files(folder: Path) -> None:
+    _litert()
+    from mixbit.targets._tflite_file import read
+
+    read(folder / FILE)
+
+
+def usage(ports: Ports, _: Mapping[str, str]) -> dict[str, str]:
+    """Programs that run the file."""
+    python = [
+        "import numpy as np",
+        "from ai_edge_litert.interpreter import Interpreter",
+        "",
+        f'interpreter = Interpreter("{FILE}")',
+        given_in_python(ports),
+        "results = interpreter.get_signature_runner()(**inputs)",
+        f"outputs = {{name: results[name] for name in {names_in_python(ports)}}}",
+    ]
+    return {"Python": "\n".join(python)}
+
+
+TARGET = Target(
+    name="litert",
+    files=(FILE,),
+    weight_bits=(2, 3, 4, 5, 6, 7, 8),
+    input_bits=(8,),
+    default_choices=("w2a8", "w4a8", "w8a8"),
+    quantized_outputs=frozenset({"conv1d", "conv2d", "linear", "addmm", "matmul"}),
+    note="weights of matrices stored in 2, 4 or 8 bits, of convolutions in 4 or 8, other widths in the next of these; "
+    "int8 arithmetic under a8; also float16, group, one scale, zero point",
+    halves=halves,
+    lacks=lacks,
+    weight_bytes=weight_bytes,
+    require=_litert,
+    write=write,
+    load=load,
+    stored=stored,
+    program=PROGRAM,
+    check_files=_check_files,
+    load_tensors=load_tensors,
+    usage=usage,
+)

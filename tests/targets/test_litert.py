@@ -1,0 +1,279 @@
+"""Target litert: files that LiteRT runs in integers as they are simulated, number by number."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils import _pytree as pytree
+
+from mixbit.core.errors import InvalidInput, TargetMismatch, UnsupportedModel
+from mixbit.core.scheme import Scheme
+from mixbit.core.target import find_target
+from mixbit.graph.capture import capture
+from mixbit.quantization.quantizer import activation_quantizers
+from mixbit.quantization.sums import whole_numbers
+from mixbit.roundings.quantize import quantize
+from mixbit.targets.export import export
+from tests.networks import Net, plan_of
+
+pytest.importorskip("ai_edge_litert")
+LITERT = find_target("litert")
+
+
+def images(count=64, channels=8):
+    return torch.randn(count, channels, 9, 9, generator=torch.Generator().manual_seed(1))
+
+
+#: Networks of one layer.
+LAYERS = {
+    "convolution": lambda: nn.Conv2d(8, 16, 3),
+    "padded": lambda: nn.Conv2d(8, 16, 3, padding=1),
+    "strided": lambda: nn.Conv2d(8, 16, 3, stride=2, padding=1),
+    "dilated": lambda: nn.Conv2d(8, 16, 3, dilation=2, padding=2),
+    "pointwise": lambda: nn.Conv2d(8, 16, 1, bias=False),
+    "depthwise": lambda: nn.Conv2d(8, 8, 3, padding=1, groups=8),
+    "depthwise, two each": lambda: nn.Conv2d(8, 16, 3, groups=8),
+    "groups": lambda: nn.Conv2d(8, 16, 3, groups=2),
+    "then clipped": lambda: nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU()),
+    "then clipped at 6": lambda: nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU6()),
+    "then clipped at both ends": lambda: nn.Sequential(nn.Conv2d(8, 16, 3), nn.Hardtanh(-0.5, 0.5)),
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(8 * 81, 16)),
+    "rows": lambda: nn.Linear(9, 16),
+    "line": lambda: Net(lambda net, x: net.line(x.flatten(2)), line=nn.Conv1d(8, 16, 5, padding=2, stride=2)),
+}
+
+
+def written(network, x, scheme, folder):
+    """The simulation, and what the runtime loads of its file."""
+    torch.manual_seed(0)
+    graph = capture(network().eval(), x[:2])
+    simulated = quantize(graph, plan_of(graph.layers, scheme, "litert"), [x])
+    export(simulated, folder)
+    return simulated, LITERT.load(folder)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w2a8"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_one_operator_returns_what_the_simulation_does_number_by_number(name, scheme, tmp_path):
+    x = images()
+    simulated, runner = written(LAYERS[name], x, scheme, tmp_path)
+    (layer,) = simulated.layers
+    for count in (1, 3, x.shape[0]):
+        with torch.no_grad():
+            wanted = simulated(x[:count]).numpy()
+        (found,) = runner.run([x[:count].numpy()])
+        assert found.shape == wanted.shape
+        step = float(list(activation_quantizers(simulated).values())[-1].scale)
+        assert np.array_equal(np.rint(found / step), np.rint(wanted / step))
+    assert "int8" in runner.executed()[layer.name]
+
+
+def slowly(total, factor, halves):
+    """One sum, by Python's whole numbers: gemmlowp's two roundings; or numpy's float32."""
+    if halves == "even":
+        return round(float(np.float32(total) * np.float32(factor)))
+    mantissa, exponent = math.frexp(factor)
+    number = (total << max(exponent, 0)) * round(mantissa * 2**31)
+    for bits in (31, max(-exponent, 0)):
+        half = (1 << bits) // 2
+        sign = -1 if halves == "away" and number < 0 else 1
+        number = sign * ((sign * number + half) // (1 << bits))
+    return number
+
+
+@pytest.mark.parametrize("halves", ["even", "up", "away"])
+def test_sums_are_rounded_as_whole_numbers_say(halves):
+    generator = np.random.default_rng(0)
+    sums = np.concatenate([generator.integers(-(2**20), 2**20, 500), np.arange(-40, 40) * 3])
+    for factor in (0.0123, 0.5, 0.25, 1 / 3, 0.0009765625, 0.9999999999, 1.7):
+        found = whole_numbers(torch.from_numpy(sums), torch.tensor(factor, dtype=torch.float64), halves)
+        assert found.tolist() == [slowly(int(total), factor, halves) for total in sums]
+
+
+def test_the_three_roundings_differ():
+    sums, factor = torch.arange(-2000, 2000), torch.tensor(0.0625, dtype=torch.float64)
+    even, up, away = (whole_numbers(sums, factor, halves) for halves in ("even", "up", "away"))
+    assert (even != up).any()
+    assert (up != away).any()
+    assert (even - up).abs().max() == (up - away).abs().max() == 1
+
+
+@pytest.mark.parametrize(
+    ("scheme", "kind", "size"),
+    [
+        ("w2a8", "int2", 16 * 8 // 4),
+        ("w3a8", "int4", 16 * 8 // 2),
+        ("w4a8", "int4", 16 * 8 // 2),
+        ("w5a8", "int8", 16 * 8),
+        ("w8a8", "int8", 16 * 8),
+        ("w4", "int4", 16 * 8 // 2),
+    ],
+)
+def test_matrices_are_stored_in_the_next_of_three_widths(scheme, kind, size, tmp_path):
+    x = torch.randn(32, 8)
+    simulated, _ = written(lambda: nn.Linear(8, 16), x, scheme, tmp_path)
+    (held,) = LITERT.stored(tmp_path).values()
+    assert held.types.startswith(kind)
+    assert held.weight_bytes == size + 16 * 12  # a scale of 4 bytes and a zero point of 8 for each channel
+    (layer,) = simulated.layers
+    assert held.weight_bytes == LITERT.weight_bytes(layer.shape, layer.axis, Scheme.parse(scheme).weight)
+
+
+def test_kernels_take_four_bits_at_least(tmp_path):
+    written(lambda: nn.Conv2d(8, 16, 3), images(), "w2a8", tmp_path)
+    (held,) = LITERT.stored(tmp_path).values()
+    assert held.types.startswith("int4")
+    assert held.weight_bytes == 16 * 8 * 9 // 2 + 16 * 12
+
+
+def test_moves_between_layers_stay_in_integers(tmp_path):
+    """No operator in float stands between the two layers."""
+
+    def run(net, x):
+        y = F.max_pool2d(F.pad(net.a(x).relu(), (1, 1, 1, 1)), 3, 2)
+        return net.b(y.flatten(1))
+
+    network = Net(run, a=nn.Conv2d(8, 16, 3, padding=1), b=nn.Linear(16 * 25, 5))
+    x = images()
+    simulated, runner = written(lambda: network, x, "w8a8", tmp_path)
+    with torch.no_grad():
+        assert np.array_equal(runner.run([x.numpy()])[0], simulated(x).numpy())
+    from mixbit.targets._tflite_file import read
+
+    model = read(tmp_path / "model.tflite")
+    kinds = [model.operator(operator) for operator in model.graph.operators]
+    assert kinds.count("QUANTIZE") == kinds.count("DEQUANTIZE") == 1
+    assert kinds[:2] == ["QUANTIZE", "TRANSPOSE"]
+
+
+def test_inputs_and_outputs_keep_the_layout_and_names_of_the_user(tmp_path):
+    network = Net(lambda net, x: {"a": net.conv(x), "b": x.mean((2, 3))}, conv=nn.Conv2d(8, 4, 3))
+    simulated, runner = written(lambda: network, images(), "w8", tmp_path)
+    assert runner.names == (["x"], ["a", "b"])
+    x = images(5)
+    with torch.no_grad():
+        wanted = simulated(x)
+    for name, found in zip(("a", "b"), runner.run([x.numpy()]), strict=True):
+        assert np.allclose(found, wanted[name].numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("part", [4, 8, 100, 0.3, 0.5, 0.9, -40])
+def test_a_file_that_was_cut_is_refused(part, tmp_path):
+    written(lambda: nn.Conv2d(8, 16, 3), images(), "w4a8", tmp_path)
+    file = tmp_path / "model.tflite"
+    data = file.read_bytes()
+    file.write_bytes(data[: part if isinstance(part, int) else int(part * len(data))])
+    for use in (LITERT.load, LITERT.check_files, LITERT.stored):
+        with pytest.raises(TargetMismatch, match="export again"):
+            use(tmp_path)
+
+
+def test_bytes_that_refer_to_nothing_are_refused(tmp_path):
+    from mixbit.targets._tflite_file import read
+
+    written(lambda: nn.Conv2d(8, 16, 3), images(), "w4a8", tmp_path)
+    file = tmp_path / "model.tflite"
+    model = read(file)
+    import flatbuffers
+
+    def damaged(change):
+        content = type(model.content).InitFromPackedBuf(model.data)
+        change(content)
+        builder = flatbuffers.Builder(1024)
+        builder.Finish(content.Pack(builder), b"TFL3")
+        file.write_bytes(bytes(builder.Output()))
+        with pytest.raises(TargetMismatch, match="damaged"):
+            LITERT.load(tmp_path)
+
+    def reads_nothing(content):
+        content.subgraphs[0].operators[0].inputs = [999]
+
+    def is_short(content):
+        tensor = next(tensor for tensor in content.subgraphs[0].tensors if b"::" in tensor.name)
+        content.buffers[tensor.buffer].data = content.buffers[tensor.buffer].data[:-1]
+
+    def has_no_bytes(content):
+        content.subgraphs[0].tensors[1].buffer = 77
+
+    def returns_nothing(content):
+        content.subgraphs[0].outputs = [-5]
+
+    for change in (reads_nothing, is_short, has_no_bytes, returns_nothing):
+        damaged(change)
+
+
+def test_what_cannot_be_written_is_named(tmp_path):
+    x = torch.rand(4, 8) + 1
+    with pytest.raises(UnsupportedModel, match=r"erfinv.*litert.*another target"):
+        written(lambda: Net(lambda net, x: torch.erfinv(net.l(x).tanh()), l=nn.Linear(8, 8)), x, "w8a8", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("choice", "reason"),
+    [
+        ("w4a8@2:4", "no sparsity"),
+        ("bfloat16", "float16, not bfloat16"),
+        ("w8a8d", "no dynamic ranges"),
+        ("w8a16", "inputs a8"),
+        ("w4g32a8", "group not beside inputs of static range"),
+        ("w4za8", "zero point not beside inputs of static range"),
+    ],
+)
+def test_what_the_runtime_does_not_take_is_said(choice, reason):
+    with pytest.raises(InvalidInput, match=reason):
+        LITERT.schemes([choice])
+
+
+def test_rows_more_and_fewer_are_run_in_any_order(tmp_path):
+    """Of an attention, which an interpreter of LiteRT 2.3 whose sizes change twice gets wrong."""
+
+    def run(net, x):
+        q, k, v = (layer(x).reshape(x.shape[0], 6, 2, 8).transpose(1, 2) for layer in (net.q, net.k, net.v))
+        return net.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape[0], 6, 16)).mean(1)
+
+    network = Net(run, q=nn.Linear(16, 16), k=nn.Linear(16, 16), v=nn.Linear(16, 16), out=nn.Linear(16, 4))
+    x = torch.randn(16, 6, 16)
+    simulated, runner = written(lambda: network, x, "w8a8", tmp_path)
+    for count in (1, 3, 16, 5, 16):
+        with torch.no_grad():
+            wanted = simulated(x[:count]).numpy()
+        assert np.abs(runner.run([x[:count].numpy()])[0] - wanted).max() < 0.02 * wanted.std()
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda net, x: net.l(x).topk(3, -1),
+        lambda net, x: net.l(x).sort(-1, descending=True),
+        lambda net, x: net.l(x)[torch.arange(x.shape[0]), x.argmax(-1).clamp(max=4)],
+        lambda net, x: net.l(x)[:, [0, 2, 1]],
+        lambda net, x: net.l(x).diff(dim=1),
+        lambda net, x: torch.arange(x.shape[0])[:, None] + net.l(x),
+        lambda net, x: net.l(x).repeat(1, 2),
+        lambda net, x: F.interpolate(net.l(x)[:, None, None].repeat(1, 1, 3, 1), size=(7, 9), mode="bicubic"),
+        lambda net, x: F.interpolate(net.l(x)[:, None, None].repeat(1, 1, 3, 1), scale_factor=2, mode="bilinear"),
+        lambda net, x: F.interpolate(net.l(x)[:, None, None].repeat(1, 1, 3, 1), scale_factor=2),
+        lambda net, x: F.pixel_shuffle(net.l(x).repeat(1, 4).reshape(-1, 8, 3, 1)[:, :, :2], 2),
+        lambda net, x: net.l(x).roll(2, 1).flip(1)[:, ::2],
+        lambda net, x: F.softplus(net.l(x)) + F.mish(net.l(x)) + F.hardsigmoid(net.l(x)) + F.elu(net.l(x)),
+        lambda net, x: net.l(x).reshape(-1, 2, 3).var((1, 2)) + net.l(x).norm(dim=1),
+        lambda net, x: torch.where(net.l(x) > 0, x[:, :6], torch.zeros_like(net.l(x))).cumsum(1),
+        lambda net, x: F.glu(net.l(x)) + F.group_norm(net.l(x), 2)[:, :3],
+        lambda net, x: F.conv_transpose1d(net.l(x)[:, None], net.k, stride=2, padding=1, output_padding=1),
+        lambda net, x: F.max_pool1d(net.l(x)[:, None], 3, 2, 1) + F.avg_pool1d(net.l(x)[:, None], 3, 2, 1),
+    ],
+)
+def test_operators_return_what_torch_does(run, tmp_path):
+    network = Net(run, l=nn.Linear(8, 6), k=nn.Parameter(torch.randn(1, 2, 3)))
+    x = torch.randn(9, 8)
+    simulated, runner = written(lambda: network, x, "w8", tmp_path)
+    for count in (9, 1, 4):
+        with torch.no_grad():
+            wanted = [leaf for leaf in pytree.tree_leaves(simulated(x[:count])) if isinstance(leaf, torch.Tensor)]
+        found = runner.run([x[:count].numpy()])
+        assert len(found) == len(wanted)
+        for own, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(torch.from_numpy(own), other, atol=2e-5, rtol=1e-4)
