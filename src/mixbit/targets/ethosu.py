@@ -180,7 +180,10 @@ def load(
         runner,
         executed=lambda: who_runs(model, report.on_cpu),
         environment=runner.environment | {"compiler": report.compiler} | sizes,
-        note=f"between layers on the NPU the CPU runs {between}" if between else "",
+        note="by Vela, the NPU takes {flash_bytes} bytes of flash, {sram_bytes} of SRAM and {cycles} cycles".format(
+            **sizes
+        )
+        + (f"; between its layers the CPU runs {between}" if between else ""),
     )
 
 
@@ -198,7 +201,8 @@ def _check_files(folder: Path) -> None:
 
 def usage(ports: Ports, environment: Mapping[str, str]) -> dict[str, str]:
     """The program that runs model.tflite on a computer."""
-    return _LITERT.usage(ports, environment)
+    first = f"# {DEVICE_FILE} is for the device, in TensorFlow Lite Micro; {FILE} is for a computer"
+    return {language: f"{first}\n{code}" for language, code in _LITERT.usage(ports, environment).items()}
 
 
 TARGET = Target(
