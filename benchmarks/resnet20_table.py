@@ -72,7 +72,7 @@ def deploy(data: Data, plan: mb.Plan, folder: Path) -> tuple[Evaluation, Compari
     runner = module.load(folder, data.graph)
     run = artefact_runner(runner, data.graph)
     deployed = evaluate(run, data.test, TASK, f"run in {plan.target}", differing_from=outputs)
-    predicted = predicted_bytes(data.graph.layers, plan)
+    predicted = predicted_bytes(simulated, plan)
     comparison = compare(folder, plan.target, predicted, deployed, environment=runner.environment)
     return reference, comparison, module.load(folder, data.graph, batch_size=32)
 

@@ -77,7 +77,7 @@ def row_for(data: Data, simulated: Graph, reference: Reference) -> tuple[str, ..
         runner = find_target(plan.target).load(folder, data.graph)
         run = artefact_runner(runner, data.graph)
         deployed = evaluate(run, data.test, TASK, f"run in {plan.target}", differing_from=reference)
-        predicted = predicted_bytes(data.graph.layers, plan)
+        predicted = predicted_bytes(simulated, plan)
         found = compare(folder, plan.target, predicted, deployed, environment=runner.environment)
     integers = sum("int8" in text for text in runner.executed().values())
     return (

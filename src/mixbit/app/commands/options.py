@@ -61,7 +61,8 @@ def _methods(kind: str) -> Callable[[str], list[str]]:
 #: Texts of options of so few values that a shell completes them.
 TASKS = ("classification", "segmentation", "language", "regression", "multilabel", "ctc", "detection")
 TargetName = Annotated[
-    str, typer.Option(help="onnxruntime, openvino or packed", autocompletion=completing(lambda: TARGETS))
+    str,
+    typer.Option(help="onnxruntime, openvino, litert, ethosu or packed", autocompletion=completing(lambda: TARGETS)),
 ]
 BUDGET = typer.Option(
     help="name=value, as in mean_bits=4, see: mixbit list budgets; may be repeated",
