@@ -206,9 +206,13 @@ def _pixel_shuffle(w: Writer, out: Result, x: Value, factor: int) -> Value | Non
     return moved(w, "DEPTH_TO_SPACE", picked, [], out.shape, own, blockSize=factor)
 
 
+def _longer(size: Extent, more: int) -> Extent:
+    return size + more if isinstance(size, int) else f"{size} + {more}" if more else size
+
+
 def padded(w: Writer, x: Value, pads: Sequence[tuple[int, int]], value: float = 0) -> Value:
     """The value with so many numbers around each dimension, in int8 where it is."""
-    shape = [size if pad == (0, 0) else int(size) + sum(pad) for size, pad in zip(x.shape, pads, strict=True)]
+    shape = [_longer(size, sum(pad)) for size, pad in zip(x.shape, pads, strict=True)]
     around = w.constant(np.array([pads[axis] for axis in x.order], np.int32))
     if value == 0:
         return moved(w, "PAD", x, [around], shape)
