@@ -196,6 +196,7 @@ SLOW = [
     ("onnxruntime", "kinds", "sparse widths"),
     *[("onnxruntime", "everything", scheme) for scheme in ("w8a8@2:4", "w4@1:2", "w8a8@99%")],
     ("onnxruntime", "tokens", "formats"),
+    *[case for case in CASES if case[0] == "ethosu" and case[1] != "shared"],  # Vela compiles each
 ]
 #: Those that are also loaded for a fixed batch size and with a runtime's default settings.
 LOADED_IN_EVERY_WAY = [("everything", "mixed"), ("everything", "w4"), ("everything", "dynamic"), ("shared", "w4a8")]
