@@ -5,11 +5,23 @@ from torch import nn
 from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Format
+from mixbit.core.target import TARGETS, find_target
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph
 from mixbit.graph.layers import with_layers
 from mixbit.quantization.calibrate import FEWEST_SAMPLES, MOST_SAMPLES, Calibration, _Reservoir, calibrate, mean_output
-from tests.networks import OPERATORS, Net, Residual, assert_state_is, batches_of, captured_operator, state_of
+from mixbit.quantization.simulate import activation_formats, simulate
+from tests.networks import (
+    OPERATORS,
+    Attention,
+    Net,
+    Residual,
+    assert_state_is,
+    batches_of,
+    captured_operator,
+    plan_of,
+    state_of,
+)  # fmt: skip
 
 
 class Values(torch.fx.Interpreter):
@@ -30,6 +42,37 @@ def plain_mean(graph, operation, weight, batches):
         output = graph.run(operation, x, weight)
         rows.append(output.movedim(-1 if operation.channels_last else 1, -1).flatten(0, -2))
     return torch.cat(rows).mean(0)
+
+
+@pytest.mark.parametrize("network", ["convolutions", "attention"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_calibration_for_a_target_simulates_its_plans_as_one_for_all(target, network):
+    torch.manual_seed(0)
+    net, x = (
+        (Residual(), torch.randn(8, 2, 6, 6))
+        if network == "convolutions"
+        else (Attention(), torch.randint(0, 6, (8, 5)))
+    )
+    graph = capture(net.eval(), x)
+    plan = plan_of(graph.layers, "w8a8", target)
+    own, whole = calibrate(graph, [x], target=target), calibrate(graph, [x])
+    assert (
+        activation_formats(graph, plan, find_target(target)).keys() <= own.histograms.keys() <= whole.histograms.keys()
+    )
+    with torch.no_grad():
+        torch.testing.assert_close(simulate(graph, plan, own)(x), simulate(graph, plan, whole)(x), rtol=0, atol=0)
+
+
+def test_a_calibration_for_another_target_is_refused():
+    torch.manual_seed(0)
+    x = torch.randint(0, 6, (8, 5))
+    graph = capture(Attention().eval(), x)
+    calibration = calibrate(graph, [x], target="openvino")
+    assert len(calibration.histograms) < len(calibrate(graph, [x]).histograms)
+    with pytest.raises(InvalidInput, match=r"calibration: for another target, without \w+; call calibrate\(\) with"):
+        simulate(graph, plan_of(graph.layers, "w8a8", "litert"), calibration)
+    with pytest.raises(InvalidInput, match="opnvino"):
+        calibrate(graph, [x], target="opnvino")
 
 
 @pytest.mark.parametrize("kind", OPERATORS)

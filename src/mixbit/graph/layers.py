@@ -288,13 +288,19 @@ def bounds_of(node: fx.Node) -> tuple[float, float] | None:
     return (low, high) if isinstance(low, int | float) and isinstance(high, int | float) else None
 
 
-def observable(graph: Graph) -> frozenset[str]:
-    """Names of all the nodes whose tensors some plan for some target may quantize."""
+def observable(
+    graph: Graph, kinds: frozenset[str] = QUANTIZED_KINDS, between: frozenset[str] = BETWEEN_KINDS
+) -> frozenset[str]:
+    """Names of all the nodes whose tensors some plan may quantize.
+
+    Args:
+        graph: In float.
+        kinds: Those of layers' operators whose results may be, of QUANTIZED_KINDS.
+        between: Those of operators between layers whose inputs may be, of BETWEEN_KINDS.
+    """
     touched = {name for layer in graph.layers for name in layer.inputs}
     returned = {
-        result_of(graph, operation)
-        for _, operation in graph.operations.values()
-        if operation.kind.name in QUANTIZED_KINDS
+        result_of(graph, operation) for _, operation in graph.operations.values() if operation.kind.name in kinds
     }
     every = [node.name for node in graph.module.graph.nodes]
-    return frozenset(touched | returned | set(inputs_between(graph, BETWEEN_KINDS, inside=False, rounded=every)))
+    return frozenset(touched | returned | set(inputs_between(graph, between, inside=False, rounded=every)))

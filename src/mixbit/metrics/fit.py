@@ -121,7 +121,7 @@ class _Scorer:
         self.weights[layer.name][: len(sums)] = sums.double() / 2
 
     def _score_read(self, name: str, x: Tensor, gradient: Tensor) -> None:
-        squares, histogram = gradient.square(), self.inputs.calibration.histograms[name]
+        squares, histogram = gradient.square(), self.inputs.calibration.histogram(name)
         powers: Iterable[Tensor] = _noise_power(histogram.low, histogram.high, self.inputs.formats_of(name))
         if self.real:
             powers = (quantizer(x).sub_(x).square_() for quantizer in self.inputs.quantizers[name])

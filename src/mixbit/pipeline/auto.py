@@ -214,7 +214,7 @@ def calibrated(run: Run, network: Network, choices: Sequence[str]) -> Calibrated
     """What the data says of the graph's activations, and of the weights that sparse choices set to zero."""
     settings, graph, batches = run.settings, network.graph, network.batches
     with run.clock("calibrate") as tell:
-        calibration = calibrate(graph, batches, ranges=settings.ranges)
+        calibration = calibrate(graph, batches, target=run.target.name, ranges=settings.ranges)
         held_out = 0 if network.held_out is batches else sum(Batches.of(network.held_out).sizes)
         tell(f"{sum(Batches.of(batches).sizes):,} samples; {held_out:,} more are held out")
         formats = [weight for choice in choices if (weight := Scheme.parse(choice).weight)]

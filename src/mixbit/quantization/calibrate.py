@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixbit.core import Batch, Format, InvalidInput, Sparsity, checked, split_all, track
+from mixbit.core import Batch, Format, InvalidInput, Sparsity, checked, find_target, split_all, track
 from mixbit.graph.graph import Graph, Layer, Operation, argument, check_graph, sample_axis
 from mixbit.graph.layers import observable
 from mixbit.graph.walk import Walker, seen
@@ -31,7 +31,7 @@ class Calibration:
     """What the float graph showed on the calibration data.
 
     Attributes:
-        histograms: Node name -> histogram of its tensor, for every activation.
+        histograms: Node name -> histogram of its tensor, for every activation that a plan may quantize.
         mean_inputs: Node name of an operator -> mean of the tensor it reads, one per shape, with the number of rows
             behind it: over all positions where the channels are last, over samples before a convolution.
         samples: Node name of an operator -> the tensor it reads, for a few samples drawn evenly from the data.
@@ -58,11 +58,19 @@ class Calibration:
         if fmt.dynamic:
             return run_time_quantizer(node, fmt, device)
         if (node, fmt) not in self.ranges:
-            self.ranges[node, fmt] = self.range_method(self.histograms[node], fmt)
+            self.ranges[node, fmt] = self.range_method(self.histogram(node), fmt)
         scale, zero_point = self.ranges[node, fmt]
         scale = max(scale, SMALLEST_SCALE)  # in float32 it may be 0
         factors = torch.tensor(scale, device=device), torch.tensor(float(zero_point), device=device)
         return Quantizer(node, fmt, None, *factors)
+
+    def histogram(self, node: str) -> Histogram:
+        """The histogram of that node's tensor; raises InvalidInput where the calibration was for another target."""
+        if node not in self.histograms:
+            raise InvalidInput(
+                f"calibration: for another target, without {node}; call calibrate() with this one, or with none"
+            )
+        return self.histograms[node]
 
     def check_layers(self, layers: tuple[Layer, ...]) -> None:
         """Raise InvalidInput unless it is of this graph and every tensor that the layers read was finite."""
@@ -79,6 +87,7 @@ def calibrate(
     graph: Graph,
     batches: Iterable[Any],
     *,
+    target: str | None = None,
     ranges: str | RangeMethod = "mse",
     samples: int | None = None,
     folder: str | Path | None = None,
@@ -92,6 +101,7 @@ def calibrate(
     Args:
         graph: In float; it is left as it is.
         batches: What the model takes, with or without labels: a tensor, a tuple that may end with labels, or a dict.
+        target: Name of the target that the plans are for; where None, of all, which keeps more histograms.
         ranges: Name of the method that chooses ranges of activations, as `mse` or `percentile:share=0.999`, or a
             function from a `Histogram` and a `Format` to a scale and a zero point.
         samples: How many of the first samples to take; all where None.
@@ -99,11 +109,13 @@ def calibrate(
 
     Raises:
         InvalidInput: no batch, no end of them, one that does not fit the graph or makes a layer's input NaN or inf; an
-            unknown method.
+            unknown target or method.
     """
     check_graph(graph)
     _, range_method = RANGES.find(ranges)
-    recorder, place = _Recorder(graph), None if folder is None else Path(folder)
+    runtime = None if target is None else find_target(target)
+    kinds = () if runtime is None else (runtime.quantized_outputs, runtime.integer_operators)
+    recorder, place = _Recorder(graph, observable(graph, *kinds)), None if folder is None else Path(folder)
     pairs = split_all(batches, len(graph.example.args), samples=samples, folder=place)
     walker = Walker(graph.module, {name: seen(partial(recorder.see, name)) for name in recorder.watched})
     with torch.no_grad():
@@ -138,7 +150,7 @@ def _of_each_shape(samples: list[Tensor], operation: Operation) -> tuple[Tensor,
 class _Recorder:
     """Collects what a calibration holds, from one batch after another."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, observed: frozenset[str]) -> None:
         self.operations = {name: each for name, (_, each) in graph.operations.items() if each.kind.input is not None}
         self.axes = {
             name: sample_axis(argument(graph.node(name), operation.data)) for name, operation in self.operations.items()
@@ -149,7 +161,7 @@ class _Recorder:
             shape = graph.shapes[name]
             positions = max(1, math.prod(shape) // shape[operation.channels] // graph.batch_size)
             self.reservoirs[name] = reservoir_of(max(FEWEST_SAMPLES, min(MOST_SAMPLES, -(-POSITIONS // positions))))
-        self.observed = observable(graph)
+        self.observed = observed
         self.watched = self.observed | self.operations.keys()
         self.histograms: dict[str, Histogram] = {}
         self.mean_inputs: dict[str, dict[tuple[int, ...], tuple[Tensor, int]]] = {}

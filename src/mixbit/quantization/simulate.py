@@ -101,7 +101,7 @@ def simulate(graph: Graph, plan: Plan, calibration: Calibration | None, *, bias_
     for name, fmt in formats.items():
         if fmt.dynamic or calibration is None:
             activations[name] = run_time_quantizer(name, fmt, graph.device)
-        elif calibration.histograms[name].finite:  # a mask of -inf, which no integer holds, stays in float
+        elif calibration.histogram(name).finite:  # a mask of -inf, which no integer holds, stays in float
             activations[name] = calibration.quantizer(name, fmt, graph.device)
             activations[name].shifted = target.rounds_shifted
     weights, biases = [], {}

@@ -86,7 +86,7 @@ def _calibration(
 ) -> Calibration | None:
     """The calibration given, or one of the batches given; None where there is neither and the plan needs none."""
     if batches is not None and not isinstance(batches, Calibration):
-        return calibrate(graph, batches, ranges=ranges or "mse")
+        return calibrate(graph, batches, target=plan.target, ranges=ranges or "mse")
     inputs = {name: plan.scheme(name).input for name in plan.layers}
     static = [f"{name} ({plan.layers[name]})" for name, fmt in inputs.items() if fmt is not None and not fmt.dynamic]
     if batches is None and static:

@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def write(simulated: Graph, folder: Path) -> None:
     write_bytes(folder / DEVICE_FILE, made.data)
     report = Report(
         version=1,
-        compiler=f"ethos-u-vela {_version('ethos-u-vela')} for {accelerator}",
+        compiler=f"ethos-u-vela {version('ethos-u-vela')} for {accelerator}",
         flash_bytes=made.flash_bytes,
         sram_bytes=made.sram_bytes,
         cycles=made.cycles,
@@ -141,12 +142,6 @@ def _shared_out(simulated: Graph, layers: set[str], total: int) -> dict[str, int
     }
     scale = total / max(1, sum(predicted.values()))
     return {name: round(size * scale) + channels[name] for name, size in predicted.items()}
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version
-
-    return version(package)
 
 
 def _report(folder: Path) -> Report:

@@ -11,15 +11,16 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
-from mixbit.core import Format, InvalidInput, Ports, Runner, Scheme, StoredWeight, Target, TargetMismatch
+from mixbit.core import Format, Ports, Runner, Scheme, StoredWeight, Target, TargetMismatch, write_bytes
 from mixbit.graph import Graph
 from mixbit.quantization.affine import num_scales
-from mixbit.targets._integers import mismatch, only_beside_float, reason_line, runtime
+from mixbit.targets._integers import mismatch, only_beside_float, runtime
 from mixbit.targets._usage import given_in_python, names_in_python
 
 FILE = "model.tflite"
@@ -86,11 +87,7 @@ def write(simulated: Graph, folder: Path) -> None:
     _litert()
     from mixbit.targets._tflite import converted
 
-    data = converted(simulated)
-    try:
-        (folder / FILE).write_bytes(data)
-    except OSError as error:
-        raise InvalidInput(f"{folder}: cannot write there: {reason_line(error)}") from error
+    write_bytes(folder / FILE, converted(simulated))
 
 
 def load(
@@ -107,7 +104,7 @@ def load(
         interpreter = _opened(model.data, batch_size)
     ports, returned = interpreter.get_input_details(), interpreter.get_output_details()
     run = partial(_run, path, model.data, {_sizes(interpreter): interpreter}, [port["index"] for port in returned])
-    environment = {"runtime": f"ai-edge-litert {_version()}"}
+    environment = {"runtime": f"ai-edge-litert {version('ai-edge-litert')}"}
     names = [port["name"] for port in ports], [port["name"] for port in returned]
     return Runner(run, lambda: executed(model, interpreter), environment, names=names)
 
@@ -152,12 +149,6 @@ def _silent() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("ai-edge-litert")
 
 
 def _run(

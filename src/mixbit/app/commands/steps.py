@@ -90,7 +90,7 @@ def measure(
             say(note)
         check_exportable(graph)
         meant = try_metric(graph, batches, meant, predictor)
-        calibration = calibrate(graph, batches, ranges=range_method)
+        calibration = calibrate(graph, batches, target=target, ranges=range_method)
         table = measure_(
             graph,
             calibration,
