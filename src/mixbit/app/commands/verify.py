@@ -83,7 +83,7 @@ def list_(
     ],
     as_json: options.AsJson = False,
 ) -> None:
-    """Name the targets, metrics, searches, ranges of activations, roundings, budgets, or schemas of files."""
+    """Name the targets, metrics, searches, ranges of activations, roundings, recipes, budgets, or schemas of files."""
     if pick("list", what, LISTS) in METHOD_PLACES:
         rows = described_methods(METHOD_PLACES[what])
     else:
