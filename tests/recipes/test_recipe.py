@@ -257,6 +257,17 @@ def test_the_last_layer_computes_the_output_in_litert_torchs_file():
     assert rule_of(rules, "serving_default_output_0_output;", "FULLY_CONNECTED") is None
 
 
+def test_layers_that_compute_several_outputs_are_named():
+    plan = plan_of({"boxes.weight": "w8a8", "fc.weight": "w8a16", "classes.weight": "w4a8"})
+    rules = json.loads(recipe(plan, "ai_edge_quantizer:outputs=boxes.weight+classes.weight"))
+    for number, width in ((0, 8), (1, 4)):
+        rule = rule_of(rules, f"serving_default_output_{number}_output;", "CONV_2D")
+        assert rule["op_config"]["weight_tensor_config"]["num_bits"] == width
+    assert rule_of(rules, "serving_default_output_10_output;", "CONV_2D") is None
+    with pytest.raises(InvalidInput, match=r"outputs: layer 'box.weight' is unknown \(did you mean boxes.weight\?\)"):
+        recipe(plan, "ai_edge_quantizer:outputs=box.weight")
+
+
 REFUSED = [
     ("aimet", "w3a8", "layer fc.weight: AIMET does not take w3a8: weights have 4 or 8 bits there"),
     ("aimet", "w4ta8", "a scale there is for an output channel; search again with --choices w4a8,w8a8, or edit"),

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from mixbit.core import Plan, Scheme, method
+from mixbit.core import Plan, Scheme, method, pick
 from mixbit.recipes._layers import ROW, STATIC, Layer, Tool
 
 TOOL = Tool(
@@ -22,22 +22,27 @@ GROUPS = (32, 64, 128, 256)
 FULLY_CONNECTED, CONV_2D, EMBEDDING = "FULLY_CONNECTED", "CONV_2D", "EMBEDDING_LOOKUP"
 #: Operators that hold a weight of 8 bits, with inputs of any kind.
 EVERY = (FULLY_CONNECTED, CONV_2D, "DEPTHWISE_CONV_2D", "CONV_2D_TRANSPOSE")
-#: An output of the network has its own name, not that of the layer that computes it.
-OUTPUT = "^serving_default_output_0_output;"
 
 
 @method(rank=5)
-def ai_edge_quantizer(plan: Plan) -> str:
+def ai_edge_quantizer(plan: Plan, *, outputs: str = "") -> str:
     """ai-edge-quantizer 0.10 (JSON), for the float .tflite of litert-torch: 4 and 8 bits, 2 with ranges a row.
 
     A rule names what an operator computes as litert-torch does: by classes and names of the modules that are called.
-    The network's first output is what the plan's last layer computes, where an operator with a weight computes it.
+    Outputs of the network have names of their own: `outputs` names the layers that compute them, as
+    `outputs=boxes.weight+classes.weight`. By default there is one output, of the plan's last layer.
     """
     layers = TOOL.layers(plan)
     named = [layer for layer in layers if layer.module]
     shortened = _lists_may_be_left_out(named)
     rules = [rule for layer in named for rule in _rules(_scope(layer.module, shortened[layer.module]), layer)]
-    return json.dumps(rules + (_rules(OUTPUT, layers[-1]) if layers[-1].module else []), indent=2) + "\n"
+    by_name = {layer.name: layer for layer in layers}
+    last = outputs.split("+") if outputs else [layers[-1].name]
+    for number, name in enumerate(last):
+        layer = by_name[pick(f"{TOOL.name}: outputs: layer", name, by_name)]
+        if layer.module:
+            rules += _rules(f"^serving_default_output_{number}_output;", layer)
+    return json.dumps(rules, indent=2) + "\n"
 
 
 def _lists_may_be_left_out(layers: list[Layer]) -> dict[str, bool]:
