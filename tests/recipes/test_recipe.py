@@ -27,7 +27,7 @@ SCHEMES = {
 #: Names that begin or end alike, of numbers, and of classes.
 MODULES = (
     "fc", "fc1", "fc10", "my_fc1", "Linear", "Embedding", "body.fc1", "body.fc10", "body.0.fc1", "body.10.fc1",
-    "blocks.0", "blocks.1", "blocks.10", "blocks.1.fc1", "x.blocks.1", "a[b", "a+b.c", "lm_head",
+    "blocks.0", "blocks.1", "blocks.10", "blocks.1.fc1", "x.blocks.1", "a[b]", "a+b.c", "lm_head",
 )  # fmt: skip
 
 
@@ -211,6 +211,20 @@ def test_a_rule_of_modelopt_does_not_match_modules_that_the_plan_does_not_name()
     text = recipe(plan_of({"fc1.weight": "w4a8", "body.0.weight": "w8a8"}), "modelopt")
     others = ("fc10", "my_fc1", "body.fc1", "body.00", "body", "fc1.fc1")
     assert set(read_modelopt(text, others).values()) == {(("float", "float"), (None, None))}
+
+
+@pytest.mark.parametrize(("kind", "symmetric"), [("a8", False), ("a8d", False), ("a8dr", True), ("a8dg32", True)])
+def test_ranges_of_inputs_have_zero_points_where_the_plans_have(kind, symmetric):
+    plan = plan_of({"body.fc.weight": f"w8{kind}"})
+    (options,) = yaml.safe_load(recipe(plan, "llmcompressor"))["default_stage"]["default_modifiers"].values()
+    assert options["config_groups"]["group_0"]["input_activations"]["symmetric"] is symmetric
+    assert json.loads(recipe(plan, "autoround"))["body.fc"]["act_sym"] is symmetric
+
+
+def test_ai_edge_quantizers_inputs_have_zero_points_beside_8_bits_alone():
+    for scheme, symmetric in (("w8a8", False), ("w8a16", True)):
+        rule = json.loads(recipe(plan_of({"fc.weight": scheme}), "ai_edge_quantizer"))[0]
+        assert rule["op_config"]["activation_tensor_config"]["symmetric"] is symmetric
 
 
 def test_gptq_is_a_modifier_of_llmcompressor():
