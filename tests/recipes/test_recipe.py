@@ -183,7 +183,7 @@ def layers_for(tool):
 
 @pytest.mark.parametrize("tool", READERS)
 @given(data=st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_what_is_read_from_the_text_is_the_plan(tool, data):
     layers = data.draw(layers_for(tool))
     text = recipe(plan_of({f"{module}.weight": scheme for module, scheme in layers.items()}), tool)
@@ -192,7 +192,7 @@ def test_what_is_read_from_the_text_is_the_plan(tool, data):
 
 
 @given(layers=layers_for("aimet"))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_aimet_has_fp16_for_all_that_is_floating_point(layers):
     text = recipe(plan_of({f"{module}.weight": scheme for module, scheme in layers.items()}), "aimet")
     expected = {
