@@ -139,6 +139,8 @@ class Target:
         stored: Folder -> layer -> bytes and types of its weight and scales, read from the file.
         program: Python that loads the file in the folder argv[1] and runs it on the arrays in argv[2] by the runtime
             alone, see `try_apart`; empty where nothing but Python runs the file.
+        file_figures: What the files tell of the device's resources, as `flash_bytes` of OF_FILES.
+        read_figures: Folder -> these.
         check_files: Folder -> raises InvalidInput or TargetMismatch where the files are missing or name others.
         load_tensors: Opens the file with tensors inside as its outputs; None where it cannot.
         exact: The `environment` of the runner that was verified -> how a program loads the files with its settings, for
@@ -172,6 +174,8 @@ class Target:
     load: Load
     stored: Callable[[Path], dict[str, StoredWeight]]
     program: str = ""
+    file_figures: tuple[str, ...] = ()
+    read_figures: Callable[[Path], Mapping[str, int]] = lambda _: {}
     check_files: Callable[[Path], object] = lambda _: None
     load_tensors: LoadTensors | None = None
     exact: Callable[[Mapping[str, str]], str] = lambda _: ""
