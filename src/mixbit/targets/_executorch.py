@@ -1,6 +1,5 @@
 """The program of a quantized graph that ExecuTorch lowers: quantizers and weights as XNNPACK recognizes them."""
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from mixbit.core import Scheme, UnsupportedModel
 from mixbit.graph import Graph, Layer, Operation, argument, bounds_of
 from mixbit.graph.graph import tensor_of
 from mixbit.quantization.quantizer import Quantizer
+from mixbit.targets._executorch_file import digest as digest_of
 from mixbit.targets._integers import IntegerWeight, plan_of, stored_weights
 
 #: Samples that a file takes at most: its buffers have room for them.
@@ -87,7 +87,7 @@ class Program:
     """A quantized graph on its way into a program.
 
     Attributes:
-        keys: Layer -> SHA-256 of each array that the file may hold of its weight -> the type of its numbers.
+        keys: Layer -> digest of each array that the file may hold of its weight -> the type of its numbers.
     """
 
     def __init__(self, simulated: Graph) -> None:
@@ -280,7 +280,7 @@ class Program:
 
     def _channels(self, weight: IntegerWeight, integers: Tensor) -> fx.Node:
         """Integers with the output channels first, dequantized."""
-        narrow = integers.ndim == 2 and weight.bits <= BITS_OF_PRODUCTS  # noqa: PLR2004 two dimensions
+        narrow = integers.ndim == 2 and weight.bits <= BITS_OF_PRODUCTS
         scale = np.broadcast_to(weight.scale, (len(integers),)).astype(np.float32)
         scales, zeros = torch.from_numpy(scale), torch.zeros(len(scale), dtype=torch.int64)
         packed = in_pairs(integers) if narrow else as_xnnpack_packs(integers)
@@ -318,9 +318,9 @@ def in_pairs(integers: Tensor) -> Tensor:
 
 def as_xnnpack_packs(weight: Tensor) -> Tensor:
     """A matrix as it is; a kernel with the channels last, in depthwise ones those of the output."""
-    if weight.ndim == 2:  # noqa: PLR2004 a matrix
+    if weight.ndim == 2:
         return weight
-    kernel = weight.unsqueeze(2) if weight.ndim == 3 else weight  # noqa: PLR2004 of lines
+    kernel = weight.unsqueeze(2) if weight.ndim == 3 else weight
     kernel = kernel.transpose(0, 1) if kernel.shape[1] == 1 else kernel
     return kernel.movedim(1, -1)
 
@@ -332,8 +332,8 @@ def packings(weight: Tensor) -> list[Tensor]:
 
 
 def digest(tensor: Tensor) -> str:
-    """SHA-256 of its numbers."""
-    return hashlib.sha256(tensor.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()
+    """That of its numbers, see `mixbit.targets._executorch_file.digest`."""
+    return digest_of(tensor.contiguous().view(torch.uint8).numpy().tobytes())
 
 
 def program_of(simulated: Graph) -> tuple[ExportedProgram, dict[str, dict[str, str]]]:

@@ -15,31 +15,37 @@ from typing import Any
 from mixbit.core import StoredWeight, TargetMismatch, read_bytes, scratch_folder
 from mixbit.targets._integers import stored_rows
 
-MOST_BYTES = 2**31
+MOST_BYTES, DIGITS = 2**31, 16
 IDENTIFIER, MARK = b"ET12", b"MIXBIT01"
-#: What ends a file, behind ExecuTorch's own data: the length of a text on its layers before it, the SHA-256 of all that
-#: is before that, and a mark. The runtime does not read it.
-_END = struct.Struct("<Q32s8s")
+#: What ends a file, behind ExecuTorch's own data and a text on its layers: the text's length, the SHA-256 of all before
+#: it, and a mark. The runtime does not read it.
+_LENGTH, _END = struct.Struct("<Q"), struct.Struct("<32s8s")
 #: Behind the identifier: a mark, the header's length, the program's, and where the segments begin.
 _HEADER = struct.Struct("<4sIQQ")
 #: In a delegate's data, behind four bytes: a mark, the header's length, where the graph begins, and its length.
 _XNNPACK_HEADER = struct.Struct("<4sHII")
 #: How its program writes a number without end.
 _INFINITE = re.compile(r"(?<=[ -])inf\b")
-#: How ExecuTorch numbers types of tensors -> bytes of a number.
-_BYTES = {0: 1, 1: 1, 2: 2, 3: 4, 4: 8, 5: 2, 6: 4, 7: 8, 11: 1, 15: 2}
-_TYPE_NAMES = {"BYTE": 1, "CHAR": 1, "SHORT": 2, "INT": 4, "LONG": 8, "HALF": 2, "FLOAT": 4, "DOUBLE": 8, "BOOL": 1}
+#: Type of a tensor -> bytes of a number.
+_BYTES = {
+    "BYTE": 1, "CHAR": 1, "BOOL": 1, "SHORT": 2, "HALF": 2, "BFLOAT16": 2, "INT": 4, "FLOAT": 4, "LONG": 8, "DOUBLE": 8,
+}  # fmt: skip
 #: Operators that unpack a weight for another one.
 _UNPACKING = ("_to_dim_order_copy", "_to_copy", "mul", "sub", "view_copy", "permute_copy", "clone", "transpose_copy")
 _DATATYPES = {"xnn_datatype_qint8": "int8", "xnn_datatype_qdint8": "int8 ranged at run time"}
 _SHORT = {"xnn_datatype_qcint4": "i4", "xnn_datatype_qbint4": "i4", "xnn_datatype_qcint8": "i8"}
 
 
+def digest(data: bytes) -> str:
+    """The beginning of its SHA-256, which tells arrays of a file apart."""
+    return hashlib.sha256(data).hexdigest()[:DIGITS]
+
+
 def ended(data: bytes, layers: dict[str, dict[str, str]]) -> bytes:
     """ExecuTorch's file with a text on its layers, see `Program.keys`, and its end."""
-    text = json.dumps(layers).encode()
-    digest = hashlib.sha256(data + text).digest()
-    return data + text + _END.pack(len(text), digest, MARK)
+    text = json.dumps(layers, separators=(",", ":")).encode()
+    whole = data + text + _LENGTH.pack(len(text))
+    return whole + _END.pack(hashlib.sha256(whole).digest(), MARK)
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class File:
 
     Attributes:
         data: All of it.
-        layers: Layer -> SHA-256 of each array that it may hold of its weight -> the type of its numbers.
+        layers: Layer -> digest of each array that it may hold of its weight -> the type of its numbers.
     """
 
     data: bytes
@@ -93,22 +99,22 @@ class File:
         return graphs
 
     def constants(self) -> dict[str, list[Constant]]:
-        """SHA-256 -> the arrays of that, outside of XNNPACK's graphs and in them."""
+        """Digest -> the arrays of that, outside of XNNPACK's graphs and in them."""
         found: dict[str, list[Constant]] = {}
         for index, value in enumerate(self.method["values"]):
             buffer = value.get("val", {}).get("data_buffer_idx", 0) if value.get("val_type") == "Tensor" else 0
             if buffer:
                 data = self._constant(value["val"], buffer)
                 constant = Constant(len(data), tuple(self._readers(index)))
-                found.setdefault(hashlib.sha256(data).hexdigest(), []).append(constant)
+                found.setdefault(digest(data), []).append(constant)
         for key, constant in _constants_of(self.graphs).items():
-            found.setdefault(key.removeprefix("scale_"), []).append(constant)
+            found.setdefault(key.removeprefix("scale_")[:DIGITS], []).append(constant)
         return found
 
     def _constant(self, tensor: dict[str, Any], buffer: int) -> bytes:
         place = self.program["constant_segment"]
         begin = int(place["offsets"][buffer])
-        size = math.prod(tensor.get("sizes", [])) * _width(tensor.get("scalar_type", 0))
+        size = math.prod(tensor.get("sizes", [])) * _BYTES[tensor["scalar_type"]]
         return self.segment(place.get("segment_index", 0))[begin : begin + size]
 
     def _readers(self, value: int) -> list[str]:
@@ -158,10 +164,6 @@ def _told(name: str, read: dict[str, Any], weight: dict[str, Any]) -> str:
     return f"{name} {kind} (XNNPACK)" + (", weights in i4" if held == "i4" else "")
 
 
-def _width(kind: Any) -> int:
-    return _TYPE_NAMES[kind] if isinstance(kind, str) else _BYTES[kind]
-
-
 def _as_json(data: bytes, schema: str) -> dict[str, Any]:
     """A table of FlatBuffers by a schema of the package, read by the program that comes with it."""
     (root,) = find_spec("executorch").submodule_search_locations  # type: ignore[union-attr] it is installed
@@ -180,11 +182,11 @@ def read(path: Path) -> File:
     data = read_bytes(path, MOST_BYTES)
     if data[4:8] != IDENTIFIER or data[8:12] != b"eh00":
         raise TargetMismatch(f"{path}: not a file of ExecuTorch; export again")
-    length, digest, mark = _END.unpack(data[-_END.size :]) if len(data) > _END.size else (0, b"", b"")
-    whole = data[: -_END.size]
-    if mark != MARK or hashlib.sha256(whole).digest() != digest or length > len(whole):
+    whole, end = data[: -_END.size], data[-_END.size :]
+    if len(data) <= _END.size + _LENGTH.size or end != _END.pack(hashlib.sha256(whole).digest(), MARK):
         raise TargetMismatch(f"{path}: cut off, damaged, or not written by target executorch; export again")
-    return File(data, json.loads(whole[len(whole) - length :]))
+    (length,) = _LENGTH.unpack(whole[-_LENGTH.size :])
+    return File(data, json.loads(whole[-_LENGTH.size - length : -_LENGTH.size]))
 
 
 def stored_in(file: File, path: Path) -> dict[str, StoredWeight]:

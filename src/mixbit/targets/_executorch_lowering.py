@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+#: What its process runs.
+PROGRAM = Path(__file__).read_text(encoding="utf-8") if "__file__" in globals() else ""
 #: Operators that XNNPACK runs on integers exactly as it would in float: layers and moves. Others run in float.
 EXACT_ON_INTEGERS = {
     "linear.default", "convolution.default", "quantize_per_tensor.default", "dequantize_per_tensor.default",
@@ -63,10 +65,10 @@ def serve() -> None:
 
 
 class Converter:
-    """The process, which ends with this one."""
+    """The process, which runs that program and ends with this one."""
 
-    def __init__(self) -> None:
-        words = [sys.executable, "-c", Path(__file__).read_text(encoding="utf-8")]
+    def __init__(self, program: str = PROGRAM) -> None:
+        words = [sys.executable, "-c", program]
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )

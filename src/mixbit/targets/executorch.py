@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from mixbit.quantization.affine import factor_bytes
 from mixbit.targets._integers import mismatch, only_beside_float, runtime
 from mixbit.targets._usage import given_in_python, names_in_python
 
-FILE = "model.pte"
+FILE, VERSION = "model.pte", "1.5"
 #: Opens the file and runs it once, by the runtime alone.
 PROGRAM = f"""
 import sys
@@ -52,15 +51,13 @@ _executorch = partial(runtime, "executorch", "executorch.extension.pybindings._C
 
 
 def require() -> Any:
-    """The runtime, which torch's own libraries must be loaded before; raises InvalidInput without it."""
-    for package in ("torchao", "tabulate", "ruamel.yaml"):
-        try:
-            missing = find_spec(package) is None
-        except ModuleNotFoundError:
-            missing = True
-        if missing:
-            raise InvalidInput(f"target executorch needs {package}: pip install 'mixbit[executorch]'")
-    return _executorch()
+    """The runtime, which needs torch's libraries; raises InvalidInput where it is missing or another version."""
+    library, found = _executorch(), version("executorch")
+    if not found.startswith(f"{VERSION}."):
+        raise InvalidInput(
+            f"executorch {found}: target executorch works with {VERSION}; pip install 'mixbit[executorch]'"
+        )
+    return library
 
 
 def lacks(scheme: Scheme) -> str | None:
@@ -81,7 +78,7 @@ def coded_bytes(layer: Any, integers: "NDArray[Any] | None", scheme: Scheme) -> 
     outer = weight_bytes(layer.shape, layer.axis, scheme.weight)
     if integers is None or scheme.weight is None:
         return (inside + outside) * outer
-    narrow = integers.ndim == 2 and scheme.weight.bits <= 4  # noqa: PLR2004 two dimensions, half a byte
+    narrow = integers.ndim == 2 and scheme.weight.bits <= 4
     channels = layer.shape[layer.axis]
     row = integers.size // channels
     return inside * channels * ((-(-row // 2) if narrow else row) + SCALE_BYTES) + outside * outer
