@@ -44,12 +44,13 @@ def residual():
     def run(net, x):
         x = net.a(x).relu()
         y = (net.c(net.b(x).relu()) + x).relu()
-        z = (net.e(net.d(y).relu()) + net.s(y)).relu()
+        y = y + F.pad(y[:, :, ::2, ::2], (0, 4, 0, 4))
+        z = (net.e(net.d(F.pad(y, (1, 0, 0, 1))).relu()) + net.s(F.max_pool2d(y, 2, 2, ceil_mode=True))).relu()
         return net.head(z.mean((2, 3)))
 
     return Net(
         run, a=nn.Conv2d(8, 8, 3, padding=1), b=nn.Conv2d(8, 8, 3, padding=1), c=nn.Conv2d(8, 8, 3, padding=1),
-        d=nn.Conv2d(8, 12, 3, stride=2, padding=1), e=nn.Conv2d(12, 12, 3, padding=1), s=nn.Conv2d(8, 12, 1, stride=2),
+        d=nn.Conv2d(8, 12, 3, stride=2, padding=1), e=nn.Conv2d(12, 12, 3, padding=1), s=nn.Conv2d(8, 12, 1),
         head=nn.Linear(12, 5),
     )  # fmt: skip
 

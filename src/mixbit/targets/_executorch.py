@@ -1,6 +1,7 @@
 """The program of a quantized graph that ExecuTorch lowers: quantizers and weights as XNNPACK recognizes them."""
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,8 +33,9 @@ _aten, _quantized = torch.ops.aten, torch.ops.quantized_decomposed
 _MOVES = {
     _aten.transpose.int, _aten.permute.default, _aten.reshape.default, _aten.view.default, _aten.flatten.using_ints,
     _aten.squeeze.dim, _aten.squeeze.dims, _aten.squeeze.default, _aten.unsqueeze.default, _aten.slice.Tensor,
-    _aten.t.default, _aten.max_pool2d.default,
+    _aten.t.default, _aten.max_pool2d.default, _aten.pad.default, _aten.constant_pad_nd.default,
 }  # fmt: skip
+_PADS = _aten.pad.default, _aten.constant_pad_nd.default
 
 
 @dataclass(frozen=True)
@@ -51,10 +53,11 @@ class Factors:
 
 @dataclass(frozen=True)
 class Value:
-    """A node of the program: numbers, or integers where it has factors."""
+    """A node of the program: numbers, which may be ranged at run time, or integers where it has factors."""
 
     node: fx.Node
     factors: Factors | None = None
+    dynamic: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,9 @@ class Weight:
 
 def held_by_xnnpack(operation: Operation, layer: Layer, scheme: Scheme) -> bool:
     """Whether XNNPACK runs that operator of the layer in integers, and so holds its weight."""
-    known = operation.kind.name in (*PRODUCTS, *CONVOLUTIONS) and operation.axis == layer.axis
-    return known and operation.input is not None and scheme.input is not None
+    if operation.input is None or scheme.input is None or operation.axis != layer.axis:
+        return False
+    return operation.kind.name in (PRODUCTS if scheme.input.dynamic else (*PRODUCTS, *CONVOLUTIONS))
 
 
 def places_of(layer: Layer, scheme: Scheme) -> tuple[int, int]:
@@ -159,6 +163,8 @@ class Program:
     def _quantized(self, quantizer: Any, value: Any) -> Any:
         if isinstance(value, Weight):
             return value
+        if quantizer.format.dynamic:
+            return Value(self._read(value), dynamic=True)
         factors = factors_of(quantizer)
         return value if value.factors == factors else self._in_int8(self._read(value), factors)
 
@@ -167,11 +173,21 @@ class Program:
 
     def _read(self, value: Any) -> Any:
         """The node in float: dequantized for this reader alone, so that XNNPACK may take it into the reader."""
+        if isinstance(value, Value) and value.dynamic:
+            return self._ranged(value.node)
         if isinstance(value, Weight):
             return self._unpacked(value)
         if not isinstance(value, Value) or value.factors is None:
             return value.node if isinstance(value, Value) else value
         return self._call(_quantized.dequantize_per_tensor.default, value.node, *value.factors.arguments)
+
+    def _ranged(self, node: fx.Node) -> fx.Node:
+        """Each row in int8, with a scale and a zero point of its own, and dequantized."""
+        factors = self._call(_quantized.choose_qparams_per_token_asymmetric.default, node, torch.int8)
+        read = [self._call(operator.getitem, factors, place) for place in range(2)]
+        integers = self._call(_quantized.quantize_per_token.default, node, *read, -128, 127, torch.int8)
+        arguments = integers, *read, -128, 127, torch.int8, torch.float32
+        return self._call(_quantized.dequantize_per_token.default, *arguments)
 
     def _called(self, node: fx.Node) -> Any:
         """The node's own operator on numbers, or on integers where it moves them."""
@@ -180,7 +196,7 @@ class Program:
         given: Any = map_arg((node.args, node.kwargs), lambda read: self._read(self.values[read]))
         args, kwargs = given
         made = self._call(node.target, *args, **kwargs)
-        read = self.values.get(argument(node, 0)) if node.target in _MOVES else None
+        read = self.values.get(argument(node, 0)) if moves(node) else None
         if isinstance(read, Value) and read.factors is not None:
             return self._in_int8(made, read.factors)
         return Value(made) if isinstance(node.meta.get("val"), Tensor | tuple | list | None) else made
@@ -244,9 +260,11 @@ class Program:
         layer, operation = self.simulated.operations[node.name]
         weight, x = self.weights.get(layer.name), self.values.get(argument(node, operation.data))
         scheme = plan_of(self.simulated).scheme(layer.name)
-        if weight is None or not isinstance(x, Value) or x.factors is None:
+        if weight is None or not isinstance(x, Value) or not held_by_xnnpack(operation, layer, scheme):
             return None
-        if not held_by_xnnpack(operation, layer, scheme):
+        if x.dynamic:
+            return Value(self._product(node, operation, weight, self._read(x)))
+        if x.factors is None:
             return None
         behind = quantized_behind(self.module, node)
         if behind is None:
@@ -291,6 +309,12 @@ class Program:
         ]
         limits = (-8, 7) if narrow else (-128, 127)
         return self._call(_quantized.dequantize_per_channel.default, *read, 0, *limits, torch.int8)
+
+
+def moves(node: fx.Node) -> bool:
+    """Whether the operator moves numbers alone: it may put zeros around them, but nothing else."""
+    others = [each for each in (*node.args[2:], *node.kwargs.values()) if each not in ("constant", None, 0)]
+    return node.target in _MOVES and not (node.target in _PADS and others)
 
 
 def quantized_behind(module: fx.GraphModule, node: fx.Node) -> tuple[fx.Node | None, fx.Node] | None:

@@ -61,12 +61,12 @@ def require() -> Any:
 
 
 def lacks(scheme: Scheme) -> str | None:
-    """Zeros, ranges at run time, and groups or zero points beside a static range."""
+    """Zeros, other ranges at run time than rows' with zero points, and groups or zero points beside inputs in 8 bits."""
     weight, read = scheme.weight, scheme.input
     if weight is not None and weight.sparsity is not None:
         return "no sparsity (its file would hold the zeros too and be no smaller)"
-    if read is not None and read.dynamic:
-        return "no dynamic ranges of this kind (XNNPACK takes one for each row, with a zero point)"
+    if read is not None and read.dynamic and (read.granularity != "row" or read.symmetric):
+        return "dynamic ranges only of rows, with a zero point, as in w8a8drz"
     return only_beside_float(scheme)
 
 
@@ -185,9 +185,10 @@ TARGET = Target(
     weight_bits=(2, 3, 4, 5, 6, 7, 8),
     input_bits=(8,),
     default_choices=("w4a8", "w8a8"),
+    dynamic_choices=("w4a8drz", "w8a8drz"),
     quantized_outputs=frozenset({"conv1d", "conv2d", "linear", "addmm", "matmul"}),
     note="weights of matrices stored in 4 or 8 bits, of convolutions in 8, other widths in the next of these; int8 "
-    "arithmetic under a8; also bfloat16, float16, group, one scale, zero point, a byte a weight, unpacked in every run",
+    "arithmetic under a8; also dynamic rows, bfloat16, float16, group, one scale, zero point, a byte a weight, unpacked in every run",
     halves=lambda *_: "even",
     lacks=lacks,
     weight_bytes=weight_bytes,
