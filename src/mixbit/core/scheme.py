@@ -77,7 +77,8 @@ class Scheme:
 
     As text, a weight's bits may be followed by `t` (one scale for the tensor) or `g32` (one for every 32 weights of a
     channel; otherwise one a channel) and `z` (with zero points); an input's by `d` (range taken at run time), `dr` (one
-    a row), `drz` (the same with a zero point) or `dg32` (one for every 32 values of a row); and the whole by `@2:4` or `@50%`, the zeros among the weights.
+    a row), `drz` (the same with a zero point) or `dg32` (one for every 32 values of a row); and the whole by `@2:4` or
+    `@50%`, the zeros among the weights.
 
     Example:
         >>> Scheme.parse("w4a8").weight_bits, str(Scheme.parse("w4g32a8d@2:4")), str(Scheme())

@@ -76,8 +76,8 @@ def _positive(scale: Tensor) -> Tensor:
 def quantize_at_run_time(x: Tensor, bits: int, rows: bool, group: int, tensor: str, zeros: bool = False) -> Tensor:
     """(clip(round(x / scale) + zero_point) - zero_point) * scale with the factors of `affine.run_time_factors`.
 
-    One operator, as above. With `rows` each row has a scale, and with `zeros` a zero point too, or with `group` every so
-    many values of a row.
+    One operator, as above. With `rows` each row has a scale, and with `zeros` a zero point too, or with `group` every
+    so many values of a row.
     """
     granularity = "tensor" if not rows else "group" if group else "row"
     fmt = Format(bits, granularity, rows and not zeros, group or None, dynamic=True)

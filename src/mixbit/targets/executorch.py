@@ -61,7 +61,7 @@ def require() -> Any:
 
 
 def lacks(scheme: Scheme) -> str | None:
-    """Zeros, other ranges at run time than rows' with zero points, and groups or zero points beside inputs in 8 bits."""
+    """Zeros, ranges at run time but those of rows with zero points, groups or zero points beside inputs in 8 bits."""
     weight, read = scheme.weight, scheme.input
     if weight is not None and weight.sparsity is not None:
         return "no sparsity (its file would hold the zeros too and be no smaller)"
@@ -188,7 +188,7 @@ TARGET = Target(
     dynamic_choices=("w4a8drz", "w8a8drz"),
     quantized_outputs=frozenset({"conv1d", "conv2d", "linear", "addmm", "matmul"}),
     note="weights of matrices stored in 4 or 8 bits, of convolutions in 8, other widths in the next of these; int8 "
-    "arithmetic under a8; also dynamic rows, bfloat16, float16, group, one scale, zero point, a byte a weight, unpacked in every run",
+    "arithmetic under a8; also dynamic rows, one scale; bfloat16, float16, group, zero point are unpacked in every run",
     halves=lambda *_: "even",
     lacks=lacks,
     weight_bytes=weight_bytes,
