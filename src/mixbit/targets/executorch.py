@@ -33,7 +33,7 @@ from mixbit.core import (
 from mixbit.graph import Graph
 from mixbit.graph.graph import without_torchs_warnings
 from mixbit.quantization.affine import factor_bytes
-from mixbit.targets._integers import mismatch, only_beside_float, runtime
+from mixbit.targets._integers import mismatch, only_beside_float, runtime, silent
 from mixbit.targets._usage import given_in_python, names_in_python
 
 FILE, VERSION = "model.pte", "1.5"
@@ -118,30 +118,33 @@ def load(
 ) -> Runner:
     """Open the file; it takes inputs of any batch size, many samples in parts."""
     del batch_size, default_settings
-    runtime_library = require()
+    library = require()
     from mixbit.targets._executorch_file import executed, read
 
     path = folder / FILE
     file = read(path)
-    with mismatch(f"{path}: ExecuTorch cannot load it", RuntimeError):
-        program = runtime_library._load_for_executorch_from_buffer(file.data)
+    with mismatch(f"{path}: ExecuTorch cannot load it", RuntimeError), silent():  # it tells what it reads of the CPU
+        program = library._load_program_from_buffer(file.data)
+        method = program.load_method("forward")
     environment = {"runtime": f"executorch {version('executorch')}"}
-    return Runner(partial(_run, path, program, len(file.method["inputs"])), lambda: executed(file), environment)
+    return Runner(
+        partial(_run, path, (program, method), len(file.method["inputs"])), lambda: executed(file), environment
+    )
 
 
-def _run(path: Path, program: Any, count: int, inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
-    """Run the program on parts of the samples, as many as it takes."""
+def _run(path: Path, opened: tuple[Any, Any], count: int, inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Run the method of a program on parts of the samples, as many as it takes."""
     from mixbit.targets._executorch import MOST_SAMPLES
 
     if len(inputs) != count:
         raise TargetMismatch(f"{path}: takes {count} inputs, the model {len(inputs)}; export again")
+    _, method = opened
     samples = max((len(array) for array in inputs if array.ndim), default=1)
     parts = []
     for begin in range(0, samples, MOST_SAMPLES):
         some = [array[begin : begin + MOST_SAMPLES] if array.ndim else array for array in inputs]
         with mismatch(f"{path}: ExecuTorch cannot run it", RuntimeError):
-            given = [torch.from_numpy(np.ascontiguousarray(array)) for array in some]
-            parts.append([tensor.numpy().copy() for tensor in program.forward(given)])
+            parts.append([tensor.numpy() for tensor in method([torch.tensor(array) for array in some])])
     if len(parts) == 1:
         return parts[0]
     if any(not array.ndim or len(array) != MOST_SAMPLES for array in parts[0]):
