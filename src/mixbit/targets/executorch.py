@@ -189,6 +189,8 @@ TARGET = Target(
     input_bits=(8,),
     default_choices=("w4a8", "w8a8"),
     dynamic_choices=("w4a8drz", "w8a8drz"),
+    integer_layers=frozenset({"conv1d", "conv2d", "linear", "addmm", "matmul"}),
+    missing_layers=frozenset({"conv3d", "conv_transpose3d"}),
     quantized_outputs=frozenset({"conv1d", "conv2d", "linear", "addmm", "matmul"}),
     note="weights of matrices stored in 4 or 8 bits, of convolutions in 8, other widths in the next of these; int8 "
     "arithmetic under a8; also dynamic rows, one scale; bfloat16, float16, group, zero point are unpacked in every run",
