@@ -96,7 +96,7 @@ def list_(
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Name the targets, metrics, searches, ranges of activations, roundings, budgets, or schemas of files."""
+    """Name the targets, metrics, searches, ranges of activations, roundings, recipes, budgets, or schemas of files."""
     if verbose:
         _list_capabilities(what, as_json=as_json)
         return
