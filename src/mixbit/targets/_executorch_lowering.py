@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +29,17 @@ EXACT_ON_INTEGERS = {
 def lower(request: dict[str, str]) -> None:
     """Write the file: what XNNPACK can run is its, the rest is ExecuTorch's own operators'."""
     import torch
-    from executorch.backends.xnnpack.partition.config.xnnpack_config import ConfigPrecisionType
-    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-    from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
-    partitioner = XnnpackPartitioner()
+    partitions = import_module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    exir = import_module("executorch.exir")
+    partitioner, in_float = partitions.XnnpackPartitioner(), partitions.ConfigPrecisionType.FP32
     for name, config in partitioner.target_partitioner_configs.items():
-        if name not in EXACT_ON_INTEGERS and ConfigPrecisionType.FP32 in config.supported_precision_types():
-            config.set_enabled_precision_types([ConfigPrecisionType.FP32])
-    edge = to_edge_transform_and_lower(
+        if name not in EXACT_ON_INTEGERS and in_float in config.supported_precision_types():
+            config.set_enabled_precision_types([in_float])
+    edge = exir.to_edge_transform_and_lower(
         torch.export.load(request["program"]),
         partitioner=[partitioner],
-        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),
     )
     Path(request["into"]).write_bytes(edge.to_executorch().buffer)
 
