@@ -128,8 +128,8 @@ class Target:
         lacks: Scheme of these widths -> what the runtime lacks for it, for people; None where nothing.
         weight_bytes: (shape, axis, format) -> bytes in the file for that weight and its scales; a guess where
             `coded_bytes` knows better.
-        coded_bytes: (layer, its integers in the shape of the weight, scheme) -> the same, where it depends on the
-            numbers; None where it does not.
+        coded_bytes: (layer, its integers in the shape of the weight, None where it is in float, scheme) -> the same,
+            where it depends on the numbers, or on the operators that read them; None where it does not.
         bytes_tolerance: Share by which a layer's bytes may differ from those predicted, and a number of bytes by which
             they may, however few they are.
         require: Raises InvalidInput where the runtime is not installed.
@@ -167,7 +167,7 @@ class Target:
     note: str
     lacks: Callable[[Scheme], str | None]
     weight_bytes: Callable[[tuple[int, ...], int, Format | None], int]
-    coded_bytes: "Callable[[Any, NDArray[Any], Scheme], int] | None" = None
+    coded_bytes: "Callable[[Any, NDArray[Any] | None, Scheme], int] | None" = None
     bytes_tolerance: tuple[float, int] = (0.01, 0)
     require: Callable[[], object]
     write: Callable[[Any, Path], None]
