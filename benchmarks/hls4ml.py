@@ -17,9 +17,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import hls4ml
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from qonnx.core.modelwrapper import ModelWrapper
+from qonnx.transformation.channels_last import ConvertToChannelsLastAndClean
+from qonnx.util.cleanup import cleanup_model
 
 import mixbit as mb
 from mixbit.core import Format, Plan, Scheme, find_target
@@ -52,10 +56,10 @@ def quantized() -> Graph:
     for layer in graph.layers:
         schemes[layer.name] = next(scheme for end, scheme in SCHEMES.items() if layer.name.endswith(end))
         fmt = Scheme.parse(schemes[layer.name]).weight
-        assert fmt is not None
-        choose_scales(graph, layer, [fmt], calibration)
-        scale, zero_point = calibration.weight_factors[layer.name, fmt]
-        calibration.weight_factors[layer.name, fmt] = scale.log2().round().exp2(), zero_point
+        if fmt is not None:
+            choose_scales(graph, layer, [fmt], calibration)
+            scale, zero_point = calibration.weight_factors[layer.name, fmt]
+            calibration.weight_factors[layer.name, fmt] = scale.log2().round().exp2(), zero_point
     plan = Plan(target="qonnx", fingerprint=model_fingerprint(graph.layers), layers=schemes, made_by="3 and 5 bits")
     print(schemes)
     return mb.quantize(graph, plan, calibration)
@@ -63,11 +67,6 @@ def quantized() -> Graph:
 
 def designed(file: Path, folder: Path) -> Any:
     """What hls4ml makes of the file, compiled by g++."""
-    import hls4ml
-    from qonnx.core.modelwrapper import ModelWrapper
-    from qonnx.transformation.channels_last import ConvertToChannelsLastAndClean
-    from qonnx.util.cleanup import cleanup_model
-
     model = cleanup_model(ModelWrapper(str(file)))
     model = cleanup_model(model.transform(ConvertToChannelsLastAndClean()))
     config = hls4ml.utils.config_from_onnx_model(model, granularity="name", default_precision=PRECISION)

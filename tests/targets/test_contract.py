@@ -197,6 +197,7 @@ SLOW = [
     ("onnxruntime", "kinds", "sparse widths"),
     *[("onnxruntime", "everything", scheme) for scheme in ("w8a8@2:4", "w4@1:2", "w8a8@99%")],
     ("onnxruntime", "tokens", "formats"),
+    *[case for case in CASES if case[:2] == ("qonnx", "kinds")],  # its executor is slow
     *[case for case in CASES if case[0] == "ethosu" and case[1] != "shared"],  # Vela compiles each
 ]
 #: Those that are also loaded for a fixed batch size and with a runtime's default settings.

@@ -54,7 +54,7 @@ def prepared(proto: Any, sizes: Sizes) -> Prepared:
             dimension.dim_value = size
     for port in copy.graph.output:
         port.type.tensor_type.ClearField("shape")
-    model, _ = InferShapes().apply(ModelWrapper(copy))
+    model, _ = InferShapes().apply(ModelWrapper(copy, fix_missing_initializer_valueinfo=False))
     opset = model.get_opset_imports()[""]
     tensors, varying, nodes = model.make_empty_exec_context(), set(names_of(copy.graph.input)), []
     for node in model.graph.node:
