@@ -56,7 +56,8 @@ def prepared(proto: Any, sizes: Sizes) -> Prepared:
         port.type.tensor_type.ClearField("shape")
     model, _ = InferShapes().apply(ModelWrapper(copy, fix_missing_initializer_valueinfo=False))
     opset = model.get_opset_imports()[""]
-    tensors, varying, nodes = model.make_empty_exec_context(), set(names_of(copy.graph.input)), []
+    tensors: dict[str, Any] = model.make_empty_exec_context()
+    varying, nodes = set(names_of(copy.graph.input)), []
     for node in model.graph.node:
         if varying.isdisjoint(node.input):
             execute_node(node, tensors, model.graph, opset)
@@ -78,7 +79,8 @@ def stored_in(proto: Any) -> dict[str, StoredWeight]:
         if name not in quants:
             rows[layer] = StoredWeight(size, "float32")
             continue
-        kind = getCustomOp(quants[name]).get_integer_datatype(model)
+        quant: Any = getCustomOp(quants[name])
+        kind = quant.get_integer_datatype(model)
         numel = size // 4
         integers = -(-numel * kind.bitwidth() // 8)
         rows[layer] = StoredWeight(integers + sizes[f"{layer}{SCALE}"], f"{kind.name}, float32 scale")
