@@ -460,7 +460,7 @@ def module_of(everything: fx.GraphModule, *cases: Call) -> tuple[fx.GraphModule,
 def assert_computes(everything: fx.GraphModule, *cases: Call) -> None:
     """The file returns what torch does."""
     module, owners = module_of(everything, *cases)
-    model = translated(Graph(module, Inputs((), {}), {}))
+    model = translated(Graph(module, Inputs((), {}), {}), _onnx._quantized)
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     for count in COUNTS:
         given = inputs(count)

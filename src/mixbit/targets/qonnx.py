@@ -104,7 +104,7 @@ def load(
         tensors = run_all(inputs)
         return [tensors[name] for name in returned]
 
-    environment = {"runtime": f"qonnx {version('qonnx')}", "onnxruntime": version("onnxruntime")}
+    environment = {"runtime": f"qonnx {version('qonnx')} with onnxruntime {version('onnxruntime')}"}
     return Runner(run, lambda: executed, environment, names=(names_of(proto.graph.input), returned))
 
 
