@@ -17,6 +17,7 @@ from mixbit.core import (
     Sensitivity,
     Target,
     Task,
+    UnsupportedModel,
     checked,
     facts_of,
     find_target,
@@ -188,6 +189,7 @@ def blank_table(graph: Graph, *, target: str | Target, choices: Sequence[str] | 
 
     Raises:
         InvalidInput: as `measure` does for its graph, target and choices.
+        UnsupportedModel: the target has no operator for a layer.
     """
     check_graph(graph)
     target = find_target(target)
@@ -197,6 +199,8 @@ def blank_table(graph: Graph, *, target: str | Target, choices: Sequence[str] | 
     schemes, offered = with_fallbacks(layers, target.schemes(choices), target)
     for layer, row in zip(layers, offered, strict=True):
         if not row.any():
+            if (missing := why_not(layer, Scheme(), target)) is not None:
+                raise UnsupportedModel(missing)
             weight = schemes[0].weight
             plain = (
                 None

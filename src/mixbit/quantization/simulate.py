@@ -25,9 +25,10 @@ def check_plan(graph: Graph, plan: Plan) -> tuple[Layer, ...]:
     if graph.plan is not None:
         raise InvalidInput("graph: quantized already; quantize the captured graph")
     plan.check_model([layer.name for layer in graph.layers], model_fingerprint(graph.layers))
-    find_target(plan.target).schemes(sorted(set(plan.layers.values())))
+    target = find_target(plan.target)
+    target.schemes(sorted(set(plan.layers.values())))
     for layer in graph.layers:
-        reason = why_not(layer, plan.scheme(layer.name))
+        reason = why_not(layer, plan.scheme(layer.name), target)
         if reason is not None:
             raise InvalidInput(f"plan: {reason}")
     return graph.layers
