@@ -21,7 +21,7 @@ pytest.importorskip("onnxruntime")
 import onnx_ir as ir
 import onnxruntime
 
-from mixbit.targets import _onnx_translation
+from mixbit.targets import _onnx, _onnx_translation
 from mixbit.targets._onnx_operators import OPERATORS
 from mixbit.targets._onnx_translation import translated
 
@@ -507,7 +507,7 @@ def test_torch_writes_what_the_table_leaves(case, everything):
 def test_an_operator_that_nobody_writes_is_named(everything):
     module, _ = module_of(everything, call(aten.lgamma.default, X))
     with pytest.raises(UnsupportedModel, match=r"lgamma_default: .*aten.lgamma.default.*take another target"):
-        translated(Graph(module, Inputs((), {}), {}))
+        translated(Graph(module, Inputs((), {}), {}), _onnx._quantized)
 
 
 def test_every_operator_of_the_table_is_tested():

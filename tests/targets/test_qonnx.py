@@ -41,6 +41,7 @@ LAYERS = {
     "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(144, 5)),
     "linear without bias": lambda: nn.Sequential(nn.Flatten(), nn.Linear(144, 5, bias=False)),
     "rows": lambda: nn.Linear(6, 5),
+    "then clipped from above": lambda: Net(lambda net, x: net.a(x).clamp(max=0.25), a=nn.Conv2d(4, 6, 3)),
     "of numbers from 0 on": lambda: nn.Sequential(nn.ReLU(), nn.Conv2d(4, 6, 3)),
 }
 
@@ -250,10 +251,10 @@ def test_what_quant_nodes_do_not_hold_is_refused(scheme, reason):
 def test_an_operator_without_some_of_its_inputs_is_refused(tmp_path):
     """The executor takes the missing input for a tensor without a name."""
     x = images()
-    network = lambda: Net(lambda net, x: net.a(x).clamp(max=0.5), a=nn.Conv2d(4, 4, 3))  # noqa: E731
+    network = lambda: Net(lambda net, x: F.interpolate(net.a(x), scale_factor=2), a=nn.Conv2d(4, 4, 3))  # noqa: E731
     graph = capture(network().eval(), x[:2])
     simulated = quantize(graph, plan_of(graph.layers, "w4a4", "qonnx"), [x])
-    with pytest.raises(UnsupportedModel, match="Clip some of whose inputs or outputs are left out"):
+    with pytest.raises(UnsupportedModel, match="Resize some of whose inputs or outputs are left out"):
         QONNX.write(simulated, tmp_path)
 
 

@@ -30,6 +30,8 @@ def converted(simulated: Graph) -> Any:
             _multiply(model.graph, node)
         elif node.op_type in MEANS:
             _average_by_convolution(model.graph, node)
+        elif node.op_type == "Clip" and node.inputs[1] is None:
+            _replace(model.graph, node, [ir.node("Min", [node.inputs[0], node.inputs[2]])])
     _check_inputs(model.graph)
     _store_weights(model.graph, simulated)
     drop_unused(model)
