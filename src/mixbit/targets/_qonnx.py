@@ -36,7 +36,7 @@ def converted(simulated: Graph) -> Any:
     _store_weights(model.graph, simulated)
     drop_unused(model)
     name_ports(model.graph, ports_of(simulated))
-    for value in (*model.graph.inputs, *model.graph.outputs):  # a design takes one sample
+    for value in model.graph.inputs:  # a design takes one sample
         value.shape = ir.Shape(1 if size == BATCH else size for size in value.shape)
     model.opset_imports[DOMAIN] = VERSION
     return model

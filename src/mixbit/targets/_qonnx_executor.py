@@ -52,8 +52,6 @@ def prepared(proto: Any, sizes: Sizes) -> Prepared:
     for port, shape in zip(copy.graph.input, sizes, strict=True):
         for dimension, size in zip(port.type.tensor_type.shape.dim, shape, strict=True):
             dimension.dim_value = size
-    for port in copy.graph.output:
-        port.type.tensor_type.ClearField("shape")
     model, _ = InferShapes().apply(ModelWrapper(copy, fix_missing_initializer_valueinfo=False))
     opset = model.get_opset_imports()[""]
     tensors: dict[str, Any] = model.make_empty_exec_context()

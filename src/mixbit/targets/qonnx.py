@@ -37,8 +37,6 @@ model = ModelWrapper(sys.argv[1] + "/{FILE}")
 inputs = dict(zip([port.name for port in model.graph.input], numpy.load(sys.argv[2]).values()))
 for name, array in inputs.items():
     model.set_tensor_shape(name, array.shape)
-for port in model.graph.output:
-    port.type.tensor_type.ClearField("shape")
 execute_onnx(model.transform(InferShapes()), inputs)
 """
 BYTE = 8
@@ -176,9 +174,11 @@ def usage(ports: Ports, _: Mapping[str, str]) -> dict[str, str]:
         "from qonnx.core.onnx_exec import execute_onnx",
         "from qonnx.transformation.infer_shapes import InferShapes",
         "",
-        f'model = ModelWrapper("{FILE}").transform(InferShapes())',
         given_in_python(ports),
-        "results = execute_onnx(model, inputs)",
+        f'model = ModelWrapper("{FILE}")  # of one sample, until told otherwise',
+        "for name, array in inputs.items():",
+        "    model.set_tensor_shape(name, array.shape)",
+        "results = execute_onnx(model.transform(InferShapes()), inputs)",
         f"outputs = {{name: results[name] for name in {names_in_python(ports)}}}",
     ]
     return {"Python": "\n".join(python)}
