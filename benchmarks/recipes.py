@@ -24,7 +24,7 @@ from benchmarks.networks import MissingPackage
 from mixbit.core import Plan, Scheme, pick
 from mixbit.recipes.recipe import recipe
 
-#: Widths up to which a weight of some hundred numbers takes more than half of the levels.
+#: Widths up to which a weight of some hundred numbers takes more than half of the levels; of wider ones, as many.
 FILLED = 5
 
 
@@ -71,8 +71,9 @@ def differs(scheme: Scheme, read: dict, in_float: str) -> bool:
         return True
     if not isinstance(stored, int):
         return False
-    fewest = 2 ** (stored - 1) + 1 if stored <= FILLED else 1
-    return not fewest <= read["levels"] <= 2**stored
+    different, numbers = read["levels"]
+    fewest = min(2 ** (min(stored, FILLED) - 1) + 1, numbers // 2)
+    return not fewest <= different <= 2**stored
 
 
 def shown(tool: str, console: Console) -> int:
@@ -90,8 +91,8 @@ def shown(tool: str, console: Console) -> int:
             continue
         other = differs(Scheme.parse(text), read, module.FLOAT)
         wrong += other
-        bits = (str(read[name]) for name in ("weight", "input", "levels"))
-        table.add_row(layer, text, *bits, "differs" if other else "same")
+        values = "{} of {}".format(*read["levels"])
+        table.add_row(layer, text, str(read["weight"]), str(read["input"]), values, "differs" if other else "same")
     console.print(table)
     return wrong
 

@@ -18,18 +18,18 @@ class Read:
     Attributes:
         weight: Bits of its weight, or the name of a floating-point type.
         input: Bits of its input, likewise.
-        levels: The largest number of different values among the weights that share a scale.
+        levels: The largest number of different values among the weights that share a scale, and how many these are.
     """
 
     weight: int | str
     input: int | str
-    levels: int
+    levels: tuple[int, int]
 
 
-def levels(weight: Any, groups: int = 1) -> int:
-    """The largest number of different values in a group of a row [rows, ...] of a tensor of torch or numpy."""
+def levels(weight: Any, groups: int = 1) -> tuple[int, int]:
+    """The largest number of different values in a group of a row [rows, ...] of a tensor, and the group's length."""
     rows = weight.reshape(weight.shape[0] * groups, -1)
-    return max(len(set(row.tolist())) for row in rows)
+    return max(len(set(row.tolist())) for row in rows), int(rows.shape[1])
 
 
 def main() -> None:

@@ -108,7 +108,7 @@ def _read(path: Path, sizes: dict[int, str]) -> dict[str, Read]:
     return read
 
 
-def _levels(model: Any, tensor: Any, bits: int | str) -> int:
+def _levels(model: Any, tensor: Any, bits: int | str) -> tuple[int, int]:
     import numpy as np
 
     data = np.frombuffer(bytes(model.buffers[tensor.buffer].data), np.uint8)

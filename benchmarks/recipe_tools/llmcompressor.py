@@ -25,7 +25,7 @@ PLAN = {
     "model.layers.1.mlp.gate_proj.weight": "w8a8d",
     "model.layers.1.mlp.up_proj.weight": "w4a6",
     "model.layers.1.mlp.down_proj.weight": "w3g128",
-    "lm_head.weight": "float",
+    "lm_head.weight": "w6",
 }
 
 

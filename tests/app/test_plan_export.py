@@ -40,7 +40,7 @@ def test_options_of_a_tool_and_functions_are_taken(run, folder):
     words = ["plan", "export", "run", "--quiet", "--out"]
     assert run(*words, "gptq.yaml", "--to", "llmcompressor:modifier=gptq") == (0, "", "")
     stage = yaml.safe_load((folder / "gptq.yaml").read_text())["default_stage"]
-    assert list(stage["default_modifiers"]) == ["GPTQModifier"]
+    assert list(stage["linear_modifiers"]) == ["GPTQModifier"]
     (folder / "own.py").write_text(
         "def lines(plan):\n    return ''.join(f'{name} {plan.layers[name]}\\n' for name in plan.layers)\n"
     )

@@ -26,7 +26,7 @@ SCHEMES = {
 }  # fmt: skip
 #: Names that begin or end alike, of numbers, and of classes.
 MODULES = (
-    "fc", "fc1", "fc10", "my_fc1", "Linear", "Embedding", "body.fc1", "body.fc10", "body.0.fc1", "body.10.fc1",
+    "fc", "fc1", "fc10", "my_fc1", "Module", "body.Linear", "body.fc1", "body.fc10", "body.0.fc1", "body.10.fc1",
     "blocks.0", "blocks.1", "blocks.10", "blocks.1.fc1", "x.blocks.1", "a[b]", "a+b.c", "lm_head",
 )  # fmt: skip
 
@@ -50,23 +50,31 @@ def granularity(scheme):
     return shared, None if read is None else (read.group or read.granularity, read.dynamic)
 
 
-def read_llmcompressor(text, modules):
-    (modifier,) = yaml.safe_load(text)["default_stage"]["default_modifiers"].values()
+def modifiers_of(text):
+    """Those of all groups of modifiers, and their names."""
+    groups = yaml.safe_load(text)["default_stage"]
+    assert all(name.endswith("_modifiers") for name in groups)
+    return [(name, modifier) for group in groups.values() for name, modifier in group.items()]
+
+
+def read_llmcompressor(text, modules, kind="Linear"):
+    """What modules of that class take."""
 
     def matches(target, module):
-        by_class = target in {"Linear", "Embedding", "Module"}  # the class, or one above it, of all modules here
+        by_class = target in {kind, "Module"}  # the class, or one above it
         return by_class or (re.match(target[3:], module) if target.startswith("re:") else target == module)
 
     layers = {}
     for module in modules:
         groups = [
             group
+            for _, modifier in modifiers_of(text)
             for group in modifier["config_groups"].values()
             if any(matches(target, module) for target in group["targets"])
+            and not any(matches(target, module) for target in modifier["ignore"])
         ]
-        ignored = any(matches(target, module) for target in modifier["ignore"])
-        assert len(groups) + ignored == 1, (module, groups, ignored)
-        if ignored:
+        assert len(groups) <= 1, (module, groups)
+        if not groups:
             layers[module] = ("float", "float"), (None, None)
             continue
         weight, read = groups[0]["weights"], groups[0].get("input_activations")
@@ -216,7 +224,7 @@ def test_a_rule_of_modelopt_does_not_match_modules_that_the_plan_does_not_name()
 @pytest.mark.parametrize(("kind", "symmetric"), [("a8", False), ("a8d", False), ("a8dr", True), ("a8dg32", True)])
 def test_ranges_of_inputs_have_zero_points_where_the_plans_have(kind, symmetric):
     plan = plan_of({"body.fc.weight": f"w8{kind}"})
-    (options,) = yaml.safe_load(recipe(plan, "llmcompressor"))["default_stage"]["default_modifiers"].values()
+    _, (_, options) = modifiers_of(recipe(plan, "llmcompressor"))
     assert options["config_groups"]["group_0"]["input_activations"]["symmetric"] is symmetric
     assert json.loads(recipe(plan, "autoround"))["body.fc"]["act_sym"] is symmetric
 
@@ -227,18 +235,34 @@ def test_ai_edge_quantizers_inputs_have_zero_points_beside_8_bits_alone():
         assert rule["op_config"]["activation_tensor_config"]["symmetric"] is symmetric
 
 
-def test_gptq_is_a_modifier_of_llmcompressor():
-    plan = plan_of({"fc.weight": "w4g32"})
-    stage = yaml.safe_load(recipe(plan, "llmcompressor:modifier=gptq"))["default_stage"]["default_modifiers"]
-    nearest = yaml.safe_load(recipe(plan, "llmcompressor"))["default_stage"]["default_modifiers"]
-    assert stage == {"GPTQModifier": nearest["QuantizationModifier"]}
+def test_gptq_is_a_modifier_of_llmcompressor_for_linear_layers():
+    plan = plan_of({"fc.weight": "w4g32", "fc.float.weight": "float"})
+    (_, tables), (name, others) = modifiers_of(recipe(plan, "llmcompressor:modifier=gptq"))
+    nearest = modifiers_of(recipe(plan, "llmcompressor"))
+    assert nearest == [("QuantizationModifier", tables), ("QuantizationModifier", others)]
+    assert (name, "Embedding" in others["ignore"]) == ("GPTQModifier", True)
+
+
+@given(layers=layers_for("llmcompressor"))
+@settings(max_examples=40, deadline=None)
+def test_embeddings_of_llmcompressor_are_weights_alone(layers):
+    text = recipe(plan_of({f"{module}.weight": scheme for module, scheme in layers.items()}), "llmcompressor")
+    read = read_llmcompressor(text, list(layers), "Embedding")
+    for module, scheme in layers.items():
+        assert read[module] == ((bits(scheme)[0], "float"), (granularity(scheme)[0], None))
+
+
+@pytest.mark.parametrize("name", ["Linear", "Embedding"])
+def test_modules_called_as_the_classes_that_llmcompressor_ignores_are_refused(name):
+    with pytest.raises(InvalidInput, match=f"layer {name}.weight: .* takes the module's name for a class; rename"):
+        recipe(plan_of({f"{name}.weight": "w8"}), "llmcompressor")
 
 
 def test_layers_of_one_scheme_are_one_group_of_llmcompressor():
     layers = {"a.0.weight": "w4g32", "a.1.weight": "w8", "a.2.weight": "w4g32", "a.3.weight": "float"}
-    (options,) = yaml.safe_load(recipe(plan_of(layers), "llmcompressor"))["default_stage"]["default_modifiers"].values()
-    assert [group["targets"] for group in options["config_groups"].values()] == [["a.0", "a.2"], ["a.1"]]
-    assert options["ignore"] == ["a.3"]
+    for _, options in modifiers_of(recipe(plan_of(layers), "llmcompressor")):
+        assert [group["targets"] for group in options["config_groups"].values()] == [["a.0", "a.2"], ["a.1"]]
+        assert options["ignore"][:-1] == ["a.3"]
 
 
 def test_a_list_of_modules_may_be_missing_from_litert_torchs_names():

@@ -18,6 +18,8 @@ TOOL = Tool(
 )
 #: Option -> the class of llm-compressor.
 MODIFIERS = {"nearest": "QuantizationModifier", "gptq": "GPTQModifier"}
+#: Classes that it quantizes.
+CLASSES = TABLES, LINEAR = "Embedding", "Linear"
 _STRATEGIES = {"row": "token"}
 
 
@@ -26,19 +28,27 @@ def llmcompressor(plan: Plan, *, modifier: Literal["nearest", "gptq"] = "nearest
     """llm-compressor 0.14 (YAML): linear layers and embeddings of any width; modifier=gptq rounds by GPTQ.
 
     Layers of one scheme are one group of `config_groups`, by the names of their modules; those in float are ignored.
-    Other modules, as convolutions, stay in float there, without a word.
+    Embeddings have a modifier of their own, which needs no data and so no inputs: with data, and by GPTQ,
+    llm-compressor leaves their scales unset. Other modules, as convolutions, stay in float there.
     """
     targets: dict[Scheme, list[str]] = {}
     ignored = []
     for layer in TOOL.named(plan):
+        if layer.module in CLASSES:
+            reason = "it takes the module's name for a class"
+            raise TOOL.refusal(layer.name, layer.scheme, reason, "rename the module")
         named = _exactly(layer.module)
         if layer.scheme.weight is None:
             ignored.append(named)
         else:
             targets.setdefault(layer.scheme, []).append(named)
-    groups = {f"group_{number}": _group(scheme, names) for number, (scheme, names) in enumerate(targets.items())}
-    options = {"ignore": ignored, "config_groups": groups}
-    return yaml_of({"default_stage": {"default_modifiers": {MODIFIERS[modifier]: options}}})
+    tables = {"ignore": [*ignored, LINEAR], "config_groups": _groups(targets, inputs=False)}
+    others = {"ignore": [*ignored, TABLES], "config_groups": _groups(targets, inputs=True)}
+    stage = {
+        "embeddings_modifiers": {MODIFIERS["nearest"]: tables},
+        "linear_modifiers": {MODIFIERS[modifier]: others},
+    }
+    return yaml_of({"default_stage": stage})
 
 
 def _exactly(module: str) -> str:
@@ -46,9 +56,13 @@ def _exactly(module: str) -> str:
     return module if "." in module else f"re:^{re.escape(module)}$"
 
 
-def _group(scheme: Scheme, names: list[str]) -> dict[str, Any]:
-    group = {"targets": names, "weights": _arguments(scheme.weight)}
-    return group if scheme.input is None else group | {"input_activations": _arguments(scheme.input)}
+def _groups(targets: dict[Scheme, list[str]], *, inputs: bool) -> dict[str, Any]:
+    groups = {}
+    for number, (scheme, names) in enumerate(targets.items()):
+        group = {"targets": names, "weights": _arguments(scheme.weight)}
+        read = {"input_activations": _arguments(scheme.input)} if inputs and scheme.input else {}
+        groups[f"group_{number}"] = group | read
+    return groups
 
 
 def _arguments(fmt: Format | None) -> dict[str, Any]:
