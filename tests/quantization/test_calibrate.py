@@ -10,6 +10,7 @@ from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph
 from mixbit.graph.layers import with_layers
 from mixbit.quantization.calibrate import FEWEST_SAMPLES, MOST_SAMPLES, Calibration, _Reservoir, calibrate, mean_output
+from mixbit.quantization.ranges import Histogram
 from mixbit.quantization.simulate import activation_formats, simulate
 from tests.networks import (
     OPERATORS,
@@ -226,6 +227,23 @@ def test_the_range_of_an_activation_is_the_methods():
     assert ends(lambda histogram, fmt: (0.5, 7)) == (-3.5, 124)
     with pytest.raises(InvalidInput, match="ranges 'nonsense' is unknown"):
         calibrate(graph, batches_of(x, 10), ranges="nonsense")
+
+
+def test_without_zero_points_integers_are_signed_where_there_are_numbers_below_zero():
+    calibration = Calibration({}, {}, {}, num_samples=1)
+    for name, values in (("low", [-1.0, 3.0]), ("high", [0.5, 3.0])):
+        calibration.histograms[name] = Histogram()
+        calibration.histograms[name].update(torch.tensor(values))
+    fmt, cpu = Format(5, "tensor", symmetric=False), torch.device("cpu")
+    low, high = (calibration.quantizer(name, fmt, cpu, zero_points=False) for name in ("low", "high"))
+    assert (low.format.integer_range, high.format.integer_range) == ((-16, 15), (0, 31))
+    assert (float(low.zero_point), float(high.zero_point)) == (0, 0)
+    x = torch.tensor([-1.0, 0.0, 0.5, 3.0])
+    for quantizer in (low, high):
+        inside = x if quantizer is low else x.clamp(min=0)
+        assert (quantizer(x) - inside).abs().max() <= float(quantizer.scale)
+    assert calibration.quantizer("low", fmt, cpu).format.integer_range == (0, 31)
+    assert float(calibration.quantizer("low", fmt, cpu).zero_point) > 0
 
 
 def test_no_batch_at_all_is_refused():

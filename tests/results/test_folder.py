@@ -67,7 +67,7 @@ def assert_as_in_the_check_set(outputs, check):
         np.testing.assert_allclose(outputs[name], wanted.numpy(), atol=2e-3 * float(wanted.std()))
 
 
-@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "litert"])
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "litert", "qonnx"])
 def test_the_python_program_runs_as_it_stands_and_returns_what_was_checked(folders, monkeypatch, target):
     pytest.importorskip("ai_edge_litert" if target == "litert" else target)
     folder, _ = folders(target)

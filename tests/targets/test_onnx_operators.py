@@ -21,7 +21,7 @@ pytest.importorskip("onnxruntime")
 import onnx_ir as ir
 import onnxruntime
 
-from mixbit.targets import _onnx_translation
+from mixbit.targets import _onnx, _onnx_translation
 from mixbit.targets._onnx_operators import OPERATORS
 from mixbit.targets._onnx_translation import translated
 
@@ -460,7 +460,7 @@ def module_of(everything: fx.GraphModule, *cases: Call) -> tuple[fx.GraphModule,
 def assert_computes(everything: fx.GraphModule, *cases: Call) -> None:
     """The file returns what torch does."""
     module, owners = module_of(everything, *cases)
-    model = translated(Graph(module, Inputs((), {}), {}))
+    model = translated(Graph(module, Inputs((), {}), {}), _onnx._quantized)
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     for count in COUNTS:
         given = inputs(count)
@@ -507,7 +507,7 @@ def test_torch_writes_what_the_table_leaves(case, everything):
 def test_an_operator_that_nobody_writes_is_named(everything):
     module, _ = module_of(everything, call(aten.lgamma.default, X))
     with pytest.raises(UnsupportedModel, match=r"lgamma_default: .*aten.lgamma.default.*take another target"):
-        translated(Graph(module, Inputs((), {}), {}))
+        translated(Graph(module, Inputs((), {}), {}), _onnx._quantized)
 
 
 def test_every_operator_of_the_table_is_tested():

@@ -121,6 +121,8 @@ class Target:
             quantized too.
         rounds_shifted: Whether activations become integers by round(x / scale + zero point), not by
             round(x / scale) + zero point: ties, which go to the even integer, differ at odd zero points.
+        zero_points: Whether activations of static range may take zero points; else their integers are signed where the
+            tensor has numbers below 0.
         halves: (layer, its operator, format of its weight) -> how an operator on integers rounds its sums to those of
             its output, see `mixbit.quantization.sums.whole_numbers`; None where as other activations.
         needs_graph: Whether `load` needs the captured graph.
@@ -162,6 +164,7 @@ class Target:
     adds_into_layers: bool = False
     quantized_outputs: frozenset[str] = frozenset()
     rounds_shifted: bool = False
+    zero_points: bool = True
     halves: Callable[[Any, Any, Format], str | None] = lambda *_: None
     needs_graph: bool = False
     note: str

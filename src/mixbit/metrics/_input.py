@@ -51,6 +51,7 @@ class MetricInput:
         seed: Random seed.
         between: Tensor that no layer reads -> the layers for whose sake it is rounded with their inputs, see
             `mixbit.quantization.simulate.rounded_between`.
+        zero_points: Whether activations may take zero points, see `mixbit.core.Target`.
         kept: What `weight_errors` gave for the first layers that asked, for parts of the batches too.
     """
 
@@ -61,6 +62,7 @@ class MetricInput:
     task: Task
     seed: int
     between: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    zero_points: bool = True
     kept: dict[tuple[str, tuple[Format, ...]], Tensor] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -105,7 +107,10 @@ class MetricInput:
         """Tensor that is rounded for layers -> its quantizer in each of the input formats."""
         calibration, device = self.calibration, self.graph.device
         return {
-            name: [calibration.quantizer(name, fmt, device) for fmt in self.formats_of(name)] for name in self.readers
+            name: [
+                calibration.quantizer(name, fmt, device, zero_points=self.zero_points) for fmt in self.formats_of(name)
+            ]
+            for name in self.readers
         }
 
     @cached_property

@@ -110,12 +110,15 @@ def measure(
     calibration = batches if isinstance(batches, Calibration) else calibrate(graph, pairs, target=frame.target)
     schemes = tuple(Scheme.parse(choice) for choice in frame.choices)
     choose_all_scales(graph, calibration, schemes)
-    sizes = weight_bytes_of_choices(graph, schemes, find_target(target), calibration)
+    runtime = find_target(target)
+    sizes = weight_bytes_of_choices(graph, schemes, runtime, calibration)
     frame = dataclasses.replace(frame, usage=frame.usage | {"weight_bytes": sizes})
     dynamic = any(scheme.input is not None and scheme.input.dynamic for scheme in schemes)
-    between = {} if dynamic else rounded_between(graph, graph.layers, find_target(target))
+    between = {} if dynamic else rounded_between(graph, graph.layers, runtime)
     between = {name: owners for name, owners in between.items() if calibration.histogram(name).finite}
-    inputs = MetricInput(graph, schemes, calibration, task.aligned(calibration.batches), task, seed, between)
+    inputs = MetricInput(
+        graph, schemes, calibration, task.aligned(calibration.batches), task, seed, between, runtime.zero_points
+    )
     return _measured(frame, inputs, method)
 
 

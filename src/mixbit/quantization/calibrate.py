@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -53,10 +53,15 @@ class Calibration:
     masks: dict[tuple[str, Sparsity], Tensor] = field(default_factory=dict)
     batches: Sequence[Batch] = ()
 
-    def quantizer(self, node: str, fmt: Format, device: torch.device) -> Quantizer:
-        """The quantizer of one activation, on the range that the method chooses, or on its own at run time."""
+    def quantizer(self, node: str, fmt: Format, device: torch.device, *, zero_points: bool = True) -> Quantizer:
+        """The quantizer of one activation, on the range that the method chooses, or on its own at run time.
+
+        Without `zero_points`, its integers are signed where the tensor has numbers below 0.
+        """
         if fmt.dynamic:
             return run_time_quantizer(node, fmt, device)
+        if not zero_points and self.histogram(node).low < 0:
+            fmt = replace(fmt, symmetric=True)
         if (node, fmt) not in self.ranges:
             self.ranges[node, fmt] = self.range_method(self.histogram(node), fmt)
         scale, zero_point = self.ranges[node, fmt]

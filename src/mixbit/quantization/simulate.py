@@ -103,7 +103,7 @@ def simulate(graph: Graph, plan: Plan, calibration: Calibration | None, *, bias_
         if fmt.dynamic or calibration is None:
             activations[name] = run_time_quantizer(name, fmt, graph.device)
         elif calibration.histogram(name).finite:  # a mask of -inf, which no integer holds, stays in float
-            activations[name] = calibration.quantizer(name, fmt, graph.device)
+            activations[name] = calibration.quantizer(name, fmt, graph.device, zero_points=target.zero_points)
             activations[name].shifted = target.rounds_shifted
     weights, biases = [], {}
     for layer in track(graph.layers, "round weights"):

@@ -1,17 +1,16 @@
 """The ONNX model of a graph: quantizers in standard operators, weights as they are stored."""
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from mixbit.core import Ports
+from mixbit.core import Format
 from mixbit.graph import Graph, ports_of
 from mixbit.quantization.affine import PLANES, pack
+from mixbit.quantization.quantizer import Quantizer
 from mixbit.targets._integers import (
     BLOCK_BITS,
     BLOCK_SIZES,
@@ -19,11 +18,11 @@ from mixbit.targets._integers import (
     ROUNDS_INPUTS,
     SEPARATOR,
     IntegerWeight,
-    operator_name,
     stored_weights,
 )
-from mixbit.targets._onnx_translation import free_name, translated
-from mixbit.targets._onnx_writer import UNROUNDED, constant, initializer
+from mixbit.targets._onnx_graph import MATRIX, drop_unused, name_operators, name_ports, name_readers, readers
+from mixbit.targets._onnx_translation import translated
+from mixbit.targets._onnx_writer import UNROUNDED, Writer, constant, initializer
 
 #: Operators that onnxruntime runs in integers when both inputs are; others read weights as float32.
 INTEGER_OPERATORS = ("Conv", "Gemm", "MatMul")
@@ -33,8 +32,6 @@ _MOVES = (
     "MaxPool",
 )  # fmt: skip
 
-#: Dimensions of a weight that Gemm and MatMul read.
-MATRIX = 2
 PRODUCTS = ("Gemm", "MatMul")
 #: Operators whose float weights onnxruntime quantizes itself, MatMul where it fuses the bias; functions that it skips.
 QUANTIZED_UNASKED, SKIPPED = ("Conv", "ConvTranspose", *PRODUCTS), ("Relu", "Clip")
@@ -44,17 +41,53 @@ MICROSOFT = "com.microsoft"
 
 def converted(simulated: Graph) -> Any:
     """The onnx_ir model of a quantized graph, made so that onnxruntime runs operators in integers and fuses them."""
-    model = translated(simulated)
+    model = translated(simulated, _quantized)
     _store_weights(model.graph, simulated)
     _requantize(model.graph)
     _keep_in_float(model.graph)
     for gemm in [node for node in model.graph if node.op_type == "Gemm"]:
         _quantize_bias(model.graph, gemm)
-    _drop_unused(model)
-    _name_ports(model.graph, ports_of(simulated))
+    drop_unused(model)
+    name_ports(model.graph, ports_of(simulated))
     if any(node.domain == MICROSOFT for node in model.graph):
         model.opset_imports[MICROSOFT] = 1
     return model
+
+
+def _quantized(writer: Writer, path: str, quantizer: Quantizer, x: Any) -> Any:
+    """A quantizer as standard operators; `_store_weights` gives those of weights what is stored."""
+    graph, fmt = writer.graph, quantizer.format
+    if fmt.floating is not None:
+        kind = ir.DataType.FLOAT16 if fmt.floating == "float16" else ir.DataType.BFLOAT16
+        return writer.add("Cast", writer.add("Cast", x, to=kind), to=ir.DataType.FLOAT)
+    if fmt.dynamic and fmt.symmetric:
+        return _rounded_at_run_time(writer, x, fmt)
+    if fmt.dynamic:
+        return writer.add("DequantizeLinear", *writer.add_many(3, "DynamicQuantizeLinear", x))
+    kind = np.int8 if fmt.integer_range[0] < 0 else np.uint8
+    scale, zero = (tensor.detach().cpu().numpy() for tensor in (quantizer.scale, quantizer.zero_point))
+    factors = initializer(graph, f"{path}.scale", scale), initializer(graph, f"{path}.zero_point", zero.astype(kind))
+    return writer.add("DequantizeLinear", writer.add("QuantizeLinear", x, *factors), *factors)
+
+
+def _rounded_at_run_time(writer: Writer, x: Any, fmt: Format) -> Any:
+    """What `quantize_at_run_time` computes of rows or groups; MatMulNBits reads `x` itself, and rounds it likewise.
+
+    It multiplies by 127 / largest, which may differ from the division by a bit: numbers that lie half between two
+    integers, as many do that are read from a table of 4 bits, may then become the other one.
+    """
+    size = x.shape[-1]
+    group = fmt.group if fmt.group is not None and size % fmt.group == 0 else size
+    sizes = writer.sizes_of(x)
+    parts = writer.reshape(x, [*sizes[:-1], size // group, group])
+    largest = writer.add("ReduceMax", writer.add("Abs", parts), [-1], keepdims=1)
+    scale = writer.add("Div", largest, np.float32(fmt.integer_range[1]))
+    scale = writer.add("Where", writer.add("Equal", scale, np.float32(0)), np.float32(1), scale)
+    rounded = writer.add("Mul", writer.add("Round", writer.add("Div", parts, scale)), scale)
+    rounded.shape = parts.shape = ir.Shape([*x.shape[:-1], size // group, group])
+    whole = writer.reshape(rounded, sizes)
+    whole.meta[UNROUNDED] = parts.producer(), group
+    return whole
 
 
 def _store_weights(graph: Any, simulated: Graph) -> None:
@@ -63,7 +96,7 @@ def _store_weights(graph: Any, simulated: Graph) -> None:
     for name in [layer.name for layer in simulated.layers if layer.name not in weights | floats]:
         value = graph.initializers[name]
         value.name = f"{name}{SEPARATOR}weight"
-        _name_readers(value, name)
+        name_readers(value, name)
     of_scales = {f"{weight.quantizer}.scale": weight for weight in weights.values()}
     for node in list(graph):
         if node.op_type == "Cast" and (name := node.inputs[0].name) in floats:
@@ -72,7 +105,7 @@ def _store_weights(graph: Any, simulated: Graph) -> None:
             (back,) = node.outputs[0].consumers()
             array = floats[name].view(torch.int16).numpy().view(kind)  # numpy has no bfloat16
             back.replace_input_with(0, initializer(graph, f"{name}{SEPARATOR}weight", array))
-            _name_readers(back.outputs[0], name)
+            name_readers(back.outputs[0], name)
         elif node.op_type == "QuantizeLinear":
             weight = of_scales.get(node.inputs[1].name)
             if weight is not None:
@@ -88,7 +121,7 @@ def _store_integers(graph: Any, quantize: Any, weight: IntegerWeight) -> None:
     every run. So does an operator that sums along the scales, which has no integer form.
     """
     (dequantize,) = quantize.outputs[0].consumers()
-    places, owners = list(_readers(dequantize.outputs[0])), []
+    places, owners = list(readers(dequantize.outputs[0])), []
     in_blocks = weight.grouped and weight.integers.ndim == MATRIX and weight.zero_point is None
     in_blocks = in_blocks and weight.bits in BLOCK_BITS and weight.laid_out.shape[-1] in BLOCK_SIZES
     if in_blocks and all(_is_table(weight, *place) or _is_product(weight, *place) for place in places):
@@ -97,7 +130,7 @@ def _store_integers(graph: Any, quantize: Any, weight: IntegerWeight) -> None:
             operators = made(graph, node, weight)
             _replace(graph, node, operators)
             owners.append(operators[-1])
-        _name(owners, weight.name)
+        name_operators(owners, weight.name)
         return
     unpacked = _Unpacking(graph, weight, dequantize)
     forms: dict[tuple[bool, bool], Any] = {}
@@ -112,7 +145,7 @@ def _store_integers(graph: Any, quantize: Any, weight: IntegerWeight) -> None:
             forms[form] = unpacked.integers(transposed) if form[1] else unpacked.floats(transposed)
         node.replace_input_with(index, forms[form])
         owners.append(node)
-    _name(owners, weight.name)
+    name_operators(owners, weight.name)
 
 
 def _is_table(weight: IntegerWeight, node: Any, index: int, transposed: bool) -> bool:
@@ -276,56 +309,10 @@ def _quantize_bias(graph: Any, gemm: Any) -> None:
     gemm.replace_input_with(2, node.outputs[0])
 
 
-def _drop_unused(model: Any) -> None:
-    """Drop what no node reads, and notes on types, shapes and where nodes came from, larger than small weights."""
-    RemoveUnusedNodesPass()(model)
-    graph = model.graph
-    graph.metadata_props.clear()
-    for node in graph:
-        node.metadata_props.clear()
-    values = [*graph.initializers.values(), *(value for node in graph for value in node.outputs)]
-    for value in [value for value in values if not value.is_graph_output()]:
-        value.metadata_props.clear()
-        value.shape = value.type = None
-
-
-def _name_ports(graph: Any, ports: Ports) -> None:
-    """Give inputs and outputs the names that users know; a tensor inside that has such a name gets another."""
-    places = [*zip(graph.inputs, ports.inputs, strict=True), *zip(graph.outputs, ports.outputs, strict=True)]
-    wanted = {port.name for port in (*ports.inputs, *ports.outputs)}
-    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
-    taken = wanted | {value.name for value in values}
-    for value in [value for value in values if value.name in wanted]:
-        taken.add(free := free_name(value.name, taken))
-        value.name = free
-    for value, port in places:
-        value.name, value.shape = port.name, ir.Shape(port.shape)
-
-
-def _readers(value: Any, *, transposed: bool = False) -> Iterator[tuple[Any, int, bool]]:
-    """Operator, number of its input, and whether a matrix comes transposed, for all that read the value."""
-    for node, index in list(value.uses()):
-        order = list(node.attributes.get_ints("perm", ())) if node.op_type == "Transpose" else []
-        if len(order) == MATRIX:
-            yield from _readers(node.outputs[0], transposed=transposed ^ (order != sorted(order)))
-        else:
-            yield node, index, transposed
-
-
 def _producer(value: Any, *kinds: str) -> Any:
     """The operator that computes the value, where it is of one of these kinds; else None."""
     node = value.producer()
     return node if node is not None and node.op_type in kinds else None
-
-
-def _name_readers(value: Any, layer: str) -> None:
-    _name((node for node, _, _ in _readers(value)), layer)
-
-
-def _name(nodes: Iterable[Any], layer: str) -> None:
-    """Name operators after the layer whose weight they read."""
-    for number, node in enumerate(nodes):
-        node.name = operator_name(layer, number)
 
 
 class _Unpacking:

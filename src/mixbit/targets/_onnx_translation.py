@@ -1,9 +1,8 @@
 """The ONNX model of a graph, operator by operator; what the table does not hold is written by torch's own exporter."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import InlinePass, NameFixPass
@@ -12,7 +11,7 @@ from torch.export import Dim
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from mixbit.core import Format, UnsupportedModel, interrupts_later, users_code
+from mixbit.core import UnsupportedModel, interrupts_later, users_code
 from mixbit.graph import Graph, without_torchs_warnings
 from mixbit.graph.capture import without_compilers_folder, without_logs
 from mixbit.graph.functional import keeping_symbols
@@ -21,7 +20,7 @@ from mixbit.graph.recurrent import join_recurrences
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.targets._integers import reason_line
 from mixbit.targets._onnx_operators import OPERATORS
-from mixbit.targets._onnx_writer import ONNX_TYPES, UNROUNDED, Writer, constant, initializer
+from mixbit.targets._onnx_writer import ONNX_TYPES, Writer, constant, initializer
 
 OPSET, IR_VERSION = 21, 10  # the first with INT4 and per-channel DequantizeLinear of it
 #: Options of torch's operators that say nothing about what is computed, beside the type, which the output has.
@@ -32,10 +31,12 @@ _FEW_NUMBERS = 128
 _MADE_BY_TORCH: dict[str, Any] = {}
 
 Values = dict[Any, Any]
+#: (writer, full name of the quantizer, the quantizer, what it reads) -> what it returns.
+WriteQuantizer = Callable[[Writer, str, Quantizer, Any], Any]
 
 
-def translated(graph: Graph) -> Any:
-    """The onnx_ir model of the graph, every quantizer as QuantizeLinear and DequantizeLinear.
+def translated(graph: Graph, quantized: WriteQuantizer) -> Any:
+    """The onnx_ir model of the graph, every quantizer as `quantized` writes it.
 
     Initializers have the names of parameters and buffers.
 
@@ -55,7 +56,7 @@ def translated(graph: Graph) -> Any:
         elif node.op == "output":
             _return(writer, node, values, taken)
         else:
-            values[node] = _made(writer, module, node, values)
+            values[node] = _made(writer, module, node, values, quantized)
             _describe(values[node], _result(node))
     model = ir.Model(written, ir_version=IR_VERSION, producer_name="mixbit")
     NameFixPass()(model)
@@ -99,12 +100,14 @@ def _return(writer: Writer, node: fx.Node, values: Values, taken: set[str]) -> N
         graph.outputs.append(value)
 
 
-def _made(writer: Writer, module: fx.GraphModule, node: fx.Node, values: Values) -> Any:
+def _made(
+    writer: Writer, module: fx.GraphModule, node: fx.Node, values: Values, quantized: WriteQuantizer
+) -> Any:  # fmt: skip
     """What the node returns: a value, a size, a number, several of these; or a small tensor, computed once."""
     if node.op == "call_module":
         path, (x,) = str(node.target), node.all_input_nodes
         quantizer: Any = module.get_submodule(path)
-        return _quantized(writer, path, quantizer, values[x])
+        return quantized(writer, path, quantizer, values[x])
     known = _computed(node, values)
     if known is not None:
         return known
@@ -164,42 +167,6 @@ def _describe(made: Any, result: Any) -> None:
     elif isinstance(made, ir.Value) and isinstance(result, Tensor) and made.shape is None:
         made.shape = ir.Shape(size if isinstance(size, int) else str(size.node.expr) for size in result.shape)
         made.type = ir.TensorType(ONNX_TYPES[result.dtype])
-
-
-def _quantized(writer: Writer, path: str, quantizer: Quantizer, x: Any) -> Any:
-    """A quantizer as standard operators; `mixbit.targets._onnx` gives those of weights what is stored."""
-    graph, fmt = writer.graph, quantizer.format
-    if fmt.floating is not None:
-        kind = ir.DataType.FLOAT16 if fmt.floating == "float16" else ir.DataType.BFLOAT16
-        return writer.add("Cast", writer.add("Cast", x, to=kind), to=ir.DataType.FLOAT)
-    if fmt.dynamic and fmt.symmetric:
-        return _rounded_at_run_time(writer, x, fmt)
-    if fmt.dynamic:
-        return writer.add("DequantizeLinear", *writer.add_many(3, "DynamicQuantizeLinear", x))
-    kind = np.int8 if fmt.integer_range[0] < 0 else np.uint8
-    scale, zero = (tensor.detach().cpu().numpy() for tensor in (quantizer.scale, quantizer.zero_point))
-    factors = initializer(graph, f"{path}.scale", scale), initializer(graph, f"{path}.zero_point", zero.astype(kind))
-    return writer.add("DequantizeLinear", writer.add("QuantizeLinear", x, *factors), *factors)
-
-
-def _rounded_at_run_time(writer: Writer, x: Any, fmt: Format) -> Any:
-    """What `quantize_at_run_time` computes of rows or groups; MatMulNBits reads `x` itself, and rounds it likewise.
-
-    It multiplies by 127 / largest, which may differ from the division by a bit: numbers that lie half between two
-    integers, as many do that are read from a table of 4 bits, may then become the other one.
-    """
-    size = x.shape[-1]
-    group = fmt.group if fmt.group is not None and size % fmt.group == 0 else size
-    sizes = writer.sizes_of(x)
-    parts = writer.reshape(x, [*sizes[:-1], size // group, group])
-    largest = writer.add("ReduceMax", writer.add("Abs", parts), [-1], keepdims=1)
-    scale = writer.add("Div", largest, np.float32(fmt.integer_range[1]))
-    scale = writer.add("Where", writer.add("Equal", scale, np.float32(0)), np.float32(1), scale)
-    rounded = writer.add("Mul", writer.add("Round", writer.add("Div", parts, scale)), scale)
-    rounded.shape = parts.shape = ir.Shape([*x.shape[:-1], size // group, group])
-    whole = writer.reshape(rounded, sizes)
-    whole.meta[UNROUNDED] = parts.producer(), group
-    return whole
 
 
 class _Alone(nn.Module):

@@ -24,8 +24,6 @@ from mixbit.core import (
     StoredWeight,
     Target,
     TargetMismatch,
-    quoted,
-    read_bytes,
     scratch_folder,
 )
 from mixbit.graph import Graph
@@ -44,11 +42,10 @@ from mixbit.targets._integers import (
     weight_bytes,
 )
 from mixbit.targets._layers import PROFILED, QUANTIZED, quiet_ms
+from mixbit.targets._onnx_file import last_of, read_file
 from mixbit.targets._usage import given_in_python, in_cpp, in_cpp_type, lines_in_cpp, names_in_python, shape_in_cpp
 
 FILE = "model.onnx"
-#: Of a file: messages of Protocol Buffers end there.
-MOST_BYTES = 2**31
 BYTE = 8
 #: Operators of onnxruntime that compute in integers, by the beginning of their names.
 INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize")
@@ -120,14 +117,14 @@ def load(
     del batch_size
     ort = _runtime()
     path, errors = folder / FILE, _errors(ort)
-    proto = _read(path)
+    proto = read_file(path)
     with scratch_folder() as scratch:
         optimized = scratch / FILE
         with mismatch(f"{path}: onnxruntime cannot load it", *errors, line=0):
             said = {"optimized_model_filepath": str(optimized)}
             session, settings = _opened(ort, path, said, default_settings=default_settings)
         layers = list(stored(folder))
-        executed = _executed(proto, _read(optimized), layers)
+        executed = _executed(proto, read_file(optimized), layers)
     names = [port.name for port in session.get_inputs()]
 
     def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
@@ -235,7 +232,7 @@ def _profile(ort: Any, proto: Any, layers: list[str], inputs: list[NDArray[Any]]
 
 def load_tensors(folder: Path, names: list[tuple[str, bool]]) -> Callable[[list[NDArray[Any]]], dict[str, Any]]:
     """Open a session that returns tensors inside: behind their quantizer, or behind the operator of a layer."""
-    ort, proto = _runtime(), _read(folder / FILE)
+    ort, proto = _runtime(), read_file(folder / FILE)
     import onnx
 
     readers: dict[str, list[Any]] = {}
@@ -250,7 +247,7 @@ def load_tensors(folder: Path, names: list[tuple[str, bool]]) -> Callable[[list[
             quantizers = [node for node in readers.get(scale, ()) if node.op_type == "QuantizeLinear"]
             restored = [node for first in quantizers[:1] for node in readers.get(first.output[0], ())]
         else:
-            restored = [_last(operators[name], readers, biased)] if name in operators else []
+            restored = [last_of(operators[name], readers, biased)] if name in operators else []
         if restored:
             tensors[name] = restored[0].output[0]
     outputs = {port.name for port in proto.graph.output}
@@ -267,22 +264,12 @@ def load_tensors(folder: Path, names: list[tuple[str, bool]]) -> Callable[[list[
     return run
 
 
-def _last(node: Any, readers: dict[str, list[Any]], biased: bool) -> Any:
-    """The operator that returns what a layer's operator does, with its scale and bias."""
-    wanted = ["Cast", "Mul"] if node.op_type == "MatMulInteger" else []
-    wanted += ["Add"] if biased and (node.op_type == "MatMulNBits" or len(node.input) < 3 or wanted) else []
-    for kind in wanted:
-        after = [reader for reader in readers.get(node.output[0], ()) if reader.op_type == kind]
-        node = after[0] if after else node
-    return node
-
-
 def stored(folder: Path) -> dict[str, StoredWeight]:
     """Layer -> bytes and types of its weight and scales, read from the file."""
     import onnx
 
     parts = []
-    for tensor in _read(folder / FILE).graph.initializer:
+    for tensor in read_file(folder / FILE).graph.initializer:
         layer, separator, part = tensor.name.rpartition(SEPARATOR)
         if separator:
             kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
@@ -294,19 +281,6 @@ def _errors(ort: Any) -> tuple[type[Exception], ...]:
     """What onnxruntime raises: its classes, which share no base, and Python's."""
     own = vars(ort.capi.onnxruntime_pybind11_state).values()
     return ValueError, RuntimeError, *(kind for kind in own if isinstance(kind, type) and issubclass(kind, Exception))
-
-
-def _read(path: Path) -> Any:
-    """The file; weights in other files would be read from wherever it says."""
-    import onnx
-    from google.protobuf.message import DecodeError
-    from onnx.external_data_helper import _get_all_tensors, uses_external_data
-
-    with mismatch(f"{path}: not an ONNX file", DecodeError):
-        proto = onnx.ModelProto.FromString(read_bytes(path, MOST_BYTES))
-    if outside := [tensor.name for tensor in _get_all_tensors(proto) if uses_external_data(tensor)]:
-        raise TargetMismatch(f"{path}: {quoted(outside[0])} is stored in another file; export again")
-    return proto
 
 
 def _executed(written: Any, optimized: Any, layers: list[str]) -> dict[str, str]:
@@ -387,7 +361,7 @@ TARGET = Target(
     load=load,
     stored=stored,
     program=PROGRAM,
-    check_files=lambda folder: _read(folder / FILE),
+    check_files=lambda folder: read_file(folder / FILE),
     load_tensors=load_tensors,
     exact=lambda _: " and ".join(f'add_session_config_entry("{name}", "{value}")' for name, value in SETTINGS.items()),
     overflows=overflows,

@@ -63,7 +63,8 @@ TASKS = ("classification", "segmentation", "language", "regression", "multilabel
 TargetName = Annotated[
     str,
     typer.Option(
-        help="onnxruntime, openvino, litert, ethosu, executorch or packed", autocompletion=completing(lambda: TARGETS)
+        help="onnxruntime, openvino, litert, ethosu, executorch, qonnx or packed",
+        autocompletion=completing(lambda: TARGETS),
     ),
 ]
 BUDGET = typer.Option(
