@@ -97,7 +97,7 @@ def test_a_plan_that_is_larger_than_predicted_gives_way(monkeypatch):
 
 def test_an_npus_flash_sram_and_cycles_are_budgets(measured, tmp_path):
     find_target("ethosu").require()
-    network, batches, graph, calibration = measured
+    network, batches, _, _ = measured
     settings = Settings(task=mb.Task.regression(), metric="weight_error", choices=["w4a8", "w8a8"])
 
     def run(folder, **limits):
