@@ -361,7 +361,7 @@ def test_measure_then_search(code, run, tmp_path):
 @pytest.mark.parametrize(
     ("what", "names", "accepted"),
     [
-        ("targets", {"ethosu", "litert", "openvino", "onnxruntime", "packed"}, TARGETS),
+        ("targets", {"compressed_tensors", "ethosu", "litert", "openvino", "onnxruntime", "packed"}, TARGETS),
         ("metrics", {"fisher"}, METRICS),
         ("searches", {"ilp"}, SEARCHES),
         ("roundings", {"nearest", "adaround", "brecq", "gptq"}, ROUNDINGS),

@@ -5,13 +5,14 @@ from torch import nn
 from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Format
-from mixbit.core.target import TARGETS, find_target
+from mixbit.core.target import find_target
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph
 from mixbit.graph.layers import with_layers
 from mixbit.quantization.calibrate import FEWEST_SAMPLES, MOST_SAMPLES, Calibration, _Reservoir, calibrate, mean_output
 from mixbit.quantization.simulate import activation_formats, simulate
 from tests.networks import (
+    FOR_ANY_NETWORK,
     OPERATORS,
     Attention,
     Net,
@@ -45,7 +46,7 @@ def plain_mean(graph, operation, weight, batches):
 
 
 @pytest.mark.parametrize("network", ["convolutions", "attention"])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", FOR_ANY_NETWORK)
 def test_a_calibration_for_a_target_simulates_its_plans_as_one_for_all(target, network):
     torch.manual_seed(0)
     net, x = (

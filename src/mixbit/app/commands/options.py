@@ -62,7 +62,10 @@ def _methods(kind: str) -> Callable[[str], list[str]]:
 TASKS = ("classification", "segmentation", "language", "regression", "multilabel", "ctc", "detection")
 TargetName = Annotated[
     str,
-    typer.Option(help="onnxruntime, openvino, litert, ethosu or packed", autocompletion=completing(lambda: TARGETS)),
+    typer.Option(
+        help="onnxruntime, openvino, litert, ethosu, compressed_tensors or packed",
+        autocompletion=completing(lambda: TARGETS),
+    ),
 ]
 BUDGET = typer.Option(
     help="name=value, as in mean_bits=4, see: mixbit list budgets; may be repeated",
