@@ -14,9 +14,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -32,6 +32,7 @@ from mixbit.core import (
     read_tensors,
     reason_of,
     users_code,
+    with_metadata,
     write_text,
 )
 from mixbit.graph import Graph
@@ -67,7 +68,8 @@ def write(simulated: Graph, folder: Path) -> None:
         module = name.rpartition(".")[0]
         tensors |= {f"{module}.{part}": value for part, value in each.tensors.items()}
     names = {layer.name: own_name[layer.name] for layer in simulated.layers}
-    save_file(tensors, folder / FILE, {"format": "pt", LAYERS: json.dumps(names)})
+    metadata = {"format": "pt", LAYERS: json.dumps(names)}
+    (folder / FILE).write_bytes(with_metadata(safetensors.torch.save(tensors), metadata))
     config = _of_the_network(simulated.config) | {"dtype": "float32"} | _description(layers, empty)
     write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
@@ -151,20 +153,21 @@ def load(folder: Path, graph: Graph | None = None, /, **_: Any) -> Runner:
         return [output.cpu().numpy() for output in outputs if isinstance(output, Tensor)]
 
     executed = {layer.name: "float32 on rounded values" for layer in graph.layers}
-    libraries = f"transformers {transformers.__version__}, compressed-tensors {version('compressed-tensors')}"
-    environment = {"runtime": f"{libraries}, torch {torch.__version__}", "model": type(model).__name__}
+    libraries = f"transformers {transformers.__version__} and compressed-tensors {version('compressed-tensors')}"
+    environment = {"runtime": libraries, "model": type(model).__name__}
     return Runner(run, lambda: executed, environment)
 
 
 def _loaded(folder: Path, transformers: Any) -> Any:
     """The model of the folder, its weights unpacked, called as captured models are."""
-    name = _architecture(folder)
+    check_files(folder)
+    name, _ = _configuration(folder)
     model_class = getattr(transformers, name, None)
     if not (isinstance(model_class, type) and issubclass(model_class, transformers.PreTrainedModel)):
         raise TargetMismatch(f"{folder / CONFIG}: transformers {transformers.__version__} has no model {name}")
 
     def refused(error: BaseException) -> TargetMismatch:
-        return TargetMismatch(f"{folder}: transformers cannot load it: {reason_of(error)}")
+        return TargetMismatch(f"{folder / FILE}: transformers cannot load it: {reason_of(error)}")
 
     with users_code(refused), _silent(transformers):
         model, told = model_class.from_pretrained(
@@ -210,37 +213,48 @@ def _silent(transformers: Any) -> Iterator[None]:
 
 
 def check_files(folder: Path) -> None:
-    """Raise InvalidInput or TargetMismatch unless both files are there and name their layers."""
-    _architecture(folder)
-    stored(folder)
+    """Raise InvalidInput or TargetMismatch unless both files are there and are of one model."""
+    _, config = _configuration(folder)
+    tensors, names = _read(folder / FILE)
+    try:
+        targets = [each for group in config["config_groups"].values() for each in group["targets"]] if config else []
+    except (AttributeError, KeyError, TypeError) as error:
+        raise TargetMismatch(f"{folder / CONFIG}: not written by target compressed_tensors; export again") from error
+    for name in (*names.values(), *(f"{target}.weight" for target in targets)):
+        if not _parts(tensors, name):
+            raise TargetMismatch(f"{folder / FILE}: {name} is missing, which {CONFIG} or a layer needs; export again")
 
 
-def _architecture(folder: Path) -> str:
+def _configuration(folder: Path) -> tuple[str, Any]:
+    """Name of the model's class, and how it is quantized."""
     config = read_json(folder / CONFIG)
     names = config.get("architectures") if isinstance(config, dict) else None
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise TargetMismatch(f'{folder / CONFIG}: names no class under "architectures"; export again')
-    return names[0]
+    return names[0], config.get("quantization_config")
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of the file, and layer -> its parameter there."""
+    tensors, metadata = read_tensors(path)
+    try:
+        return tensors, {str(layer): str(name) for layer, name in json.loads(metadata[LAYERS]).items()}
+    except (AttributeError, KeyError, ValueError) as error:
+        raise TargetMismatch(f"{path}: not written by target compressed_tensors; export again") from error
+
+
+def _parts(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Part -> tensor of a parameter: `""` alone where it stays in float."""
+    return {key.removeprefix(name): tensors[key] for key in sorted(tensors) if f"{key}_".startswith(f"{name}_")}
 
 
 def stored(folder: Path) -> dict[str, StoredWeight]:
     """Layer -> bytes and types of its weight and scales, read from the file."""
-    path = folder / FILE
-    tensors, metadata = read_tensors(path)
-    try:
-        names = json.loads(metadata[LAYERS])
-        parts = {
-            layer: [key for key in tensors if key == name or key.startswith(f"{name}_")]
-            for layer, name in names.items()
-        }
-    except (AttributeError, KeyError, ValueError) as error:
-        raise TargetMismatch(f"{path}: not written by target compressed_tensors; export again") from error
-    if empty := [layer for layer, keys in parts.items() if not keys]:
-        raise TargetMismatch(f"{path}: {names[empty[0]]} is missing; export again")
+    tensors, names = _read(folder / FILE)
     return stored_rows(
-        (layer, tensors[key].numel() * tensors[key].element_size(), _type(tensors[key], key.removeprefix(names[layer])))
-        for layer, keys in parts.items()
-        for key in sorted(keys)
+        (layer, tensor.numel() * tensor.element_size(), _type(tensor, part))
+        for layer, name in names.items()
+        for part, tensor in _parts(tensors, name).items()
     )
 
 
