@@ -15,6 +15,7 @@ CASES = {
     "half, rounded down": lambda x: x[:, : x.shape[1] // 2],
     "half, rounded up": lambda x: x[:, : -(-x.shape[1] // 2)],
     "a third, rounded up, and one": lambda x: x[:, : 1 - (-x.shape[1] // 3)],
+    "samples and positions in one": lambda x: x.transpose(0, 1).reshape(-1, 4)[: x.shape[1]],
     "resized": lambda x: F.interpolate(x.transpose(1, 2), size=-(-x.shape[1] // 2)).transpose(1, 2),
 }
 #: What OpenVINO's converter does not take.

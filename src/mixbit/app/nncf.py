@@ -16,6 +16,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from mixbit.core import MOST_JSON, Budget, InvalidInput, Target, json_of, quoted, read_bytes
 
+#: Bits of the inputs that integer kernels read.
+BYTE = 8
+
 
 @dataclass(frozen=True)
 class NncfConfig:
@@ -43,7 +46,7 @@ def read_nncf_config(path: str | Path, target: Target, budget: Budget | None = N
     stored = json_of(without_comments, path)
     try:
         config = _read(stored, target)
-        if budget is None and "bit_complexity_ratio" in config.budget.limits and target.input_bits == (8,):
+        if budget is None and "bit_complexity_ratio" in config.budget.limits and _input_bits(target) == (BYTE,):
             raise InvalidInput(
                 f"HAWQ's ratio counts the wider of weight and input; target {target.name} runs inputs in 8 bits alone: "
                 "no plan reaches more than 1; give --budget weight_ratio=0.15, or another, which replaces it"
@@ -51,6 +54,11 @@ def read_nncf_config(path: str | Path, target: Target, budget: Budget | None = N
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}") from error
     return config if budget is None else replace(config, budget=budget)
+
+
+def _input_bits(target: Target) -> tuple[int, ...]:
+    """Widths of inputs that are worth a choice: integer kernels read a byte for each input, however few bits it has."""
+    return (BYTE,) if target.integer_layers else target.input_bits
 
 
 Scopes = Annotated[list[Any], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
@@ -111,7 +119,7 @@ class _Searched(_Precision):
     def choices(self, target: Target, notes: dict[str, str]) -> tuple[str, ...]:
         """Schemes of the bits that the target offers."""
         weights = sorted({bits for bits in self.bits if bits in target.weight_bits})
-        inputs = sorted({bits for bits in self.bits if bits in target.input_bits}) or [8]
+        inputs = sorted({bits for bits in self.bits if bits in _input_bits(target)}) or [BYTE]
         if not weights:
             raise InvalidInput(f"precision.bits {self.bits}: {_stored(target)}")
         left_out = sorted(set(self.bits) - set(weights))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Files of the room `targets` that hold no target, beside those whose names begin with `_`.
-VERBS = ("export", "verify", "latency", "size")
+VERBS = ("export", "verify", "latency", "size", "capabilities")
 _ROOM = Path(__file__).parents[1] / "targets"
 #: Name -> module that ends with its TARGET, whose widths and note are literals.
 TARGETS = {
@@ -112,6 +112,9 @@ class Target:
         input_bits: Widths of layer inputs it executes.
         default_choices: The schemes offered when none are asked for: the widths that every target stores, in int8.
         dynamic_choices: The schemes offered where ranges are to be taken at run time and none are asked for.
+        integer_layers: Kinds of layers' operators, as `conv2d`, that run in integers where their input is quantized;
+            others run in float.
+        missing_layers: Kinds that the target has no operator for.
         integer_operators: Of `add`, `cat`, `average_pool` and `matmul`, those that run in integers on quantized inputs.
         adds_into_layers: Whether a convolution that feeds an addition alone computes it too, without rounding between.
         quantized_outputs: Kinds of layers' operators, as `conv2d`, that run in integers only where their output is
@@ -158,6 +161,8 @@ class Target:
     input_bits: tuple[int, ...]
     default_choices: tuple[str, ...] = ("w2a8", "w3a8", "w4a8", "w6a8", "w8a8")
     dynamic_choices: tuple[str, ...] = ()
+    integer_layers: frozenset[str] = frozenset()
+    missing_layers: frozenset[str] = frozenset()
     integer_operators: frozenset[str] = frozenset()
     adds_into_layers: bool = False
     quantized_outputs: frozenset[str] = frozenset()

@@ -33,7 +33,7 @@ from mixbit.core import (
 )
 from mixbit.graph.explain import explain
 from mixbit.graph.fold import fold_weights
-from mixbit.graph.forms import InFourDimensions, join_what_there_is, reshape_views
+from mixbit.graph.forms import InFourDimensions, join_what_there_is, multiply_sizes, reshape_views
 from mixbit.graph.functional import functional_module
 from mixbit.graph.graph import (
     GROUPS,
@@ -245,6 +245,7 @@ def exported(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> 
     module = copy_module(module)
     reshape_views(module.graph)
     join_what_there_is(module.graph)
+    multiply_sizes(module.graph)
     for parameter in module.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     _remove_bookkeeping(module)

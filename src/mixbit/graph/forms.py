@@ -1,5 +1,7 @@
 """Operators in the forms that every target takes: the same numbers, whatever the layout of tensors in memory."""
 
+import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +9,8 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+from mixbit.graph.graph import inserted
 
 _aten = torch.ops.aten
 #: Dimensions of tensors in attention: samples, heads, positions, values.
@@ -38,6 +42,24 @@ def join_what_there_is(graph: fx.Graph) -> None:
             graph.erase_node(node)
         else:
             node.args = (parts, *node.args[1:])
+
+
+def multiply_sizes(graph: fx.Graph) -> None:
+    """Write every count of a tensor's numbers as the product of its sizes, in place: converters know no other."""
+    for node in graph.find_nodes(op="call_function", target=_aten.sym_numel.default):
+        tensor: Any = node.args[0]
+        sizes = tensor.meta["val"].shape
+        known = math.prod(size for size in sizes if isinstance(size, int))
+        free = [
+            inserted(node, _aten.sym_size.int, tensor, axis)
+            for axis, size in enumerate(sizes)
+            if not isinstance(size, int)
+        ]
+        count: Any = free[0] if free else known
+        for size in [*free[1:], *([known] if free and known != 1 else [])]:
+            count = inserted(node, operator.mul, count, size)
+        node.replace_all_uses_with(count)
+        graph.erase_node(node)
 
 
 class InFourDimensions(TorchFunctionMode):

@@ -17,6 +17,7 @@ from mixbit.core import (
     Sensitivity,
     Target,
     Task,
+    UnsupportedModel,
     checked,
     facts_of,
     find_target,
@@ -186,6 +187,7 @@ def blank_table(graph: Graph, *, target: str | Target, choices: Sequence[str] | 
 
     Raises:
         InvalidInput: as `measure` does for its graph, target and choices.
+        UnsupportedModel: the target has no operator for a layer.
     """
     check_graph(graph)
     target = find_target(target)
@@ -198,6 +200,8 @@ def blank_table(graph: Graph, *, target: str | Target, choices: Sequence[str] | 
         raise InvalidInput(f"choices: target {target.name} stores no layer so: {why_not(layers[0], asked[0], target)}")
     for layer, row in zip(layers, offered, strict=True):
         if not row.any():
+            if (missing := why_not(layer, Scheme(), target)) is not None:
+                raise UnsupportedModel(missing)
             weight = schemes[0].weight
             plain = (
                 None

@@ -18,8 +18,12 @@ LISTED = 4
 
 def why_not(layer: Layer, scheme: Scheme, target: Target | None = None) -> str | None:
     """Why the layer cannot take the scheme on the target, or on one that runs it, and what to do; None where it can."""
-    if target is not None and (reason := target.refuses(scheme)) is not None:
-        return reason
+    if target is not None:
+        if (reason := target.refuses(scheme)) is not None:
+            return reason
+        missing = [each.kind.name for each in layer.operations if each.kind.name in target.missing_layers]
+        if missing:
+            return f"{layer.name}: target {target.name} has no operator for {missing[0]}; take another target"
     reason = None if target is None else target.lacks_for(layer, scheme)
     reason = reason or _why_not_the_weight(layer, scheme.weight) or _why_not_the_input(layer, scheme)
     return None if reason is None else f"{layer.name}: {reason}"

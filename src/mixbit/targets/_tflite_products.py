@@ -62,10 +62,11 @@ def _clipped(w: Writer, x: Value, ends: tuple[int, int]) -> Value:
 
 
 def _bias_in_float(w: Writer, bias: Value | None, channels: int) -> int:
-    if bias is None:
-        return -1
-    array = np.broadcast_to(bias.array, (channels,)) if bias.is_constant else None
-    return w.read(bias) if array is None else w.constant(np.array(array))
+    """The bias, zeros where there is none: the runtime opens no CONV_2D in float without one."""
+    if bias is not None and not bias.is_constant:
+        return w.read(bias)
+    numbers = np.float32(0) if bias is None else bias.array
+    return w.constant(np.array(np.broadcast_to(numbers, (channels,))))
 
 
 def _bias_in_steps(w: Writer, bias: Value | None, scale: Any, channels: int) -> int:

@@ -232,6 +232,8 @@ TARGET = Target(
     weight_bits=(2, 3, 4, 5, 6, 7, 8),
     input_bits=(8,),
     default_choices=("w2a8", "w4a8", "w8a8"),
+    integer_layers=frozenset({"conv1d", "conv2d", "linear", "addmm", "matmul"}),
+    missing_layers=frozenset({"conv3d", "conv_transpose3d"}),
     quantized_outputs=frozenset({"conv1d", "conv2d", "linear", "addmm", "matmul"}),
     note="weights of matrices stored in 2, 4 or 8 bits, of convolutions in 4 or 8, other widths in the next of these; "
     "int8 arithmetic under a8; also float16, group, one scale, zero point",

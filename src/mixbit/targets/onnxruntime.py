@@ -79,8 +79,10 @@ _runtime = partial(runtime, "onnxruntime", "onnxruntime", "ml_dtypes", "onnx", "
 
 
 def lacks(scheme: Scheme) -> str | None:
-    """Ranges taken at run time for rows or groups that MatMulNBits does not take, and what `only_beside_float` says."""
+    """Inputs of 16 bits, ranges at run time that MatMulNBits does not take, and what `only_beside_float` says."""
     weight, read = scheme.weight, scheme.input
+    if read is not None and read.bits > BYTE:
+        return f"no inputs of {read.bits} bits (it has no integer kernels for them, and computes in float)"
     if read is None or read.granularity == "tensor":
         return only_beside_float(scheme)
     if (
@@ -372,6 +374,7 @@ TARGET = Target(
     weight_bits=(2, 3, 4, 5, 6, 7, 8),
     input_bits=(8,),
     dynamic_choices=("w4a8d", "w6a8d", "w8a8d"),
+    integer_layers=frozenset({"conv1d", "conv2d", "conv3d", "linear", "addmm", "matmul"}),
     integer_operators=frozenset({"add", "cat", "average_pool", "matmul"}),
     quantized_outputs=frozenset({"conv1d", "conv2d", "conv3d"}),
     note="weights stored at their width, zeros as bits of a mask, unpacked to int8 when loaded, int8 arithmetic under "

@@ -33,6 +33,8 @@ from mixbit.targets._usage import given_in_python, in_cpp, in_cpp_type, lines_in
 FILE, WEIGHTS = "model.xml", "model.bin"
 #: Element type on disk by width; u types hold the integers plus their offset. With zero points all are u types.
 TYPES = {2: "u2", 3: "u3", 4: "i4", 6: "u6", 8: "i8"}
+#: Bits of inputs whose quantizers the plugin leaves out (2026.4).
+UNROUNDED = 16
 #: Kinds of operators of the compiled graph that compute no layer: constants, moves, and what was not fused into one.
 OTHER_KINDS = ("Const", "Input", "Output", "Reorder", "Reshape", "Transpose", "Convert", "Eltwise", "Subgraph")
 #: Types of weights that products unpack as they read them, or multiply in integers.
@@ -57,10 +59,12 @@ _openvino = partial(runtime, "openvino", "openvino")
 
 
 def lacks(scheme: Scheme) -> str | None:
-    """Zeros, other ranges at run time than those of GROUP values, groups or zero points beside a static range."""
+    """Zeros, 16-bit inputs, other ranges at run time than those of GROUP values, and what `only_beside_float` says."""
     read = scheme.input
     if scheme.weight is not None and scheme.weight.sparsity is not None:
         return "no sparsity (its file would hold the zeros too and be no smaller)"
+    if read is not None and read.bits == UNROUNDED:
+        return "no inputs of 16 bits (the plugin leaves out quantizers of 65,536 steps, and rounds and clips nothing)"
     if read is None or not read.dynamic:
         return only_beside_float(scheme)
     return None if read.group == GROUP else f"inputs ranged at run time in groups of {GROUP}"
@@ -313,8 +317,9 @@ TARGET = Target(
     name="openvino",
     files=(FILE, WEIGHTS),
     weight_bits=(2, 3, 4, 6, 8),  # those of TYPES
-    input_bits=(8,),
+    input_bits=(4, 8),
     dynamic_choices=tuple(f"w{bits}a8dg{GROUP}" for bits in (4, 6, 8)),
+    integer_layers=frozenset({"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "addmm", "matmul"}),
     integer_operators=frozenset({"add", "cat", "average_pool", "matmul"}),
     adds_into_layers=True,
     rounds_shifted=True,

@@ -10,7 +10,17 @@ import typer
 from mixbit.app.commands import options
 from mixbit.app.commands.options import print_json, print_rows, say_what_runs_in_float
 from mixbit.app.schemas import SCHEMAS
-from mixbit.core import METHOD_PLACES, RESOURCES, clean, described_methods, described_targets, pick, say
+from mixbit.core import (
+    METHOD_PLACES,
+    RESOURCES,
+    TARGETS,
+    InvalidInput,
+    clean,
+    described_methods,
+    described_targets,
+    pick,
+    say,
+)
 
 ADVICE = (
     "float16 where a GPU computes; w8a8 and narrower where a CPU does, which is faster than float in integers alone; "
@@ -81,9 +91,15 @@ def list_(
         str,
         typer.Argument(metavar="|".join(LISTS), autocompletion=options.completing(lambda: LISTS)),
     ],
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="of targets: what runs in each scheme, and how")
+    ] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Name the targets, metrics, searches, ranges of activations, roundings, budgets, or schemas of files."""
+    if verbose:
+        _list_capabilities(what, as_json=as_json)
+        return
     if pick("list", what, LISTS) in METHOD_PLACES:
         rows = described_methods(METHOD_PLACES[what])
     else:
@@ -94,3 +110,16 @@ def list_(
         print_rows(what, ("name", "what it does"), list(rows.items()))
     if what == "targets":
         say(ADVICE)
+
+
+def _list_capabilities(what: str, *, as_json: bool) -> None:
+    if what != "targets":
+        raise InvalidInput(f"list {what}: --verbose tells more of targets alone")
+    from mixbit.targets.capabilities import COLUMNS, capabilities, summary
+
+    rows = {name: capabilities(name) for name in TARGETS}
+    if as_json:
+        print_json({name: [dataclasses.asdict(row) for row in some] for name, some in rows.items()})
+        return
+    for name, some in rows.items():
+        print_rows(name, COLUMNS, summary(some))
