@@ -26,6 +26,7 @@ from mixbit.quantization.affine import quantize as integers_of
 from mixbit.quantization.offers import uniform_plan, why_not
 from mixbit.quantization.quantizer import weight_quantizers
 from mixbit.roundings.quantize import quantize
+from mixbit.targets.capabilities import capabilities
 from mixbit.targets.export import export
 from mixbit.targets.verify import predicted_bytes, verify
 from tests.networks import assert_state_is, plan_of, state_of
@@ -235,6 +236,19 @@ def test_what_it_does_not_store_is_told_with_the_reason(name, layer, scheme, rea
     plan = plan.model_copy(update={"layers": {**plan.layers, some.name: scheme}})
     with pytest.raises(InvalidInput, match=reason[:20]):
         quantize(captured(name), plan, [inputs(4)])
+
+
+def test_rows_of_capabilities_are_what_layers_are_offered():
+    layers = {"linear": "q_proj", "embedding": "embed"}
+    for row in capabilities(TARGET.name):
+        if row.operator not in layers:
+            assert (row.runs == "float") == (row.scheme in {"float", "float16", "bfloat16"})
+            continue
+        layer = next(each for each in captured("llama").layers if layers[row.operator] in each.name)
+        scheme = Scheme.parse(row.scheme)
+        if scheme.weight is None or scheme.weight.group is None:  # 32 do not divide its 40 inputs
+            assert (why_not(layer, scheme, TARGET) is None) == (row.runs != "refused"), row
+        assert row.runs != "integers"
 
 
 def test_choices_that_no_layer_takes_are_refused():

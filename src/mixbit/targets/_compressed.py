@@ -58,8 +58,8 @@ def lacks_for(layer: Layer, scheme: Scheme) -> str | None:
     if len(layer.modules) > 1:
         return f"{len(layer.modules)} modules hold the weight, and compressed-tensors stores that of each apart"
     if layer.modules not in {(LINEAR,), (EMBEDDING,)}:
-        kind = layer.modules[0].rpartition(".")[2] if layer.modules else "none of the model's own modules"
-        return f"compressed-tensors stores weights of torch's Linear and Embedding, not of {kind}"
+        own = [name.rpartition(".")[2] for name in layer.modules if not name.startswith("torch.nn.")]
+        return f"compressed-tensors stores weights of torch's Linear and Embedding{', not of '.join(['', *own])}"
     if layer.modules == (EMBEDDING,) and weight.bits < WHOLE:
         return f"an Embedding is stored in {WHOLE} bits or in float: transformers does not load one that is packed"
     if read is not None and not read.dynamic and len(layer.inputs) > 1:
