@@ -10,7 +10,7 @@ from tests.pages import NUMBER, PAGES, ROOT, assert_printed, blocks_of, run_page
 SLOW = (
     "docs/PRUNING.md", "docs/ROUNDINGS.md", "docs/SCHEMES.md", "docs/troubleshooting.md",
     *(f"docs/how-to/{name}.md" for name in (
-        "cnn", "detector", "encoder", "language-model", "latency", "metric", "nncf", "onnx", "training",
+        "cnn", "detector", "encoder", "language-model", "latency", "metric", "nncf", "onnx", "other-tools", "training",
     )),
 )  # fmt: skip
 LANGUAGES = {"python", "bash", "output", "json", "text", "diff", "cpp"}

@@ -12,10 +12,10 @@ import mixbit
 
 PACKAGE = Path(mixbit.__file__).parent
 ROOMS = (
-    "core", "graph", "searches", "quantization", "training", "metrics", "roundings", "pruning", "targets",
+    "core", "graph", "searches", "recipes", "quantization", "training", "metrics", "roundings", "pruning", "targets",
     "metric_study", "results", "report", "pipeline", "models", "datasets", "demo", "app",
 )  # fmt: skip
-METHODS = ("searches", "metrics", "roundings", "targets", "models", "datasets")
+METHODS = ("searches", "recipes", "metrics", "roundings", "targets", "models", "datasets")
 
 
 def imports(path: Path) -> set[str]:
@@ -48,7 +48,19 @@ def test_a_room_imports_only_rooms_before_it():
 
 def test_methods_do_not_import_one_another():
     for room in METHODS:
-        verbs = {"measure", "search", "front", "quantize", "export", "verify", "latency", "size", "load", "__init__"}
+        verbs = {
+            "measure",
+            "search",
+            "front",
+            "quantize",
+            "export",
+            "verify",
+            "latency",
+            "size",
+            "load",
+            "recipe",
+            "__init__",
+        }
         for path in (PACKAGE / room).glob("*.py"):
             for name in imports(path):
                 module = name.split(".")[1] if name.startswith(f"{room}.") else "_"

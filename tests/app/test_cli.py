@@ -569,7 +569,7 @@ def test_list_of_something_else_names_the_lists(run):
         ({"data": "empty"}, "no batch"),
         ({"data": "number"}, "not an iterable"),
         ({"data": "wrong_labels"}, "classes 0..2"),
-        ({"target": "tflite"}, "known: ethosu, litert, onnxruntime, openvino, packed"),
+        ({"target": "tflite"}, "known: compressed_tensors, ethosu, litert, onnxruntime, openvino, packed"),
         ({"budget": "bits=4"}, "did you mean bit_ops"),
         ({"budget": "mean_bits"}, "name=value"),
         ({"budget": "mean_bits=nan"}, "positive finite"),

@@ -23,6 +23,7 @@ from mixbit.core import (
     find_target,
 )
 from mixbit.pipeline.settings import METHODS
+from mixbit.recipes import RECIPES
 from mixbit.targets.openvino import TYPES
 from tests.searches.test_front import random_table
 
@@ -46,6 +47,7 @@ LIGHT = [
     ["--version"],
     ["--help"],
     ["plan", "diff", "--help"],
+    ["plan", "export", "--help"],
     *([name, "--help"] for name in COMMANDS),
     *(["list", name, "--json"] for name in ("targets", *METHOD_PLACES, "budgets", "schemas")),
     *(["schema", name] for name in SCHEMAS),
@@ -72,8 +74,9 @@ print(json.dumps(loaded))
 
 
 def test_lists_read_from_the_source_are_what_is_loaded(run):
-    assert {name: methods.place for name, methods in METHODS.items()} == METHOD_PLACES
-    for name, methods in METHODS.items():
+    kinds = {**METHODS, "recipes": RECIPES}
+    assert {name: methods.place for name, methods in kinds.items()} == METHOD_PLACES
+    for name, methods in kinds.items():
         texts = {each: (method.__doc__ or "").strip().partition("\n")[0] for each, method in methods.items()}
         assert described_methods(METHOD_PLACES[name]) == texts
         assert list(described_methods(METHOD_PLACES[name])) == list(methods)
@@ -155,6 +158,7 @@ def test_the_version_is_that_of_the_package(run):
         ("mixbit apply --rounding br", ["brecq"]),
         ("mixbit quantize --budget mean", ["mean_bits="]),
         ("mixbit list sch", ["schemas"]),
+        ("mixbit plan export --to ai", ["aimet", "ai_edge_quantizer"]),
         ("mixbit schema fr", ["front"]),
         ("mixbit quan", ["quantize"]),
     ],

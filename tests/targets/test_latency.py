@@ -108,6 +108,19 @@ def test_sums_over_layers_are_the_true_times_of_plans_with_one_choice_for_all(me
     np.testing.assert_allclose(usage[:, 0], wanted)
 
 
+def test_sums_are_compared_with_the_times_of_mixed_plans(measured, runtime):
+    table, graph, calibration = measured
+    choices = [np.array([0, 0, 0, 0]), np.array([0, 2, 2, 0])]
+    compared, off = timing.compared(table, choices, graph, lambda plan: mb.quantize(graph, plan, calibration))
+    usage, rows = compared.usage["latency_ms"], np.arange(4)
+    for choice, found in zip(choices, off, strict=True):
+        executed = {layer: EXECUTED[CHOICES[column]] for layer, column in zip(table.layers, choice, strict=True)}
+        true = BASE_MS + sum(ms for _, ms in operators_of(executed))
+        assert found == pytest.approx(usage[rows, choice].sum() / true)
+    assert off[0] == pytest.approx(1)
+    assert off[1] < 0.95, "conversions between layers are in no layer's part"
+
+
 def test_what_is_between_two_layers_counts_half_to_each():
     class Table:
         layers, macs = ("a", "b"), np.array([1.0, 3.0])

@@ -74,6 +74,15 @@ class PlanDifference:
         }
 
 
+def load_plan(path: Path) -> Plan:
+    """The plan of a file, or of the folder of a run; raises InvalidInput where there is none."""
+    return Plan.load(_place(path))
+
+
+def _place(path: Path) -> Path:
+    return path / PLAN_FILE if path.is_dir() else path
+
+
 def compare_plans(first: Path, second: Path) -> PlanDifference:
     """Compare plan files, or those of folders of runs.
 
@@ -83,7 +92,7 @@ def compare_plans(first: Path, second: Path) -> PlanDifference:
     Raises:
         InvalidInput: A path holds no plan, or a file beside it is not what it is called.
     """
-    places = [path / PLAN_FILE if path.is_dir() else path for path in (first, second)]
+    places = [_place(path) for path in (first, second)]
     plans = [Plan.load(place) for place in places]
     tables = [Sensitivity.load(path) for place in places if (path := place.parent / TABLE_FILE).is_file()]
     a, b = (Side(place, plan, _costs(place, plan, tables)) for place, plan in zip(places, plans, strict=True))

@@ -51,14 +51,14 @@ def recheck(folder: Path, *, model: nn.Module | None = None, layers: bool = Fals
     Raises InvalidInput where a file of the folder is missing or not what mixbit writes, and TargetMismatch where the
     runtime cannot load the artefact. Differences are in the result's `problems`.
     """
-    result, check, graph = _open(folder, model)
+    result, check, graph = open_folder(folder, model)
     target, task = find_target(result.target), dataclasses.replace(Task.named(result.task), batch_axes=check.batch_axes)
     target.try_apart(folder, [tensor.numpy() for tensor in check.inputs.tensors])
     runner = target.load(folder, graph)
     reference = Reference(task, lambda *_: check.outputs)
 
     def run_by(runner: Runner, inputs: Inputs) -> dict[str, Tensor]:
-        return _outputs(runner.run([tensor.numpy() for tensor in inputs.tensors]), check, inputs.batch_size)
+        return outputs_of(runner.run([tensor.numpy() for tensor in inputs.tensors]), check, inputs.batch_size)
 
     def ran(runner: Runner) -> Evaluation:
         run, batches = partial(run_by, runner), [(check.inputs, check.labels)]
@@ -98,7 +98,7 @@ def bench(folder: Path, batch_sizes: tuple[int, ...], *, model: nn.Module | None
     `latency_ms` is that of the settings under which the runtime computes as the simulation does, `default_latency_ms`,
     paired with it, that of the runtime's own. Samples repeat where there are too few. Raises as `recheck` does.
     """
-    result, check, graph = _open(folder, model)
+    result, check, graph = open_folder(folder, model)
     target = find_target(result.target)
     target.try_apart(folder, [tensor.numpy() for tensor in check.inputs.tensors])
     runner = target.load(folder, graph)
@@ -125,7 +125,7 @@ def bench(folder: Path, batch_sizes: tuple[int, ...], *, model: nn.Module | None
     }
 
 
-def _open(folder: Path, model: nn.Module | None) -> tuple[Result, CheckSet, Graph | None]:
+def open_folder(folder: Path, model: nn.Module | None) -> tuple[Result, CheckSet, Graph | None]:
     """What the folder holds, unchanged since it was written; and the model's graph for a target that needs it."""
     result, plan = Result.load(folder), Plan.load(inside_of(folder, "plan.json"))
     if plan.target != result.target or plan.layers != result.schemes:
@@ -152,7 +152,7 @@ def _open(folder: Path, model: nn.Module | None) -> tuple[Result, CheckSet, Grap
     return result, check, graph
 
 
-def _outputs(returned: list[NDArray[Any]], check: CheckSet, count: int) -> dict[str, Tensor]:
+def outputs_of(returned: list[NDArray[Any]], check: CheckSet, count: int) -> dict[str, Tensor]:
     """Name -> output that the check set holds, as the artefact returns it for that many samples."""
     if len(returned) < len(check.returned):
         raise TargetMismatch(f"the artefact returns {len(returned)} tensors; {len(check.returned)} are expected")

@@ -113,9 +113,22 @@ def timed(table: Sensitivity, graph: Graph, simulate: Callable[[Plan], Graph]) -
         graph: The captured graph in float.
         simulate: Makes the simulation of a plan.
     """
+    return compared(table, (), graph, simulate)[0]
+
+
+def compared(
+    table: Sensitivity, choices: Sequence[NDArray[np.int64]], graph: Graph, simulate: Callable[[Plan], Graph]
+) -> tuple[Sensitivity, FloatArray]:
+    """The table as of `timed`, and [P] sums over layers by the times of the plans whose choices [L] these are.
+
+    They run in turn with the plans of one choice for all.
+    """
     plans = [table.plan_like(column, "timing") for column in range(len(table.choices))]
-    latency, _ = _measured(table, plans, graph, simulate)
-    return dataclasses.replace(table, usage=table.usage | {"latency_ms": latency.T})
+    others = [table.plan_like(choice, "timing") for choice in choices]
+    latency, times, _ = _measured(table, plans, graph, simulate, others)
+    rows = np.arange(len(table.layers))
+    off = [latency.T[rows, choice].sum() / ms for choice, ms in zip(choices, times, strict=True)]
+    return dataclasses.replace(table, usage=table.usage | {"latency_ms": latency.T}), np.array(off)
 
 
 def faster(table: Sensitivity, graph: Graph, simulate: Callable[[Plan], Graph]) -> Sensitivity:
@@ -143,7 +156,7 @@ def faster(table: Sensitivity, graph: Graph, simulate: Callable[[Plan], Graph]) 
     best, least = np.full_like(columns, in_float), 1.0
     for _ in range(TRIES):
         plans = [table.plan_like(choice, "timing") for choice in (columns, in_float)]
-        (taken, float_ms), ratio = _measured(table, plans, graph, simulate)
+        (taken, float_ms), _, ratio = _measured(table, plans, graph, simulate)
         if ratio.high < 1 and ratio.value < least:
             best, least = columns, ratio.value
         lose = [rows for rows in groups if columns[rows[0]] != in_float and taken[rows].sum() >= float_ms[rows].sum()]
@@ -166,27 +179,37 @@ def note_on_speed(table: Sensitivity) -> str:
 
 
 def _measured(
-    table: Sensitivity, plans: Sequence[Plan], graph: Graph, simulate: Callable[[Plan], Graph]
-) -> tuple[FloatArray, Ratio]:
-    """[P, L] milliseconds of each layer in each plan, and the first plan's time by the last one's, all paired."""
+    table: Sensitivity,
+    plans: Sequence[Plan],
+    graph: Graph,
+    simulate: Callable[[Plan], Graph],
+    others: Sequence[Plan] = (),
+) -> tuple[FloatArray, FloatArray, Ratio]:
+    """[P, L] milliseconds of each layer in each plan, those of other plans, and the first plan's time by the last's.
+
+    All run in turn.
+    """
     target = find_target(table.target)
     target.require()
     sample = [leaf.numpy() for leaf in graph.tensors(graph.example.rows([0]))]
     with ExitStack() as stack:
         runners = [
-            stack.enter_context(target.written(simulate(plan), graph, 1)) for plan in track(plans, "write choices")
+            stack.enter_context(target.written(simulate(plan), graph, 1))
+            for plan in track([*plans, *others], "write choices")
         ]
         executed = [runner.executed() for runner in runners]
         same = [executed.index(texts) for texts in executed]  # plans that are executed alike are timed once
         times = paired_times({str(index): runners[index].run for index in set(same)}, sample, "time choices")
-        parts = {index: _parts(table, runners[index], sample) for index in track(set(same), "profile choices")}
-    latency = np.array([times.medians[str(index)] * parts[index] for index in same])
+        of_plans = same[: len(plans)]
+        parts = {index: _parts(table, runners[index], sample) for index in track(set(of_plans), "profile choices")}
+    latency = np.array([times.medians[str(index)] * parts[index] for index in of_plans])
     for row, layer in enumerate(table.layers):
-        texts = [each.get(layer) for each in executed]
+        texts = [each.get(layer) for each in executed[: len(plans)]]
         latency[:, row] = [
             np.mean([latency[other, row] for other in range(len(texts)) if texts[other] == text]) for text in texts
         ]
-    return latency, times.ratio(str(same[0]), of=str(same[-1]))
+    of_others = np.array([times.medians[str(index)] for index in same[len(plans) :]])
+    return latency, of_others, times.ratio(str(of_plans[0]), of=str(of_plans[-1]))
 
 
 def _parts(table: Sensitivity, runner: Runner, sample: list[NDArray[Any]]) -> FloatArray:

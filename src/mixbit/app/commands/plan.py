@@ -1,4 +1,4 @@
-"""`mixbit plan diff`: how two plans differ."""
+"""`mixbit plan`: how two plans differ, and a plan as the configuration of another tool."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,18 +7,20 @@ import typer
 
 from mixbit.app.commands import options
 from mixbit.app.commands.options import print_json, print_rows
-from mixbit.core import say
+from mixbit.core import METHOD_PLACES, described_methods, new_file, say, write_text
 
 if TYPE_CHECKING:
     from mixbit.results.plans import PlanDifference
 
-plan = typer.Typer(no_args_is_help=True, help="Compare plans.")
+PLAN_HELP = "plan.json, or the folder of a run"
+
+plan = typer.Typer(no_args_is_help=True, help="Compare plans, and write them for other tools.")
 
 
 @plan.command()
 @options.with_quiet
 def diff(
-    first: Annotated[Path, typer.Argument(metavar="A", help="plan.json, or the folder of a run")],
+    first: Annotated[Path, typer.Argument(metavar="A", help=PLAN_HELP)],
     second: Annotated[Path, typer.Argument(metavar="B", help="the same")],
     as_json: options.AsJson = False,
 ) -> None:
@@ -40,6 +42,35 @@ def diff(
     count = len(difference.layers)
     differ = "1 layer differs" if count == 1 else f"{count} layers differ"
     say(differ if count else "the plans take the same scheme for every layer")
+
+
+@plan.command()
+@options.with_quiet
+def export(
+    source: Annotated[Path, typer.Argument(metavar="PLAN", help=PLAN_HELP)],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="see: mixbit list recipes; with options as in llmcompressor:modifier=gptq; or file.py:function",
+            autocompletion=options.completing(lambda: described_methods(METHOD_PLACES["recipes"])),
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="the tool's file")],
+    force: options.Force = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write the plan as another tool's configuration, which gives every layer the same bits there."""
+    from mixbit.recipes.recipe import recipe
+    from mixbit.results.plans import load_plan
+
+    tool = options.function_or_name(to, "TOOL")
+    with new_file(out, force=force):
+        text = recipe(load_plan(source), tool)
+        write_text(out, text)
+    if as_json:
+        print_json({"recipe": str(out), "bytes": len(text.encode())})
+    else:
+        say(f"written to {out}")
 
 
 def _layers(difference: "PlanDifference") -> list[tuple[str, ...]]:

@@ -34,22 +34,31 @@ def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR")],
     model: Network = None,
     layers: Annotated[bool, typer.Option("--layers", help="name the first tensor inside that differs")] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="FILE of another quantizer, .onnx, .xml or .tflite, to run on the same samples")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Run the artefact in DIR on its check set and compare it with the simulation and the prediction."""
     options.check_run(folder)
     from mixbit.models.load import load_model
+    from mixbit.results.against import compare_with
     from mixbit.results.recheck import recheck
     from mixbit.results.result import Result
 
-    comparison = recheck(folder, model=None if model is None else load_model(model).module, layers=layers)
+    network = None if model is None else load_model(model).module
+    other = None if against is None else compare_with(folder, against, network)
+    comparison = recheck(folder, model=network, layers=layers)
     if as_json:
-        print_json(_in_json(dataclasses.asdict(comparison)))
+        told = dataclasses.asdict(comparison) | ({} if other is None else {"against": dataclasses.asdict(other)})
+        print_json(_in_json(told))
     else:
         print(clean(str(comparison)))
         print(f"when it was made: {clean(Result.load(folder).speed)}")
         if layers and comparison.first_difference is None:
             print("no tensor inside differs from the simulation")
+        if other is not None:
+            print(clean(str(other)))
     comparison.check()
 
 
@@ -96,7 +105,7 @@ def list_(
     ] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Name the targets, metrics, searches, ranges of activations, roundings, budgets, or schemas of files."""
+    """Name the targets, metrics, searches, ranges of activations, roundings, recipes, budgets, or schemas of files."""
     if verbose:
         _list_capabilities(what, as_json=as_json)
         return

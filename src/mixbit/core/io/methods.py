@@ -29,6 +29,7 @@ METHOD_PLACES = {
     "searches": "mixbit.searches",
     "ranges": "mixbit.quantization.ranges",
     "roundings": "mixbit.roundings",
+    "recipes": "mixbit.recipes",
 }
 _BOUNDS: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
     Gt: ("more than", operator.gt),
