@@ -361,7 +361,11 @@ def test_measure_then_search(code, run, tmp_path):
 @pytest.mark.parametrize(
     ("what", "names", "accepted"),
     [
-        ("targets", {"compressed_tensors", "ethosu", "litert", "openvino", "onnxruntime", "packed"}, TARGETS),
+        (
+            "targets",
+            {"compressed_tensors", "ethosu", "executorch", "litert", "openvino", "onnxruntime", "packed"},
+            TARGETS,
+        ),
         ("metrics", {"fisher"}, METRICS),
         ("searches", {"ilp"}, SEARCHES),
         ("roundings", {"nearest", "adaround", "brecq", "gptq"}, ROUNDINGS),
@@ -569,7 +573,7 @@ def test_list_of_something_else_names_the_lists(run):
         ({"data": "empty"}, "no batch"),
         ({"data": "number"}, "not an iterable"),
         ({"data": "wrong_labels"}, "classes 0..2"),
-        ({"target": "tflite"}, "known: compressed_tensors, ethosu, litert, onnxruntime, openvino, packed"),
+        ({"target": "tflite"}, "known: compressed_tensors, ethosu, executorch, litert, onnxruntime, openvino, packed"),
         ({"budget": "bits=4"}, "did you mean bit_ops"),
         ({"budget": "mean_bits"}, "name=value"),
         ({"budget": "mean_bits=nan"}, "positive finite"),
@@ -618,7 +622,7 @@ def test_usage_errors_are_exit_2(run):
 @pytest.mark.parametrize(
     ("option", "value", "known"),
     [
-        ("target", "x", ["ethosu", "litert", "onnxruntime", "openvino", "packed"]),
+        ("target", "x", ["ethosu", "executorch", "litert", "onnxruntime", "openvino", "packed"]),
         ("rounding", "x", ["nearest"]),
         ("flavour", "x", ["static", "qat"]),
         ("metric", "x", ["fisher"]),

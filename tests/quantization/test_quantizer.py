@@ -147,7 +147,13 @@ def test_a_range_of_rows_and_their_groups_is_that_of_each_alone(scheme, size):
     torch.testing.assert_close(at_run_time(scheme)(x), torch.stack(parts).reshape(x.shape))
 
 
-@pytest.mark.parametrize("scheme", ["w8a8d", "w8a8dr", "w8a8dg4"])
+@pytest.mark.parametrize("x", [VALUES, VALUES.abs() + 1, torch.zeros_like(VALUES)])
+def test_a_range_of_rows_with_zero_points_is_that_of_each_alone(x):
+    rows = torch.stack([at_run_time("w8a8d")(row) for row in x.reshape(-1, x.shape[-1])])
+    torch.testing.assert_close(at_run_time("w8a8drz")(x), rows.reshape(x.shape), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8d", "w8a8dr", "w8a8drz", "w8a8dg4"])
 def test_ranges_at_run_time_pass_gradients_store_nothing_and_export_as_one_node(scheme):
     quantizer, x = at_run_time(scheme), VALUES.float().requires_grad_()
     quantizer(x).backward(torch.ones_like(x))
@@ -156,7 +162,8 @@ def test_ranges_at_run_time_pass_gradients_store_nothing_and_export_as_one_node(
     exported = torch.export.export(quantizer, (VALUES.float(),))
     names = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
     assert names == ["mixbit.quantize_at_run_time.default"]
-    torch.library.opcheck(quantize_at_run_time, (x, 8, scheme != "w8a8d", 4 if scheme[-1] == "4" else 0, "x"))
+    group, zeros = 4 if scheme[-1] == "4" else 0, scheme[-1] == "z"
+    torch.library.opcheck(quantize_at_run_time, (x, 8, scheme != "w8a8d", group, "x", zeros))
 
 
 @pytest.mark.parametrize(("kind", "largest"), [("float16", 65504.0), ("bfloat16", 3.3895313892515355e38)])

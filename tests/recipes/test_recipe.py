@@ -295,6 +295,14 @@ def test_the_last_layer_computes_the_output_in_litert_torchs_file():
     assert rule_of(rules, "serving_default_output_0_output;", "FULLY_CONNECTED") is None
 
 
+def test_tables_are_read_by_numbers_that_nothing_rounds_in_ai_edge_quantizer():
+    rules = json.loads(recipe(plan_of({"table.weight": "w4a8", "head.weight": "w8a8"}), "ai_edge_quantizer"))
+    config = rule_of(rules, scope_of("table"), "EMBEDDING_LOOKUP")["op_config"]
+    assert config["weight_tensor_config"]["num_bits"] == 4
+    assert "activation_tensor_config" not in config
+    assert (config["compute_precision"], config["explicit_dequantize"]) == ("INTEGER", False)
+
+
 def test_layers_that_compute_several_outputs_are_named():
     plan = plan_of({"boxes.weight": "w8a8", "fc.weight": "w8a16", "classes.weight": "w4a8"})
     rules = json.loads(recipe(plan, "ai_edge_quantizer:outputs=boxes.weight+classes.weight"))

@@ -223,6 +223,7 @@ def test_layers_that_the_library_cannot_store_stay_in_float():
         ("albert", "query", "w8a8", "its module reads 2 tensors, and holds one static range"),
         ("llama", "q_proj", "w4z", "zero points beside 8 bits alone: transformers does not load those of packed"),
         ("llama", "q_proj", "w8a8dr", "divides the range of a row or group by 127.5 steps, not by 127"),
+        ("llama", "q_proj", "w8a8drz", "takes one range for all rows of inputs of two dimensions"),
         ("llama", "q_proj", "w8@2:4", "no zeros left out"),
         ("llama", "q_proj", "w8a16", "inputs a8 or float"),
     ],

@@ -42,10 +42,11 @@ FLOAT = {
     "openvino": (),
     "litert": ("up",),  # its integer kernel takes sizes that are known beforehand alone
     "ethosu": ("up",),  # as litert
+    "executorch": ("up",),  # XNNPACK's takes a scale for each input channel alone
     "packed": ("",),  # PyTorch computes in float on rounded values
 }
 #: Targets whose runtime computes as the simulation does by default, and whose runtime tells no times of operators.
-WITHOUT_SETTINGS = WITHOUT_PROFILE = ("packed", "litert", "ethosu")
+WITHOUT_SETTINGS = WITHOUT_PROFILE = ("packed", "litert", "ethosu", "executorch")
 #: Largest root mean square difference from the simulation, relative to the spread of its outputs. In float only the
 #: order of sums differs; under a8 that moves a few values across a rounding boundary, one step of 255 each.
 ROUNDING, SUMS = 0.03, 1e-5
@@ -196,7 +197,8 @@ SLOW = [
     ("onnxruntime", "kinds", "sparse widths"),
     *[("onnxruntime", "everything", scheme) for scheme in ("w8a8@2:4", "w4@1:2", "w8a8@99%")],
     ("onnxruntime", "tokens", "formats"),
-    *[case for case in CASES if case[0] == "ethosu" and case[1] != "shared"],  # Vela compiles each
+    # Vela and ExecuTorch compile each
+    *[case for case in CASES if case[0] in ("ethosu", "executorch") and case[1] != "shared"],
 ]
 #: Those that are also loaded for a fixed batch size and with a runtime's default settings.
 LOADED_IN_EVERY_WAY = [("everything", "mixed"), ("everything", "w4"), ("everything", "dynamic"), ("shared", "w4a8")]
@@ -480,6 +482,7 @@ def test_writing_leaves_the_graph_as_it_is(target, tmp_path):
         ("onnxruntime", "onnxruntime"),
         ("litert", "ai_edge_litert.interpreter"),
         ("ethosu", "ethosu.vela"),
+        ("executorch", "executorch.extension.pybindings._C"),
     ],
 )
 def test_a_missing_runtime_is_named(target, package, tmp_path, monkeypatch):

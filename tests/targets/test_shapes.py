@@ -27,6 +27,7 @@ REFUSED = {
     ("litert", "text"): "slice_1: target litert cannot write this form of aten.slice.Tensor",
     ("litert", "picture"): "avg_pool2d: target litert cannot write this form of aten.avg_pool2d.default",
     **{("ethosu", name): "inputs of several sizes: an NPU's file has one" for name in CASES},
+    **{("executorch", name): "inputs of several sizes: a file of target executorch" for name in CASES},
 }
 
 

@@ -77,7 +77,9 @@ def test_a_plan_that_is_larger_than_predicted_gives_way(monkeypatch):
     usage = np.array([[100.0, 200.0, 300.0]] * 3)
     table = dataclasses.replace(small_table(), usage=small_table().usage | {"file_bytes": usage})
     monkeypatch.setattr(
-        size, "_written", lambda target, plan: 30 + int(usage[range(3), table.columns(plan.layers)].sum())
+        size,
+        "_written",
+        lambda target, plan: {"file_bytes": 30 + int(usage[range(3), table.columns(plan.layers)].sum())},
     )
 
     def find(table):
@@ -85,7 +87,37 @@ def test_a_plan_that_is_larger_than_predicted_gives_way(monkeypatch):
         fitting = [choice for choice in choices if table.usage["file_bytes"][range(3), choice].sum() <= 700]
         return table.plan(max(fitting, key=lambda choice: choice.sum()), "found")
 
-    plan = size.plan_within(700, find, table, lambda plan: plan)
+    plan = size.plan_within(mb.Budget(file_bytes=700), find, table, lambda plan: plan)
     assert plan.predicted["file_bytes"] == 630, "the first plan, of 700 bytes by the table, takes 730"
     with pytest.raises(InfeasibleBudget, match="file_bytes=300"):
-        size.plan_within(300, lambda table: table.plan([0, 0, 0], "found"), table, lambda plan: plan)
+        size.plan_within(
+            mb.Budget(file_bytes=300), lambda table: table.plan([0, 0, 0], "found"), table, lambda plan: plan
+        )
+
+
+def test_an_npus_flash_sram_and_cycles_are_budgets(measured, tmp_path):
+    find_target("ethosu").require()
+    network, batches, graph, calibration = measured
+    settings = Settings(task=mb.Task.regression(), metric="weight_error", choices=["w4a8", "w8a8"])
+
+    def run(folder, **limits):
+        budget = mb.Budget(**limits)
+        return mb.auto_quantize(
+            network, batches, target="ethosu", budget=budget, out=tmp_path / folder, settings=settings
+        )
+
+    widest = run("widest", flash_bytes=1e6)
+    told = {
+        name: int(widest.result.environment[name].replace(",", "")) for name in ("flash_bytes", "sram_bytes", "cycles")
+    }
+    assert {name: widest.plan.predicted[name] for name in told} == told
+    kept = run("kept", flash_bytes=told["flash_bytes"] - 200, cycles=told["cycles"], sram_bytes=told["sram_bytes"])
+    assert int(kept.result.environment["flash_bytes"].replace(",", "")) <= told["flash_bytes"] - 200
+    with pytest.raises(InfeasibleBudget, match="cycles"):
+        run("none", cycles=told["cycles"] / 100)
+
+
+def test_what_a_targets_files_do_not_tell_is_no_budget_there(measured, tmp_path):
+    network, batches, _, _ = measured
+    with pytest.raises(InvalidInput, match="budget cycles: files of target packed do not tell it"):
+        mb.auto_quantize(network, batches, target="packed", budget=mb.Budget(cycles=1e6), out=tmp_path / "out")

@@ -9,6 +9,7 @@ from mixbit.core.arguments import (
     checked_class as checked_class,
 )
 from mixbit.core.budget import (
+    OF_FILES as OF_FILES,
     OF_WEIGHTS as OF_WEIGHTS,
     RESOURCES as RESOURCES,
     Budget as Budget,

@@ -12,6 +12,9 @@ RESOURCES = {
     "weight_bytes": "bytes in the file for weights and their scales, those that stay in float included",
     "weight_ratio": "weight_bytes / bytes in float32 (0.25 is about uniform int8)",
     "file_bytes": "bytes of all the files, the graph too; the table must hold sizes of its choices",
+    "flash_bytes": "bytes of an NPU's flash, the graph too; of target ethosu, the table must hold sizes of its choices",
+    "sram_bytes": "most bytes of an NPU's SRAM at once; as flash_bytes",
+    "cycles": "cycles of one inference on an NPU, as its compiler estimates them; as flash_bytes",
     "mean_bits": "mean bits of a weight, 32 where it stays in float, scales not counted",
     "bit_ops": "sum of multiply-accumulates x weight bits x input bits, one sample",
     "bit_ops_ratio": "bit_ops of uniform w8a8 / bit_ops of the plan: at least this",
@@ -19,6 +22,8 @@ RESOURCES = {
     "activation_bytes": "most bytes of activations alive at once, one sample, 1 for 8 bits or fewer and 4 in float",
     "latency_ms": "milliseconds of one sample in the runtime; the table must hold times of its choices",
 }
+#: Those that are read from written files, and that only targets of NPUs tell but for the first.
+OF_FILES = ("file_bytes", "flash_bytes", "sram_bytes", "cycles")
 #: Name -> what no network uses more of, and what to write.
 _MOST = {
     "mean_bits": (32, "2 to 32 bits, 32 of them where a weight stays in float"),

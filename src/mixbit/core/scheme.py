@@ -16,7 +16,7 @@ UNDERSTOOD = "write float, float16, w4 or w4a8, w4g32 (a scale for 32 weights), 
 
 _SCHEME = re.compile(
     r"w(?P<weight>[1-9][0-9]?)(?P<one>t)?(?:g(?P<group>[1-9][0-9]*))?(?P<zero>z)?"
-    r"(?:a(?P<input>[1-9][0-9]?)(?P<dynamic>d(?:r|g(?P<part>[1-9][0-9]*))?)?)?"
+    r"(?:a(?P<input>[1-9][0-9]?)(?P<dynamic>d(?:rz?|g(?P<part>[1-9][0-9]*))?)?)?"
     r"(?:@(?P<zeros>[1-9][0-9]?)(?::(?P<block>[1-9][0-9]?)|%))?",
     re.ASCII,
 )
@@ -77,7 +77,8 @@ class Scheme:
 
     As text, a weight's bits may be followed by `t` (one scale for the tensor) or `g32` (one for every 32 weights of a
     channel; otherwise one a channel) and `z` (with zero points); an input's by `d` (range taken at run time), `dr` (one
-    a row) or `dg32` (one for every 32 values of a row); and the whole by `@2:4` or `@50%`, the zeros among the weights.
+    a row), `drz` (the same with a zero point) or `dg32` (one for every 32 values of a row); and the whole by `@2:4` or
+    `@50%`, the zeros among the weights.
 
     Example:
         >>> Scheme.parse("w4a8").weight_bits, str(Scheme.parse("w4g32a8d@2:4")), str(Scheme())
@@ -117,8 +118,9 @@ class Scheme:
             raise InvalidInput(f"scheme {text!r}: inputs have 2 to 8 or 16 bits, not {input_bits}")
         dynamic = match["dynamic"] or ""
         part = int(match["part"]) if match["part"] else None
-        read = "tensor" if dynamic in ("", "d") else "row" if dynamic == "dr" else "group"
-        return cls(weight, Format(input_bits, read, read != "tensor", part, dynamic=dynamic != ""))
+        read = "tensor" if dynamic in ("", "d") else "group" if part else "row"
+        symmetric = read != "tensor" and dynamic != "drz"
+        return cls(weight, Format(input_bits, read, symmetric, part, dynamic=dynamic != ""))
 
     def __str__(self) -> str:
         if self.weight is None:
@@ -130,7 +132,8 @@ class Scheme:
         if self.input:
             text += f"a{self.input.bits}"
             if self.input.dynamic:
-                text += {"row": "dr", "group": f"dg{self.input.group}"}.get(self.input.granularity, "d")
+                row = "dr" if self.input.symmetric else "drz"
+                text += {"row": row, "group": f"dg{self.input.group}"}.get(self.input.granularity, "d")
         return text + (f"@{self.weight.sparsity}" if self.weight.sparsity else "")
 
     @property

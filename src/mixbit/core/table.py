@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from mixbit.core.arguments import checked, checked_class
-from mixbit.core.budget import RESOURCES, Budget
+from mixbit.core.budget import OF_FILES, RESOURCES, Budget
 from mixbit.core.errors import InvalidInput, did_you_mean, pick
 from mixbit.core.io.files import read_bytes, write_text
 from mixbit.core.io.json_files import MOST_JSON, MOST_TABLE_VALUES, first_problem, model_of, read_model
@@ -75,7 +75,7 @@ USAGE = {"weight_bytes", "weight_bits", "bit_ops"}
 #: Budgets that are no sum over layers.
 _NO_SUMS = ("bit_ops_ratio", "bit_complexity_ratio", "activation_bytes")
 #: Budgets whose usage is measured where it is asked for -> what that is, and the option of `measure`.
-MEASURED = {"latency_ms": ("times", "--latency"), "file_bytes": ("sizes", "--size")}
+MEASURED = {"latency_ms": ("times", "--latency")} | dict.fromkeys(OF_FILES, ("sizes", "--size"))
 #: Larger entries are not measurements, and their sums would overflow.
 LARGEST = 1e100
 
@@ -135,7 +135,7 @@ class Plan(BaseModel):
         layers: Layer -> scheme as text, in execution order.
         budget: The limits that the plan was made under, or `max_drop`; empty for a plan written by hand.
         predicted: What the search expected: `loss`, its `standard_error` where known, `weight_bytes`, `weight_ratio`,
-            `mean_bits`, `bit_ops`, `latency_ms` and `file_bytes` where the table holds them.
+            `mean_bits`, `bit_ops`, and those of MEASURED that the table holds.
         prices: Limit of the budget -> what it costs; empty unless asked for.
         made_by: The method behind it, as text for people.
     """

@@ -135,8 +135,8 @@ class Target:
             `layer_bytes` or `coded_bytes` knows better.
         layer_bytes: (layer, scheme) -> the same, where it depends on the layer's kind or the input's format; None where
             it does not.
-        coded_bytes: (layer, its integers in the shape of the weight, scheme) -> the same, where it depends on the
-            numbers; None where it does not.
+        coded_bytes: (layer, its integers in the shape of the weight, None where it is in float, scheme) -> the same,
+            where it depends on the numbers, or on the operators that read them; None where it does not.
         bytes_tolerance: Share by which a layer's bytes may differ from those predicted, and a number of bytes by which
             they may, however few they are.
         require: Raises InvalidInput where the runtime is not installed.
@@ -146,6 +146,8 @@ class Target:
         stored: Folder -> layer -> bytes and types of its weight and scales, read from the file.
         program: Python that loads the file in the folder argv[1] and runs it on the arrays in argv[2] by the runtime
             alone, see `try_apart`; empty where nothing but Python runs the file.
+        file_figures: What the files tell of the device's resources, as `flash_bytes` of OF_FILES.
+        read_figures: Folder -> these.
         check_files: Folder -> raises InvalidInput or TargetMismatch where the files are missing or name others.
         load_tensors: Opens the file with tensors inside as its outputs; None where it cannot.
         exact: The `environment` of the runner that was verified -> how a program loads the files with its settings, for
@@ -176,13 +178,15 @@ class Target:
     lacks_for: Callable[[Any, Scheme], str | None] = lambda *_: None
     weight_bytes: Callable[[tuple[int, ...], int, Format | None], int]
     layer_bytes: Callable[[Any, Scheme], int] | None = None
-    coded_bytes: "Callable[[Any, NDArray[Any], Scheme], int] | None" = None
+    coded_bytes: "Callable[[Any, NDArray[Any] | None, Scheme], int] | None" = None
     bytes_tolerance: tuple[float, int] = (0.01, 0)
     require: Callable[[], object]
     write: Callable[[Any, Path], None]
     load: Load
     stored: Callable[[Path], dict[str, StoredWeight]]
     program: str = ""
+    file_figures: tuple[str, ...] = ()
+    read_figures: Callable[[Path], Mapping[str, int]] = lambda _: {}
     check_files: Callable[[Path], object] = lambda _: None
     load_tensors: LoadTensors | None = None
     exact: Callable[[Mapping[str, str]], str] = lambda _: ""

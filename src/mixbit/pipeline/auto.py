@@ -13,6 +13,7 @@ from torch import nn
 
 from mixbit.core import (
     MEASURED,
+    OF_FILES,
     Batch,
     Batches,
     Budget,
@@ -268,7 +269,7 @@ def measured(run: Run, network: Network, budget: Budget) -> tuple[Calibrated, Se
             table = (faster if settings.fast else timed)(
                 table, graph, lambda plan: quantize(graph, plan, known.calibration)
             )
-    if "file_bytes" in budget.limits:
+    if budget.limits.keys() & OF_FILES:
         with run.clock("size choices"):
             table = sized(table, lambda plan: quantize(graph, plan, known.calibration))
     return known, table
@@ -289,8 +290,10 @@ def planned(run: Run, known: Calibrated, table: Sensitivity, budget: Budget) -> 
         def found(table: Sensitivity) -> Plan:
             return searched_plan(table, lambda: scored(run, known, some, "nearest"), budget, settings.search)
 
-        bound, simulate = budget.limits.get("file_bytes"), partial(quantized, run, known, rounding="nearest")
-        plan = found(table) if bound is None else plan_within(bound, found, table, simulate)
+        # sizes follow the shapes alone, but for targets that code the integers
+        rounding = "nearest" if run.target.coded_bytes is None else settings.rounding
+        simulate = partial(quantized, run, known, rounding=rounding)
+        plan = plan_within(budget, found, table, simulate) if budget.limits.keys() & OF_FILES else found(table)
         tell(predicted_of(plan))
         return plan, budget, None
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mixbit.core import (
+    OF_FILES,
     Budget,
     InvalidInput,
     MaxDrop,
@@ -33,6 +34,7 @@ from mixbit.quantization.offers import FLAVOURS, choices_of
 from mixbit.quantization.ranges import RANGES, RangeMethod
 from mixbit.roundings import ROUNDINGS, Rounding
 from mixbit.searches.search import SEARCHES, Method
+from mixbit.targets.size import figures_of
 from mixbit.training.loop import Training
 
 #: The methods that a run chooses among.
@@ -191,6 +193,12 @@ class Run:
                 f"prune_channels={share}: a file for {self.target.name} runs on the model's own graph, "
                 "which has all channels; take another target"
             )
+        limits = self.goal.limits if isinstance(self.goal, Budget) else {}
+        if untold := [name for name in OF_FILES if name in limits and name not in figures_of(self.target)]:
+            raise InvalidInput(
+                f"budget {untold[0]}: files of target {self.target.name} do not tell it, as those of ethosu do; "
+                "give file_bytes, or another target"
+            )
         if self.drop is not None and settings.flavour == "qat":
             raise InvalidInput(
                 "flavour qat: to keep within a largest drop, every plan tried would have to be trained; give a budget "
@@ -206,7 +214,7 @@ class Run:
 
     def _with_float_inputs(self) -> tuple[str, ...]:
         """The choices, each also with its weight beside an input in float, and float."""
-        if not self.target.integer_operators:
+        if not self.target.integer_layers:
             raise InvalidInput(f"fast: target {self.target.name} computes in float whatever the plan; leave it out")
         beside = [str(Scheme(Scheme.parse(choice).weight)) for choice in self.choices]
         return tuple(dict.fromkeys((*self.choices, *beside, "float")))

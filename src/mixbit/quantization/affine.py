@@ -157,14 +157,16 @@ def run_time_factors(x: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     """Scales and zero points of an activation, taken from its values: one each, or [..., groups, 1] for each group.
 
     For the tensor as a whole, with l = min(x, 0) and h = max(x, 0): s = (h - l) / (last - first), zero point
-    clip(round(first - l / s)), as ONNX's DynamicQuantizeLinear. Otherwise s = max |x| / last for every row, the last
+    clip(round(first - l / s)), as ONNX's DynamicQuantizeLinear; for every row, the last dimension, the same where the
+    format has zero points, as XNNPACK's. Otherwise s = max |x| / last for every row, the last
     dimension, or every `fmt.group` neighbours in it, and x comes from `in_groups`. Where all values are 0, s = 1.
     """
     first, last = fmt.integer_range
     if fmt.symmetric:
         scale = x.abs().amax(-1, keepdim=True) / last
         return torch.where(scale > 0, scale, SCALE_OF_ZEROS), torch.zeros_like(scale)
-    low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
+    rows = {"dim": -1, "keepdim": True} if fmt.granularity == "row" else {}
+    low, high = x.amin(**rows).clamp(max=0), x.amax(**rows).clamp(min=0)
     scale = (high - low) / (last - first)
     scale = torch.where(scale > 0, scale, SCALE_OF_ZEROS)
     return scale, (first - low / scale).round().clamp(first, last)

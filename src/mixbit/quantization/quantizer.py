@@ -73,12 +73,14 @@ def _positive(scale: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("mixbit::quantize_at_run_time", mutates_args=())
-def quantize_at_run_time(x: Tensor, bits: int, rows: bool, group: int, tensor: str) -> Tensor:
+def quantize_at_run_time(x: Tensor, bits: int, rows: bool, group: int, tensor: str, zeros: bool = False) -> Tensor:
     """(clip(round(x / scale) + zero_point) - zero_point) * scale with the factors of `affine.run_time_factors`.
 
-    One operator, as above. With `rows` each row has a scale, or with `group` every so many values of a row.
+    One operator, as above. With `rows` each row has a scale, and with `zeros` a zero point too, or with `group` every
+    so many values of a row.
     """
-    fmt = Format(bits, "tensor" if not rows else "group" if group else "row", rows, group or None, dynamic=True)
+    granularity = "tensor" if not rows else "group" if group else "row"
+    fmt = Format(bits, granularity, rows and not zeros, group or None, dynamic=True)
     parts = affine.in_groups(x, fmt) if rows else x
     scale, zero_point = affine.run_time_factors(parts, fmt)
     integers = (parts / scale).round_().add_(zero_point).clamp_(*fmt.integer_range)
@@ -95,7 +97,7 @@ round_to_type.register_fake(_shaped_like)
 round_to_type.register_autograd(lambda ctx, gradient: (gradient, None, None))  # noqa: ARG005 straight through
 quantize_at_run_time.register_fake(_shaped_like)
 quantize_at_run_time.register_autograd(
-    lambda ctx, gradient: (gradient, None, None, None, None)  # noqa: ARG005 straight through: nothing is clipped
+    lambda ctx, gradient: (gradient, *[None] * 5)  # noqa: ARG005 straight through: nothing is clipped
 )
 
 
@@ -174,7 +176,8 @@ class Quantizer(nn.Module):
         if fmt.floating is not None:
             return torch.ops.mixbit.round_to_type.default, (fmt.floating, self.tensor)
         if fmt.dynamic:
-            arguments = fmt.bits, fmt.symmetric, fmt.group or 0, self.tensor
+            rows = fmt.granularity != "tensor"
+            arguments = fmt.bits, rows, fmt.group or 0, self.tensor, rows and not fmt.symmetric
             return torch.ops.mixbit.quantize_at_run_time.default, arguments
         axis = -1 if self.axis is None else self.axis
         arguments = scale, zero_point, axis, *fmt.integer_range, self.tensor, self.shifted

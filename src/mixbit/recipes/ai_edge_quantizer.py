@@ -76,9 +76,12 @@ def _rules(scope: str, layer: Layer) -> list[dict[str, Any]]:
         return [{"regex": scope, "operation": "*", "algorithm_key": "no_quantize", "op_config": {}}]
     algorithm = "float_casting" if layer.scheme.weight.floating else "min_max_uniform_quantize"
     config = _config(layer.scheme)
+    configs = dict.fromkeys(_operations(layer), config)
+    if "activation_tensor_config" in config:  # what a table is read by are numbers of rows
+        configs[EMBEDDING] = {name: part for name, part in config.items() if name != "activation_tensor_config"}
     return [
-        {"regex": scope, "operation": operation, "algorithm_key": algorithm, "op_config": config}
-        for operation in _operations(layer)
+        {"regex": scope, "operation": operation, "algorithm_key": algorithm, "op_config": each}
+        for operation, each in configs.items()
     ]
 
 

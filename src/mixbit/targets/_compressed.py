@@ -36,11 +36,11 @@ class Compressed:
 def lacks(scheme: Scheme) -> str | None:
     """What the library, or transformers that loads its files, lacks for the scheme, for people; None where nothing."""
     weight, read = scheme.weight, scheme.input
-    if read is not None and read.symmetric:
-        return (
-            "inputs ranged at run time as a whole alone: compressed-tensors divides the range of a row or group by "
-            "127.5 steps, not by 127"
-        )
+    if read is not None and read.granularity != "tensor":
+        reason = "divides the range of a row or group by 127.5 steps, not by 127"
+        if not read.symmetric:
+            reason = "takes one range for all rows of inputs of two dimensions"
+        return f"inputs ranged at run time as a whole alone: compressed-tensors {reason}"
     if weight is None or weight.floating is not None:
         return None
     if weight.sparsity is not None:

@@ -240,6 +240,19 @@ def _without_telemetry() -> Iterator[None]:
             os.environ[_NO_TELEMETRY] = before
 
 
+@contextmanager
+def silent() -> Iterator[None]:
+    """Nothing is written to the process's standard error, whoever writes."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def operator_name(layer: str, number: int) -> str:
     """Name of the operator of that number that reads the layer's weight; runtimes keep names of operators."""
     return layer if number == 0 else f"{layer}{FURTHER}{number}"

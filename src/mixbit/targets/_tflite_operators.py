@@ -41,7 +41,7 @@ def _function(kind: str, w: Writer, out: Result, x: Value) -> Value:
 for _name, _kind in {
     "sigmoid": "LOGISTIC", "tanh": "TANH", "exp": "EXP", "log": "LOG", "sqrt": "SQRT", "rsqrt": "RSQRT", "abs": "ABS",
     "neg": "NEG", "ceil": "CEIL", "floor": "FLOOR", "round": "ROUND", "sign": "SIGN", "sin": "SIN", "cos": "COS",
-    "square": "SQUARE", "hardswish": "HARD_SWISH", "relu": "RELU", "relu6": "RELU6", "logical_not": "LOGICAL_NOT",
+    "square": "SQUARE", "relu": "RELU", "relu6": "RELU6", "logical_not": "LOGICAL_NOT",
 }.items():  # fmt: skip
     OPERATORS[getattr(_aten, _name).default] = partial(_function, _kind)
 
@@ -60,6 +60,13 @@ def _silu(w: Writer, out: Result, x: Value) -> Value:
 def _hardsigmoid(w: Writer, out: Result, x: Value) -> Value:
     clipped = elementwise(w, "RELU6", out.dtype, elementwise(w, "ADD", out.dtype, x, 3.0))
     return elementwise(w, "MUL", out.dtype, clipped, 1 / 6)
+
+
+@writes(_aten.hardswish.default)
+def _hardswish(w: Writer, out: Result, x: Value) -> Value:
+    if w.packs:
+        return elementwise(w, "HARD_SWISH", out.dtype, x)
+    return elementwise(w, "MUL", out.dtype, x, _hardsigmoid(w, out, x))  # Vela takes no HARD_SWISH of floats (5.2)
 
 
 @writes(_aten.gelu.default)

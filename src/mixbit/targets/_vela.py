@@ -63,10 +63,10 @@ def compiled(model: Model, accelerator: Accelerator) -> Compiled:
         done = subprocess.run(words, capture_output=True, check=False, text=True, errors="replace", cwd=scratch)
         made, summaries = scratch / "model_vela.tflite", sorted(scratch.glob("model_summary_*.csv"))
         if done.returncode or not made.exists():
-            lines = (done.stderr.strip() or done.stdout.strip() or "it says nothing").splitlines()
             raise UnsupportedModel(
                 f"Vela cannot compile the network for {accelerator.name} (exit status {done.returncode}): "
-                f"{lines[-1].strip()[:200]}; take other choices, write what it names otherwise, or take target litert"
+                f"{_reason(done.stderr or done.stdout)}; take other choices, write what it names otherwise, or take "
+                "target litert"
             )
         figures = _summary(summaries[0]) if summaries else {}
         return Compiled(
@@ -77,6 +77,13 @@ def compiled(model: Model, accelerator: Accelerator) -> Compiled:
             cycles=round(figures.get("cycles_total", 0)),
             on_cpu=_on_cpu(scratch / "model_per-layer.csv", model),
         )
+
+
+def _reason(text: str) -> str:
+    """The lines from the one on that names the error, or the last."""
+    lines = [line.strip() for line in text.strip().splitlines()] or ["it says nothing"]
+    first = next((place for place, line in enumerate(lines) if "Error: " in line), len(lines) - 1)
+    return " ".join(lines[first:])[:300]
 
 
 def _summary(path: Path) -> dict[str, float]:

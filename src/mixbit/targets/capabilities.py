@@ -17,7 +17,7 @@ OPERATORS = tuple(kind.name for kind in OPERATOR_KINDS.values() if kind.name not
 #: One scheme of each form, and of each width where the form is the usual one.
 SCHEMES = (
     *(f"w{bits}a8" for bits in range(2, 9)), "w4a4", "w8a16", "w8ta8", "w4g32a8", "w8za8", "w8a8@50%", "w8a8@2:4",
-    "w4a8d", "w8a8d", "w8a8dr", "w8a8dg32", "w4g32a8dg32",
+    "w4a8d", "w8a8d", "w8a8dr", "w8a8drz", "w8a8dg32", "w4g32a8dg32",
     *(f"w{bits}" for bits in range(2, 9)), "w8t", "w4g32", "w8z", "w4g32z", "float16", "bfloat16", "float",
 )  # fmt: skip
 #: Of `summary`.
@@ -35,7 +35,7 @@ class Capability:
         scheme: As in `--choices`.
         runs: In which numbers the runtime computes it, or "refused".
         stored_bits: Of one weight of a large layer in the file, with its share of the scales; None where it is refused,
-            or where they depend on the numbers.
+            or where they depend on the numbers or on the operator.
         granularity: What shares a scale of the weight: "tensor", "channel" or "group of 32"; "" for floats.
         reason: Why it is refused; "" where it is not.
     """

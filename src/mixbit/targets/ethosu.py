@@ -38,6 +38,8 @@ from mixbit.targets._npu_coding import channel_bytes, coded_weight_bytes
 
 #: What runs in LiteRT, what the device takes, and what Vela reported of it.
 FILE, DEVICE_FILE, REPORT_FILE = "model.tflite", "model_vela.tflite", "vela.json"
+#: What Vela reports of a network.
+FIGURES = ("flash_bytes", "sram_bytes", "cycles")
 #: What is compiled for: 128 multipliers at 500 MHz, weights in flash, activations in SRAM, see Vela's vela.ini.
 ACCELERATOR = "ethos-u55-128", "Ethos_U55_High_End_Embedded", "Shared_Sram"
 #: Bits -> bytes of a weight in flash, of normal numbers: a guess, before the integers are known.
@@ -72,12 +74,12 @@ class Report(BaseModel):
     files: dict[str, str]
 
 
-def coded_bytes(layer: Any, integers: NDArray[Any], scheme: Scheme) -> int:
+def coded_bytes(layer: Any, integers: NDArray[Any] | None, scheme: Scheme) -> int:
     """Bytes of the weight in flash, once for each operator that reads it, of its real integers.
 
     On the CPU, which decodes none, it is a byte for each.
     """
-    if not _is_coded(layer, scheme):
+    if integers is None or not _is_coded(layer, scheme):
         return _LITERT.weight_bytes(layer.shape, layer.axis, _in_bytes(scheme.weight))
     depthwise = layer.operations[0].groups > 1 and layer.shape[1] == 1
     kernel = np.moveaxis(integers, layer.axis, 0)
@@ -169,7 +171,7 @@ def load(
     report = _report(folder)
     model = read(folder / FILE)
     runner = _LITERT.load(folder, graph, batch_size=batch_size, default_settings=default_settings)
-    sizes = {name: f"{getattr(report, name):,}" for name in ("flash_bytes", "sram_bytes", "cycles")}
+    sizes = {name: f"{getattr(report, name):,}" for name in FIGURES}
     between = between_on_cpu(model, report.on_cpu)
     return dataclasses.replace(
         runner,
@@ -187,6 +189,12 @@ def stored(folder: Path) -> dict[str, StoredWeight]:
     coded = _report(folder).layers
     rows = {name: StoredWeight(size, "int8, coded") for name, size in coded.items()}
     return _LITERT.stored(folder) | rows
+
+
+def read_figures(folder: Path) -> dict[str, int]:
+    """What Vela says that the NPU takes."""
+    report = _report(folder)
+    return {name: getattr(report, name) for name in FIGURES}
 
 
 def _check_files(folder: Path) -> None:
@@ -221,6 +229,8 @@ TARGET = Target(
     load=load,
     stored=stored,
     program=_LITERT.program,
+    file_figures=FIGURES,
+    read_figures=read_figures,
     check_files=_check_files,
     load_tensors=_LITERT.load_tensors,
     usage=usage,

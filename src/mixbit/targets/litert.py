@@ -7,9 +7,7 @@ are unpacked when the file is loaded.
 """
 
 import math
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +18,7 @@ from numpy.typing import NDArray
 from mixbit.core import Format, Ports, Runner, Scheme, StoredWeight, Target, TargetMismatch, write_bytes
 from mixbit.graph import Graph
 from mixbit.quantization.affine import num_scales
-from mixbit.targets._integers import mismatch, only_beside_float, runtime
+from mixbit.targets._integers import mismatch, only_beside_float, runtime, silent
 from mixbit.targets._usage import given_in_python, names_in_python
 
 FILE = "model.tflite"
@@ -133,22 +131,9 @@ def _interpreter() -> Any:
     litert = _litert()
     from mixbit.targets._tflite_file import smallest
 
-    with _silent():
+    with silent():
         litert.Interpreter(model_content=smallest()).allocate_tensors()
     return litert.Interpreter
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Nothing is written to the process's standard error, whoever writes."""
-    kept = os.dup(2)
-    try:
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _run(

@@ -63,7 +63,7 @@ TASKS = ("classification", "segmentation", "language", "regression", "multilabel
 TargetName = Annotated[
     str,
     typer.Option(
-        help="onnxruntime, openvino, litert, ethosu, compressed_tensors or packed",
+        help="onnxruntime, openvino, litert, ethosu, executorch, compressed_tensors or packed",
         autocompletion=completing(lambda: TARGETS),
     ),
 ]

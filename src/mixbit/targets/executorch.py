@@ -1,0 +1,208 @@
+"""Target executorch: a program of ExecuTorch, for phones, whose layers XNNPACK runs in int8.
+
+A layer whose input and output are quantized is one operator of XNNPACK on int8 tensors, with a scale per output channel
+and a bias in int32. Matrices of 4 bits and fewer take half a byte a weight, all else a byte. What lies between layers
+runs in float, but for moves. Weights whose input stays in float are unpacked in every run, by ExecuTorch's own
+operators.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mixbit.core import (
+    Format,
+    InvalidInput,
+    Ports,
+    Runner,
+    Scheme,
+    StoredWeight,
+    Target,
+    TargetMismatch,
+    UnsupportedModel,
+    scratch_folder,
+    write_bytes,
+)
+from mixbit.graph import Graph
+from mixbit.graph.graph import without_torchs_warnings
+from mixbit.quantization.affine import factor_bytes
+from mixbit.targets._integers import mismatch, only_beside_float, runtime, silent
+from mixbit.targets._usage import given_in_python, names_in_python
+
+FILE, VERSION = "model.pte", "1.5"
+#: Opens the file and runs it once, by the runtime alone.
+PROGRAM = f"""
+import sys
+import numpy
+import torch
+from executorch.extension.pybindings import _C
+arrays = [torch.from_numpy(array) for array in numpy.load(sys.argv[2]).values()]
+_C._load_for_executorch(sys.argv[1] + "/{FILE}").forward(arrays)
+"""
+SCALE_BYTES = 4
+_executorch = partial(runtime, "executorch", "executorch.extension.pybindings._C")
+
+
+def require() -> Any:
+    """The runtime, which needs torch's libraries; raises InvalidInput where it is missing or another version."""
+    library, found = _executorch(), version("executorch")
+    if not found.startswith(f"{VERSION}."):
+        raise InvalidInput(
+            f"executorch {found}: target executorch works with {VERSION}; pip install 'mixbit[executorch]'"
+        )
+    return library
+
+
+def lacks(scheme: Scheme) -> str | None:
+    """Zeros, ranges at run time but those of rows with zero points, groups or zero points beside inputs in 8 bits."""
+    weight, read = scheme.weight, scheme.input
+    if weight is not None and weight.sparsity is not None:
+        return "no sparsity (its file would hold the zeros too and be no smaller)"
+    if read is not None and read.dynamic and (read.granularity != "row" or read.symmetric):
+        return "dynamic ranges only of rows, with a zero point, as in w8a8drz"
+    return only_beside_float(scheme)
+
+
+def coded_bytes(layer: Any, integers: "NDArray[Any] | None", scheme: Scheme) -> int:
+    """Bytes for each place that holds the weight: XNNPACK's, for what it runs, and ExecuTorch's own."""
+    from mixbit.targets._executorch import places_of
+
+    inside, outside = places_of(layer, scheme)
+    outer = weight_bytes(layer.shape, layer.axis, scheme.weight)
+    if integers is None or scheme.weight is None:
+        return (inside + outside) * outer
+    narrow = integers.ndim == 2 and scheme.weight.bits <= 4
+    channels = layer.shape[layer.axis]
+    row = integers.size // channels
+    return inside * channels * ((-(-row // 2) if narrow else row) + SCALE_BYTES) + outside * outer
+
+
+def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
+    """Bytes in one place outside of XNNPACK: a byte for each integer and zero point, four for a scale; or floats."""
+    numel = math.prod(shape)
+    if fmt is None or fmt.floating is not None:
+        return (4 if fmt is None else 2) * numel
+    return numel + factor_bytes(shape, axis, fmt)
+
+
+def write(simulated: Graph, folder: Path) -> None:
+    """Write model.pte."""
+    require()
+    from mixbit.targets._executorch import program_of
+    from mixbit.targets._executorch_file import ended
+    from mixbit.targets._executorch_lowering import lowered
+
+    with without_torchs_warnings():
+        program, layers = program_of(simulated)
+    with scratch_folder() as scratch:
+        source, made = scratch / "program.pt2", scratch / FILE
+        torch.export.save(program, source)
+        problem = lowered({"program": str(source), "into": str(made)})
+        if problem is not None:
+            raise UnsupportedModel(
+                f"ExecuTorch cannot lower the network: {problem[:300]}; take other choices, write what it names "
+                "otherwise, or take another target"
+            )
+        write_bytes(folder / FILE, ended(made.read_bytes(), layers))
+
+
+def load(
+    folder: Path, _: Graph | None = None, /, *, batch_size: int | None = None, default_settings: bool = False
+) -> Runner:
+    """Open the file; it takes inputs of any batch size, many samples in parts."""
+    del batch_size, default_settings
+    library = require()
+    from mixbit.targets._executorch_file import executed, read
+
+    path = folder / FILE
+    file = read(path)
+    with mismatch(f"{path}: ExecuTorch cannot load it", RuntimeError), silent():  # it tells what it reads of the CPU
+        program = library._load_program_from_buffer(file.data)
+        method = program.load_method("forward")
+    environment = {"runtime": f"executorch {version('executorch')}"}
+    return Runner(
+        partial(_run, path, (program, method), len(file.method["inputs"])), lambda: executed(file), environment
+    )
+
+
+def _run(path: Path, opened: tuple[Any, Any], count: int, inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+    """Run the method of a program on parts of the samples, as many as it takes."""
+    from mixbit.targets._executorch import MOST_SAMPLES
+
+    if len(inputs) != count:
+        raise TargetMismatch(f"{path}: takes {count} inputs, the model {len(inputs)}; export again")
+    _, method = opened
+    samples = max((len(array) for array in inputs if array.ndim), default=1)
+    parts = []
+    for begin in range(0, samples, MOST_SAMPLES):
+        some = [array[begin : begin + MOST_SAMPLES] if array.ndim else array for array in inputs]
+        with mismatch(f"{path}: ExecuTorch cannot run it", RuntimeError):
+            parts.append([tensor.numpy() for tensor in method([torch.tensor(array) for array in some])])
+    if len(parts) == 1:
+        return parts[0]
+    if any(not array.ndim or len(array) != MOST_SAMPLES for array in parts[0]):
+        raise TargetMismatch(f"{path}: takes {MOST_SAMPLES} samples at most, not {samples}; give fewer at a time")
+    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+
+
+def stored(folder: Path) -> dict[str, StoredWeight]:
+    """Layer -> bytes and types of its weight and scales, read from the file."""
+    require()
+    from mixbit.targets._executorch_file import read, stored_in
+
+    return stored_in(read(folder / FILE), folder / FILE)
+
+
+def _check_files(folder: Path) -> None:
+    require()
+    from mixbit.targets._executorch_file import read
+
+    read(folder / FILE)
+
+
+def usage(ports: Ports, _: Mapping[str, str]) -> dict[str, str]:
+    """The program that runs the file."""
+    python = [
+        "import numpy as np",
+        "import torch",
+        "from executorch.runtime import Runtime",
+        "",
+        f'method = Runtime.get().load_program("{FILE}").load_method("forward")',
+        given_in_python(ports),
+        "results = method.execute([torch.from_numpy(array) for array in inputs.values()])",
+        f"outputs = {{name: result.numpy() for name, result in zip({names_in_python(ports)}, results)}}",
+    ]
+    return {"Python": "\n".join(python)}
+
+
+TARGET = Target(
+    name="executorch",
+    files=(FILE,),
+    weight_bits=(2, 3, 4, 5, 6, 7, 8),
+    input_bits=(8,),
+    default_choices=("w4a8", "w8a8"),
+    dynamic_choices=("w4a8drz", "w8a8drz"),
+    integer_layers=frozenset({"conv1d", "conv2d", "linear", "addmm", "matmul"}),
+    missing_layers=frozenset({"conv3d", "conv_transpose3d"}),
+    quantized_outputs=frozenset({"conv1d", "conv2d", "linear", "addmm", "matmul"}),
+    note="weights of matrices stored in 4 or 8 bits, of convolutions in 8, other widths in the next of these; int8 "
+    "arithmetic under a8; also dynamic rows, one scale; bfloat16, float16, group, zero point are unpacked in every run",
+    halves=lambda *_: "even",
+    lacks=lacks,
+    weight_bytes=weight_bytes,
+    coded_bytes=coded_bytes,
+    require=require,
+    write=write,
+    load=load,
+    stored=stored,
+    program=PROGRAM,
+    check_files=_check_files,
+    usage=usage,
+)
