@@ -12,10 +12,14 @@ from torch.nn import functional as F
 
 from mixbit.core import Plan, find_target
 from mixbit.core.batches import Inputs
-from mixbit.core.target import Target
+from mixbit.core.target import TARGETS, Target
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph, Layer, model_fingerprint
 from mixbit.quantization.quantizer import Quantizer, quantizers_of
+
+#: Targets of models of transformers alone, which most networks of tests are not; `tests/targets` has a file for each.
+OF_HUGGINGFACE = ("compressed_tensors",)
+FOR_ANY_NETWORK = [name for name in TARGETS if name not in OF_HUGGINGFACE]
 
 
 def crude_scales():

@@ -363,7 +363,7 @@ def test_measure_then_search(code, run, tmp_path):
     [
         (
             "targets",
-            {"ethosu", "executorch", "litert", "openvino", "onnxruntime", "packed", "qonnx"},
+            {"compressed_tensors", "ethosu", "executorch", "litert", "openvino", "onnxruntime", "packed", "qonnx"},
             TARGETS,
         ),
         ("metrics", {"fisher"}, METRICS),
@@ -573,7 +573,10 @@ def test_list_of_something_else_names_the_lists(run):
         ({"data": "empty"}, "no batch"),
         ({"data": "number"}, "not an iterable"),
         ({"data": "wrong_labels"}, "classes 0..2"),
-        ({"target": "tflite"}, "known: ethosu, executorch, litert, onnxruntime, openvino, packed, qonnx"),
+        (
+            {"target": "tflite"},
+            "known: compressed_tensors, ethosu, executorch, litert, onnxruntime, openvino, packed, qonnx",
+        ),
         ({"budget": "bits=4"}, "did you mean bit_ops"),
         ({"budget": "mean_bits"}, "name=value"),
         ({"budget": "mean_bits=nan"}, "positive finite"),
@@ -622,7 +625,11 @@ def test_usage_errors_are_exit_2(run):
 @pytest.mark.parametrize(
     ("option", "value", "known"),
     [
-        ("target", "x", ["ethosu", "executorch", "litert", "onnxruntime", "openvino", "packed", "qonnx"]),
+        (
+            "target",
+            "x",
+            ["compressed_tensors", "ethosu", "executorch", "litert", "onnxruntime", "openvino", "packed", "qonnx"],
+        ),
         ("rounding", "x", ["nearest"]),
         ("flavour", "x", ["static", "qat"]),
         ("metric", "x", ["fisher"]),

@@ -5,7 +5,7 @@ from torch import nn
 from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput
 from mixbit.core.scheme import Format
-from mixbit.core.target import TARGETS, find_target
+from mixbit.core.target import find_target
 from mixbit.graph.capture import capture
 from mixbit.graph.graph import Graph
 from mixbit.graph.layers import with_layers
@@ -13,6 +13,7 @@ from mixbit.quantization.calibrate import FEWEST_SAMPLES, MOST_SAMPLES, Calibrat
 from mixbit.quantization.ranges import Histogram
 from mixbit.quantization.simulate import activation_formats, simulate
 from tests.networks import (
+    FOR_ANY_NETWORK,
     OPERATORS,
     Attention,
     Net,
@@ -46,7 +47,7 @@ def plain_mean(graph, operation, weight, batches):
 
 
 @pytest.mark.parametrize("network", ["convolutions", "attention"])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", FOR_ANY_NETWORK)
 def test_a_calibration_for_a_target_simulates_its_plans_as_one_for_all(target, network):
     torch.manual_seed(0)
     net, x = (

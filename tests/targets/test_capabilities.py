@@ -21,7 +21,7 @@ from mixbit.roundings.quantize import quantize
 from mixbit.targets._integers import plan_of as plan_of_graph
 from mixbit.targets.capabilities import OPERATORS, SCHEMES, capabilities, summary
 from mixbit.targets.export import export
-from tests.networks import Net, overflows, plan_of
+from tests.networks import OF_HUGGINGFACE, Net, overflows, plan_of
 
 #: Operator -> how to make a layer of it, whose rows hold whole groups of 32, and the shape of one sample.
 LAYERS = {
@@ -39,7 +39,7 @@ LAYERS = {
 #: The schemes that are tried outside `make slow`: one of each form, since contract tests run every width.
 FEW = ("w2a8", "w4a4", "w8a8", "w8ta8", "w8a8@2:4", "w8a8d", "w8a8dg32", "w4", "w4g32", "w8z", "float16", "float")
 #: Targets that write no network of these, and where their rows are proved.
-ELSEWHERE: tuple[str, ...] = ()
+ELSEWHERE: tuple[str, ...] = OF_HUGGINGFACE
 
 
 def matrix(*shape: int) -> nn.Parameter:

@@ -34,7 +34,7 @@ from mixbit.quantization.offers import uniform_plan, why_not
 from mixbit.roundings.quantize import quantize
 from mixbit.targets.export import export
 from mixbit.targets.verify import predicted_bytes, verify
-from tests.networks import assert_state_is, overflows, plan_of, skip_if_sums_overflow, state_of
+from tests.networks import FOR_ANY_NETWORK, assert_state_is, overflows, plan_of, skip_if_sums_overflow, state_of
 
 #: Layers, by the beginning of their names, that a runtime computes in float although their input is quantized.
 FLOAT = {
@@ -175,7 +175,7 @@ FORMATS = ("w4g32", "w3g16z", "float16", "w8z", "w8g32", "bfloat16", "w4g9z", "w
 #: `dynamic` the schemes with ranges taken at run time, and `w8` where there are none.
 CASES = [
     (name, network, scheme)
-    for name in TARGETS
+    for name in FOR_ANY_NETWORK
     for network, scheme in (
         ("kinds", "widths"),
         *[("kinds", f"w4a{bits}") for bits in find_target(name).input_bits if bits != 8],
@@ -332,7 +332,7 @@ def written(request, write) -> Written:
 
 def only(cases: list[tuple[str, str]]) -> Any:
     """These networks and schemes, for every target."""
-    cases_of_targets = [(target, *case) for target in TARGETS for case in cases]
+    cases_of_targets = [(target, *case) for target in FOR_ANY_NETWORK for case in cases]
     return pytest.mark.parametrize("written", cases_of_targets, indirect=True, ids="-".join)
 
 
@@ -470,7 +470,7 @@ def test_a_runtime_that_dies_of_a_file_is_an_error(target, tmp_path):
     dataclasses.replace(dying, program="raise ValueError").try_apart(tmp_path, [])  # for `load` to say
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", FOR_ANY_NETWORK)
 def test_writing_leaves_the_graph_as_it_is(target, tmp_path):
     module, simulated = requires(target), simulate(target, "shared", "w3a8")
     before, code = state_of(simulated.module), simulated.module.code
@@ -503,7 +503,7 @@ def test_export_refuses_a_graph_in_float(tmp_path):
         export(captured("shared"), tmp_path)
 
 
-@pytest.fixture(params=TARGETS)
+@pytest.fixture(params=FOR_ANY_NETWORK)
 def intact(request, write) -> tuple[Written, Path]:
     """An artefact, and the folder of another network's."""
     return write(request.param, "everything", "mixed"), write(request.param, "shared", "w3").folder

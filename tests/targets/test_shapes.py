@@ -7,14 +7,14 @@ from torch import nn
 
 from mixbit.core.batches import Inputs
 from mixbit.core.errors import InvalidInput, UnsupportedModel
-from mixbit.core.target import TARGETS, find_target
+from mixbit.core.target import find_target
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture_all
 from mixbit.graph.evaluate import Reference, evaluate
 from mixbit.roundings.quantize import quantize
 from mixbit.targets.verify import problems_of_sizes, simulated_at_sizes
 from tests.graph.test_dynamic import Picture, Text, pictures, texts
-from tests.networks import Net, plan_of
+from tests.networks import FOR_ANY_NETWORK, Net, plan_of
 
 CASES = {
     "text": (Text, [texts(8, length) for length in (6, 9, 6)], [texts(1, 9, 3), texts(3, 4, 3), texts(2, 16, 3)]),
@@ -32,7 +32,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", FOR_ANY_NETWORK)
 def test_an_artefact_runs_as_simulated_at_every_size(target, name, tmp_path):
     one = find_target(target)
     try:

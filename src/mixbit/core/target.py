@@ -125,11 +125,18 @@ class Target:
             tensor has numbers below 0.
         halves: (layer, its operator, format of its weight) -> how an operator on integers rounds its sums to those of
             its output, see `mixbit.quantization.sums.whole_numbers`; None where as other activations.
+        adds_biases: Whether a layer without a bias may get one, as corrections of biases give it.
+        reads_alone: Whether a static range rounds what layers read alone, and other operators read the same tensor in
+            float; else all that read it read it rounded.
         needs_graph: Whether `load` needs the captured graph.
         note: What happens to each width when the file is loaded, and what it stores beside them, for people.
         lacks: Scheme of these widths -> what the runtime lacks for it, for people; None where nothing.
+        lacks_for: (layer, scheme) -> what the runtime lacks for that layer in a scheme that it runs for others, for
+            people; None where nothing. The layer stays in float instead.
         weight_bytes: (shape, axis, format) -> bytes in the file for that weight and its scales; a guess where
-            `coded_bytes` knows better.
+            `layer_bytes` or `coded_bytes` knows better.
+        layer_bytes: (layer, scheme) -> the same, where it depends on the layer's kind or the input's format; None where
+            it does not.
         coded_bytes: (layer, its integers in the shape of the weight, None where it is in float, scheme) -> the same,
             where it depends on the numbers, or on the operators that read them; None where it does not.
         bytes_tolerance: Share by which a layer's bytes may differ from those predicted, and a number of bytes by which
@@ -166,10 +173,14 @@ class Target:
     rounds_shifted: bool = False
     zero_points: bool = True
     halves: Callable[[Any, Any, Format], str | None] = lambda *_: None
+    adds_biases: bool = True
+    reads_alone: bool = False
     needs_graph: bool = False
     note: str
     lacks: Callable[[Scheme], str | None]
+    lacks_for: Callable[[Any, Scheme], str | None] = lambda *_: None
     weight_bytes: Callable[[tuple[int, ...], int, Format | None], int]
+    layer_bytes: Callable[[Any, Scheme], int] | None = None
     coded_bytes: "Callable[[Any, NDArray[Any] | None, Scheme], int] | None" = None
     bytes_tolerance: tuple[float, int] = (0.01, 0)
     require: Callable[[], object]

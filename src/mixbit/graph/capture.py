@@ -4,8 +4,10 @@ import inspect
 import logging
 import operator
 import os
+from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
+from dataclasses import replace
 from functools import partial
 from io import StringIO
 from typing import Any
@@ -115,9 +117,30 @@ def capture(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> G
                 f"the captured graph fails where the model does not: {str(error).splitlines()[0]}; if the model has "
                 "autocast inside, take that out and capture again"
             ) from error
-    graph = with_layers(Graph(module, inputs, shapes, dynamic=free_dimensions(inputs, dynamic)))
+    graph = with_layers(Graph(module, inputs, shapes, dynamic=free_dimensions(inputs, dynamic), config=_config(model)))
+    modules = _modules(model)
+    layers = tuple(replace(layer, modules=modules.get(layer.name, ())) for layer in graph.layers)
+    graph = replace(graph, layers=layers)
     _check_same(graph, inputs, expected)
     return graph
+
+
+def _config(model: nn.Module) -> dict[str, Any] | None:
+    """The configuration of a model of Hugging Face's, which names its class; None for another."""
+    model = unwrapped(model)
+    to_dict = getattr(getattr(model, "config", None), "to_dict", None)
+    held = to_dict() if callable(to_dict) else None
+    return {**held, "architectures": [type(model).__name__]} if isinstance(held, dict) else None
+
+
+def _modules(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Full name of a parameter, each that it has -> the classes of all modules that hold it."""
+    holders: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    for prefix, module in unwrapped(model).named_modules():
+        kind = f"{type(module).__module__}.{type(module).__qualname__}"
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            holders[id(parameter)].append((name, kind))
+    return {name: tuple(kind for _, kind in held) for held in holders.values() for name, _ in held}
 
 
 def capture_all(model: nn.Module, batches: Sequence[Inputs], dynamic: Dynamic | None = None) -> Graph:

@@ -149,6 +149,7 @@ class Graph:
         layers: The weights that can be quantized and the operators that use them, in execution order.
         plan: The plan whose quantizers it holds; None for a graph in float.
         dynamic: Of every leaf of the example, the dimensions beside the first that may differ; none where empty.
+        config: The configuration of a model of Hugging Face's, as its config.json holds it; None for others.
     """
 
     module: fx.GraphModule
@@ -157,6 +158,7 @@ class Graph:
     layers: tuple["Layer", ...] = ()
     plan: Plan | None = None
     dynamic: tuple[tuple[int, ...], ...] = ()
+    config: Mapping[str, Any] | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph; same signature and output structure as the user's model."""
@@ -364,12 +366,15 @@ class Layer:
         shape: Shape of the weight.
         axis: Its output-channel axis, along which scales differ.
         operations: The operators, in execution order; more than one where the weight is shared.
+        modules: Classes of the user's modules that hold the parameter, as `torch.nn.modules.linear.Linear`: several
+            where it is tied, none where capture made it.
     """
 
     name: str
     shape: tuple[int, ...]
     axis: int
     operations: tuple[Operation, ...]
+    modules: tuple[str, ...] = ()
 
     @property
     def numel(self) -> int:

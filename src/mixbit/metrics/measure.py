@@ -38,7 +38,7 @@ from mixbit.metrics._input import (
     joined,
 )
 from mixbit.quantization.calibrate import Calibration, calibrate
-from mixbit.quantization.offers import why_not, with_fallbacks
+from mixbit.quantization.offers import for_target, why_not, with_fallbacks
 from mixbit.quantization.scales import choose_scales
 from mixbit.quantization.simulate import rounded_between
 from mixbit.quantization.sizes import weight_bytes_of_choices
@@ -100,6 +100,7 @@ def measure(
     name, method = METRICS.find(metric)
     task = Task.of(task)
     check_arguments(graph, task, seed)
+    graph = for_target(graph, find_target(target))
     frame = dataclasses.replace(blank_table(graph, target=target, choices=choices), metric=name, seed=seed)
     if isinstance(batches, Calibration):
         batches.check_layers(graph.layers)
@@ -196,7 +197,10 @@ def blank_table(graph: Graph, *, target: str | Target, choices: Sequence[str] | 
     if graph.plan is not None:
         raise InvalidInput("graph: quantized already; measure the captured graph")
     layers = graph.layers
-    schemes, offered = with_fallbacks(layers, target.schemes(choices), target)
+    asked = target.schemes(choices)
+    schemes, offered = with_fallbacks(layers, asked, target)
+    if not offered[:, : len(asked)].any() and offered.any():
+        raise InvalidInput(f"choices: target {target.name} stores no layer so: {why_not(layers[0], asked[0], target)}")
     for layer, row in zip(layers, offered, strict=True):
         if not row.any():
             if (missing := why_not(layer, Scheme(), target)) is not None:

@@ -1,12 +1,13 @@
 """Which layer takes which scheme on which target: groups that divide, inputs whose range the runtime takes itself."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mixbit.core import Format, InvalidInput, Plan, Scheme, Target, checked, find_target, pick, pinned_schemes
-from mixbit.graph.graph import Graph, Layer, check_graph, model_fingerprint
+from mixbit.graph.graph import Graph, Layer, Operation, argument, check_graph, model_fingerprint, num_uses
 from mixbit.quantization.affine import misfit
 
 #: Operators whose inputs runtimes quantize on the fly. Look-ups in a table read numbers of rows, which have no range.
@@ -23,8 +24,23 @@ def why_not(layer: Layer, scheme: Scheme, target: Target | None = None) -> str |
         missing = [each.kind.name for each in layer.operations if each.kind.name in target.missing_layers]
         if missing:
             return f"{layer.name}: target {target.name} has no operator for {missing[0]}; take another target"
-    reason = _why_not_the_weight(layer, scheme.weight) or _why_not_the_input(layer, scheme)
+    reason = None if target is None else target.lacks_for(layer, scheme)
+    reason = reason or _why_not_the_weight(layer, scheme.weight) or _why_not_the_input(layer, scheme)
     return None if reason is None else f"{layer.name}: {reason}"
+
+
+def for_target(graph: Graph, target: Target) -> Graph:
+    """The graph as the target can write it: where it adds no biases, operators without one of their own take none."""
+    if target.adds_biases:
+        return graph
+
+    def written(operation: Operation) -> Operation:
+        bias = argument(graph.node(operation.node), operation.kind.bias)
+        own = graph.bias(operation) is not None and num_uses(bias) == 1
+        return replace(operation, takes_bias=operation.takes_bias and own)
+
+    layers = tuple(replace(layer, operations=tuple(map(written, layer.operations))) for layer in graph.layers)
+    return replace(graph, layers=layers)
 
 
 def check_pins(layers: Sequence[Layer], pins: Mapping[str, str], target: Target) -> None:
@@ -43,7 +59,8 @@ def with_fallbacks(
     """The schemes with those offered instead of dynamic ones, and [L, C] which layer is offered which.
 
     A layer that cannot take a scheme whose input is ranged at run time is offered the same weight beside an input in
-    float, per channel where its groups do not divide the layer; such schemes are offered to no other layer.
+    float, per channel where its groups do not divide the layer; one that the target cannot store so stays in float.
+    Such schemes are offered to no other layer.
     """
     taken = [[_taken(layer, scheme, target) for scheme in schemes] for layer in layers]
     every = tuple(dict.fromkeys((*schemes, *(scheme for row in taken for scheme in row if scheme is not None))))
@@ -53,6 +70,8 @@ def with_fallbacks(
 @checked
 def uniform_plan(graph: Graph, scheme: str, *, target: str) -> Plan:
     """The plan that gives every layer one scheme, or the first of `Scheme.fallbacks` that it can take.
+
+    Layers that the target cannot store so stay in float.
 
     Args:
         graph: What `capture` returned.
@@ -75,8 +94,9 @@ def uniform_plan(graph: Graph, scheme: str, *, target: str) -> Plan:
 
 
 def _taken(layer: Layer, scheme: Scheme, target: Target) -> Scheme | None:
-    """The scheme, or the first of its fallbacks, that the layer can take."""
-    return next((each for each in (scheme, *scheme.fallbacks) if why_not(layer, each, target) is None), None)
+    """The scheme, or the first of its fallbacks, that the layer can take; float where the target lacks it for that."""
+    others = (*scheme.fallbacks, Scheme()) if target.lacks_for(layer, scheme) is not None else scheme.fallbacks
+    return next((each for each in (scheme, *others) if why_not(layer, each, target) is None), None)
 
 
 def _why_not_the_weight(layer: Layer, fmt: Format | None) -> str | None:

@@ -147,8 +147,12 @@ def assemble(graph: Graph, plan: Plan, quantizers: list[Quantizer], biases: dict
         for name, (layer, operation) in graph.operations.items()
         if operation.input is not None and _dynamic(plan, layer)
     }
+    reads_alone = find_target(plan.target).reads_alone
     for quantizer in quantizers:
-        _insert(simulated, quantizer, readers if quantizer.format.dynamic else None)
+        if quantizer.axis is None and reads_alone and not quantizer.format.dynamic:
+            _insert_before_readers(simulated, quantizer)
+        else:
+            _insert(simulated, quantizer, readers if quantizer.format.dynamic else None)
     module.graph.eliminate_dead_code()
     module.graph.lint()
     module.recompile()
@@ -158,6 +162,23 @@ def assemble(graph: Graph, plan: Plan, quantizers: list[Quantizer], biases: dict
 def _dynamic(plan: Plan, layer: Layer) -> bool:
     fmt = plan.scheme(layer.name).input
     return fmt is not None and fmt.dynamic
+
+
+def _insert_before_readers(simulated: Graph, quantizer: Quantizer) -> None:
+    """Put the quantizer before the layers that read its tensor, as it is or moved; what else reads it stays."""
+    module, path = simulated.module, quantizer_path(quantizer.tensor, of_weight=False)
+    module.add_submodule(path, quantizer)
+    rounded: dict[fx.Node, fx.Node] = {}
+    for name, (_, operation) in simulated.operations.items():
+        if operation.input != quantizer.tensor:
+            continue
+        reader = simulated.node(name)
+        read = argument(reader, operation.data)
+        if read not in rounded:
+            with module.graph.inserting_before(reader):
+                rounded[read] = module.graph.call_module(path, (read,))
+            rounded[read].meta = dict(read.meta)
+        reader.update_arg(operation.data, rounded[read])
 
 
 def _insert(simulated: Graph, quantizer: Quantizer, readers: dict[fx.Node, int] | None) -> None:

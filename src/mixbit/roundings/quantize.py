@@ -10,6 +10,7 @@ from mixbit.graph import Graph, check_arguments
 from mixbit.graph.resources import num_uncovered
 from mixbit.quantization.biases import BIAS_CORRECTIONS, corrected
 from mixbit.quantization.calibrate import Calibration, calibrate
+from mixbit.quantization.offers import for_target
 from mixbit.quantization.ranges import RangeMethod
 from mixbit.quantization.simulate import check_plan, simulate
 from mixbit.quantization.sizes import weight_bytes_of
@@ -62,6 +63,7 @@ def quantize(
     pick("bias correction", bias_correction, BIAS_CORRECTIONS)
     name, round_weights = ROUNDINGS.find(rounding)
     check_plan(graph, plan)
+    graph = for_target(graph, find_target(plan.target))
     plan = _without_outdated_predictions(graph, plan)
     calibration = _calibration(graph, plan, batches, ranges)
     needs_data = round_weights is not nearest or bias_correction == "sequential"

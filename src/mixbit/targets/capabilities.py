@@ -5,7 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from torch import nn
+
 from mixbit.core import Format, Scheme, Target, checked, find_target
+from mixbit.graph import Layer
 from mixbit.graph.layers import OPERATOR_KINDS, PRODUCTS
 from mixbit.quantization.offers import RANGED_AT_RUN_TIME
 
@@ -63,7 +66,7 @@ def _capability(target: Target, operator: str, text: str) -> Capability:
         return Capability(operator, text, "refused", None, granularity, reason)
     bits = None
     if target.coded_bytes is None:
-        shape = (_SIZE, _SIZE, *[1] * (_dimensions(operator) - 2))
+        shape = _shape(operator)
         bits = round(8 * target.weight_bytes(shape, 0, scheme.weight) / math.prod(shape), 1)
     in_integers = scheme.input is not None and operator in target.integer_layers
     return Capability(operator, text, "integers" if in_integers else "float", bits, granularity)
@@ -74,10 +77,23 @@ def _why_not(target: Target, operator: str, scheme: Scheme) -> str | None:
         return reason.removeprefix(f"target {target.name} does not run it; ")
     if operator in target.missing_layers:
         return "no such operator"
+    if (reason := target.lacks_for(_layer(operator), scheme)) is not None:
+        return reason
     at_run_time = scheme.input is not None and scheme.input.dynamic
     if at_run_time and operator not in (*RANGED_AT_RUN_TIME, "embedding"):  # tables take the weight's format alone
         return f"its ranges are static; it takes {scheme.fallbacks[-1]} beside this"
     return None
+
+
+def _layer(operator: str) -> Layer:
+    """A large layer of that kind, whose weight a module of torch's holds, as `nn.ConvTranspose2d`."""
+    name = "".join(word.capitalize() for word in operator.split("_"))
+    kind = getattr(nn, name)
+    return Layer(operator, _shape(operator), 0, (), (f"{kind.__module__}.{kind.__qualname__}",))
+
+
+def _shape(operator: str) -> tuple[int, ...]:
+    return (_SIZE, _SIZE, *[1] * (_dimensions(operator) - 2))
 
 
 def _dimensions(operator: str) -> int:

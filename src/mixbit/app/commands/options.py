@@ -63,7 +63,7 @@ TASKS = ("classification", "segmentation", "language", "regression", "multilabel
 TargetName = Annotated[
     str,
     typer.Option(
-        help="onnxruntime, openvino, litert, ethosu, executorch, qonnx or packed",
+        help="onnxruntime, openvino, litert, ethosu, executorch, compressed_tensors, qonnx or packed",
         autocompletion=completing(lambda: TARGETS),
     ),
 ]
