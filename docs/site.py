@@ -15,8 +15,8 @@ CAPABILITIES = """# What runs where
 `mixbit list targets -v` prints these tables, and with `--json` a row for each operator and scheme. The search is
 offered what they do not refuse, and tests build each operator in each scheme, run it, and ask the runtime what it
 executed and how many bits it stored. `linear` stands for products of matrices too, grouped and depthwise convolutions
-are as others. Bits a weight are those of large layers, scales included; those of `ethosu` depend on the numbers, and of
-`executorch` on the operator. A table of an embedding has the weight's format; the rows that it returns are in float.
+are as others. Bits a weight are those of large layers, scales included; those of `ethosu` depend on the numbers.
+A table of an embedding has the weight's format; the rows that it returns are in float.
 Recurrent layers run in float."""
 
 

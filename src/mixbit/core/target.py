@@ -135,10 +135,10 @@ class Target:
             people; None where nothing. The layer stays in float instead.
         weight_bytes: (shape, axis, format) -> bytes in the file for that weight and its scales; a guess where
             `layer_bytes` or `coded_bytes` knows better.
-        layer_bytes: (layer, scheme) -> the same, where it depends on the layer's kind or the input's format; None where
-            it does not.
-        coded_bytes: (layer, its integers in the shape of the weight, None where it is in float, scheme) -> the same,
-            where it depends on the numbers, or on the operators that read them; None where it does not.
+        layer_bytes: (layer, scheme) -> the same, where it depends on the operators that read the weight, or on the
+            input's format; None where it does not.
+        coded_bytes: (layer, its integers in the shape of the weight, scheme) -> the same, where it depends on the
+            numbers; None where it does not.
         bytes_tolerance: Share by which a layer's bytes may differ from those predicted, and a number of bytes by which
             they may, however few they are.
         require: Raises InvalidInput where the runtime is not installed.
@@ -181,7 +181,7 @@ class Target:
     lacks_for: Callable[[Any, Scheme], str | None] = lambda *_: None
     weight_bytes: Callable[[tuple[int, ...], int, Format | None], int]
     layer_bytes: Callable[[Any, Scheme], int] | None = None
-    coded_bytes: "Callable[[Any, NDArray[Any] | None, Scheme], int] | None" = None
+    coded_bytes: "Callable[[Any, NDArray[Any], Scheme], int] | None" = None
     bytes_tolerance: tuple[float, int] = (0.01, 0)
     require: Callable[[], object]
     write: Callable[[Any, Path], None]

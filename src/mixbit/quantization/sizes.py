@@ -56,9 +56,7 @@ def weight_bytes_of_choices(
 def _bytes(graph: Graph, layer: Layer, scheme: Scheme, target: Target, quantizer: Quantizer | None) -> int:
     if target.layer_bytes is not None:
         return target.layer_bytes(layer, scheme)
-    if target.coded_bytes is not None and (scheme.weight is None or scheme.weight.floating is not None):
-        return target.coded_bytes(layer, None, scheme)
-    if target.coded_bytes is None or quantizer is None:
+    if target.coded_bytes is None or quantizer is None or quantizer.format.floating is not None:
         return target.weight_bytes(layer.shape, layer.axis, scheme.weight)
     integers = quantizer.integers(graph.parameter(layer.name).detach())
     return target.coded_bytes(layer, integers.cpu().numpy(), scheme)

@@ -1,14 +1,14 @@
 """capabilities(): what each operator does on a target in each scheme, from what the target says of itself."""
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 from torch import nn
 
 from mixbit.core import Format, Scheme, Target, checked, find_target
-from mixbit.graph import Layer
+from mixbit.graph import Layer, Operation
 from mixbit.graph.layers import OPERATOR_KINDS, PRODUCTS
 from mixbit.quantization.offers import RANGED_AT_RUN_TIME
 
@@ -64,10 +64,11 @@ def _capability(target: Target, operator: str, text: str) -> Capability:
     granularity = _granularity(scheme.weight)
     if (reason := _why_not(target, operator, scheme)) is not None:
         return Capability(operator, text, "refused", None, granularity, reason)
-    bits = None
-    if target.coded_bytes is None:
-        shape = _shape(operator)
-        bits = round(8 * target.weight_bytes(shape, 0, scheme.weight) / math.prod(shape), 1)
+    layer, bits = _layer(operator), None
+    if target.layer_bytes is not None:
+        bits = round(8 * target.layer_bytes(layer, scheme) / layer.numel, 1)
+    elif target.coded_bytes is None:
+        bits = round(8 * target.weight_bytes(layer.shape, 0, scheme.weight) / layer.numel, 1)
     in_integers = scheme.input is not None and operator in target.integer_layers
     return Capability(operator, text, "integers" if in_integers else "float", bits, granularity)
 
@@ -85,15 +86,15 @@ def _why_not(target: Target, operator: str, scheme: Scheme) -> str | None:
     return None
 
 
+@cache
 def _layer(operator: str) -> Layer:
     """A large layer of that kind, whose weight a module of torch's holds, as `nn.ConvTranspose2d`."""
-    name = "".join(word.capitalize() for word in operator.split("_"))
-    kind = getattr(nn, name)
-    return Layer(operator, _shape(operator), 0, (), (f"{kind.__module__}.{kind.__qualname__}",))
-
-
-def _shape(operator: str) -> tuple[int, ...]:
-    return (_SIZE, _SIZE, *[1] * (_dimensions(operator) - 2))
+    (kind,) = (kind for kind in OPERATOR_KINDS.values() if kind.name == operator)
+    module = getattr(nn, "".join(word.capitalize() for word in operator.split("_")))
+    shape = (_SIZE, _SIZE, *[1] * (_dimensions(operator) - 2))
+    read = None if kind.input is None else "x"
+    operation = Operation(operator, kind, read, macs=0, groups=1, takes_bias=True)
+    return Layer(operator, shape, 0, (operation,), (f"{module.__module__}.{module.__qualname__}",))
 
 
 def _dimensions(operator: str) -> int:

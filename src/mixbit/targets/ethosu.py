@@ -74,12 +74,12 @@ class Report(BaseModel):
     files: dict[str, str]
 
 
-def coded_bytes(layer: Any, integers: NDArray[Any] | None, scheme: Scheme) -> int:
+def coded_bytes(layer: Any, integers: NDArray[Any], scheme: Scheme) -> int:
     """Bytes of the weight in flash, once for each operator that reads it, of its real integers.
 
     On the CPU, which decodes none, it is a byte for each.
     """
-    if integers is None or not _is_coded(layer, scheme):
+    if not _is_coded(layer, scheme):
         return _LITERT.weight_bytes(layer.shape, layer.axis, _in_bytes(scheme.weight))
     depthwise = layer.operations[0].groups > 1 and layer.shape[1] == 1
     kernel = np.moveaxis(integers, layer.axis, 0)

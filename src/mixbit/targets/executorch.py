@@ -70,17 +70,17 @@ def lacks(scheme: Scheme) -> str | None:
     return only_beside_float(scheme)
 
 
-def coded_bytes(layer: Any, integers: "NDArray[Any] | None", scheme: Scheme) -> int:
+def layer_bytes(layer: Any, scheme: Scheme) -> int:
     """Bytes for each place that holds the weight: XNNPACK's, for what it runs, and ExecuTorch's own."""
     from mixbit.targets._executorch import places_of
 
     inside, outside = places_of(layer, scheme)
     outer = weight_bytes(layer.shape, layer.axis, scheme.weight)
-    if integers is None or scheme.weight is None:
+    if scheme.weight is None or scheme.weight.floating is not None:
         return (inside + outside) * outer
-    narrow = integers.ndim == 2 and scheme.weight.bits <= 4
+    narrow = len(layer.shape) == 2 and scheme.weight.bits <= 4
     channels = layer.shape[layer.axis]
-    row = integers.size // channels
+    row = layer.numel // channels
     return inside * channels * ((-(-row // 2) if narrow else row) + SCALE_BYTES) + outside * outer
 
 
@@ -197,7 +197,7 @@ TARGET = Target(
     halves=lambda *_: "even",
     lacks=lacks,
     weight_bytes=weight_bytes,
-    coded_bytes=coded_bytes,
+    layer_bytes=layer_bytes,
     require=require,
     write=write,
     load=load,
