@@ -20,6 +20,7 @@ from tests.metrics.setting import NETWORKS, SCHEMES, assert_agrees, rounded_outp
 from tests.networks import OPERATORS, Net, batches_of, captured_operator, plan_of
 
 TASK = Task.classification()
+pytestmark = pytest.mark.usefixtures("anything")  # plans of the graphs here are for it
 
 
 @torch.no_grad()

@@ -135,7 +135,7 @@ class Plan(BaseModel):
         layers: Layer -> scheme as text, in execution order.
         budget: The limits that the plan was made under, or `max_drop`; empty for a plan written by hand.
         predicted: What the search expected: `loss`, its `standard_error` where known, `weight_bytes`, `weight_ratio`,
-            `mean_bits`, `bit_ops`, and those of MEASURED that the table holds.
+            `mean_bits`, `bit_ops`, and `latency_ms`, `file_bytes` and other measured ones that the table holds.
         prices: Limit of the budget -> what it costs; empty unless asked for.
         made_by: The method behind it, as text for people.
     """
