@@ -75,9 +75,11 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 }
 #: For layers to take in turn where they fit.
 FORMATS = ("w2", "w3g8", "w4", "w5g4", "w6", "w7g8", "w8", "w8z", "w8g8z", "w4t", "float16", "bfloat16", "float")
+#: Widths that are tried by `make slow` alone: 3, 5 and 8 have all that is special.
+PLAIN, SLOW = (2, 4, 6, 7), pytest.mark.slow
 #: `mixed` gives the layers FORMATS, `mixed inputs` widths in turn with a8.
 CASES = [
-    *[("llama", f"w{bits}") for bits in TARGET.weight_bits],
+    *[pytest.param("llama", f"w{bits}", marks=SLOW if bits in PLAIN else ()) for bits in TARGET.weight_bits],
     *[("llama", scheme) for scheme in ("w3g8", "w8z", "w8a8", "w8a8d", "w4g8a8", "mixed", "mixed inputs", "float")],
     *[(name, scheme) for name in ("tied llama", "bert") for scheme in ("mixed", "mixed inputs")],
     *[pytest.param(name, "mixed inputs", marks=pytest.mark.slow) for name in ("gpt2", "albert")],
@@ -159,7 +161,9 @@ def bits_of(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     return (each << np.arange(bits)).sum(2) - 2 ** (bits - 1)
 
 
-@pytest.mark.parametrize("bits", TARGET.weight_bits)
+@pytest.mark.parametrize(
+    "bits", [pytest.param(bits, marks=SLOW if bits in PLAIN else ()) for bits in TARGET.weight_bits]
+)
 def test_integers_lie_in_words_without_gaps(write, bits):
     tensors, _ = read_tensors(write("llama", f"w{bits}") / "model.safetensors")
     graph = simulated("llama", f"w{bits}")

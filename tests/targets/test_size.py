@@ -95,6 +95,7 @@ def test_a_plan_that_is_larger_than_predicted_gives_way(monkeypatch):
         )
 
 
+@pytest.mark.slow
 def test_an_npus_flash_sram_and_cycles_are_budgets(measured, tmp_path):
     find_target("ethosu").require()
     network, batches, _, _ = measured
@@ -115,6 +116,29 @@ def test_an_npus_flash_sram_and_cycles_are_budgets(measured, tmp_path):
     assert int(kept.result.environment["flash_bytes"].replace(",", "")) <= told["flash_bytes"] - 200
     with pytest.raises(InfeasibleBudget, match="cycles"):
         run("none", cycles=told["cycles"] / 100)
+
+
+def test_cycles_are_shared_out_by_weights_and_kept(monkeypatch):
+    table, target = small_table(), dataclasses.replace(find_target("packed"), file_figures=("cycles",))
+    monkeypatch.setattr(size, "find_target", lambda name: target)
+    cycles = {choice: 1000.0 * (number + 1) for number, choice in enumerate(table.choices)}
+
+    def written(target, plan):
+        shares = zip(plan.layers.values(), table.numel, strict=True)
+        return {
+            "file_bytes": 10_000,
+            "cycles": round(sum(cycles[choice] * numel for choice, numel in shares) / table.numel.sum()),
+        }
+
+    monkeypatch.setattr(size, "_written", written)
+    table = sized(table, lambda plan: plan)
+    for column, choice in enumerate(table.choices[:2]):  # the third is not offered to the last layer
+        np.testing.assert_allclose(table.usage["cycles"][:, column], cycles[choice] * table.numel / table.numel.sum())
+    budget = mb.Budget(cycles=1500)
+    plan = size.plan_within(budget, lambda table: mb.search(table, budget), table, lambda plan: plan)
+    assert plan.predicted["cycles"] == written(target, plan)["cycles"] <= 1500
+    with pytest.raises(InfeasibleBudget, match="cycles"):
+        mb.search(table, mb.Budget(cycles=999))
 
 
 def test_what_a_targets_files_do_not_tell_is_no_budget_there(measured, tmp_path):
