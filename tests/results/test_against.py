@@ -88,6 +88,7 @@ def test_a_folders_own_file_is_equal_to_itself(folder):
     found = compare_with(folder / "out", folder / "out" / "model.onnx")
     assert (found.agreement, found.relative_rms) == (1, 0)
     assert found.accuracy == found.own_accuracy == Result.load(folder / "out").deployed["accuracy"]
+    assert 0.5 < found.latency_ratio.value < 1.5
 
 
 def test_a_network_in_pytorch_runs_beside_a_file(folder, tmp_path):
@@ -99,6 +100,34 @@ def test_a_network_in_pytorch_runs_beside_a_file(folder, tmp_path):
     assert (found.accuracy, found.own_accuracy) == (None, None)
     assert 0 < found.relative_rms < 0.05
     assert "accuracy" not in str(found)
+
+
+def test_inputs_go_by_name_where_a_file_has_them_in_another_order(tmp_path):
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+        def forward(self, first, second):
+            return self.a(first) - self.b(second) * 2
+
+    class Swapped(nn.Module):
+        def __init__(self, pair):
+            super().__init__()
+            self.pair = pair
+
+        def forward(self, second, first):
+            return self.pair(first, second)
+
+    torch.manual_seed(0)
+    net = Pair().eval()
+    batches = [{"first": torch.randn(16, 4), "second": torch.randn(16, 4)} for _ in range(4)]
+    plan = uniform_plan(capture(net, batches[0]), "w8", target="packed")
+    auto_quantize(net, batches, target="packed", plan=plan, out=tmp_path / "out")
+    with without_torchs_warnings():
+        given = {"dynamo": True, "external_data": False, "verbose": False}
+        torch.onnx.export(Swapped(net).eval(), (torch.randn(1, 4), torch.randn(1, 4)), tmp_path / "other.onnx", **given)
+    assert compare_with(tmp_path / "out", tmp_path / "other.onnx", net).relative_rms < 0.05
 
 
 def test_what_is_no_such_file_is_named(folder, tmp_path):

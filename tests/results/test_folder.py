@@ -102,6 +102,16 @@ def test_the_program_for_openvino_has_the_settings_that_were_verified(tmp_path, 
         assert (value.get_type_name() if name.endswith("HINT") else str(value)) == verified[name]
 
 
+def test_no_module_of_the_current_folder_is_imported(folders, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    shutil.copytree(folders("onnxruntime")[0], tmp_path / "copy")
+    for name in ("numpy", "onnxruntime"):
+        (tmp_path / "copy" / f"{name}.py").write_text(f"open({str(tmp_path / 'run')!r}, 'w').close()\n")
+    monkeypatch.chdir(tmp_path / "copy")
+    recheck(tmp_path / "copy").check()
+    assert not (tmp_path / "run").exists()
+
+
 class Twice(nn.Module):
     def __init__(self):
         super().__init__()

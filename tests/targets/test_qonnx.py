@@ -168,6 +168,19 @@ def test_averages_over_positions_are_convolutions(name, tmp_path):
         assert float(np.sqrt(np.mean((found - wanted) ** 2)) / wanted.std()) < 0.02
 
 
+def test_averages_of_as_many_positions_in_other_shapes_are_apart(tmp_path):
+    def run(net, x):
+        x = net.a(x)
+        return F.avg_pool2d(x, (4, 4)).flatten(1) + F.avg_pool2d(x, (2, 8)).flatten(1)
+
+    net, x = Net(run, a=nn.Conv2d(4, 4, 1)).eval(), torch.randn(5, 4, 8, 8)
+    graph = capture(net, x)
+    simulated = quantize(graph, plan_of(graph.layers, "w4", "qonnx"), [x])
+    export(simulated, tmp_path / "out")
+    (found,) = find_target("qonnx").load(tmp_path / "out", graph).run([x.numpy()])
+    torch.testing.assert_close(torch.from_numpy(found), simulated(x).detach())
+
+
 def test_hls4mls_way_reads_the_file(tmp_path):
     """qonnx's own changes before hls4ml: they leave no operator that hls4ml refuses, and change no output."""
     from qonnx.core.modelwrapper import ModelWrapper

@@ -14,6 +14,7 @@ from mixbit.core.budget import (
     RESOURCES as RESOURCES,
     Budget as Budget,
     MaxDrop as MaxDrop,
+    untold as untold,
 )
 from mixbit.core.errors import (
     InfeasibleBudget as InfeasibleBudget,

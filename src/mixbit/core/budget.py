@@ -33,6 +33,14 @@ _MOST = {
 OF_WEIGHTS = ("weight_bytes", "weight_ratio", "mean_bits")
 
 
+def untold(name: str, target: str) -> str:
+    """Why that one of OF_FILES is no budget for a target, and the way out."""
+    return (
+        f"budget {name}: files of target {target} do not tell it, as those of ethosu do; give file_bytes, or another "
+        "target"
+    )
+
+
 @checked_class
 @dataclass(frozen=True)
 class MaxDrop:

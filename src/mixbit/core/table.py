@@ -26,7 +26,7 @@ from pydantic import (
 from pydantic_core import core_schema
 
 from mixbit.core.arguments import checked, checked_class
-from mixbit.core.budget import OF_FILES, RESOURCES, Budget
+from mixbit.core.budget import OF_FILES, RESOURCES, Budget, untold
 from mixbit.core.errors import InvalidInput, did_you_mean, pick
 from mixbit.core.io.files import read_bytes, write_text
 from mixbit.core.io.json_files import MOST_JSON, MOST_TABLE_VALUES, first_problem, model_of, read_model
@@ -344,6 +344,8 @@ class Sensitivity:
         if resource == "mean_bits":
             return self.usage["weight_bits"] / self.num_weights
         if resource not in self.usage:
+            if resource in OF_FILES and "file_bytes" in self.usage:
+                raise InvalidInput(untold(resource, self.target))
             what, option = MEASURED[resource]
             raise InvalidInput(f"{resource}: the table holds no {what} of its choices; measure with {option}")
         return self.usage[resource]

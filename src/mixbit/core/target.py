@@ -208,9 +208,9 @@ class Target:
         if not (self.program and sys.executable):
             return
         with scratch_folder() as scratch:
-            file = scratch / "inputs.npz"
+            file = scratch / "inputs.npz"  # -P: no module of the current folder, which may be `folder`, is imported
             np.savez(file, *arrays)
-            words = [sys.executable, "-c", self.program, str(folder), str(file)]
+            words = [sys.executable, "-P", "-c", self.program, str(folder), str(file)]
             status = subprocess.run(words, capture_output=True, check=False).returncode
         if status < 0:
             raise TargetMismatch(

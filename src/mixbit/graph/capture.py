@@ -4,6 +4,7 @@ import inspect
 import logging
 import operator
 import os
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
@@ -127,10 +128,11 @@ def capture(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> G
 
 def _config(model: nn.Module) -> dict[str, Any] | None:
     """The configuration of a model of Hugging Face's, which names its class; None for another."""
-    model = unwrapped(model)
-    to_dict = getattr(getattr(model, "config", None), "to_dict", None)
-    held = to_dict() if callable(to_dict) else None
-    return {**held, "architectures": [type(model).__name__]} if isinstance(held, dict) else None
+    held: Any = unwrapped(model)
+    transformers = sys.modules.get("transformers")
+    if transformers is None or not isinstance(held, transformers.PreTrainedModel):
+        return None
+    return {**held.config.to_dict(), "architectures": [type(held).__name__]}
 
 
 def _modules(model: nn.Module) -> dict[str, tuple[str, ...]]:

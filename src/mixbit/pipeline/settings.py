@@ -24,6 +24,7 @@ from mixbit.core import (
     hidden,
     phase,
     pick,
+    untold,
 )
 from mixbit.graph.capture import Dynamic
 from mixbit.metrics import METRICS, Metric
@@ -194,11 +195,9 @@ class Run:
                 "which has all channels; take another target"
             )
         limits = self.goal.limits if isinstance(self.goal, Budget) else {}
-        if untold := [name for name in OF_FILES if name in limits and name not in figures_of(self.target)]:
-            raise InvalidInput(
-                f"budget {untold[0]}: files of target {self.target.name} do not tell it, as those of ethosu do; "
-                "give file_bytes, or another target"
-            )
+        for name in OF_FILES:
+            if name in limits and name not in figures_of(self.target):
+                raise InvalidInput(untold(name, self.target.name))
         if self.drop is not None and settings.flavour == "qat":
             raise InvalidInput(
                 "flavour qat: to keep within a largest drop, every plan tried would have to be trained; give a budget "

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from mixbit.core import InvalidInput, Plan, Scheme
 
 #: Ranges of inputs: of calibration data, or taken at run time for the tensor, for each row, or for groups of a row.
-STATIC, TENSOR, ROW, GROUP = "static", "tensor", "row", "group"
+STATIC, TENSOR, ROW, ROW_ZERO, GROUP = "static", "tensor", "row", "row, zero point", "group"
 _RANGES = {
     STATIC: "from calibration data", TENSOR: "at run time (d)", ROW: "at run time for each row (dr)",
+    ROW_ZERO: "at run time for each row, with a zero point (drz)",
     GROUP: "at run time in groups (dg32)",
 }  # fmt: skip
 _SCALES = {"channel": "an output channel", "tensor": "a weight (t)", "group": "a group (g32)"}
@@ -38,7 +39,7 @@ class Tool:
         weight_bits: Widths of weights.
         input_bits: Widths of inputs.
         scales: What shares a scale of weights: `channel`, `tensor`, `group`.
-        ranges: Where ranges of inputs come from, of STATIC, TENSOR, ROW and GROUP.
+        ranges: Where ranges of inputs come from, of STATIC, TENSOR, ROW, ROW_ZERO and GROUP.
         zero_points: Whether weights may have zero points.
         floats: Types of floating-point weights.
         choices: Schemes that it takes, to search again with.
@@ -100,10 +101,12 @@ class Tool:
 
 
 def range_of(scheme: Scheme) -> str | None:
-    """Where the range of the input comes from: STATIC, TENSOR, ROW or GROUP; None for inputs in float."""
+    """Where the range of the input comes from: STATIC, TENSOR, ROW, ROW_ZERO or GROUP; None in float."""
     if scheme.input is None:
         return None
-    return scheme.input.granularity if scheme.input.dynamic else STATIC
+    if not scheme.input.dynamic:
+        return STATIC
+    return ROW_ZERO if scheme.input.granularity == ROW and not scheme.input.symmetric else scheme.input.granularity
 
 
 def _listed(widths: tuple[int, ...]) -> str:

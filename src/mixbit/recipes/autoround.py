@@ -4,14 +4,14 @@ import json
 from typing import Any
 
 from mixbit.core import Plan, Scheme, method
-from mixbit.recipes._layers import GROUP, ROW, STATIC, TENSOR, Tool
+from mixbit.recipes._layers import GROUP, ROW, ROW_ZERO, STATIC, TENSOR, Tool
 
 TOOL = Tool(
     name="AutoRound",
     weight_bits=(2, 3, 4, 5, 6, 7, 8),
     input_bits=(2, 3, 4, 5, 6, 7, 8),
     scales=("channel", "tensor", "group"),
-    ranges=(STATIC, TENSOR, ROW, GROUP),
+    ranges=(STATIC, TENSOR, ROW, ROW_ZERO, GROUP),
     zero_points=True,
     choices="w4g32,w8",
 )

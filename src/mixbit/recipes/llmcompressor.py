@@ -4,7 +4,7 @@ import re
 from typing import Any, Literal
 
 from mixbit.core import Format, Plan, Scheme, method
-from mixbit.recipes._layers import GROUP, ROW, STATIC, TENSOR, Tool
+from mixbit.recipes._layers import GROUP, ROW, ROW_ZERO, STATIC, TENSOR, Tool
 from mixbit.recipes._yaml import yaml_of
 
 TOOL = Tool(
@@ -12,7 +12,7 @@ TOOL = Tool(
     weight_bits=(2, 3, 4, 5, 6, 7, 8),
     input_bits=(2, 3, 4, 5, 6, 7, 8, 16),
     scales=("channel", "tensor", "group"),
-    ranges=(STATIC, TENSOR, ROW, GROUP),
+    ranges=(STATIC, TENSOR, ROW, ROW_ZERO, GROUP),
     zero_points=True,
     choices="w4g32,w8",
 )

@@ -14,7 +14,7 @@ from torch import Tensor
 from mixbit.core import Inputs, InvalidInput, Runner, Target, TargetMismatch, Task, find_target, quoted, scratch_folder
 from mixbit.graph import Reference, evaluate
 from mixbit.results.check_set import CheckSet
-from mixbit.results.recheck import open_folder, outputs_of
+from mixbit.results.recheck import checked_outputs, open_folder
 from mixbit.targets.latency import Ratio, paired_times
 from mixbit.targets.size import file_bytes
 from mixbit.targets.verify import farthest
@@ -65,7 +65,7 @@ class Against:
 def compare_with(folder: Path, file: Path, model: Any = None) -> Against:
     """Run the file and the artefact of the folder on its check set.
 
-    Inputs and outputs go by name where the file has the artefact's names, else by position. Files for fixed sizes run
+    Inputs and outputs go by name where the file has the artefact's names, else by position. Files for one sample run
     sample by sample.
 
     Args:
@@ -77,16 +77,17 @@ def compare_with(folder: Path, file: Path, model: Any = None) -> Against:
         InvalidInput: No such file, another ending, a runtime that is not installed, or as `recheck` does.
         TargetMismatch: The runtime cannot open the file or run it on the inputs, or it returns other shapes.
     """
+    other = _runtime_of(file)
     result, check, graph = open_folder(folder, model)
-    target, other = find_target(result.target), _runtime_of(file)
+    target = find_target(result.target)
     task = replace(Task.named(result.task), batch_axes=check.batch_axes)
     runner = target.load(folder, graph)
     with scratch_folder() as scratch:
         _copied(file, other, scratch)
         with _by_its_name(file, scratch / other.files[0]):
-            theirs = _opened(other, scratch, file, check, runner)
+            run_theirs, theirs = _opened(other, scratch, file, check, runner)
         batches = [(check.inputs, check.labels)]
-        held = outputs_of(
+        held = checked_outputs(
             runner.run([tensor.numpy() for tensor in check.inputs.tensors]), check, check.inputs.batch_size
         )
         own = Reference(task, lambda *_: held)
@@ -94,8 +95,7 @@ def compare_with(folder: Path, file: Path, model: Any = None) -> Against:
             ran = evaluate(theirs, batches, task, f"run {file.name}", differing_from=own)
         mine = evaluate(own, batches, task, "run the artefact")
         sample = [tensor.numpy() for tensor in check.inputs.rows([0]).tensors]
-        rows = check.inputs.rows([0])
-        times = paired_times({"theirs": lambda _: theirs(rows), "own": runner.run}, sample, "time both")
+        times = paired_times({"theirs": run_theirs, "own": runner.run}, sample, "time both")
         return Against(
             str(file),
             other.name,
@@ -140,12 +140,12 @@ def _by_its_name(file: Path, copied: Path) -> Iterator[None]:
 
 def _opened(
     target: Target, folder: Path, file: Path, check: CheckSet, own: Runner
-) -> Callable[[Inputs], dict[str, Tensor]]:
-    """What runs the other file on inputs of the check set, and gives the outputs that this one holds."""
+) -> tuple[Callable[[list[NDArray[Any]]], list[NDArray[Any]]], Callable[[Inputs], dict[str, Tensor]]]:
+    """What runs the other file, its inputs and outputs in the order of this one's: on arrays, and on a check set's."""
     target.try_apart(folder, [tensor.numpy() for tensor in check.inputs.rows([0]).tensors])
     runner = target.load(folder)
     names, returned = runner.names
-    held = own.names[0] or [""] * len(check.inputs.tensors)  # packed files name none
+    held = own.names[0] or list(check.inputs.kwargs) or [""] * len(check.inputs.tensors)  # some files name none
     places = _places(names, held, "inputs", file)
     back = _places(check.returned, returned, "outputs", file)
 
@@ -165,9 +165,9 @@ def _opened(
             arrays = run([tensor.numpy() for tensor in inputs.tensors])
         except TargetMismatch:
             arrays = by_sample(inputs)
-        return outputs_of(arrays, check, inputs.batch_size)
+        return checked_outputs(arrays, check, inputs.batch_size)
 
-    return outputs
+    return run, outputs
 
 
 def _places(wanted: list[str], given: list[str], what: str, file: Path) -> list[int]:

@@ -53,12 +53,12 @@ def recheck(folder: Path, *, model: nn.Module | None = None, layers: bool = Fals
     """
     result, check, graph = open_folder(folder, model)
     target, task = find_target(result.target), dataclasses.replace(Task.named(result.task), batch_axes=check.batch_axes)
-    target.try_apart(folder, [tensor.numpy() for tensor in check.inputs.tensors])
+    target.try_apart(folder, [tensor.numpy() for tensor in check.inputs.rows([0]).tensors])
     runner = target.load(folder, graph)
     reference = Reference(task, lambda *_: check.outputs)
 
     def run_by(runner: Runner, inputs: Inputs) -> dict[str, Tensor]:
-        return outputs_of(runner.run([tensor.numpy() for tensor in inputs.tensors]), check, inputs.batch_size)
+        return checked_outputs(runner.run([tensor.numpy() for tensor in inputs.tensors]), check, inputs.batch_size)
 
     def ran(runner: Runner) -> Evaluation:
         run, batches = partial(run_by, runner), [(check.inputs, check.labels)]
@@ -100,7 +100,7 @@ def bench(folder: Path, batch_sizes: tuple[int, ...], *, model: nn.Module | None
     """
     result, check, graph = open_folder(folder, model)
     target = find_target(result.target)
-    target.try_apart(folder, [tensor.numpy() for tensor in check.inputs.tensors])
+    target.try_apart(folder, [tensor.numpy() for tensor in check.inputs.rows([0]).tensors])
     runner = target.load(folder, graph)
     latency, default_latency = {}, {}
     for size in batch_sizes:
@@ -152,7 +152,7 @@ def open_folder(folder: Path, model: nn.Module | None) -> tuple[Result, CheckSet
     return result, check, graph
 
 
-def outputs_of(returned: list[NDArray[Any]], check: CheckSet, count: int) -> dict[str, Tensor]:
+def checked_outputs(returned: list[NDArray[Any]], check: CheckSet, count: int) -> dict[str, Tensor]:
     """Name -> output that the check set holds, as the artefact returns it for that many samples."""
     if len(returned) < len(check.returned):
         raise TargetMismatch(f"the artefact returns {len(returned)} tensors; {len(check.returned)} are expected")

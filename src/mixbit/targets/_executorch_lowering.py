@@ -68,7 +68,7 @@ class Converter:
     """The process, which runs that program and ends with this one."""
 
     def __init__(self, program: str = PROGRAM) -> None:
-        words = [sys.executable, "-c", program]
+        words = [sys.executable, "-P", "-c", program]
         self.process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )

@@ -85,7 +85,7 @@ def _average_by_convolution(graph: Any, mean: Any) -> None:
         return
     x, channels = mean.inputs[0], mean.inputs[0].shape[1]
     kernel, count = window["kernel_shape"], math.prod(window["kernel_shape"])
-    name = f"average of {count} in {channels}"
+    name = f"average of {'x'.join(map(str, kernel))} in {channels}"
     share, zero, bits = (np.array(number, dtype=np.float32) for number in (1 / count, 0, 2))
     weight = initializer(graph, name, np.full((channels, 1, *kernel), share))
     factors = [
@@ -112,6 +112,8 @@ def _window(mean: Any) -> dict[str, list[int]] | None:
         pads = list(said.get_ints("pads", [0] * (2 * count)))
         counted = said.get_int("count_include_pad", 0) or not any(pads)
         return window | {"pads": pads} if counted and not said.get_int("ceil_mode", 0) else None
+    if len(mean.inputs) < 2 or mean.inputs[1] is None:  # over all dimensions, samples too
+        return None
     axes = sorted(axis % len(shape) for axis in mean.inputs[1].const_value.numpy().tolist())
     sizes = list(shape)[2:]
     if axes != [*range(2, len(shape))] or not all(isinstance(size, int) for size in sizes):

@@ -28,9 +28,11 @@ from mixbit.core import (
     Target,
     TargetMismatch,
     UnsupportedModel,
+    quoted,
     read_json,
     read_tensors,
     reason_of,
+    scratch_folder,
     users_code,
     with_metadata,
     write_text,
@@ -46,6 +48,8 @@ FILE, CONFIG = "model.safetensors", "config.json"
 LAYERS = "mixbit layers"
 #: What a configuration tells of how a model is called and where it came from, which is left to its class.
 _CALLS = ("use_cache", "output_hidden_states", "output_attentions", "return_dict", "_name_or_path")
+#: What transformers would fetch or run code by.
+FOREIGN = {"auto_map", "attn_implementation", "_attn_implementation", "experts_implementation"}
 #: Before the names of the quantizers in a graph's state.
 _QUANTIZERS = "mixbit_quantizers."
 
@@ -78,7 +82,7 @@ def _of_the_network(config: Any) -> Any:
     """The configuration, and those inside it, without what only says how a model is called."""
     if not isinstance(config, Mapping):
         return config
-    return {name: _of_the_network(value) for name, value in config.items() if name not in _CALLS}
+    return {name: _of_the_network(value) for name, value in config.items() if name not in (*_CALLS, *FOREIGN)}
 
 
 def _description(layers: Mapping[str, Compressed], empty: Any) -> dict[str, Any]:
@@ -169,9 +173,11 @@ def _loaded(folder: Path, transformers: Any) -> Any:
     def refused(error: BaseException) -> TargetMismatch:
         return TargetMismatch(f"{folder / FILE}: transformers cannot load it: {reason_of(error)}")
 
-    with users_code(refused), _silent(transformers):
+    with users_code(refused), _silent(transformers), scratch_folder() as scratch:
+        for file in (FILE, CONFIG):  # transformers follows what other files beside them say
+            (scratch / file).symlink_to((folder / file).absolute())
         model, told = model_class.from_pretrained(
-            folder,
+            scratch,
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
@@ -231,7 +237,21 @@ def _configuration(folder: Path) -> tuple[str, Any]:
     names = config.get("architectures") if isinstance(config, dict) else None
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise TargetMismatch(f'{folder / CONFIG}: names no class under "architectures"; export again')
+    quantized = config.get("quantization_config")
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
+    if method not in (None, "compressed-tensors"):
+        raise TargetMismatch(f"{folder / CONFIG}: is quantized by {quoted(method)}; export again")
+    if (foreign := next(_foreign(config), None)) is not None:
+        raise TargetMismatch(f"{folder / CONFIG}: has {foreign}, by which code may be fetched and run; export again")
     return names[0], config.get("quantization_config")
+
+
+def _foreign(config: Any) -> Iterator[str]:
+    """The keys of FOREIGN in a configuration and those inside it."""
+    if isinstance(config, Mapping):
+        yield from sorted(FOREIGN & config.keys())
+        for value in config.values():
+            yield from _foreign(value)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

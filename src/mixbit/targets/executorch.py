@@ -7,10 +7,12 @@ operators.
 """
 
 import math
+import struct
 from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Any
 
 import numpy as np
@@ -47,6 +49,8 @@ arrays = [torch.from_numpy(array) for array in numpy.load(sys.argv[2]).values()]
 _C._load_for_executorch(sys.argv[1] + "/{FILE}").forward(arrays)
 """
 SCALE_BYTES = 4
+#: What reading tables raises that are not those of this target; the digest finds damage alone.
+BROKEN = (AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError, CalledProcessError, struct.error)
 _executorch = partial(runtime, "executorch", "executorch.extension.pybindings._C")
 
 
@@ -127,27 +131,29 @@ def load(
         program = library._load_program_from_buffer(file.data)
         method = program.load_method("forward")
     environment = {"runtime": f"executorch {version('executorch')}"}
-    return Runner(
-        partial(_run, path, (program, method), len(file.method["inputs"])), lambda: executed(file), environment
-    )
+    with mismatch(f"{path}: not written by target executorch", *BROKEN):
+        num_inputs, texts = len(file.method["inputs"]), executed(file)
+    return Runner(partial(_run, path, (program, method), num_inputs), lambda: texts, environment)
 
 
-def _run(path: Path, opened: tuple[Any, Any], count: int, inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+def _run(path: Path, opened: tuple[Any, Any], num_inputs: int, inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
     """Run the method of a program on parts of the samples, as many as it takes."""
     from mixbit.targets._executorch import MOST_SAMPLES
 
-    if len(inputs) != count:
-        raise TargetMismatch(f"{path}: takes {count} inputs, the model {len(inputs)}; export again")
+    if len(inputs) != num_inputs:
+        raise TargetMismatch(f"{path}: takes {num_inputs} inputs, the model {len(inputs)}; export again")
     _, method = opened
     samples = max((len(array) for array in inputs if array.ndim), default=1)
-    parts = []
-    for begin in range(0, samples, MOST_SAMPLES):
-        some = [array[begin : begin + MOST_SAMPLES] if array.ndim else array for array in inputs]
+    # one sample first: what has as many rows as each part has samples has them in its first dimension
+    begins = [0] if samples <= MOST_SAMPLES else [0, *range(1, samples, MOST_SAMPLES)]
+    parts, counts = [], np.diff([*begins, samples])
+    for begin, count in zip(begins, counts, strict=True):
+        some = [array[begin : begin + count] if array.ndim else array for array in inputs]
         with mismatch(f"{path}: ExecuTorch cannot run it", RuntimeError):
             parts.append([tensor.numpy() for tensor in method([torch.tensor(array) for array in some])])
     if len(parts) == 1:
         return parts[0]
-    if any(not array.ndim or len(array) != MOST_SAMPLES for array in parts[0]):
+    if any(array.shape[:1] != (count,) for part, count in zip(parts, counts, strict=True) for array in part):
         raise TargetMismatch(f"{path}: takes {MOST_SAMPLES} samples at most, not {samples}; give fewer at a time")
     return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
 
@@ -157,7 +163,8 @@ def stored(folder: Path) -> dict[str, StoredWeight]:
     require()
     from mixbit.targets._executorch_file import read, stored_in
 
-    return stored_in(read(folder / FILE), folder / FILE)
+    with mismatch(f"{folder / FILE}: not written by target executorch", *BROKEN):
+        return stored_in(read(folder / FILE), folder / FILE)
 
 
 def _check_files(folder: Path) -> None:

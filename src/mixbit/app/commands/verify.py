@@ -106,10 +106,11 @@ def list_(
     as_json: options.AsJson = False,
 ) -> None:
     """Name the targets, metrics, searches, ranges of activations, roundings, recipes, budgets, or schemas of files."""
+    pick("list", what, LISTS)
     if verbose:
         _list_capabilities(what, as_json=as_json)
         return
-    if pick("list", what, LISTS) in METHOD_PLACES:
+    if what in METHOD_PLACES:
         rows = described_methods(METHOD_PLACES[what])
     else:
         rows = {"targets": described_targets, "schemas": lambda: SCHEMAS, "budgets": lambda: RESOURCES}[what]()
