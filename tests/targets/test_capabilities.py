@@ -125,8 +125,8 @@ def deployed(target: str, schemes: tuple[str, ...], folder: Path) -> dict:
 @pytest.fixture(
     scope="module",
     params=[
-        # Vela and ExecuTorch compile 200 layers
-        pytest.param(name, marks=pytest.mark.slow if name in ("ethosu", "executorch") else ())
+        # Vela and ExecuTorch compile 200 layers, qonnx runs a session for each; others say what packed does
+        pytest.param(name, marks=pytest.mark.slow if name not in ("openvino", "onnxruntime", "litert") else ())
         for name in TARGETS
         if name not in ELSEWHERE
     ],

@@ -198,7 +198,8 @@ SLOW = [
     ("onnxruntime", "kinds", "sparse widths"),
     *[("onnxruntime", "everything", scheme) for scheme in ("w8a8@2:4", "w4@1:2", "w8a8@99%")],
     ("onnxruntime", "tokens", "formats"),
-    *[case for case in CASES if case[:2] == ("qonnx", "kinds")],  # its executor is slow
+    # its executor is slow
+    *[case for case in CASES if case[0] == "qonnx" and case[1:] not in {("everything", "mixed"), ("shared", "w4a8")}],
     # Vela and ExecuTorch compile each
     *[case for case in CASES if case[0] in ("ethosu", "executorch") and case[1] != "shared"],
 ]
@@ -332,8 +333,9 @@ def written(request, write) -> Written:
 
 def only(cases: list[tuple[str, str]]) -> Any:
     """These networks and schemes, for every target."""
-    cases_of_targets = [(target, *case) for target in FOR_ANY_NETWORK for case in cases]
-    return pytest.mark.parametrize("written", cases_of_targets, indirect=True, ids="-".join)
+    every = [(target, *case) for target in FOR_ANY_NETWORK for case in cases]
+    marked = [pytest.param(case, id="-".join(case), marks=pytest.mark.slow if case in SLOW else ()) for case in every]
+    return pytest.mark.parametrize("written", marked, indirect=True)
 
 
 def assert_runs_as_simulated(written: Written, runner: Runner, count: int, tolerance: float | None = None) -> None:
