@@ -133,16 +133,17 @@ def load(
     environment = {"runtime": f"executorch {version('executorch')}"}
     with mismatch(f"{path}: not written by target executorch", *BROKEN):
         num_inputs, texts = len(file.method["inputs"]), executed(file)
-    return Runner(partial(_run, path, (program, method), num_inputs), lambda: texts, environment)
+    opened = method, program, file.data  # the program reads these bytes, and the method the program, as they run
+    return Runner(partial(_run, path, opened, num_inputs), lambda: texts, environment)
 
 
-def _run(path: Path, opened: tuple[Any, Any], num_inputs: int, inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+def _run(path: Path, opened: tuple[Any, ...], num_inputs: int, inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
     """Run the method of a program on parts of the samples, as many as it takes."""
     from mixbit.targets._executorch import MOST_SAMPLES
 
     if len(inputs) != num_inputs:
         raise TargetMismatch(f"{path}: takes {num_inputs} inputs, the model {len(inputs)}; export again")
-    _, method = opened
+    method = opened[0]
     samples = max((len(array) for array in inputs if array.ndim), default=1)
     # one sample first: what has as many rows as each part has samples has them in its first dimension
     begins = [0] if samples <= MOST_SAMPLES else [0, *range(1, samples, MOST_SAMPLES)]
