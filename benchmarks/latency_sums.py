@@ -15,7 +15,7 @@ from mixbit.graph import Graph
 from mixbit.metric_study.plans import draw_choices
 from mixbit.metrics.measure import blank_table
 from mixbit.quantization import calibrate
-from mixbit.targets.latency import compared
+from mixbit.targets.latency import timed_beside
 
 NETWORKS, RUNTIMES = ("resnet20", "efficientnet_lite0", "minilm"), ("openvino", "onnxruntime")
 CHOICES = ("w4a8", "w8a8", "w8", "float")
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for target in given.target or RUNTIMES:
             table = blank_table(graph, target=target, choices=CHOICES)
             choices = [np.array(choice) for choice in draw_choices(table, given.plans, None, 0)["random"]]
-            off = compared(table, choices, graph, simulate)[1] - 1
+            off = timed_beside(table, choices, graph, simulate)[1] - 1
             print(f"{name:20}{target:13}{np.median(abs(off)):6.1%}{abs(off).max():9.1%}{off.mean():+7.1%}", flush=True)
 
 

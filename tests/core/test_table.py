@@ -34,6 +34,19 @@ def test_round_trip(tmp_path):
     assert_same_table(Sensitivity.load(tmp_path / "sensitivity.json"), table)
 
 
+def test_a_plan_like_a_choice_keeps_to_what_is_offered_and_to_ties():
+    loss = np.array([[0.1, 0.2, 0.3], [0.1, np.inf, 0.3], [np.inf, 0.2, np.inf]])
+    table = small_table(
+        choices=("w8a8", "w4", "w4a8"),
+        loss=loss,
+        standard_error=np.where(np.isinf(loss), np.inf, 0),
+        input_ties=((0, 1),),
+    )
+    assert [*table.plan_like(1, "one").layers.values()] == ["w8a8", "w8a8", "w4"], "the second is offered no w4"
+    assert [*table.plan_like(2, "one").layers.values()] == ["w4a8", "w4a8", "w4"]
+    assert [*table.plan_like(np.array([2, 0, 1]), "one").layers.values()] == ["w4a8", "w8a8", "w4"]
+
+
 @given(arrays.arrays(float, (3, 3), elements=st.floats(-LARGEST, LARGEST)))
 def test_round_trip_to_the_last_bit(loss):
     with tempfile.TemporaryDirectory() as folder:

@@ -111,7 +111,7 @@ def test_sums_over_layers_are_the_true_times_of_plans_with_one_choice_for_all(me
 def test_sums_are_compared_with_the_times_of_mixed_plans(measured, runtime):
     table, graph, calibration = measured
     choices = [np.array([0, 0, 0, 0]), np.array([0, 2, 2, 0])]
-    compared, off = timing.compared(table, choices, graph, lambda plan: mb.quantize(graph, plan, calibration))
+    compared, off = timing.timed_beside(table, choices, graph, lambda plan: mb.quantize(graph, plan, calibration))
     usage, rows = compared.usage["latency_ms"], np.arange(4)
     for choice, found in zip(choices, off, strict=True):
         executed = {layer: EXECUTED[CHOICES[column]] for layer, column in zip(table.layers, choice, strict=True)}

@@ -424,10 +424,25 @@ class Sensitivity:
         )
 
     def plan_like(self, choice: int | NDArray[np.int64], made_by: str) -> Plan:
-        """A plan of the choice [L], or of one column for all; where it is not offered, the first that is."""
+        """A plan of the choice [L], or of one column for all; where it is not offered, the first that is.
+
+        Layers that read one tensor then take its format that most of them have, of those that all are offered.
+        """
         offered = np.isfinite(self.loss)
         wanted = np.broadcast_to(choice, len(offered))
-        return self.plan(np.where(offered[np.arange(len(offered)), wanted], wanted, offered.argmax(axis=1)), made_by)
+        taken = np.where(offered[np.arange(len(offered)), wanted], wanted, offered.argmax(axis=1))
+        reads = [scheme.input for scheme in self.schemes]
+        for tie in map(list, self.input_ties):
+            formats = [reads[column] for column in taken[tie]]
+            columns = {fmt: offered & np.array([read == fmt for read in reads]) for fmt in dict.fromkeys(reads)}
+            common = [fmt for fmt, of_format in columns.items() if of_format[tie].any(axis=1).all()]
+            if common and len(set(formats)) > 1:
+                of_format = columns[max(common, key=formats.count)]
+                taken[tie] = [
+                    column if of_format[row, column] else of_format[row].argmax()
+                    for row, column in zip(tie, taken[tie], strict=True)
+                ]
+        return self.plan(taken, made_by)
 
     @checked
     def save(self, path: str | Path) -> None:

@@ -208,8 +208,9 @@ class Target:
         if not (self.program and sys.executable):
             return
         with scratch_folder() as scratch:
-            file = scratch / "inputs.npz"  # -P: no module of the current folder, which may be `folder`, is imported
+            file = scratch / "inputs.npz"
             np.savez(file, *arrays)
+            # -P: no module of the current folder, which may be that of the artefact, is imported
             words = [sys.executable, "-P", "-c", self.program, str(folder), str(file)]
             status = subprocess.run(words, capture_output=True, check=False).returncode
         if status < 0:

@@ -55,28 +55,50 @@ def draw_choices(table: Sensitivity, number: int, near: Budget | None, seed: int
     if len(limits) > 1:  # of activation_bytes there is one for each moment
         raise InvalidInput(f"near budget {near}: {len(limits)} limits, and a plan can be near one; give one limit")
     bits, ties = [scheme.input_bits for scheme in table.schemes], table.input_ties
+    offered = np.isfinite(table.loss)
     rngs = [[np.random.default_rng([seed, of_set, plan]) for plan in range(number)] for of_set in range(2)]
-    drawn = {"random": [random_choice(len(table.layers), bits, ties, rng) for rng in rngs[0]]}
+    drawn = {"random": [random_choice(offered, bits, ties, rng) for rng in rngs[0]]}
     if limits:
-        drawn["near"] = [near_choice(limits[0], bits, ties, rng) for rng in rngs[1]]
+        drawn["near"] = [near_choice(limits[0], offered, bits, ties, rng) for rng in rngs[1]]
     return drawn
 
 
-def random_choice(num_layers: int, input_bits: Sequence[int], input_ties: Ties, rng: np.random.Generator) -> Choice:
-    """A choice [L], each layer's uniform over the C choices and independent of the others, unless they are tied.
+def random_choice(
+    offered: NDArray[np.bool_], input_bits: Sequence[int], input_ties: Ties, rng: np.random.Generator
+) -> Choice:
+    """A choice [L], each layer's uniform over those offered to it, [L, C], and independent unless layers are tied.
 
-    For tied layers, which read the same tensor, the input format is drawn first, uniformly over the formats offered;
-    then the choice of each, uniformly over the choices with that format. `input_bits` [C] are those of each choice.
+    For tied layers, which read the same tensor, the input format is drawn first, uniformly over those that all of them
+    are offered; then the choice of each, uniformly over its choices with that format. `input_bits` [C] are those of
+    each choice.
     """
     bits = np.asarray(input_bits)
-    choice = rng.integers(len(bits), size=num_layers)
-    for tie in input_ties:
-        columns = np.flatnonzero(bits == rng.choice(np.unique(bits)))
-        choice[list(tie)] = rng.choice(columns, size=len(tie))
+    choice = rng.integers(len(bits), size=len(offered))
+    _redraw(choice, range(len(offered)), offered, rng)
+    for tie in map(list, input_ties):
+        common = [width for width in np.unique(bits) if (offered[tie] & (bits == width)).any(axis=1).all()]
+        if not common:
+            raise InvalidInput(f"choices: layers {tie} read one tensor, and no format of it is offered to all of them")
+        of_format = bits == rng.choice(common)
+        choice[tie] = rng.choice(np.flatnonzero(of_format), size=len(tie))
+        _redraw(choice, tie, offered & of_format, rng)
     return choice
 
 
-def near_choice(limit: Limit, input_bits: Sequence[int], input_ties: Ties, rng: np.random.Generator) -> Choice:
+def _redraw(choice: Choice, rows: Iterable[int], offered: NDArray[np.bool_], rng: np.random.Generator) -> None:
+    """Draw again, in place, what was drawn for these layers and is not offered to them."""
+    for row in rows:
+        if not offered[row, choice[row]]:
+            choice[row] = rng.choice(np.flatnonzero(offered[row]))
+
+
+def near_choice(
+    limit: Limit,
+    offered: NDArray[np.bool_],
+    input_bits: Sequence[int],
+    input_ties: Ties,
+    rng: np.random.Generator,
+) -> Choice:
     """A choice [L] whose usage differs from the limit's bound by at most NEAR of it.
 
     Starting from a `random_choice`, single layers are moved to other choices, each move drawn uniformly among those
@@ -87,20 +109,21 @@ def near_choice(limit: Limit, input_bits: Sequence[int], input_ties: Ties, rng: 
     tied = np.zeros(len(usage), dtype=bool)
     tied[[layer for tie in input_ties for layer in tie]] = True
     for _ in range(MOST_STARTS):
-        choice = random_choice(len(usage), input_bits, input_ties, rng)
+        choice = random_choice(offered, input_bits, input_ties, rng)
         while True:
             now = np.take_along_axis(usage, choice[:, None], axis=1)
             total = float(now.sum())
             if abs(total - limit.bound) <= NEAR * whole:
                 return choice
-            allowed = ~tied[:, None] | (bits == bits[choice][:, None])
+            allowed = offered & (~tied[:, None] | (bits == bits[choice][:, None]))
             distance = abs(total + (usage - now) - limit.bound)
             moves = np.argwhere(allowed & (distance < abs(total - limit.bound) * (1 - ROUNDING)))
             if not len(moves):
                 break
             layer, column = rng.choice(moves)
             choice[layer] = column
-    low, high = (float(ends.sum()) + limit.offset for ends in (usage.min(axis=1), usage.max(axis=1)))
+    ends = np.where(offered, usage, np.inf).min(axis=1), np.where(offered, usage, -np.inf).max(axis=1)
+    low, high = (float(end.sum()) + limit.offset for end in ends)
     reach = f"the choices reach {low:g} to {high:g}"
     raise InvalidInput(f"near budget {limit.name}={whole:g}: found no plan within {NEAR:.0%} of it; {reach}")
 

@@ -158,8 +158,8 @@ def run_time_factors(x: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
 
     For the tensor as a whole, with l = min(x, 0) and h = max(x, 0): s = (h - l) / (last - first), zero point
     clip(round(first - l / s)), as ONNX's DynamicQuantizeLinear; for every row, the last dimension, the same where the
-    format has zero points, as XNNPACK's. Otherwise s = max |x| / last for every row, the last
-    dimension, or every `fmt.group` neighbours in it, and x comes from `in_groups`. Where all values are 0, s = 1.
+    format has zero points, as XNNPACK's. Otherwise s = max |x| / last for every row, or for every `fmt.group`
+    neighbours in it, and x comes from `in_groups`. Where all values are 0, s = 1.
     """
     first, last = fmt.integer_range
     if fmt.symmetric:

@@ -113,10 +113,10 @@ def timed(table: Sensitivity, graph: Graph, simulate: Callable[[Plan], Graph]) -
         graph: The captured graph in float.
         simulate: Makes the simulation of a plan.
     """
-    return compared(table, (), graph, simulate)[0]
+    return timed_beside(table, (), graph, simulate)[0]
 
 
-def compared(
+def timed_beside(
     table: Sensitivity, choices: Sequence[NDArray[np.int64]], graph: Graph, simulate: Callable[[Plan], Graph]
 ) -> tuple[Sensitivity, FloatArray]:
     """The table as of `timed`, and [P] sums over layers by the times of the plans whose choices [L] these are.
@@ -127,7 +127,8 @@ def compared(
     others = [table.plan_like(choice, "timing") for choice in choices]
     latency, times, _ = _measured(table, plans, graph, simulate, others)
     rows = np.arange(len(table.layers))
-    off = [latency.T[rows, choice].sum() / ms for choice, ms in zip(choices, times, strict=True)]
+    taken = [table.columns(plan.layers) for plan in others]
+    off = [latency.T[rows, columns].sum() / ms for columns, ms in zip(taken, times, strict=True)]
     return dataclasses.replace(table, usage=table.usage | {"latency_ms": latency.T}), np.array(off)
 
 

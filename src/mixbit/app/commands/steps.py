@@ -74,7 +74,7 @@ def measure(
     from mixbit.quantization.ranges import RANGES
     from mixbit.roundings.quantize import quantize
     from mixbit.targets.export import check_exportable
-    from mixbit.targets.latency import compared
+    from mixbit.targets.latency import timed_beside
     from mixbit.targets.size import sized
 
     out = out.absolute()  # the user's code may change the working folder
@@ -107,7 +107,7 @@ def measure(
         )
         if latency:
             plans = [np.array(choice) for choice in draw_choices(table, CHECKED, None, seed)["random"]]
-            table, off = compared(table, plans, graph, lambda plan: quantize(graph, plan, calibration))
+            table, off = timed_beside(table, plans, graph, lambda plan: quantize(graph, plan, calibration))
             say(
                 f"latency_ms: sums over layers are {np.median(abs(off - 1)):.0%} off the times of {CHECKED} random "
                 f"plans in the median, {abs(off - 1).max():.0%} at most"
