@@ -147,6 +147,25 @@ OPERATORS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+#: Networks of one layer, convolutions of 8 channels and products of 9 numbers a row, an odd one.
+ONE_LAYER: dict[str, Callable[[], nn.Module]] = {
+    "convolution": lambda: nn.Conv2d(8, 16, 3),
+    "padded": lambda: nn.Conv2d(8, 16, 3, padding=1),
+    "strided": lambda: nn.Conv2d(8, 16, 3, stride=2, padding=1),
+    "dilated": lambda: nn.Conv2d(8, 16, 3, dilation=2, padding=2),
+    "pointwise": lambda: nn.Conv2d(8, 16, 1, bias=False),
+    "depthwise": lambda: nn.Conv2d(8, 8, 3, padding=1, groups=8),
+    "depthwise, two each": lambda: nn.Conv2d(8, 16, 3, groups=8),
+    "groups": lambda: nn.Conv2d(8, 16, 3, groups=2),
+    "then clipped": lambda: nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU()),
+    "then clipped at 6": lambda: nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU6()),
+    "then clipped at both ends": lambda: nn.Sequential(nn.Conv2d(8, 16, 3), nn.Hardtanh(-0.5, 0.5)),
+    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(8 * 81, 16)),
+    "rows": lambda: nn.Linear(9, 16),
+    "line": lambda: Net(lambda net, x: net.line(x.flatten(2)), line=nn.Conv1d(8, 16, 5, padding=2, stride=2)),
+}
+
+
 def as_in_model(kind: str, weight: Tensor) -> Tensor:
     """A layer's weight in the model's shape: a matrix for each head becomes channels of one convolution."""
     return weight.reshape(2, 4, 5).transpose(1, 2) if "each head" in kind else weight

@@ -21,7 +21,7 @@ from mixbit.roundings.quantize import quantize
 from mixbit.targets import _executorch_lowering as lowering
 from mixbit.targets._executorch import MOST_SAMPLES, as_xnnpack_packs, digest, in_pairs, program_of
 from mixbit.targets._executorch_file import ended, read
-from tests.networks import Net, plan_of
+from tests.networks import ONE_LAYER, Net, plan_of
 
 EXECUTORCH = find_target("executorch")
 
@@ -71,21 +71,7 @@ def inverted():
 
 
 #: Networks of one layer.
-LAYERS = {
-    "convolution": lambda: nn.Conv2d(8, 16, 3),
-    "padded": lambda: nn.Conv2d(8, 16, 3, padding=1),
-    "strided": lambda: nn.Conv2d(8, 16, 3, stride=2, padding=1),
-    "dilated": lambda: nn.Conv2d(8, 16, 3, dilation=2, padding=2),
-    "pointwise": lambda: nn.Conv2d(8, 16, 1, bias=False),
-    "depthwise": lambda: nn.Conv2d(8, 8, 3, padding=1, groups=8),
-    "depthwise, two each": lambda: nn.Conv2d(8, 16, 3, groups=8),
-    "groups": lambda: nn.Conv2d(8, 16, 3, groups=2),
-    "then clipped": lambda: nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU()),
-    "then clipped at 6": lambda: nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU6()),
-    "then clipped at both ends": lambda: nn.Sequential(nn.Conv2d(8, 16, 3), nn.Hardtanh(-0.5, 0.5)),
-    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(8 * 81, 16)),
-    "rows, an odd number": lambda: nn.Linear(9, 16),
-    "line": lambda: Net(lambda net, x: net.line(x.flatten(2)), line=nn.Conv1d(8, 16, 5, padding=2, stride=2)),
+LAYERS = ONE_LAYER | {
     "columns": lambda: Net(lambda net, x: x.mean((2, 3)) @ net.matrix, matrix=nn.Parameter(torch.randn(8, 16))),
 }
 

@@ -17,7 +17,7 @@ from mixbit.quantization.quantizer import activation_quantizers
 from mixbit.quantization.sums import whole_numbers
 from mixbit.roundings.quantize import quantize
 from mixbit.targets.export import export
-from tests.networks import Net, plan_of
+from tests.networks import ONE_LAYER, Net, plan_of
 
 pytest.importorskip("ai_edge_litert")
 LITERT = find_target("litert")
@@ -25,25 +25,6 @@ LITERT = find_target("litert")
 
 def images(count=64, channels=8):
     return torch.randn(count, channels, 9, 9, generator=torch.Generator().manual_seed(1))
-
-
-#: Networks of one layer.
-LAYERS = {
-    "convolution": lambda: nn.Conv2d(8, 16, 3),
-    "padded": lambda: nn.Conv2d(8, 16, 3, padding=1),
-    "strided": lambda: nn.Conv2d(8, 16, 3, stride=2, padding=1),
-    "dilated": lambda: nn.Conv2d(8, 16, 3, dilation=2, padding=2),
-    "pointwise": lambda: nn.Conv2d(8, 16, 1, bias=False),
-    "depthwise": lambda: nn.Conv2d(8, 8, 3, padding=1, groups=8),
-    "depthwise, two each": lambda: nn.Conv2d(8, 16, 3, groups=8),
-    "groups": lambda: nn.Conv2d(8, 16, 3, groups=2),
-    "then clipped": lambda: nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU()),
-    "then clipped at 6": lambda: nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU6()),
-    "then clipped at both ends": lambda: nn.Sequential(nn.Conv2d(8, 16, 3), nn.Hardtanh(-0.5, 0.5)),
-    "linear": lambda: nn.Sequential(nn.Flatten(), nn.Linear(8 * 81, 16)),
-    "rows": lambda: nn.Linear(9, 16),
-    "line": lambda: Net(lambda net, x: net.line(x.flatten(2)), line=nn.Conv1d(8, 16, 5, padding=2, stride=2)),
-}
 
 
 def written(network, x, scheme, folder):
@@ -56,10 +37,10 @@ def written(network, x, scheme, folder):
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w2a8"])
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", ONE_LAYER)
 def test_one_operator_returns_what_the_simulation_does_number_by_number(name, scheme, tmp_path):
     x = images()
-    simulated, runner = written(LAYERS[name], x, scheme, tmp_path)
+    simulated, runner = written(ONE_LAYER[name], x, scheme, tmp_path)
     (layer,) = simulated.layers
     for count in (1, 3, x.shape[0]):
         with torch.no_grad():
