@@ -265,7 +265,7 @@ TARGET = Target(
     missing_layers=_LITERT.missing_layers,
     quantized_outputs=_LITERT.quantized_outputs,
     note="every width stored in as many bytes as Vela codes its values in, int8 arithmetic on the NPU under a8; "
-    "what stays in float runs on the CPU; also float16, group, one scale, zero point, a byte a weight, on the CPU",
+    "also one scale and zeros; what stays in float runs on the CPU: float16, group and zero point, a byte a weight",
     halves=lambda *_: "even",
     lacks=lacks,
     weight_bytes=weight_bytes,
