@@ -216,6 +216,7 @@ TARGET = Target(
     default_choices=("w2a8", "w3a8", "w4a8", "w5a8", "w6a8", "w7a8", "w8a8"),
     integer_layers=_LITERT.integer_layers,
     missing_layers=_LITERT.missing_layers,
+    integer_operators=_LITERT.integer_operators,
     quantized_outputs=_LITERT.quantized_outputs,
     note="every width stored in as many bytes as Vela codes its values in, int8 arithmetic on the NPU under a8; "
     "what stays in float runs on the CPU; also float16, group, one scale, zero point, a byte a weight, on the CPU",
