@@ -339,7 +339,7 @@ def _avg_pool(
     ]
     wide = padded(w, x, [(0, 0), (0, 0), *around]) if any(map(any, around)) else x
     shares = _shares(x, kernel, strides, pads, around, (ceil_mode, counted, divisor))
-    if in_integers(out, x) and np.all(shares == shares.flat[0]):
+    if in_integers(out, x) and isinstance(x.shape[1], int) and np.all(shares == shares.flat[0]):
         return pooled_in_integers(w, out, wide, kernel, strides, float(shares.flat[0]))
     mean = _pooled(w, "AVERAGE_POOL_2D", wide, out, kernel, strides, VALID)
     if np.all(shares == 1):
@@ -364,7 +364,7 @@ def _of_lines(
     """A pool over one dimension, as one over images of height 1."""
     if x.rank not in (2, 3):
         return None
-    front = (1, *x.shape[:1]) if x.rank == 2 else x.shape[:2]
+    front = (*x.shape[:1], 1) if x.rank == 2 else x.shape[:2]
     images = reshaped(w, x, (*front, 1, x.shape[-1]))
     flat = replace(out, shape=(*front, 1, out.shape[-1]))
     wide = [
@@ -399,7 +399,7 @@ def _adaptive_pool(count: int, mean: bool, w: Writer, out: Result, x: Value, _: 
     ):
         return None
     kernel = [int(size) // int(made) for size, made in pairs]
-    if mean and in_integers(out, x):
+    if mean and in_integers(out, x) and isinstance(x.shape[1], int):
         return pooled_in_integers(w, out, x, kernel, kernel)
     return _pooled(w, "AVERAGE_POOL_2D" if mean else "MAX_POOL_2D", x, out, kernel, kernel, VALID)
 
