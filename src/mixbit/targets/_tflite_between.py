@@ -11,6 +11,8 @@ from mixbit.targets._tflite_writer import Writer
 
 #: How the schema numbers the padding that is none.
 VALID = 1
+#: How it numbers functions that operators can apply to what they return.
+FUSED = {"RELU": 1, "RELU6": 3}
 
 
 def in_integers(out: Result, *read: Any) -> bool:
@@ -36,8 +38,16 @@ def requantized(w: Writer, x: Value, factors: Factors | None) -> Value:
     """
     if x.factors == factors:
         return x
-    read = [w.read(x, in_int8=True), _integers(w, np.ones((), np.int8), 1)]
-    return w.made("MUL", read, x.shape, x.dtype, x.order, factors, fusedActivationFunction=0)
+    return w.made("MUL", _times_one(w, x), x.shape, x.dtype, x.order, factors, fusedActivationFunction=0)
+
+
+def clipped_in_integers(w: Writer, out: Result, x: Value, kind: str) -> Value:
+    """The same of one of FUSED, which no operator before it does."""
+    return finished(w, out, "MUL", _times_one(w, x), x.order, fusedActivationFunction=FUSED[kind])
+
+
+def _times_one(w: Writer, x: Value) -> list[int]:
+    return [w.read(x, in_int8=True), _integers(w, np.ones((), np.int8), 1)]
 
 
 def _integers(w: Writer, array: Any, scale: float) -> int:

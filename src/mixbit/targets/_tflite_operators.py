@@ -11,7 +11,13 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 
 from mixbit.targets import _tflite_products, _tflite_shapes
-from mixbit.targets._tflite_between import in_integers, mean_in_integers, sum_in_integers
+from mixbit.targets._tflite_between import (
+    FUSED,
+    clipped_in_integers,
+    in_integers,
+    mean_in_integers,
+    sum_in_integers,
+)
 from mixbit.targets._tflite_table import (
     OPERATORS,
     Result,
@@ -37,6 +43,8 @@ _LAST = 2**31 - 1
 
 
 def _function(kind: str, w: Writer, out: Result, x: Value) -> Value:
+    if kind in FUSED and out.ends is None and in_integers(out, x):
+        return clipped_in_integers(w, out, x, kind)
     return elementwise(w, kind, out.dtype, cast(w, x, out.dtype))
 
 
