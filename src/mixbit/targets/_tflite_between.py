@@ -84,7 +84,8 @@ def pooled_in_integers(
         return mean_in_integers(w, out, x, (2, 3), True)
     channels, step = int(x.shape[1]), share / (kernel[0] * kernel[1])
     ones = _integers(w, np.ones((1, *kernel, channels), np.int8), step)
-    bias = parameters([step * x.factors.scale], [0])  # XNNPACK takes no depthwise convolution without factors here
+    scale = 0 if x.factors is None else step * x.factors.scale
+    bias = parameters([scale], [0])  # XNNPACK takes no depthwise convolution without factors here
     zeros = w.tensor((channels,), "INT32", data=np.zeros(channels, np.int32), quantization=bias)
     order = channels_last(4)
     return finished(
