@@ -188,6 +188,21 @@ def test_a_plan_is_searched_by_coded_bytes_and_verified(tmp_path):
     assert comparison.weight_bytes <= 8000 * 1.02
 
 
+def test_a_residual_network_runs_on_the_npu_whole(tmp_path):
+    """Its sums and means too, whose ones in flash are of no layer."""
+
+    def run(net, x):
+        y = net.b(net.a(x.relu())) + x
+        return net.l(F.avg_pool2d(torch.cat([y.relu(), net.c(y)], 1), 2).mean((2, 3)))
+
+    parts = {"a": nn.Conv2d(16, 16, 3, padding=1), "b": nn.Conv2d(16, 16, 3, padding=1), "c": nn.Conv2d(16, 16, 1)}
+    simulated, runner = written(lambda: Net(run, l=nn.Linear(32, 10), **parts), images(), "w4a8", tmp_path)
+    assert "CPU" not in runner.note
+    held = sum(weight.weight_bytes for weight in ETHOSU.stored(tmp_path).values())
+    assert held == pytest.approx(sum(predicted_bytes(simulated, simulated.plan).values()), rel=0.02)
+    assert held + 128 < ETHOSU.read_figures(tmp_path)["flash_bytes"]
+
+
 def test_what_the_cpu_runs_is_named(tmp_path):
     network = Net(lambda net, x: net.b(F.gelu(net.a(x))), a=nn.Conv2d(16, 8, 3), b=nn.Conv2d(8, 8, 3))
     _, runner = written(lambda: network, images(), {"a.weight": "w8a8", "b.weight": "w8"}, tmp_path)

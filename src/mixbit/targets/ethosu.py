@@ -71,7 +71,7 @@ class Report(BaseModel):
         flash_bytes, sram_bytes, cycles: Of the NPU, see `mixbit.targets._vela.Compiled`.
         on_cpu: Names of tensors that operators on the CPU return.
         layers: Layer on the NPU -> bytes of its weight, biases and factors in flash. Vela tells the sum for all
-            weights, which is shared out as predicted.
+            weights, which is shared out as predicted, without the ones that it multiplies by for means.
         files: Name -> SHA-256.
     """
 
@@ -135,13 +135,17 @@ def write(device: tuple[str, str, str], simulated: Graph, folder: Path) -> None:
     _ethosu()
     from mixbit.targets._tflite import converted
     from mixbit.targets._tflite_file import read
-    from mixbit.targets._vela import compiled, on_npu
+    from mixbit.targets._vela import compiled, on_npu, ones_on_npu
 
     if any(simulated.dynamic):
         raise UnsupportedModel("inputs of several sizes: an NPU's file has one; give all batches the same sizes")
     write_bytes(folder / FILE, converted(simulated, packs=False))
     model = read(folder / FILE)
     made = compiled(model, *device)
+    means = sum(
+        coded_weight_bytes(np.ones((channels, positions, 1, 1), np.int8), depthwise=True)
+        for channels, positions in ones_on_npu(model, made.on_cpu)
+    )
     write_bytes(folder / DEVICE_FILE, made.data)
     report = Report(
         version=1,
@@ -150,14 +154,14 @@ def write(device: tuple[str, str, str], simulated: Graph, folder: Path) -> None:
         sram_bytes=made.sram_bytes,
         cycles=made.cycles,
         on_cpu=made.on_cpu,
-        layers=_shared_out(simulated, on_npu(model, made.on_cpu), made.weight_bytes),
+        layers=_shared_out(simulated, on_npu(model, made.on_cpu), made.weight_bytes - means),
         files={name: sha256(folder / name) for name in (FILE, DEVICE_FILE)},
     )
     write_text(folder / REPORT_FILE, report.model_dump_json(indent=2))
 
 
 def _shared_out(simulated: Graph, layers: set[str], total: int) -> dict[str, int]:
-    """Layer -> its bytes: of Vela's total the share that is predicted, and those of its channels."""
+    """Layer -> its bytes: of Vela's total of their weights the share that is predicted, and those of its channels."""
     plan, weights = simulated.plan, stored_weights(simulated)[0]
     assert plan is not None  # noqa: S101 its weights are quantized
     channels = {
@@ -263,6 +267,7 @@ TARGET = Target(
     ),
     integer_layers=_LITERT.integer_layers,
     missing_layers=_LITERT.missing_layers,
+    integer_operators=_LITERT.integer_operators,
     quantized_outputs=_LITERT.quantized_outputs,
     note="every width stored in as many bytes as Vela codes its values in, int8 arithmetic on the NPU under a8; "
     "also one scale and zeros; what stays in float runs on the CPU: float16, group and zero point, a byte a weight",
