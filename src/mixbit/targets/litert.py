@@ -304,7 +304,8 @@ TARGET = Target(
     integer_operators=frozenset({"add", "cat", "average_pool"}),
     quantized_outputs=frozenset({"conv1d", "conv2d", "linear", "addmm", "matmul"}),
     note="weights of matrices stored in 2, 4 or 8 bits, of convolutions in 4 or 8, other widths in the next of these; "
-    "int8 arithmetic under a8; also float16, group, one scale, zero point",
+    "int8 arithmetic under a8; also float16, group, one scale, zero point; litert:kernel=builtin or micro for its own "
+    "kernels, or TensorFlow Lite Micro's",
     halves=partial(halves, "xnnpack"),
     lacks=lacks,
     weight_bytes=weight_bytes,
