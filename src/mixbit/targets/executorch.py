@@ -2,8 +2,8 @@
 
 A layer whose input and output are quantized is one operator of XNNPACK on int8 tensors, with a scale per output channel
 and a bias in int32. Matrices of 4 bits and fewer take half a byte a weight, all else a byte. What lies between layers
-runs in float, but for moves and additions. Weights whose input stays in float are unpacked in every run, by ExecuTorch's own
-operators.
+runs in float, but for moves and additions. Weights whose input stays in float are unpacked in every run, by
+ExecuTorch's own operators.
 """
 
 import math
