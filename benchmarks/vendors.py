@@ -47,14 +47,14 @@ COLUMNS = (
 )
 #: Images that a file of ExecuTorch takes at once.
 MOST_AT_ONCE = 64
-#: Run in the tool's environment: the float file, the images, and the file to write.
+#: Run in the tool's environment: the float file, its input, the images, and the file to write.
 STATIC = """
 import sys
 import numpy
 from ai_edge_quantizer import quantizer, recipe
-before, images, after = sys.argv[1:]
+before, name, images, after = sys.argv[1:]
 tool = quantizer.Quantizer(before, recipe.static_wi8_ai8())
-samples = [{name: row[None]} for name, rows in numpy.load(images).items() for row in rows]
+samples = [{name: row[None]} for row in numpy.load(images)]
 tool.quantize(tool.calibrate({"serving_default": samples})).export_model(after)
 """
 
@@ -115,8 +115,8 @@ def by_ai_edge_quantizer(given: Given, target: str, folder: Path) -> Made:
     by_mixbit(given, "litert", folder / "float", "float")
     before, after = folder / "float" / "model.tflite", folder / "model.tflite"
     (name,) = find_target("litert").load(folder / "float").names[0]
-    np.savez(folder / "images.npz", **{name: torch.cat(given.images).numpy()})
-    words = [recipes.environment("ai_edge_quantizer"), "-c", STATIC, before, folder / "images.npz", after]
+    np.save(folder / "images.npy", torch.cat(given.images).numpy())
+    words = [recipes.environment("ai_edge_quantizer"), "-c", STATIC, before, name, folder / "images.npy", after]
     subprocess.run(list(map(str, words)), check=True, capture_output=True)
     made = Made(None, interpreted(after.read_bytes()), after.stat().st_size)
     if target != "ethosu":
