@@ -177,13 +177,14 @@ def by_pt2e(given: Given, _: str, folder: Path) -> Made:
 
 
 def batches_of(network: Network, count: int) -> Iterator[tuple[Tensor, Any]]:
-    """So many of the images that judge, if there are, MOST_AT_ONCE at most, with their labels or None."""
-    for inputs, labels in map(split_batch, network.evaluation):
-        images = inputs.args[0][:count]
-        count -= len(images)
+    """About so many of the images that judge, evenly spaced, MOST_AT_ONCE at most, with their labels or None."""
+    pairs = [split_batch(batch) for batch in network.evaluation]
+    step = max(1, sum(inputs.batch_size for inputs, _ in pairs) // count)
+    for inputs, labels in pairs:
+        images, some = inputs.args[0][::step], None if labels is None else labels[::step]
         for start in range(0, len(images), MOST_AT_ONCE):
             part = slice(start, start + MOST_AT_ONCE)
-            yield images[part], None if labels is None else labels[: len(images)][part]
+            yield images[part], None if some is None else some[part]
 
 
 @torch.no_grad()
