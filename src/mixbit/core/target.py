@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -266,14 +265,11 @@ def find_target(target: str | Target) -> Target:
     Options are the keyword-only arguments of the function `configured` of the target's module. Raises InvalidInput for
     an unknown name or option, or a value that the option does not take; a target is itself.
     """
-    return target if isinstance(target, Target) else _found(target)
-
-
-@cache
-def _found(text: str) -> Target:
-    name, _, options = text.partition(":")
+    if isinstance(target, Target):
+        return target
+    name, _, options = target.partition(":")
     module = importlib.import_module(TARGETS[pick("target", name, TARGETS)])
     if not options:
         return module.TARGET
     configured = getattr(module, "configured", lambda: module.TARGET)
-    return dataclasses.replace(configured(**read_options("target", name, configured, options)), name=text)
+    return dataclasses.replace(configured(**read_options("target", name, configured, options)), name=target)
