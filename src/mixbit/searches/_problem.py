@@ -209,9 +209,16 @@ class Problem:
         per_class = np.stack([values[:, self.classes == k].min(axis=1) for k in range(self.classes.max() + 1)], axis=1)
         return float(np.sum([np.min(sum(per_class[unit])) for unit in self.units]))
 
+    def _least(self, row: int) -> float:
+        """What some plan uses of a resource: the least, or where conversions are used too, the least without any."""
+        table, in_float = self.usage[row], np.asarray(self.input_bits) == IN_FLOAT
+        kinds = [in_float, ~in_float] if self.conversions[row].any() else []
+        alike = [self.smallest(np.where(kind, table, np.inf)) for kind in kinds]
+        return min((least for least in alike if math.isfinite(least)), default=self.smallest(table))
+
     def infeasible(self) -> InfeasibleBudget:
         """The error that says what each resource can reach and which layers hold most of the scarcest one."""
-        reachable = tuple((self.smallest(table), -self.smallest(-table)) for table in self.usage)
+        reachable = tuple((self._least(row), -self.smallest(-table)) for row, table in enumerate(self.usage))
         lowest = np.array([low for low, _ in reachable])
         over = lowest - self.limits
         scarcest = int(np.argmax(over / np.maximum(np.abs(lowest) + np.abs(self.limits), np.finfo(float).tiny)))

@@ -87,11 +87,11 @@ def timed_beside(
     mixed = [table.plan_like(choice, MADE_BY) for choice in draws]
     others = [table.plan_like(choice, MADE_BY) for choice in choices]
     found, _ = time_plans(table, [*mixed, *others, uniform[-1]], graph, simulate)
-    latency, conversions = layer_ratios(table, of_uniform).T, None
+    latency, conversions = layer_ratios(table, of_uniform).T, np.zeros((len(table.layers) - 1, 2))
     if mixed:
         columns = np.array([table.columns(plan.layers) for plan in [*uniform, *mixed]])
         latency, conversions = _fitted(table, columns, [*of_uniform, *found[: len(mixed)]])
-    timed = _with(table, ms * latency, None if conversions is None else ms * conversions)
+    timed = _with(table, ms * latency, ms * conversions)
     predicted = [timed.plan(timed.columns(plan.layers), MADE_BY).predicted["latency_ms"] for plan in others]
     return timed, np.array(predicted) / (ms * np.array([each.ratio.value for each in found[len(mixed) : -1]]))
 
@@ -133,5 +133,6 @@ def _mixed(table: Sensitivity) -> list[NDArray[np.int64]]:
     return choices
 
 
-def _with(table: Sensitivity, latency: FloatArray, conversions: FloatArray | None) -> Sensitivity:
-    return dataclasses.replace(table, usage=table.usage | {"latency_ms": latency}, conversions=conversions)
+def _with(table: Sensitivity, latency: FloatArray, conversions: FloatArray) -> Sensitivity:
+    usage = table.usage | {"latency_ms": latency}
+    return dataclasses.replace(table, usage=usage, conversions=conversions if conversions.any() else None)
