@@ -10,6 +10,7 @@ import torch
 
 from mixbit.core import show
 from mixbit.core.target import TARGETS, Target
+from tests.gate import mark_slow
 
 torch.set_num_threads(1)  # tests are small, and threads cost them more than they gain
 gc.set_threshold(200_000, 20, 100)  # torch.export leaves many small cycles; walking all of torch for them is slow
@@ -22,6 +23,12 @@ def seed_everything() -> None:
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 libraries draw from it
     random.seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Before `-m` chooses among them."""
+    mark_slow(items)
 
 
 @pytest.hookimpl(tryfirst=True)

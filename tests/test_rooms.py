@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import mixbit
+from tests.gate import FEW
 
 PACKAGE = Path(mixbit.__file__).parent
 ROOMS = (
@@ -107,3 +108,9 @@ def test_a_name_that_has_moved_says_where_to(name):
     if place.startswith("mixbit.") and place[7:].replace(".", "").replace("_", "").isalpha() and place[7].islower():
         module, _, attribute = place.rpartition(".")
         assert hasattr(importlib.import_module(module), attribute), place
+
+
+def test_families_of_which_few_cases_run_are_there():
+    for name in FEW:
+        file, _, function = name.partition("::")
+        assert f"\ndef {function}(" in (Path(__file__).parent / file).read_text(), name

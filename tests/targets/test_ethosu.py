@@ -236,3 +236,38 @@ def test_a_guess_is_near_what_normal_numbers_take():
         (size,) = predicted_bytes(simulated, simulated.plan).values()
         guess = ETHOSU.weight_bytes((64, 64, 3, 3), 0, Scheme.parse(f"w{bits}").weight)
         assert guess == pytest.approx(size, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["accelerator=ethos-u55-32,system=Ethos_U55_Deep_Embedded", "accelerator=ethos-u65-256,memory=Dedicated_Sram"],
+)
+def test_other_devices_are_compiled_for(options, tmp_path):
+    torch.manual_seed(0)
+    graph = capture(LAYERS["channels first"]().eval(), images()[:2])
+    ours = find_target(f"ethosu:{options}")
+    simulated = quantize(graph, plan_of(graph.layers, "w4a8", ours.name), [images()])
+    export(simulated, tmp_path)
+    runner, (layer,) = ours.load(tmp_path), simulated.layers
+    assert all(part.partition("=")[2] in runner.environment["compiler"] for part in options.split(","))
+    assert ours.read_figures(tmp_path)["flash_bytes"] == pytest.approx(ours.stored(tmp_path)[layer.name].weight_bytes)
+    assert not verify(tmp_path, graph, simulated, [images()], task="regression").problems
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("accelerator=ethos-u85-256", "accelerator 'ethos-u85-256' is unknown .*; known: ethos-u55-32"),
+        ("system=Ethos_U65_Embedded", "system of ethos-u55-128 'Ethos_U65_Embedded' is unknown.*known: Ethos_U55_High"),
+        ("memory=Dedicated_Sram", "memory of ethos-u55-128"),
+        ("multipliers=128", "option 'multipliers=128' is not understood; its options are accelerator, system, memory"),
+    ],
+)
+def test_a_device_that_does_not_exist_is_refused(options, told):
+    with pytest.raises(InvalidInput, match=told):
+        find_target(f"ethosu:{options}")
+
+
+def test_a_target_without_options_says_so():
+    with pytest.raises(InvalidInput, match="target packed: option 'kernel=1' is not understood; it has none"):
+        find_target("packed:kernel=1")

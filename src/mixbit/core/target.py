@@ -1,6 +1,7 @@
 """Targets: what a runtime stores and executes, and how its files are written and run; one file each in `targets/`."""
 
 import ast
+import dataclasses
 import importlib
 import pkgutil
 import signal
@@ -9,11 +10,13 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mixbit.core.errors import InvalidInput, TargetMismatch, pick
 from mixbit.core.io.files import scratch_folder
+from mixbit.core.io.methods import read_options
 from mixbit.core.ports import Ports
 from mixbit.core.scheme import Format, Scheme
 
@@ -258,7 +261,19 @@ class Target:
 
 
 def find_target(target: str | Target) -> Target:
-    """The target of that name, or the target itself; raises InvalidInput for an unknown name."""
-    if isinstance(target, Target):
-        return target
-    return importlib.import_module(TARGETS[pick("target", target, TARGETS)]).TARGET
+    """The target of that name, as `litert`, or of its name with options, as `ethosu:accelerator=ethos-u65-256`.
+
+    Options are the keyword-only arguments of the function `configured` of the target's module. Raises InvalidInput for
+    an unknown name or option, or a value that the option does not take; a target is itself.
+    """
+    return target if isinstance(target, Target) else _found(target)
+
+
+@cache
+def _found(text: str) -> Target:
+    name, _, options = text.partition(":")
+    module = importlib.import_module(TARGETS[pick("target", name, TARGETS)])
+    if not options:
+        return module.TARGET
+    configured = getattr(module, "configured", lambda: module.TARGET)
+    return dataclasses.replace(configured(**read_options("target", name, configured, options)), name=text)

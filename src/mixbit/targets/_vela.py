@@ -10,23 +10,13 @@ from typing import Any
 
 from mixbit.core import UnsupportedModel, scratch_folder
 from mixbit.targets._integers import SEPARATOR
-from mixbit.targets._tflite_file import UNPACKING, Model
+from mixbit.targets._tflite_file import UNPACKING, Model, read
 
 KIB = 1024
+#: Vela's name of the tensor that holds all that the NPU reads but activations, whatever memory the mode has it in.
+_CONSTANTS = "read_only"
 #: Columns of the report on operators before the last, which is the name of a tensor and may hold commas.
 _COLUMNS = 15
-
-
-@dataclass(frozen=True)
-class Accelerator:
-    """What is compiled for, as Vela names it."""
-
-    name: str
-    system: str
-    memory: str
-
-    def __str__(self) -> str:
-        return f"{self.name}, {self.system}, {self.memory}"
 
 
 @dataclass(frozen=True)
@@ -36,8 +26,8 @@ class Compiled:
     Attributes:
         data: The file for the device.
         weight_bytes: Of all weights on the NPU, without biases and factors.
-        flash_bytes: Of all that the NPU reads from flash.
-        sram_bytes: Of activations and buffers.
+        flash_bytes: Of the constants that the NPU reads: coded weights, biases and factors.
+        sram_bytes: Of activations and buffers in SRAM.
         cycles: Of one inference, as Vela estimates them.
         on_cpu: Names of tensors that operators return which the CPU runs.
     """
@@ -50,29 +40,32 @@ class Compiled:
     on_cpu: tuple[str, ...]
 
 
-def compiled(model: Model, accelerator: Accelerator) -> Compiled:
-    """The file, compiled; raises UnsupportedModel where Vela ends without it."""
+def compiled(model: Model, accelerator: str, system: str, memory: str) -> Compiled:
+    """The file, compiled for these, as Vela names them; raises UnsupportedModel where Vela ends without it."""
     with scratch_folder() as scratch:
         source = scratch / "model.tflite"
         source.write_bytes(model.data)
         words = [
             *(sys.executable, "-m", "ethosu.vela", str(source), "--output-dir", str(scratch)),
-            *("--accelerator-config", accelerator.name, "--config", "Arm/vela.ini", "--verbose-performance"),
-            *("--system-config", accelerator.system, "--memory-mode", accelerator.memory),
+            *("--accelerator-config", accelerator, "--config", "Arm/vela.ini", "--verbose-performance"),
+            *("--system-config", system, "--memory-mode", memory),
         ]
         done = subprocess.run(words, capture_output=True, check=False, text=True, errors="replace", cwd=scratch)
         made, summaries = scratch / "model_vela.tflite", sorted(scratch.glob("model_summary_*.csv"))
         if done.returncode or not made.exists():
             raise UnsupportedModel(
-                f"Vela cannot compile the network for {accelerator.name} (exit status {done.returncode}): "
+                f"Vela cannot compile the network for {accelerator} (exit status {done.returncode}): "
                 f"{_reason(done.stderr or done.stdout)}; take other choices, write what it names otherwise, or take "
                 "target litert"
             )
         figures = _summary(summaries[0]) if summaries else {}
+        whole = read(made)
         return Compiled(
-            made.read_bytes(),
+            whole.data,
             weight_bytes=round(figures.get("total_npu_encoded_weights", 0)),
-            flash_bytes=round(KIB * figures.get("off_chip_flash_memory_used", 0)),
+            flash_bytes=sum(
+                int(tensor.shape[0]) for index, tensor in enumerate(whole.tensors) if whole.name(index) == _CONSTANTS
+            ),
             sram_bytes=round(KIB * figures.get("sram_memory_used", 0)),
             cycles=round(figures.get("cycles_total", 0)),
             on_cpu=_on_cpu(scratch / "model_per-layer.csv", model),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from mixbit.core import (
     TargetMismatch,
     UnsupportedModel,
     find_target,
+    pick,
     read_bytes,
     sha256,
     write_bytes,
@@ -40,8 +41,17 @@ from mixbit.targets._npu_coding import channel_bytes, coded_weight_bytes
 FILE, DEVICE_FILE, REPORT_FILE = "model.tflite", "model_vela.tflite", "vela.json"
 #: What Vela reports of a network.
 FIGURES = ("flash_bytes", "sram_bytes", "cycles")
-#: What is compiled for: 128 multipliers at 500 MHz, weights in flash, activations in SRAM, see Vela's vela.ini.
-ACCELERATOR = "ethos-u55-128", "Ethos_U55_High_End_Embedded", "Shared_Sram"
+#: Clocks and widths of memories, and which of them holds what, as Vela's vela.ini names them; a family's first is the
+#: default. `Dedicated` has the activations outside the SRAM.
+SYSTEMS = {
+    "ethos-u55": ("Ethos_U55_High_End_Embedded", "Ethos_U55_Deep_Embedded"),
+    "ethos-u65": ("Ethos_U65_High_End", "Ethos_U65_Mid_End", "Ethos_U65_Embedded", "Ethos_U65_Client_Server"),
+}
+MEMORIES = {
+    "ethos-u55": ("Shared_Sram", "Sram_Only"),
+    "ethos-u65": ("Shared_Sram", "Sram_Only", "Dedicated_Sram", "Dedicated_Sram_256KB", "Dedicated_Sram_384KB",
+                  "Dedicated_Sram_512KB"),
+}  # fmt: skip
 #: Bits -> bytes of a weight in flash, of normal numbers: a guess, before the integers are known.
 BYTES_OF_A_WEIGHT = {8: 0.93, 7: 0.86, 6: 0.71, 5: 0.56, 4: 0.44, 3: 0.34, 2: 0.2}
 MOST_BYTES = 2**31
@@ -104,22 +114,25 @@ def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
     return round(math.prod(shape) * BYTES_OF_A_WEIGHT[fmt.bits]) + channel_bytes(shape[axis])
 
 
-def write(simulated: Graph, folder: Path) -> None:
-    """Write model.tflite, have Vela compile it into model_vela.tflite, and write vela.json."""
+def write(device: tuple[str, str, str], simulated: Graph, folder: Path) -> None:
+    """Write model.tflite, have Vela compile it into model_vela.tflite, and write vela.json.
+
+    The device is an accelerator, its system and its memory mode, as Vela names them.
+    """
     _ethosu()
     from mixbit.targets._tflite import converted
     from mixbit.targets._tflite_file import read
-    from mixbit.targets._vela import Accelerator, compiled, on_npu
+    from mixbit.targets._vela import compiled, on_npu
 
     if any(simulated.dynamic):
         raise UnsupportedModel("inputs of several sizes: an NPU's file has one; give all batches the same sizes")
     write_bytes(folder / FILE, converted(simulated, packs=False))
-    model, accelerator = read(folder / FILE), Accelerator(*ACCELERATOR)
-    made = compiled(model, accelerator)
+    model = read(folder / FILE)
+    made = compiled(model, *device)
     write_bytes(folder / DEVICE_FILE, made.data)
     report = Report(
         version=1,
-        compiler=f"ethos-u-vela {version('ethos-u-vela')} for {accelerator}",
+        compiler=f"ethos-u-vela {version('ethos-u-vela')} for {', '.join(device)}",
         flash_bytes=made.flash_bytes,
         sram_bytes=made.sram_bytes,
         cycles=made.cycles,
@@ -208,6 +221,26 @@ def usage(ports: Ports, environment: Mapping[str, str]) -> dict[str, str]:
     return {language: f"{first}\n{code}" for language, code in _LITERT.usage(ports, environment).items()}
 
 
+def configured(
+    *,
+    accelerator: Literal[
+        "ethos-u55-32", "ethos-u55-64", "ethos-u55-128", "ethos-u55-256", "ethos-u65-256", "ethos-u65-512"
+    ] = "ethos-u55-128",
+    system: str | None = None,
+    memory: str | None = None,
+) -> Target:
+    """The target for that NPU, in a system and with memories of SYSTEMS and MEMORIES; their first by default.
+
+    An Ethos-U85 codes weights otherwise, so none is offered. Raises InvalidInput for what its family does not have.
+    """
+    family = accelerator.rpartition("-")[0]
+    names = [
+        each[family][0] if given is None else pick(f"target ethosu: {kind} of {accelerator}", given, each[family])
+        for kind, given, each in (("system", system, SYSTEMS), ("memory", memory, MEMORIES))
+    ]
+    return dataclasses.replace(TARGET, write=partial(write, (accelerator, *names)))
+
+
 TARGET = Target(
     name="ethosu",
     files=(FILE, DEVICE_FILE, REPORT_FILE),
@@ -225,7 +258,7 @@ TARGET = Target(
     coded_bytes=coded_bytes,
     bytes_tolerance=(0.05, 96),
     require=_ethosu,
-    write=write,
+    write=partial(write, ("ethos-u55-128", SYSTEMS["ethos-u55"][0], MEMORIES["ethos-u55"][0])),
     load=load,
     stored=stored,
     program=_LITERT.program,

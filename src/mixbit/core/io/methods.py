@@ -130,7 +130,7 @@ class Methods(Mapping[str, F]):
         if isinstance(method, str):
             name, _, text = method.partition(":")
             function = self[pick(self.kind, name, self, "; or pass a function")]
-            options = _read_options(self.kind, name, function, text) if text else {}
+            options = read_options(self.kind, name, function, text) if text else {}
             return method, cast("F", partial(function, **options)) if options else function
         if not callable(method):
             raise InvalidInput(f"{self.kind}: a {type(method).__name__}; give a name or a function")
@@ -196,7 +196,7 @@ def _marked(place: str) -> Iterator[Callable[..., Any]]:
                 yield value
 
 
-def _read_options(kind: str, name: str, function: Callable[..., Any], text: str) -> dict[str, Any]:
+def read_options(kind: str, name: str, function: Callable[..., Any], text: str) -> dict[str, Any]:
     """The options of a text such as `multiplier=4,criterion=absolute`; what an alias stands for is not among them."""
     set_already = function.keywords if isinstance(function, partial) else {}
     options = {option: parameter for option, parameter in _options(function).items() if option not in set_already}
