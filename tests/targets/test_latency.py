@@ -2,6 +2,7 @@
 
 import itertools
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,8 @@ CHOICES = ["w8a8", "w4a8", "float"]
 #: How a runtime executes each, and what it takes in each of the four layers.
 EXECUTED = {"w8a8": "int8", "w4a8": "int8", "float": "float32"}
 TRUE_MS = {"int8": np.array([1.0, 2.0, 3.0, 0.5]), "float32": np.array([4.0, 2.5, 9.0, 0.5])}
+#: By how much longer a choice takes that is executed as another one is.
+SLOWER = {"w8a8": 1.0}
 #: Columns with inputs in integers and in float.
 OFFERED = {"i": [0, 1], "f": [2]}
 #: Of a conversion to integers, and of one to float.
@@ -41,7 +44,7 @@ def measured():
     graph = mb.capture(network.eval(), batches[0])
     calibration = calibrate(graph, [Inputs.of(batches[0])])
     table = mb.measure(graph, calibration, target="packed", choices=CHOICES, metric="weight_error")
-    return table, graph, calibration
+    return table, graph
 
 
 class FakeRuntime:
@@ -53,7 +56,7 @@ class FakeRuntime:
     def loaded(self, plan):
         executed = {layer: EXECUTED[scheme] for layer, scheme in plan.layers.items()}
         self.written.append(plan)
-        profile = (lambda _: operators_of(executed)) if self.tells else None
+        profile = (lambda _: operators_of(plan.layers)) if self.tells else None
         return nullcontext(Runner(lambda _: true_ms(plan), lambda: executed, dict(self.environment), profile))
 
 
@@ -70,24 +73,24 @@ def runtime(monkeypatch, tmp_path):
     return fake
 
 
-@pytest.fixture
-def simulate(measured):
-    _, graph, calibration = measured
-    return lambda plan: mb.quantize(graph, plan, calibration)
+def simulate(plan):
+    """All that the runtime here looks at."""
+    return SimpleNamespace(plan=plan)
 
 
-def operators_of(executed):
+def operators_of(layers):
     """Operators in order, with a conversion wherever the type changes, from float32 at both ends."""
     operators, former = [], "float32"
-    for row, (layer, text) in enumerate(executed.items()):
+    for row, (layer, scheme) in enumerate(layers.items()):
+        text = EXECUTED[scheme]
         operators += [("", GLUE_MS[text])] if text != former else []
-        operators.append((layer, TRUE_MS[text][row]))
+        operators.append((layer, TRUE_MS[text][row] * SLOWER.get(scheme, 1.0)))
         former = text
     return operators + ([("", GLUE_MS["float32"])] if former != "float32" else [])
 
 
 def true_ms(plan):
-    return sum(ms for _, ms in operators_of({layer: EXECUTED[scheme] for layer, scheme in plan.layers.items()}))
+    return sum(ms for _, ms in operators_of(plan.layers))
 
 
 def test_the_interval_of_a_ratio_holds_the_true_one_in_95_percent():
@@ -120,8 +123,8 @@ def every_plan(table):
     return [choice for choice in choices if letters[choice[1]] == letters[choice[2]]]
 
 
-def test_predicted_latencies_are_the_true_ones_of_plans_that_mix_choices(measured, runtime, simulate):
-    table, graph, _ = measured
+def test_predicted_latencies_are_the_true_ones_of_plans_that_mix_choices(measured, runtime):
+    table, graph = measured
     found, off = timed_beside(table, every_plan(table), graph, simulate)
     np.testing.assert_allclose(off, 1)
     for choice in every_plan(table):
@@ -137,8 +140,8 @@ def test_predicted_latencies_are_the_true_ones_of_plans_that_mix_choices(measure
     assert sums == pytest.approx(true - sum(GLUE_MS.values())), "conversions are no part of the sum"
 
 
-def test_plans_are_searched_by_their_true_latencies(measured, runtime, simulate):
-    table, graph, _ = measured
+def test_plans_are_searched_by_their_true_latencies(measured, runtime):
+    table, graph = measured
     found, _ = timed(table, graph, simulate)
     by_loss = sorted(every_plan(table), key=lambda choice: table.loss[range(4), choice].sum())
     latencies = sorted({true_ms(table.plan(choice, "test")) for choice in every_plan(table)})
@@ -153,8 +156,8 @@ def test_plans_are_searched_by_their_true_latencies(measured, runtime, simulate)
         mb.search(found, mb.Budget(latency_ms=0.99 * latencies[0]))
 
 
-def test_choices_that_are_executed_alike_are_not_mixed(measured, runtime, simulate):
-    table, graph, _ = measured
+def test_choices_that_all_read_integers_are_not_mixed(measured, runtime):
+    table, graph = measured
     alike = table.pinned(dict.fromkeys(table.layers, "w8a8"))
     found, off = timed_beside(alike, [np.array([0, 1, 1, 0])], graph, simulate)
     assert found.conversions is None
@@ -163,8 +166,17 @@ def test_choices_that_are_executed_alike_are_not_mixed(measured, runtime, simula
     assert len(runtime.written) < 4 * timing_of_choices.FOURS
 
 
-def test_a_runtime_that_tells_no_times_of_operators(measured, runtime, simulate):
-    table, graph, _ = measured
+def test_kernels_of_one_name_may_differ_in_time(measured, runtime, monkeypatch):
+    table, graph = measured
+    monkeypatch.setitem(SLOWER, "w8a8", 1.5)
+    found, off = timed_beside(table, every_plan(table), graph, simulate)
+    np.testing.assert_allclose(off, 1)
+    latency = found.usage["latency_ms"]
+    np.testing.assert_allclose(latency[1:3, 0], 1.5 * latency[1:3, 1])
+
+
+def test_a_runtime_that_tells_no_times_of_operators(measured, runtime):
+    table, graph = measured
     runtime.tells = False
     found, _ = timed_beside(table, [], graph, simulate)
     assert found.conversions is None
@@ -187,8 +199,8 @@ def test_what_is_between_two_layers_counts_half_to_each():
     assert not told
 
 
-def test_a_busy_machine_slows_plans_and_the_one_beside_them_alike(measured, runtime, simulate, monkeypatch):
-    table, graph, _ = measured
+def test_a_busy_machine_slows_plans_and_the_one_beside_them_alike(measured, runtime, monkeypatch):
+    table, graph = measured
     busy = iter(np.linspace(1, 9, 100))
 
     def slowed(runs, sample, label):
@@ -205,8 +217,8 @@ def kept_file(tmp_path):
     return file
 
 
-def test_times_are_taken_from_the_users_cache(measured, runtime, simulate, tmp_path):
-    table, graph, _ = measured
+def test_times_are_taken_from_the_users_cache(measured, runtime, tmp_path):
+    table, graph = measured
     found, note = timed(table, graph, simulate)
     assert "0% off the measured times of 5 random plans in the median, 0% at most" in note
     assert "taken on" not in note
@@ -219,8 +231,8 @@ def test_times_are_taken_from_the_users_cache(measured, runtime, simulate, tmp_p
     np.testing.assert_array_equal(again.conversions, found.conversions)
 
 
-def test_other_questions_are_timed_anew(measured, runtime, simulate):
-    table, graph, _ = measured
+def test_other_questions_are_timed_anew(measured, runtime):
+    table, graph = measured
     timed(table, graph, simulate)
     _, note = timed(table.pinned({"a.weight": "w4a8"}), graph, simulate)
     assert "taken on" not in note
@@ -239,8 +251,8 @@ def test_other_questions_are_timed_anew(measured, runtime, simulate):
         lambda text: text.replace("fake 1.0", "fake 0.9", 1),
     ],
 )
-def test_damaged_times_are_taken_anew(measured, runtime, simulate, tmp_path, damage):
-    table, graph, _ = measured
+def test_damaged_times_are_taken_anew(measured, runtime, tmp_path, damage):
+    table, graph = measured
     found, _ = timed(table, graph, simulate)
     file = kept_file(tmp_path)
     text = file.read_text(encoding="utf-8")
@@ -252,8 +264,8 @@ def test_damaged_times_are_taken_anew(measured, runtime, simulate, tmp_path, dam
     assert "taken on" in timed(table, graph, simulate)[1], "the file was replaced"
 
 
-def test_a_cache_that_cannot_be_written_costs_no_times(measured, runtime, simulate, tmp_path, monkeypatch):
-    table, graph, _ = measured
+def test_a_cache_that_cannot_be_written_costs_no_times(measured, runtime, tmp_path, monkeypatch):
+    table, graph = measured
     (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("MIXBIT_CACHE", str(tmp_path / "file"))
     found, note = timed(table, graph, simulate)
@@ -272,8 +284,8 @@ LOSING = {
 
 
 @pytest.mark.parametrize("case", LOSING)
-def test_layers_that_lose_read_float_numbers(measured, runtime, simulate, monkeypatch, case):
-    table, graph, _ = measured
+def test_layers_that_lose_read_float_numbers(measured, runtime, monkeypatch, case):
+    table, graph = measured
     times, wanted = LOSING[case]
     monkeypatch.setitem(TRUE_MS, "int8", np.array(times))
     monkeypatch.setitem(TRUE_MS, "float32", np.array([4.0, 2.5, 9.0, 0.3]))
@@ -281,16 +293,13 @@ def test_layers_that_lose_read_float_numbers(measured, runtime, simulate, monkey
     offered = {letter: np.isfinite(found.loss)[:, columns].all(axis=1) for letter, columns in OFFERED.items()}
     assert [next(letter for letter in "if" if offered[letter][row]) for row in range(4)] == list(wanted)
     assert (np.isfinite(found.loss).sum(axis=1) == [len(OFFERED[letter]) for letter in wanted]).all()
-    true = [
-        sum(ms for _, ms in operators_of({layer: EXECUTED[scheme] for layer, scheme in plan.layers.items()}))
-        for plan in (found.plan_like(0, "found"), table.plan_like(CHOICES.index("float"), "float"))
-    ]
+    true = [true_ms(plan) for plan in (found.plan_like(0, "found"), table.plan_like(CHOICES.index("float"), "float"))]
     assert true[0] <= true[1]
     assert note_on_speed(found).startswith(f"{wanted.count('f')} of 4 layers read float numbers")
 
 
-def test_a_pinned_layer_stays(measured, runtime, simulate, monkeypatch):
-    table, graph, _ = measured
+def test_a_pinned_layer_stays(measured, runtime, monkeypatch):
+    table, graph = measured
     monkeypatch.setitem(TRUE_MS, "int8", np.array([9.0, 9.0, 9.0, 9.0]))
     pinned = table.pinned({"a.weight": "w4a8"})
     found = faster(timed(pinned, graph, simulate)[0], graph, simulate)

@@ -42,8 +42,7 @@ def time_plans(
 ) -> tuple[list[PlanTime], float]:
     """The times of plans by that of the last one, and the milliseconds that this one takes for one sample.
 
-    TOGETHER of them take turns with the last one, so that a machine that is busier for a while slows them alike. Plans
-    that are executed alike are timed once.
+    TOGETHER of them take turns with the last one, so that a machine that is busier for a while slows them alike.
 
     Args:
         table: Of the graph.
@@ -54,28 +53,23 @@ def time_plans(
     target = find_target(table.target)
     target.require()
     sample = [leaf.numpy() for leaf in graph.tensors(graph.example.rows([0]))]
-    of_plans, last_ms = list[int](), list[FloatArray]()
+    found, last_ms = list[PlanTime](), list[FloatArray]()
     with target.written(simulate(plans[-1]), graph, 1) as last:
-        executed = [last.executed()]
-        found = [PlanTime(Ratio(1.0, 1.0, 1.0), *_shares(table, last, sample), executed[0])]
         for start in range(0, len(plans), TOGETHER):
             some = plans[start : start + TOGETHER]
             which = f"plans {start + 1} to {start + len(some)} of {len(plans)}"
             with ExitStack() as stack:
-                runners = {LAST: last}
-                for plan in track(some, f"write {which}"):
-                    runner = stack.enter_context(target.written(simulate(plan), graph, 1))
-                    texts = runner.executed()
-                    if texts not in executed:
-                        runners[str(len(executed))] = runner
-                        executed.append(texts)
-                    of_plans.append(executed.index(texts))
-                times = paired_times({name: each.run for name, each in runners.items()}, sample, f"time {which}")
+                runners = [
+                    last if plan is plans[-1] else stack.enter_context(target.written(simulate(plan), graph, 1))
+                    for plan in track(some, f"write {which}")
+                ]
+                runs = {str(number): runner.run for number, runner in enumerate(runners)} | {LAST: last.run}
+                times = paired_times(runs, sample, f"time {which}")
                 last_ms.append(times.ms[LAST])
-                for number in track(range(len(found), len(executed)), f"profile {which}"):
-                    shares = _shares(table, runners[str(number)], sample)
-                    found.append(PlanTime(times.ratio(str(number), of=LAST), *shares, executed[number]))
-    return [found[number] for number in of_plans], float(np.median(np.concatenate(last_ms)))
+                for number, runner in enumerate(track(runners, f"profile {which}")):
+                    ratio = times.ratio(LAST if runner is last else str(number), of=LAST)
+                    found.append(PlanTime(ratio, *_shares(table, runner, sample), runner.executed()))
+    return found, float(np.median(np.concatenate(last_ms)))
 
 
 def layer_ratios(table: Sensitivity, times: Sequence[PlanTime]) -> FloatArray:

@@ -10,7 +10,8 @@ from scipy.optimize import nnls
 from mixbit.core import FloatArray, InvalidInput, Plan, Sensitivity, find_target
 from mixbit.graph import Graph
 from mixbit.targets._kept_times import keep_times, kept_times, new_times, place_of, question_of
-from mixbit.targets.time_plans import PlanTime, layer_ratios, time_plans
+from mixbit.targets.latency import ALIKE
+from mixbit.targets.time_plans import PlanTime, time_plans
 
 #: Fours of plans that mix choices, and by how much a plan of one choice for all layers weighs more.
 FOURS, ONE_CHOICE = 3, 2.0
@@ -70,9 +71,9 @@ def timed_beside(
         latency[l, c] = t u[l, c]
         conversions[l] = t (b[l, integers] + a[l + 1, float], b[l, float] + a[l + 1, integers])
 
-    Choices that a layer executes alike in the plans of one choice share u. Where all do, or where the runtime does not
-    tell the times of its operators, only the plans of one choice are run, and their latency[l, c] = t r_c p_cl. A layer
-    that is not offered a choice takes the first that it is offered instead.
+    Choices that a layer executes alike share u, if their plans take as long, to ALIKE. Where all choices read integers,
+    or all float numbers, or where the runtime does not tell the times of its operators, no plan mixes choices, and so
+    latency[l, c] = t r_c p_cl. A layer that is not offered a choice takes the first that it is offered instead.
 
     Args:
         table: Of the graph.
@@ -82,16 +83,15 @@ def timed_beside(
     """
     uniform = [table.plan_like(column, MADE_BY) for column in range(len(table.choices))]
     of_uniform, ms = time_plans(table, uniform, graph, simulate)
-    alike = all(each.executed == of_uniform[0].executed for each in of_uniform)
-    draws = [] if alike or not of_uniform[0].told else _mixed(table)
-    mixed = [table.plan_like(choice, MADE_BY) for choice in draws]
-    others = [table.plan_like(choice, MADE_BY) for choice in choices]
+    offered = np.isfinite(table.loss).any(axis=0)
+    reads = {scheme.input is None for scheme, some in zip(table.schemes, offered, strict=True) if some}
+    draws = _mixed(table) if len(reads) > 1 and all(each.told for each in of_uniform) else []
+    mixed, others = ([table.plan_like(choice, MADE_BY) for choice in some] for some in (draws, choices))
     found, _ = time_plans(table, [*mixed, *others, uniform[-1]], graph, simulate)
-    latency, conversions = layer_ratios(table, of_uniform).T, np.zeros((len(table.layers) - 1, 2))
-    if mixed:
-        columns = np.array([table.columns(plan.layers) for plan in [*uniform, *mixed]])
-        latency, conversions = _fitted(table, columns, [*of_uniform, *found[: len(mixed)]])
-    timed = _with(table, ms * latency, ms * conversions)
+    columns = np.array([table.columns(plan.layers) for plan in [*uniform, *mixed]])
+    latency, conversions = _fitted(table, columns, [*of_uniform, *found[: len(mixed)]])
+    usage = table.usage | {"latency_ms": ms * latency}
+    timed = dataclasses.replace(table, usage=usage, conversions=ms * conversions if conversions.any() else None)
     predicted = [timed.plan(timed.columns(plan.layers), MADE_BY).predicted["latency_ms"] for plan in others]
     return timed, np.array(predicted) / (ms * np.array([each.ratio.value for each in found[len(mixed) : -1]]))
 
@@ -107,8 +107,7 @@ def _fitted(table: Sensitivity, columns: NDArray[np.int64], times: Sequence[Plan
     weight = np.where(np.arange(len(times)) < num_choices, ONE_CHOICE, 1.0)
     latency, conversions = np.zeros((num_layers, num_choices)), np.zeros((num_layers + 1, 2))
     for row, layer in enumerate(table.layers):
-        texts = [each.executed.get(layer) for each in times[:num_choices]]
-        alike = np.array([texts.index(text) for text in texts])  # the first column that is executed as each is
+        alike = _first_alike(layer, times[:num_choices])
         own = np.eye(num_choices)[alike[columns[:, row]]]
         parts = np.array([each.ratio.value * each.shares[row] for each in times])
         features = np.concatenate([own, borders[:, row], borders[:, row + 1]], axis=1)
@@ -116,6 +115,22 @@ def _fitted(table: Sensitivity, columns: NDArray[np.int64], times: Sequence[Plan
         latency[row] = found[alike]
         conversions[row : row + 2] += found[num_choices:].reshape(2, 2)
     return latency, conversions[1:-1]
+
+
+def _first_alike(layer: str, times: Sequence[PlanTime]) -> NDArray[np.int64]:
+    """[P] of plans of one choice each, the first that executes the layer as the plan does, and takes as long.
+
+    Kernels of one name may differ in time: onnxruntime has slower ones for 8-bit weights where processors lack VNNI.
+    """
+    first = list[int]()
+    for each in times:
+        same = [
+            other.executed.get(layer) == each.executed.get(layer)
+            and 1 / ALIKE <= other.ratio.value / each.ratio.value <= ALIKE
+            for other in times
+        ]
+        first.append(same.index(True))
+    return np.array(first)
 
 
 def _mixed(table: Sensitivity) -> list[NDArray[np.int64]]:
@@ -131,8 +146,3 @@ def _mixed(table: Sensitivity) -> list[NDArray[np.int64]]:
         for kinds in (WAYS[pattern] ^ turned[:, None]).T:
             choices.append(np.array([draws.choice(columns[kind % len(columns)]) for kind in kinds]))
     return choices
-
-
-def _with(table: Sensitivity, latency: FloatArray, conversions: FloatArray) -> Sensitivity:
-    usage = table.usage | {"latency_ms": latency}
-    return dataclasses.replace(table, usage=usage, conversions=conversions if conversions.any() else None)
