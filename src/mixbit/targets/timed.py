@@ -69,8 +69,9 @@ def timed_beside(
     with k, what layer l reads, is made the smallest by u, a, b >= 0; plans of one choice have the weight ONE_CHOICE.
 
         latency[l, c] = t u[l, c]
-        conversions[l] = t (b[l, integers] + a[l + 1, float], b[l, float] + a[l + 1, integers])
+        conversions[l] = t s (b[l, integers] + a[l + 1, float], b[l, float] + a[l + 1, integers])
 
+    where s, near 1, makes the sum over the mixed plans right: what is as likely below 0 as above would add up else.
     Choices that a layer executes alike share u, if their plans take as long, to ALIKE. Where all choices read integers,
     or all float numbers, or where the runtime does not tell the times of its operators, no plan mixes choices, and so
     latency[l, c] = t r_c p_cl. A layer that is not offered a choice takes the first that it is offered instead.
@@ -114,7 +115,10 @@ def _fitted(table: Sensitivity, columns: NDArray[np.int64], times: Sequence[Plan
         found, _ = nnls(weight[:, None] * features, weight * parts)
         latency[row] = found[alike]
         conversions[row : row + 2] += found[num_choices:].reshape(2, 2)
-    return latency, conversions[1:-1]
+    ratios, rows = np.array([each.ratio.value for each in times]), np.arange(num_layers)
+    left = (ratios - latency[rows, columns].sum(axis=1))[num_choices:].sum()
+    added = (borders * conversions).sum(axis=(1, 2))[num_choices:].sum()
+    return latency, conversions[1:-1] * (max(left, 0.0) / added if added else 0.0)
 
 
 def _first_alike(layer: str, times: Sequence[PlanTime]) -> NDArray[np.int64]:
