@@ -7,7 +7,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 from mixbit.core import TARGETS
-from mixbit.targets.capabilities import COLUMNS, capabilities, summary
+from mixbit.targets.capabilities import COLUMNS, between_layers, capabilities, summary
 
 ROOT = Path(__file__).parents[1]
 CAPABILITIES = """# What runs where
@@ -37,6 +37,7 @@ def _tables() -> str:
     for name in TARGETS:
         parts += [f"\n## {name}\n", "| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
         parts += ["| " + " | ".join(line) + " |" for line in summary(capabilities(name))]
+        parts.append(f"\n{between_layers(name)}")
     return "\n".join(parts) + "\n"
 
 

@@ -5,9 +5,10 @@ one thread, seeded, for about two minutes, and its weights are kept in the cache
 """
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -54,7 +55,7 @@ def images(part: str) -> tuple[Tensor, Tensor]:
     return values, torch.from_numpy(labels.astype(np.int64))
 
 
-def train(inputs: Tensor, labels: Tensor) -> nn.Module:
+def train(inputs: Tensor, labels: Tensor, untrained: Callable[[], nn.Module] = untrained) -> nn.Module:
     """The network after EPOCHS passes of AdamW, half the batches mirrored; the same bits every time."""
     with _alone():
         network = untrained().train()
@@ -74,15 +75,19 @@ def train(inputs: Tensor, labels: Tensor) -> nn.Module:
 
 def load() -> Network:
     """The network, 512 training images to calibrate on, and the 10,000 test images."""
+    return Network("fashion_mnist", *trained("fashion_mnist", untrained), Task.classification(), ACCURACY)
+
+
+def trained(name: str, untrained: Callable[[], nn.Module]) -> tuple[nn.Module, list[Any], list[Any]]:
+    """A network, whose weights the cache keeps under that name, and its data."""
     inputs, labels = images("train")
-    weights = paths.cache() / "fashion_mnist.safetensors"
+    weights = paths.cache() / f"{name}.safetensors"
     if not weights.exists():
-        safetensors.torch.save_file(train(inputs, labels).state_dict(), weights)
+        safetensors.torch.save_file(train(inputs, labels, untrained).state_dict(), weights)
     network = untrained()
     network.load_state_dict(safetensors.torch.load_file(weights))
     some = shuffled(len(inputs))[:NUM_CALIBRATION]
-    calibration, evaluation = batches(64, inputs[some], labels[some]), batches(500, *images("t10k"))
-    return Network("fashion_mnist", network.eval(), calibration, evaluation, Task.classification(), ACCURACY)
+    return network.eval(), batches(64, inputs[some], labels[some]), batches(500, *images("t10k"))
 
 
 def _unit(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:

@@ -19,7 +19,7 @@ from mixbit.quantization.offers import uniform_plan, why_not
 from mixbit.quantization.sizes import weight_bytes_of
 from mixbit.roundings.quantize import quantize
 from mixbit.targets._integers import plan_of as plan_of_graph
-from mixbit.targets.capabilities import OPERATORS, SCHEMES, capabilities, summary
+from mixbit.targets.capabilities import OPERATORS, SCHEMES, between_layers, capabilities, summary
 from mixbit.targets.export import export
 from tests.networks import OF_HUGGINGFACE, Net, overflows, plan_of
 
@@ -182,6 +182,12 @@ def test_inputs_of_16_bits_are_refused_with_the_reason(target, reason):
         InvalidInput, match=rf"^choice w8a16: target {target} does not run it; .*no inputs of 16 bits .*{reason}"
     ):
         find_target(target).schemes(["w8a16"])
+
+
+def test_operators_between_layers_are_told():
+    """Tests of the targets prove them."""
+    assert between_layers("litert") == "Operators between layers on inputs of 8 bits: add, average_pool, cat."
+    assert between_layers("packed").endswith(": none.")
 
 
 def test_lines_of_the_table_hold_every_scheme_once_and_every_operator_in_one_column():

@@ -69,6 +69,21 @@ def test_velas_own_figure_is_predicted_from_the_integers(name, bits, tmp_path):
     assert runner.executed()[layer.name].endswith("int8 (NPU)")
 
 
+@pytest.mark.parametrize("scheme", ["w8a8@50%", "w4a8@50%", "w8a8@2:4", "w6ta8"])
+def test_zeros_and_one_scale_take_the_bytes_that_are_predicted(scheme, tmp_path):
+    simulated, _ = written(lambda: nn.Conv2d(64, 64, 3), images(channels=64), scheme, tmp_path)
+    written(lambda: nn.Conv2d(64, 64, 3), images(channels=64), scheme.partition("@")[0], tmp_path / "dense")
+    (layer,) = simulated.layers
+    held, whole = (ETHOSU.stored(folder)[layer.name].weight_bytes for folder in (tmp_path, tmp_path / "dense"))
+    assert predicted_bytes(simulated, simulated.plan)[layer.name] == pytest.approx(held, rel=0.03)
+    assert (held < 0.75 * whole) == ("@" in scheme)
+
+
+def test_zeros_are_refused_where_the_cpu_decodes_no_weight():
+    assert "no sparsity beside inputs in float" in str(ETHOSU.refuses(Scheme.parse("w8@50%")))
+    assert ETHOSU.refuses(Scheme.parse("w8a8@50%")) is None
+
+
 def slowly_sent(kernel, order):
     """The integers of [out, height, width, in] one by one, zeros where a block is not full."""
     out, height, width, inner = kernel.shape
@@ -160,7 +175,8 @@ def test_a_plan_is_searched_by_coded_bytes_and_verified(tmp_path):
         for column, choice in enumerate(table.choices):
             simulated = quantize(graph, plan_of(graph.layers, choice, "ethosu"), calibration)
             assert table.usage["weight_bytes"][row, column] == predicted_bytes(simulated, simulated.plan)[layer]
-    assert (np.diff(table.usage["weight_bytes"]) > 0).all()
+    by_channel = [not choice.endswith("ta8") for choice in table.choices]
+    assert (np.diff(table.usage["weight_bytes"][:, by_channel]) > 0).all()
     plan = search(table, Budget(weight_bytes=8000))
     simulated = quantize(graph, plan, calibration)
     assert simulated.plan == plan  # its predictions are kept
@@ -170,6 +186,21 @@ def test_a_plan_is_searched_by_coded_bytes_and_verified(tmp_path):
     comparison = verify(tmp_path / "out", graph, simulated, [(x, torch.zeros(64, dtype=torch.long))])
     assert comparison.problems == ()
     assert comparison.weight_bytes <= 8000 * 1.02
+
+
+def test_a_residual_network_runs_on_the_npu_whole(tmp_path):
+    """Its sums and means too, whose ones in flash are of no layer."""
+
+    def run(net, x):
+        y = net.b(net.a(x.relu())) + x
+        return net.l(F.avg_pool2d(torch.cat([y.relu(), net.c(y)], 1), 2).mean((2, 3)))
+
+    parts = {"a": nn.Conv2d(16, 16, 3, padding=1), "b": nn.Conv2d(16, 16, 3, padding=1), "c": nn.Conv2d(16, 16, 1)}
+    simulated, runner = written(lambda: Net(run, l=nn.Linear(32, 10), **parts), images(), "w4a8", tmp_path)
+    assert "CPU" not in runner.note
+    held = sum(weight.weight_bytes for weight in ETHOSU.stored(tmp_path).values())
+    assert held == pytest.approx(sum(predicted_bytes(simulated, simulated.plan).values()), rel=0.02)
+    assert held + 128 < ETHOSU.read_figures(tmp_path)["flash_bytes"]
 
 
 def test_what_the_cpu_runs_is_named(tmp_path):
@@ -218,7 +249,7 @@ def test_a_file_that_vela_did_not_report_on_is_refused(name, tmp_path):
             use(tmp_path)
 
 
-@pytest.mark.parametrize(("choice", "reason"), [("w4a8@2:4", "no sparsity"), ("w8a8d", "no dynamic"), ("w8a16", "a8")])
+@pytest.mark.parametrize(("choice", "reason"), [("w4@2:4", "no sparsity"), ("w8a8d", "no dynamic"), ("w8a16", "a8")])
 def test_what_the_npu_does_not_take_is_said(choice, reason):
     with pytest.raises(InvalidInput, match=reason):
         ETHOSU.schemes([choice])

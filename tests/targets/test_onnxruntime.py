@@ -211,3 +211,24 @@ def test_inputs_of_groups_are_rounded_too_where_a_table_shares_the_weight(tmp_pa
     (found,) = find_target("onnxruntime").load(tmp_path / "out").run([tokens.numpy()])
     wanted = simulated(tokens).detach()
     torch.testing.assert_close(torch.from_numpy(found), wanted, rtol=0, atol=1e-5 * float(wanted.std()))
+
+
+@pytest.mark.parametrize("scheme", ["w8za8", "w5za8", "w4tza8", "w2za8"])
+@pytest.mark.parametrize("sizes", [(48,), (10, 48)], ids=["QGemm", "MatMulIntegerToFloat"])
+def test_products_with_a_matrix_run_zero_points_of_weights_in_integers(scheme, sizes, tmp_path):
+    model = nn.Sequential(nn.Linear(48, 64), nn.ReLU(), nn.Linear(64, 32, bias=False)).eval()
+    for layer in (model[0], model[2]):
+        nn.init.normal_(layer.weight, mean=0.1, std=0.1)
+    x = torch.randn(32, *sizes)
+    graph = capture(model, x[:2])
+    simulated = quantize(graph, uniform_plan(graph, scheme, target="onnxruntime"), [x])
+    export(simulated, tmp_path)
+    runner = find_target("onnxruntime").load(tmp_path)
+    assert all(text.endswith("int8") for text in runner.executed().values())
+    (found,) = runner.run([x.numpy()])
+    np.testing.assert_allclose(found, simulated.module(x).detach().numpy(), rtol=1e-5, atol=1e-4)
+
+
+def test_a_kernel_takes_no_zero_points_beside_quantized_inputs():
+    graph = capture(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5)).eval(), torch.randn(2, 3, 8, 8))
+    assert uniform_plan(graph, "w4za8", target="onnxruntime").layers == {"0.weight": "float", "2.weight": "w4za8"}

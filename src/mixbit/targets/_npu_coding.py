@@ -16,8 +16,9 @@ TABLE = 32
 LARGEST, UNARY, SHORT_UNARY = 511, 31, 2
 #: Low bits that are sent as they are, of weights and of runs of zeros.
 LOW_BITS, LOW_BITS_OF_RUNS = range(6), range(4)
-#: Zeros are sent as runs where, among so many weights, there are more than so many times as many as of any other value.
-FIRST, ZEROS = 4096, 5
+#: Zeros are sent as runs where, among so many weights, there are more than so many times as many as of any other value:
+#: by the encoder 5 times, of parts that it chooses itself, so that of a whole layer some less are enough.
+FIRST, ZEROS = 4096, 4.5
 #: Bits before weights of another code: their number and the code. Weights for which one code is chosen, and of how many
 #: such parts the choice is made at most.
 HEADER, PART, PARTS = 40, BLOCK * BLOCK, 4096

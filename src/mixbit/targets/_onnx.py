@@ -331,8 +331,10 @@ class _Unpacking:
         if transposed:
             axis, value = 1 - axis, self.add("Transpose", value, perm=[1, 0])
         inputs = [value, self.scale]
+        if self.weight.zero_point is not None:
+            inputs.append(self.part("zero_point", self.weight.zero_point))
         # QLinearConv does without a zero point; QGemm does not, nor exact sums of 8 bits where the layer stays in float
-        if self.weight.integers.ndim == MATRIX or self.weight.bits == 8:
+        elif self.weight.integers.ndim == MATRIX or self.weight.bits == 8:
             # of two layers that shared their zero points, onnxruntime (1.31) would change these twice, and fail
             sizes = np.array(self.weight.scale.shape, dtype=np.int64)
             size, zero = initializer(self.graph, f"{self.weight.name}/size", sizes), np.zeros(1, dtype=np.int8)

@@ -15,6 +15,7 @@ from mixbit.graph.graph import tensor_of
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.targets._integers import stored_weights
 from mixbit.targets._layers import QUANTIZED
+from mixbit.targets._tflite_between import requantized
 from mixbit.targets._tflite_operators import OPERATORS
 from mixbit.targets._tflite_table import Result
 from mixbit.targets._tflite_values import TYPES, Extent, Factors, Value, logical
@@ -114,9 +115,10 @@ class _Translation:
         factors = factors_of(quantizer)
         if x.factors == factors:
             return x
-        made = Value(x.shape, x.dtype, x.order, factors)
-        index = made.tensors[made.order, True] = self.writer.empty(made, made.order, in_int8=True)
-        self.writer.operator("QUANTIZE", [self.writer.read(x)], [index])
+        if x.factors is not None:
+            made = requantized(self.writer, x, factors)
+        else:
+            made = self.writer.made("QUANTIZE", [self.writer.read(x)], x.shape, x.dtype, x.order, factors)
         self._name(made, f"{QUANTIZED}{quantizer.tensor}")
         return made
 
@@ -235,7 +237,7 @@ def _tensor(value: Any) -> Any:
 
 
 def _activation(bounds: tuple[float, float], factors: Factors) -> tuple[int, tuple[int, int] | None]:
-    """The number of the function that clips there, or the integers between which another operator must.
+    """The number of the function that clips there, 0 where it has none, and the integers between which it does.
 
     0 and None where int8 ends there anyway.
     """
@@ -244,5 +246,4 @@ def _activation(bounds: tuple[float, float], factors: Factors) -> tuple[int, tup
     )
     if (low, high) == (-128, 127):
         return 0, None
-    fused = _FUSED.get(bounds)
-    return (0, (low, high)) if fused is None else (fused, None)
+    return _FUSED.get(bounds, 0), (low, high)

@@ -63,6 +63,10 @@ class Model:
         """Type of a tensor."""
         return _TYPES[self.tensors[index].type]
 
+    def numbers(self, index: int) -> list[int]:
+        """Those of a constant in int32."""
+        return np.asarray(self.content.buffers[self.tensors[index].buffer].data, np.uint8).view(np.int32).tolist()
+
     def operator(self, operator: Any) -> str:
         """What it is."""
         code = self.content.operatorCodes[operator.opcodeIndex]

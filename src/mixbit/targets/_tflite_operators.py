@@ -11,12 +11,20 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 
 from mixbit.targets import _tflite_products, _tflite_shapes
+from mixbit.targets._tflite_between import (
+    FUSED,
+    clipped_in_integers,
+    in_integers,
+    mean_in_integers,
+    sum_in_integers,
+)
 from mixbit.targets._tflite_table import (
     OPERATORS,
     Result,
     axis_of,
     cast,
     elementwise,
+    left_of,
     number,
     reshaped,
     writes,
@@ -35,6 +43,8 @@ _LAST = 2**31 - 1
 
 
 def _function(kind: str, w: Writer, out: Result, x: Value) -> Value:
+    if kind in FUSED and out.ends is None and in_integers(out, x):
+        return clipped_in_integers(w, out, x, kind)
     return elementwise(w, kind, out.dtype, cast(w, x, out.dtype))
 
 
@@ -148,6 +158,8 @@ def _dropout(_: Writer, _out: Result, x: Value, _share: float, train: bool) -> V
 def _sum(kind: str, w: Writer, out: Result, x: Any, y: Any, alpha: float = 1) -> Value | None:
     if out.dtype == torch.bool:
         return None
+    if kind == "ADD" and alpha == 1 and in_integers(out, x, y):
+        return sum_in_integers(w, out, x, y)
     y = cast(w, y, out.dtype)
     if alpha != 1:
         y = elementwise(w, "MUL", out.dtype, y, number(alpha, out.dtype))
@@ -226,18 +238,13 @@ def reshaped_constant(x: Value, shape: Sequence[int]) -> Value:
 
 def reduced(w: Writer, kind: str, x: Value, dims: Any, keepdim: bool, dtype: torch.dtype | None = None) -> Value:
     """A reduction over these dimensions, or all; what stays keeps its order."""
-    given = [dims] if isinstance(dims, int) else list(dims or ())
-    axes = [axis_of(x, dim) for dim in given] or [*range(x.rank)]
-    places = [x.order.index(axis) for axis in axes]
-    kept = [axis for axis in range(x.rank) if axis not in axes]
-    if keepdim:
-        shape, order = [size if axis in kept else 1 for axis, size in enumerate(x.shape)], x.order
-    else:
-        shape, order = [x.shape[axis] for axis in kept], tuple(kept.index(axis) for axis in x.order if axis in kept)
+    places, shape, order = left_of(x, dims, keepdim)
     return w.made(kind, [w.read(x), w.vector(places)], shape, dtype or x.dtype, order, keepDims=keepdim)
 
 
 def _reduction(kind: str, w: Writer, out: Result, x: Value, dims: Any = None, keepdim: bool = False) -> Value:
+    if kind == "MEAN" and in_integers(out, x):
+        return mean_in_integers(w, out, x, dims, keepdim)
     return reduced(w, kind, cast(w, x, out.dtype), dims, keepdim)
 
 

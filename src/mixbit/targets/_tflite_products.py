@@ -2,13 +2,14 @@
 # ruff: noqa: PLR0913, PLR0917 the arguments are those of torch's operators
 
 import math
-from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
+from mixbit.targets._tflite_between import VALID, finished, in_integers, mean_in_integers, pooled_in_integers
 from mixbit.targets._tflite_shapes import padded
 from mixbit.targets._tflite_table import (
     OPERATORS,
@@ -27,38 +28,28 @@ from mixbit.targets._tflite_writer import Writer
 
 _aten = torch.ops.aten
 #: How the schema numbers paddings.
-SAME, VALID = 0, 1
+SAME = 0
 #: Orders of a kernel's dimensions: output channels, inputs, height, width.
 _OHWI, _HWO = (0, 2, 3, 1), (1, 2, 3, 0)
 
 
 def _product(
     w: Writer, out: Result, kind: str, x: Value, orders: tuple[Order, Order], weight: Value, bias: Value | None,
-    shape: Sequence[Any], **options: Any,
+    **options: Any,
 ) -> Value:  # fmt: skip
     """A layer's operator, which reads x and its weight in these orders; in int8 where all three tensors can be.
 
-    It returns a tensor of that shape in the order of x.
+    It returns a tensor in the order of x.
     """
     order, of_weight = orders
-    channels = shape[1] if kind != "FULLY_CONNECTED" else shape[-1]
-    in_int8 = x.factors is not None and out.factors is not None
-    integers = weight_integers(w, weight, of_weight, of_weight.index(0)) if in_int8 else None
+    channels: Any = out.shape[1] if kind != "FULLY_CONNECTED" else out.shape[-1]
+    integers = weight_integers(w, weight, of_weight, of_weight.index(0)) if in_integers(out, x) else None
     if integers is None or x.factors is None or weight.weight is None:
         read = [w.read(x, order), w.read(weight, of_weight), _bias_in_float(w, bias, channels)]
-        return w.made(kind, read, shape, out.dtype, order, fusedActivationFunction=0, **options)
-    out.spared = True
+        return w.made(kind, read, out.shape, out.dtype, order, fusedActivationFunction=0, **options)
     scale = weight.weight.scale.astype(np.float64) * x.factors.scale
     read = [w.read(x, order, in_int8=True), integers, _bias_in_steps(w, bias, scale, channels)]
-    made = w.made(kind, read, shape, out.dtype, order, out.factors, fusedActivationFunction=out.activation, **options)
-    return made if out.ends is None else _clipped(w, made, out.ends)
-
-
-def _clipped(w: Writer, x: Value, ends: tuple[int, int]) -> Value:
-    """The integers of x between these."""
-    for kind, end in zip(("MAXIMUM", "MINIMUM"), ends, strict=True):
-        x = moved(w, kind, x, [w.integer(end, x)], x.shape)
-    return x
+    return finished(w, out, kind, read, order, fusedActivationFunction=out.activation, **options)
 
 
 def _bias_in_float(w: Writer, bias: Value | None, channels: int) -> int:
@@ -81,7 +72,7 @@ def _linear(w: Writer, out: Result, x: Value, weight: Value, bias: Value | None 
     if weight.rank != 2:
         return None
     orders = logical(x.rank), (0, 1)
-    return _product(w, out, "FULLY_CONNECTED", x, orders, weight, bias, out.shape, keepNumDims=True)
+    return _product(w, out, "FULLY_CONNECTED", x, orders, weight, bias, keepNumDims=True)
 
 
 @writes(_aten.matmul.default, _aten.mm.default, _aten.bmm.default)
@@ -196,7 +187,7 @@ def _convolution(
     kind, order = "CONV_2D", _OHWI
     if groups > 1 and groups == x.shape[1]:
         kind, order, options["depthMultiplier"] = "DEPTHWISE_CONV_2D", _HWO, int(weight.shape[0]) // groups
-    return _product(w, out, kind, x, (channels_last(4), order), weight, bias, out.shape, **options)
+    return _product(w, out, kind, x, (channels_last(4), order), weight, bias, **options)
 
 
 @writes(_aten.conv1d.default, _aten.conv1d.padding)
@@ -207,7 +198,7 @@ def _convolution_of_lines(
     """A convolution of images of height 1."""
     if x.rank != 3 or not (weight.layer or weight.is_constant):
         return None
-    flat = Result((*out.shape[:2], 1, out.shape[2]), out.dtype, [], out.factors, out.activation, out.ends)
+    flat = replace(out, shape=(*out.shape[:2], 1, out.shape[2]))
     pads = padding if isinstance(padding, str) else [0, *each(padding, 1)]
     both = [[1, *each(given, 1)] for given in (stride, dilation)]
     images = Value((*x.shape[:2], 1, x.shape[2]), x.dtype, channels_last(4), x.factors)
@@ -347,15 +338,24 @@ def _avg_pool(
         for size, made, own, step, pad in zip(x.shape[2:], out.shape[2:], kernel, strides, pads, strict=True)
     ]
     wide = padded(w, x, [(0, 0), (0, 0), *around]) if any(map(any, around)) else x
+    shares = _shares(x, kernel, strides, pads, around, (ceil_mode, counted, divisor))
+    if in_integers(out, x) and isinstance(x.shape[1], int) and np.all(shares == shares.flat[0]):
+        return pooled_in_integers(w, out, wide, kernel, strides, float(shares.flat[0]))
     mean = _pooled(w, "AVERAGE_POOL_2D", wide, out, kernel, strides, VALID)
-    ones = torch.ones(1, 1, *(int(size) for size in x.shape[2:]), dtype=torch.float64)
-    given = torch.nn.functional.avg_pool2d(ones, kernel, strides, pads, ceil_mode, counted, divisor)
-    filled = torch.nn.functional.pad(ones, [*around[1], *around[0]])
-    own = torch.nn.functional.avg_pool2d(filled, kernel, strides)[..., : given.shape[2], : given.shape[3]]
-    shares = (given / own.clamp(min=1e-30)).float().numpy()
     if np.all(shares == 1):
         return mean
     return elementwise(w, "MUL", out.dtype, mean, Value(shares.shape, out.dtype, logical(4), array=shares))
+
+
+def _shares(
+    x: Value, kernel: list[int], strides: list[int], pads: list[int], around: list[tuple[int, int]], options: Any
+) -> Any:
+    """[1, 1, height, width]: what torch's pool makes of ones, of what the mean of windows of the padded image does."""
+    ones = torch.ones(1, 1, *(int(size) for size in x.shape[2:]), dtype=torch.float64)
+    given = torch.nn.functional.avg_pool2d(ones, kernel, strides, pads, *options)
+    filled = torch.nn.functional.pad(ones, [*around[1], *around[0]])
+    own = torch.nn.functional.avg_pool2d(filled, kernel, strides)[..., : given.shape[2], : given.shape[3]]
+    return (given / own.clamp(min=1e-30)).float().numpy()
 
 
 def _of_lines(
@@ -364,9 +364,9 @@ def _of_lines(
     """A pool over one dimension, as one over images of height 1."""
     if x.rank not in (2, 3):
         return None
-    front = (1, *x.shape[:1]) if x.rank == 2 else x.shape[:2]
+    front = (*x.shape[:1], 1) if x.rank == 2 else x.shape[:2]
     images = reshaped(w, x, (*front, 1, x.shape[-1]))
-    flat = Result((*front, 1, out.shape[-1]), out.dtype)
+    flat = replace(out, shape=(*front, 1, out.shape[-1]))
     wide = [
         [least, *each(given, 1)] if given != () else () for least, given in ((1, kernel), (1, stride), (0, padding))
     ]
@@ -374,6 +374,7 @@ def _of_lines(
         [1, *each(given, 1)] if place == 0 and pool is _max_pool else given for place, given in enumerate(rest)
     )
     made = pool(w, flat, images, *wide, *rest)
+    out.spared = flat.spared
     return None if made is None else reshaped(w, made, out.shape)
 
 
@@ -386,6 +387,8 @@ def _adaptive_pool(count: int, mean: bool, w: Writer, out: Result, x: Value, _: 
     """Windows of one size, where it divides."""
     own, wanted = x.shape[-count:], out.shape[-count:]
     if list(wanted) == [1] * count:
+        if mean and in_integers(out, x):
+            return mean_in_integers(w, out, x, range(-count, 0), True)
         places = [x.order.index(axis) for axis in range(x.rank - count, x.rank)]
         read = [w.read(x, in_int8=not mean and x.factors is not None), w.vector(places)]
         kind, factors = ("MEAN", None) if mean else ("REDUCE_MAX", x.factors)
@@ -396,6 +399,8 @@ def _adaptive_pool(count: int, mean: bool, w: Writer, out: Result, x: Value, _: 
     ):
         return None
     kernel = [int(size) // int(made) for size, made in pairs]
+    if mean and in_integers(out, x) and isinstance(x.shape[1], int):
+        return pooled_in_integers(w, out, x, kernel, kernel)
     return _pooled(w, "AVERAGE_POOL_2D" if mean else "MAX_POOL_2D", x, out, kernel, kernel, VALID)
 
 

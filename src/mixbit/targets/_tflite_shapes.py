@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mixbit.targets._tflite_between import in_integers, joined_in_integers
 from mixbit.targets._tflite_table import (
     OPERATORS,
     Result,
@@ -153,11 +154,13 @@ def _split(w: Writer, out: Result, x: Value, _: Any, dim: int = 0) -> tuple[Valu
 
 @writes(_aten.cat.default)
 def _cat(w: Writer, out: Result, tensors: Sequence[Value], dim: int = 0) -> Value:
-    """In int8 where all have the factors of the result, or one another's."""
+    """In int8 where all can have the factors of the result, or have one another's."""
     parts, axis = [part for part in tensors if part.shape != (0,) or out.rank == 1], dim % out.rank
     if len(parts) == 1:
         return parts[0]
     order = next((part.order for part in parts if not part.is_constant), logical(out.rank))
+    if in_integers(out, *parts):
+        return joined_in_integers(w, out, parts, order, order.index(axis))
     factors = {part.factors for part in parts}
     shared = factors.pop() if len(factors) == 1 else None
     parts = parts if shared is not None else [cast(w, part, out.dtype) for part in parts]

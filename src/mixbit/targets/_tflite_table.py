@@ -29,8 +29,8 @@ class Result:
         shape, dtype: Of the tensor.
         parts: A Result for each of several tensors.
         factors: Those that it is quantized with, itself or clipped; None where its only reader is no quantizer.
-        activation: The clipping before that, as the schema numbers it; 0 for none.
-        ends: The integers between which another operator must clip; None where none must.
+        activation: The clipping before that, as the schema numbers it; 0 where int8 ends there, or it has no number.
+        ends: The integers between which it clips; None where int8 ends there.
         behind: The nodes that this spares.
         spared: Whether the operator did it.
     """
@@ -131,6 +131,17 @@ def permuted(x: Value, dims: Sequence[int]) -> Value:
     return Value(shape, x.dtype, order, x.factors, array, source.layer, source.weight, source.narrow, (source, own))
 
 
+def left_of(x: Value, dims: Any, keepdim: bool) -> tuple[list[int], list[Extent], Order]:
+    """Of a reduction over these dimensions, or all: their places in the tensor, and shape and order of what stays."""
+    given = [dims] if isinstance(dims, int) else list(dims or ())
+    axes = [axis_of(x, dim) for dim in given] or [*range(x.rank)]
+    places = [x.order.index(axis) for axis in axes]
+    if keepdim:
+        return places, [1 if axis in axes else size for axis, size in enumerate(x.shape)], x.order
+    kept = [axis for axis in range(x.rank) if axis not in axes]
+    return places, [x.shape[axis] for axis in kept], tuple(kept.index(axis) for axis in x.order if axis in kept)
+
+
 def elementwise(w: Writer, kind: str, dtype: torch.dtype, *operands: Any, **options: Any) -> Value:
     """An operator on each element of the operands, which broadcast; it keeps the order of the first that has its rank.
 
@@ -139,12 +150,16 @@ def elementwise(w: Writer, kind: str, dtype: torch.dtype, *operands: Any, **opti
     kinds = [operand.dtype for operand in operands if isinstance(operand, Value)]
     values = [as_value(operand, kinds[0]) for operand in operands]
     shape = broadcast(*(value.shape for value in values))
-    whole = [value for value in values if value.rank == len(shape) and not value.is_constant]
-    order = whole[0].order if whole else logical(len(shape))
-    read = [
-        w.read(value, order if value.rank else None) for value in (extended(w, each, len(shape)) for each in values)
-    ]
+    read, order = read_together(w, values, len(shape))
     return w.made(kind, read, shape, dtype, order, **options)
+
+
+def read_together(w: Writer, values: Sequence[Value], rank: int, *, in_int8: bool = False) -> tuple[list[int], Order]:
+    """Tensors of values that broadcast to that rank, in the order of the first that has it, and the order."""
+    whole = [value for value in values if value.rank == rank and not value.is_constant]
+    order = whole[0].order if whole else logical(rank)
+    wide = (extended(w, value, rank) for value in values)
+    return [w.read(value, order if value.rank else None, in_int8=in_int8) for value in wide], order
 
 
 def moved(

@@ -1,6 +1,7 @@
 """Vela, Arm's compiler for Ethos-U: run in a process of its own, and what it reports."""
 
 import csv
+import math
 import subprocess
 import sys
 from collections import Counter
@@ -131,6 +132,24 @@ def between_on_cpu(model: Model, on_cpu: tuple[str, ...]) -> str:
         and not ends & {int(operator.inputs[0]), int(operator.outputs[0])}
     )
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+
+
+def ones_on_npu(model: Model, on_cpu: tuple[str, ...]) -> list[tuple[int, int]]:
+    """(channels, positions) of each mean that the NPU runs: Vela makes MEAN a depthwise convolution with ones too."""
+    found = []
+    for operator in model.graph.operators:
+        kind, read = model.operator(operator), int(operator.inputs[0])
+        if model.name(int(operator.outputs[0])) in on_cpu:
+            continue
+        shape = [int(size) for size in model.tensors[read].shape]
+        if kind == "MEAN":
+            axes = model.numbers(int(operator.inputs[1]))
+            positions = math.prod(shape[axis] for axis in axes)
+            found.append((1 if len(shape) - 1 in axes else shape[-1], positions))
+        elif kind == "DEPTHWISE_CONV_2D" and SEPARATOR not in model.name(kernel := int(operator.inputs[1])):
+            _, height, width, channels = (int(size) for size in model.tensors[kernel].shape)
+            found.append((channels, height * width))
+    return found
 
 
 def _readers(model: Model, tensor: int) -> list[Any]:

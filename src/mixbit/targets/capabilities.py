@@ -121,6 +121,12 @@ def summary(rows: Sequence[Capability]) -> list[tuple[str, ...]]:
     return [(", ".join(schemes), *line) for line, schemes in lines.items()]
 
 
+def between_layers(target: str) -> str:
+    """The operators between layers whose inputs the target rounds as layers' inputs, a sentence for people."""
+    kinds = sorted(find_target(target).integer_operators)
+    return f"Operators between layers on inputs of 8 bits: {', '.join(kinds) or 'none'}."
+
+
 def _named(rows: Iterable[Capability]) -> str:
     operators = [row.operator for row in rows]
     return "all" if len(operators) == len(OPERATORS) else ", ".join(operators)

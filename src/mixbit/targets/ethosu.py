@@ -54,6 +54,8 @@ MEMORIES = {
 }  # fmt: skip
 #: Bits -> bytes of a weight in flash, of normal numbers: a guess, before the integers are known.
 BYTES_OF_A_WEIGHT = {8: 0.93, 7: 0.86, 6: 0.71, 5: 0.56, 4: 0.44, 3: 0.34, 2: 0.2}
+#: Share of a weight's bytes that it spares if it is zero, a guess too.
+ZEROS_SPARE = 0.75
 MOST_BYTES = 2**31
 _LITERT = find_target("litert")
 _ethosu = partial(
@@ -69,7 +71,7 @@ class Report(BaseModel):
         flash_bytes, sram_bytes, cycles: Of the NPU, see `mixbit.targets._vela.Compiled`.
         on_cpu: Names of tensors that operators on the CPU return.
         layers: Layer on the NPU -> bytes of its weight, biases and factors in flash. Vela tells the sum for all
-            weights, which is shared out as predicted.
+            weights, which is shared out as predicted, without the ones that it multiplies by for means.
         files: Name -> SHA-256.
     """
 
@@ -97,6 +99,16 @@ def coded_bytes(layer: Any, integers: NDArray[Any], scheme: Scheme) -> int:
     return len(layer.operations) * (coded_weight_bytes(kernel, depthwise=depthwise) + channel_bytes(len(kernel)))
 
 
+def lacks(scheme: Scheme) -> str | None:
+    """As LiteRT; but zeros pay, where the NPU decodes the weight."""
+    weight, read = scheme.weight, scheme.input
+    if weight is None or weight.sparsity is None:
+        return _LITERT.lacks(scheme)
+    if read is None:
+        return "no sparsity beside inputs in float (the CPU decodes no weight)"
+    return _LITERT.lacks(dataclasses.replace(scheme, weight=dataclasses.replace(weight, sparsity=None)))
+
+
 def _is_coded(layer: Any, scheme: Scheme) -> bool:
     """Whether the NPU runs all operators of the layer: their input and output are integers."""
     kinds = {operation.kind.name for operation in layer.operations}
@@ -111,7 +123,8 @@ def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
     """A guess for normal numbers; exact for weights in float."""
     if fmt is None or fmt.floating is not None:
         return _LITERT.weight_bytes(shape, axis, fmt)
-    return round(math.prod(shape) * BYTES_OF_A_WEIGHT[fmt.bits]) + channel_bytes(shape[axis])
+    stays = 1 if fmt.sparsity is None else 1 - ZEROS_SPARE * fmt.sparsity.share
+    return round(math.prod(shape) * BYTES_OF_A_WEIGHT[fmt.bits] * stays) + channel_bytes(shape[axis])
 
 
 def write(device: tuple[str, str, str], simulated: Graph, folder: Path) -> None:
@@ -122,13 +135,17 @@ def write(device: tuple[str, str, str], simulated: Graph, folder: Path) -> None:
     _ethosu()
     from mixbit.targets._tflite import converted
     from mixbit.targets._tflite_file import read
-    from mixbit.targets._vela import compiled, on_npu
+    from mixbit.targets._vela import compiled, on_npu, ones_on_npu
 
     if any(simulated.dynamic):
         raise UnsupportedModel("inputs of several sizes: an NPU's file has one; give all batches the same sizes")
     write_bytes(folder / FILE, converted(simulated, packs=False))
     model = read(folder / FILE)
     made = compiled(model, *device)
+    means = sum(
+        coded_weight_bytes(np.ones((channels, positions, 1, 1), np.int8), depthwise=True)
+        for channels, positions in ones_on_npu(model, made.on_cpu)
+    )
     write_bytes(folder / DEVICE_FILE, made.data)
     report = Report(
         version=1,
@@ -137,14 +154,14 @@ def write(device: tuple[str, str, str], simulated: Graph, folder: Path) -> None:
         sram_bytes=made.sram_bytes,
         cycles=made.cycles,
         on_cpu=made.on_cpu,
-        layers=_shared_out(simulated, on_npu(model, made.on_cpu), made.weight_bytes),
+        layers=_shared_out(simulated, on_npu(model, made.on_cpu), made.weight_bytes - means),
         files={name: sha256(folder / name) for name in (FILE, DEVICE_FILE)},
     )
     write_text(folder / REPORT_FILE, report.model_dump_json(indent=2))
 
 
 def _shared_out(simulated: Graph, layers: set[str], total: int) -> dict[str, int]:
-    """Layer -> its bytes: of Vela's total the share that is predicted, and those of its channels."""
+    """Layer -> its bytes: of Vela's total of their weights the share that is predicted, and those of its channels."""
     plan, weights = simulated.plan, stored_weights(simulated)[0]
     assert plan is not None  # noqa: S101 its weights are quantized
     channels = {
@@ -233,12 +250,10 @@ def configured(
 
     An Ethos-U85 codes weights otherwise, so none is offered. Raises InvalidInput for what its family does not have.
     """
-    family = accelerator.rpartition("-")[0]
-    names = [
-        each[family][0] if given is None else pick(f"target ethosu: {kind} of {accelerator}", given, each[family])
-        for kind, given, each in (("system", system, SYSTEMS), ("memory", memory, MEMORIES))
-    ]
-    return dataclasses.replace(TARGET, write=partial(write, (accelerator, *names)))
+    family, of = accelerator.rpartition("-")[0], f"of {accelerator}"
+    system = pick(f"target ethosu: system {of}", system or SYSTEMS[family][0], SYSTEMS[family])
+    memory = pick(f"target ethosu: memory {of}", memory or MEMORIES[family][0], MEMORIES[family])
+    return dataclasses.replace(TARGET, write=partial(write, (accelerator, system, memory)))
 
 
 TARGET = Target(
@@ -246,14 +261,18 @@ TARGET = Target(
     files=(FILE, DEVICE_FILE, REPORT_FILE),
     weight_bits=(2, 3, 4, 5, 6, 7, 8),
     input_bits=(8,),
-    default_choices=("w2a8", "w3a8", "w4a8", "w5a8", "w6a8", "w7a8", "w8a8"),
+    default_choices=(
+        *("w2a8", "w3a8", "w4a8", "w5a8", "w6a8", "w7a8", "w8a8"),
+        *("w4ta8", "w5ta8", "w6ta8", "w7ta8", "w8ta8"),
+    ),
     integer_layers=_LITERT.integer_layers,
     missing_layers=_LITERT.missing_layers,
+    integer_operators=_LITERT.integer_operators,
     quantized_outputs=_LITERT.quantized_outputs,
     note="every width stored in as many bytes as Vela codes its values in, int8 arithmetic on the NPU under a8; "
-    "what stays in float runs on the CPU; also float16, group, one scale, zero point, a byte a weight, on the CPU",
+    "also one scale and zeros; what stays in float runs on the CPU: float16, group and zero point, a byte a weight",
     halves=lambda *_: "even",
-    lacks=_LITERT.lacks,
+    lacks=lacks,
     weight_bytes=weight_bytes,
     coded_bytes=coded_bytes,
     bytes_tolerance=(0.05, 96),

@@ -219,6 +219,7 @@ TARGET = Target(
     default_choices=("w2a8", "w4a8", "w8a8"),
     integer_layers=frozenset({"conv1d", "conv2d", "linear", "addmm", "matmul"}),
     missing_layers=frozenset({"conv3d", "conv_transpose3d"}),
+    integer_operators=frozenset({"add", "cat", "average_pool"}),
     quantized_outputs=frozenset({"conv1d", "conv2d", "linear", "addmm", "matmul"}),
     note="weights of matrices stored in 2, 4 or 8 bits, of convolutions in 4 or 8, other widths in the next of these; "
     "int8 arithmetic under a8; also float16, group, one scale, zero point",

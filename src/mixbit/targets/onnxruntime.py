@@ -47,6 +47,8 @@ from mixbit.targets._usage import given_in_python, in_cpp, in_cpp_type, lines_in
 
 FILE = "model.onnx"
 BYTE = 8
+#: Kinds of layers' operators that multiply with a matrix, which has so many dimensions.
+PRODUCTS, MATRIX = ("linear", "addmm", "matmul"), 2
 #: Operators of onnxruntime that compute in integers, by the beginning of their names.
 INTEGER = ("QLinear", "QGemm", "MatMulInteger", "ConvInteger", "DynamicQuantize")
 #: Activation functions that it fuses into convolutions.
@@ -80,6 +82,8 @@ def lacks(scheme: Scheme) -> str | None:
     weight, read = scheme.weight, scheme.input
     if read is not None and read.bits > BYTE:
         return f"no inputs of {read.bits} bits (it has no integer kernels for them, and computes in float)"
+    if read is not None and not read.dynamic and weight is not None and weight.group is None:
+        return None  # kernels with zero points: see `lacks_for`
     if read is None or read.granularity == "tensor":
         return only_beside_float(scheme)
     if (
@@ -98,6 +102,15 @@ def lacks(scheme: Scheme) -> str | None:
         "dynamic groups only as in w4g32a8dg32: 8 bits of inputs, and 2, 4 or 8 of weights without zero points, in the "
         "same groups of 16 or 256 (not with 2 bits), 32, 64 or 128"
     )
+
+
+def lacks_for(layer: Any, scheme: Scheme) -> str | None:
+    """Zero points beside quantized inputs of what is no product with a matrix: QLinearConv has one for all channels."""
+    weight, read = scheme.weight, scheme.input
+    if weight is None or read is None or read.dynamic or weight.symmetric or weight.group is not None:
+        return None
+    matrices = all(operation.kind.name in PRODUCTS for operation in layer.operations) and len(layer.shape) == MATRIX
+    return None if matrices else "zero point not beside inputs of static range, but in products with a matrix"
 
 
 def write(simulated: Graph, folder: Path) -> None:
@@ -355,6 +368,7 @@ TARGET = Target(
     "a8; zeros make the file smaller and nothing faster; also bfloat16, dynamic, float16, group, one scale, sparsity, "
     "zero point",
     lacks=lacks,
+    lacks_for=lacks_for,
     weight_bytes=weight_bytes,
     require=_runtime,
     write=write,

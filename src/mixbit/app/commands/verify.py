@@ -125,11 +125,11 @@ def list_(
 def _list_capabilities(what: str, *, as_json: bool) -> None:
     if what != "targets":
         raise InvalidInput(f"list {what}: --verbose tells more of targets alone")
-    from mixbit.targets.capabilities import COLUMNS, capabilities, summary
+    from mixbit.targets.capabilities import COLUMNS, between_layers, capabilities, summary
 
     rows = {name: capabilities(name) for name in TARGETS}
     if as_json:
         print_json({name: [dataclasses.asdict(row) for row in some] for name, some in rows.items()})
         return
     for name, some in rows.items():
-        print_rows(name, COLUMNS, summary(some))
+        print_rows(f"{name}. {between_layers(name)}", COLUMNS, summary(some))
