@@ -84,8 +84,8 @@ def timed_beside(
     """
     uniform = [table.plan_like(column, MADE_BY) for column in range(len(table.choices))]
     of_uniform, ms = time_plans(table, uniform, graph, simulate)
-    offered = np.isfinite(table.loss).any(axis=0)
-    reads = {scheme.input is None for scheme, some in zip(table.schemes, offered, strict=True) if some}
+    offered = np.flatnonzero(np.isfinite(table.loss).any(axis=0))
+    reads = {table.schemes[column].input is None for column in offered.tolist()}
     draws = _mixed(table) if len(reads) > 1 and all(each.told for each in of_uniform) else []
     mixed, others = ([table.plan_like(choice, MADE_BY) for choice in some] for some in (draws, choices))
     found, _ = time_plans(table, [*mixed, *others, uniform[-1]], graph, simulate)
