@@ -53,14 +53,14 @@ class Network:
         test = [split_batch(batch) for batch in test[:: max(1, len(test) // BATCHES)]]
         return cls(graph, calibrate(graph, pairs), test, Reference.recorded(graph, TASK), rounding)
 
-    def tried(self, plan: mb.Plan) -> tuple[Graph, float, float]:
-        """The simulation, its divergence in nats, and its accuracy."""
+    def tried(self, plan: mb.Plan) -> tuple[Graph, float, float | None]:
+        """The simulation, its divergence in nats, and its accuracy, where there are labels."""
         simulated = mb.quantize(self.graph, plan, self.calibration, rounding=self.rounding)
         found = evaluate(simulated, self.test, TASK, f"simulate {plan.made_by}", diverging_from=self.reference)
         return simulated, found.divergence, found.accuracy
 
 
-def smallest(network: Network, table: mb.Sensitivity, allowed: float) -> tuple[Graph, float, float] | None:
+def smallest(network: Network, table: mb.Sensitivity, allowed: float) -> tuple[Graph, float, float | None] | None:
     """The mixed plan of the smallest budget between the cheapest and the dearest one that diverges so little."""
     sizes, best = table.usage["weight_bytes"], None
     low, high = sizes.min(1).sum(), sizes.max(1).sum()
@@ -105,7 +105,8 @@ def rows_for(name: str, rounding: str) -> list[tuple[str, ...]]:
         assert simulated.plan is not None  # noqa: S101 it was quantized
         bits = sum(layer.numel * simulated.plan.scheme(layer.name).weight_bits for layer in simulated.layers)
         mean = bits / sum(layer.numel for layer in simulated.layers)
-        rows.append((name, plan, f"{mean:.2f}", f"{divergence:.5f}", f"{accuracy:.2%}", f"{flash:,}",
+        rows.append((name, plan, f"{mean:.2f}", f"{divergence:.5f}",
+                     "-" if accuracy is None else f"{accuracy:.2%}", f"{flash:,}",
                      f"{flash / whole:.3f}", f"{cycles:,}", f"{sram:,}"))  # fmt: skip
     return rows
 

@@ -45,6 +45,7 @@ FEW = {
     "targets/test_ethosu.py::test_a_file_that_vela_did_not_report_on_is_refused": 1,
     "targets/test_ethosu.py::test_velas_own_figure_is_predicted_from_the_integers": 4,
     "targets/test_executorch.py::test_the_program_computes_what_the_simulation_does": 1,
+    "targets/test_litert.py::test_other_kernels_return_what_their_simulation_does": 8,
     "targets/test_onnx_operators.py::test_onnxruntime_computes_what_torch_does": 2,
     "targets/test_onnxruntime.py::test_layers_in_float_between_quantized_tensors_keep_their_weights": 3,
     "targets/test_qonnx.py::test_one_operator_returns_what_the_simulation_does_number_by_number": 8,

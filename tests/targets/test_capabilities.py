@@ -187,6 +187,7 @@ def test_inputs_of_16_bits_are_refused_with_the_reason(target, reason):
 def test_operators_between_layers_are_told():
     """Tests of the targets prove them."""
     assert between_layers("litert") == "Operators between layers on inputs of 8 bits: add, average_pool, cat."
+    assert between_layers("executorch").endswith(": add.")
     assert between_layers("packed").endswith(": none.")
 
 

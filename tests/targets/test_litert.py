@@ -27,13 +27,13 @@ def images(count=64, channels=8):
     return torch.randn(count, channels, 9, 9, generator=torch.Generator().manual_seed(1))
 
 
-def written(network, x, scheme, folder):
+def written(network, x, scheme, folder, target="litert"):
     """The simulation, and what the runtime loads of its file."""
     torch.manual_seed(0)
     graph = capture(network().eval(), x[:2])
-    simulated = quantize(graph, plan_of(graph.layers, scheme, "litert"), [x])
+    simulated = quantize(graph, plan_of(graph.layers, scheme, target), [x])
     export(simulated, folder)
-    return simulated, LITERT.load(folder)
+    return simulated, find_target(target).load(folder)
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w2a8"])
@@ -50,6 +50,37 @@ def test_one_operator_returns_what_the_simulation_does_number_by_number(name, sc
         step = float(list(activation_quantizers(simulated).values())[-1].scale)
         assert np.array_equal(np.rint(found / step), np.rint(wanted / step))
     assert "int8" in runner.executed()[layer.name]
+
+
+#: Networks of several layers with operators between them that the kernels of all runtimes compute as simulated.
+SEVERAL = {
+    "added": lambda net, x: net.b(F.relu(net.a(x) + net.c(x))),
+    "joined": lambda net, x: net.d(torch.cat([net.a(x), net.c(x)], 1)),
+    "averaged": lambda net, x: net.b(F.avg_pool2d(net.a(x), 2)).mean((2, 3)),
+}
+
+
+def several(name):
+    kernels = {"a": (8, 16), "b": (16, 8), "c": (8, 16), "d": (32, 8)}
+    return Net(SEVERAL[name], **{key: nn.Conv2d(*sizes, 3, padding=1) for key, sizes in kernels.items()})
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+@pytest.mark.parametrize("name", [*ONE_LAYER, *SEVERAL])
+@pytest.mark.parametrize("kernel", ["builtin", "micro"])
+def test_other_kernels_return_what_their_simulation_does(kernel, name, scheme, tmp_path):
+    if kernel == "micro":
+        pytest.importorskip("tflite_micro")
+    make = ONE_LAYER.get(name) or (lambda: several(name))
+    x = images(16)
+    simulated, runner = written(make, x, scheme, tmp_path, f"litert:kernel={kernel}")
+    (found,) = runner.run([x.numpy()])
+    with torch.no_grad():
+        wanted = simulated(x).numpy()
+    step = float(list(activation_quantizers(simulated).values())[-1].scale)
+    assert np.abs(found - wanted).max() < step / 100
+    own = {"builtin": "plain kernel", "micro": "TensorFlow Lite Micro"}[kernel]
+    assert all(text.endswith(f"int8 ({own})") for text in runner.executed().values())
 
 
 def slowly(total, factor, halves):

@@ -207,13 +207,16 @@ def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
     return packed_bytes(num_stored(numel, fmt.sparsity), fmt.bits) + mask + factor_bytes(shape, axis, fmt)
 
 
-def runtime(target: str, *modules: str) -> Any:
-    """The first of the modules, which sends nothing; raises InvalidInput unless all are installed."""
+def runtime(target: str, *modules: str, extra: str = "") -> Any:
+    """The first of the modules, which sends nothing; raises InvalidInput unless all are installed.
+
+    The extra that installs them is called as the target, unless it is given.
+    """
     try:
         with _without_telemetry():
             loaded = [importlib.import_module(module) for module in modules]
     except ImportError as error:
-        raise InvalidInput(f"target {target} needs its runtime: pip install 'mixbit[{target}]'") from error
+        raise InvalidInput(f"target {target} needs its runtime: pip install 'mixbit[{extra or target}]'") from error
     return loaded[0]
 
 

@@ -27,6 +27,8 @@ _TYPES = {number: name for name, number in vars(schema.TensorType).items() if na
 _OPERATORS = {number: name for name, number in vars(schema.BuiltinOperator).items() if isinstance(number, int)}
 #: Operators that make of a layer's weight what its own operator reads.
 UNPACKING = ("DEQUANTIZE", "CAST", "RESHAPE", "TRANSPOSE")
+#: How the runtime's own kernels are called.
+PLAIN = "plain kernel"
 #: What stands in the place of operators that a delegate runs.
 _DELEGATE = "DELEGATE"
 #: How types of integers are called, which compute nothing in int8.
@@ -219,5 +221,5 @@ def _told(model: Model, node: dict[str, Any], delegated: bool, stored: str) -> s
     read = model.kind(int(node["inputs"][2 if node["op_name"] == "TRANSPOSE_CONV" else data]))
     made = model.kind(int(node["outputs"][0]))
     computes = "int8" if read == made == "INT8" else made.lower()
-    text = f"{node['op_name']} {computes} ({'XNNPACK' if delegated else 'plain kernel'})"
+    text = f"{node['op_name']} {computes} ({'XNNPACK' if delegated else PLAIN})"
     return text if computes == "int8" or stored == "f32" else f"{text}, weights in {stored}"

@@ -38,10 +38,11 @@ class Writer:
         graph: The only subgraph.
         inputs: Those of the network.
         packs: Whether integers of fewer than 8 bits share bytes.
+        averages: Whether averages of quantized tensors that are quantized are taken in integers.
     """
 
-    def __init__(self, *, packs: bool = True) -> None:
-        self.packs = packs
+    def __init__(self, *, packs: bool = True, averages: bool = True) -> None:
+        self.packs, self.averages = packs, averages
         self.graph: Any = schema.SubGraphT(tensors=[], inputs=[], outputs=[], operators=[], name=b"main")
         self.model: Any = schema.ModelT(
             version=VERSION, operatorCodes=[], subgraphs=[self.graph], buffers=[schema.BufferT()], description=b"mixbit"

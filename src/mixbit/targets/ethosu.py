@@ -270,7 +270,8 @@ TARGET = Target(
     integer_operators=_LITERT.integer_operators,
     quantized_outputs=_LITERT.quantized_outputs,
     note="every width stored in as many bytes as Vela codes its values in, int8 arithmetic on the NPU under a8; "
-    "also one scale and zeros; what stays in float runs on the CPU: float16, group and zero point, a byte a weight",
+    "also one scale and zeros; what stays in float runs on the CPU: float16, group and zero point, a byte a weight; "
+    "ethosu:accelerator=ethos-u65-256 and others for other devices",
     halves=lambda *_: "even",
     lacks=lacks,
     weight_bytes=weight_bytes,

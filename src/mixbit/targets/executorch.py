@@ -2,8 +2,8 @@
 
 A layer whose input and output are quantized is one operator of XNNPACK on int8 tensors, with a scale per output channel
 and a bias in int32. Matrices of 4 bits and fewer take half a byte a weight, all else a byte. What lies between layers
-runs in float, but for moves. Weights whose input stays in float are unpacked in every run, by ExecuTorch's own
-operators.
+runs in float, but for moves and additions. Weights whose input stays in float are unpacked in every run, by
+ExecuTorch's own operators.
 """
 
 import math
@@ -199,6 +199,7 @@ TARGET = Target(
     dynamic_choices=("w4a8drz", "w8a8drz"),
     integer_layers=frozenset({"conv1d", "conv2d", "linear", "addmm", "matmul"}),
     missing_layers=frozenset({"conv3d", "conv_transpose3d"}),
+    integer_operators=frozenset({"add"}),
     quantized_outputs=frozenset({"conv1d", "conv2d", "linear", "addmm", "matmul"}),
     note="weights of matrices stored in 4 or 8 bits, of convolutions in 8, other widths in the next of these; int8 "
     "arithmetic under a8; also dynamic rows, one scale; bfloat16, float16, group, zero point are unpacked in every run",

@@ -6,12 +6,13 @@ tensors with a scale per output channel and a bias in int32. XNNPACK rounds its 
 are unpacked when the file is loaded.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 
@@ -39,7 +40,12 @@ interpreter.invoke()
 BYTE = 8
 #: Bytes of a scale in float32, and of a zero point, which the format has in int64.
 SCALE_BYTES = 4 + 8
+#: Whose kernels run the file: XNNPACK's, LiteRT's own without a delegate, or TensorFlow Lite Micro's.
+Kernel = Literal["xnnpack", "builtin", "micro"]
 _litert = partial(runtime, "litert", "ai_edge_litert.interpreter", "ai_edge_litert.schema_py_generated", "flatbuffers")
+
+
+_micro = partial(runtime, "litert:kernel=micro", "tflite_micro", extra="micro")
 
 
 def lacks(scheme: Scheme) -> str | None:
@@ -60,16 +66,20 @@ def container(shape: tuple[int, ...], fmt: Format) -> int:
     return next(each for each in ((2, 4, 8) if narrow else (4, 8)) if fmt.bits <= each)
 
 
-def halves(layer: Any, operation: Any, fmt: Format) -> str:
+def halves(kernel: Kernel, layer: Any, operation: Any, fmt: Format) -> str:
     """XNNPACK rounds halves to the even number, the runtime's own kernels up, and its only one for groups away.
 
-    XNNPACK takes no kernels in 4 bits, and no rows of a matrix that end within a byte.
+    XNNPACK takes no kernels in 4 bits, and no rows of a matrix that end within a byte. TensorFlow Lite Micro rounds
+    halves away from zero.
     """
     bits = container(layer.shape, fmt)
     if operation.kind.name.startswith("conv"):
-        away = operation.groups > 1 and layer.shape[1] > 1
-        return "even" if bits == BYTE else "away" if away else "up"
-    return "up" if layer.shape[1 - operation.axis] * bits % BYTE else "even"
+        away = kernel == "micro" or (operation.groups > 1 and layer.shape[1] > 1)
+        whole = bits == BYTE
+    else:
+        away = kernel == "micro"
+        whole = layer.shape[1 - operation.axis] * bits % BYTE == 0
+    return "even" if kernel == "xnnpack" and whole else "away" if away else "up"
 
 
 def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
@@ -80,36 +90,51 @@ def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
     return -(-numel * container(shape, fmt) // 8) + SCALE_BYTES * num_scales(shape, axis, fmt)
 
 
-def write(simulated: Graph, folder: Path) -> None:
-    """Write model.tflite."""
+def write(simulated: Graph, folder: Path, *, packs: bool = True, averages: bool = True) -> None:
+    """Write model.tflite; see `mixbit.targets._tflite.converted`."""
     _litert()
     from mixbit.targets._tflite import converted
 
-    write_bytes(folder / FILE, converted(simulated))
+    write_bytes(folder / FILE, converted(simulated, packs=packs, averages=averages))
 
 
 def load(
-    folder: Path, _: Graph | None = None, /, *, batch_size: int | None = None, default_settings: bool = False
+    kernel: Kernel,
+    folder: Path,
+    _: Graph | None = None,
+    /,
+    *,
+    batch_size: int | None = None,
+    default_settings: bool = False,
 ) -> Runner:
-    """Open the file on the CPU, with the runtime's own delegate, XNNPACK; it takes inputs of any batch size."""
+    """Open the file on the CPU; it takes inputs of any batch size."""
     del default_settings
     _litert()
-    from mixbit.targets._tflite_file import executed, read
+    from mixbit.targets._tflite_file import PLAIN, executed, read
 
     path = folder / FILE
     model = read(path)
     with mismatch(f"{path}: LiteRT cannot load it", ValueError, RuntimeError):
-        interpreter = _opened(model.data, batch_size)
+        interpreter = _opened(kernel, model.data, batch_size)
     ports, returned = interpreter.get_input_details(), interpreter.get_output_details()
-    run = partial(_run, path, model.data, {_sizes(interpreter): interpreter}, [port["index"] for port in returned])
-    environment = {"runtime": f"ai-edge-litert {version('ai-edge-litert')}"}
+    opened = {_sizes(interpreter): interpreter}
+    run = partial(_run, kernel, path, model.data, opened, [port["index"] for port in returned])
+    package = "tflite-micro" if kernel == "micro" else "ai-edge-litert"
+    environment = {"runtime": f"{package} {version(package)}", "kernel": kernel}
     names = [port["name"] for port in ports], [port["name"] for port in returned]
-    return Runner(run, lambda: executed(model, interpreter), environment, names=names)
+    own = "TensorFlow Lite Micro" if kernel == "micro" else PLAIN
+
+    def told() -> dict[str, str]:
+        return {layer: text.replace(PLAIN, own) for layer, text in executed(model, interpreter).items()}
+
+    return Runner(run, told, environment, names=names)
 
 
-def _opened(data: bytes, batch_size: int | None = None, inputs: Sequence[NDArray[Any]] = ()) -> Any:
+def _opened(
+    kernel: Kernel, data: bytes, batch_size: int | None = None, inputs: Sequence[NDArray[Any]] = ()
+) -> Any:  # fmt: skip
     """An interpreter for that batch size, for the sizes of these inputs, or for those that the file gives."""
-    interpreter = _interpreter()(model_content=data)
+    interpreter = _interpreters(kernel)(data)
     ports = interpreter.get_input_details()
     shapes = [array.shape for array in inputs]
     if batch_size is not None:
@@ -126,19 +151,35 @@ def _sizes(interpreter: Any) -> tuple[tuple[int, ...], ...]:
 
 
 @cache
-def _interpreter() -> Any:
-    """The runtime's class of interpreters, of which one was made: the first tells standard error of its delegate."""
+def _interpreters(kernel: Kernel) -> Callable[[bytes], Any]:
+    """What makes interpreters, of which one was made: the first tells standard error of its delegate."""
     litert = _litert()
     from mixbit.targets._tflite_file import smallest
 
+    kinds = litert.OpResolverType
+    resolver = kinds.AUTO if kernel == "xnnpack" else kinds.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+
+    def opened(data: bytes) -> Any:
+        return litert.Interpreter(model_content=data, experimental_op_resolver_type=resolver)
+
     with silent():
-        litert.Interpreter(model_content=smallest()).allocate_tensors()
-    return litert.Interpreter
+        opened(smallest()).allocate_tensors()
+    if kernel != "micro":
+        return opened
+    _micro()
+    from mixbit.targets._tflite_micro import Micro
+
+    return lambda data: Micro(data, opened(data))
 
 
 def _run(
-    path: Path, data: bytes, opened: dict[Any, Any], returned: list[int], inputs: list[NDArray[Any]]
-) -> list[NDArray[Any]]:  # fmt: skip
+    kernel: Kernel,
+    path: Path,
+    data: bytes,
+    opened: dict[Any, Any],
+    returned: list[int],
+    inputs: list[NDArray[Any]],
+) -> list[NDArray[Any]]:
     """Run the file by the interpreter for inputs of these sizes, the last of which stays open.
 
     Sizes of one that has run are not changed: behind a run of 3 rows, one of 16 returned wrong numbers (2.3.0).
@@ -150,7 +191,7 @@ def _run(
     with mismatch(f"{path}: LiteRT cannot run it", ValueError, RuntimeError):
         sizes = tuple(array.shape for array in inputs)
         if sizes not in opened:
-            interpreter = _opened(data, inputs=inputs)
+            interpreter = _opened(kernel, data, inputs=inputs)
             opened.clear()
             opened[sizes] = interpreter
         for port, array in zip(ports, inputs, strict=True):
@@ -159,7 +200,9 @@ def _run(
         return [interpreter.get_tensor(index) for index in returned]
 
 
-def load_tensors(folder: Path, names: list[tuple[str, bool]]) -> Callable[[list[NDArray[Any]]], dict[str, Any]]:
+def load_tensors(
+    kernel: Kernel, folder: Path, names: list[tuple[str, bool]]
+) -> Callable[[list[NDArray[Any]]], dict[str, Any]]:
     """Open the file so that it returns tensors inside: quantized ones, and what operators of layers return."""
     _litert()
     from mixbit.targets._tflite_file import in_logical_order, read, with_outputs
@@ -169,11 +212,11 @@ def load_tensors(folder: Path, names: list[tuple[str, bool]]) -> Callable[[list[
     held = {name: place for name, _ in names if (place := model.place_of(name)) is not None}
     data = with_outputs(model, [index for index, _ in held.values()])
     with mismatch(f"{path}: LiteRT cannot load it with more outputs", ValueError, RuntimeError):
-        interpreter = _opened(data)
+        interpreter = _opened(kernel, data)
     opened = {_sizes(interpreter): interpreter}
 
     def run(inputs: list[NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        arrays = _run(path, data, opened, [index for index, _ in held.values()], inputs)
+        arrays = _run(kernel, path, data, opened, [index for index, _ in held.values()], inputs)
         return {
             name: in_logical_order(model, index, order, array)
             for (name, (index, order)), array in zip(held.items(), arrays, strict=True)
@@ -197,18 +240,57 @@ def _check_files(folder: Path) -> None:
     read(folder / FILE)
 
 
-def usage(ports: Ports, _: Mapping[str, str]) -> dict[str, str]:
-    """Programs that run the file."""
+def usage(ports: Ports, environment: Mapping[str, str]) -> dict[str, str]:
+    """Programs that run the file, where LiteRT does."""
+    kernel = environment.get("kernel", "xnnpack")
+    if kernel == "micro":
+        return {}
+    resolver = "OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES"
     python = [
         "import numpy as np",
-        "from ai_edge_litert.interpreter import Interpreter",
+        f"from ai_edge_litert.interpreter import Interpreter{'' if kernel == 'xnnpack' else ', OpResolverType'}",
         "",
-        f'interpreter = Interpreter("{FILE}")',
+        f'interpreter = Interpreter("{FILE}")'
+        if kernel == "xnnpack"
+        else f'interpreter = Interpreter("{FILE}", experimental_op_resolver_type={resolver})',
         given_in_python(ports),
         "results = interpreter.get_signature_runner()(**inputs)",
         f"outputs = {{name: results[name] for name in {names_in_python(ports)}}}",
     ]
     return {"Python": "\n".join(python)}
+
+
+def configured(*, kernel: Kernel = "xnnpack") -> Target:
+    """The target for these kernels.
+
+    Only XNNPACK rounds averages as they are simulated; the others get them in float. TensorFlow Lite Micro's take
+    weights in bytes alone.
+    """
+    if kernel == "xnnpack":
+        return TARGET
+    others = dataclasses.replace(
+        TARGET,
+        integer_operators=TARGET.integer_operators - {"average_pool"},
+        halves=partial(halves, kernel),
+        write=partial(write, averages=False),
+        load=partial(load, kernel),
+        load_tensors=partial(load_tensors, kernel),
+        program="",
+    )
+    if kernel == "builtin":
+        return others
+    return dataclasses.replace(
+        others,
+        default_choices=("w8a8",),
+        require=_micro,
+        write=partial(write, packs=False, averages=False),
+        weight_bytes=lambda shape, axis, fmt: weight_bytes(shape, axis, in_bytes(fmt)),
+    )
+
+
+def in_bytes(fmt: Format | None) -> Format | None:
+    """The format with integers of a byte."""
+    return fmt if fmt is None or fmt.floating is not None else dataclasses.replace(fmt, bits=BYTE)
 
 
 TARGET = Target(
@@ -222,16 +304,17 @@ TARGET = Target(
     integer_operators=frozenset({"add", "cat", "average_pool"}),
     quantized_outputs=frozenset({"conv1d", "conv2d", "linear", "addmm", "matmul"}),
     note="weights of matrices stored in 2, 4 or 8 bits, of convolutions in 4 or 8, other widths in the next of these; "
-    "int8 arithmetic under a8; also float16, group, one scale, zero point",
-    halves=halves,
+    "int8 arithmetic under a8; also float16, group, one scale, zero point; litert:kernel=builtin or micro for its own "
+    "kernels, or TensorFlow Lite Micro's",
+    halves=partial(halves, "xnnpack"),
     lacks=lacks,
     weight_bytes=weight_bytes,
     require=_litert,
     write=write,
-    load=load,
+    load=partial(load, "xnnpack"),
     stored=stored,
     program=PROGRAM,
     check_files=_check_files,
-    load_tensors=load_tensors,
+    load_tensors=partial(load_tensors, "xnnpack"),
     usage=usage,
 )
