@@ -34,7 +34,9 @@ from mixbit.core import Inputs, Plan, find_target, split_batches
 from mixbit.graph import Graph
 from mixbit.metrics.measure import blank_table
 from mixbit.quantization import calibrate, uniform_plan
-from mixbit.targets.latency import Ratio, Times, faster, paired_times
+from mixbit.targets.faster import faster
+from mixbit.targets.latency import Ratio, Times, paired_times
+from mixbit.targets.timed import timed_beside
 
 #: Random weights, trained by others, or the zoo's.
 IMAGE, SOUND = (3, 224, 224), (32, 128)
@@ -131,7 +133,8 @@ def written(
     def simulate(plan: Plan) -> Graph:
         return mb.quantize(graph, plan, calibration)
 
-    table = faster(blank_table(graph, target=target, choices=("w8a8", "w8", "float")), graph, simulate)
+    table, _ = timed_beside(blank_table(graph, target=target, choices=("w8a8", "w8", "float")), (), graph, simulate)
+    table = faster(table, graph, simulate)
     plans = {name: uniform_plan(graph, name, target=target) for name in ("float", "w8a8")}
     plans["fast"] = table.plan_like(0, "fast")
     for name, plan in plans.items():

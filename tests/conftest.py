@@ -44,6 +44,14 @@ def pytest_runtest_call(item):
     show("bars")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """A folder in the place of the user's cache, whose times tests neither read nor change."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MIXBIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def apart(monkeypatch):
     """New artefacts are tried in a process of their own, as everywhere but in tests."""

@@ -34,6 +34,28 @@ def test_round_trip(tmp_path):
     assert_same_table(Sensitivity.load(tmp_path / "sensitivity.json"), table)
 
 
+def test_conversions_are_a_part_of_latencies(tmp_path):
+    usage = small_table().usage | {"latency_ms": np.array([[1.0, 2, 3], [4, 5, 6], [7, 8, 9]])}
+    conversions = np.array([[0.1, 0.2], [0.4, 0.8]])
+    table = small_table(choices=("w8a8", "w4", "float"), usage=usage, conversions=conversions)
+    table.save(tmp_path / "sensitivity.json")
+    assert_same_table(Sensitivity.load(tmp_path / "sensitivity.json"), table)
+    for choice, more in (
+        ([0, 0, 0], 0),
+        ([1, 2, 1], 0),
+        ([0, 1, 2], 0.1),
+        ([2, 0, 1], 0.2 + 0.4),
+        ([0, 2, 0], 0.1 + 0.8),
+    ):
+        figures = table.figures(np.array([choice, choice]))
+        latency = usage["latency_ms"][range(3), choice].sum() + more
+        np.testing.assert_allclose(figures["latency_ms"], [latency, latency])
+    with pytest.raises(InvalidInput, match=r"conversions has shape \(3, 2\), expected \(2, 2\)"):
+        small_table(conversions=np.zeros((3, 2)))
+    with pytest.raises(InvalidInput, match=r"conversions of first\.weight is -1\.0"):
+        small_table(conversions=np.array([[0, -1.0], [0, 0]]))
+
+
 def test_a_plan_like_a_choice_keeps_to_what_is_offered_and_to_ties():
     loss = np.array([[0.1, 0.2, 0.3], [0.1, np.inf, 0.3], [np.inf, 0.2, np.inf]])
     table = small_table(

@@ -120,6 +120,22 @@ def test_rounding_makes_no_points(resource):
     assert (np.diff(found.figures["loss"]) < 0).all()
 
 
+def test_a_front_of_latencies_with_conversions_keeps_limits_that_are_evenly_spaced():
+    rng = np.random.default_rng(0)
+    usage = small_table().usage | {"latency_ms": np.array([[3.0, 2, 1]]) * rng.uniform(1, 2, (3, 1))}
+    choices = ("w8a8", "w4a8", "float")
+    table = small_table(choices=choices, usage=usage, conversions=rng.random((2, 2)))
+    found = front(table, "latency_ms")
+    for index in range(len(found)):
+        latency, loss = (found.figures[name][index] for name in ("latency_ms", "loss"))
+        best = search(table, Budget(latency_ms=latency * (1 + 1e-9)))
+        assert best.predicted["loss"] == pytest.approx(loss)
+    assert found.figures["latency_ms"][-1] == pytest.approx(
+        search(table, Budget(latency_ms=100)).predicted["latency_ms"]
+    )
+    assert len(found) > 2
+
+
 def test_one_choice_makes_a_front_of_one_point():
     table = small_table(choices=("w8a8",), loss=np.full((3, 1), 0.1), standard_error=np.zeros((3, 1)), usage={
         name: values[:, :1] for name, values in small_table().usage.items()

@@ -7,6 +7,7 @@ import pytest
 import scipy.optimize
 from hypothesis import example, given, settings, strategies as st
 
+from mixbit.core import Limit
 from mixbit.core.errors import InfeasibleBudget, MixbitError
 from mixbit.searches._problem import Optimum, optimum, shadow_prices
 from mixbit.searches.ilp import ilp
@@ -219,3 +220,45 @@ def test_an_answer_over_the_limit_is_solved_again(monkeypatch):
     monkeypatch.setattr(scipy.optimize, "milp", loose)
     assert solve([[1, 0], [1, 0.5]], [[[1, 2], [1, 2]]], [3]).tolist() == [1, 0]
     assert len(calls) == 2
+
+
+def with_conversions(rng):
+    """A problem of up to 5 layers with choices in 8 bits, and in float, where neighbours that differ use more."""
+    num_layers = int(rng.integers(1, 6))
+    loss, usage = rng.random((num_layers, 3)), rng.random((num_layers, 3))
+    conversions = rng.random((num_layers - 1, 2)) * rng.integers(2, size=(num_layers - 1, 2))
+    bound = usage.min(axis=1).sum() * rng.uniform(0.9, 2)
+    ties = [rng.choice(num_layers, size=2, replace=False).tolist()] if num_layers > 1 and rng.random() < 0.4 else []
+    budget = [Limit("latency_ms", usage, bound, conversions=conversions)]
+    return problem_of(loss, usage[None], [bound], input_bits=np.array([8, 8, 32]), input_ties=ties, budget=budget)
+
+
+def used_of(problem, choice):
+    """The sum over layers, and what neighbours use that read differently."""
+    (limit,), bits = problem.budget, [problem.input_bits[column] for column in choice]
+    total = sum(limit.usage[row, column] for row, column in enumerate(choice))
+    for row, pair in enumerate(itertools.pairwise(bits)):
+        total += {(8, 32): limit.conversions[row, 0], (32, 8): limit.conversions[row, 1]}.get(pair, 0.0)
+    return total
+
+
+def test_conversions_between_neighbours_count():
+    rng, infeasible = np.random.default_rng(0), 0
+    for _ in range(100):
+        problem = with_conversions(rng)
+        choices = list(itertools.product(range(3), repeat=len(problem.loss)))
+        choices = [choice for choice in choices if obeys(choice, problem.input_ties, problem.input_bits)]
+        within = [choice for choice in choices if used_of(problem, choice) <= problem.limits[0]]
+        if not within:
+            infeasible += 1
+            with pytest.raises(InfeasibleBudget) as caught:
+                ilp(problem)
+            ((least, _),) = caught.value.reachable
+            assert least >= min(used_of(problem, choice) for choice in choices) - 1e-9
+            continue
+        found = ilp(problem)
+        assert tuple(found) in within
+        assert problem.used(found)[0] == pytest.approx(used_of(problem, found))
+        least = min(sum(problem.loss[row, column] for row, column in enumerate(choice)) for choice in within)
+        assert problem.loss[range(len(found)), found].sum() == pytest.approx(least)
+    assert 10 < infeasible < 50

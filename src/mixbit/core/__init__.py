@@ -27,6 +27,7 @@ from mixbit.core.errors import (
 )
 from mixbit.core.io.files import (
     beside as beside,
+    cache_folder as cache_folder,
     check_matplotlib as check_matplotlib,
     check_new_file as check_new_file,
     file_errors as file_errors,
@@ -153,6 +154,7 @@ if TYPE_CHECKING:
         Sensitivity as Sensitivity,
         Table as Table,
         TableFile as TableFile,
+        converted as converted,
         pinned_schemes as pinned_schemes,
     )
     from mixbit.core.task import (

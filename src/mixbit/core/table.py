@@ -90,6 +90,7 @@ class Limit:
         bound: The largest sum, in the unit of `usage`.
         ratio_of: What uniform w8a8 uses, where the budget is a ratio to it; else None.
         offset: What is used whatever the choice, and not part of `bound`.
+        conversions: [L - 1, 2] what is used beside the sum, see `Sensitivity.conversions`; None for nothing.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Limit:
     bound: float
     ratio_of: float | None = None
     offset: float = 0.0
+    conversions: FloatArray | None = None
 
     def named(self, used: float) -> float:
         """A sum of `usage` in the unit of the budget's name."""
@@ -229,6 +231,9 @@ class Sensitivity:
         seed: Seed of the draws.
         verdict: Whether the table can rank plans, or why not, in a sentence.
         trace: [L] the Hessian's average trace of each weight, where the metric estimates it.
+        conversions: [L - 1, 2] milliseconds that `latency_ms` of a plan has beside the sum over its layers: for each
+            layer but the last, where it reads integers and the next one reads float numbers, and the other way round.
+            None where there are none, or times are not held.
         live: [S, 1 + L] bytes and numbers of the activations that are alive at once, see `live_activations`; or None.
         uncovered: Number of weights that no layer covers: the file holds them in 32 bits whatever the plan.
     """
@@ -250,6 +255,7 @@ class Sensitivity:
     seed: int
     verdict: str = ""
     trace: Row | None = None
+    conversions: Table | None = None
     live: Table | None = None
     uncovered: Annotated[int, Field(ge=0)] = 0
 
@@ -266,6 +272,8 @@ class Sensitivity:
         self._check_numbers("macs", self.macs, rows)
         if self.trace is not None and (self.trace.shape != rows or not np.isfinite(self.trace).all()):
             raise InvalidInput(f"sensitivity: trace is {self.trace}, expected a number for each layer; measure again")
+        if self.conversions is not None:
+            self._check_numbers("conversions", self.conversions, (len(self.layers) - 1, 2))
         if self.live is not None:
             self._check_numbers("live", self.live, (len(self.live), 1 + len(self.layers)))
         if (weights := self.numel.sum()) == 0 or self.num_samples < 1:
@@ -378,8 +386,8 @@ class Sensitivity:
             weight_bits = np.array([float(scheme.weight_bits) for scheme in self.schemes])
             usage, int8 = np.maximum(np.outer(self.macs, weight_bits), self.usage["bit_ops"] / weight_bits), 8.0
         else:
-            fixed = self.fixed_usage(name)
-            return [Limit(name, self.usage_of(name), bound - fixed, offset=fixed)]
+            fixed, conversions = self.fixed_usage(name), self.conversions if name == "latency_ms" else None
+            return [Limit(name, self.usage_of(name), bound - fixed, offset=fixed, conversions=conversions)]
         int8 *= float(self.macs.sum())
         if not math.isfinite(int8 / bound):
             raise InvalidInput(f"budget {name}={bound}: so small a ratio is no limit; give a larger one")
@@ -397,6 +405,9 @@ class Sensitivity:
         """
         rows = np.arange(len(self.layers))
         used = {name: values[rows, choices].sum(axis=1) for name, values in self.usage.items()}
+        if self.conversions is not None and "latency_ms" in used:
+            reads_float = np.array([scheme.input is None for scheme in self.schemes])
+            used["latency_ms"] += converted(self.conversions, reads_float[choices])
         weight_bytes = used["weight_bytes"] + self.fixed_usage("weight_bytes")
         figures = {
             "loss": self.loss[rows, choices].sum(axis=1),
@@ -474,6 +485,12 @@ class TableFile(BaseModel):
         if ties:
             raise ValueError("ties of layers to one scheme are not supported; measure again")
         return ties
+
+
+def converted(conversions: FloatArray, reads_float: NDArray[np.bool_]) -> FloatArray:
+    """[...] what conversions [L - 1, 2] between neighbours add where the layers [..., L] read float numbers or not."""
+    before, behind = reads_float[..., :-1], reads_float[..., 1:]
+    return (~before & behind) @ conversions[:, 0] + (before & ~behind) @ conversions[:, 1]
 
 
 def pinned_schemes(layers: Sequence[str], pins: Mapping[str, str]) -> dict[str, tuple[str, str]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Files of the room `targets` that hold no target, beside those whose names begin with `_`.
-VERBS = ("export", "verify", "latency", "size", "capabilities")
+VERBS = ("export", "verify", "latency", "time_plans", "timed", "faster", "size", "capabilities")
 _ROOM = Path(__file__).parents[1] / "targets"
 #: Name -> module that ends with its TARGET, whose widths and note are literals.
 TARGETS = {

@@ -49,8 +49,9 @@ from mixbit.roundings import ROUNDINGS, Rounding
 from mixbit.roundings.quantize import quantize
 from mixbit.searches.search import search, uniform_plans
 from mixbit.targets.export import check_exportable
-from mixbit.targets.latency import faster, note_on_speed, timed
+from mixbit.targets.faster import faster, note_on_speed
 from mixbit.targets.size import plan_within, sized
+from mixbit.targets.timed import timed
 from mixbit.training.finetune import check_first, settings_of, train
 from mixbit.training.loop import Objective, Trained
 
@@ -252,6 +253,10 @@ def measured(run: Run, network: Network, budget: Budget) -> tuple[Calibrated, Se
                 binding=error.binding,
             ) from None
     known = calibrated(run, network, choices)
+
+    def simulate(plan: Plan) -> Graph:
+        return quantize(graph, plan, known.calibration)
+
     with run.clock("measure") as tell:
         table = measure(
             graph,
@@ -265,13 +270,13 @@ def measured(run: Run, network: Network, budget: Budget) -> tuple[Calibrated, Se
         shape = f"{len(table.layers)} layers x {len(table.choices)} choices"
         tell(f"{shape} by {table.metric}, {table.num_samples:,} samples")
     if settings.fast or "latency_ms" in budget.limits:
-        with run.clock("time choices"):
-            table = (faster if settings.fast else timed)(
-                table, graph, lambda plan: quantize(graph, plan, known.calibration)
-            )
+        with run.clock("time choices") as tell:
+            table, note = timed(table, graph, simulate)
+            tell(note)
+            table = faster(table, graph, simulate) if settings.fast else table
     if budget.limits.keys() & OF_FILES:
         with run.clock("size choices"):
-            table = sized(table, lambda plan: quantize(graph, plan, known.calibration))
+            table = sized(table, simulate)
     return known, table
 
 

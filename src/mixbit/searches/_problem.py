@@ -18,10 +18,13 @@ from mixbit.core import (
     Limit,
     MixbitError,
     Sensitivity,
+    converted,
 )
 
 TOLERANCE = 1e-9  # share of a limit that rounding may add to a sum
 
+#: Input bits of choices that read float numbers.
+IN_FLOAT = 32
 #: Of each layer: the columns of `Trials.features`.
 FEATURES = ("depthwise", "input_channels", "output_channels", "stride", "kernel", "num_weights", "input_size")
 
@@ -126,6 +129,20 @@ class Problem:
         """[R] the largest sum of each resource, in its own unit."""
         return np.array([limit.bound for limit in self.budget], dtype=float)
 
+    @cached_property
+    def conversions(self) -> Floats:
+        """[R, L - 1, 2] what is used beside the sums where neighbours read differently, see `Sensitivity`."""
+        none = np.zeros((len(self.loss) - 1, 2))
+        every = [none if limit.conversions is None else limit.conversions for limit in self.budget]
+        return np.array(every).reshape(len(every), *none.shape)
+
+    def used(self, choice: Integers) -> Floats:
+        """[R] what a choice [L] uses of each limited resource, exactly."""
+        reads_float = np.asarray(self.input_bits)[choice] == IN_FLOAT
+        sums = [math.fsum(taken(table, choice)) for table in self.usage]
+        between = [float(converted(each, reads_float)) for each in self.conversions]
+        return np.array(sums) + np.array(between)
+
     @property
     def slack(self) -> Floats:
         """[R] how far rounding may carry a sum over its limit."""
@@ -168,8 +185,7 @@ class Problem:
 
     def keeps(self, choice: Integers) -> bool:
         """Whether the exact sums of a choice [L] are within the limits, to rounding."""
-        most = self.limits + self.slack
-        return all(math.fsum(taken(table, choice)) <= limit for table, limit in zip(self.usage, most, strict=True))
+        return bool((self.used(choice) <= self.limits + self.slack).all())
 
     @property
     def uniform_choices(self) -> dict[int, Integers]:
@@ -193,9 +209,16 @@ class Problem:
         per_class = np.stack([values[:, self.classes == k].min(axis=1) for k in range(self.classes.max() + 1)], axis=1)
         return float(np.sum([np.min(sum(per_class[unit])) for unit in self.units]))
 
+    def _least(self, row: int) -> float:
+        """What some plan uses of a resource: the least, or where conversions are used too, the least without any."""
+        table, in_float = self.usage[row], np.asarray(self.input_bits) == IN_FLOAT
+        kinds = [in_float, ~in_float] if self.conversions[row].any() else []
+        alike = [self.smallest(np.where(kind, table, np.inf)) for kind in kinds]
+        return min((least for least in alike if math.isfinite(least)), default=self.smallest(table))
+
     def infeasible(self) -> InfeasibleBudget:
         """The error that says what each resource can reach and which layers hold most of the scarcest one."""
-        reachable = tuple((self.smallest(table), -self.smallest(-table)) for table in self.usage)
+        reachable = tuple((self._least(row), -self.smallest(-table)) for row, table in enumerate(self.usage))
         lowest = np.array([low for low, _ in reachable])
         over = lowest - self.limits
         scarcest = int(np.argmax(over / np.maximum(np.abs(lowest) + np.abs(self.limits), np.finfo(float).tiny)))
@@ -268,18 +291,21 @@ def optimum(problem: Problem) -> Optimum:
     limits, and MixbitError where the solver stops without an answer.
     """
     floor = np.where(problem.offered, problem.usage, np.inf).min(axis=2, keepdims=True)
-    usage = np.where(problem.offered, problem.usage - floor, 0.0)
+    usage, conversions = np.where(problem.offered, problem.usage - floor, 0.0), problem.conversions
     room = problem.limits + problem.slack / 2 - floor.sum(axis=(1, 2))
     allowed = problem.offered & np.all(usage <= room[:, None, None], axis=0)
     if not allowed.any(axis=1).all():
         raise problem.infeasible()
-    usage *= np.divide(LIMIT_SIZE, room, out=np.zeros_like(room), where=room > 0)[:, None, None]
+    scale = np.divide(LIMIT_SIZE, room, out=np.zeros_like(room), where=room > 0)[:, None, None]
+    usage = usage * scale
+    most = np.full_like(conversions, 2 * LIMIT_SIZE)  # no room for it
+    conversions = np.where(scale > 0, np.minimum(conversions * scale, most), np.where(conversions > 0, most, 0.0))
     cost = problem.loss - np.where(allowed, problem.loss, np.inf).min(axis=1, keepdims=True)
     allowed = _without_proven_losers(problem, cost, usage, allowed)
     best, best_cost = None, math.inf
     while True:
         largest = cost[allowed].max()
-        answer = _cheapest_exactly_within(problem, cost, usage, allowed)
+        answer = _cheapest_exactly_within(problem, cost, usage, conversions, allowed)
         if answer is None:
             break
         total = taken(cost, answer.choice).sum()
@@ -345,32 +371,48 @@ def _relaxation(problem: Problem, cost: Floats, usage: Floats, limits: Floats | 
     )
 
 
-def _cheapest_exactly_within(problem: Problem, cost: Floats, usage: Floats, allowed: Mask) -> Optimum | None:
+def _cheapest_exactly_within(
+    problem: Problem, cost: Floats, usage: Floats, conversions: Floats, allowed: Mask
+) -> Optimum | None:
     """The solver's best answer whose exact sums keep within the limits, or None where there is none."""
     excluded: list[Integers] = []
     while len(excluded) < MAX_EXCLUDED:
-        answer = _program(problem, cost, usage, allowed, excluded)
+        answer = _program(problem, cost, usage, conversions, allowed, excluded)
         if answer is None or problem.keeps(answer.choice):
             return answer
         excluded.append(answer.choice)  # over a limit by less than the solver's tolerance
     raise MixbitError(f"search: the solver's {MAX_EXCLUDED} best answers are over a limit by a hair; change the limit")
 
 
-def _program(problem: Problem, cost: Floats, usage: Floats, allowed: Mask, excluded: list[Integers]) -> Optimum | None:
-    """The optimum of one integer program over x[l, c] in {0, 1}, or None where it is infeasible."""
+def _program(
+    problem: Problem, cost: Floats, usage: Floats, conversions: Floats, allowed: Mask, excluded: list[Integers]
+) -> Optimum | None:
+    """The optimum of one integer program over x[l, c] in {0, 1}, or None where it is infeasible.
+
+    Where there are conversions, z[l, 0] >= f[l + 1] - f[l] and z[l, 1] >= f[l] - f[l + 1] have a part in the limits,
+    with f[l], the sum of x[l, c] over the choices c that read float numbers.
+    """
     layer, column = np.nonzero(allowed)
-    constraints = [
-        optimize.LinearConstraint(_one_choice(allowed), 1, 1),
-        optimize.LinearConstraint(usage[:, allowed], ub=LIMIT_SIZE),
-        optimize.LinearConstraint(_same_class(problem, allowed), 0, 0),
-        *(optimize.LinearConstraint(column == choice[layer], ub=len(allowed) - 1) for choice in excluded),
-    ]
+    num_z = conversions[0].size if conversions.any() else 0
+    of_z = conversions.transpose(0, 2, 1).reshape(len(usage), 2 * conversions.shape[1])[:, :num_z]
+    rises = _rises(problem, allowed)[:num_z]
+
+    def limited(matrix: Any, low: float, high: float, of_z: Any = None) -> optimize.LinearConstraint:
+        more = sparse.csr_array((matrix.shape[0], num_z)) if of_z is None else sparse.csr_array(of_z)
+        return optimize.LinearConstraint(sparse.hstack([sparse.csr_array(matrix), more], format="csr"), low, high)
+
     largest = cost[allowed].max()
     result = optimize.milp(
-        cost[allowed] / largest * COST_SIZE if largest else np.zeros(len(layer)),
-        integrality=np.ones(len(layer)),
+        np.append(cost[allowed] / largest * COST_SIZE if largest else np.zeros(len(layer)), np.zeros(num_z)),
+        integrality=np.append(np.ones(len(layer)), np.zeros(num_z)),
         bounds=optimize.Bounds(0, 1),
-        constraints=constraints,
+        constraints=[
+            limited(_one_choice(allowed), 1, 1),
+            limited(usage[:, allowed], -np.inf, LIMIT_SIZE, of_z),
+            limited(_same_class(problem, allowed), 0, 0),
+            limited(rises, -np.inf, 0, -sparse.eye_array(num_z)),
+            *(limited((column == choice[layer])[None], -np.inf, len(allowed) - 1) for choice in excluded),
+        ],
         options={"mip_rel_gap": 0, "time_limit": TIME_LIMIT_S},
     )
     if result.status == INFEASIBLE:
@@ -379,7 +421,7 @@ def _program(problem: Problem, cost: Floats, usage: Floats, allowed: Mask, exclu
     if result.status not in (OPTIMAL, OUT_OF_TIME) or gap is None or not gap <= GAP:
         raise MixbitError(f"search: the solver stopped without a proven optimum: {result.message}")
     share = np.zeros(allowed.shape)
-    share[allowed] = result.x
+    share[allowed] = result.x[: len(layer)]
     return Optimum(share.argmax(axis=1), gap)
 
 
@@ -396,6 +438,14 @@ def _same_class(problem: Problem, allowed: Mask) -> sparse.csr_array:
     rows = np.arange(num_layers * num_classes).reshape(num_layers, num_classes)
     tied = problem.first != np.arange(num_layers)
     return of_class[rows[tied].ravel()] - of_class[rows[problem.first[tied]].ravel()]
+
+
+def _rises(problem: Problem, allowed: Mask) -> sparse.csr_array:
+    """[2 (L - 1), variables] f[l + 1] - f[l] of each layer but the last, see `_program`, and then the negatives."""
+    column = np.nonzero(allowed)[1]
+    in_float = _one_choice(allowed) * (np.asarray(problem.input_bits)[column] == IN_FLOAT)[None]
+    rises = in_float.tocsr()[1:] - in_float.tocsr()[:-1]
+    return sparse.csr_array(sparse.vstack([rises, -rises]))
 
 
 def _members(row: Integers, num_rows: int) -> sparse.csr_array:

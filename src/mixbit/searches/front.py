@@ -25,12 +25,14 @@ from mixbit.core import (
     read_model,
     write_text,
 )
-from mixbit.searches._problem import TOLERANCE, Floats, Integers, Problem
+from mixbit.searches._problem import TOLERANCE, Floats, Integers, Problem, optimum
 
 #: How many steps below the cheapest plan known to be enough to look for others: scores do not fall evenly.
 PROBES = (2, 4, 8, 16, 32)
 #: A front with more points than this is drawn from its convex hull: it would take minutes and gigabytes.
 MOST_EXACT = 30_000
+#: Limits of latency that plans are searched for, where conversions between layers cost time.
+STEPS = 100
 #: Units of one resource: what is within a limit in one is within the same limit in the other.
 _SAME = {"weight_ratio": "weight_bytes"}
 
@@ -40,7 +42,8 @@ def front(table: Sensitivity, resource: str = "weight_bytes") -> "Front":
     """All plans that no other plan beats in both loss and use of the resource, from the cheapest to the dearest.
 
     Exact: within any limit it has the plan that `ilp` finds. Uses that differ by less than 1e-12 of the largest count
-    as equal. 53 layers with 7 choices have some 25,000 such plans.
+    as equal. 53 layers with 7 choices have some 25,000 such plans. Where conversions between layers take time, a
+    latency is no sum: then plans are searched for at STEPS limits of `latency_ms`.
 
     Args:
         table: Predicted loss and usage of every choice of every layer.
@@ -54,6 +57,8 @@ def front(table: Sensitivity, resource: str = "weight_bytes") -> "Front":
     Source: the dominance rule of G. Nemhauser and Z. Ullmann, "Discrete Dynamic Programming and Capital Allocation",
     Management Science 1969, for several choices an item.
     """
+    if resource == "latency_ms" and table.conversions is not None:
+        return front_to_draw(table, STEPS, resource)
     problem = Problem.of(table)
     return _front_of(table, resource, pareto_choices(problem, _used(table, problem, resource)))
 
@@ -70,11 +75,33 @@ def front_to_draw(table: Sensitivity, number: int, resource: str = "weight_bytes
         resource: As `front` takes it; raises as that does.
     """
     problem = Problem.of(table)
+    if resource == "latency_ms" and table.conversions is not None:
+        return _front_of(table, resource, _at_limits(table, number))
     usage = _used(table, problem, resource)
     choices = pareto_choices(problem, usage, most=MOST_EXACT)
     if choices is None:
         return _front_of(table, resource, _hull_choices(problem, usage, number))
     return _front_of(table, resource, choices).thinned(number)
+
+
+def _at_limits(table: Sensitivity, number: int) -> Integers:
+    """[N, L] the best choices within limits of `latency_ms`, each a `number`-th of the dearest plan's below the last.
+
+    Conversions make latencies no sums, as the front's dominance rule needs.
+    """
+    choices, used, step = [optimum(Problem.of(table)).choice], 0.0, 0.0
+    for _ in range(number):
+        used = float(table.figures(choices[-1][None])["latency_ms"][0])
+        step = step or used / number
+        if used <= step:
+            break
+        try:
+            choices.append(optimum(Problem.of(table, Budget(latency_ms=used - step))).choice)
+        except InfeasibleBudget:
+            break
+    every = np.array(choices)
+    figures = table.figures(every)
+    return every[_unbeaten(figures["loss"], figures["latency_ms"])]
 
 
 def _used(table: Sensitivity, problem: Problem, resource: str) -> Floats:

@@ -26,8 +26,7 @@ def greedy(problem: Problem) -> Integers:
     choice, passed = _cheapest(problem), set[bytes]()
     while not problem.keeps(choice):
         passed.add(choice.tobytes())
-        used = np.array([taken(table, choice).sum() for table in usage])
-        exceeded = np.where(used > problem.limits, weight, 0.0)
+        exceeded = np.where(problem.used(choice) > problem.limits, weight, 0.0)
         if not exceeded.any():
             exceeded = weight  # over by rounding alone
         step = _best_step(problem, choice, np.tensordot(exceeded, usage, 1))

@@ -86,7 +86,7 @@ def priced(table: Sensitivity, budget: Budget, plan: Plan) -> Plan:
 def _price(table: Sensitivity, problem: Problem, name: str, choice: Integers, slopes: Floats) -> Price:
     """The price of the limits of one name: of a peak, all moments are loosened alike."""
     limits = problem.budget
-    used = {row: float(taken(limit.usage, choice).sum()) for row, limit in enumerate(limits) if limit.name == name}
+    used = {row: float(use) for row, use in enumerate(problem.used(choice)) if limits[row].name == name}
     fullest = max(used, key=lambda row: used[row] + limits[row].offset)
     limit = limits[fullest]
     more = MORE * (abs(limit.bound) + limit.offset)

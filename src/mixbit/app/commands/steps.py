@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from mixbit.metric_study.study import Study
     from mixbit.searches.front import Front
 
-#: Random plans that sums of latencies are compared with.
-CHECKED = 5
 #: Rows of a front that are printed.
 ROWS = 20
 
@@ -62,20 +60,17 @@ def measure(
     read: options.Read,
 ) -> None:
     """Write the table of predicted loss increase, layers x choices."""
-    import numpy as np
-
     from mixbit.core import split_batches
     from mixbit.graph.capture import capture_all
     from mixbit.graph.resources import note_on_uncovered
-    from mixbit.metric_study.plans import draw_choices
     from mixbit.metrics import METRICS
     from mixbit.metrics.measure import measure as measure_, try_metric
     from mixbit.quantization.calibrate import calibrate
     from mixbit.quantization.ranges import RANGES
     from mixbit.roundings.quantize import quantize
     from mixbit.targets.export import check_exportable
-    from mixbit.targets.latency import timed_beside
     from mixbit.targets.size import sized
+    from mixbit.targets.timed import timed
 
     out = out.absolute()  # the user's code may change the working folder
     free, meant = options.dynamic_of(dynamic), options.task_of(task, loss, output_weight)
@@ -106,12 +101,8 @@ def measure(
             seed=seed,
         )
         if latency:
-            plans = [np.array(choice) for choice in draw_choices(table, CHECKED, None, seed)["random"]]
-            table, off = timed_beside(table, plans, graph, lambda plan: quantize(graph, plan, calibration))
-            say(
-                f"latency_ms: sums over layers are {np.median(abs(off - 1)):.0%} off the times of {CHECKED} random "
-                f"plans in the median, {abs(off - 1).max():.0%} at most"
-            )
+            table, note = timed(table, graph, lambda plan: quantize(graph, plan, calibration))
+            say(note)
         if size:
             table = sized(table, lambda plan: quantize(graph, plan, calibration))
         table.save(out)

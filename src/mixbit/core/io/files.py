@@ -215,6 +215,18 @@ def _remove_left_over_scratch(place: Path) -> None:
                 lock.unlink()
 
 
+def cache_folder() -> Path:
+    """The folder of what can be made again, which need not exist: MIXBIT_CACHE, or `mixbit` in the user's cache.
+
+    Raises InvalidInput where the user has no home.
+    """
+    own = os.environ.get("MIXBIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "mixbit"
+    try:
+        return Path(own).expanduser().absolute()
+    except RuntimeError as error:
+        raise InvalidInput(f"{own}: {error}; set MIXBIT_CACHE to a folder") from error
+
+
 def has_matplotlib() -> bool:
     """Whether pictures can be drawn."""
     return find_spec("matplotlib") is not None
