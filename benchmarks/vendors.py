@@ -181,7 +181,7 @@ def batches_of(network: Network, count: int) -> Iterator[tuple[Tensor, Any]]:
     pairs = [split_batch(batch) for batch in network.evaluation]
     step = max(1, sum(inputs.batch_size for inputs, _ in pairs) // count)
     for inputs, labels in pairs:
-        images, some = inputs.args[0][::step], None if labels is None else labels[::step]
+        images, some = inputs.args[0][::step].contiguous(), None if labels is None else labels[::step]
         for start in range(0, len(images), MOST_AT_ONCE):
             part = slice(start, start + MOST_AT_ONCE)
             yield images[part], None if some is None else some[part]

@@ -136,6 +136,13 @@ def test_a_front_of_latencies_with_conversions_keeps_limits_that_are_evenly_spac
     assert len(found) > 2
 
 
+def test_a_front_of_latencies_in_a_narrow_range_has_its_plans():
+    usage = small_table().usage | {"latency_ms": np.tile([[100.3, 100.1, 100.0]], (3, 1))}
+    table = small_table(choices=("w8a8", "w4a8", "w2a8"), usage=usage, conversions=np.full((2, 2), 0.01))
+    found, without = (front(each, "latency_ms") for each in (table, dataclasses.replace(table, conversions=None)))
+    assert len(found) >= len(without) - 1 > 1
+
+
 def test_one_choice_makes_a_front_of_one_point():
     table = small_table(choices=("w8a8",), loss=np.full((3, 1), 0.1), standard_error=np.zeros((3, 1)), usage={
         name: values[:, :1] for name, values in small_table().usage.items()

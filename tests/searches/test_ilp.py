@@ -254,7 +254,7 @@ def test_conversions_between_neighbours_count():
             with pytest.raises(InfeasibleBudget) as caught:
                 ilp(problem)
             ((least, _),) = caught.value.reachable
-            assert least >= min(used_of(problem, choice) for choice in choices) - 1e-9
+            assert least == pytest.approx(min(used_of(problem, choice) for choice in choices))
             continue
         found = ilp(problem)
         assert tuple(found) in within

@@ -79,6 +79,30 @@ def test_zeros_and_one_scale_take_the_bytes_that_are_predicted(scheme, tmp_path)
     assert (held < 0.75 * whole) == ("@" in scheme)
 
 
+#: Layers that are read twice, and means over more positions than Vela takes at once.
+ODD = {
+    "matrix twice": (lambda net, x: net.b(net.b(x.flatten(1)[:, :64])), 8),
+    "kernel twice": (lambda net, x: net.c(net.a(net.a(x)).relu()), 8),
+    "mean over 96": (lambda net, x: net.d(net.a(x).mean((2, 3))), 96),
+    "mean over 128": (lambda net, x: net.d(net.a(x).mean((2, 3))), 128),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_bytes_of_layers_read_twice_and_beside_large_means_are_predicted(name, tmp_path):
+    run, size = ODD[name]
+    layers = {
+        "a": nn.Conv2d(16, 16, 3, padding=1),
+        "b": nn.Linear(64, 64),
+        "c": nn.Conv2d(16, 8, 1),
+        "d": nn.Linear(16, 8),
+    }
+    simulated, _ = written(lambda: Net(run, **layers), images(2, size=size), "w8a8", tmp_path)
+    held = ETHOSU.stored(tmp_path)
+    for layer, predicted in predicted_bytes(simulated, simulated.plan).items():
+        assert predicted == pytest.approx(held[layer].weight_bytes, rel=0.05, abs=96)
+
+
 def test_zeros_are_refused_where_the_cpu_decodes_no_weight():
     assert "no sparsity beside inputs in float" in str(ETHOSU.refuses(Scheme.parse("w8@50%")))
     assert ETHOSU.refuses(Scheme.parse("w8a8@50%")) is None
@@ -297,6 +321,12 @@ def test_other_devices_are_compiled_for(options, tmp_path):
 def test_a_device_that_does_not_exist_is_refused(options, told):
     with pytest.raises(InvalidInput, match=told):
         find_target(f"ethosu:{options}")
+
+
+@pytest.mark.parametrize("name", ["ethosu:", "ethosu:accelerator="])
+def test_options_without_values_are_refused(name):
+    with pytest.raises(InvalidInput, match="is not understood"):
+        find_target(name)
 
 
 def test_a_target_without_options_says_so():

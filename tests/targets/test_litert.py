@@ -55,7 +55,7 @@ def test_one_operator_returns_what_the_simulation_does_number_by_number(name, sc
 #: Networks of several layers with operators between them that the kernels of all runtimes compute as simulated.
 SEVERAL = {
     "added": lambda net, x: net.b(F.relu(net.a(x) + net.c(x))),
-    "joined": lambda net, x: net.d(torch.cat([net.a(x), net.c(x)], 1)),
+    "joined": lambda net, x: net.d(torch.cat([net.a(x), net.c(x)[:, :8], x], 1)),
     "averaged": lambda net, x: net.b(F.avg_pool2d(net.a(x), 2)).mean((2, 3)),
 }
 
@@ -345,3 +345,10 @@ def test_operators_return_what_torch_does(run, tmp_path):
         assert len(found) == len(wanted)
         for own, other in zip(found, wanted, strict=True):
             torch.testing.assert_close(torch.from_numpy(own), other, atol=2e-5, rtol=1e-4)
+
+
+def test_inputs_of_several_sizes_are_refused_for_a_microcontroller(tmp_path):
+    graph = capture(nn.Conv2d(8, 4, 3).eval(), images(2), dynamic={0: {2: "height"}})
+    simulated = quantize(graph, plan_of(graph.layers, "w8a8", "litert:kernel=micro"), [images(2)])
+    with pytest.raises(UnsupportedModel, match="inputs of several sizes: a microcontroller"):
+        find_target("litert:kernel=micro").write(simulated, tmp_path)

@@ -232,3 +232,14 @@ def test_products_with_a_matrix_run_zero_points_of_weights_in_integers(scheme, s
 def test_a_kernel_takes_no_zero_points_beside_quantized_inputs():
     graph = capture(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 5)).eval(), torch.randn(2, 3, 8, 8))
     assert uniform_plan(graph, "w4za8", target="onnxruntime").layers == {"0.weight": "float", "2.weight": "w4za8"}
+
+
+@pytest.mark.parametrize("inputs", [32, 48])
+def test_a_weight_with_zero_points_read_in_both_directions_is_right(inputs, tmp_path):
+    net = Net(lambda net, x: F.linear(F.linear(x, net.a.weight).relu(), net.a.weight.t()), a=nn.Linear(48, inputs))
+    x = torch.randn(64, 48)
+    graph = capture(net.eval(), x[:2])
+    simulated = quantize(graph, uniform_plan(graph, "w4za8", target="onnxruntime"), [x])
+    export(simulated, tmp_path)
+    (found,) = find_target("onnxruntime").load(tmp_path).run([x.numpy()])
+    np.testing.assert_allclose(found, simulated.module(x).detach().numpy(), rtol=1e-4, atol=1e-4)

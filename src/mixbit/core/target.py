@@ -269,7 +269,7 @@ def find_target(target: str | Target) -> Target:
         return target
     name, _, options = target.partition(":")
     module = importlib.import_module(TARGETS[pick("target", name, TARGETS)])
-    if not options:
+    if name == target:
         return module.TARGET
     configured = getattr(module, "configured", lambda: module.TARGET)
     return dataclasses.replace(configured(**read_options("target", name, configured, options)), name=target)

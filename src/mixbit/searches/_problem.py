@@ -209,16 +209,11 @@ class Problem:
         per_class = np.stack([values[:, self.classes == k].min(axis=1) for k in range(self.classes.max() + 1)], axis=1)
         return float(np.sum([np.min(sum(per_class[unit])) for unit in self.units]))
 
-    def _least(self, row: int) -> float:
-        """What some plan uses of a resource: the least, or where conversions are used too, the least without any."""
-        table, in_float = self.usage[row], np.asarray(self.input_bits) == IN_FLOAT
-        kinds = [in_float, ~in_float] if self.conversions[row].any() else []
-        alike = [self.smallest(np.where(kind, table, np.inf)) for kind in kinds]
-        return min((least for least in alike if math.isfinite(least)), default=self.smallest(table))
-
     def infeasible(self) -> InfeasibleBudget:
         """The error that says what each resource can reach and which layers hold most of the scarcest one."""
-        reachable = tuple((self._least(row), -self.smallest(-table)) for row, table in enumerate(self.usage))
+        least = [least_used(self, row) for row in range(len(self.usage))]
+        most = [-self.smallest(-table) for table in self.usage]  # conversions come on top
+        reachable = tuple((low, max(low, high)) for low, high in zip(least, most, strict=True))
         lowest = np.array([low for low, _ in reachable])
         over = lowest - self.limits
         scarcest = int(np.argmax(over / np.maximum(np.abs(lowest) + np.abs(self.limits), np.finfo(float).tiny)))
@@ -384,6 +379,28 @@ def _cheapest_exactly_within(
     raise MixbitError(f"search: the solver's {MAX_EXCLUDED} best answers are over a limit by a hair; change the limit")
 
 
+def least_used(problem: Problem, row: int) -> float:
+    """The smallest use of a resource, conversions included, over all offered choices that obey the ties."""
+    table, conversions = problem.usage[row], problem.conversions[row].T.ravel()
+    if not conversions.any():
+        return problem.smallest(table)
+    offered, num_z = problem.offered, len(conversions)
+    found = optimize.milp(
+        np.append(table[offered], conversions),
+        integrality=np.append(np.ones(offered.sum()), np.zeros(num_z)),
+        bounds=optimize.Bounds(0, 1),
+        constraints=[
+            _limited(num_z, _one_choice(offered), 1, 1),
+            _limited(num_z, _same_class(problem, offered), 0, 0),
+            _limited(num_z, _rises(problem, offered), -np.inf, 0, -sparse.eye_array(num_z)),
+        ],
+        options={"mip_rel_gap": 0, "time_limit": TIME_LIMIT_S},
+    )
+    share = np.zeros(problem.offered.shape)
+    share[problem.offered] = found.x[: problem.offered.sum()]
+    return float(problem.used(share.argmax(axis=1))[row])
+
+
 def _program(
     problem: Problem, cost: Floats, usage: Floats, conversions: Floats, allowed: Mask, excluded: list[Integers]
 ) -> Optimum | None:
@@ -397,21 +414,17 @@ def _program(
     of_z = conversions.transpose(0, 2, 1).reshape(len(usage), 2 * conversions.shape[1])[:, :num_z]
     rises = _rises(problem, allowed)[:num_z]
 
-    def limited(matrix: Any, low: float, high: float, of_z: Any = None) -> optimize.LinearConstraint:
-        more = sparse.csr_array((matrix.shape[0], num_z)) if of_z is None else sparse.csr_array(of_z)
-        return optimize.LinearConstraint(sparse.hstack([sparse.csr_array(matrix), more], format="csr"), low, high)
-
     largest = cost[allowed].max()
     result = optimize.milp(
         np.append(cost[allowed] / largest * COST_SIZE if largest else np.zeros(len(layer)), np.zeros(num_z)),
         integrality=np.append(np.ones(len(layer)), np.zeros(num_z)),
         bounds=optimize.Bounds(0, 1),
         constraints=[
-            limited(_one_choice(allowed), 1, 1),
-            limited(usage[:, allowed], -np.inf, LIMIT_SIZE, of_z),
-            limited(_same_class(problem, allowed), 0, 0),
-            limited(rises, -np.inf, 0, -sparse.eye_array(num_z)),
-            *(limited((column == choice[layer])[None], -np.inf, len(allowed) - 1) for choice in excluded),
+            _limited(num_z, _one_choice(allowed), 1, 1),
+            _limited(num_z, usage[:, allowed], -np.inf, LIMIT_SIZE, of_z),
+            _limited(num_z, _same_class(problem, allowed), 0, 0),
+            _limited(num_z, rises, -np.inf, 0, -sparse.eye_array(num_z)),
+            *(_limited(num_z, (column == choice[layer])[None], -np.inf, len(allowed) - 1) for choice in excluded),
         ],
         options={"mip_rel_gap": 0, "time_limit": TIME_LIMIT_S},
     )
@@ -428,6 +441,12 @@ def _program(
 def _one_choice(allowed: Mask) -> sparse.csr_array:
     """[L, variables] which variables, the allowed choices in order, are of each layer."""
     return _members(np.nonzero(allowed)[0], len(allowed))
+
+
+def _limited(num_z: int, matrix: Any, low: float, high: float, of_z: Any = None) -> optimize.LinearConstraint:
+    """Low <= matrix @ x + of_z @ z <= high, of z none by default, see `_program`."""
+    more = sparse.csr_array((matrix.shape[0], num_z)) if of_z is None else sparse.csr_array(of_z)
+    return optimize.LinearConstraint(sparse.hstack([sparse.csr_array(matrix), more], format="csr"), low, high)
 
 
 def _same_class(problem: Problem, allowed: Mask) -> sparse.csr_array:

@@ -25,7 +25,7 @@ from mixbit.core import (
     read_model,
     write_text,
 )
-from mixbit.searches._problem import TOLERANCE, Floats, Integers, Problem, optimum
+from mixbit.searches._problem import TOLERANCE, Floats, Integers, Problem, least_used, optimum
 
 #: How many steps below the cheapest plan known to be enough to look for others: scores do not fall evenly.
 PROBES = (2, 4, 8, 16, 32)
@@ -85,20 +85,20 @@ def front_to_draw(table: Sensitivity, number: int, resource: str = "weight_bytes
 
 
 def _at_limits(table: Sensitivity, number: int) -> Integers:
-    """[N, L] the best choices within limits of `latency_ms`, each a `number`-th of the dearest plan's below the last.
+    """[N, L] the best choices within limits of `latency_ms`, each a `number`-th of the range below the last.
 
     Conversions make latencies no sums, as the front's dominance rule needs.
     """
-    choices, used, step = [optimum(Problem.of(table)).choice], 0.0, 0.0
+    choices = [optimum(Problem.of(table)).choice]
+    used = float(table.figures(choices[0][None])["latency_ms"][0])
+    least = least_used(Problem.of(table, Budget(latency_ms=used)), 0)
+    step = (used - least) / number
     for _ in range(number):
+        bound = max(used - step, least * (1 + TOLERANCE))
+        if bound >= used:
+            break
+        choices.append(optimum(Problem.of(table, Budget(latency_ms=bound))).choice)
         used = float(table.figures(choices[-1][None])["latency_ms"][0])
-        step = step or used / number
-        if used <= step:
-            break
-        try:
-            choices.append(optimum(Problem.of(table, Budget(latency_ms=used - step))).choice)
-        except InfeasibleBudget:
-            break
     every = np.array(choices)
     figures = table.figures(every)
     return every[_unbeaten(figures["loss"], figures["latency_ms"])]

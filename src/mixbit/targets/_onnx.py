@@ -321,6 +321,7 @@ class _Unpacking:
     def __init__(self, graph: Any, weight: IntegerWeight, before: Any) -> None:
         self.graph, self.weight, self.before = graph, weight, before
         self.scale = self.part("scale", weight.scale)
+        self.zero_point = None if weight.zero_point is None else self.part("zero_point", weight.zero_point)
         self.stored = self._unpack()
         if weight.mask is not None:
             self.stored = self._expand(self.stored)
@@ -331,8 +332,8 @@ class _Unpacking:
         if transposed:
             axis, value = 1 - axis, self.add("Transpose", value, perm=[1, 0])
         inputs = [value, self.scale]
-        if self.weight.zero_point is not None:
-            inputs.append(self.part("zero_point", self.weight.zero_point))
+        if self.zero_point is not None:
+            inputs.append(self.zero_point)
         # QLinearConv does without a zero point; QGemm does not, nor exact sums of 8 bits where the layer stays in float
         elif self.weight.integers.ndim == MATRIX or self.weight.bits == 8:
             # of two layers that shared their zero points, onnxruntime (1.31) would change these twice, and fail
@@ -346,10 +347,9 @@ class _Unpacking:
         weight = self.weight
         column = self.add("Reshape", self.scale, self.shape(weight.column(weight.scale).shape))
         value = self.add("Cast", self.stored, to=ir.DataType.FLOAT)
-        if weight.zero_point is not None:
-            stored = self.part("zero_point", weight.column(weight.zero_point))
-            zero = self.add("Cast", stored, to=ir.DataType.FLOAT)
-            value = self.add("Sub", value, zero)
+        if self.zero_point is not None:
+            zero = self.add("Cast", self.zero_point, to=ir.DataType.FLOAT)
+            value = self.add("Sub", value, self.add("Reshape", zero, self.shape(weight.column(weight.scale).shape)))
         product = self.add("Mul", value, column)
         if weight.grouped:
             product = self.add("Reshape", product, self.shape(weight.channels_first))

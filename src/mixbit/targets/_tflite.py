@@ -31,19 +31,19 @@ _FUSED = {(0, np.inf): 1, (-1, 1): 2, (0, 6): 3}
 Values = dict[Any, Any]
 
 
-def converted(simulated: Graph, *, packs: bool = True, averages: bool = True) -> bytes:
+def converted(simulated: Graph, *, packs: bool = True, requantizes: bool = True) -> bytes:
     """The file of a quantized graph: weights as integers, layers in int8 where their input and output are.
 
     Args:
         simulated: The quantized graph.
         packs: Whether integers of fewer than 8 bits share bytes.
-        averages: Whether averages of quantized tensors are taken in integers, as XNNPACK rounds them.
+        requantizes: Whether averages and concatenations between quantizers are made in integers, as XNNPACK rounds.
 
     Raises:
         UnsupportedModel: An operator that is not in the table, or a form of it.
     """
     module = simulated.module
-    writer, values = Writer(packs=packs, averages=averages), Values()
+    writer, values = Writer(packs=packs, requantizes=requantizes), Values()
     translation = _Translation(simulated, writer, values, *stored_weights(simulated))
     with keeping_symbols(module.graph):
         for node in module.graph.nodes:

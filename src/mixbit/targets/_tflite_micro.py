@@ -4,10 +4,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tflite_micro import runtime  # type: ignore[reportMissingImports] it is in the extra `micro` alone
-
-#: Bytes of the arena, which a microcontroller has in SRAM.
-ARENA = 2**26
 
 
 class Micro:
@@ -15,11 +11,13 @@ class Micro:
 
     Attributes:
         litert: LiteRT's interpreter of the same file, which tells what it takes and returns.
+
+    `micro` is that of TensorFlow Lite Micro.
     """
 
-    def __init__(self, data: bytes, litert: Any) -> None:
+    def __init__(self, micro: Any, litert: Any) -> None:
         self.litert = litert
-        self._run = runtime.Interpreter.from_bytes(data, arena_size=ARENA)
+        self._run = micro
         self._inputs = [port["index"] for port in litert.get_input_details()]
         self._outputs = [port["index"] for port in litert.get_output_details()]
         self._sizes = {port["index"]: tuple(port["shape"].tolist()) for port in litert.get_input_details()}

@@ -243,7 +243,7 @@ def reduced(w: Writer, kind: str, x: Value, dims: Any, keepdim: bool, dtype: tor
 
 
 def _reduction(kind: str, w: Writer, out: Result, x: Value, dims: Any = None, keepdim: bool = False) -> Value:
-    if kind == "MEAN" and w.averages and in_integers(out, x):
+    if kind == "MEAN" and w.requantizes and in_integers(out, x):
         return mean_in_integers(w, out, x, dims, keepdim)
     return reduced(w, kind, cast(w, x, out.dtype), dims, keepdim)
 

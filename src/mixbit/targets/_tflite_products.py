@@ -339,7 +339,7 @@ def _avg_pool(
     ]
     wide = padded(w, x, [(0, 0), (0, 0), *around]) if any(map(any, around)) else x
     shares = _shares(x, kernel, strides, pads, around, (ceil_mode, counted, divisor))
-    if w.averages and in_integers(out, x) and isinstance(x.shape[1], int) and np.all(shares == shares.flat[0]):
+    if w.requantizes and in_integers(out, x) and isinstance(x.shape[1], int) and np.all(shares == shares.flat[0]):
         return pooled_in_integers(w, out, wide, kernel, strides, float(shares.flat[0]))
     mean = _pooled(w, "AVERAGE_POOL_2D", wide, out, kernel, strides, VALID)
     if np.all(shares == 1):
@@ -387,7 +387,7 @@ def _adaptive_pool(count: int, mean: bool, w: Writer, out: Result, x: Value, _: 
     """Windows of one size, where it divides."""
     own, wanted = x.shape[-count:], out.shape[-count:]
     if list(wanted) == [1] * count:
-        if mean and w.averages and in_integers(out, x):
+        if mean and w.requantizes and in_integers(out, x):
             return mean_in_integers(w, out, x, range(-count, 0), True)
         places = [x.order.index(axis) for axis in range(x.rank - count, x.rank)]
         read = [w.read(x, in_int8=not mean and x.factors is not None), w.vector(places)]
@@ -399,7 +399,7 @@ def _adaptive_pool(count: int, mean: bool, w: Writer, out: Result, x: Value, _: 
     ):
         return None
     kernel = [int(size) // int(made) for size, made in pairs]
-    if mean and w.averages and in_integers(out, x) and isinstance(x.shape[1], int):
+    if mean and w.requantizes and in_integers(out, x) and isinstance(x.shape[1], int):
         return pooled_in_integers(w, out, x, kernel, kernel)
     return _pooled(w, "AVERAGE_POOL_2D" if mean else "MAX_POOL_2D", x, out, kernel, kernel, VALID)
 

@@ -159,7 +159,7 @@ def _cat(w: Writer, out: Result, tensors: Sequence[Value], dim: int = 0) -> Valu
     if len(parts) == 1:
         return parts[0]
     order = next((part.order for part in parts if not part.is_constant), logical(out.rank))
-    if in_integers(out, *parts):
+    if w.requantizes and in_integers(out, *parts):
         return joined_in_integers(w, out, parts, order, order.index(axis))
     factors = {part.factors for part in parts}
     shared = factors.pop() if len(factors) == 1 else None

@@ -38,11 +38,11 @@ class Writer:
         graph: The only subgraph.
         inputs: Those of the network.
         packs: Whether integers of fewer than 8 bits share bytes.
-        averages: Whether averages of quantized tensors that are quantized are taken in integers.
+        requantizes: Whether averages and concatenations between quantizers are made in integers, as XNNPACK rounds.
     """
 
-    def __init__(self, *, packs: bool = True, averages: bool = True) -> None:
-        self.packs, self.averages = packs, averages
+    def __init__(self, *, packs: bool = True, requantizes: bool = True) -> None:
+        self.packs, self.requantizes = packs, requantizes
         self.graph: Any = schema.SubGraphT(tensors=[], inputs=[], outputs=[], operators=[], name=b"main")
         self.model: Any = schema.ModelT(
             version=VERSION, operatorCodes=[], subgraphs=[self.graph], buffers=[schema.BufferT()], description=b"mixbit"

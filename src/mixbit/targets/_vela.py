@@ -16,6 +16,8 @@ from mixbit.targets._tflite_file import UNPACKING, Model, read
 KIB = 1024
 #: Vela's name of the tensor that holds all that the NPU reads but activations, whatever memory the mode has it in.
 _CONSTANTS = "read_only"
+#: Positions that Vela averages at once, and rows of them.
+MOST_POSITIONS, MOST_ROWS = 4096, 64
 #: Columns of the report on operators before the last, which is the name of a tensor and may hold commas.
 _COLUMNS = 15
 
@@ -144,12 +146,21 @@ def ones_on_npu(model: Model, on_cpu: tuple[str, ...]) -> list[tuple[int, int]]:
         shape = [int(size) for size in model.tensors[read].shape]
         if kind == "MEAN":
             axes = model.numbers(int(operator.inputs[1]))
-            positions = math.prod(shape[axis] for axis in axes)
-            found.append((1 if len(shape) - 1 in axes else shape[-1], positions))
+            channels = 1 if len(shape) - 1 in axes else shape[-1]
+            found += [(channels, positions) for positions in _strips([shape[axis] for axis in axes])]
         elif kind == "DEPTHWISE_CONV_2D" and SEPARATOR not in model.name(kernel := int(operator.inputs[1])):
             _, height, width, channels = (int(size) for size in model.tensors[kernel].shape)
             found.append((channels, height * width))
     return found
+
+
+def _strips(sizes: list[int]) -> set[int]:
+    """Numbers of positions of the parts in which Vela takes a mean over these sizes, each coded once."""
+    if len(sizes) != 2 or math.prod(sizes) <= MOST_POSITIONS:
+        return {math.prod(sizes)}
+    height, width = sizes
+    rows = min(MOST_POSITIONS // width, height, MOST_ROWS)
+    return {count * width for count in (rows, height % rows) if count}
 
 
 def _readers(model: Model, tensor: int) -> list[Any]:

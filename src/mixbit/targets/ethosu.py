@@ -87,16 +87,18 @@ class Report(BaseModel):
 
 
 def coded_bytes(layer: Any, integers: NDArray[Any], scheme: Scheme) -> int:
-    """Bytes of the weight in flash, once for each operator that reads it, of its real integers.
+    """Bytes of the weight in flash, of its real integers, and of biases and factors for each operator that reads it.
 
-    On the CPU, which decodes none, it is a byte for each.
+    Operators of one kind read the same coded weight. On the CPU, which decodes none, it is a byte for each.
     """
     if not _is_coded(layer, scheme):
         return _LITERT.weight_bytes(layer.shape, layer.axis, _in_bytes(scheme.weight))
     depthwise = layer.operations[0].groups > 1 and layer.shape[1] == 1
     kernel = np.moveaxis(integers, layer.axis, 0)
     kernel = np.moveaxis(kernel, 1, -1).reshape(len(kernel), -1, 1, kernel.shape[1])
-    return len(layer.operations) * (coded_weight_bytes(kernel, depthwise=depthwise) + channel_bytes(len(kernel)))
+    kinds = {(operation.kind.name, operation.groups) for operation in layer.operations}
+    coded = len(kinds) * coded_weight_bytes(kernel, depthwise=depthwise)
+    return coded + len(layer.operations) * channel_bytes(len(kernel))
 
 
 def lacks(scheme: Scheme) -> str | None:

@@ -16,7 +16,17 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from mixbit.core import Format, Ports, Runner, Scheme, StoredWeight, Target, TargetMismatch, write_bytes
+from mixbit.core import (
+    Format,
+    Ports,
+    Runner,
+    Scheme,
+    StoredWeight,
+    Target,
+    TargetMismatch,
+    UnsupportedModel,
+    write_bytes,
+)
 from mixbit.graph import Graph
 from mixbit.quantization.affine import num_scales
 from mixbit.targets._integers import mismatch, only_beside_float, runtime, silent
@@ -40,6 +50,8 @@ interpreter.invoke()
 BYTE = 8
 #: Bytes of a scale in float32, and of a zero point, which the format has in int64.
 SCALE_BYTES = 4 + 8
+#: What keeps LiteRT's delegate out, and bytes that TensorFlow Lite Micro gets for activations.
+RESOLVER, ARENA = "OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES", 2**26
 #: Whose kernels run the file: XNNPACK's, LiteRT's own without a delegate, or TensorFlow Lite Micro's.
 Kernel = Literal["xnnpack", "builtin", "micro"]
 _litert = partial(runtime, "litert", "ai_edge_litert.interpreter", "ai_edge_litert.schema_py_generated", "flatbuffers")
@@ -90,12 +102,16 @@ def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
     return -(-numel * container(shape, fmt) // 8) + SCALE_BYTES * num_scales(shape, axis, fmt)
 
 
-def write(simulated: Graph, folder: Path, *, packs: bool = True, averages: bool = True) -> None:
+def write(simulated: Graph, folder: Path, *, packs: bool = True, requantizes: bool = True) -> None:
     """Write model.tflite; see `mixbit.targets._tflite.converted`."""
     _litert()
+    if not packs and any(simulated.dynamic):
+        raise UnsupportedModel(
+            "inputs of several sizes: a microcontroller's file has one; give all batches the same sizes"
+        )
     from mixbit.targets._tflite import converted
 
-    write_bytes(folder / FILE, converted(simulated, packs=packs, averages=averages))
+    write_bytes(folder / FILE, converted(simulated, packs=packs, requantizes=requantizes))
 
 
 def load(
@@ -108,13 +124,14 @@ def load(
     default_settings: bool = False,
 ) -> Runner:
     """Open the file on the CPU; it takes inputs of any batch size."""
-    del default_settings
+    if default_settings and kernel == "builtin":
+        kernel = "xnnpack"  # LiteRT's own default
     _litert()
     from mixbit.targets._tflite_file import PLAIN, executed, read
 
     path = folder / FILE
     model = read(path)
-    with mismatch(f"{path}: LiteRT cannot load it", ValueError, RuntimeError):
+    with mismatch(f"{path}: {_name(kernel)} cannot load it", ValueError, RuntimeError):
         interpreter = _opened(kernel, model.data, batch_size)
     ports, returned = interpreter.get_input_details(), interpreter.get_output_details()
     opened = {_sizes(interpreter): interpreter}
@@ -122,7 +139,7 @@ def load(
     package = "tflite-micro" if kernel == "micro" else "ai-edge-litert"
     environment = {"runtime": f"{package} {version(package)}", "kernel": kernel}
     names = [port["name"] for port in ports], [port["name"] for port in returned]
-    own = "TensorFlow Lite Micro" if kernel == "micro" else PLAIN
+    own = _name(kernel) if kernel == "micro" else PLAIN
 
     def told() -> dict[str, str]:
         return {layer: text.replace(PLAIN, own) for layer, text in executed(model, interpreter).items()}
@@ -143,6 +160,10 @@ def _opened(
         interpreter.resize_tensor_input(port["index"], shape, strict=True)
     interpreter.allocate_tensors()
     return interpreter
+
+
+def _name(kernel: Kernel) -> str:
+    return "TensorFlow Lite Micro" if kernel == "micro" else "LiteRT"
 
 
 def _sizes(interpreter: Any) -> tuple[tuple[int, ...], ...]:
@@ -166,10 +187,15 @@ def _interpreters(kernel: Kernel) -> Callable[[bytes], Any]:
         opened(smallest()).allocate_tensors()
     if kernel != "micro":
         return opened
-    _micro()
     from mixbit.targets._tflite_micro import Micro
 
-    return lambda data: Micro(data, opened(data))
+    made = _micro().runtime.Interpreter.from_bytes
+
+    def micro(data: bytes) -> Micro:
+        with silent():  # it tells standard error what it cannot do
+            return Micro(made(data, arena_size=ARENA), opened(data))
+
+    return micro
 
 
 def _run(
@@ -188,7 +214,7 @@ def _run(
     ports = interpreter.get_input_details()
     if len(inputs) != len(ports):
         raise TargetMismatch(f"{path}: takes {len(ports)} inputs, the model {len(inputs)}; export again")
-    with mismatch(f"{path}: LiteRT cannot run it", ValueError, RuntimeError):
+    with mismatch(f"{path}: {_name(kernel)} cannot run it", ValueError, RuntimeError):
         sizes = tuple(array.shape for array in inputs)
         if sizes not in opened:
             interpreter = _opened(kernel, data, inputs=inputs)
@@ -241,18 +267,28 @@ def _check_files(folder: Path) -> None:
 
 
 def usage(ports: Ports, environment: Mapping[str, str]) -> dict[str, str]:
-    """Programs that run the file, where LiteRT does."""
+    """Programs that run the file."""
     kernel = environment.get("kernel", "xnnpack")
     if kernel == "micro":
-        return {}
-    resolver = "OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES"
+        python = [
+            "import numpy as np",
+            "from tflite_micro import runtime",
+            "",
+            f'interpreter = runtime.Interpreter.from_file("{FILE}", arena_size={ARENA})',
+            given_in_python(ports),
+            f"for place, name in enumerate({[port.name for port in ports.inputs]}):",
+            "    interpreter.set_input(inputs[name][:1], place)  # one sample at a time",
+            "interpreter.invoke()",
+            f"outputs = {{name: interpreter.get_output(place) for place, name in enumerate({names_in_python(ports)})}}",
+        ]
+        return {"Python": "\n".join(python)}
     python = [
         "import numpy as np",
         f"from ai_edge_litert.interpreter import Interpreter{'' if kernel == 'xnnpack' else ', OpResolverType'}",
         "",
         f'interpreter = Interpreter("{FILE}")'
         if kernel == "xnnpack"
-        else f'interpreter = Interpreter("{FILE}", experimental_op_resolver_type={resolver})',
+        else f'interpreter = Interpreter("{FILE}", experimental_op_resolver_type={RESOLVER})',
         given_in_python(ports),
         "results = interpreter.get_signature_runner()(**inputs)",
         f"outputs = {{name: results[name] for name in {names_in_python(ports)}}}",
@@ -263,27 +299,29 @@ def usage(ports: Ports, environment: Mapping[str, str]) -> dict[str, str]:
 def configured(*, kernel: Kernel = "xnnpack") -> Target:
     """The target for these kernels.
 
-    Only XNNPACK rounds averages as they are simulated; the others get them in float. TensorFlow Lite Micro's take
-    weights in bytes alone.
+    Only XNNPACK rounds averages and parts of concatenations as they are simulated; the others get them in float.
+    TensorFlow Lite Micro's take weights in bytes alone.
     """
     if kernel == "xnnpack":
         return TARGET
     others = dataclasses.replace(
         TARGET,
-        integer_operators=TARGET.integer_operators - {"average_pool"},
+        integer_operators=frozenset({"add"}),
         halves=partial(halves, kernel),
-        write=partial(write, averages=False),
+        write=partial(write, requantizes=False),
         load=partial(load, kernel),
         load_tensors=partial(load_tensors, kernel),
         program="",
     )
     if kernel == "builtin":
-        return others
+        return dataclasses.replace(
+            others, exact=lambda _: f"Interpreter(..., experimental_op_resolver_type={RESOLVER})"
+        )
     return dataclasses.replace(
         others,
         default_choices=("w8a8",),
         require=_micro,
-        write=partial(write, packs=False, averages=False),
+        write=partial(write, packs=False, requantizes=False),
         weight_bytes=lambda shape, axis, fmt: weight_bytes(shape, axis, in_bytes(fmt)),
     )
 

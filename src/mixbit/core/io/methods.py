@@ -200,12 +200,16 @@ def read_options(kind: str, name: str, function: Callable[..., Any], text: str) 
     """The options of a text such as `multiplier=4,criterion=absolute`; what an alias stands for is not among them."""
     set_already = function.keywords if isinstance(function, partial) else {}
     options = {option: parameter for option, parameter in _options(function).items() if option not in set_already}
-    has = f"its options are {', '.join(options)}, as in {name}:{next(iter(options))}=..." if options else "it has none"
+    has = (
+        f"its options are {', '.join(options)}, each once, as in {name}:{next(iter(options))}=..."
+        if options
+        else "it has none"
+    )
     values: dict[str, Any] = {}
     for part in text.split(","):
-        option, separator, value = part.partition("=")
-        if option not in options or not separator or option in values:
-            raise InvalidInput(f"{kind} {name}: option {part!r} is not understood; {has}, each once")
+        option, _, value = part.partition("=")
+        if option not in options or not value or option in values:
+            raise InvalidInput(f"{kind} {name}: option {part!r} is not understood; {has}")
         values[option] = _read(f"{kind} {name}: {option}={value}", value, options[option].annotation)
     _check_options(f"{kind} {name}", function, values)
     return values
