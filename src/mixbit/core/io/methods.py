@@ -201,7 +201,7 @@ def read_options(kind: str, name: str, function: Callable[..., Any], text: str) 
     set_already = function.keywords if isinstance(function, partial) else {}
     options = {option: parameter for option, parameter in _options(function).items() if option not in set_already}
     has = (
-        f"its options are {', '.join(options)}, each once, as in {name}:{next(iter(options))}=..."
+        f"its options are {', '.join(options)}, as in {name}:{next(iter(options))}=..., each once"
         if options
         else "it has none"
     )
