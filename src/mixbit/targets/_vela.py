@@ -115,13 +115,11 @@ def who_runs(model: Model, on_cpu: tuple[str, ...]) -> dict[str, str]:
     return rows
 
 
-def on_npu(model: Model, on_cpu: tuple[str, ...]) -> set[str]:
-    """Layers whose weights the NPU decodes: it runs all operators that read them."""
-    return {
-        layer
-        for layer, text in who_runs(model, on_cpu).items()
-        if text and "(CPU)" not in text
-    }  # fmt: skip
+def on_npu(model: Model, on_cpu: tuple[str, ...]) -> tuple[set[str], set[str]]:
+    """Layers whose operators the NPU runs all, and those of which it runs some; it decodes the weights of both."""
+    texts = {layer: (text, "(NPU)" in text, "(CPU)" in text) for layer, text in who_runs(model, on_cpu).items()}
+    whole = {layer for layer, (text, _, on_cpu) in texts.items() if text and not on_cpu}
+    return whole, {layer for layer, (_, on_npu, on_cpu) in texts.items() if on_npu and on_cpu}
 
 
 def between_on_cpu(model: Model, on_cpu: tuple[str, ...]) -> str:

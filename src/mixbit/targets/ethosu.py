@@ -93,12 +93,16 @@ def coded_bytes(layer: Any, integers: NDArray[Any], scheme: Scheme) -> int:
     """
     if not _is_coded(layer, scheme):
         return _LITERT.weight_bytes(layer.shape, layer.axis, _in_bytes(scheme.weight))
+    kinds = {(operation.kind.name, operation.groups) for operation in layer.operations}
+    return len(kinds) * _coded(layer, integers) + len(layer.operations) * channel_bytes(layer.shape[layer.axis])
+
+
+def _coded(layer: Any, integers: NDArray[Any]) -> int:
+    """Bytes of the weight, coded once."""
     depthwise = layer.operations[0].groups > 1 and layer.shape[1] == 1
     kernel = np.moveaxis(integers, layer.axis, 0)
     kernel = np.moveaxis(kernel, 1, -1).reshape(len(kernel), -1, 1, kernel.shape[1])
-    kinds = {(operation.kind.name, operation.groups) for operation in layer.operations}
-    coded = len(kinds) * coded_weight_bytes(kernel, depthwise=depthwise)
-    return coded + len(layer.operations) * channel_bytes(len(kernel))
+    return coded_weight_bytes(kernel, depthwise=depthwise)
 
 
 def lacks(scheme: Scheme) -> str | None:
@@ -156,14 +160,17 @@ def write(device: tuple[str, str, str], simulated: Graph, folder: Path) -> None:
         sram_bytes=made.sram_bytes,
         cycles=made.cycles,
         on_cpu=made.on_cpu,
-        layers=_shared_out(simulated, on_npu(model, made.on_cpu), made.weight_bytes - means),
+        layers=_shared_out(simulated, *on_npu(model, made.on_cpu), made.weight_bytes - means),
         files={name: sha256(folder / name) for name in (FILE, DEVICE_FILE)},
     )
     write_text(folder / REPORT_FILE, report.model_dump_json(indent=2))
 
 
-def _shared_out(simulated: Graph, layers: set[str], total: int) -> dict[str, int]:
-    """Layer -> its bytes: of Vela's total of their weights the share that is predicted, and those of its channels."""
+def _shared_out(simulated: Graph, layers: set[str], partly: set[str], total: int) -> dict[str, int]:
+    """Layer -> its bytes: of Vela's total of their weights the share that is predicted, and those of its channels.
+
+    The total has weights too that the CPU reads beside the NPU, as those of a table that is a head; they count there.
+    """
     plan, weights = simulated.plan, stored_weights(simulated)[0]
     assert plan is not None  # noqa: S101 its weights are quantized
     channels = {
@@ -174,6 +181,8 @@ def _shared_out(simulated: Graph, layers: set[str], total: int) -> dict[str, int
         for layer in simulated.layers
         if layer.name in layers and layer.name in weights
     }
+    beside = [layer for layer in simulated.layers if layer.name in partly and layer.name in weights]
+    total -= sum(_coded(layer, weights[layer.name].integers) for layer in beside)
     scale = total / max(1, sum(predicted.values()))
     return {name: round(size * scale) + channels[name] for name, size in predicted.items()}
 
