@@ -1,5 +1,6 @@
 """Target litert: files that LiteRT runs in integers as they are simulated, number by number."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from mixbit.core.errors import InvalidInput, TargetMismatch, UnsupportedModel
 from mixbit.core.scheme import Scheme
 from mixbit.core.target import find_target
 from mixbit.graph.capture import capture
+from mixbit.graph.ports import ports_of
 from mixbit.quantization.quantizer import activation_quantizers
 from mixbit.quantization.sums import whole_numbers
 from mixbit.roundings.quantize import quantize
@@ -352,3 +354,17 @@ def test_inputs_of_several_sizes_are_refused_for_a_microcontroller(tmp_path):
     simulated = quantize(graph, plan_of(graph.layers, "w8a8", "litert:kernel=micro"), [images(2)])
     with pytest.raises(UnsupportedModel, match="inputs of several sizes: a microcontroller"):
         find_target("litert:kernel=micro").write(simulated, tmp_path)
+
+
+@pytest.mark.parametrize("kernel", ["builtin", "micro"])
+def test_the_program_of_other_kernels_returns_what_the_runner_does(kernel, tmp_path, monkeypatch):
+    if kernel == "micro":
+        pytest.importorskip("tflite_micro")
+    target = find_target(f"litert:kernel={kernel}")
+    simulated, runner = written(ONE_LAYER["convolution"], images(2), "w8a8", tmp_path, target.name)
+    monkeypatch.chdir(tmp_path)
+    names, ports = {}, ports_of(simulated)
+    sized = dataclasses.replace(ports, inputs=tuple(port.of_size((2, 8, 9, 9)) for port in ports.inputs))
+    exec(target.usage(sized, runner.environment)["Python"], names)
+    (wanted,) = runner.run(list(names["inputs"].values()))
+    np.testing.assert_array_equal(next(iter(names["outputs"].values())), wanted)

@@ -1,5 +1,6 @@
 """What files of targets hold of a quantized graph: integers and small floats, their names and their bytes."""
 
+import dataclasses
 import importlib
 import math
 import os
@@ -191,6 +192,11 @@ def plan_of(simulated: Graph) -> Plan:
 
 def _array(tensor: Tensor) -> NDArray[Any]:
     return tensor.detach().cpu().numpy()
+
+
+def in_bytes(fmt: Format | None) -> Format | None:
+    """The format with integers of a byte; floats stay."""
+    return fmt if fmt is None or fmt.floating is not None else dataclasses.replace(fmt, bits=8)
 
 
 def num_stored(numel: int, sparsity: Sparsity | None) -> int:

@@ -34,7 +34,7 @@ from mixbit.core import (
     write_text,
 )
 from mixbit.graph import Graph
-from mixbit.targets._integers import runtime, stored_weights
+from mixbit.targets._integers import in_bytes, runtime, stored_weights
 from mixbit.targets._npu_coding import channel_bytes, coded_weight_bytes
 
 #: What runs in LiteRT, what the device takes, and what Vela reported of it.
@@ -92,7 +92,7 @@ def coded_bytes(layer: Any, integers: NDArray[Any], scheme: Scheme) -> int:
     Operators of one kind read the same coded weight. On the CPU, which decodes none, it is a byte for each.
     """
     if not _is_coded(layer, scheme):
-        return _LITERT.weight_bytes(layer.shape, layer.axis, _in_bytes(scheme.weight))
+        return _LITERT.weight_bytes(layer.shape, layer.axis, in_bytes(scheme.weight))
     kinds = {(operation.kind.name, operation.groups) for operation in layer.operations}
     return len(kinds) * _coded(layer, integers) + len(layer.operations) * channel_bytes(layer.shape[layer.axis])
 
@@ -119,10 +119,6 @@ def _is_coded(layer: Any, scheme: Scheme) -> bool:
     """Whether the NPU runs all operators of the layer: their input and output are integers."""
     kinds = {operation.kind.name for operation in layer.operations}
     return scheme.input is not None and bool(layer.inputs) and kinds <= TARGET.quantized_outputs
-
-
-def _in_bytes(fmt: Format | None) -> Format | None:
-    return fmt if fmt is None or fmt.floating is not None else dataclasses.replace(fmt, bits=8)
 
 
 def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:

@@ -29,7 +29,7 @@ from mixbit.core import (
 )
 from mixbit.graph import Graph
 from mixbit.quantization.affine import num_scales
-from mixbit.targets._integers import mismatch, only_beside_float, runtime, silent
+from mixbit.targets._integers import in_bytes, mismatch, only_beside_float, runtime, silent
 from mixbit.targets._usage import given_in_python, names_in_python
 
 FILE = "model.tflite"
@@ -147,9 +147,7 @@ def load(
     return Runner(run, told, environment, names=names)
 
 
-def _opened(
-    kernel: Kernel, data: bytes, batch_size: int | None = None, inputs: Sequence[NDArray[Any]] = ()
-) -> Any:  # fmt: skip
+def _opened(kernel: Kernel, data: bytes, batch_size: int | None = None, inputs: Sequence[NDArray[Any]] = ()) -> Any:
     """An interpreter for that batch size, for the sizes of these inputs, or for those that the file gives."""
     interpreter = _interpreters(kernel)(data)
     ports = interpreter.get_input_details()
@@ -237,7 +235,7 @@ def load_tensors(
     model = read(path)
     held = {name: place for name, _ in names if (place := model.place_of(name)) is not None}
     data = with_outputs(model, [index for index, _ in held.values()])
-    with mismatch(f"{path}: LiteRT cannot load it with more outputs", ValueError, RuntimeError):
+    with mismatch(f"{path}: {_name(kernel)} cannot load it with more outputs", ValueError, RuntimeError):
         interpreter = _opened(kernel, data)
     opened = {_sizes(interpreter): interpreter}
 
@@ -277,7 +275,7 @@ def usage(ports: Ports, environment: Mapping[str, str]) -> dict[str, str]:
             f'interpreter = runtime.Interpreter.from_file("{FILE}", arena_size={ARENA})',
             given_in_python(ports),
             f"for place, name in enumerate({[port.name for port in ports.inputs]}):",
-            "    interpreter.set_input(inputs[name][:1], place)  # one sample at a time",
+            "    interpreter.set_input(inputs[name], place)",
             "interpreter.invoke()",
             f"outputs = {{name: interpreter.get_output(place) for place, name in enumerate({names_in_python(ports)})}}",
         ]
@@ -324,11 +322,6 @@ def configured(*, kernel: Kernel = "xnnpack") -> Target:
         write=partial(write, packs=False, requantizes=False),
         weight_bytes=lambda shape, axis, fmt: weight_bytes(shape, axis, in_bytes(fmt)),
     )
-
-
-def in_bytes(fmt: Format | None) -> Format | None:
-    """The format with integers of a byte."""
-    return fmt if fmt is None or fmt.floating is not None else dataclasses.replace(fmt, bits=BYTE)
 
 
 TARGET = Target(
