@@ -1,5 +1,6 @@
 """The terminal: progress, signals that end a run, also while code of other languages runs, and time limits."""
 
+import _thread
 import logging
 import signal
 import sys
@@ -136,14 +137,24 @@ def show(what: Shown) -> None:
 def end_like_interrupts() -> list[int]:
     """Let SIGTERM and SIGHUP raise KeyboardInterrupt as Ctrl-C does, unless they are ignored, as under nohup.
 
+    Python drops what is raised in a callback of the garbage collector; an interrupt that comes there is raised again.
+
     Returns the numbers of those that come, in order.
     """
     came: list[int] = []
+    before = sys.unraisablehook
 
     def end(number: int, _: object) -> None:
         came.append(number)
         raise KeyboardInterrupt
 
+    def lost(what: "sys.UnraisableHookArgs") -> None:
+        if issubclass(what.exc_type, KeyboardInterrupt):
+            threading.Timer(0.1, _thread.interrupt_main).start()  # raised once more, when the callback has returned
+        else:
+            before(what)
+
+    sys.unraisablehook = lost
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, end)
@@ -193,10 +204,16 @@ def time_limit(seconds: float | None, error: Exception) -> Iterator[None]:
     def stop(*_: object) -> None:
         raise _TimeIsUp
 
-    previous = signal.signal(signal.SIGALRM, stop)
+    def lost(what: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(what.exc_type, _TimeIsUp):  # which comes again in a second
+            before(what)
+
+    previous, before = signal.signal(signal.SIGALRM, stop), sys.unraisablehook
+    sys.unraisablehook = lost
     try:
         try:
-            signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)  # and every second after, in case the block caught it
+            # And every second after, in case the block caught it, or Python dropped it in a callback.
+            signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -204,4 +221,5 @@ def time_limit(seconds: float | None, error: Exception) -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         raise error from None
     finally:
+        sys.unraisablehook = before
         signal.signal(signal.SIGALRM, previous)
