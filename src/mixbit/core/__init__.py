@@ -122,7 +122,7 @@ if TYPE_CHECKING:
         read_json as read_json,
         read_model as read_model,
     )
-    from mixbit.core.io.spill import Spill as Spill
+    from mixbit.core.io.spill import Spill as Spill, Spilled as Spilled
     from mixbit.core.io.store import (
         Journal as Journal,
         Store as Store,
@@ -130,6 +130,12 @@ if TYPE_CHECKING:
         digest as digest,
         environment as environment,
         read_tensors as read_tensors,
+    )
+    from mixbit.core.io.stored import (
+        Room as Room,
+        StoredTensor as StoredTensor,
+        num_bytes as num_bytes,
+        stored_tensors as stored_tensors,
     )
     from mixbit.core.io.tensors import safetensors_bytes as safetensors_bytes, save_arrays as save_arrays
     from mixbit.core.io.user_code import (
@@ -171,7 +177,7 @@ def __getattr__(name: str) -> Any:
     """A name of one of the modules that load numpy, and then of those that load torch."""
     places = (
         "table", "io.json_files", "io.tensors",
-        "batches", "heads", "task", "structures", "io.spill", "io.store", "io.user_code",
+        "batches", "heads", "task", "structures", "io.spill", "io.store", "io.stored", "io.user_code",
     )  # fmt: skip
     for place in places if not name.startswith("_") else ():
         module = import_module(f"mixbit.core.{place}")

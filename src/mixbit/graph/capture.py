@@ -11,6 +11,7 @@ from contextlib import contextmanager, redirect_stderr
 from dataclasses import replace
 from functools import partial
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +22,13 @@ from torch.utils import _pytree as pytree
 from mixbit.core import (
     Inputs,
     InvalidInput,
+    Room,
+    StoredTensor,
     UnsupportedModel,
     checked,
     did_you_mean,
     differing,
+    num_bytes,
     reason_of,
     scratch_folder,
     unlabelled,
@@ -56,6 +60,8 @@ from mixbit.graph.graph import (
 from mixbit.graph.layers import OPERATOR_KINDS, with_layers
 from mixbit.graph.products import rewrite_products
 from mixbit.graph.recurrent import InParts, tidy_recurrences
+from mixbit.graph.room import check_room
+from mixbit.graph.stored import hold, is_stand_in, read_beside_users, shapes_of, stand_in, without_stand_ins
 from mixbit.graph.walk import Walker, seen
 
 _aten = torch.ops.aten
@@ -75,7 +81,15 @@ Dynamic = Mapping[str | int, Collection[int]]
 
 
 @checked
-def capture(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> Graph:
+def capture(
+    model: nn.Module,
+    example: Any,
+    dynamic: Dynamic | None = None,
+    *,
+    weights: str | Path | None = None,
+    memory: str | int = "4GB",
+    scratch: str | Path | None = None,
+) -> Graph:
     """Export the model as a functional graph with a dynamic batch and batch norms folded.
 
     Args:
@@ -84,12 +98,19 @@ def capture(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> G
             `labels`, are left out.
         dynamic: Input -> further dimensions of any size, as `{"input_ids": [1], "attention_mask": [1]}` for sequences,
             or `{0: [2, 3]}` for images; of an input that is a tuple, those of each of its tensors.
+        weights: A file of safetensors, or a folder of them, with the parameters of a model on `meta`, by name. They
+            stay there, and are read in float32 whenever an operator needs one: for networks larger than memory.
+        memory: With `weights`, the bytes that the process may take, as `4GB` or a number.
+        scratch: With `weights`, a folder for activations and scales; that for temporary files where None.
 
     Raises:
         InvalidInput: the model is no module, holds NaN or inf, or fails on the example; `dynamic` names what the
-            example does not have.
+            example does not have; the files lack a parameter, or `memory` is too little for the largest layer.
         UnsupportedModel: `torch.export` cannot follow the code; the message names the line and the way out.
     """
+    places: dict[str, StoredTensor] | None = None
+    if weights is not None:
+        model, places = stand_in(model, weights)
     check_module(model)
     example = unlabelled(model, example)
     dynamic = _by_place(model, example, dynamic or {})
@@ -103,6 +124,33 @@ def capture(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> G
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     module.recompile()
+    config = _config(model)
+    if places is not None:
+        room = Room(num_bytes(str(memory), "memory"), None if scratch is None else Path(scratch))
+        graph = _stored(module, places, Graph(module, inputs, {}, (), None, (), config, room))
+    else:
+        graph = Graph(module, inputs, _shapes(module, inputs), config=config)
+    graph = with_layers(replace(graph, dynamic=free_dimensions(inputs, dynamic)))
+    modules = _modules(model)
+    layers = tuple(replace(layer, modules=modules.get(layer.name, ())) for layer in graph.layers)
+    graph = replace(graph, layers=layers)
+    if places is None:
+        _check_same(graph, inputs, expected)
+    else:
+        check_room(graph)
+    return graph
+
+
+def _stored(module: fx.GraphModule, places: Mapping[str, StoredTensor], graph: Graph) -> Graph:
+    """The graph of a module whose parameters are in files."""
+    read_beside_users(module)
+    shapes = shapes_of(module, graph.ordered(graph.example))
+    hold(module, places)
+    return replace(graph, shapes=shapes)
+
+
+def _shapes(module: fx.GraphModule, inputs: Inputs) -> dict[str, tuple[int, ...]]:
+    """Node -> shape of its tensor for these inputs."""
     shapes: dict[str, tuple[int, ...]] = {}
 
     def note(name: str, value: Any, _: tuple[Any, ...]) -> None:
@@ -118,12 +166,7 @@ def capture(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> G
                 f"the captured graph fails where the model does not: {str(error).splitlines()[0]}; if the model has "
                 "autocast inside, take that out and capture again"
             ) from error
-    graph = with_layers(Graph(module, inputs, shapes, dynamic=free_dimensions(inputs, dynamic), config=_config(model)))
-    modules = _modules(model)
-    layers = tuple(replace(layer, modules=modules.get(layer.name, ())) for layer in graph.layers)
-    graph = replace(graph, layers=layers)
-    _check_same(graph, inputs, expected)
-    return graph
+    return shapes
 
 
 def _config(model: nn.Module) -> dict[str, Any] | None:
@@ -226,6 +269,9 @@ def exported(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> 
     inputs = Inputs.of(example)
     if inputs.batch_size == 0:
         raise InvalidInput(f"example {inputs.describe()}: holds no sample; give at least one")
+    stored = any(map(is_stand_in, model.parameters()))
+    if stored:  # shapes alone are asked for
+        inputs = inputs.rows(slice(2))
     if inputs.batch_size == 1:  # torch exports a batch of one as a constant
         inputs = inputs.map(lambda leaf: torch.cat([leaf, leaf]) if leaf.ndim > 0 else leaf)
     # of an input that is a view of another tensor, torch.export would trace that one's sizes too
@@ -234,7 +280,7 @@ def exported(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> 
         check_finite(f"example: input {number}", leaf)
     with _evaluating(model):
         with users_code(partial(_failure, model, inputs)), torch.no_grad():
-            expected = inputs.map(torch.clone).call(model)
+            expected = None if stored else inputs.map(torch.clone).call(model)
         with _plain_forward(model, inputs) as signature, InFourDimensions(), InParts():
             free = free_dimensions(inputs, dynamic or {})
             leaves, structure = pytree.tree_flatten((inputs.args, dict(inputs.kwargs)))
@@ -244,12 +290,13 @@ def exported(model: nn.Module, example: Any, dynamic: Dynamic | None = None) -> 
                 program = torch.export.export(model, inputs.args, dict(inputs.kwargs), dynamic_shapes=shapes)
                 module = functional_module(program)
     _check_range(program)
+    without_stand_ins(module)
     module = copy_module(module)
     reshape_views(module.graph)
     join_what_there_is(module.graph)
     multiply_sizes(module.graph)
     for parameter in module.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
+        parameter.requires_grad_(parameter.is_floating_point() and not parameter.is_meta)
     _remove_bookkeeping(module)
     return module, inputs, expected
 
@@ -300,7 +347,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         for module in flags
         for name, buffer in module.named_buffers(recurse=False)
     ]
-    parameters = [(parameter, parameter.detach().clone()) for parameter in model.parameters()]
+    parameters = [(each, each.detach().clone()) for each in model.parameters() if not is_stand_in(each)]
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     model.eval()

@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from mixbit.core import Batch, Inputs, InvalidInput, Plan, Task, check_value
+from mixbit.core import Batch, Inputs, InvalidInput, Plan, Room, Task, check_value
 
 _aten = torch.ops.aten
 #: Numbers that one run on several weights should return, where that can be chosen (4 MB of float32): more leave the
@@ -91,8 +91,8 @@ def set_bias(module: fx.GraphModule, operation: fx.Node, bias: Tensor, weight_na
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where the parameters are; the CPU for a module without any."""
-    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    """Where the parameters are; the CPU for a module without any, or whose parameters are in files."""
+    return next((each.device for each in module.parameters() if not each.is_meta), torch.device("cpu"))
 
 
 @contextmanager
@@ -150,6 +150,7 @@ class Graph:
         plan: The plan whose quantizers it holds; None for a graph in float.
         dynamic: Of every leaf of the example, the dimensions beside the first that may differ; none where empty.
         config: The configuration of a model of Hugging Face's, as its config.json holds it; None for others.
+        room: What may be taken by a network whose weights are in files; None where they are in memory.
     """
 
     module: fx.GraphModule
@@ -159,6 +160,7 @@ class Graph:
     plan: Plan | None = None
     dynamic: tuple[tuple[int, ...], ...] = ()
     config: Mapping[str, Any] | None = None
+    room: Room | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph; same signature and output structure as the user's model."""

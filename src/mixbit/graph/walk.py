@@ -25,6 +25,7 @@ from mixbit.graph.graph import (
     sizes_of,
 )
 from mixbit.graph.layers import ARITHMETIC
+from mixbit.graph.stored import Waiting
 from mixbit.graph.windows import convolution_gradients
 
 #: Called instead of a node, as around(run, args): run(*args) is what the node does, args what it reads.
@@ -144,7 +145,7 @@ class Backward:
             name: partial(self._spread_and_watch, name) if name in self.spread else seen(partial(self._watch, name))
             for name in {*self.operations, *self.inputs}
         }
-        self.count = 0
+        self.count, self.waiting = 0, Waiting(None)
 
     def by_sample(self, name: str, x: Tensor) -> Tensor:
         """[N, rows, ...] what an operation reads, or the gradient by its output; [1, rows, ...] if not known."""
@@ -153,8 +154,9 @@ class Backward:
 
     def run_batch(self, inputs: Inputs, labels: Tensor | None, loss: Callable[[Any, Tensor | None], Tensor]) -> None:
         """Run forward, take the loss of what the model returns and the labels, run backward."""
-        self.count = inputs.batch_size
-        run_backward(self.graph, inputs, self.around, lambda returned: loss(returned, labels))
+        self.count, self.waiting = inputs.batch_size, Waiting(self.graph.room)
+        with self.waiting.forward():
+            run_backward(self.graph, inputs, self.around, lambda returned: loss(returned, labels))
 
     def _spread_and_watch(self, name: str, run: Callable[..., Any], args: tuple[Any, ...]) -> Tensor:
         """A copy of the output for each sample, for arithmetic that would make it anyhow: each has its own gradient."""
@@ -170,11 +172,11 @@ class Backward:
         value.requires_grad_()
         if name in self.operations:
             layer, operation = self.operations[name]
-            x = args[operation.data].detach()
-            value.register_hook(torch.no_grad()(lambda gradient: self.at_operation(layer, operation, x, gradient)))  # type: ignore[misc] watched only where it is given
+            x = self.waiting.hold(args[operation.data])
+            value.register_hook(torch.no_grad()(lambda gradient: self.at_operation(layer, operation, x(), gradient)))  # type: ignore[misc] watched only where it is given
         if name in self.inputs:
-            held = value.detach()
-            value.register_hook(torch.no_grad()(lambda gradient: self.at_input(name, held, gradient)))  # type: ignore[misc] as above
+            held = self.waiting.hold(value)
+            value.register_hook(torch.no_grad()(lambda gradient: self.at_input(name, held(), gradient)))  # type: ignore[misc] as above
 
 
 #: (layer, its samples' gradients [N, *weight], a few samples at a time; one for the batch where none can be told apart)

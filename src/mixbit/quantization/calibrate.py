@@ -1,7 +1,7 @@
 """One pass over calibration batches, and what it decides: ranges of activations and scales of weights."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixbit.core import Batch, Format, InvalidInput, Sparsity, checked, find_target, split_all, track
+from mixbit.core import Batch, Format, InvalidInput, Sparsity, Spilled, checked, find_target, split_all, track
 from mixbit.graph.graph import Graph, Layer, Operation, argument, check_graph, sample_axis
 from mixbit.graph.layers import observable
+from mixbit.graph.stored import Waiting, scratch
 from mixbit.graph.walk import Walker, seen
 from mixbit.quantization.affine import (
     SMALLEST_SCALE,
@@ -45,9 +46,9 @@ class Calibration:
 
     histograms: dict[str, Histogram]
     mean_inputs: dict[str, dict[tuple[int, ...], tuple[Tensor, int]]]
-    samples: dict[str, tuple[Tensor, ...]]
+    samples: MutableMapping[str, tuple[Tensor, ...]]
     num_samples: int
-    weight_factors: dict[tuple[str, Format], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    weight_factors: MutableMapping[tuple[str, Format], tuple[Tensor, Tensor]] = field(default_factory=dict)
     ranges: dict[tuple[str, Format], tuple[float, int]] = field(default_factory=dict)
     range_method: RangeMethod = mse
     masks: dict[tuple[str, Sparsity], Tensor] = field(default_factory=dict)
@@ -132,11 +133,17 @@ def calibrate(
                 walker.returned(leaves)
             except (IndexError, RuntimeError) as error:
                 raise InvalidInput(f"batch {number}: the model fails on it: {str(error).splitlines()[0]}") from error
+    samples_of, factors = (
+        ({}, {}) if graph.room is None else tuple(Spilled(scratch(graph.room)) for _ in range(2))
+    )
+    for name, held in recorder.samples.items():
+        samples_of[name] = _of_each_shape([each() for each in held], graph.operations[name][1])
     calibration = Calibration(
         recorder.histograms,
         recorder.mean_inputs,
-        {name: _of_each_shape(samples, graph.operations[name][1]) for name, samples in recorder.samples.items()},
+        samples_of,
         num_samples=sum(pairs.sizes),
+        weight_factors=factors,
         range_method=range_method,
         batches=pairs,
     )
@@ -170,7 +177,8 @@ class _Recorder:
         self.watched = self.observed | self.operations.keys()
         self.histograms: dict[str, Histogram] = {}
         self.mean_inputs: dict[str, dict[tuple[int, ...], tuple[Tensor, int]]] = {}
-        self.samples: dict[str, list[Tensor]] = {}
+        self.samples: dict[str, list[Callable[[], Tensor]]] = {}
+        self.waiting = Waiting(graph.room)
 
     def see(self, name: str, value: Tensor, args: tuple[Any, ...]) -> None:
         """Take in what a node returns and reads."""
@@ -180,12 +188,12 @@ class _Recorder:
         if operation is not None:
             x, samples, axis = args[operation.data], self.samples.setdefault(name, []), self.axes[name]
             if axis is None:  # its samples cannot be told apart: the latest tensor as a whole
-                samples[:] = [x]
+                samples[:] = [self.waiting.hold(x)]
             else:
                 reservoir = self.reservoirs[name]
                 grouped = axis.group(x, reservoir.count)
                 for slot, index in reservoir.replacements:
-                    samples[slot : slot + 1] = [grouped[index].clone()]
+                    samples[slot : slot + 1] = [self.waiting.hold(grouped[index].clone())]
             if operation.takes_bias:
                 rows = x.flatten(0, -2) if operation.channels_last else x
                 per_shape, shape = self.mean_inputs.setdefault(name, {}), tuple(rows.shape[1:])

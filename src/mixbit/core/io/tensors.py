@@ -17,9 +17,19 @@ MOST_HEADER = 16 * 2**20
 
 
 def safetensors_bytes(path: Path) -> int:
-    """How many bytes a safetensors file takes, by its header of MOST_HEADER bytes at most; else raises InvalidInput.
+    """How many bytes a safetensors file takes, by its header; raises as `safetensors_header` does."""
+    tensors, start = safetensors_header(path)
+    try:
+        return start + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    except (AttributeError, KeyError, IndexError, TypeError) as error:
+        raise InvalidInput(f"{path}: not a safetensors file (its header names no data_offsets)") from error
 
-    The library parses a header of any length up to 100 MB, and takes one of two values of a key.
+
+def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
+    """Name -> entry of each tensor in a safetensors file, and where the header of at most MOST_HEADER bytes ends.
+
+    The library parses a header of any length up to 100 MB, and takes one of two values of a key. Raises InvalidInput
+    for another file.
     """
     with open_file(path) as file, file_errors(f"{path}: cannot be read"):
         length = int.from_bytes(file.read(8), "little")
@@ -27,11 +37,9 @@ def safetensors_bytes(path: Path) -> int:
     if not 2 <= len(header) == length:
         raise InvalidInput(f"{path}: not a safetensors file (no header of at most {MOST_HEADER:,} bytes)")
     tensors = json_of(header.rstrip(b" "), path)
-    try:
-        ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
-        return 8 + length + max(ends, default=0)
-    except (AttributeError, KeyError, IndexError, TypeError) as error:
-        raise InvalidInput(f"{path}: not a safetensors file (its header names no data_offsets)") from error
+    if not isinstance(tensors, dict):
+        raise InvalidInput(f"{path}: not a safetensors file (its header names no data_offsets)")
+    return {name: entry for name, entry in tensors.items() if name != "__metadata__"}, 8 + length
 
 
 def save_arrays(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
