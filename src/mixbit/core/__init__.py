@@ -137,7 +137,11 @@ if TYPE_CHECKING:
         num_bytes as num_bytes,
         stored_tensors as stored_tensors,
     )
-    from mixbit.core.io.tensors import safetensors_bytes as safetensors_bytes, save_arrays as save_arrays
+    from mixbit.core.io.tensors import (
+        TensorFile as TensorFile,
+        safetensors_bytes as safetensors_bytes,
+        save_arrays as save_arrays,
+    )
     from mixbit.core.io.user_code import (
         absolute as absolute,
         call_function as call_function,

@@ -159,28 +159,40 @@ class IntegerWeight:
 
 def stored_weights(simulated: Graph) -> tuple[dict[str, IntegerWeight], dict[str, Tensor]]:
     """Layer -> its integers, and layer -> its weight in float16 or bfloat16; all other layers stay in float32."""
+    integers, floats = {}, {}
+    for name, weight in each_stored_weight(simulated):
+        if isinstance(weight, IntegerWeight):
+            integers[name] = weight
+        else:
+            floats[name] = weight
+    return integers, floats
+
+
+def each_stored_weight(simulated: Graph) -> Iterator[tuple[str, IntegerWeight | Tensor]]:
+    """Layer and its integers, or its weight in float16 or bfloat16, one after the other; without those in float32."""
     plan = plan_of(simulated)
     quantizers = weight_quantizers(simulated)
-    integers, floats = {}, {}
     for layer in simulated.layers:
         if layer.name not in quantizers:
             continue
         quantizer, weight = quantizers[layer.name], simulated.parameter(layer.name).detach()
         fmt = quantizer.format
         if fmt.floating is not None:
-            floats[layer.name] = quantizer(weight).cpu().to(getattr(torch, fmt.floating))
+            yield layer.name, quantizer(weight).cpu().to(getattr(torch, fmt.floating))
             continue
-        integers[layer.name] = IntegerWeight(
+        yield (
             layer.name,
-            _array(quantizer.integers(weight)).astype(np.int8 if fmt.symmetric else np.uint8),
-            _array(quantizer.scale.float()),
-            layer.axis,
-            fmt.bits,
-            plan.scheme(layer.name).input,
-            None if fmt.symmetric else _array(quantizer.zero_point).astype(np.uint8),
-            None if quantizer.mask is None else _array(quantizer.mask),
+            IntegerWeight(
+                layer.name,
+                _array(quantizer.integers(weight)).astype(np.int8 if fmt.symmetric else np.uint8),
+                _array(quantizer.scale.float()),
+                layer.axis,
+                fmt.bits,
+                plan.scheme(layer.name).input,
+                None if fmt.symmetric else _array(quantizer.zero_point).astype(np.uint8),
+                None if quantizer.mask is None else _array(quantizer.mask),
+            ),
         )
-    return integers, floats
 
 
 def plan_of(simulated: Graph) -> Plan:

@@ -26,39 +26,53 @@ from mixbit.core import (
     StoredWeight,
     Target,
     TargetMismatch,
+    TensorFile,
     find_target,
     read_tensors,
-    save_arrays,
 )
 from mixbit.graph import Graph, Layer
 from mixbit.quantization import affine
 from mixbit.quantization.biases import biases_of
-from mixbit.quantization.quantizer import Quantizer, quantizer_path, run_time_quantizer
+from mixbit.quantization.quantizer import Quantizer, quantizer_path, run_time_quantizer, weight_quantizers
 from mixbit.quantization.simulate import activation_formats, assemble, check_plan
-from mixbit.targets._integers import MASK, SEPARATOR, num_stored, plan_of, stored_weights, weight_bytes
+from mixbit.targets._integers import (
+    MASK,
+    SEPARATOR,
+    IntegerWeight,
+    each_stored_weight,
+    num_stored,
+    plan_of,
+    weight_bytes,
+)
 
 FILE = "model.safetensors"
 FORMAT = "mixbit packed 1"
 
 
 def write(simulated: Graph, folder: Path) -> None:
-    """Write model.safetensors."""
-    weights, floats = stored_weights(simulated)
-    rounded = weights | floats
-    state = simulated.module.state_dict()
-    arrays = {name: value.cpu().numpy() for name, value in state.items() if name not in rounded}
-    for name, weight in weights.items():
-        for index, plane in enumerate(affine.pack(weight.unsigned, weight.bits)):
-            arrays[f"{name}{SEPARATOR}{index}"] = plane
-        if weight.mask is not None:
-            arrays[f"{name}{SEPARATOR}{MASK}"] = weight.packed_mask
-        if weight.zero_point is not None:
-            arrays[f"{weight.quantizer}.zero_point"] = weight.zero_point
-    for name, value in floats.items():  # numpy has no bfloat16
-        arrays[f"{name}{SEPARATOR}0"] = value.view(torch.int16).numpy()
+    """Write model.safetensors, one weight after the other."""
+    rounded = weight_quantizers(simulated)
     biases = {operation.node: bias for layer, operation, bias in biases_of(simulated) if layer.name in rounded}
-    metadata = {"format": FORMAT, "plan": plan_of(simulated).model_dump_json(), "biases": json.dumps(biases)}
-    save_arrays(folder / FILE, arrays, metadata)
+    with TensorFile(folder / FILE) as file:
+        for name in simulated.module.state_dict():
+            if name not in rounded:
+                file.add(name, simulated.parameter(name).detach().cpu().numpy())
+        for name, weight in each_stored_weight(simulated):
+            if isinstance(weight, Tensor):  # numpy has no bfloat16
+                file.add(f"{name}{SEPARATOR}0", weight.view(torch.int16).numpy())
+            else:
+                _add(file, weight)
+        file.finish({"format": FORMAT, "plan": plan_of(simulated).model_dump_json(), "biases": json.dumps(biases)})
+
+
+def _add(file: TensorFile, weight: IntegerWeight) -> None:
+    """Write one layer's integers; its scale is part of the graph's state."""
+    for index, plane in enumerate(affine.pack(weight.unsigned, weight.bits)):
+        file.add(f"{weight.name}{SEPARATOR}{index}", plane)
+    if weight.mask is not None:
+        file.add(f"{weight.name}{SEPARATOR}{MASK}", weight.packed_mask)
+    if weight.zero_point is not None:
+        file.add(f"{weight.quantizer}.zero_point", weight.zero_point)
 
 
 def load(folder: Path, graph: Graph | None = None, /, **_: Any) -> Runner:

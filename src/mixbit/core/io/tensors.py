@@ -1,10 +1,12 @@
 """Files of safetensors."""
 
 import json
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
@@ -14,6 +16,12 @@ from mixbit.core.io.json_files import json_of
 
 #: Largest header of a file, in bytes.
 MOST_HEADER = 16 * 2**20
+#: Types of numpy, without their order of bytes -> as files name them.
+_NAMES = {
+    "f8": "F64", "f4": "F32", "f2": "F16", "i8": "I64", "i4": "I32", "i2": "I16", "i1": "I8", "u1": "U8", "b1": "BOOL",
+}  # fmt: skip
+#: Bytes that are copied at once.
+_PIECE = 2**24
 
 
 def safetensors_bytes(path: Path) -> int:
@@ -51,6 +59,59 @@ def with_metadata(content: bytes, metadata: Mapping[str, str]) -> bytes:
     """A file of safetensors with this metadata, in the order of names: the library's own order is another each time."""
     size = int.from_bytes(content[:8], "little")
     header = {"__metadata__": dict(sorted(metadata.items()))} | json.loads(content[8 : 8 + size])
+    return b"".join([_header_bytes(header), memoryview(content)[8 + size :]])
+
+
+def _header_bytes(header: Mapping[str, Any]) -> bytes:
+    """What a file begins with: the length of its header, and the header."""
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8 bytes
-    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[8 + size :]])
+    return len(text).to_bytes(8, "little") + text
+
+
+class TensorFile:
+    """A file of safetensors that is written tensor by tensor, so that one of them at a time is in memory.
+
+    The tensors wait in a file without a name beside it, since a header with all their places comes first; both together
+    take their bytes twice for a while. Larger types come first, so that each tensor begins at a multiple of its type.
+
+    Example:
+        >>> with TensorFile(path) as file:
+        ...     file.add("conv.weight", weight)
+        ...     file.finish({"format": "pt"})
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._waiting = tempfile.TemporaryFile(dir=path.parent)  # noqa: SIM115 closed at the end of the block
+        #: Type, shape, and where the bytes begin and end.
+        self._entries: dict[str, tuple[np.dtype[Any], tuple[int, ...], int, int]] = {}
+
+    def __enter__(self) -> "TensorFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting.close()
+
+    def add(self, name: str, array: NDArray[Any]) -> None:
+        """Add a tensor under a new name; one that has the name already is replaced."""
+        start = self._waiting.tell()
+        self._waiting.write(np.ascontiguousarray(array).data)
+        self._entries[name] = array.dtype, array.shape, start, self._waiting.tell()
+
+    def finish(self, metadata: Mapping[str, str]) -> None:
+        """Write the file, with the metadata in the order of names."""
+        order = sorted(self._entries, key=lambda name: (-self._entries[name][0].itemsize, name))
+        header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+        end = 0
+        for name in order:
+            dtype, shape, first, last = self._entries[name]
+            begin, end = end, end + last - first
+            header[name] = {"dtype": _NAMES[dtype.str[1:]], "shape": list(shape), "data_offsets": [begin, end]}
+        with open(self.path, "wb") as file:
+            file.write(_header_bytes(header))
+            for name in order:
+                _, _, first, last = self._entries[name]
+                self._waiting.seek(first)
+                for start in range(first, last, _PIECE):
+                    file.write(self._waiting.read(min(_PIECE, last - start)))
