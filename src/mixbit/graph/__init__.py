@@ -42,6 +42,7 @@ from mixbit.graph.layers import (
     with_layers as with_layers,
 )
 from mixbit.graph.ports import ports_of as ports_of, returned_nodes as returned_nodes
+from mixbit.graph.stored import parameters_on_meta as parameters_on_meta, put as put, scratch as scratch
 from mixbit.graph.trial import try_data as try_data
 from mixbit.graph.walk import (
     ActivationCache as ActivationCache,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from mixbit.core import InvalidInput, did_you_mean, read_json, say, users_code
+from mixbit.graph import parameters_on_meta
 from mixbit.models.load import LoadedModel, ModelForm
 
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
@@ -61,8 +63,37 @@ def _load(spec: str) -> LoadedModel:
         InvalidInput: a file is missing or damaged, weights are pickles or not all there, or transformers does not know
             the architecture.
     """
-    folder = Path(spec)
-    name = _checked(spec, folder)
+    folder, (transformers, architecture) = Path(spec), _architecture(spec)
+    with users_code(f"MODEL {spec}: transformers cannot load it"), _no_bars(transformers.utils.logging):
+        module, told = architecture.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    if missing := sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]])):
+        raise InvalidInput(
+            f"MODEL {spec}: {len(missing)} weights of {architecture.__name__} are not in the files, or of other "
+            f"shapes, as {missing[0]}; save the whole trained network by save_pretrained"
+        )
+    return _loaded(spec, module)
+
+
+def _on_meta(spec: str) -> LoadedModel:
+    """As `_load`, with parameters on `meta` whose numbers stay in the folder's files."""
+    folder, (transformers, architecture) = Path(spec), _architecture(spec)
+    with users_code(f"MODEL {spec}: transformers cannot make it"), parameters_on_meta():
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        module = architecture._from_config(config, dtype=torch.float32)
+    return replace(_loaded(spec, module), weights=folder)
+
+
+def _architecture(spec: str) -> tuple[Any, Any]:
+    """transformers, and the class that the folder names; raises InvalidInput as `_load` does."""
+    name = _checked(spec, Path(spec))
     try:
         transformers: Any = import_module("transformers")  # it is installed only where it is used
     except ImportError as error:
@@ -76,21 +107,12 @@ def _load(spec: str) -> LoadedModel:
             f"MODEL {spec}: transformers {transformers.__version__} has no model {name}{near}, and code of the folder "
             "is never run; give a function that returns the model, as file.py:function"
         )
-    with users_code(f"MODEL {spec}: transformers cannot load it"), _no_bars(transformers.utils.logging):
-        module, told = architecture.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # they are told below, by name
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    if missing := sorted(map(str, [*told["missing_keys"], *told["mismatched_keys"]])):
-        raise InvalidInput(
-            f"MODEL {spec}: {len(missing)} weights of {name} are not in the files, or of other shapes, as {missing[0]};"
-            " save the whole trained network by save_pretrained"
-        )
+    return transformers, architecture
+
+
+def _loaded(spec: str, module: Any) -> LoadedModel:
+    """The network, which returns tensors alone, with what its configuration tells."""
+    name, folder = type(module).__name__, Path(spec)
     for config in _configs(module.config):
         config.use_cache = config.output_hidden_states = config.output_attentions = False
         config.return_dict = True
@@ -190,4 +212,4 @@ def _size(value: Any) -> tuple[int, int] | None:
     return (pair[0], pair[1]) if pair and all(isinstance(each, int) and each > 0 for each in pair) else None
 
 
-FORM = ModelForm("a folder with config.json and *.safetensors", lambda spec: Path(spec).is_dir(), _load)
+FORM = ModelForm("a folder with config.json and *.safetensors", lambda spec: Path(spec).is_dir(), _load, _on_meta)

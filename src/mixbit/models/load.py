@@ -34,6 +34,7 @@ class LoadedModel:
             dict.
         arguments: Name of an input in the file -> that of the module's argument, where Python allows no such name.
         causal: Whether it is a language model whose every output foretells the next token.
+        weights: Where the numbers of the network's parameters are, which are on `meta`; None where they are loaded.
     """
 
     module: "nn.Module"
@@ -43,6 +44,7 @@ class LoadedModel:
     example: Any = None
     arguments: Mapping[str, str] = field(default_factory=dict)
     causal: bool = False
+    weights: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -53,21 +55,29 @@ class ModelForm:
         words: An example, for help and messages: `net.onnx`.
         takes: Whether a text is of this form; it loads nothing heavy.
         load: The network that the text names; raises InvalidInput where it cannot be loaded.
+        on_meta: The same with parameters on `meta`, their numbers being left in files; None where the form cannot.
     """
 
     words: str
     takes: Callable[[str], bool]
     load: Callable[[str], LoadedModel]
+    on_meta: Callable[[str], LoadedModel] | None = None
 
 
-def load_model(spec: str) -> LoadedModel:
-    """The network that MODEL names.
+def load_model(spec: str, *, on_meta: bool = False) -> LoadedModel:
+    """The network that MODEL names, with its weights left in their files where `on_meta` says so.
 
     Raises:
-        InvalidInput: MODEL is of no known form, or cannot be loaded.
+        InvalidInput: MODEL is of no known form, or cannot be loaded, or so.
     """
     ending = Path(spec).suffix
     if Path(spec).is_file() and (way_out := _OTHERS.get(ending)) is not None:
         raise InvalidInput(f"MODEL {spec}: a file that ends with {ending} is not read: {way_out}")
     forms: list[ModelForm] = forms_in("mixbit.models", last="python")
-    return form_of("MODEL", spec, forms).load(spec)
+    form: ModelForm = form_of("MODEL", spec, forms)
+    if not on_meta:
+        return form.load(spec)
+    if form.on_meta is None:
+        able = " or ".join(each.words for each in forms if each.on_meta is not None)
+        raise InvalidInput(f"MODEL {spec}: its weights cannot stay in files, as --memory wants; give {able}")
+    return form.on_meta(spec)
