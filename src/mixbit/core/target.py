@@ -131,6 +131,7 @@ class Target:
         reads_alone: Whether a static range rounds what layers read alone, and other operators read the same tensor in
             float; else all that read it read it rounded.
         needs_graph: Whether `load` needs the captured graph.
+        writes_by_layer: Whether `write` holds one weight at a time, so that it takes networks larger than memory.
         note: What happens to each width when the file is loaded, and what it stores beside them, for people.
         lacks: Scheme of these widths -> what the runtime lacks for it, for people; None where nothing.
         lacks_for: (layer, scheme) -> what the runtime lacks for that layer in a scheme that it runs for others, for
@@ -178,6 +179,7 @@ class Target:
     adds_biases: bool = True
     reads_alone: bool = False
     needs_graph: bool = False
+    writes_by_layer: bool = False
     note: str
     lacks: Callable[[Scheme], str | None]
     lacks_for: Callable[[Any, Scheme], str | None] = lambda *_: None

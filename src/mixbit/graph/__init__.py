@@ -42,7 +42,18 @@ from mixbit.graph.layers import (
     with_layers as with_layers,
 )
 from mixbit.graph.ports import ports_of as ports_of, returned_nodes as returned_nodes
-from mixbit.graph.stored import parameters_on_meta as parameters_on_meta, put as put, scratch as scratch
+from mixbit.graph.room import (
+    LAYER_BY_LAYER as LAYER_BY_LAYER,
+    check_by_layer as check_by_layer,
+    check_room_for_moments as check_room_for_moments,
+)
+from mixbit.graph.stored import (
+    Waiting as Waiting,
+    parameters_on_meta as parameters_on_meta,
+    put as put,
+    scratch as scratch,
+    stored_weights_of as stored_weights_of,
+)
 from mixbit.graph.trial import try_data as try_data
 from mixbit.graph.walk import (
     ActivationCache as ActivationCache,

@@ -44,12 +44,17 @@ class _Holder(nn.Module):
     stored: dict[str, Read]
 
     def __getattr__(self, name: str) -> Any:
-        read = self.__dict__.get("stored", {}).get(name)
-        if read is None:
-            return super().__getattr__(name)
-        tensor = read()
-        tensor.untyped_storage().mixbit_read = read  # type: ignore[attr-defined] views of it share its storage
-        return tensor
+        return attribute_of(self, name, super().__getattr__)
+
+
+def attribute_of(module: nn.Module, name: str, otherwise: Callable[[str], Any]) -> Any:
+    """What a module's `__getattr__` returns whose dict `stored` says how some tensors are read."""
+    read = module.__dict__.get("stored", {}).get(name)
+    if read is None:
+        return otherwise(name)
+    tensor = read()
+    tensor.untyped_storage().mixbit_read = read  # views of it share its storage
+    return tensor
 
 
 def stand_in(model: nn.Module, weights: str | Path) -> tuple[nn.Module, dict[str, StoredTensor]]:
@@ -166,12 +171,31 @@ def put(module: nn.Module, name: str, read: Read) -> None:
     """Let the module read that tensor so from now on."""
     owner, _, attribute = name.rpartition(".")
     holder = module.get_submodule(owner)
-    if not isinstance(holder, _Holder):
+    if "stored" not in holder.__dict__:
         lazy = _Holder.__new__(_Holder)
         lazy.__dict__.update(holder.__dict__, stored={})
         module.set_submodule(owner, lazy)
         holder = lazy
-    holder.stored[attribute] = read
+    leave(holder, attribute, read)
+
+
+def leave(holder: Any, name: str, read: Read) -> None:
+    """Let a module that has a dict `stored` read one of its own parameters or buffers so, and keep no numbers of it."""
+    holder.stored[name] = read
+    if (buffer := holder._buffers.get(name)) is not None:
+        holder._buffers[name] = buffer.to("meta")
+
+
+def stored_weights_of(module: nn.Module) -> list[tuple[str, str, int, int]]:
+    """Name, file, place in it and time of its last change, of each weight that is in a file."""
+    rows = []
+    for prefix, holder in module.named_modules():
+        for name, read in holder.__dict__.get("stored", {}).items():
+            tensor = getattr(read, "__self__", None)
+            if isinstance(tensor, StoredTensor):
+                changed = tensor.path.stat().st_mtime_ns
+                rows.append((f"{prefix}.{name}", str(tensor.path), tensor.offset, changed))
+    return rows
 
 
 class _View(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mixbit.core import Inputs, labels_at, method, track
-from mixbit.graph import Backward, Layer, Operation, convolution_gradients
+from mixbit.graph import LAYER_BY_LAYER, Backward, Layer, Operation, convolution_gradients
 from mixbit.metrics._input import MEAN_OVER_SAMPLES, Costs, Estimate, MetricInput, averaged
 from mixbit.metrics._selection import Selection
 
@@ -17,7 +17,7 @@ MOST_GRADIENTS, IN_CACHE = 2**22, 2**17
 MOST_CHANNELS = 96
 
 
-@method(MEAN_OVER_SAMPLES, rank=1, passes=lambda _, choices: 2.5 + 0.5 * choices)
+@method(MEAN_OVER_SAMPLES, LAYER_BY_LAYER, rank=1, passes=lambda _, choices: 2.5 + 0.5 * choices)
 def fisher(inputs: MetricInput) -> Estimate:
     """Expected KL divergence in nats that each choice makes, to second order, for weights and inputs alike.
 

@@ -24,7 +24,7 @@ from mixbit.core import (
     split_all,
     track,
 )
-from mixbit.graph import Graph, check_arguments, check_graph, fitted, model_fingerprint, shared_inputs, try_data
+from mixbit.graph import Graph, check_arguments, check_by_layer, check_graph, fitted, model_fingerprint, shared_inputs, try_data
 from mixbit.graph.resources import live_activations, num_uncovered
 from mixbit.metrics._input import (
     IGNORES_LOSS,
@@ -100,6 +100,7 @@ def measure(
     name, method = METRICS.find(metric)
     task = Task.of(task)
     check_arguments(graph, task, seed)
+    check_by_layer(graph, f"metric {name}", method, METRICS)
     graph = for_target(graph, find_target(target))
     frame = dataclasses.replace(blank_table(graph, target=target, choices=choices), metric=name, seed=seed)
     if isinstance(batches, Calibration):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mixbit.core import method, track
+from mixbit.graph import LAYER_BY_LAYER
 from mixbit.metrics._input import IGNORES_LOSS, IGNORES_TASK, Estimate, MetricInput
 
 #: (Q(W) - W, W) -> the size of the error, as each norm counts it.
@@ -23,6 +24,7 @@ _SIZES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @method(
     IGNORES_LOSS,
     IGNORES_TASK,
+    LAYER_BY_LAYER,
     rank=4,
     aliases={"weight_error_absolute": {"norm": "absolute"}, "weight_error_relative": {"norm": "relative"}},
     passes=lambda *_: 0,

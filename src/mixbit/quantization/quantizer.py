@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mixbit.core import Format
+from mixbit.core import Format, Spill
 from mixbit.graph.graph import Graph
+from mixbit.graph.stored import SMALL, attribute_of, leave
 from mixbit.quantization import affine
 from mixbit.quantization.sums import requantize
 
@@ -144,6 +145,7 @@ class Quantizer(nn.Module):
         share: What a learned scale's gradient is multiplied by.
         shifted: Whether the zero point is added before rounding, as some targets do.
         sums: Of an activation that an operator in integers returns, where the target rounds these itself; else None.
+        stored: Scale, zero point or mask -> how it is read, of a network larger than memory.
     """
 
     scale: Tensor
@@ -156,9 +158,19 @@ class Quantizer(nn.Module):
         super().__init__()
         self.tensor, self.format, self.axis, self.share, self.shifted = tensor, fmt, axis, 1.0, False
         self.sums: Sums | None = None
+        self.stored: dict[str, Callable[[], Tensor]] = {}
         self.register_buffer("scale", scale, persistent=fmt.floating is None and not fmt.dynamic)
         self.register_buffer("zero_point", zero_point, persistent=not fmt.symmetric and not fmt.dynamic)
         self.register_buffer("mask", mask, persistent=False)
+
+    def __getattr__(self, name: str) -> Any:
+        return attribute_of(self, name, super().__getattr__)
+
+    def leave_in(self, spill: Spill) -> None:
+        """Leave what is large, as the scales of many groups are, in a file, and read it when it is needed."""
+        for name, value in list(self.named_buffers()):
+            if value.nbytes >= SMALL:
+                leave(self, name, spill.held(value))
 
     def forward(self, x: Tensor) -> Tensor:
         """The nearest representable tensor; gradients pass where x is inside the range."""

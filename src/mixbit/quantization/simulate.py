@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.core import Format, InvalidInput, Plan, Target, find_target, track
-from mixbit.graph import Graph, Layer, argument, bounds_of, inputs_between, model_fingerprint, result_of
+from mixbit.graph import Graph, Layer, argument, bounds_of, inputs_between, model_fingerprint, result_of, scratch
 from mixbit.quantization.biases import corrected_biases
 from mixbit.quantization.calibrate import Calibration, mean_output
 from mixbit.quantization.offers import why_not
@@ -106,6 +106,7 @@ def simulate(graph: Graph, plan: Plan, calibration: Calibration | None, *, bias_
             activations[name] = calibration.quantizer(name, fmt, graph.device, zero_points=target.zero_points)
             activations[name].shifted = target.rounds_shifted
     weights, biases = [], {}
+    spill = None if graph.room is None else scratch(graph.room)
     for layer in track(graph.layers, "round weights"):
         fmt = plan.scheme(layer.name).weight
         if fmt is not None:
@@ -115,6 +116,8 @@ def simulate(graph: Graph, plan: Plan, calibration: Calibration | None, *, bias_
                 corrected = [operation for operation in layer.operations if operation.takes_bias]
                 errors = {each.node: mean_output(graph, each, calibration, change) for each in corrected}
             biases |= corrected_biases(graph, layer, quantizer, errors, activations)
+            if spill is not None:
+                quantizer.leave_in(spill)
             weights.append(quantizer)
     _round_sums(graph, plan, target, {weight.tensor: weight for weight in weights}, activations)
     return assemble(graph, plan, [*weights, *activations.values()], biases)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mixbit.core import Inputs, Methods, Store, Task, digest
-from mixbit.graph import Case, Graph
+from mixbit.graph import Case, Graph, stored_weights_of
 from mixbit.quantization.quantizer import quantizers_of
 
 
@@ -46,8 +46,14 @@ class RoundingInput:
         return Store(self.folder)
 
     def question(self, method: str, **options: object) -> str:
-        """A hash of all that a method's result depends on: networks, plan, data, task, seed, method and options."""
+        """A hash of all that a method's result depends on: networks, plan, data, task, seed, method and options.
+
+        Empty where nothing is stored. Weights in files are known by these.
+        """
+        if self.folder is None:
+            return ""
         return digest(
+            stored_weights_of(self.graph.module),
             self.graph.module,
             self.simulated.module,
             None if self.simulated.plan is None else self.simulated.plan.model_dump_json(),

@@ -4,14 +4,27 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge
 from torch import Tensor, fx
 
-from mixbit.core import InvalidInput, method
-from mixbit.graph import Graph, Layer, Operation, argument, group_samples, in_order, sample_axis
+from mixbit.core import InvalidInput, Spill, method
+from mixbit.graph import (
+    LAYER_BY_LAYER,
+    Graph,
+    Layer,
+    Operation,
+    argument,
+    check_room_for_moments,
+    group_samples,
+    in_order,
+    put,
+    sample_axis,
+    scratch,
+)
 from mixbit.quantization.affine import along, dequantize, quantize
 from mixbit.quantization.biases import corrected_biases
 from mixbit.quantization.quantizer import Quantizer, activation_quantizers, weight_quantizers
@@ -28,7 +41,7 @@ MOST_MOMENTS = 2**27
 _Rows = tuple[fx.Node, str]
 
 
-@method(rank=4)
+@method(LAYER_BY_LAYER, rank=4)
 @torch.no_grad()
 def gptq(
     inputs: RoundingInput,
@@ -71,18 +84,20 @@ def gptq(
     rounded = inputs.simulated.copy()
     jobs, missing = _jobs(inputs, rounded), []
     store, question = inputs.store, inputs.question("gptq", damping=damping, order=order)
+    check_room_for_moments(rounded, {job.layer: _numbers_of_moments(job) for job in jobs})
+    spill = None if rounded.room is None else scratch(rounded.room)
     for job in jobs:
         stored = store.get(job.part, question)
         if stored is None:
             missing.append(job)
         else:
-            _put(rounded, job.layer, stored.tensors)
+            _put(rounded, job, stored.tensors, spill)
     looked_up = _moments_of_lookups(inputs, missing)
     for job, moments in _moments_in_order(inputs, rounded, jobs, missing):
         others, by_activation = looked_up.get(job.layer.name), order == "activation"
         tensors = _round(inputs, rounded, job, moments, others, damping=damping, by_activation=by_activation)
         store.put(job.part, question, tensors)
-        _put(rounded, job.layer, tensors)
+        _put(rounded, job, tensors, spill)
     rounded.module.graph.eliminate_dead_code()
     rounded.module.recompile()
     return dataclasses.replace(rounded)
@@ -223,18 +238,35 @@ def _round(
 def _in_parts(rows: Tensor) -> Tensor:
     """[G x parts, N, columns of a part] of [G, N, columns]: as few parts as have at most MOST_MOMENTS moments."""
     groups, _, columns = rows.shape
+    return rows.unflatten(2, (_num_parts(groups, columns), -1)).movedim(2, 1).flatten(0, 1)
+
+
+def _num_parts(groups: int, columns: int) -> int:
     divisors = (each for each in range(1, columns) if columns % each == 0)
-    count = next((each for each in divisors if groups * columns**2 <= MOST_MOMENTS * each), columns)
-    return rows.unflatten(2, (count, -1)).movedim(2, 1).flatten(0, 1)
+    return next((each for each in divisors if groups * columns**2 <= MOST_MOMENTS * each), columns)
 
 
-def _put(simulated: Graph, layer: Layer, tensors: Mapping[str, Tensor]) -> None:
-    """Set the layer's weight and its operators' biases."""
-    weight = simulated.parameter(layer.name)
-    weight.copy_(tensors[layer.name])
+def _put(simulated: Graph, job: _Job, tensors: Mapping[str, Tensor], spill: Spill | None) -> None:
+    """Set the layer's weight and its operators' biases; of a network larger than memory, integers go to the file."""
+    layer, weight = job.layer, tensors[job.layer.name]
+    if spill is None:
+        simulated.parameter(layer.name).copy_(weight)
+    else:
+        held = spill.held(job.quantizer.integers(weight).to(torch.int16))
+        put(simulated.module, layer.name, partial(_dequantized, held, job.quantizer))
     for operation in layer.operations:
         if operation.node in tensors:
             simulated.set_bias(layer, operation, tensors[operation.node].to(weight))
+
+
+def _dequantized(held: Callable[[], Tensor], quantizer: Quantizer) -> Tensor:
+    return dequantize(held().float(), quantizer.scale, quantizer.zero_point, quantizer.axis)
+
+
+def _numbers_of_moments(job: _Job) -> int:
+    """In the second moments of the rows that the layer multiplies, all its parts together."""
+    columns, groups = job.layer.numel // job.layer.shape[job.layer.axis], job.operations[0].groups
+    return groups * columns**2 // _num_parts(groups, columns)
 
 
 def compensated(

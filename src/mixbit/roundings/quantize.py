@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mixbit.core import Batches, InvalidInput, Plan, Store, Task, checked, find_target, pick, reserved
-from mixbit.graph import Graph, check_arguments
+from mixbit.graph import Graph, check_arguments, check_by_layer
 from mixbit.graph.resources import num_uncovered
 from mixbit.quantization.biases import BIAS_CORRECTIONS, corrected
 from mixbit.quantization.calibrate import Calibration, calibrate
@@ -62,6 +62,7 @@ def quantize(
     check_arguments(graph, task, seed)
     pick("bias correction", bias_correction, BIAS_CORRECTIONS)
     name, round_weights = ROUNDINGS.find(rounding)
+    check_by_layer(graph, f"rounding {name}", round_weights, ROUNDINGS)
     check_plan(graph, plan)
     graph = for_target(graph, find_target(plan.target))
     plan = _without_outdated_predictions(graph, plan)

@@ -30,6 +30,10 @@ def export(graph: Graph, path: str | Path, *, force: bool = False) -> Path:
     plan, folder = plan_of(graph), Path(path)
     target = find_target(plan.target)
     check_exportable(graph)
+    if graph.room is not None and not target.writes_by_layer:
+        raise InvalidInput(
+            f"target {target.name}: its file is written with all weights in memory; with weights in files take packed"
+        )
     with whole_folder(folder, last="plan.json", force=force) as temporary:
         target.write(graph, temporary)
         plan.save(temporary / "plan.json")

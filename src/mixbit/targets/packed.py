@@ -208,6 +208,7 @@ TARGET = Target(
     input_bits=(2, 3, 4, 5, 6, 7, 8, 16),
     dynamic_choices=("w4a8d", "w6a8d", "w8a8d"),
     needs_graph=True,
+    writes_by_layer=True,
     note="weights stored at their width, zeros as bits of a mask; a PyTorch module computes in float32 on the rounded "
     "values; also bfloat16, dynamic, dynamic groups, dynamic rows, float16, group, one scale, sparsity, zero point",
     lacks=lambda scheme: None,  # noqa: ARG005

@@ -17,6 +17,7 @@ from mixbit.graph import (
     Case,
     Graph,
     SampleAxis,
+    Waiting,
     Walker,
     activations,
     after,
@@ -259,7 +260,7 @@ def gradients(case: Case, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     generator, task = torch.Generator().manual_seed(case.seed), fitted(case.task, case.graph, case.batches)
     for inputs, _ in track(case.batches, "weigh errors"):
         tensors: dict[str, Tensor] = {}
-        with torch.enable_grad():
+        with torch.enable_grad(), Waiting(case.graph.room).forward():
             around = {name: seen(partial(_record, tensors, name)) for name in names}
             returned = Walker(case.graph.module, around).returned(case.graph.leaves(inputs))
             value = task.information(returned, None, generator)
