@@ -185,8 +185,10 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     mean = torch.where(mean > 0, mean, 1)
     share = torch.full_like(mean, damping)
     while True:
-        damped = hessian.double() + torch.diag_embed(torch.where(dead, 1, share.unsqueeze(1)) * mean.unsqueeze(1))
+        damped = hessian.double().clone()
+        damped.diagonal(dim1=1, dim2=2).add_(torch.where(dead, 1, share.unsqueeze(1)) * mean.unsqueeze(1))
         lower, failed = torch.linalg.cholesky_ex(damped)
+        del damped  # of many columns, each of these matrices is large
         if not failed.any():
             factor, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed.any():

@@ -37,6 +37,8 @@ from mixbit.training.blockwise import gradients
 BLOCK = 128
 #: Numbers in the second moments of a layer's rows. Where there would be more, columns are rounded in parts.
 MOST_MOMENTS = 2**27
+#: Numbers of a weight that are rounded at once: rows have no part in one another, and few stay in the caches.
+MOST_NUMBERS = 2**22
 #: Which rows: the tensor that is read, and how an operator cuts it up. Operators that share them share their moments.
 _Rows = tuple[fx.Node, str]
 
@@ -296,21 +298,35 @@ def compensated(
     order = torch.arange(weight.shape[2], device=weight.device).expand_as(diagonal)
     if by_activation:
         order = diagonal.argsort(dim=1, descending=True, stable=True)
-    columns = order.unsqueeze(1).expand_as(weight)
-    sorted_rows = hessian.gather(1, order.unsqueeze(2).expand_as(hessian))
-    factor = inverse_factor(sorted_rows.gather(2, order.unsqueeze(1).expand_as(hessian)), damping)
-    scale, zero_point = scale.gather(2, columns), zero_point.gather(2, columns)
-    mask = None if mask is None else mask.gather(2, columns)
-    rounded = _in_order(weight.gather(2, columns).double(), factor, scale, zero_point, mask, limits)
-    return torch.empty_like(weight).scatter_(2, columns, rounded.to(weight))
+    factor = inverse_factor(
+        hessian.gather(1, order.unsqueeze(2).expand_as(hessian)).gather(2, order.unsqueeze(1).expand_as(hessian)),
+        damping,
+    )
+    rounded = torch.empty_like(weight)
+    for rows in _few_rows(weight):
+        columns = order.unsqueeze(1).expand_as(weight[:, rows])
+        some = [None if each is None else each[:, rows].gather(2, columns) for each in (scale, zero_point, mask)]
+        made = _in_order(weight[:, rows].gather(2, columns).double(), factor, *some, limits)
+        rounded[:, rows] = torch.empty_like(weight[:, rows]).scatter_(2, columns, made.to(weight))
+    return rounded
+
+
+def _few_rows(weight: Tensor) -> Iterator[slice]:
+    """Parts of the rows of [G, rows, columns], which have no part in one another."""
+    size = max(1, MOST_NUMBERS // (weight.shape[0] * weight.shape[2]))
+    return (slice(start, start + size) for start in range(0, weight.shape[1], size))
 
 
 def least_error(weight: Tensor, hessian: Tensor, *rounded: Tensor) -> Tensor:
     """[G, rows, columns] of several roundings of W, for each row w the one with the least (q - w) H (q - w)'."""
-    changes = [q.double() - weight.double() for q in rounded]
-    errors = torch.stack([((change @ hessian) * change).sum(2) for change in changes])
-    best = errors.argmin(0).expand_as(rounded[0].movedim(2, 0)).movedim(0, 2)
-    return torch.stack(rounded).gather(0, best.unsqueeze(0)).squeeze(0)
+    result = torch.empty_like(rounded[0])
+    for rows in _few_rows(weight):
+        some = torch.stack([q[:, rows] for q in rounded])
+        changes = some.double() - weight[:, rows].double()
+        errors = ((changes @ hessian) * changes).sum(3)
+        best = errors.argmin(0).expand_as(some.movedim(3, 1)[0]).movedim(0, 2)
+        result[:, rows] = some.gather(0, best.unsqueeze(0)).squeeze(0)
+    return result
 
 
 def _in_order(
