@@ -92,9 +92,7 @@ def run(options: argparse.Namespace, folder: Path, out: Path, *, in_memory: bool
     print("all weights in memory" if in_memory else f"weights in files, --memory {options.memory}")
     generator = torch.Generator().manual_seed(1)
     shape = options.sequences // options.batches, options.length
-    batches = [
-        {"input_ids": torch.randint(0, VOCABULARY, shape, generator=generator)} for _ in range(options.batches)
-    ]
+    batches = [{"input_ids": torch.randint(0, VOCABULARY, shape, generator=generator)} for _ in range(options.batches)]
     network = load_model(str(folder), on_meta=not in_memory)
     room = {} if in_memory else {"weights": folder, "memory": options.memory, "scratch": out.parent}
     graph = timed("capture", lambda: mb.capture(network.module, batches[0], **room))

@@ -188,9 +188,20 @@ def _modules(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return {name: tuple(kind for _, kind in held) for held in holders.values() for name, _ in held}
 
 
-def capture_all(model: nn.Module, batches: Sequence[Inputs], dynamic: Dynamic | None = None) -> Graph:
-    """`capture` on the first batch, with the dimensions free in which the batches differ too."""
-    check_module(model)
+def capture_all(
+    model: nn.Module,
+    batches: Sequence[Inputs],
+    dynamic: Dynamic | None = None,
+    *,
+    weights: Path | None = None,
+    room: Room | None = None,
+) -> Graph:
+    """`capture` on the first batch, with the dimensions free in which the batches differ too.
+
+    With `weights` and `room`, of a network whose parameters stay in files.
+    """
+    if weights is None:
+        check_module(model)
     differ, dynamic = differing(batches), _by_place(model, batches[0], dynamic or {})
     free = {key: {*differ.get(key, ()), *dynamic.get(key, ())} for key in (*differ, *dynamic)}
     # torch takes sizes of 0 and 1 for constants
@@ -204,7 +215,10 @@ def capture_all(model: nn.Module, batches: Sequence[Inputs], dynamic: Dynamic | 
         )
     )
     with naming_the_batch(batches):
-        return capture(model, next(large, batches[0]) if free else batches[0], free)
+        example = next(large, batches[0]) if free else batches[0]
+        if room is None:
+            return capture(model, example, free)
+        return capture(model, example, free, weights=weights, memory=room.memory, scratch=room.scratch)
 
 
 @contextmanager

@@ -31,7 +31,11 @@ def fold_weights(module: fx.GraphModule) -> None:
     folded: dict[fx.Node, tuple[list[str], Tensor]] = {}
     for node in computed:
         value, sources = values[node], _sources(module, node)
-        if value.is_meta or not value.isfinite().all() or value.numel() > MOST_GROWTH * sum(map(Tensor.numel, sources.values())):
+        if (
+            value.is_meta
+            or not value.isfinite().all()
+            or value.numel() > MOST_GROWTH * sum(map(Tensor.numel, sources.values()))
+        ):
             continue
         known = [(new, other) for new, (names, other) in folded.items() if names == [*sources]]
         if len(sources) == 1:  # it may be a copy

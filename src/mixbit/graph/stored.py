@@ -3,17 +3,15 @@
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils import _pytree as pytree
 
 from mixbit.core import InvalidInput, Room, Spill, StoredTensor, UnsupportedModel, did_you_mean, stored_tensors
-from mixbit.graph.graph import is_parameter, split_name, tensor_of, without_torchs_warnings
+from mixbit.graph.graph import split_name, tensor_of
 
 #: Reads a tensor from where it is.
 Read = Callable[[], Tensor]
@@ -86,7 +84,9 @@ def stand_in(model: nn.Module, weights: str | Path) -> tuple[nn.Module, dict[str
     return model, found
 
 
-def _found(files: Mapping[str, StoredTensor], names: Sequence[str], shape: tuple[int, ...], place: Path) -> StoredTensor:
+def _found(
+    files: Mapping[str, StoredTensor], names: Sequence[str], shape: tuple[int, ...], place: Path
+) -> StoredTensor:
     tensor = next((files[name] for name in names if name in files), None)
     if tensor is None:
         raise InvalidInput(
@@ -215,7 +215,7 @@ class Waiting:
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """While the block runs forward, what torch keeps for the backward pass goes to the file; weights are read again."""
+        """While the block runs, what torch keeps for the backward pass goes to the file; weights are read again."""
         if self.spill is None:
             yield
         else:
@@ -233,7 +233,7 @@ class Waiting:
         read = getattr(tensor.untyped_storage(), "mixbit_read", None)
         if read is None:
             return self.hold(tensor)
-        return _View(read, tensor.shape, tensor.stride(), tensor.storage_offset())
+        return _View(read, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
     @staticmethod
     def _unpack(held: Any) -> Tensor:

@@ -152,7 +152,11 @@ class MetricInput:
         errors = weight.new_empty(len(self.weight_formats), *weight.shape)
         for error, quantizer in zip(errors, self.weight_quantizers(layer, rows), strict=True):
             torch.sub(quantizer(weight), weight, out=error)
-        if rows is None and self.graph.room is None and errors.numel() + sum(map(Tensor.numel, self.kept.values())) <= MOST_KEPT:
+        if (
+            rows is None
+            and self.graph.room is None
+            and errors.numel() + sum(map(Tensor.numel, self.kept.values())) <= MOST_KEPT
+        ):
             self.kept[key] = errors
         return errors
 

@@ -24,7 +24,16 @@ from mixbit.core import (
     split_all,
     track,
 )
-from mixbit.graph import Graph, check_arguments, check_by_layer, check_graph, fitted, model_fingerprint, shared_inputs, try_data
+from mixbit.graph import (
+    Graph,
+    check_arguments,
+    check_by_layer,
+    check_graph,
+    fitted,
+    model_fingerprint,
+    shared_inputs,
+    try_data,
+)
 from mixbit.graph.resources import live_activations, num_uncovered
 from mixbit.metrics._input import (
     IGNORES_LOSS,

@@ -133,9 +133,7 @@ def calibrate(
                 walker.returned(leaves)
             except (IndexError, RuntimeError) as error:
                 raise InvalidInput(f"batch {number}: the model fails on it: {str(error).splitlines()[0]}") from error
-    samples_of, factors = (
-        ({}, {}) if graph.room is None else tuple(Spilled(scratch(graph.room)) for _ in range(2))
-    )
+    samples_of, factors = ({}, {}) if graph.room is None else tuple(Spilled(scratch(graph.room)) for _ in range(2))
     for name, held in recorder.samples.items():
         samples_of[name] = _of_each_shape([each() for each in held], graph.operations[name][1])
     calibration = Calibration(

@@ -305,8 +305,9 @@ def compensated(
     rounded = torch.empty_like(weight)
     for rows in _few_rows(weight):
         columns = order.unsqueeze(1).expand_as(weight[:, rows])
-        some = [None if each is None else each[:, rows].gather(2, columns) for each in (scale, zero_point, mask)]
-        made = _in_order(weight[:, rows].gather(2, columns).double(), factor, *some, limits)
+        some, scales, zeros = (each[:, rows].gather(2, columns) for each in (weight, scale, zero_point))
+        stays = None if mask is None else mask[:, rows].gather(2, columns)
+        made = _in_order(some.double(), factor, scales, zeros, stays, limits)
         rounded[:, rows] = torch.empty_like(weight[:, rows]).scatter_(2, columns, made.to(weight))
     return rounded
 

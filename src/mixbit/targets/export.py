@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from mixbit.core import InvalidInput, UnsupportedModel, checked, find_target, whole_folder
+from mixbit.core import InvalidInput, Target, UnsupportedModel, checked, find_target, whole_folder
 from mixbit.graph import Graph, check_graph
 from mixbit.quantization.quantizer import quantizers_of
 from mixbit.targets._integers import FURTHER, SEPARATOR, plan_of
@@ -30,14 +30,20 @@ def export(graph: Graph, path: str | Path, *, force: bool = False) -> Path:
     plan, folder = plan_of(graph), Path(path)
     target = find_target(plan.target)
     check_exportable(graph)
-    if graph.room is not None and not target.writes_by_layer:
-        raise InvalidInput(
-            f"target {target.name}: its file is written with all weights in memory; with weights in files take packed"
-        )
+    if graph.room is not None:
+        check_written_by_layer(target)
     with whole_folder(folder, last="plan.json", force=force) as temporary:
         target.write(graph, temporary)
         plan.save(temporary / "plan.json")
     return folder / target.files[0]
+
+
+def check_written_by_layer(target: Target) -> None:
+    """Raise InvalidInput for a target whose file takes all weights in memory."""
+    if not target.writes_by_layer:
+        raise InvalidInput(
+            f"target {target.name}: its file is written with all weights in memory; with weights in files take packed"
+        )
 
 
 def check_exportable(graph: Graph) -> None:

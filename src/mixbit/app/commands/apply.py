@@ -3,14 +3,20 @@
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
+from operator import itemgetter
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mixbit.app.commands import options
-from mixbit.app.commands.quantize import print_deployed, refuse
-from mixbit.core import check_writable_folder, find_target
+from mixbit.app.commands.quantize import print_deployed
+from mixbit.core import InvalidInput, check_writable_folder, find_target, say
+
+if TYPE_CHECKING:
+    from mixbit.core import Plan, Room, Task
+    from mixbit.datasets.load import Reading
+    from mixbit.pipeline.settings import Settings
 
 
 @options.with_reading
@@ -38,25 +44,28 @@ def apply(
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
     device: options.Device = "cpu",
+    memory: options.Memory = None,
+    scratch: options.Scratch = None,
     seed: options.Seed = 0,
     force: options.Force = False,
     as_json: options.AsJson = False,
     *,
     read: options.Read,
 ) -> None:
-    """Deploy a plan: calibrate, quantize, export, run the artefact and compare."""
+    """Deploy a plan: calibrate, quantize, export, run the artefact and compare; with --memory, up to export."""
     from mixbit.core import Plan
 
     out = out.absolute()  # the user's code may change the working folder
     check_writable_folder(out, force=force)  # before torch is loaded
     given, _ = Plan.load(plan), find_target(target)
+    room = options.room_of(memory, scratch, device)
     from mixbit.core import absolute, load_function
     from mixbit.pipeline.auto import auto_quantize
     from mixbit.pipeline.settings import Settings, check_given
     from mixbit.training.loop import Training
 
     if flavour != "qat":
-        refuse({"epochs": epochs, "train": train, "lr": lr}, "only --flavour qat trains")
+        options.refuse({"epochs": epochs, "train": train, "lr": lr}, "only --flavour qat trains")
     settings = Settings(
         rounding=options.function_or_name(rounding, "ROUNDING"),
         importance=importance,
@@ -77,6 +86,22 @@ def apply(
     settings.check()
     check_given(given, target, settings)
     reading = read(seed=seed)
+    if room is not None:
+        others = {
+            "eval": evaluate,
+            "score": score,
+            "reestimate_bn": reestimate_bn,
+            "equalize": equalize,
+        }
+        options.refuse(others, "with --memory the file is written, and not run")
+        if flavour != "static" or importance != "magnitude":
+            raise InvalidInput("--memory: networks are not trained so; leave --flavour and --importance out")
+        write_from_files(
+            settings, given, room, data, reading, out, options.task_of(task, loss, output_weight), force=force
+        )
+        if as_json:
+            options.print_json({"folder": str(out)})
+        return
     network = options.model_on(model, device)
     meant = options.task_of(task, loss, output_weight, network)
     batches, noted = options.data_of({"data": data, "eval": evaluate, "train": train}, network, reading, meant)
@@ -93,3 +118,44 @@ def apply(
             force=force,
         )
     print_deployed(deployed, as_json=as_json)
+
+
+def write_from_files(
+    settings: "Settings",
+    plan: "Plan",
+    room: "Room",
+    data: str,
+    reading: "Reading",
+    out: Path,
+    task: "Task",
+    *,
+    force: bool,
+) -> None:
+    """Calibrate, quantize and write a network whose weights stay in files, layer by layer."""
+    from mixbit.core import split_batches
+    from mixbit.graph.capture import capture_all
+    from mixbit.quantization.calibrate import calibrate
+    from mixbit.roundings.quantize import quantize
+    from mixbit.targets.export import check_exportable, check_written_by_layer, export
+
+    check_written_by_layer(find_target(plan.target))
+    with redirect_stdout(sys.stderr):
+        network = options.model_on(str(settings.model), "cpu", on_meta=True)
+        loaded, _ = options.data_of({"data": data}, network, reading, task)
+        batches = split_batches(network.module, loaded["data"], samples=settings.samples, folder=out.parent)
+        graph = capture_all(
+            network.module, batches.map(itemgetter(0)), settings.dynamic, weights=network.weights, room=room
+        )
+        check_exportable(graph)
+        calibration = calibrate(graph, batches, target=plan.target, ranges=settings.ranges)
+        small = quantize(
+            graph,
+            plan,
+            calibration,
+            rounding=settings.rounding,
+            bias_correction=settings.bias_correction,
+            task=task,
+            seed=settings.seed,
+        )
+        export(small, out, force=force)
+    say(f"written to {out}; not run: that takes the whole network in memory")

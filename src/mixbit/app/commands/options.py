@@ -29,7 +29,7 @@ from mixbit.core import (
 )
 
 if TYPE_CHECKING:
-    from mixbit.core import Task
+    from mixbit.core import Room, Task
     from mixbit.datasets.load import Reading
     from mixbit.models.load import LoadedModel
 
@@ -85,6 +85,14 @@ OutputWeights = Annotated[
 ]
 LossSpec = Annotated[str | None, typer.Option(help="for metrics: file.py:function(output, labels); else the task's")]
 Device = Annotated[str, typer.Option(help="where the model runs: cpu or cuda")]
+Memory = Annotated[
+    str | None,
+    typer.Option(help="leave MODEL's weights in their files, and take so much memory, as 4GB; else all are loaded"),
+]
+Scratch = Annotated[
+    Path | None,
+    typer.Option(help="with --memory: folder for activations and scales; else that for temporary files"),
+]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="random seed")]
 Force = Annotated[bool, typer.Option("--force", help="replace files of the same names in --out")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
@@ -355,12 +363,36 @@ def split(choices: str | None) -> list[str] | None:
     return None if choices is None else [text.strip() for text in choices.split(",")]
 
 
-def model_on(spec: str, device: str) -> "LoadedModel":
-    """The user's model on that device."""
+def refuse(given: dict[str, Any], why: str) -> None:
+    """Raise InvalidInput for the first option that is given: that is not what it is by default."""
+    for name, value in given.items():
+        if value not in (None, False, 1.0, "ilp", "fisher"):
+            raise InvalidInput(f"--{name.replace('_', '-')} {value}: {why}; leave it out")
+
+
+def room_of(memory: str | None, scratch: Path | None, device: str) -> "Room | None":
+    """What a run may take whose weights stay in files; None where they are loaded. InvalidInput for a mistake."""
+    from mixbit.core import Room, num_bytes
+
+    if memory is None:
+        if scratch is not None:
+            raise InvalidInput(f"--scratch {scratch}: is for --memory; give both, or none")
+        return None
+    if device != "cpu":
+        raise InvalidInput(f"--device {device}: with --memory weights are read for the CPU; leave it out")
+    if scratch is not None and not scratch.is_dir():
+        raise InvalidInput(f"--scratch {scratch}: no such folder; make it")
+    return Room(num_bytes(memory, "--memory"), None if scratch is None else scratch.absolute())
+
+
+def model_on(spec: str, device: str, *, on_meta: bool = False) -> "LoadedModel":
+    """The user's model on that device, or on meta, with its weights left in files."""
     from mixbit.graph.capture import check_module
     from mixbit.models.load import load_model
 
-    place, model = device_of(device), load_model(spec)
+    place, model = device_of(device), load_model(spec, on_meta=on_meta)
+    if on_meta:
+        return model
     check_module(model.module)
     if model.module.training:
         say(f"MODEL {spec}: in training mode; it is run in eval mode: no dropout, batch norms as trained")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixbit.app.commands import options
-from mixbit.app.commands.options import print_rows, say_what_runs_in_float
+from mixbit.app.commands.options import print_rows, refuse, say_what_runs_in_float
 from mixbit.core import Budget, InvalidInput, MaxDrop, check_writable_folder, find_target, say
 
 if TYPE_CHECKING:
@@ -138,13 +138,6 @@ def quantize(
             force=force,
         )
     print_deployed(deployed, as_json=as_json)
-
-
-def refuse(given: dict[str, Any], why: str) -> None:
-    """Raise InvalidInput for the first option that is given: that is not what it is by default."""
-    for name, value in given.items():
-        if value not in (None, False, 1.0, "ilp", "fisher"):
-            raise InvalidInput(f"--{name.replace('_', '-')} {value}: {why}; leave it out")
 
 
 def _warm(search: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mixbit.app.commands import options
-from mixbit.app.commands.options import print_rows
+from mixbit.app.commands.options import print_rows, refuse
 from mixbit.core import (
     Budget,
     InvalidInput,
@@ -53,6 +53,8 @@ def measure(
     output_weight: options.OutputWeights = None,
     loss: options.LossSpec = None,
     device: options.Device = "cpu",
+    memory: options.Memory = None,
+    scratch: options.Scratch = None,
     seed: options.Seed = 0,
     force: options.Force = False,
     as_json: options.AsJson = False,
@@ -73,6 +75,9 @@ def measure(
     from mixbit.targets.timed import timed
 
     out = out.absolute()  # the user's code may change the working folder
+    room = options.room_of(memory, scratch, device)
+    if room is not None:
+        refuse({"latency": latency, "size": size}, "with --memory no file is run or written")
     free, meant = options.dynamic_of(dynamic), options.task_of(task, loss, output_weight)
     reading = read(seed=seed)
     options.say_unless_used(loss, metric)
@@ -81,11 +86,11 @@ def measure(
     RANGES.find(range_method)
     find_target(target).schemes(options.split(choices))
     with new_file(out, force=force), redirect_stdout(sys.stderr):
-        network = options.model_on(model, device)
+        network = options.model_on(model, device, on_meta=room is not None)
         meant = options.task_of(task, loss, output_weight, network)
         loaded, *_ = options.data_of({"data": data}, network, reading, meant)
         batches = split_batches(network.module, loaded["data"], samples=samples, folder=out.absolute().parent)
-        graph = capture_all(network.module, batches.map(itemgetter(0)), free)
+        graph = capture_all(network.module, batches.map(itemgetter(0)), free, weights=network.weights, room=room)
         if (note := note_on_uncovered(graph)) is not None:
             say(note)
         check_exportable(graph)

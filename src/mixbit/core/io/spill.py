@@ -110,7 +110,9 @@ class Spill:
         while done < len(numbers):  # each call says where: threads and forked processes share a file's position
             read = os.preadv(self._file.fileno(), [numbers.data[done:]], place.offset + done)
             if not read:
-                raise InvalidInput(f"{self.what}: the file in {self.folder} was cut short; keep it as it is while a run lasts")
+                raise InvalidInput(
+                    f"{self.what}: the file in {self.folder} was cut short; keep it as it is while a run lasts"
+                )
             done += read
         return tensor.to(place.device)
 
@@ -125,7 +127,7 @@ def _bytes_of(dense: Tensor) -> Any:
 
 
 class Spilled(MutableMapping[Any, Any]):
-    """A dictionary whose values, trees of tensors, are in a file; a value that is replaced still takes its place there."""
+    """A dictionary whose values, trees of tensors, are in a file; one that is replaced still takes its place there."""
 
     def __init__(self, spill: Spill) -> None:
         self._spill = spill

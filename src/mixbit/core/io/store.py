@@ -216,11 +216,8 @@ def _described(value: Any, around: tuple[int, ...]) -> str:
     """The value as text; `around` are the ids of those that hold it, which it may hold in turn."""
     held: Sequence[Any] = ()
     match value:
-        case Tensor() if value.is_meta:  # its numbers are in a file
-            text = f"{value.dtype}{list(value.shape)}"
         case Tensor():
-            flat = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-            text = f"{value.dtype}{list(value.shape)}{hashlib.sha256(flat.data).hexdigest()}"
+            text = f"{value.dtype}{list(value.shape)}{_numbers(value)}"
         case np.ndarray():
             text = f"{value.dtype}{value.shape}{hashlib.sha256(value.tobytes()).hexdigest()}"
         case Mapping():
@@ -247,6 +244,14 @@ def _described(value: Any, around: tuple[int, ...]) -> str:
     inside = (*around, id(value))
     parts = ("..." if id(part) in inside else _described(part, inside) for part in held)
     return f"{text}({', '.join(parts)})" if held else text
+
+
+def _numbers(tensor: Tensor) -> str:
+    """A digest of its numbers; nothing on `meta`, whose numbers are in files."""
+    if tensor.is_meta:
+        return ""
+    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return hashlib.sha256(flat.data).hexdigest()
 
 
 def _source(code: Any) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +113,7 @@ def _files(place: Path) -> list[Path]:
 def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> StoredTensor:
     try:
         dtype, shape, (first, last) = _TYPES[entry["dtype"]], tuple(map(int, entry["shape"])), entry["data_offsets"]
-        fits = 0 <= first and last - first == dtype.itemsize * torch.Size(shape).numel() and start + last <= size
+        fits = first >= 0 and last - first == dtype.itemsize * torch.Size(shape).numel() and start + last <= size
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidInput(f"{path}: {name} has no type, shape and place that are known ({error})") from error
     if not fits:

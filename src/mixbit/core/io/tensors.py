@@ -113,5 +113,4 @@ class TensorFile:
             for name in order:
                 _, _, first, last = self._entries[name]
                 self._waiting.seek(first)
-                for start in range(first, last, _PIECE):
-                    file.write(self._waiting.read(min(_PIECE, last - start)))
+                file.writelines(self._waiting.read(min(_PIECE, last - start)) for start in range(first, last, _PIECE))
