@@ -59,6 +59,7 @@ def quantize(
         InvalidInput: the plan is of another model, offers what the target does not run or a layer cannot take, the data
             does not fit or is needed, or the rounding is unknown.
     """
+    task = Task.of(task)
     check_arguments(graph, task, seed)
     pick("bias correction", bias_correction, BIAS_CORRECTIONS)
     name, round_weights = ROUNDINGS.find(rounding)
@@ -75,7 +76,6 @@ def quantize(
         raise InvalidInput(f"{what}: {_given(calibration)} is not enough; give the batches")
     corrects, place = bias_correction != "off", Store(folder).folder
     simulated = simulate(graph, plan, calibration, bias_correction=corrects)
-    task = Task.of(task)
     with reserved(place):
         rounded = round_weights(RoundingInput(graph, simulated, inputs, task, seed, place, corrects))
     if not isinstance(rounded, Graph) or rounded.plan is None:

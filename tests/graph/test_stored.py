@@ -1,0 +1,277 @@
+"""Networks whose weights stay in files, against the same networks in memory."""
+
+import shutil
+import weakref
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import mixbit as mb
+from mixbit.core.errors import InvalidInput, UnsupportedModel
+from mixbit.core.io.spill import Spilled
+from mixbit.core.io.stored import StoredTensor, num_bytes
+from mixbit.graph import parameters_on_meta
+from mixbit.models.load import load_model
+from mixbit.quantization.calibrate import calibrate
+
+transformers = pytest.importorskip("transformers")
+CHOICES = ["w4g16", "w8"]
+SIZES = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+
+
+def tokens(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [{"input_ids": torch.randint(0, SIZES["vocab_size"], (4, 8), generator=generator)} for _ in range(count)]
+
+
+@pytest.fixture(scope="module", params=["untied", "tied"])
+def folder(request, tmp_path_factory):
+    """A language model in files of bfloat16; several of them where no weight is shared."""
+    place = tmp_path_factory.mktemp("llama")
+    config = transformers.LlamaConfig(
+        **SIZES, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=request.param == "tied"
+    )
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(place, max_shard_size="12KB" if request.param == "untied" else "1GB")
+    return place
+
+
+def captured(folder, *, in_memory, **room):
+    loaded = load_model(str(folder), on_meta=not in_memory)
+    return mb.capture(loaded.module, tokens(1, 1)[0], **({} if in_memory else {"weights": loaded.weights, **room}))
+
+
+def run(folder, out, *, in_memory):
+    """Table, plan, and bytes of the packed file by rounding."""
+    graph, files = captured(folder, in_memory=in_memory), {}
+    calibration = calibrate(graph, tokens(3, 2), target="packed")
+    table = mb.measure(graph, calibration, target="packed", task="language", choices=CHOICES)
+    plan = mb.search(table, mb.Budget(mean_bits=6))
+    for rounding, correction in (("nearest", "at_once"), ("gptq", "at_once"), ("nearest", "sequential")):
+        small = mb.quantize(graph, plan, calibration, rounding=rounding, bias_correction=correction, task="language")
+        path = mb.export(small, out / f"{rounding} {correction}")
+        files[rounding, correction] = path.read_bytes()
+    return SimpleNamespace(graph=graph, table=table, plan=plan, files=files)
+
+
+@pytest.fixture(scope="module")
+def in_memory(folder, tmp_path_factory):
+    return run(folder, tmp_path_factory.mktemp("in-memory"), in_memory=True)
+
+
+class Alive:
+    """Bytes of the weights that were read and are still in memory, and the most that there were."""
+
+    def __init__(self):
+        self.now, self.most, self.read = 0, 0, 0
+
+    def watch(self, read, tensor):
+        value = read(tensor)
+        size = value.nbytes
+        self.now, self.read = self.now + size, self.read + size
+        self.most = max(self.most, self.now)
+        weakref.finalize(value.untyped_storage(), partial(self._gone, size))
+        return value
+
+    def _gone(self, size):
+        self.now -= size
+
+
+@pytest.fixture(scope="module")
+def from_files(folder, tmp_path_factory):
+    """The same, and what was in memory meanwhile."""
+    alive, read = Alive(), StoredTensor.read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StoredTensor, "read", lambda tensor: alive.watch(read, tensor))
+        found = run(folder, tmp_path_factory.mktemp("from-files"), in_memory=False)
+    found.alive = alive
+    return found
+
+
+def test_table_plan_and_integers_are_those_of_the_network_in_memory(in_memory, from_files):
+    assert from_files.graph.layers == in_memory.graph.layers
+    assert (from_files.table.loss > 0).any()
+    assert (from_files.table.loss == in_memory.table.loss).all()
+    assert (from_files.table.standard_error == in_memory.table.standard_error).all()
+    assert from_files.plan == in_memory.plan
+    assert len(set(from_files.plan.layers.values())) > 1
+    assert len(set(from_files.files.values())) == len(from_files.files)  # roundings differ from one another
+    assert from_files.files == in_memory.files
+
+
+def test_few_weights_are_in_memory_at_once(from_files):
+    alive, layers = from_files.alive, from_files.graph.layers
+    assert alive.read > 5 * 4 * sum(layer.numel for layer in layers)  # every pass reads all of them
+    assert alive.most <= 2 * 4 * max(layer.numel for layer in layers)
+    assert alive.now == 0
+
+
+@pytest.mark.parametrize("metric", ["weight_error", "weight_error_relative"])
+def test_errors_of_weights_are_those_in_memory(folder, metric):
+    tables = [
+        mb.measure(graph, tokens(2, 2), target="packed", task="language", metric=metric, choices=CHOICES)
+        for graph in (captured(folder, in_memory=True), captured(folder, in_memory=False))
+    ]
+    assert (tables[0].loss == tables[1].loss).all()
+
+
+def test_what_grows_with_the_network_is_in_files(folder):
+    graph = captured(folder, in_memory=False)
+    calibration = calibrate(graph, tokens(2, 2), target="packed")
+    assert isinstance(calibration.samples, Spilled)
+    assert isinstance(calibration.weight_factors, Spilled)
+    assert all(parameter.is_meta for parameter in graph.module.parameters())
+
+
+def test_finished_layers_are_taken_up_unless_the_weights_change(folder, tmp_path, monkeypatch):
+    place, kept = tmp_path / "model", tmp_path / "kept"
+    shutil.copytree(folder, place)
+
+    def rounded():
+        graph = captured(place, in_memory=False)
+        calibration = calibrate(graph, tokens(2, 2), target="packed")
+        plan = mb.Plan.model_validate(
+            {"target": "packed", "fingerprint": "", "layers": {layer.name: "w4g16" for layer in graph.layers}}
+        ).model_copy(update={"fingerprint": mb.measure(graph, calibration, target="packed", task="language",
+                                                      metric="weight_error", choices=["w4g16"]).fingerprint})  # fmt: skip
+        return mb.quantize(graph, plan, calibration, rounding="gptq", task="language", folder=kept)
+
+    first = rounded()
+    name = first.layers[1].name
+    stored = sorted(kept.iterdir())
+    times = [path.stat().st_mtime_ns for path in stored]
+    assert stored
+    assert torch.equal(rounded().parameter(name), first.parameter(name))
+    assert [path.stat().st_mtime_ns for path in stored] == times
+    for file in place.glob("*.safetensors"):
+        file.touch()
+    rounded()
+    assert all(path.stat().st_mtime_ns > time for path, time in zip(stored, times, strict=True))
+
+
+class Small(nn.Module):
+    def __init__(self, width=16):
+        super().__init__()
+        self.first, self.second = nn.Linear(8, width), nn.Linear(width, 4)
+        self.register_buffer("shift", torch.arange(4.0), persistent=False)
+
+    def forward(self, x):
+        return self.second(self.first(x).relu()) + self.shift
+
+
+def saved(model, path):
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
+    return path
+
+
+def on_meta(width=16):
+    with parameters_on_meta():
+        return Small(width)
+
+
+def test_a_module_on_meta_takes_its_weights_from_a_file(tmp_path):
+    torch.manual_seed(0)
+    model = Small()
+    graph = mb.capture(on_meta(), torch.randn(3, 8), weights=saved(model, tmp_path / "small.safetensors"))
+    x = torch.randn(5, 8)
+    assert torch.equal(graph(x), model(x))
+
+
+def nan_in(model):
+    model.second.weight.data[0, 0] = torch.nan
+
+
+def shorter(path):
+    path.write_bytes(path.read_bytes()[:-4])
+
+
+MISTAKES = {
+    "another shape": (lambda: on_meta(12), lambda _: None, r"first.weight has shape \[16, 8\], the model \[12, 8\]"),
+    "a file that was cut": (on_meta, shorter, "does not fit the file of"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_files_that_do_not_fit_are_refused(case, tmp_path):
+    make, damage, message = MISTAKES[case]
+    path = saved(Small(), tmp_path / "small.safetensors")
+    damage(path)
+    with pytest.raises(InvalidInput, match=message):
+        mb.capture(make(), torch.randn(3, 8), weights=path)
+
+
+def test_a_weight_that_is_in_no_file_is_named(tmp_path):
+    path = saved(nn.Sequential(nn.Linear(8, 4)), tmp_path / "other.safetensors")
+    with pytest.raises(InvalidInput, match="holds no first.weight"):
+        mb.capture(on_meta(), torch.randn(3, 8), weights=path)
+
+
+def test_a_buffer_without_numbers_is_refused_with_the_way_out(tmp_path):
+    path = saved(Small(), tmp_path / "small.safetensors")
+    with pytest.raises(InvalidInput, match=r"holds no shift.*parameters_on_meta"):
+        mb.capture(Small().to("meta"), torch.randn(3, 8), weights=path)
+
+
+def test_nan_is_told_when_it_is_read(tmp_path):
+    model = Small()
+    nan_in(model)
+    graph = mb.capture(on_meta(), torch.randn(3, 8), weights=saved(model, tmp_path / "small.safetensors"))
+    with pytest.raises(InvalidInput, match=r"second.weight holds NaN or inf"):
+        calibrate(graph, [torch.randn(3, 8)])
+
+
+def test_batch_norms_that_would_be_folded_are_refused(tmp_path):
+    def make():
+        return nn.Sequential(nn.Sequential(nn.Linear(8, 4), nn.BatchNorm1d(4)), nn.Linear(4, 2))
+
+    path = saved(make(), tmp_path / "norm.safetensors")
+    with parameters_on_meta():
+        model = make()
+    with pytest.raises(UnsupportedModel, match="capture computes it from other weights"):
+        mb.capture(model.eval(), torch.randn(3, 8), weights=path)
+
+
+def test_a_layer_that_does_not_fit_the_memory_is_named_before_the_work(folder):
+    with pytest.raises(InvalidInput, match=r"memory 0.7GB: .*embed_tokens.weight \[128, 32\] takes 0.7\dGB"):
+        captured(folder, in_memory=False, memory="700MB")
+
+
+def test_a_full_scratch_folder_is_named(folder, tmp_path, monkeypatch):
+    graph = captured(folder, in_memory=False, scratch=tmp_path)
+    monkeypatch.setattr("mixbit.core.io.spill.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(InvalidInput, match=rf"scratch: 0 GiB are written to {tmp_path}, which has no room.*--scratch"):
+        calibrate(graph, tokens(2, 2), target="packed")
+    assert list(tmp_path.iterdir()) == []
+
+
+REFUSED = {
+    "metric": (lambda graph, _: mb.measure(graph, tokens(2, 2), target="packed", metric="hawq"), "take one of fisher"),
+    "rounding": (
+        lambda graph, plan: mb.quantize(graph, plan, tokens(2, 2), rounding="brecq"),
+        "take one of nearest, gptq",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_needs_the_whole_network_is_refused(case, folder, in_memory):
+    call, message = REFUSED[case]
+    with pytest.raises(InvalidInput, match=message):
+        call(captured(folder, in_memory=False), in_memory.plan)
+
+
+@pytest.mark.parametrize(("text", "number"), [("4GB", 4 * 10**9), ("3.5GiB", int(3.5 * 2**30)), ("1000", 1000)])
+def test_bytes_are_read(text, number):
+    assert num_bytes(text, "memory") == number
+
+
+@pytest.mark.parametrize("text", ["", "four", "4 apples", "0GB", "-1GB"])
+def test_what_is_no_number_of_bytes_is_refused(text):
+    with pytest.raises(InvalidInput, match="give bytes, as 4GB"):
+        num_bytes(text, "memory")
