@@ -13,13 +13,13 @@ import mixbit as mb
 from mixbit.core.errors import InvalidInput, UnsupportedModel
 from mixbit.core.io.spill import Spilled
 from mixbit.core.io.stored import StoredTensor, num_bytes
-from mixbit.graph import parameters_on_meta
+from mixbit.graph import model_fingerprint, parameters_on_meta
 from mixbit.models.load import load_model
 from mixbit.quantization.calibrate import calibrate
 
 transformers = pytest.importorskip("transformers")
 CHOICES = ["w4g16", "w8"]
-SIZES = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 
 
 def tokens(count, seed):
@@ -106,14 +106,13 @@ def test_table_plan_and_integers_are_those_of_the_network_in_memory(in_memory, f
 def test_few_weights_are_in_memory_at_once(from_files):
     alive, layers = from_files.alive, from_files.graph.layers
     assert alive.read > 5 * 4 * sum(layer.numel for layer in layers)  # every pass reads all of them
-    assert alive.most <= 2 * 4 * max(layer.numel for layer in layers)
+    assert alive.most <= 4 * 4 * max(layer.numel for layer in layers) < 2 * sum(layer.numel for layer in layers)
     assert alive.now == 0
 
 
-@pytest.mark.parametrize("metric", ["weight_error", "weight_error_relative"])
-def test_errors_of_weights_are_those_in_memory(folder, metric):
+def test_errors_of_weights_are_those_in_memory(folder):
     tables = [
-        mb.measure(graph, tokens(2, 2), target="packed", task="language", metric=metric, choices=CHOICES)
+        mb.measure(graph, tokens(2, 2), target="packed", task="language", metric="weight_error", choices=CHOICES)
         for graph in (captured(folder, in_memory=True), captured(folder, in_memory=False))
     ]
     assert (tables[0].loss == tables[1].loss).all()
@@ -134,10 +133,8 @@ def test_finished_layers_are_taken_up_unless_the_weights_change(folder, tmp_path
     def rounded():
         graph = captured(place, in_memory=False)
         calibration = calibrate(graph, tokens(2, 2), target="packed")
-        plan = mb.Plan.model_validate(
-            {"target": "packed", "fingerprint": "", "layers": {layer.name: "w4g16" for layer in graph.layers}}
-        ).model_copy(update={"fingerprint": mb.measure(graph, calibration, target="packed", task="language",
-                                                      metric="weight_error", choices=["w4g16"]).fingerprint})  # fmt: skip
+        layers = dict.fromkeys((layer.name for layer in graph.layers), "w4g16")
+        plan = mb.Plan(target="packed", fingerprint=model_fingerprint(graph.layers), layers=layers)
         return mb.quantize(graph, plan, calibration, rounding="gptq", task="language", folder=kept)
 
     first = rounded()
@@ -208,7 +205,7 @@ def test_files_that_do_not_fit_are_refused(case, tmp_path):
 
 def test_a_weight_that_is_in_no_file_is_named(tmp_path):
     path = saved(nn.Sequential(nn.Linear(8, 4)), tmp_path / "other.safetensors")
-    with pytest.raises(InvalidInput, match="holds no first.weight"):
+    with pytest.raises(InvalidInput, match=r"holds no first\.weight"):
         mb.capture(on_meta(), torch.randn(3, 8), weights=path)
 
 
@@ -233,12 +230,12 @@ def test_batch_norms_that_would_be_folded_are_refused(tmp_path):
     path = saved(make(), tmp_path / "norm.safetensors")
     with parameters_on_meta():
         model = make()
-    with pytest.raises(UnsupportedModel, match="capture computes it from other weights"):
+    with pytest.raises(UnsupportedModel, match="fold batch norms before saving"):
         mb.capture(model.eval(), torch.randn(3, 8), weights=path)
 
 
 def test_a_layer_that_does_not_fit_the_memory_is_named_before_the_work(folder):
-    with pytest.raises(InvalidInput, match=r"memory 0.7GB: .*embed_tokens.weight \[128, 32\] takes 0.7\dGB"):
+    with pytest.raises(InvalidInput, match=r"memory 0.7GB: \S+ \[64, 32\] takes 0.70GB"):
         captured(folder, in_memory=False, memory="700MB")
 
 

@@ -120,6 +120,11 @@ def capture(
     fold_weights(module)
     for node in list(module.graph.nodes):
         if running_statistics(node) is not None and _foldable(node):
+            if places is not None:
+                raise UnsupportedModel(
+                    f"{running_statistics(node)}: a batch norm, which capture computes into a weight that is not in "
+                    "memory; fold batch norms before saving, or load the network whole"
+                )
             _fold(module, node)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
@@ -127,10 +132,14 @@ def capture(
     config = _config(model)
     if places is not None:
         room = Room(num_bytes(str(memory), "memory"), None if scratch is None else Path(scratch))
-        graph = _stored(module, places, Graph(module, inputs, {}, (), None, (), config, room))
+        read_beside_users(module)
+        leaves = pytree.tree_leaves((inputs.args, inputs.kwargs))
+        graph = Graph(module, inputs, shapes_of(module, leaves), config=config, room=room)
     else:
         graph = Graph(module, inputs, _shapes(module, inputs), config=config)
     graph = with_layers(replace(graph, dynamic=free_dimensions(inputs, dynamic)))
+    if places is not None:
+        hold(module, places)
     modules = _modules(model)
     layers = tuple(replace(layer, modules=modules.get(layer.name, ())) for layer in graph.layers)
     graph = replace(graph, layers=layers)
@@ -139,14 +148,6 @@ def capture(
     else:
         check_room(graph)
     return graph
-
-
-def _stored(module: fx.GraphModule, places: Mapping[str, StoredTensor], graph: Graph) -> Graph:
-    """The graph of a module whose parameters are in files."""
-    read_beside_users(module)
-    shapes = shapes_of(module, graph.ordered(graph.example))
-    hold(module, places)
-    return replace(graph, shapes=shapes)
 
 
 def _shapes(module: fx.GraphModule, inputs: Inputs) -> dict[str, tuple[int, ...]]:
