@@ -1,7 +1,7 @@
 """Networks whose weights stay in files, against the same networks in memory."""
 
-import shutil
 import weakref
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -12,14 +12,16 @@ from torch import nn
 import mixbit as mb
 from mixbit.core.errors import InvalidInput, UnsupportedModel
 from mixbit.core.io.spill import Spilled
-from mixbit.core.io.stored import StoredTensor, num_bytes
-from mixbit.graph import model_fingerprint, parameters_on_meta
+from mixbit.core.io.stored import Room, StoredTensor, num_bytes
+from mixbit.graph import parameters_on_meta
+from mixbit.graph.room import check_room
 from mixbit.models.load import load_model
 from mixbit.quantization.calibrate import calibrate
 
 transformers = pytest.importorskip("transformers")
 CHOICES = ["w4g16", "w8"]
-SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+SIZES = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+         "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
 
 
 def tokens(count, seed):
@@ -28,39 +30,36 @@ def tokens(count, seed):
 
 
 @pytest.fixture(scope="module", params=["untied", "tied"])
-def folder(request, tmp_path_factory):
-    """A language model in files of bfloat16; several of them where no weight is shared."""
-    place = tmp_path_factory.mktemp("llama")
-    config = transformers.LlamaConfig(
-        **SIZES, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=request.param == "tied"
-    )
+def runs(request, tmp_path_factory):
+    """A language model in files of bfloat16: the whole run in memory, from the files, and what was in memory then."""
+    place, tied = tmp_path_factory.mktemp("llama"), request.param == "tied"
+    config = transformers.LlamaConfig(**SIZES, tie_word_embeddings=tied)
     torch.manual_seed(0)
     model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
-    model.save_pretrained(place, max_shard_size="12KB" if request.param == "untied" else "1GB")
-    return place
+    model.save_pretrained(place, max_shard_size="1GB" if tied else "12KB")
+    alive, read = Alive(), StoredTensor.read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StoredTensor, "read", lambda tensor: alive.watch(read, tensor))
+        loaded = load_model(str(place), on_meta=True)
+        graph = mb.capture(loaded.module, tokens(1, 1)[0], weights=loaded.weights)
+        files = run(graph, tmp_path_factory.mktemp("from-files"))
+    graph = mb.capture(load_model(str(place)).module, tokens(1, 1)[0])
+    return SimpleNamespace(folder=place, files=files, memory=run(graph, tmp_path_factory.mktemp("memory")), alive=alive)
 
 
-def captured(folder, *, in_memory, **room):
-    loaded = load_model(str(folder), on_meta=not in_memory)
-    return mb.capture(loaded.module, tokens(1, 1)[0], **({} if in_memory else {"weights": loaded.weights, **room}))
-
-
-def run(folder, out, *, in_memory):
+def run(graph, out):
     """Table, plan, and bytes of the packed file by rounding."""
-    graph, files = captured(folder, in_memory=in_memory), {}
-    calibration = calibrate(graph, tokens(3, 2), target="packed")
-    table = mb.measure(graph, calibration, target="packed", task="language", choices=CHOICES)
-    plan = mb.search(table, mb.Budget(mean_bits=6))
+    calibration, files = calibrate(graph, tokens(3, 2), target="packed"), {}
+    tables = [
+        mb.measure(graph, calibration, target="packed", task="language", metric=metric, choices=CHOICES)
+        for metric in ("fisher", "weight_error")
+    ]
+    plan = mb.search(tables[0], mb.Budget(mean_bits=6))
     for rounding, correction in (("nearest", "at_once"), ("gptq", "at_once"), ("nearest", "sequential")):
         small = mb.quantize(graph, plan, calibration, rounding=rounding, bias_correction=correction, task="language")
         path = mb.export(small, out / f"{rounding} {correction}")
         files[rounding, correction] = path.read_bytes()
-    return SimpleNamespace(graph=graph, table=table, plan=plan, files=files)
-
-
-@pytest.fixture(scope="module")
-def in_memory(folder, tmp_path_factory):
-    return run(folder, tmp_path_factory.mktemp("in-memory"), in_memory=True)
+    return SimpleNamespace(graph=graph, tables=tables, plan=plan, files=files, calibration=calibration)
 
 
 class Alive:
@@ -81,73 +80,43 @@ class Alive:
         self.now -= size
 
 
-@pytest.fixture(scope="module")
-def from_files(folder, tmp_path_factory):
-    """The same, and what was in memory meanwhile."""
-    alive, read = Alive(), StoredTensor.read
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StoredTensor, "read", lambda tensor: alive.watch(read, tensor))
-        found = run(folder, tmp_path_factory.mktemp("from-files"), in_memory=False)
-    found.alive = alive
-    return found
+def test_tables_plan_and_integers_are_those_of_the_network_in_memory(runs):
+    files, memory = runs.files, runs.memory
+    assert files.graph.layers == memory.graph.layers
+    for table, wanted in zip(files.tables, memory.tables, strict=True):
+        assert (table.loss > 0).any()
+        assert (table.loss == wanted.loss).all()
+        assert (table.standard_error == wanted.standard_error).all()
+    assert files.plan == memory.plan
+    assert len(set(files.plan.layers.values())) > 1
+    assert len(set(files.files.values())) == len(files.files)  # roundings differ from one another
+    assert files.files == memory.files
 
 
-def test_table_plan_and_integers_are_those_of_the_network_in_memory(in_memory, from_files):
-    assert from_files.graph.layers == in_memory.graph.layers
-    assert (from_files.table.loss > 0).any()
-    assert (from_files.table.loss == in_memory.table.loss).all()
-    assert (from_files.table.standard_error == in_memory.table.standard_error).all()
-    assert from_files.plan == in_memory.plan
-    assert len(set(from_files.plan.layers.values())) > 1
-    assert len(set(from_files.files.values())) == len(from_files.files)  # roundings differ from one another
-    assert from_files.files == in_memory.files
+def test_few_weights_are_in_memory_at_once(runs):
+    layers = runs.files.graph.layers
+    assert runs.alive.read > 5 * 4 * sum(layer.numel for layer in layers)  # every pass reads all of them
+    assert runs.alive.most <= 4 * 4 * max(layer.numel for layer in layers) < 2 * sum(layer.numel for layer in layers)
+    assert runs.alive.now == 0
 
 
-def test_few_weights_are_in_memory_at_once(from_files):
-    alive, layers = from_files.alive, from_files.graph.layers
-    assert alive.read > 5 * 4 * sum(layer.numel for layer in layers)  # every pass reads all of them
-    assert alive.most <= 4 * 4 * max(layer.numel for layer in layers) < 2 * sum(layer.numel for layer in layers)
-    assert alive.now == 0
+def test_what_grows_with_the_network_is_in_files(runs):
+    assert isinstance(runs.files.calibration.samples, Spilled)
+    assert isinstance(runs.files.calibration.weight_factors, Spilled)
+    assert all(parameter.is_meta for parameter in runs.files.graph.module.parameters())
 
 
-def test_errors_of_weights_are_those_in_memory(folder):
-    tables = [
-        mb.measure(graph, tokens(2, 2), target="packed", task="language", metric="weight_error", choices=CHOICES)
-        for graph in (captured(folder, in_memory=True), captured(folder, in_memory=False))
-    ]
-    assert (tables[0].loss == tables[1].loss).all()
-
-
-def test_what_grows_with_the_network_is_in_files(folder):
-    graph = captured(folder, in_memory=False)
-    calibration = calibrate(graph, tokens(2, 2), target="packed")
-    assert isinstance(calibration.samples, Spilled)
-    assert isinstance(calibration.weight_factors, Spilled)
-    assert all(parameter.is_meta for parameter in graph.module.parameters())
-
-
-def test_finished_layers_are_taken_up_unless_the_weights_change(folder, tmp_path, monkeypatch):
-    place, kept = tmp_path / "model", tmp_path / "kept"
-    shutil.copytree(folder, place)
-
+def test_finished_layers_are_taken_up_unless_the_weights_change(runs, tmp_path):
     def rounded():
-        graph = captured(place, in_memory=False)
-        calibration = calibrate(graph, tokens(2, 2), target="packed")
-        layers = dict.fromkeys((layer.name for layer in graph.layers), "w4g16")
-        plan = mb.Plan(target="packed", fingerprint=model_fingerprint(graph.layers), layers=layers)
-        return mb.quantize(graph, plan, calibration, rounding="gptq", task="language", folder=kept)
+        mb.quantize(runs.files.graph, runs.files.plan, runs.files.calibration, rounding="gptq", folder=tmp_path)
+        return {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
 
     first = rounded()
-    name = first.layers[1].name
-    stored = sorted(kept.iterdir())
-    times = [path.stat().st_mtime_ns for path in stored]
-    assert stored
-    assert torch.equal(rounded().parameter(name), first.parameter(name))
-    assert [path.stat().st_mtime_ns for path in stored] == times
-    for file in place.glob("*.safetensors"):
+    assert first
+    assert rounded() == first
+    for file in runs.folder.glob("*.safetensors"):
         file.touch()
-    rounded()
-    assert all(path.stat().st_mtime_ns > time for path, time in zip(stored, times, strict=True))
+    assert all(time > first[path] for path, time in rounded().items())
 
 
 class Small(nn.Module):
@@ -234,13 +203,14 @@ def test_batch_norms_that_would_be_folded_are_refused(tmp_path):
         mb.capture(model.eval(), torch.randn(3, 8), weights=path)
 
 
-def test_a_layer_that_does_not_fit_the_memory_is_named_before_the_work(folder):
+def test_a_layer_that_does_not_fit_the_memory_is_named(runs):
+    graph = replace(runs.files.graph, room=Room(700 * 10**6))
     with pytest.raises(InvalidInput, match=r"memory 0.7GB: \S+ \[64, 32\] takes 0.70GB"):
-        captured(folder, in_memory=False, memory="700MB")
+        check_room(graph)
 
 
-def test_a_full_scratch_folder_is_named(folder, tmp_path, monkeypatch):
-    graph = captured(folder, in_memory=False, scratch=tmp_path)
+def test_a_full_scratch_folder_is_named(runs, tmp_path, monkeypatch):
+    graph = replace(runs.files.graph, room=Room(4 * 10**9, tmp_path))
     monkeypatch.setattr("mixbit.core.io.spill.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(InvalidInput, match=rf"scratch: 0 GiB are written to {tmp_path}, which has no room.*--scratch"):
         calibrate(graph, tokens(2, 2), target="packed")
@@ -248,19 +218,16 @@ def test_a_full_scratch_folder_is_named(folder, tmp_path, monkeypatch):
 
 
 REFUSED = {
-    "metric": (lambda graph, _: mb.measure(graph, tokens(2, 2), target="packed", metric="hawq"), "take one of fisher"),
-    "rounding": (
-        lambda graph, plan: mb.quantize(graph, plan, tokens(2, 2), rounding="brecq"),
-        "take one of nearest, gptq",
-    ),
+    "metric": (lambda graph, _: mb.measure(graph, tokens(2, 2), target="packed", metric="hawq"), "one of fisher"),
+    "rounding": (lambda graph, plan: mb.quantize(graph, plan, tokens(2, 2), rounding="brecq"), "one of nearest, gptq"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_needs_the_whole_network_is_refused(case, folder, in_memory):
+def test_what_needs_the_whole_network_is_refused(case, runs):
     call, message = REFUSED[case]
     with pytest.raises(InvalidInput, match=message):
-        call(captured(folder, in_memory=False), in_memory.plan)
+        call(runs.files.graph, runs.files.plan)
 
 
 @pytest.mark.parametrize(("text", "number"), [("4GB", 4 * 10**9), ("3.5GiB", int(3.5 * 2**30)), ("1000", 1000)])
