@@ -329,8 +329,9 @@ class _Levels:
     def __init__(self, graph: Graph, operators: Collection[str], batches: Iterable[Inputs]) -> None:
         self.graph, self.levels = graph, depths(graph.module.graph, operators)
         self.walker = Walker(graph.module)
-        #: Nodes that depend on no input: weights, and what is made of them.
+        #: Nodes that depend on no input: weights, and what is made of them; and the level of the last that read them.
         self.constants: dict[fx.Node, Any] = {}
+        self.read_at: dict[fx.Node, int] = {}
         self.cache = ActivationCache(MOST_BYTES, graph.device)
         self.num_batches = 0
         placeholders = graph.module.graph.find_nodes(op="placeholder")
@@ -349,6 +350,9 @@ class _Levels:
 
     def from_values(self, level: int, values: Mapping[fx.Node, Any]) -> dict[fx.Node, Any]:
         """Like `advance`, from the given tensors and without the cache."""
+        if self.graph.room is not None:  # weights in files are in memory for two levels at a time
+            near = (level, level + 1)
+            self.constants = {node: each for node, each in self.constants.items() if self.read_at[node] in near}
         reached = dict(values)
         for node, its_level in self.levels.items():
             if its_level == level and node.op != "placeholder":
@@ -372,6 +376,7 @@ class _Levels:
             if constant not in self.constants:
                 self.walker.env = self._constants_of(constant)
                 self.constants[constant] = self.walker.run_node(constant)
+            self.read_at[constant] = self.levels.get(node, 0)
         return {constant: self.constants[constant] for constant in read}
 
 
