@@ -99,7 +99,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("case", MISTAKES)
-def test_mistakes_are_named(case, run, folder, table):  # noqa: ARG001 the plan is there
+def test_mistakes_are_named(case, run, folder, table):
     words, message = MISTAKES[case]
     (folder / "net.onnx").write_bytes(b"")
     code, _, err = run(*words)

@@ -206,7 +206,7 @@ def test_batch_norms_that_would_be_folded_are_refused(tmp_path):
 def test_a_layer_that_does_not_fit_the_memory_is_named(runs):
     graph = replace(runs.files.graph, room=Room(700 * 10**6))
     with pytest.raises(InvalidInput, match=r"memory 0.7GB: \S+ \[64, 32\] takes 0.70GB"):
-        check_room(graph)
+        check_room(graph, 4)
 
 
 def test_a_full_scratch_folder_is_named(runs, tmp_path, monkeypatch):

@@ -146,7 +146,7 @@ def capture(
     if places is None:
         _check_same(graph, inputs, expected)
     else:
-        check_room(graph)
+        check_room(graph, Inputs.of(example).batch_size)
     return graph
 
 

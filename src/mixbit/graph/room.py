@@ -29,14 +29,19 @@ def check_by_layer(
         raise InvalidInput(f"{what}: needs the whole network in memory; with weights in files take one of {able}")
 
 
-def check_room(graph: Graph) -> None:
-    """Raise InvalidInput, which names the largest layer and its bytes, where the graph's room is too little for it."""
-    _check(graph, {layer: _bytes(graph, layer) for layer in graph.layers})
+def check_room(graph: Graph, batch_size: int) -> None:
+    """Raise InvalidInput, which names the largest layer and its bytes, where the graph's room is too little for it.
+
+    Batches are taken to have so many samples, as large as those of the example.
+    """
+    _check(graph, {layer: _bytes(graph, layer, batch_size) for layer in graph.layers})
 
 
 def check_room_for_moments(graph: Graph, numbers: Mapping[Layer, int]) -> None:
     """The same for a rounding that holds second moments, of so many numbers for each layer."""
-    _check(graph, {layer: _bytes(graph, layer) + 8 * MOMENTS * count for layer, count in numbers.items()})
+    _check(
+        graph, {layer: _bytes(graph, layer, graph.batch_size) + 8 * MOMENTS * count for layer, count in numbers.items()}
+    )
 
 
 def _check(graph: Graph, needed: Mapping[Layer, int]) -> None:
@@ -51,7 +56,7 @@ def _check(graph: Graph, needed: Mapping[Layer, int]) -> None:
         )
 
 
-def _bytes(graph: Graph, layer: Layer) -> int:
-    """What a layer takes beside the program, for the example's batch."""
-    numbers = max(math.prod(graph.shapes[operation.node]) for operation in layer.operations)
+def _bytes(graph: Graph, layer: Layer, batch_size: int) -> int:
+    """What a layer takes beside the program."""
+    numbers = max(math.prod(graph.shapes[each.node]) for each in layer.operations) * batch_size // graph.batch_size
     return 4 * (WEIGHTS * layer.numel + ACTIVATIONS * numbers)
