@@ -3,7 +3,6 @@
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
-from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +10,11 @@ import typer
 
 from mixbit.app.commands import options
 from mixbit.app.commands.quantize import print_deployed
+from mixbit.app.commands.steps import load_case
 from mixbit.core import InvalidInput, check_writable_folder, find_target, say
 
 if TYPE_CHECKING:
-    from mixbit.core import Plan, Room, Task
+    from mixbit.core import Plan, Room
     from mixbit.datasets.load import Reading
     from mixbit.pipeline.settings import Settings
 
@@ -96,9 +96,8 @@ def apply(
         options.refuse(others, "with --memory the file is written, and not run")
         if flavour != "static" or importance != "magnitude":
             raise InvalidInput("--memory: networks are not trained so; leave --flavour and --importance out")
-        write_from_files(
-            settings, given, room, data, reading, out, options.task_of(task, loss, output_weight), force=force
-        )
+        words = task, loss, output_weight
+        write_from_files(settings, given, room, data, reading, out, words, force=force)
         if as_json:
             options.print_json({"folder": str(out)})
         return
@@ -127,25 +126,19 @@ def write_from_files(
     data: str,
     reading: "Reading",
     out: Path,
-    task: "Task",
+    task: tuple[str | None, str | None, list[str] | None],
     *,
     force: bool,
 ) -> None:
     """Calibrate, quantize and write a network whose weights stay in files, layer by layer."""
-    from mixbit.core import split_batches
-    from mixbit.graph.capture import capture_all
     from mixbit.quantization.calibrate import calibrate
     from mixbit.roundings.quantize import quantize
     from mixbit.targets.export import check_exportable, check_written_by_layer, export
 
     check_written_by_layer(find_target(plan.target))
     with redirect_stdout(sys.stderr):
-        network = options.model_on(str(settings.model), "cpu", on_meta=True)
-        loaded, _ = options.data_of({"data": data}, network, reading, task)
-        batches = split_batches(network.module, loaded["data"], samples=settings.samples, folder=out.parent)
-        graph = capture_all(
-            network.module, batches.map(itemgetter(0)), settings.dynamic, weights=network.weights, room=room
-        )
+        how = dict(settings.dynamic), settings.samples, reading, out.parent
+        graph, batches, meant = load_case(str(settings.model), data, task, "cpu", *how, {}, room)
         check_exportable(graph)
         calibration = calibrate(graph, batches, target=plan.target, ranges=settings.ranges)
         small = quantize(
@@ -154,7 +147,7 @@ def write_from_files(
             calibration,
             rounding=settings.rounding,
             bias_correction=settings.bias_correction,
-            task=task,
+            task=meant,
             seed=settings.seed,
         )
         export(small, out, force=force)

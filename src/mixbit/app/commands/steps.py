@@ -23,7 +23,7 @@ from mixbit.core import (
 )
 
 if TYPE_CHECKING:
-    from mixbit.core import Plan
+    from mixbit.core import Plan, Room
     from mixbit.datasets.load import Reading
     from mixbit.metric_study.study import Study
     from mixbit.searches.front import Front
@@ -56,19 +56,23 @@ def measure(
     memory: options.Memory = None,
     scratch: options.Scratch = None,
     seed: options.Seed = 0,
+    processes: options.Sharing = None,
+    engine: options.EngineName = "local",
+    ray_address: options.RayAddress = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
     *,
     read: options.Read,
 ) -> None:
     """Write the table of predicted loss increase, layers x choices."""
-    from mixbit.core import split_batches
-    from mixbit.graph.capture import capture_all
+    from functools import partial
+
     from mixbit.graph.resources import note_on_uncovered
     from mixbit.metrics import METRICS
     from mixbit.metrics.measure import measure as measure_, try_metric
     from mixbit.quantization.calibrate import calibrate
     from mixbit.quantization.ranges import RANGES
+    from mixbit.quantization.shared import Shared
     from mixbit.roundings.quantize import quantize
     from mixbit.targets.export import check_exportable
     from mixbit.targets.size import sized
@@ -78,19 +82,32 @@ def measure(
     room = options.room_of(memory, scratch, device)
     if room is not None:
         refuse({"latency": latency, "size": size}, "with --memory no file is run or written")
-    free, meant = options.dynamic_of(dynamic), options.task_of(task, loss, output_weight)
-    reading = read(seed=seed)
+    free, _ = options.dynamic_of(dynamic), options.task_of(task, loss, output_weight)
+    reading, place = read(seed=seed), str(options.device_of(device))
+    shared_by = options.sharing_of(engine, processes, ray_address)
+    if room is not None and shared_by is not None:
+        raise InvalidInput("--memory: one process reads the weights; leave --processes and --engine out")
     options.say_unless_used(loss, metric)
     predictor, range_method = options.function_or_name(metric, "METRIC"), options.function_or_name(ranges, "RANGES")
     METRICS.find(predictor)
     RANGES.find(range_method)
     find_target(target).schemes(options.split(choices))
     with new_file(out, force=force), redirect_stdout(sys.stderr):
-        network = options.model_on(model, device, on_meta=room is not None)
-        meant = options.task_of(task, loss, output_weight, network)
-        loaded, *_ = options.data_of({"data": data}, network, reading, meant)
-        batches = split_batches(network.module, loaded["data"], samples=samples, folder=out.absolute().parent)
-        graph = capture_all(network.module, batches.map(itemgetter(0)), free, weights=network.weights, room=room)
+        setup = partial(
+            load_case,
+            model,
+            data,
+            (task, loss, output_weight),
+            place,
+            free,
+            samples,
+            reading,
+            out.parent,
+            {"METRIC": metric, "RANGES": ranges},
+            room,
+        )
+        shared = None if shared_by is None else Shared(setup, shared_by)
+        graph, batches, meant = setup()
         if (note := note_on_uncovered(graph)) is not None:
             say(note)
         check_exportable(graph)
@@ -104,6 +121,7 @@ def measure(
             metric=predictor,
             choices=options.split(choices),
             seed=seed,
+            shared=shared,
         )
         if latency:
             table, note = timed(table, graph, lambda plan: quantize(graph, plan, calibration))
@@ -119,6 +137,37 @@ def measure(
         rows.append((layer, *[f"{loss:.2e} ±{error:.0e}" for loss, error in zip(losses, errors, strict=True)]))
     print_rows(f"predicted loss increase by {table.metric}", ("layer", *table.choices), rows)
     say(f"{table.verdict}\nwritten to {out}")
+
+
+def load_case(
+    model: str,
+    data: str,
+    task: tuple[str | None, str | None, list[str] | None],
+    device: str,
+    dynamic: dict[str | int, Any],
+    samples: int | None,
+    reading: "Reading",
+    folder: Path,
+    functions: dict[str, str],
+    room: "Room | None" = None,
+) -> tuple[Any, ...]:
+    """What is measured: the captured MODEL, DATA, which may be written to the folder, and the task with its loss.
+
+    With a `room`, MODEL's weights stay in their files.
+
+    Functions are loaded too, what they are for -> their name, so that a process that is given them knows their files.
+    """
+    from mixbit.core import split_batches
+    from mixbit.graph.capture import capture_all
+
+    for what, name in functions.items():
+        options.function_or_name(name, what)
+    network = options.model_on(model, device, on_meta=room is not None)
+    meant = options.task_of(*task, network)
+    loaded, *_ = options.data_of({"data": data}, network, reading, meant)
+    batches = split_batches(network.module, loaded["data"], samples=samples, folder=folder)
+    inputs = batches.map(itemgetter(0))
+    return capture_all(network.module, inputs, dynamic, weights=network.weights, room=room), batches, meant
 
 
 def search(
@@ -248,7 +297,7 @@ def load_subject(
     from mixbit.core import split_batches
     from mixbit.graph.capture import capture_all
 
-    network = options.model_on(model, device)
+    network = options.model_on(model, device, on_meta=room is not None)
     meant = options.task_of(*task, network)
     read, *_ = options.data_of(dict(zip(("data", "eval"), data, strict=True)), network, reading, meant)
     calibration = split_batches(network.module, read["data"], samples=samples)
