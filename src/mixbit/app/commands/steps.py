@@ -297,7 +297,7 @@ def load_subject(
     from mixbit.core import split_batches
     from mixbit.graph.capture import capture_all
 
-    network = options.model_on(model, device, on_meta=room is not None)
+    network = options.model_on(model, device)
     meant = options.task_of(*task, network)
     read, *_ = options.data_of(dict(zip(("data", "eval"), data, strict=True)), network, reading, meant)
     calibration = split_batches(network.module, read["data"], samples=samples)
