@@ -44,6 +44,10 @@ class _Holder(nn.Module):
     def __getattr__(self, name: str) -> Any:
         return attribute_of(self, name, super().__getattr__)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        self.__dict__.get("stored", {}).pop(name, None)  # a new bias takes the place of the one in the file
+        super().__setattr__(name, value)
+
 
 def attribute_of(module: nn.Module, name: str, otherwise: Callable[[str], Any]) -> Any:
     """What a module's `__getattr__` returns whose dict `stored` says how some tensors are read."""
