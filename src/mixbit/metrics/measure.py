@@ -198,7 +198,7 @@ def _estimator(
 ) -> Callable[[int], Estimate]:
     """What estimates the entries of the table from the shard of that number."""
     _, method = METRICS.find(metric)
-    runtime, schemes = find_target(target), frame.schemes
+    runtime, schemes = find_target(target), tuple(frame.schemes)
     graph = for_target(case.graph, runtime)
     dynamic = any(scheme.input is not None and scheme.input.dynamic for scheme in schemes)
     between = {} if dynamic else rounded_between(graph, graph.layers, runtime)
