@@ -98,7 +98,7 @@ FEW = {
     "targets/test_onnxruntime.py::test_layers_in_float_between_quantized_tensors_keep_their_weights": 2,
     "targets/test_onnxruntime.py::test_products_with_a_matrix_run_zero_points_of_weights_in_integers": 4,
     "targets/test_onnxruntime.py::test_the_runtime_rounds_inputs_of_groups_as_the_simulation_does": 6,
-    "targets/test_operators.py::test_outputs_are_as_simulated_and_layers_run_in_int8": 24,
+    "targets/test_operators.py::test_outputs_are_as_simulated_and_layers_run_in_int8": 40,
     "targets/test_qonnx.py::test_averages_over_positions_are_convolutions": 3,
     "targets/test_qonnx.py::test_one_operator_returns_what_the_simulation_does_number_by_number": 5,
     "targets/test_recurrences.py::test_a_file_returns_what_torch_does_with_the_stored_weights": 2,

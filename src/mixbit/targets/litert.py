@@ -53,7 +53,8 @@ BYTE = 8
 SCALE_BYTES = 4 + 8
 #: What keeps LiteRT's delegate out, and bytes that TensorFlow Lite Micro gets for activations.
 RESOLVER, ARENA = "OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES", 2**26
-Kernel, Layout = Literal["xnnpack", "builtin", "micro"], Literal["unchanged", "channels_last"]
+Kernel = Literal["xnnpack", "builtin", "micro"]
+Layout = Literal["unchanged", "channels_last"]
 _litert = partial(runtime, "litert", "ai_edge_litert.interpreter", "ai_edge_litert.schema_py_generated", "flatbuffers")
 _micro = partial(runtime, "litert:kernel=micro", "tflite_micro", extra="micro")
 
