@@ -427,7 +427,7 @@ def test_two_processes_find_what_one_does(done, tmp_path):
 def test_wrong_arguments(tmp_path):
     with pytest.raises(InvalidInput, match="or engine=Engine"):
         run(tmp_path, lambda: None, engine=Engine(processes=2))
-    with pytest.raises(InvalidInput, match=r"LookupError: cannot be made again.*or Engine"):
+    with pytest.raises(InvalidInput, match=r"LookupError: cannot be made again.*or engine=Engine"):
         run(tmp_path, NeverArrives(), engine=Engine(processes=2))
     with pytest.raises(InvalidInput, match="setup: a tuple; give a function"):
         run(tmp_path, small_subject(), engine=Engine(processes=2))

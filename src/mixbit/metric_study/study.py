@@ -272,7 +272,9 @@ def _check_travels(engine: Engine, setup: Any, metrics: Any) -> None:
         return
     if not callable(setup):
         raise InvalidInput(f"setup: a {type(setup).__name__}; give a function that returns it, or engine=Engine()")
-    way_out = "give functions at a module's top level, or functools.partial of them with plain values, or Engine()"
+    way_out = (
+        "give functions at a module's top level, or functools.partial of them with plain values, or engine=Engine()"
+    )
     failure = "setup and metrics go to other processes, and one of them cannot"
     with users_code(lambda error: InvalidInput(f"{failure} ({reason_of(error)}); {way_out}")):
         pickle.loads(pickle.dumps((setup, metrics)))
