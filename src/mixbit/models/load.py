@@ -66,8 +66,13 @@ def load_model(spec: str) -> LoadedModel:
     Raises:
         InvalidInput: MODEL is of no known form, or cannot be loaded.
     """
+    return form_of_model(spec).load(spec)
+
+
+def form_of_model(spec: str) -> ModelForm:
+    """The form of MODEL; raises InvalidInput where it is of none that is known."""
     ending = Path(spec).suffix
     if Path(spec).is_file() and (way_out := _OTHERS.get(ending)) is not None:
         raise InvalidInput(f"MODEL {spec}: a file that ends with {ending} is not read: {way_out}")
     forms: list[ModelForm] = forms_in("mixbit.models", last="python")
-    return form_of("MODEL", spec, forms).load(spec)
+    return form_of("MODEL", spec, forms)
