@@ -131,6 +131,8 @@ def _model_of(words: SweepWords, model: ModelWords, path: Path, command: Sequenc
     try:
         _check(words, model)
         settings = _settings(words, model, command)
+        for each in settings.values():
+            each.check()
         options.device_of(model.device)
         model.reading(words.seed)
     except InvalidInput as error:
