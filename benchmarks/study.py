@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             choices=[f"w{weight}a{input_}" for weight in given.weights for input_ in given.inputs],
             metrics=given.metrics,
             num_plans=given.plans,
-            processes=given.processes,
+            engine=mb.Engine(processes=given.processes),
         )
     print_study(found)
     ranked = {name: row["kl_spearman"] for name, row in found.metrics.items() if row.get("kl_spearman") is not None}

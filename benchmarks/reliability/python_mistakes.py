@@ -109,7 +109,7 @@ def studied(**changed: Any) -> Any:
     """`study`, right but for what is changed."""
     with tempfile.TemporaryDirectory() as folder:
         setup = (graph(), batches(), batches())
-        given = {"setup": setup, "target": TARGET, "out": folder, "num_plans": 3, "processes": 1} | changed
+        given = {"setup": setup, "target": TARGET, "out": folder, "num_plans": 3, "engine": mb.Engine()} | changed
         return mb.study(given.pop("setup"), **given)
 
 
@@ -254,7 +254,7 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     "study(num_plans=10**9)": lambda: studied(num_plans=10**9),
     "study(metrics='fisher')": lambda: studied(metrics="fisher"),
     "study(near_budget=4)": lambda: studied(near_budget=4),
-    "study(processes=None)": lambda: studied(processes=None),
+    "study(engine=None)": lambda: studied(engine=None),
     "study(out=None)": lambda: studied(out=None),
     "study(seed='x')": lambda: studied(seed="x"),
     "auto_quantize(model=None)": lambda: auto(model=None),

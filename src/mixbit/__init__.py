@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mixbit.core import Budget, MixbitError, Plan, Sensitivity, Task
+    from mixbit.core import Budget, Engine, MixbitError, Plan, Sensitivity, Task
     from mixbit.graph.capture import capture
     from mixbit.metric_study.study import study
     from mixbit.metrics.measure import measure
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Budget",
+    "Engine",
     "MixbitError",
     "Plan",
     "Sensitivity",

@@ -141,5 +141,5 @@ def test_a_setup_that_draws_anew_is_refused():
     assert Subject.of(small_subject(), subject.calibration, subject.digests).graph is not None
     with pytest.raises(InvalidInput, match="setup: returns other weights each time") as error:
         Subject.of(small_subject(seed=1), subject.calibration, subject.digests)
-    for way_out in ("seed what it draws", "load weights from a file", "processes=1"):
+    for way_out in ("seed what it draws", "load weights from a file", "--processes 1"):
         assert way_out in str(error.value)

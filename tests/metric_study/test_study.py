@@ -17,6 +17,7 @@ from mixbit.app import main as cli
 from mixbit.app.commands.steps import print_study
 from mixbit.core import Plan
 from mixbit.core.budget import Budget
+from mixbit.core.engine import Engine
 from mixbit.core.errors import InvalidInput
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
@@ -24,7 +25,7 @@ from mixbit.metric_study.study import StudyFile, study
 from mixbit.metric_study.subject import Subject
 from mixbit.metrics.measure import measure
 from mixbit.roundings.quantize import quantize
-from tests.metric_study.jobs import NeverArrives
+from tests.core.io.jobs import NeverArrives
 from tests.networks import plan_of
 from tests.subjects import (
     constant,
@@ -39,7 +40,7 @@ FEW = {"num_plans": 5, "near_budget": None}
 
 
 def run(out, setup=small_subject, **options):
-    defaults = {"target": "packed", "choices": CHOICES, "metrics": METRICS, "processes": 1}
+    defaults = {"target": "packed", "choices": CHOICES, "metrics": METRICS, "engine": Engine()}
     plans = {"num_plans": 30, "near_budget": Budget(mean_bits=4), "seed": 3}
     return study(setup, out=out, **(defaults | plans | options))
 
@@ -414,7 +415,7 @@ def test_settings_of_something_else_stay(tmp_path, content, force):
 
 @pytest.mark.slow
 def test_two_processes_find_what_one_does(done, tmp_path):
-    found = run(tmp_path, metrics=[few_bits], processes=2)
+    found = run(tmp_path, metrics=[few_bits], engine=Engine(processes=2))
     expected = {str(plan["layers"]): plan for plan in done[0].plans}
     for plan in found.plans:
         assert plan["accuracy"] == expected[str(plan["layers"])]["accuracy"]
@@ -424,14 +425,14 @@ def test_two_processes_find_what_one_does(done, tmp_path):
 
 
 def test_wrong_arguments(tmp_path):
-    with pytest.raises(InvalidInput, match="or processes=1"):
-        run(tmp_path, lambda: None, processes=2)
-    with pytest.raises(InvalidInput, match=r"LookupError: cannot be made again.*or processes=1"):
-        run(tmp_path, NeverArrives(), processes=2)
+    with pytest.raises(InvalidInput, match="or engine=Engine"):
+        run(tmp_path, lambda: None, engine=Engine(processes=2))
+    with pytest.raises(InvalidInput, match=r"LookupError: cannot be made again.*or Engine"):
+        run(tmp_path, NeverArrives(), engine=Engine(processes=2))
     with pytest.raises(InvalidInput, match="setup: a tuple; give a function"):
-        run(tmp_path, small_subject(), processes=2)
+        run(tmp_path, small_subject(), engine=Engine(processes=2))
     with pytest.raises(InvalidInput, match="processes=0"):
-        run(tmp_path, processes=0)
+        Engine(processes=0)
     with pytest.raises(InvalidInput, match="metric 'x' is unknown"):
         run(tmp_path, metrics=["x"])
     with pytest.raises(InvalidInput, match="two are called few_bits"):

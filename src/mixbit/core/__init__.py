@@ -16,6 +16,7 @@ from mixbit.core.budget import (
     MaxDrop as MaxDrop,
     untold as untold,
 )
+from mixbit.core.engine import Engine as Engine
 from mixbit.core.errors import (
     InfeasibleBudget as InfeasibleBudget,
     InvalidInput as InvalidInput,
@@ -114,6 +115,7 @@ if TYPE_CHECKING:
         moments as moments,
         spread as spread,
     )
+    from mixbit.core.io.jobs import Answer as Answer, Job as Job, one_thread as one_thread, run_jobs as run_jobs
     from mixbit.core.io.json_files import (
         MOST_JSON as MOST_JSON,
         MOST_TABLE_VALUES as MOST_TABLE_VALUES,
@@ -171,7 +173,7 @@ def __getattr__(name: str) -> Any:
     """A name of one of the modules that load numpy, and then of those that load torch."""
     places = (
         "table", "io.json_files", "io.tensors",
-        "batches", "heads", "task", "structures", "io.spill", "io.store", "io.user_code",
+        "batches", "heads", "task", "structures", "io.spill", "io.store", "io.user_code", "io.jobs",
     )  # fmt: skip
     for place in places if not name.startswith("_") else ():
         module = import_module(f"mixbit.core.{place}")

@@ -1,5 +1,6 @@
 """study(): which metric ranks plans best on the user's own model."""
 
+import ctypes
 import hashlib
 import json
 import logging
@@ -19,6 +20,7 @@ from mixbit.core import (
     MEASURED,
     Batches,
     Budget,
+    Engine,
     InfeasibleBudget,
     InvalidInput,
     MixbitError,
@@ -121,7 +123,7 @@ def study(  # noqa: PLR0913
     num_plans: int = 150,
     near_budget: Budget | None = None,
     seed: int = 0,
-    processes: int = 2,
+    engine: Engine = Engine(processes=2),  # noqa: B008 it is frozen
     force: bool = False,
 ) -> Study:
     """Rank random plans by every metric and by what they truly cost, and report how well the two agree.
@@ -134,8 +136,8 @@ def study(  # noqa: PLR0913
         setup: Returns (graph, calibration batches, evaluation batches), the same on every call, and last the task
             where it is not classification: a captured graph in float; batches to calibrate and to run the metrics on,
             with labels where a metric needs them; and batches to take the truth on, with labels where there are any.
-            A function at the top level of a module, or `functools.partial` of one, since every process calls it; with
-            processes=1 any function, or that tuple itself.
+            A function at the top level of a module, or `functools.partial` of one, since every process calls it; in
+            this process alone, engine=Engine(), any function, or that tuple itself.
         target: Name of the target whose choices are studied.
         out: Folder for study.json, study.png and the finished parts.
         choices: Schemes that plans choose from; the target's default ones where None.
@@ -143,8 +145,8 @@ def study(  # noqa: PLR0913
         num_plans: How many random plans of each set.
         near_budget: A budget of one limit; where given, a second set of plans is drawn whose usage is near it.
         seed: Random seed. Plan i of a set is always the same, for any number of plans.
-        processes: How many evaluate plans, sharing the cores. Each metric runs in a fresh process, with all cores;
-            with processes=1 all happens in this one, and the memory of metrics is not separated.
+        engine: Where metrics run and plans are evaluated, in one thread each: the results are the same bits wherever
+            that is. In this process alone the memory of metrics is not told.
         force: Whether to clear a study that is in the folder.
 
     Raises:
@@ -158,7 +160,7 @@ def study(  # noqa: PLR0913
         _log.warning("study.png is left out: it needs matplotlib; pip install 'mixbit[plot]'")
     check_folder(out)
     check_writable_folder(out, force=force or (out / SETTINGS).exists())
-    _check_processes(processes, setup, named)
+    _check_travels(engine, setup, named)
     if near_budget is not None and (near_budget.max_drop is not None or {*MEASURED} & near_budget.limits.keys()):
         raise InvalidInput(f"near budget {near_budget}: a study does not measure that of plans; limit mean_bits, say")
     with reserved(out):
@@ -166,7 +168,7 @@ def study(  # noqa: PLR0913
             parts = setup() if callable(setup) else setup
         subject = Subject.of(parts)
         _ = subject.reference  # evaluation data that cannot be used is refused before any metric runs
-        workers = Workers(setup, subject, processes)
+        workers = Workers(setup, subject, engine)
         frame = blank_table(subject.graph, target=target, choices=choices)
         choose_all_scales(subject.graph, subject.calibration, frame.schemes)  # once for all metrics
         drawn = draw_choices(frame, num_plans, near_budget, seed)
@@ -265,14 +267,12 @@ def _named(metrics: Sequence[str | Metric] | None) -> dict[str, str | Metric]:
     return named
 
 
-def _check_processes(processes: int, setup: Any, metrics: Any) -> None:
-    if processes < 1:
-        raise InvalidInput(f"processes={processes}: give 1 or more")
-    if processes == 1:
+def _check_travels(engine: Engine, setup: Any, metrics: Any) -> None:
+    if engine.is_this_process:
         return
     if not callable(setup):
-        raise InvalidInput(f"setup: a {type(setup).__name__}; give a function that returns it, or processes=1")
-    way_out = "give functions at a module's top level, or functools.partial of them with plain values, or processes=1"
+        raise InvalidInput(f"setup: a {type(setup).__name__}; give a function that returns it, or engine=Engine()")
+    way_out = "give functions at a module's top level, or functools.partial of them with plain values, or Engine()"
     failure = "setup and metrics go to other processes, and one of them cannot"
     with users_code(lambda error: InvalidInput(f"{failure} ({reason_of(error)}); {way_out}")):
         pickle.loads(pickle.dumps((setup, metrics)))
@@ -293,24 +293,26 @@ def _predictions(
     workers: Workers, folder: StudyFolder, named: dict[str, str | Metric], frame: Sensitivity, seed: int
 ) -> dict[str, Prediction | str]:
     """What every metric predicts, or why it fails; and mixbit's other metrics that are finished in the folder."""
-    answers: dict[str, Prediction | str] = {}
     finished = {name: name for name in folder.metrics() if name.partition(":")[0] in METRICS}
-    for name, metric in track(list((named | finished).items()), "run metrics"):
-        code = metric_digest(metric)
-        answer = folder.prediction(name, code, frame)
-        if answer is None and name in named:
-            ask = partial(predict, code=code, frame=frame, seed=seed)
-            ((_, answer),) = workers.answers(ask, [metric], 1)
+    codes = {name: metric_digest(metric) for name, metric in (named | finished).items()}
+    found: dict[str, Prediction | str | None] = {
+        name: folder.prediction(name, code, frame) for name, code in codes.items()
+    }
+    jobs = [(name, named[name], codes[name]) for name, answer in found.items() if answer is None and name in named]
+    ask = partial(predict, frame=frame, seed=seed)
+    with closing(workers.answers(ask, jobs)) as answers:
+        for (name, *_), answer in track(answers, "run metrics", total=len(jobs)):
             if isinstance(answer, Prediction):
-                answer = answer.model_copy(update={"peak_mb": None} if workers.processes == 1 else {})
+                known = {"peak_mb": None} if workers.engine.is_this_process else {}
+                answer = answer.model_copy(update=known)  # noqa: PLW2901
                 folder.save("metrics", name, answer)
-        if answer is not None:
-            answers[name] = answer
-    return answers
+            found[name] = answer
+    return {name: answer for name, answer in found.items() if answer is not None}
 
 
-def predict(subject: Subject, metric: str | Metric, *, code: str, frame: Sensitivity, seed: int) -> Prediction | str:
-    """What the metric predicts; where it fails, the reason."""
+def predict(subject: Subject, job: tuple[str, str | Metric, str], *, frame: Sensitivity, seed: int) -> Prediction | str:
+    """What the metric of the job, with its name and the digest of its code, predicts; where it fails, the reason."""
+    _, metric, code = job
     before, began = _peak_mb(forget=True), time.perf_counter()
     try:
         with users_code(f"{METRICS.find(metric)[0]} failed"):
@@ -337,12 +339,13 @@ def predict(subject: Subject, metric: str | Metric, *, code: str, frame: Sensiti
 
 
 def _peak_mb(*, forget: bool = False) -> float | None:
-    """Peak resident memory of this process, in 2^20 bytes; with `forget`, what is resident now.
+    """Peak resident memory of this process, in 2^20 bytes; with `forget`, what is resident now, less what is free.
 
     Only on Linux. `getrusage` does not serve: a process begins with the peak of the one that started it.
     """
     if forget:
-        with suppress(OSError):
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)  # else what an earlier metric let go would not count again
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
@@ -359,7 +362,7 @@ def _truths(workers: Workers, folder: StudyFolder, plans: Mapping[str, Plan]) ->
         if name not in truths:
             alike.setdefault(_short_name(plan), []).append(name)
     jobs = [plans[names[0]] for names in alike.values()]
-    with closing(workers.answers(Subject.truth, jobs, workers.processes)) as answers:
+    with closing(workers.answers(Subject.truth, jobs)) as answers:
         for plan, truth in track(answers, "evaluate plans", total=len(jobs)):
             for name in alike[_short_name(plan)]:
                 folder.save("plans", name, truth)

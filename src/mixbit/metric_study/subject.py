@@ -1,7 +1,6 @@
 """The network that a study is about, what plans truly cost on its evaluation data, and who answers jobs about it."""
 
 import dataclasses
-import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,12 +8,10 @@ from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
-import torch
 
-from mixbit.core import Batch, Batches, InvalidInput, Plan, Task, digest, split_all
+from mixbit.core import Answer, Batch, Batches, Engine, InvalidInput, Job, Plan, Task, digest, run_jobs, split_all
 from mixbit.graph import Evaluation, Graph, Reference, evaluate, fitted, try_data
 from mixbit.metric_study.folder import Truth
-from mixbit.metric_study.processes import Answer, Job, in_processes
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.roundings.quantize import quantize
 
@@ -56,7 +53,7 @@ class Subject:
             if subject.digests[name] != value:
                 raise InvalidInput(
                     f"setup: returns other {name} each time it is called; seed what it draws, load weights from a file "
-                    "instead of training them, or pass processes=1 (--processes 1), which calls it once"
+                    "instead of training them, or take --processes 1 (engine=Engine()), which calls it once"
                 )
         return subject
 
@@ -120,30 +117,26 @@ class Subject:
 
 @dataclass(frozen=True)
 class Workers:
-    """Answers jobs about a subject: in this process where `processes` is 1, else in others, which set it up again."""
+    """Answers jobs about a subject: in this process, or in others, which set it up again."""
 
     setup: Any
     subject: Subject
-    processes: int
+    engine: Engine
 
     def answers(
-        self, answer: Callable[[Subject, Job], Answer], jobs: Sequence[Job], processes: int
+        self, answer: Callable[[Subject, Job], Answer], jobs: Sequence[Job]
     ) -> Generator[tuple[Job, Answer], None, None]:
-        """Yield each job with its answer; `processes` is how many to start, if any."""
-        if self.processes == 1:
-            yield from ((job, answer(self.subject, job)) for job in jobs)
-            return
-        threads = max(1, (os.cpu_count() or 1) // processes)
-        calibration = dataclasses.replace(self.subject.calibration, batches=())  # which each process makes itself
-        start = partial(_start, self.setup, threads, answer, calibration, self.subject.digests)
-        yield from in_processes(start, jobs, processes)
+        """Yield each job with its answer."""
+        if self.engine.is_this_process:
+            start = partial(partial, answer, self.subject)
+        else:
+            calibration = dataclasses.replace(self.subject.calibration, batches=())  # which each process makes itself
+            start = partial(_start, self.setup, answer, calibration, self.subject.digests)
+        yield from run_jobs(self.engine, start, jobs)
 
 
-def _start(
-    setup: Callable[[], Any], threads: int, answer: Callable[[Subject, Job], Answer], *known: Any
-) -> Callable[[Job], Answer]:
+def _start(setup: Callable[[], Any], answer: Callable[[Subject, Job], Answer], *known: Any) -> Callable[[Job], Answer]:
     """In a worker process: make the subject again, for which some is known, and return what answers its jobs."""
-    torch.set_num_threads(threads)
     return partial(answer, Subject.of(setup(), *known))
 
 

@@ -19,11 +19,13 @@ from mixbit.core import (
     METHOD_PLACES,
     RESOURCES,
     TARGETS,
+    Engine,
     InvalidInput,
     Scheme,
     clean,
     described_methods,
     facts_of,
+    pick,
     say,
     show,
 )
@@ -87,6 +89,9 @@ LossSpec = Annotated[str | None, typer.Option(help="for metrics: file.py:functio
 Device = Annotated[str, typer.Option(help="where the model runs: cpu or cuda")]
 Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="random seed")]
 Force = Annotated[bool, typer.Option("--force", help="replace files of the same names in --out")]
+EngineName = Annotated[str, typer.Option("--engine", help="where work is shared out: local or ray")]
+Processes = Annotated[int, typer.Option(min=1, help="how many share the work, one thread each")]
+RayAddress = Annotated[str | None, typer.Option(help="auto, HOST:PORT or ray://HOST:PORT; none: one for this run")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
 Metric = Annotated[
@@ -371,6 +376,12 @@ def model_on(spec: str, device: str) -> "LoadedModel":
     if model.module.training:
         say(f"MODEL {spec}: in training mode; it is run in eval mode: no dropout, batch norms as trained")
     return replace(model, module=model.module.to(place))
+
+
+def engine_of(name: str, processes: int, address: str | None) -> Engine:
+    """Where work is shared out."""
+    pick("engine", name, ("local", "ray"))
+    return Engine(name, processes, address)  # type: ignore[arg-type] it is one of the two
 
 
 def device_of(name: str) -> Any:

@@ -262,7 +262,9 @@ def study(
     plans: Annotated[int, typer.Option(min=3, help="number of random plans in each set")] = 150,
     metrics: Annotated[str | None, typer.Option(help="as in fisher,hawq; all by default")] = None,
     near_budget: Annotated[str | None, typer.Option(help="name=value; a second set of plans within 5 % of it")] = None,
-    processes: Annotated[int, typer.Option(min=1, help="processes that evaluate plans and share the cores")] = 2,
+    processes: options.Processes = 2,
+    engine: options.EngineName = "local",
+    ray_address: options.RayAddress = None,
     choices: options.Choices = None,
     dynamic: options.Dynamic = None,
     samples: options.Samples = None,
@@ -283,6 +285,7 @@ def study(
 
     out = out.absolute()  # the user's code may change the working folder
     free, place = options.dynamic_of(dynamic), str(options.device_of(device))
+    shared = options.engine_of(engine, processes, ray_address)
     reading = read(seed=seed)
     with redirect_stdout(sys.stderr):
         result = study_(
@@ -294,7 +297,7 @@ def study(
             num_plans=plans,
             near_budget=None if near_budget is None else Budget.parse([near_budget]),
             seed=seed,
-            processes=processes,
+            engine=shared,
             force=force,
         )
     if as_json:

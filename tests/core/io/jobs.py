@@ -41,3 +41,31 @@ class NeverArrives:
 
 def _fail_to_arrive() -> None:
     raise LookupError("cannot be made again")
+
+
+def once(place: str) -> Callable[[str], tuple[str, int]]:
+    """Answer with the job; the first time a job is asked for, do first what it says."""
+
+    def answer(job: str) -> tuple[str, int]:
+        try:
+            with open(f"{place}/{job}", "x", encoding="utf-8"):
+                pass
+        except FileExistsError:
+            return job, os.getpid()
+        if job == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if job == "sleep":
+            time.sleep(600)
+        return job, os.getpid()
+
+    return answer
+
+
+def slowly(seconds: float) -> Callable[[float], float]:
+    """Answer numbers with their squares after so many seconds."""
+
+    def answer(number: float) -> float:
+        time.sleep(seconds)
+        return number**2
+
+    return answer

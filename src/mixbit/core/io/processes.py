@@ -5,18 +5,25 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
 
-from mixbit.core import MixbitError, scratch_folder, show
+from mixbit.core.errors import MixbitError
+from mixbit.core.io.files import scratch_folder
+from mixbit.core.io.terminal import show
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
+
+
+#: So many times in a row processes may end before any of them has answered.
+MOST_LOSSES = 3
 
 
 def in_processes(
@@ -25,31 +32,42 @@ def in_processes(
     """Yield each job with its answer as it finishes; closing the iterator ends the processes, at most one for each job.
 
     `start` is called once in every process and returns what answers a job there; it, jobs and answers are pickled. The
-    processes also end with this one. If it is killed they end at once, without the user's clean-up. Raises MixbitError
-    where a process ends before its answer, and whatever an answer raises.
+    processes also end with this one. If it is killed they end at once, without the user's clean-up. Where one ends
+    before its answer, all are replaced. Raises MixbitError where that happens MOST_LOSSES times in a row, and whatever
+    an answer raises.
     """
-    if not jobs:
-        return
-    before = multiprocessing.active_children()
-    context = multiprocessing.get_context("spawn")
-    with (
-        scratch_folder() as folder,
-        ProcessPoolExecutor(min(processes, len(jobs)), context, _begin) as pool,
-    ):
+    left, losses = dict(enumerate(jobs)), 0
+    with scratch_folder() as folder:
         # a large start in a pipe would block this process if the other one fails to begin
         file = folder / "start"
         file.write_bytes(pickle.dumps(start))
-        futures: dict[Future[Answer], Job] = {}
+        while left:
+            try:
+                with closing(_in_a_pool(file, left, processes)) as answers:
+                    for number, answer in answers:
+                        losses = 0
+                        yield left.pop(number), answer
+            except BrokenProcessPool as error:
+                losses += 1
+                if losses == MOST_LOSSES:
+                    raise MixbitError(
+                        f"worker processes ended before their answers, {losses} times in a row: perhaps memory was "
+                        "short (use fewer processes), or the script lacks `if __name__ == '__main__':`. Finished parts "
+                        "are stored: the same call continues"
+                    ) from error
+
+
+def _in_a_pool(start: Path, jobs: Mapping[int, Job], processes: int) -> Generator[tuple[int, Any], None, None]:
+    """Yield the number of each job with its answer, from processes that end with the iterator."""
+    before = multiprocessing.active_children()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(processes, len(jobs)), context, _begin) as pool:
+        futures: dict[Future[Any], int] = {}
         try:
-            futures |= {pool.submit(_answer, file, job): job for job in jobs}
+            futures |= {pool.submit(_answer, start, job): number for number, job in jobs.items()}
             pool.submit(os.getpid)  # until it is woken up once more, Python 3.11 does not watch the latest process
-            for future in as_completed(futures):
+            for future in as_completed([*futures]):
                 yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise MixbitError(
-                "a worker process ended before its answer: perhaps memory was short (use fewer processes), or the "
-                "script lacks `if __name__ == '__main__':`. Finished parts are stored: the same call continues"
-            ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             if not all(future.done() for future in futures):

@@ -11,8 +11,8 @@ from contextlib import closing, suppress
 import pytest
 
 from mixbit.core.errors import InfeasibleBudget, MixbitError
-from mixbit.metric_study.processes import in_processes
-from tests.metric_study.jobs import NeverArrives, answering, failing
+from mixbit.core.io.processes import in_processes
+from tests.core.io.jobs import NeverArrives, answering, failing
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def test_closing_ends_the_processes_amid_their_work(start, tmp_path):
 SCRIPT = """
 import signal
 from functools import partial
-from mixbit.metric_study.processes import in_processes
-from tests.metric_study.jobs import answering
+from mixbit.core.io.processes import in_processes
+from tests.core.io.jobs import answering
 
 if GUARD:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs tests in the background ignores it

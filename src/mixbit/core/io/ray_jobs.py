@@ -1,0 +1,266 @@
+"""Run jobs on a Ray cluster: actors that are replaced when they or their nodes go, and jobs that are given again."""
+
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any, TypeVar
+
+from mixbit.core.engine import Engine
+from mixbit.core.errors import InvalidInput, MixbitError
+from mixbit.core.io.ray_worker import versions
+from mixbit.core.io.terminal import say
+
+Job = TypeVar("Job")
+Answer = TypeVar("Answer")
+
+#: So many workers may be lost with one job, or in a row before any of them has begun.
+MOST_LOSSES = 5
+#: A job that takes so many times the usual seconds is given to a worker that has nothing to do as well.
+SLOW = 3.0
+#: Seconds that an address has to answer, and after which it is told that no worker has begun.
+SECONDS_TO_ANSWER, SECONDS_TO_TELL = 15, 20
+
+
+def on_ray(
+    start: Callable[[], Callable[[Job], Answer]], jobs: Sequence[Job], engine: Engine
+) -> Generator[tuple[Job, Answer], None, None]:
+    """Yield each job with its answer as it finishes; closing the iterator ends the workers.
+
+    `start` travels to each node once. See `mixbit.core.io.jobs.run_jobs`.
+    """
+    ray = _ray()
+    with _connected(ray, engine):
+        crew = _Crew(ray, start, jobs, min(engine.processes, len(jobs)))
+        try:
+            yield from crew.answers()
+        finally:
+            crew.end()
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent
+    try:
+        return import_module("ray")
+    except ImportError as error:
+        raise InvalidInput("--engine ray needs Ray: pip install 'mixbit[ray]'") from error
+
+
+@contextmanager
+def _connected(ray: Any, engine: Engine) -> Iterator[None]:
+    """In the block there is a cluster; one that the caller has connected to is used and left as it is."""
+    if ray.is_initialized():
+        yield
+        return
+    address = engine.address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"num_cpus": engine.processes, "include_dashboard": False}
+    if address is not None:
+        _check_answers(address)
+        options = {"address": address}
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR", **options)
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RaySystemError) as error:
+        raise InvalidInput(
+            f"--ray-address {address}: {str(error).splitlines()[0]}; `ray start --head` starts a cluster here, and "
+            "without an address one is started for the run"
+        ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process without cleaning up
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """Raise InvalidInput where nothing answers at an address, for which Ray would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto":
+        return
+    if not host or not port.isdigit():
+        raise InvalidInput(f"--ray-address {address}: give auto, HOST:PORT, or ray://HOST:PORT")
+    wrong = f"--ray-address {address}: no Ray cluster answers there within {SECONDS_TO_ANSWER} s"
+    try:
+        socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER / 3).close()
+    except (OSError, OverflowError) as error:
+        raise InvalidInput(f"{wrong} ({error}); look at `ray status` on the head node") from error
+    if address.startswith("ray://"):
+        return
+    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    try:
+        healthy = subprocess.run(command, check=False, capture_output=True, timeout=SECONDS_TO_ANSWER).returncode == 0
+    except subprocess.TimeoutExpired:
+        healthy = False
+    if not healthy:
+        raise InvalidInput(f"{wrong}, though something listens; the port of the head node is 6379 unless told")
+
+
+def _worker_class() -> type:
+    """The class of the workers; made here so that it travels by value: a node may lack mixbit, or have another."""
+
+    class Worker:
+        """Answers jobs in a process of a node."""
+
+        def enter(self, wanted: Mapping[str, str], paths: Sequence[str]) -> tuple[str, str | None]:
+            """The node's address, and what keeps it from computing the caller's numbers."""
+            import os  # noqa: PLC0415
+            import sys  # noqa: PLC0415
+            from importlib import import_module  # noqa: PLC0415
+
+            node = import_module("ray").util.get_node_ip_address()
+            # Ray puts the current folder of the caller first, whose modules nobody asked for.
+            sys.path[:] = dict.fromkeys([*paths, *(path for path in sys.path if path != os.path.abspath("."))])
+            try:
+                self.here = import_module("mixbit.core.io.ray_worker")
+            except ImportError as error:
+                return node, f"cannot import mixbit ({error})"
+            for name, value in self.here.versions().items():
+                if wanted[name] != value:
+                    return node, f"has {name} {value}, and the caller {wanted[name]}"
+            return node, None
+
+        def begin(self, start: bytes) -> None:
+            """Make what answers jobs."""
+            self.answer_of = self.here.begin(start)
+
+        def answer(self, job: Any) -> Any:
+            """The answer of a job."""
+            return self.answer_of(job)
+
+    return Worker
+
+
+@dataclass
+class _Worker:
+    """A worker, and what it does.
+
+    Attributes:
+        job: Number of the job that it does; None while it begins.
+        since: When it began that, by the clock that only goes forward.
+        node: Address of its node; empty until it has entered.
+    """
+
+    actor: Any
+    job: int | None = None
+    since: float = field(default_factory=time.monotonic)
+    node: str = ""
+
+
+class _Crew:
+    """The workers of some jobs, and who does what."""
+
+    def __init__(self, ray: Any, start: Any, jobs: Sequence[Any], count: int) -> None:
+        self.ray, self.jobs, self.count = ray, jobs, count
+        self.new_actor = ray.remote(_worker_class()).options(num_cpus=1, scheduling_strategy="SPREAD").remote
+        try:
+            self.start = ray.put(ray.cloudpickle.dumps(start))
+        except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError, OSError) as error:
+            raise MixbitError(f"Ray: its object store takes no more ({error}); give it more memory or disk") from error
+        self.waiting = deque(range(len(jobs)))
+        self.left = set(self.waiting)
+        self.busy: dict[Any, _Worker] = {}  # by the reference to what it is to return
+        self.idle: list[_Worker] = []
+        self.seconds: list[float] = []
+        self.losses: Counter[int | None] = Counter()  # by job; None for those that were lost before they began
+        self.told = False
+
+    def answers(self) -> Generator[tuple[Any, Any], None, None]:
+        """Yield each job with its answer."""
+        errors = self.ray.exceptions
+        while self.left:
+            self._share_out()
+            ready, _ = self.ray.wait([*self.busy], num_returns=1, timeout=1.0)
+            for reference in ready:
+                worker = self.busy.pop(reference)
+                try:
+                    returned = self.ray.get(reference)
+                except errors.RayTaskError as error:
+                    self.idle.append(worker)  # to be ended with the others
+                    raise self._of_worker(worker, error.cause) from error
+                except errors.RayError as error:
+                    self._lost(worker, error)
+                    continue
+                number = worker.job
+                if number is None:
+                    self._begun(worker, returned)
+                    continue
+                self.idle.append(worker)
+                if number in self.left:  # else the same job was done sooner by another
+                    self.seconds.append(time.monotonic() - worker.since)
+                    self.left.remove(number)
+                    yield self.jobs[number], returned
+
+    def end(self) -> None:
+        """End the workers, also amid their work."""
+        for worker in (*self.idle, *self.busy.values()):
+            self.ray.kill(worker.actor)
+
+    def _share_out(self) -> None:
+        """Start workers for those that are lacking, and give every idle one a job."""
+        for _ in range(min(self.count, len(self.left)) - len(self.busy) - len(self.idle)):
+            worker = _Worker(self.new_actor())
+            paths = [path for path in map(os.path.abspath, sys.path) if path]
+            self.busy[worker.actor.enter.remote(versions(), paths)] = worker
+        while self.idle and (number := self._next()) is not None:
+            worker = self.idle.pop()
+            worker.job, worker.since = number, time.monotonic()
+            self.busy[worker.actor.answer.remote(self.jobs[number])] = worker
+        waited = min((time.monotonic() - worker.since for worker in self.busy.values()), default=0)
+        if not self.told and waited > SECONDS_TO_TELL and all(worker.job is None for worker in self.busy.values()):
+            self.told = True
+            say(f"Ray: no worker has begun yet; {len(self.busy)} wait for a CPU each, or make the network and the data")
+
+    def _next(self) -> int | None:
+        """The next job, or one that takes so long that another worker is to try it as well; None for none."""
+        if self.waiting:
+            return self.waiting.popleft()
+        if not self.seconds:
+            return None
+        limit, now = SLOW * statistics.median(self.seconds), time.monotonic()
+        copies = Counter(worker.job for worker in self.busy.values())
+        slow = [w for w in self.busy.values() if w.job in self.left and copies[w.job] == 1 and now - w.since > limit]
+        return min(slow, key=lambda worker: worker.since).job if slow else None
+
+    def _begun(self, worker: _Worker, returned: tuple[str, str | None] | None) -> None:
+        """Let a worker that has entered begin, and one that has begun wait for a job."""
+        if returned is None:
+            self.losses[None] = 0
+            self.idle.append(worker)
+            return
+        worker.node, problem = returned
+        if problem is not None:
+            self.idle.append(worker)
+            raise InvalidInput(f"node {worker.node} {problem}: numbers would differ; install the same on all nodes")
+        self.busy[worker.actor.begin.remote(self.start)] = worker
+
+    def _of_worker(self, worker: _Worker, cause: Exception) -> Exception:
+        """What was raised: an answer's own error as it is; that of a beginning with the node, where alone it fails."""
+        if worker.job is not None:
+            return cause
+        kind = InvalidInput if isinstance(cause, InvalidInput) else MixbitError
+        what = str(cause) if isinstance(cause, MixbitError) else f"{type(cause).__name__}: {cause}"
+        return kind(f"node {worker.node}: {what}")
+
+    def _lost(self, worker: _Worker, error: Exception) -> None:
+        """Give the job of a worker that ended to another; raises MixbitError where that happens again and again."""
+        number = worker.job
+        self.losses[number] += 1
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        what = "before it could begin" if number is None else f"with the job {self.jobs[number]!r:.80}"
+        if self.losses[number] == MOST_LOSSES:
+            raise MixbitError(
+                f"node {worker.node}: {MOST_LOSSES} workers ended {what}, the last one: {reason.strip()}. Finished "
+                "parts are stored: the same call continues"
+            ) from error
+        if number in self.left and all(other.job != number for other in self.busy.values()):
+            self.waiting.appendleft(number)

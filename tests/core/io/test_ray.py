@@ -1,0 +1,135 @@
+"""Jobs on a Ray cluster of several nodes: every job once, errors as they are, and what is lost is done again."""
+
+import functools
+import socket
+import sys
+import threading
+import time
+import types
+
+import pytest
+
+from mixbit.core import Engine, InvalidInput, MixbitError
+from mixbit.core.errors import InfeasibleBudget
+from mixbit.core.io import ray_jobs
+from mixbit.core.io.ray_jobs import on_ray
+from tests.core.io.jobs import answering, failing, once, slowly
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*unclosed.*:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head and another node, of one CPU each; the tests are its caller."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    cluster.add_node(num_cpus=1)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.fixture
+def engine(cluster):
+    """Two workers; connected already, which saves seconds."""
+    if not ray.is_initialized():
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    return Engine("ray", 2, cluster.address)
+
+
+@pytest.fixture
+def start(tmp_path):
+    return functools.partial(answering, str(tmp_path / "started"))
+
+
+def test_every_job_is_answered_once(cluster, start, tmp_path):
+    ray.shutdown()
+    engine = Engine("ray", 2, cluster.address)
+    answers = list(on_ray(start, range(40), engine))
+    assert sorted(job for job, _ in answers) == list(range(40))
+    assert all(answer == job**2 for job, (answer, _) in answers)
+    assert {process for _, (_, process) in answers} <= {*map(int, (tmp_path / "started").read_text().split())}
+    assert not ray.is_initialized(), "the connection ends with the jobs"
+
+
+def test_what_is_killed_or_hangs_is_done_by_another(engine, tmp_path):
+    jobs = ["die", "sleep", *map(str, range(20))]
+    began = time.monotonic()
+    answers = dict(on_ray(functools.partial(once, str(tmp_path)), jobs, engine))
+    assert answers.keys() == {*jobs}
+    assert all(answer == job for job, (answer, _) in answers.items())
+    assert time.monotonic() - began < 300, "nobody waits for the one that sleeps"
+
+
+def test_errors_of_jobs_arrive_as_they_are(engine, start):
+    with pytest.raises(InfeasibleBudget, match="no plan") as error:
+        list(on_ray(start, [-1], engine))
+    assert error.value.binding == (2,)
+
+
+def test_a_failing_start_names_the_node(engine):
+    with pytest.raises(MixbitError, match=r"^node [\d.]+: ZeroDivisionError: at the start"):
+        list(on_ray(failing, [1], engine))
+
+
+def test_a_worker_that_cannot_import_the_start_says_so(engine, monkeypatch):
+    module = types.ModuleType("only_here")
+    exec("def start(): return abs", module.__dict__)
+    module.start.__module__ = "only_here"
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    with pytest.raises(MixbitError, match=r"^node [\d.]+: ModuleNotFoundError: No module named 'only_here'"):
+        list(on_ray(module.start, [1], engine))
+
+
+@pytest.mark.parametrize("name", ["mixbit", pytest.param("torch", marks=pytest.mark.slow)])
+def test_a_node_with_another_version_is_refused_by_name(engine, start, monkeypatch, name):
+    others = ray_jobs.versions() | {name: "0.0.1"}
+    monkeypatch.setattr(ray_jobs, "versions", lambda: others)
+    with pytest.raises(InvalidInput, match=rf"^node [\d.]+ has {name} \S+, and the caller 0\.0\.1"):
+        list(on_ray(start, [1], engine))
+
+
+def test_a_job_that_ends_its_workers_is_named(engine, start, monkeypatch):
+    monkeypatch.setattr(ray_jobs, "MOST_LOSSES", 2)
+    with pytest.raises(MixbitError, match=r"^node [\d.]+: 2 workers ended with the job -2.*the same call continues"):
+        list(on_ray(start, [-2], engine))
+
+
+@pytest.mark.parametrize(
+    ("address", "problem"),
+    [
+        ("127.0.0.1:1", "no Ray cluster answers there within 15 s .*refused"),
+        ("ray://127.0.0.1:1", "no Ray cluster answers there within 15 s .*refused"),
+        ("somewhere", "give auto, HOST:PORT, or ray://HOST:PORT"),
+    ],
+)
+def test_an_address_where_nothing_answers_is_told_at_once(start, address, problem):
+    ray.shutdown()
+    with pytest.raises(InvalidInput, match=f"--ray-address {address}: {problem}"):
+        list(on_ray(start, [1], Engine("ray", 2, address)))
+
+
+@pytest.mark.slow
+def test_something_that_listens_and_is_no_cluster_is_told_within_20_s(start):
+    ray.shutdown()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        began = time.monotonic()
+        with pytest.raises(InvalidInput, match="though something listens"):
+            list(on_ray(start, [1], Engine("ray", 2, address)))
+        assert time.monotonic() - began < 20
+
+
+@pytest.mark.slow
+def test_a_node_that_goes_takes_no_answer_along(cluster, engine, start):
+    node = cluster.add_node(num_cpus=4)
+    timer = threading.Timer(15, cluster.remove_node, (node, False))
+    timer.start()
+    jobs = [number / 8 for number in range(160)]
+    answers = dict(on_ray(functools.partial(slowly, 0.5), jobs, Engine("ray", 6, cluster.address)))
+    timer.join()
+    assert answers == {job: job**2 for job in jobs}
