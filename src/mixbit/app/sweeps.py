@@ -4,17 +4,28 @@ Keys are the options of `mixbit quantize`, with `_` for `-`; what tells of a mod
 """
 
 import json
+import platform
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import chdir
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from mixbit.app.commands import options
-from mixbit.core import MOST_JSON, InvalidInput, absolute, load_function, model_of, names_function, pick, read_bytes
+from mixbit.core import (
+    MOST_JSON,
+    InvalidInput,
+    absolute,
+    load_function,
+    model_of,
+    names_function,
+    pick,
+    read_bytes,
+)
 from mixbit.datasets.load import Reading, form_of_data
 from mixbit.models.load import form_of_model
 from mixbit.pipeline.cells import Given
@@ -138,7 +149,7 @@ def _model_of(words: SweepWords, model: ModelWords, path: Path, command: Sequenc
     except InvalidInput as error:
         raise InvalidInput(f"{path}: model {model.name}: {error}") from error
     noted = model.model_dump(mode="json", by_alias=True, exclude={"name"}, exclude_none=True)
-    return SweepModel(partial(load_given, words, model, command), settings, noted)
+    return SweepModel(partial(load_given, words, model, command, Path.cwd()), settings, noted)
 
 
 def _check(words: SweepWords, model: ModelWords) -> None:
@@ -185,15 +196,21 @@ def _settings(words: SweepWords, model: ModelWords, command: Sequence[str]) -> d
     return {text: replace(settings, rounding=options.function_or_name(text, "ROUNDING")) for text in roundings}
 
 
-def load_given(words: SweepWords, model: ModelWords, command: Sequence[str]) -> Given:
-    """Load MODEL and DATA."""
-    options.say_unless_used(model.loss, words.metric)
-    network = options.model_on(model.model, model.device)
-    task = options.task_of(model.task, model.loss, model.output_weight, network)
-    specs: Mapping[str, Any] = {"data": model.data, "eval": model.evaluate, "train": model.train}
-    batches, noted = options.data_of(specs, network, model.reading(words.seed), task)
-    settings = {
-        rounding: replace(each, task=task, train_batches=batches["train"], **noted)
-        for rounding, each in _settings(words, model, command).items()
-    }
+def load_given(words: SweepWords, model: ModelWords, command: Sequence[str], folder: Path) -> Given:
+    """Load MODEL and DATA, whose paths count from the folder: other processes may begin elsewhere."""
+    if not folder.is_dir():
+        raise InvalidInput(
+            f"{folder}: no such folder on {platform.node()}; all nodes must have it, with MODEL and DATA"
+        )
+    with chdir(folder):
+        options.say_unless_used(model.loss, words.metric)
+        network = options.model_on(absolute(model.model), model.device)
+        task = options.task_of(model.task, model.loss, model.output_weight, network)
+        specs = {"data": model.data, "eval": model.evaluate, "train": model.train}
+        places = {name: None if spec is None else absolute(spec) for name, spec in specs.items()}
+        batches, noted = options.data_of(places, network, model.reading(words.seed), task)
+        settings = {
+            rounding: replace(each, task=task, train_batches=batches["train"], **noted)
+            for rounding, each in _settings(words, model, command).items()
+        }
     return Given(network.module, batches["data"], batches["eval"], settings)

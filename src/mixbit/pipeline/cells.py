@@ -80,10 +80,9 @@ def budget_of(text: str) -> Budget:
     return Budget.parse([part.strip() for part in text.split(",")])
 
 
-def store_of(out: Path, cell: SweepCell) -> tuple[Store, str]:
-    """Where finished work on the cell's table is stored, and the cell's name there."""
-    folder = Path(cell.folder)
-    return Store(out / WORK / folder.parent), folder.name
+def work_of(out: Path, cell: SweepCell) -> Path:
+    """The store of its table, and of the questions that cells of that table answer, by the names of their folders."""
+    return out / WORK / Path(cell.folder).parent
 
 
 def is_known(out: Path, cell: SweepCell) -> bool:
@@ -134,16 +133,17 @@ class Shared:
         weigh(run, own, offered(run))
         return own
 
-    def table(self, run: Run, store: Store) -> Sensitivity:
-        """The target's table, from the store where it is there."""
+    def table(self, run: Run, work: Path) -> Sensitivity:
+        """The target's table, from the store of that folder where it is there."""
 
         def table() -> Sensitivity:
-            question, known = self.question(run), self.calibrated(run)
-            if (stored := store.get(TABLE, question)) is not None:
-                return Sensitivity.of_text(stored.tensors["json"].numpy().tobytes(), f"{store.folder}/{TABLE}")
-            table = measured(run, known)
-            text = torch.frombuffer(bytearray(table.to_json().encode()), dtype=torch.uint8)
-            store.put(TABLE, question, {"json": text})
+            question, known, store = self.question(run), self.calibrated(run), Store(work)
+            with reserved(work / TABLE, wait=True):  # another process may be measuring it
+                if (stored := store.get(TABLE, question)) is not None:
+                    return Sensitivity.of_text(stored.tensors["json"].numpy().tobytes(), work / TABLE)
+                table = measured(run, known)
+                text = torch.frombuffer(bytearray(table.to_json().encode()), dtype=torch.uint8)
+                store.put(TABLE, question, {"json": text})
             return table
 
         return self._once(f"measure for {run.target.name}", table)
@@ -206,24 +206,26 @@ class Cells:
         return self._shared
 
     def _run(self, cell: SweepCell) -> Answer:
-        shared, (store, name) = self.shared_by(cell.model), store_of(self.out, cell)
-        settings, place = shared.given.settings[cell.rounding], self.out / cell.folder
+        shared, work, place = self.shared_by(cell.model), work_of(self.out, cell), self.out / cell.folder
+        settings, store = shared.given.settings[cell.rounding], Store(work)
         force = self.force or is_known(self.out, cell)
-        run = Run(cell.target, budget_of(cell.budget), place, settings, force=force)
-        with reserved(place), scratch_folder() as run.scratch:
+        budget = budget_of(cell.budget)
+        run = Run(cell.target, budget, place, settings, force=force)
+        # a cluster gives what takes long to two workers: the second waits, and takes it up
+        with reserved(place, wait=True), scratch_folder() as run.scratch:
             network, question = shared.network(run), shared.question_of_cell(run)
             if (place / RESULT_FILE).exists():
-                return Answer(cell.ended(_taken_up(place, store, name, question)), taken_up=True)
+                return Answer(cell.ended(_taken_up(place, store, question)), taken_up=True)
             tried(run, network)
-            check_reachable(run, network.graph, run.goal)
-            known, table = shared.calibrated(run), shared.table(run, store)
-            store.put(name, question, {})
-            return Answer(cell.ended(deployed_within(run, known, table, run.goal).result), taken_up=False)
+            check_reachable(run, network.graph, budget)
+            known, table = shared.calibrated(run), shared.table(run, work)
+            store.put(place.name, question, {})
+            return Answer(cell.ended(deployed_within(run, known, table, budget).result), taken_up=False)
 
 
-def _taken_up(place: Path, store: Store, name: str, question: dict[str, Any]) -> Result:
+def _taken_up(place: Path, store: Store, question: dict[str, Any]) -> Result:
     """The result of an earlier call; raises MixbitError where it answers another question, or has changed."""
-    if store.get(name, question) is None:
+    if store.get(place.name, question) is None:
         raise InvalidInput(
             f"{place}: holds results of another network, data or settings; choose another folder, or pass --force to "
             "start over"

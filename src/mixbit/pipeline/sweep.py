@@ -3,35 +3,40 @@
 import hashlib
 import logging
 import os
+import platform
 import re
-from collections.abc import Callable, Generator, Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
 
-import torch
 from pydantic import JsonValue
 
 from mixbit.core import (
+    Engine,
     InvalidInput,
     MixbitError,
+    Store,
     check_writable_folder,
     file_errors,
     find_target,
     reserved,
+    run_jobs,
     track,
     write_text,
 )
-from mixbit.metric_study.processes import in_processes
-from mixbit.pipeline.cells import Answer, Cells, Given, budget_of, is_known, store_of
+from mixbit.pipeline.cells import WORK, Cells, Given, budget_of, is_known, work_of
 from mixbit.pipeline.settings import Run, Settings
 from mixbit.report.sweep import PAGE_FILE, sweep_page_of
 from mixbit.results.result import RESULT_FILE, files_of_a_result
 from mixbit.results.sweep import SWEEP_FILE, Sweep, SweepCell
 
 _log = logging.getLogger("mixbit")
+#: File by which workers see that the folder is the one that the caller writes to.
+CALL = "call"
 #: Longest name of a folder that is made of a budget, a target or a rounding; longer ones are cut.
 LONGEST = 80
 
@@ -59,15 +64,14 @@ def sweep(
     budgets: Sequence[str],
     out: Path,
     noted: Mapping[str, JsonValue],
-    processes: int = 1,
+    engine: Engine = Engine(),  # noqa: B008 it is frozen
     force: bool = False,
 ) -> Sweep:
     """Run every cell of models x targets x budgets x roundings, and write sweep.json and sweep.html as they end.
 
     A model is captured and calibrated once in each process, a table of sensitivities measured once for each model and
-    target. With several processes one cell of each table goes first, and measures for the others. The same call takes
-    up tables and finished cells, where network, data and settings are still the same. A cell that fails says why, and
-    the others go on.
+    target. The same call takes up tables and finished cells, where network, data and settings are still the same. A
+    cell that fails says why, and the others go on.
 
     Args:
         models: Name, of letters, digits, dots, dashes and underscores -> the model.
@@ -75,15 +79,14 @@ def sweep(
         budgets: As `budget_of` reads them.
         out: Folder for the results.
         noted: Settings of all cells, for sweep.json.
-        processes: How many run cells, sharing the cores; 1 runs them in this one.
+        engine: Where cells run, in one thread each: they are the same bits wherever that is. The folder must be one
+            that all nodes share.
         force: Whether to start over: results of these cells are removed first.
 
     Raises:
         InvalidInput: names, settings or the folder cannot be used, cells would share a folder, or the folder holds a
             sweep with other settings.
     """
-    if processes < 1:
-        raise InvalidInput(f"processes={processes}: give 1 or more")
     cells = cells_of(models, targets, budgets)
     made = Sweep(settings={**noted}, models={name: {**model.noted} for name, model in models.items()}, cells=cells)
     check_writable_folder(out, force=force or (out / SWEEP_FILE).exists())
@@ -95,13 +98,14 @@ def sweep(
         if force:
             _clear(out, cells)
         with file_errors(f"{out}: cannot be made", "; choose another folder"):
-            out.mkdir(parents=True, exist_ok=True)
+            (out / WORK).mkdir(parents=True, exist_ok=True)
         made = _written(out, made, cells)
-        threads = None if processes == 1 else max(1, (os.cpu_count() or 1) // processes)
-        start = partial(_start, {name: model.setup for name, model in models.items()}, out, threads, force)
+        call = f"{platform.node()} {os.getpid()} {time.time_ns()}"
+        write_text(out / WORK / CALL, call)
+        start = partial(_start, {name: model.setup for name, model in models.items()}, out, call, force)
         rows = {cell.folder: cell for cell in cells}
-        with closing(_answers(start, cells, processes)) as answers:
-            for row, taken_up in track(answers, "run cells", total=len(cells)):
+        with closing(run_jobs(engine, start, _in_order(cells, engine))) as answers:
+            for _, (row, taken_up) in track(answers, "run cells", total=len(cells)):
                 rows[row.folder] = row
                 made = _written(out, made, [*rows.values()])
                 _log.info("%s: %s", row.name, _in_words(row, taken_up=taken_up))
@@ -162,7 +166,7 @@ def _clear(out: Path, cells: Sequence[SweepCell]) -> None:
         place = out / cell.folder
         for name in (RESULT_FILE, *files_of_a_result(place)):  # without the first, the others are no result
             (place / name).unlink(missing_ok=True)
-        store_of(out, cell)[0].clear()
+        Store(work_of(out, cell)).clear()
 
 
 def _written(out: Path, made: Sweep, cells: Sequence[SweepCell]) -> Sweep:
@@ -173,23 +177,19 @@ def _written(out: Path, made: Sweep, cells: Sequence[SweepCell]) -> Sweep:
     return made
 
 
-def _answers(
-    start: Callable[[], Callable[[SweepCell], Answer]], cells: Sequence[SweepCell], processes: int
-) -> Generator[Answer, None, None]:
-    """Yield the answers as they come: from this process in order, or one cell of each table before the others."""
-    if processes == 1:
-        yield from map(start(), cells)
-        return
+def _in_order(cells: Sequence[SweepCell], engine: Engine) -> list[SweepCell]:
+    """One cell of each table before the others, where several processes work: they are not to wait for one table."""
+    if engine.is_this_process:
+        return [*cells]  # which keeps what the cells of one model share
     first = {(cell.model, cell.target): cell for cell in reversed(cells)}
-    for some in ([*first.values()][::-1], [cell for cell in cells if cell not in first.values()]):
-        with closing(in_processes(start, some, processes)) as answered:
-            yield from (answer for _, answer in answered)
+    return sorted(cells, key=lambda cell: first[cell.model, cell.target] is not cell)
 
 
-def _start(setups: Mapping[str, Callable[[], Given]], out: Path, threads: int | None, force: bool) -> Cells:
-    """What answers cells in a process, with so many threads where it is one of several."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+def _start(setups: Mapping[str, Callable[[], Given]], out: Path, call: str, force: bool) -> Cells:
+    """What answers cells in a process; raises InvalidInput where it sees another folder than the caller."""
+    file = out / WORK / CALL
+    if not file.is_file() or file.read_text(encoding="utf-8") != call:
+        raise InvalidInput(f"{out}: is not the folder that the sweep writes to; give one that all nodes share")
     return Cells(setups, out, force=force)
 
 
