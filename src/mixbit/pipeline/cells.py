@@ -208,11 +208,11 @@ class Cells:
     def _run(self, cell: SweepCell) -> Answer:
         shared, work, place = self.shared_by(cell.model), work_of(self.out, cell), self.out / cell.folder
         settings, store = shared.given.settings[cell.rounding], Store(work)
-        force = self.force or is_known(self.out, cell)
-        budget = budget_of(cell.budget)
-        run = Run(cell.target, budget, place, settings, force=force)
+        force, budget = self.force or is_known(self.out, cell), budget_of(cell.budget)
         # a cluster gives what takes long to two workers: the second waits, and takes it up
-        with reserved(place, wait=True), scratch_folder() as run.scratch:
+        with reserved(place, wait=True), scratch_folder() as scratch:
+            run = Run(cell.target, budget, place, settings, force=force)
+            run.scratch = scratch
             network, question = shared.network(run), shared.question_of_cell(run)
             if (place / RESULT_FILE).exists():
                 return Answer(cell.ended(_taken_up(place, store, question)), taken_up=True)

@@ -103,6 +103,7 @@ def sweep(
         call = f"{platform.node()} {os.getpid()} {time.time_ns()}"
         write_text(out / WORK / CALL, call)
         start = partial(_start, {name: model.setup for name, model in models.items()}, out, call, force)
+        _log.info("%d cells, %d at a time, in one thread each (--processes)", len(cells), engine.processes)
         rows = {cell.folder: cell for cell in cells}
         with closing(run_jobs(engine, start, _in_order(cells, engine))) as answers:
             for _, (row, taken_up) in track(answers, "run cells", total=len(cells)):
