@@ -397,14 +397,25 @@ def test_several_processes_give_the_same_cells(small, tmp_path):
     assert not [path for path in (tmp_path / "out").rglob("*") if "mixbit-" in path.name]
 
 
-@pytest.mark.parametrize(
-    ("number", "code"),
-    [
-        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
-        (signal.SIGKILL, -9),
-    ],
-)
+def test_an_interrupted_sweep_goes_on(small, tmp_path, monkeypatch):
+    text = SMALL.replace("mean_bits=3", "mean_bits=5")
+    done, left = cells.deployed_within, iter([False, True])
+
+    def interrupted(*args):
+        if next(left):
+            raise KeyboardInterrupt
+        return done(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cells, "deployed_within", interrupted)
+        assert small(text)[0] == 130
+    assert [cell.state for cell in load(tmp_path).cells] == ["done", "waiting"]
+    assert small(text) == (0, {"capture_all": 1, "calibrate": 1, "deployed_within": 1})
+    assert [cell.state for cell in load(tmp_path).cells] == ["done", "done"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
 def test_a_killed_sweep_goes_on(small, tmp_path, number, code):
     budgets = [f"mean_bits={bits}" for bits in (4, 5, 6, 7)]
     text = SMALL.replace('["mean_bits=4", "mean_bits=3"]', str(budgets))
@@ -413,11 +424,11 @@ def test_a_killed_sweep_goes_on(small, tmp_path, number, code):
     words = [sys.executable, "-m", "mixbit.app.main", "sweep", "sweep.toml", "--out", "out"]
     process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     first = tmp_path / "out/small/packed/mean_bits=4-nearest/result.json"
-    until = time.monotonic() + 120
+    until = time.monotonic() + 600
     while not first.exists() and time.monotonic() < until:
         time.sleep(0.01)
     os.kill(process.pid, number)
-    assert process.wait(60) == code
+    assert process.wait(120) == code
     finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("out/small/packed/*/result.json")}
     assert 1 <= len(finished) < 4
     ended, steps = small(text)
