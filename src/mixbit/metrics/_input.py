@@ -257,14 +257,20 @@ def check_estimate(answer: Any, metric: str, inputs: MetricInput) -> None:
 
 
 def joined(first: Estimate, second: Estimate) -> Estimate:
-    """The estimate of both sets of samples."""
-    count = first.num_samples + second.num_samples
-    a, b = first.num_samples / count, second.num_samples / count
-    error = np.hypot(a * first.standard_error, b * second.standard_error)
+    """The estimate of both sets of samples: their mean, and the standard error as of all of them together.
+
+    With n, m samples of means a, b and sums of squared deviations A, B, that sum is A + B + (a - b)^2 nm / (n + m) for
+    all (T. Chan, G. Golub, R. LeVeque 1979), and the standard error^2 of k samples is their sum / (k (k - 1)).
+    """
+    n, m = first.num_samples, second.num_samples
+    share = m / (n + m)
+    shift = second.loss - first.loss
+    squares = sum(np.nan_to_num(e.standard_error, posinf=0) ** 2 * k * (k - 1) for e, k in ((first, n), (second, m)))
+    error = np.sqrt((squares + shift**2 * n * share) / ((n + m) * (n + m - 1)))
     resampled = None
     if first.resampled is not None and second.resampled is not None:
-        resampled = a * first.resampled + b * second.resampled
-    return Estimate(a * first.loss + b * second.loss, error, count, resampled=resampled)
+        resampled = first.resampled + share * (second.resampled - first.resampled)
+    return Estimate(first.loss + share * shift, error, n + m, resampled=resampled)
 
 
 def averaged(inputs: MetricInput, costs: Iterable[tuple[Costs, Costs]], *, shared: bool) -> Estimate:

@@ -2,7 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,7 +27,7 @@ from mixbit.core import (
     split_all,
     track,
 )
-from mixbit.graph import Graph, check_arguments, check_graph, fitted, model_fingerprint, shared_inputs, try_data
+from mixbit.graph import Case, Graph, check_arguments, check_graph, fitted, model_fingerprint, shared_inputs, try_data
 from mixbit.graph.resources import live_activations, num_uncovered
 from mixbit.metrics._input import (
     IGNORES_LOSS,
@@ -32,6 +35,7 @@ from mixbit.metrics._input import (
     MEAN_OVER_SAMPLES,
     METRICS,
     NEEDS_LABELS,
+    Estimate,
     Metric,
     MetricInput,
     check_estimate,
@@ -40,6 +44,7 @@ from mixbit.metrics._input import (
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.offers import for_target, why_not, with_fallbacks
 from mixbit.quantization.scales import choose_scales
+from mixbit.quantization.shared import Shared
 from mixbit.quantization.simulate import rounded_between
 from mixbit.quantization.sizes import weight_bytes_of_choices
 from mixbit.searches import Problem
@@ -49,6 +54,8 @@ from mixbit.searches.mixtures import mixtures
 STABLE = "plans are stable against sampling noise"
 #: Fewer batches are measured at once: a part of them says little.
 FEWEST_BATCHES = 4
+#: Shards of a round, where it has so many batches, and samples of a shard, where there are more than so many of them.
+FEWEST_SHARDS, SHARD_SAMPLES = 4, 64
 #: Plans are not taken to be stable by fewer samples where there are more: few tell little of what others would say.
 FEWEST_SAMPLES = 64
 #: Budgets at which plans are compared, as shares of the way from the cheapest plan to the dearest.
@@ -75,6 +82,7 @@ def measure(
     metric: str | Metric = "fisher",
     choices: Sequence[str] | None = None,
     seed: int = 0,
+    shared: Shared | None = None,
 ) -> Sensitivity:
     """Predict what each choice of each layer costs in loss, and what it uses.
 
@@ -92,6 +100,8 @@ def measure(
         choices: Schemes to offer; the target's default ones where None. A layer that cannot take one is not offered it;
             instead of one whose input is ranged at run time it is offered the same weight with an input in float.
         seed: Random seed.
+        shared: Where parts of the data are measured, each in one thread, so that the table is the same bits for every
+            number of processes; where None, one after the other in this one, with all threads.
 
     Raises:
         InvalidInput: an unknown name, a choice that the target does not run, choices none of which a layer can take, a
@@ -111,16 +121,18 @@ def measure(
     calibration = batches if isinstance(batches, Calibration) else calibrate(graph, pairs, target=frame.target)
     schemes = tuple(Scheme.parse(choice) for choice in frame.choices)
     choose_all_scales(graph, calibration, schemes)
-    runtime = find_target(target)
-    sizes = weight_bytes_of_choices(graph, schemes, runtime, calibration)
+    sizes = weight_bytes_of_choices(graph, schemes, find_target(target), calibration)
     frame = dataclasses.replace(frame, usage=frame.usage | {"weight_bytes": sizes})
-    dynamic = any(scheme.input is not None and scheme.input.dynamic for scheme in schemes)
-    between = {} if dynamic else rounded_between(graph, graph.layers, runtime)
-    between = {name: owners for name, owners in between.items() if calibration.histogram(name).finite}
-    inputs = MetricInput(
-        graph, schemes, calibration, task.aligned(calibration.batches), task, seed, between, runtime.zero_points
-    )
-    return _measured(frame, inputs, method)
+    rounds = _rounds(Batches.of(pairs), method)
+    work = partial(_estimator, frame=frame, target=target, metric=metric)
+    case, shards = Case(graph, pairs, task, seed), range(sum(map(len, rounds)))
+    if shared is None:
+        estimate_of = work(case, calibration)
+        answers = ((shard, estimate_of(shard)) for shard in shards)
+    else:
+        answers = shared.answers(work, case, calibration, shards)
+    with closing(answers):
+        return _measured(frame, rounds, answers)
 
 
 def takes_loss(metric: str | Metric, task: Task) -> bool:
@@ -152,25 +164,63 @@ def try_metric(graph: Graph, batches: Sequence[Batch], task: Task, metric: str |
     return task
 
 
-def _measured(frame: Sensitivity, inputs: MetricInput, method: Metric) -> Sensitivity:
-    """The table of as many parts of the batches as make plans stable, or of all."""
-    batches = Batches.of(inputs.batches)
-    parts = [batches]
-    if MEAN_OVER_SAMPLES in facts_of(method) and len(batches) >= FEWEST_BATCHES:
-        # A quarter, the next quarter, the rest: each from all over the data, which may be in order.
-        parts = [batches[0::4], batches[2::4], batches.at([*range(1, len(batches), 4), *range(3, len(batches), 4)])]
-    total, num_seen, table = None, 0, frame
-    for number, some in enumerate(parts):
-        part = dataclasses.replace(inputs, batches=some, seed=inputs.seed + number)
-        estimate = method(part)
-        check_estimate(estimate, frame.metric, inputs)
-        total = estimate if total is None else joined(total, estimate)
-        num_seen += int(part.sizes.sum())
+def _rounds(batches: Batches[Batch], method: Metric) -> list[list[Batches[Batch]]]:
+    """The shards of each round: a metric answers for a shard at a time, and plans may be stable after any round."""
+    if MEAN_OVER_SAMPLES not in facts_of(method) or len(batches) < FEWEST_BATCHES:
+        return [[batches]]
+    # A quarter, the next quarter, the rest: each from all over the data, which may be in order.
+    parts = [batches[0::4], batches[2::4], batches.at([*range(1, len(batches), 4), *range(3, len(batches), 4)])]
+    return [_shards(part) for part in parts]
+
+
+def _shards(part: Batches[Batch]) -> list[Batches[Batch]]:
+    """Batches that follow one another, in as many sets as there can be, or enough for a cluster where data is much."""
+    count = min(len(part), max(FEWEST_SHARDS, sum(part.sizes) // SHARD_SAMPLES))
+    bounds = [len(part) * number // count for number in range(count + 1)]
+    return [part[low:high] for low, high in pairwise(bounds)]
+
+
+def _estimator(
+    case: Case, calibration: Calibration, *, frame: Sensitivity, target: str | Target, metric: str | Metric
+) -> Callable[[int], Estimate]:
+    """What estimates the entries of the table from the shard of that number."""
+    _, method = METRICS.find(metric)
+    runtime, schemes = find_target(target), frame.schemes
+    graph = for_target(case.graph, runtime)
+    dynamic = any(scheme.input is not None and scheme.input.dynamic for scheme in schemes)
+    between = {} if dynamic else rounded_between(graph, graph.layers, runtime)
+    between = {name: owners for name, owners in between.items() if calibration.histogram(name).finite}
+    batches = case.task.aligned(calibration.batches)
+    inputs = MetricInput(graph, schemes, calibration, batches, case.task, case.seed, between, runtime.zero_points)
+    shards = [shard for part in _rounds(Batches.of(inputs.batches), method) for shard in part]
+
+    def estimate(number: int) -> Estimate:
+        answer = method(dataclasses.replace(inputs, batches=shards[number], seed=inputs.seed + number))
+        check_estimate(answer, frame.metric, inputs)
+        return answer
+
+    return estimate
+
+
+def _measured(
+    frame: Sensitivity, rounds: Sequence[Sequence[Batches[Batch]]], answers: Iterator[tuple[int, Estimate]]
+) -> Sensitivity:
+    """The table of as many rounds as make plans stable, or of all, from the estimates, which come in any order."""
+    total, table, found = None, frame, dict[int, Estimate]()
+    given, num_seen, wanted = sum(sum(shard.sizes) for part in rounds for shard in part), 0, 0
+    for part in rounds:
+        for number in range(wanted, wanted + len(part)):  # joined in this order, that of no clock
+            while number not in found:
+                shard, estimate = next(answers)
+                found[shard] = estimate
+            total = found[number] if total is None else joined(total, found.pop(number))
+        wanted += len(part)
+        num_seen += sum(sum(shard.sizes) for shard in part)
+        assert total is not None  # noqa: S101 every round has a shard
         loss = np.where(np.isfinite(frame.loss), total.loss, np.inf)
         filled = {name: value for name, value in vars(total).items() if name != "resampled"}
         table = dataclasses.replace(frame, **filled | {"loss": loss})
         problem = ranking_problem(table, total.resampled)
-        given = int(inputs.sizes.sum())
         after = f"after {num_seen} of {given} samples"
         if num_seen == 1:
             problem = "a single sample says nothing of others; give more"

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial, wraps
+from os import cpu_count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,6 +92,9 @@ Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="random seed")]
 Force = Annotated[bool, typer.Option("--force", help="replace files of the same names in --out")]
 EngineName = Annotated[str, typer.Option("--engine", help="where work is shared out: local or ray")]
 Processes = Annotated[int, typer.Option(min=1, help="how many share the work, one thread each")]
+Sharing = Annotated[
+    int | None, typer.Option("--processes", min=1, help="share the work among so many, one thread each; the same bits")
+]
 RayAddress = Annotated[str | None, typer.Option(help="auto, HOST:PORT or ray://HOST:PORT; none: one for this run")]
 AsJson = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 
@@ -376,6 +380,13 @@ def model_on(spec: str, device: str) -> "LoadedModel":
     if model.module.training:
         say(f"MODEL {spec}: in training mode; it is run in eval mode: no dropout, batch norms as trained")
     return replace(model, module=model.module.to(place))
+
+
+def sharing_of(name: str, processes: int | None, address: str | None) -> Engine | None:
+    """Where work is shared out; None where nothing says that it is."""
+    if processes is None and name == "local" and address is None:
+        return None
+    return engine_of(name, processes or cpu_count() or 1, address)
 
 
 def engine_of(name: str, processes: int, address: str | None) -> Engine:

@@ -54,38 +54,52 @@ def measure(
     loss: options.LossSpec = None,
     device: options.Device = "cpu",
     seed: options.Seed = 0,
+    processes: options.Sharing = None,
+    engine: options.EngineName = "local",
+    ray_address: options.RayAddress = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
     *,
     read: options.Read,
 ) -> None:
     """Write the table of predicted loss increase, layers x choices."""
-    from mixbit.core import split_batches
-    from mixbit.graph.capture import capture_all
+    from functools import partial
+
     from mixbit.graph.resources import note_on_uncovered
     from mixbit.metrics import METRICS
     from mixbit.metrics.measure import measure as measure_, try_metric
     from mixbit.quantization.calibrate import calibrate
     from mixbit.quantization.ranges import RANGES
+    from mixbit.quantization.shared import Shared
     from mixbit.roundings.quantize import quantize
     from mixbit.targets.export import check_exportable
     from mixbit.targets.size import sized
     from mixbit.targets.timed import timed
 
     out = out.absolute()  # the user's code may change the working folder
-    free, meant = options.dynamic_of(dynamic), options.task_of(task, loss, output_weight)
-    reading = read(seed=seed)
+    free, _ = options.dynamic_of(dynamic), options.task_of(task, loss, output_weight)
+    reading, place = read(seed=seed), str(options.device_of(device))
+    shared_by = options.sharing_of(engine, processes, ray_address)
     options.say_unless_used(loss, metric)
     predictor, range_method = options.function_or_name(metric, "METRIC"), options.function_or_name(ranges, "RANGES")
     METRICS.find(predictor)
     RANGES.find(range_method)
     find_target(target).schemes(options.split(choices))
     with new_file(out, force=force), redirect_stdout(sys.stderr):
-        network = options.model_on(model, device)
-        meant = options.task_of(task, loss, output_weight, network)
-        loaded, *_ = options.data_of({"data": data}, network, reading, meant)
-        batches = split_batches(network.module, loaded["data"], samples=samples, folder=out.absolute().parent)
-        graph = capture_all(network.module, batches.map(itemgetter(0)), free)
+        setup = partial(
+            load_case,
+            model,
+            data,
+            (task, loss, output_weight),
+            place,
+            free,
+            samples,
+            reading,
+            out.parent,
+            {"METRIC": metric, "RANGES": ranges},
+        )
+        shared = None if shared_by is None else Shared(setup, shared_by)
+        graph, batches, meant = setup()
         if (note := note_on_uncovered(graph)) is not None:
             say(note)
         check_exportable(graph)
@@ -99,6 +113,7 @@ def measure(
             metric=predictor,
             choices=options.split(choices),
             seed=seed,
+            shared=shared,
         )
         if latency:
             table, note = timed(table, graph, lambda plan: quantize(graph, plan, calibration))
@@ -114,6 +129,33 @@ def measure(
         rows.append((layer, *[f"{loss:.2e} ±{error:.0e}" for loss, error in zip(losses, errors, strict=True)]))
     print_rows(f"predicted loss increase by {table.metric}", ("layer", *table.choices), rows)
     say(f"{table.verdict}\nwritten to {out}")
+
+
+def load_case(
+    model: str,
+    data: str,
+    task: tuple[str | None, str | None, list[str] | None],
+    device: str,
+    dynamic: dict[str | int, Any],
+    samples: int | None,
+    reading: "Reading",
+    folder: Path,
+    functions: dict[str, str],
+) -> tuple[Any, ...]:
+    """What is measured: the captured MODEL, DATA, which may be written to the folder, and the task with its loss.
+
+    Functions are loaded too, what they are for -> their name, so that a process that is given them knows their files.
+    """
+    from mixbit.core import split_batches
+    from mixbit.graph.capture import capture_all
+
+    for what, name in functions.items():
+        options.function_or_name(name, what)
+    network = options.model_on(model, device)
+    meant = options.task_of(*task, network)
+    loaded, *_ = options.data_of({"data": data}, network, reading, meant)
+    batches = split_batches(network.module, loaded["data"], samples=samples, folder=folder)
+    return capture_all(network.module, batches.map(itemgetter(0)), dynamic), batches, meant
 
 
 def search(

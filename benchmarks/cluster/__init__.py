@@ -1,0 +1,1 @@
+"""Runs on Ray clusters: what kills change, and what sharing out costs."""
