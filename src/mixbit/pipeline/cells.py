@@ -90,8 +90,8 @@ def is_known(out: Path, cell: SweepCell) -> bool:
     return (out / WORK / f"{cell.folder}.safetensors").exists()
 
 
-class Shared:
-    """What cells of one model share, each worked out when it is first asked for; what failed fails again."""
+class Stages:
+    """The stages that cells of one model share, each worked out when it is first asked for; what failed fails again."""
 
     def __init__(self, setup: Callable[[], Given]) -> None:
         self._setup = setup
@@ -188,7 +188,7 @@ class Cells:
 
     def __init__(self, setups: Mapping[str, Callable[[], Given]], out: Path, *, force: bool) -> None:
         self.setups, self.out, self.force = setups, out, force
-        self._model, self._shared = "", None
+        self._model, self._stages = "", None
 
     def __call__(self, cell: SweepCell) -> Answer:
         """Run the cell, or take it up where it is finished; one that fails says why."""
@@ -199,26 +199,26 @@ class Cells:
         except MixbitError as error:
             return Answer(cell.failed(error), taken_up=False)
 
-    def shared_by(self, model: str) -> Shared:
-        """What cells of the model share; that of another model is let go."""
-        if self._shared is None or self._model != model:
-            self._model, self._shared = model, Shared(self.setups[model])
-        return self._shared
+    def stages_of(self, model: str) -> Stages:
+        """Those of the model; those of another are let go."""
+        if self._stages is None or self._model != model:
+            self._model, self._stages = model, Stages(self.setups[model])
+        return self._stages
 
     def _run(self, cell: SweepCell) -> Answer:
-        shared, work, place = self.shared_by(cell.model), work_of(self.out, cell), self.out / cell.folder
-        settings, store = shared.given.settings[cell.rounding], Store(work)
+        stages, work, place = self.stages_of(cell.model), work_of(self.out, cell), self.out / cell.folder
+        settings, store = stages.given.settings[cell.rounding], Store(work)
         force, budget = self.force or is_known(self.out, cell), budget_of(cell.budget)
         # a cluster gives what takes long to two workers: the second waits, and takes it up
         with reserved(place, wait=True), scratch_folder() as scratch:
             run = Run(cell.target, budget, place, settings, force=force)
             run.scratch = scratch
-            network, question = shared.network(run), shared.question_of_cell(run)
+            network, question = stages.network(run), stages.question_of_cell(run)
             if (place / RESULT_FILE).exists():
                 return Answer(cell.ended(_taken_up(place, store, question)), taken_up=True)
             tried(run, network)
             check_reachable(run, network.graph, budget)
-            known, table = shared.calibrated(run), shared.table(run, work)
+            known, table = stages.calibrated(run), stages.table(run, work)
             store.put(place.name, question, {})
             return Answer(cell.ended(deployed_within(run, known, table, budget).result), taken_up=False)
 

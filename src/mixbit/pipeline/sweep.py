@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +28,7 @@ from mixbit.core import (
     track,
     write_text,
 )
-from mixbit.pipeline.cells import WORK, Cells, Given, budget_of, is_known, work_of
+from mixbit.pipeline.cells import WORK, Answer, Cells, Given, budget_of, is_known, work_of
 from mixbit.pipeline.settings import Run, Settings
 from mixbit.report.sweep import PAGE_FILE, sweep_page_of
 from mixbit.results.result import RESULT_FILE, files_of_a_result
@@ -64,7 +64,7 @@ def sweep(
     budgets: Sequence[str],
     out: Path,
     noted: Mapping[str, JsonValue],
-    engine: Engine = Engine(),  # noqa: B008 it is frozen
+    engine: Engine | None = None,
     force: bool = False,
 ) -> Sweep:
     """Run every cell of models x targets x budgets x roundings, and write sweep.json and sweep.html as they end.
@@ -80,7 +80,7 @@ def sweep(
         out: Folder for the results.
         noted: Settings of all cells, for sweep.json.
         engine: Where cells run, in one thread each: they are the same bits wherever that is. The folder must be one
-            that all nodes share.
+            that all nodes share. None for one after the other in this process, with all threads, as auto_quantize does.
         force: Whether to start over: results of these cells are removed first.
 
     Raises:
@@ -103,10 +103,9 @@ def sweep(
         call = f"{platform.node()} {os.getpid()} {time.time_ns()}"
         write_text(out / WORK / CALL, call)
         start = partial(_start, {name: model.setup for name, model in models.items()}, out, call, force)
-        _log.info("%d cells, %d at a time, in one thread each (--processes)", len(cells), engine.processes)
         rows = {cell.folder: cell for cell in cells}
-        with closing(run_jobs(engine, start, _in_order(cells, engine))) as answers:
-            for _, (row, taken_up) in track(answers, "run cells", total=len(cells)):
+        with closing(_answers(engine, start, cells)) as answers:
+            for row, taken_up in track(answers, "run cells", total=len(cells)):
                 rows[row.folder] = row
                 made = _written(out, made, [*rows.values()])
                 _log.info("%s: %s", row.name, _in_words(row, taken_up=taken_up))
@@ -178,12 +177,18 @@ def _written(out: Path, made: Sweep, cells: Sequence[SweepCell]) -> Sweep:
     return made
 
 
-def _in_order(cells: Sequence[SweepCell], engine: Engine) -> list[SweepCell]:
-    """One cell of each table before the others, where several processes work: they are not to wait for one table."""
-    if engine.is_this_process:
-        return [*cells]  # which keeps what the cells of one model share
+def _answers(
+    engine: Engine | None, start: Callable[[], Cells], cells: Sequence[SweepCell]
+) -> Generator[Answer, None, None]:
+    """Yield the answers as they come; where several work, one cell of each table goes first: none is to wait for it."""
+    if engine is None:
+        yield from map(start(), cells)
+        return
     first = {(cell.model, cell.target): cell for cell in reversed(cells)}
-    return sorted(cells, key=lambda cell: first[cell.model, cell.target] is not cell)
+    if not engine.is_this_process:  # this one keeps what cells of a model share, and goes model by model
+        cells = sorted(cells, key=lambda cell: first[cell.model, cell.target] is not cell)
+    with closing(run_jobs(engine, start, cells)) as answered:
+        yield from (answer for _, answer in answered)
 
 
 def _start(setups: Mapping[str, Callable[[], Given]], out: Path, call: str, force: bool) -> Cells:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def sweep(
     file: Annotated[Path, typer.Argument(metavar="SWEEP.TOML", help="lists of models, targets, budgets and roundings")],
     out: Annotated[Path | None, typer.Option(help="folder for the results, in the place of the file's `out`")] = None,
-    processes: options.Processes = 1,
+    processes: options.Sharing = None,
     engine: options.EngineName = "local",
     ray_address: options.RayAddress = None,
     force: Annotated[bool, typer.Option("--force", help="remove the results of these cells and start over")] = False,
@@ -28,7 +28,7 @@ def sweep(
     from mixbit.app.sweeps import models_of, read_sweep
     from mixbit.pipeline.sweep import PAGE_FILE, sweep as sweep_
 
-    shared, words = options.engine_of(engine, processes, ray_address), read_sweep(file)
+    shared, words = options.sharing_of(engine, processes, ray_address), read_sweep(file)
     if out is None and words.out is None:
         raise InvalidInput(f'{file}: names no folder for the results; write out = "DIR" there, or give --out DIR')
     place = Path(words.out or "" if out is None else out).absolute()  # the user's code may change the working folder
