@@ -384,6 +384,25 @@ def test_a_file_that_differs_is_told_and_kept(small, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_training_and_a_largest_drop_are_taken_up_too(one, small, tmp_path):
+    text = SMALL.replace("mean_bits=3", "mean_bits=6") + 'train = "net.py:data"\n'
+    text = text.replace("metric =", "flavour = 'qat'\nepochs = 1\nmetric =")
+    assert small(text)[0] == 0
+    assert all("fine-tun" in cell.chosen for cell in load(tmp_path).cells)
+    assert small(text) == (0, {"capture_all": 1})
+    shutil.rmtree(tmp_path / "out")
+    text = ONE.replace('"mean_bits=4"', '"max_drop=40%", "mean_bits=8"').replace(
+        "[[models]]", 'roundings = ["gptq"]\n[[models]]'
+    )
+    assert one(text)[0] == 0
+    drop, wide = load(tmp_path).cells
+    assert drop.folder.endswith("max_drop=40pct-gptq")
+    assert drop.weight_bytes < wide.weight_bytes
+    assert drop.accuracy >= drop.float_accuracy - 0.4
+    assert one(text) == (0, {"capture_all": 1})
+
+
+@pytest.mark.slow
 def test_several_processes_give_the_same_cells(small, tmp_path):
     text = SMALL.replace('["packed"]', '["packed", "onnxruntime"]').replace("mean_bits=3", "mean_bits=6")
     code, _ = small(text)

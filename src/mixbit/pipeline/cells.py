@@ -165,9 +165,10 @@ class Stages:
 
     def question_of_cell(self, run: Run) -> dict[str, Any]:
         """What the results of a cell answer."""
-        settings = run.settings
+        network, settings = self.network(run), run.settings
         return self.question(run) | {
             "budget": str(run.goal),
+            "evaluation": self._once("read evaluation data", lambda: digest(network.evaluation)),
             "search": digest(SEARCHES.find(settings.search)[1]),
             "rounding": digest(ROUNDINGS.find(settings.rounding)[1]),
             "score": None if settings.score is None else digest(settings.score),
@@ -176,11 +177,7 @@ class Stages:
 
 
 def _digests(network: Network) -> dict[str, str]:
-    return {
-        "network": digest(network.graph.module),
-        "calibration": digest(network.pairs),
-        "evaluation": digest(network.evaluation),
-    }
+    return {"network": digest(network.graph.module), "calibration": digest(network.pairs)}
 
 
 class Cells:
