@@ -238,14 +238,7 @@ def test_what_is_missing_runs_again_with_the_stored_table(again):
     assert before.items() <= after.items()
 
 
-def test_more_budgets_add_cells_without_measuring_again(again):
-    folder, call = again
-    (folder / "sweep.toml").write_text(SWEEP.replace("'mean_bits=5'", "'mean_bits=5', 'mean_bits=3'"))
-    code, steps = call()
-    assert (code, steps) == (0, {"capture_all": 1, "calibrate": 1, "deployed_within": 4})
-    assert len(load(folder).cells) == 12
-
-
+@pytest.mark.slow
 def test_force_starts_over(again):
     folder, call = again
     (folder / "out/digits/packed/notes.txt").write_text("mine")
@@ -332,6 +325,13 @@ def test_a_budget_out_of_reach_fails_alone_with_its_own_code(small, tmp_path, ca
     assert "failed: " in printed.out
     assert "1 of 2 cells are verified" in printed.err
     assert "failed" in read_page((tmp_path / "out/sweep.html").read_text()).one("tbody").text
+
+
+def test_more_budgets_add_cells_without_measuring_again(small, tmp_path):
+    small(SMALL.replace(', "mean_bits=3"', ""))
+    code, steps = small(SMALL.replace("mean_bits=3", "mean_bits=6"))
+    assert (code, steps) == (0, {"capture_all": 1, "calibrate": 1, "deployed_within": 1})
+    assert [cell.budget for cell in load(tmp_path).cells] == ["mean_bits=4", "mean_bits=6"]
 
 
 def test_a_model_that_fails_leaves_the_others_alone(small, tmp_path):
