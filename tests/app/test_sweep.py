@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 import re
 import shutil
 import signal
@@ -17,10 +18,10 @@ import pytest
 import mixbit as mb
 from mixbit.app import main as cli
 from mixbit.app.schemas import schema_text
-from mixbit.core import digest
+from mixbit.core import InvalidInput, digest
 from mixbit.demo.data import calibration_batches, test_batches as evaluation_batches
 from mixbit.demo.network import trained
-from mixbit.pipeline import auto, cells, deploy
+from mixbit.pipeline import auto, cells, deploy, sweep as sweeping
 from mixbit.pipeline.settings import Settings
 from mixbit.results.result import Result
 from mixbit.results.sweep import Sweep
@@ -414,6 +415,44 @@ def test_several_processes_give_the_same_cells(small, tmp_path):
         assert cell.model_dump(exclude=apart) == other.model_dump(exclude=apart)
     assert len(list(tmp_path.glob("out/.work/small/*/table.safetensors"))) == 2
     assert not [path for path in (tmp_path / "out").rglob("*") if "mixbit-" in path.name]
+
+
+WORKER = """
+import os, pickle, sys
+from pathlib import Path
+from mixbit.core.io.ray_worker import begin
+os.chdir("/")
+answer = begin(Path(sys.argv[1]).read_bytes())(pickle.loads(Path(sys.argv[2]).read_bytes()))
+sys.stdout.buffer.write(pickle.dumps(answer))
+"""
+
+
+@pytest.mark.slow
+def test_workers_of_a_cluster_begin_elsewhere_and_may_be_given_the_same_cell(small, tmp_path, monkeypatch):
+    """As Ray does with what takes long: both answer, and one of them alone works."""
+    answers = []
+
+    def given_twice(engine, start, jobs):
+        (tmp_path / "start").write_bytes(pickle.dumps(start))
+        for job in jobs:
+            (tmp_path / "job").write_bytes(pickle.dumps(job))
+            words = [sys.executable, "-c", WORKER, tmp_path / "start", tmp_path / "job"]
+            workers = [subprocess.Popen(words, stdout=subprocess.PIPE) for _ in range(2)]
+            answers.append([pickle.loads(worker.communicate(timeout=600)[0]) for worker in workers])
+            yield job, answers[-1][0]
+
+    monkeypatch.setattr(sweeping, "run_jobs", given_twice)
+    assert small(SMALL.replace(', "mean_bits=3"', ""), "--processes", "2")[0] == 0
+    ((one, other),) = answers
+    assert {one.taken_up, other.taken_up} == {False, True}
+    assert one.cell == other.cell
+    assert one.cell.state == "done"
+    shutil.copytree(tmp_path / "out", tmp_path / "unshared")
+    (tmp_path / "unshared/.work/call").unlink()
+    with pytest.raises(InvalidInput, match="is not the folder that the sweep writes to"):
+        pickle.loads((tmp_path / "start").read_bytes()).func(
+            *[{}, tmp_path / "unshared", "another call", False]  # what a node sees that does not share it
+        )
 
 
 def test_an_interrupted_sweep_goes_on(small, tmp_path, monkeypatch):

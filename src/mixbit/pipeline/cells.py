@@ -205,9 +205,10 @@ class Cells:
     def _run(self, cell: SweepCell) -> Answer:
         stages, work, place = self.stages_of(cell.model), work_of(self.out, cell), self.out / cell.folder
         settings, store = stages.given.settings[cell.rounding], Store(work)
-        force, budget = self.force or is_known(self.out, cell), budget_of(cell.budget)
+        budget = budget_of(cell.budget)
         # a cluster gives what takes long to two workers: the second waits, and takes it up
         with reserved(place, wait=True), scratch_folder() as scratch:
+            force = self.force or is_known(self.out, cell)
             run = Run(cell.target, budget, place, settings, force=force)
             run.scratch = scratch
             network, question = stages.network(run), stages.question_of_cell(run)
