@@ -8,6 +8,10 @@ BIN := $(VENV)/bin
 demo: $(VENV)/demo.stamp
 	$(BIN)/mixbit demo
 
+# Processes of tests import torch again and again: compiled once, even where the environment says not to, out of the tree.
+test slow: export PYTHONDONTWRITEBYTECODE =
+test slow: export PYTHONPYCACHEPREFIX = $(CURDIR)/$(VENV)/pycache
+
 test: lint
 	$(BIN)/pytest -q -n auto --maxprocesses=4 --dist loadfile
 

@@ -48,8 +48,9 @@ def test_every_engine_measures_the_bits_of_one_process(engine, alone):
     assert_same_bits(table(Shared(setup, engine)), alone)
 
 
-def test_in_this_process_without_sharing_only_threads_differ(alone):
-    np.testing.assert_allclose(table(None).loss, alone.loss, rtol=1e-5)
+def test_without_sharing_the_table_differs_as_other_draws_do(alone):
+    other = table(None)
+    assert np.abs(other.loss - alone.loss).max() < 5 * np.hypot(other.standard_error, alone.standard_error).max()
 
 
 def test_other_weights_in_a_worker_are_named():

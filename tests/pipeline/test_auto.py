@@ -135,6 +135,7 @@ def test_a_budget_that_fast_makes_impossible_says_so(net, batches, tmp_path, mon
             table, loss=np.where([name == "float" for name in table.choices], table.loss, np.inf)
         )
 
+    monkeypatch.setattr(auto, "timed", lambda table, *_: (table, ""))
     monkeypatch.setattr(auto, "faster", nothing_gains)
     with pytest.raises(InfeasibleBudget, match=r"--fast .* left out what makes nothing faster: leave it away"):
         mb.auto_quantize(

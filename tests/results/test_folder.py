@@ -19,7 +19,7 @@ from mixbit.pipeline.auto import auto_quantize
 from mixbit.pipeline.settings import Settings
 from mixbit.quantization import uniform_plan
 from mixbit.results.check_set import CheckSet
-from mixbit.results.recheck import recheck
+from mixbit.results.recheck import bench, recheck
 from mixbit.results.result import Result
 
 OLD = Path(__file__).parent / "folder_of_version_1"
@@ -81,6 +81,26 @@ def test_the_python_program_runs_as_it_stands_and_returns_what_was_checked(folde
     filled, count = re.subn(r"^inputs = .*$", "inputs = {'pixel_values': given}", code, flags=re.MULTILINE)
     assert count == 1
     space = {"given": check.inputs.tensors[0].numpy()}
+    exec(compile(filled, "README.md", "exec"), space)
+    assert_as_in_the_check_set(space["outputs"], check)
+
+
+@pytest.mark.usefixtures("apart")
+def test_a_folder_says_that_images_are_channels_last(folders, monkeypatch):
+    pytest.importorskip("ai_edge_litert")
+    folder, _ = folders("litert:inputs=channels_last")
+    recheck(folder, layers=True).check()
+    assert bench(folder, (1, 3))["layers"]["conv.weight"]["executed"] == "CONV_2D int8 (XNNPACK)"
+    ports = Result.load(folder).ports
+    assert ports is not None
+    assert [port.shape for port in ports.inputs] == [("batch", 6, 6, 1)]
+    assert "| input | `pixel_values` | float32 | `[batch, 6, 6, 1]` |" in (folder / "README.md").read_text()
+    monkeypatch.chdir(folder)
+    ((_, code),) = programs(folder)
+    assert "np.zeros([1, 6, 6, 1], 'float32')" in code
+    check = CheckSet.load(folder)
+    space = {"given": check.inputs.tensors[0].numpy().transpose(0, 2, 3, 1)}
+    filled = re.sub(r"^inputs = .*$", "inputs = {'pixel_values': given}", code, flags=re.MULTILINE)
     exec(compile(filled, "README.md", "exec"), space)
     assert_as_in_the_check_set(space["outputs"], check)
 

@@ -230,6 +230,83 @@ def test_inputs_and_outputs_keep_the_layout_and_names_of_the_user(tmp_path):
         assert np.allclose(found, wanted[name].numpy(), atol=1e-5)
 
 
+class Image(nn.Module):
+    """An image that is rounded, moved in float and returned, and a vector beside it."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(4, 6)
+
+    def forward(self, vector, image):
+        x = self.conv(image).relu()
+        return {"found": x * self.head(vector)[:, :, None, None], "mean": image.mean((2, 3)), "image": image}
+
+
+@pytest.mark.parametrize("kernel", ["xnnpack", "builtin", "micro"])
+def test_images_are_channels_last_by_option(kernel, tmp_path, monkeypatch):
+    if kernel == "micro":
+        pytest.importorskip("tflite_micro")
+    target = find_target(f"litert:kernel={kernel},inputs=channels_last")
+    vector, image = torch.randn(16, 4), torch.randn(16, 3, 7, 5)
+    graph = capture(Image().eval(), (vector[:2], image[:2]))
+    simulated = quantize(graph, plan_of(graph.layers, "w8a8", target.name), [(vector, image)])
+    export(simulated, tmp_path)
+    runner = target.load(tmp_path)
+    for count in (16, 1, 3):
+        found = runner.run([vector[:count].numpy(), image[:count].numpy()])
+        with torch.no_grad():
+            wanted = simulated(vector[:count], image[:count])
+        for own, other in zip(found, wanted.values(), strict=True):
+            assert np.allclose(own, other.numpy(), atol=1e-5)
+
+    ports = ports_of(simulated)
+    sized = [port.of_size(sizes) for port, sizes in zip(ports.inputs, [(2, 4), (2, 3, 7, 5)], strict=True)]
+    ports = target.in_file(dataclasses.replace(ports, inputs=tuple(sized)))
+    assert [port.shape[-3:] for port in ports.inputs] == [(1, 4), (7, 5, 3)]
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(target.usage(ports, runner.environment)["Python"], names)
+    given = names["inputs"]
+    assert given["image"].shape[1:] == (7, 5, 3)
+    wanted = runner.run([given["vector"], given["image"].transpose(0, 3, 1, 2)])
+    for own, other in zip(names["outputs"].values(), wanted, strict=True):
+        np.testing.assert_array_equal(own, other)
+
+
+def test_an_image_that_is_channels_last_is_not_transposed(tmp_path):
+    from mixbit.targets._tflite_file import read
+
+    x, kinds = images(), {}
+    for target in ("litert", "litert:inputs=channels_last"):
+        simulated, runner = written(ONE_LAYER["convolution"], x, "w8a8", tmp_path / target, target)
+        with torch.no_grad():
+            assert np.array_equal(runner.run([x.numpy()])[0], simulated(x).numpy())
+        model = read(tmp_path / target / "model.tflite")
+        kinds[target] = [model.operator(operator) for operator in model.graph.operators]
+    assert kinds["litert"][:3] == ["QUANTIZE", "TRANSPOSE", "CONV_2D"]
+    assert kinds["litert:inputs=channels_last"] == ["QUANTIZE", *kinds["litert"][2:]]
+
+
+def test_images_of_several_sizes_are_channels_last_too(tmp_path):
+    target = find_target("litert:inputs=channels_last")
+    graph = capture(nn.Conv2d(8, 4, 3).eval(), images(2), dynamic={0: {2: "height"}})
+    simulated = quantize(graph, plan_of(graph.layers, "w8a8", target.name), [images(2)])
+    export(simulated, tmp_path)
+    read, quantizer = next(iter(activation_quantizers(simulated).items()))
+    runner, inside = target.load(tmp_path), target.load_tensors(tmp_path, [(f"quantized {read}", False)])
+    for height in (9, 6):
+        x = images(5)[:, :, :height]
+        with torch.no_grad():
+            assert np.array_equal(runner.run([x.numpy()])[0], simulated(x).numpy())
+            rounded = quantizer(x).numpy()
+        assert np.allclose(inside([x.numpy()])[f"quantized {read}"], rounded, atol=float(quantizer.scale) / 100)
+
+
+def test_a_network_without_images_has_none_that_are_channels_last(tmp_path):
+    with pytest.raises(UnsupportedModel, match=r"channels_last: no input \[N, C, H, W\]; they have 2 dimensions"):
+        written(lambda: nn.Linear(8, 4), torch.randn(8, 8), "w8a8", tmp_path, "litert:inputs=channels_last")
+
+
 @pytest.mark.parametrize("part", [4, 8, 100, 0.3, 0.5, 0.9, -40])
 def test_a_file_that_was_cut_is_refused(part, tmp_path):
     written(lambda: nn.Conv2d(8, 16, 3), images(), "w4a8", tmp_path)

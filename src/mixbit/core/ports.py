@@ -27,6 +27,10 @@ class Port:
         """The same with these sizes, one sample where the first dimension is that of samples."""
         return replace(self, shape=(1, *sizes[1:]) if self.shape[:1] == (BATCH,) else sizes)
 
+    def in_order(self, order: tuple[int, ...]) -> "Port":
+        """The same with its dimensions in that order."""
+        return replace(self, shape=tuple(self.shape[axis] for axis in order))
+
 
 @dataclass(frozen=True)
 class Ports:

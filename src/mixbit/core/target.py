@@ -131,6 +131,8 @@ class Target:
         reads_alone: Whether a static range rounds what layers read alone, and other operators read the same tensor in
             float; else all that read it read it rounded.
         needs_graph: Whether `load` needs the captured graph.
+        input_order: Number of an input's dimensions -> the order in which the file has them. `Runner.run` takes inputs
+            as the network does.
         note: What happens to each width when the file is loaded, and what it stores beside them, for people.
         lacks: Scheme of these widths -> what the runtime lacks for it, for people; None where nothing.
         lacks_for: (layer, scheme) -> what the runtime lacks for that layer in a scheme that it runs for others, for
@@ -178,6 +180,7 @@ class Target:
     adds_biases: bool = True
     reads_alone: bool = False
     needs_graph: bool = False
+    input_order: Callable[[int], tuple[int, ...]] = lambda rank: tuple(range(rank))
     note: str
     lacks: Callable[[Scheme], str | None]
     lacks_for: Callable[[Any, Scheme], str | None] = lambda *_: None
@@ -211,7 +214,7 @@ class Target:
             return
         with scratch_folder() as scratch:
             file = scratch / "inputs.npz"
-            np.savez(file, *arrays)
+            np.savez(file, *[array.transpose(self.input_order(array.ndim)) for array in arrays])
             # -P: no module of the current folder, which may be that of the artefact, is imported
             words = [sys.executable, "-P", "-c", self.program, str(folder), str(file)]
             status = subprocess.run(words, capture_output=True, check=False).returncode
@@ -220,6 +223,11 @@ class Target:
                 f"{folder / self.files[0]}: {self.name} dies of it ({signal.strsignal(-status)}); take other choices "
                 f"or another target, or install another version of {self.name}"
             )
+
+    def in_file(self, ports: Ports) -> Ports:
+        """The inputs and outputs of a network as its file has them."""
+        inputs = (port.in_order(self.input_order(len(port.shape))) for port in ports.inputs)
+        return dataclasses.replace(ports, inputs=tuple(inputs))
 
     @contextmanager
     def written(self, simulated: Any, graph: Any, batch_size: int | None = None) -> Iterator[Runner]:

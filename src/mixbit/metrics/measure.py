@@ -100,8 +100,8 @@ def measure(
         choices: Schemes to offer; the target's default ones where None. A layer that cannot take one is not offered it;
             instead of one whose input is ranged at run time it is offered the same weight with an input in float.
         seed: Random seed.
-        shared: Where parts of the data are measured, each in one thread, so that the table is the same bits for every
-            number of processes; where None, one after the other in this one, with all threads.
+        shared: Where shards of the data are measured, each in one thread, so that the table is the same bits for every
+            number of processes; where None, larger parts one after the other in this one, with all threads.
 
     Raises:
         InvalidInput: an unknown name, a choice that the target does not run, choices none of which a layer can take, a
@@ -123,8 +123,8 @@ def measure(
     choose_all_scales(graph, calibration, schemes)
     sizes = weight_bytes_of_choices(graph, schemes, find_target(target), calibration)
     frame = dataclasses.replace(frame, usage=frame.usage | {"weight_bytes": sizes})
-    rounds = _rounds(Batches.of(pairs), method)
-    work = partial(_estimator, frame=frame, target=target, metric=metric)
+    rounds = _rounds(Batches.of(pairs), method, whole=shared is None)
+    work = partial(_estimator, frame=frame, target=target, metric=metric, whole=shared is None)
     case, shards = Case(graph, pairs, task, seed), range(sum(map(len, rounds)))
     if shared is None:
         estimate_of = work(case, calibration)
@@ -164,13 +164,13 @@ def try_metric(graph: Graph, batches: Sequence[Batch], task: Task, metric: str |
     return task
 
 
-def _rounds(batches: Batches[Batch], method: Metric) -> list[list[Batches[Batch]]]:
-    """The shards of each round: a metric answers for a shard at a time, and plans may be stable after any round."""
+def _rounds(batches: Batches[Batch], method: Metric, *, whole: bool) -> list[list[Batches[Batch]]]:
+    """The shards of each round, one where it is whole: a metric answers for a shard; plans may be stable by a round."""
     if MEAN_OVER_SAMPLES not in facts_of(method) or len(batches) < FEWEST_BATCHES:
         return [[batches]]
     # A quarter, the next quarter, the rest: each from all over the data, which may be in order.
     parts = [batches[0::4], batches[2::4], batches.at([*range(1, len(batches), 4), *range(3, len(batches), 4)])]
-    return [_shards(part) for part in parts]
+    return [[part] if whole else _shards(part) for part in parts]
 
 
 def _shards(part: Batches[Batch]) -> list[Batches[Batch]]:
@@ -181,7 +181,7 @@ def _shards(part: Batches[Batch]) -> list[Batches[Batch]]:
 
 
 def _estimator(
-    case: Case, calibration: Calibration, *, frame: Sensitivity, target: str | Target, metric: str | Metric
+    case: Case, calibration: Calibration, *, frame: Sensitivity, target: str | Target, metric: str | Metric, whole: bool
 ) -> Callable[[int], Estimate]:
     """What estimates the entries of the table from the shard of that number."""
     _, method = METRICS.find(metric)
@@ -192,7 +192,7 @@ def _estimator(
     between = {name: owners for name, owners in between.items() if calibration.histogram(name).finite}
     batches = case.task.aligned(calibration.batches)
     inputs = MetricInput(graph, schemes, calibration, batches, case.task, case.seed, between, runtime.zero_points)
-    shards = [shard for part in _rounds(Batches.of(inputs.batches), method) for shard in part]
+    shards = [shard for part in _rounds(Batches.of(inputs.batches), method, whole=whole) for shard in part]
 
     def estimate(number: int) -> Estimate:
         answer = method(dataclasses.replace(inputs, batches=shards[number], seed=inputs.seed + number))

@@ -222,7 +222,7 @@ def deploy(
             files={path.name: sha256(path) for path in sorted(folder.iterdir())},
             seconds={step: round(seconds, 3) for step, seconds in run.seconds.items()},
             environment=environment() | runner.environment,
-            ports=ports_of(chosen.simulated),
+            ports=run.target.in_file(ports_of(chosen.simulated)),
             preprocessing=run.settings.preprocessing,
             classes=[*run.settings.classes],
             command=[*run.settings.command],

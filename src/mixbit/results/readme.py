@@ -30,7 +30,7 @@ def write_readme(folder: Path, result: Result, sizes: list[tuple[int, ...]], pla
     Args:
         folder: Where the artefact is.
         result: Every figure.
-        sizes: Of each input, in the example.
+        sizes: Of each input, in the example, as the network takes it.
         plan: The one that was deployed.
     """
     write_text(folder / README_FILE, readme(result, sizes, plan))
@@ -41,7 +41,8 @@ def write_readme(folder: Path, result: Result, sizes: list[tuple[int, ...]], pla
 def readme(result: Result, sizes: list[tuple[int, ...]], plan: Plan) -> str:
     """The text, see `write_readme`."""
     target, ports = find_target(result.target), result.ports or Ports((), ())
-    sized = [port.of_size(each) for port, each in zip(ports.inputs, sizes, strict=True)]
+    ordered = [tuple(each[axis] for axis in target.input_order(len(each))) for each in sizes]
+    sized = [port.of_size(each) for port, each in zip(ports.inputs, ordered, strict=True)]
     parts = [f"# {target.files[0]}", _what(result), "## Load it", _runtime(result)]
     for language, code in target.usage(Ports(tuple(sized), ports.outputs), result.environment).items():
         parts += [

@@ -1,5 +1,6 @@
 """The TensorFlow Lite file of a graph, operator by operator."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from mixbit.targets._layers import QUANTIZED
 from mixbit.targets._tflite_between import requantized
 from mixbit.targets._tflite_operators import OPERATORS
 from mixbit.targets._tflite_table import Result
-from mixbit.targets._tflite_values import TYPES, Extent, Factors, Value, logical
+from mixbit.targets._tflite_values import TYPES, Extent, Factors, Order, Value, logical
 from mixbit.targets._tflite_writer import Writer
 
 #: Options of torch's operators that say nothing about what is computed, beside the type, which the output has.
@@ -31,20 +32,23 @@ _FUSED = {(0, np.inf): 1, (-1, 1): 2, (0, 6): 3}
 Values = dict[Any, Any]
 
 
-def converted(simulated: Graph, *, packs: bool = True, requantizes: bool = True) -> bytes:
+def converted(
+    simulated: Graph, *, packs: bool = True, requantizes: bool = True, input_order: Callable[[int], Order] = logical
+) -> bytes:
     """The file of a quantized graph: weights as integers, layers in int8 where their input and output are.
 
     Args:
         simulated: The quantized graph.
         packs: Whether integers of fewer than 8 bits share bytes.
         requantizes: Whether averages and concatenations between quantizers are made in integers, as XNNPACK rounds.
+        input_order: Number of an input's dimensions -> the order in which the file has them.
 
     Raises:
         UnsupportedModel: An operator that is not in the table, or a form of it.
     """
     module = simulated.module
     writer, values = Writer(packs=packs, requantizes=requantizes), Values()
-    translation = _Translation(simulated, writer, values, *stored_weights(simulated))
+    translation = _Translation(simulated, writer, values, *stored_weights(simulated), input_order)
     with keeping_symbols(module.graph):
         for node in module.graph.nodes:
             translation.translate(node)
@@ -58,12 +62,20 @@ class _Translation:
         values: Node -> its value, values, or number.
     """
 
-    def __init__(self, simulated: Graph, writer: Writer, values: Values, weights: Any, floats: Any) -> None:
+    def __init__(
+        self,
+        simulated: Graph,
+        writer: Writer,
+        values: Values,
+        weights: Any,
+        floats: Any,
+        input_order: Callable[[int], Order],
+    ) -> None:
         self.graph, self.module, self.writer, self.values = simulated, simulated.module, writer, values
-        self.weights, self.floats = weights, floats
+        self.weights, self.floats, self.input_order = weights, floats, input_order
         self.layers = {layer.name for layer in simulated.layers}
         ports = ports_of(simulated)
-        self.inputs = iter(ports.inputs)
+        self.inputs = zip(ports.inputs, simulated.tensors(simulated.example), strict=True)
         self.outputs = iter(ports.outputs)
 
     def translate(self, node: fx.Node) -> None:
@@ -90,8 +102,14 @@ class _Translation:
         shape = sizes(given)
         if given.dtype not in TYPES:
             raise UnsupportedModel(f"{node.name}: no input of {given.dtype} in a TensorFlow Lite file; take float32")
-        value = Value(shape, given.dtype, logical(len(shape)))
-        index = self.writer.tensor(shape, TYPES[given.dtype], next(self.inputs).name)
+        value = Value(shape, given.dtype, self.input_order(len(shape)))
+        port, example = next(self.inputs)
+        index = self.writer.tensor(value.stored(value.order), TYPES[given.dtype], port.name)
+        # LiteRT opens a file for the sizes that it gives: of one sample, and of those of any size the example's
+        opened = [
+            size if isinstance(size, int) else example.shape[axis] if axis else 1 for axis, size in enumerate(shape)
+        ]
+        self.writer.graph.tensors[index].shape = np.array([opened[axis] for axis in value.order], np.int32)
         self.writer.graph.inputs.append(index)
         value.tensors[value.order, False] = index
         self.writer.inputs.append(value)

@@ -8,7 +8,8 @@ are unpacked when the file is loaded.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
@@ -52,12 +53,32 @@ BYTE = 8
 SCALE_BYTES = 4 + 8
 #: What keeps LiteRT's delegate out, and bytes that TensorFlow Lite Micro gets for activations.
 RESOLVER, ARENA = "OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES", 2**26
-#: Whose kernels run the file: XNNPACK's, LiteRT's own without a delegate, or TensorFlow Lite Micro's.
 Kernel = Literal["xnnpack", "builtin", "micro"]
+Layout = Literal["unchanged", "channels_last"]
 _litert = partial(runtime, "litert", "ai_edge_litert.interpreter", "ai_edge_litert.schema_py_generated", "flatbuffers")
-
-
 _micro = partial(runtime, "litert:kernel=micro", "tflite_micro", extra="micro")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the file is written and run.
+
+    Attributes:
+        kernel: Whose kernels run it: XNNPACK's, LiteRT's own without a delegate, or TensorFlow Lite Micro's.
+        inputs: Whether inputs of four dimensions [N, C, H, W] are [N, H, W, C] in the file.
+    """
+
+    kernel: Kernel = "xnnpack"
+    inputs: Layout = "unchanged"
+
+    @property
+    def runtime(self) -> str:
+        """Its name, for people."""
+        return "TensorFlow Lite Micro" if self.kernel == "micro" else "LiteRT"
+
+    def order(self, rank: int) -> tuple[int, ...]:
+        """In which the file has the dimensions of an input with so many."""
+        return (0, 2, 3, 1) if self.inputs == "channels_last" and rank == 4 else tuple(range(rank))
 
 
 def lacks(scheme: Scheme) -> str | None:
@@ -78,7 +99,7 @@ def container(shape: tuple[int, ...], fmt: Format) -> int:
     return next(each for each in ((2, 4, 8) if narrow else (4, 8)) if fmt.bits <= each)
 
 
-def halves(kernel: Kernel, layer: Any, operation: Any, fmt: Format) -> str:
+def halves(options: Options, layer: Any, operation: Any, fmt: Format) -> str:
     """XNNPACK rounds halves to the even number, the runtime's own kernels up, and its only one for groups away.
 
     XNNPACK takes no kernels in 4 bits, and no rows of a matrix that end within a byte. TensorFlow Lite Micro rounds
@@ -86,12 +107,12 @@ def halves(kernel: Kernel, layer: Any, operation: Any, fmt: Format) -> str:
     """
     bits = container(layer.shape, fmt)
     if operation.kind.name.startswith("conv"):
-        away = kernel == "micro" or (operation.groups > 1 and layer.shape[1] > 1)
+        away = options.kernel == "micro" or (operation.groups > 1 and layer.shape[1] > 1)
         whole = bits == BYTE
     else:
-        away = kernel == "micro"
+        away = options.kernel == "micro"
         whole = layer.shape[1 - operation.axis] * bits % BYTE == 0
-    return "even" if kernel == "xnnpack" and whole else "away" if away else "up"
+    return "even" if options.kernel == "xnnpack" and whole else "away" if away else "up"
 
 
 def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
@@ -102,20 +123,32 @@ def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
     return -(-numel * container(shape, fmt) // 8) + SCALE_BYTES * num_scales(shape, axis, fmt)
 
 
-def write(simulated: Graph, folder: Path, *, packs: bool = True, requantizes: bool = True) -> None:
-    """Write model.tflite; see `mixbit.targets._tflite.converted`."""
+def write(options: Options, simulated: Graph, folder: Path) -> None:
+    """Write model.tflite; see `mixbit.targets._tflite.converted`.
+
+    Only XNNPACK rounds averages and parts of concatenations as they are simulated; the others get them in float.
+    """
     _litert()
-    if not packs and any(simulated.dynamic):
+    if options.kernel == "micro" and any(simulated.dynamic):
         raise UnsupportedModel(
             "inputs of several sizes: a microcontroller's file has one; give all batches the same sizes"
         )
+    ranks = [leaf.ndim for leaf in simulated.tensors(simulated.example)]
+    if options.inputs == "channels_last" and 4 not in ranks:
+        raise UnsupportedModel(
+            f"inputs=channels_last: no input [N, C, H, W]; they have {', '.join(map(str, ranks))} dimensions; leave "
+            "the option out"
+        )
     from mixbit.targets._tflite import converted
 
-    write_bytes(folder / FILE, converted(simulated, packs=packs, requantizes=requantizes))
+    data = converted(
+        simulated, packs=options.kernel != "micro", requantizes=options.kernel == "xnnpack", input_order=options.order
+    )
+    write_bytes(folder / FILE, data)
 
 
 def load(
-    kernel: Kernel,
+    options: Options,
     folder: Path,
     _: Graph | None = None,
     /,
@@ -124,49 +157,74 @@ def load(
     default_settings: bool = False,
 ) -> Runner:
     """Open the file on the CPU; it takes inputs of any batch size."""
-    if default_settings and kernel == "builtin":
-        kernel = "xnnpack"  # LiteRT's own default
+    if default_settings and options.kernel == "builtin":
+        options = dataclasses.replace(options, kernel="xnnpack")  # LiteRT's own default
     _litert()
     from mixbit.targets._tflite_file import PLAIN, executed, read
 
     path = folder / FILE
     model = read(path)
-    with mismatch(f"{path}: {_name(kernel)} cannot load it", ValueError, RuntimeError):
-        interpreter = _opened(kernel, model.data, batch_size)
+    opened = _Opened(options, path, model.data, batch_size)
+    interpreter = opened.interpreter
     ports, returned = interpreter.get_input_details(), interpreter.get_output_details()
-    opened = {_sizes(interpreter): interpreter}
-    run = partial(_run, kernel, path, model.data, opened, [port["index"] for port in returned])
-    package = "tflite-micro" if kernel == "micro" else "ai-edge-litert"
-    environment = {"runtime": f"{package} {version(package)}", "kernel": kernel}
+    micro = options.kernel == "micro"
+    package = "tflite-micro" if micro else "ai-edge-litert"
+    environment = {"runtime": f"{package} {version(package)}", "kernel": options.kernel}
     names = [port["name"] for port in ports], [port["name"] for port in returned]
-    own = _name(kernel) if kernel == "micro" else PLAIN
+    own = options.runtime if micro else PLAIN
 
     def told() -> dict[str, str]:
         return {layer: text.replace(PLAIN, own) for layer, text in executed(model, interpreter).items()}
 
-    return Runner(run, told, environment, names=names)
+    return Runner(partial(opened.run, [port["index"] for port in returned]), told, environment, names=names)
 
 
-def _opened(kernel: Kernel, data: bytes, batch_size: int | None = None, inputs: Sequence[NDArray[Any]] = ()) -> Any:
-    """An interpreter for that batch size, for the sizes of these inputs, or for those that the file gives."""
+class _Opened:
+    """A file in its runtime, for inputs of the sizes that it was last given."""
+
+    def __init__(self, options: Options, path: Path, data: bytes, batch_size: int | None = None) -> None:
+        """Open it for that batch size, or for the sizes that it gives."""
+        self.options, self.path, self.data = options, path, data
+        with mismatch(f"{path}: {options.runtime} cannot load it", ValueError, RuntimeError):
+            self.interpreter = _interpreter(options.kernel, data, batch_size=batch_size)
+
+    def run(self, returned: list[int], inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
+        """The tensors of these indices, for inputs as the network takes them.
+
+        Sizes of an interpreter that has run are not changed: behind a run of 3 rows, one of 16 returned wrong numbers
+        (2.3.0).
+        """
+        ports = self.interpreter.get_input_details()
+        if len(inputs) != len(ports):
+            raise TargetMismatch(f"{self.path}: takes {len(ports)} inputs, the model {len(inputs)}; export again")
+        arrays = [array.transpose(self.options.order(array.ndim)) for array in inputs]
+        with mismatch(f"{self.path}: {self.options.runtime} cannot run it", ValueError, RuntimeError):
+            sizes = [array.shape for array in arrays]
+            if sizes != _sizes(self.interpreter):
+                self.interpreter = _interpreter(self.options.kernel, self.data, sizes)
+            for port, array in zip(ports, arrays, strict=True):
+                self.interpreter.set_tensor(port["index"], array)
+            self.interpreter.invoke()
+            return [self.interpreter.get_tensor(index) for index in returned]
+
+
+def _sizes(interpreter: Any) -> list[tuple[int, ...]]:
+    """Those of its inputs."""
+    return [tuple(port["shape"].tolist()) for port in interpreter.get_input_details()]
+
+
+def _interpreter(
+    kernel: Kernel, data: bytes, sizes: list[tuple[int, ...]] | None = None, batch_size: int | None = None
+) -> Any:
+    """One for inputs of these sizes, for that batch size, or for what the file gives."""
     interpreter = _interpreters(kernel)(data)
-    ports = interpreter.get_input_details()
-    shapes = [array.shape for array in inputs]
     if batch_size is not None:
-        shapes = [(batch_size, *port["shape"][1:]) for port in ports]
-    for port, shape in zip(ports, shapes, strict=bool(shapes)):
-        interpreter.resize_tensor_input(port["index"], shape, strict=True)
+        sizes = [(batch_size, *given[1:]) for given in _sizes(interpreter)]
+    if sizes is not None:
+        for port, each in zip(interpreter.get_input_details(), sizes, strict=True):
+            interpreter.resize_tensor_input(port["index"], each, strict=True)
     interpreter.allocate_tensors()
     return interpreter
-
-
-def _name(kernel: Kernel) -> str:
-    return "TensorFlow Lite Micro" if kernel == "micro" else "LiteRT"
-
-
-def _sizes(interpreter: Any) -> tuple[tuple[int, ...], ...]:
-    """Those of its inputs."""
-    return tuple(tuple(port["shape"].tolist()) for port in interpreter.get_input_details())
 
 
 @cache
@@ -196,36 +254,8 @@ def _interpreters(kernel: Kernel) -> Callable[[bytes], Any]:
     return micro
 
 
-def _run(
-    kernel: Kernel,
-    path: Path,
-    data: bytes,
-    opened: dict[Any, Any],
-    returned: list[int],
-    inputs: list[NDArray[Any]],
-) -> list[NDArray[Any]]:
-    """Run the file by the interpreter for inputs of these sizes, the last of which stays open.
-
-    Sizes of one that has run are not changed: behind a run of 3 rows, one of 16 returned wrong numbers (2.3.0).
-    """
-    (interpreter,) = opened.values()
-    ports = interpreter.get_input_details()
-    if len(inputs) != len(ports):
-        raise TargetMismatch(f"{path}: takes {len(ports)} inputs, the model {len(inputs)}; export again")
-    with mismatch(f"{path}: {_name(kernel)} cannot run it", ValueError, RuntimeError):
-        sizes = tuple(array.shape for array in inputs)
-        if sizes not in opened:
-            interpreter = _opened(kernel, data, inputs=inputs)
-            opened.clear()
-            opened[sizes] = interpreter
-        for port, array in zip(ports, inputs, strict=True):
-            interpreter.set_tensor(port["index"], array)
-        interpreter.invoke()
-        return [interpreter.get_tensor(index) for index in returned]
-
-
 def load_tensors(
-    kernel: Kernel, folder: Path, names: list[tuple[str, bool]]
+    options: Options, folder: Path, names: list[tuple[str, bool]]
 ) -> Callable[[list[NDArray[Any]]], dict[str, Any]]:
     """Open the file so that it returns tensors inside: quantized ones, and what operators of layers return."""
     _litert()
@@ -234,16 +264,13 @@ def load_tensors(
     path = folder / FILE
     model = read(path)
     held = {name: place for name, _ in names if (place := model.place_of(name)) is not None}
-    data = with_outputs(model, [index for index, _ in held.values()])
-    with mismatch(f"{path}: {_name(kernel)} cannot load it with more outputs", ValueError, RuntimeError):
-        interpreter = _opened(kernel, data)
-    opened = {_sizes(interpreter): interpreter}
+    indices = [index for index, _ in held.values()]
+    opened = _Opened(options, path, with_outputs(model, indices))
 
     def run(inputs: list[NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        arrays = _run(kernel, path, data, opened, [index for index, _ in held.values()], inputs)
         return {
             name: in_logical_order(model, index, order, array)
-            for (name, (index, order)), array in zip(held.items(), arrays, strict=True)
+            for (name, (index, order)), array in zip(held.items(), opened.run(indices, inputs), strict=True)
         }
 
     return run
@@ -294,23 +321,23 @@ def usage(ports: Ports, environment: Mapping[str, str]) -> dict[str, str]:
     return {"Python": "\n".join(python)}
 
 
-def configured(*, kernel: Kernel = "xnnpack") -> Target:
-    """The target for these kernels.
+def configured(*, kernel: Kernel = "xnnpack", inputs: Layout = "unchanged") -> Target:
+    """The target for these kernels and inputs.
 
-    Only XNNPACK rounds averages and parts of concatenations as they are simulated; the others get them in float.
-    TensorFlow Lite Micro's take weights in bytes alone.
+    TensorFlow Lite Micro's kernels take weights in bytes alone.
     """
-    if kernel == "xnnpack":
-        return TARGET
-    others = dataclasses.replace(
+    options = Options(kernel, inputs)
+    given = dataclasses.replace(
         TARGET,
-        integer_operators=frozenset({"add"}),
-        halves=partial(halves, kernel),
-        write=partial(write, requantizes=False),
-        load=partial(load, kernel),
-        load_tensors=partial(load_tensors, kernel),
-        program="",
+        halves=partial(halves, options),
+        input_order=options.order,
+        write=partial(write, options),
+        load=partial(load, options),
+        load_tensors=partial(load_tensors, options),
     )
+    if kernel == "xnnpack":
+        return given
+    others = dataclasses.replace(given, integer_operators=frozenset({"add"}), program="")
     if kernel == "builtin":
         return dataclasses.replace(
             others, exact=lambda _: f"Interpreter(..., experimental_op_resolver_type={RESOLVER})"
@@ -319,7 +346,6 @@ def configured(*, kernel: Kernel = "xnnpack") -> Target:
         others,
         default_choices=("w8a8",),
         require=_micro,
-        write=partial(write, packs=False, requantizes=False),
         weight_bytes=lambda shape, axis, fmt: weight_bytes(shape, axis, in_bytes(fmt)),
     )
 
@@ -336,16 +362,16 @@ TARGET = Target(
     quantized_outputs=frozenset({"conv1d", "conv2d", "linear", "addmm", "matmul"}),
     note="weights of matrices stored in 2, 4 or 8 bits, of convolutions in 4 or 8, other widths in the next of these; "
     "int8 arithmetic under a8; also float16, group, one scale, zero point; litert:kernel=builtin or micro for its own "
-    "kernels, or TensorFlow Lite Micro's",
-    halves=partial(halves, "xnnpack"),
+    "kernels, or TensorFlow Lite Micro's; litert:inputs=channels_last for images [N, H, W, C]",
+    halves=partial(halves, Options()),
     lacks=lacks,
     weight_bytes=weight_bytes,
     require=_litert,
-    write=write,
-    load=partial(load, "xnnpack"),
+    write=partial(write, Options()),
+    load=partial(load, Options()),
     stored=stored,
     program=PROGRAM,
     check_files=_check_files,
-    load_tensors=partial(load_tensors, "xnnpack"),
+    load_tensors=partial(load_tensors, Options()),
     usage=usage,
 )

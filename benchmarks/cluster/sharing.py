@@ -1,0 +1,92 @@
+"""What sharing out a study costs and saves: seconds and CPU seconds of plans on ResNet-20, by engine, all in turn.
+
+Each study runs in a process of its own, begun afresh; CPU seconds are those of all processes that it starts:
+
+    python -m benchmarks.cluster.sharing --plans 60
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import mixbit as mb
+from benchmarks.networks import load
+from mixbit.core import digest as digest_of, split_batch
+
+ENGINES = {"1 process": mb.Engine(), "2 processes": mb.Engine(processes=2), "2 Ray workers": mb.Engine("ray", 2)}
+#: What every process of a study has in its environment.
+MARK = "MIXBIT_SHARING_BENCHMARK"
+
+
+def setup() -> tuple[Any, ...]:
+    """ResNet-20, data to calibrate on, and test data."""
+    given = load("resnet20")
+    graph = mb.capture(given.model, split_batch(given.calibration[0])[0].args)
+    return graph, given.calibration, given.evaluation
+
+
+def cpu_seconds(known: dict[str, float]) -> None:
+    """Note the CPU seconds of every process with the mark, by its number."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if MARK.encode() in (path / "environ").read_bytes():
+                fields = (path / "stat").read_text().rpartition(")")[2].split()
+                known[path.name] = (int(fields[11]) + int(fields[12])) / ticks
+
+
+def measured(name: str, plans: int) -> tuple[float, float, str]:
+    """Seconds, CPU seconds, and the digest of what a study finds, without its times."""
+    with TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "benchmarks.cluster.sharing", "--run", name, "--plans", str(plans)]
+        known: dict[str, float] = {}
+        began = time.monotonic()
+        with subprocess.Popen([*command, "--out", scratch], env=os.environ | {MARK: "1"}) as process:
+            while process.poll() is None:
+                cpu_seconds(known)
+                time.sleep(0.1)
+        seconds = time.monotonic() - began
+        if process.returncode:
+            sys.exit(process.returncode)
+        return seconds, sum(known.values()), (Path(scratch) / "digest").read_text()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--plans", type=int, default=60)
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--out", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.run is not None:
+        study = mb.study(
+            setup,
+            target="packed",
+            out=Path(given.out) / "study",
+            choices=["w2", "w3", "w4", "w8"],
+            metrics=["fisher", "fit"],
+            num_plans=given.plans,
+            engine=ENGINES[given.run],
+        )
+        spent = ("seconds", "peak_mb")
+        metrics = {name: {k: v for k, v in row.items() if k not in spent} for name, row in study.metrics.items()}
+        (Path(given.out) / "digest").write_text(digest_of(json.dumps([metrics, study.plans])))
+        return
+    load("resnet20")  # fetched once, before anything is timed
+    rows = {name: measured(name, given.plans) for name in ENGINES}
+    (seconds, cpu, digest), *_ = rows.values()
+    for name, (took, used, found) in rows.items():
+        same = "the same figures" if found == digest else "OTHER FIGURES"
+        print(f"{name}: {took:.0f} s ({took / seconds:.2f}), {used:.0f} CPU s ({used / cpu:.2f}), {same}")
+    sys.exit(any(found != digest for _, _, found in rows.values()))
+
+
+if __name__ == "__main__":
+    main()
