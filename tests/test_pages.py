@@ -10,10 +10,11 @@ from tests.pages import NUMBER, PAGES, ROOT, assert_printed, blocks_of, run_page
 SLOW = (
     "docs/PRUNING.md", "docs/ROUNDINGS.md", "docs/SCHEMES.md", "docs/troubleshooting.md",
     *(f"docs/how-to/{name}.md" for name in (
-        "cnn", "detector", "encoder", "language-model", "latency", "metric", "nncf", "onnx", "other-tools", "training",
+        "cnn", "detector", "encoder", "language-model", "latency", "metric", "nncf", "onnx", "other-tools", "sweep",
+        "training",
     )),
 )  # fmt: skip
-LANGUAGES = {"python", "bash", "output", "json", "text", "diff", "cpp"}
+LANGUAGES = {"python", "bash", "output", "json", "text", "toml", "diff", "cpp"}
 
 
 def by_name(page):

@@ -16,6 +16,7 @@ from mixbit.app.commands.quantize import quantize
 from mixbit.app.commands.report import report
 from mixbit.app.commands.schema import schema
 from mixbit.app.commands.steps import front, measure, search, study
+from mixbit.app.commands.sweep import sweep
 from mixbit.app.commands.verify import bench, list_, verify
 from mixbit.core import InvalidInput, MixbitError, Said, end_like_interrupts, package_version, show, warn
 
@@ -26,7 +27,7 @@ INTERRUPTED = 130
 READ_NO_FURTHER = 1
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-for command in (quantize, measure, search, front, apply, verify, bench, report, study, demo):
+for command in (quantize, measure, search, front, apply, verify, bench, report, study, sweep, demo):
     app.command()(with_quiet(command))
 app.add_typer(plan, name="plan")
 app.command(name="list")(with_quiet(list_))

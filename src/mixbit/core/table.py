@@ -29,7 +29,7 @@ from mixbit.core.arguments import checked, checked_class
 from mixbit.core.budget import OF_FILES, RESOURCES, Budget, untold
 from mixbit.core.errors import InvalidInput, did_you_mean, pick
 from mixbit.core.io.files import read_bytes, write_text
-from mixbit.core.io.json_files import MOST_JSON, MOST_TABLE_VALUES, first_problem, model_of, read_model
+from mixbit.core.io.json_files import MOST_JSON, MOST_TABLE_VALUES, first_problem, model_of
 from mixbit.core.io.versions import Versions
 from mixbit.core.scheme import Scheme
 
@@ -455,20 +455,29 @@ class Sensitivity:
                 ]
         return self.plan(taken, made_by)
 
-    @checked
-    def save(self, path: str | Path) -> None:
-        """Write the table as JSON; entries that are not offered are null."""
+    def to_json(self) -> str:
+        """The text of its file; entries that are not offered are null."""
         # No layers are tied to one scheme; readers of the file's format expect the field.
         content = {"version": 1, **TypeAdapter(Sensitivity).dump_python(self, mode="json"), "ties": []}
-        write_text(Path(path), json.dumps(content, indent=2) + "\n")
+        return json.dumps(content, indent=2) + "\n"
+
+    @checked
+    def save(self, path: str | Path) -> None:
+        """Write the table as JSON."""
+        write_text(Path(path), self.to_json())
 
     @classmethod
     @checked
     def load(cls, path: str | Path) -> "Sensitivity":
         """Read a table that `save` wrote; raise InvalidInput for anything else."""
+        return cls.of_text(read_bytes(Path(path), MOST_JSON), path)
+
+    @classmethod
+    def of_text(cls, text: str | bytes, place: str | Path) -> "Sensitivity":
+        """The table that JSON text holds; raises as `load` does, with its place."""
         what, most = "a sensitivity table", MOST_TABLE_VALUES
-        file = read_model(Path(path), TableFile, what, versions=VERSIONS, most_values=most)
-        return model_of(json.dumps(file.model_extra), path, cls, what, most_values=most)
+        file = model_of(text, place, TableFile, what, versions=VERSIONS, most_values=most)
+        return model_of(json.dumps(file.model_extra), place, cls, what, most_values=most)
 
 
 class TableFile(BaseModel):

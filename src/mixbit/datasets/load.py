@@ -131,14 +131,19 @@ def load_data(spec: str, model: LoadedModel, reading: Reading | None = None) -> 
     """
     reading = reading or Reading()
     reading.check()
-    forms: list[DataForm] = forms_in("mixbit.datasets", last="function")
-    form = form_of("DATA", spec, forms)
+    form = form_of_data(spec)
     plain = {field.name: field.default for field in fields(Reading)}
     unused = [name for name in OPTIONS if name not in form.uses and getattr(reading, name) != plain[name]]
     if unused:
         say(f"DATA {spec}: {', '.join(map(_written, unused))}: not used for {form.words}")
     loaded = form.load(spec, model, reading)
     return loaded if loaded.classes is not None else replace(loaded, classes=reading.classes)
+
+
+def form_of_data(spec: str) -> DataForm:
+    """The form of DATA; raises InvalidInput where it is of none that is known."""
+    forms: list[DataForm] = forms_in("mixbit.datasets", last="function")
+    return form_of("DATA", spec, forms)
 
 
 def _written(option: str) -> str:

@@ -70,14 +70,20 @@ def load_model(spec: str, *, on_meta: bool = False) -> LoadedModel:
     Raises:
         InvalidInput: MODEL is of no known form, or cannot be loaded, or so.
     """
+    form = form_of_model(spec)
+    if not on_meta:
+        return form.load(spec)
+    if form.on_meta is None:
+        forms: list[ModelForm] = forms_in("mixbit.models", last="python")
+        able = " or ".join(each.words for each in forms if each.on_meta is not None)
+        raise InvalidInput(f"MODEL {spec}: its weights cannot stay in files, as --memory wants; give {able}")
+    return form.on_meta(spec)
+
+
+def form_of_model(spec: str) -> ModelForm:
+    """The form of MODEL; raises InvalidInput where it is of none that is known."""
     ending = Path(spec).suffix
     if Path(spec).is_file() and (way_out := _OTHERS.get(ending)) is not None:
         raise InvalidInput(f"MODEL {spec}: a file that ends with {ending} is not read: {way_out}")
     forms: list[ModelForm] = forms_in("mixbit.models", last="python")
-    form: ModelForm = form_of("MODEL", spec, forms)
-    if not on_meta:
-        return form.load(spec)
-    if form.on_meta is None:
-        able = " or ".join(each.words for each in forms if each.on_meta is not None)
-        raise InvalidInput(f"MODEL {spec}: its weights cannot stay in files, as --memory wants; give {able}")
-    return form.on_meta(spec)
+    return form_of("MODEL", spec, forms)

@@ -110,27 +110,37 @@ def auto_quantize(
     run = Run(target, goal_of(budget, plan), Path(out), settings or Settings(), force=force)
     with reserved(run.out), scratch_folder() as run.scratch:
         network = captured(run, model, batches, eval_batches)
+        tried(run, network)
+        say_cost(run, network)
         if isinstance(run.goal, Plan):
-            known = calibrated(run, network, sorted(set(run.goal.layers.values())))
+            known = calibrated(run, network, sorted(set(run.goal.layers.values())), target=run.target.name)
             return deploy(run, known, None, [], tuned(run, known, rounded(run, known, as_given(run, known, run.goal))))
-        notes = [note_on_run_time_ranges(network.graph.layers, run.choices)]
-        known, table = measured(run, pruned(run, network), run.goal)
-        try:
-            plan, limits, reason = planned(run, known, table, run.goal)
-        except InfeasibleBudget as error:
-            if not run.settings.fast:
-                raise
-            left_out = "--fast (fast=True) left out what makes nothing faster: leave it away, or loosen the limit"
-            raise InfeasibleBudget(f"{error}; {left_out}", reachable=error.reachable, binding=error.binding) from error
-        candidates = compared(run, known, table, plan, limits)
-        chosen = tuned(run, known, rounded(run, known, best_of(candidates, reason)))
-        if run.settings.fast:
-            notes.append(note_on_speed(table))
-        return deploy(run, known, table, candidates, replace(chosen, reasons=(*chosen.reasons, *filter(None, notes))))
+        network = pruned(run, network)
+        check_reachable(run, network.graph, run.goal)
+        known = calibrated(run, network, offered(run), target=run.target.name)
+        return deployed_within(run, known, measured(run, known), run.goal)
+
+
+def deployed_within(run: Run, known: Calibrated, table: Sensitivity, budget: Budget) -> Deployed:
+    """Search a plan within the budget, compare it with uniform ones, and deploy the best."""
+    notes = [note_on_run_time_ranges(known.graph.layers, run.choices)]
+    table = completed(run, known, table, budget)
+    try:
+        plan, limits, reason = planned(run, known, table, budget)
+    except InfeasibleBudget as error:
+        if not run.settings.fast:
+            raise
+        left_out = "--fast (fast=True) left out what makes nothing faster: leave it away, or loosen the limit"
+        raise InfeasibleBudget(f"{error}; {left_out}", reachable=error.reachable, binding=error.binding) from error
+    candidates = compared(run, known, table, plan, limits)
+    chosen = tuned(run, known, rounded(run, known, best_of(candidates, reason)))
+    if run.settings.fast:
+        notes.append(note_on_speed(table))
+    return deploy(run, known, table, candidates, replace(chosen, reasons=(*chosen.reasons, *filter(None, notes))))
 
 
 def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: Iterable[Any] | None) -> Network:
-    """The float graph, and data that fits it; all that can be refused is refused here, before minutes of work."""
+    """The float graph, data that fits it, and the task, fitted to both; for any target and budget."""
     settings = run.settings
     check_module(model)
     place = next(folder for folder in run.out.absolute().parents if folder.is_dir())
@@ -155,29 +165,39 @@ def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: I
     for what, part in (("", pairs), (" to evaluate on", evaluation)):
         for number, (inputs, _) in enumerate(part):
             graph.check(inputs, f"batch {number}{what}")
+    task = fitted(run.task, graph, calibration)
+    if (note := note_on_classes(graph, task, settings.classes)) is not None:
+        _log.warning("%s", note)
+    return Network(graph, None, calibration, held_out, evaluation, pairs, task)
+
+
+def tried(run: Run, network: Network) -> None:
+    """Raise MixbitError for all that can be refused of this target and goal before minutes of work; takes seconds."""
+    settings, graph = run.settings, network.graph
     if settings.flavour == "qat" and not run.force:
         for ending in (PRUNED, TRAINING) if settings.prune_channels else (TRAINING,):
             place = run.place(ending)
             Store(place.parent).check(place.stem, settings_of(settings.epochs, run.training))
     check_pins(graph.layers, settings.pins, run.target)
-    network = Network(graph, None, calibration, held_out, evaluation)
+    run.task = network.task
     with run.clock("try"):
-        run.task = fitted(run.task, graph, calibration)
-        _try(run, network, pairs)
-        if (note := note_on_classes(graph, run.task, settings.classes)) is not None:
-            _log.warning("%s", note)
-        metric = settings.metric if isinstance(run.goal, Budget) else None
-        cost = expected(graph, calibration, held_out, evaluation, metric, len(run.choices))
+        _try(run, network)
+
+
+def say_cost(run: Run, network: Network) -> None:
+    """Say how much time and memory the run will take, where that is long."""
+    metric = run.settings.metric if isinstance(run.goal, Budget) else None
+    parts = network.graph, network.batches, network.held_out, network.evaluation
+    cost = expected(*parts, metric, len(run.choices))
     if cost.seconds > LONG_S:
         _log.info("this will take %s", cost)
-    return network
 
 
-def _try(run: Run, network: Network, pairs: Sequence[Batch]) -> None:
+def _try(run: Run, network: Network) -> None:
     """Raise MixbitError where labels, loss, score or drop do not fit, or the target cannot express the network."""
     settings, graph, evaluation, drop = run.settings, network.graph, network.evaluation, run.drop
     with_loss = isinstance(run.goal, Budget) and takes_loss(settings.metric, run.task)
-    try_data(graph, run.task, pairs, with_loss=with_loss)
+    try_data(graph, run.task, network.pairs, with_loss=with_loss)
     if evaluation is not network.held_out:
         try_data(graph, run.task, evaluation, " to evaluate on")
     if settings.train_batches is not None:
@@ -212,19 +232,32 @@ def pruned(run: Run, network: Network) -> Network:
     return replace(network, graph=smaller, dense=network.graph)
 
 
-def calibrated(run: Run, network: Network, choices: Sequence[str]) -> Calibrated:
-    """What the data says of the graph's activations, and of the weights that sparse choices set to zero."""
+def offered(run: Run) -> list[str]:
+    """The schemes of the table: the choices, then those of pins alone."""
+    return [*run.choices, *_only_pinned(run)]
+
+
+def _only_pinned(run: Run) -> list[str]:
+    return [scheme for scheme in dict.fromkeys(run.settings.pins.values()) if scheme not in run.choices]
+
+
+def calibrated(run: Run, network: Network, choices: Sequence[str], *, target: str | None) -> Calibrated:
+    """What the data says of the graph's activations, for a target or for all, and of weights that sparsity makes 0."""
     settings, graph, batches = run.settings, network.graph, network.batches
     with run.clock("calibrate") as tell:
-        calibration = calibrate(graph, batches, target=run.target.name, ranges=settings.ranges)
+        calibration = calibrate(graph, batches, target=target, ranges=settings.ranges)
         held_out = 0 if network.held_out is batches else sum(Batches.of(network.held_out).sizes)
         tell(f"{sum(Batches.of(batches).sizes):,} samples; {held_out:,} more are held out")
-        formats = [weight for choice in choices if (weight := Scheme.parse(choice).weight)]
-        case = Case(graph, batches, run.task, settings.seed)
-        # measure() and quantize() look the masks up
-        choose_masks(case, calibration, graph.layers, formats, settings.importance)
-    reference = Reference.recorded(graph, run.task)
-    return Calibrated(**vars(network), calibration=calibration, reference=reference)
+        known = Calibrated(**vars(network), calibration=calibration, reference=Reference.recorded(graph, network.task))
+        weigh(run, known, choices)
+    return known
+
+
+def weigh(run: Run, known: Calibrated, choices: Sequence[str]) -> None:
+    """Choose the masks of sparse choices, which measure() and quantize() look up in the calibration."""
+    formats = [weight for choice in choices if (weight := Scheme.parse(choice).weight)]
+    case = Case(known.graph, known.batches, known.task, run.settings.seed)
+    choose_masks(case, known.calibration, known.graph.layers, formats, run.settings.importance)
 
 
 def as_given(run: Run, known: Calibrated, plan: Plan) -> Candidate:
@@ -234,14 +267,11 @@ def as_given(run: Run, known: Calibrated, plan: Plan) -> Candidate:
     return replace(candidate, reasons=(f"the plan that was given is deployed (made by {plan.made_by})",))
 
 
-def measured(run: Run, network: Network, budget: Budget) -> tuple[Calibrated, Sensitivity]:
-    """Calibrate the graph, and predict what each choice of each layer costs; raises InfeasibleBudget before both."""
-    settings, graph = run.settings, network.graph
-    only_pinned = [scheme for scheme in dict.fromkeys(settings.pins.values()) if scheme not in run.choices]
-    choices = [*run.choices, *only_pinned]
-    frame = blank_table(graph, target=run.target, choices=choices).pinned(settings.pins, only_pinned)
+def check_reachable(run: Run, graph: Graph, budget: Budget) -> None:
+    """Raise InfeasibleBudget for limits that no plan keeps, as far as that is known before anything is measured."""
+    frame = blank_table(graph, target=run.target, choices=offered(run)).pinned(run.settings.pins, _only_pinned(run))
     limits = {name: limit for name, limit in budget.limits.items() if name not in MEASURED}
-    if limits:  # one out of reach is refused before the work
+    if limits:
         search(frame, Budget(**limits))
     if (bound := budget.limits.get("file_bytes")) is not None:
         try:
@@ -252,32 +282,42 @@ def measured(run: Run, network: Network, budget: Budget) -> tuple[Calibrated, Se
                 reachable=error.reachable,
                 binding=error.binding,
             ) from None
-    known = calibrated(run, network, choices)
 
-    def simulate(plan: Plan) -> Graph:
-        return quantize(graph, plan, known.calibration)
 
+def measured(run: Run, known: Calibrated) -> Sensitivity:
+    """The table of what each choice of each layer is predicted to cost; the budget has no part in it."""
+    settings = run.settings
     with run.clock("measure") as tell:
         table = measure(
-            graph,
+            known.graph,
             known.calibration,
             target=run.target,
             task=run.task,
             metric=settings.metric,
-            choices=choices,
+            choices=offered(run),
             seed=settings.seed,
-        ).pinned(settings.pins, only_pinned)
+        ).pinned(settings.pins, _only_pinned(run))
         shape = f"{len(table.layers)} layers x {len(table.choices)} choices"
         tell(f"{shape} by {table.metric}, {table.num_samples:,} samples")
-    if settings.fast or "latency_ms" in budget.limits:
+    return table
+
+
+def completed(run: Run, known: Calibrated, table: Sensitivity, budget: Budget) -> Sensitivity:
+    """The table with the times and sizes of choices that the settings and the budget ask for."""
+    graph, fast = known.graph, run.settings.fast
+
+    def simulate(plan: Plan) -> Graph:
+        return quantize(graph, plan, known.calibration)
+
+    if fast or "latency_ms" in budget.limits:
         with run.clock("time choices") as tell:
             table, note = timed(table, graph, simulate)
             tell(note)
-            table = faster(table, graph, simulate) if settings.fast else table
+            table = faster(table, graph, simulate) if fast else table
     if budget.limits.keys() & OF_FILES:
         with run.clock("size choices"):
             table = sized(table, simulate)
-    return known, table
+    return table
 
 
 def planned(run: Run, known: Calibrated, table: Sensitivity, budget: Budget) -> tuple[Plan, Budget, str | None]:

@@ -12,6 +12,7 @@ from mixbit.core import (
     Plan,
     Runner,
     Sensitivity,
+    Task,
     environment,
     sha256,
     whole_folder,
@@ -56,7 +57,8 @@ _log = logging.getLogger("mixbit")
 class Network:
     """The float graph, and batches to calibrate, measure and train on, to compare plans on, and to report on.
 
-    `dense` is the graph with all its channels, where some were removed.
+    `dense` is the graph with all its channels, where some were removed; `pairs` are the batches of the first two kinds,
+    in their order, and `task` is fitted to the graph.
     """
 
     graph: Graph
@@ -64,6 +66,8 @@ class Network:
     batches: Sequence[Batch]
     held_out: Sequence[Batch]
     evaluation: Sequence[Batch]
+    pairs: Sequence[Batch]
+    task: Task
 
 
 @dataclass(frozen=True)

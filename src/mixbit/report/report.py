@@ -1,25 +1,16 @@
-"""Write report.html, one file that needs nothing else, from the files of a run.
+"""Write report.html, one file that needs nothing else, from the files of a run, which may come from anyone."""
 
-A folder may come from anyone: the page escapes every text of it, and a policy in the page lets a browser run our own
-script alone and load nothing.
-"""
-
-import base64
-import hashlib
 import json
 from dataclasses import asdict
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from mixbit.core import (
     InvalidInput,
     Plan,
     Sensitivity,
-    clean,
     find_target,
     sha256,
     whole_folder,
@@ -28,6 +19,7 @@ from mixbit.core import (
 from mixbit.report import words
 from mixbit.report.explorer import explorer_of, is_in_nats
 from mixbit.report.layers import layers_of, strips_of, unit_of_costs
+from mixbit.report.pages import rendered
 from mixbit.report.samples import samples_of
 from mixbit.report.verdict import comparison_rows, key_figures, other_plans, uncovered_rows, verdict_of
 from mixbit.results.again import command_of, python_of
@@ -86,49 +78,28 @@ def _with_page(result: Result, path: Path) -> Result:
 def _rendered(result: Result, plan: Plan, table: Sensitivity | None, check: CheckSet | None) -> str:
     explorer = None if table is None else explorer_of(result, plan, table)
     lines = layers_of(result, table)
-    script, style = _own_text("script.js"), _own_text("style.css")
-    environment = Environment(
-        loader=PackageLoader("mixbit.report", "."),
-        autoescape=True,
-        finalize=_printable,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= words.FILTERS
-    return environment.get_template("template.html.jinja").render(
-        result=result,
-        plan=plan,
-        table=table,
-        verdict=verdict_of(result),
-        key_figures=key_figures(result),
-        rows=comparison_rows(result),
-        plans=other_plans(result),
-        uncovered=uncovered_rows(result),
-        explorer=explorer,
-        in_nats=table is not None and is_in_nats(table),
-        explorer_json="" if explorer is None else _inlined(asdict(explorer.data)),
-        layers=lines,
-        unit=unit_of_costs(lines),
-        units=words.UNITS,
-        strips=strips_of(lines),
-        samples=samples_of(result, check),
-        command=command_of(result),
-        python=python_of(result, plan),
-        digests={name: digest for name, digest in result.files.items() if name != REPORT_FILE},
-        style=Markup(style),
-        script=Markup(script),
-        script_digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-    )
-
-
-def _own_text(name: str) -> str:
-    return (files("mixbit.report") / name).read_text(encoding="utf-8").strip()
-
-
-def _printable(value: Any) -> Any:
-    """Texts with control characters in escapes, which HTML has no place for; markup of our own as it is."""
-    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    values = {
+        "result": result,
+        "plan": plan,
+        "table": table,
+        "verdict": verdict_of(result),
+        "key_figures": key_figures(result),
+        "rows": comparison_rows(result),
+        "plans": other_plans(result),
+        "uncovered": uncovered_rows(result),
+        "explorer": explorer,
+        "in_nats": table is not None and is_in_nats(table),
+        "explorer_json": "" if explorer is None else _inlined(asdict(explorer.data)),
+        "layers": lines,
+        "unit": unit_of_costs(lines),
+        "units": words.UNITS,
+        "strips": strips_of(lines),
+        "samples": samples_of(result, check),
+        "command": command_of(result),
+        "python": python_of(result, plan),
+        "digests": {name: digest for name, digest in result.files.items() if name != REPORT_FILE},
+    }
+    return rendered("template.html.jinja", values)
 
 
 def _inlined(value: Any) -> Markup:

@@ -114,7 +114,17 @@ def kinds(lines: Iterable[Any]) -> list[tuple[str, int]]:
     return Counter(line.kind for line in lines).most_common()
 
 
+def in_words(value: Any) -> str:
+    """A setting: lists with commas, tables as `name=value`."""
+    if isinstance(value, list):
+        return ", ".join(map(in_words, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name}={in_words(part)}" for name, part in value.items())
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
 FILTERS = {
     "percent": percent, "whole": whole, "nats": nats, "ms": ms, "size": size, "sentence": sentence, "slug": slug,
     "kinds": kinds, "in_full": in_full, "tick": tick, "in_unit": in_unit, "breakable": breakable,
+    "in_words": in_words,
 }  # fmt: skip

@@ -367,6 +367,12 @@ def say_unless_used(loss: str | None, metric: str) -> None:
         say(f"--loss {loss}: the metric {metric} looks at no loss; take another, as fisher")
 
 
+def check_importance(importance: str, choices: Iterable[str] | None, pins: Mapping[str, str]) -> None:
+    """Raise InvalidInput for an importance without a sparse scheme that it would be for."""
+    if importance != "magnitude" and not any("@" in text for text in (*(choices or ()), *pins.values())):
+        raise InvalidInput(f"--importance {importance}: no scheme that is offered is sparse, as w8a8@2:4; leave it out")
+
+
 def split(choices: str | None) -> list[str] | None:
     """The texts between commas."""
     return None if choices is None else [text.strip() for text in choices.split(",")]

@@ -91,8 +91,7 @@ def quantize(
     else:
         limits = Budget(max_drop=MaxDrop.parse(max_drop))
         refuse(for_trials | {"warm_start": warm_start}, "--max-drop looks along the front, on --eval")
-    if importance != "magnitude" and not any("@" in text for text in (*(offered or ()), *pins.values())):
-        raise InvalidInput(f"--importance {importance}: no scheme that is offered is sparse, as w8a8@2:4; leave it out")
+    options.check_importance(importance, offered, pins)
     settings = Settings(
         task=options.task_of(task, loss, output_weight),
         choices=offered,

@@ -15,5 +15,5 @@ def schema(
         typer.Argument(metavar="|".join(SCHEMAS), autocompletion=options.completing(lambda: SCHEMAS)),
     ],
 ) -> None:
-    """Print the JSON schema of a file: plan, sensitivity, result, front or study."""
+    """Print the JSON schema of a file: plan, sensitivity, result, front, study or sweep."""
     print(schema_text(pick("schema", name, SCHEMAS)), end="")

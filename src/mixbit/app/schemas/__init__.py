@@ -9,6 +9,7 @@ SCHEMAS = {
     "front": "front.json: all plans that are best at some budget",
     "result": "result.json: every figure of a run",
     "study": "study.json: which metric to trust on a model",
+    "sweep": "sweep.json: every cell of a sweep, with its figures or the reason why it failed",
 }
 _FOLDER = Path(__file__).parent
 

@@ -10,6 +10,7 @@ from mixbit.app.schemas import SCHEMAS
 from mixbit.core import Plan, Sensitivity, TableFile, write_text
 from mixbit.metric_study.study import StudyFile
 from mixbit.results.result import Result
+from mixbit.results.sweep import Sweep
 from mixbit.searches.front import FrontFile
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -17,7 +18,14 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 def schemas() -> dict[str, str]:
     """Name -> text of each schema."""
-    types = {"plan": Plan, "sensitivity": Sensitivity, "front": FrontFile, "result": Result, "study": StudyFile}
+    types = {
+        "plan": Plan,
+        "sensitivity": Sensitivity,
+        "front": FrontFile,
+        "result": Result,
+        "study": StudyFile,
+        "sweep": Sweep,
+    }
     made = {name: TypeAdapter(types[name]).json_schema() for name in SCHEMAS}
     made["sensitivity"] = _together(TypeAdapter(TableFile).json_schema(), made["sensitivity"])
     return {

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -27,6 +28,8 @@ from mixbit.core.io.terminal import interrupts_later
 #: In a folder that is there already: new files until all are written, old ones until all new ones are put, and the
 #: digests of the new ones while they are.
 NEW, OLD, DIGESTS = ".mixbit-new", ".mixbit-old", ".mixbit-digests"
+#: After so many seconds who waits for a path looks again whether it is free.
+SECONDS_BETWEEN = 0.2
 _WAY_OUT = "; choose another folder"
 #: File that is locked -> its handle, and the thread that reserved.
 _reserved: dict[Path, tuple[int, int]] = {}
@@ -43,11 +46,11 @@ os.register_at_fork(after_in_child=_let_go_of_the_parents)
 
 
 @contextmanager
-def reserved(path: Path | None) -> Iterator[None]:
+def reserved(path: Path | None, *, wait: bool = False) -> Iterator[None]:
     """Let no other process or thread reserve the path before the block ends, or this process, however it ends.
 
     What killed processes left behind is removed. The block may reserve the path again. None reserves nothing. Raises
-    InvalidInput, which names the other process, where the path is taken.
+    InvalidInput, which names the other process, where the path is taken; or waits until it is free.
     """
     if path is None:
         yield
@@ -62,7 +65,7 @@ def reserved(path: Path | None) -> Iterator[None]:
     try:
         with file_errors(f"{path}: cannot be made", _WAY_OUT):
             lock.parent.mkdir(parents=True, exist_ok=True)
-            handle = _open(lock, path)
+            handle = _open(lock, path, wait=wait)
         _reserved[lock] = handle, me
         try:
             with file_errors(f"{path}: cannot be written", _WAY_OUT):
@@ -78,10 +81,17 @@ def reserved(path: Path | None) -> Iterator[None]:
                 parent.rmdir()
 
 
-def _open(lock: Path, path: Path) -> int:
+def _open(lock: Path, path: Path, *, wait: bool) -> int:
     """The handle of the lock, which says who holds it."""
     try:
-        handle = open_locked(lock)
+        while True:
+            try:
+                handle = open_locked(lock)
+                break
+            except BlockingIOError:
+                if not wait:
+                    raise
+                time.sleep(SECONDS_BETWEEN)
     except BlockingIOError:
         holder = lock.read_text(encoding="utf-8") if lock.exists() else ""
         holder = holder or "another process"

@@ -19,6 +19,7 @@ from mixbit.core.engine import Engine
 from mixbit.core.errors import InvalidInput, MixbitError
 from mixbit.core.io.ray_worker import versions
 from mixbit.core.io.terminal import say
+from mixbit.core.io.user_code import reason_of, users_code
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -62,18 +63,21 @@ def _connected(ray: Any, engine: Engine) -> Iterator[None]:
         yield
         return
     address = engine.address or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"num_cpus": engine.processes, "include_dashboard": False}
+    # `local` starts one of its own, also where another runs on this machine
+    options: dict[str, Any] = {"address": "local", "num_cpus": engine.processes, "include_dashboard": False}
     if address is not None:
         _check_answers(address)
         options = {"address": address}
     handler = signal.getsignal(signal.SIGTERM)
-    try:
+    failure = (
+        "Ray: no cluster starts on this machine" if address is None else f"--ray-address {address}: cannot join it"
+    )
+    way_out = (
+        "look at the logs in /tmp/ray/session_latest; `ray start --head` starts a cluster that --ray-address auto joins"
+    )
+    kind = MixbitError if address is None else InvalidInput
+    with users_code(lambda error: kind(f"{failure} ({reason_of(error)}); {way_out}")):
         ray.init(log_to_driver=False, logging_level="ERROR", **options)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RaySystemError) as error:
-        raise InvalidInput(
-            f"--ray-address {address}: {str(error).splitlines()[0]}; `ray start --head` starts a cluster here, and "
-            "without an address one is started for the run"
-        ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)  # Ray's own ends the process without cleaning up
     try:
