@@ -1,6 +1,5 @@
 """The terminal: progress, signals that end a run, also while code of other languages runs, and time limits."""
 
-import _thread
 import logging
 import signal
 import sys
@@ -150,7 +149,9 @@ def end_like_interrupts() -> list[int]:
 
     def lost(what: "sys.UnraisableHookArgs") -> None:
         if issubclass(what.exc_type, KeyboardInterrupt):
-            threading.Timer(0.1, _thread.interrupt_main).start()  # raised once more, when the callback has returned
+            # Raised once more, when the callback has returned; a signal also ends what sleeps.
+            main = threading.main_thread().ident or 0
+            threading.Timer(0.1, signal.pthread_kill, (main, signal.SIGINT)).start()
         else:
             before(what)
 
