@@ -24,7 +24,7 @@ def start() -> Callable[[bytes], bytes]:
 
 
 def main() -> None:
-    plan = digits.plans(1, 0)[0]
+    plan = digits.plans(3, 0)[0]
     subject = Subject.of(digits.setup())
     job, answer = len(pickle.dumps(plan)), len(pickle.dumps(subject.truth(plan)))
     graph, batches, _ = digits.setup()

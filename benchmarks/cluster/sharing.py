@@ -22,6 +22,8 @@ from benchmarks.networks import load
 from mixbit.core import digest as digest_of, split_batch
 
 ENGINES = {"1 process": mb.Engine(), "2 processes": mb.Engine(processes=2), "2 Ray workers": mb.Engine("ray", 2)}
+#: Batches of test data.
+BATCHES = 4
 #: What every process of a study has in its environment.
 MARK = "MIXBIT_SHARING_BENCHMARK"
 
@@ -30,7 +32,7 @@ def setup() -> tuple[Any, ...]:
     """ResNet-20, data to calibrate on, and test data."""
     given = load("resnet20")
     graph = mb.capture(given.model, split_batch(given.calibration[0])[0].args)
-    return graph, given.calibration, given.evaluation
+    return graph, given.calibration, given.evaluation[:BATCHES]
 
 
 def cpu_seconds(known: dict[str, float]) -> None:
@@ -80,12 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         (Path(given.out) / "digest").write_text(digest_of(json.dumps([metrics, study.plans])))
         return
     load("resnet20")  # fetched once, before anything is timed
-    rows = {name: measured(name, given.plans) for name in ENGINES}
-    (seconds, cpu, digest), *_ = rows.values()
-    for name, (took, used, found) in rows.items():
-        same = "the same figures" if found == digest else "OTHER FIGURES"
-        print(f"{name}: {took:.0f} s ({took / seconds:.2f}), {used:.0f} CPU s ({used / cpu:.2f}), {same}")
-    sys.exit(any(found != digest for _, _, found in rows.values()))
+    digests = set[str]()
+    for name in ENGINES:
+        took, used, found = measured(name, given.plans)
+        digests.add(found)
+        print(f"{name}: {took:.0f} s, {used:.0f} CPU s, figures {found}", flush=True)
+    sys.exit(len(digests) > 1)
 
 
 if __name__ == "__main__":
