@@ -29,7 +29,7 @@ def tokens(count, seed):
     return [{"input_ids": torch.randint(0, SIZES["vocab_size"], (4, 8), generator=generator)} for _ in range(count)]
 
 
-@pytest.fixture(scope="module", params=["untied", "tied"])
+@pytest.fixture(scope="module", params=["untied", pytest.param("tied", marks=pytest.mark.slow)])
 def runs(request, tmp_path_factory):
     """A language model in files of bfloat16: the whole run in memory, from the files, and what was in memory then."""
     place, tied = tmp_path_factory.mktemp("llama"), request.param == "tied"

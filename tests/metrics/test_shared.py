@@ -53,6 +53,7 @@ def test_without_sharing_the_table_differs_as_other_draws_do(alone):
     assert np.abs(other.loss - alone.loss).max() < 5 * np.hypot(other.standard_error, alone.standard_error).max()
 
 
+@pytest.mark.slow
 def test_other_weights_in_a_worker_are_named():
     counted = partial(setup, 1)
     with pytest.raises(InvalidInput, match=r"setup: returns other weights than at the caller \(digest \w{8}, there"):

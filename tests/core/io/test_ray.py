@@ -65,17 +65,20 @@ def test_what_is_killed_or_hangs_is_done_by_another(engine, tmp_path):
     assert time.monotonic() - began < 300, "nobody waits for the one that sleeps"
 
 
+@pytest.mark.slow
 def test_errors_of_jobs_arrive_as_they_are(engine, start):
     with pytest.raises(InfeasibleBudget, match="no plan") as error:
         list(on_ray(start, [-1], engine))
     assert error.value.binding == (2,)
 
 
+@pytest.mark.slow
 def test_a_failing_start_names_the_node(engine):
     with pytest.raises(MixbitError, match=r"^node [\d.]+: ZeroDivisionError: at the start"):
         list(on_ray(failing, [1], engine))
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_import_the_start_says_so(engine, monkeypatch):
     module = types.ModuleType("only_here")
     exec("def start(): return abs", module.__dict__)
@@ -93,6 +96,7 @@ def test_a_node_with_another_version_is_refused_by_name(engine, start, monkeypat
         list(on_ray(start, [1], engine))
 
 
+@pytest.mark.slow
 def test_a_job_that_ends_its_workers_is_named(engine, start, monkeypatch):
     monkeypatch.setattr(ray_jobs, "MOST_LOSSES", 2)
     with pytest.raises(MixbitError, match=r"^node [\d.]+: 2 workers ended with the job -2.*the same call continues"):

@@ -76,8 +76,9 @@ class TensorFile:
     take their bytes twice for a while. Larger types come first, so that each tensor begins at a multiple of its type.
 
     Example:
-        >>> with TensorFile(path) as file:
-        ...     file.add("conv.weight", weight)
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as place, TensorFile(Path(place) / "one.safetensors") as file:
+        ...     file.add("conv.weight", np.ones((2, 3), np.float32))
         ...     file.finish({"format": "pt"})
     """
 
