@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import math
-import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
@@ -32,7 +31,6 @@ from mixbit.core import (
     environment,
     find_target,
     has_matplotlib,
-    reason_of,
     reserved,
     track,
     users_code,
@@ -43,6 +41,7 @@ from mixbit.metric_study.plans import PlanSet, agreement_figures, draw_choices, 
 from mixbit.metric_study.subject import Subject, Workers
 from mixbit.metrics import METRICS, Metric
 from mixbit.metrics.measure import blank_table, choose_all_scales, measure
+from mixbit.quantization.shared import check_travels
 from mixbit.searches import Problem
 from mixbit.searches.search import search
 
@@ -272,12 +271,7 @@ def _check_travels(engine: Engine, setup: Any, metrics: Any) -> None:
         return
     if not callable(setup):
         raise InvalidInput(f"setup: a {type(setup).__name__}; give a function that returns it, or engine=Engine()")
-    way_out = (
-        "give functions at a module's top level, or functools.partial of them with plain values, or engine=Engine()"
-    )
-    failure = "setup and metrics go to other processes, and one of them cannot"
-    with users_code(lambda error: InvalidInput(f"{failure} ({reason_of(error)}); {way_out}")):
-        pickle.loads(pickle.dumps((setup, metrics)))
+    check_travels("setup and metrics", (setup, metrics))
 
 
 def metric_digest(metric: str | Metric) -> str:

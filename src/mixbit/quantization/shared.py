@@ -95,7 +95,9 @@ def check_same(found: dict[str, str], known: dict[str, str]) -> None:
 
 def check_travels(name: str, value: Any) -> bytes:
     """The value as it goes to other processes; raises InvalidInput where it cannot."""
-    way_out = "give functions at a module's top level, or functools.partial of them with plain values, or one process"
+    way_out = (
+        "give functions at a module's top level, or functools.partial of them with plain values, or engine=Engine()"
+    )
     with users_code(
         lambda error: InvalidInput(f"{name}: cannot go to other processes ({reason_of(error)}); {way_out}")
     ):
