@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 import mixbit as mb
+from mixbit.core import resident_bytes
 from mixbit.core.io.stored import num_bytes
 from mixbit.models.load import load_model
 from mixbit.quantization.calibrate import calibrate
@@ -73,17 +74,11 @@ def make(folder: Path, parameters: float) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def peak_bytes() -> int:
-    """The largest resident set of this process so far."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-
-
 def timed(what: str, step: Callable[[], Any]) -> Any:
     """What the step returns; prints seconds and the peak so far."""
     began = time.perf_counter()
     done = step()
-    print(f"{what:20} {time.perf_counter() - began:8.1f} s, peak {peak_bytes() / 1e9:.3f} GB", flush=True)
+    print(f"{what:20} {time.perf_counter() - began:8.1f} s, peak {(resident_bytes(peak=True) or 0) / 1e9:.3f} GB", flush=True)
     return done
 
 
@@ -107,7 +102,7 @@ def run(options: argparse.Namespace, folder: Path, out: Path, *, in_memory: bool
         timed("export", lambda name=rounding, small=small: mb.export(small, out / name))
     table.save(out / "sensitivity.json")
     if not in_memory:
-        held, most = peak_bytes(), 1.1 * num_bytes(options.memory, "memory")
+        held, most = resident_bytes(peak=True) or 0, 1.1 * num_bytes(options.memory, "memory")
         print(f"peak {held / 1e9:.3f} GB, allowed {most / 1e9:.2f} GB: {'ok' if held <= most else 'TOO MUCH'}")
 
 

@@ -51,6 +51,11 @@ from mixbit.core.io.folders import (
     whole_folder as whole_folder,
 )
 from mixbit.core.io.forms import form_of as form_of, forms_in as forms_in
+from mixbit.core.io.memory import (
+    forget_peak as forget_peak,
+    release_memory as release_memory,
+    resident_bytes as resident_bytes,
+)
 from mixbit.core.io.methods import (
     METHOD_PLACES as METHOD_PLACES,
     Methods as Methods,

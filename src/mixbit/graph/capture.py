@@ -130,6 +130,7 @@ def capture(
     module.delete_all_unused_submodules()
     module.recompile()
     config = _config(model)
+    room = None
     if places is not None:
         room = Room(num_bytes(str(memory), "memory"), None if scratch is None else Path(scratch))
         read_beside_users(module)
@@ -139,7 +140,7 @@ def capture(
         graph = Graph(module, inputs, _shapes(module, inputs), config=config)
     graph = with_layers(replace(graph, dynamic=free_dimensions(inputs, dynamic)))
     if places is not None:
-        hold(module, places)
+        hold(module, places, room)
     modules = _modules(model)
     layers = tuple(replace(layer, modules=modules.get(layer.name, ())) for layer in graph.layers)
     graph = replace(graph, layers=layers)

@@ -1,6 +1,7 @@
 """Networks larger than memory: their weights stay in files, and are read each time that an operator needs one."""
 
 import copy
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -152,10 +153,10 @@ def shapes_of(module: fx.GraphModule, leaves: Sequence[Any]) -> dict[str, tuple[
     return shapes
 
 
-def hold(module: fx.GraphModule, places: Mapping[str, StoredTensor]) -> None:
+def hold(module: fx.GraphModule, places: Mapping[str, StoredTensor], room: Room | None) -> None:
     """Let the module read its parameters on `meta` from the files; raises UnsupportedModel for one that is in none.
 
-    Those of the module itself, whose names have no dot, are read at once.
+    Those of the module itself, whose names have no dot, are read at once. Memory is kept within the room.
     """
     wanted = [name for name, each in module.named_parameters(remove_duplicate=False) if each.is_meta]
     for name in wanted:
@@ -166,7 +167,7 @@ def hold(module: fx.GraphModule, places: Mapping[str, StoredTensor]) -> None:
             )
         owner, _, attribute = name.rpartition(".")
         if owner:
-            put(module, name, places[name].read)
+            put(module, name, dataclasses.replace(places[name], room=room).read)
         else:
             module._parameters[attribute] = nn.Parameter(places[name].read(), requires_grad=False)
 

@@ -1,6 +1,5 @@
 """study(): which metric ranks plans best on the user's own model."""
 
-import ctypes
 import hashlib
 import json
 import logging
@@ -30,8 +29,11 @@ from mixbit.core import (
     digest,
     environment,
     find_target,
+    forget_peak,
     has_matplotlib,
+    release_memory,
     reserved,
+    resident_bytes,
     track,
     users_code,
     write_text,
@@ -309,7 +311,7 @@ def _predictions(
 def predict(subject: Subject, job: tuple[str, str | Metric, str], *, frame: Sensitivity, seed: int) -> Prediction | str:
     """What the metric of the job, with its name and the digest of its code, predicts; where it fails, the reason."""
     _, metric, code = job
-    before, began = _peak_mb(forget=True), time.perf_counter()
+    before, began = _resident_mb(), time.perf_counter()
     try:
         with users_code(f"{METRICS.find(metric)[0]} failed"):
             table = measure(
@@ -323,7 +325,7 @@ def predict(subject: Subject, job: tuple[str, str | Metric, str], *, frame: Sens
             )
     except MixbitError as error:
         return str(error)
-    seconds, after = time.perf_counter() - began, _peak_mb()
+    seconds, after = time.perf_counter() - began, _in_mb(resident_bytes(peak=True))
     return Prediction(
         code=code,
         seconds=seconds,
@@ -334,20 +336,15 @@ def predict(subject: Subject, job: tuple[str, str | Metric, str], *, frame: Sens
     )
 
 
-def _peak_mb(*, forget: bool = False) -> float | None:
-    """Peak resident memory of this process, in 2^20 bytes; with `forget`, what is resident now, less what is free.
+def _resident_mb() -> float | None:
+    """2^20 bytes that this process takes, less what is free; the peak of `resident_bytes` begins again with it."""
+    release_memory()  # else what an earlier metric let go would not count again
+    forget_peak()
+    return _in_mb(resident_bytes())
 
-    Only on Linux. `getrusage` does not serve: a process begins with the peak of the one that started it.
-    """
-    if forget:
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)  # else what an earlier metric let go would not count again
-            Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+def _in_mb(num_bytes: int | None) -> float | None:
+    return None if num_bytes is None else num_bytes / 2**20
 
 
 def _truths(workers: Workers, folder: StudyFolder, plans: Mapping[str, Plan]) -> dict[str, Truth]:

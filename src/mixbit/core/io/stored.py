@@ -12,6 +12,7 @@ from torch import Tensor
 from mixbit.core.errors import InvalidInput
 from mixbit.core.io.files import file_errors, open_file
 from mixbit.core.io.json_files import read_json
+from mixbit.core.io.memory import release_memory, resident_bytes
 from mixbit.core.io.tensors import safetensors_header
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
@@ -26,6 +27,27 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 
 
 @dataclass(frozen=True)
+class Room:
+    """What a run may take whose weights do not fit into memory.
+
+    Attributes:
+        memory: Bytes of the process, as the system counts them.
+        scratch: Folder for what does not fit; None for that of temporary files.
+    """
+
+    memory: int
+    scratch: Path | None = None
+
+    def let_go(self) -> None:
+        """Give freed memory back to the system where the process has more than half of what it may take.
+
+        The allocator keeps it between tensors that stay, and takes more for larger ones: the process would grow.
+        """
+        if (resident_bytes() or 0) > self.memory / 2:
+            release_memory()
+
+
+@dataclass(frozen=True)
 class StoredTensor:
     """Where a tensor stands in a file.
 
@@ -35,6 +57,7 @@ class StoredTensor:
         offset: Of its first byte.
         dtype: In the file; floating-point numbers are read as float32.
         shape: Of the tensor.
+        room: For what is in memory at once; None where that does not matter.
     """
 
     name: str
@@ -42,6 +65,7 @@ class StoredTensor:
     offset: int
     dtype: torch.dtype
     shape: tuple[int, ...]
+    room: Room | None = None
 
     @property
     def read_as(self) -> torch.dtype:
@@ -53,6 +77,8 @@ class StoredTensor:
 
         It is read by calls, piece by piece: pages of a mapped file would count as the process's own memory.
         """
+        if self.room is not None:
+            self.room.let_go()
         result = torch.empty(self.shape, dtype=self.read_as)
         flat, position = result.view(-1), self.offset
         buffer = torch.empty(min(PIECE, flat.numel()), dtype=self.dtype)
@@ -119,19 +145,6 @@ def _tensor(path: Path, name: str, entry: Any, start: int, size: int) -> StoredT
     if not fits:
         raise InvalidInput(f"{path}: {name} does not fit the file of {size:,} bytes; copy it again")
     return StoredTensor(name, path.absolute(), start + first, dtype, shape)
-
-
-@dataclass(frozen=True)
-class Room:
-    """What a run may take whose weights do not fit into memory.
-
-    Attributes:
-        memory: Bytes of the process, as the system counts them.
-        scratch: Folder for what does not fit; None for that of temporary files.
-    """
-
-    memory: int
-    scratch: Path | None = None
 
 
 def num_bytes(text: str, what: str) -> int:
