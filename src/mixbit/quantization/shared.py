@@ -58,7 +58,8 @@ class Shared:
             start = partial(work, case, calibration)
         else:
             sent = check_travels("what answers jobs", (work, dataclasses.replace(calibration, batches=())))
-            start = partial(_begin, self.setup, sent, digests(case.graph, case.batches), case.seed)
+            known = digests(case.graph, case.batches, case.task)
+            start = partial(_begin, self.setup, sent, known, case.seed)
         yield from run_jobs(self.engine, start, jobs)
 
 
@@ -70,16 +71,21 @@ def _begin(setup: Callable[[], tuple[Any, ...]], sent: bytes, known: dict[str, s
     with users_code("setup fails"):
         graph, given, *rest = setup()
     batches = split_all(given, len(graph.example.args))
-    check_same(digests(graph, batches), known)
-    task = fitted(Task.of(rest[0] if rest else None), graph, batches)
+    task = Task.of(rest[0] if rest else None)
+    check_same(digests(graph, batches, task), known)
+    task = fitted(task, graph, batches)
     work, calibration = pickle.loads(sent)
     return work(Case(graph, batches, task, seed), dataclasses.replace(calibration, batches=batches))
 
 
-def digests(graph: Graph, batches: Sequence[Batch]) -> dict[str, str]:
-    """What shows that two processes have the same: digests of the graph's code, its tensors and the data."""
-    module = graph.module
-    return {"code": digest(module.code), "weights": digest(module.state_dict()), "data": digest(batches)}
+def digests(graph: Graph, batches: Sequence[Batch], task: Task) -> dict[str, str]:
+    """What shows that two processes have the same: digests of the graph's code, its tensors, the data and the task."""
+    return {
+        "code": digest(graph.module.code),
+        "weights": digest(graph.module.state_dict()),
+        "data": digest(batches),
+        "task": digest(task.unfitted),
+    }
 
 
 def check_same(found: dict[str, str], known: dict[str, str]) -> None:
