@@ -1,6 +1,7 @@
 """Blocks learned apart from one another, on what the float network returns: in any order, by several processes."""
 
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -123,7 +124,7 @@ def test_each_layer_learns_what_it_does_as_a_network_of_its_own(scheme):
             x = [part(each).tanh() for each in x]
 
 
-def residual():
+def residual() -> Any:
     torch.manual_seed(0)
     parts = {"stem": nn.Linear(6, 6), "a": nn.Linear(6, 6), "b": nn.Linear(6, 6), "head": nn.Linear(6, 3)}
 
@@ -203,7 +204,7 @@ def test_blocks_come_nearer_to_the_float_network_than_the_nearest_rounding(round
 )
 def test_what_is_not_shared_out_is_refused_with_the_way_out(rounding, reason):
     shared = Shared(setup, Engine(processes=2))
-    way_out = "take adaround:inputs=float or brecq:inputs=float, or leave shared"
+    way_out = "take adaround:inputs=float or brecq:inputs=float, or leave shared out"
     with pytest.raises(InvalidInput, match=f"rounding {rounding}: is not shared out, since {reason}; {way_out}"):
         rounded(rounding, shared)
 

@@ -120,7 +120,14 @@ if TYPE_CHECKING:
         moments as moments,
         spread as spread,
     )
-    from mixbit.core.io.jobs import Answer as Answer, Job as Job, one_thread as one_thread, run_jobs as run_jobs
+    from mixbit.core.io.jobs import (
+        Answer as Answer,
+        Job as Job,
+        one_thread as one_thread,
+        run_jobs as run_jobs,
+        runtime_threads as runtime_threads,
+        runtimes_in_one_thread as runtimes_in_one_thread,
+    )
     from mixbit.core.io.json_files import (
         MOST_JSON as MOST_JSON,
         MOST_TABLE_VALUES as MOST_TABLE_VALUES,

@@ -133,13 +133,19 @@ Rounding = Callable[[RoundingInput], Graph]
 ROUNDINGS: Methods[Rounding] = Methods("rounding", "mixbit.roundings")
 
 
+def is_shared_out(rounding: str | Rounding) -> bool:
+    """Whether the rounding's work can go to several processes."""
+    _, function = ROUNDINGS.find(rounding)
+    return SIDE_BY_SIDE in facts_of(function) and getattr(function, "keywords", {}).get("inputs") == "float"
+
+
 def check_shared_out(rounding: str | Rounding) -> None:
     """Raise InvalidInput unless the rounding's work can go to several processes."""
-    name, function = ROUNDINGS.find(rounding)
-    if SIDE_BY_SIDE in facts_of(function) and getattr(function, "keywords", {}).get("inputs") == "float":
+    if is_shared_out(rounding):
         return
+    name, function = ROUNDINGS.find(rounding)
     able = " or ".join(f"{each}:inputs=float" for each in ROUNDINGS if SIDE_BY_SIDE in facts_of(ROUNDINGS[each]))
     reason = "each of its blocks waits for those before it" if SIDE_BY_SIDE in facts_of(function) else "its work is one"
     raise InvalidInput(
-        f"rounding {name}: is not shared out, since {reason}; take {able}, or leave shared (--processes, --engine) out"
+        f"rounding {name}: is not shared out, since {reason}; take {able}, or leave shared out (--processes, --engine)"
     )
