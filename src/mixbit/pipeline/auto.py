@@ -277,7 +277,7 @@ def measured(run: Run, known: Calibrated) -> Sensitivity:
         table = measure(
             known.graph,
             known.calibration,
-            target=run.target,
+            target=run.target.name,
             task=run.task,
             metric=settings.metric,
             choices=offered(run),

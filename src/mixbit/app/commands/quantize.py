@@ -162,8 +162,10 @@ def load_given(
 
     Functions are loaded too, what they are for -> their name, so that a process that is given them knows their files.
     """
+    from mixbit.core import load_function
+
     for what, name in functions.items():
-        options.function_or_name(name, what)
+        _ = load_function(name, what) if what == "SCORE" else options.function_or_name(name, what)
     network = options.model_on(model, device)
     meant = options.task_of(*task, network)
     read, *_ = options.data_of(dict(zip(("data", "eval"), data, strict=True)), network, reading, meant)
