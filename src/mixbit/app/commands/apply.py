@@ -138,7 +138,7 @@ def write_from_files(
     check_written_by_layer(find_target(plan.target))
     with redirect_stdout(sys.stderr):
         how = dict(settings.dynamic), settings.samples, reading, out.parent
-        graph, batches, meant = load_case(str(settings.model), data, task, "cpu", *how, {}, room)
+        graph, batches, meant = load_case(str(settings.model), data, task, "cpu", *how, room)
         check_exportable(graph)
         calibration = calibrate(graph, batches, target=plan.target, ranges=settings.ranges)
         small = quantize(
