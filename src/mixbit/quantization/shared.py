@@ -14,6 +14,7 @@ from mixbit.core import (
     Job,
     Task,
     digest,
+    pickled,
     reason_of,
     run_jobs,
     split_all,
@@ -109,6 +110,6 @@ def check_travels(name: str, value: Any) -> bytes:
     with users_code(
         lambda error: InvalidInput(f"{name}: cannot go to other processes ({reason_of(error)}); {way_out}")
     ):
-        sent = pickle.dumps(value)
+        sent = pickled(value)
         pickle.loads(sent)
     return sent

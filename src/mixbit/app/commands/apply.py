@@ -111,9 +111,8 @@ def apply(
         if as_json:
             options.print_json({"folder": str(out)})
         return
-    functions = {"ROUNDING": rounding, "RANGES": ranges} | ({} if score is None else {"SCORE": score})
     words, place = (task, loss, output_weight), str(options.device_of(device))
-    setup = partial(load_given, model, (data, evaluate), words, place, reading, functions)
+    setup = partial(load_given, model, (data, evaluate), words, place, reading)
     shared = None if shared_by is None else Shared(setup, shared_by)
     network = options.model_on(model, device)
     meant = options.task_of(task, loss, output_weight, network)
@@ -153,7 +152,7 @@ def write_from_files(
     check_written_by_layer(find_target(plan.target))
     with redirect_stdout(sys.stderr):
         how = dict(settings.dynamic), settings.samples, reading, out.parent
-        graph, batches, meant = load_case(str(settings.model), data, task, "cpu", *how, {}, room)
+        graph, batches, meant = load_case(str(settings.model), data, task, "cpu", *how, room)
         check_exportable(graph)
         calibration = calibrate(graph, batches, target=plan.target, ranges=settings.ranges)
         small = quantize(

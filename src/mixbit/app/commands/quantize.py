@@ -126,9 +126,8 @@ def quantize(
     )
     settings.check()
     reading, shared_by = read(seed=seed), options.sharing_of(engine, processes, ray_address)
-    functions = {"METRIC": metric, "ROUNDING": rounding, "RANGES": ranges} | ({} if score is None else {"SCORE": score})
     words, place = (task, loss, output_weight), str(options.device_of(device))
-    setup = partial(load_given, model, (data, evaluate), words, place, reading, functions)
+    setup = partial(load_given, model, (data, evaluate), words, place, reading)
     shared = None if shared_by is None else Shared(setup, shared_by)
     options.say_unless_used(loss, metric)
     network = options.model_on(model, device)
@@ -156,16 +155,8 @@ def load_given(
     task: tuple[str | None, str | None, list[str] | None],
     device: str,
     reading: "Reading",
-    functions: dict[str, str],
 ) -> tuple[Any, ...]:
-    """In a process that shares the work: MODEL, DATA to calibrate and to report on, and the task with its loss.
-
-    Functions are loaded too, what they are for -> their name, so that a process that is given them knows their files.
-    """
-    from mixbit.core import load_function
-
-    for what, name in functions.items():
-        _ = load_function(name, what) if what == "SCORE" else options.function_or_name(name, what)
+    """In a process that shares the work: MODEL, DATA to calibrate and to report on, and the task with its loss."""
     network = options.model_on(model, device)
     meant = options.task_of(*task, network)
     read, *_ = options.data_of(dict(zip(("data", "eval"), data, strict=True)), network, reading, meant)
