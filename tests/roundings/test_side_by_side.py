@@ -196,8 +196,8 @@ def test_blocks_come_nearer_to_the_float_network_than_the_nearest_rounding(round
 @pytest.mark.parametrize(
     ("rounding", "reason"),
     [
-        ("nearest", "its work is one"),
-        ("gptq", "its work is one"),
+        ("nearest", "it learns no blocks"),
+        ("gptq", "it learns no blocks"),
         ("brecq", "each of its blocks waits for those before it"),
         ("adaround:inputs=quantized", "each of its blocks waits for those before it"),
     ],

@@ -145,7 +145,9 @@ def check_shared_out(rounding: str | Rounding) -> None:
         return
     name, function = ROUNDINGS.find(rounding)
     able = " or ".join(f"{each}:inputs=float" for each in ROUNDINGS if SIDE_BY_SIDE in facts_of(ROUNDINGS[each]))
-    reason = "each of its blocks waits for those before it" if SIDE_BY_SIDE in facts_of(function) else "its work is one"
+    reason = (
+        "each of its blocks waits for those before it" if SIDE_BY_SIDE in facts_of(function) else "it learns no blocks"
+    )
     raise InvalidInput(
         f"rounding {name}: is not shared out, since {reason}; take {able}, or leave shared out (--processes, --engine)"
     )
