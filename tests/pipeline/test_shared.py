@@ -195,14 +195,22 @@ def test_what_cannot_be_shared_out_is_refused_at_once(run, monkeypatch, options,
         run("out", Engine(processes=2), **options)
 
 
-def test_a_plan_that_is_given_leaves_nothing_to_share(run, monkeypatch):
+def test_of_a_plan_that_is_given_blocks_are_shared_out_where_some_are_learned(run, monkeypatch):
     graph = mb.capture(given()[0], given()[1][0][0])
     table = mb.measure(graph, [x for x, _ in given()[1]], target="packed", metric="weight_error")
-    with pytest.raises(
-        InvalidInput,
-        match="rounding nearest: is not shared out, since it learns no blocks; take adaround:inputs=float or",
-    ):
-        run(budget=None, plan=mb.search(table, mb.Budget(mean_bits=4)))
+    plan, answers, shared_out = mb.search(table, mb.Budget(mean_bits=4)), Shared.answers, []
+
+    def counted(self, work, case, calibration, jobs):
+        for job, answer in answers(self, work, case, calibration, jobs):
+            shared_out.append(job)
+            yield job, answer
+
+    monkeypatch.setattr(Shared, "answers", counted)
+    with pytest.raises(InvalidInput, match="rounding nearest: is not shared out, since it learns no blocks; take ada"):
+        run(budget=None, plan=plan)
+    result = run(budget=None, plan=plan, rounding="adaround:inputs=float,iterations=5").result
+    assert shared_out == [0, 1, 2, 3]
+    assert "adaround:inputs=float" in result.chosen
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
