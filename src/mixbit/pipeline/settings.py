@@ -286,7 +286,7 @@ def check_shared(shared: Shared, goal: Budget | Plan, settings: Settings) -> Non
         raise InvalidInput(f"shared: the plan is given, and nothing is measured or tried; {way_out}")
     if settings.prune_channels != 0:
         raise InvalidInput(f"prune_channels={settings.prune_channels}: other processes do not prune; {way_out}")
-    for name in ("metric", "rounding", "score", "task") if not shared.engine.is_this_process else ():
+    for name in ("metric", "rounding", "score") if not shared.engine.is_this_process else ():
         check_travels(name, getattr(settings, name))
     (metric, predictor), (search, method) = METRICS.find(settings.metric), SEARCHES.find(settings.search)
     in_rounds = not isinstance(settings.search, str) or getattr(method, "keywords", {}).get("parallel", 1) > 1

@@ -81,10 +81,15 @@ def _begin(setup: Callable[[], tuple[Any, ...]], sent: bytes, known: dict[str, s
 
 
 def digests(case: Case) -> dict[str, str]:
-    """What shows that two processes have the same: digests of the graph's code, its tensors and the data."""
+    """What shows that two processes have the same: digests of the graph's code, its tensors, the task and the data."""
     module = case.graph.module
-    code, weights = digest(module.code), digest(module.state_dict())
-    return {"code": code, "weights": weights, "data": digest(case.batches), "evaluation data": digest(case.evaluation)}
+    return {
+        "code": digest(module.code),
+        "weights": digest(module.state_dict()),
+        "task": digest(case.task.unfitted),
+        "data": digest(case.batches),
+        "evaluation data": digest(case.evaluation),
+    }
 
 
 def check_same(found: dict[str, str], known: dict[str, str]) -> None:
