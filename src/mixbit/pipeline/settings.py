@@ -286,7 +286,7 @@ def check_shared(shared: Shared, goal: Budget | Plan, settings: Settings) -> Non
         check_shared_out(settings.rounding)  # nothing is measured or tried
     if settings.prune_channels != 0:
         raise InvalidInput(f"prune_channels={settings.prune_channels}: other processes do not prune; {way_out}")
-    for name in ("metric", "rounding", "score", "task") if not shared.engine.is_this_process else ():
+    for name in ("metric", "rounding", "score") if not shared.engine.is_this_process else ():
         check_travels(name, getattr(settings, name))
     if isinstance(goal, Plan) or is_shared_out(settings.rounding):
         return

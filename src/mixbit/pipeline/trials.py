@@ -201,6 +201,8 @@ class Trying:
 
         batches = batches_to_try(case, self.share)
         scoring = Scoring(case.graph, batches, case.task, simulate, self.score, self.timeout_s)
+        if self.score is None:
+            _ = scoring.reference  # before the time of the first plan begins
 
         def score(trial: Trial) -> float | MixbitError:
             how, plan = trial
