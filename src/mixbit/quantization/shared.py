@@ -81,10 +81,14 @@ def _begin(setup: Callable[[], tuple[Any, ...]], sent: bytes, known: dict[str, s
 
 
 def digests(case: Case) -> dict[str, str]:
-    """What shows that two processes have the same: digests of the graph's code, its tensors and the data."""
-    module = case.graph.module
-    code, weights = digest(module.code), digest(module.state_dict())
-    return {"code": code, "weights": weights, "data": digest(case.batches), "evaluation data": digest(case.evaluation)}
+    """What shows that two processes have the same: digests of the graph's code, its tensors, the data and the task."""
+    return {
+        "code": digest(case.graph.module.code),
+        "weights": digest(case.graph.module.state_dict()),
+        "data": digest(case.batches),
+        "evaluation data": digest(case.evaluation),
+        "task": digest(case.task.unfitted),
+    }
 
 
 def check_same(found: dict[str, str], known: dict[str, str]) -> None:
