@@ -78,7 +78,8 @@ def timed(what: str, step: Callable[[], Any]) -> Any:
     """What the step returns; prints seconds and the peak so far."""
     began = time.perf_counter()
     done = step()
-    print(f"{what:20} {time.perf_counter() - began:8.1f} s, peak {(resident_bytes(peak=True) or 0) / 1e9:.3f} GB", flush=True)
+    peak = (resident_bytes(peak=True) or 0) / 1e9
+    print(f"{what:20} {time.perf_counter() - began:8.1f} s, peak {peak:.3f} GB", flush=True)
     return done
 
 

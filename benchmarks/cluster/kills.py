@@ -26,15 +26,19 @@ from mixbit.core import Engine, run_jobs
 ADDRESSES, PORT = ("10.77.0.1", "10.77.0.2"), 6379
 #: Plans of a round; rounds follow until all kills are done.
 PLANS = 120
+#: How often the start of a node is tried.
+TRIES = 5
 #: What every process of the cluster has in its environment.
 MARK = "MIXBIT_CLUSTER_BENCHMARK"
 #: Nothing is sent; nobody else reaches the namespaces.
 RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
 
 
-def sh(*words: str, environment: dict[str, str] | None = None) -> None:
+def sh(*words: str, environment: dict[str, str] | None = None, tries: int = 1) -> None:
     done = subprocess.run(words, check=False, capture_output=True, text=True, env=environment)
-    if done.returncode:
+    if done.returncode and tries > 1:
+        sh(*words, environment=environment, tries=tries - 1)
+    elif done.returncode:
         sys.exit(f"{' '.join(words)}: {(done.stderr or done.stdout).strip()}")
 
 
@@ -74,7 +78,8 @@ def ray_start(side: int, *words: str) -> None:
     """Start a node in the namespace of that number."""
     environment = os.environ | RAY | {MARK: "1"}
     command = [*inside(side), sys.executable, "-m", "ray.scripts.scripts", "start", *words]
-    sh(*command, f"--node-ip-address={ADDRESSES[side]}", "--object-store-memory=100000000", environment=environment)
+    named = f"--node-ip-address={ADDRESSES[side]}", "--object-store-memory=100000000"
+    sh(*command, *named, environment=environment, tries=TRIES)  # on a busy machine a node may not begin in time
 
 
 def join(side: int) -> None:
@@ -173,8 +178,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             began = time.monotonic()
             command = [*inside(0), sys.executable, "-m", "benchmarks.cluster.kills", "--work", str(out)]
             with subprocess.Popen(command, env=os.environ | RAY | {MARK: "1"}) as caller:
-                done = kill_often(given.kills, given.seed, out, caller)
-                out.with_suffix(".stop").touch()
+                try:
+                    done = kill_often(given.kills, given.seed, out, caller)
+                finally:
+                    out.with_suffix(".stop").touch()
                 status = caller.wait()
             seconds = time.monotonic() - began
             time.sleep(5)
