@@ -25,6 +25,7 @@ from mixbit.demo.data import calibration_batches, test_batches
 from mixbit.demo.network import trained
 from mixbit.graph.evaluate import Reference, evaluate
 from mixbit.quantization import uniform_plan
+from mixbit.quantization.biases import BIAS_CORRECTIONS
 from mixbit.quantization.calibrate import calibrate
 
 TARGET = "packed"
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", default=ROWS, metavar="PLAN/ROUNDING")
     parser.add_argument("--network", choices=("resnet20", "demo"), default="resnet20")
+    parser.add_argument("--bias-correction", choices=BIAS_CORRECTIONS, default="at_once")
     given = parser.parse_args(arguments)
     data, console = load(given.network), Console(width=120)
     columns = "plan", "rounding", "accuracy", "divergence", "mean bits", "seconds"
@@ -71,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for row in given.rows:
         name, _, rounding = row.partition("/")
         plan, began = plans(name), time.perf_counter()
-        rounded = mb.quantize(data.graph, plan, data.calibration_batches, rounding=rounding)
+        correction = given.bias_correction
+        rounded = mb.quantize(data.graph, plan, data.calibration_batches, rounding=rounding, bias_correction=correction)
         seconds = time.perf_counter() - began
         found = evaluate(rounded, data.test, TASK, row, diverging_from=reference)
         layers = data.graph.layers
