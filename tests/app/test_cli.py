@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import pickle
 import re
 import shutil
 import sys
@@ -16,7 +17,7 @@ import torch
 
 from mixbit.app import main as cli
 from mixbit.app.commands.verify import _in_json
-from mixbit.core import batches
+from mixbit.core import Engine, batches, digest, pickled
 from mixbit.core.budget import MaxDrop
 from mixbit.core.errors import InvalidInput
 from mixbit.core.target import TARGETS
@@ -461,6 +462,20 @@ def test_a_largest_drop_in_place_of_a_budget(code, run, asked, tmp_path):
     assert not list(tmp_path.glob("*.jsonl"))
 
 
+def test_processes_make_what_the_command_was_given(code, asked, tmp_path):
+    words = ["quantize", f"{code}:model", "--data", f"{code}:data", "--target", "packed", "--out", tmp_path / "out"]
+    more = ["--max-drop", "1", "--eval", f"{code}:data", "--score", f"{code}:score", "--loss", f"{code}:loss"]
+    given = asked(*words, *more, "--processes", "2")
+    assert given["shared"].engine == Engine(processes=2)
+    setup, score = pickle.loads(pickled((given["shared"].setup, given["settings"].score)))
+    model, batches, evaluation, task = setup()
+    assert digest(model.state_dict()) == digest(load_model(f"{code}:model").module.state_dict())
+    assert digest([*batches]) == digest([*evaluation]) == digest([*given["eval_batches"]])
+    assert digest(task) == digest(given["settings"].task)
+    assert score.__qualname__ == "score"
+    assert asked(*words, "--max-drop", "1")["shared"] is None
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -484,6 +499,14 @@ def test_a_largest_drop_in_place_of_a_budget(code, run, asked, tmp_path):
         (["--max-drop", "1", "--score", "{code}:failing_score"], "fails on a plan: RuntimeError: no such GPU"),
         (["--max-drop", "1", "--score", "{code}:slow_score", "--eval-timeout", "0.2"], r"took more than 0.2 s"),
         (["--max-drop", "1%", "--score", "{code}:score"], "a percentage is of right answers"),
+        (
+            ["--budget", "mean_bits=4", "--metric", "hawq", "--processes", "2"],
+            "nothing can be shared out; take a metric that is a mean over samples, as fisher, or leave shared out",
+        ),
+        (
+            ["--max-drop", "1%", "--ray-address", "auto"],
+            "--ray-address auto: is of --engine ray, and the engine is local",
+        ),
         (["--max-drop", "1e-9", "--score", "{code}:fidelity"], "the dearest plan scores less than"),
     ],
 )

@@ -21,7 +21,7 @@ from mixbit.app.schemas import schema_text
 from mixbit.core import InvalidInput, digest
 from mixbit.demo.data import calibration_batches, test_batches as evaluation_batches
 from mixbit.demo.network import trained
-from mixbit.pipeline import auto, cells, deploy, sweep as sweeping
+from mixbit.pipeline import auto, cells, deploy, network, sweep as sweeping
 from mixbit.pipeline.settings import Settings
 from mixbit.results.result import Result
 from mixbit.results.sweep import Sweep
@@ -75,7 +75,7 @@ GRAPHS = {}
 
 def counted(monkeypatch):
     """Count from now on how often each of STEPS is called."""
-    capture_all = auto.capture_all
+    capture_all = network.capture_all
 
     def capture_once(model, batches, dynamic):
         key = digest(model.state_dict())
@@ -83,7 +83,7 @@ def counted(monkeypatch):
             GRAPHS[key] = capture_all(model, batches, dynamic)
         return GRAPHS[key]
 
-    monkeypatch.setattr(auto, "capture_all", capture_once)
+    monkeypatch.setattr(network, "capture_all", capture_once)
     calls = Counter()
 
     def counting(name, function):
@@ -94,7 +94,7 @@ def counted(monkeypatch):
         return call
 
     for name in STEPS:
-        place = cells if name == "deployed_within" else auto
+        place = {"deployed_within": cells, "capture_all": network}.get(name, auto)
         monkeypatch.setattr(place, name, counting(name, getattr(place, name)))
     return calls
 

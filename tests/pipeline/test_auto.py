@@ -20,7 +20,7 @@ from mixbit.core.errors import InfeasibleBudget, InvalidInput, TargetMismatch, U
 from mixbit.core.io.store import Journal
 from mixbit.core.task import Task
 from mixbit.metrics import Estimate
-from mixbit.pipeline import auto
+from mixbit.pipeline import auto, network
 from mixbit.pipeline.settings import Run, Settings
 from mixbit.results import recheck as rechecks
 from mixbit.results.recheck import recheck
@@ -73,7 +73,7 @@ def _quick():
         return graphs[model]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(auto, "capture_all", lambda model, batches, _: capture_once(model, batches[0]))
+        patch.setattr(network, "capture_all", lambda model, batches, _: capture_once(model, batches[0]))
         patch.setattr(rechecks, "capture", capture_once)
         patch.setattr(latency, "ROUNDS", 5)
         yield

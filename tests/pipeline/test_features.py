@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import mixbit as mb
-from mixbit.pipeline.trials import layer_features
+from mixbit.pipeline.features import layer_features
 from mixbit.searches.autoq import FEATURES
 from tests.networks import Net
 

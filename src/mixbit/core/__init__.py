@@ -121,7 +121,14 @@ if TYPE_CHECKING:
         moments as moments,
         spread as spread,
     )
-    from mixbit.core.io.jobs import Answer as Answer, Job as Job, one_thread as one_thread, run_jobs as run_jobs
+    from mixbit.core.io.jobs import (
+        Answer as Answer,
+        Job as Job,
+        one_thread as one_thread,
+        run_jobs as run_jobs,
+        runtime_threads as runtime_threads,
+        runtimes_in_one_thread as runtimes_in_one_thread,
+    )
     from mixbit.core.io.json_files import (
         MOST_JSON as MOST_JSON,
         MOST_TABLE_VALUES as MOST_TABLE_VALUES,
@@ -156,6 +163,7 @@ if TYPE_CHECKING:
         load_function as load_function,
         names_function as names_function,
         no_batches as no_batches,
+        pickled as pickled,
         reason_of as reason_of,
         users_code as users_code,
         users_frames as users_frames,

@@ -261,12 +261,13 @@ class Graph:
 
 @dataclass(frozen=True)
 class Case:
-    """A float network, data, what the outputs mean, and the random seed."""
+    """A float network, data, what the outputs mean, and the random seed; and data to evaluate on, if any."""
 
     graph: Graph
     batches: Sequence[Batch]
     task: Task
     seed: int = 0
+    evaluation: Sequence[Batch] = ()
 
 
 def _check_leaf(place: str, leaf: Any, model: Any, free: tuple[int, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from mixbit.metrics._input import (
     IGNORES_LOSS as IGNORES_LOSS,
+    MEAN_OVER_SAMPLES as MEAN_OVER_SAMPLES,
     METRICS as METRICS,
     Estimate as Estimate,
     Metric as Metric,

@@ -1,11 +1,10 @@
 """auto_quantize(): from a trained network to a verified artefact; the only file that knows the order of the steps."""
 
 import logging
-import math
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
-from operator import itemgetter
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +25,28 @@ from mixbit.core import (
     Store,
     checked,
     digest,
-    hold_out,
     reserved,
     scratch_folder,
-    split_batches,
 )
-from mixbit.graph import Case, Graph, Reference, check_graph, evaluate, fitted, try_data
-from mixbit.graph.capture import capture_all, check_module
+from mixbit.graph import Case, Graph, Reference, evaluate, try_data
 from mixbit.graph.resources import note_on_uncovered
 from mixbit.metrics.measure import blank_table, measure, takes_loss
-from mixbit.pipeline.deploy import Calibrated, Candidate, Deployed, Network, deploy, write_in_float
+from mixbit.pipeline.deploy import Calibrated, Candidate, Deployed, deploy, write_in_float
+from mixbit.pipeline.network import Network, Preparation, in_others
+from mixbit.pipeline.others import Others
 from mixbit.pipeline.progress import LONG_S, expected, note_on_classes, predicted_of, size_of
 from mixbit.pipeline.settings import CHANNELS, PRUNED, ROUNDING, TRAINING, TRIALS, Run, Settings, goal_of
-from mixbit.pipeline.trials import Scoring, cheapest_plan, check_drop, searched_plan, try_score
+from mixbit.pipeline.trials import Scoring, Trying, batches_to_try, cheapest_plan, check_drop, searched_plan, try_score
 from mixbit.pruning.prune import prune_channels
-from mixbit.quantization import calibrate, equalized, reestimated
+from mixbit.quantization import calibrate
 from mixbit.quantization.masks import choose_masks
 from mixbit.quantization.offers import check_pins, note_on_run_time_ranges
 from mixbit.quantization.ranges import RANGES
+from mixbit.quantization.shared import Shared
 from mixbit.quantization.simulate import activation_formats, check_plan
-from mixbit.roundings import ROUNDINGS, Rounding
+from mixbit.roundings import ROUNDINGS, Rounding, is_shared_out
 from mixbit.roundings.quantize import quantize
 from mixbit.searches.search import search, uniform_plans
-from mixbit.targets.export import check_exportable
 from mixbit.targets.faster import faster, note_on_speed
 from mixbit.targets.size import plan_within, sized
 from mixbit.targets.timed import timed
@@ -59,7 +57,7 @@ _log = logging.getLogger("mixbit")
 
 
 @checked
-def auto_quantize(
+def auto_quantize(  # noqa: PLR0913
     model: nn.Module,
     batches: Iterable[Any],
     *,
@@ -69,6 +67,7 @@ def auto_quantize(
     out: str | Path,
     eval_batches: Iterable[Any] | None = None,
     settings: Settings | None = None,
+    shared: Shared | None = None,
     force: bool = False,
 ) -> Deployed:
     """Measure, search, quantize, export, run the artefact and compare; write everything into one folder.
@@ -97,6 +96,10 @@ def auto_quantize(
         out: Folder for the results; it appears whole or not at all.
         eval_batches: Data to report on; the held-out calibration data where None.
         settings: How the plan is made.
+        shared: Where shards of the table are measured, plans tried for a largest drop or by a search, and blocks
+            learned by `brecq:inputs=float` and `adaround:inputs=float`, in one thread each, so that the plan and its
+            integers are the same for every number of processes. Its setup returns (model, calibration batches, batches
+            to report on or None), as they are given here, and last the task where it is not classification.
         force: Whether files of the same names may be replaced in a folder that is not empty.
 
     Returns:
@@ -107,7 +110,7 @@ def auto_quantize(
         UnsupportedModel: the model cannot be captured or expressed by the target.
         InfeasibleBudget: no plan keeps within the budget.
     """
-    run = Run(target, goal_of(budget, plan), Path(out), settings or Settings(), force=force)
+    run = Run(target, goal_of(budget, plan), Path(out), settings or Settings(), force=force, shared=shared)
     with reserved(run.out), scratch_folder() as run.scratch:
         network = captured(run, model, batches, eval_batches)
         tried(run, network)
@@ -141,34 +144,17 @@ def deployed_within(run: Run, known: Calibrated, table: Sensitivity, budget: Bud
 
 def captured(run: Run, model: nn.Module, batches: Iterable[Any], eval_batches: Iterable[Any] | None) -> Network:
     """The float graph, data that fits it, and the task, fitted to both; for any target and budget."""
-    settings = run.settings
-    check_module(model)
-    place = next(folder for folder in run.out.absolute().parents if folder.is_dir())
-    pairs = run.task.aligned(split_batches(model, batches, samples=settings.samples, folder=place))
-    held_out, calibration = hold_out(pairs)
-    with run.clock("capture") as tell:
-        if settings.reestimate_batch_norms:
-            model = reestimated(model, calibration)
-        graph = capture_all(model, pairs.map(itemgetter(0)), settings.dynamic)
-        check_graph(graph)
-        check_exportable(graph)
+    with run.clock("capture") as tell, run.threads():
+        preparation = Preparation.of(run.settings)
+        network = preparation.network(model, batches, eval_batches, run.task, run.out)
         if isinstance(run.goal, Plan):
-            check_plan(graph, run.goal)
-            activation_formats(graph, run.goal, run.target)
-        if (note := note_on_uncovered(graph)) is not None:
-            _log.warning("%s", note)
-        graph = equalized(graph, calibration) if settings.equalize else graph
-        tell(size_of(graph))
-    evaluation = (
-        held_out if eval_batches is None else run.task.aligned(split_batches(model, eval_batches, folder=place))
-    )
-    for what, part in (("", pairs), (" to evaluate on", evaluation)):
-        for number, (inputs, _) in enumerate(part):
-            graph.check(inputs, f"batch {number}{what}")
-    task = fitted(run.task, graph, calibration)
-    if (note := note_on_classes(graph, task, settings.classes)) is not None:
+            check_plan(network.graph, run.goal)
+            activation_formats(network.graph, run.goal, run.target)
+        tell(size_of(network.graph))
+    notes = note_on_uncovered(network.graph), note_on_classes(network.graph, network.task, run.settings.classes)
+    for note in filter(None, notes):
         _log.warning("%s", note)
-    return Network(graph, None, calibration, held_out, evaluation, pairs, task)
+    return network
 
 
 def tried(run: Run, network: Network) -> None:
@@ -291,11 +277,12 @@ def measured(run: Run, known: Calibrated) -> Sensitivity:
         table = measure(
             known.graph,
             known.calibration,
-            target=run.target,
+            target=run.target.name,
             task=run.task,
             metric=settings.metric,
             choices=offered(run),
             seed=settings.seed,
+            shared=in_others(run, evaluated=False),
         ).pinned(settings.pins, _only_pinned(run))
         shape = f"{len(table.layers)} layers x {len(table.choices)} choices"
         tell(f"{shape} by {table.metric}, {table.num_samples:,} samples")
@@ -322,18 +309,17 @@ def completed(run: Run, known: Calibrated, table: Sensitivity, budget: Budget) -
 
 def planned(run: Run, known: Calibrated, table: Sensitivity, budget: Budget) -> tuple[Plan, Budget, str | None]:
     """The searched plan, the limits that it keeps, and the reason for it where only it keeps within a largest drop."""
-    settings, batches = run.settings, Batches.of(known.batches)
-    with run.clock("search") as tell:
+    settings = run.settings
+    with run.clock("search") as tell, ExitStack() as ending:
         if budget.max_drop is not None:
-            scoring = scored(run, known, known.evaluation, settings.rounding)
+            scoring = scored(run, known, None, settings.rounding, ending)
             plan, reason = cheapest_plan(table, scoring, budget.max_drop)
             tell(predicted_of(plan))
             return plan, Budget(weight_bytes=plan.predicted["weight_bytes"]), reason
-        count = math.ceil(settings.eval_subset_ratio * len(batches))
-        some = batches.at(index * len(batches) // count for index in range(count))  # from all over the data
+        scoring = cache(lambda: scored(run, known, settings.eval_subset_ratio, "nearest", ending))
 
         def found(table: Sensitivity) -> Plan:
-            return searched_plan(table, lambda: scored(run, known, some, "nearest"), budget, settings.search)
+            return searched_plan(table, scoring, budget, settings.search)
 
         # sizes follow the shapes alone, but for targets that code the integers
         rounding = "nearest" if run.target.coded_bytes is None else settings.rounding
@@ -343,16 +329,29 @@ def planned(run: Run, known: Calibrated, table: Sensitivity, budget: Budget) -> 
         return plan, budget, None
 
 
-def scored(run: Run, known: Calibrated, batches: Sequence[Batch], rounding: str | Rounding) -> Scoring:
-    """How plans are tried on the batches."""
+def scored(run: Run, known: Calibrated, share: float | None, rounding: str | Rounding, ending: ExitStack) -> Scoring:
+    """How plans are tried: on a share of the calibration batches, or where None on the data to report on.
+
+    Where work is shared out other processes try them, until `ending` does.
+    """
+    settings = run.settings
+    evaluation = known.evaluation if share is None else ()
+    case = Case(known.graph, known.batches, run.task, settings.seed, evaluation)
+    batches = batches_to_try(case, share)
+    journal, others = journal_of(run, known, batches, rounding), None
+    if (shared := in_others(run, evaluated=share is None)) is not None:
+        work = Trying(share, rounding, settings.bias_correction, settings.score, settings.eval_timeout_s)
+        others = Others(partial(shared.answers, work, case, known.calibration), journal, shared.engine.processes)
+        ending.callback(others.close)
     return Scoring(
         known.graph,
         batches,
         run.task,
         partial(quantized, run, known, rounding=rounding),
-        score=run.settings.score,
-        timeout_s=run.settings.eval_timeout_s,
-        journal=journal_of(run, known, batches, rounding),
+        score=settings.score,
+        timeout_s=settings.eval_timeout_s,
+        journal=journal,
+        others=others,
     )
 
 
@@ -444,16 +443,19 @@ def tuned(run: Run, known: Calibrated, chosen: Candidate) -> Candidate:
 
 def quantized(run: Run, known: Calibrated, plan: Plan, rounding: str | Rounding) -> Graph:
     """The plan's simulation with this rounding, and biases corrected as the settings say."""
-    return quantize(
-        known.graph,
-        plan,
-        known.calibration,
-        rounding=rounding,
-        bias_correction=run.settings.bias_correction,
-        task=run.task,
-        seed=run.settings.seed,
-        folder=None if ROUNDINGS.find(rounding)[1] is ROUNDINGS["nearest"] else run.place(ROUNDING),
-    )
+    shared = in_others(run, evaluated=False) if is_shared_out(rounding) else None
+    with run.threads():
+        return quantize(
+            known.graph,
+            plan,
+            known.calibration,
+            rounding=rounding,
+            bias_correction=run.settings.bias_correction,
+            task=run.task,
+            seed=run.settings.seed,
+            folder=None if ROUNDINGS.find(rounding)[1] is ROUNDINGS["nearest"] else run.place(ROUNDING),
+            shared=shared,
+        )
 
 
 def trained(run: Run, graph: Graph, network: Network, ending: str) -> Trained:

@@ -32,7 +32,8 @@ from mixbit.pipeline.auto import (
     tried,
     weigh,
 )
-from mixbit.pipeline.deploy import Calibrated, Network
+from mixbit.pipeline.deploy import Calibrated
+from mixbit.pipeline.network import Network
 from mixbit.pipeline.settings import Run, Settings
 from mixbit.quantization.ranges import RANGES
 from mixbit.results.digests import check_digests

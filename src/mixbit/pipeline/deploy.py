@@ -13,7 +13,6 @@ from mixbit.core import (
     Plan,
     Runner,
     Sensitivity,
-    Task,
     environment,
     sha256,
     whole_folder,
@@ -21,6 +20,7 @@ from mixbit.core import (
 )
 from mixbit.graph import Evaluation, Graph, Reference, evaluate, ports_of
 from mixbit.graph.resources import find_uncovered
+from mixbit.pipeline.network import Network
 from mixbit.pipeline.settings import Run
 from mixbit.pipeline.trials import Scoring
 from mixbit.quantization import Calibration, uniform_plan
@@ -53,23 +53,6 @@ COMPARED = (
 )  # fmt: skip
 
 _log = logging.getLogger("mixbit")
-
-
-@dataclass(frozen=True)
-class Network:
-    """The float graph, and batches to calibrate, measure and train on, to compare plans on, and to report on.
-
-    `dense` is the graph with all its channels, where some were removed; `pairs` are the batches of the first two kinds,
-    in their order, and `task` is fitted to the graph.
-    """
-
-    graph: Graph
-    dense: Graph | None
-    batches: Sequence[Batch]
-    held_out: Sequence[Batch]
-    evaluation: Sequence[Batch]
-    pairs: Sequence[Batch]
-    task: Task
 
 
 @dataclass(frozen=True)

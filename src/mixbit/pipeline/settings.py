@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,20 +20,23 @@ from mixbit.core import (
     beside,
     check_writable_folder,
     checked_class,
+    facts_of,
     find_target,
     hidden,
+    one_thread,
     phase,
     pick,
     untold,
 )
 from mixbit.graph.capture import Dynamic
-from mixbit.metrics import METRICS, Metric
+from mixbit.metrics import MEAN_OVER_SAMPLES, METRICS, Metric
 from mixbit.pruning.prune import check_share
 from mixbit.quantization.biases import BIAS_CORRECTIONS
 from mixbit.quantization.masks import IMPORTANCE, IMPORTANCES
 from mixbit.quantization.offers import FLAVOURS, choices_of
 from mixbit.quantization.ranges import RANGES, RangeMethod
-from mixbit.roundings import ROUNDINGS, Rounding
+from mixbit.quantization.shared import Shared, check_travels
+from mixbit.roundings import ROUNDINGS, Rounding, check_shared_out, is_shared_out
 from mixbit.searches.search import SEARCHES, Method
 from mixbit.targets.size import figures_of
 from mixbit.training.loop import Training
@@ -167,14 +170,24 @@ def goal_of(budget: Budget | None, plan: Plan | None) -> Budget | Plan:
 class Run:
     """What all steps share: target, budget or plan, settings, places of unfinished work, and the seconds of each step.
 
-    `scratch` is a temporary folder for the network in float as the target's files, set for the time of the run.
+    `shared` says where the table is measured and plans are tried; None for this process. `scratch` is a temporary
+    folder for the network in float as the target's files, set for the time of the run.
 
     Raises InvalidInput where one of them cannot be used, or the runtime is not installed.
     """
 
     scratch: Path
 
-    def __init__(self, target: str, goal: Budget | Plan, out: Path, settings: Settings, *, force: bool) -> None:
+    def __init__(
+        self,
+        target: str,
+        goal: Budget | Plan,
+        out: Path,
+        settings: Settings,
+        *,
+        force: bool,
+        shared: Shared | None = None,
+    ) -> None:
         self.target = find_target(target)
         if isinstance(goal, Plan):
             check_given(goal, self.target.name, settings)
@@ -184,7 +197,7 @@ class Run:
         if settings.fast:
             self.choices = self._with_float_inputs()
         check_writable_folder(out, force=force)
-        self.goal, self.out, self.settings, self.force = goal, out, settings, force
+        self.goal, self.out, self.settings, self.force, self.shared = goal, out, settings, force, shared
         self.task, self.training = Task.of(settings.task), replace(settings.training, seed=settings.seed)
         self.seconds: dict[str, float] = {}
         self._places: set[Path] = set()
@@ -205,11 +218,17 @@ class Run:
             )
         if self.drop is not None and share != 0:
             raise InvalidInput(f"prune_channels={share}: a drop would count from the pruned network; give a budget")
+        if shared is not None:
+            check_shared(shared, goal, settings)
 
     @property
     def drop(self) -> MaxDrop | None:
         """The largest drop, where that is the budget."""
         return self.goal.max_drop if isinstance(self.goal, Budget) else None
+
+    def threads(self) -> AbstractContextManager[None]:
+        """In the block, the threads of what must be the same bits in all processes: one where work is shared out."""
+        return nullcontext() if self.shared is None else one_thread()
 
     def _with_float_inputs(self) -> tuple[str, ...]:
         """The choices, each also with its weight beside an input in float, and float."""
@@ -258,6 +277,27 @@ def check_given(plan: Plan, target: str, settings: Settings) -> None:
             raise InvalidInput(f"{name}={value}: the plan is given, and nothing is chosen; leave it out")
     if settings.flavour == "dynamic":
         raise InvalidInput("flavour dynamic: the plan says which ranges are taken at run time; leave it out")
+
+
+def check_shared(shared: Shared, goal: Budget | Plan, settings: Settings) -> None:
+    """Raise InvalidInput where nothing of what is asked for can be shared out, or something cannot travel."""
+    way_out = "leave shared out (--processes, --engine)"
+    if isinstance(goal, Plan):
+        check_shared_out(settings.rounding)  # nothing is measured or tried
+    if settings.prune_channels != 0:
+        raise InvalidInput(f"prune_channels={settings.prune_channels}: other processes do not prune; {way_out}")
+    for name in ("metric", "rounding", "score", "task") if not shared.engine.is_this_process else ():
+        check_travels(name, getattr(settings, name))
+    if isinstance(goal, Plan) or is_shared_out(settings.rounding):
+        return
+    (metric, predictor), (search, method) = METRICS.find(settings.metric), SEARCHES.find(settings.search)
+    in_rounds = not isinstance(settings.search, str) or getattr(method, "keywords", {}).get("parallel", 1) > 1
+    if goal.max_drop is None and MEAN_OVER_SAMPLES not in facts_of(predictor) and not in_rounds:
+        more = ", or --search autoq:parallel=4" if search.startswith("autoq") else ""
+        raise InvalidInput(
+            f"shared: metric {metric} is measured at once, and search {search} tries no plans at once, so that nothing "
+            f"can be shared out; take a metric that is a mean over samples, as fisher{more}, or {way_out}"
+        )
 
 
 def _in_json(value: Any) -> Any:

@@ -2,11 +2,11 @@
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +14,6 @@ from mixbit.core import (
     Batch,
     Batches,
     Budget,
-    FloatArray,
     Inputs,
     InvalidInput,
     Journal,
@@ -27,12 +26,19 @@ from mixbit.core import (
     Task,
     as_given,
     find_target,
+    one_thread,
+    runtimes_in_one_thread,
     time_limit,
     users_code,
 )
-from mixbit.graph import Evaluation, Graph, Reference, argument, evaluate
-from mixbit.searches import FEATURES, Trials
-from mixbit.searches.front import front
+from mixbit.graph import Case, Evaluation, Graph, Reference, evaluate
+from mixbit.pipeline.features import layer_features
+from mixbit.pipeline.others import Others, Questions, Trial, key_of
+from mixbit.quantization import Calibration
+from mixbit.roundings import Rounding
+from mixbit.roundings.quantize import quantize
+from mixbit.searches import Trials
+from mixbit.searches.front import Front, front
 from mixbit.searches.search import Method, priced, search, uniform_plans
 from mixbit.targets.verify import Artefact, artefact_runner
 
@@ -46,6 +52,7 @@ class Scoring:
         score: The user's own; where None the share of right answers, or without labels minus the divergence from float.
         timeout_s: Longest time of one evaluation; None for any.
         journal: Stores the scores, so that none is taken twice.
+        others: Who tries the plans where that is shared out, each in one thread; None for this process.
     """
 
     graph: Graph
@@ -55,6 +62,7 @@ class Scoring:
     score: Score | None = None
     timeout_s: float | None = None
     journal: Journal = field(default_factory=Journal)
+    others: Others | None = None
 
     @cached_property
     def in_float(self) -> Reference:
@@ -64,7 +72,8 @@ class Scoring:
     @cached_property
     def reference(self) -> Evaluation:
         """What the float graph does on the batches."""
-        return evaluate(self.in_float, self.batches, self.task, "float", diverging_from=self.in_float)
+        with self._threads():
+            return evaluate(self.in_float, self.batches, self.task, "float", diverging_from=self.in_float)
 
     @property
     def in_accuracy(self) -> bool:
@@ -76,7 +85,12 @@ class Scoring:
         """The score of the float network."""
         if self.score is None:
             return self.timed("float", lambda: _score_of(self.reference))
-        return self.timed("float", lambda: self._of_graph(self.graph.copy()))
+        with self._threads():
+            return self.timed("float", lambda: self._of_graph(self.graph.copy()))
+
+    def _threads(self) -> AbstractContextManager[None]:
+        """In the block, as many threads as plans are tried with."""
+        return nullcontext() if self.others is None else one_thread()
 
     def in_words(self, score: float) -> str:
         """A score as people read it."""
@@ -87,6 +101,12 @@ class Scoring:
     def simulated(self, plan: Plan) -> float:
         """The score of the plan's simulation."""
         return self._stored("simulated", plan, lambda: self._of_graph(self.simulate(plan)))
+
+    def all_simulated(self, plans: Sequence[Plan]) -> list[float]:
+        """The scores of the simulations of several plans, at once where that is shared out."""
+        if self.others is not None:
+            self.others.begin([("simulated", plan) for plan in plans])
+        return [self.simulated(plan) for plan in plans]
 
     def deployed(self, plan: Plan) -> float:
         """The score of the plan's artefact, run in its runtime."""
@@ -105,8 +125,9 @@ class Scoring:
         return self._evaluated(artefact, "run a plan")
 
     def _stored(self, how: str, plan: Plan, score: Callable[[], float]) -> float:
-        key = (how, plan.target, *plan.layers.values())
-        return self.journal.score_of(key, lambda: self.timed(plan.made_by, score))
+        if self.others is not None:
+            return self.others.score_of((how, plan))
+        return self.journal.score_of(key_of((how, plan)), lambda: self.timed(plan.made_by, score))
 
     def _of_graph(self, graph: Graph) -> float:
         if self.score is None:
@@ -141,6 +162,57 @@ def _score_of(evaluation: Evaluation) -> float:
     return -evaluation.divergence if evaluation.accuracy is None else evaluation.accuracy
 
 
+def batches_to_try(case: Case, share: float | None) -> Sequence[Batch]:
+    """A share of the calibration batches, from all over the data; where None, the data to report on."""
+    if share is None:
+        return case.evaluation
+    batches = Batches.of(case.batches)
+    count = math.ceil(share * len(batches))
+    return batches.at(index * len(batches) // count for index in range(count))
+
+
+@dataclass(frozen=True)
+class Trying:
+    """How other processes try plans; each function goes by its name.
+
+    Attributes:
+        share: Plans are scored on this share of the calibration batches; where None, on the data to report on.
+    """
+
+    share: float | None
+    rounding: str | Rounding
+    bias_correction: str
+    score: Score | None
+    timeout_s: float | None
+
+    def __call__(self, case: Case, calibration: Calibration) -> Callable[[Trial], float | MixbitError]:
+        """What tries a plan and returns its score, or the error that this raised."""
+
+        def simulate(plan: Plan) -> Graph:
+            return quantize(
+                case.graph,
+                plan,
+                calibration,
+                rounding=self.rounding,
+                bias_correction=self.bias_correction,
+                task=case.task,
+                seed=case.seed,
+            )
+
+        batches = batches_to_try(case, self.share)
+        scoring = Scoring(case.graph, batches, case.task, simulate, self.score, self.timeout_s)
+
+        def score(trial: Trial) -> float | MixbitError:
+            how, plan = trial
+            try:
+                with runtimes_in_one_thread():
+                    return scoring.simulated(plan) if how == "simulated" else scoring.deployed(plan)
+            except MixbitError as error:  # raised where the search asks for this plan, which it may not do
+                return error
+
+        return score
+
+
 def searched_plan(table: Sensitivity, new_scoring: Callable[[], Scoring], budget: Budget, method: str | Method) -> Plan:
     """The plan of a search, with its prices; the scoring is made only where the search tries plans."""
     scoring = cache(new_scoring)
@@ -149,6 +221,9 @@ def searched_plan(table: Sensitivity, new_scoring: Callable[[], Scoring], budget
         evaluate_float=lambda: scoring().float_score,
         features=lambda: layer_features(scoring().graph),
         seed=table.seed,
+        evaluate_all=lambda choices: scoring().all_simulated(
+            [table.plan(choice, "a plan", budget) for choice in choices]
+        ),
     )
     return priced(table, budget, search(table, budget, method=method, trials=trials))
 
@@ -160,21 +235,54 @@ def cheapest_plan(table: Sensitivity, scoring: Scoring, drop: MaxDrop) -> tuple[
     scores are not shares of right answers, and InfeasibleBudget where the dearest plan drops more.
     """
     check_drop(drop, in_accuracy=scoring.in_accuracy, has_score=scoring.score is not None)
-    points, least = front(table, "weight_bytes"), scoring.float_score - drop.value
-    index = points.cheapest_enough(scoring.deployed, least)
-    on_front = points.plan(index)
-    limits = Budget(weight_bytes=on_front.predicted["weight_bytes"])
-    uniform = [plan for plan in uniform_plans(table, limits) if scoring.deployed(plan) >= least]
-    best = min([on_front, *uniform], key=lambda plan: plan.predicted["weight_bytes"])
+    questions = partial(_cheapest, Points(table), scoring.float_score - drop.value)
+    if scoring.others is not None:
+        scoring.others.go_ahead("deployed", questions)
+    search, scores, tried = questions(), None, set[tuple[str, ...]]()
+    while True:
+        try:
+            plans = next(search) if scores is None else search.send(scores)
+        except StopIteration as end:
+            best, cheaper = end.value
+            break
+        scores = [scoring.deployed(plan) for plan in plans]
+        tried |= {key_of(("deployed", plan)) for plan in plans}
     reason = (
         f"the smallest plan that loses {drop} at most: {scoring.in_words(scoring.deployed(best))}; in float "
-        f"{scoring.in_words(scoring.float_score)}; {len(scoring.journal.scores)} plans were tried ({best.made_by})"
+        f"{scoring.in_words(scoring.float_score)}; {len(tried)} plans were tried ({best.made_by})"
     )
-    if best is on_front and index:
-        cheaper = points.plan(index - 1)
+    if cheaper is not None:
         size, score = cheaper.predicted["weight_bytes"], scoring.deployed(cheaper)
         reason += f"; the next smaller one, {size:,.0f} bytes of weights, has {scoring.in_words(score)}"
     return best.model_copy(update={"budget": {"max_drop": drop.value}}), reason
+
+
+class Points:
+    """The plans of a table's front of bytes, and the uniform ones within the bytes of each; made once."""
+
+    def __init__(self, table: Sensitivity) -> None:
+        self.front: Front = front(table, "weight_bytes")
+        self.plan = cache(self.front.plan)
+        self.uniform = cache(lambda size: uniform_plans(table, Budget(weight_bytes=size)))
+
+
+def _cheapest(points: Points, least: float) -> Questions:
+    """Ask for scores; return the plan of the fewest bytes that scores at least `least`, and the next on the front."""
+    halving = points.front.halving(least)
+    index = next(halving)
+    while True:
+        (score,) = yield (points.plan(index),)
+        try:
+            index = halving.send(score)
+        except StopIteration as end:
+            index = end.value
+            break
+    on_front = points.plan(index)
+    uniform = points.uniform(on_front.predicted["weight_bytes"])
+    scores = yield uniform
+    enough = [plan for plan, score in zip(uniform, scores, strict=True) if score >= least]
+    best = min([on_front, *enough], key=lambda plan: plan.predicted["weight_bytes"])
+    return best, points.plan(index - 1) if best is on_front and index else None
 
 
 def check_drop(drop: MaxDrop, *, in_accuracy: bool, has_score: bool) -> None:
@@ -192,30 +300,3 @@ def try_score(scoring: Scoring) -> None:
         _ = replace(scoring, batches=scoring.batches[:1]).float_score
     except MixbitError:
         _ = scoring.float_score
-
-
-def layer_features(graph: Graph) -> FloatArray:
-    """[L, F] in the order of FEATURES, of each layer's first operator.
-
-    Strides and kernels are those of the first spatial dimension, 0 and 1 where there is none; the size of the input is
-    its spatial extent, or else its last dimension, and 1 for indices.
-    """
-    rows = []
-    for layer in graph.layers:
-        operation = layer.operations[0]
-        spatial, groups = not operation.channels_last, operation.groups
-        outputs = layer.shape[layer.axis] * (groups if operation.kind.name.startswith("conv_transpose") else 1)
-        inputs = math.prod(layer.shape) * groups // math.prod((outputs, *(layer.shape[2:] if spatial else ())))
-        source = () if operation.input is None else graph.shapes[operation.input]
-        stride = argument(graph.node(operation.node), 3, 1) if spatial else 0  # the fourth argument of a convolution
-        features = {
-            "depthwise": spatial and groups > 1 and groups == inputs,
-            "input_channels": inputs,
-            "output_channels": outputs,
-            "stride": stride[0] if isinstance(stride, list | tuple) else stride,
-            "kernel": layer.shape[2] if spatial else 1,
-            "num_weights": layer.numel,
-            "input_size": math.prod(source[2:] if spatial else source[-1:]),
-        }
-        rows.append([float(features[name]) for name in FEATURES])
-    return np.array(rows)

@@ -2,25 +2,25 @@
 
 import dataclasses
 import pickle
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from mixbit.core import (
     Answer,
-    Batch,
     Engine,
     InvalidInput,
     Job,
     Task,
     digest,
+    pickled,
     reason_of,
     run_jobs,
     split_all,
     users_code,
 )
-from mixbit.graph import Case, Graph, fitted
+from mixbit.graph import Case, fitted
 from mixbit.quantization.calibrate import Calibration
 
 #: From the network and its data in a process, what answers jobs there.
@@ -32,8 +32,9 @@ class Shared:
     """How processes make a network and its data again, and where they run.
 
     Attributes:
-        setup: Returns (graph, calibration batches), the same on every call, and last the task where it is not
-            classification. A function at the top level of a module, or `functools.partial` of one.
+        setup: Returns what this process works on, the same on every call, and last the task where it is not
+            classification: (graph, calibration batches) for `measure`; (model, calibration batches, batches to report
+            on or None) for `auto_quantize`. A function at the top level of a module, or `functools.partial` of one.
         engine: Where, and how many.
 
     Raises:
@@ -48,17 +49,18 @@ class Shared:
             check_travels("setup", self.setup)
 
     def answers(
-        self, work: Work[Job, Answer], case: Case, calibration: Calibration, jobs: Sequence[Job]
+        self, work: Work[Job, Answer], case: Case, calibration: Calibration, jobs: Iterable[Job | None]
     ) -> Generator[tuple[Job, Answer], None, None]:
         """Yield each job with its answer, as `run_jobs` does; with this network and data, which the setup returns too.
 
-        The calibration travels, without its batches; weights and data do not.
+        The calibration travels, without its batches; weights and data do not. The setup returns (graph, calibration
+        batches), then the case's data to evaluate on where it has some, and last the task.
         """
         if self.engine.is_this_process:
             start = partial(work, case, calibration)
         else:
             sent = check_travels("what answers jobs", (work, dataclasses.replace(calibration, batches=())))
-            start = partial(_begin, self.setup, sent, digests(case.graph, case.batches), case.seed)
+            start = partial(_begin, self.setup, sent, digests(case), case.seed)
         yield from run_jobs(self.engine, start, jobs)
 
 
@@ -68,18 +70,25 @@ def _begin(setup: Callable[[], tuple[Any, ...]], sent: bytes, known: dict[str, s
     What was sent is read last, since it may hold functions of files that the setup loads.
     """
     with users_code("setup fails"):
-        graph, given, *rest = setup()
-    batches = split_all(given, len(graph.example.args))
-    check_same(digests(graph, batches), known)
-    task = fitted(Task.of(rest[0] if rest else None), graph, batches)
+        graph, *data = (part for part in setup() if part is not None)
+    task = Task.of(data.pop() if isinstance(data[-1], Task | str) else None)
+    batches, *evaluation = (split_all(each, len(graph.example.args)) for each in data)
+    case = Case(graph, batches, task, seed, *evaluation)
+    check_same(digests(case), known)
     work, calibration = pickle.loads(sent)
-    return work(Case(graph, batches, task, seed), dataclasses.replace(calibration, batches=batches))
+    case = dataclasses.replace(case, task=fitted(task, graph, batches))
+    return work(case, dataclasses.replace(calibration, batches=batches))
 
 
-def digests(graph: Graph, batches: Sequence[Batch]) -> dict[str, str]:
-    """What shows that two processes have the same: digests of the graph's code, its tensors and the data."""
-    module = graph.module
-    return {"code": digest(module.code), "weights": digest(module.state_dict()), "data": digest(batches)}
+def digests(case: Case) -> dict[str, str]:
+    """What shows that two processes have the same: digests of the graph's code, its tensors, the data and the task."""
+    return {
+        "code": digest(case.graph.module.code),
+        "weights": digest(case.graph.module.state_dict()),
+        "data": digest(case.batches),
+        "evaluation data": digest(case.evaluation),
+        "task": digest(case.task.unfitted),
+    }
 
 
 def check_same(found: dict[str, str], known: dict[str, str]) -> None:
@@ -101,6 +110,6 @@ def check_travels(name: str, value: Any) -> bytes:
     with users_code(
         lambda error: InvalidInput(f"{name}: cannot go to other processes ({reason_of(error)}); {way_out}")
     ):
-        sent = pickle.dumps(value)
+        sent = pickled(value)
         pickle.loads(sent)
     return sent

@@ -52,12 +52,20 @@ class Trials:
         evaluate_float: The score of the float network.
         features: [L, F] what each layer is, in the order of FEATURES.
         seed: Random seed, where the method is given none.
+        evaluate_all: The same for several choices, at once where work is shared out; None for one after the other.
     """
 
     evaluate: Callable[[Integers], float]
     evaluate_float: Callable[[], float]
     features: Callable[[], Floats]
     seed: int = 0
+    evaluate_all: Callable[[Sequence[Integers]], Sequence[float]] | None = None
+
+    def scores(self, choices: Sequence[Integers]) -> Sequence[float]:
+        """The scores of several choices, in their order."""
+        if self.evaluate_all is None:
+            return [self.evaluate(choice) for choice in choices]
+        return self.evaluate_all(choices)
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,9 @@ and acts with a number in [0, 1], which picks among the quantizer's own widths, 
 The first episodes act at random; then noise of a normal distribution truncated to [0, 1] decays with every episode. The
 best plan of all episodes is the answer.
 
+With `parallel`, rounds of so many episodes act with the agent as it is at the beginning of the round; their plans are
+scored at once, and the agent learns from them in the order of episodes.
+
 Differences from NNCF 2: widths are the quantizer's own, in equal shares of the action, where NNCF had 2, 4 and 8 up to
 0.125, 0.5 and 1; inputs are lowered too, and limits may be any; the feature of depthwise
 convolutions is not always 0; bits of the previous quantizer are the realised ones and scaled alike everywhere; old
@@ -58,6 +61,7 @@ def autoq(
     episodes: Annotated[int, Ge(1)] = 100,
     warmup: Annotated[int, Ge(0)] = 20,
     warm_start: bool = False,
+    parallel: Annotated[int, Ge(1)] = 1,
     seed: Annotated[int, Ge(0)] | None = None,
 ) -> Integers:
     """AutoQ: an agent trained by reinforcement tries plans on the network; needs the extra `autoq`.
@@ -69,6 +73,7 @@ def autoq(
         episodes: Plans to try.
         warmup: How many of them, the first, act at random; at most half.
         warm_start: Whether the first plan is that of `ilp` as it is, and the random ones are drawn around it.
+        parallel: Episodes of a round, whose plans are tried at once where work is shared out; the answer depends on it.
         seed: Random seed; that of the trials where None.
 
     Raises:
@@ -91,7 +96,8 @@ def autoq(
     warmup = min(warmup, episodes // 2)
     best, scores, average = exact, [-math.inf], None
     unit = _unit(trials.evaluate_float())
-    for episode in track(range(episodes), lambda: f"autoq, best score {max(scores):.4f}"):
+
+    def acted(episode: int) -> tuple[Floats, Integers]:
         noise = NOISE * _decay(episodes) ** (episode - warmup) if episode >= warmup else None
         actions, widths = np.zeros((2, len(precisions.steps)))
         for number, step in enumerate(precisions.steps):
@@ -103,14 +109,19 @@ def autoq(
                 actions[number] = start[number] if episode == 0 else _near(float(start[number]), WARM_NOISE, rng)
             widths[number] = step.width(actions[number])
         reached = precisions.choice_of(actions)
-        choice = exact if reached is None or (warm_start and episode == 0) else reached
-        score = trials.evaluate(choice)
-        if score > max(scores):
-            best = choice
-        scores.append(score)
-        reward = score * unit
-        average = reward if average is None else PAST * average + (1 - PAST) * reward
-        agent.learn(precisions.observations(precisions.widths_of(choice)), actions, reward - average, seed + episode)
+        return actions, exact if reached is None or (warm_start and episode == 0) else reached
+
+    for first in track(range(0, episodes, parallel), lambda: f"autoq, best score {max(scores):.4f}"):
+        tries = [acted(episode) for episode in range(first, min(first + parallel, episodes))]
+        together = zip(tries, trials.scores([choice for _, choice in tries]), strict=True)
+        for episode, ((actions, choice), score) in enumerate(together, first):
+            if score > max(scores):
+                best = choice
+            scores.append(score)
+            reward = score * unit
+            average = reward if average is None else PAST * average + (1 - PAST) * reward
+            widths = precisions.widths_of(choice)
+            agent.learn(precisions.observations(widths), actions, reward - average, seed + episode)
     return best
 
 

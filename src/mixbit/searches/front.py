@@ -1,7 +1,7 @@
 """front(): the plans that are best at some budget of one resource; all of them, exact, in one call."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, overload
@@ -289,6 +289,22 @@ class Front:
     def cheapest_enough(self, score: Callable[[Plan], float], least: float) -> int:
         """Index of the cheapest plan found to score at least `least`; the plan one step cheaper scores less.
 
+        Those that `halving` asks about are scored, each once.
+
+        Raises:
+            InfeasibleBudget: the dearest plan does not score enough.
+        """
+        points = self.halving(least)
+        index = next(points)
+        while True:
+            try:
+                index = points.send(score(self.plan(index)))
+            except StopIteration as end:
+                return end.value
+
+    def halving(self, least: float) -> Generator[int, float, int]:
+        """Ask for the scores of points, and return the index of the cheapest plan found to score at least `least`.
+
         A binary search; then probes 2, 4, 8, 16 and 32 steps below its answer, since scores do not fall evenly along
         the front, and where one is enough, a binary search below that, until none is: 2 log2(N) + 5 plans, each once.
 
@@ -297,22 +313,24 @@ class Front:
         """
         tried: dict[int, bool] = {}
 
-        def enough(index: int) -> bool:
+        def enough(index: int) -> Generator[int, float, bool]:
             if index not in tried:
-                tried[index] = score(self.plan(index)) >= least
+                tried[index] = (yield index) >= least
             return tried[index]
 
         best, below = len(self) - 1, -1
-        if not enough(best):
+        if not (yield from enough(best)):
             raise InfeasibleBudget(f"the dearest plan scores less than {least:.6g}: allow a larger drop; widen schemes")
         while True:
             while best - below > 1:
                 middle = (best + below) // 2
-                best, below = (middle, below) if enough(middle) else (best, middle)
-            cheaper = next((best - step for step in PROBES if best >= step and enough(best - step)), None)
-            if cheaper is None:
+                best, below = (middle, below) if (yield from enough(middle)) else (best, middle)
+            for step in PROBES:
+                if best >= step and (yield from enough(best - step)):
+                    best -= step
+                    break
+            else:
                 return best
-            best = cheaper
             below = max((index for index in tried if index < best and not tried[index]), default=-1)
 
     @checked

@@ -25,6 +25,7 @@ from mixbit.core import (
     StoredWeight,
     Target,
     TargetMismatch,
+    runtime_threads,
     scratch_folder,
 )
 from mixbit.graph import Graph
@@ -150,7 +151,9 @@ def load(
     with scratch_folder() as scratch:
         optimized = scratch / FILE
         with mismatch(f"{path}: onnxruntime cannot load it", *errors, line=0):
-            said = {"optimized_model_filepath": str(optimized)}
+            said: dict[str, Any] = {"optimized_model_filepath": str(optimized)}
+            if (threads := runtime_threads()) is not None:
+                said["intra_op_num_threads"] = threads
             session, settings = _opened(ort, path, said, OPTIMIZED, default_settings=default_settings)
         layers = list(stored(folder))
         executed = _executed(proto, read_file(optimized, DATA), layers)

@@ -14,7 +14,17 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from mixbit.core import Format, InvalidInput, Ports, Runner, Scheme, StoredWeight, Target, TargetMismatch
+from mixbit.core import (
+    Format,
+    InvalidInput,
+    Ports,
+    Runner,
+    Scheme,
+    StoredWeight,
+    Target,
+    TargetMismatch,
+    runtime_threads,
+)
 from mixbit.graph import Graph
 from mixbit.quantization.affine import factor_bytes
 from mixbit.targets._integers import (
@@ -107,7 +117,9 @@ def load(
     with mismatch(f"{path}: OpenVINO cannot compile it", RuntimeError):
         if batch_size is not None:
             model.reshape({port: [batch_size, *list(port.partial_shape)[1:]] for port in model.inputs})
-        compiled = _core().compile_model(model, "CPU", settings)
+        threads = runtime_threads()
+        limited = {} if threads is None else {"INFERENCE_NUM_THREADS": str(threads)}
+        compiled = _core().compile_model(model, "CPU", settings | limited)
         request = compiled.create_infer_request()
     ports = compiled.outputs
 

@@ -3,6 +3,7 @@
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from mixbit.app.commands.options import print_rows, refuse, say_what_runs_in_flo
 from mixbit.core import Budget, InvalidInput, MaxDrop, check_writable_folder, find_target, say
 
 if TYPE_CHECKING:
+    from mixbit.datasets.load import Reading
     from mixbit.pipeline.deploy import Deployed
     from mixbit.results.result import Result
 
@@ -58,6 +60,9 @@ def quantize(
     ] = False,
     device: options.Device = "cpu",
     seed: options.Seed = 0,
+    processes: options.Sharing = None,
+    engine: options.EngineName = "local",
+    ray_address: options.RayAddress = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
     *,
@@ -69,6 +74,7 @@ def quantize(
     from mixbit.core import absolute, load_function
     from mixbit.pipeline.auto import auto_quantize
     from mixbit.pipeline.settings import Settings
+    from mixbit.quantization.shared import Shared
     from mixbit.training.loop import Training
 
     if flavour != "qat":
@@ -119,7 +125,10 @@ def quantize(
         command=("mixbit", *sys.argv[1:]),
     )
     settings.check()
-    reading = read(seed=seed)
+    reading, shared_by = read(seed=seed), options.sharing_of(engine, processes, ray_address)
+    words, place = (task, loss, output_weight), str(options.device_of(device))
+    setup = partial(load_given, model, (data, evaluate), words, place, reading)
+    shared = None if shared_by is None else Shared(setup, shared_by)
     options.say_unless_used(loss, metric)
     network = options.model_on(model, device)
     meant = options.task_of(task, loss, output_weight, network)
@@ -134,9 +143,24 @@ def quantize(
             out=out,
             eval_batches=batches["eval"],
             settings=settings,
+            shared=shared,
             force=force,
         )
     print_deployed(deployed, as_json=as_json)
+
+
+def load_given(
+    model: str,
+    data: tuple[str, str | None],
+    task: tuple[str | None, str | None, list[str] | None],
+    device: str,
+    reading: "Reading",
+) -> tuple[Any, ...]:
+    """In a process that shares the work: MODEL, DATA to calibrate and to report on, and the task with its loss."""
+    network = options.model_on(model, device)
+    meant = options.task_of(*task, network)
+    read, *_ = options.data_of(dict(zip(("data", "eval"), data, strict=True)), network, reading, meant)
+    return network.module, read["data"], read["eval"], meant
 
 
 def _warm(search: str) -> str:

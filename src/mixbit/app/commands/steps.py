@@ -103,7 +103,6 @@ def measure(
             samples,
             reading,
             out.parent,
-            {"METRIC": metric, "RANGES": ranges},
             room,
         )
         shared = None if shared_by is None else Shared(setup, shared_by)
@@ -148,20 +147,15 @@ def load_case(
     samples: int | None,
     reading: "Reading",
     folder: Path,
-    functions: dict[str, str],
     room: "Room | None" = None,
 ) -> tuple[Any, ...]:
     """What is measured: the captured MODEL, DATA, which may be written to the folder, and the task with its loss.
 
     With a `room`, MODEL's weights stay in their files.
-
-    Functions are loaded too, what they are for -> their name, so that a process that is given them knows their files.
     """
     from mixbit.core import split_batches
     from mixbit.graph.capture import capture_all
 
-    for what, name in functions.items():
-        options.function_or_name(name, what)
     network = options.model_on(model, device, on_meta=room is not None)
     meant = options.task_of(*task, network)
     loaded, *_ = options.data_of({"data": data}, network, reading, meant)

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from mixbit.core.engine import Engine
 from mixbit.core.errors import InvalidInput, MixbitError
+from mixbit.core.io.processes import fill
 from mixbit.core.io.ray_worker import versions
 from mixbit.core.io.terminal import say
 from mixbit.core.io.user_code import reason_of, users_code
@@ -33,7 +34,7 @@ SECONDS_TO_ANSWER, SECONDS_TO_TELL = 15, 20
 
 
 def on_ray(
-    start: Callable[[], Callable[[Job], Answer]], jobs: Sequence[Job], engine: Engine
+    start: Callable[[], Callable[[Job], Answer]], jobs: Iterable[Job | None], engine: Engine
 ) -> Generator[tuple[Job, Answer], None, None]:
     """Yield each job with its answer as it finishes; closing the iterator ends the workers.
 
@@ -41,7 +42,7 @@ def on_ray(
     """
     ray = _ray()
     with _connected(ray, engine):
-        crew = _Crew(ray, start, jobs, min(engine.processes, len(jobs)))
+        crew = _Crew(ray, start, jobs, engine.processes)
         try:
             yield from crew.answers()
         finally:
@@ -163,15 +164,16 @@ class _Worker:
 class _Crew:
     """The workers of some jobs, and who does what."""
 
-    def __init__(self, ray: Any, start: Any, jobs: Sequence[Any], count: int) -> None:
-        self.ray, self.jobs, self.count = ray, jobs, count
+    def __init__(self, ray: Any, start: Any, jobs: Iterable[Any], count: int) -> None:
+        self.ray, self.more, self.count = ray, enumerate(jobs), count
+        self.jobs: dict[int, Any] = {}  # those that were asked for
         self.new_actor = ray.remote(_worker_class()).options(num_cpus=1, scheduling_strategy="SPREAD").remote
         try:
             self.start = ray.put(ray.cloudpickle.dumps(start))
         except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError, OSError) as error:
             raise MixbitError(f"Ray: its object store takes no more ({error}); give it more memory or disk") from error
-        self.waiting = deque(range(len(jobs)))
-        self.left = set(self.waiting)
+        self.waiting = deque[int]()
+        self.left: dict[int, Any] = {}  # those without an answer
         self.busy: dict[Any, _Worker] = {}  # by the reference to what it is to return
         self.idle: list[_Worker] = []
         self.seconds: list[float] = []
@@ -181,7 +183,8 @@ class _Crew:
     def answers(self) -> Generator[tuple[Any, Any], None, None]:
         """Yield each job with its answer."""
         errors = self.ray.exceptions
-        while self.left:
+        while fill(self.left, self.more, self.count):
+            self._take()
             self._share_out()
             ready, _ = self.ray.wait([*self.busy], num_returns=1, timeout=1.0)
             for reference in ready:
@@ -201,13 +204,19 @@ class _Crew:
                 self.idle.append(worker)
                 if number in self.left:  # else the same job was done sooner by another
                     self.seconds.append(time.monotonic() - worker.since)
-                    self.left.remove(number)
+                    del self.left[number]
                     yield self.jobs[number], returned
 
     def end(self) -> None:
         """End the workers, also amid their work."""
         for worker in (*self.idle, *self.busy.values()):
             self.ray.kill(worker.actor)
+
+    def _take(self) -> None:
+        """Let jobs wait that are new."""
+        new = [number for number in self.left if number not in self.jobs]
+        self.waiting.extend(new)
+        self.jobs |= {number: self.left[number] for number in new}
 
     def _share_out(self) -> None:
         """Start workers for those that are lacking, and give every idle one a job."""

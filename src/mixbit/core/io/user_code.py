@@ -2,7 +2,10 @@
 
 import importlib
 import importlib.util
+import inspect
+import io
 import os
+import pickle
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +21,8 @@ from mixbit.core.errors import InvalidInput, MixbitError, did_you_mean
 #: Names of functions that a message lists.
 MOST_NAMES = 20
 #: Folders whose code is not the user's: this package and torch.
+#: What the names of modules begin with that are made of the user's files.
+_PREFIX = "mixbit_user_"
 _NOT_THEIRS = tuple(str(folder) + os.sep for folder in (Path(__file__).parents[2], Path(torch.__file__).parent))
 
 
@@ -131,8 +136,38 @@ def _module(place: str, spec: str, what: str) -> Any:
 
 
 def _import_file(path: Path) -> Any:
-    name = f"mixbit_user_{path.stem}"
+    name = f"{_PREFIX}{path.stem}"
     spec: Any = importlib.util.spec_from_file_location(name, path)  # there is one, and a loader: the name ends with .py
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def pickled(value: Any) -> bytes:
+    """The value for another process, in which functions and classes of the user's files go by file and name."""
+    file = io.BytesIO()
+    _ByFile(file).dump(value)
+    return file.getvalue()
+
+
+class _ByFile(pickle.Pickler):
+    """A file may have been imported several times here, and not at all there, so modules' names do not tell."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """How the value is made there; NotImplemented for the usual way."""
+        if not (inspect.isfunction(value) or inspect.isclass(value)) or not value.__module__.startswith(_PREFIX):
+            return NotImplemented
+        if "<" in value.__qualname__:  # a local one, or a lambda
+            return NotImplemented
+        file = inspect.getfile(value)
+        return _of_file, (str(Path(file).absolute()), value.__qualname__)
+
+
+def _of_file(place: str, name: str) -> Any:
+    """The function or class of that name in the user's file, which is imported unless it was."""
+    value: Any = sys.modules.get(f"{_PREFIX}{Path(place).stem}")
+    if value is None or Path(value.__file__).absolute() != Path(place):
+        value = _module(place, place, "file")
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
