@@ -112,6 +112,13 @@ def test_an_export_of_fewer_weights_leaves_no_second_file(case, tmp_path):
     assert sorted(os.listdir(tmp_path / "out")) == sorted(os.listdir(one))
 
 
+def test_writing_again_into_a_folder_leaves_no_second_file(case, tmp_path):
+    simulated, _, one, two = case
+    shutil.copytree(two, tmp_path / "out")
+    find_target("onnxruntime").write(simulated, tmp_path / "out")
+    assert file_bytes(find_target("onnxruntime"), tmp_path / "out") == (one / FILE).stat().st_size
+
+
 def moved(folder, **places):
     """Say other places of the tensor that lies last; None leaves them out."""
     proto = onnx.load(folder / FILE, load_external_data=False)
@@ -122,6 +129,18 @@ def moved(folder, **places):
     for key, value in said.items():
         if value is not None:
             last.external_data.add(key=key, value=value)
+    (folder / FILE).write_bytes(proto.SerializeToString())
+
+
+def twice(folder, key, value):
+    """Say another value first, for each tensor."""
+    proto = onnx.load(folder / FILE, load_external_data=False)
+    for each in proto.graph.initializer:
+        if each.data_location == onnx.TensorProto.EXTERNAL:
+            said = [(key, value), *((entry.key, entry.value) for entry in each.external_data)]
+            del each.external_data[:]
+            for name, text in said:
+                each.external_data.add(key=name, value=text)
     (folder / FILE).write_bytes(proto.SerializeToString())
 
 
@@ -159,6 +178,8 @@ DAMAGES = {
     "after the file": (lambda folder: moved(folder, offset="99999999"), TargetMismatch, "ends at byte"),
     "of unknown length": (lambda folder: moved(folder, length=None), TargetMismatch, "does not say at which bytes"),
     "of a word": (lambda folder: moved(folder, length="many"), TargetMismatch, "does not say at which bytes"),
+    "of more than a place": (lambda folder: moved(folder, prepacked_0="x|0|1|2"), TargetMismatch, "does not say at"),
+    "said twice": (lambda folder: twice(folder, "location", "other"), TargetMismatch, "does not say at which bytes"),
     "of a long number": (lambda folder: moved(folder, length="9" * 5000), TargetMismatch, "does not say at which"),
 }
 

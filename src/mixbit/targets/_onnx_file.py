@@ -11,8 +11,8 @@ from mixbit.targets._integers import mismatch
 
 #: Of a file: messages of Protocol Buffers end there.
 MOST_BYTES = 2**31
-#: Whole numbers that say where a tensor lies.
-_PLACE = re.compile("[0-9]{1,18}")
+#: What a file says of where a tensor lies, each once, and the numbers there; onnxruntime would obey further entries.
+_KEYS, _NUMBER = ["length", "location", "offset"], re.compile("[0-9]{1,18}")
 
 
 def read_file(path: Path, data: str = "") -> Any:
@@ -48,11 +48,11 @@ def _check_outside(path: Path, data: str, tensors: Sequence[Any]) -> None:
         if not data or place.get("location") != data:
             raise TargetMismatch(f"{path}: {name} is stored in another file; export again")
         numbers = [place.get(key, "") for key in ("offset", "length")]
-        if not all(map(_PLACE.fullmatch, numbers)):
+        if sorted(entry.key for entry in tensor.external_data) != _KEYS or not all(map(_NUMBER.fullmatch, numbers)):
             raise TargetMismatch(f"{path}: does not say at which bytes of {data} {name} lies; export again")
         ends[name] = sum(map(int, numbers))
     beside, last = path.with_name(data), max(ends, key=lambda name: ends[name])
-    if not real_path(beside).is_relative_to(real_path(path).parent):
+    if not real_path(beside).is_relative_to(real_path(path.parent)):
         raise InvalidInput(f"{beside}: a link out of the folder; put the file itself there")
     if not beside.exists():
         raise InvalidInput(f"{beside}: is missing; it holds weights of {path.name}: copy it there, or export again")

@@ -136,6 +136,7 @@ def write(simulated: Graph, folder: Path) -> None:
     model = converted(simulated)
     num_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values())
     beside = DATA if num_bytes > MOST_INSIDE else None
+    (folder / DATA).unlink(missing_ok=True)  # of a network that was written there before
     ir.save(model, folder / FILE, external_data=beside, size_threshold_bytes=FEW_BYTES)
 
 
