@@ -14,7 +14,6 @@ from mixbit.core.errors import InvalidInput
 from mixbit.core.io.store import digest
 from mixbit.metric_study.study import metric_digest
 from mixbit.metric_study.subject import Subject
-from mixbit.quantization.shared import check_same, digests
 from tests.subjects import few_bits, small_subject
 
 
@@ -139,8 +138,8 @@ def test_the_loss_of_a_subject_counts_with_its_values():
 
 def test_a_setup_that_draws_anew_is_refused():
     subject = Subject.of(small_subject())
-    check_same(digests(Subject.of(small_subject()).case), digests(subject.case))
-    with pytest.raises(InvalidInput, match="setup: returns other weights than at the caller") as error:
-        check_same(digests(Subject.of(small_subject(seed=1)).case), digests(subject.case))
+    assert Subject.of(small_subject(), subject.calibration, subject.digests).graph is not None
+    with pytest.raises(InvalidInput, match="setup: returns other weights each time") as error:
+        Subject.of(small_subject(seed=1), subject.calibration, subject.digests)
     for way_out in ("seed what it draws", "load weights from a file", "--processes 1"):
         assert way_out in str(error.value)

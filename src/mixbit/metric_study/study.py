@@ -40,10 +40,10 @@ from mixbit.core import (
 )
 from mixbit.metric_study.folder import SETTINGS, Prediction, StudyFolder, Truth, check_folder
 from mixbit.metric_study.plans import PlanSet, agreement_figures, draw_choices, draw_panels, reliability_figures
-from mixbit.metric_study.subject import Subject, about
+from mixbit.metric_study.subject import Subject, Workers
 from mixbit.metrics import METRICS, Metric
 from mixbit.metrics.measure import blank_table, choose_all_scales, measure
-from mixbit.quantization.shared import Shared, check_travels
+from mixbit.quantization.shared import check_travels
 from mixbit.searches import Problem
 from mixbit.searches.search import search
 
@@ -169,7 +169,7 @@ def study(  # noqa: PLR0913
             parts = setup() if callable(setup) else setup
         subject = Subject.of(parts)
         _ = subject.reference  # evaluation data that cannot be used is refused before any metric runs
-        shared = Shared(setup if callable(setup) else lambda: parts, engine)
+        workers = Workers(setup, subject, engine)
         frame = blank_table(subject.graph, target=target, choices=choices)
         choose_all_scales(subject.graph, subject.calibration, frame.schemes)  # once for all metrics
         drawn = draw_choices(frame, num_plans, near_budget, seed)
@@ -185,11 +185,11 @@ def study(  # noqa: PLR0913
             "near_budget": None if near_budget is None else str(near_budget),
         }
         folder = StudyFolder(out, settings, force=force)
-        answers = _predictions(shared, subject, folder, named, frame, seed)
+        answers = _predictions(workers, folder, named, frame, seed)
         tables = {name: answer.table(name, frame) for name, answer in answers.items() if not isinstance(answer, str)}
         budgets = _budgets(frame, near_budget)
         plans, chosen = _plans(frame, drawn, tables, budgets)
-        truths = _truths(shared, subject, folder, plans)
+        truths = _truths(workers, folder, plans)
         regrets = _regrets(frame, budgets, plans, truths, chosen)
         sets = {name: PlanSet(some, [truths[f"{name}-{i}"] for i in range(len(some))]) for name, some in drawn.items()}
         figures: dict[str, dict[str, Any]] = {}
@@ -288,12 +288,7 @@ def _own_source() -> str:
 
 
 def _predictions(
-    shared: Shared,
-    subject: Subject,
-    folder: StudyFolder,
-    named: dict[str, str | Metric],
-    frame: Sensitivity,
-    seed: int,
+    workers: Workers, folder: StudyFolder, named: dict[str, str | Metric], frame: Sensitivity, seed: int
 ) -> dict[str, Prediction | str]:
     """What every metric predicts, or why it fails; and mixbit's other metrics that are finished in the folder."""
     finished = {name: name for name in folder.metrics() if name.partition(":")[0] in METRICS}
@@ -302,11 +297,11 @@ def _predictions(
         name: folder.prediction(name, code, frame) for name, code in codes.items()
     }
     jobs = [(name, named[name], codes[name]) for name, answer in found.items() if answer is None and name in named]
-    work = about(partial(predict, frame=frame, seed=seed))
-    with closing(shared.answers(work, subject.case, subject.calibration, jobs)) as answers:
+    ask = partial(predict, frame=frame, seed=seed)
+    with closing(workers.answers(ask, jobs)) as answers:
         for (name, *_), answer in track(answers, "run metrics", total=len(jobs)):
             if isinstance(answer, Prediction):
-                known = {"peak_mb": None} if shared.engine.is_this_process else {}
+                known = {"peak_mb": None} if workers.engine.is_this_process else {}
                 answer = answer.model_copy(update=known)  # noqa: PLW2901
                 folder.save("metrics", name, answer)
             found[name] = answer
@@ -352,7 +347,7 @@ def _in_mb(num_bytes: int | None) -> float | None:
     return None if num_bytes is None else num_bytes / 2**20
 
 
-def _truths(shared: Shared, subject: Subject, folder: StudyFolder, plans: Mapping[str, Plan]) -> dict[str, Truth]:
+def _truths(workers: Workers, folder: StudyFolder, plans: Mapping[str, Plan]) -> dict[str, Truth]:
     """What the plans truly cost, by their names in the folder; finished ones come from there."""
     truths = {name: truth for name, plan in plans.items() if (truth := folder.truth(name, plan)) is not None}
     alike: dict[str, list[str]] = {}
@@ -360,7 +355,7 @@ def _truths(shared: Shared, subject: Subject, folder: StudyFolder, plans: Mappin
         if name not in truths:
             alike.setdefault(_short_name(plan), []).append(name)
     jobs = [plans[names[0]] for names in alike.values()]
-    with closing(shared.answers(about(Subject.truth), subject.case, subject.calibration, jobs)) as answers:
+    with closing(workers.answers(Subject.truth, jobs)) as answers:
         for plan, truth in track(answers, "evaluate plans", total=len(jobs)):
             for name in alike[_short_name(plan)]:
                 folder.save("plans", name, truth)

@@ -1,6 +1,7 @@
 """The network that a study is about, what plans truly cost on its evaluation data, and who answers jobs about it."""
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -8,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from mixbit.core import Answer, Batch, Batches, InvalidInput, Job, Plan, Task, digest, split_all
-from mixbit.graph import Case, Evaluation, Graph, Reference, evaluate, fitted, try_data
+from mixbit.core import Answer, Batch, Batches, Engine, InvalidInput, Job, Plan, Task, digest, run_jobs, split_all
+from mixbit.graph import Evaluation, Graph, Reference, evaluate, fitted, try_data
 from mixbit.metric_study.folder import Truth
 from mixbit.quantization.calibrate import Calibration, calibrate
-from mixbit.quantization.shared import Work
 from mixbit.roundings.quantize import quantize
 
 
@@ -26,11 +26,11 @@ class Subject:
     calibration: Calibration
 
     @classmethod
-    def of(cls, parts: Any) -> "Subject":
-        """From what the `setup` of `study()` returns; calibrates.
+    def of(cls, parts: Any, calibration: Calibration | None = None, digests: dict[str, str] | None = None) -> "Subject":
+        """From what the `setup` of `study()` returns; calibrates, unless that was done.
 
         Raises InvalidInput for other parts, data that does not fit the graph, some batches with labels and some
-        without, or fewer than two samples to evaluate on.
+        without, fewer than two samples to evaluate on, or a subject with other digests than these.
         """
         if not isinstance(parts, tuple) or len(parts) not in (3, 4) or not isinstance(parts[0], Graph):
             raise InvalidInput(f"setup: a {type(parts).__name__}; give (graph, calibration, evaluation data[, task])")
@@ -41,16 +41,21 @@ class Subject:
         if sum(evaluation.sizes) < 2:
             raise InvalidInput("evaluation data: a study needs two samples or more, better a thousand")
         task = fitted(task, graph, batches)
-        with_loss = None if task.has_accuracy or task.own_loss is not None else False
-        for name, data in (("calibration", batches), ("evaluation", evaluation)):
-            with _naming(name):
-                try_data(graph, task, data, with_loss=with_loss)
-        return cls(graph, evaluation, task, calibrate(graph, batches))
-
-    @property
-    def case(self) -> Case:
-        """What processes that share the work make again."""
-        return Case(self.graph, self.calibration.batches, self.task, evaluation=self.evaluation)
+        if calibration is None:
+            with_loss = None if task.has_accuracy or task.own_loss is not None else False
+            for name, data in (("calibration", batches), ("evaluation", evaluation)):
+                with _naming(name):
+                    try_data(graph, task, data, with_loss=with_loss)
+            calibration = calibrate(graph, batches)
+        calibration = dataclasses.replace(calibration, batches=batches)
+        subject = cls(graph, evaluation, task, calibration)
+        for name, value in digests.items() if digests else ():
+            if subject.digests[name] != value:
+                raise InvalidInput(
+                    f"setup: returns other {name} each time it is called; seed what it draws, load weights from a file "
+                    "instead of training them, or take --processes 1 (engine=Engine()), which calls it once"
+                )
+        return subject
 
     @cached_property
     def digests(self) -> dict[str, str]:
@@ -110,13 +115,29 @@ class Subject:
         )
 
 
-def about(answer: Callable[[Subject, Job], Answer]) -> Work[Job, Answer]:
-    """Work that answers jobs about the subject that a process makes again."""
-    return partial(_about, answer)
+@dataclass(frozen=True)
+class Workers:
+    """Answers jobs about a subject: in this process, or in others, which set it up again."""
+
+    setup: Any
+    subject: Subject
+    engine: Engine
+
+    def answers(
+        self, answer: Callable[[Subject, Job], Answer], jobs: Sequence[Job]
+    ) -> Generator[tuple[Job, Answer], None, None]:
+        """Yield each job with its answer."""
+        if self.engine.is_this_process:
+            start = partial(partial, answer, self.subject)
+        else:
+            calibration = dataclasses.replace(self.subject.calibration, batches=())  # which each process makes itself
+            start = partial(_start, self.setup, answer, calibration, self.subject.digests)
+        yield from run_jobs(self.engine, start, jobs)
 
 
-def _about(answer: Callable[[Subject, Job], Answer], case: Case, calibration: Calibration) -> Callable[[Job], Answer]:
-    return partial(answer, Subject(case.graph, case.evaluation, case.task, calibration))
+def _start(setup: Callable[[], Any], answer: Callable[[Subject, Job], Answer], *known: Any) -> Callable[[Job], Answer]:
+    """In a worker process: make the subject again, for which some is known, and return what answers its jobs."""
+    return partial(answer, Subject.of(setup(), *known))
 
 
 def _split(name: str, batches: Any, graph: Graph) -> Batches[Batch]:
