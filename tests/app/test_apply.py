@@ -115,3 +115,25 @@ def test_options_that_do_not_fit_are_refused(run, first):
     assert (code, "did you mean brecq?" in err) == (2, True)
     code, _, err = run("apply", "no.json", *GIVEN, "--out", "x")
     assert (code, "no.json: cannot be read" in err) == (2, True)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_file_of_one(run, folder, first):
+    edited(first, "coarse.json", layers={"0.weight": "w2a8", "3.weight": "w2a8"}, made_by="hand")
+    for processes in ("1", "2"):
+        words = [*GIVEN, "--rounding", "adaround:inputs=float,iterations=150", "--out", f"by{processes}"]
+        code, _, err = run("apply", "coarse.json", *words, "--processes", processes)
+        assert code == 0, err
+    one, two = (folder / name for name in ("by1", "by2"))
+    assert "weights are rounded by adaround" in Result.load(one).chosen
+    assert Result.load(one).chosen == Result.load(two).chosen
+    assert (one / "model.onnx").read_bytes() == (two / "model.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq", "brecq", "adaround:iterations=5"])
+def test_a_rounding_that_is_not_shared_out_is_refused_before_the_network_is_loaded(run, rounding, first):
+    words = ["none.py:model", *GIVEN[1:], "--rounding", rounding, "--out", "shared", "--processes", "2"]
+    code, _, err = run("apply", "first/plan.json", *words)
+    assert code == 2
+    assert f"rounding {rounding}: is not shared out, since" in err
+    assert "take adaround:inputs=float or brecq:inputs=float, or leave shared out (--processes, --engine)" in err

@@ -12,7 +12,7 @@ from torch import nn
 
 from mixbit.core.errors import InvalidInput
 from mixbit.core.io.store import digest
-from mixbit.metric_study.study import metric_digest
+from mixbit.metric_study.answers import metric_digest
 from mixbit.metric_study.subject import Subject
 from tests.subjects import few_bits, small_subject
 

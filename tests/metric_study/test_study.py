@@ -181,7 +181,7 @@ def counted(monkeypatch):
     evaluate = Subject.truth
     monkeypatch.setattr(Subject, "truth", lambda self, plan: found.append(plan) or evaluate(self, plan))
     monkeypatch.setattr(
-        "mixbit.metric_study.study.measure",
+        "mixbit.metric_study.answers.measure",
         lambda *args, **more: found.append(more["metric"]) or measure(*args, **more),
     )
     return found
@@ -249,7 +249,7 @@ def test_an_own_metric_runs_again_once_it_is_another(tmp_path):
 
 def test_a_metric_of_mixbits_runs_again_once_its_source_is_another(tmp_path, counted, monkeypatch):
     for source, times in (("a", 1), ("a", 1), ("b", 2)):
-        monkeypatch.setattr("mixbit.metric_study.study._own_source", lambda source=source: source)
+        monkeypatch.setattr("mixbit.metric_study.answers._own_source", lambda source=source: source)
         run(tmp_path, metrics=["fisher"], **FEW)
         assert len([one for one in counted if one == "fisher"]) == times
 

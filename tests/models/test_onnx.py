@@ -1,5 +1,6 @@
 """ONNX files as MODEL: what becomes of whole files, of one batch size too, and what is refused."""
 
+import os
 import re
 import sys
 
@@ -468,8 +469,29 @@ def test_data_that_is_missing_short_or_elsewhere(tmp_path):
         assert_refused(tmp_path / "elsewhere.onnx", "outside of its folder", error=InvalidInput)
 
 
+def test_a_file_longer_than_a_message_is_told_before_it_is_read(tmp_path):
+    path = tmp_path / "net.onnx"
+    path.touch()
+    os.truncate(path, 2**31)  # takes no room on the disk
+    assert_refused(path, "2,147,483,648 bytes", "end at 2 GB", "external data", error=InvalidInput)
+
+
+def test_functions_and_their_weights_beside_the_file(tmp_path):
+    function = helper.make_function(
+        "mine", "Twice", ["a", "b"], ["y"], [make("Mul", ["a", "b"], ["y"])], [helper.make_opsetid("", 20)]
+    )
+    nodes, weights = [make("Twice", ["x", "w"], ["y"], domain="mine")], {"w": normal(4)}
+    path = saved(
+        tmp_path / "whole.onnx", nodes, {"x": ["n", 4]}, ["y"], weights, functions=[function], domains={"mine": 1}
+    )
+    whole = onnx.load(path)
+    onnx.save(whole, tmp_path / "net.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert (tmp_path / "weights.bin").stat().st_size == 16
+    assert_same_for(tmp_path / "net.onnx", {"x": normal(3, 4)})
+
+
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
-def test_half_precision_is_computed_in_float32(tmp_path, kind, capsys):
+def test_half_precision_is_computed_in_float32(tmp_path, kind, capsys, monkeypatch):
     model = onnx.load(small_network(tmp_path / "net.onnx"))
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.elem_type = kind
@@ -485,6 +507,8 @@ def test_half_precision_is_computed_in_float32(tmp_path, kind, capsys):
     image = normal(3, 3, 8, 8)
     want = ran(tmp_path / "net.onnx", {"image": image})["logits"]
     np.testing.assert_allclose(module(torch.from_numpy(image))["logits"].detach(), want, rtol=0.05, atol=0.1)
+    monkeypatch.setattr("mixbit.models._onnx_file._MOST_WEIGHTS", 1000)
+    assert_refused(path, "more than 2 GB in half precision", error=InvalidInput)
 
 
 def test_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):

@@ -198,7 +198,10 @@ def test_what_cannot_be_shared_out_is_refused_at_once(run, monkeypatch, options,
 def test_a_plan_that_is_given_leaves_nothing_to_share(run, monkeypatch):
     graph = mb.capture(given()[0], given()[1][0][0])
     table = mb.measure(graph, [x for x, _ in given()[1]], target="packed", metric="weight_error")
-    with pytest.raises(InvalidInput, match="shared: the plan is given, and nothing is measured or tried; leave shared"):
+    with pytest.raises(
+        InvalidInput,
+        match="rounding nearest: is not shared out, since it learns no blocks; take adaround:inputs=float or",
+    ):
         run(budget=None, plan=mb.search(table, mb.Budget(mean_bits=4)))
 
 

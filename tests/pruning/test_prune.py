@@ -341,8 +341,10 @@ def test_the_smaller_network_learns_block_by_block_and_goes_on_where_it_stopped(
     with pytest.raises(KeyboardInterrupt):
         pruned(60, tmp_path)
     monkeypatch.setattr(Store, "put", put_part)
-    learn, calls = blockwise._learn, []
-    monkeypatch.setattr(blockwise, "_learn", lambda *given, **options: (calls.append(given), learn(*given, **options)))
+    learn, calls = blockwise.learn_block, []
+    monkeypatch.setattr(
+        blockwise, "learn_block", lambda *given, **options: (calls.append(given), learn(*given, **options))
+    )
     again, wanted = pruned(60, tmp_path).module.state_dict(), learned.module.state_dict()
     assert all(torch.equal(again[name], wanted[name]) for name in wanted)
     assert len(calls) == len(find_blocks(graph)) - 2

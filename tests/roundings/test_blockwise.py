@@ -117,11 +117,11 @@ def test_a_block_that_nearest_serves_better_keeps_it(monkeypatch):
 
 def test_an_interrupted_run_goes_on_at_the_block(tmp_path, monkeypatch):
     given = rounding_input(residual_net(), images(2), "w3a4", folder=tmp_path / "parts")
-    whole, learn, calls = brecq(given, iterations=20), blockwise._learn, []
+    whole, learn, calls = brecq(given, iterations=20), blockwise.learn_block, []
     kept = sorted((tmp_path / "parts").iterdir())
     assert [path.name for path in kept] == ["block-0.safetensors", "block-1.safetensors", "block-2.safetensors"]
     kept[-1].unlink()
-    monkeypatch.setattr(blockwise, "_learn", lambda *args, **options: (calls.append(1), learn(*args, **options)))
+    monkeypatch.setattr(blockwise, "learn_block", lambda *args, **options: (calls.append(1), learn(*args, **options)))
     again = brecq(given, iterations=20)
     assert len(calls) == 1
     state = again.module.state_dict()

@@ -24,13 +24,14 @@ from tests.networks import (
     state_of,
 )
 
-pytestmark = [pytest.mark.usefixtures("anything"), pytest.mark.parametrize("name", ROUNDINGS)]
 #: Roundings that make the mean square error of an operator's output smaller, on the data that they are given.
 OUTPUT_ERROR = ("gptq",)
 #: Those that make the distance of the network's output from the float one's smaller, biases and all.
 DISTANCE = ("adaround", "brecq")
 #: As many iterations as these small networks need.
 METHODS = dict(ROUNDINGS) | {name: functools.partial(ROUNDINGS[name], iterations=25) for name in DISTANCE}
+METHODS |= {f"{name}:inputs=float": functools.partial(METHODS[name], inputs="float") for name in DISTANCE}
+pytestmark = [pytest.mark.usefixtures("anything"), pytest.mark.parametrize("name", METHODS)]
 
 
 def rounding_input(graph: Graph, x: Tensor, scheme: str, seed: int = 0) -> RoundingInput:
@@ -91,7 +92,7 @@ def test_weights_are_whole_multiples_of_their_scales_and_no_worse_than_the_neare
     if name in OUTPUT_ERROR and not kind.startswith(("conv_transpose", "embedding")):
         assert torch.equal(rounded, weight), "the quantizer changes nothing"
         assert output_error(given, result, x) <= output_error(given, given.simulated, x) * (1 + 1e-5)
-    if name in DISTANCE:
+    if name.partition(":")[0] in DISTANCE:
         assert distance(given, result, x) <= distance(given, given.simulated, x) * (1 + 1e-5)
     integers = rounded.movedim(quantizer.axis, 0).flatten(1) / quantizer.scale[:, None]
     torch.testing.assert_close(integers, integers.round(), atol=1e-5, rtol=0)

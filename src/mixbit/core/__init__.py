@@ -38,6 +38,7 @@ from mixbit.core.io.files import (
     open_file as open_file,
     quoted as quoted,
     read_bytes as read_bytes,
+    real_path as real_path,
     save_figure as save_figure,
     scratch_folder as scratch_folder,
     sha256 as sha256,

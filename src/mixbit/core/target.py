@@ -7,7 +7,7 @@ import pkgutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +110,8 @@ class Target:
     Attributes:
         name: As in `--target`.
         files: Names of the files that hold the network; the runtime loads the first.
+        more_files: Names of files beside them that hold weights where these are too many for one file.
+        most_bytes: Of weights in its one file, whose offsets or messages end there; None where weights may be any.
         weight_bits: Widths it stores.
         input_bits: Widths of layer inputs it executes.
         default_choices: The schemes offered when none are asked for: the widths that every target stores, in int8.
@@ -147,8 +149,8 @@ class Target:
         bytes_tolerance: Share by which a layer's bytes may differ from those predicted, and a number of bytes by which
             they may, however few they are.
         require: Raises InvalidInput where the runtime is not installed.
-        write: (what `quantize` returned, folder) -> writes `files`; raises UnsupportedModel where the runtime cannot
-            express the model.
+        write: (what `quantize` returned, folder) -> writes `files`, and `more_files` where they are needed; raises
+            UnsupportedModel where the runtime cannot express the model.
         load: See `Load`.
         stored: Folder -> layer -> bytes and types of its weight and scales, read from the file.
         program: Python that loads the file in the folder argv[1] and runs it on the arrays in argv[2] by the runtime
@@ -168,6 +170,8 @@ class Target:
     files: tuple[str, ...]
     weight_bits: tuple[int, ...]
     input_bits: tuple[int, ...]
+    more_files: tuple[str, ...] = ()
+    most_bytes: int | None = None
     default_choices: tuple[str, ...] = ("w2a8", "w3a8", "w4a8", "w6a8", "w8a8")
     dynamic_choices: tuple[str, ...] = ()
     integer_layers: frozenset[str] = frozenset()
@@ -225,6 +229,10 @@ class Target:
                 f"{folder / self.files[0]}: {self.name} dies of it ({signal.strsignal(-status)}); take other choices "
                 f"or another target, or install another version of {self.name}"
             )
+
+    def files_of(self, names: Collection[str]) -> list[str]:
+        """Of a folder with files of these names, those that hold the network: all `files`, and `more_files` there."""
+        return [*self.files, *(name for name in self.more_files if name in names)]
 
     def in_file(self, ports: Ports) -> Ports:
         """The inputs and outputs of a network as its file has them."""

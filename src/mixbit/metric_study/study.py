@@ -1,14 +1,10 @@
 """study(): which metric ranks plans best on the user's own model."""
 
-import hashlib
 import json
 import logging
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
-from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,33 +15,25 @@ from mixbit.core import (
     Batches,
     Budget,
     Engine,
-    InfeasibleBudget,
     InvalidInput,
-    MixbitError,
-    Plan,
     Sensitivity,
     check_writable_folder,
     checked,
-    digest,
     environment,
     find_target,
-    forget_peak,
     has_matplotlib,
-    release_memory,
     reserved,
-    resident_bytes,
-    track,
     users_code,
     write_text,
 )
-from mixbit.metric_study.folder import SETTINGS, Prediction, StudyFolder, Truth, check_folder
+from mixbit.metric_study.answers import Found, answered
+from mixbit.metric_study.folder import SETTINGS, StudyFolder, Truth, check_folder
 from mixbit.metric_study.plans import PlanSet, agreement_figures, draw_choices, draw_panels, reliability_figures
 from mixbit.metric_study.subject import Subject, Workers
 from mixbit.metrics import METRICS, Metric
-from mixbit.metrics.measure import blank_table, choose_all_scales, measure
+from mixbit.metrics.measure import blank_table, choose_all_scales
 from mixbit.quantization.shared import check_travels
 from mixbit.searches import Problem
-from mixbit.searches.search import search
 
 _log = logging.getLogger("mixbit")
 
@@ -185,15 +173,17 @@ def study(  # noqa: PLR0913
             "near_budget": None if near_budget is None else str(near_budget),
         }
         folder = StudyFolder(out, settings, force=force)
-        answers = _predictions(workers, folder, named, frame, seed)
-        tables = {name: answer.table(name, frame) for name, answer in answers.items() if not isinstance(answer, str)}
         budgets = _budgets(frame, near_budget)
-        plans, chosen = _plans(frame, drawn, tables, budgets)
-        truths = _truths(workers, folder, plans)
-        regrets = _regrets(frame, budgets, plans, truths, chosen)
+        plans = {
+            f"{name}-{i}": frame.plan(choice, "drawn") for name, some in drawn.items() for i, choice in enumerate(some)
+        }
+        found = Found(frame, budgets, plans)
+        answered(workers, folder, named, found, seed)
+        truths, tables = found.truths, found.tables
+        regrets = _regrets(frame, budgets, found)
         sets = {name: PlanSet(some, [truths[f"{name}-{i}"] for i in range(len(some))]) for name, some in drawn.items()}
         figures: dict[str, dict[str, Any]] = {}
-        for name, answer in answers.items():
+        for name, answer in found.predictions.items():
             if isinstance(answer, str):
                 figures[name] = {"reason": answer}
                 continue
@@ -203,7 +193,7 @@ def study(  # noqa: PLR0913
             truth=truths["random-0"].judged_by,
             metrics=figures,
             reliability=reliability_figures(sets, seed),
-            plans=[{"set": name.partition("-")[0]} | truths[name].model_dump() for name in plans],
+            plans=[{"set": name.partition("-")[0]} | truths[name].model_dump() for name in found.plans],
             settings=settings,
             environment=environment(),
         )
@@ -213,41 +203,18 @@ def study(  # noqa: PLR0913
         return result
 
 
-def _plans(
-    frame: Sensitivity, drawn: Mapping[str, Any], tables: Mapping[str, Sensitivity], budgets: Mapping[str, Budget]
-) -> tuple[dict[str, Plan], dict[str, dict[str, str | None]]]:
-    """All plans by name, and metric -> budget -> name of the plan that the metric's table leads to, None for none."""
-    plans = {
-        f"{name}-{i}": frame.plan(choice, "drawn") for name, some in drawn.items() for i, choice in enumerate(some)
-    }
-    names = {_short_name(plan): name for name, plan in plans.items()}
-    chosen: dict[str, dict[str, str | None]] = {name: dict.fromkeys(budgets) for name in tables}
-    for name, table in tables.items():
-        for text, budget in budgets.items():
-            with suppress(InfeasibleBudget):  # of a metric that does not offer every choice
-                plan = search(table, budget)
-                short = _short_name(plan)
-                chosen[name][text] = names.setdefault(short, f"chosen-{short}")
-                plans.setdefault(names[short], plan)
-    return plans, chosen
-
-
-def _regrets(
-    frame: Sensitivity,
-    budgets: Mapping[str, Budget],
-    plans: Mapping[str, Plan],
-    truths: Mapping[str, Truth],
-    chosen: Mapping[str, Mapping[str, str | None]],
-) -> dict[str, dict[str, float | None]]:
+def _regrets(frame: Sensitivity, budgets: Mapping[str, Budget], found: Found) -> dict[str, dict[str, float | None]]:
     """Metric -> budget -> how much more its plan costs than the best known one within it, None where it has none."""
     least: dict[str, float] = {}
     for text, budget in budgets.items():
         problem = Problem.of(frame, budget)
-        within = [truths[name].cost for name, plan in plans.items() if problem.keeps(frame.columns(plan.layers))]
+        within = [
+            found.truths[name].cost for name, plan in found.plans.items() if problem.keeps(frame.columns(plan.layers))
+        ]
         least[text] = min(within, default=math.inf)
     return {
-        metric: {text: None if name is None else truths[name].cost - least[text] for text, name in some.items()}
-        for metric, some in chosen.items()
+        metric: {text: None if name is None else found.truths[name].cost - least[text] for text, name in some.items()}
+        for metric, some in found.chosen.items()
     }
 
 
@@ -274,98 +241,6 @@ def _check_travels(engine: Engine, setup: Any, metrics: Any) -> None:
     if not callable(setup):
         raise InvalidInput(f"setup: a {type(setup).__name__}; give a function that returns it, or engine=Engine()")
     check_travels("setup and metrics", (setup, metrics))
-
-
-def metric_digest(metric: str | Metric) -> str:
-    """Digest of the source: mixbit's for a metric given by name, else the function's."""
-    return _own_source() if isinstance(metric, str) else digest(metric)
-
-
-@cache
-def _own_source() -> str:
-    files = sorted(Path(__file__).parents[1].rglob("*.py"))
-    return digest("".join(path.read_text(encoding="utf-8") for path in files))
-
-
-def _predictions(
-    workers: Workers, folder: StudyFolder, named: dict[str, str | Metric], frame: Sensitivity, seed: int
-) -> dict[str, Prediction | str]:
-    """What every metric predicts, or why it fails; and mixbit's other metrics that are finished in the folder."""
-    finished = {name: name for name in folder.metrics() if name.partition(":")[0] in METRICS}
-    codes = {name: metric_digest(metric) for name, metric in (named | finished).items()}
-    found: dict[str, Prediction | str | None] = {
-        name: folder.prediction(name, code, frame) for name, code in codes.items()
-    }
-    jobs = [(name, named[name], codes[name]) for name, answer in found.items() if answer is None and name in named]
-    ask = partial(predict, frame=frame, seed=seed)
-    with closing(workers.answers(ask, jobs)) as answers:
-        for (name, *_), answer in track(answers, "run metrics", total=len(jobs)):
-            if isinstance(answer, Prediction):
-                known = {"peak_mb": None} if workers.engine.is_this_process else {}
-                answer = answer.model_copy(update=known)  # noqa: PLW2901
-                folder.save("metrics", name, answer)
-            found[name] = answer
-    return {name: answer for name, answer in found.items() if answer is not None}
-
-
-def predict(subject: Subject, job: tuple[str, str | Metric, str], *, frame: Sensitivity, seed: int) -> Prediction | str:
-    """What the metric of the job, with its name and the digest of its code, predicts; where it fails, the reason."""
-    _, metric, code = job
-    before, began = _resident_mb(), time.perf_counter()
-    try:
-        with users_code(f"{METRICS.find(metric)[0]} failed"):
-            table = measure(
-                subject.graph,
-                subject.calibration,
-                target=frame.target,
-                task=subject.task,
-                metric=metric,
-                choices=frame.choices,
-                seed=seed,
-            )
-    except MixbitError as error:
-        return str(error)
-    seconds, after = time.perf_counter() - began, _in_mb(resident_bytes(peak=True))
-    return Prediction(
-        code=code,
-        seconds=seconds,
-        peak_mb=None if before is None or after is None else after - before,
-        num_samples=table.num_samples,
-        loss=table.loss,
-        standard_error=table.standard_error,
-    )
-
-
-def _resident_mb() -> float | None:
-    """2^20 bytes that this process takes, less what is free; the peak of `resident_bytes` begins again with it."""
-    release_memory()  # else what an earlier metric let go would not count again
-    forget_peak()
-    return _in_mb(resident_bytes())
-
-
-def _in_mb(num_bytes: int | None) -> float | None:
-    return None if num_bytes is None else num_bytes / 2**20
-
-
-def _truths(workers: Workers, folder: StudyFolder, plans: Mapping[str, Plan]) -> dict[str, Truth]:
-    """What the plans truly cost, by their names in the folder; finished ones come from there."""
-    truths = {name: truth for name, plan in plans.items() if (truth := folder.truth(name, plan)) is not None}
-    alike: dict[str, list[str]] = {}
-    for name, plan in plans.items():
-        if name not in truths:
-            alike.setdefault(_short_name(plan), []).append(name)
-    jobs = [plans[names[0]] for names in alike.values()]
-    with closing(workers.answers(Subject.truth, jobs)) as answers:
-        for plan, truth in track(answers, "evaluate plans", total=len(jobs)):
-            for name in alike[_short_name(plan)]:
-                folder.save("plans", name, truth)
-                truths[name] = truth
-    return truths
-
-
-def _short_name(plan: Plan) -> str:
-    """The first 12 hex digits of the SHA-256 of the plan's schemes."""
-    return hashlib.sha256(json.dumps(plan.layers).encode()).hexdigest()[:12]
 
 
 def _budgets(frame: Sensitivity, near: Budget | None) -> dict[str, Budget]:

@@ -10,8 +10,8 @@ from mixbit.core import InvalidInput, file_errors, quoted, say
 
 #: ONNX's numbers of types that are computed as float32, and of that.
 _HALVES, _FLOAT = (10, 16), 1
-#: Largest message of Protocol Buffers, in bytes.
-_MOST_BYTES = 2**31 - 1
+#: Largest message of Protocol Buffers, in bytes, and its weights where the rest describes the graph.
+_MOST_BYTES, _MOST_WEIGHTS = 2**31 - 1, 2**31 - 2**26
 #: Operator -> its attribute that names a type.
 _TYPED = {"Cast": "to", "EyeLike": "dtype"}
 
@@ -51,7 +51,7 @@ class OnnxFile:
         """What onnxruntime opens: the path, or where the proto has changed its bytes."""
         if not self.changed:
             return str(self.path)
-        if self.proto.ByteSize() > _MOST_BYTES:
+        if sum(len(each.raw_data) for each in _tensors(self.proto)) > _MOST_WEIGHTS:
             raise InvalidInput(
                 f"MODEL {self.path}: more than 2 GB in half precision cannot be checked; export it in float32"
             )
@@ -70,6 +70,11 @@ def read(path: Path) -> OnnxFile:
     """The file with its weights; raises InvalidInput where it, or data beside it, is missing, cut off or elsewhere."""
     onnx = needed("onnx")
     with file_errors(f"MODEL {path}: cannot be read"):
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise InvalidInput(
+                f"MODEL {path}: takes {size:,} bytes, and ONNX files end at 2 GB; export it again with its weights in "
+                "a file beside it (external data)"
+            )
         content = path.read_bytes()
     try:
         proto = onnx.load_model_from_string(content)
@@ -77,9 +82,9 @@ def read(path: Path) -> OnnxFile:
         raise InvalidInput(f"MODEL {path}: is no ONNX file, or part of one: {_first_line(error)}") from error
     if not proto.graph.node and not proto.graph.output:
         raise InvalidInput(f"MODEL {path}: is no ONNX file, or an empty one: it holds no operators")
-    _load_external(path, proto)
     if proto.functions:
         proto = needed("onnx.inliner").inline_local_functions(proto)
+    _load_external(path, proto)  # after that it may be longer than a message
     halves = _without_halves(proto)
     if halves:
         say(f"MODEL {path}: is in half precision; it is computed and quantized in float32")

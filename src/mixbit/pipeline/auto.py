@@ -44,7 +44,7 @@ from mixbit.quantization.offers import check_pins, note_on_run_time_ranges
 from mixbit.quantization.ranges import RANGES
 from mixbit.quantization.shared import Shared
 from mixbit.quantization.simulate import activation_formats, check_plan
-from mixbit.roundings import ROUNDINGS, Rounding
+from mixbit.roundings import ROUNDINGS, Rounding, is_shared_out
 from mixbit.roundings.quantize import quantize
 from mixbit.searches.search import search, uniform_plans
 from mixbit.targets.faster import faster, note_on_speed
@@ -96,10 +96,10 @@ def auto_quantize(  # noqa: PLR0913
         out: Folder for the results; it appears whole or not at all.
         eval_batches: Data to report on; the held-out calibration data where None.
         settings: How the plan is made.
-        shared: Where shards of the table are measured, and plans tried for a largest drop or by a search, in one thread
-            each, so that the plan is the same for every number of processes. Its setup returns (model, calibration
-            batches, batches to report on or None), as they are given here, and last the task where it is not
-            classification.
+        shared: Where shards of the table are measured, plans tried for a largest drop or by a search, and blocks
+            learned by `brecq:inputs=float` and `adaround:inputs=float`, in one thread each, so that the plan and its
+            integers are the same for every number of processes. Its setup returns (model, calibration batches, batches
+            to report on or None), as they are given here, and last the task where it is not classification.
         force: Whether files of the same names may be replaced in a folder that is not empty.
 
     Returns:
@@ -443,6 +443,7 @@ def tuned(run: Run, known: Calibrated, chosen: Candidate) -> Candidate:
 
 def quantized(run: Run, known: Calibrated, plan: Plan, rounding: str | Rounding) -> Graph:
     """The plan's simulation with this rounding, and biases corrected as the settings say."""
+    shared = in_others(run, evaluated=False) if is_shared_out(rounding) else None
     with run.threads():
         return quantize(
             known.graph,
@@ -453,6 +454,7 @@ def quantized(run: Run, known: Calibrated, plan: Plan, rounding: str | Rounding)
             task=run.task,
             seed=run.settings.seed,
             folder=None if ROUNDINGS.find(rounding)[1] is ROUNDINGS["nearest"] else run.place(ROUNDING),
+            shared=shared,
         )
 
 

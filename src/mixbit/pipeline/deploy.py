@@ -1,6 +1,7 @@
 """From the chosen plan to verified files, and every figure of them."""
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from mixbit.results.check_set import save_check_set
 from mixbit.results.readme import write_readme
 from mixbit.results.result import RESULT_FILE, Pruned, Result, figures, files_of_a_result, layer_rows
 from mixbit.targets import first_rows, watched
+from mixbit.targets.export import check_fits
 from mixbit.targets.latency import Times, paired_times
 from mixbit.targets.size import file_bytes
 from mixbit.targets.verify import (
@@ -116,12 +118,14 @@ def deploy(
     if destroyed:
         _log.warning("%s", destroyed)
     predicted = predicted_bytes(chosen.simulated, chosen.plan)
-    with whole_folder(run.out, last=RESULT_FILE, force=run.force, also=files_of_a_result(run.out)) as folder:
+    old = [*files_of_a_result(run.out), *run.target.more_files]
+    with whole_folder(run.out, last=RESULT_FILE, force=run.force, also=old) as folder:
         with run.clock("export") as tell:
             run.target.write(chosen.simulated, folder)
             run.target.try_apart(folder, [leaf.numpy() for leaf in graph.tensors(graph.example)])
             runner = run.target.load(folder, graph)
-            tell(f"{', '.join(run.target.files)}: {file_bytes(run.target, folder):,} bytes")
+            names = run.target.files_of(os.listdir(folder))
+            tell(f"{', '.join(names)}: {file_bytes(run.target, folder):,} bytes")
         if runner.note:
             _log.warning("%s", runner.note)
         with run.clock("verify") as tell:
@@ -299,6 +303,7 @@ def _scores(run: Run, known: Calibrated, chosen: Candidate, runner: Runner) -> d
 def write_in_float(run: Run, graph: Graph) -> None:
     """Write the network in float as the target's files; raises UnsupportedModel where the target cannot express it."""
     plan = uniform_plan(graph, "float", target=run.target.name)
+    check_fits(graph, plan, "the weights in float, which a run is compared with,")
     run.target.write(assemble(graph, plan, [], {}), run.scratch)
 
 

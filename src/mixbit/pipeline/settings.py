@@ -36,7 +36,7 @@ from mixbit.quantization.masks import IMPORTANCE, IMPORTANCES
 from mixbit.quantization.offers import FLAVOURS, choices_of
 from mixbit.quantization.ranges import RANGES, RangeMethod
 from mixbit.quantization.shared import Shared, check_travels
-from mixbit.roundings import ROUNDINGS, Rounding
+from mixbit.roundings import ROUNDINGS, Rounding, check_shared_out, is_shared_out
 from mixbit.searches.search import SEARCHES, Method
 from mixbit.targets.size import figures_of
 from mixbit.training.loop import Training
@@ -283,11 +283,13 @@ def check_shared(shared: Shared, goal: Budget | Plan, settings: Settings) -> Non
     """Raise InvalidInput where nothing of what is asked for can be shared out, or something cannot travel."""
     way_out = "leave shared out (--processes, --engine)"
     if isinstance(goal, Plan):
-        raise InvalidInput(f"shared: the plan is given, and nothing is measured or tried; {way_out}")
+        check_shared_out(settings.rounding)  # nothing is measured or tried
     if settings.prune_channels != 0:
         raise InvalidInput(f"prune_channels={settings.prune_channels}: other processes do not prune; {way_out}")
     for name in ("metric", "rounding", "score") if not shared.engine.is_this_process else ():
         check_travels(name, getattr(settings, name))
+    if isinstance(goal, Plan) or is_shared_out(settings.rounding):
+        return
     (metric, predictor), (search, method) = METRICS.find(settings.metric), SEARCHES.find(settings.search)
     in_rounds = not isinstance(settings.search, str) or getattr(method, "keywords", {}).get("parallel", 1) > 1
     if goal.max_drop is None and MEAN_OVER_SAMPLES not in facts_of(predictor) and not in_rounds:

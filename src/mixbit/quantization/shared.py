@@ -81,14 +81,13 @@ def _begin(setup: Callable[[], tuple[Any, ...]], sent: bytes, known: dict[str, s
 
 
 def digests(case: Case) -> dict[str, str]:
-    """What shows that two processes have the same: digests of the graph's code, its tensors, the task and the data."""
-    module = case.graph.module
+    """What shows that two processes have the same: digests of the graph's code, its tensors, the data and the task."""
     return {
-        "code": digest(module.code),
-        "weights": digest(module.state_dict()),
-        "task": digest(case.task.unfitted),
+        "code": digest(case.graph.module.code),
+        "weights": digest(case.graph.module.state_dict()),
         "data": digest(case.batches),
         "evaluation data": digest(case.evaluation),
+        "task": digest(case.task.unfitted),
     }
 
 

@@ -58,7 +58,7 @@ def page_of(folder: Path, result: Result) -> str:
         raise InvalidInput(f"{folder / RESULT_FILE}: files lacks {PLAN_FILE}; quantize again")
     if missing := {"num_samples", "weight_bytes", "predicted_bytes"} - result.deployed.keys():
         raise InvalidInput(f"{folder / RESULT_FILE}: deployed lacks {', '.join(sorted(missing))}; quantize again")
-    own = (*find_target(result.target).files, PLAN_FILE, TABLE_FILE, CHECK_FILE)
+    own = (*find_target(result.target).files_of(result.files), PLAN_FILE, TABLE_FILE, CHECK_FILE)
     check_digests(folder, result, [name for name in own if name in result.files])
     plan = Plan.load(inside_of(folder, PLAN_FILE))
     table = Sensitivity.load(inside_of(folder, TABLE_FILE)) if TABLE_FILE in result.files else None

@@ -70,7 +70,8 @@ def compare_with(folder: Path, file: Path, model: Any = None) -> Against:
 
     Args:
         folder: Of a run.
-        file: `.onnx`, `.xml` with its `.bin` beside it, or `.tflite`, of any quantizer.
+        file: `.onnx`, `.xml` with its `.bin` beside it, or `.tflite`, of any quantizer; with weights in a further file
+            only as mixbit calls both.
         model: The network, for target packed.
 
     Raises:
@@ -127,6 +128,9 @@ def _copied(file: Path, target: Target, folder: Path) -> None:
         if not source.is_file():
             raise InvalidInput(f"--against {file}: {source.name} is not beside it")
         shutil.copyfile(source, folder / name)
+    for name in target.more_files if file.name == target.files[0] else ():  # a file says what they are called
+        if file.with_name(name).is_file():
+            shutil.copyfile(file.with_name(name), folder / name)
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from mixbit.results.result import Result, inside_of
 
 def check_digests(folder: Path, result: Result, names: Iterable[str]) -> None:
     """Raise TargetMismatch for the first of these files of the result whose SHA-256 is another one now."""
-    target = find_target(result.target)
+    held = find_target(result.target).files_of(result.files)
     for name in names:
         path = inside_of(folder, name)
-        most = result.deployed.get("file_bytes", 0) if name in target.files else MOST_JSON
+        most = result.deployed.get("file_bytes", 0) if name in held else MOST_JSON
         most = safetensors_bytes(path) if name == CHECK_FILE else most
         if path.is_file() and (size := path.stat().st_size) > most:  # a digest reads all of it
             of = "its header" if name == CHECK_FILE else "deployed.file_bytes, or any JSON"

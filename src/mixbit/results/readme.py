@@ -68,7 +68,7 @@ def _what(result: Result) -> str:
 
 
 def _runtime(result: Result) -> str:
-    files = " and ".join(f"`{name}`" for name in find_target(result.target).files)
+    files = " and ".join(f"`{name}`" for name in find_target(result.target).files_of(result.files))
     return (
         f"Of this folder your program needs {files} alone; all else is for people and for `mixbit verify`. "
         f"It was verified in {result.environment['runtime']}, with the settings below. Run the lines in this folder."

@@ -6,6 +6,7 @@ measured again is. Only target packed needs the network.
 
 import dataclasses
 import math
+import os
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -139,7 +140,7 @@ def open_folder(folder: Path, model: nn.Module | None) -> tuple[Result, CheckSet
         )
     if model is not None and not target.needs_graph:
         raise InvalidInput(f"target {target.name} runs its file alone: leave out --model (model=...)")
-    if missing := {*target.files, "plan.json", CHECK_FILE} - result.files.keys():
+    if missing := {*target.files_of(os.listdir(folder)), "plan.json", CHECK_FILE} - result.files.keys():
         raise TargetMismatch(f"{folder / RESULT_FILE}: files lacks {', '.join(sorted(missing))}; quantize again")
     check_digests(folder, result, result.files)
     target.require()

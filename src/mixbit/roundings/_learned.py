@@ -1,13 +1,15 @@
 """Roundings learned block by block (AdaRound, BRECQ): each weight goes down or up to an integer, softly at first."""
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from functools import partial
 from typing import Any, Literal
 
+import safetensors.torch
 import torch
 from torch import Tensor, fx
 
-from mixbit.core import InvalidInput
+from mixbit.core import InvalidInput, track
 from mixbit.graph import Graph
 from mixbit.quantization.affine import along
 from mixbit.quantization.biases import biases_of, settle_biases
@@ -23,6 +25,7 @@ from mixbit.training.blockwise import (
     learn_blocks,
     single_layers,
 )
+from mixbit.training.side_by_side import SideBySide, joined
 
 #: Activations of fewer bits have their steps learned, and are left in float at random (QDrop).
 FINE_BITS = 8
@@ -37,41 +40,67 @@ WARM_UP, FIRST_BETA, LAST_BETA = 0.1, 20.0, 2.0
 ZETA, GAMMA = 1.1, -0.1
 
 
-def learned_roundings(
-    inputs: RoundingInput,
-    by: Literal["layers", "blocks"],
-    *,
-    iterations: int,
-    batch_size: int,
-    drop: float,
-    cache_gib: float,
-    fisher: bool = False,
-) -> Graph:
-    """The simulated graph with weights, biases and steps learned, one block, or layer, after the other.
+#: What each block reads while it learns: what the rounded blocks before it return, or what the float network's do.
+Reads = Literal["quantized", "float"]
+By = Literal["layers", "blocks"]
+
+
+def learned_roundings(inputs: RoundingInput, by: By, schedule: Schedule, *, drop: float, reads: Reads) -> Graph:
+    """The simulated graph with weights, biases and steps learned for each block, or layer.
 
     For each block, min mean (z - z')^2 over roundings h of its weights, with z the float network's output of the block
-    and z' that of the rounded one, which reads what the rounded blocks before it return. Roundings start where the
-    weight is itself and are driven to 0 or 1 by the penalty. A block that the nearest rounding serves better keeps it.
+    and z' that of the rounded one, which reads what the rounded blocks before it return, or the float network's.
+    Roundings start where the weight is itself and are driven to 0 or 1 by the penalty. A block that the nearest
+    rounding serves better keeps it.
 
     Raises:
         InvalidInput: there is no batch, or errors are to be weighted by draws from a loss of the user's own.
     """
-    if fisher and inputs.task.own_loss is not None:
+    if schedule.fisher and inputs.task.own_loss is not None:
         raise InvalidInput("rounding: fisher=true draws labels from the model, and knows no loss of your own")
     if not inputs.batches:
         raise InvalidInput("rounding: no batch to learn on; give at least one")
-    schedule, label = Schedule(iterations, batch_size, cache_gib, fisher), f"learn roundings by {by}"
-    learned = learn_blocks(
-        inputs.case,
-        inputs.simulated,
-        single_layers(inputs.graph) if by == "layers" else find_blocks(inputs.graph),
-        partial(_Rounding, inputs, drop),
-        schedule,
-        label=label,
-        stored=(inputs.store, "block", inputs.question(label, schedule=schedule, drop=drop)),
-    )
+    label = f"learn roundings by {by}"
+    if reads == "float":
+        learned = _side_by_side(inputs, by, schedule, drop, label)
+    else:
+        learned = learn_blocks(
+            inputs.case,
+            inputs.simulated,
+            _blocks(inputs, by),
+            partial(_Rounding, inputs, drop, reads),
+            schedule,
+            label=label,
+            stored=(inputs.store, "block", inputs.question(label, schedule=schedule, drop=drop)),
+        )
     settle_biases(learned)  # steps of what they read may be others now
     return learned
+
+
+def _blocks(inputs: RoundingInput, by: By) -> tuple[Block, ...]:
+    return single_layers(inputs.graph) if by == "layers" else find_blocks(inputs.graph)
+
+
+def _side_by_side(inputs: RoundingInput, by: By, schedule: Schedule, drop: float, label: str) -> Graph:
+    """Blocks that read the float network's activations, learned in any order, and stored as they are finished."""
+    store, question = inputs.store, inputs.question(f"{label} on float inputs", schedule=schedule, drop=drop)
+    count = len(_blocks(inputs, by))
+    stored = {number: store.get(f"block-{number}", question) for number in range(count)}
+    learned = {number: block.tensors for number, block in stored.items() if block is not None}
+    left = [number for number in range(count) if number not in learned]
+    with closing(inputs.answers(partial(_learner, by, schedule, drop), left)) as answers:
+        for number, answer in track(answers, label, total=len(left)):
+            learned[number] = safetensors.torch.load(answer)
+            store.put(f"block-{number}", question, learned[number])
+    return joined(inputs.simulated, [learned[number] for number in range(count)])
+
+
+def _learner(by: By, schedule: Schedule, drop: float, inputs: RoundingInput) -> Callable[[int], bytes]:
+    """In a process, what learns the block of a number and returns its tensors, which travel as safetensors."""
+    learn = SideBySide(
+        inputs.case, inputs.simulated, _blocks(inputs, by), partial(_Rounding, inputs, drop, "float"), schedule
+    )
+    return lambda number: safetensors.torch.save(learn(number))
 
 
 class _SoftWeight:
@@ -97,9 +126,12 @@ class _Rounding(Learner):
         weights: Path of a quantizer -> its weight.
         biases: Name -> bias in the float network, from which it starts.
         steps: Quantizers of coarse activations.
+        mixes: Whether a random part of what the block reads is in float.
     """
 
-    def __init__(self, inputs: RoundingInput, drop: float, simulated: Graph, block: Block, part: Stretch) -> None:
+    def __init__(
+        self, inputs: RoundingInput, drop: float, reads: Reads, simulated: Graph, block: Block, part: Stretch
+    ) -> None:
         super().__init__(simulated, block, part)
         quantizers = weight_quantizers(simulated)
         self.weights = {
@@ -122,6 +154,7 @@ class _Rounding(Learner):
             if not module.format.dynamic
         ]
         self.drop = drop if self.steps else 0.0
+        self.mixes = self.drop > 0 and reads == "quantized"  # else all that the block reads is in float
         scales = [f"{quantizer_path(step.tensor, of_weight=False)}.scale" for step in self.steps]
         self.names = [*rounded, *self.biases, *scales] if rounded else []
 
@@ -133,7 +166,7 @@ class _Rounding(Learner):
 
     def varies(self, node: fx.Node) -> bool:
         """All does where a random part of what the block reads is in float."""
-        return self.drop > 0 or super().varies(node)
+        return self.mixes or super().varies(node)
 
     def begin(self, error: float) -> list[dict[str, Any]]:
         """Start from the float network's biases; roundings, biases and steps learn at rates of their own."""
@@ -156,9 +189,10 @@ class _Rounding(Learner):
         """With soft roundings, and a random part of what the block reads and of coarse activations in float."""
         calls: dict[str, Callable[[Tensor], Tensor]] = dict(self.weights)
         read = passes.inputs(self.part, batch, rows)
-        if self.drop > 0:
+        if self.mixes:
             others = passes.float_inputs(self.part, batch, rows)
             read |= {name: mixed(read[name], other, self.drop, generator) for name, other in others.items()}
+        if self.drop > 0:
             for step in self.steps:
                 path = quantizer_path(step.tensor, of_weight=False)
                 calls[path] = lambda x, step=step: mixed(step(x), x, self.drop, generator)

@@ -5,21 +5,22 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mixbit.core import Batches, InvalidInput, Plan, Store, Task, checked, find_target, pick, reserved
-from mixbit.graph import Graph, check_arguments, check_by_layer
+from mixbit.core import InvalidInput, Plan, Store, Task, checked, find_target, pick, reserved
+from mixbit.graph import Case, Graph, check_arguments, check_by_layer
 from mixbit.graph.resources import num_uncovered
 from mixbit.quantization.biases import BIAS_CORRECTIONS, corrected
 from mixbit.quantization.calibrate import Calibration, calibrate
 from mixbit.quantization.offers import for_target
 from mixbit.quantization.ranges import RangeMethod
+from mixbit.quantization.shared import Shared
 from mixbit.quantization.simulate import check_plan, simulate
 from mixbit.quantization.sizes import weight_bytes_of
-from mixbit.roundings._input import ROUNDINGS, Rounding, RoundingInput
+from mixbit.roundings._input import ROUNDINGS, Elsewhere, Rounding, RoundingInput, check_shared_out, few
 from mixbit.roundings.nearest import nearest
 
 
 @checked
-def quantize(
+def quantize(  # noqa: PLR0913
     graph: Graph,
     plan: Plan,
     batches: Iterable[Any] | Calibration | None,
@@ -30,6 +31,7 @@ def quantize(
     task: Task | str | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
+    shared: Shared | None = None,
 ) -> Graph:
     """The graph with the plan's quantizers, simulated in float: a module that evaluates and trains.
 
@@ -54,30 +56,37 @@ def quantize(
         task: What the outputs mean, for roundings that need it, as a Task or its name; classification where None.
         seed: Random seed of the rounding.
         folder: Where a rounding stores finished parts, so that the same call resumes there; None stores nothing.
+        shared: Where blocks are learned, each in one thread, so that the result is the same bits for every number of
+            processes, with `brecq:inputs=float` and `adaround:inputs=float`; where None, in this one, with all threads.
+            Its setup returns this graph and the batches, or those of the calibration.
 
     Raises:
         InvalidInput: the plan is of another model, offers what the target does not run or a layer cannot take, the data
-            does not fit or is needed, or the rounding is unknown.
+            does not fit or is needed, the rounding is unknown, or its work is not one that several processes can share.
     """
     task = Task.of(task)
     check_arguments(graph, task, seed)
     pick("bias correction", bias_correction, BIAS_CORRECTIONS)
     name, round_weights = ROUNDINGS.find(rounding)
     check_by_layer(graph, f"rounding {name}", round_weights, ROUNDINGS)
+    if shared is not None:
+        check_shared_out(rounding)
     check_plan(graph, plan)
     graph = for_target(graph, find_target(plan.target))
     plan = _without_outdated_predictions(graph, plan)
     calibration = _calibration(graph, plan, batches, ranges)
     needs_data = round_weights is not nearest or bias_correction == "sequential"
-    some = Batches.of(() if calibration is None or not needs_data else calibration.batches).few()
-    inputs = [inputs for inputs, _ in some]
+    inputs = [] if calibration is None or not needs_data else few(calibration)
     if needs_data and not inputs:
         what = "sequential bias correction" if round_weights is nearest else f"rounding {name}"
         raise InvalidInput(f"{what}: {_given(calibration)} is not enough; give the batches")
     corrects, place = bias_correction != "off", Store(folder).folder
     simulated = simulate(graph, plan, calibration, bias_correction=corrects)
+    elsewhere = None
+    if shared is not None and calibration is not None:
+        elsewhere = Elsewhere(shared, Case(graph, calibration.batches, task, seed), calibration)
     with reserved(place):
-        rounded = round_weights(RoundingInput(graph, simulated, inputs, task, seed, place, corrects))
+        rounded = round_weights(RoundingInput(graph, simulated, inputs, task, seed, place, corrects, elsewhere))
     if not isinstance(rounded, Graph) or rounded.plan is None:
         what = "a graph in float" if isinstance(rounded, Graph) else f"a {type(rounded).__name__}"
         raise InvalidInput(f"rounding {name}: returns {what}; return the simulated graph with other weights")

@@ -266,6 +266,7 @@ def configured(
 TARGET = Target(
     name="ethosu",
     files=(FILE, DEVICE_FILE, REPORT_FILE),
+    most_bytes=2**31,
     weight_bits=(2, 3, 4, 5, 6, 7, 8),
     input_bits=(8,),
     default_choices=(

@@ -193,6 +193,7 @@ def usage(ports: Ports, _: Mapping[str, str]) -> dict[str, str]:
 TARGET = Target(
     name="executorch",
     files=(FILE,),
+    most_bytes=2**31,
     weight_bits=(2, 3, 4, 5, 6, 7, 8),
     input_bits=(8,),
     default_choices=("w4a8", "w8a8"),

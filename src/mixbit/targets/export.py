@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from mixbit.core import InvalidInput, Target, UnsupportedModel, checked, find_target, whole_folder
+from mixbit.core import InvalidInput, Plan, Target, UnsupportedModel, checked, find_target, whole_folder
 from mixbit.graph import Graph, check_graph
 from mixbit.quantization.quantizer import quantizers_of
 from mixbit.targets._integers import FURTHER, SEPARATOR, plan_of
@@ -24,7 +24,8 @@ def export(graph: Graph, path: str | Path, *, force: bool = False) -> Path:
 
     Raises:
         InvalidInput: the graph is not quantized, or in training, the folder cannot be used, or the runtime is missing.
-        UnsupportedModel: the model is not in float32, or the runtime cannot express it.
+        UnsupportedModel: the model is not in float32, or the runtime cannot express it; or its file cannot hold so
+            many weights.
     """
     check_graph(graph)
     plan, folder = plan_of(graph), Path(path)
@@ -32,7 +33,8 @@ def export(graph: Graph, path: str | Path, *, force: bool = False) -> Path:
     check_exportable(graph)
     if graph.room is not None:
         check_written_by_layer(target)
-    with whole_folder(folder, last="plan.json", force=force) as temporary:
+    check_fits(graph, plan)
+    with whole_folder(folder, last="plan.json", force=force, also=target.more_files) as temporary:
         target.write(graph, temporary)
         plan.save(temporary / "plan.json")
     return folder / target.files[0]
@@ -43,6 +45,26 @@ def check_written_by_layer(target: Target) -> None:
     if not target.writes_by_layer:
         raise InvalidInput(
             f"target {target.name}: its file is written with all weights in memory; with weights in files take packed"
+        )
+
+
+def check_fits(graph: Graph, plan: Plan, what: str = "the weights") -> None:
+    """Raise UnsupportedModel where the weights under the plan are too many for the one file of its target.
+
+    `what` is how the error calls them.
+    """
+    target = find_target(plan.target)
+    if target.most_bytes is None:
+        return
+    sizes = {
+        layer.name: target.weight_bytes(layer.shape, layer.axis, plan.scheme(layer.name).weight)
+        for layer in graph.layers
+    }
+    in_float = {name: 4 * parameter.numel() for name, parameter in graph.module.named_parameters()}
+    if (size := sum((in_float | sizes).values())) > target.most_bytes:
+        raise UnsupportedModel(
+            f"target {target.name}: {what} take {size:,} bytes, and its file ends at "
+            f"{target.most_bytes:,}; take onnxruntime, openvino or packed, whose files may be larger"
         )
 
 

@@ -353,6 +353,7 @@ def configured(*, kernel: Kernel = "xnnpack", inputs: Layout = "unchanged") -> T
 TARGET = Target(
     name="litert",
     files=(FILE,),
+    most_bytes=2**31,
     weight_bits=(2, 3, 4, 5, 6, 7, 8),
     input_bits=(8,),
     default_choices=("w2a8", "w4a8", "w8a8"),

@@ -6,6 +6,7 @@ it when it loads the file, so that every width runs as int8. Of a sparse weight 
 and one bit a weight; cumulative sum and gather put them in their places. Weights with groups or zero points, and in
 small floating-point types, are unpacked to float32 likewise; matrices in groups are read as they are stored, by
 MatMulNBits. Inputs whose range is taken at run time are multiplied by int8 weights in a MatMulInteger.
+Weights that are too many for one message of Protocol Buffers lie in a second file.
 """
 
 import json
@@ -43,10 +44,14 @@ from mixbit.targets._integers import (
     weight_bytes,
 )
 from mixbit.targets._layers import PROFILED, QUANTIZED, quiet_ms
-from mixbit.targets._onnx_file import last_of, read_file
+from mixbit.targets._onnx_file import bytes_of, last_of, read_file
 from mixbit.targets._usage import given_in_python, in_cpp, in_cpp_type, lines_in_cpp, names_in_python, shape_in_cpp
 
 FILE = "model.onnx"
+#: The file beside it that holds weights where they take more than so many bytes: FILE itself ends at 2 GB.
+DATA, MOST_INSIDE = "model.onnx.data", 3 * 2**29
+#: Tensors of so many bytes stay in FILE even then.
+FEW_BYTES = 1024
 BYTE = 8
 #: Kinds of layers' operators that multiply with a matrix, which has so many dimensions.
 PRODUCTS, MATRIX = ("linear", "addmm", "matmul"), 2
@@ -60,6 +65,13 @@ RECURRENT, TO_RECURRENT = ("LSTM", "GRU", "RNN"), ("Split", "Concat", "Unsqueeze
 #: weights in 16 bits, which overflow (1.31). It changes nothing elsewhere. It fails where two products share their zero
 #: points, which the optimizer would let small ones.
 SETTINGS = {"session.x64quantprecision": "1", "optimization.disable_specified_optimizers": "ConstantSharing"}
+#: Gives the unpacked weights in the copy that onnxruntime writes of what it runs a file of their own.
+OPTIMIZED = {
+    "session.optimized_model_external_initializers_file_name": DATA,
+    "session.optimized_model_external_initializers_min_size_in_bytes": str(FEW_BYTES),
+}
+#: Entry that says where DATA lies, where FILE is given as bytes.
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 #: Said of a file that runs under the runtime's own settings alone.
 INEXACT = (
     "onnxruntime does not take this file with the settings that keep sums of 8-bit weights exact (a layer's weight is "
@@ -115,13 +127,16 @@ def lacks_for(layer: Any, scheme: Scheme) -> str | None:
 
 
 def write(simulated: Graph, folder: Path) -> None:
-    """Write model.onnx."""
+    """Write model.onnx, and model.onnx.data where the weights take more than MOST_INSIDE."""
     _runtime()
     import onnx_ir as ir
 
     from mixbit.targets._onnx import converted
 
-    ir.save(converted(simulated), folder / FILE)
+    model = converted(simulated)
+    num_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values())
+    beside = DATA if num_bytes > MOST_INSIDE else None
+    ir.save(model, folder / FILE, external_data=beside, size_threshold_bytes=FEW_BYTES)
 
 
 def load(
@@ -131,16 +146,16 @@ def load(
     del batch_size
     ort = _runtime()
     path, errors = folder / FILE, _errors(ort)
-    proto = read_file(path)
+    proto = _read(folder)
     with scratch_folder() as scratch:
         optimized = scratch / FILE
         with mismatch(f"{path}: onnxruntime cannot load it", *errors, line=0):
             said: dict[str, Any] = {"optimized_model_filepath": str(optimized)}
             if (threads := runtime_threads()) is not None:
                 said["intra_op_num_threads"] = threads
-            session, settings = _opened(ort, path, said, default_settings=default_settings)
+            session, settings = _opened(ort, path, said, OPTIMIZED, default_settings=default_settings)
         layers = list(stored(folder))
-        executed = _executed(proto, read_file(optimized), layers)
+        executed = _executed(proto, read_file(optimized, DATA), layers)
     names = [port.name for port in session.get_inputs()]
 
     def run(inputs: list[NDArray[Any]]) -> list[NDArray[Any]]:
@@ -149,7 +164,7 @@ def load(
         with mismatch(f"{path}: onnxruntime cannot run it", *errors, line=0):
             return session.run(None, dict(zip(names, inputs, strict=True)))
 
-    profile = partial(_profile, ort, proto, layers)
+    profile = partial(_profile, ort, path, proto, layers)
     environment = {"runtime": f"onnxruntime {ort.__version__}", **settings}
     returned = [port.name for port in session.get_outputs()]
     note = "" if settings or default_settings else INEXACT
@@ -191,23 +206,29 @@ def usage(ports: Ports, environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def _opened(
-    ort: Any, source: Any, options: Mapping[str, Any], *, default_settings: bool = False
+    ort: Any,
+    source: Any,
+    options: Mapping[str, Any],
+    entries: Mapping[str, str] | None = None,
+    *,
+    default_settings: bool = False,
 ) -> tuple[Any, dict[str, str]]:
     """A session on the CPU and its settings: SETTINGS, or the runtime's own; these too where the former fail.
 
-    They fail where two products share a weight of 8 bits, which would be converted twice. Raises what the runtime does.
+    SETTINGS fail where two products share a weight of 8 bits, which would be converted twice. Raises what the runtime
+    does. `options` are attributes of SessionOptions, `entries` its entries beside the settings.
     """
     given, settings = ort.SessionOptions(), {} if default_settings else SETTINGS
     for name, value in ({"log_severity_level": 4} | dict(options)).items():
         setattr(given, name, value)
-    for name, value in settings.items():
+    for name, value in (settings | dict(entries or {})).items():
         given.add_session_config_entry(name, value)
     try:
         return ort.InferenceSession(source, given, providers=["CPUExecutionProvider"]), settings
     except _errors(ort):
         if default_settings:
             raise
-        return _opened(ort, source, options, default_settings=True)
+        return _opened(ort, source, options, entries, default_settings=True)
 
 
 @cache
@@ -229,11 +250,13 @@ def overflows() -> bool:
     return bool(sums[0, 0] != 255 * 127 * count)
 
 
-def _profile(ort: Any, proto: Any, layers: list[str], inputs: list[NDArray[Any]]) -> list[tuple[str, float]]:
+def _profile(
+    ort: Any, path: Path, proto: Any, layers: list[str], inputs: list[NDArray[Any]]
+) -> list[tuple[str, float]]:
     owners = _owners(proto, frozenset(layers))
     with scratch_folder() as scratch:
         options = {"enable_profiling": True, "profile_file_prefix": str(scratch / "profile")}
-        session, _ = _opened(ort, proto.SerializeToString(), options)
+        session, _ = _opened(ort, path, options)
         ports = [port.name for port in session.get_inputs()]
         for _ in range(PROFILED):
             session.run(None, dict(zip(ports, inputs, strict=True)))
@@ -248,7 +271,7 @@ def _profile(ort: Any, proto: Any, layers: list[str], inputs: list[NDArray[Any]]
 
 def load_tensors(folder: Path, names: list[tuple[str, bool]]) -> Callable[[list[NDArray[Any]]], dict[str, Any]]:
     """Open a session that returns tensors inside: behind their quantizer, or behind the operator of a layer."""
-    ort, proto = _runtime(), read_file(folder / FILE)
+    ort, proto = _runtime(), _read(folder)
     import onnx
 
     readers: dict[str, list[Any]] = {}
@@ -269,7 +292,7 @@ def load_tensors(folder: Path, names: list[tuple[str, bool]]) -> Callable[[list[
     outputs = {port.name for port in proto.graph.output}
     proto.graph.output.extend(onnx.ValueInfoProto(name=value) for value in {*tensors.values()} - outputs)
     with mismatch(f"{folder / FILE}: onnxruntime cannot load it with more outputs", *_errors(ort), line=0):
-        session, _ = _opened(ort, proto.SerializeToString(), {})
+        session, _ = _opened(ort, proto.SerializeToString(), {}, {WEIGHTS_FOLDER: str(folder.absolute())})
     ports = [port.name for port in session.get_inputs()]
 
     def run(inputs: list[NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -285,12 +308,16 @@ def stored(folder: Path) -> dict[str, StoredWeight]:
     import onnx
 
     parts = []
-    for tensor in read_file(folder / FILE).graph.initializer:
+    for tensor in _read(folder).graph.initializer:
         layer, separator, part = tensor.name.rpartition(SEPARATOR)
         if separator:
             kind = onnx.TensorProto.DataType.Name(tensor.data_type).lower()
-            parts.append((layer, len(tensor.raw_data), f"{kind} {part.rstrip('0123456789')}"))
+            parts.append((layer, bytes_of(tensor), f"{kind} {part.rstrip('0123456789')}"))
     return stored_rows(parts)
+
+
+def _read(folder: Path) -> Any:
+    return read_file(folder / FILE, DATA)
 
 
 def _errors(ort: Any) -> tuple[type[Exception], ...]:
@@ -361,6 +388,7 @@ def _recurrence(node: Any, readers: Mapping[str, list[Any]]) -> Any:
 TARGET = Target(
     name="onnxruntime",
     files=(FILE,),
+    more_files=(DATA,),
     weight_bits=(2, 3, 4, 5, 6, 7, 8),
     input_bits=(8,),
     dynamic_choices=("w4a8d", "w6a8d", "w8a8d"),
@@ -378,7 +406,7 @@ TARGET = Target(
     load=load,
     stored=stored,
     program=PROGRAM,
-    check_files=lambda folder: read_file(folder / FILE),
+    check_files=_read,
     load_tensors=load_tensors,
     exact=lambda _: " and ".join(f'add_session_config_entry("{name}", "{value}")' for name, value in SETTINGS.items()),
     overflows=overflows,

@@ -187,6 +187,7 @@ def usage(ports: Ports, _: Mapping[str, str]) -> dict[str, str]:
 TARGET = Target(
     name="qonnx",
     files=(FILE,),
+    most_bytes=2**31,
     weight_bits=(2, 3, 4, 5, 6, 7, 8),
     input_bits=(2, 3, 4, 5, 6, 7, 8),
     default_choices=("w2a4", "w3a4", "w4a4", "w4a6", "w6a6", "w4a8", "w8a8"),

@@ -1,6 +1,7 @@
 """Size of artefacts: what each choice adds to the bytes of all files, what describes the graph included."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ _BYTES = ("file_bytes", "flash_bytes")
 
 def file_bytes(target: Target, folder: Path) -> int:
     """Bytes of all the files that the runtime loads."""
-    return sum((folder / name).stat().st_size for name in target.files)
+    return sum((folder / name).stat().st_size for name in target.files_of(os.listdir(folder)))
 
 
 def sized(table: Sensitivity, simulate: Callable[[Plan], Graph]) -> Sensitivity:

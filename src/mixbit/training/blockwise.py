@@ -171,7 +171,7 @@ def needed_later(parts: list[Stretch]) -> list[set[str]]:
 
 
 #: Put before a node's name in the cache: the network of its tensor.
-_FLOAT, _LEARNING = "float: ", "learning: "
+FLOAT, LEARNING = "float: ", "learning: "
 
 
 #: Node -> the part of its float tensor that the learning network also has: (dimension, indices of it).
@@ -212,18 +212,18 @@ class Passes:
 
     def inputs(self, part: Stretch, batch: int, rows: Tensor | None = None) -> dict[str, Tensor]:
         """What a stretch of the learning network reads."""
-        return {name: _some(self._get(_LEARNING, batch, name), rows) for name in part.inputs}
+        return {name: _some(self._get(LEARNING, batch, name), rows) for name in part.inputs}
 
     def float_inputs(self, part: Stretch, batch: int, rows: Tensor | None = None) -> dict[str, Tensor]:
         """What the same stretch of the float network reads, for the tensors that it has too."""
-        names = (name for name in part.inputs if (batch, _FLOAT + name) in self.cache.values)
-        return {name: self._of_float(name, self.cache.get(batch, _FLOAT + name), rows) for name in names}
+        names = (name for name in part.inputs if (batch, FLOAT + name) in self.cache.values)
+        return {name: self._of_float(name, self.cache.get(batch, FLOAT + name), rows) for name in names}
 
     def error(self, outputs: Mapping[str, Tensor], batch: int, rows: Tensor | None = None) -> Tensor:
         """Mean square of the outputs' distance from the float network's, weighted by `weights`."""
         total = torch.zeros((), device=self.case.graph.device)
         for name, output in outputs.items():
-            wanted = self._of_float(name, self.cache.get(batch, _FLOAT + name), rows)
+            wanted = self._of_float(name, self.cache.get(batch, FLOAT + name), rows)
             weight = self.weights.get((batch, name))
             if weight is None:
                 total = total + functional.mse_loss(output, wanted)
@@ -242,8 +242,11 @@ class Passes:
         return all(sample_axis(part.graph.node(name)) == SampleAxis(0) for name in (*part.inputs, *outputs))
 
     def _get(self, which: str, batch: int, name: str) -> Tensor:
+        """What a network holds; of what the learning network does not, as where blocks learn apart, the float one's."""
         leaves = self.leaves[batch]
-        return leaves[name] if name in leaves else self.cache.get(batch, which + name)
+        if name in leaves:
+            return leaves[name]
+        return self.cache.get(batch, which + name if (batch, which + name) in self.cache.values else FLOAT + name)
 
     def _of_float(self, name: str, tensor: Tensor, rows: Tensor | None) -> Tensor:
         """The rows of a tensor of the float network, the part that the learning network has."""
@@ -383,23 +386,23 @@ def learn_blocks(
     bar, passes = track(range(len(blocks) * schedule.iterations), label), Passes(case, schedule.cache_gib, slices or {})
     with closing(bar), closing(passes.cache):
         for number, (block, in_float, part) in enumerate(zip(blocks, *both, strict=True)):
-            passes.advance(_FLOAT, in_float, later[number] | set(block.outputs))
+            passes.advance(FLOAT, in_float, later[number] | set(block.outputs))
             if schedule.fisher:
                 passes.weights = squared_gradients(case, block.outputs)
             learner, steps = learner_of(learning, block, part), _steps(bar, schedule.iterations)
             fixed, learner.part = part.divided(learner.varies, block.outputs)
-            passes.advance(_LEARNING, fixed, later[number] | set(learner.part.inputs))
+            passes.advance(LEARNING, fixed, later[number] | set(learner.part.inputs))
             finished = store.get(f"{prefix}-{number}", question)
             if finished is not None:
                 learner.put(finished.tensors)
             else:
                 generator = torch.Generator().manual_seed(case.seed + number)
-                _learn(learner, block, passes, schedule, steps=steps, generator=generator)
+                learn_block(learner, block, passes, schedule, steps=steps, generator=generator)
                 store.put(f"{prefix}-{number}", question, learner.tensors())
             for _ in steps:  # none is left where the block has learned
                 pass
-            passes.advance(_LEARNING, learner.part, later[number])  # so later blocks read what the block has learned
-            passes.cache.keep_only({which + name for which in (_FLOAT, _LEARNING) for name in later[number]})
+            passes.advance(LEARNING, learner.part, later[number])  # so later blocks read what the block has learned
+            passes.cache.keep_only({which + name for which in (FLOAT, LEARNING) for name in later[number]})
     for parameter in trainable:
         parameter.requires_grad_(True)
     return learning
@@ -413,7 +416,7 @@ def _steps(bar: Iterator[int], iterations: int) -> Iterator[float]:
 
 
 @torch.enable_grad()
-def _learn(
+def learn_block(
     learner: Learner,
     block: Block,
     passes: Passes,

@@ -3,13 +3,14 @@
 import sys
 from contextlib import redirect_stdout
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mixbit.app.commands import options
-from mixbit.app.commands.quantize import print_deployed
+from mixbit.app.commands.quantize import load_given, print_deployed
 from mixbit.app.commands.steps import load_case
 from mixbit.core import InvalidInput, check_writable_folder, find_target, say
 
@@ -47,6 +48,9 @@ def apply(
     memory: options.Memory = None,
     scratch: options.Scratch = None,
     seed: options.Seed = 0,
+    processes: options.Sharing = None,
+    engine: options.EngineName = "local",
+    ray_address: options.RayAddress = None,
     force: options.Force = False,
     as_json: options.AsJson = False,
     *,
@@ -62,6 +66,8 @@ def apply(
     from mixbit.core import absolute, load_function
     from mixbit.pipeline.auto import auto_quantize
     from mixbit.pipeline.settings import Settings, check_given
+    from mixbit.quantization.shared import Shared
+    from mixbit.roundings import check_shared_out
     from mixbit.training.loop import Training
 
     if flavour != "qat":
@@ -85,7 +91,11 @@ def apply(
     )
     settings.check()
     check_given(given, target, settings)
-    reading = read(seed=seed)
+    reading, shared_by = read(seed=seed), options.sharing_of(engine, processes, ray_address)
+    if room is not None and shared_by is not None:
+        raise InvalidInput("--memory: one process reads the weights; leave --processes and --engine out")
+    if shared_by is not None:
+        check_shared_out(settings.rounding)
     if room is not None:
         others = {
             "eval": evaluate,
@@ -101,6 +111,9 @@ def apply(
         if as_json:
             options.print_json({"folder": str(out)})
         return
+    words, place = (task, loss, output_weight), str(options.device_of(device))
+    setup = partial(load_given, model, (data, evaluate), words, place, reading)
+    shared = None if shared_by is None else Shared(setup, shared_by)
     network = options.model_on(model, device)
     meant = options.task_of(task, loss, output_weight, network)
     batches, noted = options.data_of({"data": data, "eval": evaluate, "train": train}, network, reading, meant)
@@ -114,6 +127,7 @@ def apply(
             out=out,
             eval_batches=batches["eval"],
             settings=settings,
+            shared=shared,
             force=force,
         )
     print_deployed(deployed, as_json=as_json)

@@ -1,9 +1,10 @@
 """Work shared out: the same jobs in this process, in others of this machine, or on a Ray cluster, to the same bits."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
+from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -34,8 +35,11 @@ def run_jobs(
         MixbitError: processes end before their answers again and again, or those of a cluster cannot be reached.
         InvalidInput: Ray is not installed, nothing answers at the address, or a node has other versions.
     """
-    if isinstance(jobs, Sized) and not jobs:
+    asked = iter(jobs)
+    first = next(asked, None)
+    if first is None:  # nothing is begun for nothing
         return
+    jobs = chain((first,), asked)
     if engine.name == "ray":
         yield from on_ray(partial(_in_one_thread, start), jobs, engine)
     elif engine.is_this_process:

@@ -5,7 +5,7 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
@@ -37,7 +37,6 @@ def in_processes(
     where that happens MOST_LOSSES times in a row, and whatever an answer raises.
     """
     left, more, losses = dict[int, Job](), enumerate(jobs), 0
-    processes = min(processes, len(jobs)) if isinstance(jobs, Sized) else processes
     with scratch_folder() as folder:
         # a large start in a pipe would block this process if the other one fails to begin
         file = folder / "start"

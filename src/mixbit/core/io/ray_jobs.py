@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -42,8 +42,7 @@ def on_ray(
     """
     ray = _ray()
     with _connected(ray, engine):
-        count = min(engine.processes, len(jobs)) if isinstance(jobs, Sized) else engine.processes
-        crew = _Crew(ray, start, jobs, count)
+        crew = _Crew(ray, start, jobs, engine.processes)
         try:
             yield from crew.answers()
         finally:
