@@ -86,7 +86,7 @@ def test_two_processes_choose_what_plain_trials_choose_and_end_what_hangs():
     with closing(tried.others):
         found = cheapest_plan(tried.table, tried.scoring(agreeing), drop)
         assert found == cheapest_plan(tried.table, plain, drop)
-        assert tried.journal.scores.items() > plain.journal.scores.items(), "some were tried ahead"
+        assert tried.journal.scores.items() >= plain.journal.scores.items(), "some are tried ahead"
         with pytest.raises(MixbitError) as error:
             tried.scoring(agreeing).simulated(found[0])
     assert str(error.value) == f"the evaluation of {found[0].made_by} took more than 3.0 s (--eval-timeout)"

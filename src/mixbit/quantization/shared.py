@@ -99,7 +99,7 @@ def check_same(found: dict[str, str], known: dict[str, str]) -> None:
             raise InvalidInput(
                 f"setup: returns other {name} than at the caller (digest {found[name][:8]}, there {value[:8]}); seed "
                 "what it draws, load weights from a file instead of training them, give every node the same files, or "
-                "work in one process"
+                "take --processes 1 (engine=Engine())"
             )
 
 
