@@ -92,7 +92,8 @@ def answered(
     Each is stored in the folder as it comes, and mixbit's other metrics that are finished there are taken too. The same
     processes do all: those that would wait for the last metric evaluate plans meanwhile.
     """
-    metrics = named | {name: name for name in folder.metrics() if name.partition(":")[0] in METRICS}
+    finished = {name: name for name in folder.metrics() if name.partition(":")[0] in METRICS}
+    metrics: dict[str, str | Metric] = {**named, **finished}
     codes = {name: metric_digest(metric) for name, metric in metrics.items()}
     for name, code in codes.items():
         if (prediction := folder.prediction(name, code, found.frame)) is not None:
@@ -112,16 +113,16 @@ def answered(
     most = len(missing) + len(plans) + len(named) * len(found.budgets)
     with closing(workers.answers(partial(_answer, frame=found.frame, seed=seed), jobs())) as answers:
         for job, answer in track(answers, "run metrics and plans", total=most):
-            if isinstance(job, MetricJob):
+            if isinstance(answer, Truth):
+                for name in (name for name, plan in found.plans.items() if plan.layers == answer.layers):
+                    folder.save("plans", name, answer)
+                    found.truths[name] = answer
+            elif isinstance(job, MetricJob):
                 if isinstance(answer, Prediction):
                     known = {"peak_mb": None} if workers.engine.is_this_process else {}
                     answer = answer.model_copy(update=known)  # noqa: PLW2901
                     folder.save("metrics", job.name, answer)
                 found.predictions[job.name] = answer
-            else:
-                for name in (name for name, plan in found.plans.items() if plan.layers == job.layers):
-                    folder.save("plans", name, answer)
-                    found.truths[name] = answer
 
 
 def _to_evaluate(found: Found, folder: StudyFolder) -> list[Plan]:

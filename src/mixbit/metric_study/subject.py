@@ -1,7 +1,7 @@
 """The network that a study is about, what plans truly cost on its evaluation data, and who answers jobs about it."""
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -124,9 +124,9 @@ class Workers:
     engine: Engine
 
     def answers(
-        self, answer: Callable[[Subject, Job], Answer], jobs: Sequence[Job]
+        self, answer: Callable[[Subject, Job], Answer], jobs: Iterable[Job | None]
     ) -> Generator[tuple[Job, Answer], None, None]:
-        """Yield each job with its answer."""
+        """Yield each job with its answer, as `run_jobs` does."""
         if self.engine.is_this_process:
             start = partial(partial, answer, self.subject)
         else:
