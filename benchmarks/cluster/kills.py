@@ -30,8 +30,8 @@ PLANS = 120
 TRIES = 5
 #: What every process of the cluster has in its environment.
 MARK = "MIXBIT_CLUSTER_BENCHMARK"
-#: Nothing is sent; nobody else reaches the namespaces.
-RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
+#: Nothing is sent; nobody else reaches the namespaces; workers do not wait for whatever else runs here.
+RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
 
 
 def sh(*words: str, environment: dict[str, str] | None = None, tries: int = 1) -> None:
