@@ -41,7 +41,9 @@ def fitted(task, returned):
 def problems(monkeypatch, tmp_path):
     """The problems of two evaluations, of a file without weights."""
     (tmp_path / "file").write_bytes(b"")
-    target = SimpleNamespace(files=("file",), stored=lambda _: {}, exact=lambda _: "", bytes_tolerance=(0.01, 0))
+    target = SimpleNamespace(
+        files_of=lambda _: ["file"], stored=lambda _: {}, exact=lambda _: "", bytes_tolerance=(0.01, 0)
+    )
     monkeypatch.setattr(verify, "find_target", lambda _: target)
 
     def problems(task, wanted, given):

@@ -142,7 +142,9 @@ def test_pick_names_what_is_known(name):
 def test_methods_of_the_package_have_options_that_can_be_written():
     assert METRICS.find("hawq:vectors=5,rule=nncf")[1].keywords == {"vectors": 5, "rule": "nncf"}
     assert SEARCHES.find("mixquant:multiplier=4")[1].keywords == {"multiplier": 4.0}
-    with pytest.raises(InvalidInput, match="its options are episodes, warmup, warm_start, seed, as in autoq:episodes="):
+    with pytest.raises(
+        InvalidInput, match="its options are episodes, warmup, warm_start, parallel, seed, as in autoq:episodes="
+    ):
         SEARCHES.find("autoq:nonsense=1")
 
 

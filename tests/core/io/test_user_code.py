@@ -1,6 +1,7 @@
 """The user's functions for other processes: by file and name, however often their file was imported."""
 
 import functools
+import os
 import pickle
 import subprocess
 import sys
@@ -55,3 +56,12 @@ def test_what_has_no_name_is_refused_as_ever(file):
     file.write_text("def made():\n    return lambda x: x\nlocal = made()\n")
     with pytest.raises((pickle.PicklingError, AttributeError)):
         pickled(load_function(f"{file}:local", "F"))
+
+
+def test_a_file_that_changed_within_the_same_second_is_read_again(file, monkeypatch):
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for factor in (2, 3):
+        file.write_text(FILE.replace("2 * x", f"{factor} * x"))
+        os.utime(file, (1e9, 1e9))
+        assert load_function(f"{file}:double", "F")(5) == 5 * factor
+    assert [path.name for path in file.parent.iterdir()] == [file.name]

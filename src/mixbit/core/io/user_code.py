@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +138,18 @@ def _module(place: str, spec: str, what: str) -> Any:
 
 def _import_file(path: Path) -> Any:
     name = f"{_PREFIX}{path.stem}"
-    spec: Any = importlib.util.spec_from_file_location(name, path)  # there is one, and a loader: the name ends with .py
+    spec: Any = importlib.util.spec_from_file_location(name, path, loader=_Uncached(name, str(path)))
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+class _Uncached(SourceFileLoader):
+    """Reads the file itself, and leaves none beside it: Python's cache tells files apart by whole seconds and bytes."""
+
+    def path_stats(self, path: str) -> Mapping[str, Any]:
+        """Nothing that a cache could go by."""
+        raise OSError(f"{path}: no cache")
 
 
 def pickled(value: Any) -> bytes:
