@@ -93,15 +93,18 @@ def run(options: argparse.Namespace, folder: Path, out: Path, *, in_memory: bool
     room = {} if in_memory else {"weights": folder, "memory": options.memory, "scratch": out.parent}
     graph = timed("capture", lambda: mb.capture(network.module, batches[0], **room))
     calibration = timed("calibrate", lambda: calibrate(graph, batches, target="packed"))
-    table = timed(
-        "measure",
-        lambda: mb.measure(graph, calibration, target="packed", task="language", metric="fisher", choices=CHOICES),
-    )
+    if options.table is None:
+        table = timed(
+            "measure",
+            lambda: mb.measure(graph, calibration, target="packed", task="language", metric="fisher", choices=CHOICES),
+        )
+    else:
+        table = options.table
+    table.save(out / "sensitivity.json")
     plan = timed("search", lambda: mb.search(table, mb.Budget(mean_bits=options.mean_bits)))
     for rounding in options.roundings:
         small = timed(rounding, lambda name=rounding: mb.quantize(graph, plan, calibration, rounding=name))
         timed("export", lambda name=rounding, small=small: mb.export(small, out / name))
-    table.save(out / "sensitivity.json")
     if not in_memory:
         held, most = resident_bytes(peak=True) or 0, 1.1 * num_bytes(options.memory, "memory")
         print(f"peak {held / 1e9:.3f} GB, allowed {most / 1e9:.2f} GB: {'ok' if held <= most else 'TOO MUCH'}")
@@ -129,6 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batches", type=int, default=2)
     parser.add_argument("--mean-bits", type=float, default=6.0)
     parser.add_argument("--roundings", nargs="+", default=["nearest", "gptq"])
+    parser.add_argument("--table", type=mb.Sensitivity.load, help="sensitivity.json of an earlier run")
     parser.add_argument("--compare", action="store_true")
     options = parser.parse_args(arguments)
     folder = options.scratch / f"llama-{options.parameters:.0e}"
