@@ -1,6 +1,6 @@
 """A language model whose weights do not fit into memory: measured, searched, rounded by GPTQ, and written.
 
-    python -m benchmarks.larger_than_memory --parameters 200e6 --memory 1.6GB --compare
+    python -m benchmarks.larger_than_memory --parameters 200e6 --memory 2GB --compare
     python -m benchmarks.larger_than_memory --parameters 3e9 --memory 4GB
 
 Makes a random network like Llama in files of bfloat16 (in the folder --scratch, where they stay for the next run), and

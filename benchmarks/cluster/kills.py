@@ -187,8 +187,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             time.sleep(5)
             workers = victims()["worker"]
         finally:
-            nodes = [number for number, line in processes().items() if "/raylet" in line or "gcs_server" in line]
-            for number in nodes:
+            for number in processes():  # as `ray stop` does: log monitors, say, outlive the raylet that was killed
                 with suppress(ProcessLookupError):
                     os.kill(number, signal.SIGTERM)
             time.sleep(20)
