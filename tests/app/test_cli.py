@@ -519,6 +519,16 @@ def test_wrong_budgets_searches_and_scores(code, run, tmp_path, words, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", ["quantize", "measure", "study"])
+def test_a_cluster_that_does_not_answer_is_told_before_the_model_is_loaded(code, run, tmp_path, command):
+    pytest.importorskip("ray")
+    words = [command, f"{code}:no_such_model", "--data", f"{code}:data", "--out", tmp_path / "out"]
+    words += {"quantize": ["--max-drop", "1%"], "study": ["--eval", f"{code}:data"]}.get(command, [])
+    status, _, err = run(*words, "--target", "packed", "--engine", "ray", "--ray-address", "127.0.0.1:1")
+    assert status == 2, err
+    assert "--ray-address 127.0.0.1:1: no Ray cluster answers there" in err
+
+
 def nncf_file(tmp_path, **precision):
     path = tmp_path / "nncf.json"
     path.write_text(json.dumps({"compression": {"algorithm": "quantization", "initializer": {"precision": precision}}}))

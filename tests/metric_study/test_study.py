@@ -6,6 +6,7 @@ import json
 import math
 import re
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from mixbit.core.engine import Engine
 from mixbit.core.errors import InvalidInput
 from mixbit.core.task import Task
 from mixbit.graph.capture import capture
+from mixbit.graph.evaluate import returned_by
 from mixbit.metric_study.study import StudyFile, study
 from mixbit.metric_study.subject import Subject
 from mixbit.metrics.measure import measure
@@ -135,6 +137,20 @@ def test_truth_is_that_of_the_simulated_network():
     unlabelled = Subject.of(small_subject(labelled=False)).truth(plan)
     assert (unlabelled.judged_by, unlabelled.cost) == ("kl", unlabelled.kl)
     assert unlabelled.halves == pytest.approx((kl[::2].mean().item(), kl[1::2].mean().item()))
+
+
+def test_the_float_network_runs_once_for_its_losses_and_its_outputs(monkeypatch):
+    subject, ran = Subject.of(small_subject()), []
+    monkeypatch.setattr(
+        sys.modules["mixbit.graph.evaluate"],  # the function hides it
+        "returned_by",
+        lambda graph, inputs: (ran.append(graph), returned_by(graph, inputs))[1],
+    )
+    plans = [plan_of(subject.graph.layers, scheme, "packed") for scheme in ("w3a8", "w4a8")]
+    found = [subject.truth(plan) for plan in plans]
+    assert found[0].kl > found[1].kl > 0
+    assert sum(graph is subject.graph for graph in ran) == len(subject.evaluation)
+    assert len(ran) == 3 * len(subject.evaluation)
 
 
 def hinge(output, labels):

@@ -124,6 +124,7 @@ if TYPE_CHECKING:
     from mixbit.core.io.jobs import (
         Answer as Answer,
         Job as Job,
+        check_engine as check_engine,
         one_thread as one_thread,
         run_jobs as run_jobs,
         runtime_threads as runtime_threads,

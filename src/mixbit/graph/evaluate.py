@@ -43,10 +43,21 @@ class Reference:
     Attributes:
         task: What the outputs mean.
         of: Number and inputs of a batch -> name -> output in the form of its head [N, ..., C], on the CPU.
+        run: The same arguments -> what the network itself returns, for losses, and what `of` does; None without losses.
     """
 
     task: Task
     of: Callable[[int, Inputs], Outputs]
+    run: Callable[[int, Inputs], tuple[Any, Outputs]] | None = None
+
+    @classmethod
+    def running(cls, network: Graph | Callable[[Inputs], Any], task: Task) -> "Reference":
+        """Run each time it is asked for."""
+
+        def run(_: int, inputs: Inputs) -> tuple[Any, Outputs]:
+            return _run(network, inputs, task)
+
+        return cls(task, lambda *batch: run(*batch)[1], run)
 
     @classmethod
     def recorded(cls, network: Graph | Callable[[Inputs], Any], task: Task) -> "Reference":
@@ -54,21 +65,23 @@ class Reference:
         spill, numbers, is_full = Spill(), dict[int, int](), False
 
         def of(number: int, inputs: Inputs) -> Outputs:
+            return spill[numbers[number]] if number in numbers else run(number, inputs)[1]
+
+        def run(number: int, inputs: Inputs) -> tuple[Any, Outputs]:
             nonlocal is_full
-            if number in numbers:
-                return spill[numbers[number]]
-            outputs = _read(task, _returned(network, inputs))
+            returned, outputs = _run(network, inputs, task)
             num_bytes = sum(output.nbytes for output in outputs.values())
-            if not is_full and spill.size + num_bytes <= MOST_BYTES and spill.has_room(num_bytes):
+            fits = not is_full and spill.size + num_bytes <= MOST_BYTES and spill.has_room(num_bytes)
+            if fits and number not in numbers:
                 place = len(spill)
                 try:
                     spill.put(outputs)
                     numbers[number] = place
                 except InvalidInput:  # no room after all
                     is_full = True
-            return outputs
+            return returned, outputs
 
-        return cls(task, of)
+        return cls(task, of, run)
 
 
 class Difference:
@@ -161,7 +174,7 @@ def evaluate(
 
     Args:
         network: A graph; or a function that returns for the inputs of a batch what the user's model would; or what a
-            network that others are compared with returns on these batches, without losses.
+            network that others are compared with returns on these batches.
         batches: Inputs, and labels where there are any.
         task: What the outputs mean.
         label: Of the progress bar.
@@ -176,15 +189,14 @@ def evaluate(
     losses, divergences, sums, seen = [], [], dict[str, float](), 0
     heads, differences = dict[str, Head](), dict[str, Difference]()
     answers = np.zeros((2, 2), dtype=np.int64)
+    own = network if isinstance(network, Reference) else Reference.running(network, task)
     for number, (inputs, labels) in enumerate(track(batches, label)):
         try:
-            if isinstance(network, Reference):
-                output = network.of(number, inputs)
+            if with_loss and labels is not None and own.run is not None:
+                returned, output = own.run(number, inputs)
+                losses.append((float(task.loss(returned, labels)), inputs.batch_size))
             else:
-                returned = _returned(network, inputs)
-                output = _read(task, returned)
-                if labels is not None and with_loss:
-                    losses.append((float(task.loss(returned, labels)), inputs.batch_size))
+                output = own.of(number, inputs)
             if labels is not None and task.has_accuracy:
                 answers += _right_answers(task, output, labels, seen % 2)
             others = {each for each in (diverging_from, differing_from) if each is not None}
@@ -208,12 +220,10 @@ def evaluate(
     return Evaluation(task, heads, seen, answers, tuple(losses), kl, divergence_of, differences)
 
 
-def _returned(network: Graph | Callable[[Inputs], Any], inputs: Inputs) -> Any:
-    return returned_by(network, inputs) if isinstance(network, Graph) else network(inputs)
-
-
-def _read(task: Task, returned: Any) -> dict[str, Tensor]:
-    return {name: _on_cpu(value) for name, value in task.read(returned).items()}
+def _run(network: Graph | Callable[[Inputs], Any], inputs: Inputs, task: Task) -> tuple[Any, Outputs]:
+    """What it returns, and its outputs in the form of their heads, on the CPU."""
+    returned = returned_by(network, inputs) if isinstance(network, Graph) else network(inputs)
+    return returned, {name: _on_cpu(value) for name, value in task.read(returned).items()}
 
 
 def _right_answers(task: Task, output: Outputs, labels: Any, odd: int) -> NDArray[np.int64]:

@@ -17,6 +17,7 @@ from mixbit.core import (
     Engine,
     InvalidInput,
     Sensitivity,
+    check_engine,
     check_writable_folder,
     checked,
     environment,
@@ -150,6 +151,7 @@ def study(  # noqa: PLR0913
     check_folder(out)
     check_writable_folder(out, force=force or (out / SETTINGS).exists())
     _check_travels(engine, setup, named)
+    check_engine(engine)
     if near_budget is not None and (near_budget.max_drop is not None or {*MEASURED} & near_budget.limits.keys()):
         raise InvalidInput(f"near budget {near_budget}: a study does not measure that of plans; limit mean_bits, say")
     with reserved(out):

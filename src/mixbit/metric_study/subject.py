@@ -71,7 +71,7 @@ class Subject:
 
     @cached_property
     def in_float(self) -> Reference:
-        """What the float graph returns on the evaluation data."""
+        """What the float graph returns on the evaluation data, kept by the first pass, which `reference` makes."""
         return Reference.recorded(self.graph, self.task)
 
     @cached_property
@@ -84,7 +84,7 @@ class Subject:
 
     def _evaluate_float(self, *, with_loss: bool) -> Evaluation:
         try:
-            return evaluate(self.graph, self.evaluation, self.task, "evaluate float", with_loss=with_loss)
+            return evaluate(self.in_float, self.evaluation, self.task, "evaluate float", with_loss=with_loss)
         except InvalidInput as error:
             if with_loss and not self.task.has_accuracy and self.task.own_loss is None:
                 return self._evaluate_float(with_loss=False)

@@ -23,6 +23,7 @@ from mixbit.core import (
     Scheme,
     Sensitivity,
     Store,
+    check_engine,
     checked,
     digest,
     reserved,
@@ -111,6 +112,8 @@ def auto_quantize(  # noqa: PLR0913
         InfeasibleBudget: no plan keeps within the budget.
     """
     run = Run(target, goal_of(budget, plan), Path(out), settings or Settings(), force=force, shared=shared)
+    if shared is not None:
+        check_engine(shared.engine)
     with reserved(run.out), scratch_folder() as run.scratch:
         network = captured(run, model, batches, eval_batches)
         tried(run, network)

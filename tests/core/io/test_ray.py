@@ -9,7 +9,7 @@ import types
 
 import pytest
 
-from mixbit.core import Engine, InvalidInput, MixbitError
+from mixbit.core import Engine, InvalidInput, MixbitError, check_engine
 from mixbit.core.errors import InfeasibleBudget
 from mixbit.core.io import ray_jobs
 from mixbit.core.io.ray_jobs import on_ray
@@ -115,6 +115,17 @@ def test_an_address_where_nothing_answers_is_told_at_once(start, address, proble
     ray.shutdown()
     with pytest.raises(InvalidInput, match=f"--ray-address {address}: {problem}"):
         list(on_ray(start, [1], Engine("ray", 2, address)))
+    with pytest.raises(InvalidInput, match=f"--ray-address {address}: {problem}"):
+        check_engine(Engine("ray", 2, address))
+
+
+def test_auto_is_the_cluster_of_this_machine_or_none(cluster, monkeypatch):
+    ray.shutdown()
+    check_engine(Engine("ray", 2, "auto"))
+    ray_jobs._check_answers.cache_clear()
+    monkeypatch.setattr(ray_jobs.subprocess, "run", lambda *_, **__: types.SimpleNamespace(returncode=1))
+    with pytest.raises(InvalidInput, match="--ray-address auto: no Ray cluster answers there within 15 s"):
+        check_engine(Engine("ray", 2, "auto"))
 
 
 @pytest.mark.slow

@@ -91,9 +91,7 @@ def apply(
     )
     settings.check()
     check_given(given, target, settings)
-    reading, shared_by = read(seed=seed), options.sharing_of(engine, processes, ray_address)
-    if room is not None and shared_by is not None:
-        raise InvalidInput("--memory: one process reads the weights; leave --processes and --engine out")
+    reading, shared_by = read(seed=seed), options.sharing_of(engine, processes, ray_address, room)
     if shared_by is not None:
         check_shared_out(settings.rounding)
     if room is not None:

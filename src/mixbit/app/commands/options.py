@@ -414,17 +414,23 @@ def model_on(spec: str, device: str, *, on_meta: bool = False) -> "LoadedModel":
     return replace(model, module=model.module.to(place))
 
 
-def sharing_of(name: str, processes: int | None, address: str | None) -> Engine | None:
+def sharing_of(name: str, processes: int | None, address: str | None, room: "Room | None" = None) -> Engine | None:
     """Where work is shared out; None where nothing says that it is."""
     if processes is None and name == "local" and address is None:
         return None
+    if room is not None:
+        raise InvalidInput("--memory: one process reads the weights; leave --processes and --engine out")
     return engine_of(name, processes or cpu_count() or 1, address)
 
 
 def engine_of(name: str, processes: int, address: str | None) -> Engine:
-    """Where work is shared out."""
+    """Where work is shared out; what keeps it from working is said here, before minutes of work."""
+    from mixbit.core import check_engine  # needs torch
+
     pick("engine", name, ("local", "ray"))
-    return Engine(name, processes, address)  # type: ignore[arg-type] it is one of the two
+    engine = Engine(name, processes, address)  # type: ignore[arg-type] it is one of the two
+    check_engine(engine)
+    return engine
 
 
 def device_of(name: str) -> Any:

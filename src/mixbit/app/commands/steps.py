@@ -84,9 +84,7 @@ def measure(
         refuse({"latency": latency, "size": size}, "with --memory no file is run or written")
     free, _ = options.dynamic_of(dynamic), options.task_of(task, loss, output_weight)
     reading, place = read(seed=seed), str(options.device_of(device))
-    shared_by = options.sharing_of(engine, processes, ray_address)
-    if room is not None and shared_by is not None:
-        raise InvalidInput("--memory: one process reads the weights; leave --processes and --engine out")
+    shared_by = options.sharing_of(engine, processes, ray_address, room)
     options.say_unless_used(loss, metric)
     predictor, range_method = options.function_or_name(metric, "METRIC"), options.function_or_name(ranges, "RANGES")
     METRICS.find(predictor)

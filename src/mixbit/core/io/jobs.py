@@ -11,7 +11,7 @@ import torch
 
 from mixbit.core.engine import Engine
 from mixbit.core.io.processes import in_processes
-from mixbit.core.io.ray_jobs import on_ray
+from mixbit.core.io.ray_jobs import check_cluster, on_ray
 
 Job = TypeVar("Job")
 Answer = TypeVar("Answer")
@@ -53,6 +53,16 @@ def run_jobs(
             yield job, answered
     else:
         yield from in_processes(partial(_in_one_thread, start), jobs, engine.processes)
+
+
+def check_engine(engine: Engine) -> None:
+    """Say before the work what keeps an engine from doing it, which takes seconds.
+
+    Raises:
+        InvalidInput: Ray is not installed, or nothing answers at the address.
+    """
+    if engine.name == "ray":
+        check_cluster(engine)
 
 
 def _in_one_thread(start: Callable[[], Callable[[Job], Answer]]) -> Callable[[Job], Answer]:

@@ -12,6 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -49,6 +50,17 @@ def on_ray(
             crew.end()
 
 
+def check_cluster(engine: Engine) -> None:
+    """Raise InvalidInput where Ray is not installed, or nothing answers at the address."""
+    ray, address = _ray(), _address_of(engine)
+    if address is not None and not ray.is_initialized():
+        _check_answers(address)
+
+
+def _address_of(engine: Engine) -> str | None:
+    return engine.address or os.environ.get("RAY_ADDRESS")
+
+
 def _ray() -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent
     try:
@@ -63,7 +75,7 @@ def _connected(ray: Any, engine: Engine) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    address = engine.address or os.environ.get("RAY_ADDRESS")
+    address = _address_of(engine)
     # `local` starts one of its own, also where another runs on this machine
     options: dict[str, Any] = {"address": "local", "num_cpus": engine.processes, "include_dashboard": False}
     if address is not None:
@@ -87,27 +99,30 @@ def _connected(ray: Any, engine: Engine) -> Iterator[None]:
         ray.shutdown()
 
 
+@cache  # once for an address that answers: it takes seconds
 def _check_answers(address: str) -> None:
     """Raise InvalidInput where nothing answers at an address, for which Ray would wait for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if address == "auto":
-        return
-    if not host or not port.isdigit():
-        raise InvalidInput(f"--ray-address {address}: give auto, HOST:PORT, or ray://HOST:PORT")
     wrong = f"--ray-address {address}: no Ray cluster answers there within {SECONDS_TO_ANSWER} s"
-    try:
-        socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER / 3).close()
-    except (OSError, OverflowError) as error:
-        raise InvalidInput(f"{wrong} ({error}); look at `ray status` on the head node") from error
-    if address.startswith("ray://"):
-        return
-    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "health-check", "--address", address]
+    listens = "look at `ray status` on the head node"
+    if address != "auto":
+        host, _, port = address.removeprefix("ray://").rpartition(":")
+        if not host or not port.isdigit():
+            raise InvalidInput(f"--ray-address {address}: give auto, HOST:PORT, or ray://HOST:PORT")
+        try:
+            socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER / 3).close()
+        except (OSError, OverflowError) as error:
+            raise InvalidInput(f"{wrong} ({error}); {listens}") from error
+        if address.startswith("ray://"):
+            return
+        listens = "though something listens; the port of the head node is 6379 unless told"
+    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "health-check"]
+    command += [] if address == "auto" else ["--address", address]
     try:
         healthy = subprocess.run(command, check=False, capture_output=True, timeout=SECONDS_TO_ANSWER).returncode == 0
     except subprocess.TimeoutExpired:
         healthy = False
     if not healthy:
-        raise InvalidInput(f"{wrong}, though something listens; the port of the head node is 6379 unless told")
+        raise InvalidInput(f"{wrong}, {listens}")
 
 
 def _worker_class() -> type:
