@@ -8,7 +8,10 @@ from torch import Tensor
 from mixbit.quantization.affine import dequantize, quantize
 from mixbit.quantization.statistics import inverse_factor
 from mixbit.roundings import gptq
-from mixbit.roundings.gptq import compensated
+
+
+def compensated(weight, hessian, *given, mask=None, **options):
+    return gptq.compensated(weight, gptq.factored(hessian, **options), *given, mask=mask)
 
 
 def nearest(w: Tensor, scale: Tensor, zero_point: Tensor, limits: tuple[int, int]) -> Tensor:

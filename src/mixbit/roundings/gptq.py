@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -95,14 +95,27 @@ def gptq(
         else:
             _put(rounded, job, stored.tensors, spill)
     looked_up = _moments_of_lookups(inputs, missing)
-    for job, moments in _moments_in_order(inputs, rounded, jobs, missing):
-        others, by_activation = looked_up.get(job.layer.name), order == "activation"
-        tensors = _round(inputs, rounded, job, moments, others, damping=damping, by_activation=by_activation)
-        store.put(job.part, question, tensors)
-        _put(rounded, job, tensors, spill)
+    factor = partial(factored, damping=damping, by_activation=order == "activation")
+    for together in _moments_in_order(inputs, rounded, jobs, missing):
+        for job, tensors in _rounded(inputs, rounded, together, looked_up, factor):
+            store.put(job.part, question, tensors)
+            _put(rounded, job, tensors, spill)
     rounded.module.graph.eliminate_dead_code()
     rounded.module.recompile()
     return dataclasses.replace(rounded)
+
+
+@dataclass(frozen=True, eq=False)
+class Factored:
+    """How columns with these second moments make up for one another.
+
+    Attributes:
+        order: [G, columns] in which columns are rounded.
+        factor: [G, columns, columns] U of the columns in that order, see `compensated`.
+    """
+
+    order: Tensor
+    factor: Tensor
 
 
 @dataclass(frozen=True)
@@ -167,8 +180,8 @@ def _moments_of_lookups(inputs: RoundingInput, jobs: list[_Job]) -> dict[str, Te
 
 def _moments_in_order(
     inputs: RoundingInput, simulated: Graph, jobs: list[_Job], missing: list[_Job]
-) -> Iterator[tuple[_Job, dict[str, SampleMoments]]]:
-    """Every missing layer with the moments of what its operators read, once all layers before it are final."""
+) -> Iterator[list[tuple[_Job, dict[str, SampleMoments]]]]:
+    """Missing layers with the moments of what their operators read, those together whose layers before are final."""
     operators = {operation.node for job in jobs for operation in job.layer.operations}
     groups = {number: [operation.node for operation in job.layer.operations] for number, job in enumerate(missing)}
     reads = {operation.node: (job, operation) for job in missing for operation in job.operations}
@@ -189,8 +202,10 @@ def _moments_in_order(
                 moments[key].update(_in_parts(rows), samples * share)
 
     for numbers in in_order(simulated, operators, groups, inputs.batches, see, "round weights"):
-        for job in (missing[number] for number in numbers):
-            yield job, {read.node: moments[_rows(simulated, job, read)] for read in job.operations}
+        together = [missing[number] for number in numbers]
+        yield [
+            (job, {read.node: moments[_rows(simulated, job, read)] for read in job.operations}) for job in together
+        ]
         moments.clear()
         counted.clear()
 
@@ -201,31 +216,55 @@ def _rows(simulated: Graph, job: _Job, operation: Operation) -> _Rows:
     return argument(node, operation.data), cut
 
 
+def _rounded(
+    inputs: RoundingInput,
+    simulated: Graph,
+    together: Sequence[tuple[_Job, Mapping[str, SampleMoments]]],
+    looked_up: Mapping[str, Tensor],
+    factor: Callable[[Tensor], Factored],
+) -> Iterator[tuple[_Job, dict[str, Tensor]]]:
+    """Each layer with its new weight and biases, see `_round`; layers that read the same share its moments' factors."""
+    known: dict[tuple[Any, ...], tuple[Tensor, Factored]] = {}
+    for job, moments in together:
+        centred = [operation.node for operation in job.operations if inputs.bias_correction and operation.takes_bias]
+        table = looked_up.get(job.layer.name)
+        key = (*((id(each), name in centred) for name, each in moments.items()), None if table is None else id(table))
+        if key not in known:
+            hessian = _hessian(job.layer, moments, centred, table)
+            known[key] = hessian, factor(hessian)
+        yield job, _round(inputs, simulated, job, moments, centred, *known[key])
+
+
+def _hessian(layer: Layer, moments: Mapping[str, SampleMoments], centred: list[str], table: Tensor | None) -> Tensor:
+    """[G, columns, columns] of the rows that the layer multiplies, and of the table that it is for others."""
+    hessian = torch.stack([moments[name].hessian(layer.name, centred=name in centred) for name in moments]).sum(0)
+    if table is None:
+        return hessian
+    parts = (len(hessian), -1)
+    own = table.unflatten(1, parts).unflatten(0, parts).diagonal(dim1=0, dim2=2).movedim(2, 0)
+    return hessian + own * sum(each.moments.count for each in moments.values())
+
+
 def _round(
     inputs: RoundingInput,
     simulated: Graph,
     job: _Job,
     moments: Mapping[str, SampleMoments],
-    looked_up: Tensor | None,
-    **options: Any,
+    centred: list[str],
+    hessian: Tensor,
+    factors: Factored,
 ) -> dict[str, Tensor]:
     """The new weight, by its name, and corrected biases, by the nodes of their operators."""
     layer, quantizer = job.layer, job.quantizer
     weight = simulated.parameter(layer.name)
     rows = job.rows(weight)
-    centred = [operation.node for operation in job.operations if inputs.bias_correction and operation.takes_bias]
-    hessian = torch.stack([moments[name].hessian(layer.name, centred=name in centred) for name in moments]).sum(0)
-    if looked_up is not None:
-        parts = (len(hessian), -1)
-        own = looked_up.unflatten(1, parts).unflatten(0, parts).diagonal(dim1=0, dim2=2).movedim(2, 0)
-        hessian = hessian + own * sum(each.moments.count for each in moments.values())
     scale, zero_point = (
         job.rows(along(factor, layer.axis, weight.shape).expand_as(weight))
         for factor in (quantizer.scale, quantizer.zero_point)
     )
     mask = None if quantizer.mask is None else job.rows(quantizer.mask)
     limits = quantizer.format.integer_range
-    tried = compensated(rows, hessian, scale, zero_point, limits, mask=mask, **options)
+    tried = compensated(rows, factors, scale, zero_point, limits, mask=mask)
     best = least_error(rows, hessian, job.rows(quantizer(weight)), tried)
     groups = job.operations[0].groups
     whole = best.unflatten(0, (groups, -1)).movedim(1, 2).reshape(weight.movedim(layer.axis, 0).shape)
@@ -271,15 +310,23 @@ def _numbers_of_moments(job: _Job) -> int:
     return groups * columns**2 // _num_parts(groups, columns)
 
 
+def factored(hessian: Tensor, *, damping: float, by_activation: bool) -> Factored:
+    """Of H [G, columns, columns], damped as `inverse_factor` says; `by_activation`: columns by falling diagonal."""
+    diagonal = hessian.diagonal(dim1=1, dim2=2)
+    order = torch.arange(hessian.shape[2], device=hessian.device).expand_as(diagonal)
+    if by_activation:
+        order = diagonal.argsort(dim=1, descending=True, stable=True)
+        hessian = torch.stack([one[columns][:, columns] for one, columns in zip(hessian, order, strict=True)])
+    return Factored(order, inverse_factor(hessian, damping))
+
+
 def compensated(
     weight: Tensor,
-    hessian: Tensor,
+    factored: Factored,
     scale: Tensor,
     zero_point: Tensor,
     limits: tuple[int, int],
     *,
-    damping: float,
-    by_activation: bool,
     mask: Tensor | None = None,
 ) -> Tensor:
     """[G, rows, columns] whole multiples Q of the scales, for G problems: rows with small (q - w) H (q - w)'.
@@ -288,26 +335,18 @@ def compensated(
     U of the inverse of H, times its row of U is taken off the columns behind. H is damped first, see `inverse_factor`.
     A column whose diagonal is 0 is rounded to the nearest and makes up for nothing. Computed in float64.
 
-    W, scales, zero points and the mask, False for weights that are to be 0, are [G, rows, columns]; H = X'X is
-    [G, columns, columns]. `limits` are the smallest and largest integer; `by_activation`: columns by falling diagonal.
+    W, scales, zero points and the mask, False for weights that are to be 0, are [G, rows, columns]; `factored` is of
+    H = X'X [G, columns, columns]. `limits` are the smallest and largest integer.
 
     Source: E. Frantar et al., "GPTQ", algorithm 1; zeros as in E. Frantar and D. Alistarh, "SparseGPT",
     arXiv:2301.00774.
     """
-    diagonal = hessian.diagonal(dim1=1, dim2=2)
-    order = torch.arange(weight.shape[2], device=weight.device).expand_as(diagonal)
-    if by_activation:
-        order = diagonal.argsort(dim=1, descending=True, stable=True)
-    factor = inverse_factor(
-        hessian.gather(1, order.unsqueeze(2).expand_as(hessian)).gather(2, order.unsqueeze(1).expand_as(hessian)),
-        damping,
-    )
     rounded = torch.empty_like(weight)
     for rows in _few_rows(weight):
-        columns = order.unsqueeze(1).expand_as(weight[:, rows])
+        columns = factored.order.unsqueeze(1).expand_as(weight[:, rows])
         some, scales, zeros = (each[:, rows].gather(2, columns) for each in (weight, scale, zero_point))
         stays = None if mask is None else mask[:, rows].gather(2, columns)
-        made = _in_order(some.double(), factor, scales, zeros, stays, limits)
+        made = _in_order(some.double(), factored.factor, scales, zeros, stays, limits)
         rounded[:, rows] = torch.empty_like(weight[:, rows]).scatter_(2, columns, made.to(weight))
     return rounded
 
@@ -318,15 +357,16 @@ def _few_rows(weight: Tensor) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, weight.shape[1], size))
 
 
-def least_error(weight: Tensor, hessian: Tensor, *rounded: Tensor) -> Tensor:
-    """[G, rows, columns] of several roundings of W, for each row w the one with the least (q - w) H (q - w)'."""
-    result = torch.empty_like(rounded[0])
+def least_error(weight: Tensor, hessian: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """[G, rows, columns] of two roundings p and q of W, for each row w that with the least (q - w) H (q - w)'.
+
+    The errors differ by (q - p) H (q + p - 2 w)', for any symmetric H: one product, and nothing that cancels.
+    """
+    result = torch.empty_like(one)
     for rows in _few_rows(weight):
-        some = torch.stack([q[:, rows] for q in rounded])
-        changes = some.double() - weight[:, rows].double()
-        errors = ((changes @ hessian) * changes).sum(3)
-        best = errors.argmin(0).expand_as(some.movedim(3, 1)[0]).movedim(0, 2)
-        result[:, rows] = some.gather(0, best.unsqueeze(0)).squeeze(0)
+        p, q, w = (each[:, rows].double() for each in (one, other, weight))
+        more = (((q - p) @ hessian) * (q + p - 2 * w)).sum(2, keepdim=True)
+        result[:, rows] = torch.where(more < 0, other[:, rows], one[:, rows])
     return result
 
 
@@ -337,15 +377,18 @@ def _in_order(
     rounded = torch.empty_like(weight)
     for first in range(0, weight.shape[2], BLOCK):
         last = min(first + BLOCK, weight.shape[2])
-        errors = torch.empty_like(weight[:, :, first:last])
-        for column in range(first, last):
-            w, s, z = weight[:, :, column], scale[:, :, column].double(), zero_point[:, :, column].double()
+        # columns become rows: their numbers lie side by side
+        block, scales, zeros = (each[:, :, first:last].mT.double().contiguous() for each in (weight, scale, zero_point))
+        stays = None if mask is None else mask[:, :, first:last].mT.contiguous()
+        made, errors = torch.empty_like(block), torch.empty_like(block)
+        for place in range(last - first):
+            w, s, z, own = block[:, place], scales[:, place], zeros[:, place], factor[:, first + place, first:last]
             q = dequantize(quantize(w, s, z, None, *limits), s, z, None)
-            if mask is not None:
-                q = q * mask[:, :, column]
-            rounded[:, :, column] = q
-            error = (w - q) / factor[:, column, column, None]
-            weight[:, :, column + 1 : last] -= error.unsqueeze(2) * factor[:, None, column, column + 1 : last]
-            errors[:, :, column - first] = error
-        weight[:, :, last:] -= errors @ factor[:, first:last, last:]
+            if stays is not None:
+                q = q * stays[:, place]
+            made[:, place] = q
+            errors[:, place] = (w - q) / own[:, place, None]
+            block[:, place + 1 :] -= errors[:, place, None] * own[:, place + 1 :, None]
+        rounded[:, :, first:last] = made.mT
+        weight[:, :, last:] -= errors.mT.contiguous() @ factor[:, first:last, last:]
     return rounded
