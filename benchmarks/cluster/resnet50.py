@@ -64,17 +64,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     subject, calibrate = timed(
         f"calibrate on {given.calibration} images", lambda: Subject.of((graph, calibration, evaluation))
     )
-    _, in_float = timed(f"float network on {given.evaluation} images", lambda: subject.in_float and subject.reference)
+    _, in_float = timed(f"float network on {given.evaluation} images", lambda: subject.reference)
     frame = blank_table(graph, target="packed", choices=["w2", "w3", "w4", "w8"])
     plans = [frame.plan(choice, "drawn") for choice in draw_choices(frame, 3, None, 0)["random"]]
     first, _ = timed("first plan: scales of its weights, evaluation", lambda: subject.truth(plans[0]))
     _, again = timed("the same plan again: evaluation", lambda: subject.truth(plans[0]))
-    sent = dataclasses.replace(subject.calibration, batches=())
-    job, answer, known = (len(pickle.dumps(each)) for each in (plans[0], first, sent))
-    print(f"a job {job:,} bytes, its answer {answer:,}, once for each worker the calibration: {known:,} bytes")
+    sent = dataclasses.replace(subject.calibration, batches=()), subject.found()
+    job, answer, known, outputs = (len(pickle.dumps(each)) for each in (plans[0], first, *sent))
+    print(
+        f"a job {job:,} bytes, its answer {answer:,}; once for each worker the calibration: {known:,}, and what the "
+        f"float network returns: {outputs / given.evaluation * IMAGES:,.0f}"
+    )
 
     a_job = again / given.evaluation * IMAGES
-    start = BEGIN + capture + in_float / given.evaluation * IMAGES  # each worker runs the float network too
+    start = BEGIN + capture
     alone = capture + calibrate / given.calibration * 512 + in_float / given.evaluation * IMAGES
     print(f"{PLANS} plans of {IMAGES:,} images each, {a_job:,.0f} s a job in one thread:")
     for workers in WORKERS:

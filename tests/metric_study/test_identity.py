@@ -134,12 +134,3 @@ def test_the_loss_of_a_subject_counts_with_its_values():
     found = [Subject.of(small_subject(loss=loss)).digests["loss"] for loss in losses]
     assert found[1] == found[2]
     assert len(set(found)) == 4
-
-
-def test_a_setup_that_draws_anew_is_refused():
-    subject = Subject.of(small_subject())
-    assert Subject.of(small_subject(), subject.calibration, subject.digests).graph is not None
-    with pytest.raises(InvalidInput, match="setup: returns other weights each time") as error:
-        Subject.of(small_subject(seed=1), subject.calibration, subject.digests)
-    for way_out in ("seed what it draws", "load weights from a file", "--processes 1"):
-        assert way_out in str(error.value)

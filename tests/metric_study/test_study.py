@@ -146,11 +146,17 @@ def test_the_float_network_runs_once_for_its_losses_and_its_outputs(monkeypatch)
         "returned_by",
         lambda graph, inputs: (ran.append(graph), returned_by(graph, inputs))[1],
     )
-    plans = [plan_of(subject.graph.layers, scheme, "packed") for scheme in ("w3a8", "w4a8")]
+    plans = [plan_of(subject.case.graph.layers, scheme, "packed") for scheme in ("w3a8", "w4a8")]
     found = [subject.truth(plan) for plan in plans]
     assert found[0].kl > found[1].kl > 0
-    assert sum(graph is subject.graph for graph in ran) == len(subject.evaluation)
-    assert len(ran) == 3 * len(subject.evaluation)
+    assert sum(graph is subject.case.graph for graph in ran) == len(subject.case.evaluation)
+    assert len(ran) == 3 * len(subject.case.evaluation)
+    ran.clear()
+    other = Subject(subject.case, subject.calibration, subject.found())  # as in another process
+    assert [other.truth(plan) for plan in plans] == found
+    assert len(ran) == 2 * len(subject.case.evaluation)
+    monkeypatch.setattr("mixbit.metric_study.subject.MOST_SENT", 100)
+    assert subject.found() is None
 
 
 def hinge(output, labels):

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -22,10 +22,13 @@ from mixbit.core import (
     track,
     users_code,
 )
+from mixbit.graph import Case
 from mixbit.metric_study.folder import Prediction, StudyFolder, Truth
-from mixbit.metric_study.subject import Subject, Workers
+from mixbit.metric_study.subject import InFloat, Subject
 from mixbit.metrics import METRICS, Metric
 from mixbit.metrics.measure import measure
+from mixbit.quantization.calibrate import Calibration
+from mixbit.quantization.shared import Shared
 from mixbit.searches.search import search
 
 
@@ -81,11 +84,11 @@ class Found:
 
 
 def answered(
-    workers: Workers,
+    shared: Shared,
+    subject: Subject,
     folder: StudyFolder,
     named: Mapping[str, str | Metric],
     found: Found,
-    seed: int,
 ) -> None:
     """Run the metrics, evaluate the plans that were drawn and those that the metrics choose.
 
@@ -111,7 +114,9 @@ def answered(
         yield from _to_evaluate(found, folder)
 
     most = len(missing) + len(plans) + len(named) * len(found.budgets)
-    with closing(workers.answers(partial(_answer, frame=found.frame, seed=seed), jobs())) as answers:
+    known = subject if shared.engine.is_this_process else subject.found()
+    work = partial(_begin, known=known, frame=found.frame)
+    with closing(shared.answers(work, subject.case, subject.calibration, jobs())) as answers:
         for job, answer in track(answers, "run metrics and plans", total=most):
             if isinstance(answer, Truth):
                 for name in (name for name, plan in found.plans.items() if plan.layers == answer.layers):
@@ -119,8 +124,8 @@ def answered(
                     found.truths[name] = answer
             elif isinstance(job, MetricJob):
                 if isinstance(answer, Prediction):
-                    known = {"peak_mb": None} if workers.engine.is_this_process else {}
-                    answer = answer.model_copy(update=known)  # noqa: PLW2901
+                    unknown = {"peak_mb": None} if shared.engine.is_this_process else {}
+                    answer = answer.model_copy(update=unknown)  # noqa: PLW2901
                     folder.save("metrics", job.name, answer)
                 found.predictions[job.name] = answer
 
@@ -137,23 +142,30 @@ def _to_evaluate(found: Found, folder: StudyFolder) -> list[Plan]:
     return list(missing.values())
 
 
-def _answer(subject: Subject, job: MetricJob | Plan, *, frame: Sensitivity, seed: int) -> Prediction | str | Truth:
+def _begin(
+    case: Case, calibration: Calibration, *, known: Subject | InFloat | None, frame: Sensitivity
+) -> Callable[[MetricJob | Plan], Prediction | str | Truth]:
+    """What answers jobs about the subject, which another process makes of the same case, and of what it knows."""
+    return partial(_answer, known if isinstance(known, Subject) else Subject(case, calibration, known), frame=frame)
+
+
+def _answer(subject: Subject, job: MetricJob | Plan, *, frame: Sensitivity) -> Prediction | str | Truth:
     """What the metric predicts, or why it fails; or what the plan truly costs."""
-    return subject.truth(job) if isinstance(job, Plan) else _prediction(subject, job, frame, seed)
+    return subject.truth(job) if isinstance(job, Plan) else _prediction(subject, job, frame)
 
 
-def _prediction(subject: Subject, job: MetricJob, frame: Sensitivity, seed: int) -> Prediction | str:
+def _prediction(subject: Subject, job: MetricJob, frame: Sensitivity) -> Prediction | str:
     before, began = _resident_mb(), time.perf_counter()
     try:
         with users_code(f"{METRICS.find(job.metric)[0]} failed"):
             table = measure(
-                subject.graph,
+                subject.case.graph,
                 subject.calibration,
                 target=frame.target,
-                task=subject.task,
+                task=subject.case.task,
                 metric=job.metric,
                 choices=frame.choices,
-                seed=seed,
+                seed=subject.case.seed,
             )
     except MixbitError as error:
         return str(error)

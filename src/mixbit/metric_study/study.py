@@ -30,10 +30,10 @@ from mixbit.core import (
 from mixbit.metric_study.answers import Found, answered
 from mixbit.metric_study.folder import SETTINGS, StudyFolder, Truth, check_folder
 from mixbit.metric_study.plans import PlanSet, agreement_figures, draw_choices, draw_panels, reliability_figures
-from mixbit.metric_study.subject import Subject, Workers
+from mixbit.metric_study.subject import Subject
 from mixbit.metrics import METRICS, Metric
 from mixbit.metrics.measure import blank_table, choose_all_scales
-from mixbit.quantization.shared import check_travels
+from mixbit.quantization.shared import Shared, check_travels
 from mixbit.searches import Problem
 
 _log = logging.getLogger("mixbit")
@@ -157,18 +157,18 @@ def study(  # noqa: PLR0913
     with reserved(out):
         with users_code("setup fails"):
             parts = setup() if callable(setup) else setup
-        subject = Subject.of(parts)
+        subject = Subject.of(parts, seed)
         _ = subject.reference  # evaluation data that cannot be used is refused before any metric runs
-        workers = Workers(setup, subject, engine)
-        frame = blank_table(subject.graph, target=target, choices=choices)
-        choose_all_scales(subject.graph, subject.calibration, frame.schemes)  # once for all metrics
+        case, calibration = subject.case, subject.calibration
+        frame = blank_table(case.graph, target=target, choices=choices)
+        choose_all_scales(case.graph, calibration, frame.schemes)  # once for all metrics
         drawn = draw_choices(frame, num_plans, near_budget, seed)
         settings = {
             "model": frame.fingerprint,
             **subject.digests,
-            "num_calibration": sum(Batches.of(subject.calibration.batches).sizes),
-            "num_evaluation": sum(inputs.batch_size for inputs, _ in subject.evaluation),
-            "task": str(subject.task),
+            "num_calibration": sum(Batches.of(case.batches).sizes),
+            "num_evaluation": sum(inputs.batch_size for inputs, _ in case.evaluation),
+            "task": str(case.task),
             "target": target,
             "choices": list(frame.choices),
             "seed": seed,
@@ -180,7 +180,7 @@ def study(  # noqa: PLR0913
             f"{name}-{i}": frame.plan(choice, "drawn") for name, some in drawn.items() for i, choice in enumerate(some)
         }
         found = Found(frame, budgets, plans)
-        answered(workers, folder, named, found, seed)
+        answered(Shared(setup if callable(setup) else lambda: parts, engine), subject, folder, named, found)
         truths, tables = found.truths, found.tables
         regrets = _regrets(frame, budgets, found)
         sets = {name: PlanSet(some, [truths[f"{name}-{i}"] for i in range(len(some))]) for name, some in drawn.items()}

@@ -4,11 +4,12 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 
 from mixbit.core.errors import InfeasibleBudget
 
 
-def answering(started: str, padding: bytes = b"") -> Callable[[int], tuple[int, int]]:
+def answering(started: str) -> Callable[[int], tuple[int, int]]:
     """Leave a line in a file; then answer numbers with their squares, and misbehave for others."""
     with open(started, "a", encoding="utf-8") as file:
         file.write(f"{os.getpid()}\n")
@@ -23,6 +24,15 @@ def square(number: int) -> tuple[int, int]:
     if number == -3:
         time.sleep(600)
     return number**2, os.getpid()
+
+
+def lengthy(padding: bytes) -> Callable[[int], bytes]:
+    """Answer with so many bytes of the number."""
+    return partial(_repeated, len(padding))
+
+
+def _repeated(length: int, number: int) -> bytes:
+    return bytes([number]) * length
 
 
 def failing() -> Callable[[int], int]:

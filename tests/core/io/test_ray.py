@@ -13,7 +13,7 @@ from mixbit.core import Engine, InvalidInput, MixbitError, check_engine
 from mixbit.core.errors import InfeasibleBudget
 from mixbit.core.io import ray_jobs
 from mixbit.core.io.ray_jobs import on_ray
-from tests.core.io.jobs import answering, failing, once, slowly
+from tests.core.io.jobs import answering, failing, lengthy, once, slowly
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings(
@@ -148,3 +148,22 @@ def test_a_node_that_goes_takes_no_answer_along(cluster, engine, start):
     answers = dict(on_ray(functools.partial(slowly, 0.5), jobs, Engine("ray", 6, cluster.address)))
     timer.join()
     assert answers == {job: job**2 for job in jobs}
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_the_object_store_goes_to_the_disk():
+    """Ray's smallest store, 75 MB, with a start and answers of 90 MB each."""
+    from ray.cluster_utils import Cluster
+
+    ray.shutdown()
+    store = {"num_cpus": 2, "include_dashboard": False, "object_store_memory": 80 * 10**6}
+    small, length = Cluster(initialize_head=True, head_node_args=store), 90 * 10**6
+    try:
+        engine = Engine("ray", 2, small.address)
+        found = {}
+        for job, answer in on_ray(functools.partial(lengthy, bytes(length)), range(4), engine):
+            found[job] = len(answer), answer[0], answer[-1]
+        assert found == {job: (length, job, job) for job in range(4)}
+    finally:
+        ray.shutdown()
+        small.shutdown()
