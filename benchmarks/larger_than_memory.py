@@ -30,6 +30,8 @@ from mixbit.quantization.calibrate import calibrate
 
 VOCABULARY, HEAD = 32000, 64
 CHOICES = ["w4g32", "w8"]
+#: The file of the target `packed`.
+FILE = "model.safetensors"
 
 
 def sizes_of(parameters: float) -> tuple[int, int, int]:
@@ -92,11 +94,13 @@ def run(options: argparse.Namespace, folder: Path, out: Path, *, in_memory: bool
     network = load_model(str(folder), on_meta=not in_memory)
     room = {} if in_memory else {"weights": folder, "memory": options.memory, "scratch": out.parent}
     graph = timed("capture", lambda: mb.capture(network.module, batches[0], **room))
-    calibration = timed("calibrate", lambda: calibrate(graph, batches, target="packed"))
+    calibration = timed("calibrate", lambda: calibrate(graph, batches, target=options.target))
     if options.table is None:
         table = timed(
             "measure",
-            lambda: mb.measure(graph, calibration, target="packed", task="language", metric="fisher", choices=CHOICES),
+            lambda: mb.measure(
+                graph, calibration, target=options.target, task="language", metric=options.metric, choices=CHOICES
+            ),
         )
     else:
         table = options.table
@@ -116,9 +120,11 @@ def compare(first: Path, second: Path, roundings: Sequence[str]) -> None:
     apart = np.abs(a.loss - b.loss) / np.maximum(np.abs(a.loss), np.finfo(float).tiny)
     print(f"table: largest relative difference {apart.max():.1e}")
     for rounding in roundings:
-        for file in ("plan.json", "model.safetensors"):
-            digests = [hashlib.sha256((place / rounding / file).read_bytes()).digest() for place in (first, second)]
-            print(f"{rounding} {file}: {'equal' if digests[0] == digests[1] else 'DIFFERENT'}")
+        plans, weights = ([place / rounding / file for place in (first, second)] for file in ("plan.json", FILE))
+        for pair in (plans, weights):
+            digests = [hashlib.sha256(path.read_bytes()).digest() for path in pair if path.exists()]
+            if digests:  # files of other targets are equal in what they hold, in another order
+                print(f"{rounding} {pair[0].name}: {'equal' if digests[0] == digests[1] else 'DIFFERENT'}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -130,6 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--batches", type=int, default=2)
+    parser.add_argument("--target", default="packed", choices=["packed", "onnxruntime", "openvino"])
+    parser.add_argument("--metric", default="fisher", choices=["fisher", "weight_error"])
     parser.add_argument("--mean-bits", type=float, default=6.0)
     parser.add_argument("--roundings", nargs="+", default=["nearest", "gptq"])
     parser.add_argument("--table", type=mb.Sensitivity.load, help="sensitivity.json of an earlier run")

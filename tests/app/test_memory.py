@@ -87,8 +87,8 @@ MISTAKES = {
     "held whole": (["measure", "net.py:whole", *FILES[1:], "--out", "t.json"], "parameters_on_meta()"),
     "a form": (["measure", "net.onnx", *FILES[1:], "--out", "t.json"], "its weights cannot stay in files"),
     "a target": (
-        ["apply", "plan.json", *FILES[:3], "--target", "onnxruntime", "--memory", "2GB", "--out", "x"],
-        "packed",
+        ["apply", "litert.json", *FILES[:3], "--target", "litert", "--memory", "2GB", "--out", "x"],
+        "take packed, onnxruntime or openvino",
     ),
     "evaluation": (
         ["apply", "plan.json", *FILES, "--eval", "net.py:data", "--out", "x"],
@@ -102,6 +102,7 @@ MISTAKES = {
 def test_mistakes_are_named(case, run, folder, table):
     words, message = MISTAKES[case]
     (folder / "net.onnx").write_bytes(b"")
+    Plan.load(folder / "plan.json").model_copy(update={"target": "litert"}).save(folder / "litert.json")
     code, _, err = run(*words)
     assert code == 2, err
     assert message in err

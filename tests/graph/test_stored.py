@@ -3,13 +3,16 @@
 import weakref
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import mixbit as mb
+from mixbit.core import find_target
 from mixbit.core.errors import InvalidInput, UnsupportedModel
 from mixbit.core.io.spill import Spilled
 from mixbit.core.io.stored import Room, StoredTensor, num_bytes
@@ -17,6 +20,7 @@ from mixbit.graph import parameters_on_meta
 from mixbit.graph.room import check_room
 from mixbit.models.load import load_model
 from mixbit.quantization.calibrate import calibrate
+from tests.networks import plan_of
 
 transformers = pytest.importorskip("transformers")
 CHOICES = ["w4g16", "w8"]
@@ -104,6 +108,52 @@ def test_what_grows_with_the_network_is_in_files(runs):
     assert isinstance(runs.files.calibration.samples, Spilled)
     assert isinstance(runs.files.calibration.weight_factors, Spilled)
     assert all(parameter.is_meta for parameter in runs.files.graph.module.parameters())
+
+
+def in_onnx(path):
+    """Name -> numbers, of all that the file holds."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(path)
+    return {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
+
+
+def in_openvino(path):
+    """Name -> bytes, of what belongs to layers; sorted, of all other constants."""
+    openvino = pytest.importorskip("openvino")
+    constants = [each for each in openvino.Core().read_model(path).get_ops() if each.get_type_name() == "Constant"]
+    held = [(each.get_friendly_name(), each.data.reshape(-1).view(np.uint8)) for each in constants]
+    others = sorted(content.tobytes() for name, content in held if "/" not in name)
+    return {name: content for name, content in held if "/" in name} | {"": np.frombuffer(b"".join(others), np.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("target", "schemes"),
+    [
+        ("onnxruntime", ("w4g16", "w8")),
+        pytest.param("onnxruntime", ("w3", "float16"), marks=pytest.mark.slow),
+        pytest.param("onnxruntime", ("w8a8",), marks=pytest.mark.slow),
+        ("openvino", ("w4g16", "w8")),
+        pytest.param("openvino", ("w3", "float16"), marks=pytest.mark.slow),
+        ("openvino", ("w8a8",)),
+    ],
+)
+def test_runtimes_files_are_written_a_weight_at_a_time_and_hold_the_same(runs, tmp_path, monkeypatch, target, schemes):
+    layers, contents = runs.memory.graph.layers, {"onnxruntime": in_onnx, "openvino": in_openvino}[target]
+    plan = plan_of(layers, dict(zip((layer.name for layer in layers), cycle(schemes))), target)
+    held, outputs = {}, {}
+    monkeypatch.setattr(runs.alive, "most", 0)  # until here
+    monkeypatch.setattr("mixbit.targets._openvino.MOST_HELD", 256)
+    for name, each in (("memory", runs.memory), ("files", runs.files)):
+        small = mb.quantize(each.graph, plan, calibrate(each.graph, tokens(3, 2), target=target))
+        runs.alive.most = 0
+        held[name] = contents(mb.export(small, tmp_path / name))
+        runner = find_target(target).load(tmp_path / name, small)
+        outputs[name] = runner.run([tokens(1, 7)[0]["input_ids"].numpy()])
+    assert held["files"].keys() == held["memory"].keys()
+    assert all((held["files"][name] == array).all() for name, array in held["memory"].items())
+    assert all((ours == whole).all() for ours, whole in zip(outputs["files"], outputs["memory"], strict=True))
+    assert 0 < runs.alive.most <= 2 * 4 * max(layer.numel for layer in layers)
+    assert runs.alive.now == 0
 
 
 def test_finished_layers_are_taken_up_unless_the_weights_change(runs, tmp_path):

@@ -51,6 +51,7 @@ from mixbit.graph.stored import (
     Waiting as Waiting,
     parameters_on_meta as parameters_on_meta,
     put as put,
+    read_of as read_of,
     scratch as scratch,
     stored_weights_of as stored_weights_of,
 )

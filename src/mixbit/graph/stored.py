@@ -191,6 +191,12 @@ def leave(holder: Any, name: str, read: Read) -> None:
         holder._buffers[name] = buffer.to("meta")
 
 
+def read_of(module: nn.Module, node: fx.Node) -> Read | None:
+    """What reads the node's tensor from its file; None for one that is in memory."""
+    holder, name = split_name(module, str(node.target))
+    return holder.__dict__.get("stored", {}).get(name)
+
+
 def stored_weights_of(module: nn.Module) -> list[tuple[str, str, int, int]]:
     """Name, file, place in it and time of its last change, of each weight that is in a file."""
     rows = []

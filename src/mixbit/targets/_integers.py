@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from mixbit.core import Format, InvalidInput, Plan, Scheme, Sparsity, StoredWeight, TargetMismatch
-from mixbit.graph import Graph, argument, packet
+from mixbit.graph import Graph, Layer, argument, packet
 from mixbit.quantization.affine import factor_bytes, num_zeros, pack, packed_bytes
-from mixbit.quantization.quantizer import quantizer_path, weight_quantizers
+from mixbit.quantization.quantizer import Quantizer, quantizer_path, weight_quantizers
 
 #: Widths and lengths of groups of onnxruntime's MatMulNBits, and those of them with which it rounds no inputs.
 BLOCK_BITS, BLOCK_SIZES, UNROUNDED_BLOCKS = (2, 4, 8), (16, 32, 64, 128, 256), ((2, 16), (2, 256))
@@ -170,29 +170,28 @@ def stored_weights(simulated: Graph) -> tuple[dict[str, IntegerWeight], dict[str
 
 def each_stored_weight(simulated: Graph) -> Iterator[tuple[str, IntegerWeight | Tensor]]:
     """Layer and its integers, or its weight in float16 or bfloat16, one after the other; without those in float32."""
-    plan = plan_of(simulated)
+    plan_of(simulated)
     quantizers = weight_quantizers(simulated)
     for layer in simulated.layers:
-        if layer.name not in quantizers:
-            continue
-        quantizer, weight = quantizers[layer.name], simulated.parameter(layer.name).detach()
-        fmt = quantizer.format
-        if fmt.floating is not None:
-            yield layer.name, quantizer(weight).cpu().to(getattr(torch, fmt.floating))
-            continue
-        yield (
-            layer.name,
-            IntegerWeight(
-                layer.name,
-                _array(quantizer.integers(weight)).astype(np.int8 if fmt.symmetric else np.uint8),
-                _array(quantizer.scale.float()),
-                layer.axis,
-                fmt.bits,
-                plan.scheme(layer.name).input,
-                None if fmt.symmetric else _array(quantizer.zero_point).astype(np.uint8),
-                None if quantizer.mask is None else _array(quantizer.mask),
-            ),
-        )
+        if layer.name in quantizers:
+            yield layer.name, stored_weight(simulated, layer, quantizers[layer.name])
+
+
+def stored_weight(simulated: Graph, layer: Layer, quantizer: Quantizer) -> IntegerWeight | Tensor:
+    """The layer's integers, or its weight in float16 or bfloat16, as its quantizer rounds it."""
+    weight, fmt = simulated.parameter(layer.name).detach(), quantizer.format
+    if fmt.floating is not None:
+        return quantizer(weight).cpu().to(getattr(torch, fmt.floating))
+    return IntegerWeight(
+        layer.name,
+        _array(quantizer.integers(weight)).astype(np.int8 if fmt.symmetric else np.uint8),
+        _array(quantizer.scale.float()),
+        layer.axis,
+        fmt.bits,
+        plan_of(simulated).scheme(layer.name).input,
+        None if fmt.symmetric else _array(quantizer.zero_point).astype(np.uint8),
+        None if quantizer.mask is None else _array(quantizer.mask),
+    )
 
 
 def plan_of(simulated: Graph) -> Plan:

@@ -6,11 +6,12 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import torch
+from torch import Tensor
 
 from mixbit.core import Format
 from mixbit.graph import Graph, ports_of
 from mixbit.quantization.affine import PLANES, pack
-from mixbit.quantization.quantizer import Quantizer
+from mixbit.quantization.quantizer import Quantizer, quantizer_path, weight_quantizers
 from mixbit.targets._integers import (
     BLOCK_BITS,
     BLOCK_SIZES,
@@ -18,7 +19,7 @@ from mixbit.targets._integers import (
     ROUNDS_INPUTS,
     SEPARATOR,
     IntegerWeight,
-    stored_weights,
+    stored_weight,
 )
 from mixbit.targets._onnx_graph import MATRIX, drop_unused, name_operators, name_ports, name_readers, readers
 from mixbit.targets._onnx_translation import translated
@@ -91,25 +92,38 @@ def _rounded_at_run_time(writer: Writer, x: Any, fmt: Format) -> Any:
 
 
 def _store_weights(graph: Any, simulated: Graph) -> None:
-    """Replace the quantizer of every weight by what is stored, and name the operators that read it."""
-    weights, floats = stored_weights(simulated)
-    for name in [layer.name for layer in simulated.layers if layer.name not in weights | floats]:
+    """Replace the quantizer of every weight by what is stored, and name the operators that read it.
+
+    One weight after the other is in memory.
+    """
+    quantizers, layers = weight_quantizers(simulated), {layer.name: layer for layer in simulated.layers}
+    of_scales = {f"{quantizer_path(name, of_weight=True)}.scale": name for name in quantizers}
+    floats = {name for name, quantizer in quantizers.items() if quantizer.format.floating is not None}
+    for name in [name for name in layers if name not in quantizers]:
         value = graph.initializers[name]
         value.name = f"{name}{SEPARATOR}weight"
         name_readers(value, name)
-    of_scales = {f"{weight.quantizer}.scale": weight for weight in weights.values()}
     for node in list(graph):
-        if node.op_type == "Cast" and (name := node.inputs[0].name) in floats:
-            # stored in a small floating-point type before its cast to float32, which onnxruntime folds at loading
-            kind = np.float16 if floats[name].dtype == torch.float16 else ml_dtypes.bfloat16
-            (back,) = node.outputs[0].consumers()
-            array = floats[name].view(torch.int16).numpy().view(kind)  # numpy has no bfloat16
-            back.replace_input_with(0, initializer(graph, f"{name}{SEPARATOR}weight", array))
-            name_readers(back.outputs[0], name)
-        elif node.op_type == "QuantizeLinear":
-            weight = of_scales.get(node.inputs[1].name)
-            if weight is not None:
-                _store_integers(graph, node, weight)
+        if node.op_type == "Cast" and node.inputs[0].name in floats:
+            name = node.inputs[0].name
+        elif node.op_type == "QuantizeLinear" and node.inputs[1].name in of_scales:
+            name = of_scales[node.inputs[1].name]
+        else:
+            continue
+        weight = stored_weight(simulated, layers[name], quantizers[name])
+        if isinstance(weight, IntegerWeight):
+            _store_integers(graph, node, weight)
+        else:
+            _store_floats(graph, node, name, weight)
+
+
+def _store_floats(graph: Any, cast: Any, layer: str, weight: Tensor) -> None:
+    """Replace the weight's rounding by the small floating-point numbers, before a cast that onnxruntime folds."""
+    kind = np.float16 if weight.dtype == torch.float16 else ml_dtypes.bfloat16
+    (back,) = cast.outputs[0].consumers()
+    array = weight.view(torch.int16).numpy().view(kind)  # numpy has no bfloat16
+    back.replace_input_with(0, initializer(graph, f"{layer}{SEPARATOR}weight", array))
+    name_readers(back.outputs[0], layer)
 
 
 def _store_integers(graph: Any, quantize: Any, weight: IntegerWeight) -> None:

@@ -12,7 +12,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from mixbit.core import UnsupportedModel, interrupts_later, users_code
-from mixbit.graph import Graph, without_torchs_warnings
+from mixbit.graph import Graph, read_of, scratch, without_torchs_warnings
 from mixbit.graph.capture import without_compilers_folder, without_logs
 from mixbit.graph.functional import keeping_symbols
 from mixbit.graph.graph import tensor_of
@@ -20,7 +20,7 @@ from mixbit.graph.recurrent import join_recurrences
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.targets._integers import reason_line
 from mixbit.targets._onnx_operators import OPERATORS
-from mixbit.targets._onnx_writer import ONNX_TYPES, Writer, constant, initializer
+from mixbit.targets._onnx_writer import ONNX_TYPES, SPILL, Writer, constant, initializer
 
 OPSET, IR_VERSION = 21, 10  # the first with INT4 and per-channel DequantizeLinear of it
 #: Options of torch's operators that say nothing about what is computed, beside the type, which the output has.
@@ -46,6 +46,8 @@ def translated(graph: Graph, quantized: WriteQuantizer) -> Any:
     module = graph.copy().module
     join_recurrences(module)
     written = ir.Graph((), (), nodes=(), opset_imports={"": OPSET}, name="mixbit")
+    if graph.room is not None:
+        written.meta[SPILL] = scratch(graph.room)
     writer, values = Writer(written), Values()
     taken = {str(node.target) for node in module.graph.find_nodes(op="get_attr")}
     for node in module.graph.nodes:
@@ -82,6 +84,10 @@ def _input(graph: Any, node: fx.Node, taken: set[str]) -> Any:
 
 
 def _stored(graph: Any, module: fx.GraphModule, node: fx.Node) -> Any:
+    """What the node reads; a tensor that stays in a file is read from there when it is written."""
+    if (read := read_of(module, node)) is not None:
+        dtype, shape = ONNX_TYPES[node.meta["val"].dtype], ir.Shape(node.meta["val"].shape)
+        return initializer(graph, str(node.target), ir.LazyTensor(lambda: ir.tensor(read().numpy()), dtype, shape))
     tensor = tensor_of(module, node)
     return initializer(graph, str(node.target), tensor.detach().cpu().numpy()) if isinstance(tensor, Tensor) else tensor
 

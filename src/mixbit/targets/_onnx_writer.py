@@ -9,6 +9,8 @@ import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 
+from mixbit.graph.stored import SMALL
+
 #: Types of tensors, as ONNX and as torch names them.
 ONNX_TYPES = {
     torch.float32: ir.DataType.FLOAT, torch.float64: ir.DataType.DOUBLE, torch.float16: ir.DataType.FLOAT16,
@@ -22,6 +24,8 @@ FEW = 8
 #: In `meta` of a value whose groups are rounded at run time: the node that reads the value before, which another may
 #: come to make, and the length of the groups.
 UNROUNDED = "unrounded"
+#: In `meta` of a graph that does not fit into memory: the file where arrays wait until they are written.
+SPILL = "spill"
 
 
 @dataclass(frozen=True)
@@ -131,11 +135,21 @@ def constant(graph: Any, array: NDArray[Any] | np.generic) -> Any:
 
 
 def initializer(graph: Any, name: str, array: Any) -> Any:
-    """The initializer of that name, made where there is none."""
+    """The initializer of that name, made where there is none; a large array waits in the graph's SPILL, if any."""
     if name not in graph.initializers:
-        tensor: Any = ir.tensor(np.asarray(array, order="C")) if isinstance(array, np.ndarray | np.generic) else array
+        tensor: Any = _tensor(np.asarray(array), graph) if isinstance(array, np.ndarray | np.generic) else array
         tensor.name = name
         graph.initializers[name] = ir.Value(
             name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
         )
     return graph.initializers[name]
+
+
+def _tensor(array: NDArray[Any], graph: Any) -> Any:
+    array, spill = np.asarray(array, order="C"), graph.meta.get(SPILL)
+    if spill is None or array.nbytes < SMALL:
+        return ir.tensor(array)
+    kind, shape, read = array.dtype, array.shape, spill.held(torch.from_numpy(array.reshape(-1).view(np.uint8)))
+    return ir.LazyTensor(
+        lambda: ir.tensor(read().numpy().view(kind).reshape(shape)), ir.DataType.from_numpy(kind), ir.Shape(shape)
+    )

@@ -5,9 +5,9 @@ import math
 import operator
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -29,8 +29,8 @@ from torch.nn import functional
 from torch.utils import _pytree as pytree
 
 from mixbit.core import UnsupportedModel, interrupts_later
-from mixbit.graph import Graph, ports_of, returned_nodes, without_torchs_warnings
-from mixbit.graph.functional import decomposed, fake_mode
+from mixbit.graph import Graph, ports_of, returned_nodes, scratch, without_torchs_warnings
+from mixbit.graph.functional import decomposed
 from mixbit.graph.recurrent import join_recurrences
 from mixbit.quantization.quantizer import quantizer_path, weight_quantizers
 from mixbit.targets._integers import (
@@ -38,8 +38,9 @@ from mixbit.targets._integers import (
     IntegerWeight,
     counted_pools,
     operator_name,
+    plan_of,
     reason_line,
-    stored_weights,
+    stored_weight,
 )
 from mixbit.targets._openvino_products import move_zero_points
 from mixbit.targets._openvino_recurrences import recurrence
@@ -64,21 +65,26 @@ PARTS = ("integers", "offset", "zero_point", "scale", "weight")
 TILE, FEW_CHANNELS = 64, range(4, 32, 4)
 #: Most bytes of a constant, as of a range or a shape, that several operators may share.
 SMALL = 64
+#: Of a network larger than memory, constants of so many bytes and more are left in a file until they are written; in
+#: bytes, where the file's constants begin.
+MOST_HELD, ALIGNED = 2**16, 64
+#: Name of a constant -> what reads its bytes.
+Left = dict[str, Callable[[], Tensor]]
 
 
-def converted(simulated: Graph, types: Mapping[int, str]) -> Any:
+def converted(simulated: Graph, types: Mapping[int, str]) -> tuple[Any, Left]:
     """The model, for a batch of any size, with every weight as it is stored; raises UnsupportedModel if that fails.
 
-    The weights enter the conversion as inputs, so that nothing folds them, and are replaced by constants after it.
-    `types` are the element types of integers without zero points, by their width.
+    The weights enter the conversion as inputs, so that nothing folds them, and are replaced by constants after it, one
+    after the other. Of a network larger than memory, large constants hold zeros, and their contents are left in a file,
+    see `put_left`. `types` are the element types of integers without zero points, by their width.
     """
     names = _weight_nodes(simulated)
-    values = {node: simulated.parameter(name).detach() for node, name in names.items()}
-    model = _convert(simulated, values)
-    weights, num_readers, sums = _Weights(simulated, types), Counter[str](), dict[str, Any]()
+    model = _convert(simulated, list(names))
+    weights, num_readers, sums = _Weights(simulated, types), Counter[str](), dict[str, Callable[[], Any]]()
     axes = {layer.name: layer.axis for layer in simulated.layers}
     parameters = model.get_parameters()[len(simulated.example.tensors) :]
-    for parameter, name, value in zip(parameters, names.values(), values.values(), strict=True):
+    for parameter, name in zip(parameters, names.values(), strict=True):
         for reader in _readers(parameter):
             _name_reader(reader, operator_name(name, num_readers[name]))
             num_readers[name] += 1
@@ -88,22 +94,23 @@ def converted(simulated: Graph, types: Mapping[int, str]) -> Any:
         for port in parameter.output(0).get_target_inputs():
             reader = port.get_node()
             if reader.get_type_name() == "ShapeOf":  # who reads a weight for its shape keeps the plugin from it
-                shape = _ops.constant(np.array(value.shape), dtype=reader.get_output_element_type(0))
+                sizes = parameter.get_output_shape(0)
+                shape = _ops.constant(np.array(sizes), dtype=reader.get_output_element_type(0))
                 reader.output(0).replace(shape.output(0))
             else:
                 apart = len(ways) > 1 and bool(_ways_of(port)) and ways[0] not in _ways_of(port)
                 whole = apart or wrong or recurrent
-                read = weights.read_by(name, value, port, apart=apart, whole=whole)
+                read = weights.read_by(name, port, apart=apart, whole=whole)
                 port.replace_source_output(read.output(0))
-                if reader.get_type_name() == "MatMul" and port.get_index() == 1 and name in weights.integers:
-                    turned = reader.get_transpose_b()
-                    sums[reader.get_friendly_name()] = weights.rounded(name, value).sum(-1 if turned else -2)
+                if reader.get_type_name() == "MatMul" and port.get_index() == 1 and name in weights.reads:
+                    axis = -1 if reader.get_transpose_b() else -2
+                    sums[reader.get_friendly_name()] = partial(weights.sum, name, axis)
         model.remove_parameter(parameter)
     move_zero_points(model, sums)
     _part_extremes(model)
     _part_averages(model)
     _name_ports(model, simulated)
-    return model
+    return model, weights.left
 
 
 def _name_ports(model: Any, simulated: Graph) -> None:
@@ -126,25 +133,26 @@ def _name_ports(model: Any, simulated: Graph) -> None:
         tensor.get_tensor().set_names({port.name})
 
 
-def _weight_nodes(graph: Graph) -> dict[str, str]:
+def _weight_nodes(graph: Graph) -> dict[fx.Node, str]:
     """Node through which operators read a layer's weight, a quantizer or the parameter itself -> the layer's name."""
     names = {layer.name for layer in graph.layers}
     nodes = {}
     for node in graph.module.graph.find_nodes(op="get_attr"):
         if node.target in names:
             quantizers = [user for user in node.users if user.op == "call_module"]
-            nodes[(quantizers or [node])[0].name] = str(node.target)
+            nodes[(quantizers or [node])[0]] = str(node.target)
     return nodes
 
 
-def _convert(simulated: Graph, values: dict[str, Tensor]) -> Any:
+def _convert(simulated: Graph, nodes: Sequence[fx.Node]) -> Any:
     """The graph with these nodes as further inputs."""
     shapes = [
         [-1 if axis in free else size for axis, size in enumerate(leaf.shape)]
         for leaf, free in zip(simulated.ordered(simulated.example), simulated.free, strict=True)
         if isinstance(leaf, Tensor)
     ]
-    shapes += [list(value.shape) for value in values.values()]
+    names = [node.name for node in nodes]
+    shapes += [list(node.meta["val"].shape) for node in nodes]
     translations = [
         ConversionExtension("mixbit.quantize_dequantize.default", _fake_quantize),
         # the plugin takes such ranges itself
@@ -153,7 +161,7 @@ def _convert(simulated: Graph, values: dict[str, Tensor]) -> Any:
     ]
     try:
         with without_torchs_warnings(), interrupts_later(), _without_telemetry(), _same_root_logger():
-            decoder = TorchFXPythonDecoder(_operators(_without_counted_padding(simulated), values), dynamic_shapes=True)
+            decoder = TorchFXPythonDecoder(_operators(_without_counted_padding(simulated), names), dynamic_shapes=True)
             model = ov.convert_model(decoder, extension=translations)
         model.reshape({port: ov.PartialShape(shape) for port, shape in zip(model.inputs, shapes, strict=True)})
         folding = Manager()
@@ -167,7 +175,7 @@ def _convert(simulated: Graph, values: dict[str, Tensor]) -> Any:
     return model
 
 
-def _operators(copied: Graph, values: Mapping[str, Tensor]) -> fx.GraphModule:
+def _operators(copied: Graph, names: Sequence[str]) -> fx.GraphModule:
     """The module, changed in place, in operators that the frontend takes; these nodes become further inputs.
 
     OpenVINO decomposes exported programs by the same table, but traces every operator for that.
@@ -177,10 +185,10 @@ def _operators(copied: Graph, values: Mapping[str, Tensor]) -> fx.GraphModule:
     graph.set_codegen(CodeGen())
     (output,) = graph.find_nodes(op="output")  # the frontend takes no tensor twice
     output.args = (tuple(dict.fromkeys(leaf for leaf in pytree.tree_leaves(output.args) if isinstance(leaf, fx.Node))),)
-    for name, value in values.items():
+    for name in names:
         with graph.inserting_after(graph.find_nodes(op="placeholder")[-1]):
             lifted = graph.placeholder(f"lifted_{name}")
-        lifted.meta["val"] = fake_mode(graph).from_tensor(value, static_shapes=True)
+        lifted.meta["val"] = copied.node(name).meta["val"]
         copied.node(name).replace_all_uses_with(lifted)
     graph.eliminate_dead_code()
     for node in graph.find_nodes(op="call_module"):
@@ -450,36 +458,48 @@ class _Weights:
     """The constants of all layers, and the operators that make of them what an operator reads."""
 
     def __init__(self, simulated: Graph, types: Mapping[int, str]) -> None:
-        self.types = types
-        self.integers, self.floats = stored_weights(simulated)
+        self.simulated, self.types, plan = simulated, types, plan_of(simulated)
+        self.layers = {layer.name: layer for layer in simulated.layers}
         self.quantizers = weight_quantizers(simulated)
-        self.ranged = {name for name, weight in self.integers.items() if weight.read and weight.read.dynamic}
+        #: Layer in integers -> format of what it reads.
+        self.reads = {
+            name: plan.scheme(name).input
+            for name, quantizer in self.quantizers.items()
+            if quantizer.format.floating is None
+        }
+        self.ranged = {name for name, read in self.reads.items() if read is not None and read.dynamic}
         self.multiplied = {layer.name for layer in simulated.layers if layer.inputs}
         self.constants: dict[tuple[str, str], Any] = {}
+        self.spill = None if simulated.room is None else scratch(simulated.room)
+        self.left: Left = {}
 
-    def rounded(self, name: str, value: Tensor) -> NDArray[Any]:
-        """The layer's weight after rounding, in float64."""
-        return self.quantizers[name](value).detach().cpu().double().numpy()
+    def sum(self, name: str, axis: int) -> NDArray[Any]:
+        """The sums of the layer's weight after rounding along an axis, in float64."""
+        return self.quantizers[name](self._value(name)).cpu().double().numpy().sum(axis)
 
-    def read_by(self, name: str, value: Tensor, port: Any, *, apart: bool, whole: bool) -> Any:
+    def read_by(self, name: str, port: Any, *, apart: bool, whole: bool) -> Any:
         """The layer's weight in float32, computed from what is stored, for what reads it there.
 
         Read as a `whole`, it is float32 in the compiled model, and the operator computes in float32. An operator
         `apart` gets a copy of its own: the plugin packs a weight for one way of reading it, and takes the result for
         other ways too (OpenVINO 2026.4).
         """
-        weight = self._read_by(name, value, port, whole=whole)
+        weight = self._read_by(name, port, whole=whole)
         return _rewritten(weight) if apart else weight
 
-    def _read_by(self, name: str, value: Tensor, port: Any, *, whole: bool) -> Any:
-        if name in self.floats:
-            kind = ov.Type.f16 if self.floats[name].dtype == torch.float16 else ov.Type.bf16
-            return _ops.convert(self._constant(name, "weight", self.floats[name].float().numpy(), kind), "f32")
-        if name not in self.integers:
-            return self._constant(name, "weight", value.cpu().numpy())
+    def _read_by(self, name: str, port: Any, *, whole: bool) -> Any:
+        if name not in self.quantizers:
+            return self._constant(name, "weight", self._value(name).cpu().numpy())
+        weight = stored_weight(self.simulated, self.layers[name], self.quantizers[name])
+        if isinstance(weight, Tensor):
+            kind = ov.Type.f16 if weight.dtype == torch.float16 else ov.Type.bf16
+            return _ops.convert(self._constant(name, "weight", weight.float().numpy(), kind), "f32")
         ranged = name in self.ranged and port.get_node().get_type_name() != "Gather"
         whole |= bool(self.ranged) and name in self.multiplied and not ranged
-        return self._unpacked(self.integers[name], whole=whole)
+        return self._unpacked(weight, whole=whole)
+
+    def _value(self, name: str) -> Tensor:
+        return self.simulated.parameter(name).detach()
 
     def _unpacked(self, weight: IntegerWeight, *, whole: bool) -> Any:
         """Constant at the plan's width -> less the offset or the zero points -> float32 -> times the scales.
@@ -512,9 +532,43 @@ class _Weights:
         """The constant of that part of a layer, made where there is none."""
         if (layer, part) not in self.constants:
             constant = _ops.constant(array) if kind is None else _ops.constant(array, dtype=kind)
+            if self.spill is not None and constant.get_byte_size() >= MOST_HELD:
+                content = torch.tensor(constant.data.reshape(-1).view(np.uint8))
+                self.left[f"{layer}/{part}"] = self.spill.held(content)
+                constant = _zeros(constant)
             constant.set_friendly_name(f"{layer}/{part}")
             self.constants[layer, part] = constant
         return self.constants[layer, part]
+
+
+def _zeros(constant: Any) -> Any:
+    """A constant like this one, of zeros that nothing has written: the system needs no memory for them."""
+    zeros = np.zeros(constant.get_byte_size(), dtype=np.uint8)
+    tensor = ov.Tensor(zeros, constant.get_output_shape(0), constant.get_element_type())
+    return ov.op.Constant(tensor, shared_memory=True)
+
+
+def put_left(path: Path, weights: Path, left: Left) -> None:
+    """Write the contents of constants that were left in a file, and what the other constants hold, in one file."""
+    tree, beside, places = ET.parse(path), weights.with_name(f"{weights.name}.new"), dict[tuple[str, str], int]()
+    with weights.open("rb") as before, beside.open("wb") as file:
+        for layer in tree.iter("layer"):
+            data, name = layer.find("data"), layer.get("name", "")
+            if layer.get("type") != "Const" or data is None:
+                continue
+            offset, size = data.get("offset", ""), data.get("size", "")
+            if name in left or (offset, size) not in places:
+                file.write(bytes(-file.tell() % ALIGNED))
+                if name in left:
+                    data.set("offset", str(file.tell()))
+                    left[name]().numpy().tofile(file)
+                    continue
+                places[offset, size] = file.tell()
+                before.seek(int(offset))
+                file.write(before.read(int(size)))
+            data.set("offset", str(places[offset, size]))
+    beside.replace(weights)
+    tree.write(path)
 
 
 def shorten(path: Path) -> None:

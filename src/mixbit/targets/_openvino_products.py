@@ -1,6 +1,6 @@
 """Zero points of what products read, moved into their biases."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze")
 _MOVED = "moved_zero_points"
 
 
-def move_zero_points(model: Any, sums: Mapping[str, NDArray[np.float64]]) -> None:
+def move_zero_points(model: Any, sums: Mapping[str, Callable[[], NDArray[np.float64]]]) -> None:
     """Let a quantizer return numbers from 0 on, where only products with a weight and additions read what it returns.
 
     A quantizer with zero point z returns (q - z) s, at least l = -z s. It now returns q s, so a bias b becomes
@@ -25,7 +25,7 @@ def move_zero_points(model: Any, sums: Mapping[str, NDArray[np.float64]]) -> Non
 
     Args:
         model: It is changed in place, and holds l by the quantizer's name.
-        sums: Name of a product with a weight -> [C] sums of the weight over what is summed.
+        sums: Name of a product with a weight -> what computes [C] sums of the weight over what is summed.
     """
     for quantizer in [node for node in model.get_ordered_ops() if node.get_type_name() == "FakeQuantize"]:
         low, high = (quantizer.input_value(place).get_node() for place in (3, 4))
@@ -64,9 +64,9 @@ def _shift(quantizer: Any, least: np.float32, most: np.float32, biases: list[Any
     for port in additions:
         port.replace_source_output(back.output(0))
     quantizer.output(0).replace(shifted.output(0))
-    for weights, port in biases:
+    for sums, port in biases:
         bias = port.get_source_output().get_node()
-        moved = bias.data + (float(least) * weights).reshape(bias.get_output_shape(0))
+        moved = bias.data + (float(least) * sums()).reshape(bias.get_output_shape(0))
         port.replace_source_output(_ops.constant(moved.astype(np.float32)).output(0))
 
 

@@ -44,7 +44,8 @@ def check_written_by_layer(target: Target) -> None:
     """Raise InvalidInput for a target whose file takes all weights in memory."""
     if not target.writes_by_layer:
         raise InvalidInput(
-            f"target {target.name}: its file is written with all weights in memory; with weights in files take packed"
+            f"target {target.name}: its file is written with all weights in memory; with weights in files take packed, "
+            "onnxruntime or openvino"
         )
 
 

@@ -127,7 +127,7 @@ def lacks_for(layer: Any, scheme: Scheme) -> str | None:
 
 
 def write(simulated: Graph, folder: Path) -> None:
-    """Write model.onnx, and model.onnx.data where the weights take more than MOST_INSIDE."""
+    """Write model.onnx; and model.onnx.data where weights take more than MOST_INSIDE, or stay in files themselves."""
     _runtime()
     import onnx_ir as ir
 
@@ -135,7 +135,7 @@ def write(simulated: Graph, folder: Path) -> None:
 
     model = converted(simulated)
     num_bytes = sum(value.const_value.nbytes for value in model.graph.initializers.values())
-    beside = DATA if num_bytes > MOST_INSIDE else None
+    beside = DATA if simulated.room is not None or num_bytes > MOST_INSIDE else None
     (folder / DATA).unlink(missing_ok=True)  # of a network that was written there before
     ir.save(model, folder / FILE, external_data=beside, size_threshold_bytes=FEW_BYTES)
 
@@ -396,6 +396,7 @@ TARGET = Target(
     integer_layers=frozenset({"conv1d", "conv2d", "conv3d", "linear", "addmm", "matmul"}),
     integer_operators=frozenset({"add", "cat", "average_pool", "matmul"}),
     quantized_outputs=frozenset({"conv1d", "conv2d", "conv3d"}),
+    writes_by_layer=True,
     note="weights stored at their width, zeros as bits of a mask, unpacked to int8 when loaded, int8 arithmetic under "
     "a8; zeros make the file smaller and nothing faster; also bfloat16, dynamic, float16, group, one scale, sparsity, "
     "zero point",

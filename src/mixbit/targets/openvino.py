@@ -94,9 +94,9 @@ def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
 def write(simulated: Graph, folder: Path) -> None:
     """Write model.xml and model.bin."""
     ov = _openvino()
-    from mixbit.targets._openvino import converted, shorten
+    from mixbit.targets._openvino import converted, put_left, shorten
 
-    plan, model = plan_of(simulated), converted(simulated, TYPES)
+    plan, (model, left) = plan_of(simulated), converted(simulated, TYPES)
     dynamic = any((read := plan.scheme(name).input) is not None and read.dynamic for name in plan.layers)
     # the plugin's default is GROUP, which would round the inputs of layers that are to read float numbers
     model.set_rt_info(str(GROUP if dynamic else 0), list(RUN_TIME_OPTION))
@@ -104,6 +104,8 @@ def write(simulated: Graph, folder: Path) -> None:
         ov.serialize(model, folder / FILE, folder / WEIGHTS)
     except RuntimeError as error:
         raise InvalidInput(f"{folder}: OpenVINO cannot write there: {reason_line(error)}") from error
+    if left:
+        put_left(folder / FILE, folder / WEIGHTS, left)
     shorten(folder / FILE)
 
 
@@ -332,6 +334,7 @@ TARGET = Target(
     input_bits=(4, 8),
     dynamic_choices=tuple(f"w{bits}a8dg{GROUP}" for bits in (4, 6, 8)),
     integer_layers=frozenset({"conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "addmm", "matmul"}),
+    writes_by_layer=True,
     integer_operators=frozenset({"add", "cat", "average_pool", "matmul"}),
     adds_into_layers=True,
     rounds_shifted=True,
