@@ -1,6 +1,7 @@
 """What sharing out a study costs and saves: seconds and CPU seconds of plans on ResNet-20, by engine, all in turn.
 
-Each study runs in a process of its own, begun afresh; CPU seconds are those of all processes that it starts:
+Each study runs in a process of its own, begun afresh; CPU seconds are those of all processes that it starts. At the end
+two studies in one process each run at once: what they take more than one alone is the machine's, not of sharing.
 
     python -m benchmarks.cluster.sharing --plans 60
 """
@@ -12,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,8 +25,8 @@ from mixbit.core import digest as digest_of, split_batch
 ENGINES = {"1 process": mb.Engine(), "2 processes": mb.Engine(processes=2), "2 Ray workers": mb.Engine("ray", 2)}
 #: Batches of test data.
 BATCHES = 4
-#: Plans of the least study, which is not counted.
-FEWEST = 3
+#: Plans of the study that compiles modules, which is not counted, and of two that show what the machine itself costs.
+FEWEST, CONTROL = 3, 10
 #: What every process of a study has in its environment.
 MARK = "MIXBIT_SHARING_BENCHMARK"
 
@@ -47,20 +48,22 @@ def cpu_seconds(known: dict[str, float]) -> None:
                 known[path.name] = (int(fields[11]) + int(fields[12])) / ticks
 
 
-def measured(name: str, plans: int, compiled: dict[str, str]) -> tuple[float, float, str]:
-    """Seconds, CPU seconds, and the digest of what a study finds, without its times, in that environment."""
-    with TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "benchmarks.cluster.sharing", "--run", name, "--plans", str(plans)]
-        known: dict[str, float] = {}
+def measured(name: str, plans: int, compiled: dict[str, str], count: int = 1) -> tuple[float, float, set[str]]:
+    """Seconds, CPU seconds, and digests of what studies find, without their times, of so many at once."""
+    command = [sys.executable, "-m", "benchmarks.cluster.sharing", "--run", name, "--plans", str(plans), "--out"]
+    with TemporaryDirectory() as scratch, ExitStack() as stack:
+        outs, known = [Path(scratch) / str(number) for number in range(count)], dict[str, float]()
         began = time.monotonic()
-        with subprocess.Popen([*command, "--out", scratch], env=compiled | {MARK: "1"}) as process:
-            while process.poll() is None:
-                cpu_seconds(known)
-                time.sleep(0.1)
+        for out in outs:
+            out.mkdir()
+        studies = [stack.enter_context(subprocess.Popen([*command, out], env=compiled | {MARK: "1"})) for out in outs]
+        while any(study.poll() is None for study in studies):
+            cpu_seconds(known)
+            time.sleep(0.1)
         seconds = time.monotonic() - began
-        if process.returncode:
-            sys.exit(process.returncode)
-        return seconds, sum(known.values()), (Path(scratch) / "digest").read_text()
+        if any(study.returncode for study in studies):
+            sys.exit(1)
+        return seconds, sum(known.values()), {(out / "digest").read_text() for out in outs}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -92,8 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measured("2 Ray workers", FEWEST, compiled)
         for name in ENGINES:
             took, used, found = measured(name, given.plans, compiled)
-            digests.add(found)
-            print(f"{name}: {took:.0f} s, {used:.0f} CPU s, figures {found}", flush=True)
+            digests |= found
+            print(f"{name}: {took:.0f} s, {used:.0f} CPU s, figures {', '.join(found)}", flush=True)
+        alone, beside = (measured("1 process", CONTROL, compiled, count)[1] / count for count in (1, 2))
+        print(f"a study in 1 process beside another: {beside / alone:.2f} times the CPU seconds of one alone")
     sys.exit(len(digests) > 1)
 
 
