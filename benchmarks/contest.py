@@ -1,7 +1,7 @@
 """The contest: how far each tool's network is from float at the same mean bits of its weights, on the same data.
 
     python -m benchmarks.contest efficientnet_lite0
-    python -m benchmarks.contest resnet20 --rows nncf/default@8 mixbit/nearest@8 mixbit/nearest@4
+    python -m benchmarks.contest resnet20 --rows nncf/default@8 mixbit/nearest@8 mixbit/nearest@4 --processes 2
 
 A row is TOOL/METHOD@BITS; without `--rows` all that suit the network are run. Every tool of `benchmarks.contest_tools`
 runs in a process and an environment of its own, made by pip in the cache (`MIXBIT_CACHE`), with one thread, the same
@@ -23,10 +23,13 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -39,6 +42,7 @@ from torch.nn import functional
 import mixbit as mb
 from benchmarks import contest_tools, networks, paths
 from benchmarks.networks import Measure, MissingPackage, Network
+from mixbit.core import run_jobs
 from mixbit.core.batches import split_batch
 from mixbit.core.errors import InvalidInput, MixbitError, pick
 from mixbit.graph import fitted, try_data
@@ -177,13 +181,15 @@ def _error(text: str) -> str:
 
 
 class Contest:
-    """A network, its data in files for the tools, and the rows that are done.
+    """A network, its data in files for the tools, as long as this lives, and the rows that are done.
 
     Raises InvalidInput where the network takes several inputs, or its labels do not fit.
     """
 
-    def __init__(self, network: Network, folder: Path, count: int | None) -> None:
-        self.network, self.folder = network, folder
+    def __init__(self, network: Network, count: int | None) -> None:
+        self._files = TemporaryDirectory()
+        self.network, folder = network, Path(self._files.name)
+        self.folder = folder
         calibration, evaluation = (
             [split_batch(batch) for batch in part] for part in (network.calibration, network.evaluation)
         )
@@ -209,7 +215,7 @@ class Contest:
         self.rows = paths.cache() / "contest" / "rows" / f"{network.name}-{key}"
         self.rows.mkdir(parents=True, exist_ok=True)
 
-    def row(self, name: str, minutes: float, *, again: bool) -> Row:
+    def row(self, name: str, *, minutes: float, again: bool) -> Row:
         """The row of that name, which is run where it was not, or failed, or its tool is another one since."""
         tool, method, budget = parsed(name)
         kept = self.rows / f"{name.replace('/', '-')}-{version(tool)}.json"
@@ -245,6 +251,11 @@ class Contest:
         values = measure.values(outputs, self.floats, self.labels)
         found = json.loads((self.folder / "row.json").read_text())
         return Row(tool, method, budget, **found, divergences=nats.tolist(), values=values.tolist())
+
+
+def begin(network: str, count: int | None, **options: Any) -> Callable[[str], Row]:
+    """What runs rows, in a process."""
+    return partial(Contest(networks.load(network), count).row, **options)
 
 
 def parsed(name: str) -> tuple[str, str, float]:
@@ -294,19 +305,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--count", type=int, help="judge on so many samples")
     parser.add_argument("--minutes", type=float, default=30.0, help="the longest time of a row")
     parser.add_argument("--again", action="store_true", help="run rows that were run before")
+    parser.add_argument("--processes", type=int, default=1, help="rows that run at once")
     given, console = parser.parse_args(arguments), Console(width=160, highlight=False)
     try:
         network = networks.load(given.network)
         names = given.rows or every_row(network)
         for name in names:
             parsed(name)
-        with TemporaryDirectory() as folder:
-            contest = Contest(network, Path(folder), given.count)
-            rows = []
-            for name in names:
-                rows.append(contest.row(name, given.minutes, again=given.again))
-                console.print(" ".join(cells(rows[-1], [], network.measure)))
-            value = estimate(network.measure.values(contest.floats, contest.floats, contest.labels).tolist())[0]
+        for tool in dict.fromkeys(parsed(name)[0] for name in names):  # not by two rows at once
+            with suppress(MissingPackage):  # which its rows say
+                environment(tool)
+        contest, done = Contest(network, given.count), dict[str, Row]()
+        engine, options = mb.Engine(processes=given.processes), {"minutes": given.minutes, "again": given.again}
+        start = partial(partial, contest.row, **options)
+        if not engine.is_this_process:
+            start = partial(begin, given.network, given.count, **options)
+        for name, row in run_jobs(engine, start, names):
+            done[name] = row
+            console.print(" ".join(cells(row, [], network.measure)))
+        rows = [done[name] for name in names]
+        value = estimate(network.measure.values(contest.floats, contest.floats, contest.labels).tolist())[0]
     except MixbitError as error:
         console.print(escape(str(error)))
         sys.exit(error.exit_code)

@@ -115,6 +115,7 @@ def test_autoq_in_rounds_learns_the_same_from_any_order_of_answers(count):
     assert journal.scores == plain.journal.scores
 
 
+@pytest.mark.slow
 def test_a_run_begun_in_one_process_goes_on_in_two_and_ends_alike(run, tmp_path, monkeypatch, caplog):
     whole = run("whole")
     with monkeypatch.context() as patched:
