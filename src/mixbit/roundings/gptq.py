@@ -110,10 +110,12 @@ class Factored:
     """How columns with these second moments make up for one another.
 
     Attributes:
+        moments: H [G, columns, columns].
         order: [G, columns] in which columns are rounded.
         factor: [G, columns, columns] U of the columns in that order, see `compensated`.
     """
 
+    moments: Tensor
     order: Tensor
     factor: Tensor
 
@@ -203,9 +205,7 @@ def _moments_in_order(
 
     for numbers in in_order(simulated, operators, groups, inputs.batches, see, "round weights"):
         together = [missing[number] for number in numbers]
-        yield [
-            (job, {read.node: moments[_rows(simulated, job, read)] for read in job.operations}) for job in together
-        ]
+        yield [(job, {read.node: moments[_rows(simulated, job, read)] for read in job.operations}) for job in together]
         moments.clear()
         counted.clear()
 
@@ -224,15 +224,14 @@ def _rounded(
     factor: Callable[[Tensor], Factored],
 ) -> Iterator[tuple[_Job, dict[str, Tensor]]]:
     """Each layer with its new weight and biases, see `_round`; layers that read the same share its moments' factors."""
-    known: dict[tuple[Any, ...], tuple[Tensor, Factored]] = {}
+    known: dict[tuple[Any, ...], Factored] = {}
     for job, moments in together:
         centred = [operation.node for operation in job.operations if inputs.bias_correction and operation.takes_bias]
         table = looked_up.get(job.layer.name)
         key = (*((id(each), name in centred) for name, each in moments.items()), None if table is None else id(table))
         if key not in known:
-            hessian = _hessian(job.layer, moments, centred, table)
-            known[key] = hessian, factor(hessian)
-        yield job, _round(inputs, simulated, job, moments, centred, *known[key])
+            known[key] = factor(_hessian(job.layer, moments, centred, table))
+        yield job, _round(inputs, simulated, job, moments, centred, known[key])
 
 
 def _hessian(layer: Layer, moments: Mapping[str, SampleMoments], centred: list[str], table: Tensor | None) -> Tensor:
@@ -251,7 +250,6 @@ def _round(
     job: _Job,
     moments: Mapping[str, SampleMoments],
     centred: list[str],
-    hessian: Tensor,
     factors: Factored,
 ) -> dict[str, Tensor]:
     """The new weight, by its name, and corrected biases, by the nodes of their operators."""
@@ -265,7 +263,7 @@ def _round(
     mask = None if quantizer.mask is None else job.rows(quantizer.mask)
     limits = quantizer.format.integer_range
     tried = compensated(rows, factors, scale, zero_point, limits, mask=mask)
-    best = least_error(rows, hessian, job.rows(quantizer(weight)), tried)
+    best = least_error(rows, factors.moments, job.rows(quantizer(weight)), tried)
     groups = job.operations[0].groups
     whole = best.unflatten(0, (groups, -1)).movedim(1, 2).reshape(weight.movedim(layer.axis, 0).shape)
     new = quantizer(whole.movedim(0, layer.axis).contiguous())
@@ -313,11 +311,11 @@ def _numbers_of_moments(job: _Job) -> int:
 def factored(hessian: Tensor, *, damping: float, by_activation: bool) -> Factored:
     """Of H [G, columns, columns], damped as `inverse_factor` says; `by_activation`: columns by falling diagonal."""
     diagonal = hessian.diagonal(dim1=1, dim2=2)
-    order = torch.arange(hessian.shape[2], device=hessian.device).expand_as(diagonal)
+    order, ordered = torch.arange(hessian.shape[2], device=hessian.device).expand_as(diagonal), hessian
     if by_activation:
         order = diagonal.argsort(dim=1, descending=True, stable=True)
-        hessian = torch.stack([one[columns][:, columns] for one, columns in zip(hessian, order, strict=True)])
-    return Factored(order, inverse_factor(hessian, damping))
+        ordered = torch.stack([one[columns][:, columns] for one, columns in zip(hessian, order, strict=True)])
+    return Factored(hessian, order, inverse_factor(ordered, damping))
 
 
 def compensated(

@@ -9,7 +9,7 @@ from functools import partial
 from mixbit.core.errors import InfeasibleBudget
 
 
-def answering(started: str) -> Callable[[int], tuple[int, int]]:
+def answering(started: str, padding: bytes = b"") -> Callable[[int], tuple[int, int]]:
     """Leave a line in a file; then answer numbers with their squares, and misbehave for others."""
     with open(started, "a", encoding="utf-8") as file:
         file.write(f"{os.getpid()}\n")
