@@ -88,7 +88,7 @@ MISTAKES = {
     "a form": (["measure", "net.onnx", *FILES[1:], "--out", "t.json"], "its weights cannot stay in files"),
     "a target": (
         ["apply", "litert.json", *FILES[:3], "--target", "litert", "--memory", "2GB", "--out", "x"],
-        "take packed, onnxruntime or openvino",
+        "take one of onnxruntime, openvino, packed",
     ),
     "evaluation": (
         ["apply", "plan.json", *FILES, "--eval", "net.py:data", "--out", "x"],

@@ -1,5 +1,6 @@
 """Networks whose weights stay in files, against the same networks in memory."""
 
+import gc
 import weakref
 from dataclasses import replace
 from functools import partial
@@ -142,7 +143,7 @@ def test_runtimes_files_are_written_a_weight_at_a_time_and_hold_the_same(runs, t
     plan = plan_of(layers, dict(zip((layer.name for layer in layers), cycle(schemes))), target)
     held, outputs = {}, {}
     monkeypatch.setattr(runs.alive, "most", 0)  # until here
-    monkeypatch.setattr("mixbit.targets._openvino.MOST_HELD", 256)
+    monkeypatch.setattr("mixbit.targets._openvino.LARGE", 256)
     for name, each in (("memory", runs.memory), ("files", runs.files)):
         small = mb.quantize(each.graph, plan, calibrate(each.graph, tokens(3, 2), target=target))
         runs.alive.most = 0
@@ -154,6 +155,29 @@ def test_runtimes_files_are_written_a_weight_at_a_time_and_hold_the_same(runs, t
     assert all((ours == whole).all() for ours, whole in zip(outputs["files"], outputs["memory"], strict=True))
     assert 0 < runs.alive.most <= 2 * 4 * max(layer.numel for layer in layers)
     assert runs.alive.now == 0
+
+
+def test_the_memory_of_openvinos_constants_lives_as_long_as_what_is_left_of_them(runs, monkeypatch):
+    pytest.importorskip("openvino")
+    from mixbit.targets import _openvino
+
+    made, zeros = [], np.zeros
+
+    def watched(*size, **options):
+        made.append(weakref.ref(array := zeros(*size, **options)))
+        return array
+
+    monkeypatch.setattr(_openvino, "LARGE", 256)
+    monkeypatch.setattr(_openvino, "np", SimpleNamespace(**vars(np) | {"zeros": watched}))
+    plan = plan_of(runs.files.graph.layers, "w8", "openvino")
+    small = mb.quantize(runs.files.graph, plan, calibrate(runs.files.graph, tokens(3, 2), target="openvino"))
+    model, left = _openvino.converted(small, {8: "i8"})
+    gc.collect()
+    assert len(left.contents) == len(made) > 0
+    held = {array().ctypes.data for array in made if array() is not None}
+    places = [each for each in model.get_ops() if each.get_friendly_name() in left.contents]
+    assert {each.data.ctypes.data for each in places} == held
+    assert len(held) == len(made)
 
 
 def test_finished_layers_are_taken_up_unless_the_weights_change(runs, tmp_path):

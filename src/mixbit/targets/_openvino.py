@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -65,11 +66,23 @@ PARTS = ("integers", "offset", "zero_point", "scale", "weight")
 TILE, FEW_CHANNELS = 64, range(4, 32, 4)
 #: Most bytes of a constant, as of a range or a shape, that several operators may share.
 SMALL = 64
-#: Of a network larger than memory, constants of so many bytes and more are left in a file until they are written; in
-#: bytes, where the file's constants begin.
-MOST_HELD, ALIGNED = 2**16, 64
-#: Name of a constant -> what reads its bytes.
-Left = dict[str, Callable[[], Tensor]]
+#: Of a network larger than memory, constants of so many bytes and more are left in a file until they are written.
+LARGE = 2**16
+#: Where constants begin in that file, in bytes.
+ALIGNED = 64
+
+
+@dataclass(frozen=True)
+class Left:
+    """Contents of a model's large constants, which hold zeros until `put_left` has written them.
+
+    Attributes:
+        contents: Name of a constant -> what reads its bytes.
+        zeros: The memory of these constants: OpenVINO does not keep it, so this must live as long as the model is used.
+    """
+
+    contents: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
+    zeros: list[NDArray[np.uint8]] = field(default_factory=list)
 
 
 def converted(simulated: Graph, types: Mapping[int, str]) -> tuple[Any, Left]:
@@ -471,7 +484,7 @@ class _Weights:
         self.multiplied = {layer.name for layer in simulated.layers if layer.inputs}
         self.constants: dict[tuple[str, str], Any] = {}
         self.spill = None if simulated.room is None else scratch(simulated.room)
-        self.left: Left = {}
+        self.left = Left()
 
     def sum(self, name: str, axis: int) -> NDArray[Any]:
         """The sums of the layer's weight after rounding along an axis, in float64."""
@@ -532,19 +545,19 @@ class _Weights:
         """The constant of that part of a layer, made where there is none."""
         if (layer, part) not in self.constants:
             constant = _ops.constant(array) if kind is None else _ops.constant(array, dtype=kind)
-            if self.spill is not None and constant.get_byte_size() >= MOST_HELD:
+            if self.spill is not None and constant.get_byte_size() >= LARGE:
                 content = torch.tensor(constant.data.reshape(-1).view(np.uint8))
-                self.left[f"{layer}/{part}"] = self.spill.held(content)
-                constant = _zeros(constant)
+                self.left.contents[f"{layer}/{part}"] = self.spill.held(content)
+                self.left.zeros.append(np.zeros(len(content), dtype=np.uint8))
+                constant = _over(self.left.zeros[-1], constant)
             constant.set_friendly_name(f"{layer}/{part}")
             self.constants[layer, part] = constant
         return self.constants[layer, part]
 
 
-def _zeros(constant: Any) -> Any:
-    """A constant like this one, of zeros that nothing has written: the system needs no memory for them."""
-    zeros = np.zeros(constant.get_byte_size(), dtype=np.uint8)
-    tensor = ov.Tensor(zeros, constant.get_output_shape(0), constant.get_element_type())
+def _over(memory: NDArray[np.uint8], constant: Any) -> Any:
+    """A constant like this one over memory that it does not keep; zeros that nothing has written need none."""
+    tensor = ov.Tensor(memory, constant.get_output_shape(0), constant.get_element_type())
     return ov.op.Constant(tensor, shared_memory=True)
 
 
@@ -557,11 +570,11 @@ def put_left(path: Path, weights: Path, left: Left) -> None:
             if layer.get("type") != "Const" or data is None:
                 continue
             offset, size = data.get("offset", ""), data.get("size", "")
-            if name in left or (offset, size) not in places:
+            if name in left.contents or (offset, size) not in places:
                 file.write(bytes(-file.tell() % ALIGNED))
-                if name in left:
+                if name in left.contents:
                     data.set("offset", str(file.tell()))
-                    left[name]().numpy().tofile(file)
+                    left.contents[name]().numpy().tofile(file)
                     continue
                 places[offset, size] = file.tell()
                 before.seek(int(offset))

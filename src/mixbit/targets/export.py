@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from mixbit.core import InvalidInput, Plan, Target, UnsupportedModel, checked, find_target, whole_folder
+from mixbit.core import TARGETS, InvalidInput, Plan, Target, UnsupportedModel, checked, find_target, whole_folder
 from mixbit.graph import Graph, check_graph
 from mixbit.quantization.quantizer import quantizers_of
 from mixbit.targets._integers import FURTHER, SEPARATOR, plan_of
@@ -43,9 +43,10 @@ def export(graph: Graph, path: str | Path, *, force: bool = False) -> Path:
 def check_written_by_layer(target: Target) -> None:
     """Raise InvalidInput for a target whose file takes all weights in memory."""
     if not target.writes_by_layer:
+        others = ", ".join(name for name in TARGETS if find_target(name).writes_by_layer)
         raise InvalidInput(
-            f"target {target.name}: its file is written with all weights in memory; with weights in files take packed, "
-            "onnxruntime or openvino"
+            f"target {target.name}: its file is written with all weights in memory; with weights in files take one of "
+            f"{others}"
         )
 
 

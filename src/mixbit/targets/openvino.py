@@ -104,7 +104,7 @@ def write(simulated: Graph, folder: Path) -> None:
         ov.serialize(model, folder / FILE, folder / WEIGHTS)
     except RuntimeError as error:
         raise InvalidInput(f"{folder}: OpenVINO cannot write there: {reason_line(error)}") from error
-    if left:
+    if left.contents:
         put_left(folder / FILE, folder / WEIGHTS, left)
     shorten(folder / FILE)
 

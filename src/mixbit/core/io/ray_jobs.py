@@ -103,7 +103,7 @@ def _connected(ray: Any, engine: Engine) -> Iterator[None]:
 def _check_answers(address: str) -> None:
     """Raise InvalidInput where nothing answers at an address, for which Ray would wait for minutes."""
     wrong = f"--ray-address {address}: no Ray cluster answers there within {SECONDS_TO_ANSWER} s"
-    listens = "look at `ray status` on the head node"
+    way_out = "look at `ray status` on the head node"
     if address != "auto":
         host, _, port = address.removeprefix("ray://").rpartition(":")
         if not host or not port.isdigit():
@@ -111,10 +111,10 @@ def _check_answers(address: str) -> None:
         try:
             socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER / 3).close()
         except (OSError, OverflowError) as error:
-            raise InvalidInput(f"{wrong} ({error}); {listens}") from error
+            raise InvalidInput(f"{wrong} ({error}); {way_out}") from error
         if address.startswith("ray://"):
             return
-        listens = "though something listens; the port of the head node is 6379 unless told"
+        way_out = "though something listens; the port of the head node is 6379 unless told"
     command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "health-check"]
     command += [] if address == "auto" else ["--address", address]
     try:
@@ -122,7 +122,7 @@ def _check_answers(address: str) -> None:
     except subprocess.TimeoutExpired:
         healthy = False
     if not healthy:
-        raise InvalidInput(f"{wrong}, {listens}")
+        raise InvalidInput(f"{wrong}, {way_out}")
 
 
 def _worker_class() -> type:
