@@ -1,6 +1,7 @@
 """CIFAR-10 from JPEG images: `train/<class>/*.jpg` and `test/<class>/*.jpg` in a folder or a zip file."""
 
 from collections.abc import Iterator
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Literal
@@ -53,8 +54,7 @@ def _names(source: Path, split: str) -> list[str]:
     if source.is_dir():
         names = [path.relative_to(source).as_posix() for path in source.glob(f"{split}/*/*.jpg")]
     else:
-        with ZipFile(source) as archive:
-            names = [name for name in archive.namelist() if name.startswith(f"{split}/") and name.endswith(".jpg")]
+        names = [name for name in _archive(source).namelist() if name.startswith(f"{split}/") and name.endswith(".jpg")]
     if not names:
         raise InvalidInput(f"{source}: no images at {split}/<class>/*.jpg; give the folder or zip that holds {split}/")
     return sorted(names)
@@ -73,5 +73,10 @@ def _contents(source: Path, names: list[str]) -> Iterator[bytes]:
     if source.is_dir():
         yield from ((source / name).read_bytes() for name in names)
     else:
-        with ZipFile(source) as archive:
-            yield from (archive.read(name) for name in names)
+        yield from map(_archive(source).read, names)
+
+
+@cache
+def _archive(source: Path) -> ZipFile:
+    """Kept open, since it takes a second to open: of some ten thousand names."""
+    return ZipFile(source)

@@ -23,8 +23,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -181,15 +181,13 @@ def _error(text: str) -> str:
 
 
 class Contest:
-    """A network, its data in files for the tools, as long as this lives, and the rows that are done.
+    """A network, its data in files for the tools, in a folder, and the rows that are done.
 
     Raises InvalidInput where the network takes several inputs, or its labels do not fit.
     """
 
-    def __init__(self, network: Network, count: int | None) -> None:
-        self._files = TemporaryDirectory()
-        self.network, folder = network, Path(self._files.name)
-        self.folder = folder
+    def __init__(self, network: Network, folder: Path, count: int | None) -> None:
+        self.network, self.folder = network, folder
         calibration, evaluation = (
             [split_batch(batch) for batch in part] for part in (network.calibration, network.evaluation)
         )
@@ -253,9 +251,11 @@ class Contest:
         return Row(tool, method, budget, **found, divergences=nats.tolist(), values=values.tolist())
 
 
-def begin(network: str, count: int | None, **options: Any) -> Callable[[str], Row]:
-    """What runs rows, in a process."""
-    return partial(Contest(networks.load(network), count).row, **options)
+def begin(network: str, folder: Path, count: int | None, **options: Any) -> Callable[[str], Row]:
+    """What runs rows, in a process, which has a folder of its own."""
+    own = folder / str(os.getpid())
+    own.mkdir()
+    return partial(Contest(networks.load(network), own, count).row, **options)
 
 
 def parsed(name: str) -> tuple[str, str, float]:
@@ -297,6 +297,16 @@ def cells(row: Row, rows: Sequence[Row], measure: Measure) -> list[str]:
     ]  # fmt: skip
 
 
+@contextmanager
+def telling(console: Console) -> Iterator[None]:
+    """Print an error of the block, and end with its code."""
+    try:
+        yield
+    except MixbitError as error:
+        console.print(escape(str(error)))
+        sys.exit(error.exit_code)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the rows, print each as it is done, then the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -307,7 +317,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--again", action="store_true", help="run rows that were run before")
     parser.add_argument("--processes", type=int, default=1, help="rows that run at once")
     given, console = parser.parse_args(arguments), Console(width=160, highlight=False)
-    try:
+    with telling(console), TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         network = networks.load(given.network)
         names = given.rows or every_row(network)
         for name in names:
@@ -315,19 +326,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for tool in dict.fromkeys(parsed(name)[0] for name in names):  # not by two rows at once
             with suppress(MissingPackage):  # which its rows say
                 environment(tool)
-        contest, done = Contest(network, given.count), dict[str, Row]()
+        contest, done = Contest(network, folder, given.count), dict[str, Row]()
         engine, options = mb.Engine(processes=given.processes), {"minutes": given.minutes, "again": given.again}
         start = partial(partial, contest.row, **options)
         if not engine.is_this_process:
-            start = partial(begin, given.network, given.count, **options)
+            start = partial(begin, given.network, folder, given.count, **options)
         for name, row in run_jobs(engine, start, names):
             done[name] = row
             console.print(" ".join(cells(row, [], network.measure)))
         rows = [done[name] for name in names]
         value = estimate(network.measure.values(contest.floats, contest.floats, contest.labels).tolist())[0]
-    except MixbitError as error:
-        console.print(escape(str(error)))
-        sys.exit(error.exit_code)
     value = math.exp(value) if network.measure.exponential else value
     columns = "row", "mean bits", "bytes", "divergence", network.measure.name, "CPU seconds", "MB", "errors behind"
     table = Table(*columns, title=f"{network.name}, float {value:.4f}, {len(contest.floats)} samples")

@@ -126,7 +126,7 @@ def test_resnet20_is_accurate() -> None:
 def test_resnet20_keeps_its_accuracy_and_the_search_beats_uniform_widths() -> None:
     network, source = resnet20.load(found("MIXBIT_RESNET20")), found("MIXBIT_CIFAR10")
     pairs = [split_batch(batch) for batch in cifar.batches(*cifar.load_images(source, "train", 128, 0), 64)]
-    test = [split_batch(batch) for batch in cifar.batches(*cifar.load_images(source, "test", 1000, 0), 250)]
+    test = [split_batch(batch) for batch in cifar.batches(*cifar.load_images(source, "test", 4000, 0), 250)]
     graph = mb.capture(network, pairs[0][0].args)
     calibration = calibrate(graph, [inputs for inputs, _ in pairs])
     data, task = resnet20_table.Data(graph, pairs, test, calibration), resnet20_table.TASK

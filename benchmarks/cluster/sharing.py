@@ -19,12 +19,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import mixbit as mb
-from benchmarks.networks import load
+from benchmarks import cifar, paths, resnet20
 from mixbit.core import digest as digest_of, split_batch
 
 ENGINES = {"1 process": mb.Engine(), "2 processes": mb.Engine(processes=2), "2 Ray workers": mb.Engine("ray", 2)}
-#: Batches of test data.
-BATCHES = 4
+#: Training images to calibrate on, and test images; drawn, so that all classes are among them.
+CALIBRATION, TEST = 512, 2000
 #: Plans of the study that compiles modules, which is not counted, and of two that show what the machine itself costs.
 FEWEST, CONTROL = 3, 10
 #: What every process of a study has in its environment.
@@ -33,9 +33,10 @@ MARK = "MIXBIT_SHARING_BENCHMARK"
 
 def setup() -> tuple[Any, ...]:
     """ResNet-20, data to calibrate on, and test data."""
-    given = load("resnet20")
-    graph = mb.capture(given.model, split_batch(given.calibration[0])[0].args)
-    return graph, given.calibration, given.evaluation[:BATCHES]
+    source = paths.require("MIXBIT_CIFAR10")
+    calibration = cifar.batches(*cifar.load_images(source, "train", CALIBRATION), 64)
+    graph = mb.capture(resnet20.load(paths.require("MIXBIT_RESNET20")), split_batch(calibration[0])[0].args)
+    return graph, calibration, cifar.batches(*cifar.load_images(source, "test", TEST), 500)
 
 
 def cpu_seconds(known: dict[str, float]) -> None:
@@ -86,7 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metrics = {name: {k: v for k, v in row.items() if k not in spent} for name, row in study.metrics.items()}
         (Path(given.out) / "digest").write_text(digest_of(json.dumps([metrics, study.plans])))
         return
-    load("resnet20")  # fetched once, before anything is timed
     digests = set[str]()
     with TemporaryDirectory() as cache:
         # as installers leave packages: their modules are compiled already, also where the environment says not to

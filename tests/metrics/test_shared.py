@@ -1,9 +1,13 @@
 """Tables that several processes measure: the same bits as one does, or an error that says what differs."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 import mixbit as mb
 from mixbit.core import Engine, InvalidInput
@@ -15,10 +19,12 @@ from tests.subjects import small_subject
 
 
 def setup(seed=0):
-    graph, batches, *_ = small_subject()
+    """Eight batches with labels, so that most metrics have rounds of two, two and four shards."""
+    graph, _, evaluation, _ = small_subject()
+    x, labels = (torch.cat(part) for part in zip(*evaluation, strict=True))
     if seed:
         next(iter(graph.module.parameters())).data.add_(seed)
-    return graph, batches
+    return graph, [*zip(x.split(12), labels.split(12), strict=True)]
 
 
 def table(shared, metric="fisher"):
@@ -37,8 +43,46 @@ def assert_same_bits(found, wanted):
         assert getattr(found, name).tobytes() == getattr(wanted, name).tobytes()
 
 
-def test_two_processes_measure_the_bits_of_one(alone):
-    assert_same_bits(table(Shared(setup, Engine(processes=2))), alone)
+def counted(calls):
+    with calls.open("a", encoding="utf-8") as file:
+        file.write(f"{os.getpid()}\n")
+    return setup()
+
+
+def test_two_processes_measure_the_bits_of_one_and_make_the_network_once(alone, tmp_path):
+    calls = tmp_path / "calls"
+    with Shared(partial(counted, calls), Engine(processes=2)).begun() as shared:
+        assert_same_bits(table(shared), alone)
+        assert_same_bits(table(shared), alone)
+    processes = calls.read_text().split()
+    assert len(processes) == len({*processes}) <= 2
+
+
+SCRIPT = """
+import mixbit as mb
+from mixbit.quantization.shared import Shared
+from tests.metrics.test_shared import setup as made
+
+
+def setup():
+    return made()
+
+
+if __name__ == "__main__":
+    shared = Shared(setup, mb.Engine(ENGINE, 2))
+    print(mb.measure(*setup(), target="packed", shared=shared).verdict)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", "ray"])
+def test_a_scripts_own_setup_travels(engine, alone, tmp_path):
+    pytest.importorskip("ray")
+    file = tmp_path / "script.py"
+    file.write_text(SCRIPT.replace("ENGINE", repr(engine)))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    printed = subprocess.run([sys.executable, file], env=environment, check=True, capture_output=True, text=True).stdout
+    assert printed.strip() == alone.verdict
 
 
 @pytest.mark.slow

@@ -124,11 +124,13 @@ if TYPE_CHECKING:
     from mixbit.core.io.jobs import (
         Answer as Answer,
         Job as Job,
+        Workers as Workers,
         check_engine as check_engine,
         one_thread as one_thread,
         run_jobs as run_jobs,
         runtime_threads as runtime_threads,
         runtimes_in_one_thread as runtimes_in_one_thread,
+        workers as workers,
     )
     from mixbit.core.io.json_files import (
         MOST_JSON as MOST_JSON,

@@ -24,7 +24,7 @@ from mixbit.core import (
 )
 from mixbit.graph import Case
 from mixbit.metric_study.folder import Prediction, StudyFolder, Truth
-from mixbit.metric_study.subject import InFloat, Subject
+from mixbit.metric_study.subject import Subject
 from mixbit.metrics import METRICS, Metric
 from mixbit.metrics.measure import measure
 from mixbit.quantization.calibrate import Calibration
@@ -114,8 +114,8 @@ def answered(
         yield from _to_evaluate(found, folder)
 
     most = len(missing) + len(plans) + len(named) * len(found.budgets)
-    known = subject if shared.engine.is_this_process else subject.found()
-    work = partial(_begin, known=known, frame=found.frame)
+    again = (lambda *_: subject) if shared.engine.is_this_process else partial(Subject, known=subject.found())
+    work = partial(_begin, again=again, frame=found.frame)
     with closing(shared.answers(work, subject.case, subject.calibration, jobs())) as answers:
         for job, answer in track(answers, "run metrics and plans", total=most):
             if isinstance(answer, Truth):
@@ -143,10 +143,10 @@ def _to_evaluate(found: Found, folder: StudyFolder) -> list[Plan]:
 
 
 def _begin(
-    case: Case, calibration: Calibration, *, known: Subject | InFloat | None, frame: Sensitivity
+    case: Case, calibration: Calibration, *, again: Callable[[Case, Calibration], Subject], frame: Sensitivity
 ) -> Callable[[MetricJob | Plan], Prediction | str | Truth]:
-    """What answers jobs about the subject, which another process makes of the same case, and of what it knows."""
-    return partial(_answer, known if isinstance(known, Subject) else Subject(case, calibration, known), frame=frame)
+    """What answers jobs about the subject, which other processes make again."""
+    return partial(_answer, again(case, calibration), frame=frame)
 
 
 def _answer(subject: Subject, job: MetricJob | Plan, *, frame: Sensitivity) -> Prediction | str | Truth:

@@ -154,9 +154,10 @@ def study(  # noqa: PLR0913
     check_engine(engine)
     if near_budget is not None and (near_budget.max_drop is not None or {*MEASURED} & near_budget.limits.keys()):
         raise InvalidInput(f"near budget {near_budget}: a study does not measure that of plans; limit mean_bits, say")
-    with reserved(out):
+    made_by = Shared(setup if callable(setup) else lambda: setup, engine)
+    with reserved(out), made_by.begun() as shared:
         with users_code("setup fails"):
-            parts = setup() if callable(setup) else setup
+            parts = made_by.setup()
         subject = Subject.of(parts, seed)
         _ = subject.reference  # evaluation data that cannot be used is refused before any metric runs
         case, calibration = subject.case, subject.calibration
@@ -180,7 +181,7 @@ def study(  # noqa: PLR0913
             f"{name}-{i}": frame.plan(choice, "drawn") for name, some in drawn.items() for i, choice in enumerate(some)
         }
         found = Found(frame, budgets, plans)
-        answered(Shared(setup if callable(setup) else lambda: parts, engine), subject, folder, named, found)
+        answered(shared, subject, folder, named, found)
         truths, tables = found.truths, found.tables
         regrets = _regrets(frame, budgets, found)
         sets = {name: PlanSet(some, [truths[f"{name}-{i}"] for i in range(len(some))]) for name, some in drawn.items()}

@@ -114,7 +114,7 @@ def auto_quantize(  # noqa: PLR0913
     run = Run(target, goal_of(budget, plan), Path(out), settings or Settings(), force=force, shared=shared)
     if shared is not None:
         check_engine(shared.engine)
-    with reserved(run.out), scratch_folder() as run.scratch:
+    with reserved(run.out), scratch_folder() as run.scratch, in_others(run):
         network = captured(run, model, batches, eval_batches)
         tried(run, network)
         say_cost(run, network)
@@ -285,7 +285,7 @@ def measured(run: Run, known: Calibrated) -> Sensitivity:
             metric=settings.metric,
             choices=offered(run),
             seed=settings.seed,
-            shared=in_others(run, evaluated=False),
+            shared=run.others,
         ).pinned(settings.pins, _only_pinned(run))
         shape = f"{len(table.layers)} layers x {len(table.choices)} choices"
         tell(f"{shape} by {table.metric}, {table.num_samples:,} samples")
@@ -342,7 +342,7 @@ def scored(run: Run, known: Calibrated, share: float | None, rounding: str | Rou
     case = Case(known.graph, known.batches, run.task, settings.seed, evaluation)
     batches = batches_to_try(case, share)
     journal, others = journal_of(run, known, batches, rounding), None
-    if (shared := in_others(run, evaluated=share is None)) is not None:
+    if (shared := run.others) is not None:
         work = Trying(share, rounding, settings.bias_correction, settings.score, settings.eval_timeout_s)
         others = Others(partial(shared.answers, work, case, known.calibration), journal, shared.engine.processes)
         ending.callback(others.close)
@@ -446,7 +446,7 @@ def tuned(run: Run, known: Calibrated, chosen: Candidate) -> Candidate:
 
 def quantized(run: Run, known: Calibrated, plan: Plan, rounding: str | Rounding) -> Graph:
     """The plan's simulation with this rounding, and biases corrected as the settings say."""
-    shared = in_others(run, evaluated=False) if is_shared_out(rounding) else None
+    shared = run.others if is_shared_out(rounding) else None
     with run.threads():
         return quantize(
             known.graph,

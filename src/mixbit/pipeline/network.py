@@ -1,6 +1,7 @@
 """From the user's model and data to the captured network: in this process, and again in those that share its work."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
@@ -75,18 +76,19 @@ class Preparation:
         return Network(graph, None, calibration, held_out, evaluation, pairs, fitted(task, graph, calibration))
 
 
-def in_others(run: Run, *, evaluated: bool) -> Shared | None:
-    """Where the run's work is shared out, and what makes its network and data there; None where it is not."""
+@contextmanager
+def in_others(run: Run) -> Iterator[None]:
+    """In the block, the processes that share the run's work are there; each makes the network and its data too."""
     if run.shared is None:
-        return None
-    again = partial(_again, run.shared.setup, Preparation.of(run.settings), run.out.absolute(), evaluated=evaluated)
-    return Shared(again, run.shared.engine)
+        yield
+        return
+    again = partial(_again, run.shared.setup, Preparation.of(run.settings), run.out.absolute())
+    with Shared(again, run.shared.engine).begun() as run.others:
+        yield
 
 
-def _again(
-    setup: Callable[[], tuple[Any, ...]], preparation: Preparation, out: Path, *, evaluated: bool
-) -> tuple[Any, ...]:
+def _again(setup: Callable[[], tuple[Any, ...]], preparation: Preparation, out: Path) -> tuple[Any, ...]:
     model, batches, eval_batches, *rest = setup()
     task = Task.of(rest[0] if rest else None)
-    network = preparation.network(model, batches, eval_batches if evaluated else None, task, out)
-    return network.graph, network.batches, network.evaluation if evaluated else None, task
+    network = preparation.network(model, batches, eval_batches, task, out)
+    return network.graph, network.batches, network.evaluation, task

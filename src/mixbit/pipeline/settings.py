@@ -170,13 +170,14 @@ def goal_of(budget: Budget | None, plan: Plan | None) -> Budget | Plan:
 class Run:
     """What all steps share: target, budget or plan, settings, places of unfinished work, and the seconds of each step.
 
-    `shared` says where the table is measured and plans are tried; None for this process. `scratch` is a temporary
-    folder for the network in float as the target's files, set for the time of the run.
+    `shared` says where the table is measured and plans are tried; None for this process. `others` are the processes
+    there, and `scratch` is a temporary folder for the network in float as the target's files, for the time of the run.
 
     Raises InvalidInput where one of them cannot be used, or the runtime is not installed.
     """
 
     scratch: Path
+    others: Shared | None = None
 
     def __init__(
         self,

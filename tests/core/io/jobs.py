@@ -4,7 +4,9 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
+from pathlib import Path
 
 from mixbit.core.errors import InfeasibleBudget
 
@@ -79,3 +81,30 @@ def slowly(seconds: float) -> Callable[[float], float]:
         return number**2
 
     return answer
+
+
+def prepared(started: str, seconds: float = 0) -> None:
+    """Leave a line in a file, as `answering` does, and wait so long."""
+    answering(started)
+    time.sleep(seconds)
+
+
+def dying(died: str) -> None:
+    """End the process the first time."""
+    if not Path(died).exists():
+        Path(died).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def check_kept(workers, folder: Path) -> None:
+    """Two workers prepare themselves, answer, give up a job, and answer other jobs; no other process ever begins."""
+    workers.begin(partial(prepared, str(folder / "started")))
+    assert dict(workers.answers(partial(answering, str(folder / "first")), range(20))).keys() == {*range(20)}
+    with closing(workers.answers(partial(slowly, 0.5), [1, 2, 3])) as answers:
+        next(answers)
+    second = dict(workers.answers(partial(answering, str(folder / "second")), range(20)))
+    assert {job: answer for job, (answer, _) in second.items()} == {job: job**2 for job in range(20)}
+    begun = {name: (folder / name).read_text().split() for name in ("started", "first", "second")}
+    assert len({process for some in begun.values() for process in some}) <= 2
+    for name in ("first", "second"):
+        assert len(begun[name]) == len({*begun[name]}), "what answers is made once in every process"

@@ -12,12 +12,17 @@ import pytest
 
 from mixbit.core.errors import InfeasibleBudget, MixbitError
 from mixbit.core.io.processes import in_processes
-from tests.core.io.jobs import NeverArrives, answering, failing
+from tests.core.io.jobs import NeverArrives, answering, check_kept, dying, failing, prepared
 
 
 @pytest.fixture
 def start(tmp_path):
     return functools.partial(answering, str(tmp_path / "started"))
+
+
+def answered(start, jobs, most):
+    with in_processes(most) as processes:
+        yield from processes.answers(start, jobs)
 
 
 def workers_of(tmp_path, count=1):
@@ -40,7 +45,7 @@ def assert_all_ended(tmp_path):
 
 
 def test_every_job_is_answered_once_and_each_process_starts_once(start, tmp_path):
-    answers = list(in_processes(start, range(40), 2))
+    answers = list(answered(start, range(40), 2))
     assert sorted(job for job, _ in answers) == list(range(40))
     assert all(answer == job**2 for job, (answer, _) in answers)
     assert {process for _, (_, process) in answers} == set(workers_of(tmp_path))
@@ -49,34 +54,56 @@ def test_every_job_is_answered_once_and_each_process_starts_once(start, tmp_path
 
 
 def test_no_job_starts_no_process(start, tmp_path):
-    assert list(in_processes(start, [], 2)) == []
+    assert list(answered(start, [], 2)) == []
     assert not (tmp_path / "started").exists()
 
 
 def test_our_errors_arrive_as_they_are_and_end_all_processes(start, tmp_path):
     with pytest.raises(InfeasibleBudget, match="no plan") as error:
-        list(in_processes(start, [-3, -1], 2))
+        list(answered(start, [-3, -1], 2))
     assert error.value.binding == (2,)
     assert_all_ended(tmp_path)
 
 
 def test_a_killed_worker_ends_all_processes(start, tmp_path):
     with pytest.raises(MixbitError, match=r"memory was short .*the same call continues"):
-        list(in_processes(start, [-3, -2], 2))
+        list(answered(start, [-3, -2], 2))
     assert_all_ended(tmp_path)
 
 
 def test_a_failing_start_is_told():
     with pytest.raises(ZeroDivisionError, match="at the start"):
-        list(in_processes(failing, [1], 2))
+        list(answered(failing, [1], 2))
     with pytest.raises(LookupError, match="cannot be made again"):
-        list(in_processes(NeverArrives(), [1], 2))
+        list(answered(NeverArrives(), [1], 2))
 
 
 def test_closing_ends_the_processes_amid_their_work(start, tmp_path):
     began = time.perf_counter()
-    with closing(in_processes(start, [-3, 3], 2)) as answers:
+    with closing(answered(start, [-3, 3], 2)) as answers:
         assert next(answers)[0] == 3
+    assert time.perf_counter() - began < 100
+    assert_all_ended(tmp_path)
+
+
+def test_processes_are_kept_from_their_preparation_on(tmp_path):
+    with in_processes(2) as processes:
+        check_kept(processes, tmp_path)
+    assert_all_ended(tmp_path)
+
+
+def test_those_that_end_as_they_prepare_are_replaced(start, tmp_path):
+    with in_processes(2) as processes:
+        processes.begin(functools.partial(dying, str(tmp_path / "died")))
+        assert dict(processes.answers(start, [2, 3])).keys() == {2, 3}
+    assert_all_ended(tmp_path)
+
+
+def test_processes_that_only_prepare_end_with_the_block(tmp_path):
+    began = time.perf_counter()
+    with in_processes(2) as processes:
+        processes.begin(functools.partial(prepared, str(tmp_path / "started"), 600))
+        workers_of(tmp_path, 2)
     assert time.perf_counter() - began < 100
     assert_all_ended(tmp_path)
 
@@ -89,7 +116,8 @@ from tests.core.io.jobs import answering
 
 if GUARD:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs tests in the background ignores it
-    print(*in_processes(partial(answering, STARTED, bytes(4 << 20)), [-3], 1))
+    with in_processes(1) as processes:
+        print(*processes.answers(partial(answering, STARTED, bytes(4 << 20)), [-3]))
 """
 
 

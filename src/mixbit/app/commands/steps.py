@@ -72,7 +72,7 @@ def measure(
     from mixbit.metrics.measure import measure as measure_, try_metric
     from mixbit.quantization.calibrate import calibrate
     from mixbit.quantization.ranges import RANGES
-    from mixbit.quantization.shared import Shared
+    from mixbit.quantization.shared import Shared, begun
     from mixbit.roundings.quantize import quantize
     from mixbit.targets.export import check_exportable
     from mixbit.targets.size import sized
@@ -90,20 +90,10 @@ def measure(
     METRICS.find(predictor)
     RANGES.find(range_method)
     find_target(target).schemes(options.split(choices))
-    with new_file(out, force=force), redirect_stdout(sys.stderr):
-        setup = partial(
-            load_case,
-            model,
-            data,
-            (task, loss, output_weight),
-            place,
-            free,
-            samples,
-            reading,
-            out.parent,
-            room,
-        )
-        shared = None if shared_by is None else Shared(setup, shared_by)
+    words = task, loss, output_weight
+    setup = partial(load_case, model, data, words, place, free, samples, reading, out.parent, room)
+    sharing = None if shared_by is None else Shared(setup, shared_by)
+    with new_file(out, force=force), redirect_stdout(sys.stderr), begun(sharing) as shared:
         graph, batches, meant = setup()
         if (note := note_on_uncovered(graph)) is not None:
             say(note)

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
-from functools import cache
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import count
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from threading import Thread
 from typing import Any, TypeVar
@@ -26,27 +28,51 @@ Answer = TypeVar("Answer")
 MOST_LOSSES = 3
 
 
-def in_processes(
-    start: Callable[[], Callable[[Job], Answer]], jobs: Iterable[Job | None], processes: int
-) -> Generator[tuple[Job, Answer], None, None]:
-    """Yield each job with its answer as it finishes; closing the iterator ends the processes, at most one for each job.
+@contextmanager
+def in_processes(most: int) -> Iterator["Processes"]:
+    """In the block, so many worker processes at most: begun when there is work, and ended with the block.
 
-    Jobs are asked for as `mixbit.core.io.jobs.run_jobs` says. `start` is called once in every process and returns what
-    answers a job there; it, jobs and answers are pickled. The processes also end with this one. If it is killed they
-    end at once, without the user's clean-up. Where one ends before its answer, all are replaced. Raises MixbitError
-    where that happens MOST_LOSSES times in a row, and whatever an answer raises.
+    They also end with this process. If it is killed they end at once, without the user's clean-up.
     """
-    left, more, losses = dict[int, Job](), enumerate(jobs), 0
     with scratch_folder() as folder:
-        # a large start in a pipe would block this process if the other one fails to begin
-        file = folder / "start"
-        file.write_bytes(pickle.dumps(start))
-        while fill(left, more, processes):
+        processes = Processes(folder, most)
+        try:
+            yield processes
+        finally:
+            processes.end()
+
+
+class Processes:
+    """Worker processes of this machine, as `mixbit.core.io.jobs.Workers` describes them.
+
+    What every process is to call travels in a file: a large one in a pipe would block this process if another fails to
+    begin.
+    """
+
+    def __init__(self, folder: Path, most: int) -> None:
+        self.folder, self.most, self.numbers = folder, most, count()
+        self.pool = _Pool(most)
+
+    def begin(self, prepare: Callable[[], object]) -> None:
+        """Begin all, and let each prepare itself."""
+        file = self._sent(prepare)
+        for _ in range(self.most):
+            self.pool.submit(_prepare, file)
+
+    def answers(
+        self, start: Callable[[], Callable[[Job], Answer]], jobs: Iterable[Job | None]
+    ) -> Generator[tuple[Job, Answer], None, None]:
+        """Yield each job with its answer as it finishes; where a process ends before its answer, all are replaced.
+
+        Raises MixbitError where that happens MOST_LOSSES times in a row, and whatever an answer raises.
+        """
+        left, more, losses = dict[int, Job](), enumerate(jobs), 0
+        file = self._sent(start)
+        while fill(left, more, self.most):
             try:
-                with closing(_in_a_pool(file, left, more, processes)) as answers:
-                    for number, answer in answers:
-                        losses = 0
-                        yield left.pop(number), answer
+                for number, answer in self._answered(file, left, more):
+                    losses = 0
+                    yield left.pop(number), answer
             except BrokenProcessPool as error:
                 losses += 1
                 if losses == MOST_LOSSES:
@@ -55,6 +81,59 @@ def in_processes(
                         "short (use fewer processes), or the script lacks `if __name__ == '__main__':`. Finished parts "
                         "are stored: the same call continues"
                     ) from error
+                self.pool.end()
+                self.pool = _Pool(self.most)
+
+    def end(self) -> None:
+        """End the processes, also amid their work."""
+        self.pool.end()
+
+    def _sent(self, called: Callable[[], object]) -> Path:
+        file = self.folder / f"start-{next(self.numbers)}"
+        file.write_bytes(pickle.dumps(called))
+        return file
+
+    def _answered(
+        self, start: Path, left: dict[int, Any], more: Iterator[tuple[int, Any]]
+    ) -> Generator[tuple[int, Any], None, None]:
+        """Yield the number of each job with its answer, which the caller then takes from those that are left."""
+        futures: dict[Future[Any], int] = {}
+        try:
+            while fill(left, more, self.most):
+                new = left.keys() - {*futures.values()}
+                futures |= {self.pool.submit(_answer, start, left[number]): number for number in sorted(new)}
+                done, _ = wait(futures, return_when=FIRST_COMPLETED)
+                for future in sorted(done, key=lambda each: each.exception() is not None):  # answers before errors
+                    yield futures[future], future.result()
+                    del futures[future]
+        finally:
+            for future in futures:  # what runs already is waited for by what comes next
+                future.cancel()
+
+
+class _Pool:
+    """Processes that end together."""
+
+    def __init__(self, most: int) -> None:
+        self.executor = ProcessPoolExecutor(most, multiprocessing.get_context("spawn"), _begin)
+        self.processes = set[BaseProcess]()
+        self.futures = set[Future[Any]]()
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Let a process call the function; one more is begun where none has nothing to do."""
+        before = multiprocessing.active_children()
+        future = self.executor.submit(function, *arguments)
+        self.executor.submit(os.getpid)  # until it is woken up once more, Python 3.11 watches no new process
+        self.processes |= {*multiprocessing.active_children()} - {*before}
+        self.futures = {future, *(each for each in self.futures if not each.done())}
+        return future
+
+    def end(self) -> None:
+        """End the processes; at once where one of them works."""
+        if not all(future.done() for future in self.futures):
+            for process in self.processes:
+                process.terminate()
+        self.executor.shutdown(cancel_futures=True)  # waits: its thread may not outlive its pipes
 
 
 def fill(left: dict[int, Job], more: Iterator[tuple[int, Job | None]], most: int) -> bool:
@@ -65,34 +144,6 @@ def fill(left: dict[int, Job], more: Iterator[tuple[int, Job | None]], most: int
             break
         left[number] = job
     return bool(left)
-
-
-def _in_a_pool(
-    start: Path, left: dict[int, Any], more: Iterator[tuple[int, Any]], processes: int
-) -> Generator[tuple[int, Any], None, None]:
-    """Yield the number of each job with its answer, from processes that end with the iterator.
-
-    The caller takes what is answered from those that are left.
-    """
-    before = multiprocessing.active_children()
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _begin) as pool:
-        futures: dict[Future[Any], int] = {}
-        try:
-            while fill(left, more, processes):
-                new = left.keys() - {*futures.values()}
-                futures |= {pool.submit(_answer, start, left[number]): number for number in sorted(new)}
-                if new:
-                    pool.submit(os.getpid)  # until it is woken up once more, Python 3.11 watches no new process
-                done, _ = wait(futures, return_when=FIRST_COMPLETED)
-                for future in sorted(done, key=lambda each: each.exception() is not None):  # answers before errors
-                    yield futures[future], future.result()
-                    del futures[future]
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-            if not all(future.done() for future in futures):
-                for process in set(multiprocessing.active_children()) - {*before}:
-                    process.terminate()
 
 
 def _begin() -> None:
@@ -113,10 +164,14 @@ def _begin() -> None:
     sys.stdout = sys.stderr
 
 
+def _prepare(file: Path) -> None:
+    pickle.loads(file.read_bytes())()
+
+
 def _answer(start: Path, job: Any) -> Any:
     return _answerer(start)(job)
 
 
-@cache
+@lru_cache(maxsize=1)
 def _answerer(start: Path) -> Callable[[Any], Any]:
     return pickle.loads(start.read_bytes())()

@@ -10,10 +10,11 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import import_module
+from itertools import count
 from typing import Any, TypeVar
 
 from mixbit.core.engine import Engine
@@ -32,22 +33,15 @@ MOST_LOSSES = 5
 SLOW = 3.0
 #: Seconds that an address has to answer, and after which it is told that no worker has begun.
 SECONDS_TO_ANSWER, SECONDS_TO_TELL = 15, 20
+#: What to do where nothing answers.
+LOOK = "look at `ray status` on the head node"
 
 
-def on_ray(
-    start: Callable[[], Callable[[Job], Answer]], jobs: Iterable[Job | None], engine: Engine
-) -> Generator[tuple[Job, Answer], None, None]:
-    """Yield each job with its answer as it finishes; closing the iterator ends the workers.
-
-    `start` travels to each node once. See `mixbit.core.io.jobs.run_jobs`.
-    """
-    ray = _ray()
-    with _connected(ray, engine):
-        crew = _Crew(ray, start, jobs, engine.processes)
-        try:
-            yield from crew.answers()
-        finally:
-            crew.end()
+@contextmanager
+def on_ray(engine: Engine) -> Iterator["Crew"]:
+    """In the block, workers of a cluster, which is joined when there is work; they end with the block."""
+    with ExitStack() as ending:
+        yield Crew(engine, ending)
 
 
 def check_cluster(engine: Engine) -> None:
@@ -103,26 +97,30 @@ def _connected(ray: Any, engine: Engine) -> Iterator[None]:
 def _check_answers(address: str) -> None:
     """Raise InvalidInput where nothing answers at an address, for which Ray would wait for minutes."""
     wrong = f"--ray-address {address}: no Ray cluster answers there within {SECONDS_TO_ANSWER} s"
-    way_out = "look at `ray status` on the head node"
     if address != "auto":
-        host, _, port = address.removeprefix("ray://").rpartition(":")
-        if not host or not port.isdigit():
-            raise InvalidInput(f"--ray-address {address}: give auto, HOST:PORT, or ray://HOST:PORT")
-        try:
-            socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER / 3).close()
-        except (OSError, OverflowError) as error:
-            raise InvalidInput(f"{wrong} ({error}); {way_out}") from error
-        if address.startswith("ray://"):
-            return
-        way_out = "though something listens; the port of the head node is 6379 unless told"
+        _check_listens(address, wrong)
+    if address.startswith("ray://"):
+        return
     command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "health-check"]
     command += [] if address == "auto" else ["--address", address]
     try:
         healthy = subprocess.run(command, check=False, capture_output=True, timeout=SECONDS_TO_ANSWER).returncode == 0
     except subprocess.TimeoutExpired:
         healthy = False
+    if not healthy and address == "auto":
+        raise InvalidInput(f"{wrong}; {LOOK}")
     if not healthy:
-        raise InvalidInput(f"{wrong}, {way_out}")
+        raise InvalidInput(f"{wrong}, though something listens; the port of the head node is 6379 unless told")
+
+
+def _check_listens(address: str, wrong: str) -> None:
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise InvalidInput(f"--ray-address {address}: give auto, HOST:PORT, or ray://HOST:PORT")
+    try:
+        socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER / 3).close()
+    except (OSError, OverflowError) as error:
+        raise InvalidInput(f"{wrong} ({error}); {LOOK}") from error
 
 
 def _worker_class() -> type:
@@ -141,17 +139,23 @@ def _worker_class() -> type:
             # Ray puts the current folder of the caller first, whose modules nobody asked for.
             sys.path[:] = dict.fromkeys([*paths, *(path for path in sys.path if path != os.path.abspath("."))])
             try:
-                self.here = import_module("mixbit.core.io.ray_worker")
+                here = import_module("mixbit.core.io.ray_worker")
             except ImportError as error:
                 return node, f"cannot import mixbit ({error})"
-            for name, value in self.here.versions().items():
+            for name, value in here.versions().items():
                 if wanted[name] != value:
                     return node, f"has {name} {value}, and the caller {wanted[name]}"
+            self.here = here
             return node, None
+
+        def prepare(self, called: bytes) -> None:
+            """Call it, unless this node may not do the work; what it raises is raised again by `begin`."""
+            if hasattr(self, "here"):
+                self.here.called(called)
 
         def begin(self, start: bytes) -> None:
             """Make what answers jobs."""
-            self.answer_of = self.here.begin(start)
+            self.answer_of = self.here.called(start)
 
         def answer(self, job: Any) -> Any:
             """The answer of a job."""
@@ -160,135 +164,184 @@ def _worker_class() -> type:
     return Worker
 
 
-@dataclass
+@dataclass(eq=False)
+class _Work:
+    """Some jobs, and how far they are.
+
+    Attributes:
+        start: Reference to what makes what answers them.
+        left: Those without an answer, by their numbers.
+        waiting: Those of them that nobody does.
+        done: Numbers with an answer, or with the error that it raised.
+        seconds: What the answered ones took.
+    """
+
+    start: Any
+    left: dict[int, Any] = field(default_factory=dict)
+    waiting: deque[int] = field(default_factory=deque)
+    done: deque[tuple[int, Any, Exception | None]] = field(default_factory=deque)
+    seconds: list[float] = field(default_factory=list)
+
+
+@dataclass(eq=False)
 class _Worker:
     """A worker, and what it does.
 
     Attributes:
-        job: Number of the job that it does; None while it begins.
+        job: Number of the job that it does, or did last; None while it begins.
         since: When it began that, by the clock that only goes forward.
         node: Address of its node; empty until it has entered.
+        work: Whose jobs it can do; None until it has begun with any.
     """
 
     actor: Any
     job: int | None = None
     since: float = field(default_factory=time.monotonic)
     node: str = ""
+    work: _Work | None = None
 
 
-class _Crew:
-    """The workers of some jobs, and who does what."""
+class Crew:
+    """The workers of a cluster, as `mixbit.core.io.jobs.Workers` describes them, and who does what.
 
-    def __init__(self, ray: Any, start: Any, jobs: Iterable[Any], count: int) -> None:
-        self.ray, self.more, self.count = ray, enumerate(jobs), count
-        self.jobs: dict[int, Any] = {}  # those that were asked for
-        self.new_actor = ray.remote(_worker_class()).options(num_cpus=1, scheduling_strategy="SPREAD").remote
-        try:
-            self.start = ray.put(ray.cloudpickle.dumps(start))
-        except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError, OSError) as error:
-            raise MixbitError(f"Ray: its object store takes no more ({error}); give it more memory or disk") from error
-        self.waiting = deque[int]()
-        self.left: dict[int, Any] = {}  # those without an answer
+    A worker that is lost is replaced, and its job given to another; a job that takes long is given to two.
+    """
+
+    def __init__(self, engine: Engine, ending: ExitStack) -> None:
+        self.engine, self.ending, self.numbers = engine, ending, count()
+        self.ray: Any = None
         self.busy: dict[Any, _Worker] = {}  # by the reference to what it is to return
         self.idle: list[_Worker] = []
-        self.seconds: list[float] = []
         self.losses: Counter[int | None] = Counter()  # by job; None for those that were lost before they began
         self.told = False
 
-    def answers(self) -> Generator[tuple[Any, Any], None, None]:
-        """Yield each job with its answer."""
-        errors = self.ray.exceptions
-        while fill(self.left, self.more, self.count):
-            self._take()
-            self._share_out()
+    def begin(self, prepare: Callable[[], object]) -> None:
+        """Begin all workers, and let each prepare itself."""
+        called = self._put(prepare)
+        for _ in range(self.engine.processes):
+            self._add().actor.prepare.remote(called)
+
+    def answers(
+        self, start: Callable[[], Callable[[Job], Answer]], jobs: Iterable[Job | None]
+    ) -> Generator[tuple[Job, Answer], None, None]:
+        """Yield each job with its answer as it finishes; `start` travels to each node once."""
+        asked: dict[int, Any] = {}
+        work, more = _Work(self._put(start)), zip(self.numbers, jobs, strict=False)
+        for worker in self.busy.values():
+            worker.since = time.monotonic()
+        while fill(work.left, more, self.engine.processes):
+            work.waiting.extend(number for number in work.left if number not in asked)
+            asked |= work.left
+            self._share_out(work)
             ready, _ = self.ray.wait([*self.busy], num_returns=1, timeout=1.0)
             for reference in ready:
-                worker = self.busy.pop(reference)
-                try:
-                    returned = self.ray.get(reference)
-                except errors.RayTaskError as error:
-                    self.idle.append(worker)  # to be ended with the others
-                    raise self._of_worker(worker, error.cause) from error
-                except errors.RayError as error:
-                    self._lost(worker, error)
-                    continue
-                number = worker.job
-                if number is None:
-                    self._begun(worker, returned)
-                    continue
-                self.idle.append(worker)
-                if number in self.left:  # else the same job was done sooner by another
-                    self.seconds.append(time.monotonic() - worker.since)
-                    del self.left[number]
-                    yield self.jobs[number], returned
+                self._take(self.busy.pop(reference), reference)
+            while work.done:
+                number, answer, error = work.done.popleft()
+                if error is not None:
+                    raise error
+                yield asked[number], answer
 
     def end(self) -> None:
         """End the workers, also amid their work."""
         for worker in (*self.idle, *self.busy.values()):
             self.ray.kill(worker.actor)
 
-    def _take(self) -> None:
-        """Let jobs wait that are new."""
-        new = [number for number in self.left if number not in self.jobs]
-        self.waiting.extend(new)
-        self.jobs |= {number: self.left[number] for number in new}
+    def _put(self, called: Callable[[], object]) -> Any:
+        """A reference to the pickled function, which nodes can take; joins the cluster before the first."""
+        if self.ray is None:
+            ray = _ray()
+            self.ending.enter_context(_connected(ray, self.engine))
+            self.ending.callback(self.end)
+            self.new_actor = ray.remote(_worker_class()).options(num_cpus=1, scheduling_strategy="SPREAD").remote
+            self.ray = ray
+        full = self.ray.exceptions.ObjectStoreFullError, self.ray.exceptions.OutOfDiskError, OSError
+        try:
+            return self.ray.put(self.ray.cloudpickle.dumps(called))
+        except full as error:
+            raise MixbitError(f"Ray: its object store takes no more ({error}); give it more memory or disk") from error
 
-    def _share_out(self) -> None:
+    def _add(self) -> _Worker:
+        worker = _Worker(self.new_actor())
+        paths = [path for path in map(os.path.abspath, sys.path) if path]
+        self.busy[worker.actor.enter.remote(versions(), paths)] = worker
+        return worker
+
+    def _share_out(self, work: _Work) -> None:
         """Start workers for those that are lacking, and give every idle one a job."""
-        for _ in range(min(self.count, len(self.left)) - len(self.busy) - len(self.idle)):
-            worker = _Worker(self.new_actor())
-            paths = [path for path in map(os.path.abspath, sys.path) if path]
-            self.busy[worker.actor.enter.remote(versions(), paths)] = worker
-        while self.idle and (number := self._next()) is not None:
+        for _ in range(min(self.engine.processes, len(work.left)) - len(self.busy) - len(self.idle)):
+            self._add()
+        for worker in [worker for worker in self.idle if worker.work is not work]:
+            self._let_begin(worker, work)
+        while self.idle and (number := self._next(work)) is not None:
             worker = self.idle.pop()
             worker.job, worker.since = number, time.monotonic()
-            self.busy[worker.actor.answer.remote(self.jobs[number])] = worker
+            self.busy[worker.actor.answer.remote(work.left[number])] = worker
         waited = min((time.monotonic() - worker.since for worker in self.busy.values()), default=0)
         if not self.told and waited > SECONDS_TO_TELL and all(worker.job is None for worker in self.busy.values()):
             self.told = True
             say(f"Ray: no worker has begun yet; {len(self.busy)} wait for a CPU each, or make the network and the data")
 
-    def _next(self) -> int | None:
+    def _next(self, work: _Work) -> int | None:
         """The next job, or one that takes so long that another worker is to try it as well; None for none."""
-        if self.waiting:
-            return self.waiting.popleft()
-        if not self.seconds:
+        if work.waiting:
+            return work.waiting.popleft()
+        if not work.seconds:
             return None
-        limit, now = SLOW * statistics.median(self.seconds), time.monotonic()
+        limit, now = SLOW * statistics.median(work.seconds), time.monotonic()
         copies = Counter(worker.job for worker in self.busy.values())
-        slow = [w for w in self.busy.values() if w.job in self.left and copies[w.job] == 1 and now - w.since > limit]
+        slow = [w for w in self.busy.values() if w.job in work.left and copies[w.job] == 1 and now - w.since > limit]
         return min(slow, key=lambda worker: worker.since).job if slow else None
 
-    def _begun(self, worker: _Worker, returned: tuple[str, str | None] | None) -> None:
-        """Let a worker that has entered begin, and one that has begun wait for a job."""
-        if returned is None:
-            self.losses[None] = 0
-            self.idle.append(worker)
+    def _take(self, worker: _Worker, reference: Any) -> None:
+        """Take what a worker returned; it may begin, or do its next job."""
+        errors, error = self.ray.exceptions, None
+        returned: Any = None
+        try:
+            returned = self.ray.get(reference)
+        except errors.RayTaskError as raised:
+            error = raised
+        except errors.RayError as raised:
+            self._lost(worker, raised)
             return
-        worker.node, problem = returned
-        if problem is not None:
-            self.idle.append(worker)
-            raise InvalidInput(f"node {worker.node} {problem}: numbers would differ; install the same on all nodes")
-        self.busy[worker.actor.begin.remote(self.start)] = worker
+        self.idle.append(worker)
+        number, work = worker.job, worker.work
+        if number is None and error is not None:
+            raise _of_beginning(worker, error.cause) from error
+        if work is None:
+            worker.node, problem = returned
+            if problem is not None:
+                raise InvalidInput(f"node {worker.node} {problem}: numbers would differ; install the same on all nodes")
+        elif number is None:
+            self.losses[None] = 0
+        elif work.left.pop(number, None) is not None:  # else the same job was done sooner by another
+            work.seconds.append(time.monotonic() - worker.since)
+            work.done.append((number, returned, None if error is None else error.cause))
 
-    def _of_worker(self, worker: _Worker, cause: Exception) -> Exception:
-        """What was raised: an answer's own error as it is; that of a beginning with the node, where alone it fails."""
-        if worker.job is not None:
-            return cause
-        kind = InvalidInput if isinstance(cause, InvalidInput) else MixbitError
-        what = str(cause) if isinstance(cause, MixbitError) else f"{type(cause).__name__}: {cause}"
-        return kind(f"node {worker.node}: {what}")
+    def _let_begin(self, worker: _Worker, work: _Work) -> None:
+        self.idle.remove(worker)
+        worker.job, worker.since, worker.work = None, time.monotonic(), work
+        self.busy[worker.actor.begin.remote(work.start)] = worker
 
     def _lost(self, worker: _Worker, error: Exception) -> None:
         """Give the job of a worker that ended to another; raises MixbitError where that happens again and again."""
-        number = worker.job
+        number, work = worker.job, worker.work
         self.losses[number] += 1
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        what = "before it could begin" if number is None else f"with the job {self.jobs[number]!r:.80}"
+        job = None if work is None or number is None else work.left.get(number)
+        what = "before it could begin" if number is None else f"with the job {job!r:.80}"
         if self.losses[number] == MOST_LOSSES:
             raise MixbitError(
                 f"node {worker.node}: {MOST_LOSSES} workers ended {what}, the last one: {reason.strip()}. Finished "
                 "parts are stored: the same call continues"
             ) from error
-        if number in self.left and all(other.job != number for other in self.busy.values()):
-            self.waiting.appendleft(number)
+        left_alone = all(other.job != number for other in self.busy.values())
+        if job is not None and number is not None and work is not None and left_alone:
+            work.waiting.appendleft(number)
+
+
+def _of_beginning(worker: _Worker, cause: Exception) -> Exception:
+    """What was raised before a job, with the node, where alone it may fail."""
+    kind = InvalidInput if isinstance(cause, InvalidInput) else MixbitError
+    what = str(cause) if isinstance(cause, MixbitError) else f"{type(cause).__name__}: {cause}"
+    return kind(f"node {worker.node}: {what}")

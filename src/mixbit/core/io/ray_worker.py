@@ -2,7 +2,6 @@
 
 import pickle
 import sys
-from collections.abc import Callable
 from functools import cache
 from hashlib import sha256
 from importlib.metadata import version
@@ -24,7 +23,7 @@ def versions() -> dict[str, str]:
     return {"Python": python} | {name: version(name) for name in ALIKE} | {"mixbit's source": source}
 
 
-def begin(start: bytes) -> Callable[[Any], Any]:
-    """What answers jobs in this process; progress is for the caller to show."""
+def called(function: bytes) -> Any:
+    """What the pickled function returns in this process; progress is for the caller to show."""
     show("nothing")
-    return pickle.loads(start)()
+    return pickle.loads(function)()
