@@ -1,9 +1,10 @@
-"""Flash for an Ethos-U55 as Vela compiles it: uniform widths, and mixed plans that diverge no more than is allowed.
+"""Flash for an Ethos-U as Vela compiles it: uniform widths, and mixed plans that diverge no more than is allowed.
 
 The mixed plan is the smallest that a search in predicted bytes comes to whose divergence from the float network,
 measured on test data, is at most so many times that of uniform 8 bits; the uniform width is the narrowest of these:
 
     python -m benchmarks.ethosu resnet20 ds_cnn
+    python -m benchmarks.ethosu resnet20 --accelerator ethos-u85-256
 """
 
 import argparse
@@ -20,7 +21,7 @@ from benchmarks.networks import load
 from benchmarks.zoo.audio import ds_cnn
 from mixbit.core.batches import Batch, split_batch
 from mixbit.core.errors import InfeasibleBudget
-from mixbit.core.target import find_target
+from mixbit.core.target import Target, find_target
 from mixbit.core.task import Task
 from mixbit.graph import Graph
 from mixbit.graph.evaluate import Reference, evaluate
@@ -78,18 +79,18 @@ def smallest(network: Network, table: mb.Sensitivity, allowed: float) -> tuple[G
     return best
 
 
-def rows_for(name: str, rounding: str) -> list[tuple[str, ...]]:
+def rows_for(name: str, rounding: str, target: Target) -> list[tuple[str, ...]]:
     """Uniform 8 bits, the narrowest uniform width that is allowed, and the mixed plan, compiled."""
-    network, target = Network.load(name, rounding), find_target("ethosu")
+    network = Network.load(name, rounding)
     tried, allowed, narrow = {}, float("inf"), ""
     for bits in WIDTHS:
         scheme = f"w{bits}a8"
-        tried[scheme] = network.tried(uniform_plan(network.graph, scheme, target="ethosu"))
+        tried[scheme] = network.tried(uniform_plan(network.graph, scheme, target=target.name))
         allowed = min(allowed, ALLOWED * tried["w8a8"][1])
         if tried[scheme][1] > allowed:
             break
         narrow = scheme
-    table = mb.measure(network.graph, network.calibration, target="ethosu")
+    table = mb.measure(network.graph, network.calibration, target=target)
     plans = {"uniform w8a8": tried["w8a8"], f"uniform {narrow}": tried[narrow]}
     if (mixed := smallest(network, table, allowed)) is not None:
         plans["mixed"] = mixed
@@ -116,7 +117,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", default=["resnet20", "ds_cnn"])
     parser.add_argument("--rounding", default="nearest")
+    parser.add_argument("--accelerator", default="ethos-u55-128")
     given = parser.parse_args(arguments)
+    target = find_target(f"ethosu:accelerator={given.accelerator}")
     columns = (
         "network",
         "plan",
@@ -128,9 +131,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "cycles",
         "SRAM bytes",
     )
-    table = Table(*columns, title=f"Ethos-U, rounding {given.rounding}")
+    table = Table(*columns, title=f"{given.accelerator}, rounding {given.rounding}")
     for name in given.networks:
-        for row in rows_for(name, given.rounding):
+        for row in rows_for(name, given.rounding, target):
             table.add_row(*row)
     Console(width=140).print(table)
 

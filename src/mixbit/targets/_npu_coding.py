@@ -16,12 +16,13 @@ TABLE = 32
 LARGEST, UNARY, SHORT_UNARY = 511, 31, 2
 #: Low bits that are sent as they are, of weights and of runs of zeros.
 LOW_BITS, LOW_BITS_OF_RUNS = range(6), range(4)
-#: Zeros are sent as runs where, among so many weights, there are more than so many times as many as of any other value:
-#: by the encoder 5 times, of parts that it chooses itself, so that of a whole layer some less are enough.
-FIRST, ZEROS = 4096, 4.5
-#: Bits before weights of another code: their number and the code. Weights for which one code is chosen, and of how many
-#: such parts the choice is made at most.
-HEADER, PART, PARTS = 40, BLOCK * BLOCK, 4096
+#: Zeros are sent as runs where there are more than so many times as many as of any other value. For an Ethos-U55 the
+#: encoder asks that of parts that it chooses itself; of so many weights some less are enough, as it turned out.
+ZEROS, FIRST, ZEROS_OF_FIRST = 5, 4096, 4.5
+#: Bits that another code has to spare, and those that it takes before its weights, what is left of the last ones too.
+SPARED, HEADER = 40, 32
+#: Weights for which one code is chosen, and of how many such parts the choice is made at most.
+PART, PARTS = 8, 8192
 #: Bits that no code may take.
 NEVER = 2**20
 #: Bytes of the bias, factor and shift of a channel, and those that a stream is a multiple of.
@@ -36,7 +37,7 @@ def coded_weight_bytes(kernel: NDArray[np.int8], *, depthwise: bool) -> int:
         depthwise: Whether each output channel reads one input channel alone; then `in` is 1.
     """
     stream = in_blocks(kernel, depthwise=depthwise).astype(np.int64)
-    bits = coded_bits(stream, zero_runs=_has_zero_runs(stream[:FIRST]))
+    bits = coded_bits(stream, zero_runs=has_zero_runs(stream[:FIRST], ZEROS_OF_FIRST))
     return _up(-(-bits // 8), ALIGNMENT)
 
 
@@ -68,13 +69,13 @@ def _sends_kernels_first(inner: int, size: int) -> bool:
     return inner <= BLOCK or kernels_first >= inner / _up(inner, BLOCKS)
 
 
-def _has_zero_runs(stream: NDArray[np.int64]) -> bool:
-    """Whether zeros are common enough, and at least half of them neighbours of others."""
+def has_zero_runs(stream: NDArray[np.int64], times: float = ZEROS) -> bool:
+    """Whether there are so many times as many zeros as of others, and at least half of them neighbours of others."""
     values, counts = np.unique(stream, return_counts=True)
     zeros, others = counts[values == 0].sum(), counts[values != 0]
     is_zero = np.concatenate([[False], stream == 0, [False]])
     alone = (is_zero[1:-1] & ~is_zero[:-2] & ~is_zero[2:]).sum()
-    return bool(zeros > ZEROS * others.max(initial=0) and 2 * alone <= zeros)
+    return bool(zeros > times * others.max(initial=0) and 2 * alone <= zeros)
 
 
 def coded_bits(stream: NDArray[np.int64], *, zero_runs: bool) -> int:
@@ -83,7 +84,8 @@ def coded_bits(stream: NDArray[np.int64], *, zero_runs: bool) -> int:
     if zero_runs:
         places = np.flatnonzero(stream)
         lengths = np.diff(np.concatenate([[-1], places, [stream.size]])) - 1
-        runs = min(int(((lengths >> low) + 1 + low).sum()) for low in LOW_BITS_OF_RUNS)
+        bits = np.array([(lengths >> low) + 1 + low for low in LOW_BITS_OF_RUNS])
+        runs = int(bits[bits[:, :-1].sum(1).argmin()].sum())  # the last run comes too late to change the code
         stream = stream[places]
     if not stream.size:
         return HEADER + runs
@@ -125,7 +127,7 @@ def _least_bits(codes: NDArray[np.int64], places: NDArray[np.int64]) -> int:
     """Bits of the numbers at these places, with the codes that the coder comes to, a part after the other.
 
     It sums up what each code would have taken from the beginning, or, of one that could not take a number before, from
-    there on. It changes the code where another has taken HEADER bits less, or where its own cannot go on.
+    there on. It changes the code where another has taken SPARED bits less, or where its own cannot go on.
     """
     starts = np.arange(0, places.size, max(PART, _up(-(-places.size // PARTS), PART)))
     parts = np.array([np.add.reduceat(bits[places], starts) for bits in codes]).T
@@ -137,7 +139,7 @@ def _least_bits(codes: NDArray[np.int64], places: NDArray[np.int64]) -> int:
         taken[takes] += bits[takes]
         since[~takes], took = place + 1, takes
         best = int(np.where(takes, taken, np.inf).argmin())
-        if takes[code] and taken[best] + HEADER >= taken[code]:
+        if takes[code] and taken[best] + SPARED >= taken[code]:
             continue
         if not takes[code] or since[best] > begin:
             ends.append((code, begin, place))

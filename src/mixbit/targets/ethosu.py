@@ -8,6 +8,7 @@ NPU's own rounding, and Vela says what the device needs.
 import dataclasses
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -34,8 +35,8 @@ from mixbit.core import (
     write_text,
 )
 from mixbit.graph import Graph
+from mixbit.targets import _npu85_coding, _npu_coding
 from mixbit.targets._integers import in_bytes, runtime, stored_weights
-from mixbit.targets._npu_coding import channel_bytes, coded_weight_bytes
 
 #: What runs in LiteRT, what the device takes, and what Vela reported of it.
 FILE, DEVICE_FILE, REPORT_FILE = "model.tflite", "model_vela.tflite", "vela.json"
@@ -46,14 +47,16 @@ FIGURES = ("flash_bytes", "sram_bytes", "cycles")
 SYSTEMS = {
     "ethos-u55": ("Ethos_U55_High_End_Embedded", "Ethos_U55_Deep_Embedded"),
     "ethos-u65": ("Ethos_U65_High_End", "Ethos_U65_Mid_End", "Ethos_U65_Embedded", "Ethos_U65_Client_Server"),
-}
+    "ethos-u85": ("Ethos_U85_SYS_Flash_High", "Ethos_U85_SYS_Flash_Low", "Ethos_U85_SYS_DRAM_Low",
+                  "Ethos_U85_SYS_DRAM_Mid", "Ethos_U85_SYS_DRAM_High"),
+}  # fmt: skip
 MEMORIES = {
     "ethos-u55": ("Shared_Sram", "Sram_Only"),
-    "ethos-u65": ("Shared_Sram", "Sram_Only", "Dedicated_Sram", "Dedicated_Sram_256KB", "Dedicated_Sram_384KB",
-                  "Dedicated_Sram_512KB"),
+    **dict.fromkeys(("ethos-u65", "ethos-u85"), ("Shared_Sram", "Sram_Only", "Dedicated_Sram", "Dedicated_Sram_256KB",
+                                                 "Dedicated_Sram_384KB", "Dedicated_Sram_512KB")),
 }  # fmt: skip
 #: Bits -> bytes of a weight in flash, of normal numbers: a guess, before the integers are known.
-BYTES_OF_A_WEIGHT = {8: 0.93, 7: 0.86, 6: 0.71, 5: 0.56, 4: 0.44, 3: 0.34, 2: 0.2}
+BYTES_OF_A_WEIGHT = {8: 0.93, 7: 0.86, 6: 0.72, 5: 0.57, 4: 0.46, 3: 0.35, 2: 0.22}
 #: Share of a weight's bytes that it spares if it is zero, a guess too.
 ZEROS_SPARE = 0.75
 MOST_BYTES = 2**31
@@ -86,23 +89,55 @@ class Report(BaseModel):
     files: dict[str, str]
 
 
-def coded_bytes(layer: Any, integers: NDArray[Any], scheme: Scheme) -> int:
-    """Bytes of the weight in flash, of its real integers, and of biases and factors for each operator that reads it.
+@dataclass(frozen=True)
+class Device:
+    """An accelerator, its system and its memory mode, as Vela names them."""
 
-    Operators of one kind read the same coded weight. On the CPU, which decodes none, it is a byte for each.
-    """
-    if not _is_coded(layer, scheme):
-        return _LITERT.weight_bytes(layer.shape, layer.axis, in_bytes(scheme.weight))
-    kinds = {(operation.kind.name, operation.groups) for operation in layer.operations}
-    return len(kinds) * _coded(layer, integers) + len(layer.operations) * channel_bytes(layer.shape[layer.axis])
+    accelerator: str
+    system: str
+    memory: str
 
+    @property
+    def is_u85(self) -> bool:
+        """Whether it is an Ethos-U85, which has an order of weights of its own."""
+        return self.accelerator in _npu85_coding.NPUS
 
-def _coded(layer: Any, integers: NDArray[Any]) -> int:
-    """Bytes of the weight, coded once."""
-    depthwise = layer.operations[0].groups > 1 and layer.shape[1] == 1
-    kernel = np.moveaxis(integers, layer.axis, 0)
-    kernel = np.moveaxis(kernel, 1, -1).reshape(len(kernel), -1, 1, kernel.shape[1])
-    return coded_weight_bytes(kernel, depthwise=depthwise)
+    def kernel_bytes(self, kernel: NDArray[np.int8], *, depthwise: bool, matrix: bool = False) -> int:
+        """Bytes of integers [out, height, width, in] in flash."""
+        if self.is_u85:
+            npu = _npu85_coding.NPUS[self.accelerator]
+            return _npu85_coding.coded_weight_bytes(kernel, npu, depthwise=depthwise, matrix=matrix)
+        return _npu_coding.coded_weight_bytes(kernel, depthwise=depthwise)
+
+    def channel_bytes(self, channels: int) -> int:
+        """Bytes of biases and factors in flash."""
+        return (_npu85_coding if self.is_u85 else _npu_coding).channel_bytes(channels)
+
+    def weight_bytes(self, shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
+        """A guess for normal numbers; exact for weights in float."""
+        if fmt is None or fmt.floating is not None:
+            return _LITERT.weight_bytes(shape, axis, fmt)
+        stays = 1 if fmt.sparsity is None else 1 - ZEROS_SPARE * fmt.sparsity.share
+        return round(math.prod(shape) * BYTES_OF_A_WEIGHT[fmt.bits] * stays) + self.channel_bytes(shape[axis])
+
+    def coded_bytes(self, layer: Any, integers: NDArray[Any], scheme: Scheme) -> int:
+        """Bytes of the weight in flash, of its real integers, and of biases and factors for each operator.
+
+        Operators of one kind read the same coded weight. On the CPU, which decodes none, it is a byte for each.
+        """
+        if not _is_coded(layer, scheme):
+            return _LITERT.weight_bytes(layer.shape, layer.axis, in_bytes(scheme.weight))
+        kinds = {(operation.kind.name, operation.groups) for operation in layer.operations}
+        channels = len(layer.operations) * self.channel_bytes(layer.shape[layer.axis])
+        return len(kinds) * self.coded_once(layer, integers) + channels
+
+    def coded_once(self, layer: Any, integers: NDArray[Any]) -> int:
+        """Bytes of the weight, coded once."""
+        depthwise = layer.operations[0].groups > 1 and layer.shape[1] == 1
+        kernel = np.moveaxis(np.moveaxis(integers, layer.axis, 0), 1, -1)
+        out, *sides, inner = kernel.shape
+        kernel = kernel.reshape(out, math.prod(sides[:-1]), sides[-1] if sides else 1, inner)
+        return self.kernel_bytes(kernel, depthwise=depthwise, matrix=not sides)
 
 
 def lacks(scheme: Scheme) -> str | None:
@@ -121,19 +156,8 @@ def _is_coded(layer: Any, scheme: Scheme) -> bool:
     return scheme.input is not None and bool(layer.inputs) and kinds <= TARGET.quantized_outputs
 
 
-def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
-    """A guess for normal numbers; exact for weights in float."""
-    if fmt is None or fmt.floating is not None:
-        return _LITERT.weight_bytes(shape, axis, fmt)
-    stays = 1 if fmt.sparsity is None else 1 - ZEROS_SPARE * fmt.sparsity.share
-    return round(math.prod(shape) * BYTES_OF_A_WEIGHT[fmt.bits] * stays) + channel_bytes(shape[axis])
-
-
-def write(device: tuple[str, str, str], simulated: Graph, folder: Path) -> None:
-    """Write model.tflite, have Vela compile it into model_vela.tflite, and write vela.json.
-
-    The device is an accelerator, its system and its memory mode, as Vela names them.
-    """
+def write(device: Device, simulated: Graph, folder: Path) -> None:
+    """Write model.tflite, have Vela compile it into model_vela.tflite, and write vela.json."""
     _ethosu()
     from mixbit.targets._tflite import converted
     from mixbit.targets._tflite_file import read
@@ -142,27 +166,27 @@ def write(device: tuple[str, str, str], simulated: Graph, folder: Path) -> None:
     if any(simulated.dynamic):
         raise UnsupportedModel("inputs of several sizes: an NPU's file has one; give all batches the same sizes")
     write_bytes(folder / FILE, converted(simulated, packs=False))
-    model = read(folder / FILE)
-    made = compiled(model, *device)
+    model, names = read(folder / FILE), dataclasses.astuple(device)
+    made = compiled(model, *names)
     means = sum(
-        coded_weight_bytes(np.ones((channels, positions, 1, 1), np.int8), depthwise=True)
+        device.kernel_bytes(np.ones((channels, positions, 1, 1), np.int8), depthwise=True)
         for channels, positions in ones_on_npu(model, made.on_cpu)
     )
     write_bytes(folder / DEVICE_FILE, made.data)
     report = Report(
         version=1,
-        compiler=f"ethos-u-vela {version('ethos-u-vela')} for {', '.join(device)}",
+        compiler=f"ethos-u-vela {version('ethos-u-vela')} for {', '.join(names)}",
         flash_bytes=made.flash_bytes,
         sram_bytes=made.sram_bytes,
         cycles=made.cycles,
         on_cpu=made.on_cpu,
-        layers=_shared_out(simulated, *on_npu(model, made.on_cpu), made.weight_bytes - means),
+        layers=_shared_out(device, simulated, *on_npu(model, made.on_cpu), made.weight_bytes - means),
         files={name: sha256(folder / name) for name in (FILE, DEVICE_FILE)},
     )
     write_text(folder / REPORT_FILE, report.model_dump_json(indent=2))
 
 
-def _shared_out(simulated: Graph, layers: set[str], partly: set[str], total: int) -> dict[str, int]:
+def _shared_out(device: Device, simulated: Graph, layers: set[str], partly: set[str], total: int) -> dict[str, int]:
     """Layer -> its bytes: of Vela's total of their weights the share that is predicted, and those of its channels.
 
     The total has weights too that the CPU reads beside the NPU, as those of a table that is a head; they count there.
@@ -170,15 +194,16 @@ def _shared_out(simulated: Graph, layers: set[str], partly: set[str], total: int
     plan, weights = simulated.plan, stored_weights(simulated)[0]
     assert plan is not None  # noqa: S101 its weights are quantized
     channels = {
-        layer.name: len(layer.operations) * channel_bytes(layer.shape[layer.axis]) for layer in simulated.layers
+        layer.name: len(layer.operations) * device.channel_bytes(layer.shape[layer.axis]) for layer in simulated.layers
     }
     predicted = {
-        layer.name: coded_bytes(layer, weights[layer.name].integers, plan.scheme(layer.name)) - channels[layer.name]
+        layer.name: device.coded_bytes(layer, weights[layer.name].integers, plan.scheme(layer.name))
+        - channels[layer.name]
         for layer in simulated.layers
         if layer.name in layers and layer.name in weights
     }
     beside = [layer for layer in simulated.layers if layer.name in partly and layer.name in weights]
-    total -= sum(_coded(layer, weights[layer.name].integers) for layer in beside)
+    total -= sum(device.coded_once(layer, weights[layer.name].integers) for layer in beside)
     scale = total / max(1, sum(predicted.values()))
     return {name: round(size * scale) + channels[name] for name, size in predicted.items()}
 
@@ -248,21 +273,37 @@ def usage(ports: Ports, environment: Mapping[str, str]) -> dict[str, str]:
 def configured(
     *,
     accelerator: Literal[
-        "ethos-u55-32", "ethos-u55-64", "ethos-u55-128", "ethos-u55-256", "ethos-u65-256", "ethos-u65-512"
+        "ethos-u55-32",
+        "ethos-u55-64",
+        "ethos-u55-128",
+        "ethos-u55-256",
+        "ethos-u65-256",
+        "ethos-u65-512",
+        "ethos-u85-128",
+        "ethos-u85-256",
+        "ethos-u85-512",
     ] = "ethos-u55-128",
     system: str | None = None,
     memory: str | None = None,
 ) -> Target:
     """The target for that NPU, in a system and with memories of SYSTEMS and MEMORIES; their first by default.
 
-    An Ethos-U85 codes weights otherwise, so none is offered. Raises InvalidInput for what its family does not have.
+    In a larger Ethos-U85 the order of weights depends on the sizes of outputs, so none is offered. Raises InvalidInput
+    for what its family does not have.
     """
     family, of = accelerator.rpartition("-")[0], f"of {accelerator}"
     system = pick(f"target ethosu: system {of}", system or SYSTEMS[family][0], SYSTEMS[family])
     memory = pick(f"target ethosu: memory {of}", memory or MEMORIES[family][0], MEMORIES[family])
-    return dataclasses.replace(TARGET, write=partial(write, (accelerator, system, memory)))
+    device = Device(accelerator, system, memory)
+    return dataclasses.replace(
+        TARGET,
+        write=partial(write, device),
+        weight_bytes=device.weight_bytes,
+        coded_bytes=device.coded_bytes,
+    )
 
 
+_DEVICE = Device("ethos-u55-128", SYSTEMS["ethos-u55"][0], MEMORIES["ethos-u55"][0])
 TARGET = Target(
     name="ethosu",
     files=(FILE, DEVICE_FILE, REPORT_FILE),
@@ -282,11 +323,11 @@ TARGET = Target(
     "ethosu:accelerator=ethos-u65-256 and others for other devices",
     halves=lambda *_: "even",
     lacks=lacks,
-    weight_bytes=weight_bytes,
-    coded_bytes=coded_bytes,
+    weight_bytes=_DEVICE.weight_bytes,
+    coded_bytes=_DEVICE.coded_bytes,
     bytes_tolerance=(0.05, 96),
     require=_ethosu,
-    write=partial(write, ("ethos-u55-128", SYSTEMS["ethos-u55"][0], MEMORIES["ethos-u55"][0])),
+    write=partial(write, _DEVICE),
     load=load,
     stored=stored,
     program=_LITERT.program,
