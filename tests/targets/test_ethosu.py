@@ -68,10 +68,19 @@ def test_velas_own_figure_is_predicted_from_the_integers(name, bits, tmp_path):
     assert runner.executed()[layer.name].endswith("int8 (NPU)")
 
 
-@pytest.mark.parametrize("accelerator", ["ethos-u85-256", "ethos-u85-512"])
+OF_U85 = [
+    ("kernels first", "w8a8", "ethos-u85-256"),
+    ("channels first", "w4a8", "ethos-u85-512"),
+    ("few channels", "w4a8@2:4", "ethos-u85-256"),
+    ("depthwise", "w4a8", "ethos-u85-512"),
+    ("matrix", "w2a8", "ethos-u85-256"),
+]
+MORE_OF_U85 = itertools.product(LAYERS, ["w8a8", "w4a8", "w2a8"], ["ethos-u85-128", "ethos-u85-256", "ethos-u85-512"])
+
+
 @pytest.mark.parametrize(
-    ("name", "scheme"),
-    [*itertools.product(LAYERS, ["w8a8", "w4a8", "w2a8"]), ("few channels", "w4a8@2:4"), ("matrix", "w8a8@2:4")],
+    ("name", "scheme", "accelerator"),
+    [*OF_U85, *(pytest.param(*each, marks=pytest.mark.slow) for each in MORE_OF_U85 if each not in OF_U85)],
 )
 def test_bytes_for_an_ethos_u85_are_predicted(name, scheme, accelerator, tmp_path):
     target = find_target(f"ethosu:accelerator={accelerator}")
