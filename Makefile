@@ -23,9 +23,10 @@ wheel:
 	build/wheel/bin/python -m pip install -q --no-compile -c constraints.txt build/wheel/dist/*.whl
 	cd build/wheel && bin/mixbit list targets && bin/mixbit demo
 
-# Minutes more: whole demos and studies, other schemes.
+# Minutes more: whole demos and studies, other schemes, and the tests of the benchmarks.
 slow: $(VENV)/dev.stamp
 	$(BIN)/pytest -q -m slow
+	$(BIN)/pytest -q benchmarks
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check
@@ -39,7 +40,7 @@ docs: $(VENV)/docs.stamp
 clean:
 	rm -rf $(VENV) build dist site .hypothesis .pytest_cache .ruff_cache
 
-# What is installed follows the two files that say what it is; a second run installs nothing.
+# What is installed follows the two files that say what it is; a second run installs nothing. One after the other.
 $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[onnxruntime,openvino]'
 	touch $@
@@ -48,7 +49,7 @@ $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	touch $@
 
-$(VENV)/docs.stamp: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/docs.stamp: pyproject.toml constraints.txt | $(VENV)/dev.stamp
 	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[docs]'
 	touch $@
 

@@ -75,6 +75,7 @@ def never(plan):
     raise AssertionError("simulated in this process")
 
 
+@pytest.mark.slow
 def test_two_processes_choose_what_plain_trials_choose_and_end_what_hangs():
     tried = Tried(Engine(processes=2), Trying(None, "nearest", "at_once", agreeing, 3.0))
 

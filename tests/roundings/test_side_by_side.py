@@ -60,12 +60,10 @@ def rounding_input(net, batches, scheme="w3a8", seed=0):
     return given[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rounding", "scheme"),
-    [
-        (f"brecq:{OPTIONS},fisher=true", "w3a4"),
-        pytest.param("adaround:inputs=float,iterations=200", "w2a8", marks=pytest.mark.slow),
-    ],
+    [(f"brecq:{OPTIONS},fisher=true", "w3a4"), ("adaround:inputs=float,iterations=200", "w2a8")],
 )
 def test_two_processes_go_on_to_the_bits_of_one(rounding, scheme, tmp_path, monkeypatch):
     round_ = functools.partial(rounded, rounding, scheme=scheme)
