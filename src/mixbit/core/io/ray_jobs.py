@@ -149,9 +149,9 @@ def _worker_class() -> type:
             return node, None
 
         def prepare(self, called: bytes) -> None:
-            """Call it, unless this node may not do the work; what it raises is raised again by `begin`."""
+            """Call it, unless this node may not do the work; what it raises is told by `begin`, which meets it too."""
             if hasattr(self, "here"):
-                self.here.called(called)
+                self.here.prepare(called)
 
         def begin(self, start: bytes) -> None:
             """Make what answers jobs."""
