@@ -28,8 +28,6 @@ ADDRESSES, PORT = ("10.77.0.1", "10.77.0.2"), 6379
 PLANS = 120
 #: How often the start of a node is tried.
 TRIES = 5
-#: What every process of the cluster has in its environment.
-MARK = "MIXBIT_CLUSTER_BENCHMARK"
 #: Nothing is sent; nobody else reaches the namespaces; workers do not wait for whatever else runs here.
 RAY = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0"}
 
@@ -65,18 +63,20 @@ def namespaces() -> Iterator[None]:
 
 
 def processes() -> dict[int, str]:
-    """Process -> command line, of all that carry the mark and are none of these benchmarks."""
+    """Process -> command line, of all in the namespaces but these benchmarks."""
     found = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if MARK.encode() in (path / "environ").read_bytes():
-                found[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    for side in (0, 1):
+        listed = subprocess.run(["ip", "netns", "pids", f"mixbit{side}"], check=True, capture_output=True, text=True)
+        for number in map(int, listed.stdout.split()):
+            with suppress(OSError):
+                line = Path(f"/proc/{number}/cmdline").read_bytes()
+                found[number] = line.replace(b"\0", b" ").decode(errors="replace")
     return {number: line for number, line in found.items() if "benchmarks.cluster" not in line and line}
 
 
 def ray_start(side: int, *words: str) -> None:
     """Start a node in the namespace of that number."""
-    environment = os.environ | RAY | {MARK: "1"}
+    environment = os.environ | RAY
     command = [*inside(side), sys.executable, "-m", "ray.scripts.scripts", "start", *words]
     named = f"--node-ip-address={ADDRESSES[side]}", "--object-store-memory=100000000"
     sh(*command, *named, environment=environment, tries=TRIES)  # on a busy machine a node may not begin in time
@@ -160,6 +160,15 @@ def judged(out: Path) -> tuple[int, int, int]:
     return answers, wrong, lost
 
 
+def end(kind: signal.Signals, seconds: int) -> dict[int, str]:
+    """End the processes so, as `ray stop` does, since agents outlive a raylet that is killed; those that stay."""
+    for number in processes():
+        with suppress(ProcessLookupError):
+            os.kill(number, kind)
+    time.sleep(seconds)
+    return processes()
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=30)
@@ -177,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 join(side)
             began = time.monotonic()
             command = [*inside(0), sys.executable, "-m", "benchmarks.cluster.kills", "--work", str(out)]
-            with subprocess.Popen(command, env=os.environ | RAY | {MARK: "1"}) as caller:
+            with subprocess.Popen(command, env=os.environ | RAY) as caller:
                 try:
                     done = kill_often(given.kills, given.seed, out, caller)
                 finally:
@@ -187,21 +196,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             time.sleep(5)
             workers = victims()["worker"]
         finally:
-            for number in processes():  # as `ray stop` does: log monitors, say, outlive the raylet that was killed
-                with suppress(ProcessLookupError):
-                    os.kill(number, signal.SIGTERM)
-            time.sleep(20)
-            left = processes()
-            for number in left:
-                with suppress(ProcessLookupError):
-                    os.kill(number, signal.SIGKILL)
+            ended = [end(kind, seconds) for kind, seconds in ((signal.SIGTERM, 20), (signal.SIGKILL, 1))]
         answers, wrong, lost = judged(out)
     print(
         f"{done['worker']} workers and {done['node']} nodes killed in {seconds:.0f} s; the caller ended with {status}"
     )
     print(f"{answers} answers, {wrong} wrong, {lost} lost; left when it had ended: {len(workers)} of its workers")
-    print(f"left after the cluster was ended: {len(left)} processes of Ray's")
-    sys.exit(bool(wrong or lost or workers or status or sum(done.values()) < given.kills))
+    outlived, left = ended
+    names = ", ".join(line.split()[0].rpartition("/")[2] for line in outlived.values())
+    print(f"processes of Ray's: {len(outlived)} outlive SIGTERM ({names}), {len(left)} SIGKILL")
+    sys.exit(bool(wrong or lost or workers or left or status or sum(done.values()) < given.kills))
 
 
 if __name__ == "__main__":
