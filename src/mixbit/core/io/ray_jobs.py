@@ -227,8 +227,8 @@ class Crew:
         """Yield each job with its answer as it finishes; `start` travels to each node once."""
         asked: dict[int, Any] = {}
         work, more = _Work(self._put(start)), zip(self.numbers, jobs, strict=False)
-        for worker in self.busy.values():
-            worker.since = time.monotonic()
+        for worker in (each for each in self.busy.values() if each.job is None):
+            worker.since = time.monotonic()  # nobody has waited for it so far
         while fill(work.left, more, self.engine.processes):
             work.waiting.extend(number for number in work.left if number not in asked)
             asked |= work.left
