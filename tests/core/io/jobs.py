@@ -1,6 +1,7 @@
 """Work for other processes in tests, without torch, which takes seconds to load."""
 
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable
@@ -108,3 +109,16 @@ def check_kept(workers, folder: Path) -> None:
     assert len({process for some in begun.values() for process in some}) <= 2
     for name in ("first", "second"):
         assert len(begun[name]) == len({*begun[name]}), "what answers is made once in every process"
+
+
+def faulting() -> Callable[[int], int]:
+    """Answer with how many pages the system clears for so many times 64 MiB, one after the other."""
+    return _faults
+
+
+def _faults(times: int) -> int:
+    b"1" * 2**26  # it may find no memory that is free
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        b"1" * 2**26
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before

@@ -2,6 +2,8 @@
 
 import functools
 import os
+import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pytest
 
 from mixbit.core.errors import InfeasibleBudget, MixbitError
 from mixbit.core.io.processes import in_processes
-from tests.core.io.jobs import NeverArrives, answering, check_kept, dying, failing, prepared
+from tests.core.io.jobs import NeverArrives, answering, check_kept, dying, failing, faulting, prepared
 
 
 @pytest.fixture
@@ -90,6 +92,13 @@ def test_processes_are_kept_from_their_preparation_on(tmp_path):
     with in_processes(2) as processes:
         check_kept(processes, tmp_path)
     assert_all_ended(tmp_path)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep freed memory in their own ways")
+def test_a_process_keeps_what_it_frees_for_its_next_tensors():
+    pages = 2**26 // resource.getpagesize()
+    assert faulting()(4) > 3 * pages
+    assert dict(answered(faulting, [4], 1))[4] < pages
 
 
 def test_those_that_end_as_they_prepare_are_replaced(start, tmp_path):

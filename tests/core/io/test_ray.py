@@ -1,6 +1,7 @@
 """Jobs on a Ray cluster of several nodes: every job once, errors as they are, and what is lost is done again."""
 
 import functools
+import resource
 import socket
 import sys
 import threading
@@ -14,7 +15,7 @@ from mixbit.core import Engine, InvalidInput, MixbitError, check_engine
 from mixbit.core.errors import InfeasibleBudget
 from mixbit.core.io import ray_jobs
 from mixbit.core.io.ray_jobs import on_ray
-from tests.core.io.jobs import answering, check_kept, failing, lengthy, once, slowly
+from tests.core.io.jobs import answering, check_kept, failing, faulting, lengthy, once, slowly
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings(
@@ -50,6 +51,10 @@ def start(tmp_path):
 def answered(start, jobs, engine):
     with on_ray(engine) as crew:
         yield from crew.answers(start, jobs)
+
+
+def test_a_worker_keeps_what_it_frees_for_its_next_tensors(engine):
+    assert dict(answered(faulting, [4], engine))[4] < 2**26 // resource.getpagesize()
 
 
 def test_every_job_is_answered_once(cluster, start, tmp_path):

@@ -5,11 +5,26 @@ from contextlib import suppress
 from pathlib import Path
 
 _STATUS = Path("/proc/self/status")
+#: glibc's names of two settings (mallopt(3)), and how much freed memory is kept: more than the tensors of a batch.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+KEPT = 2**28
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep what it frees, up to KEPT bytes, for what it allocates next.
+
+    Otherwise the system takes large tensors back and clears every page of the next ones, and processes that compute
+    side by side wait for one another there. Each setting by itself makes it worse, since it ends what glibc adapts.
+    """
+    with suppress(OSError, AttributeError, TypeError):  # other systems, other allocators
+        libc = ctypes.CDLL(None)
+        for setting in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD):
+            libc.mallopt(setting, KEPT)
 
 
 def release_memory() -> None:
     """Give memory that the process has freed back to the system."""
-    with suppress(OSError, AttributeError):  # other systems, other allocators
+    with suppress(OSError, AttributeError, TypeError):  # other systems, other allocators
         ctypes.CDLL(None).malloc_trim(0)
 
 

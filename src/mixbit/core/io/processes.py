@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from mixbit.core.errors import MixbitError
 from mixbit.core.io.files import scratch_folder
+from mixbit.core.io.memory import keep_freed_memory
 from mixbit.core.io.terminal import show
 
 Job = TypeVar("Job")
@@ -149,7 +150,7 @@ def fill(left: dict[int, Job], more: Iterator[tuple[int, Job | None]], most: int
 def _begin() -> None:
     """Leave Ctrl-C, a closed terminal and the drawing of progress to the process that started this one.
 
-    Standard output is for results.
+    Standard output is for results, and memory for the next job.
     """
 
     def end_with_parent() -> None:
@@ -161,6 +162,7 @@ def _begin() -> None:
         signal.signal(number, signal.SIG_IGN)
     Thread(target=end_with_parent, daemon=True).start()
     show("nothing")
+    keep_freed_memory()
     sys.stdout = sys.stderr
 
 

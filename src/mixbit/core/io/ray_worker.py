@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mixbit.core.io.memory import keep_freed_memory
 from mixbit.core.io.terminal import show
 
 #: Packages that have to be the same on every node.
@@ -31,6 +32,7 @@ def prepare(function: bytes) -> None:
 
 
 def called(function: bytes) -> Any:
-    """What the pickled function returns in this process; progress is for the caller to show."""
+    """What the pickled function returns in this process, which keeps its memory; progress is for the caller to show."""
     show("nothing")
+    keep_freed_memory()
     return pickle.loads(function)()
