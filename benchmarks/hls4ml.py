@@ -58,8 +58,8 @@ def quantized() -> Graph:
         fmt = Scheme.parse(schemes[layer.name]).weight
         if fmt is not None:
             choose_scales(graph, layer, [fmt], calibration)
-            scale, zero_point = calibration.weight_factors[layer.name, fmt]
-            calibration.weight_factors[layer.name, fmt] = scale.log2().round().exp2(), zero_point
+            scale, zero_point = calibration.weight_factors[layer.name, fmt, False]
+            calibration.weight_factors[layer.name, fmt, False] = scale.log2().round().exp2(), zero_point
     plan = Plan(target="qonnx", fingerprint=model_fingerprint(graph.layers), layers=schemes, made_by="3 and 5 bits")
     print(schemes)
     return mb.quantize(graph, plan, calibration)

@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch import nn
 
+from mixbit.core import find_target
 from mixbit.core.scheme import Format
 from mixbit.graph import graph as graph_module
 from mixbit.graph.capture import capture
 from mixbit.quantization.affine import dequantize, min_max_factors, quantize
 from mixbit.quantization.calibrate import calibrate
 from mixbit.quantization.rows import few_rows_of
-from mixbit.quantization.scales import shares, weight_quantizer
+from mixbit.quantization.scales import growth, shares, weight_quantizer
 from tests.networks import OPERATORS, Net, batches_of, captured_operator
 
 
@@ -146,7 +147,58 @@ def test_scales_are_worked_out_once():
     graph, layer, calibration = calibrated("linear")
     first = weight_quantizer(graph, layer, channel_format(4), calibration)
     assert weight_quantizer(graph, layer, channel_format(4), calibration).scale is first.scale
-    assert set(calibration.weight_factors) == {("a.weight", channel_format(4))}
+    assert set(calibration.weight_factors) == {("a.weight", channel_format(4), False)}
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_where_integers_are_coded_a_scale_is_worth_its_error_and_the_bits_that_its_integers_take(bits, granularity):
+    graph, layer, calibration = calibrated("conv2d")
+    fmt = Format(bits, granularity, symmetric=True)
+    weight, ratios = graph.module.get_parameter(layer.name).detach(), shares(layer, fmt).double()
+    widest = min_max_factors(weight, layer.axis, fmt)[0]
+    errors = torch.stack([output_error(graph, layer, calibration, ratio * widest, fmt) for ratio in ratios])
+    steps = (ratios.unsqueeze(1) * widest).expand(-1, len(weight))
+    taken = torch.log2(1 + 12 * weight.square().flatten(1).mean(1) / steps**2) / 2
+    if granularity == "tensor":
+        errors, taken = errors.sum(1, keepdim=True), taken.mean(1, keepdim=True)
+    calibration = calibration.for_target(find_target("ethosu"))
+    scale = weight_quantizer(graph, layer, fmt, calibration).scale
+    torch.testing.assert_close(scale, ratios[(errors.log2() / 2 + taken).argmin(0)] * widest)
+
+
+def test_the_bits_of_coded_integers_are_about_their_entropy():
+    """Of normal numbers, in steps of an eighth to three times their deviation."""
+    torch.manual_seed(0)
+    rows = torch.randn(1, 10**6)
+    for step in (0.125, 0.5, 1.0, 2.0, 3.0):
+        counts = torch.unique((rows / step).round(), return_counts=True)[1]
+        shares_of = counts / counts.sum()
+        entropy = float(-(shares_of * shares_of.log2()).sum())
+        bits = float(growth(rows, torch.ones(1), torch.tensor([step])).log2() / 2)
+        # a step for each bit less, and at most a quarter of a bit above, as codes of one number at a time are
+        assert bits - 0.05 < entropy < bits + 0.27
+
+
+def test_scales_of_targets_that_code_integers_are_kept_beside_the_others():
+    graph, layer, calibration = calibrated("conv2d")
+    fmt, coded = Format(4, "tensor", symmetric=True), calibration.for_target(find_target("ethosu"))
+    scales = [weight_quantizer(graph, layer, fmt, each).scale for each in (calibration, coded, calibration, coded)]
+    assert torch.equal(scales[0], scales[2])
+    assert torch.equal(scales[1], scales[3])
+    assert set(calibration.weight_factors) == {(layer.name, fmt, False), (layer.name, fmt, True)}
+    assert calibration.for_target(find_target("litert")) is calibration
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_scales_are_wider_where_integers_are_coded(granularity):
+    graph, layer, calibration = calibrated("conv2d")
+    coded = calibration.for_target(find_target("ethosu"))
+    for bits in (2, 4, 8):
+        fmt = Format(bits, granularity, symmetric=True)
+        finer, wider = (weight_quantizer(graph, layer, fmt, each).scale for each in (calibration, coded))
+        assert (wider >= finer).all()
+        assert (wider > finer).any()
 
 
 def test_small_layers_try_more_scales_and_coarser_ones():

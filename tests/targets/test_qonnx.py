@@ -60,8 +60,8 @@ def simulated_exactly(network, x, scheme, ranges=power_of_two):
     for layer in graph.layers:
         fmt = plan.scheme(layer.name).weight
         choose_scales(graph, layer, [fmt], calibration)
-        scale, zero_point = calibration.weight_factors[layer.name, fmt]
-        calibration.weight_factors[layer.name, fmt] = scale.log2().round().exp2(), zero_point
+        scale, zero_point = calibration.weight_factors[layer.name, fmt, False]
+        calibration.weight_factors[layer.name, fmt, False] = scale.log2().round().exp2(), zero_point
     return quantize(graph, plan, calibration)
 
 

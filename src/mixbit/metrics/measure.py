@@ -132,6 +132,7 @@ def measure(
         pairs = split_all(batches, len(graph.example.args))
     task = try_metric(graph, pairs, task, metric)
     calibration = batches if isinstance(batches, Calibration) else calibrate(graph, pairs, target=frame.target)
+    calibration = calibration.for_target(find_target(target))
     schemes = tuple(Scheme.parse(choice) for choice in frame.choices)
     choose_all_scales(graph, calibration, schemes)
     sizes = weight_bytes_of_choices(graph, schemes, find_target(target), calibration)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixbit.core import Batch, Format, InvalidInput, Sparsity, Spilled, checked, find_target, split_all, track
+from mixbit.core import Batch, Format, InvalidInput, Sparsity, Spilled, Target, checked, find_target, split_all, track
 from mixbit.graph.graph import Graph, Layer, Operation, argument, check_graph, sample_axis
 from mixbit.graph.layers import observable
 from mixbit.graph.stored import Waiting, scratch
@@ -37,22 +37,29 @@ class Calibration:
             behind it: over all positions where the channels are last, over samples before a convolution.
         samples: Node name of an operator -> the tensor it reads, for a few samples drawn evenly from the data.
         num_samples: Samples seen.
-        weight_factors: (layer, format) -> scales and zero points of its weight; filled when first needed.
+        weight_factors: (layer, format, coded) -> scales and zero points of its weight; filled when first needed.
         ranges: (node, format) -> scale and zero point of its tensor; filled when first needed.
         range_method: Chooses them from the histogram.
         masks: (layer, sparsity) -> which weights stay; from `mixbit.quantization.masks`, or by magnitude when needed.
         batches: The data itself, with labels where it has any, for metrics, roundings and sequential correction.
+        coded: Whether scales of weights are those for a target that codes their integers.
     """
 
     histograms: dict[str, Histogram]
     mean_inputs: dict[str, dict[tuple[int, ...], tuple[Tensor, int]]]
     samples: MutableMapping[str, tuple[Tensor, ...]]
     num_samples: int
-    weight_factors: MutableMapping[tuple[str, Format], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    weight_factors: MutableMapping[tuple[str, Format, bool], tuple[Tensor, Tensor]] = field(default_factory=dict)
     ranges: dict[tuple[str, Format], tuple[float, int]] = field(default_factory=dict)
     range_method: RangeMethod = mse
     masks: dict[tuple[str, Sparsity], Tensor] = field(default_factory=dict)
     batches: Sequence[Batch] = ()
+    coded: bool = False
+
+    def for_target(self, target: Target) -> "Calibration":
+        """The same, with scales of weights that suit what the target stores."""
+        coded = target.coded_bytes is not None
+        return self if coded == self.coded else replace(self, coded=coded)
 
     def quantizer(self, node: str, fmt: Format, device: torch.device, *, zero_points: bool = True) -> Quantizer:
         """The quantizer of one activation, on the range that the method chooses, or on its own at run time.

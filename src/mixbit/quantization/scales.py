@@ -43,9 +43,10 @@ def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calib
     op(x, Q_r(W) - W) over the calibration's sample inputs, less its mean where bias correction takes that off. Each
     group of a channel's weights takes an r of its own, that of the least square with all others in float; those of
     transposed convolutions share one. A tensor with one scale takes the best r for all channels. The error of the
-    weight alone is no guide: it prefers clipping that costs accuracy. Scales are min-max for a weight that no operator
-    reads through a tensor of floats (an embedding), and without a calibration. No scale is so small that the bias would
-    not fit into 32 bits.
+    weight alone is no guide: it prefers clipping that costs accuracy. For a target that codes integers it is the least
+    square times `growth`, but of groups and with zero points, which are not coded. Scales are min-max for a weight that
+    no operator reads through a tensor of floats (an embedding), and without a calibration. No scale is so small that
+    the bias would not fit into 32 bits.
 
     A sparse format's zeros are part of Q: scales are those of the weights that stay, errors are those of all. A layer
     that the format's blocks do not fit is rounded without zeros; `measure` offers it no such choice.
@@ -59,14 +60,17 @@ def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calib
         factors = min_max_factors(weight if mask is None else weight * mask, layer.axis, fmt)
     else:
         choose_scales(graph, layer, [fmt], calibration)
-        factors = calibration.weight_factors[layer.name, fmt]
+        factors = calibration.weight_factors[layer.name, fmt, calibration.coded]
     return Quantizer(layer.name, fmt, layer.axis, *factors, mask)
 
 
 @torch.no_grad()
 def choose_scales(graph: Graph, layer: Layer, formats: Iterable[Format], calibration: Calibration) -> None:
     """Choose the scales of one weight in all these formats at once, as `weight_quantizer` says, where not known yet."""
-    missing = [fmt for fmt in formats if fmt.floating is None and (layer.name, fmt) not in calibration.weight_factors]
+    coded = calibration.coded
+    missing = [
+        fmt for fmt in formats if fmt.floating is None and (layer.name, fmt, coded) not in calibration.weight_factors
+    ]
     operations = [each for each in layer.operations if each.kind.input is not None and each.axis == layer.axis]
     judges = cache(lambda groups: [_judge(graph, layer, operation, calibration, groups) for operation in operations])
     # whether channels can be judged a few at a time
@@ -79,22 +83,42 @@ def choose_scales(graph: Graph, layer: Layer, formats: Iterable[Format], calibra
             rows, wanted = (tensor.movedim(layer.axis, 0).flatten(1) for tensor in (pruned, weight))
             ratios = shares(layer, fmt).to(scale)
             groups = 1 if fmt.group is None else scale.shape[1]
+            weigh = coded and fmt.group is None and fmt.symmetric
             if fmt.granularity == "tensor":
-                squares = _squares(rows, wanted, ratios, (scale, zero_point), fmt, judges(1))
-                best = squares.sum(1, keepdim=True).argmin(0)
+                squares = _squares(rows, wanted, ratios, (scale, zero_point), fmt, judges(1)).sum(1, keepdim=True)
+                best = (squares * growth(rows, ratios, scale) if weigh else squares).argmin(0)
             else:
                 size = max(1, FEW_ELEMENTS // rows.shape[1]) if is_apart else len(rows)
                 parts = (tensor.split(size) for tensor in (rows, wanted, scale, zero_point))
-                best = torch.cat(
-                    [
-                        _squares(some, others, ratios, factors, fmt, judges(groups)).argmin(0)
-                        for some, others, *factors in zip(*parts, strict=True)
-                    ]
-                )
+                bests = []
+                for some, others, *factors in zip(*parts, strict=True):
+                    squares = _squares(some, others, ratios, factors, fmt, judges(groups))
+                    bests.append((squares * growth(some, ratios, factors[0]) if weigh else squares).argmin(0))
+                best = torch.cat(bests)
             least = [_least_scales(graph, layer, fmt, operation, calibration, scale) for operation in operations]
             known = [some for some in least if some is not None]
             scale = reduce(torch.maximum, known, scale * ratios[best].reshape(len(best), *[-1] * (scale.ndim - 1)))
-        calibration.weight_factors[layer.name, fmt] = scale, zero_point
+        calibration.weight_factors[layer.name, fmt, coded] = scale, zero_point
+
+
+def growth(rows: Tensor, ratios: Tensor, scale: Tensor) -> Tensor:
+    """[R, channels or 1, 1] 4^b, for the b bits that a weight takes when it is coded, of each share of the scales.
+
+    Normal numbers of mean square v in steps s take b = log2(1 + 12 v / s^2) / 2 bits: so many as their mean square over
+    that of the error that steps make. A bit more divides the square of errors by four, in any layer; so of two scales
+    that with the lesser square times 4^b is the better one, in whichever layer the bits are spent. One scale for all
+    channels takes the mean of their bits. It prefers no clipping: that makes errors and spares next to no bits.
+
+    Args:
+        rows: Weights [channels, columns].
+        ratios: [R].
+        scale: [channels] or [1].
+
+    Source: H. Gish and J. Pierce, "Asymptotically efficient quantizing", IEEE Transactions on Information Theory, 1968.
+    """
+    steps = ratios.unsqueeze(1) * scale
+    bits = torch.log2(1 + 12 * (rows.square().mean(1).sqrt() / steps).square()) / 2
+    return 4 ** (bits if len(scale) == len(rows) else bits.mean(1, keepdim=True)).unsqueeze(2)
 
 
 def weight_mask(graph: Graph, layer: Layer, fmt: Format, calibration: Calibration | None) -> Tensor | None:

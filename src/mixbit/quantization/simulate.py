@@ -94,9 +94,10 @@ def simulate(graph: Graph, plan: Plan, calibration: Calibration | None, *, bias_
 
     Without a calibration, weights take min-max scales, biases stay, and no input has a static range.
     """
+    target = find_target(plan.target)
     if calibration is not None:
         calibration.check_layers(graph.layers)
-    target = find_target(plan.target)
+        calibration = calibration.for_target(target)
     formats = activation_formats(graph, plan, target)
     activations = {}
     for name, fmt in formats.items():

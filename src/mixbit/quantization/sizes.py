@@ -42,7 +42,7 @@ def weight_bytes_of_choices(
     def quantizer(layer: Layer, scheme: Scheme) -> Quantizer | None:
         if scheme.weight is None or calibration is None or why_not(layer, scheme, target) is not None:
             return None
-        return weight_quantizer(graph, layer, scheme.weight, calibration)
+        return weight_quantizer(graph, layer, scheme.weight, calibration.for_target(target))
 
     if target.coded_bytes is None:
         return np.array(

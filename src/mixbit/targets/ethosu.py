@@ -56,7 +56,7 @@ MEMORIES = {
                                                  "Dedicated_Sram_384KB", "Dedicated_Sram_512KB")),
 }  # fmt: skip
 #: Bits -> bytes of a weight in flash, of normal numbers: a guess, before the integers are known.
-BYTES_OF_A_WEIGHT = {8: 0.93, 7: 0.86, 6: 0.72, 5: 0.57, 4: 0.46, 3: 0.35, 2: 0.22}
+BYTES_OF_A_WEIGHT = {8: 0.92, 7: 0.85, 6: 0.69, 5: 0.54, 4: 0.42, 3: 0.30, 2: 0.21}
 #: Share of a weight's bytes that it spares if it is zero, a guess too.
 ZEROS_SPARE = 0.75
 MOST_BYTES = 2**31
