@@ -310,6 +310,8 @@ class OperatorKind:
 TRANSPOSES = {_aten.t, _aten.numpy_T, _aten.transpose, _aten.permute}
 #: Where every convolution, transposed or not, keeps its number of groups.
 GROUPS = 6
+#: Where they keep how far apart taps are: those that are not transposed, and those that are.
+DILATION = {False: 5, True: 7}
 
 
 @dataclass(frozen=True)
@@ -325,6 +327,7 @@ class Operation:
         groups: Groups of a convolution; 1 for other operators.
         takes_bias: Whether its bias can take a correction of the output's mean.
         transposed: Whether the operator reads the parameter transposed.
+        dilation: How far apart a convolution's taps are, for each dimension; empty for other operators.
     """
 
     node: str
@@ -334,6 +337,7 @@ class Operation:
     groups: int
     takes_bias: bool
     transposed: bool = False
+    dilation: tuple[int, ...] = ()
 
     @property
     def channels_last(self) -> bool:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from mixbit.graph.graph import (
+    DILATION,
     GROUPS,
     TRANSPOSES,
     Graph,
@@ -134,7 +135,15 @@ def _locate(graph: Graph, node: fx.Node, data: frozenset[Any]) -> tuple[str, Ope
         groups=argument(node, GROUPS, 1) if kind.name.startswith("conv") else 1,
         takes_bias=kind.bias is not None and (bias is None or is_parameter(bias)),
         transposed=transposed,
+        dilation=_dilation(node, weight.ndim - 2) if kind.name.startswith("conv") else (),
     )
+
+
+def _dilation(node: fx.Node, dimensions: int) -> tuple[int, ...]:
+    """How far apart a convolution's taps are."""
+    given = argument(node, DILATION["transpose" in str(node.target)], 1)
+    every = (given,) if isinstance(given, int) else tuple(given)
+    return every * dimensions if len(every) == 1 else every
 
 
 def parameter_behind(node: Any) -> tuple[str | None, bool]:

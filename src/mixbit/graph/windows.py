@@ -7,14 +7,13 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional
 
-from mixbit.graph.graph import GROUPS, argument
+from mixbit.graph.graph import DILATION, GROUPS, argument
 
 _aten = torch.ops.aten
 #: Numbers of gradients that are held at a time.
 MOST_ELEMENTS = 2**22
 #: Where convolutions keep their sizes: those that are not transposed, and those that are.
 _STRIDE, _PADDING, _OUTPUT_PADDING = 3, 4, 5
-_DILATION = {False: 5, True: 7}
 #: Of the gradients by what is read, by the weight and by the bias.
 _OF_WEIGHT = False, True, False
 
@@ -71,7 +70,7 @@ def _geometry(node: fx.Node, x: Tensor, kernel: Sequence[int]) -> tuple[Tensor, 
         return values * len(kernel) if len(values) == 1 else values
 
     transposed, padding = "transpose" in str(node.target), argument(node, _PADDING, 0)
-    stride, dilation = each(_STRIDE, 1), each(_DILATION[transposed], 1)
+    stride, dilation = each(_STRIDE, 1), each(DILATION[transposed], 1)
     if padding == "same":
         zeros = [apart * (size - 1) for size, apart in zip(kernel, dilation, strict=True)]
         x = functional.pad(x, [side for total in reversed(zeros) for side in (total // 2, total - total // 2)])

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 BLOCK, BLOCKS, TOGETHER = 8, 32, 4
 #: Values that a table may hold; further ones are numbered behind them.
 TABLE = 32
+#: Signed values next to 0, of those that do not occur, that are not numbered: 0, -1, 1, and so on.
+MOST_UNUSED = 31
 #: Largest numbers: of a value, and of the part of it that is coded in unary, whole or cut short.
 LARGEST, UNARY, SHORT_UNARY = 511, 31, 2
 #: Low bits that are sent as they are, of weights and of runs of zeros.
@@ -104,7 +106,7 @@ def _numbered(values: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDA
     largest = int(values.max())
     size = min(TABLE, len(values)) if len(values) <= TABLE else min(TABLE, LARGEST - largest)
     common = np.argsort(-counts, kind="stable")[:size]
-    numbers = values - values[0]
+    numbers = values - min(int(values[0]), MOST_UNUSED)
     if 2 * counts[common].sum() <= counts.sum():
         return numbers, max(2, largest.bit_length()), 0
     numbers = numbers + size

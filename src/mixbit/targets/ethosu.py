@@ -37,6 +37,7 @@ from mixbit.core import (
 from mixbit.graph import Graph
 from mixbit.targets import _npu85_coding, _npu_coding
 from mixbit.targets._integers import in_bytes, runtime, stored_weights
+from mixbit.targets._npu_kernels import is_depthwise, kernels, num_kernels
 
 #: What runs in LiteRT, what the device takes, and what Vela reported of it.
 FILE, DEVICE_FILE, REPORT_FILE = "model.tflite", "model_vela.tflite", "vela.json"
@@ -127,17 +128,21 @@ class Device:
         """
         if not _is_coded(layer, scheme):
             return _LITERT.weight_bytes(layer.shape, layer.axis, in_bytes(scheme.weight))
-        kinds = {(operation.kind.name, operation.groups) for operation in layer.operations}
-        channels = len(layer.operations) * self.channel_bytes(layer.shape[layer.axis])
-        return len(kinds) * self.coded_once(layer, integers) + channels
+        return self.weights_alone(layer, integers) + self.all_channels(layer)
 
-    def coded_once(self, layer: Any, integers: NDArray[Any]) -> int:
-        """Bytes of the weight, coded once."""
-        depthwise = layer.operations[0].groups > 1 and layer.shape[1] == 1
-        kernel = np.moveaxis(np.moveaxis(integers, layer.axis, 0), 1, -1)
-        out, *sides, inner = kernel.shape
-        kernel = kernel.reshape(out, math.prod(sides[:-1]), sides[-1] if sides else 1, inner)
-        return self.kernel_bytes(kernel, depthwise=depthwise, matrix=not sides)
+    def weights_alone(self, layer: Any, integers: NDArray[Any]) -> int:
+        """Bytes of the weight, coded once for all operators of a kind."""
+        kinds = {(each.kind.name, each.groups, each.dilation): each for each in layer.operations}
+        return sum(
+            self.kernel_bytes(kernel, depthwise=is_depthwise(layer, operation), matrix=integers.ndim == 2)
+            for operation in kinds.values()
+            for kernel in kernels(layer, operation, integers)
+        )
+
+    def all_channels(self, layer: Any) -> int:
+        """Bytes of the biases and factors of all its operators."""
+        counts = (num_kernels(layer, operation) for operation in layer.operations)
+        return sum(count * self.channel_bytes(layer.shape[layer.axis] // count) for count in counts)
 
 
 def lacks(scheme: Scheme) -> str | None:
@@ -193,9 +198,7 @@ def _shared_out(device: Device, simulated: Graph, layers: set[str], partly: set[
     """
     plan, weights = simulated.plan, stored_weights(simulated)[0]
     assert plan is not None  # noqa: S101 its weights are quantized
-    channels = {
-        layer.name: len(layer.operations) * device.channel_bytes(layer.shape[layer.axis]) for layer in simulated.layers
-    }
+    channels = {layer.name: device.all_channels(layer) for layer in simulated.layers}
     predicted = {
         layer.name: device.coded_bytes(layer, weights[layer.name].integers, plan.scheme(layer.name))
         - channels[layer.name]
@@ -203,7 +206,7 @@ def _shared_out(device: Device, simulated: Graph, layers: set[str], partly: set[
         if layer.name in layers and layer.name in weights
     }
     beside = [layer for layer in simulated.layers if layer.name in partly and layer.name in weights]
-    total -= sum(device.coded_once(layer, weights[layer.name].integers) for layer in beside)
+    total -= sum(device.weights_alone(layer, weights[layer.name].integers) for layer in beside)
     scale = total / max(1, sum(predicted.values()))
     return {name: round(size * scale) + channels[name] for name, size in predicted.items()}
 
