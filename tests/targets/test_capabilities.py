@@ -174,6 +174,21 @@ def test_an_operator_that_a_target_lacks_is_named_before_any_work():
         measure(graph, [torch.randn(2, 2, 3, 3, 3)], target="litert", metric="weight_error")
 
 
+@pytest.mark.parametrize("target", ["litert", "ethosu", "executorch"])
+@pytest.mark.parametrize(("kind", "name"), [(nn.LSTM, "LSTM"), (nn.GRU, "GRU"), (nn.RNN, "simple RNN")])
+def test_a_recurrence_is_named_where_a_target_has_no_operator_for_it(target, kind, name, tmp_path):
+    try:
+        find_target(target).require()
+    except InvalidInput as error:
+        pytest.skip(str(error))
+    network = Net(lambda net, x: net.b(net.a(x)[0]), a=kind(8, 8, batch_first=True), b=nn.Linear(8, 4)).eval()
+    graph = capture(network, torch.randn(3, 5, 8))
+    simulated = quantize(graph, uniform_plan(graph, "w8", target=target), None)
+    with pytest.raises(UnsupportedModel, match=rf"^a.weight_hh_l0: target {target} has no operator .*\({name}\)"):
+        export(simulated, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("target", "reason"), [("openvino", "leaves out quantizers"), ("onnxruntime", "no integer kernels")]
 )

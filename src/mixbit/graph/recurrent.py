@@ -203,6 +203,14 @@ def is_recurrent(node: fx.Node) -> bool:
     return any(user.target is _RECURRENCE and node in user.args[:2] for user in node.users)
 
 
+def recurrence_of(module: fx.GraphModule) -> tuple[str, str] | None:
+    """The product of the first recurrence's state, by its node's name, and what it is: `LSTM`; None where none is."""
+    for node in module.graph.find_nodes(op="call_function", target=_RECURRENCE):
+        kind = node.args[7]
+        return node.args[1].name, kind.upper() if kind in {"lstm", "gru"} else "simple RNN"
+    return None
+
+
 def is_simulated(node: fx.Node) -> bool:
     """Whether it is there for the simulation alone: a whole operator has no such tensor."""
     return node.target is _STATES or is_recurrent(node)

@@ -18,7 +18,7 @@ from mixbit.graph import Graph, Layer, Operation, argument, bounds_of
 from mixbit.graph.graph import tensor_of
 from mixbit.quantization.quantizer import Quantizer
 from mixbit.targets._executorch_file import digest as digest_of
-from mixbit.targets._integers import IntegerWeight, plan_of, stored_weights
+from mixbit.targets._integers import IntegerWeight, check_no_recurrence, plan_of, stored_weights
 
 #: Samples that a file takes at most: its buffers have room for them.
 MOST_SAMPLES = 64
@@ -374,5 +374,6 @@ def program_of(simulated: Graph) -> tuple[ExportedProgram, dict[str, dict[str, s
             "inputs of several sizes: a file of target executorch has one size beside the batch; give all batches the "
             "same sizes"
         )
+    check_no_recurrence(simulated)
     program = Program(simulated)
     return program.exported(), program.keys

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from mixbit.core import Format, InvalidInput, Plan, Scheme, Sparsity, StoredWeight, TargetMismatch
+from mixbit.core import Format, InvalidInput, Plan, Scheme, Sparsity, StoredWeight, TargetMismatch, UnsupportedModel
 from mixbit.graph import Graph, Layer, argument, packet
+from mixbit.graph.recurrent import recurrence_of
 from mixbit.quantization.affine import factor_bytes, num_zeros, pack, packed_bytes
 from mixbit.quantization.quantizer import Quantizer, quantizer_path, weight_quantizers
 
@@ -199,6 +200,17 @@ def plan_of(simulated: Graph) -> Plan:
     if simulated.plan is None:
         raise InvalidInput("graph: not quantized, but in float; give what quantize() returned")
     return simulated.plan
+
+
+def check_no_recurrence(simulated: Graph) -> None:
+    """Raise UnsupportedModel, which names the layer, where there is a recurrence: the target has no operator for it."""
+    if (found := recurrence_of(simulated.module)) is not None:
+        product, kind = found
+        layer, _ = simulated.operations[product]
+        raise UnsupportedModel(
+            f"{layer.name}: target {plan_of(simulated).target} has no operator for it ({kind}); take onnxruntime or "
+            "openvino, which run recurrences whole"
+        )
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

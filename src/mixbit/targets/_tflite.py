@@ -14,7 +14,7 @@ from mixbit.graph import Graph, bounds_of, ports_of
 from mixbit.graph.functional import keeping_symbols
 from mixbit.graph.graph import tensor_of
 from mixbit.quantization.quantizer import Quantizer
-from mixbit.targets._integers import stored_weights
+from mixbit.targets._integers import check_no_recurrence, stored_weights
 from mixbit.targets._layers import QUANTIZED
 from mixbit.targets._tflite_between import requantized
 from mixbit.targets._tflite_operators import OPERATORS
@@ -46,6 +46,7 @@ def converted(
     Raises:
         UnsupportedModel: An operator that is not in the table, or a form of it.
     """
+    check_no_recurrence(simulated)
     module = simulated.module
     writer, values = Writer(packs=packs, requantizes=requantizes), Values()
     translation = _Translation(simulated, writer, values, *stored_weights(simulated), input_order)
