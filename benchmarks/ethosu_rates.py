@@ -126,6 +126,7 @@ def rows_for(name: str) -> Iterator[tuple[str, ...]]:
         layers.append(stored(layer, *first, calibration, graph))
     now = front([points[NOW] for points in layers])
     at = now[0].min() + np.log(MULTIPLES)
+    yield name, f"bytes of {NOW}", *(f"{size:,.0f}" for size in np.exp(np.interp(at, *now)))
     for what in (each for each in layers[0] if each != NOW):
         found = front([points[NOW] + points[what] for points in layers])
         yield name, what, *(f"{ratio:.3f}" for ratio in np.exp(np.interp(at, *found) - np.interp(at, *now)))

@@ -141,7 +141,7 @@ def test_a_run_begun_in_one_process_goes_on_in_two_and_ends_alike(run, tmp_path,
     [
         {},
         {"score": score, "equalize": False, "samples": 100},
-        {"rounding": "gptq"},
+        {"rounding": "gptq", "budget": mb.Budget(max_drop=0.1)},
         {"budget": mb.Budget(mean_bits=4), "search": "autoq:episodes=20,parallel=4", "eval_subset_ratio": 0.5},
         {"target": "onnxruntime"},
         {"target": "openvino"},
