@@ -111,3 +111,30 @@ def test_every_reader_gets_the_weight_as_simulated(graph, target, scheme, tmp_pa
         }
     tolerance = TOLERANCE_OF_RANGES if "d" in scheme else TOLERANCE
     assert {place: error for place, error in errors.items() if error > tolerance} == {}
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "packed"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w3", "w4g32", "float16", "float"])
+def test_a_weight_that_is_rounded_for_each_reader_is_stored_once(target, scheme, tmp_path):
+    """As weights in files are, which are read for each operator by itself."""
+    runtime, x = find_target(target), torch.arange(6).reshape(3, 2)
+    table = nn.Embedding(16, 32)
+    network = Net(lambda net, x: F.linear(torch.tanh(net.e(x)), net.e.weight), e=table).eval()
+    once = capture(network, x)
+    apart = once.copy()
+    (node,) = apart.module.graph.find_nodes(op="get_attr")
+    with apart.module.graph.inserting_after(node):
+        other = apart.module.graph.get_attr(node.target)
+    other.meta = dict(node.meta)
+    (reader, *_) = [user for user in node.users if user.op == "call_function"][1:]
+    reader.replace_input_with(node, other)
+    apart.module.recompile()
+    found = []
+    for name, graph in (("once", once), ("apart", apart)):
+        plan = plan_of(graph.layers, scheme, target)
+        export(quantize(graph, plan, [x]), tmp_path / name)
+        runner = runtime.load(tmp_path / name, graph)
+        found.append((runtime.stored(tmp_path / name), [torch.from_numpy(y) for y in runner.run([x.numpy()])]))
+    (held, outputs), (held_apart, outputs_apart) = found
+    assert held == held_apart
+    assert all(map(torch.equal, outputs, outputs_apart))

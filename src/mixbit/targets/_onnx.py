@@ -1,5 +1,7 @@
 """The ONNX model of a graph: quantizers in standard operators, weights as they are stored."""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
@@ -94,7 +96,7 @@ def _rounded_at_run_time(writer: Writer, x: Any, fmt: Format) -> Any:
 def _store_weights(graph: Any, simulated: Graph) -> None:
     """Replace the quantizer of every weight by what is stored, and name the operators that read it.
 
-    One weight after the other is in memory.
+    One weight after the other is in memory. A weight in a file is read, and so rounded, for each operator by itself.
     """
     quantizers, layers = weight_quantizers(simulated), {layer.name: layer for layer in simulated.layers}
     of_scales = {f"{quantizer_path(name, of_weight=True)}.scale": name for name in quantizers}
@@ -103,39 +105,41 @@ def _store_weights(graph: Any, simulated: Graph) -> None:
         value = graph.initializers[name]
         value.name = f"{name}{SEPARATOR}weight"
         name_readers(value, name)
-    for node in list(graph):
+    roundings: dict[str, list[Any]] = defaultdict(list)
+    for node in graph:
         if node.op_type == "Cast" and node.inputs[0].name in floats:
-            name = node.inputs[0].name
+            roundings[node.inputs[0].name].append(node)
         elif node.op_type == "QuantizeLinear" and node.inputs[1].name in of_scales:
-            name = of_scales[node.inputs[1].name]
-        else:
-            continue
+            roundings[of_scales[node.inputs[1].name]].append(node)
+    for name, nodes in roundings.items():
         weight = stored_weight(simulated, layers[name], quantizers[name])
         if isinstance(weight, IntegerWeight):
-            _store_integers(graph, node, weight)
+            _store_integers(graph, nodes, weight)
         else:
-            _store_floats(graph, node, name, weight)
+            _store_floats(graph, nodes, name, weight)
 
 
-def _store_floats(graph: Any, cast: Any, layer: str, weight: Tensor) -> None:
-    """Replace the weight's rounding by the small floating-point numbers, before a cast that onnxruntime folds."""
+def _store_floats(graph: Any, casts: Sequence[Any], layer: str, weight: Tensor) -> None:
+    """Replace the weight's roundings by the small floating-point numbers, before a cast that onnxruntime folds."""
     kind = np.float16 if weight.dtype == torch.float16 else ml_dtypes.bfloat16
-    (back,) = cast.outputs[0].consumers()
-    array = weight.view(torch.int16).numpy().view(kind)  # numpy has no bfloat16
-    back.replace_input_with(0, initializer(graph, f"{layer}{SEPARATOR}weight", array))
-    name_readers(back.outputs[0], layer)
+    array, owners = weight.view(torch.int16).numpy().view(kind), []  # numpy has no bfloat16
+    for cast in casts:
+        (back,) = cast.outputs[0].consumers()
+        back.replace_input_with(0, initializer(graph, f"{layer}{SEPARATOR}weight", array))
+        owners += [node for node, _, _ in readers(back.outputs[0])]
+    name_operators(owners, layer)
 
 
-def _store_integers(graph: Any, quantize: Any, weight: IntegerWeight) -> None:
-    """Replace the weight's quantizer by its stored integers and the operators that unpack them.
+def _store_integers(graph: Any, quantizes: Sequence[Any], weight: IntegerWeight) -> None:
+    """Replace the weight's quantizers by its stored integers and the operators that unpack them.
 
     An operator that runs in integers reads them through a DequantizeLinear, a product whose other factor is
     quantized at run time as they are, and one with a matrix in groups packed as they are stored: MatMulNBits. Anything
     else reads their product with the scales: onnxruntime computes that when it loads the file, a DequantizeLinear in
     every run. So does an operator that sums along the scales, which has no integer form.
     """
-    (dequantize,) = quantize.outputs[0].consumers()
-    places, owners = list(readers(dequantize.outputs[0])), []
+    dequantizes = [dequantize for each in quantizes for dequantize in each.outputs[0].consumers()]
+    places, owners = [place for each in dequantizes for place in readers(each.outputs[0])], []
     in_blocks = weight.grouped and weight.integers.ndim == MATRIX and weight.zero_point is None
     in_blocks = in_blocks and weight.bits in BLOCK_BITS and weight.laid_out.shape[-1] in BLOCK_SIZES
     if in_blocks and all(_is_table(weight, *place) or _is_product(weight, *place) for place in places):
@@ -146,7 +150,7 @@ def _store_integers(graph: Any, quantize: Any, weight: IntegerWeight) -> None:
             owners.append(operators[-1])
         name_operators(owners, weight.name)
         return
-    unpacked = _Unpacking(graph, weight, dequantize)
+    unpacked = _Unpacking(graph, weight, dequantizes[0])
     forms: dict[tuple[bool, bool], Any] = {}
     for node, index, transposed in places:
         fits = _scaled_by_output(weight, node, index, transposed)
