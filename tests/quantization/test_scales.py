@@ -188,6 +188,8 @@ def test_scales_of_targets_that_code_integers_are_kept_beside_the_others():
     assert torch.equal(scales[1], scales[3])
     assert set(calibration.weight_factors) == {(layer.name, fmt, False), (layer.name, fmt, True)}
     assert calibration.for_target(find_target("litert")) is calibration
+    for_one = calibrate(graph, calibration.batches, target="ethosu")
+    assert for_one.for_target(find_target("ethosu")) is for_one
 
 
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])

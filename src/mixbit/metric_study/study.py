@@ -160,7 +160,7 @@ def study(  # noqa: PLR0913
             parts = made_by.setup()
         subject = Subject.of(parts, seed)
         _ = subject.reference  # evaluation data that cannot be used is refused before any metric runs
-        case, calibration = subject.case, subject.calibration
+        case, calibration = subject.case, subject.calibration.for_target(find_target(target))
         frame = blank_table(case.graph, target=target, choices=choices)
         choose_all_scales(case.graph, calibration, frame.schemes)  # once for all metrics
         drawn = draw_choices(frame, num_plans, near_budget, seed)

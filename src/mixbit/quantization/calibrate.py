@@ -151,6 +151,7 @@ def calibrate(
         weight_factors=factors,
         range_method=range_method,
         batches=pairs,
+        coded=runtime is not None and runtime.coded_bytes is not None,
     )
     calibration.check_layers(graph.layers)
     return calibration
