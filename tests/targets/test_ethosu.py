@@ -1,5 +1,6 @@
 """Target ethosu: files that Vela compiles, as large as predicted from their integers, run by LiteRT as simulated."""
 
+import functools
 import itertools
 import math
 import sys
@@ -170,6 +171,17 @@ def test_bytes_of_layers_read_twice_and_beside_large_means_are_predicted(name, t
     held = ETHOSU.stored(tmp_path)
     for layer, predicted in predicted_bytes(simulated, simulated.plan).items():
         assert predicted == pytest.approx(held[layer].weight_bytes, rel=0.05, abs=96)
+
+
+@pytest.mark.parametrize("size", [4, 16])
+def test_ones_of_means_are_of_no_layer_on_an_ethos_u85_too(size, tmp_path):
+    """It sends kernels of more than 8 x 8 in parts, whose order is of rows and columns."""
+    target = find_target("ethosu:accelerator=ethos-u85-256")
+    layers = {"a": nn.Conv2d(16, 64, 1), "d": nn.Linear(64, 8)}
+    network = functools.partial(Net, lambda net, x: net.d(net.a(x).mean((2, 3))), **layers)
+    simulated, _ = written(network, images(size=size), "w8a8", tmp_path, target)
+    held = sum(weight.weight_bytes for weight in target.stored(tmp_path).values())
+    assert held == pytest.approx(sum(predicted_bytes(simulated, simulated.plan).values()), abs=48)
 
 
 def test_zeros_are_refused_where_the_cpu_decodes_no_weight():

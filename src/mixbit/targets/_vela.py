@@ -134,8 +134,8 @@ def between_on_cpu(model: Model, on_cpu: tuple[str, ...]) -> str:
     return ", ".join(f"{count} {kind}" for kind, count in kinds.items())
 
 
-def ones_on_npu(model: Model, on_cpu: tuple[str, ...]) -> list[tuple[int, int]]:
-    """(channels, positions) of each mean that the NPU runs: Vela makes MEAN a depthwise convolution with ones too."""
+def ones_on_npu(model: Model, on_cpu: tuple[str, ...]) -> list[tuple[int, int, int]]:
+    """(channels, height, width) of each mean that the NPU runs: MEAN becomes a depthwise convolution with ones too."""
     found = []
     for operator in model.graph.operators:
         kind, read = model.operator(operator), int(operator.inputs[0])
@@ -145,20 +145,20 @@ def ones_on_npu(model: Model, on_cpu: tuple[str, ...]) -> list[tuple[int, int]]:
         if kind == "MEAN":
             axes = model.numbers(int(operator.inputs[1]))
             channels = 1 if len(shape) - 1 in axes else shape[-1]
-            found += [(channels, positions) for positions in _strips([shape[axis] for axis in axes])]
+            found += [(channels, *sides) for sides in _strips([shape[axis] for axis in axes])]
         elif kind == "DEPTHWISE_CONV_2D" and SEPARATOR not in model.name(kernel := int(operator.inputs[1])):
             _, height, width, channels = (int(size) for size in model.tensors[kernel].shape)
-            found.append((channels, height * width))
+            found.append((channels, height, width))
     return found
 
 
-def _strips(sizes: list[int]) -> set[int]:
-    """Numbers of positions of the parts in which Vela takes a mean over these sizes, each coded once."""
-    if len(sizes) != 2 or math.prod(sizes) <= MOST_POSITIONS:
-        return {math.prod(sizes)}
-    height, width = sizes
+def _strips(sizes: list[int]) -> set[tuple[int, int]]:
+    """Heights and widths of the parts in which Vela takes a mean over these sizes, each coded once."""
+    height, width = sizes if len(sizes) == 2 else (math.prod(sizes), 1)
+    if len(sizes) != 2 or height * width <= MOST_POSITIONS:
+        return {(height, width)}
     rows = min(MOST_POSITIONS // width, height, MOST_ROWS)
-    return {count * width for count in (rows, height % rows) if count}
+    return {(count, width) for count in (rows, height % rows) if count}
 
 
 def _readers(model: Model, tensor: int) -> list[Any]:

@@ -174,8 +174,7 @@ def write(device: Device, simulated: Graph, folder: Path) -> None:
     model, names = read(folder / FILE), dataclasses.astuple(device)
     made = compiled(model, *names)
     means = sum(
-        device.kernel_bytes(np.ones((channels, positions, 1, 1), np.int8), depthwise=True)
-        for channels, positions in ones_on_npu(model, made.on_cpu)
+        device.kernel_bytes(np.ones((*sizes, 1), np.int8), depthwise=True) for sizes in ones_on_npu(model, made.on_cpu)
     )
     write_bytes(folder / DEVICE_FILE, made.data)
     report = Report(
