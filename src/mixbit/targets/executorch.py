@@ -76,16 +76,16 @@ def lacks(scheme: Scheme) -> str | None:
 
 def layer_bytes(layer: Any, scheme: Scheme) -> int:
     """Bytes for each place that holds the weight: XNNPACK's, for what it runs, and ExecuTorch's own."""
-    from mixbit.targets._executorch import places_of
+    from mixbit.targets._executorch import is_narrow, places_of
 
     inside, outside = places_of(layer, scheme)
     outer = weight_bytes(layer.shape, layer.axis, scheme.weight)
     if scheme.weight is None or scheme.weight.floating is not None:
         return (inside + outside) * outer
-    narrow = len(layer.shape) == 2 and scheme.weight.bits <= 4
+    narrow = is_narrow(layer.shape, layer.axis, scheme.weight.bits)
     channels = layer.shape[layer.axis]
     row = layer.numel // channels
-    return inside * channels * ((-(-row // 2) if narrow else row) + SCALE_BYTES) + outside * outer
+    return inside * channels * ((row // 2 if narrow else row) + SCALE_BYTES) + outside * outer
 
 
 def weight_bytes(shape: tuple[int, ...], axis: int, fmt: Format | None) -> int:
