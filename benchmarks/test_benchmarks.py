@@ -145,7 +145,7 @@ def test_resnet20_keeps_its_accuracy_and_the_search_beats_uniform_widths() -> No
     assert with_8.accuracy >= reference.accuracy - 0.01
     assert with_3.accuracy >= reference.accuracy - 0.05
     assert with_3.accuracy > with_3_each.accuracy
-    assert with_3.divergence < 0.8 * with_3_each.divergence
+    assert with_3.divergence < 0.75 * with_3_each.divergence
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mixbit.core import find_target
-from mixbit.core.scheme import Format
+from mixbit.core.scheme import Format, Scheme
 from mixbit.graph import graph as graph_module
 from mixbit.graph.capture import capture
 from mixbit.quantization.affine import dequantize, min_max_factors, quantize
@@ -190,6 +190,13 @@ def test_scales_of_targets_that_code_integers_are_kept_beside_the_others():
     assert calibration.for_target(find_target("litert")) is calibration
     for_one = calibrate(graph, calibration.batches, target="ethosu")
     assert for_one.for_target(find_target("ethosu")) is for_one
+
+
+def test_scales_beside_zeros_are_the_same_where_integers_are_coded():
+    graph, layer, calibration = calibrated("conv2d")
+    coded, fmt = calibration.for_target(find_target("ethosu")), Scheme.parse("w4a8@50%").weight
+    found, plain = (weight_quantizer(graph, layer, fmt, each).scale for each in (coded, calibration))
+    assert torch.equal(found, plain)
 
 
 @pytest.mark.parametrize("granularity", ["channel", "tensor"])

@@ -44,9 +44,9 @@ def weight_quantizer(graph: Graph, layer: Layer, fmt: Format, calibration: Calib
     group of a channel's weights takes an r of its own, that of the least square with all others in float; those of
     transposed convolutions share one. A tensor with one scale takes the best r for all channels. The error of the
     weight alone is no guide: it prefers clipping that costs accuracy. For a target that codes integers it is the least
-    square times `growth`, but of groups and with zero points, which are not coded. Scales are min-max for a weight that
-    no operator reads through a tensor of floats (an embedding), and without a calibration. No scale is so small that
-    the bias would not fit into 32 bits.
+    square times `growth`, but of groups and with zero points, which are not coded, and of sparse formats. Scales are
+    min-max for a weight that no operator reads through a tensor of floats (an embedding), and without a calibration. No
+    scale is so small that the bias would not fit into 32 bits.
 
     A sparse format's zeros are part of Q: scales are those of the weights that stay, errors are those of all. A layer
     that the format's blocks do not fit is rounded without zeros; `measure` offers it no such choice.
@@ -83,7 +83,8 @@ def choose_scales(graph: Graph, layer: Layer, formats: Iterable[Format], calibra
             rows, wanted = (tensor.movedim(layer.axis, 0).flatten(1) for tensor in (pruned, weight))
             ratios = shares(layer, fmt).to(scale)
             groups = 1 if fmt.group is None else scale.shape[1]
-            weigh = coded and fmt.group is None and fmt.symmetric
+            # no step changes the error that zeroing makes, so a share of it says nothing of bits
+            weigh = coded and fmt.group is None and fmt.symmetric and fmt.sparsity is None
             if fmt.granularity == "tensor":
                 squares = _squares(rows, wanted, ratios, (scale, zero_point), fmt, judges(1)).sum(1, keepdim=True)
                 best = (squares * growth(rows, ratios, scale) if weigh else squares).argmin(0)
